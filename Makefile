@@ -1,0 +1,22 @@
+# `make check` is what CI runs: format, lint, types, layers, tests. It uses the active Python environment.
+.PHONY: check format lint types test docs
+
+check: lint types test
+
+format:
+	ruff format .
+	ruff check --fix .
+
+lint:
+	ruff format --check .
+	ruff check .
+	lint-imports
+
+types:
+	mypy
+
+test:
+	python -m pytest
+
+docs:
+	blossom-ray schema --markdown > docs/scenario-reference.md

@@ -1,0 +1,64 @@
+"""blossom-ray: a simulator for multimodal federated learning with block-wise aggregation, on Ray.
+
+The names here are the scripting interface. They are imported when they are first used, so that `import blossom_ray`
+and `blossom-ray --help` answer at once.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blossom_ray.api import simulate
+    from blossom_ray.blocks import BlockInstance, Scope, SharingScheme
+    from blossom_ray.data.dataset import Dataset
+    from blossom_ray.errors import BlossomError, DataError, RunError, ScenarioError
+    from blossom_ray.metrics import personalization_gain
+    from blossom_ray.records import RoundRecord
+    from blossom_ray.results import Run
+    from blossom_ray.scenario import Scenario
+
+__version__ = version("blossom-ray")
+
+_HOME = {
+    "BlockInstance": "blocks",
+    "BlossomError": "errors",
+    "DataError": "errors",
+    "Dataset": "data.dataset",
+    "RoundRecord": "records",
+    "Run": "results",
+    "RunError": "errors",
+    "Scenario": "scenario",
+    "ScenarioError": "errors",
+    "Scope": "blocks",
+    "SharingScheme": "blocks",
+    "personalization_gain": "metrics",
+    "simulate": "api",
+}
+
+__all__ = [
+    "BlockInstance",
+    "BlossomError",
+    "DataError",
+    "Dataset",
+    "RoundRecord",
+    "Run",
+    "RunError",
+    "Scenario",
+    "ScenarioError",
+    "Scope",
+    "SharingScheme",
+    "__version__",
+    "personalization_gain",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"blossom_ray.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'blossom_ray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,83 @@
+"""The weighted average of a block over the clients that trained it, as sums that add up.
+
+Sums are float64. Within a chunk they run in client order, across chunks in chunk order; addition is not associative,
+so this order, which follows from the scenario alone, is what makes results independent of placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float32]
+Total = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PartialSum:
+    """A weighted sum of one block over some clients.
+
+    Attributes:
+        total: sum of n_k x_k, float64, shape of the block.
+        weight: sum of n_k, the training samples seen.
+        contributors: Number of clients in the sum.
+    """
+
+    total: Total
+    weight: int
+    contributors: int
+
+
+def weighted_sum(updates: Iterable[tuple[int, Vector]]) -> PartialSum:
+    """Sum one block over the clients of a chunk.
+
+    Args:
+        updates: (n_k, x_k) in client order, n_k > 0, x_k (size,) float32. At least one. Not modified.
+
+    Returns:
+        ((n_1 x_1 + n_2 x_2) + n_3 x_3) + ..., each product and sum in float64.
+    """
+    total: Total | None = None
+    weight = contributors = 0
+    for num_examples, vector in updates:
+        product = np.multiply(vector, num_examples, dtype=np.float64)
+        total = product if total is None else np.add(total, product, out=total)
+        weight += num_examples
+        contributors += 1
+    if total is None:
+        raise ValueError("a partial sum needs at least one update")
+    return PartialSum(total, weight, contributors)
+
+
+class Accumulator:
+    """Adds up the chunks' partial sums of one block, in the order in which they are given."""
+
+    def __init__(self) -> None:
+        self._total: Total | None = None
+        self.weight = 0
+        self.contributors = 0
+
+    def add(self, part: PartialSum) -> None:
+        """Add one chunk's sum. `part.total` is not modified and may be read-only."""
+        if self._total is None:
+            self._total = part.total.copy()
+        else:
+            self._total += part.total
+        self.weight += part.weight
+        self.contributors += part.contributors
+
+    def average(self) -> Total:
+        """A_b = sum n_k x_k / sum n_k, float64.
+
+        Raises:
+            ValueError: Nothing was added.
+
+        Source: McMahan et al. 2017 (arXiv:1602.05629), algorithm 1, per block as in BLOSSOM (arXiv:2603.27552).
+        """
+        if self._total is None:
+            raise ValueError("no client contributed to this block")
+        average: Total = self._total / self.weight
+        return average

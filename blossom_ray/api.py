@@ -1,0 +1,127 @@
+"""The scripting interface: `simulate` a scenario, get a `Run` or a stream of round records."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Generator, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, overload
+
+from blossom_ray.data.federation import federation_problems
+from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.records import RoundRecord
+from blossom_ray.results import EndStatus, Run, RunWriter, new_run_folder
+from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.simulation import Event, RunInfo, run
+
+
+@overload
+def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: Literal[False] = False) -> Run: ...
+@overload
+def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: Literal[True]) -> Iterator[RoundRecord]: ...
+def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool = False) -> Run | Iterator[RoundRecord]:
+    """Run a scenario.
+
+    Args:
+        scenario: What to run, and where (`execution.runtime`).
+        out: Folder under which the run folder is made, such as "runs"; None: nothing is written.
+        stream: Whether to get each round's record as it comes, instead of the run at the end. Closing the iterator
+            ends the run.
+
+    Returns:
+        The finished run, or an iterator over its round records, beginning with round 0, the untrained model.
+
+    Raises:
+        ScenarioError: The data cannot be read, or cannot be divided as the scenario asks.
+        RunFolderError: The run folder cannot be written.
+        RunError: A client or an actor failed.
+
+    Example:
+        >>> from blossom_ray import Scenario, simulate
+        >>> scenario = Scenario.load("scenarios/quickstart.yaml").override({"sharing": "full-model"})
+        >>> run = simulate(scenario)
+        >>> run.rounds["accuracy"][-1]
+    """
+    check_federation(scenario)
+    if out is not None:
+        folder = new_run_folder(Path(out), scenario.name)
+        records = recorded(scenario, folder)
+        if stream:
+            return records
+        for _ in records:
+            pass
+        return Run.open(folder)
+    if stream:
+        return (event for event in events(scenario) if isinstance(event, RoundRecord))
+    manifest, kept = describe_host(), []
+    for event in events(scenario):
+        if isinstance(event, RunInfo):
+            manifest |= event.entries
+        else:
+            kept.append(event)
+    return Run.from_records(kept, scenario, tuple(scenario.profiles()), manifest)
+
+
+def check_federation(scenario: Scenario) -> None:
+    """Find out before anything starts whether the data can be read and divided over the clients.
+
+    Raises:
+        ScenarioError: They cannot.
+    """
+    found = federation_problems(scenario.data, scenario.modalities, scenario.num_clients, scenario.seed)
+    if found:
+        raise ScenarioError(tuple(Problem(*problem) for problem in found))
+
+
+def events(scenario: Scenario) -> Iterator[Event]:
+    """What a run reports as it goes: facts, round records, facts."""
+    with TemporaryDirectory(prefix="blossom-ray-") as name:
+        folder = Path(name)
+        if scenario.execution.runtime == "local":
+            from blossom_ray.runtime.local import LocalRuntime
+
+            yield from run(scenario, folder, LocalRuntime)
+        else:
+            from blossom_ray.runtime.actors import stream
+
+            yield from stream(scenario, folder, run)
+
+
+def recorded(scenario: Scenario, folder: Path) -> Generator[RoundRecord, None, None]:
+    """Run a scenario into a run folder; yields each round's record once it is on disk.
+
+    Args:
+        scenario: What to run.
+        folder: The run's folder, from `new_run_folder`.
+    """
+    writer = RunWriter(folder, scenario_yaml(scenario), describe_host())
+    profiles = tuple(scenario.profiles())
+    status: EndStatus = "interrupted"
+    try:
+        for event in events(scenario):
+            if isinstance(event, RunInfo):
+                writer.update(**event.entries)
+            else:
+                writer.write(event, profiles)
+                yield event
+        status = "finished"
+    except Exception as error:
+        status = "failed"
+        details = getattr(error, "details", "")
+        writer.update(error={"type": type(error).__name__, "message": str(error), "details": details})
+        raise
+    finally:
+        writer.close(status)
+
+
+def describe_host() -> dict[str, object]:
+    """What a manifest says about versions and machine."""
+    packages = ("blossom-ray", "ray", "torch", "numpy", "pyarrow", "polars")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "host": {"platform": platform.platform(), "cpus": os.cpu_count()},
+    }

@@ -1,0 +1,193 @@
+"""The `blossom-ray` command: puts a scenario, a runtime and a view together.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input, 130 or 143 ended by Ctrl-C or SIGTERM. Heavy packages are imported
+inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from blossom_ray.errors import BlossomError, ClientError, Problem, ScenarioError
+
+if TYPE_CHECKING:
+    from blossom_ray.scenario import Scenario
+
+app = typer.Typer(
+    name="blossom-ray",
+    help="Simulate multimodal federated learning with block-wise aggregation, on Ray.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario file (YAML).")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Replace a value by its dotted path, such as training.optimizer.lr=0.01. Repeatable.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Replace the scenario's seed.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one object per line.")]
+
+
+def main() -> None:
+    """Run the command line; the console script."""
+    try:
+        app()
+    except ScenarioError as error:
+        _fail(str(error), error.exit_code)
+    except ClientError as error:
+        _fail(f"error: {error}\n\n{error.details}".rstrip(), error.exit_code)
+    except BlossomError as error:
+        _fail(f"error: {error}", error.exit_code)
+
+
+@app.command(epilog="Example: blossom-ray simulate scenarios/quickstart.yaml --set sharing=full-model --seed 1")
+def simulate(
+    scenario: ScenarioPath,
+    settings: Settings = None,
+    seed: Seed = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder under which the run folder <name>/<run id> is made.")
+    ] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Run a scenario: a live view on a terminal, plain lines elsewhere, everything in the run folder."""
+    checked = _load(scenario, settings, seed)
+
+    from rich.console import Console
+
+    from blossom_ray.api import recorded
+    from blossom_ray.console import choose_view, final_summary
+    from blossom_ray.results import Run, new_run_folder
+
+    console = Console()
+    folder = new_run_folder(out, checked.name)
+    profiles = tuple(checked.profiles())
+    try:
+        with _termination_as_interrupt(), closing(recorded(checked, folder)) as records:
+            if as_json:
+                for record in records:
+                    print(json.dumps({"round": record.round_index, **record.metrics}), flush=True)
+            else:
+                with choose_view(checked, profiles, console) as view:
+                    for record in records:
+                        view.update(record)
+    except KeyboardInterrupt as interrupt:
+        _fail(
+            f"interrupted; complete rounds are kept in {folder}\n"
+            f'look at them with: python -c "import blossom_ray; print(blossom_ray.Run.open({str(folder)!r}).rounds)"',
+            143 if isinstance(interrupt, _Terminated) else 130,
+        )
+    if as_json:
+        print(json.dumps({"run": str(folder), "status": "finished"}))
+    else:
+        console.print(final_summary(Run.open(folder)))
+
+
+@app.command(epilog="Example: blossom-ray validate scenarios/quickstart.yaml --set data.partition.alpha=0.1")
+def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = None, as_json: Json = False) -> None:
+    """Check a scenario and whether its data can be divided over its clients, without running it."""
+    try:
+        checked = _load(scenario, settings, seed)
+    except ScenarioError as error:
+        if not as_json:
+            raise
+        problems = [vars(problem) | {"message": str(problem)} for problem in error.problems]
+        print(json.dumps({"valid": False, "problems": problems}))
+        raise typer.Exit(error.exit_code) from None
+    facts = {"clients": checked.num_clients, "rounds": checked.rounds, "modalities": list(checked.modalities)}
+    if as_json:
+        print(json.dumps({"valid": True, **facts}))
+    else:
+        names = ", ".join(checked.modalities)
+        print(f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}")
+
+
+@app.command(epilog="Example: blossom-ray schema > scenario.schema.json")
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the scenario reference of the docs instead.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of scenario files, for editors."""
+    from blossom_ray.scenario.reference import json_schema, reference_markdown
+
+    print(reference_markdown().rstrip() if markdown else json.dumps(json_schema(), indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from blossom_ray import __version__
+
+        print(f"blossom-ray {__version__}")
+        raise typer.Exit
+
+
+def _load(path: Path, settings: list[str] | None, seed: int | None) -> Scenario:
+    """Read and check a scenario, its data included; every problem at once.
+
+    Raises:
+        ScenarioError: With every problem found.
+    """
+    from blossom_ray.data.federation import federation_problems
+    from blossom_ray.scenario.reader import inspect_scenario, parse_assignment
+
+    assignments = [parse_assignment(text) for text in settings or []]
+    overrides: dict[str, Any] = dict(assignments)
+    sources = {key: f"--set {key}" for key in overrides}
+    if seed is not None:
+        overrides["seed"], sources["seed"] = seed, "--seed"
+    reading = inspect_scenario(path, overrides, sources)
+    problems = list(reading.problems)
+    sections = reading.sections
+    if {"data", "clients", "model", "seed"} <= sections.keys() and not _concerns(problems, "data", "clients"):
+        num_clients = sum(group.count for group in sections["clients"])
+        modalities = tuple(sorted(sections["model"].encoders))
+        for where, found, expected in federation_problems(sections["data"], modalities, num_clients, sections["seed"]):
+            problems.append(reading.problem(where, found, expected))
+    if problems or reading.scenario is None:
+        problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
+        raise ScenarioError(tuple(problems))
+    return reading.scenario
+
+
+def _concerns(problems: list[Problem], *sections: str) -> bool:
+    return any(problem.path.split(".")[0] in sections for problem in problems)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C."""
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    def terminate(_signum: int, _frame: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(exit_code)

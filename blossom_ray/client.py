@@ -1,0 +1,129 @@
+"""A client as values: what it goes by, what it is sent, what it keeps and what it sends back.
+
+`client_host.py` has the code that trains and scores clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from blossom_ray.aggregation import PartialSum, Vector
+from blossom_ray.blocks import BlockInstance, ClientProfile, SharingScheme, block_names
+from blossom_ray.data.dataset import IntArray
+from blossom_ray.records import ClientEvaluation, ClientTraining
+from blossom_ray.scenario.sections import Model, Training
+
+# Buffers by block and name, as NumPy arrays: normalisation statistics that stay with a client, counters.
+LocalState = dict[str, dict[str, np.ndarray]]
+# State of a client's optimizer by block and name, as NumPy arrays.
+OptimizerState = dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """What every client of a run goes by; small, and the same in every process.
+
+    Attributes:
+        model: The scenario's `model` section.
+        training: Its `training` section.
+        scheme: The sharing scheme.
+        seed: Its seed.
+        input_shapes: Shape of one sample by modality.
+        num_outputs: Number of classes.
+        evaluation_batch_size: Samples per forward pass in evaluation.
+    """
+
+    model: Model
+    training: Training
+    scheme: SharingScheme
+    seed: int
+    input_shapes: Mapping[str, tuple[int, ...]]
+    num_outputs: int
+    evaluation_batch_size: int
+
+    def held_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
+        """The block instances that a client holds, by block name."""
+        held = self.model.encoders if self.model.missing == "zero-input" else client.modalities
+        return self._instances(client, held)
+
+    def trained_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
+        """The block instances that a client trains: of its own modalities, and not frozen."""
+        instances = self._instances(client, client.modalities)
+        return {name: instance for name, instance in instances.items() if instance.is_trained}
+
+    def sent_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
+        """The block instances that a client receives, in a fixed order: all that it holds but the private ones."""
+        return tuple(i for i in self.held_blocks(client).values() if not i.is_private)
+
+    def returned_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
+        """The block instances that a client sends back, in a fixed order: all that it trains but the private ones."""
+        return tuple(i for i in self.trained_blocks(client).values() if not i.is_private)
+
+    def _instances(self, client: ClientProfile, modalities: Iterable[str]) -> dict[str, BlockInstance]:
+        return {name: self.scheme.instance(name, client) for name in block_names(modalities)}
+
+
+@dataclass(frozen=True)
+class SentBlock:
+    """The current value of a block instance, as sent to clients.
+
+    Attributes:
+        version: Counts the values that the instance has had; a client that holds this version is not sent it again.
+        values: (size,) float32. May be read-only memory that processes share.
+    """
+
+    version: int
+    values: Vector
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What a client keeps between rounds.
+
+    Attributes:
+        private: Values of its private blocks by name; a block that it never trained has its initial value.
+        local_state: Its normalisation state.
+        optimizer_state: State of its optimizer, with `training.keep_optimizer_state`.
+        versions: Version of each block instance that it was sent last.
+    """
+
+    private: Mapping[str, Vector] = field(default_factory=dict)
+    local_state: LocalState = field(default_factory=dict)
+    optimizer_state: OptimizerState = field(default_factory=dict)
+    versions: Mapping[BlockInstance, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChunkTraining:
+    """What training a chunk, or the part of a chunk that one host holds, sends back.
+
+    Attributes:
+        records: One per client, in client order.
+        blocks: Per block instance that is not private, in a fixed order: the partial sum if all of the chunk's
+            clients are here and there are several, else each client's own values, stacked (clients, size) float32.
+        bytes_down: Bytes sent to these clients by block instance.
+        bytes_up: Bytes that they sent back by block instance.
+    """
+
+    records: tuple[ClientTraining, ...]
+    blocks: Mapping[BlockInstance, PartialSum | np.ndarray]
+    bytes_down: Mapping[BlockInstance, int]
+    bytes_up: Mapping[BlockInstance, int]
+
+
+@dataclass(frozen=True)
+class ChunkEvaluation:
+    """Scores of a chunk's clients.
+
+    Attributes:
+        records: One per client, in client order.
+        confusion: (C, C) int64, summed over these clients.
+        bytes_down: Bytes sent to these clients by block instance.
+    """
+
+    records: tuple[ClientEvaluation, ...]
+    confusion: IntArray
+    bytes_down: Mapping[BlockInstance, int]

@@ -1,0 +1,320 @@
+"""The host that keeps clients: their shards, private blocks and state, and what a round does with them.
+
+A `ClientHost` holds one client or many and knows nothing of where it runs: the local runtime loops over one, a Ray
+actor is a shell around another.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+
+import numpy as np
+import torch
+
+from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
+from blossom_ray.blocks import BlockInstance, ClientProfile
+from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
+from blossom_ray.data.shards import ShardReader
+from blossom_ray.errors import BlossomError, ClientError
+from blossom_ray.evaluation import Scored, evaluate_locally
+from blossom_ray.metrics import classification_scores
+from blossom_ray.models.workspace import Workspace
+from blossom_ray.records import ClientEvaluation, ClientTraining
+from blossom_ray.sampling import Chunk
+from blossom_ray.training import LocalResult, train_locally
+
+
+class ClientHost:
+    """Holds clients: their shards, private blocks and state.
+
+    Args:
+        plan: What every client goes by.
+        profiles: The clients that live here.
+        shards: Reads their shards.
+        device: Where they compute.
+    """
+
+    def __init__(
+        self,
+        plan: ClientPlan,
+        profiles: Iterable[ClientProfile],
+        shards: ShardReader,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._plan = plan
+        self._profiles = {profile.index: profile for profile in profiles}
+        self._shards = shards
+        self._device = device
+        self._workspaces: dict[tuple[str, ...], Workspace] = {}
+        self._states: dict[int, ClientState] = {}
+        # A client's new state waits here until the round goes on, so that a chunk can be trained again.
+        self._staged: dict[int, tuple[int, ClientState]] = {}
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Ids of the clients that live here, ascending."""
+        return tuple(sorted(self._profiles))
+
+    def train(
+        self,
+        chunk: Chunk,
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        learning_rate: float,
+        whole: bool,
+    ) -> ChunkTraining:
+        """Train the chunk's clients on the current blocks, each with its own private ones.
+
+        Args:
+            chunk: Clients of one modality set and group, all of which live here.
+            blocks: The current value of every block instance that they hold and that is not private.
+            round_index: The round. Training the same round again starts from the same state.
+            learning_rate: The round's learning rate.
+            whole: Whether these are all clients of the chunk in this round, so that their sum can be sent.
+
+        Raises:
+            ClientError: A client's own code raised, or its update is not finite.
+        """
+        traffic = _Traffic()
+        records, results = [], []
+        for client in chunk.clients:
+            self._settle(client, accepted=round_index - 1)
+            started = time.perf_counter()
+            with _client_errors(client, round_index):
+                result, state = self._train_client(client, blocks, round_index, learning_rate, traffic)
+            self._staged[client] = (round_index, state)
+            for name, instance in self._returned(client).items():
+                traffic.up[client, instance] = result.blocks[name].nbytes
+            records.append(
+                ClientTraining(
+                    client=client,
+                    num_examples=result.num_examples,
+                    num_steps=result.num_steps,
+                    loss=result.loss,
+                    drift=result.drift,
+                    bytes_down=traffic.bytes_down(client),
+                    bytes_up=traffic.bytes_up(client),
+                    seconds=time.perf_counter() - started,
+                )
+            )
+            results.append(result)
+        return ChunkTraining(
+            tuple(records),
+            self._combine(chunk, results, whole=whole),
+            _by_instance(traffic.down),
+            _by_instance(traffic.up),
+        )
+
+    def evaluate(
+        self,
+        chunk: Chunk,
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        held_out: bool,
+    ) -> ChunkEvaluation:
+        """Score the current blocks with each client's own private ones.
+
+        Args:
+            chunk: Clients of one modality set and group, all of which live here.
+            blocks: The current value of every block instance that they hold and that is not private.
+            round_index: The round that has just been averaged; its private blocks become final.
+            held_out: Whether to score on the held-out global test set instead of each client's own test split.
+
+        Raises:
+            ClientError: A client's own code raised.
+        """
+        traffic = _Traffic()
+        records, confusions = [], []
+        for client in chunk.clients:
+            self._settle(client, accepted=round_index)
+            started = time.perf_counter()
+            with _client_errors(client, round_index):
+                scored = self._evaluate_client(client, blocks, traffic, held_out=held_out)
+            records.append(
+                ClientEvaluation(
+                    client=client,
+                    num_examples=scored.num_examples,
+                    loss=scored.loss_sum / scored.num_examples,
+                    scores=classification_scores(scored.confusion),
+                    bytes_down=traffic.bytes_down(client),
+                    seconds=time.perf_counter() - started,
+                )
+            )
+            confusions.append(scored.confusion)
+        return ChunkEvaluation(tuple(records), np.sum(confusions, axis=0), _by_instance(traffic.down))
+
+    def private_digest(self) -> dict[int, str]:
+        """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""
+        return {client: self._digest(client) for client in self.clients}
+
+    def close(self) -> None:
+        """Unmap the shards."""
+        self._shards.close()
+
+    def _train_client(
+        self,
+        client: int,
+        blocks: Mapping[BlockInstance, SentBlock],
+        round_index: int,
+        learning_rate: float,
+        traffic: _Traffic,
+    ) -> tuple[LocalResult, ClientState]:
+        profile, state = self._profiles[client], self._states.get(client, ClientState())
+        workspace, versions = self._load(client, state, blocks, traffic)
+        inputs, labels = self._shards.shard(client).train()
+        result = train_locally(
+            workspace,
+            inputs,
+            labels,
+            self._plan.training,
+            learning_rate=learning_rate,
+            optimizer_state=state.optimizer_state or None,
+            seed=self._plan.seed,
+            round_index=round_index,
+            client=client,
+        )
+        _check_finite(client, round_index, result)
+        instances = self._plan.trained_blocks(profile)
+        private = {name: result.blocks[name] for name, instance in instances.items() if instance.is_private}
+        return result, replace(
+            state,
+            private=private,
+            local_state=result.local_state,
+            optimizer_state=result.optimizer_state,
+            versions=versions,
+        )
+
+    def _evaluate_client(
+        self, client: int, blocks: Mapping[BlockInstance, SentBlock], traffic: _Traffic, *, held_out: bool
+    ) -> Scored:
+        state = self._states.get(client, ClientState())
+        workspace, versions = self._load(client, state, blocks, traffic)
+        self._states[client] = replace(state, versions=versions)
+        own = self._profiles[client].modalities
+        shard = self._shards.held_out(own) if held_out else self._shards.shard(client)
+        assert shard is not None, "the loop asks for a held-out set only where there is one"
+        inputs, labels = shard.test()
+        return evaluate_locally(workspace, inputs, labels, self._plan.evaluation_batch_size)
+
+    def _load(
+        self,
+        client: int,
+        state: ClientState,
+        blocks: Mapping[BlockInstance, SentBlock],
+        traffic: _Traffic,
+    ) -> tuple[Workspace, dict[BlockInstance, int]]:
+        """Bring a client's model into its workspace, and note what had to be sent to it for that."""
+        workspace = self._workspace(self._profiles[client])
+        versions = dict(state.versions)
+        values: dict[str, Vector] = {}
+        for name, instance in self._plan.held_blocks(self._profiles[client]).items():
+            if instance.is_private:
+                values[name] = state.private.get(name, workspace.initial_blocks[name])
+                continue
+            sent = blocks[instance]
+            values[name] = sent.values
+            if versions.get(instance) != sent.version:
+                versions[instance] = sent.version
+                traffic.down[client, instance] = sent.values.nbytes
+        workspace.load(values, state.local_state or workspace.initial_state)
+        return workspace, versions
+
+    def _workspace(self, profile: ClientProfile) -> Workspace:
+        if profile.modalities not in self._workspaces:
+            plan = self._plan
+            frozen = frozenset(name for name, instance in plan.held_blocks(profile).items() if not instance.is_trained)
+            self._workspaces[profile.modalities] = Workspace(
+                plan.model,
+                plan.input_shapes,
+                plan.num_outputs,
+                owned=profile.modalities,
+                frozen=frozen,
+                seed=plan.seed,
+                device=self._device,
+            )
+        return self._workspaces[profile.modalities]
+
+    def _returned(self, client: int) -> dict[str, BlockInstance]:
+        instances = self._plan.trained_blocks(self._profiles[client])
+        return {name: instance for name, instance in instances.items() if not instance.is_private}
+
+    def _combine(
+        self, chunk: Chunk, results: Sequence[LocalResult], *, whole: bool
+    ) -> dict[BlockInstance, PartialSum | np.ndarray]:
+        shared = self._returned(chunk.clients[0])
+        if whole and len(results) > 1:
+            return {
+                instance: weighted_sum((result.num_examples, result.blocks[name]) for result in results)
+                for name, instance in shared.items()
+            }
+        return {instance: np.stack([result.blocks[name] for result in results]) for name, instance in shared.items()}
+
+    def _settle(self, client: int, *, accepted: int) -> None:
+        """Make the staged state of a round final once the run has gone past that round; drop it otherwise."""
+        if client in self._staged:
+            round_index, state = self._staged.pop(client)
+            if round_index <= accepted:
+                self._states[client] = state
+
+    def _digest(self, client: int) -> str:
+        staged = self._staged.get(client)
+        state = staged[1] if staged else self._states.get(client, ClientState())
+        digest = sha256()
+        for name, values in sorted(state.private.items()):
+            digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        for name, buffers in sorted(state.local_state.items()):
+            for key, values in sorted(buffers.items()):
+                digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+
+class _Traffic:
+    """Bytes of blocks that went to clients and came back, by client and block instance."""
+
+    def __init__(self) -> None:
+        self.down: dict[tuple[int, BlockInstance], int] = {}
+        self.up: dict[tuple[int, BlockInstance], int] = {}
+
+    def bytes_down(self, client: int) -> int:
+        return sum(count for (receiver, _), count in self.down.items() if receiver == client)
+
+    def bytes_up(self, client: int) -> int:
+        return sum(count for (sender, _), count in self.up.items() if sender == client)
+
+
+def _by_instance(traffic: Mapping[tuple[int, BlockInstance], int]) -> dict[BlockInstance, int]:
+    totals: dict[BlockInstance, int] = defaultdict(int)
+    for (_, instance), count in traffic.items():
+        totals[instance] += count
+    return dict(totals)
+
+
+@contextmanager
+def _client_errors(client: int, round_index: int) -> Iterator[None]:
+    """Turn what a client's own code raises into a `ClientError` that says whose it was."""
+    try:
+        yield
+    except BlossomError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise ClientError(client, round_index, cause, details=traceback.format_exc()) from error
+
+
+def _check_finite(client: int, round_index: int, result: LocalResult) -> None:
+    for name, values in result.blocks.items():
+        if not np.isfinite(values).all():
+            raise ClientError(
+                client,
+                round_index,
+                f"block {name} is not finite after local training (mean loss {result.loss:.4g})",
+                hint="a smaller training.optimizer.lr, or inputs of smaller scale",
+            )

@@ -1,0 +1,140 @@
+"""The words and tables of the console: numbers with units, scores by modality set, traffic by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from blossom_ray.records import RoundRecord
+
+if TYPE_CHECKING:
+    from blossom_ray.scenario import Scenario
+
+BARS = "▁▂▃▄▅▆▇█"
+ASCII_BARS = "_.-=+*#@"
+CURVE_WIDTH = 12
+_SCORES = {"accuracy": "accuracy", "F1 present": "macro_f1_present", "F1 all": "macro_f1_all"}
+
+
+def format_percent(value: float) -> str:
+    """A score of 0..1 in percent with one digit: `61.2 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Bytes with a decimal unit: `999 B`, `1.2 MB`."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1000
+        # 999.95 would be shown as 1000.0.
+        if num_bytes < 999.95:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1000:.1f} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration: `0.42 s`, `7 s`, `1 min 05 s`, `2 h 03 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.2f}".rstrip("0").rstrip(".") + " s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def title(scenario: Scenario) -> str:
+    """One line on what is run: `quickstart, private-head-fusion, 10 clients, 20 rounds`."""
+    sharing = scenario.sharing
+    if isinstance(sharing, dict):
+        sharing_text = " + ".join(f"{block} {scope}" for block, scope in sharing.items())
+    else:
+        sharing_text = sharing
+    return f"{scenario.name}, {sharing_text}, {scenario.num_clients} clients, {scenario.rounds} rounds"
+
+
+def modality_suffixes(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
+    """The modality sets that a summary has scores for, as the ends of its names: `/acc`, `/acc+gyro`.
+
+    Args:
+        metrics: A round's summary.
+        prefix: "" for the clients' own test splits, `held_out/` for the held-out set.
+    """
+    start = f"{prefix}accuracy/"
+    return [name[len(start) - 1 :] for name in metrics if name.startswith(start)]
+
+
+def score_table(
+    metrics: Mapping[str, float],
+    num_clients: Mapping[str, int],
+    curves: Mapping[str, Sequence[float]] | None = None,
+    bars: str = BARS,
+) -> Table:
+    """Scores by modality set, then over all clients, then on the held-out set where the summary has it.
+
+    Args:
+        metrics: The summary of an evaluated round.
+        num_clients: Number of clients by modality set.
+        curves: Accuracies so far by modality set as `modality_suffixes` gives it, "" for all clients; drawn as a
+            last column. None: no such column.
+        bars: Characters for the curves, from low to high.
+    """
+    columns = ["modalities", "clients", *_SCORES, "loss"]
+    table = plain_table(*columns, *([] if curves is None else ["curve"]))
+
+    def add(label: str, clients: str, prefix: str, suffix: str) -> None:
+        scores = [format_percent(metrics[f"{prefix}{name}{suffix}"]) for name in _SCORES.values()]
+        cells = [clients, *scores, f"{metrics[f'{prefix}loss{suffix}']:.3f}"]
+        if curves is not None:
+            cells.append(sparkline(curves.get(suffix, ()) if not prefix else (), bars))
+        table.add_row(Text(label), *cells)
+
+    for suffix in modality_suffixes(metrics):
+        add(suffix[1:], str(num_clients[suffix[1:]]), "", suffix)
+    table.add_section()
+    add("all clients", str(sum(num_clients.values())), "", "")
+    table.add_section()
+    for suffix in modality_suffixes(metrics, "held_out/"):
+        add(f"held-out {suffix[1:]}", "", "held_out/", suffix)
+    return table
+
+
+def block_table(record: RoundRecord) -> Table:
+    """One row per block instance: who trained it, what was sent, how far the server moved it."""
+    table = plain_table("block", "scope", "clients", "down", "up", "update")
+    for block in record.blocks:
+        table.add_row(
+            Text(str(block.instance)),
+            str(block.instance.scope),
+            str(block.contributors),
+            format_bytes(block.bytes_down),
+            format_bytes(block.bytes_up),
+            f"{block.update_norm:.3g}",
+        )
+    return table
+
+
+def plain_table(first: str, *others: str) -> Table:
+    """An empty table whose first column gives way when the console is narrow."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    # The only column that may wrap, so the only one that Rich shrinks.
+    table.add_column(first, overflow="ellipsis")
+    for name in others:
+        table.add_column(name, no_wrap=True, justify="left" if name in ("scope", "curve") else "right")
+    return table
+
+
+def sparkline(values: Sequence[float], bars: str = BARS) -> str:
+    """The whole history in at most `CURVE_WIDTH` bars, from its lowest to its highest value."""
+    if not values:
+        return ""
+    num_bars = min(len(values), CURVE_WIDTH)
+    shown = [values[i * (len(values) - 1) // max(num_bars - 1, 1)] for i in range(num_bars)]
+    low, span = min(shown), max(shown) - min(shown)
+    return "".join(bars[round((value - low) / span * (len(bars) - 1)) if span else 0] for value in shown)

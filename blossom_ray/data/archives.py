@@ -1,0 +1,181 @@
+"""The text members of a downloaded data set, read by name from its zip or folder, never unpacked to disk."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from blossom_ray.errors import DataError
+
+_LARGEST_MEMBER_BYTES = 200_000_000
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+
+Number = TypeVar("Number", np.float32, np.int64)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A data set's files, whatever holds them.
+
+    Attributes:
+        name: What messages call the archive.
+        read: The content of a member by its path from the data set's top, such as `train/y_train.txt`.
+    """
+
+    name: str
+    read: Callable[[str], bytes]
+
+    def table(self, member: str, num_columns: int, dtype: type[Number]) -> npt.NDArray[Number]:
+        """A member that holds a table of numbers separated by white space, one row per line.
+
+        Args:
+            member: Path of the member from the data set's top.
+            num_columns: Numbers in each line.
+            dtype: `np.float32` or `np.int64`.
+
+        Returns:
+            (lines, num_columns). Empty lines are skipped.
+
+        Raises:
+            DataError: The member is missing, damaged or empty, a line has another number of values, or a value
+                is not a finite number.
+        """
+        text = self.read(member)
+        place = f"{self.name}: {member}"
+        if not text.strip():
+            raise DataError(f"{place} is empty; expected lines of {num_columns} numbers")
+        try:
+            table = np.loadtxt(io.BytesIO(text), dtype=dtype, comments=None, encoding="latin1", ndmin=2)
+        except (ValueError, OverflowError):
+            raise DataError(f"{place}, {_first_fault(text, num_columns, dtype)}") from None
+        if table.shape[1] != num_columns or not np.isfinite(table).all():
+            raise DataError(f"{place}, {_first_fault(text, num_columns, dtype)}")
+        return np.asarray(table)
+
+
+@contextmanager
+def open_archive(path: Path, *, landmark: str) -> Iterator[Archive]:
+    """Open a data set as it was downloaded: a zip, a zip inside a zip, or a folder.
+
+    The data set's top may be the archive's own or a folder inside it, whatever its name: it is where `landmark`
+    lies.
+
+    Args:
+        path: File or folder.
+        landmark: A member that every copy of the data set has, by its path from the data set's top.
+
+    Raises:
+        DataError: Nothing is there, it is neither a zip nor a folder, or `landmark` is nowhere in it. Reading
+            a member raises it where the member is missing, damaged, encrypted or above 200 MB.
+    """
+    if path.is_dir():
+        yield _folder_archive(path, landmark)
+    elif path.is_file():
+        with _open_zip(path, path.name) as bundle:
+            inner = _inner_zip(bundle, landmark)
+            if inner is None:
+                yield _zip_archive(bundle, path.name, landmark)
+            else:
+                content = io.BytesIO(_read_member(bundle, path.name, inner))
+                with _open_zip(content, f"{path.name}: {inner}") as nested:
+                    yield _zip_archive(nested, f"{path.name}: {inner}", landmark)
+    else:
+        raise DataError(f"{path} does not exist; expected a zip file or a folder")
+
+
+def _folder_archive(path: Path, landmark: str) -> Archive:
+    tops = (path, *sorted(child for child in path.iterdir() if child.is_dir()))
+    top = next((candidate for candidate in tops if (candidate / landmark).is_file()), None)
+    if top is None:
+        raise DataError(f"{path} holds no {landmark}; expected it there or in a folder directly below")
+    name = top.name
+
+    def read(member: str) -> bytes:
+        try:
+            return (top / member).read_bytes()
+        except FileNotFoundError:
+            raise DataError(f"{name}: {member} is missing") from None
+        except OSError as error:
+            raise DataError(f"{name}: {member} cannot be read: {error.strerror}") from error
+
+    return Archive(name, read)
+
+
+def _open_zip(file: Path | IO[bytes], name: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}") from error
+    except zipfile.BadZipFile:
+        raise DataError(f"{name} is not a zip file, or not all of one; expected a zip file or a folder") from None
+
+
+def _inner_zip(bundle: zipfile.ZipFile, landmark: str) -> str | None:
+    """The one zip inside a zip without `landmark`: how the UCI repository hands out its older sets."""
+    names = bundle.namelist()
+    zips = [name for name in names if name.endswith(".zip")]
+    return zips[0] if len(zips) == 1 and not _top_of(names, landmark) else None
+
+
+def _top_of(names: list[str], landmark: str) -> list[str]:
+    return [name.removesuffix(landmark) for name in names if name == landmark or name.endswith(f"/{landmark}")]
+
+
+def _zip_archive(bundle: zipfile.ZipFile, name: str, landmark: str) -> Archive:
+    tops = _top_of(bundle.namelist(), landmark)
+    if not tops:
+        raise DataError(f"{name} holds no {landmark}; expected it at the top or in a folder")
+    top = min(tops, key=len)
+    return Archive(name, lambda member: _read_member(bundle, name, top + member))
+
+
+def _read_member(bundle: zipfile.ZipFile, name: str, member: str) -> bytes:
+    try:
+        info = bundle.getinfo(member)
+    except KeyError:
+        raise DataError(f"{name}: {member} is missing") from None
+    if info.flag_bits & 0x1:
+        raise DataError(f"{name}: {member} is encrypted; expected a zip file without a password")
+    if info.file_size > _LARGEST_MEMBER_BYTES:
+        raise DataError(
+            f"{name}: {member} announces {info.file_size:,} bytes; expected at most {_LARGEST_MEMBER_BYTES:,}"
+        )
+    try:
+        # At most the announced number of bytes come out, whatever the compressed data hold.
+        return bundle.read(info)
+    except _DAMAGED as error:
+        raise DataError(f"{name}: {member} is damaged ({error}); download it again") from error
+    except NotImplementedError as error:
+        raise DataError(f"{name}: {member} cannot be unpacked: {error}") from error
+
+
+def _first_fault(text: bytes, num_columns: int, dtype: type[np.generic]) -> str:
+    """Where a table is not what it should be: slow, so only for one that is known to be faulty."""
+    integral = np.issubdtype(dtype, np.integer)
+    for number, line in enumerate(text.decode("latin1").splitlines(), start=1):
+        words = line.split()
+        if words and len(words) != num_columns:
+            return f"line {number} has {len(words)} values; expected {num_columns}"
+        for column, word in enumerate(words, start=1):
+            if not _is_number(word, integral=integral):
+                kind = "an integer" if integral else "a finite number"
+                return f"line {number}, value {column} is {word[:40]!r}; expected {kind}"
+    return "a value is too large for its type; expected lines of numbers"
+
+
+def _is_number(word: str, *, integral: bool) -> bool:
+    try:
+        return math.isfinite(int(word) if integral else float(word))
+    except ValueError:
+        return False

@@ -1,0 +1,102 @@
+"""Which client has which rows, for training and for testing: all that a seed fixes about the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from blossom_ray.data.dataset import IntArray, Targets
+from blossom_ray.data.partition import PartitionError, partition
+from blossom_ray.data.sources import open_source
+from blossom_ray.data.split import split_rows
+from blossom_ray.errors import InputError
+from blossom_ray.scenario.sections import Data, UciHarData
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Train and test rows of all clients, in two flat arrays.
+
+    Attributes:
+        train: Train rows of client 0, then of client 1, and so on; int64.
+        train_ends: (num_clients + 1,) int64: client k has `train[train_ends[k] : train_ends[k + 1]]`.
+        test: Test rows, in the same order.
+        test_ends: (num_clients + 1,) int64, as `train_ends`.
+    """
+
+    train: IntArray
+    train_ends: IntArray
+    test: IntArray
+    test_ends: IntArray
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return len(self.train_ends) - 1
+
+    @property
+    def num_train(self) -> IntArray:
+        """(num_clients,) int64: training samples of each client."""
+        return np.diff(self.train_ends)
+
+    @property
+    def num_test(self) -> IntArray:
+        """(num_clients,) int64: test samples of each client."""
+        return np.diff(self.test_ends)
+
+    def train_rows(self, client: int) -> IntArray:
+        """The client's training rows in the data set, sorted; a view."""
+        return self.train[self.train_ends[client] : self.train_ends[client + 1]]
+
+    def test_rows(self, client: int) -> IntArray:
+        """The client's test rows in the data set, sorted; a view."""
+        return self.test[self.test_ends[client] : self.test_ends[client + 1]]
+
+
+def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) -> Federation:
+    """Divide a data set over clients, and each client's part into train and test.
+
+    The result depends on these arguments alone, so every sharing scheme of one seed meets the same federation.
+
+    Args:
+        data: The scenario's `data` section.
+        targets: Labels and subjects of the data set.
+        num_clients: Number of clients, >= 1.
+        seed: The scenario's seed.
+
+    Raises:
+        PartitionError: The partition or the split cannot be met.
+    """
+    parts = partition(data.partition, targets, num_clients, seed)
+    splits = [split_rows(rows, data, targets.subjects, seed, client) for client, rows in enumerate(parts)]
+    train, test = zip(*splits, strict=True)
+    return Federation(np.concatenate(train), _ends(train), np.concatenate(test), _ends(test))
+
+
+def federation_problems(
+    data: Data, modalities: tuple[str, ...], num_clients: int, seed: int
+) -> list[tuple[str, str, str]]:
+    """What keeps a scenario's data from being divided over its clients; for `validate`.
+
+    Labels and subjects are read, and inputs only where they cannot be had without (own data).
+
+    Returns:
+        For each problem its path inside the scenario, what was found and what is expected, as in
+        `errors.Problem`; empty when the federation can be built.
+    """
+    try:
+        build_federation(data, open_source(data, modalities, seed).targets(), num_clients, seed)
+    except PartitionError as error:
+        return [(error.path, error.found, error.expected)]
+    except InputError as error:
+        if isinstance(data, UciHarData):
+            found = "is missing" if data.path is None else f"is {data.path!r}, which cannot be used ({error})"
+            return [("data.path", found, "the official UCI HAR Dataset.zip or the folder that it unpacks to")]
+        return [("data", f"cannot be used ({error})", "a data set that can be loaded")]
+    return []
+
+
+def _ends(parts: Sequence[IntArray]) -> IntArray:
+    return np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)

@@ -1,0 +1,116 @@
+"""Where a scenario's samples come from: one small interface over generated, downloaded and own data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from blossom_ray.data.dataset import Dataset, Targets
+from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
+from blossom_ray.data.uci_har import UciHar
+from blossom_ray.errors import DataError
+from blossom_ray.factories import resolve_factory
+from blossom_ray.scenario.sections import CustomData, Data, SyntheticData, UciHarData
+
+
+class DataSource(Protocol):
+    """A data set that has not been read yet."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that `load` gives, sorted."""
+
+    def targets(self) -> Targets:
+        """Labels and subjects of the samples that clients share; cheap where the data set allows it.
+
+        Raises:
+            DataError: The data set is missing, damaged or not of the announced shape.
+        """
+
+    def load(self) -> Dataset:
+        """All samples of these modalities, and the held-out set where there is one.
+
+        Raises:
+            DataError: The data set is missing, damaged or not of the announced shape.
+        """
+
+
+def open_source(data: Data, modalities: tuple[str, ...], seed: int) -> DataSource:
+    """The source of a scenario's `data` section. Nothing is read or generated yet.
+
+    Args:
+        data: The section.
+        modalities: Those that the federation's clients own.
+        seed: The scenario's seed; only generated data depend on it.
+
+    Raises:
+        DataError: `path` is missing where files are needed, or the data set lacks a modality.
+    """
+    match data:
+        case SyntheticData():
+            return _SyntheticSource(data, tuple(sorted(modalities)), seed)
+        case UciHarData():
+            if data.path is None:
+                raise DataError("data.path is missing; expected the official UCI HAR Dataset.zip or its folder")
+            return UciHar(data.path, modalities=modalities, acceleration=data.acceleration, zscore=data.zscore)
+        case CustomData():
+            return _CustomSource(data, tuple(sorted(modalities)))
+
+
+@dataclass(frozen=True)
+class _SyntheticSource:
+    spec: SyntheticData
+    modalities: tuple[str, ...]
+    seed: int
+
+    def targets(self) -> Targets:
+        return synthetic_targets(self.spec, self.seed)
+
+    def load(self) -> Dataset:
+        return synthetic_dataset(self.spec, self.modalities, self.seed)
+
+
+class _CustomSource:
+    def __init__(self, spec: CustomData, modalities: tuple[str, ...]) -> None:
+        self._spec = spec
+        self.modalities = modalities
+
+    def targets(self) -> Targets:
+        return self._dataset.targets
+
+    def load(self) -> Dataset:
+        return self._dataset
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        """Labels come with the inputs, so the factory is called once for both."""
+        build = resolve_factory(self._spec.factory, "data.factory")
+        try:
+            found = build(**self._spec.options)
+        except Exception as error:
+            raise DataError(f"data.factory raised {type(error).__name__}: {error}") from error
+        if not isinstance(found, Dataset):
+            raise DataError(f"data.factory returned {type(found).__name__}; expected a blossom_ray.Dataset")
+        missing = [modality for modality in self.modalities if modality not in found.inputs]
+        if missing:
+            raise DataError(
+                f"data.factory returned the modalities {', '.join(sorted(found.inputs))}; "
+                f"expected also {', '.join(missing)}, which clients own"
+            )
+        if found.held_out is not None and found.held_out.class_names != found.class_names:
+            raise DataError("data.factory returned a held-out set with other class names; expected the same")
+        return _only(found, self.modalities)
+
+
+def _only(dataset: Dataset, modalities: tuple[str, ...]) -> Dataset:
+    """The data set without the modalities that no client owns."""
+    if set(dataset.inputs) == set(modalities):
+        return dataset
+    return Dataset(
+        inputs={modality: dataset.inputs[modality] for modality in modalities},
+        labels=dataset.labels,
+        class_names=dataset.class_names,
+        subjects=dataset.subjects,
+        held_out=None if dataset.held_out is None else _only(dataset.held_out, modalities),
+    )

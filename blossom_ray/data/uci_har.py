@@ -1,0 +1,132 @@
+"""UCI-HAR: Human Activity Recognition Using Smartphones 1.0, from the official files.
+
+Windows of 128 steps at 50 Hz (2.56 s, neighbours overlap by half) from a phone at the waist of 30 subjects. Only
+the raw windows, the labels and the subjects are read; the 561 hand-made features (`X_*.txt`) need not be there.
+
+Source: Anguita et al., "A Public Domain Dataset for Human Activity Recognition Using Smartphones", ESANN 2013.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from blossom_ray.data.archives import Archive, open_archive
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Targets
+from blossom_ray.errors import DataError
+
+MODALITIES = ("acc", "gyro")
+CLASS_NAMES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")
+_WINDOW_STEPS = 128
+_AXES = "xyz"
+
+
+class UciHar:
+    """The data set as a source: the official training part, and the official test part as held-out set.
+
+    Smaller cuts of the official files are accepted; labels, subjects and signals of a part must agree.
+
+    Args:
+        path: The official zip (also inside the zip that the UCI repository hands out), or the folder that it
+            unpacks to.
+        modalities: Some of `acc` and `gyro`; the files of others are not read.
+        acceleration: `body` (gravity removed) or `total`, in g. Angular velocity is in rad/s.
+        zscore: Whether each axis of each window is brought to mean 0 and deviation 1; a constant axis becomes 0.
+
+    Raises:
+        DataError: A modality that the data set does not have.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        modalities: tuple[str, ...] = MODALITIES,
+        acceleration: Literal["body", "total"] = "body",
+        zscore: bool = False,
+    ) -> None:
+        for modality in modalities:
+            if modality not in MODALITIES:
+                raise DataError(f"uci-har has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
+        self._path = Path(path).expanduser()
+        self._modalities = tuple(sorted(modalities))
+        self._signals = {"acc": f"{acceleration}_acc", "gyro": "body_gyro"}
+        self._zscore = zscore
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that `load` reads, sorted."""
+        return self._modalities
+
+    def targets(self) -> Targets:
+        """Labels and subjects of the training part; no signal is read.
+
+        Raises:
+            DataError: The archive or one of the two files is missing, damaged or not as announced.
+        """
+        with self._open() as archive:
+            labels, subjects = _labels_and_subjects(archive, "train")
+        return Targets(labels, len(CLASS_NAMES), subjects)
+
+    def load(self) -> Dataset:
+        """Both parts: inputs (N, 128, 3) float32 by modality, labels 0..5 in the order of `CLASS_NAMES`.
+
+        Raises:
+            DataError: The archive or one of its files is missing, damaged or not as announced.
+        """
+        with self._open() as archive:
+            held_out = self._part(archive, "test", None)
+            return self._part(archive, "train", held_out)
+
+    def _open(self) -> AbstractContextManager[Archive]:
+        return open_archive(self._path, landmark="train/y_train.txt")
+
+    def _part(self, archive: Archive, part: str, held_out: Dataset | None) -> Dataset:
+        labels, subjects = _labels_and_subjects(archive, part)
+        inputs = {}
+        for modality in self._modalities:
+            windows = _windows(archive, part, self._signals[modality], len(labels))
+            inputs[modality] = _standardised(windows) if self._zscore else windows
+        return Dataset(inputs, labels, CLASS_NAMES, subjects, held_out)
+
+
+def _labels_and_subjects(archive: Archive, part: str) -> tuple[IntArray, IntArray]:
+    member = f"{part}/y_{part}.txt"
+    labels = archive.table(member, 1, np.int64)[:, 0]
+    outside = (labels < 1) | (labels > len(CLASS_NAMES))
+    if outside.any():
+        row = int(outside.argmax())
+        raise DataError(
+            f"{archive.name}: {member}, row {row + 1}: label {labels[row]}; expected 1 to {len(CLASS_NAMES)}"
+        )
+    member = f"{part}/subject_{part}.txt"
+    subjects = archive.table(member, 1, np.int64)[:, 0]
+    _check_rows(archive, part, member, len(subjects), len(labels))
+    return labels - 1, subjects
+
+
+def _windows(archive: Archive, part: str, signal: str, num_rows: int) -> FloatArray:
+    windows = np.empty((num_rows, _WINDOW_STEPS, len(_AXES)), np.float32)
+    for position, axis in enumerate(_AXES):
+        member = f"{part}/Inertial Signals/{signal}_{axis}_{part}.txt"
+        values = archive.table(member, _WINDOW_STEPS, np.float32)
+        _check_rows(archive, part, member, len(values), num_rows)
+        windows[:, :, position] = values
+    return windows
+
+
+def _check_rows(archive: Archive, part: str, member: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise DataError(f"{archive.name}: {member} has {found} rows; expected {expected}, as many as y_{part}.txt")
+
+
+def _standardised(windows: FloatArray) -> FloatArray:
+    values = windows.astype(np.float64)
+    centred = values - values.mean(axis=1, keepdims=True)
+    deviation = values.std(axis=1, keepdims=True)
+    # Rounding may leave a constant axis with a tiny deviation, and dividing by that would blow it up.
+    constant = np.ptp(values, axis=1, keepdims=True) == 0
+    return np.where(constant, 0, centred / np.where(constant, 1, deviation)).astype(np.float32)

@@ -1,0 +1,111 @@
+"""The project's errors, one tree.
+
+    BlossomError
+    ├── InputError                 what the user gave cannot be used (exit code 2)
+    │   ├── ScenarioError          every problem of a scenario, each with its place
+    │   ├── DataError              a data set that is missing, damaged or of another shape than announced
+    │   └── RunFolderError         a run folder that cannot be read or written
+    └── RunError                   a run that started and could not go on (exit code 1)
+        ├── ClientError            a client's own code raised, or its update is not finite
+        ├── ActorLostError         a Ray actor died
+        └── ActorTimeoutError      a Ray actor gave no answer in time
+
+Errors cross process boundaries, so each one pickles through its plain arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class BlossomError(Exception):
+    """The root of the tree. `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class InputError(BlossomError):
+    """Something that the user gave cannot be used."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a scenario: where it stands, what was found, what is accepted.
+
+    Attributes:
+        path: Dotted path inside the scenario, such as `training.optimizer.lr`; "" for the whole file.
+        found: What stands there, as a phrase that completes "<path> ...": "is 0", "is not a known key".
+        expected: What is accepted, as a phrase that completes "expected ...".
+        file: The scenario file, or None when the scenario did not come from a file.
+        line: Line in `file`, from 1, or None when the value stands in no line (a default, an override).
+        source: Where an override came from (`--set`, `--seed`), or None.
+    """
+
+    path: str
+    found: str
+    expected: str
+    file: str | None = None
+    line: int | None = None
+    source: str | None = None
+
+    def __str__(self) -> str:
+        place = self.source or self.file or "scenario"
+        if self.line is not None and self.source is None:
+            place += f":{self.line}"
+        subject = f"{self.path} {self.found}".strip()
+        return f"{place}: {subject}; expected {self.expected}"
+
+
+class ScenarioError(InputError):
+    """A scenario that cannot be run, with all of its problems at once."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class DataError(InputError):
+    """A data set that is missing, damaged, or not of the announced shape."""
+
+
+class RunFolderError(InputError):
+    """A run folder that cannot be read or written."""
+
+
+class RunError(BlossomError):
+    """A run that started and could not go on."""
+
+
+class ClientError(RunError):
+    """A client's training or evaluation failed.
+
+    Args:
+        client: The client's id.
+        round_index: The round in which it happened.
+        cause: One line: the exception's type and text, or what is wrong with the update.
+        hint: What the user can do about it, or "".
+        details: The traceback inside the client's process, or "".
+    """
+
+    def __init__(self, client: int, round_index: int, cause: str, hint: str = "", details: str = "") -> None:
+        super().__init__(client, round_index, cause, hint, details)
+        self.client, self.round_index, self.cause, self.hint, self.details = (
+            client, round_index, cause, hint, details,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        text = f"client {self.client}, round {self.round_index}: {self.cause}"
+        return f"{text}\nhint: {self.hint}" if self.hint else text
+
+
+class ActorLostError(RunError):
+    """A Ray actor died while the run needed it."""
+
+
+class ActorTimeoutError(RunError):
+    """A Ray actor gave no answer in the time that the scenario allows."""

@@ -1,0 +1,69 @@
+"""Own code named in a scenario: `module:attribute` to the callable that it stands for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from blossom_ray.errors import InputError
+
+
+def resolve_factory(factory: str | Callable[..., Any], where: str) -> Callable[..., Any]:
+    """The callable that a scenario names.
+
+    Modules are found as by `python -m`: among the installed ones, then in the working directory.
+
+    Args:
+        factory: `module:attribute` (the attribute may be dotted), or the callable itself.
+        where: Dotted path of the value inside the scenario, such as `data.factory`; messages name it.
+
+    Raises:
+        InputError: The module cannot be imported, it has no such attribute, or the attribute is not callable.
+    """
+    if not isinstance(factory, str):
+        return _checked(factory, where, f"is {factory!r}")
+    module_name, _, attribute = factory.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"{where} is {factory!r}; expected module:attribute")
+    found: Any = _import(module_name, where, factory)
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise InputError(
+                f"{where} is {factory!r}, but {module_name} has no attribute {attribute!r}; "
+                f"expected the name of a callable in that module"
+            ) from None
+    return _checked(found, where, f"is {factory!r}, which is of type {type(found).__name__}")
+
+
+def _checked(found: Any, where: str, description: str) -> Callable[..., Any]:
+    if not callable(found):
+        raise InputError(f"{where} {description}; expected a callable")
+    checked: Callable[..., Any] = found
+    return checked
+
+
+def _import(module_name: str, where: str, factory: str) -> object:
+    # At the end, so that no file of the user's hides an installed module; and for good, since the user's code
+    # may import its neighbours only when it is called.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+        importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"{where} is {factory!r}, but there is no module {error.name!r}; "
+                f"expected a module that is installed or lies in the working directory"
+            ) from None
+        raise InputError(f"{where} is {factory!r}, whose import needs a missing module: {error}") from error
+    except Exception as error:
+        raise InputError(
+            f"{where} is {factory!r}, whose import raised {type(error).__name__}: {error}; "
+            f"expected a module that can be imported"
+        ) from error

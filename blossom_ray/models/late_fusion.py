@@ -1,0 +1,142 @@
+"""A client's model: the encoders that it holds, a fusion, a head, and the rule for modalities that it lacks.
+
+Shape suffixes: B batch, E embedding, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block
+
+MissingRule = Literal["mask", "zero-embedding", "zero-input"]
+
+
+class LateFusionModel(nn.Module):
+    """Encoders, fusion and head of one client, as named blocks. It starts in evaluation mode.
+
+    What stands for a modality that the client does not own: `mask`: the fusion gets owned embeddings alone.
+    `zero-embedding`: an embedding of zeros. `zero-input`: an input of zeros through the modality's encoder,
+    which the client then holds but never trains; under the other two rules it does not hold it.
+
+    Args:
+        blocks: Module by block name: the held encoders, `fusion` and `head`.
+        owned: Modalities of the client.
+        missing: The rule above.
+        input_shapes: Shape of one sample by modality, for all modalities of the federation.
+        embedding_dims: Width of the embedding by modality, for all modalities of the federation.
+
+    Attributes:
+        blocks: The modules by block name, encoders in sorted order, then `fusion`, then `head`.
+        owned: The modalities of the client, sorted.
+        unowned_blocks: Names of the encoders that it holds for modalities that it does not own.
+
+    Raises:
+        ValueError: `owned` is empty or unknown, or `blocks` are not those that the rule asks for.
+    """
+
+    def __init__(
+        self,
+        blocks: Mapping[str, nn.Module],
+        *,
+        owned: Iterable[str],
+        missing: MissingRule,
+        input_shapes: Mapping[str, tuple[int, ...]],
+        embedding_dims: Mapping[str, int],
+    ) -> None:
+        super().__init__()
+        self.owned = tuple(sorted(owned))
+        self.missing = missing
+        self.input_shapes = dict(input_shapes)
+        self.embedding_dims = dict(sorted(embedding_dims.items()))
+        held = held_encoders(self.owned, self.embedding_dims, missing)
+        names = block_names(held)
+        if set(blocks) != set(names):
+            raise ValueError(f"blocks are {', '.join(sorted(blocks))}; expected {', '.join(names)}")
+        self.blocks: dict[str, nn.Module] = {name: blocks[name] for name in names}
+        # nn.ModuleDict refuses names with a dot, which modalities may have; so modules register by position.
+        self._registered = nn.ModuleList(self.blocks.values())
+        self._absent = tuple(name for name in self.embedding_dims if name not in self.owned)
+        self.unowned_blocks = tuple(encoder_block(name) for name in held if name not in self.owned)
+        for name in self.unowned_blocks:
+            self.blocks[name].requires_grad_(False)
+        self._trained_norms: list[nn.Module] = []
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode.
+
+        Blocks of modalities that the client does not own, and blocks whose parameters are all frozen, stay in
+        evaluation mode: no dropout, and normalisation statistics are used but not updated.
+        """
+        super().train(mode)
+        self._trained_norms = []
+        for name, block in self.blocks.items():
+            if name in self.unowned_blocks or _is_frozen(block):
+                block.eval()
+            else:
+                self._trained_norms += [module for module in block.modules() if _has_running_statistics(module)]
+        return self
+
+    def training_mode(self, *, batch_size: int) -> None:
+        """Set training mode for one batch of this size.
+
+        One sample has no variance over the batch, so normalisation layers with running statistics use these
+        for it, as in evaluation, and no sample need be skipped. Cheap enough to call before each step.
+        """
+        if not self.training:
+            self.train()
+        for norm in self._trained_norms:
+            norm.train(batch_size > 1)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, O).
+
+        Args:
+            inputs: Owned modality to (B, *shape), float32. Others are not looked at.
+        """
+        embeddings = {name: self.blocks[encoder_block(name)](inputs[name]) for name in self.owned}
+        any_BE = embeddings[self.owned[0]]
+        match self.missing:
+            case "zero-embedding":
+                for name in self._absent:
+                    embeddings[name] = any_BE.new_zeros(len(any_BE), self.embedding_dims[name])
+            case "zero-input":
+                for name in self._absent:
+                    embeddings[name] = self._embedding_of_zeros(name, any_BE).expand(len(any_BE), -1)
+            case "mask":
+                pass
+        logits_BO: Tensor = self.blocks[HEAD](self.blocks[FUSION](embeddings))
+        return logits_BO
+
+    def _embedding_of_zeros(self, modality: str, like: Tensor) -> Tensor:
+        # Constant in evaluation mode, so one sample stands for the batch.
+        with torch.no_grad():
+            embedding_1E: Tensor = self.blocks[encoder_block(modality)](like.new_zeros(1, *self.input_shapes[modality]))
+        return embedding_1E
+
+
+def held_encoders(owned: Iterable[str], modalities: Iterable[str], missing: MissingRule) -> tuple[str, ...]:
+    """The modalities, sorted, whose encoder a client holds: all under `zero-input`, else those that it owns.
+
+    Raises:
+        ValueError: `owned` is empty, or holds a modality that is not one of `modalities`.
+    """
+    owned, modalities = set(owned), set(modalities)
+    if not owned or not owned <= modalities:
+        found, known = ", ".join(sorted(owned)) or "none", ", ".join(sorted(modalities))
+        raise ValueError(f"owned modalities are {found}; expected one or more of {known}")
+    return tuple(sorted(modalities if missing == "zero-input" else owned))
+
+
+def _is_frozen(block: nn.Module) -> bool:
+    parameters = list(block.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _has_running_statistics(module: nn.Module) -> bool:
+    return getattr(module, "running_mean", None) is not None

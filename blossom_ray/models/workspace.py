@@ -1,0 +1,65 @@
+"""A client model with its block vectors: memory that clients of one modality set take turns in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from blossom_ray.aggregation import Vector
+from blossom_ray.client import LocalState
+from blossom_ray.models.build import build_client_model
+from blossom_ray.models.flat import FlatBlock
+from blossom_ray.scenario.sections import Model
+
+
+class Workspace:
+    """One late-fusion model whose blocks are flat vectors, loaded and read per client.
+
+    Args:
+        section: The scenario's `model` section.
+        input_shapes: Shape of one sample by modality, for all modalities of the federation.
+        num_outputs: Number of classes.
+        owned: Modalities of the clients that work here.
+        frozen: Names of blocks that are never trained.
+        seed: The scenario's seed; initial values follow from it per block name.
+        device: Where the model computes.
+    """
+
+    def __init__(
+        self,
+        section: Model,
+        input_shapes: Mapping[str, tuple[int, ...]],
+        num_outputs: int,
+        *,
+        owned: tuple[str, ...],
+        frozen: frozenset[str] = frozenset(),
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.num_outputs = num_outputs
+        self.model = build_client_model(section, input_shapes, num_outputs, owned, seed).to(self.device)
+        self.flat: dict[str, FlatBlock] = {}
+        for name, module in self.model.blocks.items():
+            trained = name not in frozen and name not in self.model.unowned_blocks
+            self.flat[name] = FlatBlock(module, section.norm_statistics, trained=trained)
+        self.initial_blocks: dict[str, Vector] = {name: flat.read() for name, flat in self.flat.items()}
+        self.initial_state: LocalState = self.local_state()
+
+    @property
+    def trained(self) -> dict[str, FlatBlock]:
+        """The blocks that local training changes, by name."""
+        return {name: flat for name, flat in self.flat.items() if flat.trained}
+
+    def load(self, blocks: Mapping[str, Vector], local_state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Copy a client's blocks and local normalisation state in. The arrays are not modified or kept."""
+        for name, flat in self.flat.items():
+            flat.load(blocks[name])
+            flat.load_local_state(local_state.get(name, {}))
+
+    def local_state(self) -> LocalState:
+        """Copies of the buffers that belong to the client: normalisation statistics under `local`, counters."""
+        states = ((name, flat.local_state()) for name, flat in self.flat.items())
+        return {name: state for name, state in states if state}

@@ -1,0 +1,99 @@
+"""From a scenario to a federation that can be run: data loaded, divided, written as shards; the clients' plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from blossom_ray.client import ClientPlan
+from blossom_ray.data.federation import build_federation
+from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
+from blossom_ray.data.sources import open_source
+from blossom_ray.sampling import Population
+from blossom_ray.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that a runtime and the loop need, small enough to be sent to every process.
+
+    Attributes:
+        scenario: The scenario.
+        plan: What every client goes by.
+        population: The clients and their chunks.
+        shards: Where their shards lie.
+        has_held_out: Whether the held-out global test set lies beside them.
+        fingerprint: SHA-256 (hex) of the data.
+    """
+
+    scenario: Scenario
+    plan: ClientPlan
+    population: Population
+    shards: ShardIndex
+    has_held_out: bool
+    fingerprint: str
+
+    def open_shards(self, buffers: Mapping[str, np.ndarray] | None = None) -> ShardReader:
+        """Read shards in this process: from the memory-mapped files, or from `buffers` of `pack_shards`."""
+        if buffers is None:
+            return ShardReader(self.shards)
+        return ShardReader.from_buffers(self.shards, buffers)
+
+    def pack_shards(self, clients: Sequence[int]) -> dict[str, np.ndarray]:
+        """These clients' rows of their own modalities, and the held-out set in these, as Arrow data in memory."""
+        owned = {modality for client in clients for modality in self.population.profiles[client].modalities}
+        held_out = pack_held_out(self.shards, sorted(owned)) if self.has_held_out else {}
+        return {**pack(self.shards, clients), **held_out}
+
+    def describe(self) -> Mapping[str, object]:
+        """What the run's manifest says about the data."""
+        return {
+            "data": {
+                "fingerprint": self.fingerprint,
+                "num_classes": self.plan.num_outputs,
+                "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
+                "num_train": int(self.shards.num_train.sum()),
+                "num_test": int(self.shards.num_test.sum()),
+            }
+        }
+
+
+def prepare(scenario: Scenario, folder: Path) -> Preparation:
+    """Load, divide and shard the data of a scenario.
+
+    Args:
+        scenario: The scenario.
+        folder: An empty folder for the shards; it must outlive the run.
+
+    Raises:
+        DataError: The data cannot be read, or cannot be divided as the scenario asks.
+    """
+    population = Population(
+        tuple(scenario.profiles()), scenario.execution.chunk_size, scenario.server.clients_per_round
+    )
+    dataset = open_source(scenario.data, scenario.modalities, scenario.seed).load()
+    federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
+    shards = write_shards(dataset, federation, population.profiles, folder)
+    has_held_out = dataset.held_out is not None and scenario.evaluation.held_out != "never"
+    if dataset.held_out is not None and has_held_out:
+        write_held_out(dataset.held_out, folder)
+    plan = ClientPlan(
+        model=scenario.model,
+        training=scenario.training,
+        scheme=scenario.scheme,
+        seed=scenario.seed,
+        input_shapes=dataset.input_shapes,
+        num_outputs=dataset.num_classes,
+        evaluation_batch_size=scenario.evaluation.batch_size,
+    )
+    return Preparation(
+        scenario=scenario,
+        plan=plan,
+        population=population,
+        shards=shards,
+        has_held_out=has_held_out,
+        fingerprint=dataset.fingerprint(),
+    )

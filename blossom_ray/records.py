@@ -1,0 +1,105 @@
+"""What a round leaves behind: small frozen values that cross processes and become rows of the run's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from blossom_ray.blocks import BlockInstance
+
+
+@dataclass(frozen=True)
+class ClientTraining:
+    """One client's local training in one round.
+
+    Attributes:
+        client: The client's id.
+        num_examples: Training samples seen, over all local epochs: the client's weight in averages.
+        num_steps: Optimizer steps taken.
+        loss: Mean training loss over the samples seen, before each step.
+        drift: L2 norm of local minus received parameters after local training, by block name.
+        bytes_down: Bytes of blocks sent to the client for training.
+        bytes_up: Bytes of blocks that the client sent back.
+        seconds: Time spent on this client.
+    """
+
+    client: int
+    num_examples: int
+    num_steps: int
+    loss: float
+    drift: Mapping[str, float]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ClientEvaluation:
+    """One client's scores on its own test split, or on the held-out global test set.
+
+    Attributes:
+        client: The client's id.
+        num_examples: Test samples.
+        loss: Mean loss over them.
+        scores: Metric by name, 0..1: `accuracy`, `balanced_accuracy`, `macro_f1_present`, `macro_f1_all`.
+        bytes_down: Bytes of blocks sent to the client for evaluation.
+        seconds: Time spent on this client.
+    """
+
+    client: int
+    num_examples: int
+    loss: float
+    scores: Mapping[str, float]
+    bytes_down: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BlockRound:
+    """One block instance in one round. Private copies of a block are reported together, with key "".
+
+    Attributes:
+        instance: The block instance.
+        contributors: Clients that trained it in this round.
+        weight: Sum of their `num_examples`.
+        bytes_down: Bytes of it sent to clients in this round (training and evaluation).
+        bytes_up: Bytes of it that clients sent back.
+        update_norm: L2 norm of the server's step, new minus old parameters (0 where nobody contributed).
+        client_drift: Mean over contributors of the L2 norm of local minus received parameters, weighted by
+            `num_examples`; None where nobody contributed.
+    """
+
+    instance: BlockInstance
+    contributors: int
+    weight: int
+    bytes_down: int
+    bytes_up: int
+    update_norm: float
+    client_drift: float | None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """Everything that one round reports. Round 0 is the untrained model.
+
+    Attributes:
+        round_index: The round.
+        learning_rate: The clients' learning rate, None in round 0.
+        cohort: Ids of the clients that trained, in order.
+        training: One entry per client of the cohort, in order of id.
+        evaluation: One entry per client scored, in order of id; empty in rounds without evaluation.
+        metrics: Summary of the round by name, as in `docs/semantics.md`: `train_loss`; per metric `accuracy`
+            (mean over clients weighted by test samples), `accuracy_pooled`, `accuracy_p10`, `accuracy_p50`,
+            `accuracy_p90` (spread over clients), `accuracy/<modality set>`; `held_out/accuracy/<modality set>`.
+        blocks: One entry per block instance.
+        seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
+    """
+
+    round_index: int
+    learning_rate: float | None
+    cohort: tuple[int, ...]
+    training: tuple[ClientTraining, ...]
+    evaluation: tuple[ClientEvaluation, ...]
+    metrics: Mapping[str, float]
+    blocks: tuple[BlockRound, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,266 @@
+"""The run folder: written round by round while a run goes on, read by `Run` at any time.
+
+scenario.yaml     the resolved scenario
+manifest.json     status, times, and whatever describes the run
+rounds, clients, blocks    tables; their columns stand in `tables.py`
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from blossom_ray.blocks import ClientProfile
+from blossom_ray.errors import RunFolderError
+from blossom_ray.records import RoundRecord
+from blossom_ray.scenario import Scenario
+from blossom_ray.table_files import TableStream, in_memory_tables, read_table, replacing
+from blossom_ray.tables import ROUND_COLUMNS, TABLES, table_rows
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+SCENARIO_FILE = "scenario.yaml"
+MANIFEST_FILE = "manifest.json"
+EndStatus = Literal["finished", "failed", "interrupted"]
+
+
+def new_run_folder(out: Path | None, name: str) -> Path:
+    """Create the folder of a new run: `<out>/<name>/<run id>/`, which no other run has.
+
+    Args:
+        out: Folder of all runs, `runs` in the working directory when None.
+        name: The scenario's name.
+
+    Returns:
+        The folder. The run id is the time in UTC and four hexadecimal digits: `20261123T120000Z-4f1c`.
+
+    Raises:
+        RunFolderError: The folder cannot be created.
+    """
+    parent = (Path("runs") if out is None else out) / name
+    with _translated_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        # Drawn from the system: the id keeps runs apart that start in the same second, with the same seed.
+        folder = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+        with _translated_errors(folder):
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+        return folder
+
+
+class RunWriter:
+    """Writes a run folder; what a round brought is on disk when `write` returns.
+
+    Args:
+        folder: The run's folder, created when missing. It must not hold a run yet.
+        scenario_yaml: The resolved scenario as YAML.
+        manifest: Entries of `manifest.json` beside `status`, `started_at` and `ended_at` (UTC, ISO 8601).
+
+    Raises:
+        RunFolderError: The folder holds a run already or cannot be written; every method raises it so.
+    """
+
+    def __init__(self, folder: Path, scenario_yaml: str, manifest: Mapping[str, Any]) -> None:
+        self.folder = folder
+        with _translated_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / MANIFEST_FILE).exists():
+                raise RunFolderError(f"{folder}: holds a run already; expected a new folder")
+            _write_text(folder / SCENARIO_FILE, scenario_yaml)
+            self._tables = {name: TableStream(folder, name) for name in TABLES}
+        self._manifest: dict[str, Any] = {"status": "running", "started_at": _now(), "ended_at": None}
+        # Last of all: a folder with a manifest is a whole run folder.
+        self.update(**manifest)
+
+    def write(self, record: RoundRecord, profiles: Sequence[ClientProfile]) -> None:
+        """Append one round to the tables.
+
+        Args:
+            record: The round; rounds come in order.
+            profiles: All clients in the order of their ids.
+        """
+        rows = table_rows(record, profiles)
+        with _translated_errors(self.folder):
+            # `rounds` last: readers take its row as the sign that the round is complete.
+            for name in ("clients", "blocks", "rounds"):
+                self._tables[name].append(rows[name])
+
+    def update(self, **entries: Any) -> None:
+        """Set entries of the manifest, which must be JSON values, and write it."""
+        self._manifest |= entries
+        with _translated_errors(self.folder):
+            _write_text(self.folder / MANIFEST_FILE, json.dumps(self._manifest, indent=2) + "\n")
+
+    def close(self, status: EndStatus) -> None:
+        """End the run: each table becomes one Parquet file, the manifest gets status and time."""
+        with _translated_errors(self.folder):
+            for table in self._tables.values():
+                table.close()
+        self.update(status=status, ended_at=_now())
+
+
+class Run:
+    """A run's results, from its folder (at any time) or from memory. Made by `open` or `from_records`.
+
+    The frames of a run that has not ended are read anew each time, and hold its complete rounds.
+
+    Attributes:
+        path: The run's folder, or None for a run in memory.
+    """
+
+    path: Path | None
+
+    def __init__(
+        self,
+        path: Path | None,
+        manifest: dict[str, Any],
+        read_table: Callable[[str], pa.Table],
+        scenario: Scenario | None = None,
+    ) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._read_table = read_table
+        self._scenario = scenario
+        self._frames: dict[str, pl.DataFrame] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a run folder.
+
+        Raises:
+            RunFolderError: No such folder, no run folder, or a damaged manifest. A table that is missing or
+                damaged raises the same when it is first read.
+        """
+        folder = Path(path)
+        return cls(folder, _read_manifest(folder), partial(read_table, folder))
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Iterable[RoundRecord],
+        scenario: Scenario,
+        profiles: Sequence[ClientProfile],
+        manifest: Mapping[str, Any],
+    ) -> Self:
+        """A run in memory, with the same frames as a folder would give.
+
+        Args:
+            records: The rounds in order.
+            scenario: What was simulated.
+            profiles: All clients in the order of their ids.
+            manifest: What a folder's manifest would hold; `status` is `finished` unless given.
+        """
+        tables = in_memory_tables(records, profiles)
+        return cls(None, {"status": "finished", **manifest}, tables.__getitem__, scenario)
+
+    @property
+    def scenario(self) -> Scenario:
+        """The resolved scenario.
+
+        Raises:
+            ScenarioError: `scenario.yaml` is missing or was changed into something that cannot be run.
+        """
+        if self._scenario is None:
+            assert self.path is not None, "a run in memory has its scenario"
+            self._scenario = Scenario.load(self.path / SCENARIO_FILE)
+        return self._scenario
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What `manifest.json` says: status, times, versions and so on."""
+        if self.path is not None and self._manifest["status"] == "running":
+            self._manifest = _read_manifest(self.path)
+        return self._manifest
+
+    @property
+    def status(self) -> str:
+        """`running` (also of a run that was killed), `finished`, `failed` or `interrupted`."""
+        return str(self.manifest["status"])
+
+    @property
+    def rounds(self) -> pl.DataFrame:
+        """One row per round, with every summary metric as a column."""
+        return self._frame("rounds")
+
+    @property
+    def clients(self) -> pl.DataFrame:
+        """One row per round and client that trained or was scored."""
+        return self._frame("clients")
+
+    @property
+    def blocks(self) -> pl.DataFrame:
+        """One row per round and block instance."""
+        return self._frame("blocks")
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The summary metrics of the last evaluated round; empty when there is none."""
+        for row in reversed(self.rounds.to_dicts()):
+            if row["num_evaluated"]:
+                return {name: value for name, value in row.items() if name not in ROUND_COLUMNS and value is not None}
+        return {}
+
+    def __repr__(self) -> str:
+        place = "in memory" if self.path is None else repr(str(self.path))
+        return f"Run({place}, {self.status}, {self.rounds.height} rows in rounds)"
+
+    def _frame(self, name: str) -> pl.DataFrame:
+        import polars as pl
+
+        if name in self._frames:
+            return self._frames[name]
+        # Asked before the table is read: a run that ends in between is read once more, not kept half.
+        has_ended = self.status != "running"
+        frame = pl.DataFrame(self._read_table(name))
+        if name != "rounds":
+            last = self.rounds["round"].to_list()[-1:] or [-1]
+            frame = frame.filter(pl.col("round") <= last[0])
+        if has_ended:
+            self._frames[name] = frame
+        return frame
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise RunFolderError(f"{folder}: {found}; expected a run folder")
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{folder}: has no {MANIFEST_FILE}; expected a run folder") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or "status" not in manifest:
+        raise RunFolderError(f"{path}: has no status; expected the manifest of a run")
+    return manifest
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _translated_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or path
+        reason = error.strerror or str(error)
+        raise RunFolderError(f"{place}: {reason}; expected a folder that can be written") from error

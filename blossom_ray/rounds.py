@@ -1,0 +1,224 @@
+"""The two halves of a round, training and evaluation, and the record that they leave."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from blossom_ray.aggregation import Accumulator, Total
+from blossom_ray.blocks import BlockInstance, Scope
+from blossom_ray.client import ClientPlan
+from blossom_ray.metrics import summarize
+from blossom_ray.preparation import Preparation
+from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
+from blossom_ray.runtime.base import Runtime
+from blossom_ray.sampling import Population, draw_clients
+from blossom_ray.seeding import Purpose
+from blossom_ray.server import Server
+
+
+@dataclass(frozen=True)
+class RoundTraining:
+    """What the cohort of one round did.
+
+    Attributes:
+        learning_rate: The clients' learning rate.
+        records: One per client, in client order.
+        averages: A_b by block instance, float64; instances without contributors are absent.
+        contributors: Number of clients that trained each instance.
+        weights: Training samples that they saw.
+        bytes_down: Bytes sent to clients by block instance.
+        bytes_up: Bytes sent back by block instance.
+        seconds: Wall time.
+    """
+
+    learning_rate: float
+    records: tuple[ClientTraining, ...]
+    averages: Mapping[BlockInstance, Total]
+    contributors: Mapping[BlockInstance, int]
+    weights: Mapping[BlockInstance, int]
+    bytes_down: Mapping[BlockInstance, int]
+    bytes_up: Mapping[BlockInstance, int]
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over all samples seen."""
+        weight = sum(record.num_examples for record in self.records)
+        return sum(record.num_examples * record.loss for record in self.records) / weight
+
+
+@dataclass(frozen=True)
+class RoundEvaluation:
+    """Scores of the new blocks.
+
+    Attributes:
+        records: One per client scored on its own test split, in client order.
+        metrics: Summary by name, as in `RoundRecord.metrics`.
+        bytes_down: Bytes sent to clients by block instance.
+        seconds: Wall time.
+    """
+
+    records: tuple[ClientEvaluation, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def train_round(
+    preparation: Preparation, runtime: Runtime, server: Server, round_index: int, learning_rate: float
+) -> RoundTraining:
+    """Draw the cohort, train it, and average its updates block by block as they come in."""
+    started = time.perf_counter()
+    population = preparation.population
+    records: list[ClientTraining] = []
+    sums: defaultdict[BlockInstance, Accumulator] = defaultdict(Accumulator)
+    bytes_down: Counter[BlockInstance] = Counter()
+    bytes_up: Counter[BlockInstance] = Counter()
+    chunks = population.cut(population.cohort(preparation.scenario.seed, round_index))
+    for update in runtime.train(chunks, server.sent, round_index=round_index, learning_rate=learning_rate):
+        records.extend(update.records)
+        for instance, part in update.sums:
+            sums[instance].add(part)
+        bytes_down.update(update.bytes_down)
+        bytes_up.update(update.bytes_up)
+    return RoundTraining(
+        learning_rate=learning_rate,
+        records=tuple(sorted(records, key=lambda record: record.client)),
+        averages={instance: total.average() for instance, total in sums.items()},
+        contributors={instance: total.contributors for instance, total in sums.items()},
+        weights={instance: total.weight for instance, total in sums.items()},
+        bytes_down=bytes_down,
+        bytes_up=bytes_up,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, round_index: int) -> RoundEvaluation:
+    """Score the new blocks on the clients' own test splits, and on the held-out set where the scenario asks for it."""
+    started = time.perf_counter()
+    scenario, population = preparation.scenario, preparation.population
+    is_last = round_index == scenario.rounds
+    if round_index % scenario.evaluation.every != 0 and not is_last:
+        return RoundEvaluation()
+    num_scored = max(1, math.floor(scenario.evaluation.clients * len(population.profiles) + 1e-9))
+    clients = draw_clients(len(population.profiles), num_scored, scenario.seed, Purpose.EVALUATION_COHORT, round_index)
+    records, confusion, bytes_down = _score(preparation, runtime, server, round_index, clients, held_out=False)
+    metrics = summarize(records, _modality_sets(population, records), confusion)
+    when = scenario.evaluation.held_out
+    if preparation.has_held_out and (when == "every" or (when == "final" and is_last)):
+        scored = held_out_clients(preparation.plan, population)
+        held_out, confusion, more_bytes = _score(preparation, runtime, server, round_index, scored, held_out=True)
+        summary = summarize(held_out, _modality_sets(population, held_out), confusion)
+        metrics |= {f"held_out/{name}": value for name, value in summary.items() if "/" in name}
+        bytes_down.update(more_bytes)
+    return RoundEvaluation(records, metrics, bytes_down, time.perf_counter() - started)
+
+
+def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...]:
+    """Whose models are scored on the held-out set: where all clients of a kind have the same model, one of them."""
+    clients: list[int] = []
+    for members in population.signatures.values():
+        held = plan.held_blocks(population.profiles[members[0]]).values()
+        personal = any(instance.is_private for instance in held) or plan.model.norm_statistics == "local"
+        clients.extend(members if personal else members[:1])
+    return tuple(sorted(clients))
+
+
+def round_record(
+    preparation: Preparation,
+    server: Server,
+    round_index: int,
+    *,
+    training: RoundTraining | None,
+    evaluation: RoundEvaluation,
+    update_norms: Mapping[BlockInstance, float],
+) -> RoundRecord:
+    """What the round reports, from its two halves; `training` is None for round 0."""
+    seconds = {"train": training.seconds if training else 0.0, "evaluate": evaluation.seconds}
+    return RoundRecord(
+        round_index=round_index,
+        learning_rate=training.learning_rate if training else None,
+        cohort=tuple(record.client for record in training.records) if training else (),
+        training=training.records if training else (),
+        evaluation=evaluation.records,
+        metrics=({"train_loss": training.loss} if training else {}) | dict(evaluation.metrics),
+        blocks=_block_rounds(preparation, server, training, evaluation, update_norms),
+        seconds=seconds | {"total": sum(seconds.values())},
+    )
+
+
+def _score(
+    preparation: Preparation,
+    runtime: Runtime,
+    server: Server,
+    round_index: int,
+    clients: Sequence[int],
+    *,
+    held_out: bool,
+) -> tuple[tuple[ClientEvaluation, ...], np.ndarray, Counter[BlockInstance]]:
+    records: list[ClientEvaluation] = []
+    bytes_down: Counter[BlockInstance] = Counter()
+    num_classes = preparation.plan.num_outputs
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    chunks = preparation.population.cut(clients)
+    for part in runtime.evaluate(chunks, server.sent, round_index=round_index, held_out=held_out):
+        records.extend(part.records)
+        confusion += part.confusion
+        bytes_down.update(part.bytes_down)
+    return tuple(sorted(records, key=lambda record: record.client)), confusion, bytes_down
+
+
+def _modality_sets(population: Population, records: Sequence[ClientEvaluation]) -> list[str]:
+    return [population.profiles[record.client].modality_set for record in records]
+
+
+def _block_rounds(
+    preparation: Preparation,
+    server: Server,
+    training: RoundTraining | None,
+    evaluation: RoundEvaluation,
+    update_norms: Mapping[BlockInstance, float],
+) -> tuple[BlockRound, ...]:
+    """One entry per instance on the server, and one per block name for all private copies of it together."""
+    drift_sums: defaultdict[BlockInstance, float] = defaultdict(float)
+    weights: Counter[BlockInstance] = Counter()
+    contributors: Counter[BlockInstance] = Counter()
+    for record in training.records if training else ():
+        trained = preparation.plan.trained_blocks(preparation.population.profiles[record.client])
+        for name, instance in trained.items():
+            together = BlockInstance(name, Scope.PRIVATE) if instance.is_private else instance
+            drift_sums[together] += record.num_examples * record.drift[name]
+            weights[together] += record.num_examples
+            contributors[together] += 1
+    bytes_down = Counter(training.bytes_down if training else {})
+    bytes_down.update(evaluation.bytes_down)
+    bytes_up = training.bytes_up if training else {}
+    instances = sorted({*server.blocks, *_private_blocks(preparation)})
+    return tuple(
+        BlockRound(
+            instance=instance,
+            contributors=contributors[instance],
+            weight=weights[instance],
+            bytes_down=bytes_down[instance],
+            bytes_up=bytes_up.get(instance, 0),
+            update_norm=update_norms.get(instance, 0.0),
+            client_drift=drift_sums[instance] / weights[instance] if weights[instance] else None,
+        )
+        for instance in instances
+    )
+
+
+def _private_blocks(preparation: Preparation) -> set[BlockInstance]:
+    held = (preparation.plan.held_blocks(profile) for profile in preparation.population.representatives())
+    return {
+        BlockInstance(name, Scope.PRIVATE)
+        for blocks in held
+        for name, instance in blocks.items()
+        if instance.is_private
+    }

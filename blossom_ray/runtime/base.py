@@ -1,0 +1,88 @@
+"""The interface between the loop and whatever executes clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
+from blossom_ray.blocks import BlockInstance
+from blossom_ray.client import ChunkEvaluation, SentBlock
+from blossom_ray.records import ClientTraining
+from blossom_ray.sampling import Chunk
+
+
+@dataclass(frozen=True)
+class ChunkUpdate:
+    """A trained chunk as the loop sees it.
+
+    Attributes:
+        chunk: The chunk.
+        records: One per client, in client order.
+        sums: The chunk's partial sum of each block instance, fetched as it is iterated; iterate it once.
+        bytes_down: Bytes sent to these clients by block instance.
+        bytes_up: Bytes that they sent back by block instance.
+    """
+
+    chunk: Chunk
+    records: tuple[ClientTraining, ...]
+    sums: Iterator[tuple[BlockInstance, PartialSum]]
+    bytes_down: Mapping[BlockInstance, int]
+    bytes_up: Mapping[BlockInstance, int]
+
+
+class Runtime(Protocol):
+    """Trains and scores chunks. Results come in the order of the chunks, whatever finished first.
+
+    Two runtimes, or two placements of one, give the same bits on the same processor.
+    """
+
+    def train(
+        self,
+        chunks: Sequence[Chunk],
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        learning_rate: float,
+    ) -> Iterator[ChunkUpdate]:
+        """Train the chunks' clients on these blocks."""
+
+    def evaluate(
+        self,
+        chunks: Sequence[Chunk],
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        held_out: bool,
+    ) -> Iterator[ChunkEvaluation]:
+        """Score these blocks on the clients' test splits, or on the held-out global test set."""
+
+    def private_digests(self) -> dict[int, str]:
+        """SHA-256 (hex) of every client's private state, by client."""
+
+    def describe(self) -> dict[str, object]:
+        """What the run's manifest says about execution."""
+
+    def close(self) -> None:
+        """Free everything. May be called twice."""
+
+
+def chunk_sum(
+    pieces: Sequence[tuple[tuple[ClientTraining, ...], PartialSum | np.ndarray]],
+) -> PartialSum:
+    """A chunk's partial sum of one block from what its hosts sent: the same bits however it was divided.
+
+    Args:
+        pieces: Per host its clients' records with the partial sum of the whole chunk (one host), or with their
+            values, stacked (clients, size) float32.
+    """
+    updates: list[tuple[int, int, Vector]] = []
+    for records, sent in pieces:
+        if isinstance(sent, PartialSum):
+            return sent
+        updates += [(record.client, record.num_examples, vector) for record, vector in zip(records, sent, strict=True)]
+    updates.sort(key=lambda update: update[0])
+    return weighted_sum((num_examples, vector) for _, num_examples, vector in updates)

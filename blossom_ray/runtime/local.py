@@ -1,0 +1,67 @@
+"""All clients in this process, one after the other: for breakpoints, tests and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from blossom_ray.blocks import BlockInstance
+from blossom_ray.client import ChunkEvaluation, SentBlock
+from blossom_ray.client_host import ClientHost
+from blossom_ray.preparation import Preparation
+from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
+from blossom_ray.sampling import Chunk
+
+
+class LocalRuntime:
+    """A `Runtime` that loops over its clients.
+
+    Args:
+        preparation: The prepared federation.
+    """
+
+    def __init__(self, preparation: Preparation) -> None:
+        self._host = ClientHost(preparation.plan, preparation.population.profiles, preparation.open_shards())
+        # One thread, as in an actor: the number of threads can change the order of sums inside torch.
+        self._num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def train(
+        self,
+        chunks: Sequence[Chunk],
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        learning_rate: float,
+    ) -> Iterator[ChunkUpdate]:
+        """Train the chunks' clients on these blocks."""
+        for chunk in chunks:
+            part = self._host.train(chunk, blocks, round_index=round_index, learning_rate=learning_rate, whole=True)
+            sums = ((instance, chunk_sum([(part.records, sent)])) for instance, sent in part.blocks.items())
+            yield ChunkUpdate(chunk, part.records, sums, part.bytes_down, part.bytes_up)
+
+    def evaluate(
+        self,
+        chunks: Sequence[Chunk],
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        held_out: bool,
+    ) -> Iterator[ChunkEvaluation]:
+        """Score these blocks on the clients' test splits, or on the held-out global test set."""
+        for chunk in chunks:
+            yield self._host.evaluate(chunk, blocks, round_index=round_index, held_out=held_out)
+
+    def private_digests(self) -> dict[int, str]:
+        """SHA-256 (hex) of every client's private state, by client."""
+        return self._host.private_digest()
+
+    def describe(self) -> dict[str, object]:
+        """What the run's manifest says about execution."""
+        return {"runtime": "local", "actors": 0}
+
+    def close(self) -> None:
+        """Unmap the shards and give torch its threads back."""
+        self._host.close()
+        torch.set_num_threads(self._num_threads)

@@ -1,0 +1,127 @@
+"""Which client lives in which actor: a pure function of the scenario, the costs and what the cluster has room for.
+
+Placement decides how fast a run is, never what it computes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blossom_ray.errors import InputError
+from blossom_ray.sampling import Chunk
+from blossom_ray.scenario.sections import ClientResources, Execution
+
+# Memory of one actor process once torch is imported, without models and shards (measured: 173 MiB unique).
+ACTOR_MEMORY_BYTES = 175 * 2**20
+# An uneven division is mended by splitting chunks when the fullest actor has this much more than its fair share.
+_TOLERATED_IMBALANCE = 1.25
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the cluster offers.
+
+    Attributes:
+        num_cpus: CPU cores.
+        num_gpus: GPUs.
+        memory_bytes: Memory for actors.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    memory_bytes: float
+
+    def num_actors(self, resources: ClientResources) -> int:
+        """How many actors fit that each reserve `resources`."""
+        limits = [self.num_cpus / resources.num_cpus, self.memory_bytes / ACTOR_MEMORY_BYTES]
+        if resources.num_gpus > 0:
+            # A fraction of a GPU cannot straddle two of them.
+            limits.append(math.floor(self.num_gpus) * math.floor(1 / resources.num_gpus + 1e-9))
+        return math.floor(min(limits) + 1e-9)
+
+    def __str__(self) -> str:
+        return f"{self.num_cpus:g} CPU cores, {self.num_gpus:g} GPUs and {self.memory_bytes / 2**30:.1f} GiB of memory"
+
+
+def num_actors(execution: Execution, num_clients: int, room: Room) -> int:
+    """How many actors hold the clients.
+
+    Args:
+        execution: The scenario's `execution` section. `clients_per_actor: auto` gives each client its own actor
+            while there is room, else packs them, one actor per core (or per fraction of a GPU).
+        num_clients: Number of registered clients.
+        room: What the cluster offers.
+
+    Raises:
+        InputError: The actors asked for do not fit.
+    """
+    resources, setting = execution.client_resources, execution.clients_per_actor
+    fitting = room.num_actors(resources)
+    if fitting < 1:
+        raise InputError(
+            f"execution.client_resources asks for {_describe(resources)} per actor; not one fits into {room}"
+        )
+    if setting == "auto":
+        if num_clients <= fitting:
+            return num_clients
+        return fitting if resources.num_gpus > 0 else min(fitting, max(1, math.floor(room.num_cpus)))
+    wanted = math.ceil(num_clients / setting)
+    if wanted > fitting:
+        raise InputError(
+            f"execution.clients_per_actor is {setting}, which takes {wanted} actors for {num_clients} clients; "
+            f"{fitting} with {_describe(resources)} and {ACTOR_MEMORY_BYTES // 2**20} MiB each fit into {room}; "
+            f"expected at least {math.ceil(num_clients / fitting)}, or auto"
+        )
+    return wanted
+
+
+def actor_of_client(
+    execution: Execution, chunks: Sequence[Chunk], costs: Sequence[float], num_actors: int
+) -> tuple[int, ...]:
+    """The actor of each client.
+
+    Args:
+        execution: The scenario's `execution` section.
+        chunks: All chunks of all clients.
+        costs: Cost of one round by client, in any unit.
+        num_actors: From `num_actors`.
+    """
+    if num_actors == len(costs):
+        return tuple(range(num_actors))
+    if execution.clients_per_actor == "auto":
+        return _balanced(chunks, costs, num_actors)
+    actors = [0] * len(costs)
+    for position, client in enumerate(client for chunk in chunks for client in chunk.clients):
+        actors[client] = position // execution.clients_per_actor
+    return tuple(actors)
+
+
+def _balanced(chunks: Sequence[Chunk], costs: Sequence[float], num_actors: int) -> tuple[int, ...]:
+    """Whole chunks where that divides the work evenly enough, single clients where it does not."""
+    by_chunk, fullest = _longest_first([chunk.clients for chunk in chunks], costs, num_actors)
+    if fullest <= _TOLERATED_IMBALANCE * sum(costs) / num_actors:
+        return by_chunk
+    by_client, _ = _longest_first([(client,) for client in range(len(costs))], costs, num_actors)
+    return by_client
+
+
+def _longest_first(
+    pieces: Sequence[tuple[int, ...]], costs: Sequence[float], num_actors: int
+) -> tuple[tuple[int, ...], float]:
+    """Give the most expensive piece left to the actor with the least work; the actors and the largest load."""
+    loads = [(0.0, actor) for actor in range(num_actors)]
+    actors = [0] * len(costs)
+    for piece in sorted(pieces, key=lambda clients: -sum(costs[client] for client in clients)):
+        load, actor = heapq.heappop(loads)
+        heapq.heappush(loads, (load + sum(costs[client] for client in piece), actor))
+        for client in piece:
+            actors[client] = actor
+    return tuple(actors), max(load for load, _ in loads)
+
+
+def _describe(resources: ClientResources) -> str:
+    gpus = f" and {resources.num_gpus:g} GPUs" if resources.num_gpus else ""
+    return f"{resources.num_cpus:g} CPU cores{gpus}"

@@ -1,0 +1,262 @@
+"""Checks across sections: values that are right in themselves and cannot stand together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from blossom_ray.blocks import ANY_ENCODER, SharingScheme, block_names, encoder_block, is_encoder
+from blossom_ray.scenario import sections as spec
+from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
+
+UCI_HAR_SHAPES = {"acc": (128, 3), "gyro": (128, 3)}
+# The official training part, which the clients share, holds 21 of the 30 subjects.
+_UCI_HAR_SUBJECTS = 21
+_DEFAULT_SHAPES: dict[str, tuple[int, ...]] = {
+    "sequence": (64, 3),
+    "image": (1, 16, 16),
+    "vector": (32,),
+}
+_AXES = {
+    "sequence": "2 numbers (time, channels)",
+    "image": "3 numbers (channels, height, width)",
+    "vector": "1 number (features)",
+}
+_WITH_ARTICLE = {"sequence": "a sequence", "image": "an image", "vector": "a vector"}
+
+
+def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
+    """Everything that does not fit together.
+
+    Args:
+        sections: The top-level values of a scenario that are right in themselves. A check runs where all that it
+            compares is there.
+    """
+    data, clients, model = sections.get("data"), sections.get("clients"), sections.get("model")
+    found: list[Finding] = []
+    if data is not None:
+        found += _data(data)
+    if model is not None and clients is not None:
+        found += _modalities(model, clients)
+    if model is not None:
+        found += _kernels(model)
+    if model is not None and data is not None:
+        found += _data_modalities(data, model)
+        found += _encoder_shapes(data, model)
+    if data is not None and clients is not None:
+        found += _client_counts(data, sum(group.count for group in clients))
+    if model is not None and isinstance(sections.get("sharing"), Mapping):
+        found += _sharing_map(sections["sharing"], model)
+    if clients is not None and isinstance(sections.get("sharing"), Mapping):
+        found += _group_labels(sections["sharing"], clients)
+    if clients is not None and "server" in sections:
+        found += _cohort(sections["server"], sum(group.count for group in clients))
+    if "training" in sections:
+        found += _training(sections["training"])
+    return found
+
+
+def input_shapes(data: spec.Data, modalities: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shape of one sample by modality, where the scenario alone tells it."""
+    match data:
+        case spec.SyntheticData():
+            default = spec.SyntheticModality()
+            listed_modalities = {name: data.modalities.get(name, default) for name in modalities}
+            return {name: section.shape or _DEFAULT_SHAPES[section.kind] for name, section in listed_modalities.items()}
+        case spec.UciHarData():
+            return {name: UCI_HAR_SHAPES[name] for name in modalities if name in UCI_HAR_SHAPES}
+        case _:
+            return {}
+
+
+def _data(data: spec.Data) -> Iterator[Finding]:
+    match data:
+        case spec.UciHarData(path=None):
+            expected = (
+                "the official 'UCI HAR Dataset.zip' or its unpacked folder; get it from the UCI Machine Learning "
+                "Repository, data set 240"
+            )
+            yield Finding("data.path", "is null", expected)
+        case spec.UciHarData(path=str(path)) if not Path(path).exists():
+            found = f"{shown(path)}, which does not exist"
+            yield Finding("data.path", found, "the official 'UCI HAR Dataset.zip' or its unpacked folder")
+        case spec.SyntheticData():
+            yield from _synthetic(data)
+
+
+def _synthetic(data: spec.SyntheticData) -> Iterator[Finding]:
+    for name, modality in data.modalities.items():
+        path = f"data.modalities.{name}"
+        if modality.shape is not None and len(modality.shape) != len(_DEFAULT_SHAPES[modality.kind]):
+            expected = f"{_AXES[modality.kind]} for the kind {modality.kind}"
+            yield Finding(f"{path}.shape", shown(modality.shape), expected)
+        groups = modality.distinguishable_classes
+        if groups is not None and groups > data.classes:
+            expected = f"at most {data.classes}, the number of classes"
+            yield Finding(f"{path}.distinguishable_classes", f"is {groups}", expected)
+    if data.subjects is None:
+        for key, value in (("split", data.split), ("partition.kind", data.partition.kind)):
+            if value == "subject":
+                found = "is 'subject', while data.subjects is null"
+                yield Finding(f"data.{key}", found, "a number of subjects in data.subjects, or another choice")
+
+
+def _modalities(model: spec.Model, clients: tuple[spec.ClientGroup, ...]) -> Iterator[Finding]:
+    owned: dict[str, None] = {}
+    for index, group in enumerate(clients):
+        for position, modality in enumerate(group.modalities):
+            owned[modality] = None
+            if modality not in model.encoders:
+                expected = f"a modality with an encoder: {listed(model.encoders)}"
+                near = did_you_mean(modality, model.encoders)
+                yield Finding(f"clients.{index}.modalities.{position}", shown(modality), expected + near)
+    for modality in model.encoders:
+        if modality not in owned:
+            expected = f"a modality that clients own: {listed(owned)}" + did_you_mean(modality, owned)
+            yield Finding(f"model.encoders.{modality}", "is an encoder that no client can train", expected)
+
+
+def _data_modalities(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
+    if isinstance(data, spec.SyntheticData):
+        for name in data.modalities:
+            if name not in model.encoders:
+                expected = f"a modality with an encoder: {listed(model.encoders)}"
+                near = did_you_mean(name, model.encoders)
+                yield Finding(f"data.modalities.{name}", "is a modality without an encoder", expected + near)
+    if isinstance(data, spec.UciHarData):
+        for name in model.encoders:
+            if name not in UCI_HAR_SHAPES:
+                found = "is an encoder of a modality that uci-har does not have"
+                expected = one_of(UCI_HAR_SHAPES) + did_you_mean(name, UCI_HAR_SHAPES)
+                yield Finding(f"model.encoders.{name}", found, expected)
+
+
+def _encoder_shapes(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
+    for name, shape in input_shapes(data, model.encoders).items():
+        family = _family(data, name)
+        if len(shape) != len(_DEFAULT_SHAPES[family]):
+            continue
+        encoder = model.encoders[name]
+        path = f"model.encoders.{name}"
+        kinds = {"sequence": ("conv1d", "conv-gru", "gru", "mlp"), "image": ("conv2d", "mlp"), "vector": ("mlp",)}
+        accepted = (*kinds[family], "custom")
+        if encoder.kind not in accepted:
+            found = f"{shown(encoder.kind)}, while {name} is {_WITH_ARTICLE[family]} of shape {list(shape)}"
+            yield Finding(f"{path}.kind", found, one_of(accepted))
+        elif 0 in _last_map(encoder, shape):
+            found = f"has so many layers that nothing is left of {name}'s shape {list(shape)}"
+            yield Finding(f"{path}.channels", found, "fewer layers or larger samples")
+
+
+def _family(data: spec.Data, modality: str) -> str:
+    if isinstance(data, spec.SyntheticData) and modality in data.modalities:
+        return data.modalities[modality].kind
+    return "sequence"
+
+
+def _last_map(encoder: spec.Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Length, or height and width, after all layers, as `models/encoders.py` builds them; () where none apply."""
+    match encoder:
+        case spec.Conv1dEncoder() | spec.ConvGruEncoder():
+            kernels, stride, pool, sides = (encoder.kernel_size,) * len(encoder.channels), 1, 2, shape[:1]
+        case spec.Conv2dEncoder():
+            kernels, stride, sides = _kernel_sizes(encoder), encoder.stride, shape[1:]
+            pool = 2 if encoder.max_pool else 1
+        case _:
+            return ()
+    for kernel in kernels:
+        sides = tuple(max(0, (side + 2 * (kernel // 2) - kernel) // stride + 1) // pool for side in sides)
+        if 0 in sides:
+            break
+    return sides
+
+
+def _kernel_sizes(encoder: spec.Conv2dEncoder) -> tuple[int, ...]:
+    sizes = encoder.kernel_size
+    return sizes if isinstance(sizes, tuple) else (sizes,) * len(encoder.channels)
+
+
+def _kernels(model: spec.Model) -> Iterator[Finding]:
+    for name, encoder in model.encoders.items():
+        if isinstance(encoder, spec.Conv2dEncoder) and len(_kernel_sizes(encoder)) != len(encoder.channels):
+            expected = f"one number, or {len(encoder.channels)} of them, as many as channels"
+            yield Finding(f"model.encoders.{name}.kernel_size", shown(encoder.kernel_size), expected)
+
+
+def _client_counts(data: spec.Data, num_clients: int) -> Iterator[Finding]:
+    partition = data.partition
+    if partition.kind == "subject":
+        num_subjects = None
+        if isinstance(data, spec.SyntheticData):
+            num_subjects = data.subjects
+        elif isinstance(data, spec.UciHarData):
+            num_subjects = _UCI_HAR_SUBJECTS
+        each = 2 if data.split == "subject" else 1
+        if num_subjects is not None and num_subjects < each * num_clients:
+            found = f"is 'subject', while {num_subjects} subjects stand against {num_clients} clients"
+            two = ", for data.split: subject puts whole subjects on both sides" if each == 2 else ""
+            yield Finding("data.partition.kind", found, f"at least {each} per client{two}")
+    if isinstance(data, spec.SyntheticData):
+        if data.samples < 2 * num_clients:
+            expected = f"at least {2 * num_clients}, 2 for each of {num_clients} clients"
+            yield Finding("data.samples", f"is {data.samples}", expected)
+        elif _min_samples(partition) * num_clients > data.samples:
+            found = f"is {_min_samples(partition)} for each of {num_clients} clients"
+            expected = f"at most {data.samples // num_clients}, since data.samples is {data.samples}"
+            yield Finding("data.partition.min_samples", found, expected)
+
+
+def _min_samples(partition: spec.Partition) -> int:
+    match partition:
+        case spec.DirichletPartition() | spec.QuantityPartition():
+            return partition.min_samples
+        case _:
+            return 0
+
+
+def _sharing_map(sharing: Mapping[str, str], model: spec.Model) -> Iterator[Finding]:
+    blocks = block_names(model.encoders)
+    known = (ANY_ENCODER, *blocks)
+    for block in sharing:
+        if block not in known:
+            expected = one_of(known) + did_you_mean(block, known)
+            yield Finding(f"sharing.{block}", "is not a block of this model", expected)
+    scheme = SharingScheme.of(sharing)
+    uncovered = [
+        block
+        for block in blocks
+        if block not in scheme.scopes and not (is_encoder(block) and ANY_ENCODER in scheme.scopes)
+    ]
+    if uncovered:
+        each = f"a scope for every block: {listed(blocks)} ({ANY_ENCODER} stands for every encoder)"
+        yield Finding("sharing", f"says nothing about {listed(uncovered)}", each)
+
+
+def _group_labels(sharing: Mapping[str, str], clients: tuple[spec.ClientGroup, ...]) -> Iterator[Finding]:
+    for index, group in enumerate(clients):
+        blocks = [block for block, scope in sharing.items() if scope == "group" and _may_hold(group, block)]
+        if blocks and not group.group:
+            found = f"is empty, while sharing gives {listed(blocks)} the scope group"
+            yield Finding(f"clients.{index}.group", found, "a label for every group of clients")
+
+
+def _may_hold(group: spec.ClientGroup, block: str) -> bool:
+    return block == ANY_ENCODER or not is_encoder(block) or block in map(encoder_block, group.modalities)
+
+
+def _cohort(server: spec.Server, num_clients: int) -> Iterator[Finding]:
+    size = server.clients_per_round
+    if isinstance(size, int) and size > num_clients:
+        expected = f"at most {num_clients}, the number of clients"
+        yield Finding("server.clients_per_round", f"is {size}", expected)
+
+
+def _training(training: spec.Training) -> Iterator[Finding]:
+    optimizer, schedule = training.optimizer, training.schedule
+    if isinstance(optimizer, spec.Sgd) and optimizer.nesterov and optimizer.momentum == 0:
+        found = "is true, while momentum is 0"
+        yield Finding("training.optimizer.nesterov", found, "false, or a momentum above 0")
+    if isinstance(schedule, spec.CosineSchedule) and schedule.min_lr > optimizer.lr:
+        expected = f"at most {optimizer.lr}, the learning rate of the optimizer"
+        yield Finding("training.schedule.min_lr", f"is {schedule.min_lr}", expected)

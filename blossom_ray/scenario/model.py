@@ -1,0 +1,101 @@
+"""The scenario: one immutable tree that, with nothing else, fixes a run's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from blossom_ray.blocks import ClientProfile, SharingScheme
+from blossom_ray.scenario.sections import (
+    ClientGroup,
+    Data,
+    Evaluation,
+    Execution,
+    Model,
+    Section,
+    Server,
+    Training,
+)
+
+ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
+SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local"]
+
+
+class Scenario(Section):
+    """What is simulated: data, clients, model, sharing, training and where it runs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "scenario"
+    """Name of the scenario; the run folder is named after it."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """The seed. Same seed: same federation (partition, splits, initial blocks) for every sharing scheme."""
+    rounds: Annotated[int, Field(ge=1)]
+    """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
+    task: Literal["classification"] = "classification"
+    """What is learned."""
+    data: Data
+    """The data set, its partition over clients and the clients' test splits."""
+    clients: Annotated[tuple[ClientGroup, ...], Field(strict=False, min_length=1)]
+    """Groups of clients by the modalities that they own."""
+    model: Model
+    """The late-fusion model."""
+    sharing: SchemeName | dict[str, ScopeName] = "private-head-fusion"
+    """A named scheme, or a map from block name (`encoder/<modality>`, `encoder/*`, `fusion`, `head`) to scope."""
+    training: Training = Training()
+    """Local training."""
+    server: Server = Server()
+    """Cohort and server optimizer."""
+    evaluation: Evaluation = Evaluation()
+    """Scoring."""
+    execution: Execution = Execution()
+    """Where and how the clients run."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
+        """Read a scenario file (YAML 1.2), apply overrides by dotted path, check it.
+
+        Raises:
+            ScenarioError: With every problem found, each with file, line and path.
+        """
+        from blossom_ray.scenario.reader import read_scenario
+
+        return read_scenario(path, overrides or {})
+
+    def override(self, values: Mapping[str, Any]) -> Scenario:
+        """A new scenario with some values replaced by dotted path, checked again.
+
+        Args:
+            values: Such as `{"sharing": "full-model", "training.optimizer.lr": 0.01, "clients.0.count": 3}`.
+
+        Raises:
+            ScenarioError: With every problem found.
+        """
+        from blossom_ray.scenario.reader import override_scenario
+
+        return override_scenario(self, values)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of registered clients."""
+        return sum(group.count for group in self.clients)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All modalities of the federation, sorted."""
+        return tuple(sorted(self.model.encoders))
+
+    @property
+    def scheme(self) -> SharingScheme:
+        """The sharing scheme."""
+        return SharingScheme.of(self.sharing)
+
+    def profiles(self) -> Iterator[ClientProfile]:
+        """The clients in the order of their ids."""
+        index = 0
+        for group in self.clients:
+            modalities = tuple(sorted(group.modalities))
+            for _ in range(group.count):
+                yield ClientProfile(index, modalities, group.group)
+                index += 1

@@ -1,0 +1,69 @@
+"""From a scenario back to plain values and to YAML."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.scenario.model import Scenario
+from blossom_ray.scenario.phrases import shown
+from blossom_ray.scenario.sections import Section
+
+
+def scenario_yaml(scenario: Scenario) -> str:
+    """The resolved scenario as YAML 1.2: all defaults spelled out, in the order of the reference.
+
+    Reading the text gives an equal scenario. A callable is written as `module:qualname`; one that no module holds
+    (a lambda, a function inside a function) is written the same way, and refused when the text is read.
+
+    Raises:
+        ScenarioError: An option of a factory is nothing that YAML can hold.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel annotates its default alone
+    yaml.width = 110
+    # Escaped: the emitter would write some of Unicode's line breaks as they are, and they would read back as others.
+    yaml.allow_unicode = False
+    stream = io.StringIO()
+    yaml.dump(_writable(plain_tree(scenario, defaults=True), ""), stream)
+    return stream.getvalue()
+
+
+def plain_tree(section: Section, *, defaults: bool) -> dict[str, Any]:
+    """A section as a dict of its fields, sections below it as dicts too; other values as they are.
+
+    Args:
+        section: The section.
+        defaults: Whether fields that were left at their defaults appear.
+    """
+    names = [name for name in type(section).model_fields if defaults or name in section.model_fields_set]
+    names.sort(key=lambda name: name not in ("kind", "dataset"))
+    return {name: _plain(getattr(section, name), defaults) for name in names}
+
+
+def _plain(value: Any, defaults: bool) -> Any:
+    if isinstance(value, Section):
+        return plain_tree(value, defaults=defaults)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, defaults) for key, item in value.items()}
+    if isinstance(value, tuple) and any(isinstance(item, Section) for item in value):
+        return [_plain(item, defaults) for item in value]
+    return value
+
+
+def _writable(value: Any, path: str) -> Any:
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _writable(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(item, f"{path}.{index}") for index, item in enumerate(value)]
+    if callable(value):
+        name = getattr(value, "__qualname__", f"{type(value).__qualname__}()")
+        return f"{getattr(value, '__module__', type(value).__module__)}:{name}"
+    expected = "text, a number, true, false, null, or a list or mapping of them"
+    raise ScenarioError((Problem(path, shown(value), expected),))

@@ -1,0 +1,104 @@
+"""The server's side of a round: the current value of every shared block instance, and the step to the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+import numpy as np
+
+from blossom_ray import server_optimizer
+from blossom_ray.aggregation import Total
+from blossom_ray.blocks import BlockInstance, ClientProfile
+from blossom_ray.client import ClientPlan, SentBlock
+from blossom_ray.scenario.sections import ServerOptimizer
+from blossom_ray.server_optimizer import OptimizerState
+
+
+@dataclass(frozen=True)
+class ServerBlock:
+    """One block instance on the server.
+
+    Attributes:
+        sent: Its value and version, as clients receive it.
+        num_parameters: How many of its values are parameters; the rest are averaged normalisation statistics.
+        optimizer_state: State of the server optimizer for it.
+    """
+
+    sent: SentBlock
+    num_parameters: int
+    optimizer_state: OptimizerState
+
+
+@dataclass(frozen=True)
+class Server:
+    """All block instances that are not private, in sorted order."""
+
+    blocks: Mapping[BlockInstance, ServerBlock]
+
+    @property
+    def sent(self) -> dict[BlockInstance, SentBlock]:
+        """What clients receive."""
+        return {instance: block.sent for instance, block in self.blocks.items()}
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all values: equal for runs that gave the same bits."""
+        digest = sha256()
+        for instance, block in self.blocks.items():
+            digest.update(f"{instance}\0".encode() + np.ascontiguousarray(block.sent.values).tobytes())
+        return digest.hexdigest()
+
+
+def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section: ServerOptimizer) -> Server:
+    """The untrained server: version 0 of every block instance that some client holds and that is not private.
+
+    Args:
+        plan: What every client goes by; the initial values follow from its seed and the blocks' names.
+        profiles: The clients, or one of each modality set and group.
+        section: The scenario's `server.optimizer` section.
+    """
+    # torch is needed here only; a process that just watches a run imports this module without it.
+    from blossom_ray.models.workspace import Workspace
+
+    blocks: dict[BlockInstance, ServerBlock] = {}
+    for profile in profiles:
+        instances = {i.name: i for i in plan.sent_blocks(profile) if i not in blocks}
+        if not instances:
+            continue
+        workspace = Workspace(plan.model, plan.input_shapes, plan.num_outputs, owned=profile.modalities, seed=plan.seed)
+        for name, instance in instances.items():
+            num_parameters = workspace.flat[name].num_parameters
+            blocks[instance] = ServerBlock(
+                SentBlock(0, workspace.initial_blocks[name]),
+                num_parameters,
+                server_optimizer.init(section, num_parameters),
+            )
+    return Server({instance: blocks[instance] for instance in sorted(blocks)})
+
+
+def server_step(
+    server: Server, averages: Mapping[BlockInstance, Total], section: ServerOptimizer
+) -> tuple[Server, dict[BlockInstance, float]]:
+    """Step every block instance that has an average; all others keep value, version and optimizer state.
+
+    Args:
+        server: The server before the round. Not modified.
+        averages: A_b by block instance, float64, shape of the block.
+        section: The scenario's `server.optimizer` section.
+
+    Returns:
+        The new server, and the L2 norm of each step over the block's parameters.
+
+    Normalisation statistics take the average as it is: a server optimizer's step could make a variance negative.
+    """
+    blocks, norms = dict(server.blocks), {}
+    for instance, average in averages.items():
+        block = server.blocks[instance]
+        old, split = block.sent.values, block.num_parameters
+        new = average.astype(np.float32)
+        new[:split], state = server_optimizer.step(section, block.optimizer_state, old[:split], average[:split])
+        norms[instance] = float(np.linalg.norm(new[:split].astype(np.float64) - old[:split]))
+        sent = SentBlock(block.sent.version + 1, new)
+        blocks[instance] = replace(block, sent=sent, optimizer_state=state)
+    return Server(blocks), norms

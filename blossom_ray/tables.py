@@ -1,0 +1,139 @@
+"""The tables of a run: their columns, and how a round record becomes rows. Files are `table_files.py`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blossom_ray.blocks import ClientProfile
+from blossom_ray.records import ClientEvaluation, ClientTraining, RoundRecord
+
+Value = int | float | str | None
+Columns = dict[str, Sequence[Value]]
+
+ROUND_COLUMNS = {
+    "round": "int32",
+    "learning_rate": "double",
+    "num_clients": "int32",
+    "num_evaluated": "int32",
+    "num_examples": "int64",
+    "seconds": "double",
+    "seconds_train": "double",
+    "seconds_evaluate": "double",
+    "bytes_down": "int64",
+    "bytes_up": "int64",
+}
+"""Column to Arrow type. Behind them stands one `double` column per summary metric, in order of appearance."""
+
+CLIENT_COLUMNS = {
+    "round": "int32",
+    "client": "int32",
+    "modalities": "string",
+    "group": "string",
+    "num_train_examples": "int64",
+    "num_steps": "int64",
+    "train_loss": "double",
+    "bytes_down": "int64",
+    "bytes_up": "int64",
+    "train_seconds": "double",
+    "num_test_examples": "int64",
+    "loss": "double",
+    "accuracy": "double",
+    "balanced_accuracy": "double",
+    "macro_f1_present": "double",
+    "macro_f1_all": "double",
+    "evaluate_bytes_down": "int64",
+    "evaluate_seconds": "double",
+}
+BLOCK_COLUMNS = {
+    "round": "int32",
+    "block": "string",
+    "scope": "string",
+    "key": "string",
+    "contributors": "int32",
+    "weight": "int64",
+    "bytes_down": "int64",
+    "bytes_up": "int64",
+    "update_norm": "double",
+    "client_drift": "double",
+}
+TABLES = {"rounds": ROUND_COLUMNS, "clients": CLIENT_COLUMNS, "blocks": BLOCK_COLUMNS}
+_SCORES = ("accuracy", "balanced_accuracy", "macro_f1_present", "macro_f1_all")
+
+
+def table_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[str, Columns]:
+    """The rows that one round adds to each table, by table name and column.
+
+    Args:
+        record: The round.
+        profiles: All clients in the order of their ids.
+    """
+    return {
+        "rounds": _round_row(record),
+        "clients": _client_rows(record, profiles),
+        "blocks": _block_rows(record),
+    }
+
+
+def _round_row(record: RoundRecord) -> Columns:
+    seconds = record.seconds
+    row = {
+        "round": record.round_index,
+        "learning_rate": record.learning_rate,
+        "num_clients": len(record.cohort),
+        "num_evaluated": len(record.evaluation),
+        "num_examples": sum(training.num_examples for training in record.training),
+        "seconds": seconds.get("total"),
+        "seconds_train": seconds.get("train"),
+        "seconds_evaluate": seconds.get("evaluate"),
+        "bytes_down": sum(block.bytes_down for block in record.blocks),
+        "bytes_up": sum(block.bytes_up for block in record.blocks),
+    }
+    return {name: [value] for name, value in (row | dict(record.metrics)).items()}
+
+
+def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Columns:
+    trained = {training.client: training for training in record.training}
+    scored = {evaluation.client: evaluation for evaluation in record.evaluation}
+    clients = sorted(trained.keys() | scored.keys())
+    trainings = [trained.get(client) for client in clients]
+    evaluations = [scored.get(client) for client in clients]
+    return {
+        "round": [record.round_index] * len(clients),
+        "client": clients,
+        "modalities": [profiles[client].modality_set for client in clients],
+        "group": [profiles[client].group for client in clients],
+        "num_train_examples": _values(trainings, "num_examples"),
+        "num_steps": _values(trainings, "num_steps"),
+        "train_loss": _values(trainings, "loss"),
+        "bytes_down": _values(trainings, "bytes_down"),
+        "bytes_up": _values(trainings, "bytes_up"),
+        "train_seconds": _values(trainings, "seconds"),
+        "num_test_examples": _values(evaluations, "num_examples"),
+        "loss": _values(evaluations, "loss"),
+        **{
+            name: [None if evaluation is None else evaluation.scores[name] for evaluation in evaluations]
+            for name in _SCORES
+        },
+        "evaluate_bytes_down": _values(evaluations, "bytes_down"),
+        "evaluate_seconds": _values(evaluations, "seconds"),
+    }
+
+
+def _block_rows(record: RoundRecord) -> Columns:
+    blocks = record.blocks
+    return {
+        "round": [record.round_index] * len(blocks),
+        "block": [block.instance.name for block in blocks],
+        "scope": [str(block.instance.scope) for block in blocks],
+        "key": [block.instance.key for block in blocks],
+        "contributors": [block.contributors for block in blocks],
+        "weight": [block.weight for block in blocks],
+        "bytes_down": [block.bytes_down for block in blocks],
+        "bytes_up": [block.bytes_up for block in blocks],
+        "update_norm": [block.update_norm for block in blocks],
+        "client_drift": [block.client_drift for block in blocks],
+    }
+
+
+def _values(entries: Sequence[ClientTraining | ClientEvaluation | None], name: str) -> list[Value]:
+    return [None if entry is None else getattr(entry, name) for entry in entries]

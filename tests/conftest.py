@@ -1,0 +1,79 @@
+"""Shared by all tests: a small scenario, the real data where they are, one Ray session."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blossom_ray.scenario import Scenario
+
+REPOSITORY = Path(__file__).parent.parent
+UCI_HAR_ZIP = REPOSITORY.parent / "shared" / "data" / "UCI-HAR" / "UCI HAR Dataset.zip"
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "rounds": 2,
+    "data": {
+        "dataset": "synthetic",
+        "samples": 150,
+        "classes": 3,
+        "modalities": {"acc": {"shape": (8, 2)}, "gyro": {"shape": (8, 2)}},
+        "held_out_samples": 30,
+    },
+    "clients": [
+        {"count": 2, "modalities": ["acc"]},
+        {"count": 1, "modalities": ["gyro"]},
+        {"count": 2, "modalities": ["acc", "gyro"]},
+    ],
+    "model": {
+        "encoders": {
+            "acc": {"kind": "mlp", "hidden": [8], "dim": 6, "dropout": 0.1},
+            "gyro": {"kind": "mlp", "hidden": [8], "dim": 6, "dropout": 0.1},
+        },
+        "fusion": {"kind": "attention", "dim": 8},
+        "head": {"kind": "mlp", "hidden": [8], "dropout": 0.1},
+    },
+    "training": {"optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9}},
+    "execution": {"runtime": "local", "chunk_size": 2},
+}
+
+
+@pytest.fixture
+def small_scenario() -> Scenario:
+    """Five clients over two modalities that run in a fraction of a second, in this process."""
+    return Scenario.model_validate(SMALL)
+
+
+@pytest.fixture(scope="session")
+def uci_har_zip() -> Path:
+    """The official UCI-HAR archive."""
+    if not UCI_HAR_ZIP.exists():
+        pytest.skip(f"the real recordings are not at {UCI_HAR_ZIP}")
+    return UCI_HAR_ZIP
+
+
+@pytest.fixture(scope="session")
+def small_uci_har(uci_har_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every 20th window of the official archive, in the official layout."""
+    target = tmp_path_factory.mktemp("uci-har") / "small.zip"
+    with zipfile.ZipFile(uci_har_zip) as source, zipfile.ZipFile(target, "w") as small:
+        for member in source.namelist():
+            if "Inertial Signals" in member or Path(member).name.startswith(("y_", "subject_")):
+                lines = io.BytesIO(source.read(member)).readlines()
+                small.writestr(member, b"".join(lines[::20]))
+    return target
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray session of two cores for all tests that ask for it."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()

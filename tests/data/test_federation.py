@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blossom_ray.data.dataset import Targets
+from blossom_ray.data.federation import build_federation, federation_problems
+from blossom_ray.data.synthetic import synthetic_targets
+from blossom_ray.data.uci_har import UciHar
+from blossom_ray.scenario.sections import CustomData, SyntheticData, UciHarData
+
+OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
+
+
+def spec_of(**values: Any) -> SyntheticData:
+    return SyntheticData.model_validate({"dataset": "synthetic", **values})
+
+
+def test_every_row_belongs_to_one_client_and_one_side() -> None:
+    spec = spec_of(samples=403, partition={"kind": "dirichlet", "alpha": 0.5})
+    federation = build_federation(spec, synthetic_targets(spec, 0), 7, 0)
+    assert federation.num_clients == 7
+    rows = [federation.train_rows(k).tolist() + federation.test_rows(k).tolist() for k in range(7)]
+    assert sorted(row for own in rows for row in own) == list(range(403))
+    assert federation.num_train.tolist() == [len(federation.train_rows(k)) for k in range(7)]
+    assert federation.num_test.tolist() == [len(federation.test_rows(k)) for k in range(7)]
+    assert federation.num_test.tolist() == [int(0.3 * len(own) + 1e-9) for own in rows]
+
+
+def test_no_object_per_client() -> None:
+    spec = spec_of(samples=1000)
+    federation = build_federation(spec, synthetic_targets(spec, 0), 10, 0)
+    assert federation.train.shape == (700,)
+    assert federation.test.shape == (300,)
+    assert federation.train_ends.tolist() == list(range(0, 701, 70))
+    assert federation.train_rows(3).base is federation.train
+
+
+def test_the_federation_depends_on_the_seed() -> None:
+    spec = spec_of(samples=100)
+    targets = synthetic_targets(spec, 0)
+    first, again, other = (build_federation(spec, targets, 5, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first.train, again.train)
+    assert np.array_equal(first.test, again.test)
+    assert not np.array_equal(first.train, other.train)
+
+
+def test_no_problems() -> None:
+    assert federation_problems(spec_of(), ("acc",), 10, 0) == []
+
+
+def test_problems_of_the_partition_have_its_path() -> None:
+    spec = spec_of(samples=40, partition={"kind": "dirichlet"})
+    assert federation_problems(spec, ("acc",), 10, 0) == [
+        (
+            "data.partition.min_samples",
+            "is 10, which 40 samples over 10 clients cannot give",
+            "at most 4, or fewer clients",
+        )
+    ]
+
+
+def test_problems_of_the_split_have_its_path() -> None:
+    spec = spec_of(split="subject", subjects=10, partition={"kind": "subject"})
+    assert federation_problems(spec, ("acc",), 10, 0) == [
+        (
+            "data.split",
+            "is 'subject', but client 0 has samples of one subject alone",
+            "'sample', or at least two subjects per client",
+        )
+    ]
+
+
+def test_problems_of_files_stand_at_the_path(tmp_path: Path) -> None:
+    expected = "the official UCI HAR Dataset.zip or the folder that it unpacks to"
+    missing = str(tmp_path / "har.zip")
+    ((path, found, accepted),) = federation_problems(UciHarData(dataset="uci-har", path=missing), ("acc",), 2, 0)
+    assert (path, accepted) == ("data.path", expected)
+    assert found.startswith(f"is {missing!r}, which cannot be used (")
+    assert "does not exist" in found
+    assert federation_problems(UciHarData(dataset="uci-har"), ("acc",), 2, 0) == [("data.path", "is missing", expected)]
+
+
+def test_problems_of_own_data_stand_at_data() -> None:
+    data = CustomData(dataset="custom", factory="no_such_module_here:make")
+    ((path, found, _),) = federation_problems(data, ("acc",), 2, 0)
+    assert path == "data"
+    assert "there is no module 'no_such_module_here'" in found
+
+
+def test_ten_thousand_clients() -> None:
+    targets = Targets(np.arange(100_000) % 5, 5)
+    federation = build_federation(spec_of(), targets, 10_000, 0)
+    assert federation.num_train.tolist() == [7] * 10_000
+
+
+@pytest.mark.data
+def test_subjects_of_uci_har_do_not_cross_sides() -> None:
+    if not OFFICIAL.is_file():
+        pytest.skip(f"the official archive is not at {OFFICIAL}")
+    data = UciHarData.model_validate(
+        {"dataset": "uci-har", "path": str(OFFICIAL), "partition": {"kind": "subject"}, "split": "subject"}
+    )
+    targets = UciHar(OFFICIAL).targets()
+    assert targets.subjects is not None
+    federation = build_federation(data, targets, 5, 0)
+    seen: list[int] = []
+    for client in range(5):
+        train, test = (
+            set(targets.subjects[rows].tolist())
+            for rows in (federation.train_rows(client), federation.test_rows(client))
+        )
+        assert not train & test
+        seen += [*train, *test]
+    assert len(seen) == len(set(seen)) == 21

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blossom_ray.data.dataset import Dataset
+from blossom_ray.data.sources import open_source
+from blossom_ray.errors import DataError
+from blossom_ray.scenario.sections import CustomData, SyntheticData, UciHarData
+
+
+def own_dataset(rows: int = 6, class_names: tuple[str, ...] = ("no", "yes")) -> Dataset:
+    def part(held_out: Dataset | None, names: tuple[str, ...]) -> Dataset:
+        inputs = {name: np.zeros((rows, 2), np.float32) for name in ("left", "right")}
+        return Dataset(inputs, np.arange(rows) % 2, names, held_out=held_out)
+
+    return part(part(None, class_names), ("no", "yes"))
+
+
+def custom(factory: Any, **options: Any) -> CustomData:
+    return CustomData(dataset="custom", factory=factory, options=options)
+
+
+def test_synthetic() -> None:
+    source = open_source(SyntheticData(dataset="synthetic", samples=20), ("b", "a"), 0)
+    assert source.modalities == ("a", "b")
+    assert set(source.load().inputs) == {"a", "b"}
+    assert np.array_equal(source.targets().labels, source.load().labels)
+
+
+def test_uci_har_needs_a_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.path is missing; expected the official UCI HAR Dataset.zip"):
+        open_source(UciHarData(dataset="uci-har"), ("acc",), 0)
+    path = str(tmp_path / "har.zip")
+    assert open_source(UciHarData(dataset="uci-har", path=path), ("gyro",), 0).modalities == ("gyro",)
+
+
+def test_own_data_are_built_once_and_reduced_to_what_clients_own() -> None:
+    calls = []
+
+    def build(rows: int) -> Dataset:
+        calls.append(rows)
+        return own_dataset(rows)
+
+    source = open_source(custom(build, rows=8), ("left",), 0)
+    assert calls == []
+    assert len(source.targets().labels) == 8
+    dataset = source.load()
+    assert set(dataset.inputs) == {"left"}
+    assert dataset.held_out is not None
+    assert set(dataset.held_out.inputs) == {"left"}
+    assert calls == [8]
+
+
+def test_own_data_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_data_for_a_test.py").write_text(
+        "import numpy as np\n"
+        "from blossom_ray.data.dataset import Dataset\n"
+        "def build(rows):\n"
+        "    return Dataset({'m': np.ones((rows, 1), np.float32)}, np.zeros(rows, np.int64), ('only',))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    source = open_source(custom("own_data_for_a_test:build", rows=3), ("m",), 0)
+    assert source.load().num_samples == 3
+
+
+def fails(**_: object) -> Dataset:
+    raise RuntimeError("no such server")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (custom(fails), "data.factory raised RuntimeError: no such server"),
+        (custom(dict), "data.factory returned dict; expected a blossom_ray.Dataset"),
+        (custom(own_dataset, row=3), "data.factory raised TypeError: .*unexpected keyword argument 'row'"),
+        (custom(own_dataset, class_names=("a", "b")), "a held-out set with other class names; expected the same"),
+    ],
+)
+def test_faults_of_own_data(data: CustomData, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(data, ("left",), 0).load()
+
+
+def test_own_data_without_a_modality_that_clients_own() -> None:
+    source = open_source(custom(own_dataset), ("left", "top"), 0)
+    with pytest.raises(DataError, match=r"returned the modalities left, right; expected also top, which clients own"):
+        source.targets()

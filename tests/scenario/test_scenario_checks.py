@@ -1,0 +1,235 @@
+"""Values that are right in themselves and cannot stand together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blossom_ray.scenario.checks import cross_problems, input_shapes
+from blossom_ray.scenario.reader import inspect_scenario
+
+BASE = """\
+rounds: 2
+data: {dataset: synthetic}
+clients:
+  - {count: 3, modalities: [acc]}
+  - {count: 2, modalities: [acc, gyro], group: b}
+model:
+  encoders: {acc: {kind: gru}, gyro: {kind: gru}}
+training:
+  batch_size: 4
+"""
+UCI_HAR = {"data": {"dataset": "uci-har", "path": "."}}
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(BASE)
+
+    def check(overrides):
+        return [
+            str(problem).replace(str(path), "a.yaml")
+            for problem in inspect_scenario(path, overrides, dict.fromkeys(overrides, "set")).problems
+        ]
+
+    return check
+
+
+def test_the_base_is_right(problems):
+    assert problems({}) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"clients.1.modalities": ["acc", "gyro", "gyr"]},
+            "set: clients.1.modalities.2 is 'gyr'; "
+            "expected a modality with an encoder: acc, gyro; did you mean 'gyro'?",
+        ),
+        (
+            {"model.encoders.mag": {"kind": "gru"}},
+            "set: model.encoders.mag is an encoder that no client can train; "
+            "expected a modality that clients own: acc, gyro",
+        ),
+        (
+            {"data.modalities.gyra": {}},
+            "set: data.modalities.gyra is a modality without an encoder; "
+            "expected a modality with an encoder: acc, gyro; did you mean 'gyro'?",
+        ),
+        (
+            {"data.modalities.acc": {"shape": [3]}},
+            "set: data.modalities.acc.shape is [3]; expected 2 numbers (time, channels) for the kind sequence",
+        ),
+        (
+            {"data.modalities.acc": {"distinguishable_classes": 7}},
+            "set: data.modalities.acc.distinguishable_classes is 7; expected at most 6, the number of classes",
+        ),
+        (
+            {**UCI_HAR, "model.encoders.mag": {"kind": "gru"}, "clients.0.modalities": ["mag"]},
+            "set: model.encoders.mag is an encoder of a modality that uci-har does not have; expected one of acc, gyro",
+        ),
+        (
+            {"sharing": {"encoder/*": "shared", "fusion": "shared", "heat": "private", "head": "private"}},
+            "set: sharing.heat is not a block of this model; expected one of encoder/*, encoder/acc, encoder/gyro, "
+            "fusion, head; did you mean 'head'?",
+        ),
+        (
+            {"sharing": {"encoder/acc": "shared", "fusion": "shared"}},
+            "set: sharing says nothing about encoder/gyro, head; expected a scope for every block: "
+            "encoder/acc, encoder/gyro, fusion, head (encoder/* stands for every encoder)",
+        ),
+        (
+            {"sharing": {"encoder/*": "shared", "fusion": "group", "head": "group"}},
+            "a.yaml:4: clients.0.group is empty, while sharing gives fusion, head the scope group; "
+            "expected a label for every group of clients",
+        ),
+        (
+            {"model.encoders.acc.kind": "conv2d"},
+            "set: model.encoders.acc.kind is 'conv2d', while acc is a sequence of shape [64, 3]; "
+            "expected one of conv1d, conv-gru, gru, mlp, custom",
+        ),
+        (
+            {**UCI_HAR, "model.encoders.gyro.kind": "conv2d"},
+            "set: model.encoders.gyro.kind is 'conv2d', while gyro is a sequence of shape [128, 3]; "
+            "expected one of conv1d, conv-gru, gru, mlp, custom",
+        ),
+        (
+            {"data.modalities.acc": {"kind": "image"}},
+            "a.yaml:7: model.encoders.acc.kind is 'gru', while acc is an image of shape [1, 16, 16]; "
+            "expected one of conv2d, mlp, custom",
+        ),
+        (
+            {"data.modalities.acc": {"kind": "vector"}},
+            "a.yaml:7: model.encoders.acc.kind is 'gru', while acc is a vector of shape [32]; "
+            "expected one of mlp, custom",
+        ),
+        (
+            {"data.modalities.acc": {"shape": [7, 3]}, "model.encoders.acc.kind": "conv-gru"},
+            "set: model.encoders.acc.channels has so many layers that nothing is left of acc's shape [7, 3]; "
+            "expected fewer layers or larger samples",
+        ),
+        (
+            {
+                "data.modalities.acc": {"kind": "image", "shape": [1, 16, 4]},
+                "model.encoders.acc": {"kind": "conv2d", "channels": [2, 2, 2]},
+            },
+            "set: model.encoders.acc.channels has so many layers that nothing is left of acc's shape [1, 16, 4]; "
+            "expected fewer layers or larger samples",
+        ),
+        (
+            {
+                "data.modalities.acc": {"kind": "image"},
+                "model.encoders.acc": {"kind": "conv2d", "channels": [2, 2], "kernel_size": [3, 3, 3]},
+            },
+            "set: model.encoders.acc.kernel_size is [3, 3, 3]; expected one number, or 2 of them, as many as channels",
+        ),
+        (
+            {"server.clients_per_round": 6},
+            "set: server.clients_per_round is 6; expected at most 5, the number of clients",
+        ),
+        (
+            {"training.optimizer.nesterov": True},
+            "set: training.optimizer.nesterov is true, while momentum is 0; expected false, or a momentum above 0",
+        ),
+        (
+            {"training.schedule": {"kind": "cosine", "min_lr": 0.1}},
+            "set: training.schedule.min_lr is 0.1; expected at most 0.05, the learning rate of the optimizer",
+        ),
+        (
+            {"data.dataset": "uci-har"},
+            "set: data.path is null; expected the official 'UCI HAR Dataset.zip' or its unpacked folder; "
+            "get it from the UCI Machine Learning Repository, data set 240",
+        ),
+        (
+            {"data.dataset": "uci-har", "data.path": "no/where"},
+            "set: data.path is 'no/where', which does not exist; "
+            "expected the official 'UCI HAR Dataset.zip' or its unpacked folder",
+        ),
+        (
+            {"data.split": "subject"},
+            "set: data.split is 'subject', while data.subjects is null; "
+            "expected a number of subjects in data.subjects, or another choice",
+        ),
+        (
+            {"data.partition.kind": "subject"},
+            "set: data.partition.kind is 'subject', while data.subjects is null; "
+            "expected a number of subjects in data.subjects, or another choice",
+        ),
+        (
+            {"data.partition.kind": "subject", "data.subjects": 4},
+            "set: data.partition.kind is 'subject', while 4 subjects stand against 5 clients; "
+            "expected at least 1 per client",
+        ),
+        (
+            {"data.partition.kind": "subject", "data.subjects": 9, "data.split": "subject"},
+            "set: data.partition.kind is 'subject', while 9 subjects stand against 5 clients; "
+            "expected at least 2 per client, for data.split: subject puts whole subjects on both sides",
+        ),
+        (
+            {**UCI_HAR, "data.partition.kind": "subject", "clients.0.count": 20},
+            "set: data.partition.kind is 'subject', while 21 subjects stand against 22 clients; "
+            "expected at least 1 per client",
+        ),
+        ({"data.samples": 9}, "set: data.samples is 9; expected at least 10, 2 for each of 5 clients"),
+        (
+            {"data.samples": 49, "data.partition": {"kind": "dirichlet"}},
+            "set: data.partition.min_samples is 10 for each of 5 clients; expected at most 9, since data.samples is 49",
+        ),
+    ],
+)
+def test_what_does_not_fit_together(problems, overrides, message):
+    assert problems(overrides) == [message]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"server.clients_per_round": 5},
+        {"data.samples": 10},
+        {"data.samples": 50, "data.partition": {"kind": "quantity"}},
+        {"data.partition.kind": "subject", "data.subjects": 5},
+        {"data.modalities.acc": {"shape": [8, 3]}, "model.encoders.acc.kind": "conv-gru"},
+        {"training.schedule": {"kind": "cosine", "min_lr": 0.05}},
+        {"sharing": {"encoder/*": "group", "fusion": "group", "head": "local"}, "clients.0.group": "a"}
+        | {"sharing.head": "private"},
+        {"sharing": {"encoder/gyro": "group", "encoder/acc": "shared", "fusion": "shared", "head": "private"}},
+        {**UCI_HAR, "data.partition.kind": "subject", "clients.0.count": 19},
+    ],
+)
+def test_what_just_fits(problems, overrides):
+    assert problems(overrides) == []
+
+
+def test_checks_run_on_the_sections_that_are_right(problems):
+    found = problems({"rounds": 0, "server.clients_per_round": 9, "model.missing": "nothing"})
+    assert [text.split(";")[0] for text in found] == [
+        "set: rounds is 0",
+        "set: model.missing is 'nothing'",
+        "set: server.clients_per_round is 9",
+    ]
+    assert cross_problems({}) == []
+
+
+@pytest.mark.data
+def test_the_real_uci_har_path_is_accepted(problems):
+    archive = Path(__file__).parents[3] / "shared" / "data" / "UCI-HAR" / "UCI HAR Dataset.zip"
+    if not archive.exists():
+        pytest.skip("../shared/data/UCI-HAR is not there")
+    assert problems({"data": {"dataset": "uci-har", "path": str(archive)}}) == []
+
+
+def test_known_shapes_agree_with_the_data_sources():
+    from blossom_ray.data.synthetic import synthetic_dataset
+    from blossom_ray.scenario.sections import SyntheticData, SyntheticModality
+
+    data = SyntheticData(
+        dataset="synthetic",
+        samples=4,
+        held_out_samples=0,
+        modalities={"b": SyntheticModality(kind="image"), "c": SyntheticModality(kind="vector")},
+    )
+    dataset = synthetic_dataset(data, ("a", "b", "c"), 0)
+    assert dataset.input_shapes == input_shapes(data, ("a", "b", "c"))

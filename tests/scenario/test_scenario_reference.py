@@ -1,0 +1,56 @@
+"""The generated reference and the JSON Schema."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from blossom_ray.scenario.model import Scenario
+from blossom_ray.scenario.reference import json_schema, reference_markdown
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "scenario-reference.md"
+
+
+def test_the_committed_reference_is_current():
+    renew = "renew it: blossom-ray schema --markdown > docs/scenario-reference.md"
+    assert REFERENCE.read_text(encoding="utf-8") == reference_markdown(), renew
+
+
+def test_the_reference_names_every_top_level_key_and_some_others():
+    text = reference_markdown()
+    for name in Scenario.model_fields:
+        assert f"| `{name}` |" in text
+    for row in (
+        "| `lr` | a number above 0 | `0.05` | Learning rate. |",
+        "| `rounds` | an integer of at least 1 | required |",
+        "### `model.encoders.<modality>`",
+        "**`dataset: uci-har`**",
+        "| `modalities` | a section by name | `{}` |",
+    ):
+        assert row in text
+
+
+def test_every_field_is_explained():
+    assert not [line for line in reference_markdown().splitlines() if line.endswith("|  |")]
+
+
+def test_the_schema_is_plain_json_of_draft_2020_12():
+    schema = json_schema()
+    assert json.loads(json.dumps(schema)) == schema
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["required"] == ["rounds", "data", "clients", "model"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["rounds"]["minimum"] == 1
+    assert "Rounds count from 1" in schema["properties"]["rounds"]["description"]
+    assert schema["$defs"]["CustomHead"]["properties"]["factory"]["type"] == "string"
+
+
+def test_validation_loads_no_heavy_package():
+    code = (
+        "import sys, blossom_ray.scenario.reader, blossom_ray.scenario.reference\n"
+        "print(sorted({'torch', 'ray', 'polars', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from blossom_ray.aggregation import Total
+from blossom_ray.blocks import BlockInstance, Scope
+from blossom_ray.client import SentBlock
+from blossom_ray.scenario.sections import FedAdam, FedAvg
+from blossom_ray.server import Server, ServerBlock, server_step
+from blossom_ray.server_optimizer import init
+
+HEAD = BlockInstance("head", Scope.SHARED)
+FUSION = BlockInstance("fusion", Scope.SHARED)
+
+
+def server(section: FedAvg | FedAdam, *values: float, num_parameters: int | None = None) -> Server:
+    vector = np.array(values, dtype=np.float32)
+    size = len(values) if num_parameters is None else num_parameters
+    block = ServerBlock(SentBlock(0, vector), size, init(section, size))
+    return Server({FUSION: block, HEAD: block})
+
+
+def total(*values: float) -> Total:
+    return np.array(values)
+
+
+def test_fedavg_takes_the_average_and_counts_the_version() -> None:
+    section = FedAvg(kind="fedavg")
+    before = server(section, 0.0, 0.0)
+    after, norms = server_step(before, {HEAD: total(3.0, 4.0)}, section)
+    assert after.blocks[HEAD].sent.values.tolist() == [3.0, 4.0]
+    assert after.blocks[HEAD].sent.version == 1
+    assert norms == {HEAD: 5.0}
+    assert before.blocks[HEAD].sent.values.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("section", [FedAvg(kind="fedavg"), FedAdam(kind="fedadam")])
+def test_a_block_without_contributors_keeps_value_version_and_state(section: FedAvg | FedAdam) -> None:
+    before = server(section, 1.0, 2.0)
+    after, norms = server_step(before, {HEAD: total(3.0, 4.0)}, section)
+    assert after.blocks[FUSION] is before.blocks[FUSION]
+    assert FUSION not in norms
+
+
+def test_normalisation_statistics_take_the_average_whatever_the_optimizer() -> None:
+    section = FedAdam(kind="fedadam", lr=1.0)
+    # One parameter, then a running variance: an adaptive step would send it from 0.1 to about -10.
+    before = server(section, 0.0, 0.1, num_parameters=1)
+    after, norms = server_step(before, {HEAD: total(0.5, 0.05)}, section)
+    parameter, variance = after.blocks[HEAD].sent.values
+    assert variance == np.float32(0.05)
+    # FedAdam by hand: m = 0.1 * 0.5, v = 0.99e-6 + 0.01 * 0.25, step = m / (sqrt(v) + 0.001)
+    assert parameter == pytest.approx(0.05 / (np.sqrt(0.99e-6 + 0.0025) + 1e-3), rel=1e-6)
+    assert norms[HEAD] == pytest.approx(parameter)
+
+
+def test_the_digest_tells_values_apart() -> None:
+    section = FedAvg(kind="fedavg")
+    assert server(section, 1.0).digest() == server(section, 1.0).digest()
+    assert server(section, 1.0).digest() != server(section, 2.0).digest()
