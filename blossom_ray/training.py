@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn import functional as F
 
 from blossom_ray.aggregation import Vector
 from blossom_ray.client import LocalState, OptimizerState
+from blossom_ray.client_optimizer import BlockOptimizer
 from blossom_ray.models.workspace import Workspace
-from blossom_ray.scenario.sections import Adam, AdamW, ClientOptimizer, Sgd, Training
+from blossom_ray.scenario.sections import Training
 from blossom_ray.seeding import Purpose, generator, torch_seed
 
 
@@ -80,9 +80,7 @@ def train_locally(
     before = {name: flat.values[: flat.num_parameters].clone() for name, flat in trained.items()}
     tensors = {modality: read_only_tensor(values).to(device) for modality, values in inputs.items()}
     targets = read_only_tensor(labels).to(device)
-    optimizer, leaves = _make_optimizer(workspace, section.optimizer, learning_rate)
-    if optimizer_state:
-        _load_optimizer_state(optimizer, leaves, optimizer_state)
+    optimizer = BlockOptimizer(section.optimizer, trained, learning_rate, optimizer_state)
 
     num_samples, num_steps = len(labels), 0
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -105,7 +103,7 @@ def train_locally(
     return LocalResult(
         blocks={name: flat.read() for name, flat in trained.items()},
         local_state=workspace.local_state(),
-        optimizer_state=_optimizer_state(optimizer, leaves) if section.keep_optimizer_state else {},
+        optimizer_state=optimizer.state() if section.keep_optimizer_state else {},
         num_examples=num_examples,
         num_steps=num_steps,
         loss=float(loss_sum) / num_examples,
@@ -131,53 +129,6 @@ def _seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _make_optimizer(
-    workspace: Workspace, section: ClientOptimizer, learning_rate: float
-) -> tuple[torch.optim.Optimizer, dict[str, Parameter]]:
-    """One optimizer over one leaf per block: the block's vector with its gradient vector."""
-    leaves: dict[str, Parameter] = {}
-    for name, flat in workspace.trained.items():
-        leaf = Parameter(flat.values[: flat.num_parameters])
-        leaf.grad = flat.gradient
-        leaves[name] = leaf
-    parameters = list(leaves.values())
-    match section:
-        case Sgd():
-            return torch.optim.SGD(
-                parameters,
-                lr=learning_rate,
-                momentum=section.momentum,
-                weight_decay=section.weight_decay,
-                nesterov=section.nesterov,
-            ), leaves
-        case Adam() | AdamW():
-            kind = torch.optim.Adam if isinstance(section, Adam) else torch.optim.AdamW
-            return kind(
-                parameters,
-                lr=learning_rate,
-                betas=(section.beta1, section.beta2),
-                eps=section.eps,
-                weight_decay=section.weight_decay,
-            ), leaves
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, leaves: Mapping[str, Parameter]) -> OptimizerState:
-    return {
-        name: {key: value.cpu().numpy().copy() for key, value in optimizer.state[leaf].items() if value is not None}
-        for name, leaf in leaves.items()
-    }
-
-
-def _load_optimizer_state(
-    optimizer: torch.optim.Optimizer, leaves: Mapping[str, Parameter], state: OptimizerState
-) -> None:
-    for name, leaf in leaves.items():
-        for key, value in state[name].items():
-            # Adam counts steps in a CPU tensor of its own; everything else lies beside the parameters.
-            device = "cpu" if key == "step" else leaf.device
-            optimizer.state[leaf][key] = torch.tensor(value, device=device)
 
 
 def _distance(new: Tensor, old: Tensor) -> float:

@@ -17,7 +17,7 @@ from blossom_ray.scenario.sections import ClientResources, Execution
 # Memory of one actor process once torch is imported, without models and shards (measured: 173 MiB unique).
 ACTOR_MEMORY_BYTES = 175 * 2**20
 # An uneven division is mended by splitting chunks when the fullest actor has this much more than its fair share.
-_TOLERATED_IMBALANCE = 1.25
+_TOLERATED_IMBALANCE = 1.05
 
 
 @dataclass(frozen=True)
