@@ -1,0 +1,166 @@
+"""What is particular to Ray: what crosses process boundaries, and what happens when a process fails."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray import cloudpickle
+from torch import nn
+
+from blossom_ray import RunError, Scenario, simulate
+from blossom_ray.client_host import ClientHost
+from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError
+from blossom_ray.preparation import Preparation, prepare
+from blossom_ray.runtime import actors
+from blossom_ray.server import initial_server
+from blossom_ray.simulation import run_rounds
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture
+def on_ray(small_scenario: Scenario) -> Scenario:
+    return small_scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": 3})
+
+
+def start(scenario: Scenario, folder: Path) -> tuple[Preparation, actors.ActorRuntime]:
+    preparation = prepare(scenario, folder)
+    handles = actors._spawn_clients(scenario.execution, scenario.num_clients)
+    return preparation, actors.ActorRuntime(preparation, handles)
+
+
+def private_values(scenario: Scenario, folder: Path) -> list[bytes]:
+    """Values of all private blocks after one round, from a host in this process: the same bits as in the actors."""
+    preparation = prepare(scenario, folder)
+    plan, population = preparation.plan, preparation.population
+    host = ClientHost(plan, population.profiles, preparation.open_shards())
+    server = initial_server(plan, population.representatives(), scenario.server.optimizer)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for chunk in population.chunks:
+        host.train(chunk, server.sent, round_index=1, learning_rate=0.05, whole=True)
+    torch.set_num_threads(threads)
+    states = [state for _, state in host._staged.values()]
+    host.close()
+    return [values.tobytes() for state in states for values in state.private.values()]
+
+
+def test_no_private_block_ever_reaches_the_driver(
+    on_ray: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = on_ray.override({"sharing": "private-head-fusion", "rounds": 1})
+    secrets = private_values(scenario, tmp_path / "copy")
+    assert len(secrets) == 2 * scenario.num_clients
+
+    received: list[bytes] = []
+    get = ray.get
+
+    def watched_get(refs: Any, **options: Any) -> Any:
+        value = get(refs, **options)
+        # In band, so that the bytes of arrays stand in the pickle as they are.
+        received.append(cloudpickle.dumps(value, protocol=4))
+        return value
+
+    monkeypatch.setattr(ray, "get", watched_get)
+    preparation, runtime = start(scenario, tmp_path / "run")
+    server = initial_server(preparation.plan, preparation.population.representatives(), scenario.server.optimizer)
+    for _ in run_rounds(preparation, runtime, server):
+        pass
+    runtime.close()
+
+    everything = b"".join(received)
+    # The watch works: what clients do share has come through it ...
+    assert sum(len(message) for message in received) > 1000
+    assert any(b"PartialSum" in message for message in received)
+    # ... and nothing private has.
+    assert not [secret for secret in secrets if secret in everything]
+
+
+def test_the_watch_would_notice_a_block_that_is_shared(on_ray: Scenario, tmp_path: Path) -> None:
+    """The same search finds a head when the scheme shares it and each client has an actor of its own."""
+    scenario = on_ray.override({"sharing": "full-model", "execution.clients_per_actor": 1})
+    preparation, runtime = start(scenario, tmp_path)
+    server = initial_server(preparation.plan, preparation.population.representatives(), scenario.server.optimizer)
+    chunk = preparation.population.chunks[-1]
+    update = next(runtime.train([chunk], server.sent, round_index=1, learning_rate=0.05))
+    sums = dict(update.sums)
+    runtime.close()
+    assert {instance.name for instance in sums} == {"encoder/gyro", "fusion", "head"}
+
+
+def test_a_client_s_own_error_arrives_as_it_was(on_ray: Scenario) -> None:
+    class Broken(nn.Module):
+        def forward(self, fused: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                raise RuntimeError("no such thing")
+            return fused[:, :3]
+
+    scenario = on_ray.override({"model.head": {"kind": "custom", "factory": lambda *_: Broken()}})
+    with pytest.raises(ClientError, match="client 0, round 1: RuntimeError: no such thing") as caught:
+        simulate(scenario)
+    assert "in forward" in caught.value.details
+
+
+def test_a_lost_actor_is_named_and_ends_the_run(on_ray: Scenario, tmp_path: Path) -> None:
+    preparation, runtime = start(on_ray, tmp_path)
+    server = initial_server(preparation.plan, preparation.population.representatives(), on_ray.server.optimizer)
+    rounds = run_rounds(preparation, runtime, server)
+    next(rounds)
+    pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in runtime._actors])
+    os.kill(pids[0], signal.SIGKILL)
+    with pytest.raises(ActorLostError, match="a client actor died"):
+        for _ in rounds:
+            pass
+    runtime.close()
+
+
+def test_a_client_that_hangs_is_given_up(on_ray: Scenario) -> None:
+    class Hanging(nn.Module):
+        def forward(self, fused: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                time.sleep(60)
+            return fused[:, :3]
+
+    scenario = on_ray.override(
+        {
+            "model.head": {"kind": "custom", "factory": lambda *_: Hanging()},
+            "execution.timeout_s": 2.0,
+        }
+    )
+    with pytest.raises(ActorTimeoutError, match="round 1, training: no actor finished a chunk for 2 s"):
+        simulate(scenario)
+
+
+def test_closing_a_stream_ends_its_actors(on_ray: Scenario) -> None:
+    stream = simulate(on_ray.override({"rounds": 1000}), stream=True)
+    assert isinstance(stream, Iterator)
+    assert next(stream).round_index == 0
+    stream.close()  # type: ignore[attr-defined]  # the iterator of a stream is a generator
+    deadline = time.monotonic() + 30
+    while busy_cores() > 0:
+        assert time.monotonic() < deadline, "actors of a closed run still hold cores"
+        time.sleep(0.2)
+
+
+def busy_cores() -> float:
+    return float(ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0))
+
+
+def test_more_actors_than_fit_are_refused_before_anything_starts(on_ray: Scenario) -> None:
+    scenario = on_ray.override({"execution.clients_per_actor": 1, "execution.client_resources": {"num_cpus": 1.0}})
+    with pytest.raises(Exception, match="takes 5 actors for 5 clients; 2 with 1 CPU cores") as caught:
+        simulate(scenario)
+    assert caught.value.exit_code == 2  # type: ignore[attr-defined]  # an InputError, whatever its class
+    assert not isinstance(caught.value, RunError)
+
+
+def test_what_an_actor_receives_cannot_be_written() -> None:
+    reference = ray.put(np.zeros(200_000, dtype=np.float32))
+    assert not ray.get(reference).flags.writeable
