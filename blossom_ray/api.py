@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, overload
 
+from blossom_ray.checkpoint import Session
 from blossom_ray.data.federation import federation_problems
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.records import RoundRecord
@@ -48,6 +49,7 @@ def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool 
     """
     check_federation(scenario)
     if out is not None:
+        scenario_yaml(scenario)  # what no file can hold is refused before there is a folder
         folder = new_run_folder(Path(out), scenario.name)
         records = recorded(scenario, folder)
         if stream:
@@ -77,18 +79,32 @@ def check_federation(scenario: Scenario) -> None:
         raise ScenarioError(tuple(Problem(*problem) for problem in found))
 
 
-def events(scenario: Scenario) -> Iterator[Event]:
-    """What a run reports as it goes: facts, round records, facts."""
+def events(
+    scenario: Scenario,
+    checkpoints: Path | None = None,
+    resume_at_most: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """What a run reports as it goes: facts, round records, facts.
+
+    Args:
+        scenario: What to run.
+        checkpoints: The folder of the run's checkpoints; None: a temporary one, for replacing lost actors only.
+        resume_at_most: Go on from the newest whole checkpoint up to this round; None to begin anew.
+        stopping: Asked again and again; True ends the run after the round in progress.
+    """
     with TemporaryDirectory(prefix="blossom-ray-") as name:
-        folder = Path(name)
+        shards = Path(name) / "shards"
+        shards.mkdir()
+        session = Session(shards, checkpoints or Path(name) / "checkpoints", resume_at_most)
         if scenario.execution.runtime == "local":
             from blossom_ray.runtime.local import LocalRuntime
 
-            yield from run(scenario, folder, LocalRuntime)
+            yield from run(scenario, session, LocalRuntime, stopping)
         else:
             from blossom_ray.runtime.actors import stream
 
-            yield from stream(scenario, folder, run)
+            yield from stream(scenario, session, run, stopping)
 
 
 def recorded(scenario: Scenario, folder: Path) -> Generator[RoundRecord, None, None]:

@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -66,36 +68,30 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Run a scenario: a live view on a terminal, plain lines elsewhere, everything in the run folder."""
-    checked = _load(scenario, settings, seed)
+    with _interruptible() as interruption:
+        checked = _load(scenario, settings, seed)
 
-    from rich.console import Console
+        from rich.console import Console
 
-    from blossom_ray.api import recorded
-    from blossom_ray.console import choose_view, final_summary
-    from blossom_ray.results import Run, new_run_folder
+        from blossom_ray.api import recorded
+        from blossom_ray.console import choose_view, final_summary
+        from blossom_ray.results import Run, new_run_folder
 
-    console = Console()
-    folder = new_run_folder(out, checked.name)
-    profiles = tuple(checked.profiles())
-    try:
-        with _termination_as_interrupt(), closing(recorded(checked, folder)) as records:
+        console = Console()
+        profiles = tuple(checked.profiles())
+        folder = interruption.folder = new_run_folder(out, checked.name)
+        with closing(recorded(checked, folder)) as records:
             if as_json:
                 for record in records:
-                    print(json.dumps({"round": record.round_index, **record.metrics}), flush=True)
+                    _print_json({"round": record.round_index, **record.metrics})
             else:
                 with choose_view(checked, profiles, console) as view:
                     for record in records:
                         view.update(record)
-    except KeyboardInterrupt as interrupt:
-        _fail(
-            f"interrupted; complete rounds are kept in {folder}\n"
-            f'look at them with: python -c "import blossom_ray; print(blossom_ray.Run.open({str(folder)!r}).rounds)"',
-            143 if isinstance(interrupt, _Terminated) else 130,
-        )
-    if as_json:
-        print(json.dumps({"run": str(folder), "status": "finished"}))
-    else:
-        console.print(final_summary(Run.open(folder)))
+        if as_json:
+            _print_json({"run": str(folder), "status": "finished"})
+        else:
+            console.print(final_summary(Run.open(folder)))
 
 
 @app.command(epilog="Example: blossom-ray validate scenarios/quickstart.yaml --set data.partition.alpha=0.1")
@@ -107,11 +103,11 @@ def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = Non
         if not as_json:
             raise
         problems = [vars(problem) | {"message": str(problem)} for problem in error.problems]
-        print(json.dumps({"valid": False, "problems": problems}))
+        _print_json({"valid": False, "problems": problems})
         raise typer.Exit(error.exit_code) from None
     facts = {"clients": checked.num_clients, "rounds": checked.rounds, "modalities": list(checked.modalities)}
     if as_json:
-        print(json.dumps({"valid": True, **facts}))
+        _print_json({"valid": True, **facts})
     else:
         names = ", ".join(checked.modalities)
         print(f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}")
@@ -149,17 +145,28 @@ def _load(path: Path, settings: list[str] | None, seed: int | None) -> Scenario:
     from blossom_ray.data.federation import federation_problems
     from blossom_ray.scenario.reader import inspect_scenario, parse_assignment
 
-    assignments = [parse_assignment(text) for text in settings or []]
-    overrides: dict[str, Any] = dict(assignments)
+    problems: list[Problem] = []
+    overrides: dict[str, Any] = {}
+    for text in settings or []:
+        try:
+            key, value = parse_assignment(text)
+        except ScenarioError as error:
+            problems += error.problems
+        else:
+            overrides[key] = value
     sources = {key: f"--set {key}" for key in overrides}
     if seed is not None:
         overrides["seed"], sources["seed"] = seed, "--seed"
     reading = inspect_scenario(path, overrides, sources)
-    problems = list(reading.problems)
+    problems += reading.problems
     sections = reading.sections
-    if {"data", "clients", "model", "seed"} <= sections.keys() and not _concerns(problems, "data", "clients"):
-        num_clients = sum(group.count for group in sections["clients"])
-        modalities = tuple(sorted(sections["model"].encoders))
+    if {"data", "clients", "seed"} <= sections.keys() and not _concerns(problems, "data", "clients"):
+        clients = sections["clients"]
+        num_clients = sum(group.count for group in clients)
+        owned = {modality for group in clients for modality in group.modalities}
+        # A modality that the data do not have is reported already, at its encoder.
+        owned -= {problem.path.removeprefix("model.encoders.") for problem in problems}
+        modalities = tuple(sorted(owned))
         for where, found, expected in federation_problems(sections["data"], modalities, num_clients, sections["seed"]):
             problems.append(reading.problem(where, found, expected))
     if problems or reading.scenario is None:
@@ -172,20 +179,50 @@ def _concerns(problems: list[Problem], *sections: str) -> bool:
     return any(problem.path.split(".")[0] in sections for problem in problems)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C."""
+@dataclass
+class _Interruption:
+    """What an interrupt finds: the signals received so far, and the run folder, once there is one."""
+
+    signals: list[int] = field(default_factory=list)
+    folder: Path | None = None
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    def terminate(_signum: int, _frame: object) -> NoReturn:
-        raise _Terminated
+def _interruptible() -> Iterator[_Interruption]:
+    """End the command on Ctrl-C or SIGTERM with a message and 130 or 143, after the run has cleaned up."""
+    interruption = _Interruption()
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    def interrupt(signum: int, _frame: object) -> None:
+        interruption.signals.append(signum)
+        # The second one comes from an impatient hand while the run cleans up; a third one breaks that off.
+        if len(interruption.signals) != 2:
+            raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield interruption
+    except KeyboardInterrupt:
+        # The process is about to end; one more signal would only add a traceback.
+        before = dict.fromkeys(before, signal.SIG_IGN)
+        # Ray raises its own KeyboardInterrupt in place of ours, so the signal is told by what was noted.
+        exit_code = 128 + (interruption.signals or [signal.SIGINT])[0]
+        folder = interruption.folder
+        if folder is None or not (folder / "manifest.json").exists():
+            _fail("interrupted before the run began", exit_code)
+        _fail(
+            f"interrupted; complete rounds are kept in {folder}\n"
+            f'look at them with: python -c "import blossom_ray; print(blossom_ray.Run.open({str(folder)!r}).rounds)"',
+            exit_code,
+        )
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    # JSON has no infinity and no NaN, which the loss of a client that diverges may be.
+    finite = {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in values.items()}
+    print(json.dumps(finite), flush=True)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

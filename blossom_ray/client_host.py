@@ -10,15 +10,18 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
 from blossom_ray.blocks import BlockInstance, ClientProfile
+from blossom_ray.checkpoint import read_clients, write_clients
 from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.errors import BlossomError, ClientError
@@ -55,6 +58,8 @@ class ClientHost:
         self._states: dict[int, ClientState] = {}
         # A client's new state waits here until the round goes on, so that a chunk can be trained again.
         self._staged: dict[int, tuple[int, ClientState]] = {}
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
 
     @property
     def clients(self) -> tuple[int, ...]:
@@ -155,8 +160,42 @@ class ClientHost:
         """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""
         return {client: self._digest(client) for client in self.clients}
 
+    def replay_evaluation(self, chunk: Chunk, blocks: Mapping[BlockInstance, SentBlock], *, round_index: int) -> None:
+        """Bring clients into the state in which scoring them would leave them, without scoring."""
+        for client in chunk.clients:
+            self._settle(client, accepted=round_index)
+            state = self._states.get(client, ClientState())
+            held = self._plan.sent_blocks(self._profiles[client])
+            versions = {instance: blocks[instance].version for instance in held}
+            self._states[client] = replace(state, versions={**state.versions, **versions})
+
+    def begin_checkpoint(self, path: Path, *, round_index: int) -> None:
+        """Write all clients' states after a round into a file, in the background.
+
+        States are never changed in place, so what is trained meanwhile does not touch what is written.
+        """
+        for client in list(self._staged):
+            self._settle(client, accepted=round_index)
+        self._writing = self._writer.submit(write_clients, path, dict(self._states))
+
+    def finish_checkpoint(self) -> None:
+        """Wait until the file is on disk.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def restore(self, paths: Sequence[Path]) -> None:
+        """Take the states of this host's clients from a checkpoint's files."""
+        self._states = read_clients(paths, self.clients)
+        self._staged.clear()
+
     def close(self) -> None:
         """Unmap the shards."""
+        self._writer.shutdown()
         self._shards.close()
 
     def _train_client(

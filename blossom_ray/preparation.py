@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out
 from blossom_ray.data.sources import open_source
 from blossom_ray.sampling import Population
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.writer import plain_tree
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class Preparation:
         owned = {modality for client in clients for modality in self.population.profiles[client].modalities}
         held_out = pack_held_out(self.shards, sorted(owned)) if self.has_held_out else {}
         return {**pack(self.shards, clients), **held_out}
+
+    def facts(self) -> dict[str, object]:
+        """What a run that goes on from a checkpoint must agree with: all that its numbers follow from."""
+        tree = plain_tree(self.scenario, defaults=True)
+        for place_only in ("name", "checkpoint", "failures"):
+            del tree[place_only]
+        tree["execution"] = {"chunk_size": self.scenario.execution.chunk_size}
+        # Callables are compared by name: two processes have no more in common.
+        scenario = json.loads(json.dumps(tree, default=lambda value: getattr(value, "__qualname__", repr(type(value)))))
+        return {"scenario": scenario, "data_fingerprint": self.fingerprint}
 
     def describe(self) -> Mapping[str, object]:
         """What the run's manifest says about the data."""

@@ -79,6 +79,26 @@ class BlockRound:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Something that went wrong in a round, and what was done about it.
+
+    Attributes:
+        phase: `set-up`, `training` or `evaluation`.
+        clients: Ids of the clients concerned.
+        actor: Number of the actor concerned, None in the local runtime.
+        cause: One line.
+        action: `repeated`: the work was done again, with the same results. `dropped`: the round went on without
+            these clients.
+    """
+
+    phase: str
+    clients: tuple[int, ...]
+    actor: int | None
+    cause: str
+    action: str
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """Everything that one round reports. Round 0 is the untrained model.
 
@@ -93,6 +113,7 @@ class RoundRecord:
             `accuracy_p90` (spread over clients), `accuracy/<modality set>`; `held_out/accuracy/<modality set>`.
         blocks: One entry per block instance.
         seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
+        failures: What went wrong, in the order in which it was noticed.
     """
 
     round_index: int
@@ -103,3 +124,4 @@ class RoundRecord:
     metrics: Mapping[str, float]
     blocks: tuple[BlockRound, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()

@@ -13,9 +13,10 @@ import numpy as np
 from blossom_ray.aggregation import Accumulator, Total
 from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.client import ClientPlan
+from blossom_ray.errors import RunError
 from blossom_ray.metrics import summarize
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
+from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.sampling import Population, draw_clients
 from blossom_ray.seeding import Purpose
@@ -87,6 +88,12 @@ def train_round(
             sums[instance].add(part)
         bytes_down.update(update.bytes_down)
         bytes_up.update(update.bytes_up)
+    fewest = preparation.scenario.failures.min_clients
+    if len(records) < fewest:
+        raise RunError(
+            f"round {round_index}: {len(records)} clients are left after failures; "
+            f"expected at least {fewest} (failures.min_clients)"
+        )
     return RoundTraining(
         learning_rate=learning_rate,
         records=tuple(sorted(records, key=lambda record: record.client)),
@@ -138,6 +145,7 @@ def round_record(
     training: RoundTraining | None,
     evaluation: RoundEvaluation,
     update_norms: Mapping[BlockInstance, float],
+    failures: tuple[Failure, ...] = (),
 ) -> RoundRecord:
     """What the round reports, from its two halves; `training` is None for round 0."""
     seconds = {"train": training.seconds if training else 0.0, "evaluate": evaluation.seconds}
@@ -150,6 +158,7 @@ def round_record(
         metrics=({"train_loss": training.loss} if training else {}) | dict(evaluation.metrics),
         blocks=_block_rounds(preparation, server, training, evaluation, update_norms),
         seconds=seconds | {"total": sum(seconds.values())},
+        failures=failures,
     )
 
 

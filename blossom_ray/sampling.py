@@ -30,6 +30,10 @@ class Chunk:
     index: int
     clients: tuple[int, ...]
 
+    def without(self, client: int) -> Chunk:
+        """The chunk without one of its clients."""
+        return Chunk(self.index, tuple(other for other in self.clients if other != client))
+
 
 class Population:
     """The registered clients and their chunks.

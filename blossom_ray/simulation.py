@@ -5,10 +5,10 @@ The loop yields records; printing, saving and stopping early are what its caller
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from blossom_ray.checkpoint import CheckpointStore, Session, check_compatible
 from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.records import RoundRecord
 from blossom_ray.rounds import evaluate_round, round_record, train_round
@@ -28,32 +28,58 @@ class RunInfo:
 Event = RunInfo | RoundRecord
 
 
-def run(scenario: Scenario, folder: Path, start: Callable[[Preparation], Runtime]) -> Iterator[Event]:
-    """Prepare a scenario, run its rounds, and report facts before and after.
+def run(
+    scenario: Scenario,
+    session: Session,
+    start: Callable[[Preparation], Runtime],
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Prepare a scenario, run its rounds with checkpoints, and report facts before and after.
 
     Args:
         scenario: The scenario.
-        folder: An empty folder for the clients' shards; it must outlive the run.
+        session: Folders, and where to go on from.
         start: Makes the runtime from the prepared federation.
+        stopping: Asked after each round; True ends the run there, with a checkpoint.
 
     Raises:
         DataError: The data cannot be read, or cannot be divided as the scenario asks.
+        RunFolderError: The checkpoint to go on from belongs to another scenario or other data.
         RunError: A client or an actor failed.
     """
-    preparation = prepare(scenario, folder)
+    preparation = prepare(scenario, session.folder)
+    store = CheckpointStore(session.checkpoints, scenario.checkpoint.keep) if session.checkpoints else None
     runtime = start(preparation)
     try:
         server = initial_server(preparation.plan, preparation.population.representatives(), scenario.server.optimizer)
         parameters = {str(instance): block.num_parameters for instance, block in server.blocks.items()}
-        yield RunInfo({**preparation.describe(), **runtime.describe(), "parameters": parameters})
-        server = yield from run_rounds(preparation, runtime, server)
+        first_round, notes = 0, tuple[str, ...]()
+        if store is not None and session.resume_at_most is not None:
+            checkpoint, notes = store.newest(session.resume_at_most)
+            if checkpoint is not None:
+                check_compatible(checkpoint, preparation.facts())
+                server = checkpoint.restore(server)
+                runtime.restore(checkpoint)
+                first_round = checkpoint.round_index + 1
+        facts = {**preparation.describe(), **runtime.describe(), "parameters": parameters}
+        yield RunInfo({**facts, "first_round": first_round, "notes": list(notes)})
+        writer = _CheckpointWriter(store, preparation, runtime)
+        for record, new_server in run_rounds(preparation, runtime, server, first_round):
+            server = new_server
+            yield record
+            is_last = record.round_index == scenario.rounds or stopping()
+            writer.after_round(record.round_index, server, is_last=is_last)
+            if is_last:
+                break
         private = {str(client): digest for client, digest in runtime.private_digests().items()}
         yield RunInfo({"digest": {"shared": server.digest(), "private": private}, **runtime.describe()})
     finally:
         runtime.close()
 
 
-def run_rounds(preparation: Preparation, runtime: Runtime, server: Server) -> Generator[RoundRecord, None, Server]:
+def run_rounds(
+    preparation: Preparation, runtime: Runtime, server: Server, first_round: int = 0
+) -> Iterator[tuple[RoundRecord, Server]]:
     """Federated averaging, block by block.
 
     Per round t and block instance b with contributors S_b: A_b = sum n_k x_k / sum n_k over k in S_b, n_k the
@@ -63,27 +89,77 @@ def run_rounds(preparation: Preparation, runtime: Runtime, server: Server) -> Ge
     Args:
         preparation: The prepared federation.
         runtime: Executes the clients.
-        server: The untrained server.
+        server: The server before `first_round`.
+        first_round: The first round to run; 0 scores the untrained model.
 
     Yields:
-        A record per round, beginning with round 0, the untrained model.
-
-    Returns:
-        The server after the last round.
+        Each round's record with the server after it.
 
     Source: McMahan et al. 2017 (arXiv:1602.05629), algorithm 1, per block as in BLOSSOM (arXiv:2603.27552).
     """
     scenario = preparation.scenario
     base_rate, schedule = scenario.training.optimizer.lr, scenario.training.schedule
 
-    evaluation = evaluate_round(preparation, runtime, server, 0)
-    yield round_record(preparation, server, 0, training=None, evaluation=evaluation, update_norms={})
-    for round_index in range(1, scenario.rounds + 1):
+    if first_round == 0:
+        evaluation = evaluate_round(preparation, runtime, server, 0)
+        record = round_record(
+            preparation,
+            server,
+            0,
+            training=None,
+            evaluation=evaluation,
+            update_norms={},
+            failures=runtime.take_failures(),
+        )
+        yield record, server
+    for round_index in range(max(1, first_round), scenario.rounds + 1):
         rate = learning_rate(schedule, base_rate, round_index, scenario.rounds)
         training = train_round(preparation, runtime, server, round_index, rate)
         server, norms = server_step(server, training.averages, scenario.server.optimizer)
         evaluation = evaluate_round(preparation, runtime, server, round_index)
-        yield round_record(
-            preparation, server, round_index, training=training, evaluation=evaluation, update_norms=norms
+        record = round_record(
+            preparation,
+            server,
+            round_index,
+            training=training,
+            evaluation=evaluation,
+            update_norms=norms,
+            failures=runtime.take_failures(),
         )
-    return server
+        yield record, server
+
+
+class _CheckpointWriter:
+    """Writes checkpoints while the next round runs: begun after one round, committed after a later one."""
+
+    def __init__(self, store: CheckpointStore | None, preparation: Preparation, runtime: Runtime) -> None:
+        self._store = store
+        self._every = preparation.scenario.checkpoint.every
+        self._facts = preparation.facts()
+        self._runtime = runtime
+        self._begun: tuple[int, Server] | None = None
+
+    def after_round(self, round_index: int, server: Server, *, is_last: bool) -> None:
+        """Begin a checkpoint where one is due, and commit the one before it; after the last round, both."""
+        if self._store is None or self._every == 0:
+            return
+        self._commit()
+        if is_last or (round_index > 0 and round_index % self._every == 0):
+            self._begin(round_index, server)
+        while is_last and not self._commit():
+            self._begin(round_index, server)
+
+    def _begin(self, round_index: int, server: Server) -> None:
+        assert self._store is not None, "asked for only where checkpoints are kept"
+        self._runtime.begin_checkpoint(self._store.begin(round_index), round_index)
+        self._begun = (round_index, server)
+
+    def _commit(self) -> bool:
+        """Commit what was begun; False if a host was lost over it, which leaves the checkpoints as they were."""
+        if self._store is None or self._begun is None:
+            return True
+        (round_index, server), self._begun = self._begun, None
+        if not self._runtime.finish_checkpoint():
+            return False
+        self._runtime.committed(self._store.commit(round_index, server, self._facts))
+        return True

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
 from blossom_ray.blocks import BlockInstance
+from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.records import ClientTraining
+from blossom_ray.records import ClientTraining, Failure
 from blossom_ray.sampling import Chunk
 
 
@@ -59,6 +61,21 @@ class Runtime(Protocol):
         held_out: bool,
     ) -> Iterator[ChunkEvaluation]:
         """Score these blocks on the clients' test splits, or on the held-out global test set."""
+
+    def take_failures(self) -> tuple[Failure, ...]:
+        """What went wrong since the last call."""
+
+    def begin_checkpoint(self, folder: Path, round_index: int) -> None:
+        """Have every host write its clients' states after this round into `folder`, in the background."""
+
+    def finish_checkpoint(self) -> bool:
+        """Wait until the states of `begin_checkpoint` are on disk; False if a host was lost over it."""
+
+    def committed(self, checkpoint: Checkpoint) -> None:
+        """Take note of a checkpoint that is whole: work up to its round need not be repeated any more."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Give every client the state that it has in a checkpoint."""
 
     def private_digests(self) -> dict[int, str]:
         """SHA-256 (hex) of every client's private state, by client."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from blossom_ray.blocks import BlockInstance
+from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
 from blossom_ray.client_host import ClientHost
+from blossom_ray.errors import ClientError
 from blossom_ray.preparation import Preparation
+from blossom_ray.records import Failure
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
 from blossom_ray.sampling import Chunk
 
@@ -23,6 +27,8 @@ class LocalRuntime:
 
     def __init__(self, preparation: Preparation) -> None:
         self._host = ClientHost(preparation.plan, preparation.population.profiles, preparation.open_shards())
+        self._drops = preparation.scenario.failures.on_failure == "drop"
+        self._failures: list[Failure] = []
         # One thread, as in an actor: the number of threads can change the order of sums inside torch.
         self._num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -36,8 +42,18 @@ class LocalRuntime:
         learning_rate: float,
     ) -> Iterator[ChunkUpdate]:
         """Train the chunks' clients on these blocks."""
-        for chunk in chunks:
-            part = self._host.train(chunk, blocks, round_index=round_index, learning_rate=learning_rate, whole=True)
+        waiting = list(reversed(chunks))
+        while waiting:
+            chunk = waiting.pop()
+            try:
+                part = self._host.train(chunk, blocks, round_index=round_index, learning_rate=learning_rate, whole=True)
+            except ClientError as error:
+                if not self._drops:
+                    raise
+                self._failures.append(Failure("training", (error.client,), None, error.cause, "dropped"))
+                if len(chunk.clients) > 1:
+                    waiting.append(chunk.without(error.client))
+                continue
             sums = ((instance, chunk_sum([(part.records, sent)])) for instance, sent in part.blocks.items())
             yield ChunkUpdate(chunk, part.records, sums, part.bytes_down, part.bytes_up)
 
@@ -52,6 +68,27 @@ class LocalRuntime:
         """Score these blocks on the clients' test splits, or on the held-out global test set."""
         for chunk in chunks:
             yield self._host.evaluate(chunk, blocks, round_index=round_index, held_out=held_out)
+
+    def take_failures(self) -> tuple[Failure, ...]:
+        """What went wrong since the last call."""
+        failures, self._failures = tuple(self._failures), []
+        return failures
+
+    def begin_checkpoint(self, folder: Path, round_index: int) -> None:
+        """Write the clients' states after this round into `folder`, in the background."""
+        self._host.begin_checkpoint(folder / "clients-0.safetensors", round_index=round_index)
+
+    def finish_checkpoint(self) -> bool:
+        """Wait until they are on disk."""
+        self._host.finish_checkpoint()
+        return True
+
+    def committed(self, checkpoint: Checkpoint) -> None:
+        """Nothing is repeated here."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Give every client the state that it has in a checkpoint."""
+        self._host.restore(checkpoint.client_files)
 
     def private_digests(self) -> dict[int, str]:
         """SHA-256 (hex) of every client's private state, by client."""

@@ -10,10 +10,12 @@ from pydantic import Field
 
 from blossom_ray.blocks import ClientProfile, SharingScheme
 from blossom_ray.scenario.sections import (
+    Checkpoint,
     ClientGroup,
     Data,
     Evaluation,
     Execution,
+    Failures,
     Model,
     Section,
     Server,
@@ -49,6 +51,10 @@ class Scenario(Section):
     """Cohort and server optimizer."""
     evaluation: Evaluation = Evaluation()
     """Scoring."""
+    checkpoint: Checkpoint = Checkpoint()
+    """What is kept for resuming."""
+    failures: Failures = Failures()
+    """Lost actors and failing clients."""
     execution: Execution = Execution()
     """Where and how the clients run."""
 

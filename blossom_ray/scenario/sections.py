@@ -522,6 +522,27 @@ class Evaluation(Section):
     """Samples per forward pass."""
 
 
+class Checkpoint(Section):
+    """What a run keeps so that it can be resumed. Only runs with a run folder have checkpoints."""
+
+    every: Annotated[int, Field(ge=0)] = 5
+    """Rounds between two checkpoints; 0: none."""
+    keep: Positive = 2
+    """Checkpoints that are kept, the newest ones."""
+
+
+class Failures(Section):
+    """What happens when a client or its actor fails in training."""
+
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """How often the same work is tried again in a new actor after one was lost. Its clients are restored and its work
+    is repeated, with the same results. An error that a client's own code raises is not tried again."""
+    on_failure: Literal["stop", "drop"] = "stop"
+    """What follows. `stop`: the run ends. `drop`: the round goes on without these clients, and says so."""
+    min_clients: Positive = 1
+    """Fewest clients that a round may be left with; with fewer the run ends."""
+
+
 class ClientResources(Section):
     """What Ray reserves for one client that has an actor of its own."""
 

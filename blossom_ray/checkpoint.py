@@ -1,0 +1,300 @@
+"""Checkpoints: everything that a run needs to go on, as safetensors and JSON.
+
+    checkpoints/000010/
+        checkpoint.json        round, scenario, data fingerprint, the server's block instances, checksums of all files
+        server.safetensors     values and optimizer state of every shared block instance
+        clients-0.safetensors  states of the clients of one host, written by the host itself
+
+A checkpoint is written under a temporary name and gets its own once all of it is on disk, so it is whole or absent.
+No pickles: reading a checkpoint runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from blossom_ray.blocks import BlockInstance, Scope
+from blossom_ray.client import ClientState, SentBlock
+from blossom_ray.errors import RunFolderError
+from blossom_ray.server import Server
+from blossom_ray.server_optimizer import OptimizerState
+
+FORMAT = 1
+_INDEX = "checkpoint.json"
+_SERVER = "server.safetensors"
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a run keeps what outlives a process, and where it goes on from.
+
+    Attributes:
+        folder: An empty folder for the clients' shards; it must outlive the run.
+        checkpoints: The folder of the run's checkpoints, None to keep none.
+        resume_at_most: Go on from the newest whole checkpoint up to this round; None to begin anew.
+    """
+
+    folder: Path
+    checkpoints: Path | None = None
+    resume_at_most: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        folder: Where it lies.
+        index: What `checkpoint.json` says.
+    """
+
+    folder: Path
+    index: Mapping[str, Any]
+
+    @property
+    def round_index(self) -> int:
+        """The last round that it holds."""
+        return int(self.index["round"])
+
+    @property
+    def client_files(self) -> tuple[Path, ...]:
+        """Files with clients' states."""
+        return tuple(self.folder / name for name in sorted(self.index["files"]) if name != _SERVER)
+
+    def restore(self, server: Server) -> Server:
+        """The server as it was, from the untrained one, which gives the blocks' structure."""
+        tensors = load_file(self.folder / _SERVER)
+        blocks = dict(server.blocks)
+        for number, entry in enumerate(self.index["blocks"]):
+            instance = BlockInstance(entry["name"], Scope(entry["scope"]), entry["key"])
+            state = {
+                name.rpartition("/")[2]: values
+                for name, values in tensors.items()
+                if name.startswith(f"{number}/optimizer/")
+            }
+            blocks[instance] = replace(
+                blocks[instance],
+                sent=SentBlock(entry["version"], tensors[f"{number}/values"]),
+                optimizer_state=OptimizerState.from_arrays(state),
+            )
+        return Server(blocks)
+
+
+class CheckpointStore:
+    """The `checkpoints` folder of a run.
+
+    Args:
+        folder: The folder; made when the first checkpoint is.
+        keep: Newest checkpoints that are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+
+    def begin(self, round_index: int) -> Path:
+        """A new temporary folder for the checkpoint of a round, for hosts to write their files into."""
+        temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def commit(self, round_index: int, server: Server, facts: Mapping[str, Any]) -> Checkpoint:
+        """Write the server's part and the index, and give the checkpoint its name.
+
+        Args:
+            round_index: The round, from `begin`; all hosts have written their files.
+            server: The server after that round.
+            facts: What a run that resumes must agree with, JSON values.
+        """
+        temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
+        final = self._folder / f"{round_index:0{_DIGITS}}"
+        save_synced(temporary / _SERVER, _server_tensors(server))
+        blocks = [
+            {"name": i.name, "scope": str(i.scope), "key": i.key, "version": block.sent.version}
+            for i, block in server.blocks.items()
+        ]
+        files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+        index = {"format": FORMAT, "round": round_index, **facts, "blocks": blocks, "files": files}
+        _write_synced(temporary / _INDEX, json.dumps(index, indent=1).encode())
+        _sync_folder(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync_folder(self._folder)
+        for old in self._names()[: -self._keep]:
+            shutil.rmtree(self._folder / old, ignore_errors=True)
+        return Checkpoint(final, index)
+
+    def newest(self, at_most: int | None = None) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """The newest checkpoint that is whole, and a message for each damaged one that was passed over.
+
+        Args:
+            at_most: Checkpoints of later rounds are not looked at.
+        """
+        messages: list[str] = []
+        for name in reversed(self._names()):
+            if at_most is not None and int(name) > at_most:
+                continue
+            try:
+                return _read(self._folder / name), tuple(messages)
+            except (OSError, ValueError, KeyError) as error:
+                messages.append(f"{self._folder / name}: damaged ({error}); the one before it is used")
+        return None, tuple(messages)
+
+    def _names(self) -> list[str]:
+        if not self._folder.is_dir():
+            return []
+        return sorted(path.name for path in self._folder.iterdir() if path.name.isdigit())
+
+
+def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
+    """Write clients' states into one file.
+
+    Args:
+        path: The file, in a folder of `CheckpointStore.begin`.
+        states: State by client id.
+    """
+    clients = sorted(states)
+    instances = sorted({instance for state in states.values() for instance in state.versions})
+    versions = np.full((len(clients), len(instances)), -1, dtype=np.int64)
+    tensors: dict[str, np.ndarray] = {}
+    for row, client in enumerate(clients):
+        state = states[client]
+        for column, instance in enumerate(instances):
+            versions[row, column] = state.versions.get(instance, -1)
+        tensors |= {f"{client}\0private\0{name}": values for name, values in state.private.items()}
+        for kind, nested in (("local", state.local_state), ("optimizer", state.optimizer_state)):
+            tensors |= {
+                f"{client}\0{kind}\0{block}\0{name}": values
+                for block, arrays in nested.items()
+                for name, values in arrays.items()
+            }
+    tensors |= {"clients": np.array(clients, dtype=np.int64), "versions": versions}
+    described = json.dumps([[i.name, str(i.scope), i.key] for i in instances])
+    save_synced(path, tensors, {"instances": described})
+
+
+def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, ClientState]:
+    """Read the states of some clients, whichever files they are in.
+
+    Args:
+        paths: All client files of a checkpoint.
+        clients: Ids; a client that no file has gets no entry.
+    """
+    wanted, states = set(clients), {}
+    for path in paths:
+        with safe_open(path, framework="numpy") as file:
+            described = json.loads(file.metadata()["instances"])
+            instances = [BlockInstance(name, Scope(scope), key) for name, scope, key in described]
+            versions = file.get_tensor("versions")
+            rows = {int(client): row for row, client in enumerate(file.get_tensor("clients"))}
+            here = wanted & rows.keys()
+            parts: dict[int, list[str]] = {client: [] for client in here}
+            for name in file.keys():  # noqa: SIM118  # safe_open has keys() and is no mapping
+                client = name.partition("\0")[0]
+                if "\0" in name and int(client) in here:
+                    parts[int(client)].append(name)
+            for client in here:
+                held = {i: int(v) for i, v in zip(instances, versions[rows[client]], strict=True) if v >= 0}
+                states[client] = _client_state({name: file.get_tensor(name) for name in parts[client]}, held)
+    return states
+
+
+def check_compatible(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another scenario or other data.
+
+    Args:
+        checkpoint: The checkpoint.
+        facts: What the run agrees to: as given to `CheckpointStore.commit`.
+
+    Raises:
+        RunFolderError: With every difference.
+    """
+    recorded = {name: checkpoint.index.get(name) for name in facts}
+    found = differences(recorded, json.loads(json.dumps(facts)))
+    if found:
+        listed = "\n".join(f"  {difference}" for difference in found)
+        raise RunFolderError(f"{checkpoint.folder}: belongs to another run:\n{listed}")
+
+
+def differences(recorded: Mapping[str, Any], present: Mapping[str, Any], path: str = "") -> list[str]:
+    """What differs between two trees of plain values, one phrase each."""
+    found = []
+    for key in sorted({*recorded, *present}):
+        place = f"{path}.{key}".lstrip(".")
+        old, new = recorded.get(key), present.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, place)
+        elif old != new:
+            found.append(f"{place} is {old!r} in the checkpoint and {new!r} now")
+    return found
+
+
+def _client_state(tensors: Mapping[str, np.ndarray], versions: Mapping[BlockInstance, int]) -> ClientState:
+    private: dict[str, np.ndarray] = {}
+    nested: dict[str, dict[str, dict[str, np.ndarray]]] = {"local": {}, "optimizer": {}}
+    for name, values in tensors.items():
+        _, kind, block, *rest = name.split("\0")
+        if kind == "private":
+            private[block] = values
+        else:
+            nested[kind].setdefault(block, {})[rest[0]] = values
+    return ClientState(private, nested["local"], nested["optimizer"], versions)
+
+
+def _server_tensors(server: Server) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for number, block in enumerate(server.blocks.values()):
+        tensors[f"{number}/values"] = block.sent.values
+        for name, values in block.optimizer_state.arrays().items():
+            tensors[f"{number}/optimizer/{name}"] = values
+    return tensors
+
+
+def _read(folder: Path) -> Checkpoint:
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    if index["format"] != FORMAT:
+        raise RunFolderError(f"{folder}: has format {index['format']}; expected {FORMAT}")
+    for name, expected in index["files"].items():
+        if checksum(folder / name) != expected:
+            raise ValueError(f"{name} does not have its checksum")
+    return Checkpoint(folder, index)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_synced(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors and wait until they are on disk."""
+    save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, path, metadata)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

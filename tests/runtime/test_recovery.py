@@ -1,0 +1,200 @@
+"""Lost actors and failing clients: what is repeated gives the same bits, what is dropped is said."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray import cloudpickle
+from torch import nn
+
+from blossom_ray import Run, Scenario, simulate
+from blossom_ray.api import events
+from blossom_ray.errors import ClientError, RunError
+from blossom_ray.records import RoundRecord
+from blossom_ray.runtime.actors import ClientActor
+from blossom_ray.simulation import RunInfo
+
+# Actors cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture
+def on_ray(small_scenario: Scenario) -> Scenario:
+    """Two actors, four rounds, a checkpoint every second one, private heads and kept optimizer state."""
+    return small_scenario.override(
+        {
+            "rounds": 4,
+            "sharing": "private-head",
+            "checkpoint.every": 2,
+            "training.keep_optimizer_state": True,
+            "server.clients_per_round": 4,
+            "execution.runtime": "ray",
+            "execution.clients_per_actor": 3,
+        }
+    )
+
+
+class Lethal(ClientActor):
+    """Kills its process once, at a given call, and notes that in a file; a successor goes on."""
+
+    marks = Path()
+    method = ""
+    round_index = 0
+
+    def train(self, *arguments: Any) -> Any:
+        self._strike("before train", arguments[2])
+        result = super().train(*arguments)
+        self._strike("after train", arguments[2])
+        return result
+
+    def evaluate(self, *arguments: Any) -> Any:
+        self._strike("evaluate", arguments[2])
+        return super().evaluate(*arguments)
+
+    def begin_checkpoint(self, path: Path, round_index: int) -> None:
+        self._strike("checkpoint", round_index)
+        super().begin_checkpoint(path, round_index)
+
+    def setup(self, *arguments: Any) -> None:
+        self._strike("setup", 0)
+        super().setup(*arguments)
+
+    def _strike(self, method: str, round_index: int) -> None:
+        if (method, round_index) == (self.method, self.round_index):
+            try:
+                (self.marks / "struck").touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lethal(monkeypatch: pytest.MonkeyPatch, marks: Path, method: str, round_index: int) -> None:
+    kind = type("ClientActor", (Lethal,), {"marks": marks, "method": method, "round_index": round_index})
+    monkeypatch.setattr("blossom_ray.runtime.actors.ClientActor", kind)
+
+
+def run_here(scenario: Scenario) -> tuple[list[RoundRecord], dict[str, Any]]:
+    """Run with the loop in this process, so that a patched actor class is used; only the clients are actors."""
+    import tempfile
+
+    from blossom_ray.checkpoint import Session
+    from blossom_ray.runtime import actors
+    from blossom_ray.simulation import run
+
+    records, facts = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(Path(folder) / "shards", Path(folder) / "checkpoints")
+        session.folder.mkdir()
+        handles = actors._spawn_clients(scenario.execution, scenario.num_clients)
+        for event in run(scenario, session, lambda preparation: actors.ActorRuntime(preparation, handles)):
+            if isinstance(event, RunInfo):
+                facts |= event.entries
+            else:
+                records.append(event)
+    return records, facts
+
+
+def numbers(records: list[RoundRecord]) -> list[Any]:
+    return [
+        (
+            record.metrics,
+            [(t.client, t.loss, t.num_steps, t.drift, t.bytes_down, t.bytes_up) for t in record.training],
+            [(e.client, e.loss, e.scores, e.bytes_down) for e in record.evaluation],
+            record.blocks,
+        )
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "round_index"),
+    [
+        ("before train", 1),
+        ("before train", 4),
+        ("after train", 3),
+        ("evaluate", 0),
+        ("evaluate", 3),
+        ("checkpoint", 2),
+        ("setup", 0),
+    ],
+)
+def test_a_killed_actor_changes_no_bit(
+    on_ray: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, round_index: int
+) -> None:
+    undisturbed, facts = run_here(on_ray.override({"execution.runtime": "local"}))
+    lethal(monkeypatch, tmp_path, method, round_index)
+    records, disturbed_facts = run_here(on_ray)
+    assert (tmp_path / "struck").exists()
+    assert disturbed_facts["digest"] == facts["digest"]
+    assert numbers(records) == numbers(undisturbed)
+    failures = [failure for record in records for failure in record.failures]
+    assert [failure.action for failure in failures] == ["repeated"]
+
+
+class Bad(nn.Module):
+    """A head whose training fails for the client whose shard has a given size."""
+
+    def __init__(self, input_dim: int, num_outputs: int, how: str = "raise") -> None:
+        super().__init__()
+        self.linear = nn.Linear(input_dim, num_outputs)
+        self.how = how
+        self.seen = 0
+
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.linear(fused)
+        # The initial seed of the client and round: the same on every placement.
+        if self.training and torch.initial_seed() % 5 == 0:
+            if self.how == "raise":
+                raise RuntimeError("a bad client")
+            return outputs * float("nan")
+        return outputs
+
+
+@pytest.mark.parametrize("how", ["raise", "nan"])
+def test_failing_clients_are_dropped_and_said_the_same_everywhere(on_ray: Scenario, how: str) -> None:
+    scenario = on_ray.override(
+        {
+            "model.head": {"kind": "custom", "factory": Bad, "options": {"how": how}},
+            "failures.on_failure": "drop",
+        }
+    )
+    local = collect(scenario.override({"execution.runtime": "local"}))
+    placed = collect(scenario)
+    dropped = [[failure.clients for failure in record.failures] for record in local]
+    assert [[failure.clients for failure in record.failures] for record in placed] == dropped
+    assert any(dropped)
+    for record in local:
+        gone = {client for failure in record.failures for client in failure.clients}
+        assert len(record.cohort) == (4 if record.round_index else 0) - len(gone)
+        assert gone.isdisjoint(record.cohort)
+    assert numbers(placed) == numbers(local)
+
+
+def test_failing_clients_stop_the_run_by_default(on_ray: Scenario) -> None:
+    scenario = on_ray.override({"model.head": {"kind": "custom", "factory": Bad}, "rounds": 20})
+    with pytest.raises(ClientError, match="a bad client"):
+        collect(scenario.override({"execution.runtime": "local"}))
+
+
+def test_too_few_clients_left_stop_the_run(on_ray: Scenario) -> None:
+    changes = {"failures.on_failure": "drop", "failures.min_clients": 4, "rounds": 20, "execution.runtime": "local"}
+    scenario = on_ray.override({"model.head": {"kind": "custom", "factory": Bad}, **changes})
+    with pytest.raises(RunError, match=r"3 clients are left after failures; expected at least 4 \(failures.min"):
+        collect(scenario)
+
+
+def collect(scenario: Scenario) -> list[RoundRecord]:
+    return [event for event in events(scenario) if isinstance(event, RoundRecord)]
+
+
+def test_the_same_run_on_other_actors(on_ray: Scenario) -> None:
+    runs: list[Run] = [simulate(on_ray.override({"execution.clients_per_actor": count})) for count in (5, 2)]
+    assert runs[0].manifest["digest"] == runs[1].manifest["digest"]
+    assert ray.is_initialized()

@@ -1,0 +1,101 @@
+"""Every scenario that ships, and the one of the design page, loads and runs a tiny round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+
+from blossom_ray import Run, Scenario, simulate
+from blossom_ray.api import check_federation
+
+SCENARIOS = sorted((REPOSITORY / "scenarios").glob("*.yaml"))
+NEEDS_UCI_HAR = {path for path in SCENARIOS if "dataset: uci-har" in path.read_text(encoding="utf-8")}
+HERE: dict[str, Any] = {"rounds": 1, "execution.runtime": "local"}
+FEW_SAMPLES: dict[str, Any] = {"data.samples": 240, "data.held_out_samples": 30}
+
+# The scenario of the design page, word for word but for the data sets and tasks that its comments list.
+DESIGN = """\
+name: quickstart
+seed: 0
+rounds: 20
+task: classification
+data:
+  dataset: synthetic
+  path: null
+  partition: {kind: dirichlet, alpha: 0.5}
+  test_fraction: 0.3
+clients:
+  - {count: 3, modalities: [acc]}
+  - {count: 3, modalities: [gyro]}
+  - {count: 4, modalities: [acc, gyro]}
+model:
+  encoders: {acc: {kind: conv-gru}, gyro: {kind: conv-gru}}
+  fusion: {kind: attention, dim: 256}     # attention | concat | mean | gated
+  head: {kind: mlp, hidden: [64], dropout: 0.1}
+  missing: mask
+sharing: private-head-fusion
+training:
+  local_epochs: 1
+  batch_size: 16
+  optimizer: {kind: sgd, lr: 0.05, momentum: 0.9, weight_decay: 1e-5}
+  schedule: {kind: constant}
+server: {optimizer: {kind: fedavg}, clients_per_round: 1.0}
+evaluation: {every: 1}
+execution: {runtime: ray, clients_per_actor: auto, client_resources: {num_cpus: 0.2, num_gpus: 0}}
+"""
+
+
+def assert_one_round(run: Run, scenario: Scenario) -> None:
+    assert run.status == "finished"
+    assert run.rounds["round"].to_list() == [0, 1]
+    assert run.rounds["num_clients"].to_list() == [0, scenario.num_clients]
+    assert run.rounds["num_evaluated"].to_list() == [scenario.num_clients] * 2
+    # Encoders are sent, private blocks are not.
+    sent = {block for block, count in run.blocks.select("block", "bytes_up").iter_rows() if count > 0}
+    assert sent == {f"encoder/{modality}" for modality in scenario.modalities}
+
+
+def ids(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=ids)
+def test_every_scenario_says_what_it_shows_and_is_named_like_its_file(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    comment = text[: text.index("\nname:")]
+    assert all(line.startswith("#") for line in comment.splitlines())
+    assert f"blossom-ray simulate scenarios/{path.name}" in comment
+    assert "two cores" in comment
+    assert f"\nname: {path.stem}\n" in text
+
+
+@pytest.mark.parametrize("path", sorted(set(SCENARIOS) - NEEDS_UCI_HAR), ids=ids)
+def test_scenarios_on_generated_data_run_a_tiny_round(path: Path) -> None:
+    check_federation(Scenario.load(path))
+    scenario = Scenario.load(path, HERE | FEW_SAMPLES)
+    assert_one_round(simulate(scenario), scenario)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("path", sorted(NEEDS_UCI_HAR), ids=ids)
+def test_scenarios_on_uci_har_can_be_met_by_the_official_archive(path: Path, uci_har_zip: Path) -> None:
+    check_federation(Scenario.load(path, {"data.path": str(uci_har_zip)}))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("path", sorted(NEEDS_UCI_HAR), ids=ids)
+def test_scenarios_on_uci_har_run_a_tiny_round(path: Path, small_uci_har: Path) -> None:
+    scenario = Scenario.load(path, HERE | {"data.path": str(small_uci_har), "data.partition.alpha": 10.0})
+    assert_one_round(simulate(scenario), scenario)
+
+
+def test_the_scenario_of_the_design_page(tmp_path: Path) -> None:
+    path = tmp_path / "design.yaml"
+    path.write_text(DESIGN, encoding="utf-8")
+    check_federation(Scenario.load(path))
+    scenario = Scenario.load(path, HERE | FEW_SAMPLES)
+    assert scenario.training.optimizer.weight_decay == 1e-5
+    assert_one_round(simulate(scenario), scenario)

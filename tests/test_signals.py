@@ -1,0 +1,161 @@
+"""Ctrl-C and SIGTERM: what is left of a run that somebody ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from blossom_ray import Run
+
+ENDLESS = """\
+name: endless
+rounds: 1000000
+data:
+  dataset: synthetic
+  samples: 90
+  classes: 3
+  modalities: {acc: {shape: [8, 2]}}
+clients: [{count: 3, modalities: [acc]}]
+model: {encoders: {acc: {kind: mlp, hidden: [8], dim: 6}}}
+execution: {runtime: local, clients_per_actor: 3}
+"""
+# SIGINT is made heard again, which shells switch off for what they run in the background.
+COMMAND = """\
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from blossom_ray.cli import main
+main()
+"""
+PATIENCE_S = 120.0
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `blossom-ray simulate` in a process group of its own, as a shell does, with a folder for its files."""
+    (tmp_path / "endless.yaml").write_text(ENDLESS, encoding="utf-8")
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    environment.pop("RAY_ADDRESS", None)
+    # Ray's sockets need a short path.
+    environment["RAY_TMPDIR"] = tempfile.gettempdir()
+    with ExitStack() as stack:
+
+        def run(*options: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", COMMAND, "simulate", "endless.yaml", *options],
+                cwd=tmp_path, env=environment, start_new_session=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield run
+
+
+def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> None:
+    give_up = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < give_up, f"waited {patience_s:g} s for {what}"
+        time.sleep(0.05)
+
+
+def wait_for_round(process: subprocess.Popen[str], round_index: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.match(rf"round +{round_index}/", line):
+            return
+    raise AssertionError(f"ended before round {round_index}: {process.communicate()[1]}")
+
+
+def assert_interrupted(process: subprocess.Popen[str], folder: Path, exit_code: int, *, fewest_rounds: int) -> None:
+    """The contract: code, message, folder with complete rounds, and nothing else left."""
+    _, message = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == exit_code, message
+    (kept,) = (folder / "runs" / "endless").iterdir()
+    where, how = message.splitlines()
+    assert where == f"interrupted; complete rounds are kept in {kept.relative_to(folder)}"
+    # `python` as in an activated environment.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    advice = how.partition("with: ")[2]
+    shown = subprocess.run(
+        advice, shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    run = Run.open(kept)
+    assert f"shape: ({run.rounds.height}, " in shown.stdout
+    assert run.status == "interrupted"
+    rounds = run.rounds["round"].to_list()
+    assert rounds == list(range(len(rounds)))
+    assert len(rounds) >= fewest_rounds
+    assert run.clients.height == 3 * len(rounds)
+    assert not [path for path in kept.iterdir() if path.suffix not in (".parquet", ".yaml", ".json")]
+    assert list((folder / "temporary").glob("blossom-ray-*")) == []
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_between_rounds(number: signal.Signals, exit_code: int, start: Start, tmp_path: Path) -> None:
+    process = start()
+    wait_for_round(process, 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    assert_interrupted(process, tmp_path, exit_code, fewest_rounds=3)
+    assert not [child for child in children if child.is_running()]
+
+
+def test_an_impatient_hand_does_not_break_the_cleaning_up(start: Start, tmp_path: Path) -> None:
+    process = start()
+    wait_for_round(process, 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert_interrupted(process, tmp_path, 130, fewest_rounds=3)
+
+
+def test_one_more_after_the_cleaning_up_adds_nothing(start: Start, tmp_path: Path) -> None:
+    process = start()
+    wait_for_round(process, 2)
+    process.send_signal(signal.SIGINT)
+    (folder,) = (tmp_path / "runs" / "endless").iterdir()
+    wait_for(lambda: Run.open(folder).status == "interrupted", "the run to end")
+    process.send_signal(signal.SIGINT)
+    assert_interrupted(process, tmp_path, 130, fewest_rounds=3)
+
+
+def test_an_interrupt_before_the_first_round(start: Start, tmp_path: Path) -> None:
+    """Right after the run folder came: torch is being imported, or the data prepared."""
+    process = start("--set", "data.samples=300000", "--set", "data.modalities.acc.shape=[64, 4]")
+    wait_for(lambda: list(tmp_path.glob("runs/endless/*/manifest.json")), "the run folder")
+    process.send_signal(signal.SIGINT)
+    assert_interrupted(process, tmp_path, 130, fewest_rounds=0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_leaves_no_ray_behind(start: Start, tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the whole process group, Ray's own processes included."""
+    process = start("--set", "execution.runtime=ray")
+    wait_for_round(process, 1)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in below)
+    os.killpg(process.pid, signal.SIGINT)
+    assert_interrupted(process, tmp_path, 130, fewest_rounds=2)
+
+    def left() -> list[psutil.Process]:
+        return [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+    wait_for(lambda: not left(), "Ray's processes to end", patience_s=20.0)
