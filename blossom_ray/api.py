@@ -12,7 +12,7 @@ from typing import Literal, overload
 
 from blossom_ray.checkpoint import Session
 from blossom_ray.data.federation import federation_problems
-from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.errors import DriverLostError, Problem, ScenarioError
 from blossom_ray.records import RoundRecord
 from blossom_ray.results import EndStatus, Run, RunWriter, new_run_folder
 from blossom_ray.scenario import Scenario
@@ -107,24 +107,50 @@ def events(
             yield from stream(scenario, session, run, stopping)
 
 
-def recorded(scenario: Scenario, folder: Path) -> Generator[RoundRecord, None, None]:
+def recorded(
+    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False
+) -> Generator[RoundRecord, None, None]:
     """Run a scenario into a run folder; yields each round's record once it is on disk.
 
     Args:
         scenario: What to run.
         folder: The run's folder, from `new_run_folder`.
+        stopping: Asked again and again; True ends the run after the round in progress, with a checkpoint.
     """
     writer = RunWriter(folder, scenario_yaml(scenario), describe_host())
+    yield from _written(scenario, writer, stopping)
+
+
+def resumed(
+    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False
+) -> Generator[RoundRecord, None, None]:
+    """Go on with a run that was interrupted, failed or was killed, from its newest checkpoint; yields as `recorded`.
+
+    Args:
+        scenario: The run's scenario; only its `execution` (but for `chunk_size`), `checkpoint` and `failures` may
+            differ from what the run began with.
+        folder: The run's folder.
+        stopping: As in `recorded`.
+
+    Raises:
+        RunFolderError: The folder holds no run, the run is going on, or its checkpoint belongs to another scenario.
+    """
+    writer = RunWriter.reopen(folder)
+    yield from _written(scenario, writer, stopping)
+
+
+def _written(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]) -> Generator[RoundRecord, None, None]:
     profiles = tuple(scenario.profiles())
     status: EndStatus = "interrupted"
     try:
-        for event in events(scenario):
+        for event in _restarted(scenario, writer, stopping):
             if isinstance(event, RunInfo):
                 writer.update(**event.entries)
             else:
                 writer.write(event, profiles)
                 yield event
-        status = "finished"
+        if writer.last_round == scenario.rounds:
+            status = "finished"
     except Exception as error:
         status = "failed"
         details = getattr(error, "details", "")
@@ -132,6 +158,24 @@ def recorded(scenario: Scenario, folder: Path) -> Generator[RoundRecord, None, N
         raise
     finally:
         writer.close(status)
+
+
+def _restarted(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]) -> Iterator[Event]:
+    """A run's events; if its driver actor is lost, those of another one that goes on from the last checkpoint."""
+    for attempt in range(scenario.failures.max_retries + 1):
+        try:
+            for event in events(scenario, writer.folder / "checkpoints", writer.last_round, stopping):
+                if isinstance(event, RunInfo) and "first_round" in event.entries:
+                    first_round = event.entries["first_round"]
+                    assert isinstance(first_round, int), "the loop says where it begins"
+                    if writer.last_round is not None:
+                        writer.forget_after(first_round - 1)
+                yield event
+            return
+        except DriverLostError:
+            if attempt == scenario.failures.max_retries:
+                raise
+            writer.update(driver_restarts=attempt + 1)
 
 
 def describe_host() -> dict[str, object]:

@@ -7,9 +7,10 @@ inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
@@ -21,6 +22,7 @@ import typer
 from blossom_ray.errors import BlossomError, ClientError, Problem, ScenarioError
 
 if TYPE_CHECKING:
+    from blossom_ray.records import RoundRecord
     from blossom_ray.scenario import Scenario
 
 app = typer.Typer(
@@ -65,33 +67,48 @@ def simulate(
     out: Annotated[
         Path, typer.Option("--out", help="Folder under which the run folder <name>/<run id> is made.")
     ] = Path("runs"),
+    resume_newest: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest run of this scenario that has not finished, if any.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a scenario: a live view on a terminal, plain lines elsewhere, everything in the run folder."""
     with _interruptible() as interruption:
         checked = _load(scenario, settings, seed)
 
-        from rich.console import Console
+        from blossom_ray.api import recorded, resumed
+        from blossom_ray.results import new_run_folder, unfinished_run
 
-        from blossom_ray.api import recorded
-        from blossom_ray.console import choose_view, final_summary
-        from blossom_ray.results import Run, new_run_folder
-
-        console = Console()
-        profiles = tuple(checked.profiles())
-        folder = interruption.folder = new_run_folder(out, checked.name)
-        with closing(recorded(checked, folder)) as records:
-            if as_json:
-                for record in records:
-                    _print_json({"round": record.round_index, **record.metrics})
-            else:
-                with choose_view(checked, profiles, console) as view:
-                    for record in records:
-                        view.update(record)
-        if as_json:
-            _print_json({"run": str(folder), "status": "finished"})
+        folder = unfinished_run(out, checked) if resume_newest else None
+        if folder is not None:
+            interruption.folder = folder
+            _follow(checked, folder, resumed(checked, folder, interruption.is_asked), interruption, as_json=as_json)
         else:
-            console.print(final_summary(Run.open(folder)))
+            folder = interruption.folder = new_run_folder(out, checked.name)
+            _follow(checked, folder, recorded(checked, folder, interruption.is_asked), interruption, as_json=as_json)
+
+
+@app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a run that did not finish.")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that was interrupted, failed or was killed; the result is that of an undisturbed run.
+
+    --set may change where it runs (execution, but for chunk_size), checkpoint and failures.
+    """
+    with _interruptible() as interruption:
+        from blossom_ray.api import resumed
+        from blossom_ray.results import SCENARIO_FILE, Run
+
+        opened = Run.open(run)
+        if opened.status == "finished":
+            print(f"{run}: finished already; nothing to do")
+            return
+        checked = _load(run / SCENARIO_FILE, settings, None)
+        interruption.folder = run
+        _follow(checked, run, resumed(checked, run, interruption.is_asked), interruption, as_json=as_json)
 
 
 @app.command(epilog="Example: blossom-ray validate scenarios/quickstart.yaml --set data.partition.alpha=0.1")
@@ -123,6 +140,40 @@ def schema(
     from blossom_ray.scenario.reference import json_schema, reference_markdown
 
     print(reference_markdown().rstrip() if markdown else json.dumps(json_schema(), indent=2))
+
+
+def _follow(
+    scenario: Scenario,
+    folder: Path,
+    records: Generator[RoundRecord, None, None],
+    interruption: _Interruption,
+    *,
+    as_json: bool,
+) -> None:
+    """Show a run's rounds as they come, and its result at the end."""
+    from rich.console import Console
+
+    from blossom_ray.console import choose_view, final_summary
+    from blossom_ray.results import Run
+
+    console = Console()
+    with closing(records):
+        if as_json:
+            for record in records:
+                interruption.is_graceful = True
+                _print_json({"round": record.round_index, **record.metrics})
+        else:
+            with choose_view(scenario, tuple(scenario.profiles()), console) as view:
+                for record in records:
+                    interruption.is_graceful = True
+                    view.update(record)
+    finished = Run.open(folder)
+    if interruption.signals and finished.status != "finished":
+        raise KeyboardInterrupt
+    if as_json:
+        _print_json({"run": str(folder), "status": finished.status})
+    else:
+        console.print(final_summary(finished))
 
 
 @app.callback(invoke_without_command=True)
@@ -181,10 +232,15 @@ def _concerns(problems: list[Problem], *sections: str) -> bool:
 
 @dataclass
 class _Interruption:
-    """What an interrupt finds: the signals received so far, and the run folder, once there is one."""
+    """What an interrupt finds: the signals so far, the run folder once there is one, and whether rounds are running."""
 
     signals: list[int] = field(default_factory=list)
     folder: Path | None = None
+    is_graceful: bool = False
+
+    def is_asked(self) -> bool:
+        """Whether the run is to end after the round in progress."""
+        return bool(self.signals)
 
 
 @contextmanager
@@ -194,8 +250,12 @@ def _interruptible() -> Iterator[_Interruption]:
 
     def interrupt(signum: int, _frame: object) -> None:
         interruption.signals.append(signum)
-        # The second one comes from an impatient hand while the run cleans up; a third one breaks that off.
-        if len(interruption.signals) != 2:
+        before_it = len(interruption.signals) - 1
+        if interruption.is_graceful and before_it == 0:
+            print("\nfinishing the round in progress; Ctrl-C again ends it at once", file=sys.stderr)
+            return
+        # The next one comes from an impatient hand while the run cleans up; one more breaks that off.
+        if before_it != 1 + interruption.is_graceful:
             raise KeyboardInterrupt
 
     before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -211,7 +271,8 @@ def _interruptible() -> Iterator[_Interruption]:
             _fail("interrupted before the run began", exit_code)
         _fail(
             f"interrupted; complete rounds are kept in {folder}\n"
-            f'look at them with: python -c "import blossom_ray; print(blossom_ray.Run.open({str(folder)!r}).rounds)"',
+            f'look at them with: python -c "import blossom_ray; print(blossom_ray.Run.open({str(folder)!r}).rounds)"\n'
+            f"go on with: blossom-ray resume {shlex.quote(str(folder))}",
             exit_code,
         )
     finally:

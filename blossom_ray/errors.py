@@ -8,6 +8,7 @@
     └── RunError                   a run that started and could not go on (exit code 1)
         ├── ClientError            a client's own code raised, or its update is not finite
         ├── ActorLostError         a Ray actor died
+        │   └── DriverLostError     it was the one that runs the loop
         └── ActorTimeoutError      a Ray actor gave no answer in time
 
 Errors cross process boundaries, so each one pickles through its plain arguments.
@@ -105,6 +106,10 @@ class ClientError(RunError):
 
 class ActorLostError(RunError):
     """A Ray actor died while the run needed it."""
+
+
+class DriverLostError(ActorLostError):
+    """The actor that runs the loop died; the run can go on from its last checkpoint."""
 
 
 class ActorTimeoutError(RunError):

@@ -7,17 +7,19 @@ rounds, clients, blocks    tables; their columns stand in `tables.py`
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from blossom_ray.blocks import ClientProfile
-from blossom_ray.errors import RunFolderError
+from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.records import RoundRecord
 from blossom_ray.scenario import Scenario
 from blossom_ray.table_files import TableStream, in_memory_tables, read_table, replacing
@@ -59,13 +61,35 @@ def new_run_folder(out: Path | None, name: str) -> Path:
         return folder
 
 
+def unfinished_run(out: Path, scenario: Scenario) -> Path | None:
+    """The newest run of a scenario that has not finished and whose process is gone; None if there is none.
+
+    Args:
+        out: Folder of all runs.
+        scenario: What the run must have been given; where it runs, checkpoints and failures may differ.
+    """
+    free = {"execution", "checkpoint", "failures"}
+    for folder in sorted((out / scenario.name).glob("*/"), reverse=True):
+        with suppress(BlossomError):
+            run = Run.open(folder)
+            if run.status != "finished" and run.scenario.model_dump(exclude=free) == scenario.model_dump(exclude=free):
+                os.close(_locked(folder))
+                return folder
+    return None
+
+
 class RunWriter:
     """Writes a run folder; what a round brought is on disk when `write` returns.
+
+    It holds a lock on the folder while it lives, which goes with its process however that ends.
 
     Args:
         folder: The run's folder, created when missing. It must not hold a run yet.
         scenario_yaml: The resolved scenario as YAML.
         manifest: Entries of `manifest.json` beside `status`, `started_at` and `ended_at` (UTC, ISO 8601).
+
+    Attributes:
+        last_round: The last round that is complete, None before the first.
 
     Raises:
         RunFolderError: The folder holds a run already or cannot be written; every method raises it so.
@@ -75,13 +99,48 @@ class RunWriter:
         self.folder = folder
         with _translated_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder)
             if (folder / MANIFEST_FILE).exists():
+                os.close(self._lock)
                 raise RunFolderError(f"{folder}: holds a run already; expected a new folder")
             _write_text(folder / SCENARIO_FILE, scenario_yaml)
             self._tables = {name: TableStream(folder, name) for name in TABLES}
         self._manifest: dict[str, Any] = {"status": "running", "started_at": _now(), "ended_at": None}
+        self.last_round: int | None = None
         # Last of all: a folder with a manifest is a whole run folder.
         self.update(**manifest)
+
+    @classmethod
+    def reopen(cls, folder: Path) -> Self:
+        """Go on writing the folder of a run that was interrupted, failed or was killed.
+
+        Raises:
+            RunFolderError: There is no such run, it is damaged, or its process is still alive.
+        """
+        writer = cls.__new__(cls)
+        writer.folder = folder
+        writer._manifest = _read_manifest(folder)
+        with _translated_errors(folder):
+            writer._lock = _locked(folder)
+            tables = {name: read_table(folder, name) for name in TABLES}
+            # A round counts once its row is in `rounds`, which is written last.
+            rounds = tables["rounds"]["round"].to_pylist()
+            writer._tables = {
+                name: TableStream(folder, name, _rounds_up_to(table, rounds[-1] if rounds else -1))
+                for name, table in tables.items()
+            }
+        writer.last_round = rounds[-1] if rounds else None
+        writer.update(status="running", ended_at=None)
+        return writer
+
+    def forget_after(self, round_index: int) -> None:
+        """Take rows of later rounds out again: a run goes on from this one."""
+        with _translated_errors(self.folder):
+            for name, table in [*self._tables.items()]:
+                table.close()
+                kept = _rounds_up_to(read_table(self.folder, name), round_index)
+                self._tables[name] = TableStream(self.folder, name, kept)
+        self.last_round = round_index if round_index >= 0 else None
 
     def write(self, record: RoundRecord, profiles: Sequence[ClientProfile]) -> None:
         """Append one round to the tables.
@@ -93,8 +152,9 @@ class RunWriter:
         rows = table_rows(record, profiles)
         with _translated_errors(self.folder):
             # `rounds` last: readers take its row as the sign that the round is complete.
-            for name in ("clients", "blocks", "rounds"):
+            for name in ("clients", "blocks", "failures", "rounds"):
                 self._tables[name].append(rows[name])
+        self.last_round = record.round_index
 
     def update(self, **entries: Any) -> None:
         """Set entries of the manifest, which must be JSON values, and write it."""
@@ -108,6 +168,7 @@ class RunWriter:
             for table in self._tables.values():
                 table.close()
         self.update(status=status, ended_at=_now())
+        os.close(self._lock)
 
 
 class Run:
@@ -204,6 +265,11 @@ class Run:
         return self._frame("blocks")
 
     @property
+    def failures(self) -> pl.DataFrame:
+        """One row per failure and client concerned: what happened, and what was done about it."""
+        return self._frame("failures")
+
+    @property
     def final(self) -> dict[str, float]:
         """The summary metrics of the last evaluated round; empty when there is none."""
         for row in reversed(self.rounds.to_dicts()):
@@ -245,6 +311,25 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or "status" not in manifest:
         raise RunFolderError(f"{path}: has no status; expected the manifest of a run")
     return manifest
+
+
+def _locked(folder: Path) -> int:
+    """A lock on a folder, as an open descriptor of it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunFolderError(
+            f"{folder}: its run is going on in another process; expected one that has ended"
+        ) from error
+    return descriptor
+
+
+def _rounds_up_to(table: pa.Table, round_index: int) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return table.filter(pc.field("round") <= round_index)
 
 
 def _write_text(path: Path, text: str) -> None:

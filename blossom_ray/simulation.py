@@ -66,6 +66,7 @@ def run(
         writer = _CheckpointWriter(store, preparation, runtime)
         for record, new_server in run_rounds(preparation, runtime, server, first_round):
             server = new_server
+            writer.commit()
             yield record
             is_last = record.round_index == scenario.rounds or stopping()
             writer.after_round(record.round_index, server, is_last=is_last)
@@ -130,7 +131,7 @@ def run_rounds(
 
 
 class _CheckpointWriter:
-    """Writes checkpoints while the next round runs: begun after one round, committed after a later one."""
+    """Writes checkpoints while the next round runs: begun after one round, committed after the next."""
 
     def __init__(self, store: CheckpointStore | None, preparation: Preparation, runtime: Runtime) -> None:
         self._store = store
@@ -140,21 +141,15 @@ class _CheckpointWriter:
         self._begun: tuple[int, Server] | None = None
 
     def after_round(self, round_index: int, server: Server, *, is_last: bool) -> None:
-        """Begin a checkpoint where one is due, and commit the one before it; after the last round, both."""
+        """Begin a checkpoint where one is due; after the last round, commit it too."""
         if self._store is None or self._every == 0:
             return
-        self._commit()
         if is_last or (round_index > 0 and round_index % self._every == 0):
             self._begin(round_index, server)
-        while is_last and not self._commit():
+        while is_last and not self.commit():
             self._begin(round_index, server)
 
-    def _begin(self, round_index: int, server: Server) -> None:
-        assert self._store is not None, "asked for only where checkpoints are kept"
-        self._runtime.begin_checkpoint(self._store.begin(round_index), round_index)
-        self._begun = (round_index, server)
-
-    def _commit(self) -> bool:
+    def commit(self) -> bool:
         """Commit what was begun; False if a host was lost over it, which leaves the checkpoints as they were."""
         if self._store is None or self._begun is None:
             return True
@@ -163,3 +158,8 @@ class _CheckpointWriter:
             return False
         self._runtime.committed(self._store.commit(round_index, server, self._facts))
         return True
+
+    def _begin(self, round_index: int, server: Server) -> None:
+        assert self._store is not None, "asked for only where checkpoints are kept"
+        self._runtime.begin_checkpoint(self._store.begin(round_index), round_index)
+        self._begun = (round_index, server)

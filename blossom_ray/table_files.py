@@ -38,14 +38,20 @@ class TableStream:
 
     A column that shows up late (a metric that round 0 lacks) is added to the rounds before it as nulls.
     The caller translates `OSError`.
+
+    Args:
+        folder: The run's folder.
+        name: Name of the table.
+        earlier: Rows that it begins with, of a run that goes on.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, earlier: pa.Table | None = None) -> None:
         self._path = _stream_path(folder, name)
         self._parquet_path = _parquet_path(folder, name)
-        self._schema = _schema((), TABLES[name])
         self._columns = TABLES[name]
-        self._start([])
+        self._schema = _schema(earlier.schema.names if earlier is not None else (), TABLES[name])
+        self._start(earlier.to_pylist() if earlier is not None else [])
+        self._parquet_path.unlink(missing_ok=True)
 
     def append(self, rows: Columns) -> None:
         """Write the rows of one round; they are in the file when this returns."""

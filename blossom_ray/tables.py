@@ -56,7 +56,21 @@ BLOCK_COLUMNS = {
     "update_norm": "double",
     "client_drift": "double",
 }
-TABLES = {"rounds": ROUND_COLUMNS, "clients": CLIENT_COLUMNS, "blocks": BLOCK_COLUMNS}
+FAILURE_COLUMNS = {
+    "round": "int32",
+    "event": "int32",
+    "phase": "string",
+    "client": "int32",
+    "actor": "int32",
+    "cause": "string",
+    "action": "string",
+}
+TABLES = {
+    "rounds": ROUND_COLUMNS,
+    "clients": CLIENT_COLUMNS,
+    "blocks": BLOCK_COLUMNS,
+    "failures": FAILURE_COLUMNS,
+}
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1_present", "macro_f1_all")
 
 
@@ -71,6 +85,7 @@ def table_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[s
         "rounds": _round_row(record),
         "clients": _client_rows(record, profiles),
         "blocks": _block_rows(record),
+        "failures": _failure_rows(record),
     }
 
 
@@ -116,6 +131,20 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         },
         "evaluate_bytes_down": _values(evaluations, "bytes_down"),
         "evaluate_seconds": _values(evaluations, "seconds"),
+    }
+
+
+def _failure_rows(record: RoundRecord) -> Columns:
+    """A row per event and client concerned."""
+    rows = [(event, failure, client) for event, failure in enumerate(record.failures) for client in failure.clients]
+    return {
+        "round": [record.round_index] * len(rows),
+        "event": [event for event, _, _ in rows],
+        "phase": [failure.phase for _, failure, _ in rows],
+        "client": [client for _, _, client in rows],
+        "actor": [failure.actor for _, failure, _ in rows],
+        "cause": [failure.cause for _, failure, _ in rows],
+        "action": [failure.action for _, failure, _ in rows],
     }
 
 

@@ -87,8 +87,9 @@ def assert_interrupted(process: subprocess.Popen[str], folder: Path, exit_code: 
     _, message = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == exit_code, message
     (kept,) = (folder / "runs" / "endless").iterdir()
-    where, how = message.splitlines()
+    where, how, on = message.splitlines()[-3:]
     assert where == f"interrupted; complete rounds are kept in {kept.relative_to(folder)}"
+    assert on == f"go on with: blossom-ray resume {kept.relative_to(folder)}"
     # `python` as in an activated environment.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     advice = how.partition("with: ")[2]
@@ -103,7 +104,11 @@ def assert_interrupted(process: subprocess.Popen[str], folder: Path, exit_code: 
     assert rounds == list(range(len(rounds)))
     assert len(rounds) >= fewest_rounds
     assert run.clients.height == 3 * len(rounds)
-    assert not [path for path in kept.iterdir() if path.suffix not in (".parquet", ".yaml", ".json")]
+    assert not [
+        path
+        for path in kept.iterdir()
+        if path.suffix not in (".parquet", ".yaml", ".json") and path.name != "checkpoints"
+    ]
     assert list((folder / "temporary").glob("blossom-ray-*")) == []
 
 
@@ -146,14 +151,19 @@ def test_an_interrupt_before_the_first_round(start: Start, tmp_path: Path) -> No
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_on_a_terminal_leaves_no_ray_behind(start: Start, tmp_path: Path) -> None:
-    """A terminal sends SIGINT to the whole process group, Ray's own processes included."""
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_no_ray_behind(
+    number: signal.Signals, exit_code: int, start: Start, tmp_path: Path
+) -> None:
+    """A terminal sends SIGINT to the whole process group, Ray's own processes included; a scheduler SIGTERM."""
     process = start("--set", "execution.runtime=ray")
     wait_for_round(process, 1)
     below = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in child.name() for child in below)
-    os.killpg(process.pid, signal.SIGINT)
-    assert_interrupted(process, tmp_path, 130, fewest_rounds=2)
+    os.killpg(process.pid, number)
+    assert_interrupted(process, tmp_path, exit_code, fewest_rounds=2)
+    (kept,) = (tmp_path / "runs" / "endless").iterdir()
+    assert list((kept / "checkpoints").glob("*/checkpoint.json")), "the last round has a checkpoint"
 
     def left() -> list[psutil.Process]:
         return [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]

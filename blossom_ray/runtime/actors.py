@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from blossom_ray.aggregation import PartialSum
 from blossom_ray.blocks import BlockInstance
 from blossom_ray.checkpoint import Checkpoint, Session
 from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError
+from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, DriverLostError, RunError
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import ClientTraining, Failure
 from blossom_ray.runtime.base import ChunkUpdate, Runtime, chunk_sum
@@ -186,7 +188,7 @@ def stream(
         # A second thread answers `stop` while the first one runs the loop.
         driver = driver_type.options(max_concurrency=2).remote(scenario, session, loop)
         try:
-            with _ray_errors("the driver actor"):
+            with _ray_errors("the driver actor", DriverLostError):
                 method = driver.events.options(
                     num_returns="streaming", _generator_backpressure_num_objects=_EVENTS_AHEAD
                 )
@@ -618,10 +620,18 @@ def _session() -> Iterator[None]:
     # No calls home from a simulation; set it to 1 to send Ray's usage statistics.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
-        raise RunError(f"Ray did not start: {error}") from error
+    except (RuntimeError, ConnectionError, OSError, ValueError, ray.exceptions.RayError) as error:
+        raise RunError(
+            f"Ray did not start: {error}\nhint: RAY_TMPDIR names the folder of its sockets and logs; it needs a short "
+            "path with free space"
+        ) from error
+    if in_main_thread and before is not None:
+        # Ray takes SIGTERM over; whoever handled it before knows how to end a run.
+        signal.signal(signal.SIGTERM, before)
     try:
         yield
     finally:
@@ -629,7 +639,7 @@ def _session() -> Iterator[None]:
 
 
 @contextmanager
-def _ray_errors(who: str) -> Iterator[None]:
+def _ray_errors(who: str, lost: type[ActorLostError] = ActorLostError) -> Iterator[None]:
     """Turn Ray's exceptions into ours; what our own code raised in an actor comes out as it was."""
     try:
         yield
@@ -640,7 +650,7 @@ def _ray_errors(who: str) -> Iterator[None]:
     except ray.exceptions.GetTimeoutError as error:
         raise ActorTimeoutError(f"{who} gave no answer in time") from error
     except ray.exceptions.RayActorError as error:
-        raise ActorLostError(f"{who} {_first_line(error)}") from error
+        raise lost(f"{who} {_first_line(error)}") from error
     except ray.exceptions.RayError as error:
         raise RunError(f"{who} failed: {type(error).__name__}: {_first_line(error)}") from error
 

@@ -1,0 +1,168 @@
+"""A run that was interrupted, failed or was killed goes on from its checkpoint to the same result."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+import pytest
+
+from blossom_ray import Run, Scenario, simulate
+from blossom_ray.api import recorded, resumed
+from blossom_ray.errors import RunFolderError
+from blossom_ray.results import unfinished_run
+from blossom_ray.scenario.writer import scenario_yaml
+
+
+@pytest.fixture
+def scenario(small_scenario: Scenario) -> Scenario:
+    """Seven rounds with partial participation, a checkpoint every second one, all kinds of client state."""
+    return small_scenario.override(
+        {
+            "rounds": 7,
+            "sharing": {"encoder/*": "shared", "fusion": "same-modalities", "head": "private"},
+            "model.head": {"kind": "mlp", "hidden": [8], "norm": "batch"},
+            "model.norm_statistics": "local",
+            "training.optimizer": {"kind": "adam", "lr": 0.01},
+            "training.schedule": {"kind": "cosine"},
+            "training.keep_optimizer_state": True,
+            "server": {"optimizer": {"kind": "fedadam"}, "clients_per_round": 3},
+            "checkpoint.every": 2,
+        }
+    )
+
+
+def assert_same(run: Run, other: Run) -> None:
+    assert run.status == other.status == "finished"
+    assert run.manifest["digest"] == other.manifest["digest"]
+    for name in ("rounds", "clients", "blocks"):
+        frame, expected = getattr(run, name), getattr(other, name)
+        timed = [column for column in expected.columns if "seconds" in column]
+        assert frame.drop(timed).equals(expected.drop(timed)), name
+
+
+def begin(scenario: Scenario, folder: Path, rounds: int) -> None:
+    """Run some rounds, round 0 included, and break off in the middle of the next."""
+    records = recorded(scenario, folder)
+    for _ in range(rounds):
+        next(records)
+    records.close()
+
+
+def finish(scenario: Scenario, folder: Path) -> Run:
+    for _ in resumed(scenario, folder):
+        pass
+    return Run.open(folder)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 7])
+def test_resumed_equals_undisturbed(scenario: Scenario, tmp_path: Path, rounds: int) -> None:
+    begin(scenario, tmp_path / "run", rounds)
+    interrupted = Run.open(tmp_path / "run")
+    assert (interrupted.status, interrupted.rounds.height) == ("interrupted", rounds)
+    assert_same(finish(scenario, tmp_path / "run"), simulate(scenario, out=tmp_path / "whole"))
+
+
+def test_resuming_twice_and_without_checkpoints_gives_the_same(scenario: Scenario, tmp_path: Path) -> None:
+    begin(scenario, tmp_path / "run", 4)
+    again = resumed(scenario, tmp_path / "run")
+    # Rounds 0 to 3 are done; the checkpoint of round 2 leads on to 3, once more, and to 4.
+    assert [next(again).round_index for _ in range(2)] == [3, 4]
+    again.close()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert_same(finish(scenario, tmp_path / "run"), simulate(scenario, out=tmp_path / "whole"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(scenario: Scenario, tmp_path: Path) -> None:
+    begin(scenario, tmp_path / "run", 7)
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    (newest / "server.safetensors").write_bytes(b"no")
+    run = finish(scenario, tmp_path / "run")
+    assert_same(run, simulate(scenario, out=tmp_path / "whole"))
+    (note,) = run.manifest["notes"]
+    assert f"{newest.name}: damaged" in note
+
+
+def test_another_scenario_is_refused_with_the_difference_and_nothing_is_lost(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    begin(scenario, tmp_path / "run", 5)
+    with pytest.raises(RunFolderError, match=r"training\.batch_size is 16 in the checkpoint and 8 now"):
+        finish(scenario.override({"training.batch_size": 8}), tmp_path / "run")
+    assert Run.open(tmp_path / "run").rounds.height == 5
+    assert finish(scenario, tmp_path / "run").status == "finished"
+
+
+def test_a_run_that_goes_on_elsewhere_is_refused(scenario: Scenario, tmp_path: Path) -> None:
+    records = recorded(scenario, tmp_path / "run")
+    next(records)
+    with pytest.raises(RunFolderError, match="going on in another process"):
+        finish(scenario, tmp_path / "run")
+    records.close()
+
+
+def test_the_newest_unfinished_run_of_a_scenario_is_found(scenario: Scenario, tmp_path: Path) -> None:
+    begin(scenario, tmp_path / "small" / "1", 2)
+    begin(scenario.override({"seed": 1}), tmp_path / "small" / "2", 2)
+    for _ in recorded(scenario, tmp_path / "small" / "3"):
+        pass
+    moved = scenario.override({"execution.clients_per_actor": 2})
+    assert unfinished_run(tmp_path, moved) == tmp_path / "small" / "1"
+    assert unfinished_run(tmp_path, scenario.override({"seed": 2})) is None
+
+
+def test_a_killed_process_leaves_a_run_that_can_be_resumed(scenario: Scenario, tmp_path: Path) -> None:
+    longer = scenario.override({"rounds": 60})
+    (tmp_path / "scenario.yaml").write_text(scenario_yaml(longer))
+    command = [sys.executable, "-m", "blossom_ray", "simulate", "scenario.yaml"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("round  5/"):
+                process.send_signal(signal.SIGKILL)
+    (folder,) = (tmp_path / "runs" / "small").iterdir()
+    assert Run.open(folder).status == "running"
+    resume = [sys.executable, "-m", "blossom_ray", "resume", str(folder)]
+    done = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same(Run.open(folder), simulate(longer, out=tmp_path / "whole"))
+
+
+@pytest.mark.ray
+def test_resumed_on_other_actors(scenario: Scenario, tmp_path: Path, ray_session: None) -> None:
+    def on(clients_per_actor: int) -> dict[str, Any]:
+        return {"execution.runtime": "ray", "execution.clients_per_actor": clients_per_actor}
+
+    begin(scenario.override(on(3)), tmp_path / "run", 4)
+    run = finish(scenario.override(on(2)), tmp_path / "run")
+    assert_same(run, simulate(scenario, out=tmp_path / "whole"))
+    assert run.rounds["round"].to_list() == list(range(8))
+
+
+@pytest.mark.ray
+def test_a_lost_driver_is_replaced(scenario: Scenario, tmp_path: Path, ray_session: None) -> None:
+    placed = scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": 5, "rounds": 12})
+    killed = False
+    for record in recorded(placed, tmp_path / "run"):
+        if record.round_index == 5 and not killed:
+            drivers = [
+                process
+                for process in psutil.process_iter(["cmdline"])
+                if "ray::DriverActor" in " ".join(process.info["cmdline"] or [])
+            ]
+            assert drivers
+            for process in drivers:
+                os.kill(process.pid, signal.SIGKILL)
+            killed = True
+            time.sleep(0.5)
+    run = Run.open(tmp_path / "run")
+    assert run.manifest["driver_restarts"] == 1
+    local = placed.override({"execution.runtime": "local"})
+    assert_same(run, simulate(local, out=tmp_path / "whole"))
+    assert run.rounds.filter(pl.col("round") == 5).height == 1
