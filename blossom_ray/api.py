@@ -13,6 +13,7 @@ from typing import Literal, overload
 from blossom_ray.checkpoint import Session
 from blossom_ray.data.federation import federation_problems
 from blossom_ray.errors import DriverLostError, Problem, ScenarioError
+from blossom_ray.factories import factory_problems
 from blossom_ray.records import RoundRecord
 from blossom_ray.results import EndStatus, Run, RunWriter, new_run_folder
 from blossom_ray.scenario import Scenario
@@ -47,7 +48,7 @@ def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool 
         >>> run = simulate(scenario)
         >>> run.rounds["accuracy"][-1]
     """
-    check_federation(scenario)
+    check_runnable(scenario)
     if out is not None:
         scenario_yaml(scenario)  # what no file can hold is refused before there is a folder
         folder = new_run_folder(Path(out), scenario.name)
@@ -68,13 +69,14 @@ def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool 
     return Run.from_records(kept, scenario, tuple(scenario.profiles()), manifest)
 
 
-def check_federation(scenario: Scenario) -> None:
-    """Find out before anything starts whether the data can be read and divided over the clients.
+def check_runnable(scenario: Scenario) -> None:
+    """Find out before anything starts whether the data can be read and divided, and own code be imported.
 
     Raises:
         ScenarioError: They cannot.
     """
     found = federation_problems(scenario.data, scenario.modalities, scenario.num_clients, scenario.seed)
+    found += factory_problems(scenario.model)
     if found:
         raise ScenarioError(tuple(Problem(*problem) for problem in found))
 

@@ -194,6 +194,7 @@ def _load(path: Path, settings: list[str] | None, seed: int | None) -> Scenario:
         ScenarioError: With every problem found.
     """
     from blossom_ray.data.federation import federation_problems
+    from blossom_ray.factories import factory_problems
     from blossom_ray.scenario.reader import inspect_scenario, parse_assignment
 
     problems: list[Problem] = []
@@ -220,6 +221,8 @@ def _load(path: Path, settings: list[str] | None, seed: int | None) -> Scenario:
         modalities = tuple(sorted(owned))
         for where, found, expected in federation_problems(sections["data"], modalities, num_clients, sections["seed"]):
             problems.append(reading.problem(where, found, expected))
+    if "model" in sections:
+        problems += [reading.problem(*problem) for problem in factory_problems(sections["model"])]
     if problems or reading.scenario is None:
         problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
         raise ScenarioError(tuple(problems))

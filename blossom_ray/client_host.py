@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from blossom_ray.metrics import classification_scores
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.records import ClientEvaluation, ClientTraining
 from blossom_ray.sampling import Chunk
+from blossom_ray.traffic import Traffic
 from blossom_ray.training import LocalResult, train_locally
 
 
@@ -87,7 +87,7 @@ class ClientHost:
         Raises:
             ClientError: A client's own code raised, or its update is not finite.
         """
-        traffic = _Traffic()
+        traffic = Traffic()
         records, results = [], []
         for client in chunk.clients:
             self._settle(client, accepted=round_index - 1)
@@ -113,8 +113,8 @@ class ClientHost:
         return ChunkTraining(
             tuple(records),
             self._combine(chunk, results, whole=whole),
-            _by_instance(traffic.down),
-            _by_instance(traffic.up),
+            traffic.by_instance(traffic.down),
+            traffic.by_instance(traffic.up),
         )
 
     def evaluate(
@@ -136,7 +136,7 @@ class ClientHost:
         Raises:
             ClientError: A client's own code raised.
         """
-        traffic = _Traffic()
+        traffic = Traffic()
         records, confusions = [], []
         for client in chunk.clients:
             self._settle(client, accepted=round_index)
@@ -154,7 +154,7 @@ class ClientHost:
                 )
             )
             confusions.append(scored.confusion)
-        return ChunkEvaluation(tuple(records), np.sum(confusions, axis=0), _by_instance(traffic.down))
+        return ChunkEvaluation(tuple(records), np.sum(confusions, axis=0), traffic.by_instance(traffic.down))
 
     def private_digest(self) -> dict[int, str]:
         """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""
@@ -204,7 +204,7 @@ class ClientHost:
         blocks: Mapping[BlockInstance, SentBlock],
         round_index: int,
         learning_rate: float,
-        traffic: _Traffic,
+        traffic: Traffic,
     ) -> tuple[LocalResult, ClientState]:
         profile, state = self._profiles[client], self._states.get(client, ClientState())
         workspace, versions = self._load(client, state, blocks, traffic)
@@ -232,7 +232,7 @@ class ClientHost:
         )
 
     def _evaluate_client(
-        self, client: int, blocks: Mapping[BlockInstance, SentBlock], traffic: _Traffic, *, held_out: bool
+        self, client: int, blocks: Mapping[BlockInstance, SentBlock], traffic: Traffic, *, held_out: bool
     ) -> Scored:
         state = self._states.get(client, ClientState())
         workspace, versions = self._load(client, state, blocks, traffic)
@@ -248,7 +248,7 @@ class ClientHost:
         client: int,
         state: ClientState,
         blocks: Mapping[BlockInstance, SentBlock],
-        traffic: _Traffic,
+        traffic: Traffic,
     ) -> tuple[Workspace, dict[BlockInstance, int]]:
         """Bring a client's model into its workspace, and note what had to be sent to it for that."""
         workspace = self._workspace(self._profiles[client])
@@ -313,27 +313,6 @@ class ClientHost:
             for key, values in sorted(buffers.items()):
                 digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
-
-
-class _Traffic:
-    """Bytes of blocks that went to clients and came back, by client and block instance."""
-
-    def __init__(self) -> None:
-        self.down: dict[tuple[int, BlockInstance], int] = {}
-        self.up: dict[tuple[int, BlockInstance], int] = {}
-
-    def bytes_down(self, client: int) -> int:
-        return sum(count for (receiver, _), count in self.down.items() if receiver == client)
-
-    def bytes_up(self, client: int) -> int:
-        return sum(count for (sender, _), count in self.up.items() if sender == client)
-
-
-def _by_instance(traffic: Mapping[tuple[int, BlockInstance], int]) -> dict[BlockInstance, int]:
-    totals: dict[BlockInstance, int] = defaultdict(int)
-    for (_, instance), count in traffic.items():
-        totals[instance] += count
-    return dict(totals)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from blossom_ray.errors import InputError
+from blossom_ray.scenario.sections import Custom, Model
 
 
 def resolve_factory(factory: str | Callable[..., Any], where: str) -> Callable[..., Any]:
@@ -38,6 +39,26 @@ def resolve_factory(factory: str | Callable[..., Any], where: str) -> Callable[.
                 f"expected the name of a callable in that module"
             ) from None
     return _checked(found, where, f"is {factory!r}, which is of type {type(found).__name__}")
+
+
+def factory_problems(model: Model) -> list[tuple[str, str, str]]:
+    """Own code of a model that cannot be found; importing it runs it.
+
+    Returns:
+        For each problem its path inside the scenario, what was found and what is expected, as in `errors.Problem`.
+    """
+    parts: dict[str, object] = {f"model.encoders.{name}": part for name, part in model.encoders.items()}
+    parts |= {"model.fusion": model.fusion, "model.head": model.head}
+    problems = []
+    for where, part in parts.items():
+        if isinstance(part, Custom):
+            try:
+                resolve_factory(part.factory, f"{where}.factory")
+            except InputError as error:
+                found, _, expected = str(error).partition("; expected ")
+                found = found.removeprefix(f"{where}.factory ")
+                problems.append((f"{where}.factory", found, expected or "code that can be imported"))
+    return problems
 
 
 def _checked(found: Any, where: str, description: str) -> Callable[..., Any]:

@@ -360,7 +360,8 @@ def test_own_code_that_is_not_there(command: Command, scenario: Callable[..., st
     factory = "{kind: custom, factory: no_such_module_here:Head}"
     outcome = command("simulate", scenario(("{kind: mlp, hidden: [8]}", factory)))
     assert outcome.exit_code == 2
-    assert re.match(r"error: model.head\S* is 'no_such_module_here:Head', but there is no module", outcome.err)
+    place = r"small\.yaml:\d+: model\.head\.factory is 'no_such_module_here:Head', but there is no module"
+    assert re.match(place, outcome.err)
 
 
 def test_out_that_is_a_file(command: Command, scenario: Callable[..., str], tmp_path: Path) -> None:

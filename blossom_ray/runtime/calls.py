@@ -1,0 +1,54 @@
+"""Calls of client actors, and what it takes to repeat them in another actor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from blossom_ray.sampling import Chunk
+
+
+@dataclass(eq=False)
+class Slot:
+    """An actor, and what it takes to put another in its place.
+
+    Attributes:
+        number: Position among the actors.
+        actor: The handle.
+        clients: Clients that live here.
+        log: Calls since the last checkpoint, in order: repeated, they lead to the same state.
+        open: Those of them whose results are still to be fetched, in order.
+    """
+
+    number: int
+    actor: Any
+    clients: list[int]
+    log: list[Call] = field(default_factory=list)
+    open: list[Call] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Call:
+    """One `train` or `evaluate` of one actor, and its results so far."""
+
+    slot: Slot
+    method: str
+    part: Chunk
+    round_index: int
+    arguments: tuple[Any, ...]
+    num_returns: int = 1
+    refs: list[Any] = field(default_factory=list)
+    has_ended: bool = False
+    is_dropped: bool = False
+    attempts: int = 0
+
+    def submit(self) -> None:
+        """Call the actor; results fetched before are not fetched again."""
+        method = getattr(self.slot.actor, self.method).options(num_returns=self.num_returns)
+        refs = method.remote(self.part, *self.arguments)
+        self.refs = refs if isinstance(refs, list) else [refs]
+        self.has_ended = False
+
+    def replay(self) -> None:
+        """Call the actor for the effect on its clients' states."""
+        self.slot.actor.replay.remote(self.method, self.part, *self.arguments)

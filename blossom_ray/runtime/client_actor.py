@@ -1,0 +1,125 @@
+"""The actor that holds clients: a shell around a `ClientHost` that unpacks, calls and returns.
+
+A plain class; `actors.py` wraps it for Ray where it is spawned.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from blossom_ray.blocks import BlockInstance
+from blossom_ray.client import ChunkEvaluation, SentBlock
+from blossom_ray.preparation import Preparation
+from blossom_ray.records import ClientTraining
+from blossom_ray.sampling import Chunk
+
+if TYPE_CHECKING:
+    from blossom_ray.client_host import ClientHost
+
+Buffers = Mapping[str, np.ndarray]
+# Block instances with their versions; their values follow as arguments of their own, in this order.
+Manifest = tuple[tuple[BlockInstance, int], ...]
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What comes back of a part of a chunk besides its blocks."""
+
+    records: tuple[ClientTraining, ...]
+    instances: tuple[BlockInstance, ...]
+    bytes_down: Mapping[BlockInstance, int]
+    bytes_up: Mapping[BlockInstance, int]
+
+
+class ClientActor:
+    """One client or several in a process of their own.
+
+    Args:
+        num_gpus: Fraction of a GPU that this actor may use, memory included; 0 for the CPU.
+    """
+
+    def __init__(self, num_gpus: float) -> None:
+        import torch
+
+        # Imported here, so that actors get ready while the data are being prepared elsewhere.
+        from blossom_ray.client_host import ClientHost
+
+        torch.set_num_threads(1)
+        if 0 < num_gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(num_gpus)
+        self._device = "cuda" if num_gpus > 0 else "cpu"
+        self._host_type = ClientHost
+        self._host: ClientHost | None = None
+
+    def ready(self) -> bool:
+        """Answers once the process is up."""
+        return True
+
+    def setup(self, preparation: Preparation, clients: Sequence[int], buffers: Buffers | None) -> None:
+        """Take clients in. Their shards are memory-mapped, or read from `buffers`, Arrow data in the object store."""
+        profiles = [preparation.population.profiles[client] for client in clients]
+        shards = preparation.open_shards(buffers)
+        self._host = self._host_type(preparation.plan, profiles, shards, self._device)
+
+    def train(
+        self,
+        chunk: Chunk,
+        manifest: Manifest,
+        round_index: int,
+        learning_rate: float,
+        whole: bool,
+        *values: np.ndarray,
+    ) -> Any:
+        """Train clients; returns a report and, as objects of their own, what is sent back of each block."""
+        blocks = _blocks(manifest, values)
+        part = self._here.train(chunk, blocks, round_index=round_index, learning_rate=learning_rate, whole=whole)
+        report = TrainingReport(part.records, tuple(part.blocks), part.bytes_down, part.bytes_up)
+        return (report, *part.blocks.values()) if part.blocks else report
+
+    def evaluate(
+        self, chunk: Chunk, manifest: Manifest, round_index: int, held_out: bool, *values: np.ndarray
+    ) -> ChunkEvaluation:
+        """Score clients."""
+        return self._here.evaluate(chunk, _blocks(manifest, values), round_index=round_index, held_out=held_out)
+
+    def replay(self, method: str, chunk: Chunk, manifest: Manifest, round_index: int, *arguments: Any) -> None:
+        """Do what `train` or `evaluate` does to the clients' states, for its effect alone."""
+        if method == "train":
+            self.train(chunk, manifest, round_index, *arguments)
+        else:
+            self._here.replay_evaluation(chunk, _blocks(manifest, arguments[1:]), round_index=round_index)
+
+    def begin_checkpoint(self, path: Path, round_index: int) -> None:
+        """Write the clients' states after a round into a file, in the background."""
+        self._here.begin_checkpoint(path, round_index=round_index)
+
+    def finish_checkpoint(self) -> None:
+        """Wait until the file is on disk."""
+        self._here.finish_checkpoint()
+
+    def restore(self, paths: Sequence[Path]) -> None:
+        """Take the clients' states from a checkpoint's files."""
+        self._here.restore(paths)
+
+    def private_digests(self) -> dict[int, str]:
+        """SHA-256 (hex) of each client's private state."""
+        return self._here.private_digest()
+
+    def peak_memory_bytes(self) -> int:
+        """Largest resident set of this process so far, pages shared with others included."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    @property
+    def _here(self) -> ClientHost:
+        assert self._host is not None, "setup comes first"
+        return self._host
+
+
+def _blocks(manifest: Manifest, values: Sequence[np.ndarray]) -> dict[BlockInstance, SentBlock]:
+    return {instance: SentBlock(version, array) for (instance, version), array in zip(manifest, values, strict=True)}
