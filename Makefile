@@ -1,5 +1,5 @@
 # `make check` is what CI runs: format, lint, types, layers, tests. It uses the active Python environment.
-.PHONY: check format lint types test docs
+.PHONY: check format lint types test golden docs
 
 check: lint types test
 
@@ -17,6 +17,9 @@ types:
 
 test:
 	python -m pytest
+
+golden:
+	python tests/golden/renew.py
 
 docs:
 	blossom-ray schema --markdown > docs/scenario-reference.md

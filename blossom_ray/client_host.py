@@ -6,11 +6,8 @@ actor is a shell around another.
 
 from __future__ import annotations
 
-import time
-import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,14 +20,15 @@ from blossom_ray.blocks import BlockInstance, ClientProfile
 from blossom_ray.checkpoint import read_clients, write_clients
 from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.data.shards import ShardReader
-from blossom_ray.errors import BlossomError, ClientError
-from blossom_ray.evaluation import Scored, evaluate_locally
+from blossom_ray.engine import Engine, make_engine
+from blossom_ray.errors import ClientError
 from blossom_ray.metrics import classification_scores
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.records import ClientEvaluation, ClientTraining
 from blossom_ray.sampling import Chunk
 from blossom_ray.traffic import Traffic
-from blossom_ray.training import LocalResult, train_locally
+from blossom_ray.training import LocalResult
+from blossom_ray.vectorized import ClientTask
 
 
 class ClientHost:
@@ -55,6 +53,7 @@ class ClientHost:
         self._shards = shards
         self._device = device
         self._workspaces: dict[tuple[str, ...], Workspace] = {}
+        self._engines: dict[tuple[str, ...], Engine] = {}
         self._states: dict[int, ClientState] = {}
         # A client's new state waits here until the round goes on, so that a chunk can be trained again.
         self._staged: dict[int, tuple[int, ClientState]] = {}
@@ -87,14 +86,19 @@ class ClientHost:
         Raises:
             ClientError: A client's own code raised, or its update is not finite.
         """
-        traffic = Traffic()
-        records, results = [], []
-        for client in chunk.clients:
-            self._settle(client, accepted=round_index - 1)
-            started = time.perf_counter()
-            with _client_errors(client, round_index):
-                result, state = self._train_client(client, blocks, round_index, learning_rate, traffic)
-            self._staged[client] = (round_index, state)
+        traffic, plan = Traffic(), self._plan
+        tasks, states = self._tasks(chunk, blocks, traffic, accepted=round_index - 1)
+        engine = self._engine(self._profiles[chunk.clients[0]])
+        records: list[ClientTraining] = []
+        results: list[LocalResult] = []
+        for (result, seconds), state in zip(
+            engine.train(tasks, plan.training, learning_rate=learning_rate, seed=plan.seed, round_index=round_index),
+            states,
+            strict=True,
+        ):
+            client = chunk.clients[len(results)]
+            _check_finite(client, round_index, result)
+            self._staged[client] = (round_index, self._next_state(client, state, result))
             for name, instance in self._returned(client).items():
                 traffic.up[client, instance] = result.blocks[name].nbytes
             records.append(
@@ -106,7 +110,7 @@ class ClientHost:
                     drift=result.drift,
                     bytes_down=traffic.bytes_down(client),
                     bytes_up=traffic.bytes_up(client),
-                    seconds=time.perf_counter() - started,
+                    seconds=seconds,
                 )
             )
             results.append(result)
@@ -137,24 +141,23 @@ class ClientHost:
             ClientError: A client's own code raised.
         """
         traffic = Traffic()
-        records, confusions = [], []
-        for client in chunk.clients:
-            self._settle(client, accepted=round_index)
-            started = time.perf_counter()
-            with _client_errors(client, round_index):
-                scored = self._evaluate_client(client, blocks, traffic, held_out=held_out)
-            records.append(
-                ClientEvaluation(
-                    client=client,
-                    num_examples=scored.num_examples,
-                    loss=scored.loss_sum / scored.num_examples,
-                    scores=classification_scores(scored.confusion),
-                    bytes_down=traffic.bytes_down(client),
-                    seconds=time.perf_counter() - started,
-                )
+        tasks, states = self._tasks(chunk, blocks, traffic, accepted=round_index, test=True, held_out=held_out)
+        engine = self._engine(self._profiles[chunk.clients[0]])
+        scores = engine.evaluate(tasks, self._plan.evaluation_batch_size, round_index=round_index)
+        self._states.update(zip(chunk.clients, states, strict=True))
+        records = tuple(
+            ClientEvaluation(
+                client=client,
+                num_examples=scored.num_examples,
+                loss=scored.loss_sum / scored.num_examples,
+                scores=classification_scores(scored.confusion),
+                bytes_down=traffic.bytes_down(client),
+                seconds=seconds,
             )
-            confusions.append(scored.confusion)
-        return ChunkEvaluation(tuple(records), np.sum(confusions, axis=0), traffic.by_instance(traffic.down))
+            for client, (scored, seconds) in zip(chunk.clients, scores, strict=True)
+        )
+        confusion = np.sum([scored.confusion for scored, _ in scores], axis=0)
+        return ChunkEvaluation(records, confusion, traffic.by_instance(traffic.down))
 
     def private_digest(self) -> dict[int, str]:
         """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""
@@ -198,73 +201,66 @@ class ClientHost:
         self._writer.shutdown()
         self._shards.close()
 
-    def _train_client(
+    def _tasks(
         self,
-        client: int,
+        chunk: Chunk,
         blocks: Mapping[BlockInstance, SentBlock],
-        round_index: int,
-        learning_rate: float,
         traffic: Traffic,
-    ) -> tuple[LocalResult, ClientState]:
-        profile, state = self._profiles[client], self._states.get(client, ClientState())
-        workspace, versions = self._load(client, state, blocks, traffic)
-        inputs, labels = self._shards.shard(client).train()
-        result = train_locally(
-            workspace,
-            inputs,
-            labels,
-            self._plan.training,
-            learning_rate=learning_rate,
-            optimizer_state=state.optimizer_state or None,
-            seed=self._plan.seed,
-            round_index=round_index,
-            client=client,
-        )
-        _check_finite(client, round_index, result)
-        instances = self._plan.trained_blocks(profile)
-        private = {name: result.blocks[name] for name, instance in instances.items() if instance.is_private}
-        return result, replace(
-            state,
-            private=private,
-            local_state=result.local_state,
-            optimizer_state=result.optimizer_state,
-            versions=versions,
-        )
+        *,
+        accepted: int,
+        test: bool = False,
+        held_out: bool = False,
+    ) -> tuple[list[ClientTask], list[ClientState]]:
+        """What the engine needs of each client, and the clients' states once they have received these blocks."""
+        tasks, states = [], []
+        for client in chunk.clients:
+            self._settle(client, accepted=accepted)
+            state = self._states.get(client, ClientState())
+            values, versions = self._receive(client, state, blocks, traffic)
+            own = self._profiles[client].modalities
+            shard = self._shards.held_out(own) if held_out else self._shards.shard(client)
+            assert shard is not None, "the loop asks for a held-out set only where there is one"
+            inputs, labels = shard.test() if test else shard.train()
+            tasks.append(ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state))
+            states.append(replace(state, versions=versions))
+        return tasks, states
 
-    def _evaluate_client(
-        self, client: int, blocks: Mapping[BlockInstance, SentBlock], traffic: Traffic, *, held_out: bool
-    ) -> Scored:
-        state = self._states.get(client, ClientState())
-        workspace, versions = self._load(client, state, blocks, traffic)
-        self._states[client] = replace(state, versions=versions)
-        own = self._profiles[client].modalities
-        shard = self._shards.held_out(own) if held_out else self._shards.shard(client)
-        assert shard is not None, "the loop asks for a held-out set only where there is one"
-        inputs, labels = shard.test()
-        return evaluate_locally(workspace, inputs, labels, self._plan.evaluation_batch_size)
-
-    def _load(
+    def _receive(
         self,
         client: int,
         state: ClientState,
         blocks: Mapping[BlockInstance, SentBlock],
         traffic: Traffic,
-    ) -> tuple[Workspace, dict[BlockInstance, int]]:
-        """Bring a client's model into its workspace, and note what had to be sent to it for that."""
-        workspace = self._workspace(self._profiles[client])
+    ) -> tuple[dict[str, Vector], dict[BlockInstance, int]]:
+        """The values of all blocks that a client holds; what had to be sent to it for that is noted."""
+        initial = self._workspace(self._profiles[client]).initial_blocks
         versions = dict(state.versions)
         values: dict[str, Vector] = {}
         for name, instance in self._plan.held_blocks(self._profiles[client]).items():
             if instance.is_private:
-                values[name] = state.private.get(name, workspace.initial_blocks[name])
+                values[name] = state.private.get(name, initial[name])
                 continue
             sent = blocks[instance]
             values[name] = sent.values
             if versions.get(instance) != sent.version:
                 versions[instance] = sent.version
                 traffic.down[client, instance] = sent.values.nbytes
-        workspace.load(values, state.local_state or workspace.initial_state)
-        return workspace, versions
+        return values, versions
+
+    def _next_state(self, client: int, state: ClientState, result: LocalResult) -> ClientState:
+        instances = self._plan.trained_blocks(self._profiles[client])
+        return replace(
+            state,
+            private={name: result.blocks[name] for name, instance in instances.items() if instance.is_private},
+            local_state=result.local_state,
+            optimizer_state=result.optimizer_state,
+        )
+
+    def _engine(self, profile: ClientProfile) -> Engine:
+        if profile.modalities not in self._engines:
+            workspace = self._workspace(profile)
+            self._engines[profile.modalities] = make_engine(self._plan.training.engine, workspace)
+        return self._engines[profile.modalities]
 
     def _workspace(self, profile: ClientProfile) -> Workspace:
         if profile.modalities not in self._workspaces:
@@ -313,18 +309,6 @@ class ClientHost:
             for key, values in sorted(buffers.items()):
                 digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
-
-
-@contextmanager
-def _client_errors(client: int, round_index: int) -> Iterator[None]:
-    """Turn what a client's own code raises into a `ClientError` that says whose it was."""
-    try:
-        yield
-    except BlossomError:
-        raise
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise ClientError(client, round_index, cause, details=traceback.format_exc()) from error
 
 
 def _check_finite(client: int, round_index: int, result: LocalResult) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import check_federation
+from blossom_ray.api import check_runnable
 
 SCENARIOS = sorted((REPOSITORY / "scenarios").glob("*.yaml"))
 NEEDS_UCI_HAR = {path for path in SCENARIOS if "dataset: uci-har" in path.read_text(encoding="utf-8")}
@@ -74,7 +74,7 @@ def test_every_scenario_says_what_it_shows_and_is_named_like_its_file(path: Path
 
 @pytest.mark.parametrize("path", sorted(set(SCENARIOS) - NEEDS_UCI_HAR), ids=ids)
 def test_scenarios_on_generated_data_run_a_tiny_round(path: Path) -> None:
-    check_federation(Scenario.load(path))
+    check_runnable(Scenario.load(path))
     scenario = Scenario.load(path, HERE | FEW_SAMPLES)
     assert_one_round(simulate(scenario), scenario)
 
@@ -82,7 +82,7 @@ def test_scenarios_on_generated_data_run_a_tiny_round(path: Path) -> None:
 @pytest.mark.data
 @pytest.mark.parametrize("path", sorted(NEEDS_UCI_HAR), ids=ids)
 def test_scenarios_on_uci_har_can_be_met_by_the_official_archive(path: Path, uci_har_zip: Path) -> None:
-    check_federation(Scenario.load(path, {"data.path": str(uci_har_zip)}))
+    check_runnable(Scenario.load(path, {"data.path": str(uci_har_zip)}))
 
 
 @pytest.mark.data
@@ -95,7 +95,7 @@ def test_scenarios_on_uci_har_run_a_tiny_round(path: Path, small_uci_har: Path) 
 def test_the_scenario_of_the_design_page(tmp_path: Path) -> None:
     path = tmp_path / "design.yaml"
     path.write_text(DESIGN, encoding="utf-8")
-    check_federation(Scenario.load(path))
+    check_runnable(Scenario.load(path))
     scenario = Scenario.load(path, HERE | FEW_SAMPLES)
     assert scenario.training.optimizer.weight_decay == 1e-5
     assert_one_round(simulate(scenario), scenario)

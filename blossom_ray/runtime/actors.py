@@ -54,7 +54,7 @@ class DriverActor:
 
     def events(self) -> Iterator[Any]:
         """Run to the end, or until `stop`."""
-        actors = _spawn_clients(self._scenario.execution, self._scenario.num_clients)
+        actors = spawn_clients(self._scenario)
 
         def start(preparation: Preparation) -> Runtime:
             return ActorRuntime(preparation, actors)
@@ -129,7 +129,13 @@ class ActorRuntime:
             float(count) * len(profile.modalities)
             for count, profile in zip(preparation.shards.num_train, self._population.profiles, strict=True)
         ]
-        self._actor_of = actor_of_client(self._execution, self._population.chunks, self._costs, len(actors))
+        self._actor_of = actor_of_client(
+            self._execution,
+            self._population.chunks,
+            self._costs,
+            len(actors),
+            whole_chunks=scenario.training.engine == "vectorized",
+        )
         self._preparation, self._shared = preparation, ray.put(preparation)
         members: list[list[int]] = [[] for _ in actors]
         for client, number in enumerate(self._actor_of):
@@ -422,12 +428,14 @@ def _client_actor(execution: Execution) -> Any:
     return actor_type.remote(resources.num_gpus)
 
 
-def _spawn_clients(execution: Execution, num_clients: int) -> list[Any]:
+def spawn_clients(scenario: Scenario) -> list[Any]:
     """Start the actors that will hold the clients, a few at a time; the last ones may still be starting."""
     room = offered_room()
     actors: list[Any] = []
     starting: list[Any] = []
-    for _ in range(num_actors(execution, num_clients, room)):
+    execution = scenario.execution
+    whole_chunks = scenario.training.engine == "vectorized"
+    for _ in range(num_actors(execution, scenario.num_clients, room, whole_chunks=whole_chunks)):
         if len(starting) >= _STARTING_PER_CORE * max(1.0, room.num_cpus):
             done, starting = ray.wait(starting, num_returns=1, timeout=_START_TIMEOUT_S)
             if not done:

@@ -46,7 +46,7 @@ class Room:
         return f"{self.num_cpus:g} CPU cores, {self.num_gpus:g} GPUs and {self.memory_bytes / 2**30:.1f} GiB of memory"
 
 
-def num_actors(execution: Execution, num_clients: int, room: Room) -> int:
+def num_actors(execution: Execution, num_clients: int, room: Room, *, whole_chunks: bool = False) -> int:
     """How many actors hold the clients.
 
     Args:
@@ -54,6 +54,7 @@ def num_actors(execution: Execution, num_clients: int, room: Room) -> int:
             while there is room, else packs them, one actor per core (or per fraction of a GPU).
         num_clients: Number of registered clients.
         room: What the cluster offers.
+        whole_chunks: Whether a chunk must stay in one actor, so that an actor per client is no choice.
 
     Raises:
         InputError: The actors asked for do not fit.
@@ -65,7 +66,7 @@ def num_actors(execution: Execution, num_clients: int, room: Room) -> int:
             f"execution.client_resources asks for {_describe(resources)} per actor; not one fits into {room}"
         )
     if setting == "auto":
-        if num_clients <= fitting:
+        if num_clients <= fitting and not whole_chunks:
             return num_clients
         return fitting if resources.num_gpus > 0 else min(fitting, max(1, math.floor(room.num_cpus)))
     wanted = math.ceil(num_clients / setting)
@@ -79,7 +80,12 @@ def num_actors(execution: Execution, num_clients: int, room: Room) -> int:
 
 
 def actor_of_client(
-    execution: Execution, chunks: Sequence[Chunk], costs: Sequence[float], num_actors: int
+    execution: Execution,
+    chunks: Sequence[Chunk],
+    costs: Sequence[float],
+    num_actors: int,
+    *,
+    whole_chunks: bool = False,
 ) -> tuple[int, ...]:
     """The actor of each client.
 
@@ -88,7 +94,10 @@ def actor_of_client(
         chunks: All chunks of all clients.
         costs: Cost of one round by client, in any unit.
         num_actors: From `num_actors`.
+        whole_chunks: Whether a chunk must stay in one actor. Some actors may then hold no client.
     """
+    if whole_chunks:
+        return _longest_first([chunk.clients for chunk in chunks], costs, num_actors)[0]
     if num_actors == len(costs):
         return tuple(range(num_actors))
     if execution.clients_per_actor == "auto":

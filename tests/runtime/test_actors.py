@@ -32,7 +32,7 @@ def on_ray(small_scenario: Scenario) -> Scenario:
 
 def start(scenario: Scenario, folder: Path) -> tuple[Preparation, actors.ActorRuntime]:
     preparation = prepare(scenario, folder)
-    handles = actors._spawn_clients(scenario.execution, scenario.num_clients)
+    handles = actors.spawn_clients(scenario)
     return preparation, actors.ActorRuntime(preparation, handles)
 
 

@@ -91,3 +91,30 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(small_scenari
     assert_same_bits(first, again)
     other = simulate(small_scenario.override({"seed": 1}))
     assert first.manifest["digest"]["shared"] != other.manifest["digest"]["shared"]
+
+
+@pytest.mark.ray
+def test_stacked_chunks_give_the_same_bits_on_every_placement(small_scenario: Scenario, ray_session: None) -> None:
+    scenario = small_scenario.override(
+        {
+            "training.engine": "vectorized",
+            "server.clients_per_round": 4,
+            "rounds": 3,
+            "clients.0.count": 5,
+            "clients.2.count": 4,
+        }
+    )
+    local = simulate(scenario)
+    for clients_per_actor in (10, 5):
+        placed = scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": clients_per_actor})
+        assert_same_bits(local, simulate(placed))
+
+
+def test_the_engines_agree_within_rounding(small_scenario: Scenario) -> None:
+    scenario = small_scenario.override({"sharing": "private-head", "data.samples": 300})
+    sequential, vectorized = simulate(scenario), simulate(scenario.override({"training.engine": "vectorized"}))
+    for metric in ("train_loss", "loss", "loss/acc", "loss/acc+gyro"):
+        expected = sequential.rounds[metric].drop_nulls().to_list()
+        assert vectorized.rounds[metric].drop_nulls().to_list() == pytest.approx(expected, rel=1e-4)
+    steps = [run.clients["num_steps"].to_list() for run in (sequential, vectorized)]
+    assert steps[0] == steps[1]

@@ -92,7 +92,7 @@ def run_here(scenario: Scenario) -> tuple[list[RoundRecord], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         session = Session(Path(folder) / "shards", Path(folder) / "checkpoints")
         session.folder.mkdir()
-        handles = actors._spawn_clients(scenario.execution, scenario.num_clients)
+        handles = actors.spawn_clients(scenario)
         for event in run(scenario, session, lambda preparation: actors.ActorRuntime(preparation, handles)):
             if isinstance(event, RunInfo):
                 facts |= event.entries

@@ -1,0 +1,142 @@
+"""How the clients of a chunk are computed: one after the other, or stacked, with the same results within rounding."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+from blossom_ray.errors import BlossomError, ClientError, InputError
+from blossom_ray.evaluation import Scored, evaluate_locally
+from blossom_ray.models.workspace import Workspace
+from blossom_ray.scenario.sections import Training
+from blossom_ray.training import LocalResult, train_locally
+from blossom_ray.vectorized import ClientTask, VectorizedEngine, can_vectorize
+
+
+class Engine(Protocol):
+    """Trains and scores clients that have the same blocks."""
+
+    def train(
+        self, tasks: Sequence[ClientTask], section: Training, *, learning_rate: float, seed: int, round_index: int
+    ) -> list[tuple[LocalResult, float]]:
+        """Each client's result, in order, with the seconds that it took.
+
+        Raises:
+            ClientError: A client's own code raised.
+        """
+
+    def evaluate(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[tuple[Scored, float]]:
+        """Each client's scores, in order, with the seconds that they took.
+
+        Raises:
+            ClientError: A client's own code raised.
+        """
+
+
+class SequentialEngine:
+    """One client after the other, in one model.
+
+    Args:
+        workspace: The model's memory.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def train(
+        self, tasks: Sequence[ClientTask], section: Training, *, learning_rate: float, seed: int, round_index: int
+    ) -> list[tuple[LocalResult, float]]:
+        """Each client's result, in order, with the seconds that it took."""
+        results = []
+        for task in tasks:
+            started = time.perf_counter()
+            with _client_errors(task.client, round_index):
+                self._load(task)
+                result = train_locally(
+                    self._workspace,
+                    task.inputs,
+                    task.labels,
+                    section,
+                    learning_rate=learning_rate,
+                    optimizer_state=task.optimizer_state or None,
+                    seed=seed,
+                    round_index=round_index,
+                    client=task.client,
+                )
+            results.append((result, time.perf_counter() - started))
+        return results
+
+    def evaluate(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[tuple[Scored, float]]:
+        """Each client's scores, in order, with the seconds that they took."""
+        scores = []
+        for task in tasks:
+            started = time.perf_counter()
+            with _client_errors(task.client, round_index):
+                self._load(task)
+                scored = evaluate_locally(self._workspace, task.inputs, task.labels, batch_size)
+            scores.append((scored, time.perf_counter() - started))
+        return scores
+
+    def _load(self, task: ClientTask) -> None:
+        self._workspace.load(task.blocks, task.local_state or self._workspace.initial_state)
+
+
+class StackedEngine:
+    """All clients of a chunk at once, on stacked block vectors; the time is divided evenly among them.
+
+    Args:
+        workspace: What the clients' model looks like.
+
+    Raises:
+        InputError: The model has parts that cannot be stacked.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        obstacle = can_vectorize(workspace)
+        if obstacle is not None:
+            raise InputError(f"training.engine is 'vectorized', but {obstacle}; expected 'sequential' for this model")
+        self._engine = VectorizedEngine(workspace)
+
+    def train(
+        self, tasks: Sequence[ClientTask], section: Training, *, learning_rate: float, seed: int, round_index: int
+    ) -> list[tuple[LocalResult, float]]:
+        """Each client's result, in order, with its part of the time."""
+        started = time.perf_counter()
+        with _client_errors(tasks[0].client, round_index):
+            results = self._engine.train(
+                tasks, section, learning_rate=learning_rate, seed=seed, round_index=round_index
+            )
+        seconds = (time.perf_counter() - started) / len(tasks)
+        return [(result, seconds) for result in results]
+
+    def evaluate(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[tuple[Scored, float]]:
+        """Each client's scores, in order, with their part of the time."""
+        started = time.perf_counter()
+        with _client_errors(tasks[0].client, round_index):
+            scores = self._engine.evaluate(tasks, batch_size)
+        seconds = (time.perf_counter() - started) / len(tasks)
+        return [(scored, seconds) for scored in scores]
+
+
+def make_engine(kind: Literal["sequential", "vectorized"], workspace: Workspace) -> Engine:
+    """The engine that a scenario names.
+
+    Raises:
+        InputError: The model has parts that cannot be stacked.
+    """
+    return StackedEngine(workspace) if kind == "vectorized" else SequentialEngine(workspace)
+
+
+@contextmanager
+def _client_errors(client: int, round_index: int) -> Iterator[None]:
+    """Turn what a client's own code raises into a `ClientError` that says whose it was."""
+    try:
+        yield
+    except BlossomError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise ClientError(client, round_index, cause, details=traceback.format_exc()) from error

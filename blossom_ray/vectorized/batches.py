@@ -1,0 +1,72 @@
+"""The batches of several clients, step by step: each client its own, padded to a common number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blossom_ray.data.dataset import IntArray
+
+
+@dataclass(frozen=True)
+class StackedBatch:
+    """One step's batches of the first K clients of a stack, padded to B rows each.
+
+    Attributes:
+        rows: (K * B,) int64, row numbers in the clients' concatenated shards. Padding repeats one of the client's own.
+        counts: Real rows of each client, 1..B.
+        row_counts: The same as a float32 tensor, (K,).
+        mask: (K, B) float32, 1 for real rows and 0 for padding; None where all rows are real.
+    """
+
+    rows: Tensor
+    counts: tuple[int, ...]
+    row_counts: Tensor
+    mask: Tensor | None
+
+
+def stacked_batches(
+    epochs: Sequence[Sequence[IntArray]], batch_size: int, device: torch.device
+) -> Iterator[StackedBatch]:
+    """The steps of a stack of clients, until the last client is through.
+
+    Args:
+        epochs: For each client the order of its samples, (n,), in each of its epochs. Clients stand in falling order
+            of their number of batches, so that those who still have one are always the first.
+        batch_size: Samples per batch; the last one of an epoch may be smaller.
+        device: Where the tensors are needed.
+    """
+    sizes = np.array([len(orders[0]) for orders in epochs])
+    steps_per_epoch = -(-sizes // batch_size)
+    num_steps = steps_per_epoch * len(epochs[0])
+    offsets = np.cumsum(sizes) - sizes
+    width = min(batch_size, int(sizes.max()))
+    rows = np.zeros((num_steps.max(), len(epochs), width), dtype=np.int64)
+    counts = np.zeros(rows.shape[:2], dtype=np.int64)
+    for client, orders in enumerate(epochs):
+        steps = steps_per_epoch[client]
+        for epoch, order in enumerate(orders):
+            padded = np.full(steps * width, order[0])
+            padded[: len(order)] = order
+            rows[epoch * steps : (epoch + 1) * steps, client] = padded.reshape(steps, width) + offsets[client]
+        counts[: num_steps[client], client] = np.tile(_batch_sizes(len(orders[0]), steps, batch_size), len(orders))
+
+    all_rows, all_counts = torch.from_numpy(rows).to(device), torch.from_numpy(counts).to(device, torch.float32)
+    positions = torch.arange(width, device=device)
+    for step in range(len(rows)):
+        active = int(np.count_nonzero(num_steps > step))
+        real = counts[step, :active]
+        width = int(real.max())
+        row_counts = all_counts[step, :active]
+        mask = None if real.min() == width else (positions[:width] < row_counts.unsqueeze(1)).float()
+        yield StackedBatch(all_rows[step, :active, :width].reshape(-1), tuple(real.tolist()), row_counts, mask)
+
+
+def _batch_sizes(num_samples: int, num_batches: int, batch_size: int) -> IntArray:
+    sizes = np.full(num_batches, batch_size)
+    sizes[-1] = num_samples - (num_batches - 1) * batch_size
+    return sizes

@@ -1,0 +1,237 @@
+"""Training and evaluation of a chunk of clients at once.
+
+The results are those of `train_locally` and `evaluate_locally`, client by client, but for the order of sums inside
+float32 kernels. They do not depend on who else is in the chunk, but for the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blossom_ray.aggregation import Vector
+from blossom_ray.client import LocalState, OptimizerState
+from blossom_ray.data.dataset import IntArray
+from blossom_ray.evaluation import Scored
+from blossom_ray.metrics import confusion_matrix
+from blossom_ray.models.workspace import Workspace
+from blossom_ray.scenario.sections import Training
+from blossom_ray.seeding import Purpose, generator, torch_seed
+from blossom_ray.training import LocalResult
+from blossom_ray.vectorized.batches import StackedBatch, stacked_batches
+from blossom_ray.vectorized.optimizer import StackOptimizer
+from blossom_ray.vectorized.stack import Stack
+from blossom_ray.vectorized.support import can_vectorize
+
+_MAX_INPUT_VALUES = 2**26
+"""Values in the shards of one stack, which are copied into one tensor (256 MiB); a larger shard gets a stack alone."""
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """One client's part of a chunk.
+
+    Attributes:
+        client: The client's id; with seed and round it fixes batches and dropout.
+        blocks: Values of all blocks that it holds, (size,) float32. May be read-only.
+        inputs: Modality to (n, *shape) float32 for the client's modalities. May be read-only.
+        labels: (n,) int64.
+        local_state: Its normalisation state; empty for the initial one.
+        optimizer_state: State of its optimizer to start from; empty for a new one. Not used in evaluation.
+    """
+
+    client: int
+    blocks: Mapping[str, Vector]
+    inputs: Mapping[str, np.ndarray]
+    labels: np.ndarray
+    local_state: LocalState = field(default_factory=dict)
+    optimizer_state: OptimizerState = field(default_factory=dict)
+
+
+class VectorizedEngine:
+    """Trains and scores clients of one modality set on stacks.
+
+    Args:
+        workspace: What the clients' model looks like, and which of its blocks are trained. It is not changed.
+        capacity: The most clients in a stack; memory for their blocks, gradients and optimizer state is kept.
+        max_rows: The most samples of a stack that go through the model at once; it bounds the memory of activations.
+
+    Raises:
+        ValueError: The model cannot be stacked (see `can_vectorize`).
+    """
+
+    def __init__(self, workspace: Workspace, *, capacity: int = 64, max_rows: int = 2048) -> None:
+        obstacle = can_vectorize(workspace)
+        if obstacle:
+            raise ValueError(f"the model cannot be stacked: {obstacle}; expected one that can_vectorize accepts")
+        self._device, self._num_outputs = workspace.device, workspace.num_outputs
+        self._capacity, self._max_rows = capacity, max_rows
+        self._stack = Stack(workspace, capacity)
+
+    def train(
+        self,
+        tasks: Sequence[ClientTask],
+        section: Training,
+        *,
+        learning_rate: float,
+        seed: int,
+        round_index: int,
+    ) -> list[LocalResult]:
+        """Train each client for `section.local_epochs` epochs on its shard, as `train_locally` does.
+
+        Args:
+            tasks: The clients.
+            section: The scenario's `training` section.
+            learning_rate: The round's learning rate.
+            seed: The scenario's seed.
+            round_index: The round.
+
+        Returns:
+            One result per task, in their order.
+        """
+        results: dict[int, LocalResult] = {}
+        for positions in self._cut(tasks, section.batch_size):
+            members = [tasks[position] for position in positions]
+            trained = self._train_stack(members, section, learning_rate, seed, round_index)
+            results.update(zip(positions, trained, strict=True))
+        return [results[position] for position in range(len(tasks))]
+
+    def evaluate(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
+        """Score each client on its samples, as `evaluate_locally` does.
+
+        Args:
+            tasks: The clients.
+            batch_size: Samples of a client per forward pass.
+
+        Returns:
+            One result per task, in their order.
+        """
+        scores: dict[int, Scored] = {}
+        for positions in self._cut(tasks, batch_size):
+            scores.update(zip(positions, self._score_stack([tasks[p] for p in positions], batch_size), strict=True))
+        return [scores[position] for position in range(len(tasks))]
+
+    def _cut(self, tasks: Sequence[ClientTask], batch_size: int) -> Iterator[list[int]]:
+        """Positions of the tasks of each stack, in falling order of their number of samples, and so of steps."""
+        stack: list[int] = []
+        num_values = num_rows = 0
+        for position in sorted(range(len(tasks)), key=lambda p: len(tasks[p].labels), reverse=True):
+            values = sum(array.size for array in tasks[position].inputs.values())
+            num_rows += min(batch_size, len(tasks[position].labels))
+            num_values += values
+            fits = len(stack) < self._capacity and num_rows <= self._max_rows and num_values <= _MAX_INPUT_VALUES
+            if stack and not fits:
+                yield stack
+                stack, num_rows, num_values = [], min(batch_size, len(tasks[position].labels)), values
+            stack.append(position)
+        if stack:
+            yield stack
+
+    def _train_stack(
+        self, tasks: Sequence[ClientTask], section: Training, learning_rate: float, seed: int, round_index: int
+    ) -> list[LocalResult]:
+        stack = self._stack
+        stack.load([task.blocks for task in tasks], [task.local_state for task in tasks])
+        stack.training_mode(True)
+        stack.lanes.generators = self._dropout_generators(tasks, seed, round_index)
+        optimizer = StackOptimizer(section.optimizer, stack, learning_rate, [task.optimizer_state for task in tasks])
+        shards = _Shards(tasks, self._device)
+        loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
+        num_steps = np.zeros(len(tasks), dtype=np.int64)
+        epochs = [_orders(task, section, seed, round_index) for task in tasks]
+        for batch in stacked_batches(epochs, section.batch_size, self._device):
+            stack.enter(batch)
+            num_active = len(batch.counts)
+            stack.zero_gradients()
+            inputs, targets = shards.gather(batch)
+            losses = _mean_losses(stack.model(inputs), targets, batch)
+            losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step(num_active)
+            loss_sums[:num_active] += losses.detach() * batch.row_counts
+            num_steps[:num_active] += 1
+
+        blocks, local_states = stack.read(len(tasks))
+        optimizer_states = optimizer.states() if section.keep_optimizer_state else [{} for _ in tasks]
+        num_examples = [len(task.labels) * section.local_epochs for task in tasks]
+        return [
+            LocalResult(
+                blocks=blocks[k],
+                local_state=local_states[k],
+                optimizer_state=optimizer_states[k],
+                num_examples=num_examples[k],
+                num_steps=int(num_steps[k]),
+                loss=loss_sum / num_examples[k],
+                drift={name: self._distance(name, new, task.blocks[name]) for name, new in blocks[k].items()},
+            )
+            for k, (task, loss_sum) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
+        ]
+
+    def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
+        stack = self._stack
+        stack.load([task.blocks for task in tasks], [task.local_state for task in tasks])
+        stack.training_mode(False)
+        shards = _Shards(tasks, self._device)
+        loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
+        steps: list[tuple[Tensor, tuple[int, ...]]] = []
+        with torch.no_grad():
+            for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
+                stack.enter(batch)
+                inputs, targets = shards.gather(batch)
+                logits = stack.model(inputs)
+                loss_sums[: len(batch.counts)] += _mean_losses(logits, targets, batch) * batch.row_counts
+                steps.append((stack.lanes.unfold(logits.argmax(dim=1)), batch.counts))
+        predictions: list[list[np.ndarray]] = [[] for _ in tasks]
+        for predicted, counts in steps:
+            for own, row, count in zip(predictions, predicted.cpu().numpy(), counts, strict=False):
+                own.append(row[:count])
+        return [
+            Scored(confusion_matrix(task.labels, np.concatenate(own), self._num_outputs), loss_sum)
+            for task, own, loss_sum in zip(tasks, predictions, loss_sums.tolist(), strict=True)
+        ]
+
+    def _dropout_generators(self, tasks: Sequence[ClientTask], seed: int, round_index: int) -> list[torch.Generator]:
+        if not self._stack.has_dropout:
+            return []
+        seeds = (torch_seed(seed, Purpose.TRAINING, round_index, task.client) for task in tasks)
+        return [torch.Generator(self._device).manual_seed(number) for number in seeds]
+
+    def _distance(self, name: str, new: Vector, old: Vector) -> float:
+        """L2 norm of new minus old parameters; averaged buffers, which come after them, do not count."""
+        num_parameters = self._stack.num_parameters[name]
+        change = torch.from_numpy(new[:num_parameters] - old[:num_parameters])
+        return float(torch.linalg.vector_norm(change.double()))
+
+
+class _Shards:
+    """The shards of a stack's clients, one after the other in one tensor per modality."""
+
+    def __init__(self, tasks: Sequence[ClientTask], device: torch.device) -> None:
+        self._inputs = {
+            modality: torch.from_numpy(np.concatenate([task.inputs[modality] for task in tasks])).to(device)
+            for modality in tasks[0].inputs
+        }
+        self._labels = torch.from_numpy(np.concatenate([task.labels for task in tasks])).to(device)
+
+    def gather(self, batch: StackedBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """The batch's inputs (K * B, *shape) by modality, and its labels (K * B,)."""
+        inputs = {modality: values.index_select(0, batch.rows) for modality, values in self._inputs.items()}
+        return inputs, self._labels.index_select(0, batch.rows)
+
+
+def _orders(task: ClientTask, section: Training, seed: int, round_index: int) -> list[IntArray]:
+    """The order of the client's samples in each epoch, drawn as `train_locally` draws it."""
+    order_generator = generator(seed, Purpose.TRAINING, round_index, task.client)
+    return [order_generator.permutation(len(task.labels)) for _ in range(section.local_epochs)]
+
+
+def _mean_losses(logits: Tensor, targets: Tensor, batch: StackedBatch) -> Tensor:
+    """Mean cross-entropy of each client over its real rows, (K,)."""
+    losses = F.cross_entropy(logits, targets, reduction="none").view(len(batch.counts), -1)
+    if batch.mask is None:
+        return losses.mean(dim=1)
+    return (losses * batch.mask).sum(dim=1) / batch.row_counts

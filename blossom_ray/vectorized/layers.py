@@ -1,0 +1,171 @@
+"""Layers of a stacked model: linear, convolution, group normalisation, dropout, one set of parameters per client.
+
+A layer takes and gives (K * B, ...) as `lanes.py` describes. Its parameters and gradients are the stack's
+own memory, (K, *shape). `normalization.py` and `recurrence.py` have more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blossom_ray.vectorized.lanes import Lanes
+
+
+class LayerTensors:
+    """One layer's parameters, their gradients and its buffers, a row for each client of a stack.
+
+    Args:
+        parameters: (capacity, *shape) by name.
+        gradients: Likewise; empty where the layer is not trained.
+        buffers: (capacity, *shape) by name.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    ) -> None:
+        self._all = (parameters, gradients, buffers)
+        self.activate(0)
+
+    def activate(self, num_clients: int) -> None:
+        """Let the layer see the first `num_clients` rows."""
+        parameters, gradients, buffers = self._all
+        self._parameters = {name: values[:num_clients].detach() for name, values in parameters.items()}
+        for name, gradient in gradients.items():
+            self._parameters[name].requires_grad_()
+            self._parameters[name].grad = gradient[:num_clients]
+        self.buffers = {name: values[:num_clients] for name, values in buffers.items()}
+
+    def __getitem__(self, parameter: str) -> Tensor:
+        """A parameter (K, *shape); its `grad` is what the backward pass adds to."""
+        return self._parameters[parameter]
+
+    def get(self, parameter: str) -> Tensor | None:
+        """The same, or None where the layer has no such parameter."""
+        return self._parameters.get(parameter)
+
+
+class StackedLinear(nn.Module):
+    """`nn.Linear` for each client: one batched matrix product."""
+
+    def __init__(self, tensors: LayerTensors, lanes: Lanes) -> None:
+        super().__init__()
+        self._tensors, self._lanes = tensors, lanes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """From (K * B, ..., F) to (K * B, ..., G)."""
+        folded = inputs.reshape(self._lanes.num_clients, -1, inputs.shape[-1])
+        outputs = stacked_affine(folded, self._tensors["weight"], self._tensors.get("bias"))
+        return outputs.view(*inputs.shape[:-1], -1)
+
+
+class StackedConvolution(nn.Module):
+    """`nn.Conv1d` or `nn.Conv2d` for each client: one convolution with the clients as groups."""
+
+    def __init__(self, convolution: nn.Conv1d | nn.Conv2d, tensors: LayerTensors, lanes: Lanes) -> None:
+        super().__init__()
+        self._tensors, self._lanes = tensors, lanes
+        self._convolve = F.conv1d if isinstance(convolution, nn.Conv1d) else F.conv2d
+        self._stride, self._padding = convolution.stride, convolution.padding
+        self._dilation, self._groups = convolution.dilation, convolution.groups
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """From (K * B, C, *S) to (K * B, D, *S')."""
+        num_clients = self._lanes.num_clients
+        bias = self._tensors.get("bias")
+        outputs = self._convolve(
+            channels_by_client(self._lanes.unfold(inputs)),
+            self._tensors["weight"].flatten(0, 1),
+            None if bias is None else bias.flatten(),
+            self._stride,
+            self._padding,
+            self._dilation,
+            self._groups * num_clients,
+        )
+        return torch.unflatten(outputs, 1, (num_clients, -1)).transpose(0, 1).flatten(0, 1)
+
+
+class StackedGroupNorm(nn.Module):
+    """`nn.GroupNorm` for each client; its statistics are those of one sample, so only the affine map is stacked."""
+
+    def __init__(self, norm: nn.GroupNorm, tensors: LayerTensors, lanes: Lanes) -> None:
+        super().__init__()
+        self._tensors, self._lanes = tensors, lanes
+        self._num_groups, self._eps = norm.num_groups, norm.eps
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """From (K * B, C, *S) to the same shape."""
+        normal = F.group_norm(inputs, self._num_groups, eps=self._eps)
+        values = self._lanes.unfold(normal).flatten(3) if normal.ndim > 2 else self._lanes.unfold(normal).unsqueeze(3)
+        weight, bias = self._tensors["weight"], self._tensors["bias"]
+        scaled = values * weight[:, None, :, None] + bias[:, None, :, None]
+        return scaled.view(inputs.shape)
+
+
+class StackedDropout(nn.Module):
+    """`nn.Dropout` for each client, with the masks that the client draws when it trains alone.
+
+    The masks equal those of `torch.nn.functional.dropout` on a CPU: `bernoulli_` over the real rows of the client's
+    batch, layer after layer, from one generator. (On a GPU that function draws otherwise.)
+    """
+
+    def __init__(self, dropout: nn.Dropout, lanes: Lanes) -> None:
+        super().__init__()
+        self._lanes, self._keep = lanes, 1 - dropout.p
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """From (K * B, ...) to the same shape."""
+        if not self.training:
+            return inputs
+        masks = torch.zeros_like(inputs, memory_format=torch.contiguous_format)
+        unfolded = self._lanes.unfold(masks)
+        for mask, count, generator in zip(unfolded, self._lanes.counts, self._lanes.generators, strict=False):
+            mask[:count].bernoulli_(self._keep, generator=generator)
+        return inputs * masks.div_(self._keep)
+
+
+def channels_by_client(values: Tensor) -> Tensor:
+    """From (K, B, C, *S) to (B, K * C, *S): what PyTorch's kernels with a channel axis take."""
+    return values.transpose(0, 1).flatten(1, 2)
+
+
+def stacked_affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X W^T + b for each client: (K, R, F), (K, G, F) and (K, G) to (K, R, G).
+
+    The backward pass adds to `weight.grad` and `bias.grad` by itself, with products that accumulate: autograd would
+    write each gradient down before it adds it.
+    """
+    outputs: Tensor = _Affine.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return outputs
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.gradients = (weight.grad, None if bias is None else bias.grad)
+        transposed = weight.transpose(1, 2)
+        return torch.bmm(inputs, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), inputs, transposed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        (outputs_gradient,) = gradients
+        inputs, weight = ctx.saved_tensors
+        weight_gradient, bias_gradient = ctx.gradients
+        add_affine_gradients(weight_gradient, bias_gradient, inputs, outputs_gradient)
+        inputs_gradient = torch.bmm(outputs_gradient, weight) if ctx.needs_input_grad[0] else None
+        return inputs_gradient, None, None
+
+
+def add_affine_gradients(
+    weight_gradient: Tensor | None, bias_gradient: Tensor | None, inputs: Tensor, outputs_gradient: Tensor
+) -> None:
+    """Add the gradients of x W^T + b to (K, G, F) and (K, G), given x (K, R, F) and dy (K, R, G)."""
+    if weight_gradient is not None:
+        weight_gradient.baddbmm_(outputs_gradient.transpose(1, 2), inputs)
+    if bias_gradient is not None:
+        bias_gradient.add_(outputs_gradient.sum(dim=1))

@@ -1,0 +1,48 @@
+"""Block vectors of several clients, as one tensor per entry of the block's layout, with a row for each client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from blossom_ray.data.dataset import FloatArray
+from blossom_ray.models.flat import Entry
+
+
+class BlockRows:
+    """One block of several clients, or what goes with its parameters: gradients, an optimizer's moments.
+
+    A tensor per entry, and not one matrix with a vector in each row: batched products want matrices that follow each
+    other without gaps, and autograd wants that of gradients.
+
+    Args:
+        entries: Part of the block's layout, without gaps.
+        capacity: Number of rows.
+        device: Where the tensors lie.
+
+    Attributes:
+        tensors: (capacity, *shape) float32 by name of the entry, zeros at first.
+    """
+
+    def __init__(self, entries: Sequence[Entry], capacity: int, device: torch.device) -> None:
+        self._entries = tuple(entries)
+        self.tensors = {entry.name: torch.zeros(capacity, *entry.shape, device=device) for entry in entries}
+
+    def write(self, vectors: FloatArray, *, first_row: int = 0) -> None:
+        """Copy vectors (K, size) into the rows from `first_row` on."""
+        values = torch.from_numpy(vectors)
+        rows = slice(first_row, first_row + len(vectors))
+        start = self._entries[0].offset if self._entries else 0
+        for entry in self._entries:
+            part = values[:, entry.offset - start : entry.end - start]
+            self.tensors[entry.name][rows] = part.reshape(len(vectors), *entry.shape)
+
+    def read(self, num_clients: int) -> FloatArray:
+        """A copy of the first rows as vectors (K, size)."""
+        parts = [tensor[:num_clients].reshape(num_clients, -1) for tensor in self.tensors.values()]
+        if not parts:
+            return np.zeros((num_clients, 0), np.float32)
+        copy: FloatArray = torch.cat(parts, dim=1).cpu().numpy()
+        return copy

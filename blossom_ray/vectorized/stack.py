@@ -1,0 +1,177 @@
+"""A stack: the blocks of several clients, row by row, and one model that computes on all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from blossom_ray.aggregation import Vector
+from blossom_ray.blocks import encoder_block
+from blossom_ray.client import LocalState
+from blossom_ray.models.late_fusion import LateFusionModel
+from blossom_ray.models.workspace import Workspace
+from blossom_ray.vectorized.batches import StackedBatch
+from blossom_ray.vectorized.lanes import Lanes
+from blossom_ray.vectorized.layers import LayerTensors, StackedDropout
+from blossom_ray.vectorized.rows import BlockRows
+from blossom_ray.vectorized.support import stacked_layer
+
+
+class Stack:
+    """Room for several clients with the same model.
+
+    The model is a copy of the workspace's, with its layers exchanged for stacked ones: the forward pass, and with it
+    the rule for missing modalities, is the same code.
+
+    Args:
+        workspace: What the clients' model looks like, and which of its blocks are trained. It is not changed.
+        capacity: The most clients that the stack can hold.
+
+    Attributes:
+        device: Where the tensors lie.
+        model: Takes owned modality to (K * B, *shape) and gives logits (K * B, O), as `lanes.py` describes.
+        lanes: The batch that it computes on.
+        gradients: By trained block; a backward pass adds to them.
+        num_parameters: Values of each block's vector that are parameters.
+        has_dropout: Whether training draws dropout masks.
+    """
+
+    def __init__(self, workspace: Workspace, capacity: int) -> None:
+        self._flat, self._initial_state = workspace.flat, workspace.initial_state
+        self.device, self.lanes = workspace.device, Lanes()
+        self._rows, self.gradients, self._local = {}, self.new_rows(capacity), {}
+        for name, flat in self._flat.items():
+            self._rows[name] = BlockRows((*flat.layout.parameters, *flat.layout.buffers), capacity, self.device)
+            self._local[name] = {
+                key: torch.zeros(capacity, *buffer.shape, dtype=buffer.dtype, device=self.device)
+                for key, buffer in flat.module.named_buffers()
+                if key not in self._rows[name].tensors
+            }
+        self.num_parameters = {name: flat.num_parameters for name, flat in self._flat.items()}
+        self._layers: list[LayerTensors] = []
+        self.model = self._stacked_model(workspace.model)
+        self.has_dropout = any(isinstance(layer, StackedDropout) for layer in self.model.modules())
+
+    def new_rows(self, capacity: int) -> dict[str, BlockRows]:
+        """Zeros in the shape of the parameters, by trained block."""
+        trained = {name: flat.layout.parameters for name, flat in self._flat.items() if flat.trained}
+        return {name: BlockRows(entries, capacity, self.device) for name, entries in trained.items()}
+
+    def trained(self) -> Iterator[tuple[BlockRows, BlockRows]]:
+        """The trained blocks, and their gradients."""
+        return ((self._rows[name], gradient) for name, gradient in self.gradients.items())
+
+    def load(self, blocks: Sequence[Mapping[str, Vector]], states: Sequence[LocalState]) -> None:
+        """Copy clients in, one after the other from the first row on. The arrays are not modified or kept.
+
+        Args:
+            blocks: Each client's blocks by name.
+            states: Each client's local normalisation state; empty for the initial one.
+
+        Raises:
+            ValueError: A block has another shape or type than the workspace's.
+        """
+        for name, flat in self._flat.items():
+            vectors = np.stack([client[name] for client in blocks])
+            if vectors.shape[1:] != (flat.size,) or vectors.dtype != np.float32:
+                found = f"{vectors.dtype}{vectors.shape[1:]}"
+                raise ValueError(f"vectors of {name} are {found}; expected float32{(flat.size,)}")
+            self._rows[name].write(vectors)
+            for key, buffer in self._local[name].items():
+                values = [(state or self._initial_state)[name][key] for state in states]
+                buffer[: len(states)] = torch.from_numpy(np.stack(values))
+        self._embed_zeros(len(blocks))
+
+    def read(self, num_clients: int) -> tuple[list[dict[str, Vector]], list[LocalState]]:
+        """Copies of the first clients' trained blocks, and of their local normalisation state."""
+        blocks: list[dict[str, Vector]] = [{} for _ in range(num_clients)]
+        states: list[LocalState] = [{} for _ in range(num_clients)]
+        for name in self.gradients:
+            for own, vector in zip(blocks, self._rows[name].read(num_clients), strict=True):
+                own[name] = vector.copy()
+        for name, buffers in self._local.items():
+            values = {key: buffer[:num_clients].cpu().numpy() for key, buffer in buffers.items()}
+            for client, state in enumerate(states if values else ()):
+                state[name] = {key: np.array(rows[client]) for key, rows in values.items()}
+        return blocks, states
+
+    def zero_gradients(self) -> None:
+        """Set the gradients of the clients that take part to zero, in place."""
+        for rows in self.gradients.values():
+            for gradient in rows.tensors.values():
+                gradient[: self.lanes.num_clients].zero_()
+
+    def enter(self, batch: StackedBatch) -> None:
+        """Make `batch` the one that the model computes on."""
+        self._activate(len(batch.counts))
+        self.lanes.enter(batch)
+
+    def training_mode(self, training: bool) -> None:
+        """Set training or evaluation mode; blocks that do not train stay in evaluation mode."""
+        for name, block in self.model.blocks.items():
+            block.train(training and name in self._training_blocks)
+
+    def _stacked_model(self, model: LateFusionModel) -> LateFusionModel:
+        model.train()
+        self._training_blocks = {name for name, block in model.blocks.items() if block.training}
+        model.eval()
+        # What deepcopy finds in its memo it takes for a copy already made: a layer's stacked form takes its place.
+        exchanged: dict[int, object] = {}
+        for name in model.blocks:
+            for module, layer in self._stacked_layers(name):
+                exchanged[id(module)] = layer
+        self._constants: list[tuple[nn.Module, tuple[int, ...], _Constant]] = []
+        for modality in model.embedding_dims:
+            name = encoder_block(modality)
+            if name in model.unowned_blocks:
+                constant = _Constant(self.lanes)
+                encoder = copy.deepcopy(model.blocks[name], exchanged).eval()
+                self._constants.append((encoder, model.input_shapes[modality], constant))
+                exchanged[id(model.blocks[name])] = constant
+        return copy.deepcopy(model, exchanged)
+
+    def _stacked_layers(self, name: str) -> list[tuple[nn.Module, nn.Module]]:
+        tensors = self._rows[name].tensors | self._local[name]
+        gradients = self.gradients[name].tensors if name in self.gradients else {}
+        layers = []
+        for path, module in self._flat[name].module.named_modules():
+            prefix = f"{path}." if path else ""
+            own = LayerTensors(
+                {key: tensors[prefix + key] for key, _ in module.named_parameters(recurse=False)},
+                {key: gradients[prefix + key] for key, _ in module.named_parameters(recurse=False) if gradients},
+                {key: tensors[prefix + key] for key, _ in module.named_buffers(recurse=False)},
+            )
+            layer = stacked_layer(module, own, self.lanes)
+            if layer is not None:
+                layers.append((module, layer))
+                self._layers.append(own)
+        return layers
+
+    def _activate(self, num_clients: int) -> None:
+        if num_clients != self.lanes.num_clients:
+            self.lanes.num_clients = num_clients
+            for layer in self._layers:
+                layer.activate(num_clients)
+
+    @torch.no_grad()
+    def _embed_zeros(self, num_clients: int) -> None:
+        """Set the embeddings that stand for missing modalities; nothing changes them until the next `load`."""
+        self._activate(num_clients)
+        for encoder, shape, constant in self._constants:
+            constant.embeddings = encoder(torch.zeros(num_clients, *shape, device=self.device))
+
+
+class _Constant(nn.Module):
+    """Stands for an encoder whose input is zeros and that is not trained: gives (K * B, E) whatever it is given."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        super().__init__()
+        self._lanes = lanes
+        self.embeddings = torch.zeros(0)
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.embeddings[: self._lanes.num_clients].repeat_interleave(self._lanes.num_rows, dim=0)
