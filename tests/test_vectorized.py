@@ -1,5 +1,6 @@
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from blossom_ray.models.workspace import Workspace
 from blossom_ray.scenario.sections import Model, Training
 from blossom_ray.training import LocalResult, train_locally
 from blossom_ray.vectorized import ClientTask, VectorizedEngine, can_vectorize
+from blossom_ray.vectorized.batches import stacked_batches
 
 NUM_CLASSES = 3
 SEQUENCES = {"acc": (8, 3), "gyro": (8, 2)}
@@ -26,14 +28,22 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 BATCH_NORM_HEAD = {"kind": "mlp", "hidden": [6], "norm": "batch", "dropout": 0.3}
 # One sample, fewer than a batch, a whole number of batches, a last batch of one, a last batch of three.
-torch.set_num_threads(1)
 SIZES = (1, 3, 8, 9, 11)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These tensors are so small that a second thread only waits."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def workspace(
     encoder: dict[str, Any] | None = None,
     *,
-    shapes: dict[str, tuple[int, ...]] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
     owned: tuple[str, ...] = ("acc", "gyro"),
     frozen: tuple[str, ...] = (),
     **changes: Any,
@@ -148,6 +158,20 @@ def test_two_clients_take_a_step_that_one_can_do_by_hand() -> None:
     )
 
 
+def test_batches_end_client_by_client() -> None:
+    orders = [[np.array([2, 0, 1, 4, 3])], [np.array([1, 0, 2])], [np.array([0])]]
+    steps = list(stacked_batches(orders, 2, torch.device("cpu")))
+    assert [step.counts for step in steps] == [(2, 2, 1), (2, 1), (1,)]
+    assert [step.rows.tolist() for step in steps[:2]] == [[2, 0, 6, 5, 8, 8], [1, 4, 7, 6]]
+    assert steps[2].rows.tolist() == [3]
+    assert [None if step.mask is None else step.mask.tolist() for step in steps] == [
+        [[1, 1], [1, 1], [1, 0]],
+        [[1, 1], [1, 0]],
+        None,
+    ]
+    assert steps[0].row_counts.tolist() == [2, 2, 1]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_encoders(kind: str, dropout: float) -> None:
@@ -171,6 +195,14 @@ def test_fusions_and_missing_modalities(kind: str, missing: str) -> None:
     assert_engines_agree(workspace(fusion=fusion, missing=missing), training(), sizes=(5, 2))
 
 
+@pytest.mark.parametrize("norm_statistics", ["shared", "local"])
+def test_the_encoder_of_a_missing_modality_sees_zeros_in_evaluation_mode(norm_statistics: str) -> None:
+    encoder = {"kind": "conv2d", "channels": [4], "dim": 4, "dropout": 0.5}
+    shapes = {"acc": (1, 4, 4), "gyro": (2, 4, 4)}
+    changes: dict[str, Any] = {"missing": "zero-input", "norm_statistics": norm_statistics}
+    assert_engines_agree(workspace(encoder, shapes=shapes, owned=("gyro",), **changes), training())
+
+
 OPTIMIZERS: list[dict[str, Any]] = [
     {"kind": "sgd"},
     {"kind": "sgd", "weight_decay": 0.1},
@@ -191,7 +223,7 @@ def test_optimizers_and_their_state_go_on_from_round_to_round(optimizer: dict[st
         assert_same_result(result, expected)
     # One client joins in with a new state: steps count per client.
     again = [
-        ClientTask(t.client, r.blocks, t.inputs, t.labels, r.local_state, r.optimizer_state if t.client else {})
+        replace(t, blocks=r.blocks, optimizer_state=r.optimizer_state if t.client else {})
         for t, r in zip(tasks, alone, strict=True)
     ]
     for task, result in zip(again, train_stacked(space, again, section, round_index=2), strict=True):
@@ -236,18 +268,26 @@ def test_results_do_not_depend_on_the_company(options: dict[str, int]) -> None:
         assert_same_result(result, expected)
 
 
+def test_the_same_chunk_gives_the_same_bits() -> None:
+    space = workspace(ENCODERS["conv-gru"], head=BATCH_NORM_HEAD)
+    tasks = make_tasks(space)
+    used = VectorizedEngine(space)
+    for chunk in (tasks[:2], tasks * 2, tasks):
+        results = used.train(chunk, training(), learning_rate=0.1, seed=0, round_index=1)
+    for result, again in zip(results, train_stacked(space, tasks, training()), strict=True):
+        for name, values in result.blocks.items():
+            np.testing.assert_array_equal(values, again.blocks[name])
+
+
 def test_a_diverged_client_does_not_touch_the_others() -> None:
     space = workspace(head=BATCH_NORM_HEAD)
     tasks = make_tasks(space)
-    broken = ClientTask(9, {n: np.full_like(v, np.nan) for n, v in tasks[0].blocks.items()}, *_shard(tasks[4]))
+    nothing = {name: np.full_like(values, np.nan) for name, values in tasks[4].blocks.items()}
+    broken = replace(tasks[4], client=9, blocks=nothing)
     results = train_stacked(space, [broken, *tasks], training())
     assert np.isnan(results[0].loss)
     for result, expected in zip(results[1:], train_stacked(space, tasks, training()), strict=True):
         assert_same_result(result, expected)
-
-
-def _shard(task: ClientTask) -> tuple[Any, np.ndarray]:
-    return task.inputs, task.labels
 
 
 @settings(deadline=None, max_examples=15)
@@ -319,6 +359,6 @@ def test_what_cannot_be_stacked_is_named(layer: nn.Module, reason: str) -> None:
 def test_a_block_of_another_size_is_refused() -> None:
     space = workspace()
     (task,) = make_tasks(space, [3])
-    wrong = ClientTask(0, {**task.blocks, "head": np.zeros(2, np.float32)}, task.inputs, task.labels)
+    wrong = replace(task, blocks={**task.blocks, "head": np.zeros(2, np.float32)})
     with pytest.raises(ValueError, match=r"vectors of head are float32\(2,\); expected float32\(21,\)"):
         train_stacked(space, [wrong], training())

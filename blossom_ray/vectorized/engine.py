@@ -1,7 +1,7 @@
 """Training and evaluation of a chunk of clients at once.
 
 The results are those of `train_locally` and `evaluate_locally`, client by client, but for the order of sums inside
-float32 kernels. They do not depend on who else is in the chunk, but for the same.
+float32 kernels. They do not depend on who else is in the chunk, but for the same; the same chunk gives the same bits.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from blossom_ray.vectorized.optimizer import StackOptimizer
 from blossom_ray.vectorized.stack import Stack
 from blossom_ray.vectorized.support import can_vectorize
 
-_MAX_INPUT_VALUES = 2**26
-"""Values in the shards of one stack, which are copied into one tensor (256 MiB); a larger shard gets a stack alone."""
+_MAX_VALUES = 2**26
+"""The most values (256 MiB) in the shards of one stack, which are copied into one tensor, and in its blocks. A client
+that has more gets a stack of its own."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,22 @@ class VectorizedEngine:
 
     Args:
         workspace: What the clients' model looks like, and which of its blocks are trained. It is not changed.
-        capacity: The most clients in a stack; memory for their blocks, gradients and optimizer state is kept.
+        capacity: The most clients in a stack. More share the cost of a step's Python code; fewer leave their
+            parameters and activations in the processor's caches.
         max_rows: The most samples of a stack that go through the model at once; it bounds the memory of activations.
 
     Raises:
         ValueError: The model cannot be stacked (see `can_vectorize`).
     """
 
-    def __init__(self, workspace: Workspace, *, capacity: int = 64, max_rows: int = 2048) -> None:
+    def __init__(self, workspace: Workspace, *, capacity: int = 32, max_rows: int = 2048) -> None:
         obstacle = can_vectorize(workspace)
         if obstacle:
             raise ValueError(f"the model cannot be stacked: {obstacle}; expected one that can_vectorize accepts")
-        self._device, self._num_outputs = workspace.device, workspace.num_outputs
-        self._capacity, self._max_rows = capacity, max_rows
-        self._stack = Stack(workspace, capacity)
+        self._workspace, self._device, self._max_rows = workspace, workspace.device, max_rows
+        block_values = sum(flat.size for flat in workspace.flat.values())
+        self._capacity = min(capacity, max(1, _MAX_VALUES // block_values))
+        self._stack = Stack(workspace, 1)
 
     def train(
         self,
@@ -124,7 +127,7 @@ class VectorizedEngine:
             values = sum(array.size for array in tasks[position].inputs.values())
             num_rows += min(batch_size, len(tasks[position].labels))
             num_values += values
-            fits = len(stack) < self._capacity and num_rows <= self._max_rows and num_values <= _MAX_INPUT_VALUES
+            fits = len(stack) < self._capacity and num_rows <= self._max_rows and num_values <= _MAX_VALUES
             if stack and not fits:
                 yield stack
                 stack, num_rows, num_values = [], min(batch_size, len(tasks[position].labels)), values
@@ -132,12 +135,18 @@ class VectorizedEngine:
         if stack:
             yield stack
 
+    def _load(self, tasks: Sequence[ClientTask]) -> Stack:
+        """A stack with these clients; it is made anew only when there are more of them than ever before."""
+        if len(tasks) > self._stack.capacity:
+            self._stack = Stack(self._workspace, len(tasks))
+        self._stack.load([task.blocks for task in tasks], [task.local_state for task in tasks])
+        return self._stack
+
     def _train_stack(
         self, tasks: Sequence[ClientTask], section: Training, learning_rate: float, seed: int, round_index: int
     ) -> list[LocalResult]:
-        stack = self._stack
-        stack.load([task.blocks for task in tasks], [task.local_state for task in tasks])
-        stack.training_mode(True)
+        stack = self._load(tasks)
+        stack.set_mode(training=True)
         stack.lanes.generators = self._dropout_generators(tasks, seed, round_index)
         optimizer = StackOptimizer(section.optimizer, stack, learning_rate, [task.optimizer_state for task in tasks])
         shards = _Shards(tasks, self._device)
@@ -147,11 +156,11 @@ class VectorizedEngine:
         for batch in stacked_batches(epochs, section.batch_size, self._device):
             stack.enter(batch)
             num_active = len(batch.counts)
-            stack.zero_gradients()
             inputs, targets = shards.gather(batch)
             losses = _mean_losses(stack.model(inputs), targets, batch)
-            losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step(num_active)
+            # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
+            gradients = torch.autograd.grad(losses.sum(), stack.parameters, allow_unused=True, materialize_grads=True)
+            optimizer.step(stack.parameters, gradients)
             loss_sums[:num_active] += losses.detach() * batch.row_counts
             num_steps[:num_active] += 1
 
@@ -172,9 +181,8 @@ class VectorizedEngine:
         ]
 
     def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
-        stack = self._stack
-        stack.load([task.blocks for task in tasks], [task.local_state for task in tasks])
-        stack.training_mode(False)
+        stack = self._load(tasks)
+        stack.set_mode(training=False)
         shards = _Shards(tasks, self._device)
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
         steps: list[tuple[Tensor, tuple[int, ...]]] = []
@@ -190,7 +198,7 @@ class VectorizedEngine:
             for own, row, count in zip(predictions, predicted.cpu().numpy(), counts, strict=False):
                 own.append(row[:count])
         return [
-            Scored(confusion_matrix(task.labels, np.concatenate(own), self._num_outputs), loss_sum)
+            Scored(confusion_matrix(task.labels, np.concatenate(own), self._workspace.num_outputs), loss_sum)
             for task, own, loss_sum in zip(tasks, predictions, loss_sums.tolist(), strict=True)
         ]
 

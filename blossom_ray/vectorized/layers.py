@@ -1,7 +1,7 @@
 """Layers of a stacked model: linear, convolution, group normalisation, dropout, one set of parameters per client.
 
-A layer takes and gives (K * B, ...) as `lanes.py` describes. Its parameters and gradients are the stack's
-own memory, (K, *shape). `normalization.py` and `recurrence.py` have more.
+A layer takes and gives (K * B, ...) as `lanes.py` describes; its parameters are (K, *shape). `normalization.py` and
+`recurrence.py` have more.
 """
 
 from __future__ import annotations
@@ -17,36 +17,22 @@ from blossom_ray.vectorized.lanes import Lanes
 
 
 class LayerTensors:
-    """One layer's parameters, their gradients and its buffers, a row for each client of a stack.
+    """One layer's parameters and buffers, a row for each client of a stack.
 
     Args:
-        parameters: (capacity, *shape) by name.
-        gradients: Likewise; empty where the layer is not trained.
-        buffers: (capacity, *shape) by name.
+        names: What the layer calls them, and the name inside the block.
+        rows: The block's tensors of the clients that take part now, (K, *shape); the stack puts others in their place.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-    ) -> None:
-        self._all = (parameters, gradients, buffers)
-        self.activate(0)
+    def __init__(self, names: Mapping[str, str], rows: Mapping[str, Tensor]) -> None:
+        self._names, self._rows = names, rows
 
-    def activate(self, num_clients: int) -> None:
-        """Let the layer see the first `num_clients` rows."""
-        parameters, gradients, buffers = self._all
-        self._parameters = {name: values[:num_clients].detach() for name, values in parameters.items()}
-        for name, gradient in gradients.items():
-            self._parameters[name].requires_grad_()
-            self._parameters[name].grad = gradient[:num_clients]
-        self.buffers = {name: values[:num_clients] for name, values in buffers.items()}
+    def __getitem__(self, name: str) -> Tensor:
+        return self._rows[self._names[name]]
 
-    def __getitem__(self, parameter: str) -> Tensor:
-        """A parameter (K, *shape); its `grad` is what the backward pass adds to."""
-        return self._parameters[parameter]
-
-    def get(self, parameter: str) -> Tensor | None:
-        """The same, or None where the layer has no such parameter."""
-        return self._parameters.get(parameter)
+    def get(self, name: str) -> Tensor | None:
+        """The same, or None where the layer has nothing of this name."""
+        return self[name] if name in self._names else None
 
 
 class StackedLinear(nn.Module):
@@ -136,8 +122,7 @@ def channels_by_client(values: Tensor) -> Tensor:
 def stacked_affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """X W^T + b for each client: (K, R, F), (K, G, F) and (K, G) to (K, R, G).
 
-    The backward pass adds to `weight.grad` and `bias.grad` by itself, with products that accumulate: autograd would
-    write each gradient down before it adds it.
+    Autograd's own form of it gives the weights' gradient as a transposed view, which an optimizer would have to copy.
     """
     outputs: Tensor = _Affine.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return outputs
@@ -147,25 +132,16 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        ctx.gradients = (weight.grad, None if bias is None else bias.grad)
         transposed = weight.transpose(1, 2)
         return torch.bmm(inputs, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), inputs, transposed)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (outputs_gradient,) = gradients
         inputs, weight = ctx.saved_tensors
-        weight_gradient, bias_gradient = ctx.gradients
-        add_affine_gradients(weight_gradient, bias_gradient, inputs, outputs_gradient)
-        inputs_gradient = torch.bmm(outputs_gradient, weight) if ctx.needs_input_grad[0] else None
-        return inputs_gradient, None, None
-
-
-def add_affine_gradients(
-    weight_gradient: Tensor | None, bias_gradient: Tensor | None, inputs: Tensor, outputs_gradient: Tensor
-) -> None:
-    """Add the gradients of x W^T + b to (K, G, F) and (K, G), given x (K, R, F) and dy (K, R, G)."""
-    if weight_gradient is not None:
-        weight_gradient.baddbmm_(outputs_gradient.transpose(1, 2), inputs)
-    if bias_gradient is not None:
-        bias_gradient.add_(outputs_gradient.sum(dim=1))
+        of_inputs, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(outputs_gradient, weight) if of_inputs else None,
+            torch.bmm(outputs_gradient.transpose(1, 2), inputs) if of_weight else None,
+            outputs_gradient.sum(dim=1) if of_bias else None,
+        )

@@ -25,8 +25,7 @@ class StackedBatchNorm(nn.Module):
         """From (K * B, C, *S) to the same shape."""
         # (K, B, C, S), S = 1 where there is no place in space or time.
         values = inputs.reshape(self._lanes.num_clients, -1, inputs.shape[1], inputs[0, 0].numel())
-        buffers = self._tensors.buffers
-        mean, variance = _broadcast(buffers["running_mean"]), _broadcast(buffers["running_var"])
+        mean, variance = _broadcast(self._tensors["running_mean"]), _broadcast(self._tensors["running_var"])
         if self.training:
             batch_mean, batch_variance = self._statistics(values)
             several = self._lanes.row_counts > 1
@@ -51,14 +50,13 @@ class StackedBatchNorm(nn.Module):
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, several: Tensor, num_places: int) -> None:
         """Move the running statistics of clients with several rows towards mean and unbiased variance."""
-        buffers = self._tensors.buffers
-        buffers["num_batches_tracked"].add_(several)
+        num_batches = self._tensors["num_batches_tracked"].add_(several)
         counts = (self._lanes.row_counts * num_places).unsqueeze(1)
         unbiased = variance.flatten(1) * (counts / (counts - 1).clamp(min=1))
-        factor = 1 / buffers["num_batches_tracked"].clamp(min=1) if self._momentum is None else self._momentum
+        factor = 1 / num_batches.clamp(min=1) if self._momentum is None else self._momentum
         factor = (factor * several).unsqueeze(1)
-        buffers["running_mean"].lerp_(mean.flatten(1), factor.expand_as(buffers["running_mean"]))
-        buffers["running_var"].lerp_(unbiased, factor.expand_as(buffers["running_var"]))
+        self._tensors["running_mean"].lerp_(mean.flatten(1), factor.expand_as(unbiased))
+        self._tensors["running_var"].lerp_(unbiased, factor.expand_as(unbiased))
 
 
 def _broadcast(values: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class StackOptimizer:
     def __init__(
         self, section: ClientOptimizer, stack: Stack, learning_rate: float, states: Sequence[OptimizerState]
     ) -> None:
-        self._section, self._learning_rate, self._block_names = section, learning_rate, tuple(stack.gradients)
+        self._section, self._learning_rate, self._blocks = section, learning_rate, stack.trained_blocks
         self._moments = {key: stack.new_rows(len(states)) for key in _moment_names(section)}
         self._num_steps = np.zeros(len(states), dtype=np.int64)
         for client, state in enumerate(states):
@@ -37,32 +37,38 @@ class StackOptimizer:
                     blocks[name].write(values[key][np.newaxis], first_row=client)
                 self._num_steps[client] = values.get("step", 0)
 
-        # Parameters, gradients, and each moment: as many tensors (K, *shape) in each.
-        self._tensors = [
-            [rows.tensors[key] for rows, gradient in stack.trained() for key in gradient.tensors],
-            [tensor for _, gradient in stack.trained() for tensor in gradient.tensors.values()],
-            *([t for rows in blocks.values() for t in rows.tensors.values()] for blocks in self._moments.values()),
+        # Of each moment as many tensors (K, *shape) as there are parameters.
+        self._moment_tensors = [
+            [tensor for rows in blocks.values() for tensor in rows.tensors.values()]
+            for blocks in self._moments.values()
         ]
         # Adam corrects its moments by the number of steps. Where clients differ in it, having kept their state from
         # other rounds, each client's part of a tensor is stepped as a tensor of its own.
         self._by_client = len(set(self._num_steps.tolist())) > 1
         counts = self._num_steps if self._by_client else self._num_steps[:1]
-        self._counters = [[torch.tensor(float(n), device=stack.device) for n in counts] for _ in self._tensors[0]]
-        self._activate(len(states))
+        num_tensors = len(stack.parameters)
+        self._counters = [[torch.tensor(float(n), device=stack.device) for n in counts] for _ in range(num_tensors)]
 
-    def step(self, num_clients: int) -> None:
-        """One step of the first `num_clients` clients, in place."""
-        if num_clients != self._num_active:
-            self._activate(num_clients)
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """One step of the first clients, in place.
+
+        Args:
+            parameters: The stack's parameters, (K, *shape) each, of the clients that take part.
+            gradients: Of the same shapes.
+        """
+        num_clients = len(parameters[0])
         self._num_steps[:num_clients] += 1
-        parameters, gradients, *moments = self._active
         with torch.no_grad():
+            values = self._parts(parameters)
+            # The fused kernels take both for arrays in the same order.
+            slopes = self._parts([gradient.contiguous() for gradient in gradients])
+            moments = [self._parts([tensor[:num_clients] for tensor in tensors]) for tensors in self._moment_tensors]
             match self._section:
                 case Sgd() as section:
-                    buffers: list[Tensor | None] = [*moments[0]] if moments else [None] * len(parameters)
+                    buffers: list[Tensor | None] = [*moments[0]] if moments else [None] * len(values)
                     sgd(
-                        parameters,
-                        gradients,
+                        values,
+                        slopes,
                         buffers,
                         fused=True,
                         weight_decay=section.weight_decay,
@@ -75,12 +81,12 @@ class StackOptimizer:
                 case (Adam() | AdamW()) as section:
                     first_moments, second_moments = moments
                     adam(
-                        parameters,
-                        gradients,
+                        values,
+                        slopes,
                         first_moments,
                         second_moments,
                         [],
-                        self._active_counters,
+                        [counter for counters in self._counters for counter in counters[:num_clients]],
                         fused=True,
                         decoupled_weight_decay=isinstance(section, AdamW),
                         amsgrad=False,
@@ -95,7 +101,7 @@ class StackOptimizer:
     def states(self) -> list[OptimizerState]:
         """Copies of each client's state, by block and name."""
         num_clients = len(self._num_steps)
-        states: list[OptimizerState] = [{name: {} for name in self._block_names} for _ in range(num_clients)]
+        states: list[OptimizerState] = [{name: {} for name in self._blocks} for _ in range(num_clients)]
         for key, blocks in self._moments.items():
             for name, rows in blocks.items():
                 for state, vector in zip(states, rows.read(num_clients), strict=True):
@@ -106,13 +112,9 @@ class StackOptimizer:
                     block["step"] = np.array(steps, dtype=np.float32)
         return states
 
-    def _activate(self, num_clients: int) -> None:
-        self._num_active = num_clients
-        self._active = [[part for t in tensors for part in self._parts(t[:num_clients])] for tensors in self._tensors]
-        self._active_counters = [counter for counters in self._counters for counter in counters[:num_clients]]
-
-    def _parts(self, tensor: Tensor) -> Sequence[Tensor]:
-        return tensor.unbind() if self._by_client else (tensor,)
+    def _parts(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the kernels step as a tensor of its own: all clients' rows together, or each row."""
+        return [row for tensor in tensors for row in tensor.unbind()] if self._by_client else list(tensors)
 
 
 def _moment_names(section: ClientOptimizer) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blossom_ray.vectorized.lanes import Lanes
-from blossom_ray.vectorized.layers import LayerTensors, add_affine_gradients
+from blossom_ray.vectorized.layers import LayerTensors
 
 _PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
@@ -38,7 +38,7 @@ class _Gru(torch.autograd.Function):
     """r, z = s(x W_rz + h U_rz), n = tanh(x W_n + r * (h U_n)), h' = n + z * (h - n), biases in all products.
 
     Shapes: inputs (K, T, B, F), weights (K, 3H, F) and (K, 3H, H), biases (K, 3H), states (K, T, B, H). The rows of
-    the weights stand in the order r, z, n. The backward pass adds to the parameters' `grad` by itself.
+    the weights stand in the order r, z, n.
 
     Source: Cho et al. 2014 (arXiv:1406.1078), in the form of `torch.nn.GRU`.
     """
@@ -66,11 +66,10 @@ class _Gru(torch.autograd.Function):
             torch.addcmul(given[..., 2 * size :], reset, recurrent[step], out=candidates[step]).tanh_()
             torch.lerp(candidates[step], states[step], update, out=states[step + 1])
         ctx.save_for_backward(inputs, input_weight, state_weight, states, gates, candidates, recurrent)
-        ctx.gradients = (input_weight.grad, state_weight.grad, input_bias.grad, state_bias.grad)
         return states[1:].transpose(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (states_gradient,) = gradients
         inputs, input_weight, state_weight, states, gates, candidates, recurrent = ctx.saved_tensors
         num_clients, num_steps, num_rows, _ = inputs.shape
@@ -92,10 +91,13 @@ class _Gru(torch.autograd.Function):
             from_state[:, step] = at_state
             carried = torch.baddbmm(total * update, at_state, state_weight)
 
-        input_weight_gradient, state_weight_gradient, input_bias_gradient, state_bias_gradient = ctx.gradients
         from_input, from_state = from_input.flatten(1, 2), from_state.flatten(1, 2)
         before = states[:-1].transpose(0, 1).flatten(1, 2)
-        add_affine_gradients(input_weight_gradient, input_bias_gradient, inputs.flatten(1, 2), from_input)
-        add_affine_gradients(state_weight_gradient, state_bias_gradient, before, from_state)
         inputs_gradient = torch.bmm(from_input, input_weight).view(inputs.shape) if ctx.needs_input_grad[0] else None
-        return inputs_gradient, None, None, None, None
+        return (
+            inputs_gradient,
+            torch.bmm(from_input.transpose(1, 2), inputs.flatten(1, 2)),
+            torch.bmm(from_state.transpose(1, 2), before),
+            from_input.sum(dim=1),
+            from_state.sum(dim=1),
+        )

@@ -12,10 +12,10 @@ from blossom_ray.models.flat import Entry
 
 
 class BlockRows:
-    """One block of several clients, or what goes with its parameters: gradients, an optimizer's moments.
+    """One block of several clients, or what goes with its parameters: an optimizer's moments.
 
-    A tensor per entry, and not one matrix with a vector in each row: batched products want matrices that follow each
-    other without gaps, and autograd wants that of gradients.
+    A tensor per entry, and not one matrix with a vector in each row: batched products and the optimizers' kernels
+    are faster on matrices that follow each other without gaps.
 
     Args:
         entries: Part of the block's layout, without gaps.
@@ -27,12 +27,12 @@ class BlockRows:
     """
 
     def __init__(self, entries: Sequence[Entry], capacity: int, device: torch.device) -> None:
-        self._entries = tuple(entries)
+        self._entries, self._device = tuple(entries), device
         self.tensors = {entry.name: torch.zeros(capacity, *entry.shape, device=device) for entry in entries}
 
     def write(self, vectors: FloatArray, *, first_row: int = 0) -> None:
         """Copy vectors (K, size) into the rows from `first_row` on."""
-        values = torch.from_numpy(vectors)
+        values = torch.from_numpy(vectors).to(self._device)
         rows = slice(first_row, first_row + len(vectors))
         start = self._entries[0].offset if self._entries else 0
         for entry in self._entries:

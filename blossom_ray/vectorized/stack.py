@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -32,18 +32,20 @@ class Stack:
         capacity: The most clients that the stack can hold.
 
     Attributes:
+        capacity: As given.
         device: Where the tensors lie.
         model: Takes owned modality to (K * B, *shape) and gives logits (K * B, O), as `lanes.py` describes.
         lanes: The batch that it computes on.
-        gradients: By trained block; a backward pass adds to them.
+        parameters: The trained parameters of the clients that take part, (K, *shape) each, in a fixed order.
+        trained_blocks: Names of the trained blocks.
         num_parameters: Values of each block's vector that are parameters.
         has_dropout: Whether training draws dropout masks.
     """
 
     def __init__(self, workspace: Workspace, capacity: int) -> None:
-        self._flat, self._initial_state = workspace.flat, workspace.initial_state
-        self.device, self.lanes = workspace.device, Lanes()
-        self._rows, self.gradients, self._local = {}, self.new_rows(capacity), {}
+        self._flat, self._trained, self._initial_state = workspace.flat, workspace.trained, workspace.initial_state
+        self.capacity, self.device, self.lanes = capacity, workspace.device, Lanes()
+        self._rows, self._local = {}, {}
         for name, flat in self._flat.items():
             self._rows[name] = BlockRows((*flat.layout.parameters, *flat.layout.buffers), capacity, self.device)
             self._local[name] = {
@@ -51,19 +53,16 @@ class Stack:
                 for key, buffer in flat.module.named_buffers()
                 if key not in self._rows[name].tensors
             }
+        self.trained_blocks = tuple(self._trained)
         self.num_parameters = {name: flat.num_parameters for name, flat in self._flat.items()}
-        self._layers: list[LayerTensors] = []
+        self._active: dict[str, dict[str, Tensor]] = {name: {} for name in self._flat}
+        self.parameters: list[Tensor] = []
         self.model = self._stacked_model(workspace.model)
         self.has_dropout = any(isinstance(layer, StackedDropout) for layer in self.model.modules())
 
     def new_rows(self, capacity: int) -> dict[str, BlockRows]:
         """Zeros in the shape of the parameters, by trained block."""
-        trained = {name: flat.layout.parameters for name, flat in self._flat.items() if flat.trained}
-        return {name: BlockRows(entries, capacity, self.device) for name, entries in trained.items()}
-
-    def trained(self) -> Iterator[tuple[BlockRows, BlockRows]]:
-        """The trained blocks, and their gradients."""
-        return ((self._rows[name], gradient) for name, gradient in self.gradients.items())
+        return {name: BlockRows(flat.layout.parameters, capacity, self.device) for name, flat in self._trained.items()}
 
     def load(self, blocks: Sequence[Mapping[str, Vector]], states: Sequence[LocalState]) -> None:
         """Copy clients in, one after the other from the first row on. The arrays are not modified or kept.
@@ -90,7 +89,7 @@ class Stack:
         """Copies of the first clients' trained blocks, and of their local normalisation state."""
         blocks: list[dict[str, Vector]] = [{} for _ in range(num_clients)]
         states: list[LocalState] = [{} for _ in range(num_clients)]
-        for name in self.gradients:
+        for name in self._trained:
             for own, vector in zip(blocks, self._rows[name].read(num_clients), strict=True):
                 own[name] = vector.copy()
         for name, buffers in self._local.items():
@@ -99,18 +98,13 @@ class Stack:
                 state[name] = {key: np.array(rows[client]) for key, rows in values.items()}
         return blocks, states
 
-    def zero_gradients(self) -> None:
-        """Set the gradients of the clients that take part to zero, in place."""
-        for rows in self.gradients.values():
-            for gradient in rows.tensors.values():
-                gradient[: self.lanes.num_clients].zero_()
-
     def enter(self, batch: StackedBatch) -> None:
-        """Make `batch` the one that the model computes on."""
-        self._activate(len(batch.counts))
+        """Make `batch` the one that the model computes on, and its clients those that take part."""
+        if len(batch.counts) != self.lanes.num_clients:
+            self._activate(len(batch.counts))
         self.lanes.enter(batch)
 
-    def training_mode(self, training: bool) -> None:
+    def set_mode(self, *, training: bool) -> None:
         """Set training or evaluation mode; blocks that do not train stay in evaluation mode."""
         for name, block in self.model.blocks.items():
             block.train(training and name in self._training_blocks)
@@ -135,27 +129,26 @@ class Stack:
         return copy.deepcopy(model, exchanged)
 
     def _stacked_layers(self, name: str) -> list[tuple[nn.Module, nn.Module]]:
-        tensors = self._rows[name].tensors | self._local[name]
-        gradients = self.gradients[name].tensors if name in self.gradients else {}
         layers = []
         for path, module in self._flat[name].module.named_modules():
             prefix = f"{path}." if path else ""
-            own = LayerTensors(
-                {key: tensors[prefix + key] for key, _ in module.named_parameters(recurse=False)},
-                {key: gradients[prefix + key] for key, _ in module.named_parameters(recurse=False) if gradients},
-                {key: tensors[prefix + key] for key, _ in module.named_buffers(recurse=False)},
-            )
-            layer = stacked_layer(module, own, self.lanes)
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            tensors = LayerTensors({key: prefix + key for key, _ in own}, self._active[name])
+            layer = stacked_layer(module, tensors, self.lanes)
             if layer is not None:
                 layers.append((module, layer))
-                self._layers.append(own)
         return layers
 
     def _activate(self, num_clients: int) -> None:
-        if num_clients != self.lanes.num_clients:
-            self.lanes.num_clients = num_clients
-            for layer in self._layers:
-                layer.activate(num_clients)
+        """Let the layers see the first rows."""
+        self.lanes.num_clients = num_clients
+        self.parameters = []
+        for name, rows in self._rows.items():
+            tensors = rows.tensors | self._local[name]
+            self._active[name].update((key, tensor[:num_clients].detach()) for key, tensor in tensors.items())
+            if name in self._trained:
+                own = [self._active[name][entry.name] for entry in self._flat[name].layout.parameters]
+                self.parameters += [parameter.requires_grad_() for parameter in own]
 
     @torch.no_grad()
     def _embed_zeros(self, num_clients: int) -> None:
