@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -159,7 +162,21 @@ def _written(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]
         writer.update(error={"type": type(error).__name__, "message": str(error), "details": details})
         raise
     finally:
-        writer.close(status)
+        with _undisturbed():
+            writer.close(status)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals wait, so that no Ctrl-C leaves a run folder half closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _restarted(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]) -> Iterator[Event]:

@@ -10,6 +10,7 @@ import json
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -233,11 +234,16 @@ def _concerns(problems: list[Problem], *sections: str) -> bool:
     return any(problem.path.split(".")[0] in sections for problem in problems)
 
 
+# Signals that follow the first one so soon mean the same: an impatient hand, or a terminal and a scheduler at once.
+_IMPATIENCE_S = 2.0
+
+
 @dataclass
 class _Interruption:
     """What an interrupt finds: the signals so far, the run folder once there is one, and whether rounds are running."""
 
     signals: list[int] = field(default_factory=list)
+    since: float = 0.0
     folder: Path | None = None
     is_graceful: bool = False
 
@@ -252,13 +258,15 @@ def _interruptible() -> Iterator[_Interruption]:
     interruption = _Interruption()
 
     def interrupt(signum: int, _frame: object) -> None:
+        is_first = not interruption.signals
         interruption.signals.append(signum)
-        before_it = len(interruption.signals) - 1
-        if interruption.is_graceful and before_it == 0:
-            print("\nfinishing the round in progress; Ctrl-C again ends it at once", file=sys.stderr)
-            return
-        # The next one comes from an impatient hand while the run cleans up; one more breaks that off.
-        if before_it != 1 + interruption.is_graceful:
+        if is_first:
+            interruption.since = time.monotonic()
+            if interruption.is_graceful:
+                print("\nfinishing the round in progress; Ctrl-C again ends it at once", file=sys.stderr)
+            else:
+                raise KeyboardInterrupt
+        elif time.monotonic() - interruption.since > _IMPATIENCE_S:
             raise KeyboardInterrupt
 
     before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}

@@ -332,3 +332,77 @@ def test_a_stream_that_never_was_one_is_damaged(tmp_path, content):
     (tmp_path / "rounds.arrows").write_bytes(content)
     with pytest.raises(RunFolderError, match=r"rounds\.arrows: the table cannot be read"):
         _ = Run.open(tmp_path).rounds
+
+
+def other_table(content):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, content.schema) as writer:
+        writer.write_table(content)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.rename_columns(["rounb", *table.schema.names[1:]]), "has the columns"),
+        (lambda table: table.drop_columns(["num_evaluated"]), "has the columns"),
+        (lambda table: table.append_column("name", pa.array(["x"] * table.num_rows)), "has the columns"),
+        (lambda table: table.set_column(0, "round", table["round"].cast("int64")), "has the columns"),
+        (lambda table: table.set_column(0, "round", pa.nulls(table.num_rows, "int32")), "rounds are not in order"),
+        (lambda table: table.take([1, 0]), "rounds are not in order"),
+    ],
+)
+def test_a_whole_table_that_is_none_of_ours_is_refused(tmp_path, change, message):
+    write_run(tmp_path)
+    table = pa.ipc.open_stream((tmp_path / "rounds.arrows").read_bytes()).read_all()
+    (tmp_path / "rounds.arrows").write_bytes(other_table(change(table)))
+    with pytest.raises(RunFolderError, match=rf"rounds\.arrows: .*{message}"):
+        Run.open(tmp_path).final  # noqa: B018  # reading it is what raises
+
+
+def test_text_that_points_out_of_its_table_is_damage(tmp_path):
+    write_run(tmp_path)
+    table = pa.ipc.open_stream((tmp_path / "blocks.arrows").read_bytes()).read_all()
+    # Arrow looks at the first and the last offset alone, unless it is asked to look at all.
+    offsets = [0, *[10**6] * (table.num_rows - 1), 8]
+    buffers = [None, pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in offsets)), pa.py_buffer(b"x" * 8)]
+    wild = pa.Array.from_buffers(pa.string(), table.num_rows, buffers)
+    changed = table.set_column(table.schema.get_field_index("block"), "block", wild)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, changed.schema) as writer:
+        writer.write_table(changed)
+    (tmp_path / "blocks.arrows").write_bytes(sink.getvalue().to_pybytes())
+    with pytest.raises(RunFolderError, match=r"blocks\.arrows: the table cannot be read"):
+        Run.open(tmp_path).blocks  # noqa: B018  # reading it is what raises
+
+
+def test_a_changed_byte_in_a_finished_table_is_noticed(tmp_path):
+    write_run(tmp_path, status="finished")
+    path = tmp_path / "rounds.parquet"
+    content = bytearray(path.read_bytes())
+    page = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    content[page.data_page_offset + page.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"rounds\.parquet: the table cannot be read"):
+        Run.open(tmp_path).rounds  # noqa: B018  # reading it is what raises
+
+
+def test_a_run_that_could_not_be_reopened_is_not_locked(tmp_path):
+    write_run(tmp_path, status="interrupted")
+    path = tmp_path / "rounds.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    for _ in range(2):
+        with pytest.raises(RunFolderError, match="the table cannot be read"):
+            RunWriter.reopen(tmp_path)
+    path.write_bytes(content)
+    writer = RunWriter.reopen(tmp_path)
+    assert writer.last_round == 2
+    writer.close("interrupted")
+
+
+def test_a_manifest_nested_too_deeply(tmp_path):
+    write_run(tmp_path, status="finished")
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        Run.open(tmp_path)

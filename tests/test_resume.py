@@ -153,8 +153,8 @@ def test_a_lost_driver_is_replaced(scenario: Scenario, tmp_path: Path, ray_sessi
         if record.round_index == 5 and not killed:
             drivers = [
                 process
-                for process in psutil.process_iter(["cmdline"])
-                if "ray::DriverActor" in " ".join(process.info["cmdline"] or [])
+                for process in psutil.Process().children(recursive=True)
+                if "ray::DriverActor" in " ".join(process.cmdline())
             ]
             assert drivers
             for process in drivers:

@@ -233,3 +233,15 @@ def test_known_shapes_agree_with_the_data_sources():
     )
     dataset = synthetic_dataset(data, ("a", "b", "c"), 0)
     assert dataset.input_shapes == input_shapes(data, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-has-this-name/x", "a\0b"])
+def test_a_path_that_no_file_can_have(problems, path):
+    (message,) = problems({"data": {"dataset": "uci-har", "path": path}})
+    assert "which does not exist" in message
+
+
+def test_a_path_in_the_home(problems, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "har").mkdir()
+    assert problems({"data": {"dataset": "uci-har", "path": "~/har"}}) == []

@@ -156,3 +156,13 @@ def test_assignments(text, path, value):
 def test_wrong_assignments(text, message):
     with pytest.raises(ScenarioError, match=re.escape(message)):
         parse_assignment(text)
+
+
+def test_text_that_is_not_unicode(small):
+    with pytest.raises(ScenarioError, match="is not UTF-8 text; expected KEY=VALUE in UTF-8"):
+        parse_assignment("name=a\udcff")
+    overrides = {"na\ud800me": "x", "clients.0.group": ["\ud800"], "training.batch_size": 0}
+    found = [(problem.path, problem.found) for problem in inspect_scenario(small, overrides).problems]
+    assert (r"na\ud800me", "has half of a surrogate pair") in found
+    assert ("clients.0.group", "has half of a surrogate pair") in found
+    assert ("training.batch_size", "is 0") in found

@@ -337,3 +337,11 @@ def test_modality_names_with_points_keep_their_path(scenario_file):
 def test_no_text_makes_the_parser_raise(text):
     document = parse_yaml(text)
     assert document.root is not None or document.problems
+
+
+def test_keys_reach_the_terminal_as_text(scenario_file):
+    path = scenario_file(SMALL + '"\\e[2J\\u202e": 1\n"' + "k" * 1000 + '": 1\n')
+    first, second = (str(problem) for problem in inspect_scenario(path).problems)
+    assert r"\x1b[2J\u202e is not a known key" in first
+    assert first.isprintable()
+    assert len(second) < 600
