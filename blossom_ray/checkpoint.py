@@ -2,6 +2,7 @@
 
     checkpoints/000010/
         checkpoint.json        round, scenario, data fingerprint, the server's block instances, checksums of all files
+                               and of itself
         server.safetensors     values and optimizer state of every shared block instance
         clients-0.safetensors  states of the clients of one host, written by the host itself
 
@@ -15,13 +16,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from blossom_ray.blocks import BlockInstance, Scope
@@ -74,7 +76,15 @@ class Checkpoint:
         return tuple(self.folder / name for name in sorted(self.index["files"]) if name != _SERVER)
 
     def restore(self, server: Server) -> Server:
-        """The server as it was, from the untrained one, which gives the blocks' structure."""
+        """The server as it was, from the untrained one, which gives the blocks' structure.
+
+        Raises:
+            RunFolderError: It does not hold these blocks, though its checksums say that it is whole.
+        """
+        with _strangeness_told(self.folder):
+            return self._restored(server)
+
+    def _restored(self, server: Server) -> Server:
         tensors = load_file(self.folder / _SERVER)
         blocks = dict(server.blocks)
         for number, entry in enumerate(self.index["blocks"]):
@@ -127,6 +137,7 @@ class CheckpointStore:
         ]
         files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
         index = {"format": FORMAT, "round": round_index, **facts, "blocks": blocks, "files": files}
+        index["checksum"] = _index_checksum(index)
         _write_synced(temporary / _INDEX, json.dumps(index, indent=1).encode())
         _sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
@@ -148,14 +159,14 @@ class CheckpointStore:
                 continue
             try:
                 return _read(self._folder / name), tuple(messages)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError) as error:
                 messages.append(f"{self._folder / name}: damaged ({error}); the one before it is used")
         return None, tuple(messages)
 
     def _names(self) -> list[str]:
         if not self._folder.is_dir():
             return []
-        return sorted(path.name for path in self._folder.iterdir() if path.name.isdigit())
+        return sorted(path.name for path in self._folder.iterdir() if path.name.isascii() and path.name.isdigit())
 
 
 def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
@@ -191,10 +202,13 @@ def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, Cli
     Args:
         paths: All client files of a checkpoint.
         clients: Ids; a client that no file has gets no entry.
+
+    Raises:
+        RunFolderError: A file is damaged, or nothing that `write_clients` writes.
     """
     wanted, states = set(clients), {}
     for path in paths:
-        with safe_open(path, framework="numpy") as file:
+        with _strangeness_told(path), safe_open(path, framework="numpy") as file:
             described = json.loads(file.metadata()["instances"])
             instances = [BlockInstance(name, Scope(scope), key) for name, scope, key in described]
             versions = file.get_tensor("versions")
@@ -241,6 +255,15 @@ def differences(recorded: Mapping[str, Any], present: Mapping[str, Any], path: s
     return found
 
 
+@contextmanager
+def _strangeness_told(path: Path) -> Iterator[None]:
+    """Say where it was that a file did not hold what it should; only a file that someone made up gets so far."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RunFolderError(f"{path}: is no checkpoint of this run ({type(error).__name__}: {error})") from error
+
+
 def _client_state(tensors: Mapping[str, np.ndarray], versions: Mapping[BlockInstance, int]) -> ClientState:
     private: dict[str, np.ndarray] = {}
     nested: dict[str, dict[str, dict[str, np.ndarray]]] = {"local": {}, "optimizer": {}}
@@ -263,13 +286,28 @@ def _server_tensors(server: Server) -> dict[str, np.ndarray]:
 
 
 def _read(folder: Path) -> Checkpoint:
-    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{_INDEX} is nested too deeply") from error
+    if not isinstance(index, dict) or "format" not in index:
+        raise ValueError(f"{_INDEX} has no format")
     if index["format"] != FORMAT:
         raise RunFolderError(f"{folder}: has format {index['format']}; expected {FORMAT}")
+    if index.get("checksum") != _index_checksum(index):
+        raise ValueError(f"{_INDEX} does not have its checksum")
+    if index["round"] != int(folder.name):
+        raise ValueError(f"{_INDEX} is of round {index['round']}")
     for name, expected in index["files"].items():
         if checksum(folder / name) != expected:
             raise ValueError(f"{name} does not have its checksum")
     return Checkpoint(folder, index)
+
+
+def _index_checksum(index: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of what an index says, however it is spaced."""
+    content = {name: value for name, value in index.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def checksum(path: Path) -> str:

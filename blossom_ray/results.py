@@ -100,11 +100,11 @@ class RunWriter:
         with _translated_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder)
-            if (folder / MANIFEST_FILE).exists():
-                os.close(self._lock)
-                raise RunFolderError(f"{folder}: holds a run already; expected a new folder")
-            _write_text(folder / SCENARIO_FILE, scenario_yaml)
-            self._tables = {name: TableStream(folder, name) for name in TABLES}
+            with _unlocked_on_error(self._lock):
+                if (folder / MANIFEST_FILE).exists():
+                    raise RunFolderError(f"{folder}: holds a run already; expected a new folder")
+                _write_text(folder / SCENARIO_FILE, scenario_yaml)
+                self._tables = {name: TableStream(folder, name) for name in TABLES}
         self._manifest: dict[str, Any] = {"status": "running", "started_at": _now(), "ended_at": None}
         self.last_round: int | None = None
         # Last of all: a folder with a manifest is a whole run folder.
@@ -122,13 +122,16 @@ class RunWriter:
         writer._manifest = _read_manifest(folder)
         with _translated_errors(folder):
             writer._lock = _locked(folder)
-            tables = {name: read_table(folder, name) for name in TABLES}
-            # A round counts once its row is in `rounds`, which is written last.
-            rounds = tables["rounds"]["round"].to_pylist()
-            writer._tables = {
-                name: TableStream(folder, name, _rounds_up_to(table, rounds[-1] if rounds else -1))
-                for name, table in tables.items()
-            }
+            with _unlocked_on_error(writer._lock):
+                tables = {name: read_table(folder, name) for name in TABLES}
+                # A round counts once its row is in `rounds`, which is written last.
+                rounds = tables["rounds"]["round"].to_pylist()
+                if rounds != list(range(len(rounds))):
+                    raise RunFolderError(f"{folder}: its table 'rounds' has the rounds {rounds}; expected 0, 1, 2, ...")
+                writer._tables = {
+                    name: TableStream(folder, name, _rounds_up_to(table, rounds[-1] if rounds else -1))
+                    for name, table in tables.items()
+                }
         writer.last_round = rounds[-1] if rounds else None
         writer.update(status="running", ended_at=None)
         return writer
@@ -306,7 +309,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunFolderError(f"{folder}: has no {MANIFEST_FILE}; expected a run folder") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: cannot be read: {error}") from error
     if not isinstance(manifest, dict) or "status" not in manifest:
         raise RunFolderError(f"{path}: has no status; expected the manifest of a run")
@@ -324,6 +327,15 @@ def _locked(folder: Path) -> int:
             f"{folder}: its run is going on in another process; expected one that has ended"
         ) from error
     return descriptor
+
+
+@contextmanager
+def _unlocked_on_error(lock: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(lock)
+        raise
 
 
 def _rounds_up_to(table: pa.Table, round_index: int) -> pa.Table:

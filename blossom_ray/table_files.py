@@ -66,7 +66,7 @@ class TableStream:
 
         self._stop()
         with replacing(self._parquet_path) as temporary:
-            pq.write_table(_read_stream(self._path), temporary, compression="zstd")
+            pq.write_table(_read_stream(self._path), temporary, compression="zstd", write_page_checksum=True)
         self._path.unlink()
 
     def _grow(self, rows: Columns) -> None:
@@ -106,10 +106,14 @@ def read_table(folder: Path, name: str) -> pa.Table:
     # A run that ends between two looks has its stream replaced by Parquet: hence the second look at that.
     for path, read in (parquet, stream, parquet):
         try:
-            return read(path)
+            table = read(path)
+            # Damaged offsets and lengths would be followed out of the table's memory.
+            table.validate(full=True)
+            _check_columns(table, name, path)
+            return table
         except FileNotFoundError:
             continue
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise RunFolderError(f"{path}: the table cannot be read: {error}") from error
     expected = f"{parquet[0].name} or {stream[0].name}"
     raise RunFolderError(f"{folder}: the table {name!r} is missing; expected {expected}")
@@ -143,6 +147,16 @@ def _batch(rows: Columns, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def _check_columns(table: pa.Table, name: str, path: Path) -> None:
+    """Refuse a table that is whole and not one of ours, before anything relies on its columns."""
+    expected = _schema(table.schema.names, TABLES[name])
+    if table.schema.names != expected.names or table.schema.types != expected.types:
+        raise RunFolderError(f"{path}: has the columns {table.schema.names}; expected those of the table {name!r}")
+    rounds = table["round"].to_pylist()
+    if None in rounds or rounds != sorted(rounds):
+        raise RunFolderError(f"{path}: its rounds are not in order; expected them as they were written")
+
+
 def _stream_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.arrows"
 
@@ -158,7 +172,8 @@ def _temporary(path: Path) -> Path:
 def _read_parquet(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path).read()
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read()
 
 
 def _read_stream(path: Path) -> pa.Table:

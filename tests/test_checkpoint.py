@@ -152,3 +152,63 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 def test_differences_name_their_path() -> None:
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2}) == []
     assert differences({"a": {"b": 1}}, {"a": {}}) == ["a.b is 1 in the checkpoint and None now"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "checkpoint.json has no format"),
+        ("[" * 100_000, "checkpoint.json is nested too deeply"),
+        ('{"format": 1, "round": 4, "files": {}, "blocks": []}', "checkpoint.json does not have its checksum"),
+    ],
+)
+def test_an_index_that_is_none_is_damage(tmp_path: Path, text: str, message: str) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    commit(store, 2)
+    (commit(store, 4) / "checkpoint.json").write_text(text)
+    checkpoint, messages = store.newest()
+    assert checkpoint is not None
+    assert checkpoint.round_index == 2
+    assert len(messages) == 1
+    assert message in messages[0]
+
+
+def test_a_round_that_was_changed_in_the_index_is_damage(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    path = commit(store, 4) / "checkpoint.json"
+    path.write_text(path.read_text().replace('"round": 4', '"round": 5'))
+    assert store.newest()[0] is None
+
+
+def test_a_checkpoint_under_the_name_of_another_round_is_damage(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    commit(store, 4).rename(tmp_path / "000003")
+    checkpoint, messages = store.newest()
+    assert checkpoint is None
+    assert "is of round 4" in messages[0]
+
+
+def test_folders_that_only_look_like_numbers_are_no_checkpoints(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    commit(store, 2)
+    (tmp_path / "²").mkdir()
+    checkpoint, messages = store.newest()
+    assert checkpoint is not None
+    assert (checkpoint.round_index, messages) == (2, ())
+
+
+def test_a_whole_checkpoint_of_other_blocks_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    commit(store, 2)
+    checkpoint, _ = store.newest()
+    assert checkpoint is not None
+    fewer = Server({SHARED: server(0).blocks[SHARED]})
+    with pytest.raises(RunFolderError, match="is no checkpoint of this run"):
+        checkpoint.restore(fewer)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff" * 100])
+def test_a_client_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "clients-0.safetensors").write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"clients-0\.safetensors: is no checkpoint of this run"):
+        read_clients([tmp_path / "clients-0.safetensors"], [0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-import lzma
 import math
+import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,8 +19,11 @@ import numpy.typing as npt
 
 from blossom_ray.errors import DataError
 
-_LARGEST_MEMBER_BYTES = 200_000_000
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+_LARGEST_INNER_ZIP_BYTES = 200_000_000
+_LARGEST_TABLE_BYTES = 20_000_000
+_UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# zipfile raises more than BadZipFile for directories and headers that are damaged.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError)
 
 Number = TypeVar("Number", np.float32, np.int64)
 
@@ -53,7 +57,7 @@ class Archive:
         """
         text = self.read(member)
         place = f"{self.name}: {member}"
-        if not text.strip():
+        if not text.decode("latin1").strip():
             raise DataError(f"{place} is empty; expected lines of {num_columns} numbers")
         try:
             table = np.loadtxt(io.BytesIO(text), dtype=dtype, comments=None, encoding="latin1", ndmin=2)
@@ -77,37 +81,59 @@ def open_archive(path: Path, *, landmark: str) -> Iterator[Archive]:
 
     Raises:
         DataError: Nothing is there, it is neither a zip nor a folder, or `landmark` is nowhere in it. Reading
-            a member raises it where the member is missing, damaged, encrypted or above 200 MB.
+            a member raises it where the member is missing, damaged, encrypted or above 20 MB.
     """
-    if path.is_dir():
+    kind = _kind_of(path)
+    if kind == stat.S_IFDIR:
         yield _folder_archive(path, landmark)
-    elif path.is_file():
+    elif kind == stat.S_IFREG:
         with _open_zip(path, path.name) as bundle:
             inner = _inner_zip(bundle, landmark)
             if inner is None:
                 yield _zip_archive(bundle, path.name, landmark)
             else:
-                content = io.BytesIO(_read_member(bundle, path.name, inner))
+                content = io.BytesIO(_read_member(bundle, path.name, inner, _LARGEST_INNER_ZIP_BYTES))
                 with _open_zip(content, f"{path.name}: {inner}") as nested:
                     yield _zip_archive(nested, f"{path.name}: {inner}", landmark)
     else:
-        raise DataError(f"{path} does not exist; expected a zip file or a folder")
+        found = "does not exist" if kind is None else "is neither"
+        raise DataError(f"{path} {found}; expected a zip file or a folder")
+
+
+def _kind_of(path: Path) -> int | None:
+    """The kind of file, as in `stat`, or None where there is none; a pipe or a device is never opened."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _folder_archive(path: Path, landmark: str) -> Archive:
-    tops = (path, *sorted(child for child in path.iterdir() if child.is_dir()))
-    top = next((candidate for candidate in tops if (candidate / landmark).is_file()), None)
+    try:
+        tops = (path, *sorted(child for child in path.iterdir() if child.is_dir()))
+        top = next((candidate for candidate in tops if (candidate / landmark).is_file()), None)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     if top is None:
         raise DataError(f"{path} holds no {landmark}; expected it there or in a folder directly below")
     name = top.name
 
     def read(member: str) -> bytes:
+        kind = _kind_of(top / member)
+        if kind is None:
+            raise DataError(f"{name}: {member} is missing")
+        if kind != stat.S_IFREG:
+            raise DataError(f"{name}: {member} is not a file")
         try:
-            return (top / member).read_bytes()
-        except FileNotFoundError:
-            raise DataError(f"{name}: {member} is missing") from None
+            with (top / member).open("rb") as file:
+                content = file.read(_LARGEST_TABLE_BYTES + 1)
         except OSError as error:
             raise DataError(f"{name}: {member} cannot be read: {error.strerror}") from error
+        if len(content) > _LARGEST_TABLE_BYTES:
+            raise DataError(f"{name}: {member} is larger; expected at most {_LARGEST_TABLE_BYTES:,} bytes")
+        return content
 
     return Archive(name, read)
 
@@ -115,9 +141,7 @@ def _folder_archive(path: Path, landmark: str) -> Archive:
 def _open_zip(file: Path | IO[bytes], name: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from error
-    except zipfile.BadZipFile:
+    except (*_DAMAGED, NotImplementedError):
         raise DataError(f"{name} is not a zip file, or not all of one; expected a zip file or a folder") from None
 
 
@@ -137,27 +161,31 @@ def _zip_archive(bundle: zipfile.ZipFile, name: str, landmark: str) -> Archive:
     if not tops:
         raise DataError(f"{name} holds no {landmark}; expected it at the top or in a folder")
     top = min(tops, key=len)
-    return Archive(name, lambda member: _read_member(bundle, name, top + member))
+    return Archive(name, lambda member: _read_member(bundle, name, top + member, _LARGEST_TABLE_BYTES))
 
 
-def _read_member(bundle: zipfile.ZipFile, name: str, member: str) -> bytes:
+def _read_member(bundle: zipfile.ZipFile, name: str, member: str, largest_bytes: int) -> bytes:
     try:
         info = bundle.getinfo(member)
     except KeyError:
         raise DataError(f"{name}: {member} is missing") from None
     if info.flag_bits & 0x1:
         raise DataError(f"{name}: {member} is encrypted; expected a zip file without a password")
-    if info.file_size > _LARGEST_MEMBER_BYTES:
-        raise DataError(
-            f"{name}: {member} announces {info.file_size:,} bytes; expected at most {_LARGEST_MEMBER_BYTES:,}"
-        )
+    if info.file_size > largest_bytes:
+        raise DataError(f"{name}: {member} announces {info.file_size:,} bytes; expected at most {largest_bytes:,}")
+    if info.compress_type not in _UNPACKED:
+        raise DataError(f"{name}: {member} is compressed by method {info.compress_type}; expected deflate or none")
     try:
-        # At most the announced number of bytes come out, whatever the compressed data hold.
-        return bundle.read(info)
+        with bundle.open(info) as file:
+            # Without a number of bytes, zipfile unpacks up to 2 GiB at once before it cuts at the announced size.
+            content = file.read(info.file_size)
     except _DAMAGED as error:
         raise DataError(f"{name}: {member} is damaged ({error}); download it again") from error
     except NotImplementedError as error:
         raise DataError(f"{name}: {member} cannot be unpacked: {error}") from error
+    if len(content) != info.file_size:
+        raise DataError(f"{name}: {member} is damaged (not all of it is there); download it again")
+    return content
 
 
 def _first_fault(text: bytes, num_columns: int, dtype: type[np.generic]) -> str:

@@ -21,6 +21,9 @@ from blossom_ray.scenario.sections import (
 from blossom_ray.seeding import Purpose, generator
 
 MAX_DRAWS = 100
+_FEWEST_DRAWS = 10
+_DRAWN_PROPORTIONS = 10**8  # a few seconds; a partition with more proportions gets fewer draws
+_MOST_PROPORTIONS = 10**7  # 80 MB as float64, several times over
 _LARGEST_ALPHA = 1e12  # even to the last row; far beyond it the draw's own sums overflow
 _FEWEST_SAMPLES = 2  # one to train on, one to test on
 
@@ -58,13 +61,20 @@ def partition(spec: Partition, targets: Targets, num_clients: int, seed: int) ->
         For each client its rows, sorted, int64. Disjoint, and complete together.
 
     Raises:
-        PartitionError: The rule cannot be met with this data set and number of clients.
+        PartitionError: The rule cannot be met with this data set and number of clients, or has more than ten million
+            proportions to draw (classes times clients).
     """
     num_rows = len(targets.labels)
-    matching = generator(seed, Purpose.MATCHING).permutation(num_clients)
     fewest = spec.min_samples if isinstance(spec, DirichletPartition | QuantityPartition) else _FEWEST_SAMPLES
     if num_clients * fewest > num_rows:
         raise _too_few_rows(spec, num_rows, num_clients, fewest)
+    if isinstance(spec, DirichletPartition) and num_clients * targets.num_classes > _MOST_PROPORTIONS:
+        raise PartitionError(
+            "data.partition.kind",
+            f"is 'dirichlet', with {targets.num_classes} classes over {num_clients} clients",
+            f"classes times clients at most {_MOST_PROPORTIONS:,}, or another kind",
+        )
+    matching = generator(seed, Purpose.MATCHING).permutation(num_clients)
     match spec:
         case IidPartition():
             owners = _iid(num_rows, num_clients, generator(seed, Purpose.PARTITION))
@@ -103,7 +113,8 @@ def _dirichlet(
     num_clients = len(matching)
     class_sizes = np.bincount(labels, minlength=num_classes)
     lowest_shortage = num_clients + 1
-    for attempt in range(MAX_DRAWS):
+    num_draws = max(_FEWEST_DRAWS, min(MAX_DRAWS, _DRAWN_PROPORTIONS // (num_clients * num_classes)))
+    for attempt in range(num_draws):
         draw = generator(seed, Purpose.PARTITION, attempt)
         proportions = draw.dirichlet(np.full(num_clients, min(spec.alpha, _LARGEST_ALPHA)), size=num_classes)
         cuts = (np.cumsum(proportions, axis=1) * class_sizes[:, None]).astype(np.int64)
@@ -119,7 +130,7 @@ def _dirichlet(
     raise PartitionError(
         "data.partition.alpha",
         f"is {spec.alpha:g}, which leaves {lowest_shortage} of {num_clients} clients with fewer than "
-        f"{spec.min_samples} samples (client {matching[smallest]} has {lowest}; {MAX_DRAWS} draws tried)",
+        f"{spec.min_samples} samples (client {matching[smallest]} has {lowest}; {num_draws} draws tried)",
         "a larger alpha, fewer clients or more samples, or a smaller data.partition.min_samples",
     )
 

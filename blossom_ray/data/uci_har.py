@@ -37,7 +37,7 @@ class UciHar:
         zscore: Whether each axis of each window is brought to mean 0 and deviation 1; a constant axis becomes 0.
 
     Raises:
-        DataError: A modality that the data set does not have.
+        DataError: A modality that the data set does not have, or a path in the home of nobody.
     """
 
     def __init__(
@@ -51,7 +51,10 @@ class UciHar:
         for modality in modalities:
             if modality not in MODALITIES:
                 raise DataError(f"uci-har has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
-        self._path = Path(path).expanduser()
+        try:
+            self._path = Path(path).expanduser()
+        except RuntimeError as error:
+            raise DataError(f"{path}: {error}; expected a zip file or a folder") from error
         self._modalities = tuple(sorted(modalities))
         self._signals = {"acc": f"{acceleration}_acc", "gyro": "body_gyro"}
         self._zscore = zscore
@@ -109,13 +112,13 @@ def _labels_and_subjects(archive: Archive, part: str) -> tuple[IntArray, IntArra
 
 
 def _windows(archive: Archive, part: str, signal: str, num_rows: int) -> FloatArray:
-    windows = np.empty((num_rows, _WINDOW_STEPS, len(_AXES)), np.float32)
-    for position, axis in enumerate(_AXES):
+    axes = []
+    for axis in _AXES:
         member = f"{part}/Inertial Signals/{signal}_{axis}_{part}.txt"
         values = archive.table(member, _WINDOW_STEPS, np.float32)
         _check_rows(archive, part, member, len(values), num_rows)
-        windows[:, :, position] = values
-    return windows
+        axes.append(values)
+    return np.stack(axes, axis=-1)
 
 
 def _check_rows(archive: Archive, part: str, member: str, found: int, expected: int) -> None:

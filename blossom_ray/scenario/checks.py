@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, 
 UCI_HAR_SHAPES = {"acc": (128, 3), "gyro": (128, 3)}
 # The official training part, which the clients share, holds 21 of the 30 subjects.
 _UCI_HAR_SUBJECTS = 21
+# Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
+_MOST_SAMPLES = 10_000_000
+_MOST_VALUES_OF_A_SAMPLE = 100_000_000
 _DEFAULT_SHAPES: dict[str, tuple[int, ...]] = {
     "sequence": (64, 3),
     "image": (1, 16, 16),
@@ -78,14 +82,28 @@ def _data(data: spec.Data) -> Iterator[Finding]:
                 "Repository, data set 240"
             )
             yield Finding("data.path", "is null", expected)
-        case spec.UciHarData(path=str(path)) if not Path(path).exists():
+        case spec.UciHarData(path=str(path)) if not _exists(path):
             found = f"{shown(path)}, which does not exist"
             yield Finding("data.path", found, "the official 'UCI HAR Dataset.zip' or its unpacked folder")
         case spec.SyntheticData():
             yield from _synthetic(data)
 
 
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # a name too long for a file, a folder that may not be entered, no such home
+        return False
+
+
 def _synthetic(data: spec.SyntheticData) -> Iterator[Finding]:
+    for key, number in (("samples", data.samples), ("held_out_samples", data.held_out_samples)):
+        if number > _MOST_SAMPLES:
+            yield Finding(f"data.{key}", shown(number), f"at most {_MOST_SAMPLES:,}; larger data come in as own data")
+    for key, number in (("classes", data.classes), ("subjects", data.subjects or 0)):
+        if number > data.samples:
+            yield Finding(f"data.{key}", shown(number), f"at most {data.samples}, the number of samples")
+    yield from _synthetic_sizes(data)
     for name, modality in data.modalities.items():
         path = f"data.modalities.{name}"
         if modality.shape is not None and len(modality.shape) != len(_DEFAULT_SHAPES[modality.kind]):
@@ -100,6 +118,14 @@ def _synthetic(data: spec.SyntheticData) -> Iterator[Finding]:
             if value == "subject":
                 found = "is 'subject', while data.subjects is null"
                 yield Finding(f"data.{key}", found, "a number of subjects in data.subjects, or another choice")
+
+
+def _synthetic_sizes(data: spec.SyntheticData) -> Iterator[Finding]:
+    for name, modality in data.modalities.items():
+        num_values = math.prod(modality.shape or _DEFAULT_SHAPES[modality.kind])
+        if num_values > _MOST_VALUES_OF_A_SAMPLE:
+            expected = f"at most {_MOST_VALUES_OF_A_SAMPLE:,} values in a sample"
+            yield Finding(f"data.modalities.{name}.shape", shown(modality.shape), expected)
 
 
 def _modalities(model: spec.Model, clients: tuple[spec.ClientGroup, ...]) -> Iterator[Finding]:

@@ -33,10 +33,13 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         text: Such as `training.optimizer.lr=0.01`.
 
     Raises:
-        ScenarioError: No `=`, an empty path or part of one, or a value that is not valid YAML.
+        ScenarioError: No `=`, an empty path or part of one, a value that is not valid YAML, or text that is not
+            Unicode.
     """
     path, equals, written = (part.strip() for part in text.partition("="))
     source = f"--set {text}"
+    if not _is_unicode(text):
+        raise ScenarioError((Problem("", "is not UTF-8 text", "KEY=VALUE in UTF-8", source=source),))
     if not equals:
         found, expected = "has no '='", "KEY=VALUE, such as training.optimizer.lr=0.01"
         raise ScenarioError((Problem("", found, expected, source=source),))
@@ -85,11 +88,23 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> tu
         if not parts or "" in parts:
             problems.append(Finding(path, "has an empty key", "keys joined by points"))
             continue
+        if not (_is_unicode(path) and _is_unicode(value)):
+            problems.append(Finding(path, "has half of a surrogate pair", "Unicode text"))
+            continue
         try:
             changed = _Setting(changed, overrides).replaced(changed, parts, value, ())
         except _PathError as error:
             problems.append(Finding(path, error.found, error.expected))
     return changed, problems
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all text in it can be encoded; half of a surrogate pair makes pydantic break off its checks."""
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Mapping):
+        return all(_is_unicode(key) and _is_unicode(item) for key, item in value.items())
+    return all(map(_is_unicode, value)) if isinstance(value, list | tuple) else True
 
 
 class _PathError(Exception):

@@ -15,7 +15,7 @@ from blossom_ray.scenario.checks import cross_problems
 from blossom_ray.scenario.messages import findings
 from blossom_ray.scenario.model import Scenario
 from blossom_ray.scenario.overrides import apply_overrides, parse_assignment
-from blossom_ray.scenario.phrases import Finding, accepted, shown
+from blossom_ray.scenario.phrases import Finding, accepted, printable, shown
 from blossom_ray.scenario.sections import Section
 from blossom_ray.scenario.structure import Hint, Part, split_path
 from blossom_ray.scenario.writer import plain_tree
@@ -102,7 +102,10 @@ def inspect_scenario(
     document = _read_document(Path(path))
     tree = None if document.root is None else document.root.plain()
     places = _Places(str(path), document.root, tree, labels)
-    problems = tuple(dataclasses.replace(problem, file=str(path)) for problem in document.problems)
+    problems = tuple(
+        dataclasses.replace(problem, path=printable(problem.path), found=printable(problem.found), file=str(path))
+        for problem in document.problems
+    )
     if document.root is None:
         return Reading(None, problems, {}, places)
     if not isinstance(tree, Mapping):
@@ -191,7 +194,8 @@ class _Places:
 
     def problem(self, finding: Finding) -> Problem:
         """A finding with its place."""
-        return Problem(*finding, **dataclasses.asdict(self.locate(finding.path)))
+        place = dataclasses.asdict(self.locate(finding.path))
+        return Problem(printable(finding.path), finding.found, finding.expected, **place)
 
     def locate(self, path: str) -> Place:
         """Where the value at a dotted path stands; for a missing key, the section that lacks it."""

@@ -254,3 +254,18 @@ def test_ten_thousand_clients_in_seconds(spec: Partition) -> None:
     start = time.perf_counter()
     assert len(partition(spec, targets, 10_000, 0)) == 10_000
     assert time.perf_counter() - start < 10
+
+
+def test_absurd_numbers_are_refused_before_memory_is_asked_for() -> None:
+    targets = targets_of(100)
+    for spec in (spec_of("iid"), spec_of("dirichlet"), spec_of("subject")):
+        with pytest.raises(PartitionError, match="fewer clients"):
+            partition(spec, targets, 10**15, 0)
+    many = Targets(np.zeros(100, np.int64), 10**9)
+    with pytest.raises(PartitionError, match="classes times clients at most 10,000,000"):
+        partition(spec_of("dirichlet"), many, 2, 0)
+
+
+def test_many_proportions_get_fewer_draws() -> None:
+    with pytest.raises(PartitionError, match="25 draws tried"):
+        partition(spec_of("dirichlet", min_samples=50), Targets(np.zeros(100, np.int64), 2 * 10**6), 2, 0)

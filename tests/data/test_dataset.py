@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blossom_ray.data.dataset import Dataset
+from blossom_ray.errors import DataError
+
+GOOD: dict[str, Any] = {
+    "inputs": {"acc": np.ones((3, 4), np.float32)},
+    "labels": np.array([0, 1, 1]),
+    "class_names": ("low", "high"),
+}
+
+
+def test_what_a_data_set_tells() -> None:
+    dataset = Dataset(**GOOD)
+    assert (dataset.num_samples, dataset.num_classes, dataset.input_shapes) == (3, 2, {"acc": (4,)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": [np.ones((3, 4), np.float32)]}, "inputs are of type list; expected a mapping"),
+        ({"inputs": {}}, "has no modality"),
+        ({"inputs": {7: np.ones((3, 4), np.float32)}}, "a modality is called 7; expected text"),
+        (
+            {"inputs": {"acc": np.ones((3, 0), np.float32)}},
+            r"'acc' has shape \(3, 0\); expected \(samples, \.\.\.\), none",
+        ),
+        ({"inputs": {"acc": np.float32(1)}}, "'acc' have type float32; expected a NumPy array of float32"),
+        ({"inputs": {"acc": np.array(1, np.float32)}}, r"'acc' have shape \(\); expected 3 rows"),
+        ({"inputs": {"acc": np.array([[1], [1, 2], [3]], object)}}, "'acc' have type object; expected"),
+        ({"labels": None}, "labels have type NoneType; expected a NumPy array of int64"),
+        ({"labels": np.array(1)}, r"labels have shape \(\); expected one label per sample"),
+        ({"labels": np.zeros(0, np.int64)}, "has no samples"),
+        ({"labels": np.array([0, 1, 2])}, "labels run from 0 to 2; expected 0 to 1"),
+        ({"class_names": None}, "class_names are not a tuple of text"),
+        ({"class_names": (0, 1)}, "class_names are not a tuple of text"),
+        ({"class_names": "ab"}, "class_names are not a tuple of text"),
+        ({"subjects": np.zeros((3, 2), np.int64)}, r"subjects have shape \(3, 2\); expected one subject per sample"),
+        ({"subjects": np.array(1)}, r"subjects have shape \(\); expected 3 rows"),
+        ({"held_out": "later"}, "the held-out set is of type str; expected a Dataset"),
+    ],
+)
+def test_what_is_no_data_set(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Dataset(**{**GOOD, **change})
