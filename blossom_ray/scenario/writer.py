@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.scenario.model import Scenario
 from blossom_ray.scenario.phrases import shown
 from blossom_ray.scenario.sections import Section
+
+# Bare, these are no text in one version of YAML or another.
+_NOT_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 
 
 def scenario_yaml(scenario: Scenario) -> str:
@@ -24,13 +30,27 @@ def scenario_yaml(scenario: Scenario) -> str:
         ScenarioError: An option of a factory is nothing that YAML can hold.
     """
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _QuotingRepresenter
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel annotates its default alone
-    yaml.width = 110
+    # No folding: a folded text with escapes may read back with a space more or less.
+    yaml.width = 10**9
     # Escaped: the emitter would write some of Unicode's line breaks as they are, and they would read back as others.
     yaml.allow_unicode = False
     stream = io.StringIO()
     yaml.dump(_writable(plain_tree(scenario, defaults=True), ""), stream)
     return stream.getvalue()
+
+
+class _QuotingRepresenter(SafeRepresenter):
+    """Quotes every text that is not a plain word, rather than trust that a reader sees the same in it bare."""
+
+
+def _quoted(representer: SafeRepresenter, text: str) -> ScalarNode:
+    is_word = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./+-]*", text) and text.lower() not in _NOT_WORDS
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_word else '"')
+
+
+_QuotingRepresenter.add_representer(str, _quoted)
 
 
 def plain_tree(section: Section, *, defaults: bool) -> dict[str, Any]:
