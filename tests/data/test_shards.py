@@ -1,4 +1,4 @@
-from __future__ import annotations
+from __future__ import gc
 
 import pickle
 import time
@@ -159,6 +159,7 @@ def test_views_outlive_the_reader_and_the_map_goes_with_them(index: ShardIndex) 
     assert float(reader.shard(2).inputs["acc"].sum()) == total
     reader.close()
     del shard
+    gc.collect()  # views that other tests of this folder left in cycles
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(index.folder) not in maps.read_text()
