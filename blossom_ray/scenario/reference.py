@@ -17,7 +17,7 @@ from blossom_ray.scenario.writer import plain_tree
 _INTRODUCTION = """\
 # Scenario reference
 
-<!-- Generated from blossom_ray/scenario/sections.py: blossom-ray schema --markdown > docs/scenario-reference.md -->
+<!-- Generated from blossom_ray/scenario/sections/: blossom-ray schema --markdown > docs/scenario-reference.md -->
 
 A scenario is one YAML 1.2 file. With nothing else it fixes the numbers of a run. Keys that are not listed here are
 refused, and so are keys given twice; `blossom-ray validate scenario.yaml` reports every problem with its line.

@@ -28,7 +28,7 @@ from mutations import (
     tree_edits,
 )
 
-from blossom_ray.cli import _load
+from blossom_ray.cli.loading import load_scenario
 from blossom_ray.errors import BlossomError, ScenarioError
 from blossom_ray.scenario.yaml_tree import parse_yaml
 
@@ -99,7 +99,7 @@ def check_scenario(case: ScenarioCase, folder: Path) -> None:
     path = folder / "fuzzed.yaml"
     path.write_bytes(case.content)
     started = time.monotonic()
-    found = outcome(lambda: _load(path, list(case.settings), case.seed))
+    found = outcome(lambda: load_scenario(path, list(case.settings), case.seed))
     if isinstance(found, BlossomError):
         assert isinstance(found, ScenarioError)
         assert found.exit_code == 2
@@ -146,7 +146,7 @@ def test_large_and_hostile_files(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "fuzzed.yaml").write_bytes(content)
     started = time.monotonic()
     with pytest.raises(ScenarioError, match=r"fuzzed\.yaml"):
-        _load(tmp_path / "fuzzed.yaml", [], None)
+        load_scenario(tmp_path / "fuzzed.yaml", [], None)
     assert time.monotonic() - started < LONGEST_CASE_S
 
 
@@ -167,7 +167,7 @@ def test_absurd_numbers_are_refused_before_memory_is_asked_for(
 ) -> None:
     (tmp_path / "small.yaml").write_bytes(SMALL_FILE)
     with pytest.raises(ScenarioError, match=message):
-        _load(tmp_path / "small.yaml", list(settings), None)
+        load_scenario(tmp_path / "small.yaml", list(settings), None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM while a run goes on."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blossom_ray.cli.output import fail
+
+# Signals that follow the first one so soon mean the same: an impatient hand, or a terminal and a scheduler at once.
+_IMPATIENCE_S = 2.0
+
+
+@dataclass
+class Interruption:
+    """What an interrupt finds: the signals so far, the run folder once there is one, and whether rounds are running."""
+
+    signals: list[int] = field(default_factory=list)
+    since: float = 0.0
+    folder: Path | None = None
+    is_graceful: bool = False
+
+    def is_asked(self) -> bool:
+        """Whether the run is to end after the round in progress."""
+        return bool(self.signals)
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """End the command on Ctrl-C or SIGTERM with a message and 130 or 143, after the run has cleaned up."""
+    interruption = Interruption()
+
+    def interrupt(signum: int, _frame: object) -> None:
+        is_first = not interruption.signals
+        interruption.signals.append(signum)
+        if is_first:
+            interruption.since = time.monotonic()
+            if interruption.is_graceful:
+                print("\nfinishing the round in progress; Ctrl-C again ends it at once", file=sys.stderr)
+            else:
+                raise KeyboardInterrupt
+        elif time.monotonic() - interruption.since > _IMPATIENCE_S:
+            raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interruption
+    except KeyboardInterrupt:
+        # The process is about to end; one more signal would only add a traceback.
+        before = dict.fromkeys(before, signal.SIG_IGN)
+        # Ray raises its own KeyboardInterrupt in place of ours, so the signal is told by what was noted.
+        exit_code = 128 + (interruption.signals or [signal.SIGINT])[0]
+        folder = interruption.folder
+        if folder is None or not (folder / "manifest.json").exists():
+            fail("interrupted before the run began", exit_code)
+        fail(
+            f"interrupted; complete rounds are kept in {folder}\n"
+            f'look at them with: python -c "import blossom_ray; print(blossom_ray.Run.open({str(folder)!r}).rounds)"\n'
+            f"go on with: blossom-ray resume {shlex.quote(str(folder))}",
+            exit_code,
+        )
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

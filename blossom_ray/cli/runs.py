@@ -1,0 +1,105 @@
+"""Commands that run a scenario: `simulate` and `resume`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blossom_ray.cli.app import Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.interruption import Interruption, interruptible
+from blossom_ray.cli.loading import load_scenario
+from blossom_ray.cli.output import print_json
+
+if TYPE_CHECKING:
+    from blossom_ray.records import RoundRecord
+    from blossom_ray.scenario import Scenario
+
+
+@app.command(epilog="Example: blossom-ray simulate scenarios/quickstart.yaml --set sharing=full-model --seed 1")
+def simulate(
+    scenario: ScenarioPath,
+    settings: Settings = None,
+    seed: Seed = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder under which the run folder <name>/<run id> is made.")
+    ] = Path("runs"),
+    resume_newest: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest run of this scenario that has not finished, if any.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a scenario: a live view on a terminal, plain lines elsewhere, everything in the run folder."""
+    with interruptible() as interruption:
+        checked = load_scenario(scenario, settings, seed)
+
+        from blossom_ray.api import recorded, resumed
+        from blossom_ray.results import new_run_folder, unfinished_run
+
+        folder = unfinished_run(out, checked) if resume_newest else None
+        if folder is not None:
+            interruption.folder = folder
+            _follow(checked, folder, resumed(checked, folder, interruption.is_asked), interruption, as_json=as_json)
+        else:
+            folder = interruption.folder = new_run_folder(out, checked.name)
+            _follow(checked, folder, recorded(checked, folder, interruption.is_asked), interruption, as_json=as_json)
+
+
+@app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a run that did not finish.")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that was interrupted, failed or was killed; the result is that of an undisturbed run.
+
+    --set may change where it runs (execution, but for chunk_size), checkpoint and failures.
+    """
+    with interruptible() as interruption:
+        from blossom_ray.api import resumed
+        from blossom_ray.results import SCENARIO_FILE, Run
+
+        opened = Run.open(run)
+        if opened.status == "finished":
+            print(f"{run}: finished already; nothing to do")
+            return
+        checked = load_scenario(run / SCENARIO_FILE, settings, None)
+        interruption.folder = run
+        _follow(checked, run, resumed(checked, run, interruption.is_asked), interruption, as_json=as_json)
+
+
+def _follow(
+    scenario: Scenario,
+    folder: Path,
+    records: Generator[RoundRecord, None, None],
+    interruption: Interruption,
+    *,
+    as_json: bool,
+) -> None:
+    """Show a run's rounds as they come, and its result at the end."""
+    from rich.console import Console
+
+    from blossom_ray.console import choose_view, final_summary
+    from blossom_ray.results import Run
+
+    console = Console()
+    with closing(records):
+        if as_json:
+            for record in records:
+                interruption.is_graceful = True
+                print_json({"round": record.round_index, **record.metrics})
+        else:
+            with choose_view(scenario, tuple(scenario.profiles()), console) as view:
+                for record in records:
+                    interruption.is_graceful = True
+                    view.update(record)
+    finished = Run.open(folder)
+    if interruption.signals and finished.status != "finished":
+        raise KeyboardInterrupt
+    if as_json:
+        print_json({"run": str(folder), "status": finished.status})
+    else:
+        console.print(final_summary(finished))

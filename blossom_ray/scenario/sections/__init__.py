@@ -1,0 +1,132 @@
+"""The sections of a scenario: what each key means, its unit and what it accepts.
+
+A section checks its own fields; checks across sections stand in `checks.py`. The JSON Schema and the scenario
+reference in the docs are generated from the descriptions here, one module per top-level key.
+"""
+
+from __future__ import annotations
+
+from blossom_ray.scenario.sections.base import (
+    Custom,
+    Factory,
+    Fraction,
+    ModalityName,
+    NonNegative,
+    Positive,
+    Probability,
+    Rate,
+    Section,
+)
+from blossom_ray.scenario.sections.clients import ClientGroup
+from blossom_ray.scenario.sections.data import (
+    CustomData,
+    Data,
+    SyntheticData,
+    SyntheticModality,
+    UciHarData,
+)
+from blossom_ray.scenario.sections.execution import ClientResources, Execution
+from blossom_ray.scenario.sections.model import (
+    AttentionFusion,
+    ConcatFusion,
+    Conv1dEncoder,
+    Conv2dEncoder,
+    ConvGruEncoder,
+    CustomEncoder,
+    CustomFusion,
+    CustomHead,
+    Encoder,
+    Fusion,
+    GatedFusion,
+    GruEncoder,
+    Head,
+    LinearHead,
+    MeanFusion,
+    MlpEncoder,
+    MlpHead,
+    Model,
+    Widths,
+)
+from blossom_ray.scenario.sections.partition import (
+    DirichletPartition,
+    IidPartition,
+    Partition,
+    QuantityPartition,
+    SubjectPartition,
+)
+from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures
+from blossom_ray.scenario.sections.server import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Server, ServerOptimizer
+from blossom_ray.scenario.sections.training import (
+    Adam,
+    AdamW,
+    ClientOptimizer,
+    ConstantSchedule,
+    CosineSchedule,
+    Schedule,
+    Sgd,
+    StepSchedule,
+    Training,
+)
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "AttentionFusion",
+    "Checkpoint",
+    "ClientGroup",
+    "ClientOptimizer",
+    "ClientResources",
+    "ConcatFusion",
+    "ConstantSchedule",
+    "Conv1dEncoder",
+    "Conv2dEncoder",
+    "ConvGruEncoder",
+    "CosineSchedule",
+    "Custom",
+    "CustomData",
+    "CustomEncoder",
+    "CustomFusion",
+    "CustomHead",
+    "Data",
+    "DirichletPartition",
+    "Encoder",
+    "Evaluation",
+    "Execution",
+    "Factory",
+    "Failures",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedYogi",
+    "Fraction",
+    "Fusion",
+    "GatedFusion",
+    "GruEncoder",
+    "Head",
+    "IidPartition",
+    "LinearHead",
+    "MeanFusion",
+    "MlpEncoder",
+    "MlpHead",
+    "ModalityName",
+    "Model",
+    "NonNegative",
+    "Partition",
+    "Positive",
+    "Probability",
+    "QuantityPartition",
+    "Rate",
+    "Schedule",
+    "Section",
+    "Server",
+    "ServerOptimizer",
+    "Sgd",
+    "StepSchedule",
+    "SubjectPartition",
+    "SyntheticData",
+    "SyntheticModality",
+    "Training",
+    "UciHarData",
+    "Widths",
+]

@@ -1,0 +1,92 @@
+"""The `data` section: which data set, and how its samples are divided over clients."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from blossom_ray.scenario.sections.base import (
+    Factory,
+    ModalityName,
+    NonNegative,
+    Positive,
+    Section,
+    check_factory,
+)
+from blossom_ray.scenario.sections.partition import IidPartition, Partition
+
+
+class _Data(Section):
+    partition: Partition = IidPartition(kind="iid")
+    """How samples are divided over clients."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Part of each client's samples kept for its own test split."""
+    split: Literal["sample", "subject"] = "sample"
+    """`sample`: rows are drawn at random, so overlapping windows of one recording may fall on both sides and test
+    scores are optimistic. `subject`: a client's test split holds whole subjects that its training split has not."""
+
+
+class SyntheticModality(Section):
+    """Shape of one synthetic modality and how much it alone tells about the label."""
+
+    kind: Literal["sequence", "image", "vector"] = "sequence"
+    """Shape family: `sequence` (time, channels), `image` (channels, height, width), `vector` (features)."""
+    shape: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    """Shape of one sample. Default: (64, 3) for a sequence, (1, 16, 16) for an image, (32,) for a vector."""
+    distinguishable_classes: Positive | None = None
+    """How many groups of classes this modality tells apart; classes of one group look alike in it. Equal to
+    `classes` (default): sufficient alone. 1: tells nothing. Best accuracy from it alone: this number / `classes`."""
+    signal: NonNegative = 1.0
+    """Root mean square of the class pattern, in units of the noise's standard deviation."""
+
+
+class SyntheticData(_Data):
+    """Generated samples; the formula stands in `blossom_ray/data/synthetic.py` and in the docs."""
+
+    dataset: Literal["synthetic"]
+    path: None = None
+    """Not used: synthetic data need no file."""
+    samples: Positive = 2000
+    """Samples over all clients."""
+    classes: Annotated[int, Field(ge=2)] = 6
+    """Number of classes, equally likely."""
+    modalities: dict[ModalityName, SyntheticModality] = Field(default_factory=dict)
+    """Modality by name. A modality that clients own and that is not listed gets the defaults."""
+    subjects: Positive | None = None
+    """Number of subjects that samples are attributed to, or null for none."""
+    subject_shift: NonNegative = 0.0
+    """Root mean square of a pattern that each subject adds to all of its samples, in units of the noise."""
+    held_out_samples: Annotated[int, Field(ge=0)] = 500
+    """Samples of the held-out global test set that no client trains on."""
+
+
+class UciHarData(_Data):
+    """Human Activity Recognition Using Smartphones 1.0 (Anguita et al. 2013): 6 activities, 30 subjects.
+
+    Modalities `acc` and `gyro`, windows of (128, 3). Clients share the official training part; the official test
+    part (9 other subjects) is the held-out global test set.
+    """
+
+    dataset: Literal["uci-har"]
+    path: str | None = None
+    """The official `UCI HAR Dataset.zip`, or the folder it unpacks to. Relative to the working directory."""
+    acceleration: Literal["body", "total"] = "body"
+    """Which acceleration: `body` (gravity removed) or `total`, in g. Angular velocity is in rad/s."""
+    zscore: bool = False
+    """Whether each axis of each window is brought to mean 0 and deviation 1."""
+
+
+class CustomData(_Data):
+    """Own data: a callable that returns a `blossom_ray.Dataset`."""
+
+    dataset: Literal["custom"]
+    factory: Factory
+    """`module:attribute` of a callable that returns a `Dataset`, or, from Python, the callable itself."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the factory."""
+
+    _factory = field_validator("factory")(check_factory)
+
+
+Data = Annotated[SyntheticData | UciHarData | CustomData, Field(discriminator="dataset")]

@@ -1,0 +1,43 @@
+"""The `evaluation`, `checkpoint` and `failures` sections: what a run scores, keeps and survives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blossom_ray.scenario.sections.base import Fraction, Positive, Section
+
+
+class Evaluation(Section):
+    """When and on what the new blocks are scored."""
+
+    every: Positive = 1
+    """Rounds between two evaluations; the last round and the untrained model (round 0) are always scored."""
+    clients: Fraction = 1.0
+    """Fraction of all clients that score the new blocks on their own test split, drawn anew each time."""
+    held_out: Literal["never", "final", "every"] = "final"
+    """When the held-out global test set, if the data set has one, is scored besides."""
+    batch_size: Positive = 256
+    """Samples per forward pass."""
+
+
+class Checkpoint(Section):
+    """What a run keeps so that it can be resumed. Only runs with a run folder have checkpoints."""
+
+    every: Annotated[int, Field(ge=0)] = 5
+    """Rounds between two checkpoints; 0: none."""
+    keep: Positive = 2
+    """Checkpoints that are kept, the newest ones."""
+
+
+class Failures(Section):
+    """What happens when a client or its actor fails in training."""
+
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """How often the same work is tried again in a new actor after one was lost. Its clients are restored and its work
+    is repeated, with the same results. An error that a client's own code raises is not tried again."""
+    on_failure: Literal["stop", "drop"] = "stop"
+    """What follows. `stop`: the run ends. `drop`: the round goes on without these clients, and says so."""
+    min_clients: Positive = 1
+    """Fewest clients that a round may be left with; with fewer the run ends."""

@@ -1,0 +1,99 @@
+"""The `training` section: what a client does with its shard in a round."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blossom_ray.scenario.sections.base import NonNegative, Positive, Probability, Rate, Section
+
+
+class Sgd(Section):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"]
+    lr: Rate = 0.05
+    """Learning rate."""
+    momentum: Probability = 0.0
+    """Momentum."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty."""
+    nesterov: bool = False
+    """Nesterov momentum (needs momentum > 0)."""
+
+
+class _AdamLike(Section):
+    lr: Rate = 1e-3
+    """Learning rate."""
+    beta1: Probability = 0.9
+    """Decay of the first moment."""
+    beta2: Probability = 0.999
+    """Decay of the second moment."""
+    eps: Rate = 1e-8
+    """Added to the denominator."""
+
+
+class Adam(_AdamLike):
+    """Adam (Kingma and Ba 2015)."""
+
+    kind: Literal["adam"]
+    weight_decay: NonNegative = 0.0
+    """L2 penalty."""
+
+
+class AdamW(_AdamLike):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    kind: Literal["adamw"]
+    weight_decay: NonNegative = 1e-2
+    """Decoupled weight decay."""
+
+
+ClientOptimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
+
+
+class ConstantSchedule(Section):
+    """The same learning rate in every round."""
+
+    kind: Literal["constant"]
+
+
+class CosineSchedule(Section):
+    """From the optimizer's learning rate in round 1 to `min_lr` in the last round, along half a cosine."""
+
+    kind: Literal["cosine"]
+    min_lr: NonNegative = 0.0
+    """Learning rate of the last round."""
+
+
+class StepSchedule(Section):
+    """The learning rate is multiplied by `factor` after every `every` rounds."""
+
+    kind: Literal["step"]
+    every: Positive
+    """Rounds between two steps."""
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of each step."""
+
+
+Schedule = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="kind")]
+
+
+class Training(Section):
+    """What a client does with its shard in a round."""
+
+    local_epochs: Positive = 1
+    """Passes over the training split per round."""
+    batch_size: Positive = 16
+    """Samples per optimizer step; the last batch of an epoch may be smaller."""
+    optimizer: ClientOptimizer = Sgd(kind="sgd")
+    """The clients' optimizer. Its state is new in each round unless `keep_optimizer_state`."""
+    schedule: Schedule = ConstantSchedule(kind="constant")
+    """The learning rate as a function of the round."""
+    engine: Literal["sequential", "vectorized"] = "sequential"
+    """How the clients of a chunk are computed: one after the other, or at once on stacked blocks. The results agree
+    within rounding. Stacking pays with many clients and small dense, recurrent or attention models. A stacked chunk
+    stays in one actor."""
+    keep_optimizer_state: bool = False
+    """Whether each client keeps its own optimizer state (momentum, moments) from round to round."""
