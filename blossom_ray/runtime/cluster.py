@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray._private import ray_constants
 
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError
 from blossom_ray.runtime.placement import Room
@@ -27,7 +28,13 @@ LOST = (
 
 @contextmanager
 def session() -> Iterator[None]:
-    """A Ray session: the one that is there, or one that ends with this block."""
+    """A Ray session: the one that is there, the cluster that `RAY_ADDRESS` names, or one that ends with this block.
+
+    A session of its own listens on the loopback address alone.
+
+    Raises:
+        RunError: Ray did not start, or no cluster answers at `RAY_ADDRESS`.
+    """
     if ray.is_initialized():
         yield
         return
@@ -36,13 +43,7 @@ def session() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (RuntimeError, ConnectionError, OSError, ValueError, ray.exceptions.RayError) as error:
-        raise RunError(
-            f"Ray did not start: {error}\nhint: RAY_TMPDIR names the folder of its sockets and logs; it needs a short "
-            "path with free space"
-        ) from error
+    _start(os.environ.get("RAY_ADDRESS", "local"))
     if in_main_thread and before is not None:
         # Ray takes SIGTERM over; whoever handled it before knows how to end a run.
         signal.signal(signal.SIGTERM, before)
@@ -50,6 +51,42 @@ def session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(address: str) -> None:
+    """Join the cluster at an address, or start one of this machine alone for `local`."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address == "local":
+            with _loopback():
+                ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+        else:
+            ray.init(address, **options)
+    except (RuntimeError, ConnectionError, OSError, ValueError, ray.exceptions.RayError) as error:
+        if address == "local":
+            raise RunError(
+                f"Ray did not start: {error}\nhint: RAY_TMPDIR names the folder of its sockets and logs; it needs a "
+                "short path with free space"
+            ) from error
+        raise RunError(
+            f"no Ray cluster could be joined at {address}: {error}\nhint: unset RAY_ADDRESS to run on this machine "
+            "alone"
+        ) from error
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Have Ray take a loopback address as it is, as it does on laptops; else it looks up one that others can reach.
+
+    Ray's processes listen on loopback alone if that is their node's address. The switch is an environment variable
+    that Ray reads when it is imported, which may be long ago.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def offered_room() -> Room:
