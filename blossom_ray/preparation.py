@@ -87,6 +87,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         tuple(scenario.profiles()), scenario.execution.chunk_size, scenario.server.clients_per_round
     )
     dataset = open_source(scenario.data, scenario.modalities, scenario.seed).load()
+    dataset.check_task(scenario.task)
     federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
     shards = write_shards(dataset, federation, population.profiles, folder)
     has_held_out = dataset.held_out is not None and scenario.evaluation.held_out != "never"

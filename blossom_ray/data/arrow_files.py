@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from blossom_ray.data.dataset import FloatArray, IntArray
+from blossom_ray.data.dataset import FloatArray, IntArray, Labels
 from blossom_ray.errors import DataError, RunFolderError
 
 ByteArray = npt.NDArray[np.uint8]
@@ -46,17 +46,20 @@ def write_samples(path: Path, samples: FloatArray, batches: Iterable[Rows]) -> N
             writer.write_batch(pa.record_batch([column], schema=schema))
 
 
-def write_labels(path: Path, labels: IntArray, batches: Iterable[Rows]) -> None:
+def write_labels(path: Path, labels: Labels, batches: Iterable[Rows]) -> None:
     """Write one batch of labels after the other.
 
     Args:
         path: The file, without suffix; its folder is made if it does not exist.
-        labels: (N,) int64.
+        labels: (N,) int64, or (N, C) float32, which are written as samples are.
         batches: Rows of each batch.
 
     Raises:
         RunFolderError: The file cannot be written.
     """
+    if labels.ndim == 2:
+        write_samples(path, np.asarray(labels, np.float32), batches)
+        return
     schema = pa.schema([pa.field("label", pa.int64(), nullable=False)])
     with _writer(path, schema) as writer:
         for rows in batches:
@@ -104,13 +107,16 @@ class ArrowFiles:
         values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
         return np.asarray(values.reshape(batch.num_rows, *shape))
 
-    def labels(self, name: str, number: int) -> IntArray:
-        """A batch of labels, (n,) int64: a read-only view of the file or of the buffer.
+    def labels(self, name: str, number: int) -> Labels:
+        """A batch of labels, (n,) int64 or (n, C) float32: a read-only view of the file or of the buffer.
 
         Raises:
             DataError: The file is missing or damaged.
         """
-        return np.asarray(self._batch(name, number).column(0).to_numpy(zero_copy_only=True))
+        batch = self._batch(name, number)
+        if batch.schema.metadata is not None:
+            return self.samples(name, number)
+        return np.asarray(batch.column(0).to_numpy(zero_copy_only=True))
 
     def close(self) -> None:
         """Close the files. The memory behind views is given back with the last view of it."""

@@ -1,4 +1,11 @@
-"""A data set in memory: one array per modality, labels, and subjects where the data set has them."""
+"""A data set in memory: one array per modality, labels, and subjects where the data set has them.
+
+Three kinds of labels, one per task; dtype and shape tell which:
+
+    classification    (N,) int64, the class of each sample
+    multilabel        (N, C) float32, 1 where the sample has the class and 0 where not
+    regression        (N, T) float32, finite, the values of T targets
+"""
 
 from __future__ import annotations
 
@@ -10,19 +17,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.data.strata import strata
 from blossom_ray.errors import DataError
+from blossom_ray.scores import Task
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+Labels = IntArray | FloatArray
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a partition needs of a data set: labels and subjects, without the inputs.
+    """What a partition needs of a data set: a stratum per sample and subjects, without the inputs.
 
     Attributes:
-        labels: (N,) int64, 0..num_classes-1.
-        num_classes: Number of classes.
+        labels: (N,) int64, 0..num_classes-1: the classes of `classification`, else the strata of `data.strata`.
+        num_classes: Number of classes or strata.
         subjects: (N,) int64, or None where samples belong to no subject.
     """
 
@@ -33,21 +43,22 @@ class Targets:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples of several modalities with one label each.
+    """Samples of several modalities with their labels.
 
     Attributes:
         inputs: Modality to array (N, *shape), float32, finite. Rows of all modalities belong together.
-        labels: (N,) int64, 0..len(class_names)-1.
-        class_names: Name of each class.
+        labels: (N,) int64, 0..len(class_names)-1 (classification); (N, len(class_names)) float32, 0 or 1 (multilabel)
+            or any finite values (regression).
+        class_names: Name of each class, or of each target of a regression.
         subjects: (N,) int64, or None.
-        held_out: A global test set that no client trains on, or None.
+        held_out: A global test set that no client trains on, or None. Its labels are of the same kind.
 
     Raises:
         DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite.
     """
 
     inputs: Mapping[str, FloatArray]
-    labels: IntArray
+    labels: Labels
     class_names: tuple[str, ...]
     subjects: IntArray | None = None
     held_out: Dataset | None = None
@@ -60,18 +71,11 @@ class Dataset:
         if not self.inputs:
             raise DataError("the data set has no modality")
         _check_names(self.inputs, self.class_names)
-        _check_dtype("labels", self.labels, np.int64)
-        if self.labels.ndim != 1:
-            raise DataError(f"labels have shape {self.labels.shape}; expected one label per sample")
-        if self.num_samples == 0:
-            raise DataError("the data set has no samples")
+        _check_labels(self.labels, self.class_names)
         if self.subjects is not None:
             _check_array("subjects", self.subjects, np.int64, self.num_samples)
             if self.subjects.ndim != 1:
                 raise DataError(f"subjects have shape {self.subjects.shape}; expected one subject per sample")
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= self.num_classes:
-            raise DataError(f"labels run from {low} to {high}; expected 0 to {self.num_classes - 1}")
         for modality, values in self.inputs.items():
             _check_array(f"modality {modality!r}", values, np.float32, self.num_samples)
             if values.ndim < 2 or 0 in values.shape:
@@ -79,12 +83,11 @@ class Dataset:
                     f"modality {modality!r} has shape {values.shape}; expected (samples, ...), none of it 0"
                 )
             if not np.isfinite(values).all():
-                row = int(np.argmax(~np.isfinite(values).reshape(len(values), -1).all(axis=1)))
-                raise DataError(f"modality {modality!r}, row {row}: a value is not finite")
+                raise DataError(f"modality {modality!r}, row {_first_not_finite(values)}: a value is not finite")
         if self.held_out is not None and not isinstance(self.held_out, Dataset):
             raise DataError(f"the held-out set is of type {type(self.held_out).__name__}; expected a Dataset")
-        if self.held_out is not None and self.held_out.input_shapes != self.input_shapes:
-            raise DataError(f"the held-out set has shapes {self.held_out.input_shapes}; expected {self.input_shapes}")
+        if self.held_out is not None:
+            _check_held_out(self.held_out, self)
 
     @property
     def num_samples(self) -> int:
@@ -93,8 +96,24 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, or of targets: the outputs that a model needs."""
         return len(self.class_names)
+
+    @property
+    def task(self) -> Task:
+        """What the labels are for. Float labels that are all 0 or 1 say `multilabel`; they fit `regression` too."""
+        if self.labels.dtype == np.int64:
+            return "classification"
+        return "multilabel" if self._is_binary else "regression"
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a task that the labels are not for.
+
+        Raises:
+            DataError: They are for another one.
+        """
+        if self.task != task and not (self.task == "multilabel" and task == "regression"):
+            raise DataError(f"the data set's labels are for {self.task} ({_described(self)}); expected task: {task}")
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -103,13 +122,13 @@ class Dataset:
 
     @property
     def targets(self) -> Targets:
-        """Labels and subjects."""
-        return Targets(self.labels, self.num_classes, self.subjects)
+        """A stratum per sample, and subjects."""
+        return targets_of(self.labels, self.num_classes, self.subjects)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names, shapes and values: equal for equal data, whatever file they came from."""
         digest = hashlib.sha256()
-        arrays: dict[str, np.ndarray] = {**dict(sorted(self.inputs.items())), "labels": self.labels}
+        arrays: dict[str, npt.NDArray[Any]] = {**dict(sorted(self.inputs.items())), "labels": self.labels}
         if self.subjects is not None:
             arrays["subjects"] = self.subjects
         for name, values in arrays.items():
@@ -119,6 +138,68 @@ class Dataset:
         if self.held_out is not None:
             digest.update(self.held_out.fingerprint().encode())
         return digest.hexdigest()
+
+    @property
+    def _is_binary(self) -> bool:
+        own = bool(((self.labels == 0) | (self.labels == 1)).all())
+        return own and (self.held_out is None or self.held_out._is_binary)
+
+
+def targets_of(labels: Labels, num_classes: int, subjects: IntArray | None) -> Targets:
+    """The targets of labels of any task, as `strata` describes them.
+
+    Args:
+        labels: As in `Dataset`.
+        num_classes: Number of classes; of no account for float labels, which have strata of their own.
+        subjects: (N,) int64, or None.
+    """
+    if labels.ndim == 1:
+        return Targets(np.asarray(labels, np.int64), num_classes, subjects)
+    return Targets(*strata(np.asarray(labels, np.float32)), subjects)
+
+
+def _check_labels(labels: Any, class_names: tuple[str, ...]) -> None:
+    if not isinstance(labels, np.ndarray) or labels.dtype not in (np.int64, np.float32):
+        found = getattr(labels, "dtype", type(labels).__name__)
+        raise DataError(
+            f"labels have type {found}; expected a NumPy array of int64 (classification) or float32 (multilabel, "
+            f"regression)"
+        )
+    if labels.dtype == np.int64 and labels.ndim != 1:
+        raise DataError(f"labels have shape {labels.shape}; expected one label per sample")
+    if labels.dtype == np.float32 and (labels.ndim != 2 or labels.shape[1] != len(class_names)):
+        raise DataError(
+            f"labels have shape {labels.shape}; expected (samples, {len(class_names)}), one column per class name"
+        )
+    if len(labels) == 0:
+        raise DataError("the data set has no samples")
+    if labels.shape[1:] == (0,):
+        raise DataError("the data set has no class names; expected one per class or target")
+    if labels.dtype == np.float32:
+        if not np.isfinite(labels).all():
+            raise DataError(f"labels, row {_first_not_finite(labels)}: a value is not finite")
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(class_names):
+        raise DataError(f"labels run from {low} to {high}; expected 0 to {len(class_names) - 1}")
+
+
+def _check_held_out(held_out: Dataset, dataset: Dataset) -> None:
+    if held_out.input_shapes != dataset.input_shapes:
+        raise DataError(f"the held-out set has shapes {held_out.input_shapes}; expected {dataset.input_shapes}")
+    if held_out.labels.dtype != dataset.labels.dtype or held_out.labels.shape[1:] != dataset.labels.shape[1:]:
+        raise DataError(f"the held-out set has labels of {_described(held_out)}; expected {_described(dataset)}")
+
+
+def _described(dataset: Dataset) -> str:
+    labels = dataset.labels
+    if labels.ndim == 1:
+        return f"{labels.dtype}, one per sample"
+    return f"{labels.dtype}, {labels.shape[1]} per sample"
+
+
+def _first_not_finite(values: npt.NDArray[Any]) -> int:
+    return int(np.argmax(~np.isfinite(values).reshape(len(values), -1).all(axis=1)))
 
 
 def _check_names(inputs: Mapping[Any, Any], class_names: Any) -> None:

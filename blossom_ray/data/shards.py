@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from blossom_ray.blocks import ClientProfile
 from blossom_ray.data.arrow_files import ArrowFiles, ByteArray, copy_batches, write_labels, write_samples
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels
 from blossom_ray.data.federation import Federation
 
 _LABELS = "labels"
@@ -30,23 +30,23 @@ class Shard:
 
     Attributes:
         inputs: Own modalities to (n, *shape) float32, train rows first.
-        labels: (n,) int64.
+        labels: (n,) int64, or (n, C) float32, as in `Dataset`.
         num_train: How many of the n rows are for training; 0 for the held-out set.
     """
 
     inputs: Mapping[str, FloatArray]
-    labels: IntArray
+    labels: Labels
     num_train: int
 
-    def train(self) -> tuple[dict[str, FloatArray], IntArray]:
+    def train(self) -> tuple[dict[str, FloatArray], Labels]:
         """Inputs and labels of the train rows; views."""
         return self._rows(slice(None, self.num_train))
 
-    def test(self) -> tuple[dict[str, FloatArray], IntArray]:
+    def test(self) -> tuple[dict[str, FloatArray], Labels]:
         """Inputs and labels of the test rows; views."""
         return self._rows(slice(self.num_train, None))
 
-    def _rows(self, rows: slice) -> tuple[dict[str, FloatArray], IntArray]:
+    def _rows(self, rows: slice) -> tuple[dict[str, FloatArray], Labels]:
         return {modality: values[rows] for modality, values in self.inputs.items()}, self.labels[rows]
 
 

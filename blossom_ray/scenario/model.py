@@ -21,6 +21,7 @@ from blossom_ray.scenario.sections import (
     Server,
     Training,
 )
+from blossom_ray.scores import Task
 
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
 SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local"]
@@ -35,8 +36,8 @@ class Scenario(Section):
     """The seed. Same seed: same federation (partition, splits, initial blocks) for every sharing scheme."""
     rounds: Annotated[int, Field(ge=1)]
     """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
-    task: Literal["classification"] = "classification"
-    """What is learned."""
+    task: Task = "classification"
+    """What is learned: one class per sample, any number of classes (`multilabel`), or numbers (`regression`)."""
     data: Data
     """The data set, its partition over clients and the clients' test splits."""
     clients: Annotated[tuple[ClientGroup, ...], Field(strict=False, min_length=1)]

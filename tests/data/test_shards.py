@@ -225,3 +225,20 @@ def test_ten_thousand_clients_in_seconds(tmp_path: Path) -> None:
     assert num_rows == 50_000
     assert time.perf_counter() - start < 20
     assert len(pickle.dumps(index)) < 60 * num_clients
+
+
+def test_labels_of_several_columns(federation: Federation, dataset: Dataset, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).standard_normal((50, 2)).astype(np.float32)
+    held_out = Dataset({"acc": np.ones((3, 64, 3), np.float32)}, labels[:3], ("left", "right"))
+    several = Dataset({"acc": dataset.inputs["acc"]}, labels, ("left", "right"), held_out=held_out)
+    profiles = [ClientProfile(client, ("acc",)) for client in range(4)]
+    index = write_shards(several, federation, profiles, tmp_path)
+    write_held_out(held_out, tmp_path)
+    buffers = {**pack(index, (2,)), **pack_held_out(index, ("acc",))}
+    for reader in (ShardReader(index), ShardReader.from_buffers(index, buffers)):
+        with reader:
+            np.testing.assert_array_equal(reader.shard(2).train()[1], labels[federation.train_rows(2)])
+            assert reader.shard(2).labels.dtype == np.float32
+            test_set = reader.held_out(("acc",))
+            assert test_set is not None
+            np.testing.assert_array_equal(test_set.labels, labels[:3])
