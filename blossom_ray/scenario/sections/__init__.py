@@ -21,6 +21,7 @@ from blossom_ray.scenario.sections.clients import ClientGroup
 from blossom_ray.scenario.sections.data import (
     CustomData,
     Data,
+    Downloaded,
     SyntheticData,
     SyntheticModality,
     UciHarData,
@@ -89,6 +90,7 @@ __all__ = [
     "CustomHead",
     "Data",
     "DirichletPartition",
+    "Downloaded",
     "Encoder",
     "Evaluation",
     "Execution",

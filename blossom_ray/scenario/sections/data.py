@@ -89,4 +89,6 @@ class CustomData(_Data):
     _factory = field_validator("factory")(check_factory)
 
 
-Data = Annotated[SyntheticData | UciHarData | CustomData, Field(discriminator="dataset")]
+Downloaded = UciHarData
+"""The data sets that are read from files as one downloads them, named by `path`."""
+Data = Annotated[SyntheticData | Downloaded | CustomData, Field(discriminator="dataset")]
