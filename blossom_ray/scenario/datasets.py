@@ -61,6 +61,20 @@ DATASETS: Mapping[str, DatasetFacts] = {
         licence="CC BY 4.0",
         shapes={"acc": (128, 3), "gyro": (128, 3)},
     ),
+    "ku-har": DatasetFacts(
+        title="KU-HAR, version 5 (Sikder & Nahid 2021)",
+        holds="20,750 windows of 3 s at 100 Hz; from recordings, as many as fit, of 90 people",
+        classes="18 activities, or the paper's 8",
+        tasks=("classification",),
+        held_out="none",
+        download=(
+            "the official '3.Time_domain_subsamples.zip', its folder or CSV file, or with windows: recordings "
+            "'2.Trimmed_interpolated_data.zip' or its folder"
+        ),
+        page="Mendeley Data (doi:10.17632/45f952y38r.5)",
+        licence="CC BY 4.0",
+        shapes={"acc": (300, 3), "gyro": (300, 3)},
+    ),
     "custom": DatasetFacts(
         title="Own data: what data.factory returns",
         holds="as the factory gives",
@@ -73,7 +87,11 @@ DATASETS: Mapping[str, DatasetFacts] = {
 
 def shapes_of(data: spec.Downloaded) -> Shapes:
     """Shape of one sample by modality, for all modalities of a downloaded data set with these options."""
-    return DATASETS[data.dataset].shapes
+    match data:
+        case spec.KuHarData():
+            return {"acc": (3 * data.rate_hz, 3), "gyro": (3 * data.rate_hz, 3)}
+        case _:
+            return DATASETS[data.dataset].shapes
 
 
 def num_subjects(data: spec.Data) -> int | None:
