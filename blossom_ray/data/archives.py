@@ -1,14 +1,15 @@
-"""The text members of a downloaded data set, read by name from its zip or folder, never unpacked to disk."""
+"""The members of a downloaded data set, read by name from its zip or folder, never unpacked to disk."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _LARGEST_TABLE_BYTES = 20_000_000
 _UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # zipfile raises more than BadZipFile for directories and headers that are damaged.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError)
+_WHITE_SPACE = b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0"  # of Latin-1
 
 Number = TypeVar("Number", np.float32, np.int64)
 
@@ -35,18 +37,34 @@ class Archive:
     Attributes:
         name: What messages call the archive.
         read: The content of a member by its path from the data set's top, such as `train/y_train.txt`.
+        members: The paths of all members, sorted.
+        state: What tells a member's content from another one without reading it: bytes, and the CRC-32 in a zip or
+            the time of the last change (ns) in a folder. For the key of `cache.cached`.
     """
 
     name: str
     read: Callable[[str], bytes]
+    members: Callable[[], tuple[str, ...]]
+    state: Callable[[str], tuple[int, int]]
 
-    def table(self, member: str, num_columns: int, dtype: type[Number]) -> npt.NDArray[Number]:
-        """A member that holds a table of numbers separated by white space, one row per line.
+    def states(self, members: Iterable[str]) -> list[tuple[str, int, int]]:
+        """Name and state of each of these members.
+
+        Raises:
+            DataError: One is missing.
+        """
+        return [(member, *self.state(member)) for member in members]
+
+    def table(
+        self, member: str, num_columns: int, dtype: type[Number], *, delimiter: str | None = None
+    ) -> npt.NDArray[Number]:
+        """A member that holds a table of numbers, one row per line.
 
         Args:
             member: Path of the member from the data set's top.
             num_columns: Numbers in each line.
             dtype: `np.float32` or `np.int64`.
+            delimiter: What separates numbers; white space by default.
 
         Returns:
             (lines, num_columns). Empty lines are skipped.
@@ -57,19 +75,20 @@ class Archive:
         """
         text = self.read(member)
         place = f"{self.name}: {member}"
-        if not text.decode("latin1").strip():
+        if not text.strip(_WHITE_SPACE):
             raise DataError(f"{place} is empty; expected lines of {num_columns} numbers")
         try:
-            table = np.loadtxt(io.BytesIO(text), dtype=dtype, comments=None, encoding="latin1", ndmin=2)
+            lines = io.BytesIO(text)
+            table = np.loadtxt(lines, dtype=dtype, comments=None, delimiter=delimiter, encoding="latin1", ndmin=2)
         except (ValueError, OverflowError):
-            raise DataError(f"{place}, {_first_fault(text, num_columns, dtype)}") from None
+            raise DataError(f"{place}, {_first_fault(text, num_columns, dtype, delimiter)}") from None
         if table.shape[1] != num_columns or not np.isfinite(table).all():
-            raise DataError(f"{place}, {_first_fault(text, num_columns, dtype)}")
+            raise DataError(f"{place}, {_first_fault(text, num_columns, dtype, delimiter)}")
         return np.asarray(table)
 
 
 @contextmanager
-def open_archive(path: Path, *, landmark: str) -> Iterator[Archive]:
+def open_archive(path: Path, *, landmark: str, largest_bytes: int = _LARGEST_TABLE_BYTES) -> Iterator[Archive]:
     """Open a data set as it was downloaded: a zip, a zip inside a zip, or a folder.
 
     The data set's top may be the archive's own or a folder inside it, whatever its name: it is where `landmark`
@@ -77,24 +96,26 @@ def open_archive(path: Path, *, landmark: str) -> Iterator[Archive]:
 
     Args:
         path: File or folder.
-        landmark: A member that every copy of the data set has, by its path from the data set's top.
+        landmark: A member that every copy of the data set has, by its path from the data set's top. With `/` at its
+            end, a folder.
+        largest_bytes: Members above this size are refused.
 
     Raises:
         DataError: Nothing is there, it is neither a zip nor a folder, or `landmark` is nowhere in it. Reading
-            a member raises it where the member is missing, damaged, encrypted or above 20 MB.
+            a member raises it where the member is missing, damaged, encrypted or above `largest_bytes`.
     """
     kind = _kind_of(path)
     if kind == stat.S_IFDIR:
-        yield _folder_archive(path, landmark)
+        yield _folder_archive(path, landmark, largest_bytes)
     elif kind == stat.S_IFREG:
         with _open_zip(path, path.name) as bundle:
             inner = _inner_zip(bundle, landmark)
             if inner is None:
-                yield _zip_archive(bundle, path.name, landmark)
+                yield _zip_archive(bundle, path.name, landmark, largest_bytes)
             else:
                 content = io.BytesIO(_read_member(bundle, path.name, inner, _LARGEST_INNER_ZIP_BYTES))
                 with _open_zip(content, f"{path.name}: {inner}") as nested:
-                    yield _zip_archive(nested, f"{path.name}: {inner}", landmark)
+                    yield _zip_archive(nested, f"{path.name}: {inner}", landmark, largest_bytes)
     else:
         found = "does not exist" if kind is None else "is neither"
         raise DataError(f"{path} {found}; expected a zip file or a folder")
@@ -110,32 +131,42 @@ def _kind_of(path: Path) -> int | None:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _folder_archive(path: Path, landmark: str) -> Archive:
+def _folder_archive(path: Path, landmark: str, largest_bytes: int) -> Archive:
+    is_landmark = Path.is_dir if landmark.endswith("/") else Path.is_file
     try:
         tops = (path, *sorted(child for child in path.iterdir() if child.is_dir()))
-        top = next((candidate for candidate in tops if (candidate / landmark).is_file()), None)
+        top = next((candidate for candidate in tops if is_landmark(candidate / landmark)), None)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     if top is None:
         raise DataError(f"{path} holds no {landmark}; expected it there or in a folder directly below")
     name = top.name
 
-    def read(member: str) -> bytes:
+    def state(member: str) -> tuple[int, int]:
         kind = _kind_of(top / member)
         if kind is None:
             raise DataError(f"{name}: {member} is missing")
         if kind != stat.S_IFREG:
             raise DataError(f"{name}: {member} is not a file")
+        facts = (top / member).stat()
+        return facts.st_size, facts.st_mtime_ns
+
+    def read(member: str) -> bytes:
+        state(member)
         try:
             with (top / member).open("rb") as file:
-                content = file.read(_LARGEST_TABLE_BYTES + 1)
+                content = file.read(largest_bytes + 1)
         except OSError as error:
             raise DataError(f"{name}: {member} cannot be read: {error.strerror}") from error
-        if len(content) > _LARGEST_TABLE_BYTES:
-            raise DataError(f"{name}: {member} is larger; expected at most {_LARGEST_TABLE_BYTES:,} bytes")
+        if len(content) > largest_bytes:
+            raise DataError(f"{name}: {member} is larger; expected at most {largest_bytes:,} bytes")
         return content
 
-    return Archive(name, read)
+    def members() -> tuple[str, ...]:
+        found = ((Path(folder, file) for file in files) for folder, _, files in os.walk(top))
+        return tuple(sorted(file.relative_to(top).as_posix() for files in found for file in files))
+
+    return Archive(name, read, members, state)
 
 
 def _open_zip(file: Path | IO[bytes], name: str) -> zipfile.ZipFile:
@@ -153,22 +184,38 @@ def _inner_zip(bundle: zipfile.ZipFile, landmark: str) -> str | None:
 
 
 def _top_of(names: list[str], landmark: str) -> list[str]:
+    if landmark.endswith("/"):  # a zip need not list its folders
+        heads = {name[: f"/{name}".index(f"/{landmark}")] for name in names if f"/{landmark}" in f"/{name}"}
+        return sorted(heads)
     return [name.removesuffix(landmark) for name in names if name == landmark or name.endswith(f"/{landmark}")]
 
 
-def _zip_archive(bundle: zipfile.ZipFile, name: str, landmark: str) -> Archive:
+def _zip_archive(bundle: zipfile.ZipFile, name: str, landmark: str, largest_bytes: int) -> Archive:
     tops = _top_of(bundle.namelist(), landmark)
     if not tops:
         raise DataError(f"{name} holds no {landmark}; expected it at the top or in a folder")
     top = min(tops, key=len)
-    return Archive(name, lambda member: _read_member(bundle, name, top + member, _LARGEST_TABLE_BYTES))
+
+    def state(member: str) -> tuple[int, int]:
+        info = _member_info(bundle, name, top + member)
+        return info.file_size, info.CRC
+
+    def members() -> tuple[str, ...]:
+        files = (entry for entry in bundle.namelist() if entry.startswith(top) and not entry.endswith("/"))
+        return tuple(sorted({entry.removeprefix(top) for entry in files}))
+
+    return Archive(name, lambda member: _read_member(bundle, name, top + member, largest_bytes), members, state)
+
+
+def _member_info(bundle: zipfile.ZipFile, name: str, member: str) -> zipfile.ZipInfo:
+    try:
+        return bundle.getinfo(member)
+    except KeyError:
+        raise DataError(f"{name}: {member} is missing") from None
 
 
 def _read_member(bundle: zipfile.ZipFile, name: str, member: str, largest_bytes: int) -> bytes:
-    try:
-        info = bundle.getinfo(member)
-    except KeyError:
-        raise DataError(f"{name}: {member} is missing") from None
+    info = _member_info(bundle, name, member)
     if info.flag_bits & 0x1:
         raise DataError(f"{name}: {member} is encrypted; expected a zip file without a password")
     if info.file_size > largest_bytes:
@@ -188,11 +235,11 @@ def _read_member(bundle: zipfile.ZipFile, name: str, member: str, largest_bytes:
     return content
 
 
-def _first_fault(text: bytes, num_columns: int, dtype: type[np.generic]) -> str:
+def _first_fault(text: bytes, num_columns: int, dtype: type[np.generic], delimiter: str | None) -> str:
     """Where a table is not what it should be: slow, so only for one that is known to be faulty."""
     integral = np.issubdtype(dtype, np.integer)
     for number, line in enumerate(text.decode("latin1").splitlines(), start=1):
-        words = line.split()
+        words = line.split(delimiter) if line.strip() else []
         if words and len(words) != num_columns:
             return f"line {number} has {len(words)} values; expected {num_columns}"
         for column, word in enumerate(words, start=1):

@@ -12,7 +12,8 @@ from blossom_ray.data.partition import PartitionError, partition
 from blossom_ray.data.sources import open_source
 from blossom_ray.data.split import split_rows
 from blossom_ray.errors import InputError
-from blossom_ray.scenario.sections import Data, UciHarData
+from blossom_ray.scenario.datasets import DATASETS
+from blossom_ray.scenario.sections import Data, Downloaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +92,9 @@ def federation_problems(
     except PartitionError as error:
         return [(error.path, error.found, error.expected)]
     except InputError as error:
-        if isinstance(data, UciHarData):
+        if isinstance(data, Downloaded):
             found = "is missing" if data.path is None else f"is {data.path!r}, which cannot be used ({error})"
-            return [("data.path", found, "the official UCI HAR Dataset.zip or the folder that it unpacks to")]
+            return [("data.path", found, DATASETS[data.dataset].download)]
         return [("data", f"cannot be used ({error})", "a data set that can be loaded")]
     return []
 

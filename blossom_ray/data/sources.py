@@ -7,11 +7,13 @@ from functools import cached_property
 from typing import Protocol
 
 from blossom_ray.data.dataset import Dataset, Targets
+from blossom_ray.data.ku_har import KuHar
 from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
 from blossom_ray.data.uci_har import UciHar
 from blossom_ray.errors import DataError
 from blossom_ray.factories import resolve_factory
-from blossom_ray.scenario.sections import CustomData, Data, SyntheticData, UciHarData
+from blossom_ray.scenario.datasets import DATASETS
+from blossom_ray.scenario.sections import CustomData, Data, Downloaded, KuHarData, SyntheticData, UciHarData
 
 
 class DataSource(Protocol):
@@ -51,11 +53,21 @@ def open_source(data: Data, modalities: tuple[str, ...], seed: int) -> DataSourc
         case SyntheticData():
             return _SyntheticSource(data, tuple(sorted(modalities)), seed)
         case UciHarData():
-            if data.path is None:
-                raise DataError("data.path is missing; expected the official UCI HAR Dataset.zip or its folder")
-            return UciHar(data.path, modalities=modalities, acceleration=data.acceleration, zscore=data.zscore)
+            return UciHar(_path(data), modalities=modalities, acceleration=data.acceleration, zscore=data.zscore)
+        case KuHarData():
+            return KuHar(
+                _path(data), modalities=modalities, windows=data.windows, classes=data.classes, rate_hz=data.rate_hz,
+                zscore=data.zscore,
+            )  # fmt: skip
         case CustomData():
             return _CustomSource(data, tuple(sorted(modalities)))
+
+
+def _path(data: Downloaded) -> str:
+    if data.path is None:
+        facts = DATASETS[data.dataset]
+        raise DataError(f"data.path is missing; expected {facts.download}; get it from {facts.page}")
+    return data.path
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from blossom_ray.data.archives import Archive, open_archive
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Targets
+from blossom_ray.data.windows import standardised
 from blossom_ray.errors import DataError
 
 MODALITIES = ("acc", "gyro")
@@ -92,7 +93,7 @@ class UciHar:
         inputs = {}
         for modality in self._modalities:
             windows = _windows(archive, part, self._signals[modality], len(labels))
-            inputs[modality] = _standardised(windows) if self._zscore else windows
+            inputs[modality] = standardised(windows) if self._zscore else windows
         return Dataset(inputs, labels, CLASS_NAMES, subjects, held_out)
 
 
@@ -124,12 +125,3 @@ def _windows(archive: Archive, part: str, signal: str, num_rows: int) -> FloatAr
 def _check_rows(archive: Archive, part: str, member: str, found: int, expected: int) -> None:
     if found != expected:
         raise DataError(f"{archive.name}: {member} has {found} rows; expected {expected}, as many as y_{part}.txt")
-
-
-def _standardised(windows: FloatArray) -> FloatArray:
-    values = windows.astype(np.float64)
-    centred = values - values.mean(axis=1, keepdims=True)
-    deviation = values.std(axis=1, keepdims=True)
-    # Rounding may leave a constant axis with a tiny deviation, and dividing by that would blow it up.
-    constant = np.ptp(values, axis=1, keepdims=True) == 0
-    return np.where(constant, 0, centred / np.where(constant, 1, deviation)).astype(np.float32)

@@ -9,11 +9,9 @@ from typing import Any
 
 from blossom_ray.blocks import ANY_ENCODER, SharingScheme, block_names, encoder_block, is_encoder
 from blossom_ray.scenario import sections as spec
+from blossom_ray.scenario.datasets import DATASETS, num_subjects, shapes_of
 from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
 
-UCI_HAR_SHAPES = {"acc": (128, 3), "gyro": (128, 3)}
-# The official training part, which the clients share, holds 21 of the 30 subjects.
-_UCI_HAR_SUBJECTS = 21
 # Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
 _MOST_SAMPLES = 10_000_000
 _MOST_VALUES_OF_A_SAMPLE = 100_000_000
@@ -68,25 +66,22 @@ def input_shapes(data: spec.Data, modalities: Iterable[str]) -> dict[str, tuple[
             default = spec.SyntheticModality()
             listed_modalities = {name: data.modalities.get(name, default) for name in modalities}
             return {name: section.shape or _DEFAULT_SHAPES[section.kind] for name, section in listed_modalities.items()}
-        case spec.UciHarData():
-            return {name: UCI_HAR_SHAPES[name] for name in modalities if name in UCI_HAR_SHAPES}
-        case _:
+        case spec.CustomData():
             return {}
+        case _:
+            shapes = shapes_of(data)
+            return {name: shapes[name] for name in modalities if name in shapes}
 
 
 def _data(data: spec.Data) -> Iterator[Finding]:
-    match data:
-        case spec.UciHarData(path=None):
-            expected = (
-                "the official 'UCI HAR Dataset.zip' or its unpacked folder; get it from the UCI Machine Learning "
-                "Repository, data set 240"
-            )
-            yield Finding("data.path", "is null", expected)
-        case spec.UciHarData(path=str(path)) if not _exists(path):
-            found = f"{shown(path)}, which does not exist"
-            yield Finding("data.path", found, "the official 'UCI HAR Dataset.zip' or its unpacked folder")
-        case spec.SyntheticData():
-            yield from _synthetic(data)
+    if isinstance(data, spec.SyntheticData):
+        yield from _synthetic(data)
+    if isinstance(data, spec.Downloaded):
+        facts = DATASETS[data.dataset]
+        if data.path is None:
+            yield Finding("data.path", "is null", f"{facts.download}; get it from {facts.page}")
+        elif not _exists(data.path):
+            yield Finding("data.path", f"{shown(data.path)}, which does not exist", facts.download)
 
 
 def _exists(path: str) -> bool:
@@ -150,17 +145,18 @@ def _data_modalities(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
                 expected = f"a modality with an encoder: {listed(model.encoders)}"
                 near = did_you_mean(name, model.encoders)
                 yield Finding(f"data.modalities.{name}", "is a modality without an encoder", expected + near)
-    if isinstance(data, spec.UciHarData):
+    if isinstance(data, spec.Downloaded):
+        known = shapes_of(data)
         for name in model.encoders:
-            if name not in UCI_HAR_SHAPES:
-                found = "is an encoder of a modality that uci-har does not have"
-                expected = one_of(UCI_HAR_SHAPES) + did_you_mean(name, UCI_HAR_SHAPES)
+            if name not in known:
+                found = f"is an encoder of a modality that {data.dataset} does not have"
+                expected = one_of(known) + did_you_mean(name, known)
                 yield Finding(f"model.encoders.{name}", found, expected)
 
 
 def _encoder_shapes(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
     for name, shape in input_shapes(data, model.encoders).items():
-        family = _family(data, name)
+        family = _family(data, name, shape)
         if len(shape) != len(_DEFAULT_SHAPES[family]):
             continue
         encoder = model.encoders[name]
@@ -175,10 +171,10 @@ def _encoder_shapes(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
             yield Finding(f"{path}.channels", found, "fewer layers or larger samples")
 
 
-def _family(data: spec.Data, modality: str) -> str:
-    if isinstance(data, spec.SyntheticData) and modality in data.modalities:
-        return data.modalities[modality].kind
-    return "sequence"
+def _family(data: spec.Data, modality: str, shape: tuple[int, ...]) -> str:
+    if isinstance(data, spec.SyntheticData):
+        return data.modalities[modality].kind if modality in data.modalities else "sequence"
+    return next(family for family, default in _DEFAULT_SHAPES.items() if len(default) == len(shape))
 
 
 def _last_map(encoder: spec.Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -213,14 +209,10 @@ def _kernels(model: spec.Model) -> Iterator[Finding]:
 def _client_counts(data: spec.Data, num_clients: int) -> Iterator[Finding]:
     partition = data.partition
     if partition.kind == "subject":
-        num_subjects = None
-        if isinstance(data, spec.SyntheticData):
-            num_subjects = data.subjects
-        elif isinstance(data, spec.UciHarData):
-            num_subjects = _UCI_HAR_SUBJECTS
+        found_subjects = num_subjects(data)
         each = 2 if data.split == "subject" else 1
-        if num_subjects is not None and num_subjects < each * num_clients:
-            found = f"is 'subject', while {num_subjects} subjects stand against {num_clients} clients"
+        if found_subjects is not None and found_subjects < each * num_clients:
+            found = f"is 'subject', while {found_subjects} subjects stand against {num_clients} clients"
             two = ", for data.split: subject puts whole subjects on both sides" if each == 2 else ""
             yield Finding("data.partition.kind", found, f"at least {each} per client{two}")
     if isinstance(data, spec.SyntheticData):

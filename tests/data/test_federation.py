@@ -75,7 +75,7 @@ def test_problems_of_the_split_have_its_path() -> None:
 
 
 def test_problems_of_files_stand_at_the_path(tmp_path: Path) -> None:
-    expected = "the official UCI HAR Dataset.zip or the folder that it unpacks to"
+    expected = "the official 'UCI HAR Dataset.zip' or its unpacked folder"
     missing = str(tmp_path / "har.zip")
     ((path, found, accepted),) = federation_problems(UciHarData(dataset="uci-har", path=missing), ("acc",), 2, 0)
     assert (path, accepted) == ("data.path", expected)

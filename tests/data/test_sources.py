@@ -33,7 +33,9 @@ def test_synthetic() -> None:
 
 
 def test_uci_har_needs_a_path(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data.path is missing; expected the official UCI HAR Dataset.zip"):
+    with pytest.raises(
+        DataError, match=r"data.path is missing; expected the official 'UCI HAR Dataset.zip' or .*; get it from the UCI"
+    ):
         open_source(UciHarData(dataset="uci-har"), ("acc",), 0)
     path = str(tmp_path / "har.zip")
     assert open_source(UciHarData(dataset="uci-har", path=path), ("gyro",), 0).modalities == ("gyro",)

@@ -141,7 +141,7 @@ def test_the_base_is_right(problems):
         (
             {"data.dataset": "uci-har"},
             "set: data.path is null; expected the official 'UCI HAR Dataset.zip' or its unpacked folder; "
-            "get it from the UCI Machine Learning Repository, data set 240",
+            "get it from the UCI Machine Learning Repository, data set 240 (doi:10.24432/C54S4K)",
         ),
         (
             {"data.dataset": "uci-har", "data.path": "no/where"},

@@ -77,6 +77,28 @@ class UciHarData(_Data):
     """Whether each axis of each window is brought to mean 0 and deviation 1."""
 
 
+class KuHarData(_Data):
+    """KU-HAR, version 5 (Sikder & Nahid 2021): 18 activities, 90 people, 100 Hz.
+
+    Modalities `acc` (m/s²) and `gyro` (rad/s), windows of 3 s: (300, 3), or (150, 3) at 50 Hz. There is no official
+    test part, so no held-out set. The paper of BLOSSOM: `classes: paper`, `rate_hz: 50`, `zscore: true`.
+    """
+
+    dataset: Literal["ku-har"]
+    path: str | None = None
+    """The official `3.Time_domain_subsamples.zip`, its folder or its CSV file; with `windows: recordings`
+    `2.Trimmed_interpolated_data.zip` or its folder. Relative to the working directory."""
+    windows: Literal["official", "recordings"] = "official"
+    """`official`: the 20,750 windows as the authors cut them, which do not say whose they are. `recordings`: windows
+    cut here from the trimmed recordings, without overlap, with subjects."""
+    classes: Literal["all", "paper"] = "all"
+    """`all`: 18 activities. `paper`: the 8 Stand, Sit, Lay, Jump, Walk, Run, Stair-up, Stair-down."""
+    rate_hz: Literal[100, 50] = 100
+    """Steps per second: as recorded, or every second step of it, without a filter."""
+    zscore: bool = False
+    """Whether each axis of each window is brought to mean 0 and deviation 1."""
+
+
 class CustomData(_Data):
     """Own data: a callable that returns a `blossom_ray.Dataset`."""
 
@@ -89,4 +111,6 @@ class CustomData(_Data):
     _factory = field_validator("factory")(check_factory)
 
 
-Data = Annotated[SyntheticData | UciHarData | CustomData, Field(discriminator="dataset")]
+Downloaded = UciHarData | KuHarData
+"""The data sets that are read from files as one downloads them, named by `path`."""
+Data = Annotated[SyntheticData | Downloaded | CustomData, Field(discriminator="dataset")]

@@ -1,0 +1,213 @@
+"""KU-HAR: an open data set for human activity recognition, from the official files, version 5.
+
+90 people, 18 activities, accelerometer (m/s²) and gyroscope (rad/s) of a phone at the waist, interpolated to 100 Hz.
+Two of the official files are read: the 20,750 windows of 3 s (`3.Time_domain_subsamples.zip`), which do not say whose
+they are, or the trimmed recordings (`2.Trimmed_interpolated_data.zip`), which do, cut here into windows of 3 s.
+
+Source: Sikder & Nahid, "KU-HAR: An open dataset for heterogeneous human activity recognition", Pattern Recognition
+Letters 146, 2021; Mendeley Data, doi:10.17632/45f952y38r.5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from blossom_ray.data.archives import Archive, open_archive
+from blossom_ray.data.cache import Arrays, cached
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Targets
+from blossom_ray.data.progress import tracked
+from blossom_ray.data.windows import standardised
+from blossom_ray.errors import DataError
+
+MODALITIES = ("acc", "gyro")
+CLASS_NAMES = (
+    "Stand", "Sit", "Talk-sit", "Talk-stand", "Stand-sit", "Lay", "Lay-stand", "Pick", "Jump", "Push-up", "Sit-up",
+    "Walk", "Walk-backwards", "Walk-circle", "Run", "Stair-up", "Stair-down", "Table-tennis",
+)  # fmt: skip
+PAPER_CLASS_NAMES = ("Stand", "Sit", "Lay", "Jump", "Walk", "Run", "Stair-up", "Stair-down")
+WINDOW_STEPS = 300
+NUM_WINDOWS = 20_750
+SUBSAMPLES = "KU-HAR_time_domain_subsamples_20750x300.csv"
+RECORDINGS = "0.Stand/"
+
+_NUM_RECORDINGS = 1945
+# Three axes of both sensors, one after the other; the class, the length and the number of the window.
+_SUBSAMPLE_COLUMNS = 6 * WINDOW_STEPS + 3
+# Time (ms), x, y, z of the accelerometer; the same of the gyroscope.
+_RECORDING_COLUMNS = 8
+_RECORDING = re.compile(r"(?P<label>\d{1,2})\.[^/]+/(?P<subject>\d{1,9})_[^/]*\.csv")
+_LARGEST_TABLE_BYTES = 1_000_000_000
+_DECODING = 1
+
+Windows = Literal["official", "recordings"]
+
+
+class KuHar:
+    """The data set as a source. There is no official test part, so none is held out.
+
+    Smaller cuts of the official files are accepted.
+
+    Args:
+        path: The official zip, the folder that it unpacks to, or for `official` windows the CSV file itself.
+        modalities: Some of `acc` and `gyro`.
+        windows: `official`: as cut by the authors, without subjects. `recordings`: cut from the trimmed recordings,
+            one after the other from the first step on; what is left at the end is dropped, and so are the zeros with
+            which the file of a sensor that stopped earlier is filled up. The number at the head of a file's name is
+            the subject.
+        classes: `all`: the 18 of `CLASS_NAMES`. `paper`: the 8 of `PAPER_CLASS_NAMES`; other windows are left out.
+        rate_hz: 100, or 50: every second step, without a filter.
+        zscore: Whether each axis of each window is brought to mean 0 and deviation 1; a constant axis becomes 0.
+
+    Raises:
+        DataError: A modality that the data set does not have, or a path in the home of nobody.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        modalities: tuple[str, ...] = MODALITIES,
+        windows: Windows = "official",
+        classes: Literal["all", "paper"] = "all",
+        rate_hz: Literal[100, 50] = 100,
+        zscore: bool = False,
+    ) -> None:
+        for modality in modalities:
+            if modality not in MODALITIES:
+                raise DataError(f"ku-har has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
+        try:
+            self._path = Path(path).expanduser()
+        except RuntimeError as error:
+            raise DataError(f"{path}: {error}; expected a zip file or a folder") from error
+        self._modalities = tuple(sorted(modalities))
+        self._windows = windows
+        self._class_names = CLASS_NAMES if classes == "all" else PAPER_CLASS_NAMES
+        self._every = 100 // rate_hz
+        self._zscore = zscore
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that `load` gives, sorted."""
+        return self._modalities
+
+    def targets(self) -> Targets:
+        """Labels, and subjects of windows of recordings. The files are decoded once and cached.
+
+        Raises:
+            DataError: The archive or one of its files is missing, damaged or not as announced.
+        """
+        arrays = self._decoded()
+        _, labels, subjects = self._chosen(arrays)
+        return Targets(labels, len(self._class_names), subjects)
+
+    def load(self) -> Dataset:
+        """Inputs (N, 300, 3) float32 by modality, (N, 150, 3) at 50 Hz; labels in the order of the class names.
+
+        Raises:
+            DataError: The archive or one of its files is missing, damaged or not as announced.
+        """
+        arrays = self._decoded()
+        rows, labels, subjects = self._chosen(arrays)
+        inputs = {}
+        for modality in self._modalities:
+            steps = np.ascontiguousarray(arrays[modality][rows, :: self._every])
+            inputs[modality] = standardised(steps) if self._zscore else steps
+        return Dataset(inputs, labels, self._class_names, subjects)
+
+    def _chosen(self, arrays: Arrays) -> tuple[IntArray, IntArray, IntArray | None]:
+        """Rows of the classes asked for, their labels and subjects."""
+        new_labels = np.full(len(CLASS_NAMES), -1, np.int64)
+        for number, name in enumerate(self._class_names):
+            new_labels[CLASS_NAMES.index(name)] = number
+        labels = new_labels[arrays["labels"]]
+        rows = np.flatnonzero(labels >= 0)
+        if len(rows) == 0:
+            raise DataError(f"{self._path.name} has no window of {', '.join(self._class_names)}; expected some")
+        subjects = arrays["subjects"][rows] if "subjects" in arrays else None
+        return rows, labels[rows], subjects
+
+    def _decoded(self) -> Arrays:
+        if self._windows == "official":
+            with self._open(SUBSAMPLES) as (archive, member):
+                key = {"decoding": _DECODING, "files": archive.states([member])}
+                return cached("ku-har", key, lambda: _subsamples(archive, member))
+        with self._open(RECORDINGS) as (archive, _):
+            recordings = [member for member in archive.members() if _RECORDING.fullmatch(member)]
+            key = {"decoding": _DECODING, "files": archive.states(recordings)}
+            return cached("ku-har", key, lambda: _cut(archive, recordings))
+
+    @contextmanager
+    def _open(self, landmark: str) -> Iterator[tuple[Archive, str]]:
+        """The archive, and the name of its table: any `.csv` that `path` names itself."""
+        is_table = self._windows == "official" and self._path.suffix.lower() == ".csv" and self._path.is_file()
+        path, member = (self._path.parent, self._path.name) if is_table else (self._path, landmark)
+        with open_archive(path, landmark=member, largest_bytes=_LARGEST_TABLE_BYTES) as archive:
+            yield archive, member
+
+
+def _subsamples(archive: Archive, member: str) -> Arrays:
+    (name,) = tracked([member], "reading windows")
+    table = archive.table(name, _SUBSAMPLE_COLUMNS, np.float32, delimiter=",")
+    labels = _checked_labels(archive, member, table[:, 6 * WINDOW_STEPS])
+    if len(table) > NUM_WINDOWS:
+        raise DataError(f"{archive.name}: {member} has {len(table)} rows; expected at most {NUM_WINDOWS}")
+    missing = set(range(len(CLASS_NAMES))) - set(labels.tolist())
+    if len(table) == NUM_WINDOWS and missing:
+        absent = ", ".join(CLASS_NAMES[label] for label in sorted(missing))
+        raise DataError(f"{archive.name}: {member} has no window of {absent}; expected all {len(CLASS_NAMES)} classes")
+    axes = table[:, : 6 * WINDOW_STEPS].reshape(len(table), 2, 3, WINDOW_STEPS)
+    return {"acc": _windows(axes[:, 0]), "gyro": _windows(axes[:, 1]), "labels": labels}
+
+
+def _windows(axes: FloatArray) -> FloatArray:
+    return np.ascontiguousarray(axes.transpose(0, 2, 1))
+
+
+def _checked_labels(archive: Archive, member: str, column: FloatArray) -> IntArray:
+    wrong = ~np.isin(column, np.arange(len(CLASS_NAMES)))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"{archive.name}: {member}, row {row + 1}: class {column[row]:g}; expected 0 to {len(CLASS_NAMES) - 1}"
+        )
+    return column.astype(np.int64)
+
+
+def _cut(archive: Archive, recordings: list[str]) -> Arrays:
+    if len(recordings) > _NUM_RECORDINGS:
+        raise DataError(f"{archive.name} has {len(recordings)} recordings; expected at most {_NUM_RECORDINGS}")
+    pieces: list[FloatArray] = []
+    labels: list[int] = []
+    subjects: list[int] = []
+    for member in tracked(recordings, "cutting recordings"):
+        name = _RECORDING.fullmatch(member)
+        assert name is not None
+        label = int(name["label"])
+        if label >= len(CLASS_NAMES):
+            raise DataError(f"{archive.name}: {member}: class {label}; expected 0 to {len(CLASS_NAMES) - 1}")
+        table = archive.table(member, _RECORDING_COLUMNS, np.float32, delimiter=",")
+        num_windows = _num_recorded(table) // WINDOW_STEPS
+        pieces.append(table[: num_windows * WINDOW_STEPS].reshape(num_windows, WINDOW_STEPS, _RECORDING_COLUMNS))
+        labels += [label] * num_windows
+        subjects += [int(name["subject"])] * num_windows
+    if not labels:
+        raise DataError(f"{archive.name} has no recording of {WINDOW_STEPS} steps; expected the trimmed recordings")
+    windows = np.concatenate(pieces)
+    return {
+        "acc": np.ascontiguousarray(windows[:, :, 1:4]),
+        "gyro": np.ascontiguousarray(windows[:, :, 5:8]),
+        "labels": np.array(labels, np.int64),
+        "subjects": np.array(subjects, np.int64),
+    }
+
+
+def _num_recorded(table: FloatArray) -> int:
+    """Steps up to the last one that both sensors recorded; zeros fill up the shorter one."""
+    recorded = [np.flatnonzero(table[:, columns].any(axis=1)) for columns in (slice(0, 4), slice(4, 8))]
+    return min(int(steps[-1]) + 1 if len(steps) else 0 for steps in recorded)

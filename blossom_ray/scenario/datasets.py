@@ -1,0 +1,105 @@
+"""What is known of each data set without reading it: where it comes from, what it holds, which file to give.
+
+Checks of a scenario and the `data` commands read this table. How files are decoded is in `blossom_ray/data/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from blossom_ray.scenario import sections as spec
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What people ask before they download a data set.
+
+    Attributes:
+        title: Its full name and source.
+        holds: Number and kind of its samples.
+        classes: Number of classes, or how they follow from the options.
+        tasks: The tasks that its labels serve.
+        held_out: What the held-out global test set is, or "none".
+        download: What `data.path` must name, as a phrase that completes "expected ..."; "" where no file is needed.
+        page: Where to get it, as a phrase that completes "get it from ...", or "".
+        licence: Its licence, or "".
+        extra: The extra of this package that decoding needs, as in `pip install "blossom-ray[extra]"`, or "".
+        shapes: Shape of one sample by modality, with the default options; empty where the scenario decides.
+    """
+
+    title: str
+    holds: str
+    classes: str
+    tasks: tuple[str, ...]
+    held_out: str
+    download: str = ""
+    page: str = ""
+    licence: str = ""
+    extra: str = ""
+    shapes: Shapes = field(default_factory=dict)
+
+
+DATASETS: Mapping[str, DatasetFacts] = {
+    "synthetic": DatasetFacts(
+        title="Generated samples; best attainable accuracy known",
+        holds="data.samples, 2,000 by default",
+        classes="data.classes, 6 by default",
+        tasks=("classification",),
+        held_out="data.held_out_samples, 500 by default",
+    ),
+    "uci-har": DatasetFacts(
+        title="Human Activity Recognition Using Smartphones 1.0 (Anguita et al. 2013)",
+        holds="7,352 windows of 2.56 s at 50 Hz from 21 subjects",
+        classes="6 activities",
+        tasks=("classification",),
+        held_out="the official test part: 2,947 windows of 9 other subjects",
+        download="the official 'UCI HAR Dataset.zip' or its unpacked folder",
+        page="the UCI Machine Learning Repository, data set 240 (doi:10.24432/C54S4K)",
+        licence="CC BY 4.0",
+        shapes={"acc": (128, 3), "gyro": (128, 3)},
+    ),
+    "ku-har": DatasetFacts(
+        title="KU-HAR, version 5 (Sikder & Nahid 2021)",
+        holds="20,750 windows of 3 s at 100 Hz; from recordings, as many as fit, of 90 people",
+        classes="18 activities, or the paper's 8",
+        tasks=("classification",),
+        held_out="none",
+        download=(
+            "the official '3.Time_domain_subsamples.zip', its folder or CSV file, or with windows: recordings "
+            "'2.Trimmed_interpolated_data.zip' or its folder"
+        ),
+        page="Mendeley Data (doi:10.17632/45f952y38r.5)",
+        licence="CC BY 4.0",
+        shapes={"acc": (300, 3), "gyro": (300, 3)},
+    ),
+    "custom": DatasetFacts(
+        title="Own data: what data.factory returns",
+        holds="as the factory gives",
+        classes="as the factory gives",
+        tasks=("classification",),
+        held_out="as the factory gives",
+    ),
+}
+
+
+def shapes_of(data: spec.Downloaded) -> Shapes:
+    """Shape of one sample by modality, for all modalities of a downloaded data set with these options."""
+    match data:
+        case spec.KuHarData():
+            return {"acc": (3 * data.rate_hz, 3), "gyro": (3 * data.rate_hz, 3)}
+        case _:
+            return DATASETS[data.dataset].shapes
+
+
+def num_subjects(data: spec.Data) -> int | None:
+    """Subjects among the samples that clients share in the whole data set, or None where that is unknown."""
+    match data:
+        case spec.SyntheticData():
+            return data.subjects
+        case spec.UciHarData():
+            return 21
+        case _:
+            return None
