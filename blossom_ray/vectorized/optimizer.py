@@ -19,7 +19,7 @@ class StackOptimizer:
 
     Args:
         section: The scenario's `training.optimizer` section.
-        stack: Holds the clients; their parameters are stepped in place.
+        stack: Holds the clients; the parameters that it trains now are stepped in place.
         learning_rate: The round's learning rate.
         states: Each client's state to go on from, by block; empty for a new one.
     """
@@ -31,10 +31,10 @@ class StackOptimizer:
         self._moments = {key: stack.new_rows(len(states)) for key in moment_names(section)}
         self._num_steps = np.zeros(len(states), dtype=np.int64)
         for client, state in enumerate(states):
-            for name, values in state.items():
+            for name in self._blocks if state else ():
                 for key, blocks in self._moments.items():
-                    blocks[name].write(values[key][np.newaxis], first_row=client)
-                self._num_steps[client] = values.get("step", 0)
+                    blocks[name].write(state[name][key][np.newaxis], first_row=client)
+                self._num_steps[client] = state[name].get("step", 0)
 
         # Of each moment as many tensors (K, *shape) as there are parameters.
         self._moment_tensors = [
