@@ -14,7 +14,7 @@ from blossom_ray.aggregation import PartialSum, Vector
 from blossom_ray.blocks import BlockInstance, ClientProfile, SharingScheme, block_names
 from blossom_ray.data.dataset import IntArray
 from blossom_ray.records import ClientEvaluation, ClientTraining
-from blossom_ray.scenario.sections import Model, Training
+from blossom_ray.scenario.sections import FineTune, Model, Training
 
 # Buffers by block and name, as NumPy arrays: normalisation statistics that stay with a client, counters.
 LocalState = dict[str, dict[str, np.ndarray]]
@@ -34,6 +34,7 @@ class ClientPlan:
         input_shapes: Shape of one sample by modality.
         num_outputs: Number of classes.
         evaluation_batch_size: Samples per forward pass in evaluation.
+        fine_tune: The scenario's `evaluation.fine_tune` section.
     """
 
     model: Model
@@ -43,6 +44,7 @@ class ClientPlan:
     input_shapes: Mapping[str, tuple[int, ...]]
     num_outputs: int
     evaluation_batch_size: int
+    fine_tune: FineTune | None = None
 
     def held_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
         """The block instances that a client holds, by block name."""

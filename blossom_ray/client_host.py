@@ -20,11 +20,12 @@ from blossom_ray.blocks import BlockInstance, ClientProfile
 from blossom_ray.checkpoint import read_clients, write_clients
 from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.data.shards import ShardReader
-from blossom_ray.engine import Engine, make_engine
-from blossom_ray.errors import ClientError
+from blossom_ray.engine import Engine, check_finite, make_engine
+from blossom_ray.fine_tuning import fine_tuned
 from blossom_ray.metrics import classification_scores
 from blossom_ray.models.workspace import Workspace
-from blossom_ray.records import ClientEvaluation, ClientTraining
+from blossom_ray.phases import training_phases
+from blossom_ray.records import ClientEvaluation, ClientTraining, Scoring
 from blossom_ray.sampling import Chunk
 from blossom_ray.traffic import Traffic
 from blossom_ray.training import LocalResult
@@ -92,12 +93,19 @@ class ClientHost:
         records: list[ClientTraining] = []
         results: list[LocalResult] = []
         for (result, seconds), state in zip(
-            engine.train(tasks, plan.training, learning_rate=learning_rate, seed=plan.seed, round_index=round_index),
+            engine.train(
+                tasks,
+                plan.training,
+                learning_rate=learning_rate,
+                phases=training_phases(plan.training, plan.trained_blocks(self._profiles[chunk.clients[0]])),
+                seed=plan.seed,
+                round_index=round_index,
+            ),
             states,
             strict=True,
         ):
             client = chunk.clients[len(results)]
-            _check_finite(client, round_index, result)
+            check_finite(client, round_index, result, "training.optimizer.lr")
             self._staged[client] = (round_index, self._next_state(client, state, result))
             for name, instance in self._returned(client).items():
                 traffic.up[client, instance] = result.blocks[name].nbytes
@@ -127,7 +135,7 @@ class ClientHost:
         blocks: Mapping[BlockInstance, SentBlock],
         *,
         round_index: int,
-        held_out: bool,
+        scoring: Scoring,
     ) -> ChunkEvaluation:
         """Score the current blocks with each client's own private ones.
 
@@ -135,14 +143,17 @@ class ClientHost:
             chunk: Clients of one modality set and group, all of which live here.
             blocks: The current value of every block instance that they hold and that is not private.
             round_index: The round that has just been averaged; its private blocks become final.
-            held_out: Whether to score on the held-out global test set instead of each client's own test split.
+            scoring: On which samples, and whether after local fine-tuning, of which nothing is kept.
 
         Raises:
             ClientError: A client's own code raised.
         """
         traffic = Traffic()
-        tasks, states = self._tasks(chunk, blocks, traffic, accepted=round_index, test=True, held_out=held_out)
+        tasks, states = self._tasks(chunk, blocks, traffic, accepted=round_index, scoring=scoring)
         engine = self._engine(self._profiles[chunk.clients[0]])
+        tuning_seconds = [0.0] * len(tasks)
+        if scoring is Scoring.FINE_TUNED:
+            tasks, tuning_seconds = self._fine_tuned(tasks, engine, round_index)
         scores = engine.evaluate(tasks, self._plan.evaluation_batch_size, round_index=round_index)
         self._states.update(zip(chunk.clients, states, strict=True))
         records = tuple(
@@ -152,9 +163,9 @@ class ClientHost:
                 loss=scored.loss_sum / scored.num_examples,
                 scores=classification_scores(scored.confusion),
                 bytes_down=traffic.bytes_down(client),
-                seconds=seconds,
+                seconds=seconds + tuned,
             )
-            for client, (scored, seconds) in zip(chunk.clients, scores, strict=True)
+            for client, (scored, seconds), tuned in zip(chunk.clients, scores, tuning_seconds, strict=True)
         )
         confusion = np.sum([scored.confusion for scored, _ in scores], axis=0)
         return ChunkEvaluation(records, confusion, traffic.by_instance(traffic.down))
@@ -208,22 +219,40 @@ class ClientHost:
         traffic: Traffic,
         *,
         accepted: int,
-        test: bool = False,
-        held_out: bool = False,
+        scoring: Scoring | None = None,
     ) -> tuple[list[ClientTask], list[ClientState]]:
-        """What the engine needs of each client, and the clients' states once they have received these blocks."""
+        """What the engine needs of each client, and the clients' states once they have received these blocks.
+
+        With `scoring` the samples are those that are scored, else those of the training split.
+        """
         tasks, states = [], []
         for client in chunk.clients:
             self._settle(client, accepted=accepted)
             state = self._states.get(client, ClientState())
             values, versions = self._receive(client, state, blocks, traffic)
             own = self._profiles[client].modalities
-            shard = self._shards.held_out(own) if held_out else self._shards.shard(client)
+            shard = self._shards.held_out(own) if scoring is Scoring.HELD_OUT else self._shards.shard(client)
             assert shard is not None, "the loop asks for a held-out set only where there is one"
-            inputs, labels = shard.test() if test else shard.train()
+            inputs, labels = shard.test() if scoring else shard.train()
             tasks.append(ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state))
             states.append(replace(state, versions=versions))
         return tasks, states
+
+    def _fine_tuned(
+        self, tasks: Sequence[ClientTask], engine: Engine, round_index: int
+    ) -> tuple[list[ClientTask], list[float]]:
+        plan = self._plan
+        assert plan.fine_tune is not None, "the loop asks for fine-tuning only where the scenario has it"
+        return fine_tuned(
+            engine,
+            tasks,
+            [self._shards.shard(task.client).train() for task in tasks],
+            plan.fine_tune,
+            plan.training,
+            trained=plan.trained_blocks(self._profiles[tasks[0].client]),
+            seed=plan.seed,
+            round_index=round_index,
+        )
 
     def _receive(
         self,
@@ -309,14 +338,3 @@ class ClientHost:
             for key, values in sorted(buffers.items()):
                 digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
-
-
-def _check_finite(client: int, round_index: int, result: LocalResult) -> None:
-    for name, values in result.blocks.items():
-        if not np.isfinite(values).all():
-            raise ClientError(
-                client,
-                round_index,
-                f"block {name} is not finite after local training (mean loss {result.loss:.4g})",
-                hint="a smaller training.optimizer.lr, or inputs of smaller scale",
-            )

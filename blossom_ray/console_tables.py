@@ -76,7 +76,7 @@ def score_table(
     curves: Mapping[str, Sequence[float]] | None = None,
     bars: str = BARS,
 ) -> Table:
-    """Scores by modality set, then over all clients, then on the held-out set where the summary has it.
+    """Scores by modality set, then over all clients, then what else the summary has: fine-tuned, held-out.
 
     Args:
         metrics: The summary of an evaluated round.
@@ -99,6 +99,8 @@ def score_table(
         add(suffix[1:], str(num_clients[suffix[1:]]), "", suffix)
     table.add_section()
     add("all clients", str(sum(num_clients.values())), "", "")
+    if "fine_tuned/loss" in metrics:
+        add("fine-tuned", str(sum(num_clients.values())), "fine_tuned/", "")
     table.add_section()
     for suffix in modality_suffixes(metrics, "held_out/"):
         add(f"held-out {suffix[1:]}", "", "held_out/", suffix)

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
+import numpy as np
+
 from blossom_ray.errors import BlossomError, ClientError, InputError
 from blossom_ray.evaluation import Scored, evaluate_locally
 from blossom_ray.models.workspace import Workspace
+from blossom_ray.phases import Phase
 from blossom_ray.scenario.sections import Training
+from blossom_ray.seeding import Purpose
 from blossom_ray.training import LocalResult, train_locally
 from blossom_ray.vectorized import ClientTask, VectorizedEngine, can_vectorize
 
@@ -20,9 +24,17 @@ class Engine(Protocol):
     """Trains and scores clients that have the same blocks."""
 
     def train(
-        self, tasks: Sequence[ClientTask], section: Training, *, learning_rate: float, seed: int, round_index: int
+        self,
+        tasks: Sequence[ClientTask],
+        section: Training,
+        *,
+        learning_rate: float,
+        phases: Sequence[Phase] | None = None,
+        purpose: Purpose = Purpose.TRAINING,
+        seed: int,
+        round_index: int,
     ) -> list[tuple[LocalResult, float]]:
-        """Each client's result, in order, with the seconds that it took.
+        """Each client's result, in order, with the seconds that it took; arguments as in `train_locally`.
 
         Raises:
             ClientError: A client's own code raised.
@@ -47,7 +59,15 @@ class SequentialEngine:
         self._workspace = workspace
 
     def train(
-        self, tasks: Sequence[ClientTask], section: Training, *, learning_rate: float, seed: int, round_index: int
+        self,
+        tasks: Sequence[ClientTask],
+        section: Training,
+        *,
+        learning_rate: float,
+        phases: Sequence[Phase] | None = None,
+        purpose: Purpose = Purpose.TRAINING,
+        seed: int,
+        round_index: int,
     ) -> list[tuple[LocalResult, float]]:
         """Each client's result, in order, with the seconds that it took."""
         results = []
@@ -62,6 +82,8 @@ class SequentialEngine:
                     section,
                     learning_rate=learning_rate,
                     optimizer_state=task.optimizer_state or None,
+                    phases=phases,
+                    purpose=purpose,
                     seed=seed,
                     round_index=round_index,
                     client=task.client,
@@ -101,13 +123,27 @@ class StackedEngine:
         self._engine = VectorizedEngine(workspace)
 
     def train(
-        self, tasks: Sequence[ClientTask], section: Training, *, learning_rate: float, seed: int, round_index: int
+        self,
+        tasks: Sequence[ClientTask],
+        section: Training,
+        *,
+        learning_rate: float,
+        phases: Sequence[Phase] | None = None,
+        purpose: Purpose = Purpose.TRAINING,
+        seed: int,
+        round_index: int,
     ) -> list[tuple[LocalResult, float]]:
         """Each client's result, in order, with its part of the time."""
         started = time.perf_counter()
         with _client_errors(tasks[0].client, round_index):
             results = self._engine.train(
-                tasks, section, learning_rate=learning_rate, seed=seed, round_index=round_index
+                tasks,
+                section,
+                learning_rate=learning_rate,
+                phases=phases,
+                purpose=purpose,
+                seed=seed,
+                round_index=round_index,
             )
         seconds = (time.perf_counter() - started) / len(tasks)
         return [(result, seconds) for result in results]
@@ -128,6 +164,28 @@ def make_engine(kind: Literal["sequential", "vectorized"], workspace: Workspace)
         InputError: The model has parts that cannot be stacked.
     """
     return StackedEngine(workspace) if kind == "vectorized" else SequentialEngine(workspace)
+
+
+def check_finite(client: int, round_index: int, result: LocalResult, rate_key: str) -> None:
+    """Refuse blocks with NaN or infinite values, before they reach an average or a score.
+
+    Args:
+        client: The client.
+        round_index: The round.
+        result: What its training left.
+        rate_key: The key of the scenario that sets its learning rate, for the message.
+
+    Raises:
+        ClientError: A block is not finite.
+    """
+    for name, values in result.blocks.items():
+        if not np.isfinite(values).all():
+            raise ClientError(
+                client,
+                round_index,
+                f"block {name} is not finite after local training (mean loss {result.loss:.4g})",
+                hint=f"a smaller {rate_key}, or inputs of smaller scale",
+            )
 
 
 @contextmanager

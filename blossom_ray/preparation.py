@@ -101,6 +101,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         input_shapes=dataset.input_shapes,
         num_outputs=dataset.num_classes,
         evaluation_batch_size=scenario.evaluation.batch_size,
+        fine_tune=scenario.evaluation.fine_tune,
     )
     return Preparation(
         scenario=scenario,

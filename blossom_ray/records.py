@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from blossom_ray.blocks import BlockInstance
+
+
+class Scoring(StrEnum):
+    """What a client's model is scored on, and in which state."""
+
+    OWN_TEST = "own test split"
+    HELD_OUT = "held-out set"
+    FINE_TUNED = "own test split, after local fine-tuning"
 
 
 @dataclass(frozen=True)
@@ -108,9 +117,11 @@ class RoundRecord:
         cohort: Ids of the clients that trained, in order.
         training: One entry per client of the cohort, in order of id.
         evaluation: One entry per client scored, in order of id; empty in rounds without evaluation.
+        fine_tuned: The same clients after local fine-tuning; empty in rounds without it.
         metrics: Summary of the round by name, as in `docs/semantics.md`: `train_loss`; per metric `accuracy`
             (mean over clients weighted by test samples), `accuracy_pooled`, `accuracy_p10`, `accuracy_p50`,
-            `accuracy_p90` (spread over clients), `accuracy/<modality set>`; `held_out/accuracy/<modality set>`.
+            `accuracy_p90` (spread over clients), `accuracy/<modality set>`; `fine_tuned/` before any of these;
+            `held_out/accuracy/<modality set>`.
         blocks: One entry per block instance.
         seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
         failures: What went wrong, in the order in which it was noticed.
@@ -125,3 +136,4 @@ class RoundRecord:
     blocks: tuple[BlockRound, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
+    fine_tuned: tuple[ClientEvaluation, ...] = ()

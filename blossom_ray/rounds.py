@@ -16,9 +16,10 @@ from blossom_ray.client import ClientPlan
 from blossom_ray.errors import RunError
 from blossom_ray.metrics import summarize
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
+from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord, Scoring
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.sampling import Population, draw_clients
+from blossom_ray.scenario.sections import FineTune
 from blossom_ray.seeding import Purpose
 from blossom_ray.server import Server
 
@@ -60,12 +61,14 @@ class RoundEvaluation:
 
     Attributes:
         records: One per client scored on its own test split, in client order.
+        fine_tuned: The same clients after local fine-tuning; empty where the scenario does not ask for it now.
         metrics: Summary by name, as in `RoundRecord.metrics`.
         bytes_down: Bytes sent to clients by block instance.
         seconds: Wall time.
     """
 
     records: tuple[ClientEvaluation, ...] = ()
+    fine_tuned: tuple[ClientEvaluation, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -107,7 +110,10 @@ def train_round(
 
 
 def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, round_index: int) -> RoundEvaluation:
-    """Score the new blocks on the clients' own test splits, and on the held-out set where the scenario asks for it."""
+    """Score the new blocks on the clients' own test splits.
+
+    Where the scenario asks for it, score them after local fine-tuning as well, and on the held-out set.
+    """
     started = time.perf_counter()
     scenario, population = preparation.scenario, preparation.population
     is_last = round_index == scenario.rounds
@@ -115,16 +121,22 @@ def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, r
         return RoundEvaluation()
     num_scored = max(1, math.floor(scenario.evaluation.clients * len(population.profiles) + 1e-9))
     clients = draw_clients(len(population.profiles), num_scored, scenario.seed, Purpose.EVALUATION_COHORT, round_index)
-    records, confusion, bytes_down = _score(preparation, runtime, server, round_index, clients, held_out=False)
+    records, confusion, bytes_down = _score(preparation, runtime, server, round_index, clients, Scoring.OWN_TEST)
     metrics = summarize(records, _modality_sets(population, records), confusion)
+    tuned: tuple[ClientEvaluation, ...] = ()
+    if _is_fine_tuning_due(scenario.evaluation.fine_tune, round_index, is_last=is_last):
+        # The blocks have just been sent: this costs no traffic.
+        tuned, confusion, _ = _score(preparation, runtime, server, round_index, clients, Scoring.FINE_TUNED)
+        summary = summarize(tuned, _modality_sets(population, tuned), confusion)
+        metrics |= {f"fine_tuned/{name}": value for name, value in summary.items()}
     when = scenario.evaluation.held_out
     if preparation.has_held_out and (when == "every" or (when == "final" and is_last)):
         scored = held_out_clients(preparation.plan, population)
-        held_out, confusion, more_bytes = _score(preparation, runtime, server, round_index, scored, held_out=True)
+        held_out, confusion, more_bytes = _score(preparation, runtime, server, round_index, scored, Scoring.HELD_OUT)
         summary = summarize(held_out, _modality_sets(population, held_out), confusion)
         metrics |= {f"held_out/{name}": value for name, value in summary.items() if "/" in name}
         bytes_down.update(more_bytes)
-    return RoundEvaluation(records, metrics, bytes_down, time.perf_counter() - started)
+    return RoundEvaluation(records, tuned, metrics, bytes_down, time.perf_counter() - started)
 
 
 def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...]:
@@ -159,7 +171,14 @@ def round_record(
         blocks=_block_rounds(preparation, server, training, evaluation, update_norms),
         seconds=seconds | {"total": sum(seconds.values())},
         failures=failures,
+        fine_tuned=evaluation.fine_tuned,
     )
+
+
+def _is_fine_tuning_due(section: FineTune | None, round_index: int, *, is_last: bool) -> bool:
+    if section is None or round_index == 0:
+        return False
+    return is_last or (section.every is not None and round_index % section.every == 0)
 
 
 def _score(
@@ -168,15 +187,14 @@ def _score(
     server: Server,
     round_index: int,
     clients: Sequence[int],
-    *,
-    held_out: bool,
+    scoring: Scoring,
 ) -> tuple[tuple[ClientEvaluation, ...], np.ndarray, Counter[BlockInstance]]:
     records: list[ClientEvaluation] = []
     bytes_down: Counter[BlockInstance] = Counter()
     num_classes = preparation.plan.num_outputs
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
     chunks = preparation.population.cut(clients)
-    for part in runtime.evaluate(chunks, server.sent, round_index=round_index, held_out=held_out):
+    for part in runtime.evaluate(chunks, server.sent, round_index=round_index, scoring=scoring):
         records.extend(part.records)
         confusion += part.confusion
         bytes_down.update(part.bytes_down)

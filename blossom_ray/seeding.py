@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     TRAINING = 7
     EVALUATION_COHORT = 8
     HELD_OUT = 9
+    FINE_TUNING = 10
+    MODALITY_DROPOUT = 11
 
 
 def generator(seed: int, purpose: Purpose, round_index: int = 0, client_index: int = 0) -> np.random.Generator:

@@ -44,6 +44,8 @@ CLIENT_COLUMNS = {
     "evaluate_bytes_down": "int64",
     "evaluate_seconds": "double",
 }
+"""Behind them stand, from the first round with local fine-tuning on, its loss and scores: `fine_tuned/<score>`."""
+
 BLOCK_COLUMNS = {
     "round": "int32",
     "block": "string",
@@ -131,7 +133,17 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         },
         "evaluate_bytes_down": _values(evaluations, "bytes_down"),
         "evaluate_seconds": _values(evaluations, "seconds"),
+        **_fine_tuned_columns(record, clients),
     }
+
+
+def _fine_tuned_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
+    """Loss and scores after local fine-tuning; no columns in rounds without it."""
+    if not record.fine_tuned:
+        return {}
+    tuned = {evaluation.client: {"loss": evaluation.loss, **evaluation.scores} for evaluation in record.fine_tuned}
+    names = next(iter(tuned.values()))
+    return {f"fine_tuned/{name}": [tuned.get(client, {}).get(name) for client in clients] for name in names}
 
 
 def _failure_rows(record: RoundRecord) -> Columns:

@@ -7,7 +7,7 @@ arrays that are given are not modified, torch's global generator is left as it w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,9 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.aggregation import Vector
+from blossom_ray.blocks import encoder_block
 from blossom_ray.client import LocalState, OptimizerState
 from blossom_ray.client_optimizer import BlockOptimizer
+from blossom_ray.models.flat import FlatBlock
 from blossom_ray.models.workspace import Workspace
+from blossom_ray.phases import Phase
 from blossom_ray.scenario.sections import Training
 from blossom_ray.seeding import Purpose, generator, torch_seed
 
@@ -32,9 +35,9 @@ class LocalResult:
         blocks: New values of the trained blocks, (size,) float32, fresh arrays.
         local_state: New normalisation state of the client.
         optimizer_state: State of the client's optimizer by block and name.
-        num_examples: Training samples seen over all epochs.
+        num_examples: Training samples seen, over all epochs of all phases.
         num_steps: Optimizer steps.
-        loss: Mean training loss over the samples seen, each measured before its step.
+        loss: Mean training loss over the samples seen, each measured before its step, without the proximal term.
         drift: L2 norm of new minus old parameters by block.
     """
 
@@ -55,11 +58,13 @@ def train_locally(
     *,
     learning_rate: float,
     optimizer_state: OptimizerState | None = None,
+    phases: Sequence[Phase] | None = None,
+    purpose: Purpose = Purpose.TRAINING,
     seed: int,
     round_index: int,
     client: int,
 ) -> LocalResult:
-    """Train the model that `workspace` holds on one shard for `section.local_epochs` epochs.
+    """Train the model that `workspace` holds on one shard.
 
     Args:
         workspace: Holds the client's blocks; afterwards it holds the new ones.
@@ -68,47 +73,121 @@ def train_locally(
         section: The scenario's `training` section.
         learning_rate: The round's learning rate.
         optimizer_state: State to start from, or None for a new one.
+        phases: What is trained and for how long; None: all blocks for `section.local_epochs` epochs.
+        purpose: What the training is for; with seed, round and client it fixes batches and dropout.
         seed: The scenario's seed.
         round_index: The round.
-        client: The client; with seed and round it fixes batches and dropout.
+        client: The client.
 
     Every sample counts: the last batch of an epoch may be smaller, and in a batch of one sample normalisation layers
     use their running statistics.
     """
-    device, model = workspace.device, workspace.model
-    trained = workspace.trained
-    before = {name: flat.values[: flat.num_parameters].clone() for name, flat in trained.items()}
+    device = workspace.device
     tensors = {modality: read_only_tensor(values).to(device) for modality, values in inputs.items()}
     targets = read_only_tensor(labels).to(device)
-    optimizer = BlockOptimizer(section.optimizer, trained, learning_rate, optimizer_state)
+    names = frozenset(workspace.trained)
+    trainer = Trainer(workspace, section, learning_rate, optimizer_state)
+    order_generator = generator(seed, purpose, round_index, client)
+    drops_generator = generator(seed, Purpose.MODALITY_DROPOUT, round_index, client)
+    with _seeded_dropout(torch_seed(seed, purpose, round_index, client), device):
+        for phase in phases or (Phase(section.local_epochs, names, anchored=names),):
+            trainer.enter(phase)
+            for _ in range(phase.num_epochs):
+                order = torch.from_numpy(order_generator.permutation(len(labels))).to(device)
+                for batch in torch.split(order, section.batch_size):
+                    present = kept_modalities(workspace.model.owned, section.modality_dropout, drops_generator)
+                    batch_inputs = {name: tensors[name].index_select(0, batch) for name in present}
+                    trainer.step(batch_inputs, targets.index_select(0, batch))
+    return trainer.result()
 
-    num_samples, num_steps = len(labels), 0
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    order_generator = generator(seed, Purpose.TRAINING, round_index, client)
-    with _seeded_dropout(torch_seed(seed, Purpose.TRAINING, round_index, client), device):
-        for _ in range(section.local_epochs):
-            order = torch.from_numpy(order_generator.permutation(num_samples)).to(device)
-            for batch in torch.split(order, section.batch_size):
-                model.training_mode(batch_size=len(batch))
-                for flat in trained.values():
-                    flat.zero_gradient()
-                outputs = model({name: values.index_select(0, batch) for name, values in tensors.items()})
-                loss = F.cross_entropy(outputs, targets.index_select(0, batch))
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                optimizer.step()
-                loss_sum += loss.detach() * len(batch)
-                num_steps += 1
 
-    num_examples = num_samples * section.local_epochs
-    return LocalResult(
-        blocks={name: flat.read() for name, flat in trained.items()},
-        local_state=workspace.local_state(),
-        optimizer_state=optimizer.state() if section.keep_optimizer_state else {},
-        num_examples=num_examples,
-        num_steps=num_steps,
-        loss=float(loss_sum) / num_examples,
-        drift={name: _distance(flat.values[: flat.num_parameters], before[name]) for name, flat in trained.items()},
-    )  # fmt: skip
+class Trainer:
+    """Takes optimizer steps with the model that a workspace holds, and adds up what it saw.
+
+    Args:
+        workspace: Holds the blocks as they were received; they are trained in place.
+        section: The scenario's `training` section.
+        learning_rate: The learning rate.
+        optimizer_state: State to start from, by block; None for a new one.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        section: Training,
+        learning_rate: float,
+        optimizer_state: OptimizerState | None = None,
+    ) -> None:
+        self._workspace, self._section, self._learning_rate = workspace, section, learning_rate
+        self._trained = workspace.trained
+        self._received = {name: _parameters(flat).clone() for name, flat in self._trained.items()}
+        self._earlier_state = optimizer_state
+        self._active: dict[str, FlatBlock] = {}
+        self._anchored: dict[str, FlatBlock] = {}
+        self._optimizers: list[BlockOptimizer] = []
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=workspace.device)
+        self._num_examples = self._num_steps = 0
+
+    def enter(self, phase: Phase) -> None:
+        """Train the blocks of a phase from now on, with an optimizer of their own."""
+        self._workspace.train_only(phase.blocks)
+        self._active = {name: flat for name, flat in self._trained.items() if name in phase.blocks}
+        self._anchored = {name: self._active[name] for name in phase.anchored if self._section.proximal_mu}
+        self._optimizers.append(
+            BlockOptimizer(self._section.optimizer, self._active, self._learning_rate, self._earlier_state)
+        )
+
+    def step(self, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
+        """One step on one batch.
+
+        Args:
+            inputs: Modality to (B, *shape) float32; an encoder whose modality is not here takes no step.
+            targets: (B,) int64.
+        """
+        model = self._workspace.model
+        model.training_mode(batch_size=len(targets))
+        for flat in self._active.values():
+            flat.zero_gradient()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for name, flat in self._anchored.items():
+            flat.gradient.add_(_parameters(flat) - self._received[name], alpha=self._section.proximal_mu)
+        resting = {encoder_block(modality) for modality in model.owned if modality not in inputs}
+        self._optimizers[-1].step(resting)
+        self._loss_sum += loss.detach() * len(targets)
+        self._num_examples += len(targets)
+        self._num_steps += 1
+
+    def result(self) -> LocalResult:
+        """What the steps have led to; the workspace trains all of its blocks again."""
+        self._workspace.train_only(frozenset(self._trained))
+        states = [optimizer.state() for optimizer in self._optimizers] if self._section.keep_optimizer_state else []
+        return LocalResult(
+            blocks={name: flat.read() for name, flat in self._trained.items()},
+            local_state=self._workspace.local_state(),
+            optimizer_state={name: state for part in states for name, state in part.items()},
+            num_examples=self._num_examples,
+            num_steps=self._num_steps,
+            loss=float(self._loss_sum) / self._num_examples,
+            drift={name: _distance(_parameters(flat), self._received[name]) for name, flat in self._trained.items()},
+        )
+
+
+def kept_modalities(owned: Sequence[str], probability: float, draw: np.random.Generator) -> tuple[str, ...]:
+    """The modalities that a batch keeps: each is dropped with this probability; if all were, one at random stays.
+
+    Args:
+        owned: The client's modalities. With one of them, or probability 0, nothing is drawn.
+        probability: 0..1, 1 not included.
+        draw: Where the numbers come from.
+
+    Source: ModDrop, Neverova et al. 2015 (arXiv:1501.00102), by batch instead of by sample; FLISM
+    (arXiv:2405.11828) drops by round.
+    """
+    if probability == 0 or len(owned) == 1:
+        return tuple(owned)
+    kept = tuple(name for name, number in zip(owned, draw.random(len(owned)), strict=True) if number >= probability)
+    return kept or (owned[int(draw.integers(len(owned)))],)
 
 
 def read_only_tensor(values: np.ndarray) -> Tensor:
@@ -129,6 +208,11 @@ def _seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def _parameters(flat: FlatBlock) -> Tensor:
+    """The block's parameters, without its averaged buffers; a view."""
+    return flat.values[: flat.num_parameters]
 
 
 def _distance(new: Tensor, old: Tensor) -> float:

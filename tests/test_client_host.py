@@ -13,6 +13,7 @@ from blossom_ray.client import ChunkTraining, SentBlock
 from blossom_ray.client_host import ClientHost
 from blossom_ray.errors import ClientError
 from blossom_ray.preparation import Preparation, prepare
+from blossom_ray.records import Scoring
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario import Scenario
 from blossom_ray.server import initial_server
@@ -97,7 +98,7 @@ def test_what_is_received_is_never_written(make: Any) -> None:
     for block in bench.blocks.values():
         block.values.flags.writeable = False
     bench.train()
-    bench.host.evaluate(ACC, bench.blocks, round_index=1, held_out=False)
+    bench.host.evaluate(ACC, bench.blocks, round_index=1, scoring=Scoring.OWN_TEST)
     for instance, values in before.items():
         np.testing.assert_array_equal(bench.blocks[instance].values, values)
 
@@ -114,7 +115,7 @@ def test_bytes_are_counted_once_per_version(make: Any) -> None:
     assert [record.bytes_down for record in first.records] == [per_client, per_client]
     assert [record.bytes_up for record in first.records] == [per_client, per_client]
     # Nothing new since: nothing to send. Then one block changes, and only that one is sent again.
-    assert bench.host.evaluate(ACC, bench.blocks, round_index=1, held_out=False).bytes_down == {}
+    assert bench.host.evaluate(ACC, bench.blocks, round_index=1, scoring=Scoring.OWN_TEST).bytes_down == {}
     fusion = next(instance for instance in bench.blocks if instance.name == "fusion")
     bench.blocks[fusion] = SentBlock(1, bench.blocks[fusion].values)
     assert bench.train(round_index=2).bytes_down == {fusion: 2 * size["fusion"]}
@@ -140,10 +141,10 @@ def test_a_client_holds_an_encoder_that_it_does_not_own_only_under_zero_input(ma
 
 def test_scores_come_from_the_client_s_own_private_head(make: Any) -> None:
     bench = make(sharing="private-head")
-    both = bench.host.evaluate(ACC, bench.blocks, round_index=0, held_out=True)
+    both = bench.host.evaluate(ACC, bench.blocks, round_index=0, scoring=Scoring.HELD_OUT)
     assert both.records[0].loss == both.records[1].loss
     bench.train()
-    after = bench.host.evaluate(ACC, bench.blocks, round_index=1, held_out=True)
+    after = bench.host.evaluate(ACC, bench.blocks, round_index=1, scoring=Scoring.HELD_OUT)
     assert after.records[0].loss != after.records[1].loss
     assert after.records[0].num_examples == 30
     assert after.confusion.sum() == 60

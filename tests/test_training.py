@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from blossom_ray.models.workspace import Workspace
+from blossom_ray.phases import Phase
 from blossom_ray.scenario.sections import LinearHead, Model, Training
-from blossom_ray.training import LocalResult, train_locally
+from blossom_ray.training import LocalResult, kept_modalities, train_locally
 
 SHAPES = {"acc": (4,), "gyro": (3,)}
 RNG = np.random.default_rng(0)
@@ -177,3 +178,127 @@ def test_an_own_module_with_dropout_of_the_global_generator_is_seeded_too() -> N
     first, again = train(workspace(head=head), section()), train(workspace(head=head), section())
     np.testing.assert_array_equal(first.blocks["head"], again.blocks["head"])
     assert not isinstance(model_section(head=head).head, LinearHead)
+
+
+def test_the_first_step_knows_no_proximal_term_and_the_second_is_pulled_back() -> None:
+    """One sample, two steps: w2 = w1 - lr (g + mu (w1 - w0)), so w2 is -lr mu (w1 - w0) from FedAvg's."""
+    plain = section({"kind": "sgd"})
+    first = train(workspace(), plain, rows=1)
+    second = train(workspace(), plain.model_copy(update={"local_epochs": 2}), rows=1)
+    pulled = train(workspace(), plain.model_copy(update={"local_epochs": 2, "proximal_mu": 0.5}), rows=1)
+    for name, start in workspace().initial_blocks.items():
+        expected = second.blocks[name] - 0.1 * 0.5 * (first.blocks[name] - start)
+        np.testing.assert_allclose(pulled.blocks[name], expected, rtol=1e-5, atol=1e-7)
+    assert pulled.loss == pytest.approx(second.loss)
+
+
+def test_the_proximal_term_is_that_of_autograd() -> None:
+    space, training = workspace(), section({"kind": "sgd"}, proximal_mu=0.3, local_epochs=2, batch_size=10)
+    result = train(space, training)
+    model = workspace().model.train()
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        outputs = model({name: torch.from_numpy(values) for name, values in INPUTS.items()})
+        distance = sum((now - then).square().sum() for now, then in zip(model.parameters(), start, strict=True))
+        (F.cross_entropy(outputs, torch.from_numpy(LABELS)) + 0.3 / 2 * distance).backward()
+        optimizer.step()
+    for name, module in model.blocks.items():
+        expected = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+        np.testing.assert_allclose(result.blocks[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_weight_the_proximal_term_changes_no_bit_and_with_much_nothing_moves() -> None:
+    plain, zero = train(workspace(), section()), train(workspace(), section(proximal_mu=0.0))
+    # lr mu = 1: each step ends at the received values minus lr times the gradient, whatever came before.
+    held = train(workspace(), section({"kind": "sgd"}, proximal_mu=10.0, local_epochs=20))
+    free = train(workspace(), section({"kind": "sgd"}, local_epochs=20))
+    for name, values in plain.blocks.items():
+        np.testing.assert_array_equal(zero.blocks[name], values)
+        assert held.drift[name] < free.drift[name] / 5
+
+
+def test_phases_train_their_blocks_one_after_the_other() -> None:
+    """Full batches: head alone, then all others, each in a workspace where the rest is frozen for good."""
+    training = section({"kind": "sgd", "momentum": 0.9}, batch_size=10)
+    body = frozenset({"encoder/acc", "encoder/gyro", "fusion"})
+    both = train(workspace(), training, phases=(Phase(2, frozenset({"head"})), Phase(3, body)))
+    head_alone = train(workspace(frozen=body), training.model_copy(update={"local_epochs": 2}))
+    space = workspace(frozen=frozenset({"head"}))
+    space.load({**space.initial_blocks, **head_alone.blocks}, {})
+    body_alone = train(space, training.model_copy(update={"local_epochs": 3}))
+    assert (both.num_examples, both.num_steps) == (50, 5)
+    for name, values in {**head_alone.blocks, **body_alone.blocks}.items():
+        np.testing.assert_allclose(both.blocks[name], values, rtol=1e-5, atol=1e-7)
+
+
+def test_a_block_that_stands_still_uses_its_statistics_and_draws_no_dropout() -> None:
+    encoder = {"kind": "mlp", "hidden": [5], "dim": 4, "dropout": 0.5}
+    head = {"kind": "mlp", "hidden": [4], "norm": "batch", "dropout": 0.5}
+    space = workspace(encoders={"acc": encoder, "gyro": encoder}, head=head)
+    before = space.initial_blocks["head"].copy()
+    result = train(space, section(), phases=(Phase(1, frozenset({"fusion"})),))
+    np.testing.assert_array_equal(result.blocks["head"], before)
+    again = train(space, section(), phases=(Phase(1, frozenset(space.trained)),))
+    assert not np.array_equal(again.blocks["head"], before)
+
+
+def test_optimizer_state_is_kept_for_the_blocks_of_all_phases() -> None:
+    training = section({"kind": "adam"}, keep_optimizer_state=True)
+    body = frozenset({"encoder/acc", "encoder/gyro", "fusion"})
+    phases = (Phase(1, frozenset({"head"})), Phase(2, body))
+    first = train(workspace(), training, phases=phases)
+    second = train(workspace(), training, phases=phases, optimizer_state=first.optimizer_state)
+    steps = {name: float(state["step"]) for name, state in second.optimizer_state.items()}
+    assert steps == {"head": 6.0, "encoder/acc": 12.0, "encoder/gyro": 12.0, "fusion": 12.0}
+
+
+class Numbers:
+    """Gives what it is told to, in the place of a `numpy.random.Generator`."""
+
+    def __init__(self, *numbers: float, choice: int = 0) -> None:
+        self._numbers, self._choice = numbers, choice
+
+    def random(self, size: int) -> np.ndarray:
+        assert size == len(self._numbers)
+        return np.array(self._numbers)
+
+    def integers(self, high: int) -> int:
+        assert self._choice < high
+        return self._choice
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kept"),
+    [
+        (Numbers(0.3, 0.9, 0.8), ("acc", "gyro", "mag")),
+        (Numbers(0.29, 0.9, 0.8), ("gyro", "mag")),
+        (Numbers(0.0, 0.1, 0.3), ("mag",)),
+        (Numbers(0.0, 0.1, 0.2, choice=1), ("gyro",)),
+    ],
+)
+def test_modalities_go_by_their_numbers_and_one_always_stays(numbers: Any, kept: tuple[str, ...]) -> None:
+    assert kept_modalities(("acc", "gyro", "mag"), 0.3, numbers) == kept
+
+
+def test_nothing_is_drawn_where_nothing_can_be_dropped() -> None:
+    assert kept_modalities(("acc",), 0.9, Numbers()) == ("acc",)  # type: ignore[arg-type]
+    assert kept_modalities(("acc", "gyro"), 0.0, Numbers()) == ("acc", "gyro")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("missing", ["mask", "zero-embedding", "zero-input"])
+def test_the_encoder_of_a_dropped_modality_takes_no_step(missing: str) -> None:
+    # With a probability of almost one a batch keeps one of two modalities; ten samples in one batch.
+    training = section({"kind": "adamw", "weight_decay": 0.5}, modality_dropout=0.999999, batch_size=10)
+    space = workspace(missing=missing, dropout=0.5)
+    result = train(space, training)
+    moved = {name for name, values in result.blocks.items() if not np.array_equal(values, space.initial_blocks[name])}
+    assert moved in ({"encoder/acc", "fusion", "head"}, {"encoder/gyro", "fusion", "head"})
+    assert space.model.blocks["encoder/acc"].training == space.model.blocks["encoder/gyro"].training
+
+
+def test_without_modality_dropout_no_bit_changes() -> None:
+    plain, zero = train(workspace(dropout=0.5), section()), train(workspace(dropout=0.5), section(modality_dropout=0.0))
+    for name, values in plain.blocks.items():
+        np.testing.assert_array_equal(zero.blocks[name], values)

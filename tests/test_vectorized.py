@@ -12,6 +12,7 @@ from torch import nn
 
 from blossom_ray.evaluation import Scored, evaluate_locally
 from blossom_ray.models.workspace import Workspace
+from blossom_ray.phases import Phase
 from blossom_ray.scenario.sections import Model, Training
 from blossom_ray.training import LocalResult, train_locally
 from blossom_ray.vectorized import ClientTask, VectorizedEngine, can_vectorize
@@ -82,7 +83,12 @@ def make_tasks(space: Workspace, sizes: Sequence[int] = SIZES) -> list[ClientTas
 
 
 def train_alone(
-    space: Workspace, task: ClientTask, section: Training, round_index: int = 1, learning_rate: float = 0.1
+    space: Workspace,
+    task: ClientTask,
+    section: Training,
+    round_index: int = 1,
+    learning_rate: float = 0.1,
+    phases: Sequence[Phase] | None = None,
 ) -> LocalResult:
     space.load(task.blocks, task.local_state or space.initial_state)
     return train_locally(
@@ -92,6 +98,7 @@ def train_alone(
         section,
         learning_rate=learning_rate,
         optimizer_state=task.optimizer_state or None,
+        phases=phases,
         seed=0,
         round_index=round_index,
         client=task.client,
@@ -104,10 +111,11 @@ def train_stacked(
     section: Training,
     round_index: int = 1,
     learning_rate: float = 0.1,
+    phases: Sequence[Phase] | None = None,
     **options: int,
 ) -> list[LocalResult]:
     engine = VectorizedEngine(space, **options)
-    return engine.train(tasks, section, learning_rate=learning_rate, seed=0, round_index=round_index)
+    return engine.train(tasks, section, learning_rate=learning_rate, phases=phases, seed=0, round_index=round_index)
 
 
 def assert_same_arrays(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -362,3 +370,43 @@ def test_a_block_of_another_size_is_refused() -> None:
     wrong = replace(task, blocks={**task.blocks, "head": np.zeros(2, np.float32)})
     with pytest.raises(ValueError, match=r"vectors of head are float32\(2,\); expected float32\(21,\)"):
         train_stacked(space, [wrong], training())
+
+
+@pytest.mark.parametrize("optimizer", [{"kind": "sgd", "momentum": 0.9, "weight_decay": 0.01}, {"kind": "adamw"}])
+def test_the_proximal_term_of_each_client_is_its_own(optimizer: dict[str, Any]) -> None:
+    assert_engines_agree(workspace(), training(optimizer, proximal_mu=0.7, local_epochs=2), learning_rate=0.05)
+
+
+def test_the_proximal_term_leaves_private_blocks_alone() -> None:
+    space = workspace()
+    section = training({"kind": "sgd"}, proximal_mu=0.9)
+    phases = (Phase(3, frozenset(space.trained), anchored=frozenset({"encoder/acc", "fusion"})),)
+    tasks = make_tasks(space)
+    for task, result in zip(tasks, train_stacked(space, tasks, section, phases=phases), strict=True):
+        assert_same_result(result, train_alone(space, task, section, phases=phases))
+
+
+def test_without_weight_the_proximal_term_changes_no_bit() -> None:
+    space = workspace()
+    tasks = make_tasks(space)
+    plain, zero = (train_stacked(space, tasks, training(**options)) for options in ({}, {"proximal_mu": 0.0}))
+    for one, other in zip(plain, zero, strict=True):
+        for name, values in one.blocks.items():
+            np.testing.assert_array_equal(other.blocks[name], values)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_phases_are_those_of_one_client_after_the_other(keep: bool) -> None:
+    space = workspace({**MLP, "dropout": 0.4}, head=BATCH_NORM_HEAD)
+    section = training({"kind": "adam"}, keep_optimizer_state=keep, proximal_mu=0.2)
+    body = frozenset({"encoder/acc", "encoder/gyro", "fusion"})
+    phases = (Phase(2, frozenset({"head"})), Phase(1, body, anchored=body))
+    tasks = make_tasks(space)
+    for round_index in (1, 2):
+        stacked = train_stacked(space, tasks, section, round_index, phases=phases, learning_rate=0.01)
+        for task, result in zip(tasks, stacked, strict=True):
+            alone = train_alone(space, task, section, round_index, phases=phases, learning_rate=0.01)
+            assert_same_result(result, alone)
+        tasks = [
+            replace(task, optimizer_state=result.optimizer_state) for task, result in zip(tasks, stacked, strict=True)
+        ]

@@ -60,7 +60,6 @@ class LateFusionModel(nn.Module):
         self.blocks: dict[str, nn.Module] = {name: blocks[name] for name in names}
         # nn.ModuleDict refuses names with a dot, which modalities may have; so modules register by position.
         self._registered = nn.ModuleList(self.blocks.values())
-        self._absent = tuple(name for name in self.embedding_dims if name not in self.owned)
         self.unowned_blocks = tuple(encoder_block(name) for name in held if name not in self.owned)
         for name in self.unowned_blocks:
             self.blocks[name].requires_grad_(False)
@@ -97,16 +96,18 @@ class LateFusionModel(nn.Module):
         """Logits (B, O).
 
         Args:
-            inputs: Owned modality to (B, *shape), float32. Others are not looked at.
+            inputs: Owned modality to (B, *shape), float32; at least one. An owned modality that is not here is missing
+                for this batch, as those are that the client does not own; these are not looked at.
         """
-        embeddings = {name: self.blocks[encoder_block(name)](inputs[name]) for name in self.owned}
-        any_BE = embeddings[self.owned[0]]
+        embeddings = {name: self.blocks[encoder_block(name)](inputs[name]) for name in self.owned if name in inputs}
+        any_BE = next(iter(embeddings.values()))
+        absent = [name for name in self.embedding_dims if name not in embeddings]
         match self.missing:
             case "zero-embedding":
-                for name in self._absent:
+                for name in absent:
                     embeddings[name] = any_BE.new_zeros(len(any_BE), self.embedding_dims[name])
             case "zero-input":
-                for name in self._absent:
+                for name in absent:
                     embeddings[name] = self._embedding_of_zeros(name, any_BE).expand(len(any_BE), -1)
             case "mask":
                 pass
@@ -114,9 +115,13 @@ class LateFusionModel(nn.Module):
         return logits_BO
 
     def _embedding_of_zeros(self, modality: str, like: Tensor) -> Tensor:
+        encoder = self.blocks[encoder_block(modality)]
+        was_training = encoder.training
+        encoder.eval()
         # Constant in evaluation mode, so one sample stands for the batch.
         with torch.no_grad():
-            embedding_1E: Tensor = self.blocks[encoder_block(modality)](like.new_zeros(1, *self.input_shapes[modality]))
+            embedding_1E: Tensor = encoder(like.new_zeros(1, *self.input_shapes[modality]))
+        encoder.train(was_training)
         return embedding_1E
 
 

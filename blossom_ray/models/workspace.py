@@ -45,6 +45,7 @@ class Workspace:
         for name, module in self.model.blocks.items():
             trained = name not in frozen and name not in self.model.unowned_blocks
             self.flat[name] = FlatBlock(module, section.norm_statistics, trained=trained)
+        self._active = frozenset(self.trained)
         self.initial_blocks: dict[str, Vector] = {name: flat.read() for name, flat in self.flat.items()}
         self.initial_state: LocalState = self.local_state()
 
@@ -52,6 +53,16 @@ class Workspace:
     def trained(self) -> dict[str, FlatBlock]:
         """The blocks that local training changes, by name."""
         return {name: flat for name, flat in self.flat.items() if flat.trained}
+
+    def train_only(self, names: frozenset[str]) -> None:
+        """Let training change only these of the `trained` blocks; the others stand still as frozen blocks do."""
+        if names == self._active:
+            return
+        self._active = frozenset(names)
+        for name, flat in self.trained.items():
+            for parameter in flat.module.parameters():
+                parameter.requires_grad_(name in names)
+        self.model.eval()  # which blocks train is looked at when training mode is entered
 
     def load(self, blocks: Mapping[str, Vector], local_state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Copy a client's blocks and local normalisation state in. The arrays are not modified or kept."""

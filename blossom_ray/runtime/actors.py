@@ -20,7 +20,7 @@ from blossom_ray.checkpoint import Checkpoint, Session
 from blossom_ray.client import ChunkEvaluation, SentBlock
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, DriverLostError, RunError
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import Failure
+from blossom_ray.records import Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, Runtime, chunk_sum
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
@@ -177,14 +177,14 @@ class ActorRuntime:
         blocks: Mapping[BlockInstance, SentBlock],
         *,
         round_index: int,
-        held_out: bool,
+        scoring: Scoring,
     ) -> Iterator[ChunkEvaluation]:
-        """Score these blocks on the clients' test splits, or on the held-out global test set."""
+        """Score these blocks, in the state and on the samples that `scoring` names."""
         self._send(blocks)
 
         def make(slot: Slot, part: Chunk, _whole: bool) -> Call:
             manifest, refs = self._arguments(part)
-            return Call(slot, "evaluate", part, round_index, (manifest, round_index, held_out, *refs))
+            return Call(slot, "evaluate", part, round_index, (manifest, round_index, scoring, *refs))
 
         for _, calls in self._run(chunks, make):
             for call in calls:

@@ -13,7 +13,7 @@ from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
 from blossom_ray.blocks import BlockInstance
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.records import ClientTraining, Failure
+from blossom_ray.records import ClientTraining, Failure, Scoring
 from blossom_ray.sampling import Chunk
 
 
@@ -58,9 +58,9 @@ class Runtime(Protocol):
         blocks: Mapping[BlockInstance, SentBlock],
         *,
         round_index: int,
-        held_out: bool,
+        scoring: Scoring,
     ) -> Iterator[ChunkEvaluation]:
-        """Score these blocks on the clients' test splits, or on the held-out global test set."""
+        """Score these blocks, in the state and on the samples that `scoring` names."""
 
     def take_failures(self) -> tuple[Failure, ...]:
         """What went wrong since the last call."""

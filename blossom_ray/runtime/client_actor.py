@@ -16,7 +16,7 @@ import numpy as np
 from blossom_ray.blocks import BlockInstance
 from blossom_ray.client import ChunkEvaluation, SentBlock
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import ClientTraining
+from blossom_ray.records import ClientTraining, Scoring
 from blossom_ray.sampling import Chunk
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ class ClientActor:
         return (report, *part.blocks.values()) if part.blocks else report
 
     def evaluate(
-        self, chunk: Chunk, manifest: Manifest, round_index: int, held_out: bool, *values: np.ndarray
+        self, chunk: Chunk, manifest: Manifest, round_index: int, scoring: Scoring, *values: np.ndarray
     ) -> ChunkEvaluation:
         """Score clients."""
-        return self._here.evaluate(chunk, _blocks(manifest, values), round_index=round_index, held_out=held_out)
+        return self._here.evaluate(chunk, _blocks(manifest, values), round_index=round_index, scoring=scoring)
 
     def replay(self, method: str, chunk: Chunk, manifest: Manifest, round_index: int, *arguments: Any) -> None:
         """Do what `train` or `evaluate` does to the clients' states, for its effect alone."""

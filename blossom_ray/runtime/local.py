@@ -13,7 +13,7 @@ from blossom_ray.client import ChunkEvaluation, SentBlock
 from blossom_ray.client_host import ClientHost
 from blossom_ray.errors import ClientError
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import Failure
+from blossom_ray.records import Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
 from blossom_ray.sampling import Chunk
 
@@ -63,11 +63,11 @@ class LocalRuntime:
         blocks: Mapping[BlockInstance, SentBlock],
         *,
         round_index: int,
-        held_out: bool,
+        scoring: Scoring,
     ) -> Iterator[ChunkEvaluation]:
-        """Score these blocks on the clients' test splits, or on the held-out global test set."""
+        """Score these blocks, in the state and on the samples that `scoring` names."""
         for chunk in chunks:
-            yield self._host.evaluate(chunk, blocks, round_index=round_index, held_out=held_out)
+            yield self._host.evaluate(chunk, blocks, round_index=round_index, scoring=scoring)
 
     def take_failures(self) -> tuple[Failure, ...]:
         """What went wrong since the last call."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from blossom_ray.blocks import ANY_ENCODER, SharingScheme, block_names, encoder_block, is_encoder
 from blossom_ray.scenario import sections as spec
+from blossom_ray.scenario.algorithm_checks import algorithm_problems
 from blossom_ray.scenario.datasets import DATASETS, num_subjects, shapes_of
 from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
 
@@ -56,6 +57,9 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         found += _cohort(sections["server"], sum(group.count for group in clients))
     if "training" in sections:
         found += _training(sections["training"])
+    if "evaluation" in sections:
+        found += _fine_tuning_rounds(sections["evaluation"])
+    found += algorithm_problems(sections)
     return found
 
 
@@ -268,6 +272,13 @@ def _cohort(server: spec.Server, num_clients: int) -> Iterator[Finding]:
     if isinstance(size, int) and size > num_clients:
         expected = f"at most {num_clients}, the number of clients"
         yield Finding("server.clients_per_round", f"is {size}", expected)
+
+
+def _fine_tuning_rounds(evaluation: spec.Evaluation) -> Iterator[Finding]:
+    section = evaluation.fine_tune
+    if section is not None and section.every is not None and section.every % evaluation.every:
+        expected = f"a multiple of {evaluation.every}, since evaluation.every is {evaluation.every}"
+        yield Finding("evaluation.fine_tune.every", f"is {section.every}", expected)
 
 
 def _training(training: spec.Training) -> Iterator[Finding]:

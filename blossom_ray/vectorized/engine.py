@@ -20,11 +20,13 @@ from blossom_ray.data.dataset import IntArray
 from blossom_ray.evaluation import Scored
 from blossom_ray.metrics import confusion_matrix
 from blossom_ray.models.workspace import Workspace
+from blossom_ray.phases import Phase
 from blossom_ray.scenario.sections import Training
 from blossom_ray.seeding import Purpose, generator, torch_seed
 from blossom_ray.training import LocalResult
 from blossom_ray.vectorized.batches import StackedBatch, stacked_batches
 from blossom_ray.vectorized.optimizer import StackOptimizer
+from blossom_ray.vectorized.proximal import ProximalTerm
 from blossom_ray.vectorized.stack import Stack
 from blossom_ray.vectorized.support import can_vectorize
 
@@ -82,25 +84,32 @@ class VectorizedEngine:
         section: Training,
         *,
         learning_rate: float,
+        phases: Sequence[Phase] | None = None,
+        purpose: Purpose = Purpose.TRAINING,
         seed: int,
         round_index: int,
     ) -> list[LocalResult]:
-        """Train each client for `section.local_epochs` epochs on its shard, as `train_locally` does.
+        """Train each client on its shard, as `train_locally` does.
 
         Args:
             tasks: The clients.
-            section: The scenario's `training` section.
+            section: The scenario's `training` section, without what `training_obstacle` names.
             learning_rate: The round's learning rate.
+            phases: What is trained and for how long; None: all blocks for `section.local_epochs` epochs.
+            purpose: What the training is for.
             seed: The scenario's seed.
             round_index: The round.
 
         Returns:
             One result per task, in their order.
         """
+        names = frozenset(self._workspace.trained)
+        phases = phases or (Phase(section.local_epochs, names, anchored=names),)
+        draws = _Draws(seed, purpose, round_index)
         results: dict[int, LocalResult] = {}
         for positions in self._cut(tasks, section.batch_size):
             members = [tasks[position] for position in positions]
-            trained = self._train_stack(members, section, learning_rate, seed, round_index)
+            trained = self._train_stack(members, section, learning_rate, phases, draws)
             results.update(zip(positions, trained, strict=True))
         return [results[position] for position in range(len(tasks))]
 
@@ -143,30 +152,45 @@ class VectorizedEngine:
         return self._stack
 
     def _train_stack(
-        self, tasks: Sequence[ClientTask], section: Training, learning_rate: float, seed: int, round_index: int
+        self,
+        tasks: Sequence[ClientTask],
+        section: Training,
+        learning_rate: float,
+        phases: Sequence[Phase],
+        draws: _Draws,
     ) -> list[LocalResult]:
         stack = self._load(tasks)
-        stack.set_mode(training=True)
-        stack.lanes.generators = self._dropout_generators(tasks, seed, round_index)
-        optimizer = StackOptimizer(section.optimizer, stack, learning_rate, [task.optimizer_state for task in tasks])
+        stack.lanes.generators = draws.dropout(tasks, self._device) if stack.has_dropout else []
+        orders = [draws.order(task) for task in tasks]
         shards = _Shards(tasks, self._device)
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
         num_steps = np.zeros(len(tasks), dtype=np.int64)
-        epochs = [_orders(task, section, seed, round_index) for task in tasks]
-        for batch in stacked_batches(epochs, section.batch_size, self._device):
-            stack.enter(batch)
-            num_active = len(batch.counts)
-            inputs, targets = shards.gather(batch)
-            losses = _mean_losses(stack.model(inputs), targets, batch)
-            # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
-            gradients = torch.autograd.grad(losses.sum(), stack.parameters, allow_unused=True, materialize_grads=True)
-            optimizer.step(stack.parameters, gradients)
-            loss_sums[:num_active] += losses.detach() * batch.row_counts
-            num_steps[:num_active] += 1
+        optimizer_states: list[OptimizerState] = [{} for _ in tasks]
+        for phase in phases:
+            stack.train_only(phase.blocks)
+            states = [task.optimizer_state for task in tasks]
+            optimizer = StackOptimizer(section.optimizer, stack, learning_rate, states)
+            proximal = ProximalTerm(stack, section.proximal_mu, phase.anchored, [task.blocks for task in tasks])
+            epochs = [[next(order) for _ in range(phase.num_epochs)] for order in orders]
+            for batch in stacked_batches(epochs, section.batch_size, self._device):
+                stack.enter(batch)
+                num_active = len(batch.counts)
+                inputs, targets = shards.gather(batch)
+                losses = _mean_losses(stack.model(inputs), targets, batch)
+                # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
+                gradients = torch.autograd.grad(
+                    losses.sum(), stack.parameters, allow_unused=True, materialize_grads=True
+                )
+                optimizer.step(stack.parameters, proximal.added(stack.parameters, gradients))
+                loss_sums[:num_active] += losses.detach() * batch.row_counts
+                num_steps[:num_active] += 1
+            if section.keep_optimizer_state:
+                for own, new in zip(optimizer_states, optimizer.states(), strict=True):
+                    own.update(new)
 
         blocks, local_states = stack.read(len(tasks))
-        optimizer_states = optimizer.states() if section.keep_optimizer_state else [{} for _ in tasks]
-        num_examples = [len(task.labels) * section.local_epochs for task in tasks]
+        num_epochs = sum(phase.num_epochs for phase in phases)
+        num_examples = [len(task.labels) * num_epochs for task in tasks]
         return [
             LocalResult(
                 blocks=blocks[k],
@@ -182,7 +206,7 @@ class VectorizedEngine:
 
     def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
         stack = self._load(tasks)
-        stack.set_mode(training=False)
+        stack.evaluate()
         shards = _Shards(tasks, self._device)
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
         steps: list[tuple[Tensor, tuple[int, ...]]] = []
@@ -201,12 +225,6 @@ class VectorizedEngine:
             Scored(confusion_matrix(task.labels, np.concatenate(own), self._workspace.num_outputs), loss_sum)
             for task, own, loss_sum in zip(tasks, predictions, loss_sums.tolist(), strict=True)
         ]
-
-    def _dropout_generators(self, tasks: Sequence[ClientTask], seed: int, round_index: int) -> list[torch.Generator]:
-        if not self._stack.has_dropout:
-            return []
-        seeds = (torch_seed(seed, Purpose.TRAINING, round_index, task.client) for task in tasks)
-        return [torch.Generator(self._device).manual_seed(number) for number in seeds]
 
     def _distance(self, name: str, new: Vector, old: Vector) -> float:
         """L2 norm of new minus old parameters; averaged buffers, which come after them, do not count."""
@@ -231,10 +249,24 @@ class _Shards:
         return inputs, self._labels.index_select(0, batch.rows)
 
 
-def _orders(task: ClientTask, section: Training, seed: int, round_index: int) -> list[IntArray]:
-    """The order of the client's samples in each epoch, drawn as `train_locally` draws it."""
-    order_generator = generator(seed, Purpose.TRAINING, round_index, task.client)
-    return [order_generator.permutation(len(task.labels)) for _ in range(section.local_epochs)]
+@dataclass(frozen=True)
+class _Draws:
+    """Where the clients' random numbers come from; drawn as `train_locally` draws them."""
+
+    seed: int
+    purpose: Purpose
+    round_index: int
+
+    def order(self, task: ClientTask) -> Iterator[IntArray]:
+        """The order of the client's samples in each of its epochs."""
+        order_generator = generator(self.seed, self.purpose, self.round_index, task.client)
+        while True:
+            yield order_generator.permutation(len(task.labels))
+
+    def dropout(self, tasks: Sequence[ClientTask], device: torch.device) -> list[torch.Generator]:
+        """Each client's source of dropout masks."""
+        seeds = (torch_seed(self.seed, self.purpose, self.round_index, task.client) for task in tasks)
+        return [torch.Generator(device).manual_seed(number) for number in seeds]
 
 
 def _mean_losses(logits: Tensor, targets: Tensor, batch: StackedBatch) -> Tensor:

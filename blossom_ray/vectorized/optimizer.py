@@ -1,4 +1,4 @@
-"""The clients' optimizers on the tensors of a stack: PyTorch's fused kernels, one call per step."""
+"""The clients' optimizers on the tensors of a stack: one call of a fused kernel per step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from blossom_ray.client import OptimizerState
-from blossom_ray.scenario.sections import Adam, AdamW, ClientOptimizer, Sgd
+from blossom_ray.client_optimizer import fused_step, moment_names
+from blossom_ray.scenario.sections import ClientOptimizer, Sgd
 from blossom_ray.vectorized.stack import Stack
 
 
@@ -20,7 +19,7 @@ class StackOptimizer:
 
     Args:
         section: The scenario's `training.optimizer` section.
-        stack: Holds the clients; their parameters are stepped in place.
+        stack: Holds the clients; the parameters that it trains now are stepped in place.
         learning_rate: The round's learning rate.
         states: Each client's state to go on from, by block; empty for a new one.
     """
@@ -29,13 +28,13 @@ class StackOptimizer:
         self, section: ClientOptimizer, stack: Stack, learning_rate: float, states: Sequence[OptimizerState]
     ) -> None:
         self._section, self._learning_rate, self._blocks = section, learning_rate, stack.trained_blocks
-        self._moments = {key: stack.new_rows(len(states)) for key in _moment_names(section)}
+        self._moments = {key: stack.new_rows(len(states)) for key in moment_names(section)}
         self._num_steps = np.zeros(len(states), dtype=np.int64)
         for client, state in enumerate(states):
-            for name, values in state.items():
+            for name in self._blocks if state else ():
                 for key, blocks in self._moments.items():
-                    blocks[name].write(values[key][np.newaxis], first_row=client)
-                self._num_steps[client] = values.get("step", 0)
+                    blocks[name].write(state[name][key][np.newaxis], first_row=client)
+                self._num_steps[client] = state[name].get("step", 0)
 
         # Of each moment as many tensors (K, *shape) as there are parameters.
         self._moment_tensors = [
@@ -49,6 +48,7 @@ class StackOptimizer:
         num_tensors = len(stack.parameters)
         self._counters = [[torch.tensor(float(n), device=stack.device) for n in counts] for _ in range(num_tensors)]
 
+    @torch.no_grad()
     def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """One step of the first clients, in place.
 
@@ -58,45 +58,15 @@ class StackOptimizer:
         """
         num_clients = len(parameters[0])
         self._num_steps[:num_clients] += 1
-        with torch.no_grad():
-            values = self._parts(parameters)
+        fused_step(
+            self._section,
+            self._learning_rate,
+            self._parts(parameters),
             # The fused kernels take both for arrays in the same order.
-            slopes = self._parts([gradient.contiguous() for gradient in gradients])
-            moments = [self._parts([tensor[:num_clients] for tensor in tensors]) for tensors in self._moment_tensors]
-            match self._section:
-                case Sgd() as section:
-                    buffers: list[Tensor | None] = [*moments[0]] if moments else [None] * len(values)
-                    sgd(
-                        values,
-                        slopes,
-                        buffers,
-                        fused=True,
-                        weight_decay=section.weight_decay,
-                        momentum=section.momentum,
-                        lr=self._learning_rate,
-                        dampening=0.0,
-                        nesterov=section.nesterov,
-                        maximize=False,
-                    )
-                case (Adam() | AdamW()) as section:
-                    first_moments, second_moments = moments
-                    adam(
-                        values,
-                        slopes,
-                        first_moments,
-                        second_moments,
-                        [],
-                        [counter for counters in self._counters for counter in counters[:num_clients]],
-                        fused=True,
-                        decoupled_weight_decay=isinstance(section, AdamW),
-                        amsgrad=False,
-                        beta1=section.beta1,
-                        beta2=section.beta2,
-                        lr=self._learning_rate,
-                        weight_decay=section.weight_decay,
-                        eps=section.eps,
-                        maximize=False,
-                    )
+            self._parts([gradient.contiguous() for gradient in gradients]),
+            moments=[self._parts([tensor[:num_clients] for tensor in tensors]) for tensors in self._moment_tensors],
+            counters=[counter for counters in self._counters for counter in counters[:num_clients]],
+        )
 
     def states(self) -> list[OptimizerState]:
         """Copies of each client's state, by block and name."""
@@ -115,9 +85,3 @@ class StackOptimizer:
     def _parts(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the kernels step as a tensor of its own: all clients' rows together, or each row."""
         return [row for tensor in tensors for row in tensor.unbind()] if self._by_client else list(tensors)
-
-
-def _moment_names(section: ClientOptimizer) -> tuple[str, ...]:
-    if isinstance(section, Sgd):
-        return ("momentum",) if section.momentum else ()
-    return ("first_moment", "second_moment")

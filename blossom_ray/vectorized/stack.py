@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,8 +36,9 @@ class Stack:
         device: Where the tensors lie.
         model: Takes owned modality to (K * B, *shape) and gives logits (K * B, O), as `lanes.py` describes.
         lanes: The batch that it computes on.
-        parameters: The trained parameters of the clients that take part, (K, *shape) each, in a fixed order.
-        trained_blocks: Names of the trained blocks.
+        parameters: The parameters that are trained now, of the clients that take part, (K, *shape) each, in a fixed
+            order.
+        trained_blocks: Names of the blocks that are trained now.
         num_parameters: Values of each block's vector that are parameters.
         has_dropout: Whether training draws dropout masks.
     """
@@ -61,8 +62,9 @@ class Stack:
         self.has_dropout = any(isinstance(layer, StackedDropout) for layer in self.model.modules())
 
     def new_rows(self, capacity: int) -> dict[str, BlockRows]:
-        """Zeros in the shape of the parameters, by trained block."""
-        return {name: BlockRows(flat.layout.parameters, capacity, self.device) for name, flat in self._trained.items()}
+        """Zeros in the shape of the parameters, by block that is trained now."""
+        layouts = {name: self._trained[name].layout.parameters for name in self.trained_blocks}
+        return {name: BlockRows(entries, capacity, self.device) for name, entries in layouts.items()}
 
     def load(self, blocks: Sequence[Mapping[str, Vector]], states: Sequence[LocalState]) -> None:
         """Copy clients in, one after the other from the first row on. The arrays are not modified or kept.
@@ -104,10 +106,18 @@ class Stack:
             self._activate(len(batch.counts))
         self.lanes.enter(batch)
 
-    def set_mode(self, *, training: bool) -> None:
-        """Set training or evaluation mode; blocks that do not train stay in evaluation mode."""
+    def train_only(self, names: Collection[str]) -> None:
+        """Enter training mode; of the blocks that can be trained, these are, and the others stand still."""
+        self.trained_blocks = tuple(name for name in self._trained if name in names)
+        # A block without parameters cannot be frozen: its dropout is at work in any phase.
+        still = {name for name in self._trained if name not in names and self.num_parameters[name]}
         for name, block in self.model.blocks.items():
-            block.train(training and name in self._training_blocks)
+            block.train(name in self._training_blocks and name not in still)
+        self._activate(self.lanes.num_clients)
+
+    def evaluate(self) -> None:
+        """Enter evaluation mode."""
+        self.model.eval()
 
     def _stacked_model(self, model: LateFusionModel) -> LateFusionModel:
         model.train()
@@ -146,7 +156,7 @@ class Stack:
         for name, rows in self._rows.items():
             tensors = rows.tensors | self._local[name]
             self._active[name].update((key, tensor[:num_clients].detach()) for key, tensor in tensors.items())
-            if name in self._trained:
+            if name in self.trained_blocks:
                 own = [self._active[name][entry.name] for entry in self._flat[name].layout.parameters]
                 self.parameters += [parameter.requires_grad_() for parameter in own]
 

@@ -7,6 +7,7 @@ from torch import nn
 from blossom_ray.models import encoders, fusion
 from blossom_ray.models.heads import MlpHead
 from blossom_ray.models.workspace import Workspace
+from blossom_ray.scenario.sections import Training
 from blossom_ray.vectorized.lanes import Lanes
 from blossom_ray.vectorized.layers import (
     LayerTensors,
@@ -75,6 +76,13 @@ def can_vectorize(workspace: Workspace) -> str | None:
             if reason:
                 place = f"{name}.{path}" if path else name
                 return f"{place} ({type(module).__name__}) {reason}"
+    return None
+
+
+def training_obstacle(section: Training) -> str | None:
+    """What in a `training` section the clients of a stack cannot do together, as one line; None where they can."""
+    if section.modality_dropout > 0:
+        return f"training.modality_dropout is {section.modality_dropout}, which takes each client by itself"
     return None
 
 

@@ -178,6 +178,33 @@ def test_the_base_is_right(problems):
             {"data.samples": 49, "data.partition": {"kind": "dirichlet"}},
             "set: data.partition.min_samples is 10 for each of 5 clients; expected at most 9, since data.samples is 49",
         ),
+        (
+            {"training.alternate": {}, "sharing": "full-model"},
+            "set: training.alternate alternates between private blocks and others, while no block is private; "
+            "expected a sharing scheme with private blocks and others, such as private-head, or null",
+        ),
+        (
+            {"training.alternate": {}, "sharing": "local"},
+            "set: training.alternate alternates between private blocks and others, while every block is private; "
+            "expected a sharing scheme with private blocks and others, such as private-head, or null",
+        ),
+        (
+            {"evaluation": {"every": 4, "fine_tune": {"every": 6}}},
+            "set: evaluation.fine_tune.every is 6; expected a multiple of 4, since evaluation.every is 4",
+        ),
+        (
+            {
+                "evaluation.fine_tune.blocks": "head",
+                "sharing": {"encoder/*": "shared", "fusion": "shared", "head": "frozen"},
+            },
+            "set: evaluation.fine_tune.blocks is 'head', while sharing freezes what it would tune; "
+            "expected 'all', or blocks that are not frozen",
+        ),
+        (
+            {"training.engine": "vectorized", "training.modality_dropout": 0.25},
+            "set: training.engine is 'vectorized', while training.modality_dropout is 0.25; "
+            "expected 'sequential', or a modality_dropout of 0",
+        ),
     ],
 )
 def test_what_does_not_fit_together(problems, overrides, message):

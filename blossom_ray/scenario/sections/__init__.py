@@ -56,11 +56,12 @@ from blossom_ray.scenario.sections.partition import (
     QuantityPartition,
     SubjectPartition,
 )
-from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures
+from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, FineTune
 from blossom_ray.scenario.sections.server import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Server, ServerOptimizer
 from blossom_ray.scenario.sections.training import (
     Adam,
     AdamW,
+    Alternate,
     ClientOptimizer,
     ConstantSchedule,
     CosineSchedule,
@@ -73,6 +74,7 @@ from blossom_ray.scenario.sections.training import (
 __all__ = [
     "Adam",
     "AdamW",
+    "Alternate",
     "AttentionFusion",
     "Checkpoint",
     "ClientGroup",
@@ -102,6 +104,7 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FedYogi",
+    "FineTune",
     "Fraction",
     "Fusion",
     "GatedFusion",

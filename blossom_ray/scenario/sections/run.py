@@ -6,7 +6,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blossom_ray.scenario.sections.base import Fraction, Positive, Section
+from blossom_ray.scenario.sections.base import Fraction, Positive, Rate, Section
+
+
+class FineTune(Section):
+    """Every scored client also trains a copy of its model on its own training split, and is scored with that copy too.
+
+    The run goes on as if it had not.
+    """
+
+    epochs: Positive = 1
+    """Passes over the training split."""
+    blocks: Literal["all", "fusion-head", "head"] = "all"
+    """Blocks that are tuned; frozen ones never are."""
+    lr: Rate | None = None
+    """Learning rate; null: that of `training.optimizer`. Batch size and the rest of the optimizer are those of
+    `training`."""
+    every: Positive | None = None
+    """Rounds between two such scorings, a multiple of `evaluation.every`; null: in the last round alone."""
 
 
 class Evaluation(Section):
@@ -18,6 +35,8 @@ class Evaluation(Section):
     """Fraction of all clients that score the new blocks on their own test split, drawn anew each time."""
     held_out: Literal["never", "final", "every"] = "final"
     """When the held-out global test set, if the data set has one, is scored besides."""
+    fine_tune: FineTune | None = None
+    """Score the clients after local fine-tuning as well; null: never."""
     batch_size: Positive = 256
     """Samples per forward pass."""
 

@@ -80,11 +80,22 @@ class StepSchedule(Section):
 Schedule = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="kind")]
 
 
+class Alternate(Section):
+    """FedRep (Collins et al. 2021): private blocks first, then the others; one part stands still for the other."""
+
+    private_epochs: Positive = 1
+    """Epochs in which the private blocks are trained."""
+    shared_epochs: Positive = 1
+    """Epochs in which all other blocks are trained."""
+
+
 class Training(Section):
     """What a client does with its shard in a round."""
 
     local_epochs: Positive = 1
-    """Passes over the training split per round."""
+    """Passes over the training split per round; not used with `alternate`."""
+    alternate: Alternate | None = None
+    """Train private and other blocks in turns, instead of together for `local_epochs`; null: together."""
     batch_size: Positive = 16
     """Samples per optimizer step; the last batch of an epoch may be smaller."""
     optimizer: ClientOptimizer = Sgd(kind="sgd")
@@ -95,5 +106,10 @@ class Training(Section):
     """How the clients of a chunk are computed: one after the other, or at once on stacked blocks. The results agree
     within rounding. Stacking pays with many clients and small dense, recurrent or attention models. A stacked chunk
     stays in one actor."""
+    proximal_mu: NonNegative = 0.0
+    """FedProx (Li et al. 2020): mu/2 times the squared distance of the blocks that are not private from the values
+    received is added to the loss. 0: FedAvg."""
+    modality_dropout: Probability = 0.0
+    """Probability that a batch does without a modality of a client that owns several; one of them always stays."""
     keep_optimizer_state: bool = False
     """Whether each client keeps its own optimizer state (momentum, moments) from round to round."""

@@ -1,0 +1,65 @@
+"""Checks across sections of what a federated algorithm asks for: sharing, training and evaluation together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from blossom_ray.blocks import SCHEME_NAMES, Scope, SharingScheme, block_names
+from blossom_ray.scenario import sections as spec
+from blossom_ray.scenario.phrases import Finding
+
+
+def algorithm_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
+    """Everything in `sharing`, `training` and `evaluation` that does not fit together.
+
+    Args:
+        sections: The top-level values of a scenario that are right in themselves. A check runs where all that it
+            compares is there.
+    """
+    training, evaluation = sections.get("training"), sections.get("evaluation")
+    scopes = _scopes(sections)
+    if scopes and training is not None:
+        yield from _alternation(training, scopes)
+    if scopes and evaluation is not None:
+        yield from _tuned_blocks(evaluation, scopes)
+    if training is not None:
+        yield from _engine(training)
+
+
+def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
+    """The scope of every block; empty where `model` or `sharing` is wrong."""
+    model, sharing = sections.get("model"), sections.get("sharing")
+    if model is None or sharing is None or (isinstance(sharing, str) and sharing not in SCHEME_NAMES):
+        return {}
+    try:
+        scheme = SharingScheme.of(sharing)
+        return {block: scheme.scope(block) for block in block_names(model.encoders)}
+    except KeyError:
+        return {}  # a block without a scope is a problem of its own
+
+
+def _alternation(training: spec.Training, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+    if training.alternate is None:
+        return
+    trained = {scope for scope in scopes.values() if scope is not Scope.FROZEN}
+    if Scope.PRIVATE not in trained or trained == {Scope.PRIVATE}:
+        found = f"alternates between private blocks and others, while {'no' if trained - {Scope.PRIVATE} else 'every'} "
+        expected = "a sharing scheme with private blocks and others, such as private-head, or null"
+        yield Finding("training.alternate", found + "block is private", expected)
+
+
+def _tuned_blocks(evaluation: spec.Evaluation, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+    section = evaluation.fine_tune
+    if section is None or section.blocks == "all":
+        return
+    tuned = section.blocks.split("-")
+    if all(scopes[block] is Scope.FROZEN for block in tuned):
+        found = f"is {section.blocks!r}, while sharing freezes what it would tune"
+        yield Finding("evaluation.fine_tune.blocks", found, "'all', or blocks that are not frozen")
+
+
+def _engine(training: spec.Training) -> Iterator[Finding]:
+    if training.engine == "vectorized" and training.modality_dropout > 0:
+        found = f"is 'vectorized', while training.modality_dropout is {training.modality_dropout}"
+        yield Finding("training.engine", found, "'sequential', or a modality_dropout of 0")
