@@ -14,11 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Literal, overload
 
 from blossom_ray.checkpoint import Session
-from blossom_ray.data.federation import federation_problems
-from blossom_ray.errors import DriverLostError, Problem, ScenarioError
-from blossom_ray.factories import factory_problems
+from blossom_ray.errors import DriverLostError
+from blossom_ray.inspection import Inspector
 from blossom_ray.records import RoundRecord
-from blossom_ray.results import EndStatus, Run, RunWriter, new_run_folder
+from blossom_ray.results import MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.simulation import Event, RunInfo, run
@@ -78,10 +77,7 @@ def check_runnable(scenario: Scenario) -> None:
     Raises:
         ScenarioError: They cannot.
     """
-    found = federation_problems(scenario.data, scenario.modalities, scenario.num_clients, scenario.seed)
-    found += factory_problems(scenario.model)
-    if found:
-        raise ScenarioError(tuple(Problem(*problem) for problem in found))
+    Inspector().check(scenario)
 
 
 def events(
@@ -142,6 +138,15 @@ def resumed(
     """
     writer = RunWriter.reopen(folder)
     yield from _written(scenario, writer, stopping)
+
+
+def continued(
+    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False
+) -> Generator[RoundRecord, None, None]:
+    """Run a scenario into a folder, from the start where there is no run yet: `recorded` or `resumed`."""
+    if (folder / MANIFEST_FILE).exists():
+        return resumed(scenario, folder, stopping)
+    return recorded(scenario, folder, stopping)
 
 
 def _written(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]) -> Generator[RoundRecord, None, None]:

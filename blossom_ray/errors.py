@@ -42,6 +42,7 @@ class Problem:
         file: The scenario file, or None when the scenario did not come from a file.
         line: Line in `file`, from 1, or None when the value stands in no line (a default, an override).
         source: Where an override came from (`--set`, `--seed`), or None.
+        note: What else a reader should know, in brackets at the end, or None.
     """
 
     path: str
@@ -50,13 +51,15 @@ class Problem:
     file: str | None = None
     line: int | None = None
     source: str | None = None
+    note: str | None = None
 
     def __str__(self) -> str:
         place = self.source or self.file or "scenario"
         if self.line is not None and self.source is None:
             place += f":{self.line}"
         subject = f"{self.path} {self.found}".strip()
-        return f"{place}: {subject}; expected {self.expected}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{place}: {subject}; expected {self.expected}{note}"
 
 
 class ScenarioError(InputError):

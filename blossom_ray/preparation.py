@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out
 from blossom_ray.data.sources import open_source
 from blossom_ray.sampling import Population
 from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.writer import plain_tree
+from blossom_ray.scenario.identity import numbers_tree
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Preparation:
         shards: Where their shards lie.
         has_held_out: Whether the held-out global test set lies beside them.
         fingerprint: SHA-256 (hex) of the data.
+        partition: SHA-256 (hex) over which rows each client has for training and for testing.
     """
 
     scenario: Scenario
@@ -37,6 +37,7 @@ class Preparation:
     shards: ShardIndex
     has_held_out: bool
     fingerprint: str
+    partition: str
 
     def open_shards(self, buffers: Mapping[str, np.ndarray] | None = None) -> ShardReader:
         """Read shards in this process: from the memory-mapped files, or from `buffers` of `pack_shards`."""
@@ -52,19 +53,14 @@ class Preparation:
 
     def facts(self) -> dict[str, object]:
         """What a run that goes on from a checkpoint must agree with: all that its numbers follow from."""
-        tree = plain_tree(self.scenario, defaults=True)
-        for place_only in ("name", "checkpoint", "failures"):
-            del tree[place_only]
-        tree["execution"] = {"chunk_size": self.scenario.execution.chunk_size}
-        # Callables are compared by name: two processes have no more in common.
-        scenario = json.loads(json.dumps(tree, default=lambda value: getattr(value, "__qualname__", repr(type(value)))))
-        return {"scenario": scenario, "data_fingerprint": self.fingerprint}
+        return {"scenario": numbers_tree(self.scenario), "data_fingerprint": self.fingerprint}
 
     def describe(self) -> Mapping[str, object]:
         """What the run's manifest says about the data."""
         return {
             "data": {
                 "fingerprint": self.fingerprint,
+                "partition": self.partition,
                 "num_classes": self.plan.num_outputs,
                 "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
                 "num_train": int(self.shards.num_train.sum()),
@@ -110,4 +106,5 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         shards=shards,
         has_held_out=has_held_out,
         fingerprint=dataset.fingerprint(),
+        partition=federation.digest(),
     )

@@ -137,3 +137,23 @@ class RoundRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     fine_tuned: tuple[ClientEvaluation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What somebody who watches needs of a round.
+
+    Attributes:
+        round_index: The round.
+        metrics: Summary of the round, as in `RoundRecord`.
+        seconds: Wall time of the round.
+    """
+
+    round_index: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+    @classmethod
+    def of(cls, record: RoundRecord) -> Progress:
+        """The progress that a record stands for."""
+        return cls(record.round_index, dict(record.metrics), record.seconds.get("total", 0.0))

@@ -73,7 +73,7 @@ def unfinished_run(out: Path, scenario: Scenario) -> Path | None:
         with suppress(BlossomError):
             run = Run.open(folder)
             if run.status != "finished" and run.scenario.model_dump(exclude=free) == scenario.model_dump(exclude=free):
-                os.close(_locked(folder))
+                os.close(locked(folder))
                 return folder
     return None
 
@@ -99,7 +99,7 @@ class RunWriter:
         self.folder = folder
         with _translated_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(folder)
+            self._lock = locked(folder)
             with _unlocked_on_error(self._lock):
                 if (folder / MANIFEST_FILE).exists():
                     raise RunFolderError(f"{folder}: holds a run already; expected a new folder")
@@ -121,7 +121,7 @@ class RunWriter:
         writer.folder = folder
         writer._manifest = _read_manifest(folder)
         with _translated_errors(folder):
-            writer._lock = _locked(folder)
+            writer._lock = locked(folder)
             with _unlocked_on_error(writer._lock):
                 tables = {name: read_table(folder, name) for name in TABLES}
                 # A round counts once its row is in `rounds`, which is written last.
@@ -316,15 +316,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _locked(folder: Path) -> int:
-    """A lock on a folder, as an open descriptor of it."""
+def locked(folder: Path, holder: str = "run") -> int:
+    """A lock on a folder, as an open descriptor of it. It goes with the last process that has the descriptor.
+
+    Raises:
+        RunFolderError: Another process has it.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise RunFolderError(
-            f"{folder}: its run is going on in another process; expected one that has ended"
+            f"{folder}: its {holder} is going on in another process; expected one that has ended"
         ) from error
     return descriptor
 

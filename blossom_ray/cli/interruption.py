@@ -19,11 +19,20 @@ _IMPATIENCE_S = 2.0
 
 @dataclass
 class Interruption:
-    """What an interrupt finds: the signals so far, the run folder once there is one, and whether rounds are running."""
+    """What an interrupt finds: the signals so far, what is kept, and whether rounds are running.
+
+    Attributes:
+        signals: Their numbers, in order.
+        since: When the first one came, in seconds of the monotonic clock.
+        folder: The run folder, once there is one.
+        farewell: What to say at the end instead of what is said about a run folder.
+        is_graceful: Whether rounds are running, which may end before the command does.
+    """
 
     signals: list[int] = field(default_factory=list)
     since: float = 0.0
     folder: Path | None = None
+    farewell: str | None = None
     is_graceful: bool = False
 
     def is_asked(self) -> bool:
@@ -56,6 +65,8 @@ def interruptible() -> Iterator[Interruption]:
         before = dict.fromkeys(before, signal.SIG_IGN)
         # Ray raises its own KeyboardInterrupt in place of ours, so the signal is told by what was noted.
         exit_code = 128 + (interruption.signals or [signal.SIGINT])[0]
+        if interruption.farewell is not None:
+            fail(interruption.farewell, exit_code)
         folder = interruption.folder
         if folder is None or not (folder / "manifest.json").exists():
             fail("interrupted before the run began", exit_code)

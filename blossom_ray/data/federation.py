@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,13 @@ class Federation:
     def test_rows(self, client: int) -> IntArray:
         """The client's test rows in the data set, sorted; a view."""
         return self.test[self.test_ends[client] : self.test_ends[client + 1]]
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over all rows: equal where every client has the same rows for training and for testing."""
+        digest = hashlib.sha256()
+        for rows in (self.train, self.train_ends, self.test, self.test_ends):
+            digest.update(np.ascontiguousarray(rows, dtype="<i8").data)
+        return digest.hexdigest()
 
 
 def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) -> Federation:

@@ -22,7 +22,7 @@ from blossom_ray.scenario.structure import (
 from blossom_ray.scenario.yaml_tree import parse_yaml, resolve_scalar
 
 
-def parse_assignment(text: str) -> tuple[str, Any]:
+def parse_assignment(text: str, option: str = "--set") -> tuple[str, Any]:
     r"""A command line's `KEY=VALUE` as dotted path and value.
 
     The value is read as YAML 1.2. What starts with `{`, `[` or a quote is a mapping, a list or quoted text; anything
@@ -31,13 +31,14 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
     Args:
         text: Such as `training.optimizer.lr=0.01`.
+        option: The option that it was given to; problems name it.
 
     Raises:
         ScenarioError: No `=`, an empty path or part of one, a value that is not valid YAML, or text that is not
             Unicode.
     """
     path, equals, written = (part.strip() for part in text.partition("="))
-    source = f"--set {text}"
+    source = f"{option} {text}"
     if not _is_unicode(text):
         raise ScenarioError((Problem("", "is not UTF-8 text", "KEY=VALUE in UTF-8", source=source),))
     if not equals:
@@ -46,7 +47,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not all(path.split(".")):
         found, expected = "has an empty key", "keys joined by points, such as training.optimizer.lr=0.01"
         raise ScenarioError((Problem("", found, expected, source=source),))
-    source = f"--set {path}"
+    source = f"{option} {path}"
     if written[:1] not in ("{", "[", '"', "'") or not written:
         try:
             return path, resolve_scalar(written)

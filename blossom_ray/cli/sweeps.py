@@ -1,0 +1,144 @@
+"""Commands over many runs: `sweep`."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blossom_ray.cli.app import Json, Settings, app
+from blossom_ray.cli.interruption import Interruption, interruptible
+from blossom_ray.cli.loading import parse_settings
+from blossom_ray.cli.output import print_json
+from blossom_ray.errors import Problem, ScenarioError
+
+if TYPE_CHECKING:
+    from blossom_ray.grid import Axis, Cell
+    from blossom_ray.sweeping import CellEvent
+
+
+@app.command(
+    epilog="Example: blossom-ray sweep scenarios/quickstart.yaml "
+    "--vary sharing=full-model,private-head,private-head-fusion --seeds 5"
+)
+def sweep(
+    scenarios: Annotated[list[Path], typer.Argument(metavar="SCENARIO...", help="Scenario files (YAML).")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            metavar="PATH=VALUE,VALUE...",
+            help="Values that a key takes, one after the other. Repeatable: all combinations are run.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="How many seeds from 0 on, such as 5, or which ones, such as 0,1,7.")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The sweep's folder; sweeps/<name> unless given.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", help="Cells that run at a time; one per CPU core unless given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a grid of scenarios, values and seeds. The same command again goes on where it stopped.
+
+    All cells are checked before the first one runs. A cell that fails is noted, and the others go on.
+    """
+    with interruptible() as interruption:
+        cells = _checked_cells(scenarios, vary or [], seeds, settings or [])
+
+        from blossom_ray.sweeping import default_folder
+
+        folder = default_folder(cells) if out is None else out
+        interruption.farewell = (
+            f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
+            f"blossom-ray compare {shlex.quote(str(folder))}"
+        )
+        num_failed = _follow(folder, cells, jobs, interruption, as_json=as_json)
+    if num_failed:
+        raise typer.Exit(1)
+
+
+def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:
+    """All cells of the grid, or every problem of the options, or else of the cells."""
+    from blossom_ray.grid import expand, parse_axis, parse_seeds
+
+    overrides, problems = parse_settings(settings)
+    axes: list[Axis] = []
+    for text in vary:
+        try:
+            axes.append(parse_axis(text))
+        except ScenarioError as error:
+            problems += error.problems
+    numbers = None
+    try:
+        numbers = None if seeds is None else parse_seeds(seeds)
+    except ScenarioError as error:
+        problems += error.problems
+    varied = {axis.path for axis in axes} | ({"seed"} if numbers else set())
+    problems += [
+        Problem(path, "is varied too", "each key in one option", source=f"--set {path}")
+        for path in overrides
+        if path in varied
+    ]
+    if problems:
+        raise ScenarioError(tuple(problems))
+    return expand(scenarios, axes, numbers, overrides)
+
+
+def _follow(
+    folder: Path, cells: tuple[Cell, ...], jobs: int | None, interruption: Interruption, *, as_json: bool
+) -> int:
+    """Show the cells as they go, and the tally at the end; the number of cells that failed."""
+    from rich.console import Console
+
+    from blossom_ray.sweep_view import choose_sweep_view
+    from blossom_ray.sweeping import run_cells
+
+    console = Console()
+    ends: Counter[str] = Counter()
+    failures: list[CellEvent] = []
+    with closing(run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked)) as events:
+        if as_json:
+            for event in events:
+                _count(event, ends, failures, interruption)
+                _print_event(event)
+        else:
+            console.print(f"{len(cells)} cells in {folder}", markup=False, highlight=False, soft_wrap=True)
+            with choose_sweep_view(cells, console) as view:
+                for event in events:
+                    _count(event, ends, failures, interruption)
+                    view.update(event)
+    if interruption.signals and sum(ends.values()) - ends["interrupted"] < len(cells):
+        raise KeyboardInterrupt
+    if as_json:
+        print_json({"sweep": str(folder), "cells": len(cells), **ends})
+        return ends["failed"]
+    for event in failures:
+        console.print(f"failed: {event.folder}: {event.error}", markup=False, highlight=False, soft_wrap=True)
+    tally = ", ".join(f"{count} {kind}" for kind, count in ends.items())
+    console.print(f"{len(cells)} cells: {tally}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"compare them with: blossom-ray compare {shlex.quote(str(folder))}", markup=False, highlight=False)
+    return ends["failed"]
+
+
+def _count(event: CellEvent, ends: Counter[str], failures: list[CellEvent], interruption: Interruption) -> None:
+    interruption.is_graceful = True
+    if event.kind not in ("started", "round"):
+        ends[event.kind] += 1
+    if event.kind == "failed":
+        failures.append(event)
+
+
+def _print_event(event: CellEvent) -> None:
+    values: dict[str, object] = {"event": event.kind, "cell": event.cell.name, "run": str(event.folder)}
+    if event.progress is not None:
+        values |= {"round": event.progress.round_index, **event.progress.metrics}
+    if event.error is not None:
+        values["error"] = event.error
+    print_json(values)

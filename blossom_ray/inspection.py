@@ -1,0 +1,76 @@
+"""Whether a scenario can be run: its own values, the data that it needs, and own code that it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blossom_ray.data.federation import federation_problems
+from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.factories import factory_problems
+from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.reader import Reading, inspect_scenario
+from blossom_ray.scenario.sections import Data
+from blossom_ray.scenario.writer import plain_tree
+
+
+class Inspector:
+    """Checks scenarios one after the other; data that several of them share are looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[tuple[str, str, str]]] = {}
+
+    def read(self, path: Path, overrides: Mapping[str, Any], sources: Mapping[str, str]) -> Scenario:
+        """The scenario of a file with some values replaced, its data and own code checked.
+
+        Args:
+            path: The file.
+            overrides: Value by dotted path.
+            sources: Where each override came from, such as `--set rounds`.
+
+        Raises:
+            ScenarioError: With every problem found.
+        """
+        reading = inspect_scenario(path, overrides, sources)
+        problems = [*reading.problems, *self._data_problems(reading)]
+        if "model" in reading.sections:
+            problems += [reading.problem(*problem) for problem in factory_problems(reading.sections["model"])]
+        if problems or reading.scenario is None:
+            problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
+            raise ScenarioError(tuple(problems))
+        return reading.scenario
+
+    def check(self, scenario: Scenario) -> None:
+        """Find out whether the data of a scenario can be read and divided, and own code be imported.
+
+        Raises:
+            ScenarioError: They cannot.
+        """
+        found = self._federation_problems(scenario.data, scenario.modalities, scenario.num_clients, scenario.seed)
+        found = [*found, *factory_problems(scenario.model)]
+        if found:
+            raise ScenarioError(tuple(Problem(*problem) for problem in found))
+
+    def _data_problems(self, reading: Reading) -> list[Problem]:
+        sections = reading.sections
+        known = {problem.path.split(".")[0] for problem in reading.problems}
+        if not {"data", "clients", "seed"} <= sections.keys() or known & {"data", "clients"}:
+            return []
+        clients = sections["clients"]
+        owned = {modality for group in clients for modality in group.modalities}
+        # A modality that the data do not have is reported already, at its encoder.
+        owned -= {problem.path.removeprefix("model.encoders.") for problem in reading.problems}
+        num_clients = sum(group.count for group in clients)
+        found = self._federation_problems(sections["data"], tuple(sorted(owned)), num_clients, sections["seed"])
+        return [reading.problem(*problem) for problem in found]
+
+    def _federation_problems(
+        self, data: Data, modalities: tuple[str, ...], num_clients: int, seed: int
+    ) -> list[tuple[str, str, str]]:
+        # Callables by what they are in this process: two of one name need not be the same.
+        key = json.dumps([plain_tree(data, defaults=True), modalities, num_clients, seed], default=id)
+        if key not in self._known:
+            self._known[key] = federation_problems(data, modalities, num_clients, seed)
+        return self._known[key]

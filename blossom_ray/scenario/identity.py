@@ -1,0 +1,33 @@
+"""When two scenarios are the same simulation: all that a run's numbers follow from, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from blossom_ray.scenario.model import Scenario
+from blossom_ray.scenario.writer import plain_tree
+
+
+def numbers_tree(scenario: Scenario) -> dict[str, Any]:
+    """The settings that a run's numbers follow from, defaults spelled out, as JSON values.
+
+    Without the name, `checkpoint`, `failures`, and all of `execution` but `chunk_size`. Callables appear by their
+    qualified name: two processes have no more in common.
+    """
+    tree = plain_tree(scenario, defaults=True)
+    for place_only in ("name", "checkpoint", "failures"):
+        del tree[place_only]
+    tree["execution"] = {"chunk_size": scenario.execution.chunk_size}
+    plain: dict[str, Any] = json.loads(json.dumps(tree, default=_name_of))
+    return plain
+
+
+def identity(scenario: Scenario) -> str:
+    """SHA-256 (hex) over `numbers_tree`: equal for scenarios that give the same numbers on the same data."""
+    return hashlib.sha256(json.dumps(numbers_tree(scenario), sort_keys=True).encode()).hexdigest()
+
+
+def _name_of(value: object) -> str:
+    return str(getattr(value, "__qualname__", repr(type(value))))
