@@ -66,6 +66,7 @@ def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool 
     for event in events(scenario):
         if isinstance(event, RunInfo):
             manifest |= event.entries
+            scenario = _settled(scenario, event)
         else:
             kept.append(event)
     return Run.from_records(kept, scenario, tuple(scenario.profiles()), manifest)
@@ -136,6 +137,9 @@ def resumed(
     Raises:
         RunFolderError: The folder holds no run, the run is going on, or its checkpoint belongs to another scenario.
     """
+    chosen = Run.open(folder).scenario.training.engine
+    if scenario.training.engine == "auto" and not isinstance(chosen, str):
+        scenario = scenario.with_engines(chosen)
     writer = RunWriter.reopen(folder)
     yield from _written(scenario, writer, stopping)
 
@@ -155,6 +159,9 @@ def _written(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]
     try:
         for event in _restarted(scenario, writer, stopping):
             if isinstance(event, RunInfo):
+                settled = _settled(scenario, event)
+                if settled is not scenario:
+                    writer.settle(scenario_yaml(settled))
                 writer.update(**event.entries)
             else:
                 writer.write(event, profiles)
@@ -169,6 +176,14 @@ def _written(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]
     finally:
         with _undisturbed():
             writer.close(status)
+
+
+def _settled(scenario: Scenario, info: RunInfo) -> Scenario:
+    """The scenario with the engines that the run has chosen, where it was left to choose."""
+    engines = info.entries.get("engines")
+    if scenario.training.engine != "auto" or not isinstance(engines, dict):
+        return scenario
+    return scenario.with_engines(engines)
 
 
 @contextmanager
@@ -190,6 +205,7 @@ def _restarted(scenario: Scenario, writer: RunWriter, stopping: Callable[[], boo
         try:
             for event in events(scenario, writer.folder / "checkpoints", writer.last_round, stopping):
                 if isinstance(event, RunInfo) and "first_round" in event.entries:
+                    scenario = _settled(scenario, event)
                     first_round = event.entries["first_round"]
                     assert isinstance(first_round, int), "the loop says where it begins"
                     if writer.last_round is not None:

@@ -23,7 +23,7 @@ from blossom_ray.data.shards import ShardReader
 from blossom_ray.engine import Engine, check_finite, make_engine
 from blossom_ray.fine_tuning import fine_tuned
 from blossom_ray.metrics import classification_scores
-from blossom_ray.models.workspace import Workspace
+from blossom_ray.models.workspace import Workspace, client_workspace
 from blossom_ray.phases import training_phases
 from blossom_ray.records import ClientEvaluation, ClientTraining, Scoring
 from blossom_ray.sampling import Chunk
@@ -287,23 +287,13 @@ class ClientHost:
 
     def _engine(self, profile: ClientProfile) -> Engine:
         if profile.modalities not in self._engines:
-            workspace = self._workspace(profile)
-            self._engines[profile.modalities] = make_engine(self._plan.training.engine, workspace)
+            workspace, engine = self._workspace(profile), self._plan.training.engine_of(profile.modality_set)
+            self._engines[profile.modalities] = make_engine(engine, workspace)
         return self._engines[profile.modalities]
 
     def _workspace(self, profile: ClientProfile) -> Workspace:
         if profile.modalities not in self._workspaces:
-            plan = self._plan
-            frozen = frozenset(name for name, instance in plan.held_blocks(profile).items() if not instance.is_trained)
-            self._workspaces[profile.modalities] = Workspace(
-                plan.model,
-                plan.input_shapes,
-                plan.num_outputs,
-                owned=profile.modalities,
-                frozen=frozen,
-                seed=plan.seed,
-                device=self._device,
-            )
+            self._workspaces[profile.modalities] = client_workspace(self._plan, profile, self._device)
         return self._workspaces[profile.modalities]
 
     def _returned(self, client: int) -> dict[str, BlockInstance]:

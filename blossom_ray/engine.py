@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from blossom_ray.errors import BlossomError, ClientError, InputError
 from blossom_ray.evaluation import Scored, evaluate_locally
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.phases import Phase
-from blossom_ray.scenario.sections import Training
+from blossom_ray.scenario.sections import EngineName, Training
 from blossom_ray.seeding import Purpose
 from blossom_ray.training import LocalResult, train_locally
 from blossom_ray.vectorized import ClientTask, VectorizedEngine, can_vectorize
@@ -157,7 +157,7 @@ class StackedEngine:
         return [(scored, seconds) for scored in scores]
 
 
-def make_engine(kind: Literal["sequential", "vectorized"], workspace: Workspace) -> Engine:
+def make_engine(kind: EngineName, workspace: Workspace) -> Engine:
     """The engine that a scenario names.
 
     Raises:

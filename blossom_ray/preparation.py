@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from blossom_ray.data.sources import open_source
 from blossom_ray.sampling import Population
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.identity import numbers_tree
+from blossom_ray.scenario.sections import EngineName
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Preparation:
         has_held_out: Whether the held-out global test set lies beside them.
         fingerprint: SHA-256 (hex) of the data.
         partition: SHA-256 (hex) over which rows each client has for training and for testing.
+        seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
     """
 
     scenario: Scenario
@@ -38,6 +40,35 @@ class Preparation:
     has_held_out: bool
     fingerprint: str
     partition: str
+    seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
+
+    def with_engines(self, engines: Mapping[str, EngineName]) -> Preparation:
+        """The same federation with an engine for each of its modality sets."""
+        scenario = self.scenario.with_engines(engines)
+        return replace(self, scenario=scenario, plan=replace(self.plan, training=scenario.training))
+
+    def costs(self) -> list[float]:
+        """What a round of each client costs, in seconds or another unit common to all.
+
+        Training samples times the seconds of one where these were measured for every modality set, else times the
+        number of modalities.
+        """
+        training, found = self.scenario.training, self.seconds_per_sample
+        seconds = {name: times[training.engine_of(name)] for name, times in found.items() if times}
+        are_measured = len(seconds) == len(self.scenario.modality_sets)
+        weights = np.empty(len(self.population.profiles))
+        for (modalities, _), clients in self.population.signatures.items():
+            weights[list(clients)] = seconds["+".join(modalities)] if are_measured else len(modalities)
+        return [float(cost) for cost in self.shards.num_train * weights]
+
+    def stacked_chunks(self) -> frozenset[int]:
+        """Indices of the chunks whose clients are stacked, and so must stay together."""
+        training, profiles = self.scenario.training, self.population.profiles
+        return frozenset(
+            chunk.index
+            for chunk in self.population.chunks
+            if training.engine_of(profiles[chunk.clients[0]].modality_set) == "vectorized"
+        )
 
     def open_shards(self, buffers: Mapping[str, np.ndarray] | None = None) -> ShardReader:
         """Read shards in this process: from the memory-mapped files, or from `buffers` of `pack_shards`."""
@@ -57,7 +88,10 @@ class Preparation:
 
     def describe(self) -> Mapping[str, object]:
         """What the run's manifest says about the data."""
+        training = self.scenario.training
         return {
+            "engines": {name: training.engine_of(name) for name in self.scenario.modality_sets},
+            "seconds_per_sample": {name: dict(times) for name, times in self.seconds_per_sample.items()},
             "data": {
                 "fingerprint": self.fingerprint,
                 "partition": self.partition,
@@ -65,7 +99,7 @@ class Preparation:
                 "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
                 "num_train": int(self.shards.num_train.sum()),
                 "num_test": int(self.shards.num_test.sum()),
-            }
+            },
         }
 
 

@@ -66,16 +66,23 @@ def unfinished_run(out: Path, scenario: Scenario) -> Path | None:
 
     Args:
         out: Folder of all runs.
-        scenario: What the run must have been given; where it runs, checkpoints and failures may differ.
+        scenario: What the run must have been given; where it runs, checkpoints and failures may differ. With
+            `training.engine: auto`, a run that has chosen its engines is taken.
     """
-    free = {"execution", "checkpoint", "failures"}
     for folder in sorted((out / scenario.name).glob("*/"), reverse=True):
         with suppress(BlossomError):
             run = Run.open(folder)
-            if run.status != "finished" and run.scenario.model_dump(exclude=free) == scenario.model_dump(exclude=free):
+            if run.status != "finished" and _may_go_on(run.scenario, scenario):
                 os.close(locked(folder))
                 return folder
     return None
+
+
+def _may_go_on(recorded: Scenario, given: Scenario) -> bool:
+    if given.training.engine == "auto" and not isinstance(recorded.training.engine, str):
+        given = given.with_engines(recorded.training.engine)
+    free = {"execution", "checkpoint", "failures"}
+    return recorded.model_dump(exclude=free) == given.model_dump(exclude=free)
 
 
 class RunWriter:
@@ -135,6 +142,11 @@ class RunWriter:
         writer.last_round = rounds[-1] if rounds else None
         writer.update(status="running", ended_at=None)
         return writer
+
+    def settle(self, scenario_yaml: str) -> None:
+        """Replace the scenario by one that says what the run has chosen, so that it gives the same bits again."""
+        with _translated_errors(self.folder):
+            _write_text(self.folder / SCENARIO_FILE, scenario_yaml)
 
     def forget_after(self, round_index: int) -> None:
         """Take rows of later rounds out again: a run goes on from this one."""

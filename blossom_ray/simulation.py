@@ -34,6 +34,7 @@ def run(
     session: Session,
     start: Callable[[Preparation], Runtime],
     stopping: Callable[[], bool] = lambda: False,
+    num_workers: int = 1,
 ) -> Iterator[Event]:
     """Prepare a scenario, run its rounds with checkpoints, and report facts before and after.
 
@@ -42,13 +43,17 @@ def run(
         session: Folders, and where to go on from.
         start: Makes the runtime from the prepared federation.
         stopping: Asked after each round; True ends the run there, with a checkpoint.
+        num_workers: Actors that compute at once.
 
     Raises:
         DataError: The data cannot be read, or cannot be divided as the scenario asks.
         RunFolderError: The checkpoint to go on from belongs to another scenario or other data.
         RunError: A client or an actor failed.
     """
-    preparation = prepare(scenario, session.folder)
+    # torch comes with it; a process that just watches a run imports this module without.
+    from blossom_ray.measurement import measured
+
+    preparation = measured(prepare(scenario, session.folder), num_workers)
     store = CheckpointStore(session.checkpoints, scenario.checkpoint.keep) if session.checkpoints else None
     runtime = start(preparation)
     try:

@@ -117,6 +117,22 @@ def test_the_newest_unfinished_run_of_a_scenario_is_found(scenario: Scenario, tm
     assert unfinished_run(tmp_path, scenario.override({"seed": 2})) is None
 
 
+def test_a_run_goes_on_with_the_engines_that_it_chose(scenario: Scenario, tmp_path: Path) -> None:
+    auto, folder = scenario.override({"training.engine": "auto"}), tmp_path / "small" / "run"
+    begin(auto, folder, 4)
+    chosen = Run.open(folder).scenario.training.engine
+    # What another timing might have chosen: the run must go on with this, not choose anew.
+    other = {"acc": "vectorized", "acc+gyro": "vectorized", "gyro": "vectorized"}
+    assert chosen != other
+    with pytest.raises(RunFolderError, match=r"training\.engine\.gyro is 'sequential' in the checkpoint"):
+        finish(scenario.override({"training.engine": other}), folder)
+    assert unfinished_run(tmp_path, auto) == folder
+    assert unfinished_run(tmp_path, scenario) is None
+    run = finish(auto, folder)
+    assert run.scenario.training.engine == run.manifest["engines"] == chosen
+    assert_same(run, simulate(auto.override({"training.engine": chosen}), out=tmp_path / "whole"))
+
+
 def test_a_killed_process_leaves_a_run_that_can_be_resumed(scenario: Scenario, tmp_path: Path) -> None:
     longer = scenario.override({"rounds": 60})
     (tmp_path / "scenario.yaml").write_text(scenario_yaml(longer))

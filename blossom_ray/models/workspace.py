@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from blossom_ray.aggregation import Vector
-from blossom_ray.client import LocalState
+from blossom_ray.blocks import ClientProfile
+from blossom_ray.client import ClientPlan, LocalState
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
 from blossom_ray.scenario.sections import Model
@@ -74,3 +75,23 @@ class Workspace:
         """Copies of the buffers that belong to the client: normalisation statistics under `local`, counters."""
         states = ((name, flat.local_state()) for name, flat in self.flat.items())
         return {name: state for name, state in states if state}
+
+
+def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.device | str = "cpu") -> Workspace:
+    """The memory in which clients with the modalities of `profile` are computed.
+
+    Args:
+        plan: What every client goes by.
+        profile: One of the clients.
+        device: Where the model computes.
+    """
+    frozen = frozenset(name for name, instance in plan.held_blocks(profile).items() if not instance.is_trained)
+    return Workspace(
+        plan.model,
+        plan.input_shapes,
+        plan.num_outputs,
+        owned=profile.modalities,
+        frozen=frozen,
+        seed=plan.seed,
+        device=device,
+    )

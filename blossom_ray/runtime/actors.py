@@ -31,7 +31,7 @@ from blossom_ray.sampling import Chunk
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.sections import Execution
 
-Loop = Callable[[Scenario, Session, Callable[[Preparation], Runtime], Callable[[], bool]], Iterator[Any]]
+Loop = Callable[[Scenario, Session, Callable[[Preparation], Runtime], Callable[[], bool], int], Iterator[Any]]
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
 _STARTING_PER_CORE = 4
 _START_TIMEOUT_S = 300.0
@@ -57,9 +57,12 @@ class DriverActor:
         actors = spawn_clients(self._scenario)
 
         def start(preparation: Preparation) -> Runtime:
+            # With `training.engine: auto` it shows only now whether clients are stacked, or may have an actor each.
+            actors.extend(spawn_clients(preparation.scenario, num_started=len(actors)))
             return ActorRuntime(preparation, actors)
 
-        yield from self._loop(self._scenario, self._session, start, lambda: self._is_stopping)
+        at_once = min(len(actors), max(1, int(offered_room().num_cpus)))
+        yield from self._loop(self._scenario, self._session, start, lambda: self._is_stopping, at_once)
 
     def stop(self) -> None:
         """Have the run end after the round in progress. Answered while `events` runs, in a thread of its own."""
@@ -125,16 +128,13 @@ class ActorRuntime:
         scenario = preparation.scenario
         self._plan, self._population = preparation.plan, preparation.population
         self._execution, self._policy = scenario.execution, scenario.failures
-        self._costs = [
-            float(count) * len(profile.modalities)
-            for count, profile in zip(preparation.shards.num_train, self._population.profiles, strict=True)
-        ]
+        self._costs = preparation.costs()
         self._actor_of = actor_of_client(
             self._execution,
             self._population.chunks,
             self._costs,
             len(actors),
-            whole_chunks=scenario.training.engine == "vectorized",
+            stacked=preparation.stacked_chunks(),
         )
         self._preparation, self._shared = preparation, ray.put(preparation)
         members: list[list[int]] = [[] for _ in actors]
@@ -428,14 +428,19 @@ def _client_actor(execution: Execution) -> Any:
     return actor_type.remote(resources.num_gpus)
 
 
-def spawn_clients(scenario: Scenario) -> list[Any]:
-    """Start the actors that will hold the clients, a few at a time; the last ones may still be starting."""
+def spawn_clients(scenario: Scenario, num_started: int = 0) -> list[Any]:
+    """Start the actors that will hold the clients, a few at a time; the last ones may still be starting.
+
+    Args:
+        scenario: The scenario. Where an engine is still to be chosen, as many are started as are needed in any case.
+        num_started: Actors that are there already.
+    """
     room = offered_room()
     actors: list[Any] = []
     starting: list[Any] = []
     execution = scenario.execution
-    whole_chunks = scenario.training.engine == "vectorized"
-    for _ in range(num_actors(execution, scenario.num_clients, room, whole_chunks=whole_chunks)):
+    wanted = num_actors(execution, scenario.num_clients, room, whole_chunks=scenario.training.may_stack)
+    for _ in range(wanted - num_started):
         if len(starting) >= _STARTING_PER_CORE * max(1.0, room.num_cpus):
             done, starting = ray.wait(starting, num_returns=1, timeout=_START_TIMEOUT_S)
             if not done:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from blossom_ray.errors import InputError
@@ -85,7 +86,7 @@ def actor_of_client(
     costs: Sequence[float],
     num_actors: int,
     *,
-    whole_chunks: bool = False,
+    stacked: Collection[int] = (),
 ) -> tuple[int, ...]:
     """The actor of each client.
 
@@ -94,27 +95,31 @@ def actor_of_client(
         chunks: All chunks of all clients.
         costs: Cost of one round by client, in any unit.
         num_actors: From `num_actors`.
-        whole_chunks: Whether a chunk must stay in one actor. Some actors may then hold no client.
+        stacked: Indices of chunks that must stay in one actor. Some actors may then hold no client.
     """
-    if whole_chunks:
-        return _longest_first([chunk.clients for chunk in chunks], costs, num_actors)[0]
-    if num_actors == len(costs):
+    if num_actors == len(costs) and not stacked:
         return tuple(range(num_actors))
-    if execution.clients_per_actor == "auto":
-        return _balanced(chunks, costs, num_actors)
+    if execution.clients_per_actor == "auto" or stacked:
+        return _balanced(chunks, costs, num_actors, stacked)
     actors = [0] * len(costs)
     for position, client in enumerate(client for chunk in chunks for client in chunk.clients):
         actors[client] = position // execution.clients_per_actor
     return tuple(actors)
 
 
-def _balanced(chunks: Sequence[Chunk], costs: Sequence[float], num_actors: int) -> tuple[int, ...]:
-    """Whole chunks where that divides the work evenly enough, single clients where it does not."""
+def _balanced(
+    chunks: Sequence[Chunk], costs: Sequence[float], num_actors: int, stacked: Collection[int]
+) -> tuple[int, ...]:
+    """Whole chunks where that divides the work evenly enough, single clients where it does not and they may part."""
     by_chunk, fullest = _longest_first([chunk.clients for chunk in chunks], costs, num_actors)
     if fullest <= _TOLERATED_IMBALANCE * sum(costs) / num_actors:
         return by_chunk
-    by_client, _ = _longest_first([(client,) for client in range(len(costs))], costs, num_actors)
-    return by_client
+    pieces = [
+        piece
+        for chunk in chunks
+        for piece in ([chunk.clients] if chunk.index in stacked else [(client,) for client in chunk.clients])
+    ]
+    return _longest_first(pieces, costs, num_actors)[0]
 
 
 def _longest_first(
@@ -129,6 +134,14 @@ def _longest_first(
         for client in piece:
             actors[client] = actor
     return tuple(actors), max(load for load, _ in loads)
+
+
+def largest_load(actors: Sequence[int], costs: Sequence[float]) -> float:
+    """The cost of the actor that has most to do: what a round with all clients takes at least."""
+    loads: defaultdict[int, float] = defaultdict(float)
+    for actor, cost in zip(actors, costs, strict=True):
+        loads[actor] += cost
+    return max(loads.values())
 
 
 def _describe(resources: ClientResources) -> str:

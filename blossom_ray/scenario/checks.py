@@ -60,6 +60,10 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     if "evaluation" in sections:
         found += _fine_tuning_rounds(sections["evaluation"])
     found += algorithm_problems(sections)
+    if clients is not None and "training" in sections:
+        found += _engines(sections["training"], clients)
+    if "training" in sections and "execution" in sections:
+        found += _actor_per_client(sections["training"], sections["execution"])
     return found
 
 
@@ -289,3 +293,24 @@ def _training(training: spec.Training) -> Iterator[Finding]:
     if isinstance(schedule, spec.CosineSchedule) and schedule.min_lr > optimizer.lr:
         expected = f"at most {optimizer.lr}, the learning rate of the optimizer"
         yield Finding("training.schedule.min_lr", f"is {schedule.min_lr}", expected)
+
+
+def _engines(training: spec.Training, clients: tuple[spec.ClientGroup, ...]) -> Iterator[Finding]:
+    if isinstance(training.engine, str):
+        return
+    known = tuple(sorted({group.modality_set for group in clients}))
+    unknown = [name for name in training.engine if name not in known]
+    for name in unknown:
+        expected = one_of(known) + did_you_mean(name, known)
+        yield Finding(f"training.engine.{name}", "is not a modality set of the clients", expected)
+    missing = [name for name in known if name not in training.engine]
+    if missing and not unknown:
+        yield Finding("training.engine", f"says nothing about {listed(missing)}", "an engine for every modality set")
+
+
+def _actor_per_client(training: spec.Training, execution: spec.Execution) -> Iterator[Finding]:
+    if execution.runtime == "local" or execution.clients_per_actor != 1 or training.engine == "auto":
+        return
+    if training.may_stack:
+        found = "is 1, while training.engine is 'vectorized', which keeps a chunk of clients in one actor"
+        yield Finding("execution.clients_per_actor", found, "auto or a larger number, or training.engine: sequential")

@@ -13,6 +13,7 @@ from blossom_ray.scenario.sections import (
     Checkpoint,
     ClientGroup,
     Data,
+    EngineName,
     Evaluation,
     Execution,
     Failures,
@@ -92,6 +93,15 @@ class Scenario(Section):
     def modalities(self) -> tuple[str, ...]:
         """All modalities of the federation, sorted."""
         return tuple(sorted(self.model.encoders))
+
+    @property
+    def modality_sets(self) -> tuple[str, ...]:
+        """The modality sets of the clients, sorted, such as `acc` and `acc+gyro`."""
+        return tuple(sorted({group.modality_set for group in self.clients}))
+
+    def with_engines(self, engines: Mapping[str, EngineName]) -> Scenario:
+        """The scenario with an engine for each of its modality sets, instead of `training.engine: auto`."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"engine": dict(engines)})})
 
     @property
     def scheme(self) -> SharingScheme:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.errors import InputError
-from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, actor_of_client, num_actors
+from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, actor_of_client, largest_load, num_actors
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario.sections import Execution
 
@@ -66,6 +66,17 @@ def test_whole_chunks_stay_together_where_that_is_even() -> None:
 def test_a_chunk_is_divided_where_keeping_it_whole_is_uneven() -> None:
     placed = actor_of_client(execution(), [Chunk(0, (0, 1, 2, 3))], [4.0, 3.0, 2.0, 1.0], 2)
     assert placed in [(0, 1, 1, 0), (1, 0, 0, 1)]
+
+
+def test_stacked_chunks_stay_together_and_the_others_fill_up() -> None:
+    chunks = [Chunk(0, (0, 1)), Chunk(1, (2, 3, 4))]
+    # 8 in one piece, then 3, 3 and 1: the single clients go where least is to be done.
+    costs = [4.0, 4.0, 3.0, 3.0, 1.0]
+    placed = actor_of_client(execution(), chunks, costs, 2, stacked={0})
+    assert placed in [(0, 0, 1, 1, 1), (1, 1, 0, 0, 0)]
+    assert largest_load(placed, costs) == 8
+    everywhere = actor_of_client(execution(2), chunks, costs, 3, stacked={0, 1})
+    assert everywhere in [(0, 0, 1, 1, 1), (1, 1, 0, 0, 0), (0, 0, 2, 2, 2), (2, 2, 0, 0, 0)]
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=3, max_size=40), st.integers(1, 7), st.integers(2, 3))

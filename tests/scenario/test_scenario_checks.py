@@ -50,6 +50,20 @@ def test_the_base_is_right(problems):
             "expected a modality with an encoder: acc, gyro; did you mean 'gyro'?",
         ),
         (
+            {"training.engine": {"acc": "vectorized", "acc+gyr": "sequential"}},
+            "set: training.engine.acc+gyr is not a modality set of the clients; "
+            "expected one of acc, acc+gyro; did you mean 'acc+gyro'?",
+        ),
+        (
+            {"training.engine": {"acc": "vectorized"}},
+            "set: training.engine says nothing about acc+gyro; expected an engine for every modality set",
+        ),
+        (
+            {"training.engine": "vectorized", "execution.clients_per_actor": 1},
+            "set: execution.clients_per_actor is 1, while training.engine is 'vectorized', which keeps a chunk of "
+            "clients in one actor; expected auto or a larger number, or training.engine: sequential",
+        ),
+        (
             {"model.encoders.mag": {"kind": "gru"}},
             "set: model.encoders.mag is an encoder that no client can train; "
             "expected a modality that clients own: acc, gyro",

@@ -25,3 +25,8 @@ class ClientGroup(Section):
         if len(set(modalities)) != len(modalities):
             raise ValueError("each modality once")
         return modalities
+
+    @property
+    def modality_set(self) -> str:
+        """The modality set as one word, sorted, such as `acc+gyro`."""
+        return "+".join(sorted(self.modalities))

@@ -77,6 +77,7 @@ class StepSchedule(Section):
     """Factor of each step."""
 
 
+EngineName = Literal["sequential", "vectorized"]
 Schedule = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="kind")]
 
 
@@ -102,10 +103,11 @@ class Training(Section):
     """The clients' optimizer. Its state is new in each round unless `keep_optimizer_state`."""
     schedule: Schedule = ConstantSchedule(kind="constant")
     """The learning rate as a function of the round."""
-    engine: Literal["sequential", "vectorized"] = "sequential"
+    engine: Literal["auto", "sequential", "vectorized"] | dict[str, EngineName] = "sequential"
     """How the clients of a chunk are computed: one after the other, or at once on stacked blocks. The results agree
     within rounding. Stacking pays with many clients and small dense, recurrent or attention models. A stacked chunk
-    stays in one actor."""
+    stays in one actor. `auto` times both before round 1; the run folder's `scenario.yaml` says what was chosen, as a
+    map from modality set (`acc+gyro`) to engine, which is accepted here too."""
     proximal_mu: NonNegative = 0.0
     """FedProx (Li et al. 2020): mu/2 times the squared distance of the blocks that are not private from the values
     received is added to the loss. 0: FedAvg."""
@@ -113,3 +115,19 @@ class Training(Section):
     """Probability that a batch does without a modality of a client that owns several; one of them always stays."""
     keep_optimizer_state: bool = False
     """Whether each client keeps its own optimizer state (momentum, moments) from round to round."""
+
+    @property
+    def may_stack(self) -> bool:
+        """Whether the clients of some modality set may be stacked."""
+        engines = {self.engine} if isinstance(self.engine, str) else set(self.engine.values())
+        return not engines <= {"sequential"}
+
+    def engine_of(self, modality_set: str) -> EngineName:
+        """The engine of the clients of one modality set.
+
+        Raises:
+            ValueError: It is still to be chosen (`auto`).
+        """
+        if self.engine == "auto":
+            raise ValueError("training.engine is 'auto'; expected one that has been chosen")
+        return self.engine if isinstance(self.engine, str) else self.engine[modality_set]
