@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 FUSION = "fusion"
 HEAD = "head"
@@ -25,6 +26,9 @@ class Scope(StrEnum):
     GROUP = "group"
     PRIVATE = "private"
     FROZEN = "frozen"
+
+    # An enumeration's own hash is a Python function; block instances are keys of every client's bookkeeping.
+    __hash__ = str.__hash__
 
 
 def encoder_block(modality: str) -> str:
@@ -62,8 +66,7 @@ class ClientProfile:
         return "+".join(self.modalities)
 
 
-@dataclass(frozen=True, order=True)
-class BlockInstance:
+class BlockInstance(NamedTuple):
     """One copy of a block: a name and the key of its scope.
 
     The key is "" for a `shared` or `frozen` block, the modality set (`acc+gyro`) for `same-modalities`, the group's

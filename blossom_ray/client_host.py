@@ -87,8 +87,8 @@ class ClientHost:
         Raises:
             ClientError: A client's own code raised, or its update is not finite.
         """
-        traffic, plan = Traffic(), self._plan
-        tasks, states = self._tasks(chunk, blocks, traffic, accepted=round_index - 1)
+        down, up, plan = Traffic(), Traffic(), self._plan
+        tasks, states = self._tasks(chunk, blocks, down, accepted=round_index - 1)
         engine = self._engine(self._profiles[chunk.clients[0]])
         records: list[ClientTraining] = []
         results: list[LocalResult] = []
@@ -108,7 +108,7 @@ class ClientHost:
             check_finite(client, round_index, result, "training.optimizer.lr")
             self._staged[client] = (round_index, self._next_state(client, state, result))
             for name, instance in self._returned(client).items():
-                traffic.up[client, instance] = result.blocks[name].nbytes
+                up.count(client, instance, result.blocks[name].nbytes)
             records.append(
                 ClientTraining(
                     client=client,
@@ -116,8 +116,8 @@ class ClientHost:
                     num_steps=result.num_steps,
                     loss=result.loss,
                     drift=result.drift,
-                    bytes_down=traffic.bytes_down(client),
-                    bytes_up=traffic.bytes_up(client),
+                    bytes_down=down.by_client[client],
+                    bytes_up=up.by_client[client],
                     seconds=seconds,
                 )
             )
@@ -125,8 +125,8 @@ class ClientHost:
         return ChunkTraining(
             tuple(records),
             self._combine(chunk, results, whole=whole),
-            traffic.by_instance(traffic.down),
-            traffic.by_instance(traffic.up),
+            dict(down.by_instance),
+            dict(up.by_instance),
         )
 
     def evaluate(
@@ -148,8 +148,8 @@ class ClientHost:
         Raises:
             ClientError: A client's own code raised.
         """
-        traffic = Traffic()
-        tasks, states = self._tasks(chunk, blocks, traffic, accepted=round_index, scoring=scoring)
+        down = Traffic()
+        tasks, states = self._tasks(chunk, blocks, down, accepted=round_index, scoring=scoring)
         engine = self._engine(self._profiles[chunk.clients[0]])
         tuning_seconds = [0.0] * len(tasks)
         if scoring is Scoring.FINE_TUNED:
@@ -162,13 +162,13 @@ class ClientHost:
                 num_examples=scored.num_examples,
                 loss=scored.loss_sum / scored.num_examples,
                 scores=classification_scores(scored.confusion),
-                bytes_down=traffic.bytes_down(client),
+                bytes_down=down.by_client[client],
                 seconds=seconds + tuned,
             )
             for client, (scored, seconds), tuned in zip(chunk.clients, scores, tuning_seconds, strict=True)
         )
         confusion = np.sum([scored.confusion for scored, _ in scores], axis=0)
-        return ChunkEvaluation(records, confusion, traffic.by_instance(traffic.down))
+        return ChunkEvaluation(records, confusion, dict(down.by_instance))
 
     def private_digest(self) -> dict[int, str]:
         """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""
@@ -216,7 +216,7 @@ class ClientHost:
         self,
         chunk: Chunk,
         blocks: Mapping[BlockInstance, SentBlock],
-        traffic: Traffic,
+        down: Traffic,
         *,
         accepted: int,
         scoring: Scoring | None = None,
@@ -229,7 +229,7 @@ class ClientHost:
         for client in chunk.clients:
             self._settle(client, accepted=accepted)
             state = self._states.get(client, ClientState())
-            values, versions = self._receive(client, state, blocks, traffic)
+            values, versions = self._receive(client, state, blocks, down)
             own = self._profiles[client].modalities
             shard = self._shards.held_out(own) if scoring is Scoring.HELD_OUT else self._shards.shard(client)
             assert shard is not None, "the loop asks for a held-out set only where there is one"
@@ -259,7 +259,7 @@ class ClientHost:
         client: int,
         state: ClientState,
         blocks: Mapping[BlockInstance, SentBlock],
-        traffic: Traffic,
+        down: Traffic,
     ) -> tuple[dict[str, Vector], dict[BlockInstance, int]]:
         """The values of all blocks that a client holds; what had to be sent to it for that is noted."""
         initial = self._workspace(self._profiles[client]).initial_blocks
@@ -273,7 +273,7 @@ class ClientHost:
             values[name] = sent.values
             if versions.get(instance) != sent.version:
                 versions[instance] = sent.version
-                traffic.down[client, instance] = sent.values.nbytes
+                down.count(client, instance, sent.values.nbytes)
         return values, versions
 
     def _next_state(self, client: int, state: ClientState, result: LocalResult) -> ClientState:

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 
 from blossom_ray.blocks import BlockInstance
 
-Counts = dict[tuple[int, BlockInstance], int]
-
 
 class Traffic:
-    """What one chunk's clients were sent and sent back.
+    """Bytes that one chunk's clients were sent, or sent back.
 
     Attributes:
-        down: Bytes sent, by client and block instance.
-        up: Bytes sent back, by client and block instance.
+        by_client: Bytes by client.
+        by_instance: Bytes by block instance.
     """
 
     def __init__(self) -> None:
-        self.down: Counts = {}
-        self.up: Counts = {}
+        self.by_client: Counter[int] = Counter()
+        self.by_instance: Counter[BlockInstance] = Counter()
 
-    def bytes_down(self, client: int) -> int:
-        """Bytes sent to a client."""
-        return sum(count for (receiver, _), count in self.down.items() if receiver == client)
-
-    def bytes_up(self, client: int) -> int:
-        """Bytes that a client sent back."""
-        return sum(count for (sender, _), count in self.up.items() if sender == client)
-
-    @staticmethod
-    def by_instance(counts: Mapping[tuple[int, BlockInstance], int]) -> dict[BlockInstance, int]:
-        """The sums over clients."""
-        totals: Counter[BlockInstance] = Counter()
-        for (_, instance), count in counts.items():
-            totals[instance] += count
-        return dict(totals)
+    def count(self, client: int, instance: BlockInstance, num_bytes: int) -> None:
+        """Note that a block instance went to a client, or came from it."""
+        self.by_client[client] += num_bytes
+        self.by_instance[instance] += num_bytes

@@ -35,7 +35,7 @@ def strata(labels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], int]
 def _rarest_class(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     has_class = labels == 1
     from_rare = np.argsort(has_class.sum(axis=0), kind="stable")
-    found = from_rare[has_class[:, from_rare].argmax(axis=1)].astype(np.int64)
+    found: npt.NDArray[np.int64] = from_rare[has_class[:, from_rare].argmax(axis=1)].astype(np.int64)
     found[~has_class.any(axis=1)] = labels.shape[1]
     return found
 

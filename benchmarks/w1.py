@@ -1,0 +1,113 @@
+"""W1: clients per second of blossom-ray, Flower, pfl-research and the bare PyTorch loop, in turns in one run.
+
+    python -m venv .peers && .peers/bin/pip install -c benchmarks/peers/constraints.txt flwr[simulation] pfl torch
+    python benchmarks/w1.py --peers .peers/bin/python --clients 100 1000 --turns 3
+
+Two modalities, an MLP of 27,786 parameters, all clients train ten steps of batch 16 in each round. Each contender is a
+process of its own that starts anew in each turn: blossom-ray and Flower use two Ray actors, the bare loop two
+processes, pfl one. First, after one round, all of them must have taken the same number of steps, with the same mean
+loss (pfl reports none), and have the same average but for rounding: they start from the same parameters and see the
+same batches. A figure is the median over the rounds of a turn; the table has the median over turns, with the extremes.
+
+Peers need versions of Ray and typer other than ours, hence an environment of their own. Ray gives its workers a low
+priority, which would decide the matter on a machine that others use, too: here it is switched off for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "peers"))
+
+from workload import Outcome  # noqa: E402  # beside the scripts that run in the peers' environment
+
+ROUNDS = {"blossom-ray": 9, "bare loop, both cores": 6, "pfl-research, one process": 5, "Flower": 3}
+SCRIPTS = {
+    "blossom-ray": "blossom.py",
+    "bare loop, both cores": "plain_loop.py",
+    "pfl-research, one process": "pfl_research.py",
+    "Flower": "flower.py",
+}
+LARGEST_DIFFERENCE = 1e-5
+OURS, REFERENCE = "blossom-ray", "bare loop, both cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", default=sys.executable, help="Python with flwr and pfl")
+    parser.add_argument("--clients", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=list(SCRIPTS), choices=list(SCRIPTS), help="these contenders")
+    parser.add_argument("--set", dest="changes", action="append", default=[], help="passed on to blossom.py")
+    arguments = parser.parse_args()
+    for num_clients in arguments.clients:
+        with tempfile.TemporaryDirectory() as folder:
+            ours = [f"--clients={num_clients}", *(f"--set={change}" for change in arguments.changes)]
+            write = [str(Path(folder)), "none", f"--rounds={max(ROUNDS.values())}", "--write", *ours]
+            subprocess.run([sys.executable, str(HERE / "peers" / "blossom.py"), *write], check=True)
+            turns = []
+            for number in range(arguments.turns):
+                turn = {name: run(name, Path(folder), arguments.peers, ours) for name in arguments.only}
+                if number == 0:
+                    check_same(turn)
+                turns.append(turn)
+                for name, outcome in turn.items():
+                    print(f"turn {number + 1}, {name}: {clients_per_second(outcome, num_clients):.0f} clients/s")
+        print_table(turns, num_clients)
+
+
+def run(name: str, folder: Path, peers: str, options: list[str]) -> Outcome:
+    """Run one contender in a process of its own; the rounds in which it starts up are left out."""
+    outcome, script = folder / "outcome.npz", HERE / "peers" / SCRIPTS[name]
+    outcome.unlink(missing_ok=True)
+    python = sys.executable if name == OURS else peers
+    command = [python, str(script), str(folder), str(outcome), f"--rounds={ROUNDS[name]}"]
+    environment = os.environ | {"RAY_worker_niceness": "0"}
+    if name != OURS:
+        environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command + (options if name == OURS else []), env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{name} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    found = Outcome.load(outcome)
+    found.seconds = found.seconds if name == OURS else found.seconds[1:]
+    return found
+
+
+def check_same(turn: dict[str, Outcome]) -> None:
+    """Stop where two contenders computed different things."""
+    expected = turn.get(REFERENCE, next(iter(turn.values())))
+    for name, found in turn.items():
+        difference = max(float(np.abs(found.average[key] - value).max()) for key, value in expected.average.items())
+        if found.num_steps != expected.num_steps or difference > LARGEST_DIFFERENCE:
+            raise SystemExit(f"{name}: {found.num_steps} steps, average differs by {difference:.1e}")
+        if found.loss is not None and expected.loss is not None and abs(found.loss - expected.loss) > 1e-5:
+            raise SystemExit(f"{name}: mean loss {found.loss}, expected {expected.loss}")
+        print(f"checked: {name}: {found.num_steps} steps, loss {found.loss}, average differs by {difference:.1e}")
+
+
+def clients_per_second(outcome: Outcome, num_clients: int) -> float:
+    """Median over the rounds of a turn."""
+    return num_clients / median(outcome.seconds)
+
+
+def print_table(turns: list[dict[str, Outcome]], num_clients: int) -> None:
+    """Clients per second, and how many times as fast blossom-ray is."""
+    print(f"\n| {num_clients} clients | clients/s | range | ours / it | range |\n|---|---:|---:|---:|---:|")
+    for name in turns[0]:
+        rates = [clients_per_second(turn[name], num_clients) for turn in turns]
+        ratios = [clients_per_second(turn[OURS], num_clients) / rate for turn, rate in zip(turns, rates, strict=True)]
+        spread = f"{min(rates):.0f} to {max(rates):.0f} | {median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"| {name} | {median(rates):.0f} | {spread} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
