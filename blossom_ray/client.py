@@ -12,9 +12,10 @@ import numpy as np
 
 from blossom_ray.aggregation import PartialSum, Vector
 from blossom_ray.blocks import BlockInstance, ClientProfile, SharingScheme, block_names
-from blossom_ray.data.dataset import IntArray
 from blossom_ray.records import ClientEvaluation, ClientTraining
 from blossom_ray.scenario.sections import FineTune, Model, Training
+from blossom_ray.scores import Task
+from blossom_ray.tasks import Tally
 
 # Buffers by block and name, as NumPy arrays: normalisation statistics that stay with a client, counters.
 LocalState = dict[str, dict[str, np.ndarray]]
@@ -32,9 +33,10 @@ class ClientPlan:
         scheme: The sharing scheme.
         seed: Its seed.
         input_shapes: Shape of one sample by modality.
-        num_outputs: Number of classes.
+        num_outputs: Number of classes, or of targets.
         evaluation_batch_size: Samples per forward pass in evaluation.
         fine_tune: The scenario's `evaluation.fine_tune` section.
+        task: The scenario's task.
     """
 
     model: Model
@@ -45,6 +47,7 @@ class ClientPlan:
     num_outputs: int
     evaluation_batch_size: int
     fine_tune: FineTune | None = None
+    task: Task = "classification"
 
     def held_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
         """The block instances that a client holds, by block name."""
@@ -122,10 +125,10 @@ class ChunkEvaluation:
 
     Attributes:
         records: One per client, in client order.
-        confusion: (C, C) int64, summed over these clients.
+        tally: Of these clients together.
         bytes_down: Bytes sent to these clients by block instance.
     """
 
     records: tuple[ClientEvaluation, ...]
-    confusion: IntArray
+    tally: Tally
     bytes_down: Mapping[BlockInstance, int]

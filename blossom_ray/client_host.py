@@ -6,9 +6,11 @@ actor is a shell around another.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import reduce
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,11 +24,11 @@ from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, Clien
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.engine import Engine, check_finite, make_engine
 from blossom_ray.fine_tuning import fine_tuned
-from blossom_ray.metrics import classification_scores
 from blossom_ray.models.workspace import Workspace, client_workspace
 from blossom_ray.phases import training_phases
 from blossom_ray.records import ClientEvaluation, ClientTraining, Scoring
 from blossom_ray.sampling import Chunk
+from blossom_ray.tasks import task_rules
 from blossom_ray.traffic import Traffic
 from blossom_ray.training import LocalResult
 from blossom_ray.vectorized import ClientTask
@@ -150,7 +152,7 @@ class ClientHost:
         """
         down = Traffic()
         tasks, states = self._tasks(chunk, blocks, down, accepted=round_index, scoring=scoring)
-        engine = self._engine(self._profiles[chunk.clients[0]])
+        engine, rules = self._engine(self._profiles[chunk.clients[0]]), task_rules(self._plan.task)
         tuning_seconds = [0.0] * len(tasks)
         if scoring is Scoring.FINE_TUNED:
             tasks, tuning_seconds = self._fine_tuned(tasks, engine, round_index)
@@ -161,14 +163,14 @@ class ClientHost:
                 client=client,
                 num_examples=scored.num_examples,
                 loss=scored.loss_sum / scored.num_examples,
-                scores=classification_scores(scored.confusion),
+                scores=rules.scores(scored.tally),
                 bytes_down=down.by_client[client],
                 seconds=seconds + tuned,
             )
             for client, (scored, seconds), tuned in zip(chunk.clients, scores, tuning_seconds, strict=True)
         )
-        confusion = np.sum([scored.confusion for scored, _ in scores], axis=0)
-        return ChunkEvaluation(records, confusion, dict(down.by_instance))
+        tally = reduce(operator.add, (scored.tally for scored, _ in scores))
+        return ChunkEvaluation(records, tally, dict(down.by_instance))
 
     def private_digest(self) -> dict[int, str]:
         """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""

@@ -22,14 +22,16 @@ from blossom_ray.console_tables import (
     BARS,
     block_table,
     format_bytes,
-    format_percent,
+    format_score,
     format_seconds,
     modality_suffixes,
     plain_table,
     score_table,
+    shown_scores,
     title,
 )
 from blossom_ray.records import RoundRecord
+from blossom_ray.scores import default_score
 
 if TYPE_CHECKING:
     from blossom_ray.results import Run
@@ -81,13 +83,10 @@ class PlainView:
         ]
         if "train_loss" in metrics:
             parts.append(f"train loss {metrics['train_loss']:.3f}")
-        if "accuracy" in metrics:
-            parts += [
-                f"loss {metrics['loss']:.3f}",
-                f"accuracy {format_percent(metrics['accuracy'])}",
-                f"macro-F1 {format_percent(metrics['macro_f1_all'])}"
-                f" (present {format_percent(metrics['macro_f1_present'])})",
-            ]
+        if "loss" in metrics:
+            parts.append(f"loss {metrics['loss']:.3f}")
+            shown = shown_scores(self._scenario.task)
+            parts += [f"{score.label} {format_score(score, metrics.get(score.name))}" for score in shown]
         parts += [
             f"up {format_bytes(sum(block.bytes_up for block in record.blocks))}",
             f"down {format_bytes(sum(block.bytes_down for block in record.blocks))}",
@@ -132,14 +131,16 @@ class LiveView:
         self._record = record
         if record.evaluation:
             self._scored = record.metrics
+            name = default_score(self._scenario.task).name
             for row in ("", *modality_suffixes(record.metrics)):
-                self._curves.setdefault(row, []).append(record.metrics[f"accuracy{row}"])
+                if f"{name}{row}" in record.metrics:
+                    self._curves.setdefault(row, []).append(record.metrics[f"{name}{row}"])
         self._live.update(self._render(), refresh=True)
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = [Text(title(self._scenario), style="bold"), self._progress()]
         if self._scored:
-            parts.append(score_table(self._scored, self._num_clients, self._curves, self._bars))
+            parts.append(score_table(self._scored, self._num_clients, self._scenario.task, self._curves, self._bars))
         if self._record is not None:
             parts.append(block_table(self._record))
         return Group(*parts)
@@ -164,7 +165,7 @@ def final_summary(run: Run) -> RenderableType:
     num_clients = Counter(profile.modality_set for profile in run.scenario.profiles())
     parts: list[RenderableType] = [Text(f"{title(run.scenario)}: {run.status}", style="bold")]
     if final := run.final:
-        parts.append(score_table(final, num_clients))
+        parts.append(score_table(final, num_clients, run.scenario.task))
     traffic = plain_table("block", "scope", "down", "up")
     totals = run.blocks.group_by("block", "scope", "key", maintain_order=True)
     for block, scope, key, down, up in totals.agg(pl.col("bytes_down", "bytes_up").sum()).iter_rows():

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blossom_ray.records import RoundRecord
+from blossom_ray.scores import SCORES, Score, Task
 
 if TYPE_CHECKING:
     from blossom_ray.scenario import Scenario
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-=+*#@"
 CURVE_WIDTH = 12
-_SCORES = {"accuracy": "accuracy", "F1 present": "macro_f1_present", "F1 all": "macro_f1_all"}
 
 
-def format_percent(value: float) -> str:
-    """A score of 0..1 in percent with one digit: `61.2 %`."""
-    return f"{100 * value:.1f} %"
+def format_score(score: Score, value: float | None) -> str:
+    """A share of 0..1 in percent with one digit, `61.2 %`; any other score with four; `-` for none."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if score.is_share else f"{value:.4g}"
+
+
+def shown_scores(task: Task) -> tuple[Score, ...]:
+    """The scores of a task that the console shows."""
+    return tuple(score for score in SCORES[task] if score.label)
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -66,13 +73,14 @@ def modality_suffixes(metrics: Mapping[str, float], prefix: str = "") -> list[st
         metrics: A round's summary.
         prefix: "" for the clients' own test splits, `held_out/` for the held-out set.
     """
-    start = f"{prefix}accuracy/"
+    start = f"{prefix}loss/"  # which every task has
     return [name[len(start) - 1 :] for name in metrics if name.startswith(start)]
 
 
 def score_table(
     metrics: Mapping[str, float],
     num_clients: Mapping[str, int],
+    task: Task,
     curves: Mapping[str, Sequence[float]] | None = None,
     bars: str = BARS,
 ) -> Table:
@@ -81,16 +89,18 @@ def score_table(
     Args:
         metrics: The summary of an evaluated round.
         num_clients: Number of clients by modality set.
-        curves: Accuracies so far by modality set as `modality_suffixes` gives it, "" for all clients; drawn as a
-            last column. None: no such column.
+        task: The task, whose scores are the columns.
+        curves: Values of the task's first score so far by modality set as `modality_suffixes` gives it, "" for all
+            clients; drawn as a last column. None: no such column.
         bars: Characters for the curves, from low to high.
     """
-    columns = ["modalities", "clients", *_SCORES, "loss"]
+    scores = shown_scores(task)
+    columns = ["modalities", "clients", *(score.label for score in scores), "loss"]
     table = plain_table(*columns, *([] if curves is None else ["curve"]))
 
     def add(label: str, clients: str, prefix: str, suffix: str) -> None:
-        scores = [format_percent(metrics[f"{prefix}{name}{suffix}"]) for name in _SCORES.values()]
-        cells = [clients, *scores, f"{metrics[f'{prefix}loss{suffix}']:.3f}"]
+        values = [format_score(score, metrics.get(f"{prefix}{score.name}{suffix}")) for score in scores]
+        cells = [clients, *values, f"{metrics[f'{prefix}loss{suffix}']:.3f}"]
         if curves is not None:
             cells.append(sparkline(curves.get(suffix, ()) if not prefix else (), bars))
         table.add_row(Text(label), *cells)

@@ -1,4 +1,4 @@
-"""Evaluation: a model and a test split in, a confusion matrix and a loss out."""
+"""Evaluation: a model and a test split in, a tally and a loss out."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from blossom_ray.data.dataset import IntArray
-from blossom_ray.metrics import confusion_matrix
 from blossom_ray.models.workspace import Workspace
+from blossom_ray.tasks import Tally
 from blossom_ray.training import read_only_tensor
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one model on one test split.
+    """What scoring one model on one test split gives.
 
     Attributes:
-        confusion: (C, C) int64, rows the true classes, columns the predicted ones.
-        loss_sum: Sum of the cross-entropy over the samples.
+        tally: What its scores follow from.
+        loss_sum: Sum of the loss over the samples.
     """
 
-    confusion: IntArray
+    tally: Tally
     loss_sum: float
 
     @property
     def num_examples(self) -> int:
         """Samples scored."""
-        return int(self.confusion.sum())
+        return self.tally.num_examples
 
 
 def evaluate_locally(
@@ -41,10 +39,10 @@ def evaluate_locally(
     Args:
         workspace: Holds the client's blocks. Not changed.
         inputs: Modality to (n, *shape) float32 for the client's modalities. May be read-only.
-        labels: (n,) int64.
+        labels: (n,) int64, or (n, outputs) float32, as the task has them.
         batch_size: Samples per forward pass.
     """
-    device, model = workspace.device, workspace.model
+    device, model, rules = workspace.device, workspace.model, workspace.rules
     tensors = {modality: read_only_tensor(values) for modality, values in inputs.items()}
     targets = read_only_tensor(labels)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -56,7 +54,6 @@ def evaluate_locally(
             # A copy: a module that works in place must not reach the memory that clients share.
             batch = {name: values[rows].to(device, copy=True) for name, values in tensors.items()}
             outputs = model(batch)
-            loss_sum += F.cross_entropy(outputs, targets[rows].to(device), reduction="sum")
-            predictions.append(outputs.argmax(dim=1).cpu())
-    confusion = confusion_matrix(labels, torch.cat(predictions).numpy(), workspace.num_outputs)
-    return Scored(confusion, float(loss_sum))
+            loss_sum += rules.loss(outputs, targets[rows].to(device), reduction="sum")
+            predictions.append(rules.predict(outputs).cpu())
+    return Scored(rules.tally(labels, torch.cat(predictions).numpy(), workspace.num_outputs), float(loss_sum))

@@ -14,6 +14,7 @@ from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.reader import Reading, inspect_scenario
 from blossom_ray.scenario.sections import Data
 from blossom_ray.scenario.writer import plain_tree
+from blossom_ray.scores import Task
 
 
 class Inspector:
@@ -48,7 +49,9 @@ class Inspector:
         Raises:
             ScenarioError: They cannot.
         """
-        found = self._federation_problems(scenario.data, scenario.modalities, scenario.num_clients, scenario.seed)
+        found = self._federation_problems(
+            scenario.data, scenario.modalities, scenario.num_clients, scenario.seed, scenario.task
+        )
         found = [*found, *factory_problems(scenario.model)]
         if found:
             raise ScenarioError(tuple(Problem(*problem) for problem in found))
@@ -56,21 +59,22 @@ class Inspector:
     def _data_problems(self, reading: Reading) -> list[Problem]:
         sections = reading.sections
         known = {problem.path.split(".")[0] for problem in reading.problems}
-        if not {"data", "clients", "seed"} <= sections.keys() or known & {"data", "clients"}:
+        if not {"data", "clients", "seed", "task"} <= sections.keys() or known & {"data", "clients"}:
             return []
         clients = sections["clients"]
         owned = {modality for group in clients for modality in group.modalities}
         # A modality that the data do not have is reported already, at its encoder.
         owned -= {problem.path.removeprefix("model.encoders.") for problem in reading.problems}
         num_clients = sum(group.count for group in clients)
-        found = self._federation_problems(sections["data"], tuple(sorted(owned)), num_clients, sections["seed"])
+        seed, task = sections["seed"], sections["task"]
+        found = self._federation_problems(sections["data"], tuple(sorted(owned)), num_clients, seed, task)
         return [reading.problem(*problem) for problem in found]
 
     def _federation_problems(
-        self, data: Data, modalities: tuple[str, ...], num_clients: int, seed: int
+        self, data: Data, modalities: tuple[str, ...], num_clients: int, seed: int, task: Task
     ) -> list[tuple[str, str, str]]:
         # Callables by what they are in this process: two of one name need not be the same.
-        key = json.dumps([plain_tree(data, defaults=True), modalities, num_clients, seed], default=id)
+        key = json.dumps([plain_tree(data, defaults=True), modalities, num_clients, seed, task], default=id)
         if key not in self._known:
-            self._known[key] = federation_problems(data, modalities, num_clients, seed)
+            self._known[key] = federation_problems(data, modalities, num_clients, seed, task)
         return self._known[key]

@@ -95,6 +95,7 @@ class Preparation:
             "data": {
                 "fingerprint": self.fingerprint,
                 "partition": self.partition,
+                "task": self.plan.task,
                 "num_classes": self.plan.num_outputs,
                 "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
                 "num_train": int(self.shards.num_train.sum()),
@@ -116,7 +117,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     population = Population(
         tuple(scenario.profiles()), scenario.execution.chunk_size, scenario.server.clients_per_round
     )
-    dataset = open_source(scenario.data, scenario.modalities, scenario.seed).load()
+    dataset = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).load()
     dataset.check_task(scenario.task)
     federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
     shards = write_shards(dataset, federation, population.profiles, folder)
@@ -132,6 +133,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         num_outputs=dataset.num_classes,
         evaluation_batch_size=scenario.evaluation.batch_size,
         fine_tune=scenario.evaluation.fine_tune,
+        task=scenario.task,
     )
     return Preparation(
         scenario=scenario,

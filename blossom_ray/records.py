@@ -50,7 +50,7 @@ class ClientEvaluation:
         client: The client's id.
         num_examples: Test samples.
         loss: Mean loss over them.
-        scores: Metric by name, 0..1: `accuracy`, `balanced_accuracy`, `macro_f1_present`, `macro_f1_all`.
+        scores: The task's scores by name, as in `SCORES`; None where the samples do not define one.
         bytes_down: Bytes of blocks sent to the client for evaluation.
         seconds: Time spent on this client.
     """
@@ -58,7 +58,7 @@ class ClientEvaluation:
     client: int
     num_examples: int
     loss: float
-    scores: Mapping[str, float]
+    scores: Mapping[str, float | None]
     bytes_down: int
     seconds: float
 

@@ -8,8 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from blossom_ray.aggregation import Accumulator, Total
 from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.client import ClientPlan
@@ -22,6 +20,7 @@ from blossom_ray.sampling import Population, draw_clients
 from blossom_ray.scenario.sections import FineTune
 from blossom_ray.seeding import Purpose
 from blossom_ray.server import Server
+from blossom_ray.tasks import Tally, task_rules
 
 
 @dataclass(frozen=True)
@@ -121,19 +120,19 @@ def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, r
         return RoundEvaluation()
     num_scored = max(1, math.floor(scenario.evaluation.clients * len(population.profiles) + 1e-9))
     clients = draw_clients(len(population.profiles), num_scored, scenario.seed, Purpose.EVALUATION_COHORT, round_index)
-    records, confusion, bytes_down = _score(preparation, runtime, server, round_index, clients, Scoring.OWN_TEST)
-    metrics = summarize(records, _modality_sets(population, records), confusion)
+    records, pooled, bytes_down = _score(preparation, runtime, server, round_index, clients, Scoring.OWN_TEST)
+    metrics = summarize(records, _modality_sets(population, records), pooled)
     tuned: tuple[ClientEvaluation, ...] = ()
     if _is_fine_tuning_due(scenario.evaluation.fine_tune, round_index, is_last=is_last):
         # The blocks have just been sent: this costs no traffic.
-        tuned, confusion, _ = _score(preparation, runtime, server, round_index, clients, Scoring.FINE_TUNED)
-        summary = summarize(tuned, _modality_sets(population, tuned), confusion)
+        tuned, pooled, _ = _score(preparation, runtime, server, round_index, clients, Scoring.FINE_TUNED)
+        summary = summarize(tuned, _modality_sets(population, tuned), pooled)
         metrics |= {f"fine_tuned/{name}": value for name, value in summary.items()}
     when = scenario.evaluation.held_out
     if preparation.has_held_out and (when == "every" or (when == "final" and is_last)):
         scored = held_out_clients(preparation.plan, population)
-        held_out, confusion, more_bytes = _score(preparation, runtime, server, round_index, scored, Scoring.HELD_OUT)
-        summary = summarize(held_out, _modality_sets(population, held_out), confusion)
+        held_out, pooled, more_bytes = _score(preparation, runtime, server, round_index, scored, Scoring.HELD_OUT)
+        summary = summarize(held_out, _modality_sets(population, held_out), pooled)
         metrics |= {f"held_out/{name}": value for name, value in summary.items() if "/" in name}
         bytes_down.update(more_bytes)
     return RoundEvaluation(records, tuned, metrics, bytes_down, time.perf_counter() - started)
@@ -188,17 +187,18 @@ def _score(
     round_index: int,
     clients: Sequence[int],
     scoring: Scoring,
-) -> tuple[tuple[ClientEvaluation, ...], np.ndarray, Counter[BlockInstance]]:
+) -> tuple[tuple[ClientEvaluation, ...], dict[str, float | None], Counter[BlockInstance]]:
+    """Records in client order, the scores of their samples together, and the bytes that were sent."""
     records: list[ClientEvaluation] = []
     bytes_down: Counter[BlockInstance] = Counter()
-    num_classes = preparation.plan.num_outputs
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    tally: Tally | None = None
     chunks = preparation.population.cut(clients)
     for part in runtime.evaluate(chunks, server.sent, round_index=round_index, scoring=scoring):
         records.extend(part.records)
-        confusion += part.confusion
+        tally = part.tally if tally is None else tally + part.tally
         bytes_down.update(part.bytes_down)
-    return tuple(sorted(records, key=lambda record: record.client)), confusion, bytes_down
+    pooled = {} if tally is None else task_rules(preparation.plan.task).scores(tally)
+    return tuple(sorted(records, key=lambda record: record.client)), pooled, bytes_down
 
 
 def _modality_sets(population: Population, records: Sequence[ClientEvaluation]) -> list[str]:

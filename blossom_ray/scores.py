@@ -5,9 +5,65 @@ Names only: how a score is computed stands in `tasks/`, what it means in `docs/s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Task = Literal["classification", "multilabel", "regression"]
 """`classification`: one class per sample. `multilabel`: any number of classes. `regression`: one or more numbers."""
 
 TASKS: tuple[Task, ...] = get_args(Task)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of a task.
+
+    Attributes:
+        name: Its column in the tables.
+        label: Its heading on the console; "" where it is not shown there.
+        lower_is_better: Whether smaller values are better, as for an error.
+        is_share: Whether it runs from 0 to 1 and is shown in percent.
+    """
+
+    name: str
+    label: str
+    lower_is_better: bool = False
+    is_share: bool = True
+
+
+_LOSS = Score("loss", "loss", lower_is_better=True, is_share=False)
+_F1 = (Score("macro_f1_present", "F1 present"), Score("macro_f1_all", "F1 all"))
+
+SCORES: dict[Task, tuple[Score, ...]] = {
+    "classification": (Score("accuracy", "accuracy"), Score("balanced_accuracy", ""), *_F1),
+    "multilabel": (Score("macro_auroc", "AUROC"), *_F1, Score("subset_accuracy", "")),
+    "regression": (
+        Score("rmse", "RMSE", lower_is_better=True, is_share=False),
+        Score("mae", "MAE", lower_is_better=True, is_share=False),
+        Score("r2", "R2", is_share=False),
+    ),
+}
+"""The scores of each task besides `loss`, in the order of the tables. The first one is what a run is judged by where
+nobody says otherwise: curves, best rounds, comparisons."""
+
+
+def default_score(task: Task) -> Score:
+    """The score that a run of this task is judged by where nobody says otherwise."""
+    return SCORES[task][0]
+
+
+def find_score(metric: str) -> Score | None:
+    """The score that a summary column is about: `rmse` for `rmse`, `rmse_pooled` and `held_out/rmse/acc`.
+
+    Args:
+        metric: A column of the table `rounds` or `clients`.
+
+    Returns:
+        The score, `loss` included; None for a column that is about none.
+    """
+    name = metric.removeprefix("held_out/").split("/")[0]
+    known = {score.name: score for task in TASKS for score in (*SCORES[task], _LOSS)} | {"train_loss": _LOSS}
+    for suffix in ("", "_pooled", "_p10", "_p50", "_p90"):
+        if name.endswith(suffix) and name.removesuffix(suffix) in known:
+            return known[name.removesuffix(suffix)]
+    return None

@@ -14,9 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from blossom_ray.console_tables import format_percent, format_seconds, plain_table
+from blossom_ray.console_tables import format_score, format_seconds, plain_table
 from blossom_ray.grid import Cell
 from blossom_ray.records import Progress
+from blossom_ray.scores import default_score
 from blossom_ray.sweeping import CellEvent
 
 # Off a terminal, rounds are told at most so often.
@@ -164,7 +165,7 @@ class _Tally:
         if event.progress is not None:
             self._rounds[key] = event.progress.round_index
             self._last[key] = event.progress
-            if (score := _score(event.progress)) is not None:
+            if (score := _score(event.cell, event.progress)) is not None:
                 self._scores[key] = score
             self._num_timed += event.progress.round_index > 0
         if event.kind in _ENDS:
@@ -181,7 +182,11 @@ class _Tally:
         if cell.identity not in self._last:
             return []
         rounds, score, seconds = self.columns(cell)
-        return [f"round {rounds}", *([f"accuracy {score}"] if score else []), f"{seconds} a round"]
+        return [
+            f"round {rounds}",
+            *([f"{default_score(cell.scenario.task).label} {score}"] if score else []),
+            f"{seconds} a round",
+        ]
 
     def columns(self, cell: Cell) -> tuple[str, str, str]:
         """Round, score and seconds of the last round of a cell; empty where there is none yet."""
@@ -191,10 +196,10 @@ class _Tally:
         score = self._scores.get(cell.identity)
         return (
             f"{last.round_index}/{cell.scenario.rounds}",
-            "" if score is None else format_percent(score),
+            "" if score is None else format_score(default_score(cell.scenario.task), score),
             format_seconds(last.seconds),
         )
 
 
-def _score(progress: Progress) -> float | None:
-    return progress.metrics.get("accuracy")
+def _score(cell: Cell, progress: Progress) -> float | None:
+    return progress.metrics.get(default_score(cell.scenario.task).name)

@@ -37,14 +37,11 @@ CLIENT_COLUMNS = {
     "train_seconds": "double",
     "num_test_examples": "int64",
     "loss": "double",
-    "accuracy": "double",
-    "balanced_accuracy": "double",
-    "macro_f1_present": "double",
-    "macro_f1_all": "double",
     "evaluate_bytes_down": "int64",
     "evaluate_seconds": "double",
 }
-"""Behind them stand, from the first round with local fine-tuning on, its loss and scores: `fine_tuned/<score>`."""
+"""Behind them stands one `double` column per score of the task and, from the first round with local fine-tuning on, for
+the loss and scores after it: `fine_tuned/<score>`."""
 
 BLOCK_COLUMNS = {
     "round": "int32",
@@ -73,7 +70,6 @@ TABLES = {
     "blocks": BLOCK_COLUMNS,
     "failures": FAILURE_COLUMNS,
 }
-_SCORES = ("accuracy", "balanced_accuracy", "macro_f1_present", "macro_f1_all")
 
 
 def table_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[str, Columns]:
@@ -127,23 +123,21 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         "train_seconds": _values(trainings, "seconds"),
         "num_test_examples": _values(evaluations, "num_examples"),
         "loss": _values(evaluations, "loss"),
-        **{
-            name: [None if evaluation is None else evaluation.scores[name] for evaluation in evaluations]
-            for name in _SCORES
-        },
         "evaluate_bytes_down": _values(evaluations, "bytes_down"),
         "evaluate_seconds": _values(evaluations, "seconds"),
-        **_fine_tuned_columns(record, clients),
+        **_score_columns(record, clients),
     }
 
 
-def _fine_tuned_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
-    """Loss and scores after local fine-tuning; no columns in rounds without it."""
-    if not record.fine_tuned:
-        return {}
+def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
+    """Scores, and loss and scores after local fine-tuning; no columns for what the round has not."""
+    plain = {evaluation.client: dict(evaluation.scores) for evaluation in record.evaluation}
     tuned = {evaluation.client: {"loss": evaluation.loss, **evaluation.scores} for evaluation in record.fine_tuned}
-    names = next(iter(tuned.values()))
-    return {f"fine_tuned/{name}": [tuned.get(client, {}).get(name) for client in clients] for name in names}
+    return {
+        prefix + name: [found.get(client, {}).get(name) for client in clients]
+        for prefix, found in (("", plain), ("fine_tuned/", tuned))
+        for name in next(iter(found.values()), {})
+    }
 
 
 def _failure_rows(record: RoundRecord) -> Columns:

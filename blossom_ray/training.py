@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from blossom_ray.aggregation import Vector
 from blossom_ray.blocks import encoder_block
@@ -69,7 +68,7 @@ def train_locally(
     Args:
         workspace: Holds the client's blocks; afterwards it holds the new ones.
         inputs: Modality to (n, *shape) float32 for the client's modalities. May be read-only.
-        labels: (n,) int64.
+        labels: (n,) int64, or (n, outputs) float32, as the task has them.
         section: The scenario's `training` section.
         learning_rate: The round's learning rate.
         optimizer_state: State to start from, or None for a new one.
@@ -142,13 +141,13 @@ class Trainer:
 
         Args:
             inputs: Modality to (B, *shape) float32; an encoder whose modality is not here takes no step.
-            targets: (B,) int64.
+            targets: (B,) int64, or (B, outputs) float32, as the task has them.
         """
         model = self._workspace.model
         model.training_mode(batch_size=len(targets))
         for flat in self._active.values():
             flat.zero_gradient()
-        loss = F.cross_entropy(model(inputs), targets)
+        loss = self._workspace.rules.loss(model(inputs), targets, reduction="mean")
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, flat in self._anchored.items():
             flat.gradient.add_(_parameters(flat) - self._received[name], alpha=self._section.proximal_mu)

@@ -1,14 +1,16 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from blossom_ray.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.console import LiveView, PlainView, choose_view, final_summary
-from blossom_ray.console_tables import CURVE_WIDTH, format_bytes, format_percent, format_seconds, sparkline
+from blossom_ray.console_tables import CURVE_WIDTH, format_bytes, format_score, format_seconds, score_table, sparkline
 from blossom_ray.records import BlockRound, ClientEvaluation, RoundRecord
 from blossom_ray.results import Run
 from blossom_ray.scenario import Scenario
+from blossom_ray.scores import default_score
 
 LONG_SET = "accelerometer+gyroscope+magnetometer"
 PROFILES = (ClientProfile(0, ("acc",)), ClientProfile(1, ("acc",)), ClientProfile(2, tuple(LONG_SET.split("+"))))
@@ -84,7 +86,7 @@ def test_plain_line_by_hand():
     assert lines[0] == "quick, private-head-fusion, 3 clients, 20 rounds"
     # Mean of rounds 1 to 3: (0.5 + 0.5 + 0.42) / 3 s; 17 are left: 8.05 s.
     assert lines[4] == (
-        "round  3/20  0.42 s  train loss 0.987  loss 1.234  accuracy 61.2 %  macro-F1 58.0 % (present 63.1 %)"
+        "round  3/20  0.42 s  train loss 0.987  loss 1.234  accuracy 61.2 %  F1 present 63.1 %  F1 all 58.0 %"
         "  up 1.1 MB  down 1.2 MB  left 8.05 s"
     )
     assert len(lines) == 5
@@ -241,9 +243,40 @@ def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text
 
 
-def test_format_percent():
-    assert format_percent(0.6125) == "61.3 %"
-    assert format_percent(1) == "100.0 %"
+def test_format_score():
+    accuracy, rmse = default_score("classification"), default_score("regression")
+    assert format_score(accuracy, 0.6125) == "61.3 %"
+    assert format_score(accuracy, 1) == "100.0 %"
+    assert format_score(accuracy, None) == "-"
+    assert format_score(rmse, 1234.56) == "1235"
+    assert format_score(rmse, 0.0125) == "0.0125"
+
+
+def test_the_scores_of_a_task_are_the_columns_and_a_missing_one_is_a_dash():
+    console = make_console()
+    metrics = {"loss": 0.5, "loss/acc": 0.5, "macro_f1_present": 0.25, "macro_f1_present/acc": 0.25}
+    metrics |= {"macro_f1_all": 0.125, "macro_f1_all/acc": 0.125, "macro_auroc": 0.75}
+    console.print(score_table(metrics, {"acc": 2}, "multilabel"))
+    words = [line.split() for line in printed(console).strip().splitlines()]
+    assert words[0] == ["modalities", "clients", "AUROC", "F1", "present", "F1", "all", "loss"]
+    assert words[2] == ["acc", "2", "-", "25.0", "%", "12.5", "%", "0.500"]
+    assert words[4] == ["all", "clients", "2", "75.0", "%", "25.0", "%", "12.5", "%", "0.500"]
+
+
+def test_views_of_a_regression():
+    scenario = make_scenario().override({"task": "regression"})
+    scores = {"loss": 4.0, "loss/acc": 4.0, "rmse": 2.0, "rmse/acc": 2.0, "mae": 1.5, "mae/acc": 1.5}
+    record = replace(make_record(1, accuracy=0.5), metrics=scores)
+    console = make_console()
+    with PlainView(scenario, console) as view:
+        view.update(record)
+    assert "  loss 4.000  RMSE 2  MAE 1.5  R2 -  up" in printed(console).splitlines()[1]
+    console = make_console()
+    with LiveView(scenario, PROFILES, console) as view:
+        view.update(replace(record, metrics=scores | {"rmse": 3.0}))
+        view.update(record)
+        text = draw(view, console)
+    assert "all clients 3 2 1.5 - 4.000 █▁" in [" ".join(line.split()) for line in text.splitlines()]
 
 
 def test_sparkline_by_hand():

@@ -15,6 +15,7 @@ from blossom_ray.data.split import split_rows
 from blossom_ray.errors import InputError
 from blossom_ray.scenario.datasets import DATASETS
 from blossom_ray.scenario.sections import Data, Downloaded
+from blossom_ray.scores import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) 
 
 
 def federation_problems(
-    data: Data, modalities: tuple[str, ...], num_clients: int, seed: int
+    data: Data, modalities: tuple[str, ...], num_clients: int, seed: int, task: Task = "classification"
 ) -> list[tuple[str, str, str]]:
     """What keeps a scenario's data from being divided over its clients; for `validate`.
 
@@ -96,7 +97,7 @@ def federation_problems(
         `errors.Problem`; empty when the federation can be built.
     """
     try:
-        build_federation(data, open_source(data, modalities, seed).targets(), num_clients, seed)
+        build_federation(data, open_source(data, modalities, seed, task).targets(), num_clients, seed)
     except PartitionError as error:
         return [(error.path, error.found, error.expected)]
     except InputError as error:

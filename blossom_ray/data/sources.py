@@ -14,6 +14,7 @@ from blossom_ray.errors import DataError
 from blossom_ray.factories import resolve_factory
 from blossom_ray.scenario.datasets import DATASETS
 from blossom_ray.scenario.sections import CustomData, Data, Downloaded, KuHarData, SyntheticData, UciHarData
+from blossom_ray.scores import Task
 
 
 class DataSource(Protocol):
@@ -38,20 +39,21 @@ class DataSource(Protocol):
         """
 
 
-def open_source(data: Data, modalities: tuple[str, ...], seed: int) -> DataSource:
+def open_source(data: Data, modalities: tuple[str, ...], seed: int, task: Task = "classification") -> DataSource:
     """The source of a scenario's `data` section. Nothing is read or generated yet.
 
     Args:
         data: The section.
         modalities: Those that the federation's clients own.
         seed: The scenario's seed; only generated data depend on it.
+        task: The scenario's task; own data that are for another one are refused when they are read.
 
     Raises:
         DataError: `path` is missing where files are needed, or the data set lacks a modality.
     """
     match data:
         case SyntheticData():
-            return _SyntheticSource(data, tuple(sorted(modalities)), seed)
+            return _SyntheticSource(data, tuple(sorted(modalities)), seed, task)
         case UciHarData():
             return UciHar(_path(data), modalities=modalities, acceleration=data.acceleration, zscore=data.zscore)
         case KuHarData():
@@ -60,7 +62,7 @@ def open_source(data: Data, modalities: tuple[str, ...], seed: int) -> DataSourc
                 zscore=data.zscore,
             )  # fmt: skip
         case CustomData():
-            return _CustomSource(data, tuple(sorted(modalities)))
+            return _CustomSource(data, tuple(sorted(modalities)), task)
 
 
 def _path(data: Downloaded) -> str:
@@ -75,17 +77,18 @@ class _SyntheticSource:
     spec: SyntheticData
     modalities: tuple[str, ...]
     seed: int
+    task: Task
 
     def targets(self) -> Targets:
-        return synthetic_targets(self.spec, self.seed)
+        return synthetic_targets(self.spec, self.seed, self.task)
 
     def load(self) -> Dataset:
-        return synthetic_dataset(self.spec, self.modalities, self.seed)
+        return synthetic_dataset(self.spec, self.modalities, self.seed, self.task)
 
 
 class _CustomSource:
-    def __init__(self, spec: CustomData, modalities: tuple[str, ...]) -> None:
-        self._spec = spec
+    def __init__(self, spec: CustomData, modalities: tuple[str, ...], task: Task) -> None:
+        self._spec, self._task = spec, task
         self.modalities = modalities
 
     def targets(self) -> Targets:
@@ -112,6 +115,7 @@ class _CustomSource:
             )
         if found.held_out is not None and found.held_out.class_names != found.class_names:
             raise DataError("data.factory returned a held-out set with other class names; expected the same")
+        found.check_task(self._task)
         return _only(found, self.modalities)
 
 

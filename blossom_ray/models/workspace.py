@@ -13,6 +13,8 @@ from blossom_ray.client import ClientPlan, LocalState
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
 from blossom_ray.scenario.sections import Model
+from blossom_ray.scores import Task
+from blossom_ray.tasks import task_rules
 
 
 class Workspace:
@@ -21,10 +23,11 @@ class Workspace:
     Args:
         section: The scenario's `model` section.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
-        num_outputs: Number of classes.
+        num_outputs: Number of classes, or of targets.
         owned: Modalities of the clients that work here.
         frozen: Names of blocks that are never trained.
         seed: The scenario's seed; initial values follow from it per block name.
+        task: What the model learns; its loss and its scores are `rules`.
         device: Where the model computes.
     """
 
@@ -37,10 +40,12 @@ class Workspace:
         owned: tuple[str, ...],
         frozen: frozenset[str] = frozenset(),
         seed: int,
+        task: Task = "classification",
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
         self.num_outputs = num_outputs
+        self.rules = task_rules(task)
         self.model = build_client_model(section, input_shapes, num_outputs, owned, seed).to(self.device)
         self.flat: dict[str, FlatBlock] = {}
         for name, module in self.model.blocks.items():
@@ -93,5 +98,6 @@ def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.dev
         owned=profile.modalities,
         frozen=frozen,
         seed=plan.seed,
+        task=plan.task,
         device=device,
     )

@@ -12,6 +12,7 @@ from blossom_ray.scenario import sections as spec
 from blossom_ray.scenario.algorithm_checks import algorithm_problems
 from blossom_ray.scenario.datasets import DATASETS, num_subjects, shapes_of
 from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
+from blossom_ray.scores import Task
 
 # Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
 _MOST_SAMPLES = 10_000_000
@@ -40,6 +41,8 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     found: list[Finding] = []
     if data is not None:
         found += _data(data)
+    if data is not None and "task" in sections:
+        found += _task(data, sections["task"])
     if model is not None and clients is not None:
         found += _modalities(model, clients)
     if model is not None:
@@ -92,6 +95,19 @@ def _data(data: spec.Data) -> Iterator[Finding]:
             yield Finding("data.path", f"{shown(data.path)}, which does not exist", facts.download)
 
 
+def _task(data: spec.Data, task: Task) -> Iterator[Finding]:
+    tasks = DATASETS[data.dataset].tasks
+    if task not in tasks:
+        yield Finding("task", f"{shown(task)}, which the labels of {data.dataset} do not serve", one_of(tasks))
+    if isinstance(data, spec.SyntheticData):
+        limit, what = (data.targets, "targets") if task == "regression" else (data.classes, "classes")
+        for name, modality in data.modalities.items():
+            groups = modality.distinguishable_classes
+            if groups is not None and groups > limit:
+                expected = f"at most {limit}, the number of {what}"
+                yield Finding(f"data.modalities.{name}.distinguishable_classes", f"is {groups}", expected)
+
+
 def _exists(path: str) -> bool:
     try:
         return Path(path).expanduser().exists()
@@ -112,10 +128,6 @@ def _synthetic(data: spec.SyntheticData) -> Iterator[Finding]:
         if modality.shape is not None and len(modality.shape) != len(_DEFAULT_SHAPES[modality.kind]):
             expected = f"{_AXES[modality.kind]} for the kind {modality.kind}"
             yield Finding(f"{path}.shape", shown(modality.shape), expected)
-        groups = modality.distinguishable_classes
-        if groups is not None and groups > data.classes:
-            expected = f"at most {data.classes}, the number of classes"
-            yield Finding(f"{path}.distinguishable_classes", f"is {groups}", expected)
     if data.subjects is None:
         for key, value in (("split", data.split), ("partition.kind", data.partition.kind)):
             if value == "subject":

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from blossom_ray.scenario import sections as spec
+from blossom_ray.scores import TASKS, Task
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,7 +34,7 @@ class DatasetFacts:
     title: str
     holds: str
     classes: str
-    tasks: tuple[str, ...]
+    tasks: tuple[Task, ...]
     held_out: str
     download: str = ""
     page: str = ""
@@ -47,7 +48,7 @@ DATASETS: Mapping[str, DatasetFacts] = {
         title="Generated samples; best attainable accuracy known",
         holds="data.samples, 2,000 by default",
         classes="data.classes, 6 by default",
-        tasks=("classification",),
+        tasks=TASKS,
         held_out="data.held_out_samples, 500 by default",
     ),
     "uci-har": DatasetFacts(
@@ -79,7 +80,7 @@ DATASETS: Mapping[str, DatasetFacts] = {
         title="Own data: what data.factory returns",
         holds="as the factory gives",
         classes="as the factory gives",
-        tasks=("classification",),
+        tasks=TASKS,
         held_out="as the factory gives",
     ),
 }

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from blossom_ray.aggregation import Vector
 from blossom_ray.client import LocalState, OptimizerState
 from blossom_ray.data.dataset import IntArray
 from blossom_ray.evaluation import Scored
-from blossom_ray.metrics import confusion_matrix
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.phases import Phase
 from blossom_ray.scenario.sections import Training
 from blossom_ray.seeding import Purpose, generator, torch_seed
+from blossom_ray.tasks import TaskRules
 from blossom_ray.training import LocalResult
 from blossom_ray.vectorized.batches import StackedBatch, stacked_batches
 from blossom_ray.vectorized.optimizer import StackOptimizer
@@ -43,7 +42,7 @@ class ClientTask:
         client: The client's id; with seed and round it fixes batches and dropout.
         blocks: Values of all blocks that it holds, (size,) float32. May be read-only.
         inputs: Modality to (n, *shape) float32 for the client's modalities. May be read-only.
-        labels: (n,) int64.
+        labels: (n,) int64, or (n, outputs) float32, as the task has them.
         local_state: Its normalisation state; empty for the initial one.
         optimizer_state: State of its optimizer to start from; empty for a new one. Not used in evaluation.
     """
@@ -176,7 +175,7 @@ class VectorizedEngine:
                 stack.enter(batch)
                 num_active = len(batch.counts)
                 inputs, targets = shards.gather(batch)
-                losses = _mean_losses(stack.model(inputs), targets, batch)
+                losses = _mean_losses(self._workspace.rules, stack.model(inputs), targets, batch)
                 # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
                 gradients = torch.autograd.grad(
                     losses.sum(), stack.parameters, allow_unused=True, materialize_grads=True
@@ -207,22 +206,22 @@ class VectorizedEngine:
     def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
         stack = self._load(tasks)
         stack.evaluate()
-        shards = _Shards(tasks, self._device)
+        shards, rules = _Shards(tasks, self._device), self._workspace.rules
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
         steps: list[tuple[Tensor, tuple[int, ...]]] = []
         with torch.no_grad():
             for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
                 stack.enter(batch)
                 inputs, targets = shards.gather(batch)
-                logits = stack.model(inputs)
-                loss_sums[: len(batch.counts)] += _mean_losses(logits, targets, batch) * batch.row_counts
-                steps.append((stack.lanes.unfold(logits.argmax(dim=1)), batch.counts))
+                outputs = stack.model(inputs)
+                loss_sums[: len(batch.counts)] += _mean_losses(rules, outputs, targets, batch) * batch.row_counts
+                steps.append((stack.lanes.unfold(rules.predict(outputs)), batch.counts))
         predictions: list[list[np.ndarray]] = [[] for _ in tasks]
         for predicted, counts in steps:
             for own, row, count in zip(predictions, predicted.cpu().numpy(), counts, strict=False):
                 own.append(row[:count])
         return [
-            Scored(confusion_matrix(task.labels, np.concatenate(own), self._workspace.num_outputs), loss_sum)
+            Scored(rules.tally(task.labels, np.concatenate(own), self._workspace.num_outputs), loss_sum)
             for task, own, loss_sum in zip(tasks, predictions, loss_sums.tolist(), strict=True)
         ]
 
@@ -244,7 +243,7 @@ class _Shards:
         self._labels = torch.from_numpy(np.concatenate([task.labels for task in tasks])).to(device)
 
     def gather(self, batch: StackedBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """The batch's inputs (K * B, *shape) by modality, and its labels (K * B,)."""
+        """The batch's inputs (K * B, *shape) by modality, and its labels, (K * B,) or (K * B, outputs)."""
         inputs = {modality: values.index_select(0, batch.rows) for modality, values in self._inputs.items()}
         return inputs, self._labels.index_select(0, batch.rows)
 
@@ -269,9 +268,9 @@ class _Draws:
         return [torch.Generator(device).manual_seed(number) for number in seeds]
 
 
-def _mean_losses(logits: Tensor, targets: Tensor, batch: StackedBatch) -> Tensor:
-    """Mean cross-entropy of each client over its real rows, (K,)."""
-    losses = F.cross_entropy(logits, targets, reduction="none").view(len(batch.counts), -1)
+def _mean_losses(rules: TaskRules, outputs: Tensor, targets: Tensor, batch: StackedBatch) -> Tensor:
+    """Mean loss of each client over its real rows, (K,)."""
+    losses = rules.loss(outputs, targets, reduction="none").view(len(batch.counts), -1)
     if batch.mask is None:
         return losses.mean(dim=1)
     return (losses * batch.mask).sum(dim=1) / batch.row_counts

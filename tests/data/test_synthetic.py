@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.synthetic import ceiling, synthetic_dataset, synthetic_targets, views
+from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
+from blossom_ray.data.synthetic_views import ceiling, seen_outputs, views
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import SyntheticData, SyntheticModality
+from blossom_ray.scores import Task
 
 
 def spec_of(modalities: dict[str, SyntheticModality] | None = None, **values: object) -> SyntheticData:
@@ -168,5 +170,58 @@ def test_unfit_sections_are_refused() -> None:
     with pytest.raises(DataError, match=r"data.modalities.m.shape is \[8, 8\]; expected 3 numbers for kind image"):
         synthetic_dataset(spec, ("m",), 0)
     spec = spec_of({"m": SyntheticModality(distinguishable_classes=7)}, classes=6)
-    with pytest.raises(DataError, match=r"distinguishable_classes is 7; expected at most data.classes, 6"):
+    with pytest.raises(DataError, match=r"distinguishable_classes is 7; expected at most 6, the number of classes"):
         ceiling(spec, ["m"])
+
+
+def test_seen_classes_follow_each_other_from_modality_to_modality() -> None:
+    spec = spec_of({**COMPLEMENTARY, "c": SyntheticModality(), "d": SyntheticModality(distinguishable_classes=2)})
+    seen = {name: seen_outputs(spec, name, 6) for name in ("a", "b", "c", "d", "unlisted")}
+    everything = (0, 1, 2, 3, 4, 5)
+    assert seen == {"a": (0, 1, 2), "b": (3, 4), "c": everything, "d": (5, 0), "unlisted": everything}
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_strata_without_the_inputs_are_those_of_the_data_set(task: Task) -> None:
+    spec = spec_of(samples=60, targets=2, subjects=4)
+    targets, dataset = synthetic_targets(spec, 5, task), synthetic_dataset(spec, ("m",), 5, task)
+    assert targets.labels.tolist() == dataset.targets.labels.tolist()
+    assert targets.num_classes == dataset.targets.num_classes
+    assert targets.subjects is not None
+    assert targets.subjects.tolist() == dataset.targets.subjects.tolist()
+    dataset.check_task(task)
+    assert dataset.held_out is not None
+
+
+def test_labels_of_each_task() -> None:
+    spec = spec_of(samples=4000, classes=3, targets=2, held_out_samples=0)
+    several, numbers = (synthetic_dataset(spec, ("m",), 0, task) for task in ("multilabel", "regression"))
+    assert several.labels.shape == (4000, 3)
+    # Standard errors are 0.007 and 0.016.
+    np.testing.assert_allclose(several.labels.mean(axis=0), 0.3, atol=0.03)
+    assert several.class_names == ("class 0", "class 1", "class 2")
+    np.testing.assert_allclose(numbers.labels.mean(axis=0), 0, atol=0.07)
+    np.testing.assert_allclose(numbers.labels.std(axis=0), 1, atol=0.05)
+    assert numbers.class_names == ("target 0", "target 1")
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_modality_tells_what_it_sees_and_nothing_else(task: Task) -> None:
+    vector = SyntheticModality(kind="vector", distinguishable_classes=2)
+    spec = spec_of({"a": vector, "b": vector}, samples=3000, classes=4, targets=4, held_out_samples=0)
+    dataset = synthetic_dataset(spec, ("a", "b"), 0, task)
+    for modality, seen in (("a", [0, 1]), ("b", [2, 3])):
+        inputs, labels = dataset.inputs[modality], dataset.labels - dataset.labels.mean(axis=0)
+        solution, *_ = np.linalg.lstsq(inputs, labels, rcond=None)
+        explained = 1 - np.square(labels - inputs @ solution).mean(axis=0) / labels.var(axis=0)
+        unseen = [output for output in range(4) if output not in seen]
+        assert explained[seen].min() > 0.6
+        assert explained[unseen].max() < 0.05
+
+
+def test_an_unseen_number_of_targets_is_refused() -> None:
+    spec = spec_of({"m": SyntheticModality(distinguishable_classes=3)}, targets=2)
+    with pytest.raises(
+        DataError, match=r"distinguishable_classes is 3; expected at most 2, the number of classes or t"
+    ):
+        synthetic_dataset(spec, ("m",), 0, "regression")

@@ -36,7 +36,8 @@ class SyntheticModality(Section):
     """Shape of one sample. Default: (64, 3) for a sequence, (1, 16, 16) for an image, (32,) for a vector."""
     distinguishable_classes: Positive | None = None
     """How many groups of classes this modality tells apart; classes of one group look alike in it. Equal to
-    `classes` (default): sufficient alone. 1: tells nothing. Best accuracy from it alone: this number / `classes`."""
+    `classes` (default): sufficient alone. 1: tells nothing. Best accuracy from it alone: this number / `classes`.
+    With `task: multilabel` or `regression`: how many of the classes or targets it sees at all."""
     signal: NonNegative = 1.0
     """Root mean square of the class pattern, in units of the noise's standard deviation."""
 
@@ -50,7 +51,9 @@ class SyntheticData(_Data):
     samples: Positive = 2000
     """Samples over all clients."""
     classes: Annotated[int, Field(ge=2)] = 6
-    """Number of classes, equally likely."""
+    """Number of classes, equally likely. With `task: multilabel` a sample has each with probability 0.3."""
+    targets: Positive = 1
+    """Number of targets, each standard normal, with `task: regression`."""
     modalities: dict[ModalityName, SyntheticModality] = Field(default_factory=dict)
     """Modality by name. A modality that clients own and that is not listed gets the defaults."""
     subjects: Positive | None = None

@@ -1,0 +1,99 @@
+"""What a task has to say: its loss, what scoring adds up, and the scores that follow from the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from blossom_ray.errors import DataError
+
+IntArray = npt.NDArray[np.int64]
+DoubleArray = npt.NDArray[np.float64]
+Reduction = Literal["mean", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What scoring a model on a split leaves. Tallies of several clients add up to the one of all their samples.
+
+    Attributes:
+        num_examples: Samples scored.
+        counts: Sums of whole numbers, exact in any order; int64, by name.
+        moments: Sums that are rounded, (clients, T) float64 by name. Those of several clients stand one below the
+            other, and `math.fsum` adds them where a score needs them: it rounds once, so that neither the order of
+            clients nor the place where they are scored can be seen in a score.
+    """
+
+    num_examples: int
+    counts: Mapping[str, IntArray] = field(default_factory=dict)
+    moments: Mapping[str, DoubleArray] = field(default_factory=dict)
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            self.num_examples + other.num_examples,
+            {name: counts + other.counts[name] for name, counts in self.counts.items()},
+            {name: np.concatenate([rows, other.moments[name]]) for name, rows in self.moments.items()},
+        )
+
+
+class TaskRules(Protocol):
+    """One task. Outputs are those of a model's head, (B, O) float32: logits, or values in a regression."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+        """The loss of each sample (B,), or its mean or sum over samples; differentiable.
+
+        Args:
+            outputs: (B, O) float32.
+            targets: Labels of the samples, as in `Dataset`: (B,) int64, or (B, O) float32.
+            reduction: What is done with the samples' losses.
+        """
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """What `tally` needs of the outputs: (B,) or (B, O)."""
+
+    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
+        """Count the predictions of one client's model.
+
+        Args:
+            labels: (N,) int64 or (N, O) float32, N > 0.
+            predictions: What `predict` gave for these samples.
+            num_outputs: O, the number of outputs of the head.
+
+        Raises:
+            DataError: Labels and predictions have other shapes or values than announced.
+        """
+
+    def scores(self, tally: Tally) -> dict[str, float | None]:
+        """The scores of a tally with at least one sample, by name in the order of `SCORES`.
+
+        A score that the samples do not define is None.
+        """
+
+
+def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """Losses per sample (B,) as they are, or their mean or sum."""
+    match reduction:
+        case "mean":
+            return losses.mean()
+        case "sum":
+            return losses.sum()
+        case "none":
+            return losses
+
+
+def check_shapes(labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> None:
+    """Refuse labels or predictions that are not (N, O).
+
+    Raises:
+        DataError: They are not.
+    """
+    if labels.shape != predictions.shape or labels.shape[1:] != (num_outputs,):
+        raise DataError(
+            f"labels have shape {labels.shape} and predictions {predictions.shape}; "
+            f"expected (N, {num_outputs}) for both"
+        )

@@ -1,0 +1,96 @@
+"""One class per sample: cross-entropy, and scores from a confusion matrix."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.nn import functional as F
+
+from blossom_ray.errors import DataError
+from blossom_ray.tasks.base import IntArray, Reduction, Tally
+
+_CONFUSION = "confusion"
+
+
+class Classification:
+    """Labels (N,) int64; the tally is the confusion matrix `confusion`, (C, C)."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+        """Cross-entropy, in nats."""
+        return F.cross_entropy(outputs, targets, reduction=reduction)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The class with the largest logit, (B,) int64."""
+        return outputs.argmax(dim=1)
+
+    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
+        """Count samples by true and predicted class."""
+        confusion = confusion_matrix(np.asarray(labels, np.int64), np.asarray(predictions, np.int64), num_outputs)
+        return Tally(len(labels), {_CONFUSION: confusion})
+
+    def scores(self, tally: Tally) -> dict[str, float | None]:
+        """`accuracy`, `balanced_accuracy`, `macro_f1_present`, `macro_f1_all`."""
+        return {**classification_scores(tally.counts[_CONFUSION])}
+
+
+def confusion_matrix(labels: IntArray, predictions: IntArray, num_classes: int) -> IntArray:
+    """Count samples by true and predicted class.
+
+    Args:
+        labels: (N,) true classes, 0..num_classes-1.
+        predictions: (N,) predicted classes, 0..num_classes-1.
+        num_classes: Number of classes C.
+
+    Returns:
+        (C, C) int64; rows are true classes, columns predicted ones. Matrices of parts of a data set add up.
+
+    Raises:
+        DataError: The lengths differ, or a class is out of range.
+    """
+    if labels.shape != predictions.shape or labels.ndim != 1:
+        raise DataError(f"labels have shape {labels.shape} and predictions {predictions.shape}; expected (N,) for both")
+    for name, classes in (("labels", labels), ("predictions", predictions)):
+        if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
+            raise DataError(f"{name} run from {classes.min()} to {classes.max()}; expected 0 to {num_classes - 1}")
+    cells = labels.astype(np.int64) * num_classes + predictions.astype(np.int64)
+    counts = np.bincount(cells, minlength=num_classes * num_classes)
+    return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def classification_scores(confusion: IntArray) -> dict[str, float]:
+    """The scores of a confusion matrix.
+
+    `macro_f1_present` is the mean F1 over the classes that have a true sample: 1 for a perfect classifier,
+    however few classes a client has. `macro_f1_all` divides by all classes, so an absent one counts 0, as in
+    the paper's code.
+
+    Args:
+        confusion: (C, C) counts, rows true and columns predicted, with at least one sample.
+
+    Returns:
+        `accuracy`, `balanced_accuracy` (mean recall over the classes that have a true sample),
+        `macro_f1_present`, `macro_f1_all`.
+
+    Raises:
+        DataError: The matrix is not square or holds no sample.
+    """
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise DataError(f"the confusion matrix has shape {confusion.shape}; expected (classes, classes)")
+    num_samples = int(confusion.sum())
+    if num_samples == 0:
+        raise DataError("the confusion matrix holds no sample; expected at least one")
+    correct = np.diagonal(confusion).astype(np.float64)
+    true_counts = confusion.sum(axis=1)
+    predicted_counts = confusion.sum(axis=0)
+    present = true_counts > 0
+    recall = correct[present] / true_counts[present]
+    f1 = 2 * correct[present] / (true_counts[present] + predicted_counts[present])
+    return {
+        "accuracy": float(correct.sum()) / num_samples,
+        "balanced_accuracy": math.fsum(recall) / len(recall),
+        "macro_f1_present": math.fsum(f1) / len(f1),
+        "macro_f1_all": math.fsum(f1) / len(confusion),
+    }

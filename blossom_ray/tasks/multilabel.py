@@ -1,0 +1,79 @@
+"""Any number of classes per sample: binary cross-entropy per class, macro-F1 and macro-AUROC."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.nn import functional as F
+
+from blossom_ray.errors import DataError
+from blossom_ray.tasks.base import Reduction, Tally, check_shapes, reduced
+
+
+class Multilabel:
+    """Labels (N, C) float32 of 0 and 1. A class is predicted where its probability is above 0.5, its logit above 0.
+
+    The tally has, per class: `hits` (predicted and true), `predicted`, `true`, `pairs` (of a sample with the class
+    and one without, both scored by the same model) and `doubled_wins` (2 for each pair in which the sample with the
+    class has the larger logit, 1 for a tie); and `exact`, the samples with all classes right.
+    """
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+        """Binary cross-entropy, in nats, mean over classes."""
+        losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
+        return reduced(losses, reduction)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The logits themselves: the AUROC needs their order."""
+        return outputs
+
+    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
+        """Count what is right, and compare the samples of each class with the others."""
+        check_shapes(labels, predictions, num_outputs)
+        truth, predicted = labels == 1, np.asarray(predictions, np.float32) > 0
+        if not ((labels == 0) | truth).all():
+            raise DataError("a label is neither 0 nor 1; expected labels of 0 and 1 for task: multilabel")
+        pairs = truth.sum(axis=0) * (~truth).sum(axis=0)
+        return Tally(
+            len(labels),
+            {
+                "hits": (truth & predicted).sum(axis=0),
+                "predicted": predicted.sum(axis=0),
+                "true": truth.sum(axis=0),
+                "pairs": pairs,
+                "doubled_wins": np.array([
+                    _doubled_wins(predictions[truth[:, k], k], predictions[~truth[:, k], k]) if pairs[k] else 0
+                    for k in range(num_outputs)
+                ], np.int64),
+                "exact": np.array((truth == predicted).all(axis=1).sum()),
+            },
+        )  # fmt: skip
+
+    def scores(self, tally: Tally) -> dict[str, float | None]:
+        """`macro_auroc`, `macro_f1_present`, `macro_f1_all`, `subset_accuracy`.
+
+        The AUROC of a class is the share of pairs in which the sample with the class has the larger logit, a tie
+        counting one half: for one model exactly the area under the ROC curve (Mann and Whitney 1947). The tally of
+        several clients has the pairs within each client alone, since logits of different models have no common
+        scale.
+        """
+        counts = tally.counts
+        ranked = counts["pairs"] > 0
+        auroc = counts["doubled_wins"][ranked] / (2 * counts["pairs"][ranked])
+        present = counts["true"] > 0
+        f1 = 2 * counts["hits"][present] / (counts["true"] + counts["predicted"])[present]
+        return {
+            "macro_auroc": math.fsum(auroc) / len(auroc) if len(auroc) else None,
+            "macro_f1_present": math.fsum(f1) / len(f1) if len(f1) else None,
+            "macro_f1_all": math.fsum(f1) / len(present),
+            "subset_accuracy": int(counts["exact"]) / tally.num_examples,
+        }
+
+
+def _doubled_wins(positives: npt.NDArray[np.generic], negatives: npt.NDArray[np.generic]) -> int:
+    """2 U of Mann and Whitney: pairs won by a positive, doubled, plus ties."""
+    ordered = np.sort(negatives)
+    return int(np.searchsorted(ordered, positives, "left").sum() + np.searchsorted(ordered, positives, "right").sum())

@@ -1,0 +1,70 @@
+"""One or more numbers per sample: squared error, RMSE, MAE and R2."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.nn import functional as F
+
+from blossom_ray.tasks.base import DoubleArray, Reduction, Tally, check_shapes, reduced
+
+
+class Regression:
+    """Labels (N, T) float32, finite, in whatever unit they have.
+
+    The tally has a row per client: `samples` (1 column), and per target `absolute` and `squared` (sums of errors),
+    `mean` of the labels and `spread`, the sum of their squared distances from that mean.
+    """
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+        """Squared error, mean over targets."""
+        return reduced(F.mse_loss(outputs, targets, reduction="none").mean(dim=1), reduction)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
+    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
+        """Add up errors, in float64."""
+        check_shapes(labels, predictions, num_outputs)
+        truth = np.asarray(labels, np.float64)
+        error = np.asarray(predictions, np.float64) - truth
+        mean = truth.mean(axis=0)
+        moments = {
+            "samples": np.array([len(truth)], np.float64),
+            "absolute": np.abs(error).sum(axis=0),
+            "squared": np.square(error).sum(axis=0),
+            "mean": mean,
+            "spread": np.square(truth - mean).sum(axis=0),
+        }
+        return Tally(len(labels), moments={name: values[np.newaxis] for name, values in moments.items()})
+
+    def scores(self, tally: Tally) -> dict[str, float | None]:
+        """`rmse`, `mae` (over all samples and targets) and `r2`.
+
+        R2 is 1 - (sum of squared errors) / (sum of squared distances from the mean), mean over the targets that vary;
+        None where none does.
+        """
+        moments = tally.moments
+        absolute, squared, spread = (_total(moments[name]) for name in ("absolute", "squared", "spread"))
+        # The spread about the common mean: within clients, and of the clients' means (Chan et al. 1979).
+        samples = moments["samples"]
+        mean = _total(samples * moments["mean"]) / tally.num_examples
+        spread = spread + _total(samples * np.square(moments["mean"] - mean))
+        # Distances that are rounding alone are no spread: float32 labels that differ lie further apart.
+        varies = spread > tally.num_examples * np.square(1e-14 * mean)
+        r2 = 1 - squared[varies] / spread[varies]
+        num_values = tally.num_examples * len(squared)
+        return {
+            "rmse": math.sqrt(math.fsum(squared) / num_values),
+            "mae": math.fsum(absolute) / num_values,
+            "r2": math.fsum(r2) / len(r2) if len(r2) else None,
+        }
+
+
+def _total(rows: DoubleArray) -> DoubleArray:
+    """Column sums (T,) of (clients, T), each rounded once."""
+    return np.array([math.fsum(column) for column in rows.T])
