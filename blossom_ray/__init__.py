@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blossom_ray.api import simulate
     from blossom_ray.blocks import BlockInstance, Scope, SharingScheme
+    from blossom_ray.comparison import Comparison, compare
     from blossom_ray.data.dataset import Dataset
     from blossom_ray.errors import BlossomError, DataError, RunError, ScenarioError
     from blossom_ray.metrics import personalization_gain
     from blossom_ray.records import RoundRecord
     from blossom_ray.results import Run
     from blossom_ray.scenario import Scenario
+    from blossom_ray.sweep_folder import Sweep
+    from blossom_ray.sweeping import sweep
 
 __version__ = version("blossom-ray")
 
 _HOME = {
     "BlockInstance": "blocks",
     "BlossomError": "errors",
+    "Comparison": "comparison",
     "DataError": "errors",
     "Dataset": "data.dataset",
     "RoundRecord": "records",
@@ -32,13 +36,17 @@ _HOME = {
     "ScenarioError": "errors",
     "Scope": "blocks",
     "SharingScheme": "blocks",
+    "Sweep": "sweep_folder",
+    "compare": "comparison",
     "personalization_gain": "metrics",
     "simulate": "api",
+    "sweep": "sweeping",
 }
 
 __all__ = [
     "BlockInstance",
     "BlossomError",
+    "Comparison",
     "DataError",
     "Dataset",
     "RoundRecord",
@@ -48,9 +56,12 @@ __all__ = [
     "ScenarioError",
     "Scope",
     "SharingScheme",
+    "Sweep",
     "__version__",
+    "compare",
     "personalization_gain",
     "simulate",
+    "sweep",
 ]
 
 

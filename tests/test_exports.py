@@ -13,8 +13,9 @@ from conftest import REPOSITORY
 import blossom_ray
 
 NAMES = {
-    "BlockInstance", "BlossomError", "DataError", "Dataset", "RoundRecord", "Run", "RunError", "Scenario",
-    "ScenarioError", "Scope", "SharingScheme", "personalization_gain", "simulate",
+    "BlockInstance", "BlossomError", "Comparison", "DataError", "Dataset", "RoundRecord", "Run", "RunError",
+    "Scenario", "ScenarioError", "Scope", "SharingScheme", "Sweep", "compare", "personalization_gain", "simulate",
+    "sweep",
 }  # fmt: skip
 QUICKSTART = str(REPOSITORY / "scenarios" / "quickstart.yaml")
 

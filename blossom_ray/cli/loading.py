@@ -34,15 +34,15 @@ def load_scenario(path: Path, settings: list[str] | None, seed: int | None) -> S
     return scenario
 
 
-def parse_settings(settings: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
-    """Value by dotted path of `--set` options, and what is wrong with others."""
+def parse_settings(settings: Sequence[str], option: str = "--set") -> tuple[dict[str, Any], list[Problem]]:
+    """Value by dotted path of options such as `--set`, and what is wrong with others."""
     from blossom_ray.scenario.reader import parse_assignment
 
     problems: list[Problem] = []
     overrides: dict[str, Any] = {}
     for text in settings:
         try:
-            key, value = parse_assignment(text)
+            key, value = parse_assignment(text, option)
         except ScenarioError as error:
             problems += error.problems
         else:

@@ -1,10 +1,11 @@
-"""Commands over many runs: `sweep`."""
+"""Commands over many runs: `sweep` and `compare`."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
 from contextlib import closing
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,24 @@ from blossom_ray.errors import Problem, ScenarioError
 if TYPE_CHECKING:
     from blossom_ray.grid import Axis, Cell
     from blossom_ray.sweeping import CellEvent
+
+
+class Form(StrEnum):
+    """How `compare` prints."""
+
+    TABLE = "table"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    JSON = "json"
+
+
+class GainOf(StrEnum):
+    """The score whose gains `compare` shows."""
+
+    FINAL = "final"
+    LAST5 = "last5"
+    BEST = "best"
 
 
 @app.command(
@@ -62,6 +81,56 @@ def sweep(
         num_failed = _follow(folder, cells, jobs, interruption, as_json=as_json)
     if num_failed:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: blossom-ray compare sweeps/quickstart --metric macro_f1_present --target 0.7")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN|SWEEP...", help="Folders of runs and of sweeps.")],
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="A column of the table rounds; accuracy, or what the task is judged by."),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="PATH=VALUE",
+            help="What gains are measured against; sharing=full-model unless given. Repeatable.",
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="PATH", help="Tell apart by this key and average over the others. Repeatable."),
+    ] = None,
+    target: Annotated[float | None, typer.Option("--target", help="Show rounds and bytes to reach this score.")] = None,
+    gain_of: Annotated[GainOf, typer.Option("--gain-of", help="The score whose gains are shown.")] = GainOf.LAST5,
+    form: Annotated[Form, typer.Option("--format", help="How to print it; csv and json hold everything.")] = Form.TABLE,
+    as_json: Json = False,
+) -> None:
+    """Compare finished runs: scores, gains over a baseline on the same federation, with 95 % intervals.
+
+    Intervals are over seeds (Student t); with a single seed over its clients (bootstrap), in brackets.
+    """
+    from blossom_ray import comparison_formats as formats
+    from blossom_ray.comparison import compare as compare_runs
+
+    overrides, problems = parse_settings(baseline or [], "--baseline")
+    if problems:
+        raise ScenarioError(tuple(problems))
+    found = compare_runs(*runs, metric=metric, baseline=overrides or None, by=by, target=target)
+    match Form.JSON if as_json else form:
+        case Form.TABLE:
+            from rich.console import Console
+
+            Console().print(formats.terminal(found, gain_of.value))
+        case Form.CSV:
+            print(formats.csv(found), end="")
+        case Form.MARKDOWN:
+            print(formats.markdown(found, gain_of.value), end="")
+        case Form.LATEX:
+            print(formats.latex(found, gain_of.value), end="")
+        case Form.JSON:
+            print(formats.json_text(found))
 
 
 def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:
