@@ -43,8 +43,15 @@ def weighted_sum(updates: Iterable[tuple[int, Vector]]) -> PartialSum:
     total: Total | None = None
     weight = contributors = 0
     for num_examples, vector in updates:
-        product = np.multiply(vector, num_examples, dtype=np.float64)
-        total = product if total is None else np.add(total, product, out=total)
+        if total is None:
+            total = vector.astype(np.float64)
+            total *= num_examples
+            # One buffer for all other products: fresh memory of this size costs more than the arithmetic.
+            product = np.empty_like(total)
+        else:
+            np.copyto(product, vector)
+            product *= num_examples
+            total += product
         weight += num_examples
         contributors += 1
     if total is None:

@@ -48,6 +48,9 @@ class ClientPlan:
     evaluation_batch_size: int
     fine_tune: FineTune | None = None
     task: Task = "classification"
+    _patterns: dict[tuple[object, ...], dict[str, BlockInstance]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def held_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
         """The block instances that a client holds, by block name."""
@@ -68,7 +71,14 @@ class ClientPlan:
         return tuple(i for i in self.trained_blocks(client).values() if not i.is_private)
 
     def _instances(self, client: ClientProfile, modalities: Iterable[str]) -> dict[str, BlockInstance]:
-        return {name: self.scheme.instance(name, client) for name in block_names(modalities)}
+        # Clients of one modality set and group differ in the key of private blocks alone.
+        kind = (tuple(modalities), client.modalities, client.group)
+        if kind not in self._patterns:
+            self._patterns[kind] = {name: self.scheme.instance(name, client) for name in block_names(modalities)}
+        return {
+            name: self.scheme.instance(name, client) if instance.is_private else instance
+            for name, instance in self._patterns[kind].items()
+        }
 
 
 @dataclass(frozen=True)

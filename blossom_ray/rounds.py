@@ -16,7 +16,7 @@ from blossom_ray.metrics import summarize
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord, Scoring
 from blossom_ray.runtime.base import Runtime
-from blossom_ray.sampling import Population, draw_clients
+from blossom_ray.sampling import Population, Signature, draw_clients
 from blossom_ray.scenario.sections import FineTune
 from blossom_ray.seeding import Purpose
 from blossom_ray.server import Server
@@ -216,10 +216,17 @@ def _block_rounds(
     drift_sums: defaultdict[BlockInstance, float] = defaultdict(float)
     weights: Counter[BlockInstance] = Counter()
     contributors: Counter[BlockInstance] = Counter()
+    reported: dict[Signature, dict[str, BlockInstance]] = {}
     for record in training.records if training else ():
-        trained = preparation.plan.trained_blocks(preparation.population.profiles[record.client])
-        for name, instance in trained.items():
-            together = BlockInstance(name, Scope.PRIVATE) if instance.is_private else instance
+        profile = preparation.population.profiles[record.client]
+        signature = (profile.modalities, profile.group)
+        if signature not in reported:
+            trained = preparation.plan.trained_blocks(profile)
+            reported[signature] = {
+                name: BlockInstance(name, Scope.PRIVATE) if instance.is_private else instance
+                for name, instance in trained.items()
+            }
+        for name, together in reported[signature].items():
             drift_sums[together] += record.num_examples * record.drift[name]
             weights[together] += record.num_examples
             contributors[together] += 1

@@ -22,6 +22,7 @@ from blossom_ray.models.workspace import Workspace
 from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.records import RoundRecord
 from blossom_ray.runtime.local import LocalRuntime
+from blossom_ray.scenario.overrides import parse_assignment
 from blossom_ray.seeding import Purpose, generator
 from blossom_ray.server import Server, initial_server
 from blossom_ray.simulation import RunInfo, run_rounds
@@ -59,7 +60,7 @@ def w1_scenario(arguments: argparse.Namespace) -> Scenario:
         "data.samples": num_clients * (NUM_SAMPLES + 1),
         "evaluation.clients": 1 / num_clients,
     }
-    return Scenario.load(W1, changes | dict(change.split("=", 1) for change in arguments.changes))
+    return Scenario.load(W1, changes | dict(map(parse_assignment, arguments.changes)))
 
 
 def workload_of(preparation: Preparation) -> Workload:

@@ -95,6 +95,7 @@ class ArrowFiles:
     def __init__(self, source: Path | Mapping[str, ByteArray]) -> None:
         self._source = source
         self._open: dict[str, tuple[Any, Any]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def samples(self, name: str, number: int) -> FloatArray:
         """A batch of samples, (n, *shape) float32: a read-only view of the file or of the buffer.
@@ -103,9 +104,10 @@ class ArrowFiles:
             DataError: The file is missing or damaged.
         """
         batch = self._batch(name, number)
-        shape = (int(length) for length in batch.schema.metadata[b"shape"].split(b","))
-        values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
-        return np.asarray(values.reshape(batch.num_rows, *shape))
+        if name not in self._shapes:
+            self._shapes[name] = tuple(map(int, batch.schema.metadata[b"shape"].split(b",")))
+        values = batch.column(0).values.to_numpy(zero_copy_only=True)
+        return np.asarray(values.reshape(batch.num_rows, *self._shapes[name]))
 
     def labels(self, name: str, number: int) -> Labels:
         """A batch of labels, (n,) int64 or (n, C) float32: a read-only view of the file or of the buffer.

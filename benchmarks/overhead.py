@@ -1,0 +1,143 @@
+"""W3: what a round costs besides training: clients that give back the blocks that they got.
+
+    python benchmarks/overhead.py --clients 1000 --rounds 12             # packed, one actor per core
+    python benchmarks/overhead.py --clients 40 --clients-per-actor 1     # an actor per client
+    python benchmarks/overhead.py --clients 1000 --runtime local --profile
+
+The model has 100,000 parameters (0.4 MB) in three shared blocks. All clients take part in every round. Everything but
+training and scoring is as in any run: drawing and cutting the cohort, sending blocks, reading each client's shard,
+checking that updates are finite, summing them, records, the stream of records to the process that watches. A round is
+timed from one record's arrival to the next one's, without the first two and the last.
+
+Client actors import this module, since the scenario names its encoder; on import it puts `NoTraining` in the place of
+the engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+import blossom_ray.client_host
+from blossom_ray import Scenario, simulate
+from blossom_ray.evaluation import Scored
+from blossom_ray.models.workspace import Workspace
+from blossom_ray.scenario.sections import Training
+from blossom_ray.training import LocalResult
+from blossom_ray.vectorized import ClientTask
+
+NUM_PARAMETERS = 100_000
+INPUT_SIZE, FUSED, CLASSES = 8, 8, 4
+
+
+class NoTraining:
+    """An engine whose clients do nothing."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._trained, self._num_classes = tuple(workspace.trained), workspace.num_outputs
+
+    def train(self, tasks: Sequence[ClientTask], _section: Training, **_round: Any) -> list[tuple[LocalResult, float]]:
+        """What each client got."""
+        drift = dict.fromkeys(self._trained, 0.0)
+        return [
+            (LocalResult({name: t.blocks[name] for name in self._trained}, {}, {}, len(t.labels), 1, 0.0, drift), 0.0)
+            for t in tasks
+        ]
+
+    def evaluate(self, tasks: Sequence[ClientTask], _batch_size: int, **_round: Any) -> list[tuple[Scored, float]]:
+        """As if every sample were of class 0 and rightly found."""
+        confusion = np.zeros((self._num_classes, self._num_classes), np.int64)
+        confusion[0, 0] = 1
+        return [(Scored(confusion, 0.0), 0.0) for _ in tasks]
+
+
+def encoder(input_shape: tuple[int, ...], dim: int) -> nn.Module:
+    """One linear layer."""
+    return nn.Linear(input_shape[0], dim)
+
+
+def no_training(_kind: str, workspace: Workspace) -> NoTraining:
+    """In the place of `make_engine`."""
+    return NoTraining(workspace)
+
+
+blossom_ray.client_host.make_engine = no_training
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--clients-per-actor", type=int, help="default: one actor per core")
+    parser.add_argument("--chunk-size", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--runtime", default="ray", choices=("ray", "local"))
+    parser.add_argument("--profile", action="store_true", help="where the time goes; with --runtime local")
+    arguments = parser.parse_args()
+    scenario = overhead_scenario(arguments)
+    profiler = cProfile.Profile()
+    arrivals = []
+    for record in simulate(scenario, stream=True):
+        arrivals.append(time.perf_counter())
+        if arguments.profile and record.round_index == 2:
+            profiler.enable()
+    profiler.disable()
+    if arguments.profile:
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+    seconds = np.diff(arrivals)[2:-1]
+    per_client = [1e3 * value / arguments.clients for value in (median(seconds), seconds.min(), seconds.max())]
+    print(
+        f"{arguments.clients} clients, {arguments.clients_per_actor or 'packed'} per actor, {arguments.runtime}: "
+        f"{1e3 * median(seconds):.1f} ms a round, {per_client[0]:.3f} ms a client "
+        f"({per_client[1]:.3f} to {per_client[2]:.3f}, {len(seconds)} rounds)"
+    )
+
+
+def overhead_scenario(arguments: argparse.Namespace) -> Scenario:
+    """Three shared blocks that make up 100,000 parameters, two samples per client."""
+    num_clients = arguments.clients
+    # Encoder d(8 + 1), fusion 8(d + 1), head 4(8 + 1).
+    dim = (NUM_PARAMETERS - CLASSES * (FUSED + 1) - FUSED) // (INPUT_SIZE + 1 + FUSED)
+    per_actor = arguments.clients_per_actor
+    cpus = 1.0 if per_actor is None else 0.01
+    return Scenario.model_validate(
+        {
+            "name": "overhead",
+            "rounds": arguments.rounds,
+            "data": {
+                "dataset": "synthetic",
+                "samples": 2 * num_clients,
+                "classes": CLASSES,
+                "modalities": {"only": {"kind": "vector", "shape": [INPUT_SIZE]}},
+                "held_out_samples": 0,
+            },
+            "clients": [{"count": num_clients, "modalities": ["only"]}],
+            "model": {
+                "encoders": {"only": {"kind": "custom", "factory": "overhead:encoder", "options": {"dim": dim}}},
+                "fusion": {"kind": "concat", "dim": FUSED},
+                "head": {"kind": "linear"},
+            },
+            "sharing": "full-model",
+            "evaluation": {"every": arguments.rounds, "clients": 1 / num_clients},
+            "execution": {
+                "runtime": arguments.runtime,
+                "chunk_size": arguments.chunk_size,
+                "clients_per_actor": per_actor or "auto",
+                "client_resources": {"num_cpus": cpus},
+            },
+        }
+    )
+
+
+if __name__ == "__main__":
+    import overhead
+
+    # As the module that the scenario names, not as __main__: there must be one of it.
+    overhead.main()
