@@ -7,14 +7,14 @@ import platform
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, overload
 
 from blossom_ray.checkpoint import Session
-from blossom_ray.errors import DriverLostError
+from blossom_ray.errors import DriverLostError, StorageError
 from blossom_ray.inspection import Inspector
 from blossom_ray.records import RoundRecord
 from blossom_ray.results import MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
@@ -42,6 +42,7 @@ def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool 
     Raises:
         ScenarioError: The data cannot be read, or cannot be divided as the scenario asks.
         RunFolderError: The run folder cannot be written.
+        StorageError: The disk is full.
         RunError: A client or an actor failed.
 
     Example:
@@ -171,10 +172,12 @@ def _written(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]
     except Exception as error:
         status = "failed"
         details = getattr(error, "details", "")
-        writer.update(error={"type": type(error).__name__, "message": str(error), "details": details})
+        with suppress(StorageError):
+            writer.update(error={"type": type(error).__name__, "message": str(error), "details": details})
         raise
     finally:
-        with _undisturbed():
+        # A disk that has no room for the last words must not hide why the run failed.
+        with _undisturbed(), suppress(StorageError) if status == "failed" else nullcontext():
             writer.close(status)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +23,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.client import ClientState, SentBlock
 from blossom_ray.errors import RunFolderError
 from blossom_ray.server import Server
 from blossom_ray.server_optimizer import OptimizerState
+from blossom_ray.storage import save_synced, sync, write_synced, writing
 
 FORMAT = 1
 _INDEX = "checkpoint.json"
@@ -114,10 +114,15 @@ class CheckpointStore:
         self._folder, self._keep = folder, keep
 
     def begin(self, round_index: int) -> Path:
-        """A new temporary folder for the checkpoint of a round, for hosts to write their files into."""
+        """A new temporary folder for the checkpoint of a round, for hosts to write their files into.
+
+        Raises:
+            StorageError: The disk is full.
+        """
         temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with writing(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
         return temporary
 
     def commit(self, round_index: int, server: Server, facts: Mapping[str, Any]) -> Checkpoint:
@@ -127,7 +132,14 @@ class CheckpointStore:
             round_index: The round, from `begin`; all hosts have written their files.
             server: The server after that round.
             facts: What a run that resumes must agree with, JSON values.
+
+        Raises:
+            StorageError: The disk is full; the checkpoints before are as they were.
         """
+        with writing(self._folder):
+            return self._commit(round_index, server, facts)
+
+    def _commit(self, round_index: int, server: Server, facts: Mapping[str, Any]) -> Checkpoint:
         temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
         final = self._folder / f"{round_index:0{_DIGITS}}"
         save_synced(temporary / _SERVER, _server_tensors(server))
@@ -138,11 +150,11 @@ class CheckpointStore:
         files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
         index = {"format": FORMAT, "round": round_index, **facts, "blocks": blocks, "files": files}
         index["checksum"] = _index_checksum(index)
-        _write_synced(temporary / _INDEX, json.dumps(index, indent=1).encode())
-        _sync_folder(temporary)
+        write_synced(temporary / _INDEX, json.dumps(index, indent=1).encode())
+        sync(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync_folder(self._folder)
+        sync(self._folder)
         for old in self._names()[: -self._keep]:
             shutil.rmtree(self._folder / old, ignore_errors=True)
         return Checkpoint(final, index)
@@ -175,6 +187,9 @@ def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
     Args:
         path: The file, in a folder of `CheckpointStore.begin`.
         states: State by client id.
+
+    Raises:
+        StorageError: The disk is full.
     """
     clients = sorted(states)
     instances = sorted({instance for state in states.values() for instance in state.versions})
@@ -193,7 +208,8 @@ def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
             }
     tensors |= {"clients": np.array(clients, dtype=np.int64), "versions": versions}
     described = json.dumps([[i.name, str(i.scope), i.key] for i in instances])
-    save_synced(path, tensors, {"instances": described})
+    with writing(path):
+        save_synced(path, tensors, {"instances": described})
 
 
 def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, ClientState]:
@@ -314,25 +330,3 @@ def checksum(path: Path) -> str:
     """SHA-256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def save_synced(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors and wait until they are on disk."""
-    save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, path, metadata)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

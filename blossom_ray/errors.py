@@ -7,6 +7,7 @@
     │   └── RunFolderError         a run folder that cannot be read or written
     └── RunError                   a run that started and could not go on (exit code 1)
         ├── ClientError            a client's own code raised, or its update is not finite
+        ├── StorageError           what the run writes does not fit on the disk
         ├── ActorLostError         a Ray actor died
         │   └── DriverLostError     it was the one that runs the loop
         └── ActorTimeoutError      a Ray actor gave no answer in time
@@ -82,7 +83,19 @@ class RunFolderError(InputError):
 
 
 class RunError(BlossomError):
-    """A run that started and could not go on."""
+    """A run that started and could not go on.
+
+    Args:
+        cause: What happened, in one line.
+        hint: What the user can do about it, or "".
+    """
+
+    def __init__(self, cause: str, hint: str = "") -> None:
+        super().__init__(cause, hint)
+        self.cause, self.hint = cause, hint
+
+    def __str__(self) -> str:
+        return f"{self.cause}\nhint: {self.hint}" if self.hint else self.cause
 
 
 class ClientError(RunError):
@@ -97,14 +110,17 @@ class ClientError(RunError):
     """
 
     def __init__(self, client: int, round_index: int, cause: str, hint: str = "", details: str = "") -> None:
-        super().__init__(client, round_index, cause, hint, details)
-        self.client, self.round_index, self.cause, self.hint, self.details = (
-            client, round_index, cause, hint, details,
-        )  # fmt: skip
+        super().__init__(cause, hint)
+        # What it pickles through.
+        self.args = (client, round_index, cause, hint, details)
+        self.client, self.round_index, self.details = client, round_index, details
 
     def __str__(self) -> str:
-        text = f"client {self.client}, round {self.round_index}: {self.cause}"
-        return f"{text}\nhint: {self.hint}" if self.hint else text
+        return f"client {self.client}, round {self.round_index}: {super().__str__()}"
+
+
+class StorageError(RunError):
+    """What the run writes does not fit on the disk, or the disk refuses it."""
 
 
 class ActorLostError(RunError):

@@ -92,7 +92,7 @@ class Failure:
     """Something that went wrong in a round, and what was done about it.
 
     Attributes:
-        phase: `set-up`, `training` or `evaluation`.
+        phase: `set-up`, `training`, `evaluation`, `checkpoint` or `end` (digests and memory after the last round).
         clients: Ids of the clients concerned.
         actor: Number of the actor concerned, None in the local runtime.
         cause: One line.

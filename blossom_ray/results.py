@@ -22,7 +22,8 @@ from blossom_ray.blocks import ClientProfile
 from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.records import RoundRecord
 from blossom_ray.scenario import Scenario
-from blossom_ray.table_files import TableStream, in_memory_tables, read_table, replacing
+from blossom_ray.storage import replacing, writing
+from blossom_ray.table_files import TableStream, in_memory_tables, read_table
 from blossom_ray.tables import ROUND_COLUMNS, TABLES, table_rows
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def new_run_folder(out: Path | None, name: str) -> Path:
         RunFolderError: The folder cannot be created.
     """
     parent = (Path("runs") if out is None else out) / name
-    with _translated_errors(parent):
+    with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
     while True:
         # Drawn from the system: the id keeps runs apart that start in the same second, with the same seed.
         folder = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-        with _translated_errors(folder):
+        with writing(folder):
             try:
                 folder.mkdir()
             except FileExistsError:
@@ -100,11 +101,12 @@ class RunWriter:
 
     Raises:
         RunFolderError: The folder holds a run already or cannot be written; every method raises it so.
+        StorageError: The disk is full; the same.
     """
 
     def __init__(self, folder: Path, scenario_yaml: str, manifest: Mapping[str, Any]) -> None:
         self.folder = folder
-        with _translated_errors(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = locked(folder)
             with _unlocked_on_error(self._lock):
@@ -127,7 +129,7 @@ class RunWriter:
         writer = cls.__new__(cls)
         writer.folder = folder
         writer._manifest = _read_manifest(folder)
-        with _translated_errors(folder):
+        with writing(folder):
             writer._lock = locked(folder)
             with _unlocked_on_error(writer._lock):
                 tables = {name: read_table(folder, name) for name in TABLES}
@@ -145,12 +147,12 @@ class RunWriter:
 
     def settle(self, scenario_yaml: str) -> None:
         """Replace the scenario by one that says what the run has chosen, so that it gives the same bits again."""
-        with _translated_errors(self.folder):
+        with writing(self.folder):
             _write_text(self.folder / SCENARIO_FILE, scenario_yaml)
 
     def forget_after(self, round_index: int) -> None:
         """Take rows of later rounds out again: a run goes on from this one."""
-        with _translated_errors(self.folder):
+        with writing(self.folder):
             for name, table in [*self._tables.items()]:
                 table.close()
                 kept = _rounds_up_to(read_table(self.folder, name), round_index)
@@ -165,7 +167,7 @@ class RunWriter:
             profiles: All clients in the order of their ids.
         """
         rows = table_rows(record, profiles)
-        with _translated_errors(self.folder):
+        with writing(self.folder):
             # `rounds` last: readers take its row as the sign that the round is complete.
             for name in ("clients", "blocks", "failures", "rounds"):
                 self._tables[name].append(rows[name])
@@ -174,16 +176,22 @@ class RunWriter:
     def update(self, **entries: Any) -> None:
         """Set entries of the manifest, which must be JSON values, and write it."""
         self._manifest |= entries
-        with _translated_errors(self.folder):
+        with writing(self.folder):
             _write_text(self.folder / MANIFEST_FILE, json.dumps(self._manifest, indent=2) + "\n")
 
     def close(self, status: EndStatus) -> None:
-        """End the run: each table becomes one Parquet file, the manifest gets status and time."""
-        with _translated_errors(self.folder):
-            for table in self._tables.values():
-                table.close()
-        self.update(status=status, ended_at=_now())
-        os.close(self._lock)
+        """End the run: each table becomes one Parquet file, the manifest gets status and time.
+
+        Raises:
+            StorageError: The disk is full. Tables that are no Parquet files yet can be read and gone on with.
+        """
+        try:
+            with writing(self.folder):
+                for table in self._tables.values():
+                    table.close()
+            self.update(status=status, ended_at=_now())
+        finally:
+            os.close(self._lock)
 
 
 class Run:
@@ -367,13 +375,3 @@ def _write_text(path: Path, text: str) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def _translated_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        place = error.filename or path
-        reason = error.strerror or str(error)
-        raise RunFolderError(f"{place}: {reason}; expected a folder that can be written") from error

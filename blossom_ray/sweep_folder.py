@@ -23,7 +23,7 @@ from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.grid import Cell
 from blossom_ray.results import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario.identity import identity
-from blossom_ray.table_files import replacing
+from blossom_ray.storage import replacing
 
 SWEEP_FILE = "sweep.json"
 FORMAT = 1

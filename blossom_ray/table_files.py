@@ -6,14 +6,15 @@ Of a stream that is being written, or whose writer was killed, every complete re
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blossom_ray.blocks import ClientProfile
 from blossom_ray.errors import RunFolderError
 from blossom_ray.records import RoundRecord
+from blossom_ray.storage import replacing, temporary_name
 from blossom_ray.tables import TABLES, Columns, Value, table_rows
 
 if TYPE_CHECKING:
@@ -57,11 +58,17 @@ class TableStream:
         """Write the rows of one round; they are in the file when this returns."""
         if any(name not in self._schema.names for name in rows):
             self._grow(rows)
-        # Arrow's file has no buffer of its own: nothing to flush.
-        self._writer.write_batch(_batch(rows, self._schema))
+        whole = self._path.stat().st_size
+        try:
+            # Arrow's file has no buffer of its own: nothing to flush.
+            self._writer.write_batch(_batch(rows, self._schema))
+        except OSError:
+            # Half a batch must not look like a whole one once something is written behind it.
+            os.truncate(self._path, whole)
+            raise
 
     def close(self) -> None:
-        """Turn the stream into one Parquet file."""
+        """Turn the stream into one Parquet file; if that does not fit on the disk, the stream stays."""
         import pyarrow.parquet as pq
 
         self._stop()
@@ -80,15 +87,17 @@ class TableStream:
 
         # The file gets its name when its schema is whole, so a reader never meets half of one. Arrow writes the
         # schema with the first batch: an empty one where there are no rows yet.
-        temporary = _temporary(self._path)
+        temporary = temporary_name(self._path)
         self._file = pa.OSFile(str(temporary), "wb")
         self._writer = pa.ipc.new_stream(self._file, self._schema)
         self._writer.write_batch(pa.RecordBatch.from_pylist(rows, self._schema))
         temporary.replace(self._path)
 
     def _stop(self) -> None:
-        self._writer.close()
-        self._file.close()
+        try:
+            self._writer.close()
+        finally:
+            self._file.close()
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
@@ -117,19 +126,6 @@ def read_table(folder: Path, name: str) -> pa.Table:
             raise RunFolderError(f"{path}: the table cannot be read: {error}") from error
     expected = f"{parquet[0].name} or {stream[0].name}"
     raise RunFolderError(f"{folder}: the table {name!r} is missing; expected {expected}")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file as a whole or not at all: yields a temporary path, which then takes the place of `path`."""
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _schema(names: Iterable[str], columns: Mapping[str, str]) -> pa.Schema:
@@ -163,10 +159,6 @@ def _stream_path(folder: Path, name: str) -> Path:
 
 def _parquet_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.parquet"
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
 
 
 def _read_parquet(path: Path) -> pa.Table:

@@ -7,12 +7,13 @@ instance and version, as top-level arguments; updates come back one object per b
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from blossom_ray.aggregation import PartialSum
 from blossom_ray.blocks import BlockInstance
@@ -24,9 +25,10 @@ from blossom_ray.records import Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, Runtime, chunk_sum
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
-from blossom_ray.runtime.cluster import LOST, first_line, get, has_succeeded, num_nodes, offered_room, ray_errors
+from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue, ray_errors
 from blossom_ray.runtime.cluster import session as session_of_ray
 from blossom_ray.runtime.placement import actor_of_client, num_actors
+from blossom_ray.runtime.recovery import Loss, Recovery, check_room
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.sections import Execution
@@ -35,6 +37,8 @@ Loop = Callable[[Scenario, Session, Callable[[Preparation], Runtime], Callable[[
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
 _STARTING_PER_CORE = 4
 _START_TIMEOUT_S = 300.0
+# Between two looks at whether there is still room for an actor that does not come up.
+_LOOK_S = 2.0
 # Items of the event stream that may wait for whoever watches: the loop does not run far ahead of the run folder.
 _EVENTS_AHEAD = 2
 
@@ -89,8 +93,9 @@ def stream(
     """
     with session_of_ray():
         driver_type: Any = ray.remote(num_cpus=0, max_restarts=0)(DriverActor)
-        # A second thread answers `stop` while the first one runs the loop.
-        driver = driver_type.options(max_concurrency=2).remote(scenario, session, loop)
+        # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(scenario, session, loop)
         try:
             with ray_errors("the driver actor", DriverLostError):
                 method = driver.events.options(
@@ -127,7 +132,7 @@ class ActorRuntime:
     def __init__(self, preparation: Preparation, actors: Sequence[Any]) -> None:
         scenario = preparation.scenario
         self._plan, self._population = preparation.plan, preparation.population
-        self._execution, self._policy = scenario.execution, scenario.failures
+        self._execution, self._recovery = scenario.execution, Recovery(scenario.failures)
         self._costs = preparation.costs()
         self._actor_of = actor_of_client(
             self._execution,
@@ -143,8 +148,7 @@ class ActorRuntime:
         self._slots = [Slot(number, actor, members[number]) for number, actor in enumerate(actors)]
         self._sent: dict[BlockInstance, tuple[int, Any]] = {}
         self._checkpoint_files: tuple[Path, ...] = ()
-        self._checkpointing: list[Any] = []
-        self._failures: list[Failure] = []
+        self._checkpointing: dict[Path, tuple[Any, Any]] = {}
         for slot, ready in [(slot, self._set_up(slot)) for slot in self._slots]:
             self._await_set_up(slot, ready)
 
@@ -194,27 +198,40 @@ class ActorRuntime:
 
     def take_failures(self) -> tuple[Failure, ...]:
         """What went wrong since the last call."""
-        failures, self._failures = tuple(self._failures), []
-        return failures
+        return self._recovery.take()
 
     def begin_checkpoint(self, folder: Path, round_index: int) -> None:
         """Have every actor write its clients' states after this round into `folder`, in the background."""
-        self._checkpointing = [
-            slot.actor.begin_checkpoint.remote(folder / f"clients-{slot.number}.safetensors", round_index)
-            for slot in self._slots
-        ]
+        for slot in self._slots:
+            path = folder / f"clients-{slot.number}.safetensors"
+            self._checkpointing[path] = (slot.actor, slot.actor.begin_checkpoint.remote(path, round_index))
 
     def finish_checkpoint(self) -> bool:
-        """Wait until the states are on disk; False if an actor was lost over it."""
-        begun, self._checkpointing = self._checkpointing, []
+        """Wait until the states are on disk; False if an actor was lost over it.
+
+        Raises:
+            StorageError: The disk is full.
+            RunError: An actor wrote them where the loop cannot see them.
+        """
+        begun, self._checkpointing = self._checkpointing, {}
         whole = True
-        for slot, ref in zip(self._slots, begun, strict=True):
+        for slot, (path, (actor, ref)) in zip(self._slots, begun.items(), strict=True):
+            if slot.actor is not actor:
+                whole = False  # lost in the round since then, and replaced already
+                continue
             try:
-                ray.get(ref)
+                get(ref, self._execution.timeout_s)
                 get(slot.actor.finish_checkpoint.remote(), self._execution.timeout_s)
-            except (*LOST, ActorLostError) as error:
-                self._replace(slot, first_line(error))
+            except (ActorLostError, ActorTimeoutError) as loss:
+                self._recovery.must_repeat(slot, "checkpoint", 1, loss)
+                self._replace(slot, loss)
                 whole = False
+            else:
+                if not path.exists():
+                    raise RunError(
+                        f"{path}: actor {slot.number} wrote it on another node, and it is not seen here",
+                        "--out with a folder that all nodes share, or checkpoint.every: 0",
+                    )
         return whole
 
     def committed(self, checkpoint: Checkpoint) -> None:
@@ -226,19 +243,18 @@ class ActorRuntime:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Give every client the state that it has in a checkpoint."""
         self._checkpoint_files = checkpoint.client_files
-        for ref in [slot.actor.restore.remote(self._checkpoint_files) for slot in self._slots]:
-            get(ref, self._execution.timeout_s)
+        self._ask("set-up", "restore", self._checkpoint_files)
 
     def private_digests(self) -> dict[int, str]:
         """SHA-256 (hex) of every client's private state, by client."""
         digests: dict[int, str] = {}
-        for part in self._ask("private_digests"):
+        for part in self._ask("end", "private_digests"):
             digests.update(part)
         return dict(sorted(digests.items()))
 
     def describe(self) -> dict[str, object]:
         """What the run's manifest says about execution."""
-        peak = max(self._ask("peak_memory_bytes"))
+        peak = max(self._ask("end", "peak_memory_bytes"))
         return {"runtime": "ray", "actors": len(self._slots), "peak_actor_memory_bytes": peak}
 
     def close(self) -> None:
@@ -249,7 +265,7 @@ class ActorRuntime:
 
     def _set_up(self, slot: Slot) -> Any:
         buffers = self._preparation.pack_shards(slot.clients) if self._ships_shards() else None
-        return slot.actor.setup.remote(self._shared, slot.clients, buffers)
+        return slot.actor.setup.remote(self._shared, slot.clients, buffers, self._checkpoint_files)
 
     def _ships_shards(self) -> bool:
         if self._execution.shards == "auto":
@@ -258,18 +274,27 @@ class ActorRuntime:
 
     def _await_set_up(self, slot: Slot, ready: Any) -> None:
         """Wait until an actor holds its clients; one that dies over it is replaced."""
-        for _ in range(self._policy.max_retries):
+        attempts = 0
+        while True:
             try:
-                ray.get(ready, timeout=_START_TIMEOUT_S)
-            except LOST as error:
-                self._failures.append(
-                    Failure("set-up", tuple(slot.clients), slot.number, first_line(error), "repeated")
-                )
+                return self._await_ready(slot, ready)
+            except ActorLostError as loss:
+                attempts += 1
+                self._recovery.must_repeat(slot, "set-up", attempts, loss)
                 slot.actor = _client_actor(self._execution)
                 ready = self._set_up(slot)
-            else:
-                return
-        get(ready, _START_TIMEOUT_S)
+
+    def _await_ready(self, slot: Slot, ready: Any) -> None:
+        """Wait for an actor to come up, as long as the cluster has room for it."""
+        give_up = time.monotonic() + _START_TIMEOUT_S
+        while not ray.wait([ready], timeout=_LOOK_S, fetch_local=False)[0]:
+            check_room(offered_room(), self._execution.client_resources, len(self._slots))
+            if time.monotonic() > give_up:
+                raise ActorTimeoutError(
+                    f"set-up: actor {slot.number} was not up within {_START_TIMEOUT_S:g} s",
+                    "fewer actors (a larger execution.clients_per_actor), or a machine with less load",
+                )
+        get(ready)
 
     def _send(self, blocks: Mapping[BlockInstance, SentBlock]) -> None:
         """Put each new version of a block into the object store, once, and let go of the one before it."""
@@ -318,74 +343,57 @@ class ActorRuntime:
         while not call.is_dropped:
             try:
                 self._await_turn(call)
-                result = ray.get(call.refs[position])
-            except LOST as error:
-                self._lose(call.slot, first_line(error))
-            except ray.exceptions.RayTaskError as error:
-                self._drop_client(call, error)
+                result = get(call.refs[position])
+            except (ActorLostError, ActorTimeoutError) as loss:
+                self._lose(call, loss)
+            except ClientError as error:
+                self._recovery.drop_client(call, error)
+                call.part = call.part.without(error.client)
+                if call.part.clients:
+                    call.submit()
+                else:
+                    self._forget(call)
             else:
                 call.refs[position] = None
+                call.is_reported = True
                 if position == call.num_returns - 1:
                     call.slot.open.remove(call)
                 return result
         return None
 
     def _await_turn(self, call: Call) -> None:
-        """Wait until a call has ended, giving each call before it on the same actor its own time."""
+        """Wait until a call has ended, giving each call before it on the same actor its own time.
+
+        Raises:
+            ActorTimeoutError: One of them took too long.
+        """
         for earlier in [*call.slot.open]:
             if not earlier.has_ended:
                 done, _ = ray.wait([earlier.refs[0]], timeout=self._execution.timeout_s, fetch_local=False)
                 if not done:
-                    seconds = f"{self._execution.timeout_s:g} s"
-                    self._lose(call.slot, f"gave no result for {seconds} (execution.timeout_s)")
-                    return self._await_turn(call) if not call.is_dropped else None
+                    raise overdue(self._execution.timeout_s)
                 earlier.has_ended = True
             if earlier is call:
-                return None
-        return None
+                return
 
-    def _drop_client(self, call: Call, error: ray.exceptions.RayTaskError) -> None:
-        """Do a call again without the client whose own code failed, or stop, as the scenario says."""
-        cause = error.cause
-        if call.method == "train" and isinstance(cause, ClientError) and self._policy.on_failure == "drop":
-            self._failures.append(Failure("training", (cause.client,), call.slot.number, cause.cause, "dropped"))
-            call.part = call.part.without(cause.client)
-            if call.part.clients:
-                call.submit()
-            else:
-                self._forget(call)
-            return
-        raise cause if isinstance(cause, Exception) else RunError(f"a client actor failed: {error}") from None
+    def _lose(self, noticed: Call, loss: Loss) -> None:
+        """An actor died or hung: repeat or drop the call that it was at, as the scenario says, in another actor.
 
-    def _lose(self, slot: Slot, cause: str) -> None:
-        """An actor died or hung: blame the call that it was at, and repeat or drop that as the scenario says."""
-        culprit = next(
-            (call for call in slot.open if call.refs[0] is not None and not has_succeeded(call.refs[0])), None
-        )
-        if culprit is not None:
-            culprit.attempts += 1
-            dropped = culprit.attempts > self._policy.max_retries
-            phase = "training" if culprit.method == "train" else "evaluation"
-            if dropped and (self._policy.on_failure == "stop" or phase == "evaluation"):
-                error = ActorTimeoutError if "execution.timeout_s" in cause else ActorLostError
-                raise error(
-                    f"round {culprit.round_index}, {phase}: actor {slot.number} with {_clients(culprit.part)} was lost "
-                    f"{culprit.attempts} times, the last time because it {cause}"
-                )
-            action = "dropped" if dropped else "repeated"
-            self._failures.append(Failure(phase, culprit.part.clients, slot.number, cause, action))
-            if dropped:
-                self._forget(culprit)
-        self._replace(slot, cause)
+        That is the first call without a result; if all have one, the one whose result could not be fetched.
+        """
+        slot = noticed.slot
+        unfinished = (call for call in slot.open if call.refs[0] is not None and not has_succeeded(call.refs[0]))
+        culprit = next(unfinished, noticed)
+        if self._recovery.must_drop(culprit, loss):
+            self._forget(culprit)
+        self._replace(slot, loss)
 
-    def _replace(self, slot: Slot, cause: str) -> None:
+    def _replace(self, slot: Slot, loss: Loss) -> None:
         """Start a new actor in place of a lost one, and bring its clients to where they were."""
-        logging.getLogger(__name__).info("actor %d is replaced: %s", slot.number, cause)
+        logging.getLogger(__name__).info("actor %d is replaced: it %s", slot.number, loss.cause)
         ray.kill(slot.actor)
         slot.actor = _client_actor(self._execution)
         self._await_set_up(slot, self._set_up(slot))
-        if self._checkpoint_files:
-            slot.actor.restore.remote(self._checkpoint_files)
         for call in slot.log:
             if call in slot.open:
                 call.submit()
@@ -397,16 +405,21 @@ class ActorRuntime:
         call.slot.log.remove(call)
         call.slot.open.remove(call)
 
-    def _ask(self, method: str) -> list[Any]:
-        refs = [getattr(slot.actor, method).remote() for slot in self._slots]
-        answers = []
-        for slot, ref in zip(self._slots, refs, strict=True):
+    def _ask(self, phase: str, method: str, *arguments: Any) -> list[Any]:
+        """Every actor's answer to a question; actors that are lost over it are replaced."""
+        refs = [getattr(slot.actor, method).remote(*arguments) for slot in self._slots]
+        return [self._answer(slot, ref, phase, method, arguments) for slot, ref in zip(self._slots, refs, strict=True)]
+
+    def _answer(self, slot: Slot, ref: Any, phase: str, method: str, arguments: tuple[Any, ...]) -> Any:
+        attempts = 0
+        while True:
             try:
-                answers.append(ray.get(ref, timeout=self._execution.timeout_s))
-            except LOST as error:
-                self._replace(slot, first_line(error))
-                answers.append(get(getattr(slot.actor, method).remote(), self._execution.timeout_s))
-        return answers
+                return get(ref, self._execution.timeout_s)
+            except (ActorLostError, ActorTimeoutError) as loss:
+                attempts += 1
+                self._recovery.must_repeat(slot, phase, attempts, loss)
+                self._replace(slot, loss)
+                ref = getattr(slot.actor, method).remote(*arguments)
 
 
 def _total(counts: Iterable[Mapping[BlockInstance, int]]) -> dict[BlockInstance, int]:
@@ -415,11 +428,6 @@ def _total(counts: Iterable[Mapping[BlockInstance, int]]) -> dict[BlockInstance,
         for instance, count in part.items():
             total[instance] = total.get(instance, 0) + count
     return total
-
-
-def _clients(part: Chunk) -> str:
-    first, *others = part.clients
-    return f"client {first}" + (f" and {len(others)} others" if others else "")
 
 
 def _client_actor(execution: Execution) -> Any:
@@ -444,7 +452,10 @@ def spawn_clients(scenario: Scenario, num_started: int = 0) -> list[Any]:
         if len(starting) >= _STARTING_PER_CORE * max(1.0, room.num_cpus):
             done, starting = ray.wait(starting, num_returns=1, timeout=_START_TIMEOUT_S)
             if not done:
-                raise ActorTimeoutError(f"no client actor came up within {_START_TIMEOUT_S:g} s")
+                raise ActorTimeoutError(
+                    f"no client actor came up within {_START_TIMEOUT_S:g} s",
+                    "fewer actors (a larger execution.clients_per_actor), or a machine with less load",
+                )
         actors.append(_client_actor(execution))
         starting.append(actors[-1].ready.remote())
     return actors

@@ -29,7 +29,21 @@ class Slot:
 
 @dataclass(eq=False)
 class Call:
-    """One `train` or `evaluate` of one actor, and its results so far."""
+    """One `train` or `evaluate` of one actor, and its results so far.
+
+    Attributes:
+        slot: Where the actor is.
+        method: `train` or `evaluate`.
+        part: The chunk, or the part of it that lives there.
+        round_index: The round.
+        arguments: What the method gets besides.
+        num_returns: Number of results.
+        refs: References to them; None for those that were fetched.
+        has_ended: Whether the actor is done with it.
+        is_dropped: Whether its clients were left out of the round.
+        is_reported: Whether a result of it was fetched.
+        attempts: How often an actor was lost over it.
+    """
 
     slot: Slot
     method: str
@@ -40,6 +54,7 @@ class Call:
     refs: list[Any] = field(default_factory=list)
     has_ended: bool = False
     is_dropped: bool = False
+    is_reported: bool = False
     attempts: int = 0
 
     def submit(self) -> None:

@@ -61,11 +61,22 @@ class ClientActor:
         """Answers once the process is up."""
         return True
 
-    def setup(self, preparation: Preparation, clients: Sequence[int], buffers: Buffers | None) -> None:
-        """Take clients in. Their shards are memory-mapped, or read from `buffers`, Arrow data in the object store."""
+    def setup(
+        self,
+        preparation: Preparation,
+        clients: Sequence[int],
+        buffers: Buffers | None,
+        checkpoint_files: Sequence[Path] = (),
+    ) -> None:
+        """Take clients in, as they are in a checkpoint if there is one.
+
+        Their shards are memory-mapped, or read from `buffers`, Arrow data in the object store.
+        """
         profiles = [preparation.population.profiles[client] for client in clients]
         shards = preparation.open_shards(buffers)
         self._host = self._host_type(preparation.plan, profiles, shards, self._device)
+        if checkpoint_files:
+            self._host.restore(checkpoint_files)
 
     def train(
         self,

@@ -14,7 +14,7 @@ import ray
 import ray.exceptions
 from ray._private import ray_constants
 
-from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError
+from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError
 from blossom_ray.runtime.placement import Room
 
 # What a call raises when the process or node that it ran on is gone.
@@ -23,7 +23,12 @@ LOST = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.OutOfMemoryError,
     ray.exceptions.ObjectLostError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
 )
+# What Ray says of a worker that its memory monitor killed. It names "OOM" as one guess of several for any SIGKILL.
+_OUT_OF_MEMORY = "running low on memory"
+_LOGS = "Ray's logs tell more: session_latest/logs under RAY_TMPDIR (/tmp/ray if it is not set)"
 
 
 @contextmanager
@@ -65,12 +70,12 @@ def _start(address: str) -> None:
     except (RuntimeError, ConnectionError, OSError, ValueError, ray.exceptions.RayError) as error:
         if address == "local":
             raise RunError(
-                f"Ray did not start: {error}\nhint: RAY_TMPDIR names the folder of its sockets and logs; it needs a "
-                "short path with free space"
+                f"Ray did not start: {error}",
+                "RAY_TMPDIR names the folder of its sockets and logs; it needs a short path with free space",
             ) from error
         raise RunError(
-            f"no Ray cluster could be joined at {address}: {error}\nhint: unset RAY_ADDRESS to run on this machine "
-            "alone"
+            f"no Ray cluster could be joined at {address}: {error}",
+            "unset RAY_ADDRESS to run on this machine alone",
         ) from error
 
 
@@ -101,37 +106,82 @@ def num_nodes() -> int:
 
 
 def get(ref: Any, timeout_s: float | None = None) -> Any:
-    """A client actor's answer, with failures in our words."""
-    with ray_errors("a client actor"):
+    """A client actor's answer, with failures in our words.
+
+    Raises:
+        ActorLostError: The actor, its node or what it had sent is gone; the cause is a phrase that follows its name.
+        ActorTimeoutError: It gave no answer in time; the cause is such a phrase.
+        BlossomError: What our own code raised in the actor, as it was.
+    """
+    try:
         return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise overdue(timeout_s or 0.0) from error
+    except ray.exceptions.RayError as error:
+        raise _translated(error, ActorLostError) from error
+
+
+def overdue(timeout_s: float) -> ActorTimeoutError:
+    """The error for an actor that gave no answer for so long."""
+    return ActorTimeoutError(
+        f"gave no result for {timeout_s:g} s (execution.timeout_s)",
+        "a longer execution.timeout_s, or smaller chunks of clients (execution.chunk_size)",
+    )
 
 
 @contextmanager
 def ray_errors(who: str, lost: type[ActorLostError] = ActorLostError) -> Iterator[None]:
-    """Turn Ray's exceptions into ours; what our own code raised in an actor comes out as it was."""
+    """Turn Ray's exceptions into ours; what our own code raised in an actor comes out as it was.
+
+    Args:
+        who: The actor's name, before the cause of its loss.
+        lost: The error for its loss.
+    """
     try:
         yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, Exception):
-            raise error.cause from None
-        raise RunError(f"{who} failed: {error}") from error
-    except ray.exceptions.GetTimeoutError as error:
-        raise ActorTimeoutError(f"{who} gave no answer in time") from error
-    except ray.exceptions.RayActorError as error:
-        raise lost(f"{who} {first_line(error)}") from error
     except ray.exceptions.RayError as error:
-        raise RunError(f"{who} failed: {type(error).__name__}: {first_line(error)}") from error
+        ours = _translated(error, lost)
+        if isinstance(ours, lost):
+            ours = lost(f"{who} {ours.cause}", ours.hint)
+        raise ours from error
 
 
-def first_line(error: Exception) -> str:
-    """One cause in one line, as a phrase after the name of what failed."""
+def _translated(error: Exception, lost: type[ActorLostError]) -> Exception:
+    """The error of ours that says what an exception of Ray means, one cause and one hint."""
+    match error:
+        case ray.exceptions.RayTaskError():
+            if isinstance(error.cause, ray.exceptions.RayError):
+                return _translated(error.cause, lost)
+            return error.cause if isinstance(error.cause, Exception) else RunError(f"an actor failed: {error}")
+        case ray.exceptions.OutOfDiskError() | ray.exceptions.ObjectStoreFullError():
+            return StorageError(
+                "Ray's object store is full, and so is the disk to which it spills",
+                "make space under RAY_TMPDIR (/tmp/ray if it is not set), or train fewer clients at once "
+                "(server.clients_per_round)",
+            )
+        case _ if isinstance(error, LOST):
+            return lost(*_loss(error))
+        case _:
+            return RunError(f"Ray failed: {type(error).__name__}: {_first_line(error)}", _LOGS)
+
+
+def _loss(error: Exception) -> tuple[str, str]:
+    """Why an actor is gone, as a phrase that follows its name, and what one can do about it."""
     text = str(error)
-    if "OOM" in text or isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "was killed because the machine ran out of memory"
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "died: its process ended unexpectedly" if "worker process" in text else "died"
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return f"failed: {type(error).__name__}: {lines[0] if lines else 'no message'}"
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or _OUT_OF_MEMORY in text:
+        return "was killed because the machine ran out of memory", (
+            "fewer actors (a larger execution.clients_per_actor), a smaller training.batch_size, or more memory"
+        )
+    if isinstance(error, ray.exceptions.NodeDiedError) or "node has died" in text:
+        return "went with its node, which died or cannot be reached", "bring the node back, or resume without it"
+    if isinstance(error, ray.exceptions.ObjectLostError):
+        return f"lost what it had sent ({type(error).__name__})", _LOGS
+    return "died: its process ended unexpectedly", _LOGS
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
 
 
 def has_succeeded(ref: Any) -> bool:

@@ -1,0 +1,118 @@
+"""What is done about failures: the scenario's policy decides, `actors.py` acts, and each event is noted.
+
+No Ray here: an actor that is lost comes as an `ActorLostError` or `ActorTimeoutError` whose cause is a phrase that
+follows the actor's name, such as "died: its process ended unexpectedly".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError
+from blossom_ray.records import Failure
+from blossom_ray.runtime.calls import Call, Slot
+from blossom_ray.runtime.placement import Room
+from blossom_ray.scenario.sections import ClientResources, Failures
+
+Loss = ActorLostError | ActorTimeoutError
+_PHASES = {"train": "training", "evaluate": "evaluation"}
+
+
+class Recovery:
+    """Decides about lost work and failed clients, and remembers what happened.
+
+    Args:
+        policy: The scenario's `failures` section.
+    """
+
+    def __init__(self, policy: Failures) -> None:
+        self._policy = policy
+        self._failures: list[Failure] = []
+
+    def take(self) -> tuple[Failure, ...]:
+        """What went wrong since the last call, in the order in which it was noticed."""
+        failures, self._failures = tuple(self._failures), []
+        return failures
+
+    def must_drop(self, call: Call, loss: Loss) -> bool:
+        """Whether the clients of a call are left out of the round, since an actor was lost once more over it.
+
+        Otherwise the call is to be repeated in another actor.
+
+        Raises:
+            ActorLostError: It was repeated often enough, and the run is to stop.
+            ActorTimeoutError: The same, where the actor hangs.
+        """
+        call.attempts += 1
+        phase = _PHASES[call.method]
+        is_dropped = call.attempts > self._policy.max_retries
+        if is_dropped and not (phase == "training" and self._may_drop(call)):
+            raise self._ending(call.slot, call.part.clients, f"round {call.round_index}, {phase}", call.attempts, loss)
+        self._note(phase, call.part.clients, call.slot, loss.cause, "dropped" if is_dropped else "repeated")
+        return is_dropped
+
+    def must_repeat(self, slot: Slot, phase: str, attempts: int, loss: Loss) -> None:
+        """Note an actor that was lost outside of training and evaluation; its work is to be repeated in another.
+
+        Args:
+            slot: Where the actor was.
+            phase: `set-up`, `checkpoint` or `end`.
+            attempts: How often actors were lost over this.
+            loss: What happened.
+
+        Raises:
+            ActorLostError: It was repeated often enough.
+            ActorTimeoutError: The same, where the actor hangs.
+        """
+        if attempts > self._policy.max_retries:
+            raise self._ending(slot, slot.clients, phase, attempts, loss)
+        self._note(phase, slot.clients, slot, loss.cause, "repeated")
+
+    def drop_client(self, call: Call, error: ClientError) -> None:
+        """Note that a client whose own code failed is left out of the round.
+
+        Raises:
+            ClientError: The run is to stop, or the client failed in evaluation.
+        """
+        if call.method != "train" or not self._may_drop(call):
+            raise error
+        self._note("training", (error.client,), call.slot, error.cause, "dropped")
+
+    def _may_drop(self, call: Call) -> bool:
+        # Once a part of its results is in the averages, the rest must be, too.
+        return self._policy.on_failure == "drop" and not call.is_reported
+
+    def _note(self, phase: str, clients: Sequence[int], slot: Slot, cause: str, action: str) -> None:
+        self._failures.append(Failure(phase, tuple(clients), slot.number, cause, action))
+
+    @staticmethod
+    def _ending(slot: Slot, clients: Sequence[int], when: str, attempts: int, loss: Loss) -> Loss:
+        times = "once" if attempts == 1 else f"{attempts} times, the last time"
+        return type(loss)(
+            f"{when}: actor {slot.number} with {_clients(clients)} was lost {times} because it {loss.cause}", loss.hint
+        )
+
+
+def check_room(room: Room, resources: ClientResources, wanted: int) -> None:
+    """Find out whether actors can still be replaced after nodes were lost.
+
+    Args:
+        room: What is left of the cluster.
+        resources: What an actor reserves.
+        wanted: Actors of the run.
+
+    Raises:
+        RunError: They do not fit any more.
+    """
+    fitting = room.num_actors(resources)
+    if fitting < wanted:
+        raise RunError(
+            f"the cluster has become too small: {fitting} of this run's {wanted} client actors fit into {room}",
+            "bring the lost node back, or go on with what is left: "
+            "blossom-ray resume RUN --set execution.clients_per_actor=auto (RUN is the run folder)",
+        )
+
+
+def _clients(clients: Sequence[int]) -> str:
+    first, *others = clients
+    return f"client {first}" + (f" and {len(others)} others" if others else "")
