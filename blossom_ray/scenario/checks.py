@@ -40,6 +40,8 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     found: list[Finding] = []
     if data is not None:
         found += _data(data)
+    if isinstance(data, spec.PtbXlData) and "task" in sections:
+        found += _ptb_xl_task(data, sections["task"])
     if model is not None and clients is not None:
         found += _modalities(model, clients)
     if model is not None:
@@ -90,6 +92,13 @@ def _data(data: spec.Data) -> Iterator[Finding]:
             yield Finding("data.path", "is null", f"{facts.download}; get it from {facts.page}")
         elif not _exists(data.path):
             yield Finding("data.path", f"{shown(data.path)}, which does not exist", facts.download)
+
+
+def _ptb_xl_task(data: spec.PtbXlData, task: str) -> Iterator[Finding]:
+    suited = {"single": "classification", "multi": "multilabel"}
+    if suited[data.labels] != task:
+        expected = " or ".join(f"{labels!r} with task: {name}" for labels, name in suited.items())
+        yield Finding("data.labels", f"is {data.labels!r}, while task is {task!r}", expected)
 
 
 def _exists(path: str) -> bool:
