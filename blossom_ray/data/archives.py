@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
 import os
 import stat
@@ -54,6 +56,14 @@ class Archive:
             DataError: One is missing.
         """
         return [(member, *self.state(member)) for member in members]
+
+    def fingerprint(self, members: Iterable[str]) -> str:
+        """SHA-256 (hex) of `states`, for a key where they are many.
+
+        Raises:
+            DataError: One is missing.
+        """
+        return hashlib.sha256(json.dumps(self.states(members)).encode()).hexdigest()
 
     def table(
         self, member: str, num_columns: int, dtype: type[Number], *, delimiter: str | None = None
@@ -119,6 +129,14 @@ def open_archive(path: Path, *, landmark: str, largest_bytes: int = _LARGEST_TAB
     else:
         found = "does not exist" if kind is None else "is neither"
         raise DataError(f"{path} {found}; expected a zip file or a folder")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there that can be looked at."""
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered: opening it says so
+        return False
 
 
 def _kind_of(path: Path) -> int | None:

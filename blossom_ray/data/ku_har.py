@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from blossom_ray.data.archives import Archive, open_archive
+from blossom_ray.data.archives import Archive, is_file, open_archive
 from blossom_ray.data.cache import Arrays, cached
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Targets
 from blossom_ray.data.progress import tracked
@@ -145,7 +145,7 @@ class KuHar:
     @contextmanager
     def _open(self, landmark: str) -> Iterator[tuple[Archive, str]]:
         """The archive, and the name of its table: any `.csv` that `path` names itself."""
-        is_table = self._windows == "official" and self._path.suffix.lower() == ".csv" and self._path.is_file()
+        is_table = self._windows == "official" and self._path.suffix.lower() == ".csv" and is_file(self._path)
         path, member = (self._path.parent, self._path.name) if is_table else (self._path, landmark)
         with open_archive(path, landmark=member, largest_bytes=_LARGEST_TABLE_BYTES) as archive:
             yield archive, member

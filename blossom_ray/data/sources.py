@@ -8,12 +8,13 @@ from typing import Protocol
 
 from blossom_ray.data.dataset import Dataset, Targets
 from blossom_ray.data.ku_har import KuHar
+from blossom_ray.data.ptb_xl import PtbXl
 from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
 from blossom_ray.data.uci_har import UciHar
 from blossom_ray.errors import DataError
 from blossom_ray.factories import resolve_factory
 from blossom_ray.scenario.datasets import DATASETS
-from blossom_ray.scenario.sections import CustomData, Data, Downloaded, KuHarData, SyntheticData, UciHarData
+from blossom_ray.scenario.sections import CustomData, Data, Downloaded, KuHarData, PtbXlData, SyntheticData, UciHarData
 from blossom_ray.scores import Task
 
 
@@ -59,6 +60,11 @@ def open_source(data: Data, modalities: tuple[str, ...], seed: int, task: Task =
         case KuHarData():
             return KuHar(
                 _path(data), modalities=modalities, windows=data.windows, classes=data.classes, rate_hz=data.rate_hz,
+                zscore=data.zscore,
+            )  # fmt: skip
+        case PtbXlData():
+            return PtbXl(
+                _path(data), modalities=modalities, labels=data.labels, use_validation_fold=data.use_validation_fold,
                 zscore=data.zscore,
             )  # fmt: skip
         case CustomData():

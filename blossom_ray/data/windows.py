@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from blossom_ray.data.dataset import FloatArray
 
 
-def standardised(windows: FloatArray) -> FloatArray:
+def standardised(windows: npt.NDArray[np.float32 | np.int16]) -> FloatArray:
     """Each channel of each window brought to mean 0 and deviation 1; a constant channel becomes 0.
 
     Args:
-        windows: (N, time, channels) float32. Not modified.
+        windows: (N, time, channels), in any unit. Not modified.
 
     Returns:
-        The same shape, float32. Sums are float64.
+        The same shape, float32. Means and deviations are computed in float64.
     """
     result = np.empty(windows.shape, np.float32)
     for start in range(0, len(windows), _WINDOWS_AT_ONCE):

@@ -43,6 +43,8 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         found += _data(data)
     if data is not None and "task" in sections:
         found += _task(data, sections["task"])
+    if isinstance(data, spec.PtbXlData) and "task" in sections:
+        found += _ptb_xl_task(data, sections["task"])
     if model is not None and clients is not None:
         found += _modalities(model, clients)
     if model is not None:
@@ -106,6 +108,13 @@ def _task(data: spec.Data, task: Task) -> Iterator[Finding]:
             if groups is not None and groups > limit:
                 expected = f"at most {limit}, the number of {what}"
                 yield Finding(f"data.modalities.{name}.distinguishable_classes", f"is {groups}", expected)
+
+
+def _ptb_xl_task(data: spec.PtbXlData, task: str) -> Iterator[Finding]:
+    suited = {"single": "classification", "multi": "multilabel"}
+    if suited[data.labels] != task:
+        expected = " or ".join(f"{labels!r} with task: {name}" for labels, name in suited.items())
+        yield Finding("data.labels", f"is {data.labels!r}, while task is {task!r}", expected)
 
 
 def _exists(path: str) -> bool:

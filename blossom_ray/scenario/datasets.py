@@ -76,6 +76,18 @@ DATASETS: Mapping[str, DatasetFacts] = {
         licence="CC BY 4.0",
         shapes={"acc": (300, 3), "gyro": (300, 3)},
     ),
+    "ptb-xl": DatasetFacts(
+        title="PTB-XL 1.0.3 (Wagner et al. 2020)",
+        holds="21,799 electrocardiograms of 10 s at 100 Hz; 16,244 have exactly one label",
+        classes="5 diagnostic superclasses",
+        tasks=("classification", "multilabel"),
+        held_out="the official fold 10: 1,650 records with one label, 2,158 with any",
+        download="the official PTB-XL 1.0.3 zip or its unpacked folder, or a prepared .npz file",
+        page="PhysioNet (doi:10.13026/kfzx-aw45)",
+        licence="CC BY 4.0",
+        extra="ecg",
+        shapes={"i_to_avf": (1000, 6), "v1_to_v6": (1000, 6)},
+    ),
     "custom": DatasetFacts(
         title="Own data: what data.factory returns",
         holds="as the factory gives",

@@ -63,7 +63,7 @@ def test_a_landmark_that_is_nowhere(layout: Layout, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [as_zip, as_folder])
 def test_the_state_of_a_member_follows_its_content(layout: Layout, tmp_path: Path) -> None:
-    states = []
+    states, fingerprints = [], []
     for content in (b"read me", b"read me", b"reread?"):
         members = {**MEMBERS, "notes.txt": content}
         folder = tmp_path / str(len(states))
@@ -78,10 +78,13 @@ def test_the_state_of_a_member_follows_its_content(layout: Layout, tmp_path: Pat
                     bundle.writestr(name, text)
         with open_archive(path, landmark="notes.txt") as archive:
             states.append(archive.states(["notes.txt"]))
+            fingerprints.append(archive.fingerprint(["notes.txt"]))
             with pytest.raises(DataError, match=r"nothing.txt is missing"):
                 archive.states(["notes.txt", "nothing.txt"])
     assert states[0] == states[1]
     assert states[0] != states[2]
+    assert fingerprints[0] == fingerprints[1]
+    assert fingerprints[0] != fingerprints[2]
     assert states[0][0][:2] == ("notes.txt", 7)
 
 

@@ -122,6 +122,7 @@ def test_faults_of_the_table_are_named(
         KuHar(as_zip(change(subsamples), tmp_path)).load()
 
 
+@pytest.mark.slow
 def test_the_whole_table_has_all_classes_and_no_more_rows(tmp_path: Path) -> None:
     def rows(labels: list[int]) -> str:
         return "".join(f"{'0,' * 1800}{label},300,1\n" for label in labels)

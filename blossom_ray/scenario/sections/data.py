@@ -102,6 +102,27 @@ class KuHarData(_Data):
     """Whether each axis of each window is brought to mean 0 and deviation 1."""
 
 
+class PtbXlData(_Data):
+    """PTB-XL 1.0.3 (Wagner et al. 2020): 12-lead electrocardiograms of 10 s at 100 Hz, five diagnostic superclasses.
+
+    Modalities `i_to_avf` (leads I to aVF) and `v1_to_v6` (V1 to V6), each (1000, 6), in mV: the paper's iToAvf and
+    v1ToV6. Clients share the official folds 1 to 8; fold 10 is the held-out global test set. The paper of BLOSSOM:
+    `labels: single`, `zscore: true`.
+    """
+
+    dataset: Literal["ptb-xl"]
+    path: str | None = None
+    """The official zip or the folder that it unpacks to (decoding needs the extra `ecg` once, then the cache has it),
+    or a prepared `.npz` file. Relative to the working directory."""
+    labels: Literal["single", "multi"] = "single"
+    """`single`: records with exactly one superclass, for `task: classification`. `multi`: records with at least one,
+    for `task: multilabel`. Statements count whatever their likelihood."""
+    use_validation_fold: bool = False
+    """Whether clients share fold 9, too. Otherwise it is left out."""
+    zscore: bool = False
+    """Whether each lead of each record is brought to mean 0 and deviation 1."""
+
+
 class CustomData(_Data):
     """Own data: a callable that returns a `blossom_ray.Dataset`."""
 
@@ -114,6 +135,6 @@ class CustomData(_Data):
     _factory = field_validator("factory")(check_factory)
 
 
-Downloaded = UciHarData | KuHarData
+Downloaded = UciHarData | KuHarData | PtbXlData
 """The data sets that are read from files as one downloads them, named by `path`."""
 Data = Annotated[SyntheticData | Downloaded | CustomData, Field(discriminator="dataset")]
