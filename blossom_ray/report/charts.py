@@ -1,0 +1,211 @@
+"""Figures from numbers: curves with bands, distributions, bars, heat maps. They know nothing of runs and pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from blossom_ray.report.style import FIGURE_STYLE, GRID, ON_DARK, ON_LIGHT, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 7.2
+"""Width of a figure in inches; a page scales it to its column."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line, with a band around it or without.
+
+    Attributes:
+        label: Its name in the legend.
+        x: Positions, ascending.
+        y: Values; NaN leaves a gap.
+        low: Lower edge of the band, as long as `y`, or None.
+        high: Upper edge of the band, or None.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Draw and save figures in the style of the project, whatever the caller's settings of matplotlib are."""
+    with mpl.rc_context(), mpl.rc_context({**mpl.rcParamsDefault, **FIGURE_STYLE, "backend": "agg"}):
+        yield
+
+
+def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, y_label: str) -> Figure:
+    """Lines over rounds, one panel per entry, all with the same axes.
+
+    Args:
+        panels: Title to curves; a curve of the same label looks alike in every panel.
+        x_label: Of the horizontal axes.
+        y_label: Of the vertical axes, with its unit.
+    """
+    labels = list(dict.fromkeys(curve.label for lines in panels.values() for curve in lines))
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = _grid(rows, columns, len(panels), height=2.7 if columns == 1 else 2.3, share=True)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for curve in lines:
+            _draw(axis, curve, labels.index(curve.label))
+        axis.set_title(title)
+        axis.set_xlabel(x_label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes[0].set_ylabel(y_label)
+    if len(labels) > 1:
+        handles, names = _legend(axes)
+        figure.legend(handles, names, loc="outside upper left", ncols=min(len(labels), 3), handlelength=3)
+    return figure
+
+
+def distributions(groups: Mapping[str, Mapping[str, Sequence[float]]], *, x_label: str) -> Figure:
+    """Every value as a dot with the box of its quartiles, a row per category and series.
+
+    Args:
+        groups: Category (a modality set) to series (a variant) to the values, one per client.
+        x_label: Of the values, with their unit.
+    """
+    labels = list(dict.fromkeys(name for values in groups.values() for name in values))
+    rows = [(category, name) for category, values in groups.items() for name in values]
+    figure, (axis,) = _grid(1, 1, 1, height=0.9 + 0.34 * len(rows))
+    for position, (category, name) in enumerate(rows):
+        values, look = groups[category][name], series(labels.index(name))
+        box = axis.boxplot(
+            [list(values)], positions=[position], orientation="horizontal", widths=0.5, showfliers=False, whis=(10, 90)
+        )
+        for part in (line for lines in box.values() for line in lines):
+            part.set_color(look.color)
+        # Dots of one row are spread a little in height, in a fixed pattern, so that equal values stay apart.
+        heights = [position + 0.16 * ((index * 0.618) % 1 - 0.5) for index in range(len(values))]
+        axis.plot(values, heights, look.marker, color=look.color, alpha=0.6, markersize=4.5, markeredgewidth=0)
+    names = [category if len(labels) == 1 else f"{category}  {name}" for category, name in rows]
+    axis.set_yticks(range(len(rows)), names)
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel(x_label)
+    return figure
+
+
+def bars(values: Mapping[str, Mapping[str, float]], *, x_label: str) -> Figure:
+    """Horizontal bars, a group per category and a bar per series.
+
+    Args:
+        values: Category (a block) to series (up, down) to value.
+        x_label: Of the values, with their unit.
+    """
+    labels = list(dict.fromkeys(name for row in values.values() for name in row))
+    figure, (axis,) = _grid(1, 1, 1, height=0.9 + 0.24 * len(labels) * len(values))
+    thickness = 0.8 / len(labels)
+    for index, name in enumerate(labels):
+        positions = [row + (index - (len(labels) - 1) / 2) * thickness for row in range(len(values))]
+        widths = [row.get(name, 0.0) for row in values.values()]
+        axis.barh(positions, widths, height=thickness * 0.9, color=series(index).color, label=name)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel(x_label)
+    if len(labels) > 1:
+        figure.legend(loc="outside upper left", ncols=len(labels))
+    return figure
+
+
+def stacked_areas(x: Sequence[float], parts: Mapping[str, Sequence[float]], *, x_label: str, y_label: str) -> Figure:
+    """Parts of a whole over rounds, one on the other.
+
+    Args:
+        x: Positions, ascending.
+        parts: Name to values, as long as `x`, at least 0.
+        x_label: Of the horizontal axis.
+        y_label: Of the vertical axis, with its unit.
+    """
+    figure, (axis,) = _grid(1, 1, 1, height=2.3)
+    colors = [series(index).color for index in range(len(parts))]
+    axis.stackplot(x, *parts.values(), labels=list(parts), colors=colors, alpha=0.75)
+    axis.set_ylim(bottom=0)
+    axis.margins(x=0.01)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper left", ncols=len(parts))
+    return figure
+
+
+def heat_map(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], unit: str
+) -> Figure:
+    """Signed values as coloured cells with their numbers; 0 is white, None is an empty cell.
+
+    Args:
+        rows: Names of the rows.
+        columns: Names of the columns.
+        values: One sequence per row, one value per column.
+        unit: Printed behind the colour bar's numbers.
+    """
+    known = [abs(value) for row in values for value in row if value is not None and math.isfinite(value)]
+    limit = max(known, default=1.0) or 1.0
+    figure, (axis,) = _grid(1, 1, 1, height=0.9 + 0.36 * len(rows))
+    table = [[math.nan if value is None else value for value in row] for row in values]
+    colors = mpl.colormaps["PuOr_r"]
+    image = axis.imshow(table, cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if value is not None and math.isfinite(value):
+                red, green, blue, _ = colors((value + limit) / (2 * limit))
+                is_dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
+                axis.text(j, i, f"{value:+.1f}", ha="center", va="center", color=ON_DARK if is_dark else ON_LIGHT)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.grid(visible=False)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axis, fraction=0.04, pad=0.02)
+    bar.set_label(unit)
+    bar.outline.set_edgecolor(GRID)
+    return figure
+
+
+def _grid(rows: int, columns: int, count: int, *, height: float, share: bool = False) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    axes = [axis for row in grid for axis in row]
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
+
+
+def _draw(axis: Axes, curve: Curve, index: int) -> None:
+    look = series(index)
+    few = sum(1 for value in curve.y if math.isfinite(value)) <= 25
+    axis.plot(
+        curve.x,
+        curve.y,
+        look.dash,
+        color=look.color,
+        label=curve.label,
+        marker=look.marker if few else None,
+        markersize=3.5,
+    )
+    if curve.low is not None and curve.high is not None:
+        axis.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.16, linewidth=0)
+
+
+def _legend(axes: Sequence[Axes]) -> tuple[list[object], list[str]]:
+    entries: dict[str, object] = {}
+    for axis in axes:
+        handles, names = axis.get_legend_handles_labels()
+        entries.update({name: handle for name, handle in zip(names, handles, strict=True) if name not in entries})
+    return list(entries.values()), list(entries)

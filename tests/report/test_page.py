@@ -1,0 +1,92 @@
+"""The page: self-contained, escaped, in the page's colours."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+from blossom_ray.report.charts import Curve, curves, figure_style
+from blossom_ray.report.contents import ReportFigure, ReportSection, ReportTable
+from blossom_ray.report.page import render_page
+from blossom_ray.report.style import INK, SERIES
+from blossom_ray.report.svg import inline_svg
+
+EVIL = "<script>alert(1)</script>&\"'"
+
+
+class Tags(HTMLParser):
+    """Counts tags, collects text and what is linked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.text = ""
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.links += [value for name, value in attrs if name in {"href", "src", "xlink:href"} and value]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_with(text: str) -> str:
+    with figure_style():
+        figure = curves(
+            {text: [Curve(text, [0, 1], [1, 2]), Curve("other", [0, 1], [2, 1])]}, x_label="x", y_label=text
+        )
+        section = ReportSection(text, [ReportFigure("curve", figure, text)], [ReportTable([text], [[text]])], text)
+        return render_page(title=text, lead=text, facts={text: text}, sections=[section], scenarios={text: text})
+
+
+def test_names_cannot_become_markup() -> None:
+    tags = Tags()
+    page = page_with(EVIL)
+    tags.feed(page)
+    assert "script" not in tags.names
+    assert tags.text.count("<script>alert(1)</script>") >= 12
+
+
+def test_the_page_loads_nothing() -> None:
+    tags = Tags()
+    page = page_with("plain")
+    tags.feed(page)
+    assert [link for link in tags.links if not link.startswith("#")] == []
+    assert "url(http" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_figures_take_the_colours_of_the_page() -> None:
+    with figure_style():
+        svg = inline_svg(
+            curves({"a": [Curve("a", [0, 1], [1, 2])]}, x_label="x", y_label="y"), name="f", description="d"
+        )
+    assert "var(--series-0)" in svg
+    assert "var(--ink)" in svg
+    assert SERIES[0].color not in svg
+    assert INK not in svg
+    page = page_with("plain")
+    assert set(re.findall(r"var\((--[\w-]+)\)", page)) <= set(re.findall(r"(--[\w-]+):", page))
+
+
+def test_figures_of_one_page_share_no_id() -> None:
+    with figure_style():
+        drawn = [curves({"a": [Curve("a", [0, 1], [1, 2])]}, x_label="x", y_label="y") for _ in range(2)]
+        ids = [
+            set(re.findall(r'id="([^"]+)"', inline_svg(figure, name=name, description="")))
+            for figure, name in zip(drawn, "pq", strict=True)
+        ]
+    assert ids[0]
+    assert ids[0].isdisjoint(ids[1])
+
+
+def test_the_same_figure_gives_the_same_bytes() -> None:
+    def draw() -> str:
+        with figure_style():
+            return inline_svg(
+                curves({"a": [Curve("a", [0, 1], [1, 2])]}, x_label="x", y_label="y"), name="f", description=""
+            )
+
+    assert draw() == draw()
