@@ -1,4 +1,4 @@
-"""Colours and type of all figures: a palette for light and one for dark pages; dashes and markers tell series apart too."""
+"""Colours and type of all figures: one palette for light pages, one for dark; dashes and markers tell series apart."""
 
 from __future__ import annotations
 
