@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from blossom_ray.report.style import FIGURE_STYLE, GRID, ON_DARK, ON_LIGHT, series
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 WIDTH = 7.2
@@ -43,7 +44,9 @@ class Curve:
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Draw and save figures in the style of the project, whatever the caller's settings of matplotlib are."""
-    with mpl.rc_context(), mpl.rc_context({**mpl.rcParamsDefault, **FIGURE_STYLE, "backend": "agg"}):
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(FIGURE_STYLE)
         yield
 
 
@@ -203,8 +206,8 @@ def _draw(axis: Axes, curve: Curve, index: int) -> None:
         axis.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.16, linewidth=0)
 
 
-def _legend(axes: Sequence[Axes]) -> tuple[list[object], list[str]]:
-    entries: dict[str, object] = {}
+def _legend(axes: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
+    entries: dict[str, Artist] = {}
     for axis in axes:
         handles, names = axis.get_legend_handles_labels()
         entries.update({name: handle for name, handle in zip(names, handles, strict=True) if name not in entries})

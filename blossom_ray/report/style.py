@@ -41,7 +41,7 @@ SERIES = (
 )
 """Blue, orange, green, purple, ochre, pink, teal, grey. A ninth series starts again."""
 
-FIGURE_STYLE: dict[str, Any] = {
+FIGURE_STYLE: Any = {
     "axes.edgecolor": MUTED,
     "axes.axisbelow": True,
     "axes.grid": True,

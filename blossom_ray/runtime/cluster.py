@@ -100,6 +100,23 @@ def offered_room() -> Room:
     return Room(offered.get("CPU", 0.0), offered.get("GPU", 0.0), offered.get("memory", 0.0))
 
 
+def probe() -> Room:
+    """Start a session and a process that imports torch, and end both again; what the cluster offers.
+
+    Raises:
+        RunError: Ray did not start, or its process did not.
+    """
+
+    def import_torch() -> str:
+        import torch
+
+        return str(torch.__version__)
+
+    with session():
+        get(ray.remote(num_cpus=0.2)(import_torch).remote(), timeout_s=120)
+        return offered_room()
+
+
 def num_nodes() -> int:
     """Number of nodes that are alive."""
     return sum(bool(node["Alive"]) for node in ray.nodes())
