@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from blossom_ray.errors import BlossomError, DataError, RunError, ScenarioError
     from blossom_ray.metrics import personalization_gain
     from blossom_ray.records import RoundRecord
+    from blossom_ray.reporting import report
     from blossom_ray.results import Run
     from blossom_ray.scenario import Scenario
     from blossom_ray.sweep_folder import Sweep
@@ -39,6 +40,7 @@ _HOME = {
     "Sweep": "sweep_folder",
     "compare": "comparison",
     "personalization_gain": "metrics",
+    "report": "reporting",
     "simulate": "api",
     "sweep": "sweeping",
 }
@@ -60,6 +62,7 @@ __all__ = [
     "__version__",
     "compare",
     "personalization_gain",
+    "report",
     "simulate",
     "sweep",
 ]

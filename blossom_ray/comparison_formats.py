@@ -41,7 +41,7 @@ def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
     for row in rows:
         sections.setdefault(tuple(row[key] for key in above), []).append(row)
     fixed = [f"{labels[key]} {rows[0][key]}" for key in comparison.keys if key not in varying and rows]
-    parts: list[RenderableType] = [Text(", ".join([_title(comparison, gain_of), *fixed]), style="bold")]
+    parts: list[RenderableType] = [Text(", ".join([comparison_title(comparison, gain_of), *fixed]), style="bold")]
     for values, members in sections.items():
         if values:
             pairs = zip(above, values, strict=True)
@@ -56,19 +56,22 @@ def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
 
 def markdown(comparison: Comparison, gain_of: Summary) -> str:
     """A Markdown table of all settings and modality sets, and the notes under it."""
-    header, rows = _flat(comparison, gain_of)
+    header, rows = flat_table(comparison, gain_of)
     lines = [header, ["---"] * len(header), *rows]
     table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
     remarks = [*(f"not used: {place}: {status}" for place, status in comparison.unused), *comparison.notes]
-    return "\n".join([f"{_title(comparison, gain_of)}\n", table, "", *(f"- {remark}" for remark in remarks)]) + "\n"
+    return (
+        "\n".join([f"{comparison_title(comparison, gain_of)}\n", table, "", *(f"- {remark}" for remark in remarks)])
+        + "\n"
+    )
 
 
 def latex(comparison: Comparison, gain_of: Summary) -> str:
     r"""A LaTeX `tabular` for the package booktabs; title and notes are comments before it."""
-    header, rows = _flat(comparison, gain_of)
+    header, rows = flat_table(comparison, gain_of)
     num_words = sum(key in comparison.table.columns for key in (*comparison.keys, "modalities"))
     remarks = [
-        _title(comparison, gain_of),
+        comparison_title(comparison, gain_of),
         *(f"not used: {place}: {status}" for place, status in comparison.unused),
         *comparison.notes,
     ]
@@ -100,7 +103,8 @@ def json_text(comparison: Comparison) -> str:
     return json.dumps(tree, allow_nan=False)
 
 
-def _title(comparison: Comparison, gain_of: Summary) -> str:
+def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
+    """What is compared, with its unit and what gains are measured against."""
     unit = " in %" if comparison.is_share else ""
     text = f"{comparison.metric}{unit}"
     if comparison.baseline:
@@ -157,7 +161,7 @@ def _nested(
     return table
 
 
-def _flat(comparison: Comparison, gain_of: Summary) -> tuple[list[str], list[list[str]]]:
+def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one table of all settings."""
     labels = comparison.labels
     header = [*(labels[key] for key in comparison.keys), "modalities", "seeds"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from blossom_ray import Run, simulate
 from blossom_ray.scenario import Scenario
 
 REPOSITORY = Path(__file__).parent.parent
@@ -77,3 +78,23 @@ def ray_session() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+TINY_SCENARIO = {
+    "name": "tiny",
+    "rounds": 2,
+    "data": {"dataset": "synthetic", "samples": 200, "classes": 2},
+    "clients": [{"count": 2, "modalities": ["a"]}, {"count": 2, "modalities": ["a", "b"]}],
+    "model": {"encoders": {"a": {"kind": "mlp", "dim": 4}, "b": {"kind": "mlp", "dim": 4}}},
+    "execution": {"runtime": "local"},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Scenario:
+    return Scenario.model_validate(TINY_SCENARIO)
+
+
+@pytest.fixture(scope="session")
+def runs(tiny: Scenario) -> list[Run]:
+    return [simulate(tiny.override({"seed": seed})) for seed in (0, 1)]

@@ -14,8 +14,8 @@ import blossom_ray
 
 NAMES = {
     "BlockInstance", "BlossomError", "Comparison", "DataError", "Dataset", "RoundRecord", "Run", "RunError",
-    "Scenario", "ScenarioError", "Scope", "SharingScheme", "Sweep", "compare", "personalization_gain", "simulate",
-    "sweep",
+    "Scenario", "ScenarioError", "Scope", "SharingScheme", "Sweep", "compare", "personalization_gain", "report",
+    "simulate", "sweep",
 }  # fmt: skip
 QUICKSTART = str(REPOSITORY / "scenarios" / "quickstart.yaml")
 

@@ -23,12 +23,13 @@ def report(
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Folder for the figures as SVG and PDF files, for a paper.")
     ] = None,
+    title: Annotated[str | None, typer.Option("--title", help="Heading of the page.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page, without network: curves, modality sets, clients, communication, time, scenario."""
-    from blossom_ray.report import report_on
+    from blossom_ray.reporting import report as write_report
 
-    written = report_on(runs, out=out, figures=figures)
+    written = write_report(*runs, out=out, figures=figures, title=title)
     if as_json:
         print_json({"report": str(written[0]), "figures": [str(path) for path in written[1:]]})
     else:

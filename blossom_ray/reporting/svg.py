@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blossom_ray.errors import RunFolderError
-from blossom_ray.report.charts import figure_style
-from blossom_ray.report.style import GRID, INK, MUTED, SERIES
-from blossom_ray.table_files import replacing
+from blossom_ray.reporting.charts import figure_style
+from blossom_ray.reporting.style import GRID, INK, MUTED, SERIES
+from blossom_ray.storage import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

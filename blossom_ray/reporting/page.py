@@ -9,9 +9,9 @@ import jinja2
 from markupsafe import Markup
 
 from blossom_ray import __version__
-from blossom_ray.report.contents import ReportSection, ReportTable
-from blossom_ray.report.style import SERIES
-from blossom_ray.report.svg import inline_svg
+from blossom_ray.reporting.parts import ReportSection, ReportTable
+from blossom_ray.reporting.style import SERIES
+from blossom_ray.reporting.svg import inline_svg
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class _PageFigure:
 @dataclass(frozen=True)
 class _PageSection:
     title: str
-    text: str
+    notes: Sequence[str]
     figures: Sequence[_PageFigure]
     tables: Sequence[ReportTable]
 
@@ -46,7 +46,7 @@ def render_page(
         scenarios: Resolved scenarios as YAML, by the name of their run.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("blossom_ray.report", "."),
+        loader=jinja2.PackageLoader("blossom_ray.reporting", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -68,4 +68,4 @@ def _page_section(section: ReportSection) -> _PageSection:
         _PageFigure(Markup(inline_svg(figure.figure, name=figure.name, description=figure.caption)), figure.caption)
         for figure in section.figures
     ]
-    return _PageSection(section.title, section.text, figures, section.tables)
+    return _PageSection(section.title, section.notes, figures, section.tables)

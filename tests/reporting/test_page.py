@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from blossom_ray.report.charts import Curve, curves, figure_style
-from blossom_ray.report.contents import ReportFigure, ReportSection, ReportTable
-from blossom_ray.report.page import render_page
-from blossom_ray.report.style import INK, SERIES
-from blossom_ray.report.svg import inline_svg
+from blossom_ray.reporting.charts import Curve, curves, figure_style
+from blossom_ray.reporting.page import render_page
+from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
+from blossom_ray.reporting.style import INK, SERIES
+from blossom_ray.reporting.svg import inline_svg
 
 EVIL = "<script>alert(1)</script>&\"'"
 

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from blossom_ray.report.style import FIGURE_STYLE, GRID, ON_DARK, ON_LIGHT, series
+from blossom_ray.reporting.style import FIGURE_STYLE, GRID, ON_DARK, ON_LIGHT, series
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -103,26 +103,32 @@ def distributions(groups: Mapping[str, Mapping[str, Sequence[float]]], *, x_labe
     return figure
 
 
-def bars(values: Mapping[str, Mapping[str, float]], *, x_label: str) -> Figure:
+def bars(values: Mapping[str, Mapping[str, float]], *, x_label: str, stacked: bool = False) -> Figure:
     """Horizontal bars, a group per category and a bar per series.
 
     Args:
-        values: Category (a block) to series (up, down) to value.
+        values: Category (a block) to series (up, down) to value, at least 0.
         x_label: Of the values, with their unit.
+        stacked: Whether the bars of a category stand one behind the other, as parts of a whole.
     """
     labels = list(dict.fromkeys(name for row in values.values() for name in row))
-    figure, (axis,) = _grid(1, 1, 1, height=0.9 + 0.24 * len(labels) * len(values))
-    thickness = 0.8 / len(labels)
+    lanes = 1 if stacked else len(labels)
+    figure, (axis,) = _grid(1, 1, 1, height=0.9 + (0.3 if stacked else 0.24 * lanes) * len(values))
+    thickness = 0.8 / lanes
+    starts = [0.0] * len(values)
     for index, name in enumerate(labels):
-        positions = [row + (index - (len(labels) - 1) / 2) * thickness for row in range(len(values))]
+        shift = 0.0 if stacked else (index - (lanes - 1) / 2) * thickness
+        positions = [row + shift for row in range(len(values))]
         widths = [row.get(name, 0.0) for row in values.values()]
-        axis.barh(positions, widths, height=thickness * 0.9, color=series(index).color, label=name)
+        axis.barh(positions, widths, height=thickness * 0.9, left=starts, color=series(index).color, label=name)
+        if stacked:
+            starts = [start + width for start, width in zip(starts, widths, strict=True)]
     axis.set_yticks(range(len(values)), list(values))
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set_xlabel(x_label)
     if len(labels) > 1:
-        figure.legend(loc="outside upper left", ncols=len(labels))
+        figure.legend(loc="outside upper left", ncols=min(len(labels), 4))
     return figure
 
 
@@ -162,7 +168,7 @@ def heat_map(
     limit = max(known, default=1.0) or 1.0
     figure, (axis,) = _grid(1, 1, 1, height=0.9 + 0.36 * len(rows))
     table = [[math.nan if value is None else value for value in row] for row in values]
-    colors = mpl.colormaps["PuOr_r"]
+    colors = mpl.colormaps["RdBu"]
     image = axis.imshow(table, cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
     for i, row in enumerate(values):
         for j, value in enumerate(row):

@@ -1,0 +1,60 @@
+"""What a report is made of: sections with figures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table of texts.
+
+    Attributes:
+        columns: Headings.
+        rows: One sequence of cells per row; the first cell names the row.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure with what it is called in files and what it shows.
+
+    Attributes:
+        name: File name without its ending; no two figures of a report share it.
+        figure: The figure.
+        caption: A sentence or two below it.
+    """
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """A part of a report.
+
+    Attributes:
+        title: Its heading.
+        figures: Figures in order.
+        tables: Tables in order, below the figures.
+        notes: Sentences below them.
+    """
+
+    title: str
+    figures: Sequence[ReportFigure] = ()
+    tables: Sequence[ReportTable] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.figures or self.tables or self.notes)

@@ -1,0 +1,97 @@
+"""What a report sets side by side: runs that differ in nothing but their seed, and their curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from blossom_ray.console_tables import shown_scores
+from blossom_ray.reporting.charts import Curve
+from blossom_ray.run_scores import score_of
+from blossom_ray.scores import Score, default_score
+
+if TYPE_CHECKING:
+    from blossom_ray.results import Run
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: What tells it from the others of its panel; "" where there are no others.
+        runs: Its runs, at least one.
+        panel: What it has in common with the others of its panel, such as a partition; "" where all share one.
+    """
+
+    label: str
+    runs: Sequence[Run]
+    panel: str = ""
+
+    @property
+    def name(self) -> str:
+        """Panel and label."""
+        return ", ".join(part for part in (self.panel, self.label) if part)
+
+    @cached_property
+    def rounds(self) -> pl.DataFrame:
+        """The scored rounds of all runs, one run below the other."""
+        frames = [run.rounds.filter(pl.col("num_evaluated") > 0) for run in self.runs]
+        return pl.concat(frames, how="diagonal")
+
+    def final(self, column: str) -> float | None:
+        """Mean over runs of a column in their last scored round; None where no run has it."""
+        values = [run.final[column] for run in self.runs if column in run.final]
+        return fmean(values) if values else None
+
+    def curve(self, column: str, *, label: str | None = None) -> Curve:
+        """A column over rounds: the mean over runs in their range; of one run, in the spread over clients.
+
+        Args:
+            column: A column of the table `rounds`. Shares are scaled to percent.
+            label: The curve's label; None: the variant's.
+        """
+        name, factor = self.label if label is None else label, scale(column)
+        if column not in self.rounds.columns:
+            return Curve(name, [], [])
+        known = self.rounds.filter(pl.col(column).is_not_null())
+        if len(self.runs) > 1:
+            low, high, mean = pl.col(column).min(), pl.col(column).max(), pl.col(column).mean()
+            table = known.group_by("round").agg(mean=mean, low=low, high=high).sort("round")
+            edges = [_scaled(table[edge], factor) for edge in ("low", "high")]
+            return Curve(name, table["round"].to_list(), _scaled(table["mean"], factor), *edges)
+        around = [f"{column}_p10", f"{column}_p90"]
+        edges = [_scaled(known[edge], factor) for edge in around if edge in known.columns]
+        return Curve(name, known["round"].to_list(), _scaled(known[column], factor), *edges)
+
+
+def headline_scores(variants: Sequence[Variant]) -> tuple[Score, ...]:
+    """The scores that get a chart or a column: those that the console shows, the task's first one first.
+
+    Runs of several tasks have no score in common; those of the first run are taken.
+    """
+    task = variants[0].runs[0].scenario.task
+    first = default_score(task)
+    return (first, *(score for score in shown_scores(task) if score != first))
+
+
+def scale(column: str) -> float:
+    """100 for shares, which are shown in percent, else 1."""
+    return 100.0 if score_of(column).is_share else 1.0
+
+
+def format_value(column: str, value: float | None) -> str:
+    """A score for people: percent with one digit, or four digits of a loss or an error; "" for none."""
+    if value is None or math.isnan(value):
+        return ""
+    return f"{100 * value:.1f} %" if score_of(column).is_share else f"{value:.4g}"
+
+
+def _scaled(values: pl.Series, factor: float) -> list[float]:
+    return [math.nan if value is None else factor * value for value in values.to_list()]

@@ -1,0 +1,131 @@
+"""From run folders to the report's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from blossom_ray.comparison import compare
+from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.reporting.charts import figure_style
+from blossom_ray.reporting.compared import comparison_section, variants_of
+from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
+from blossom_ray.reporting.page import render_page
+from blossom_ray.reporting.parts import ReportSection
+from blossom_ray.reporting.scores import client_section, curve_section, modality_section
+from blossom_ray.reporting.svg import FIGURE_FORMATS, save_figure
+from blossom_ray.reporting.variants import Variant
+from blossom_ray.results import Run
+from blossom_ray.run_selection import Source, collect
+from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.storage import replacing
+
+PAGE_NAME = "report.html"
+
+
+def report(
+    *sources: Source, out: str | Path | None = None, figures: str | Path | None = None, title: str | None = None
+) -> list[Path]:
+    """Write one HTML page, which needs no network, about a run, a sweep, or several of them side by side.
+
+    Args:
+        sources: Run folders, folders of sweeps, or such opened.
+        out: The page; None: `report.html` in the folder of a single source, else in the working directory.
+        figures: Folder for every figure as SVG and as PDF, for a paper; None: none are written.
+        title: Its heading; None: the names of the scenarios.
+
+    Returns:
+        The files written, the page first.
+
+    Raises:
+        RunFolderError: A source is no run and no sweep or is damaged, or a file cannot be written.
+        InputError: No run has a complete round yet.
+
+    Example:
+        >>> from blossom_ray import report
+        >>> report("sweeps/quickstart", figures="figures")
+    """
+    entries = collect(sources)
+    finished = [entry for entry in entries if entry.status == "finished"]
+    comparison = compare(*sources) if len(finished) > 1 else None
+    variants = variants_of(entries, tuple(comparison.baseline) if comparison is not None else ())
+    if not variants:
+        raise InputError("no run has a complete round yet; expected at least one that has")
+    names = dict.fromkeys(run.scenario.name for variant in variants for run in variant.runs)
+    with figure_style():
+        compared = [comparison_section(comparison)] if comparison is not None and len(finished) > 1 else []
+        sections = [section for section in (*compared, *_sections(variants)) if not section.is_empty]
+        page = render_page(
+            title=title or ", ".join(names),
+            lead=_lead(variants),
+            facts=_facts(variants),
+            sections=sections,
+            scenarios=_scenarios(variants),
+        )
+        path = Path(out) if out is not None else _default_path(sources)
+        _write(path, page)
+        written = [path]
+        for figure in (figure for section in sections for figure in section.figures) if figures is not None else ():
+            written += [save_figure(figure.figure, Path(str(figures)), figure.name, form) for form in FIGURE_FORMATS]
+    return written
+
+
+def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
+    scored = [variant for variant in variants if variant.rounds.height]
+    scores = [curve_section(scored), modality_section(scored), client_section(scored)] if scored else []
+    return [*scores, traffic_section(variants), time_section(variants), failure_section(variants)]
+
+
+def _default_path(sources: Sequence[Source]) -> Path:
+    folder = sources[0] if len(sources) == 1 else Path()
+    if isinstance(folder, str | Path):
+        return Path(folder) / PAGE_NAME
+    return (folder.path or Path()) / PAGE_NAME
+
+
+def _lead(variants: Sequence[Variant]) -> str:
+    runs = [run for variant in variants for run in variant.runs]
+    if len(runs) == 1:
+        return "" if runs[0].path is None else runs[0].path.name
+    seeds = sorted({run.scenario.seed for run in runs})
+    return f"{len(runs)} runs: {len(variants)} settings, seeds {', '.join(map(str, seeds))}"
+
+
+def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:
+    """What a single run was, in a few words each; nothing for several."""
+    runs = [run for variant in variants for run in variant.runs]
+    if len(runs) > 1:
+        return {}
+    run: Run = runs[0]
+    scenario, manifest = run.scenario, run.manifest
+    sharing = scenario.sharing
+    versions = manifest.get("versions", {})
+    found = {
+        "sharing": sharing
+        if isinstance(sharing, str)
+        else ", ".join(f"{name} {scope}" for name, scope in sharing.items()),
+        "data": scenario.data.dataset,
+        "clients": str(scenario.num_clients),
+        "rounds": f"{run.rounds.height - 1} of {scenario.rounds}",
+        "seed": str(scenario.seed),
+        "status": run.status,
+        "started (UTC)": str(manifest.get("started_at") or "")[:16].replace("T", " "),
+        "blossom-ray": str(versions.get("blossom-ray", "")) if isinstance(versions, dict) else "",
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _scenarios(variants: Sequence[Variant]) -> dict[str, str]:
+    """One resolved scenario per setting; the seeds of a setting differ in the seed alone."""
+    return {
+        variant.name or variant.runs[0].scenario.name: scenario_yaml(variant.runs[0].scenario) for variant in variants
+    }
+
+
+def _write(path: Path, page: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{path}: {error.strerror or error}; expected a file that can be written") from error

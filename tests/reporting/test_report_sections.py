@@ -1,0 +1,123 @@
+"""Sections hold the numbers of the runs' tables."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from blossom_ray import Run, compare, simulate
+from blossom_ray.reporting.charts import figure_style
+from blossom_ray.reporting.compared import comparison_section, variants_of
+from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
+from blossom_ray.reporting.parts import ReportSection
+from blossom_ray.reporting.scores import client_section, curve_section, modality_section
+from blossom_ray.reporting.variants import Variant, format_value, headline_scores
+from blossom_ray.run_selection import collect
+
+
+@pytest.fixture(scope="module")
+def full_model(runs: list[Run]) -> list[Run]:
+    return [simulate(run.scenario.override({"sharing": "full-model"})) for run in runs]
+
+
+@pytest.fixture(autouse=True)
+def _style():
+    with figure_style():
+        yield
+
+
+def lines(section: ReportSection, name: str) -> dict:
+    (figure,) = (figure.figure for figure in section.figures if figure.name == name)
+    return {line.get_label(): line for axis in figure.axes for line in axis.lines}
+
+
+def test_one_run_shows_its_scores_with_the_spread_over_clients(runs: list[Run]) -> None:
+    section = curve_section([Variant("", runs[:1])])
+    (line,) = lines(section, "curve-accuracy").values()
+    expected = [100 * value for value in runs[0].rounds["accuracy"].to_list()]
+    assert line.get_ydata().tolist() == pytest.approx(expected)
+    axis = next(f.figure for f in section.figures if f.name == "curve-accuracy").axes[0]
+    top = axis.collections[0].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(100 * runs[0].rounds["accuracy_p90"].max())
+    assert section.tables[0].rows[0][:2] == ["all clients", format_value("accuracy", runs[0].final["accuracy"])]
+    assert set(lines(section, "curve-loss")) == {"test", "training"}
+
+
+def test_a_variant_of_two_seeds_shows_their_mean_and_range(runs: list[Run]) -> None:
+    section = curve_section([Variant("two", runs)])
+    (line,) = lines(section, "curve-accuracy").values()
+    both = [run.rounds["accuracy"].to_list() for run in runs]
+    assert line.get_ydata().tolist() == pytest.approx([50 * (a + b) for a, b in zip(*both, strict=True)])
+    axis = next(f.figure for f in section.figures if f.name == "curve-accuracy").axes[0]
+    assert axis.collections[0].get_paths()[0].vertices[:, 1].max() == pytest.approx(100 * max(map(max, both)))
+
+
+def test_two_variants_stand_side_by_side_in_each_modality_set(runs: list[Run]) -> None:
+    section = modality_section([Variant("first", runs[:1]), Variant("second", runs[1:])])
+    axes = section.figures[0].figure.axes
+    assert [axis.get_title(loc="left") for axis in axes] == ["a", "a+b"]
+    assert {line.get_label() for line in axes[0].lines} == {"first", "second"}
+    assert [row[:2] for row in section.tables[0].rows] == [
+        ["first", "a"],
+        ["first", "a+b"],
+        ["second", "a"],
+        ["second", "a+b"],
+    ]
+
+
+def test_every_client_of_the_last_round_is_shown(runs: list[Run]) -> None:
+    (figure,) = client_section([Variant("", runs[:1])]).figures
+    last = runs[0].clients.filter(pl.col("round") == 2, pl.col("modalities") == "a")["accuracy"].to_list()
+    dots = [sorted(line.get_xdata()) for line in figure.figure.axes[0].lines if line.get_marker() == "o"]
+    assert sorted(100 * value for value in last) in dots
+
+
+def test_panels_follow_what_variants_have_in_common(runs: list[Run]) -> None:
+    variants = [Variant("x", runs[:1], "p"), Variant("y", runs[1:], "p"), Variant("x", runs[:1], "q")]
+    figure = curve_section(variants).figures[0].figure
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["p", "q"]
+    assert modality_section(variants).figures == []
+    assert [row[0] for row in modality_section(variants).tables[0].rows][::2] == ["p, x", "p, y", "q, x"]
+
+
+def test_communication_is_that_of_the_whole_run(runs: list[Run]) -> None:
+    section = traffic_section([Variant("", runs[:1])])
+    table, figure = section.tables[0], section.figures[0].figure
+    names = ["encoder/a (shared)", "encoder/b (shared)", "fusion (private)", "head (private)"]
+    assert [row[0] for row in table.rows] == names
+    assert table.rows[2][1:] == ["0 B", "0 B"]
+    sent = runs[0].blocks.filter(pl.col("block") == "encoder/a")["bytes_up"].sum()
+    assert sent / 1e6 in [pytest.approx(bar.get_width()) for bar in figure.axes[0].patches]
+
+
+def test_time_and_failures(runs: list[Run]) -> None:
+    assert len(time_section([Variant("", runs)]).tables[0].rows) == 2
+    assert time_section([Variant("", runs)]).figures == []
+    assert len(time_section([Variant("", runs[:1])]).figures) == 1
+    assert failure_section([Variant("", runs)]).is_empty
+
+
+def test_a_comparison_shows_the_gain_of_the_last_rounds(runs: list[Run], full_model: list[Run]) -> None:
+    comparison = compare(*runs, *full_model)
+    section = comparison_section(comparison)
+    (figure,) = section.figures
+    gain = comparison.table.filter(pl.col("modalities") == "all clients", pl.col("gain_last5").is_not_null())[
+        "gain_last5"
+    ]
+    texts = [text.get_text() for text in figure.figure.axes[0].texts]
+    assert texts == [f"{gain.item():+.1f}"]
+    variants = variants_of(collect([*runs, *full_model]), ["sharing"])
+    assert [(variant.label, len(variant.runs)) for variant in variants] == [
+        ("private-head-fusion", 2),
+        ("full-model", 2),
+    ]
+
+
+def test_scores_are_percent_and_errors_are_not() -> None:
+    assert format_value("accuracy", 0.5) == "50.0 %"
+    assert format_value("rmse", 0.5) == "0.5"
+    assert format_value("accuracy", None) == ""
+
+
+def test_the_first_score_is_what_the_task_is_judged_by(runs: list[Run]) -> None:
+    assert headline_scores([Variant("", runs)])[0].name == "accuracy"
