@@ -32,6 +32,7 @@ from blossom_ray.tasks import task_rules
 from blossom_ray.traffic import Traffic
 from blossom_ray.training import LocalResult
 from blossom_ray.vectorized import ClientTask
+from blossom_ray.weighting import client_weight
 
 
 class ClientHost:
@@ -92,22 +93,19 @@ class ClientHost:
         down, up, plan = Traffic(), Traffic(), self._plan
         tasks, states = self._tasks(chunk, blocks, down, accepted=round_index - 1)
         engine = self._engine(self._profiles[chunk.clients[0]])
-        records: list[ClientTraining] = []
-        results: list[LocalResult] = []
-        for (result, seconds), state in zip(
-            engine.train(
-                tasks,
-                plan.training,
-                learning_rate=learning_rate,
-                phases=training_phases(plan.training, plan.trained_blocks(self._profiles[chunk.clients[0]])),
-                seed=plan.seed,
-                round_index=round_index,
-            ),
-            states,
-            strict=True,
-        ):
-            client = chunk.clients[len(results)]
+        trained = engine.train(
+            tasks,
+            plan.training,
+            learning_rate=learning_rate,
+            phases=training_phases(plan.training, plan.trained_blocks(self._profiles[chunk.clients[0]])),
+            seed=plan.seed,
+            round_index=round_index,
+        )
+        for client, (result, _) in zip(chunk.clients, trained, strict=True):
             check_finite(client, round_index, result, "training.optimizer.lr")
+        weights = self._weights(engine, tasks, [result for result, _ in trained], round_index)
+        records: list[ClientTraining] = []
+        for client, (result, seconds), weight, state in zip(chunk.clients, trained, weights, states, strict=True):
             self._staged[client] = (round_index, self._next_state(client, state, result))
             for name, instance in self._returned(client).items():
                 up.count(client, instance, result.blocks[name].nbytes)
@@ -115,6 +113,7 @@ class ClientHost:
                 ClientTraining(
                     client=client,
                     num_examples=result.num_examples,
+                    weight=weight,
                     num_steps=result.num_steps,
                     loss=result.loss,
                     drift=result.drift,
@@ -123,10 +122,9 @@ class ClientHost:
                     seconds=seconds,
                 )
             )
-            results.append(result)
         return ChunkTraining(
             tuple(records),
-            self._combine(chunk, results, whole=whole),
+            self._combine(chunk, [result for result, _ in trained], weights, whole=whole),
             dict(down.by_instance),
             dict(up.by_instance),
         )
@@ -240,6 +238,23 @@ class ClientHost:
             states.append(replace(state, versions=versions))
         return tasks, states
 
+    def _weights(
+        self, engine: Engine, tasks: Sequence[ClientTask], results: Sequence[LocalResult], round_index: int
+    ) -> list[float]:
+        """The clients' weights in averages, by their training samples or by what they make of them now."""
+        plan = self._plan
+        entropies: Sequence[float | None] = [None] * len(tasks)
+        if plan.weighting == "entropy":
+            trained = [
+                replace(task, blocks={**task.blocks, **result.blocks}, local_state=result.local_state)
+                for task, result in zip(tasks, results, strict=True)
+            ]
+            entropies = engine.mean_entropies(trained, plan.evaluation_batch_size, round_index=round_index)
+        return [
+            client_weight(plan.weighting, result.num_examples, entropy)
+            for result, entropy in zip(results, entropies, strict=True)
+        ]
+
     def _fine_tuned(
         self, tasks: Sequence[ClientTask], engine: Engine, round_index: int
     ) -> tuple[list[ClientTask], list[float]]:
@@ -303,12 +318,14 @@ class ClientHost:
         return {name: instance for name, instance in instances.items() if not instance.is_private}
 
     def _combine(
-        self, chunk: Chunk, results: Sequence[LocalResult], *, whole: bool
+        self, chunk: Chunk, results: Sequence[LocalResult], weights: Sequence[float], *, whole: bool
     ) -> dict[BlockInstance, PartialSum | np.ndarray]:
         shared = self._returned(chunk.clients[0])
         if whole and len(results) > 1:
             return {
-                instance: weighted_sum((result.num_examples, result.blocks[name]) for result in results)
+                instance: weighted_sum(
+                    (weight, result.blocks[name]) for weight, result in zip(weights, results, strict=True)
+                )
                 for name, instance in shared.items()
             }
         return {instance: np.stack([result.blocks[name] for result in results]) for name, instance in shared.items()}

@@ -134,6 +134,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         evaluation_batch_size=scenario.evaluation.batch_size,
         fine_tune=scenario.evaluation.fine_tune,
         task=scenario.task,
+        weighting=scenario.server.weighting,
     )
     return Preparation(
         scenario=scenario,
