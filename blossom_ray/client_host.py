@@ -21,6 +21,7 @@ from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
 from blossom_ray.blocks import BlockInstance, ClientProfile
 from blossom_ray.checkpoint import read_clients, write_clients
 from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
+from blossom_ray.contributions import client_weights, with_prototypes
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.engine import Engine, check_finite, make_engine
 from blossom_ray.fine_tuning import fine_tuned
@@ -32,7 +33,6 @@ from blossom_ray.tasks import task_rules
 from blossom_ray.traffic import Traffic
 from blossom_ray.training import LocalResult
 from blossom_ray.vectorized import ClientTask
-from blossom_ray.weighting import client_weight
 
 
 class ClientHost:
@@ -101,11 +101,16 @@ class ClientHost:
             seed=plan.seed,
             round_index=round_index,
         )
-        for client, (result, _) in zip(chunk.clients, trained, strict=True):
+        results = self._with_prototypes(tasks, [result for result, _ in trained])
+        for client, result in zip(chunk.clients, results, strict=True):
             check_finite(client, round_index, result, "training.optimizer.lr")
-        weights = self._weights(engine, tasks, [result for result, _ in trained], round_index)
+        weights = client_weights(
+            plan.weighting, engine, tasks, results, batch_size=plan.evaluation_batch_size, round_index=round_index
+        )
         records: list[ClientTraining] = []
-        for client, (result, seconds), weight, state in zip(chunk.clients, trained, weights, states, strict=True):
+        for client, result, (_, seconds), weight, state in zip(
+            chunk.clients, results, trained, weights, states, strict=True
+        ):
             self._staged[client] = (round_index, self._next_state(client, state, result))
             for name, instance in self._returned(client).items():
                 up.count(client, instance, result.blocks[name].nbytes)
@@ -124,7 +129,7 @@ class ClientHost:
             )
         return ChunkTraining(
             tuple(records),
-            self._combine(chunk, [result for result, _ in trained], weights, whole=whole),
+            self._combine(chunk, results, weights, whole=whole),
             dict(down.by_instance),
             dict(up.by_instance),
         )
@@ -238,21 +243,16 @@ class ClientHost:
             states.append(replace(state, versions=versions))
         return tasks, states
 
-    def _weights(
-        self, engine: Engine, tasks: Sequence[ClientTask], results: Sequence[LocalResult], round_index: int
-    ) -> list[float]:
-        """The clients' weights in averages, by their training samples or by what they make of them now."""
-        plan = self._plan
-        entropies: Sequence[float | None] = [None] * len(tasks)
-        if plan.weighting == "entropy":
-            trained = [
-                replace(task, blocks={**task.blocks, **result.blocks}, local_state=result.local_state)
-                for task, result in zip(tasks, results, strict=True)
-            ]
-            entropies = engine.mean_entropies(trained, plan.evaluation_batch_size, round_index=round_index)
+    def _with_prototypes(self, tasks: Sequence[ClientTask], results: Sequence[LocalResult]) -> list[LocalResult]:
+        """The results with the prototypes that these clients contribute to."""
+        profile = self._profiles[tasks[0].client]
+        modalities = self._plan.measured_prototypes(profile)
+        if not modalities:
+            return list(results)
+        workspace, batch_size = self._workspace(profile), self._plan.evaluation_batch_size
         return [
-            client_weight(plan.weighting, result.num_examples, entropy)
-            for result, entropy in zip(results, entropies, strict=True)
+            with_prototypes(workspace, task, result, modalities, batch_size=batch_size)
+            for task, result in zip(tasks, results, strict=True)
         ]
 
     def _fine_tuned(

@@ -228,8 +228,9 @@ def _block_rounds(
                 for name, instance in trained.items()
             }
         for name, together in reported[signature].items():
-            drift_sums[together] += record.num_examples * record.drift[name]
-            num_examples[together] += record.num_examples
+            if name in record.drift:  # a prototype is measured anew: it drifts from nothing
+                drift_sums[together] += record.num_examples * record.drift[name]
+                num_examples[together] += record.num_examples
             weights[together] += record.weight
             contributors[together] += 1
     bytes_down = Counter(training.bytes_down if training else {})
@@ -244,7 +245,7 @@ def _block_rounds(
             bytes_down=bytes_down[instance],
             bytes_up=bytes_up.get(instance, 0),
             update_norm=update_norms.get(instance, 0.0),
-            client_drift=drift_sums[instance] / num_examples[instance] if contributors[instance] else None,
+            client_drift=drift_sums[instance] / num_examples[instance] if num_examples[instance] else None,
         )
         for instance in instances
     )

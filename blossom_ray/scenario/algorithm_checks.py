@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blossom_ray.blocks import SCHEME_NAMES, Scope, SharingScheme, block_names
+from blossom_ray.blocks import SCHEME_NAMES, Scope, SharingScheme, block_names, encoder_block
 from blossom_ray.scenario import sections as spec
 from blossom_ray.scenario.phrases import Finding
 
@@ -23,8 +23,13 @@ def algorithm_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _alternation(training, scopes)
     if scopes and evaluation is not None:
         yield from _tuned_blocks(evaluation, scopes)
+    model, clients = sections.get("model"), sections.get("clients")
     if training is not None:
         yield from _engine(training)
+        if model is not None:
+            yield from _prototypes_in_training(model, training)
+    if scopes and model is not None and clients is not None:
+        yield from _prototypes_of_encoders(model, clients, scopes)
 
 
 def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
@@ -63,3 +68,27 @@ def _engine(training: spec.Training) -> Iterator[Finding]:
     if training.engine == "vectorized" and training.modality_dropout > 0:
         found = f"is 'vectorized', while training.modality_dropout is {training.modality_dropout}"
         yield Finding("training.engine", found, "'sequential', or a modality_dropout of 0")
+
+
+def _prototypes_in_training(model: spec.Model, training: spec.Training) -> Iterator[Finding]:
+    if model.missing != "prototype":
+        return
+    if training.engine == "vectorized":
+        yield Finding("training.engine", "is 'vectorized', while model.missing is 'prototype'", "'sequential'")
+    if training.modality_dropout > 0:
+        found = f"is {training.modality_dropout}, while model.missing is 'prototype'"
+        expected = "0: a client is not sent the prototypes of its own modalities"
+        yield Finding("training.modality_dropout", found, expected)
+
+
+def _prototypes_of_encoders(
+    model: spec.Model, clients: tuple[spec.ClientGroup, ...], scopes: Mapping[str, Scope]
+) -> Iterator[Finding]:
+    if model.missing != "prototype":
+        return
+    for modality in model.encoders:
+        scope = scopes[encoder_block(modality)]
+        is_lacked = any(modality not in group.modalities for group in clients)
+        if is_lacked and scope not in (Scope.SHARED, Scope.FROZEN):
+            found = f"is 'prototype', while encoder/{modality} has the scope {scope}, so its copies embed differently"
+            yield Finding("model.missing", found, "shared or frozen encoders, or another rule")

@@ -70,6 +70,8 @@ def can_vectorize(workspace: Workspace) -> str | None:
     Own code is stacked where it is made of PyTorch's layers in `nn.Sequential` alone: what another forward pass does
     with the rows of a batch, or with random numbers, cannot be seen from outside.
     """
+    if workspace.model.missing == "prototype":
+        return "model.missing is 'prototype', whose embeddings are measured one client after the other"
     for name, block in workspace.model.blocks.items():
         for path, module in block.named_modules():
             reason = _obstacle(module)

@@ -219,6 +219,20 @@ def test_the_base_is_right(problems):
             "set: training.engine is 'vectorized', while training.modality_dropout is 0.25; "
             "expected 'sequential', or a modality_dropout of 0",
         ),
+        (
+            {"model.missing": "prototype", "training.engine": "vectorized", "sharing": "full-model"},
+            "set: training.engine is 'vectorized', while model.missing is 'prototype'; expected 'sequential'",
+        ),
+        (
+            {"model.missing": "prototype", "training.modality_dropout": 0.5, "sharing": "full-model"},
+            "set: training.modality_dropout is 0.5, while model.missing is 'prototype'; "
+            "expected 0: a client is not sent the prototypes of its own modalities",
+        ),
+        (
+            {"model.missing": "prototype", "sharing": "local"},
+            "set: model.missing is 'prototype', while encoder/gyro has the scope private, so its copies embed "
+            "differently; expected shared or frozen encoders, or another rule",
+        ),
     ],
 )
 def test_what_does_not_fit_together(problems, overrides, message):
