@@ -19,6 +19,8 @@ def algorithm_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
     """
     training, evaluation = sections.get("training"), sections.get("evaluation")
     scopes = _scopes(sections)
+    if "task" in sections and "server" in sections:
+        yield from _entropies(sections["task"], sections["server"])
     if scopes and training is not None:
         yield from _alternation(training, scopes)
     if scopes and evaluation is not None:
@@ -54,6 +56,12 @@ def _alternation(training: spec.Training, scopes: Mapping[str, Scope]) -> Iterat
         yield Finding("training.alternate", found + "block is private", expected)
 
 
+def _entropies(task: str, server: spec.Server) -> Iterator[Finding]:
+    if server.weighting == "entropy" and task != "classification":
+        found = f"is 'entropy', while the task is {task!r}, which has no probabilities of classes"
+        yield Finding("server.weighting", found, "'samples' or 'uniform'")
+
+
 def _tuned_blocks(evaluation: spec.Evaluation, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
     section = evaluation.fine_tune
     if section is None or section.blocks == "all":
@@ -64,17 +72,23 @@ def _tuned_blocks(evaluation: spec.Evaluation, scopes: Mapping[str, Scope]) -> I
         yield Finding("evaluation.fine_tune.blocks", found, "'all', or blocks that are not frozen")
 
 
+def _stacks(training: spec.Training) -> bool:
+    """Whether the scenario insists on stacks, for all clients or for some."""
+    return "vectorized" in ([training.engine] if isinstance(training.engine, str) else training.engine.values())
+
+
 def _engine(training: spec.Training) -> Iterator[Finding]:
-    if training.engine == "vectorized" and training.modality_dropout > 0:
-        found = f"is 'vectorized', while training.modality_dropout is {training.modality_dropout}"
-        yield Finding("training.engine", found, "'sequential', or a modality_dropout of 0")
+    if _stacks(training) and training.modality_dropout > 0:
+        found = f"asks for 'vectorized', while training.modality_dropout is {training.modality_dropout}"
+        yield Finding("training.engine", found, "'sequential' or 'auto', or a modality_dropout of 0")
 
 
 def _prototypes_in_training(model: spec.Model, training: spec.Training) -> Iterator[Finding]:
     if model.missing != "prototype":
         return
-    if training.engine == "vectorized":
-        yield Finding("training.engine", "is 'vectorized', while model.missing is 'prototype'", "'sequential'")
+    if _stacks(training):
+        found = "asks for 'vectorized', while model.missing is 'prototype'"
+        yield Finding("training.engine", found, "'sequential' or 'auto'")
     if training.modality_dropout > 0:
         found = f"is {training.modality_dropout}, while model.missing is 'prototype'"
         expected = "0: a client is not sent the prototypes of its own modalities"

@@ -216,12 +216,18 @@ def test_the_base_is_right(problems):
         ),
         (
             {"training.engine": "vectorized", "training.modality_dropout": 0.25},
-            "set: training.engine is 'vectorized', while training.modality_dropout is 0.25; "
-            "expected 'sequential', or a modality_dropout of 0",
+            "set: training.engine asks for 'vectorized', while training.modality_dropout is 0.25; "
+            "expected 'sequential' or 'auto', or a modality_dropout of 0",
+        ),
+        (
+            {"task": "regression", "server.weighting": "entropy"},
+            "set: server.weighting is 'entropy', while the task is 'regression', which has no probabilities of "
+            "classes; expected 'samples' or 'uniform'",
         ),
         (
             {"model.missing": "prototype", "training.engine": "vectorized", "sharing": "full-model"},
-            "set: training.engine is 'vectorized', while model.missing is 'prototype'; expected 'sequential'",
+            "set: training.engine asks for 'vectorized', while model.missing is 'prototype'; "
+            "expected 'sequential' or 'auto'",
         ),
         (
             {"model.missing": "prototype", "training.modality_dropout": 0.5, "sharing": "full-model"},
