@@ -15,6 +15,8 @@ from typing import NamedTuple
 FUSION = "fusion"
 HEAD = "head"
 ANY_ENCODER = "encoder/*"
+CENTRAL = "central"
+"""The scheme without clients that train: one model for all, trained where all samples are."""
 _ENCODER = "encoder/"
 _PROTOTYPE = "prototype/"
 
@@ -109,6 +111,7 @@ _NAMED: dict[str, dict[str, Scope]] = {
     "private-head": {ANY_ENCODER: Scope.SHARED, FUSION: Scope.SHARED, HEAD: Scope.PRIVATE},
     "private-head-fusion": {ANY_ENCODER: Scope.SHARED, FUSION: Scope.PRIVATE, HEAD: Scope.PRIVATE},
     "local": {ANY_ENCODER: Scope.PRIVATE, FUSION: Scope.PRIVATE, HEAD: Scope.PRIVATE},
+    CENTRAL: {ANY_ENCODER: Scope.SHARED, FUSION: Scope.SHARED, HEAD: Scope.SHARED},
 }
 SCHEME_NAMES = tuple(_NAMED)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blossom_ray.blocks import SCHEME_NAMES, Scope, SharingScheme, block_names, encoder_block
+from blossom_ray.blocks import CENTRAL, SCHEME_NAMES, Scope, SharingScheme, block_names, encoder_block
 from blossom_ray.scenario import sections as spec
-from blossom_ray.scenario.phrases import Finding
+from blossom_ray.scenario.phrases import Finding, shown
 
 
 def algorithm_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
@@ -26,6 +26,8 @@ def algorithm_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
     if scopes and evaluation is not None:
         yield from _tuned_blocks(evaluation, scopes)
     model, clients = sections.get("model"), sections.get("clients")
+    if sections.get("sharing") == CENTRAL:
+        yield from _central(sections)
     if training is not None:
         yield from _engine(training)
         if model is not None:
@@ -44,6 +46,26 @@ def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
         return {block: scheme.scope(block) for block in block_names(model.encoders)}
     except KeyError:
         return {}  # a block without a scope is a problem of its own
+
+
+def _central(sections: Mapping[str, Any]) -> Iterator[Finding]:
+    """Where one model is trained there is nothing to average, to weigh or to keep by client."""
+    plain: dict[str, tuple[object, str]] = {
+        "training.keep_optimizer_state": (False, "false"),
+        "training.proximal_mu": (0.0, "0"),
+        "server.clients_per_round": (1.0, "1.0"),
+        "server.weighting": ("samples", "'samples'"),
+        "server.optimizer": (spec.FedAvg(kind="fedavg"), "'fedavg' with a learning rate of 1"),
+        "model.norm_statistics": ("shared", "'shared'"),
+    }
+    for path, (value, expected) in plain.items():
+        section, key = path.split(".")
+        found = getattr(sections.get(section), key, value)
+        if found != value:
+            yield Finding(path, f"{shown(getattr(found, 'kind', found))}, while sharing is 'central'", expected)
+    model = sections.get("model")
+    if model is not None and model.missing == "prototype":
+        yield Finding("model.missing", "is 'prototype', while sharing is 'central'", "another rule")
 
 
 def _alternation(training: spec.Training, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
@@ -81,6 +103,9 @@ def _engine(training: spec.Training) -> Iterator[Finding]:
     if _stacks(training) and training.modality_dropout > 0:
         found = f"asks for 'vectorized', while training.modality_dropout is {training.modality_dropout}"
         yield Finding("training.engine", found, "'sequential' or 'auto', or a modality_dropout of 0")
+    if _stacks(training) and training.min_batch_size > 1:
+        found = f"asks for 'vectorized', while training.min_batch_size is {training.min_batch_size}"
+        yield Finding("training.engine", found, "'sequential' or 'auto', or a min_batch_size of 1")
 
 
 def _prototypes_in_training(model: spec.Model, training: spec.Training) -> Iterator[Finding]:

@@ -85,6 +85,8 @@ def training_obstacle(section: Training) -> str | None:
     """What in a `training` section the clients of a stack cannot do together, as one line; None where they can."""
     if section.modality_dropout > 0:
         return f"training.modality_dropout is {section.modality_dropout}, which takes each client by itself"
+    if section.min_batch_size > 1:
+        return f"training.min_batch_size is {section.min_batch_size}, and a stack leaves no batch out"
     return None
 
 

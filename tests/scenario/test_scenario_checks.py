@@ -220,6 +220,27 @@ def test_the_base_is_right(problems):
             "expected 'sequential' or 'auto', or a modality_dropout of 0",
         ),
         (
+            {"sharing": "central", "training.proximal_mu": 0.1},
+            "set: training.proximal_mu is 0.1, while sharing is 'central'; expected 0",
+        ),
+        (
+            {"sharing": "central", "server.optimizer": {"kind": "fedadam"}},
+            "set: server.optimizer is 'fedadam', while sharing is 'central'; "
+            "expected 'fedavg' with a learning rate of 1",
+        ),
+        (
+            {"sharing": "central", "server.clients_per_round": 2},
+            "set: server.clients_per_round is 2, while sharing is 'central'; expected 1.0",
+        ),
+        (
+            {"sharing": "central", "model.norm_statistics": "local"},
+            "set: model.norm_statistics is 'local', while sharing is 'central'; expected 'shared'",
+        ),
+        (
+            {"sharing": "central", "model.missing": "prototype"},
+            "set: model.missing is 'prototype', while sharing is 'central'; expected another rule",
+        ),
+        (
             {"task": "regression", "server.weighting": "entropy"},
             "set: server.weighting is 'entropy', while the task is 'regression', which has no probabilities of "
             "classes; expected 'samples' or 'uniform'",
