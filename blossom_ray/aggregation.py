@@ -21,38 +21,38 @@ class PartialSum:
     """A weighted sum of one block over some clients.
 
     Attributes:
-        total: sum of n_k x_k, float64, shape of the block.
-        weight: sum of n_k, the training samples seen.
+        total: sum of w_k x_k, float64, shape of the block.
+        weight: sum of the clients' weights w_k.
         contributors: Number of clients in the sum.
     """
 
     total: Total
-    weight: int
+    weight: float
     contributors: int
 
 
-def weighted_sum(updates: Iterable[tuple[int, Vector]]) -> PartialSum:
+def weighted_sum(updates: Iterable[tuple[float, Vector]]) -> PartialSum:
     """Sum one block over the clients of a chunk.
 
     Args:
-        updates: (n_k, x_k) in client order, n_k > 0, x_k (size,) float32. At least one. Not modified.
+        updates: (w_k, x_k) in client order, w_k > 0, x_k (size,) float32. At least one. Not modified.
 
     Returns:
-        ((n_1 x_1 + n_2 x_2) + n_3 x_3) + ..., each product and sum in float64.
+        ((w_1 x_1 + w_2 x_2) + w_3 x_3) + ..., each product and sum in float64.
     """
     total: Total | None = None
-    weight = contributors = 0
-    for num_examples, vector in updates:
+    weight, contributors = 0.0, 0
+    for client_weight, vector in updates:
         if total is None:
             total = vector.astype(np.float64)
-            total *= num_examples
+            total *= client_weight
             # One buffer for all other products: fresh memory of this size costs more than the arithmetic.
             product = np.empty_like(total)
         else:
             np.copyto(product, vector)
-            product *= num_examples
+            product *= client_weight
             total += product
-        weight += num_examples
+        weight += client_weight
         contributors += 1
     if total is None:
         raise ValueError("a partial sum needs at least one update")
@@ -64,7 +64,7 @@ class Accumulator:
 
     def __init__(self) -> None:
         self._total: Total | None = None
-        self.weight = 0
+        self.weight = 0.0
         self.contributors = 0
 
     def add(self, part: PartialSum) -> None:
@@ -77,7 +77,7 @@ class Accumulator:
         self.contributors += part.contributors
 
     def average(self) -> Total:
-        """A_b = sum n_k x_k / sum n_k, float64.
+        """A_b = sum w_k x_k / sum w_k, float64.
 
         Raises:
             ValueError: Nothing was added.

@@ -15,7 +15,10 @@ from typing import NamedTuple
 FUSION = "fusion"
 HEAD = "head"
 ANY_ENCODER = "encoder/*"
+CENTRAL = "central"
+"""The scheme without clients that train: one model for all, trained where all samples are."""
 _ENCODER = "encoder/"
+_PROTOTYPE = "prototype/"
 
 
 class Scope(StrEnum):
@@ -39,6 +42,16 @@ def encoder_block(modality: str) -> str:
 def is_encoder(block: str) -> bool:
     """Whether a block name is that of an encoder."""
     return block.startswith(_ENCODER)
+
+
+def prototype_block(modality: str) -> str:
+    """The name of the block that stands for a missing modality's embedding: `prototype/<modality>`."""
+    return _PROTOTYPE + modality
+
+
+def is_prototype(block: str) -> bool:
+    """Whether a block name is that of a prototype, which is measured and not trained."""
+    return block.startswith(_PROTOTYPE)
 
 
 def block_names(modalities: Iterable[str]) -> tuple[str, ...]:
@@ -98,6 +111,7 @@ _NAMED: dict[str, dict[str, Scope]] = {
     "private-head": {ANY_ENCODER: Scope.SHARED, FUSION: Scope.SHARED, HEAD: Scope.PRIVATE},
     "private-head-fusion": {ANY_ENCODER: Scope.SHARED, FUSION: Scope.PRIVATE, HEAD: Scope.PRIVATE},
     "local": {ANY_ENCODER: Scope.PRIVATE, FUSION: Scope.PRIVATE, HEAD: Scope.PRIVATE},
+    CENTRAL: {ANY_ENCODER: Scope.SHARED, FUSION: Scope.SHARED, HEAD: Scope.SHARED},
 }
 SCHEME_NAMES = tuple(_NAMED)
 
@@ -128,7 +142,7 @@ class SharingScheme:
         return _scheme_from_items, (tuple((name, str(scope)) for name, scope in self.scopes.items()),)
 
     def scope(self, block: str) -> Scope:
-        """The scope of a block.
+        """The scope of a block. A prototype is shared under every scheme: it is there for those who lack the modality.
 
         Raises:
             KeyError: The scheme says nothing about this block.
@@ -137,6 +151,8 @@ class SharingScheme:
             return self.scopes[block]
         if is_encoder(block):
             return self.scopes[ANY_ENCODER]
+        if is_prototype(block):
+            return Scope.SHARED
         raise KeyError(block)
 
     def instance(self, block: str, client: ClientProfile) -> BlockInstance:

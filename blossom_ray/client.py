@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from blossom_ray.aggregation import PartialSum, Vector
-from blossom_ray.blocks import BlockInstance, ClientProfile, SharingScheme, block_names
+from blossom_ray.blocks import BlockInstance, ClientProfile, SharingScheme, block_names, prototype_block
 from blossom_ray.records import ClientEvaluation, ClientTraining
-from blossom_ray.scenario.sections import FineTune, Model, Training
+from blossom_ray.scenario.sections import FineTune, Model, Training, Weighting
 from blossom_ray.scores import Task
 from blossom_ray.tasks import Tally
 
@@ -37,6 +37,8 @@ class ClientPlan:
         evaluation_batch_size: Samples per forward pass in evaluation.
         fine_tune: The scenario's `evaluation.fine_tune` section.
         task: The scenario's task.
+        weighting: Its `server.weighting`.
+        prototypes: With `model.missing: prototype` the modalities that some client lacks, sorted.
     """
 
     model: Model
@@ -48,6 +50,8 @@ class ClientPlan:
     evaluation_batch_size: int
     fine_tune: FineTune | None = None
     task: Task = "classification"
+    weighting: Weighting = "samples"
+    prototypes: tuple[str, ...] = ()
     _patterns: dict[tuple[object, ...], dict[str, BlockInstance]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -55,12 +59,17 @@ class ClientPlan:
     def held_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
         """The block instances that a client holds, by block name."""
         held = self.model.encoders if self.model.missing == "zero-input" else client.modalities
-        return self._instances(client, held)
+        lacking = (modality for modality in self.prototypes if modality not in client.modalities)
+        return self._instances(client, held, lacking)
 
     def trained_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
-        """The block instances that a client trains: of its own modalities, and not frozen."""
-        instances = self._instances(client, client.modalities)
+        """The block instances that a client trains or measures: of its own modalities, and not frozen."""
+        instances = self._instances(client, client.modalities, self.measured_prototypes(client))
         return {name: instance for name, instance in instances.items() if instance.is_trained}
+
+    def measured_prototypes(self, client: ClientProfile) -> tuple[str, ...]:
+        """The modalities of a client whose prototypes it contributes to."""
+        return tuple(modality for modality in self.prototypes if modality in client.modalities)
 
     def sent_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
         """The block instances that a client receives, in a fixed order: all that it holds but the private ones."""
@@ -70,11 +79,14 @@ class ClientPlan:
         """The block instances that a client sends back, in a fixed order: all that it trains but the private ones."""
         return tuple(i for i in self.trained_blocks(client).values() if not i.is_private)
 
-    def _instances(self, client: ClientProfile, modalities: Iterable[str]) -> dict[str, BlockInstance]:
+    def _instances(
+        self, client: ClientProfile, modalities: Iterable[str], prototypes: Iterable[str]
+    ) -> dict[str, BlockInstance]:
         # Clients of one modality set and group differ in the key of private blocks alone.
-        kind = (tuple(modalities), client.modalities, client.group)
+        kind = (tuple(modalities), tuple(prototypes), client.modalities, client.group)
         if kind not in self._patterns:
-            self._patterns[kind] = {name: self.scheme.instance(name, client) for name in block_names(modalities)}
+            names = (*block_names(kind[0]), *map(prototype_block, kind[1]))
+            self._patterns[kind] = {name: self.scheme.instance(name, client) for name in names}
         return {
             name: self.scheme.instance(name, client) if instance.is_private else instance
             for name, instance in self._patterns[kind].items()

@@ -21,6 +21,7 @@ from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
 from blossom_ray.blocks import BlockInstance, ClientProfile
 from blossom_ray.checkpoint import read_clients, write_clients
 from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
+from blossom_ray.contributions import client_weights, with_prototypes
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.engine import Engine, check_finite, make_engine
 from blossom_ray.fine_tuning import fine_tuned
@@ -92,22 +93,24 @@ class ClientHost:
         down, up, plan = Traffic(), Traffic(), self._plan
         tasks, states = self._tasks(chunk, blocks, down, accepted=round_index - 1)
         engine = self._engine(self._profiles[chunk.clients[0]])
-        records: list[ClientTraining] = []
-        results: list[LocalResult] = []
-        for (result, seconds), state in zip(
-            engine.train(
-                tasks,
-                plan.training,
-                learning_rate=learning_rate,
-                phases=training_phases(plan.training, plan.trained_blocks(self._profiles[chunk.clients[0]])),
-                seed=plan.seed,
-                round_index=round_index,
-            ),
-            states,
-            strict=True,
-        ):
-            client = chunk.clients[len(results)]
+        trained = engine.train(
+            tasks,
+            plan.training,
+            learning_rate=learning_rate,
+            phases=training_phases(plan.training, plan.trained_blocks(self._profiles[chunk.clients[0]])),
+            seed=plan.seed,
+            round_index=round_index,
+        )
+        results = self._with_prototypes(tasks, [result for result, _ in trained])
+        for client, result in zip(chunk.clients, results, strict=True):
             check_finite(client, round_index, result, "training.optimizer.lr")
+        weights = client_weights(
+            plan.weighting, engine, tasks, results, batch_size=plan.evaluation_batch_size, round_index=round_index
+        )
+        records: list[ClientTraining] = []
+        for client, result, (_, seconds), weight, state in zip(
+            chunk.clients, results, trained, weights, states, strict=True
+        ):
             self._staged[client] = (round_index, self._next_state(client, state, result))
             for name, instance in self._returned(client).items():
                 up.count(client, instance, result.blocks[name].nbytes)
@@ -115,6 +118,7 @@ class ClientHost:
                 ClientTraining(
                     client=client,
                     num_examples=result.num_examples,
+                    weight=weight,
                     num_steps=result.num_steps,
                     loss=result.loss,
                     drift=result.drift,
@@ -123,10 +127,9 @@ class ClientHost:
                     seconds=seconds,
                 )
             )
-            results.append(result)
         return ChunkTraining(
             tuple(records),
-            self._combine(chunk, results, whole=whole),
+            self._combine(chunk, results, weights, whole=whole),
             dict(down.by_instance),
             dict(up.by_instance),
         )
@@ -240,6 +243,18 @@ class ClientHost:
             states.append(replace(state, versions=versions))
         return tasks, states
 
+    def _with_prototypes(self, tasks: Sequence[ClientTask], results: Sequence[LocalResult]) -> list[LocalResult]:
+        """The results with the prototypes that these clients contribute to."""
+        profile = self._profiles[tasks[0].client]
+        modalities = self._plan.measured_prototypes(profile)
+        if not modalities:
+            return list(results)
+        workspace, batch_size = self._workspace(profile), self._plan.evaluation_batch_size
+        return [
+            with_prototypes(workspace, task, result, modalities, batch_size=batch_size)
+            for task, result in zip(tasks, results, strict=True)
+        ]
+
     def _fine_tuned(
         self, tasks: Sequence[ClientTask], engine: Engine, round_index: int
     ) -> tuple[list[ClientTask], list[float]]:
@@ -303,12 +318,14 @@ class ClientHost:
         return {name: instance for name, instance in instances.items() if not instance.is_private}
 
     def _combine(
-        self, chunk: Chunk, results: Sequence[LocalResult], *, whole: bool
+        self, chunk: Chunk, results: Sequence[LocalResult], weights: Sequence[float], *, whole: bool
     ) -> dict[BlockInstance, PartialSum | np.ndarray]:
         shared = self._returned(chunk.clients[0])
         if whole and len(results) > 1:
             return {
-                instance: weighted_sum((result.num_examples, result.blocks[name]) for result in results)
+                instance: weighted_sum(
+                    (weight, result.blocks[name]) for weight, result in zip(weights, results, strict=True)
+                )
                 for name, instance in shared.items()
             }
         return {instance: np.stack([result.blocks[name] for result in results]) for name, instance in shared.items()}

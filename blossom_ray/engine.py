@@ -19,6 +19,7 @@ from blossom_ray.scenario.sections import EngineName, Training
 from blossom_ray.seeding import Purpose
 from blossom_ray.training import LocalResult, train_locally
 from blossom_ray.vectorized import ClientTask, VectorizedEngine, can_vectorize
+from blossom_ray.weighting import mean_entropy
 
 
 class Engine(Protocol):
@@ -43,6 +44,13 @@ class Engine(Protocol):
 
     def evaluate(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[tuple[Scored, float]]:
         """Each client's scores, in order, with the seconds that they took.
+
+        Raises:
+            ClientError: A client's own code raised.
+        """
+
+    def mean_entropies(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[float]:
+        """The mean entropy of each client's predictions on its samples, in order, in nats.
 
         Raises:
             ClientError: A client's own code raised.
@@ -103,6 +111,15 @@ class SequentialEngine:
             scores.append((scored, time.perf_counter() - started))
         return scores
 
+    def mean_entropies(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[float]:
+        """The mean entropy of each client's predictions on its samples, in order, in nats."""
+        found = []
+        for task in tasks:
+            with _client_errors(task.client, round_index):
+                self._load(task)
+                found.append(mean_entropy(self._workspace, task.inputs, batch_size))
+        return found
+
     def _load(self, task: ClientTask) -> None:
         self._workspace.load(task.blocks, task.local_state or self._workspace.initial_state)
 
@@ -156,6 +173,11 @@ class StackedEngine:
             scores = self._engine.evaluate(tasks, batch_size)
         seconds = (time.perf_counter() - started) / len(tasks)
         return [(scored, seconds) for scored in scores]
+
+    def mean_entropies(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[float]:
+        """The mean entropy of each client's predictions on its samples, in order, in nats."""
+        with _client_errors(tasks[0].client, round_index):
+            return self._engine.mean_entropies(tasks, batch_size)
 
 
 def make_engine(kind: EngineName, workspace: Workspace) -> Engine:

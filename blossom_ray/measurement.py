@@ -22,7 +22,7 @@ from blossom_ray.preparation import Preparation
 from blossom_ray.runtime.placement import actor_of_client, largest_load
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.sections import EngineName
-from blossom_ray.vectorized import ClientTask, can_vectorize
+from blossom_ray.vectorized import ClientTask, can_vectorize, training_obstacle
 
 # Batches of a client that are timed: what it costs beside them, such as loading its blocks, is spread over so many.
 _NUM_BATCHES = 5
@@ -111,7 +111,8 @@ class ChunkProbe:
         self._clients = chunk.clients[: execution.chunk_size]
         self._workspace = client_workspace(self._plan, population.profiles[chunk.clients[0]])
         together = execution.runtime == "local" or execution.clients_per_actor != 1
-        stacks = together and len(self._clients) > 1 and can_vectorize(self._workspace) is None
+        obstacle = can_vectorize(self._workspace) or training_obstacle(self._plan.training)
+        stacks = together and len(self._clients) > 1 and obstacle is None
         self.engines: tuple[EngineName, ...] = ("sequential", "vectorized") if stacks else ("sequential",)
 
     def training_seconds(self, engine: EngineName) -> float:

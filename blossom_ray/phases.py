@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from blossom_ray.blocks import FUSION, HEAD, BlockInstance
+from blossom_ray.blocks import FUSION, HEAD, BlockInstance, is_prototype
 from blossom_ray.scenario.sections import FineTune, Training
 
 
@@ -31,7 +31,7 @@ def training_phases(section: Training, trained: Mapping[str, BlockInstance]) -> 
 
     Args:
         section: The scenario's `training` section.
-        trained: The block instances that the client trains, by block name.
+        trained: The block instances that the client trains or measures, by block name.
 
     Returns:
         One phase with all blocks, or, with `alternate`, one with the private blocks and one with the others; a phase
@@ -41,7 +41,7 @@ def training_phases(section: Training, trained: Mapping[str, BlockInstance]) -> 
     algorithm 2, for the proximal term.
     """
     private = frozenset(name for name, instance in trained.items() if instance.is_private)
-    shared = frozenset(trained) - private
+    shared = _stepped(trained) - private
     if section.alternate is None:
         return (Phase(section.local_epochs, private | shared, anchored=shared),)
     phases = (
@@ -56,7 +56,12 @@ def tuning_phase(section: FineTune, trained: Mapping[str, BlockInstance]) -> Pha
 
     Args:
         section: The scenario's `evaluation.fine_tune` section.
-        trained: The block instances that the client trains, by block name.
+        trained: The block instances that the client trains or measures, by block name.
     """
-    names = {"all": frozenset(trained), "fusion-head": frozenset({FUSION, HEAD}), "head": frozenset({HEAD})}
-    return Phase(section.epochs, names[section.blocks] & frozenset(trained))
+    names = {"all": _stepped(trained), "fusion-head": frozenset({FUSION, HEAD}), "head": frozenset({HEAD})}
+    return Phase(section.epochs, names[section.blocks] & _stepped(trained))
+
+
+def _stepped(trained: Mapping[str, BlockInstance]) -> frozenset[str]:
+    """The blocks that an optimizer steps; prototypes are measured afterwards."""
+    return frozenset(name for name in trained if not is_prototype(name))

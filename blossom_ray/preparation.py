@@ -134,6 +134,8 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         evaluation_batch_size=scenario.evaluation.batch_size,
         fine_tune=scenario.evaluation.fine_tune,
         task=scenario.task,
+        weighting=scenario.server.weighting,
+        prototypes=_prototypes(scenario, population),
     )
     return Preparation(
         scenario=scenario,
@@ -144,3 +146,11 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         fingerprint=dataset.fingerprint(),
         partition=federation.digest(),
     )
+
+
+def _prototypes(scenario: Scenario, population: Population) -> tuple[str, ...]:
+    """The modalities that some client lacks, where prototypes stand for them."""
+    if scenario.model.missing != "prototype":
+        return ()
+    owned = [set(profile.modalities) for profile in population.representatives()]
+    return tuple(modality for modality in scenario.modalities if any(modality not in own for own in owned))

@@ -23,7 +23,8 @@ class ClientTraining:
 
     Attributes:
         client: The client's id.
-        num_examples: Training samples seen, over all local epochs: the client's weight in averages.
+        num_examples: Training samples seen, over all local epochs.
+        weight: The client's weight in averages: the same number, unless `server.weighting` says otherwise.
         num_steps: Optimizer steps taken.
         loss: Mean training loss over the samples seen, before each step.
         drift: L2 norm of local minus received parameters after local training, by block name.
@@ -34,6 +35,7 @@ class ClientTraining:
 
     client: int
     num_examples: int
+    weight: float
     num_steps: int
     loss: float
     drift: Mapping[str, float]
@@ -70,7 +72,7 @@ class BlockRound:
     Attributes:
         instance: The block instance.
         contributors: Clients that trained it in this round.
-        weight: Sum of their `num_examples`.
+        weight: Sum of their weights.
         bytes_down: Bytes of it sent to clients in this round (training and evaluation).
         bytes_up: Bytes of it that clients sent back.
         update_norm: L2 norm of the server's step, new minus old parameters (0 where nobody contributed).
@@ -80,7 +82,7 @@ class BlockRound:
 
     instance: BlockInstance
     contributors: int
-    weight: int
+    weight: float
     bytes_down: int
     bytes_up: int
     update_norm: float

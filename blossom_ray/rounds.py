@@ -32,7 +32,7 @@ class RoundTraining:
         records: One per client, in client order.
         averages: A_b by block instance, float64; instances without contributors are absent.
         contributors: Number of clients that trained each instance.
-        weights: Training samples that they saw.
+        weights: Sum of their weights.
         bytes_down: Bytes sent to clients by block instance.
         bytes_up: Bytes sent back by block instance.
         seconds: Wall time.
@@ -42,7 +42,7 @@ class RoundTraining:
     records: tuple[ClientTraining, ...]
     averages: Mapping[BlockInstance, Total]
     contributors: Mapping[BlockInstance, int]
-    weights: Mapping[BlockInstance, int]
+    weights: Mapping[BlockInstance, float]
     bytes_down: Mapping[BlockInstance, int]
     bytes_up: Mapping[BlockInstance, int]
     seconds: float
@@ -214,7 +214,8 @@ def _block_rounds(
 ) -> tuple[BlockRound, ...]:
     """One entry per instance on the server, and one per block name for all private copies of it together."""
     drift_sums: defaultdict[BlockInstance, float] = defaultdict(float)
-    weights: Counter[BlockInstance] = Counter()
+    num_examples: Counter[BlockInstance] = Counter()
+    weights: defaultdict[BlockInstance, float] = defaultdict(float)
     contributors: Counter[BlockInstance] = Counter()
     reported: dict[Signature, dict[str, BlockInstance]] = {}
     for record in training.records if training else ():
@@ -227,8 +228,10 @@ def _block_rounds(
                 for name, instance in trained.items()
             }
         for name, together in reported[signature].items():
-            drift_sums[together] += record.num_examples * record.drift[name]
-            weights[together] += record.num_examples
+            if name in record.drift:  # a prototype is measured anew: it drifts from nothing
+                drift_sums[together] += record.num_examples * record.drift[name]
+                num_examples[together] += record.num_examples
+            weights[together] += record.weight
             contributors[together] += 1
     bytes_down = Counter(training.bytes_down if training else {})
     bytes_down.update(evaluation.bytes_down)
@@ -242,7 +245,7 @@ def _block_rounds(
             bytes_down=bytes_down[instance],
             bytes_up=bytes_up.get(instance, 0),
             update_norm=update_norms.get(instance, 0.0),
-            client_drift=drift_sums[instance] / weights[instance] if weights[instance] else None,
+            client_drift=drift_sums[instance] / num_examples[instance] if num_examples[instance] else None,
         )
         for instance in instances
     )

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     HELD_OUT = 9
     FINE_TUNING = 10
     MODALITY_DROPOUT = 11
+    CENTRAL_TRAINING = 12
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
 
 

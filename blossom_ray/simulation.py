@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
+from blossom_ray.blocks import CENTRAL
 from blossom_ray.checkpoint import CheckpointStore, Session, check_compatible
 from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.records import RoundRecord
@@ -50,12 +51,15 @@ def run(
         RunFolderError: The checkpoint to go on from belongs to another scenario or other data.
         RunError: A client or an actor failed.
     """
-    # torch comes with it; a process that just watches a run imports this module without.
+    # torch comes with these; a process that just watches a run imports this module without.
     from blossom_ray.measurement import measured
+    from blossom_ray.runtime.central import CentralRuntime
 
     preparation = measured(prepare(scenario, session.folder), num_workers)
     store = CheckpointStore(session.checkpoints, scenario.checkpoint.keep) if session.checkpoints else None
     runtime = start(preparation)
+    if scenario.sharing == CENTRAL:
+        runtime = CentralRuntime(preparation, runtime)
     try:
         server = initial_server(preparation.plan, preparation.population.representatives(), scenario.server.optimizer)
         parameters = {str(instance): block.num_parameters for instance, block in server.blocks.items()}

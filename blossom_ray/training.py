@@ -78,8 +78,8 @@ def train_locally(
         round_index: The round.
         client: The client.
 
-    Every sample counts: the last batch of an epoch may be smaller, and in a batch of one sample normalisation layers
-    use their running statistics.
+    Every sample counts, unless `min_batch_size` leaves small batches out: the last batch of an epoch may be smaller,
+    and in a batch of one sample normalisation layers use their running statistics.
     """
     device = workspace.device
     tensors = {modality: read_only_tensor(values).to(device) for modality, values in inputs.items()}
@@ -88,12 +88,12 @@ def train_locally(
     trainer = Trainer(workspace, section, learning_rate, optimizer_state)
     order_generator = generator(seed, purpose, round_index, client)
     drops_generator = generator(seed, Purpose.MODALITY_DROPOUT, round_index, client)
-    with _seeded_dropout(torch_seed(seed, purpose, round_index, client), device):
+    with seeded_dropout(torch_seed(seed, purpose, round_index, client), device):
         for phase in phases or (Phase(section.local_epochs, names, anchored=names),):
             trainer.enter(phase)
             for _ in range(phase.num_epochs):
                 order = torch.from_numpy(order_generator.permutation(len(labels))).to(device)
-                for batch in torch.split(order, section.batch_size):
+                for batch in cut(order, section):
                     present = kept_modalities(workspace.model.owned, section.modality_dropout, drops_generator)
                     batch_inputs = {name: tensors[name].index_select(0, batch) for name in present}
                     trainer.step(batch_inputs, targets.index_select(0, batch))
@@ -172,6 +172,18 @@ class Trainer:
         )
 
 
+def cut(order: Tensor, section: Training) -> Sequence[Tensor]:
+    """The batches of an epoch, without those of fewer than `min_batch_size` samples, unless there is just one.
+
+    Args:
+        order: (n,) int64, the rows in the order in which they are used.
+        section: The scenario's `training` section.
+    """
+    batches = torch.split(order, section.batch_size)
+    is_left_out = len(batches) > 1 and len(batches[-1]) < section.min_batch_size
+    return batches[:-1] if is_left_out else batches
+
+
 def kept_modalities(owned: Sequence[str], probability: float, draw: np.random.Generator) -> tuple[str, ...]:
     """The modalities that a batch keeps: each is dropped with this probability; if all were, one at random stays.
 
@@ -201,7 +213,7 @@ def read_only_tensor(values: np.ndarray) -> Tensor:
 
 
 @contextmanager
-def _seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
+def seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generator, the only one that dropout layers use, and put it back afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

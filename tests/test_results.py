@@ -45,7 +45,9 @@ def make_scenario():
 
 
 def make_training(client, num_examples):
-    return ClientTraining(client, num_examples, 3, 0.5, {"head": 0.1}, bytes_down=100, bytes_up=60, seconds=0.2)
+    return ClientTraining(
+        client, num_examples, float(num_examples), 3, 0.5, {"head": 0.1}, bytes_down=100, bytes_up=60, seconds=0.2
+    )
 
 
 def make_evaluation(client, accuracy):

@@ -10,6 +10,7 @@ import numpy as np
 
 from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.partition import PartitionError, partition
+from blossom_ray.data.reference import reference_splits
 from blossom_ray.data.sources import open_source
 from blossom_ray.data.split import split_rows
 from blossom_ray.errors import InputError
@@ -79,8 +80,11 @@ def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) 
     Raises:
         PartitionError: The partition or the split cannot be met.
     """
-    parts = partition(data.partition, targets, num_clients, seed)
-    splits = [split_rows(rows, data, targets.subjects, seed, client) for client, rows in enumerate(parts)]
+    if data.draws == "reference":
+        splits = reference_splits(data, targets, num_clients, seed)
+    else:
+        parts = partition(data.partition, targets, num_clients, seed)
+        splits = [split_rows(rows, data, targets.subjects, seed, client) for client, rows in enumerate(parts)]
     train, test = zip(*splits, strict=True)
     return Federation(np.concatenate(train), _ends(train), np.concatenate(test), _ends(test))
 

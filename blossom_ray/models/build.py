@@ -13,13 +13,14 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block
+from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
 from blossom_ray.errors import InputError
 from blossom_ray.factories import resolve_factory
 from blossom_ray.models import encoders, fusion
 from blossom_ray.models.flat import block_layout
 from blossom_ray.models.heads import MlpHead
-from blossom_ray.models.late_fusion import LateFusionModel, held_encoders
+from blossom_ray.models.late_fusion import LateFusionModel, held_blocks
+from blossom_ray.models.prototype import Prototype
 from blossom_ray.scenario import sections
 from blossom_ray.seeding import Purpose, stable_number, torch_seed
 
@@ -47,7 +48,7 @@ def build_client_model(
     """
     owned = tuple(owned)
     dims = embedding_dims(model, input_shapes)
-    names = block_names(held_encoders(owned, model.encoders, model.missing))
+    names = held_blocks(owned, model.encoders, model.missing)
     blocks = {name: _build(name, model, input_shapes, dims, num_outputs, seed) for name in names}
     if isinstance(model.fusion, sections.CustomFusion) and model.missing == "mask":
         present = {name: torch.zeros(_PROBE_SIZE, dims[name]) for name in sorted(owned)}
@@ -59,7 +60,7 @@ def build_block(name: str, model: sections.Model, input_shapes: Shapes, num_outp
     """One block with its initial values (PyTorch's default initialisation).
 
     Args:
-        name: Block name: `encoder/<modality>`, `fusion` or `head`.
+        name: Block name: `encoder/<modality>`, `fusion`, `head` or `prototype/<modality>`.
         model: The scenario's `model` section.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         num_outputs: Number of outputs (classes).
@@ -105,6 +106,9 @@ def _build(
     num_outputs: int,
     seed: int,
 ) -> nn.Module:
+    for lacked, dim in dims.items():
+        if prototype_block(lacked) == name:
+            return Prototype(dim)
     modality = next((modality for modality in model.encoders if encoder_block(modality) == name), None)
     with _initial_values(name, seed):
         if modality is not None:

@@ -11,9 +11,9 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block
+from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
 
-MissingRule = Literal["mask", "zero-embedding", "zero-input"]
+MissingRule = Literal["mask", "zero-embedding", "zero-input", "prototype"]
 
 
 class LateFusionModel(nn.Module):
@@ -21,19 +21,20 @@ class LateFusionModel(nn.Module):
 
     What stands for a modality that the client does not own: `mask`: the fusion gets owned embeddings alone.
     `zero-embedding`: an embedding of zeros. `zero-input`: an input of zeros through the modality's encoder,
-    which the client then holds but never trains; under the other two rules it does not hold it.
+    which the client then holds but never trains; under the other rules it does not hold it. `prototype`: the mean
+    embedding of clients that own it, a block that the client holds instead.
 
     Args:
-        blocks: Module by block name: the held encoders, `fusion` and `head`.
+        blocks: Module by block name: the held encoders, `fusion`, `head`, and the prototypes of missing modalities.
         owned: Modalities of the client.
         missing: The rule above.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         embedding_dims: Width of the embedding by modality, for all modalities of the federation.
 
     Attributes:
-        blocks: The modules by block name, encoders in sorted order, then `fusion`, then `head`.
+        blocks: The modules by block name, encoders in sorted order, then `fusion`, `head`, and prototypes.
         owned: The modalities of the client, sorted.
-        unowned_blocks: Names of the encoders that it holds for modalities that it does not own.
+        unowned_blocks: Names of the blocks that it holds for modalities that it does not own.
 
     Raises:
         ValueError: `owned` is empty or unknown, or `blocks` are not those that the rule asks for.
@@ -53,14 +54,14 @@ class LateFusionModel(nn.Module):
         self.missing = missing
         self.input_shapes = dict(input_shapes)
         self.embedding_dims = dict(sorted(embedding_dims.items()))
-        held = held_encoders(self.owned, self.embedding_dims, missing)
-        names = block_names(held)
+        names = held_blocks(self.owned, self.embedding_dims, missing)
         if set(blocks) != set(names):
             raise ValueError(f"blocks are {', '.join(sorted(blocks))}; expected {', '.join(names)}")
         self.blocks: dict[str, nn.Module] = {name: blocks[name] for name in names}
         # nn.ModuleDict refuses names with a dot, which modalities may have; so modules register by position.
         self._registered = nn.ModuleList(self.blocks.values())
-        self.unowned_blocks = tuple(encoder_block(name) for name in held if name not in self.owned)
+        own = block_names(self.owned)
+        self.unowned_blocks = tuple(name for name in names if name not in own)
         for name in self.unowned_blocks:
             self.blocks[name].requires_grad_(False)
         self._trained_norms: list[nn.Module] = []
@@ -109,6 +110,9 @@ class LateFusionModel(nn.Module):
             case "zero-input":
                 for name in absent:
                     embeddings[name] = self._embedding_of_zeros(name, any_BE).expand(len(any_BE), -1)
+            case "prototype":
+                for name in absent:
+                    embeddings[name] = self.blocks[prototype_block(name)](len(any_BE))
             case "mask":
                 pass
         logits_BO: Tensor = self.blocks[HEAD](self.blocks[FUSION](embeddings))
@@ -125,8 +129,11 @@ class LateFusionModel(nn.Module):
         return embedding_1E
 
 
-def held_encoders(owned: Iterable[str], modalities: Iterable[str], missing: MissingRule) -> tuple[str, ...]:
-    """The modalities, sorted, whose encoder a client holds: all under `zero-input`, else those that it owns.
+def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: MissingRule) -> tuple[str, ...]:
+    """The names of the blocks that a client's model has.
+
+    Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusion and head; under
+    `prototype` the prototypes of the others.
 
     Raises:
         ValueError: `owned` is empty, or holds a modality that is not one of `modalities`.
@@ -135,7 +142,10 @@ def held_encoders(owned: Iterable[str], modalities: Iterable[str], missing: Miss
     if not owned or not owned <= modalities:
         found, known = ", ".join(sorted(owned)) or "none", ", ".join(sorted(modalities))
         raise ValueError(f"owned modalities are {found}; expected one or more of {known}")
-    return tuple(sorted(modalities if missing == "zero-input" else owned))
+    names = block_names(modalities if missing == "zero-input" else owned)
+    if missing == "prototype":
+        names += tuple(prototype_block(modality) for modality in sorted(modalities - owned))
+    return names
 
 
 def _is_frozen(block: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from blossom_ray.aggregation import Vector
-from blossom_ray.blocks import ClientProfile
+from blossom_ray.blocks import ClientProfile, is_prototype
 from blossom_ray.client import ClientPlan, LocalState
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
@@ -50,7 +50,9 @@ class Workspace:
         self.flat: dict[str, FlatBlock] = {}
         for name, module in self.model.blocks.items():
             trained = name not in frozen and name not in self.model.unowned_blocks
-            self.flat[name] = FlatBlock(module, section.norm_statistics, trained=trained)
+            # A prototype is nothing but an averaged statistic, whoever keeps those of normalisation layers.
+            statistics = "shared" if is_prototype(name) else section.norm_statistics
+            self.flat[name] = FlatBlock(module, statistics, trained=trained)
         self._active = frozenset(self.trained)
         self.initial_blocks: dict[str, Vector] = {name: flat.read() for name, flat in self.flat.items()}
         self.initial_state: LocalState = self.local_state()

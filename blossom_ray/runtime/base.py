@@ -96,10 +96,10 @@ def chunk_sum(
         pieces: Per host its clients' records with the partial sum of the whole chunk (one host), or with their
             values, stacked (clients, size) float32.
     """
-    updates: list[tuple[int, int, Vector]] = []
+    updates: list[tuple[int, float, Vector]] = []
     for records, sent in pieces:
         if isinstance(sent, PartialSum):
             return sent
-        updates += [(record.client, record.num_examples, vector) for record, vector in zip(records, sent, strict=True)]
+        updates += [(record.client, record.weight, vector) for record, vector in zip(records, sent, strict=True)]
     updates.sort(key=lambda update: update[0])
-    return weighted_sum((num_examples, vector) for _, num_examples, vector in updates)
+    return weighted_sum((weight, vector) for _, weight, vector in updates)

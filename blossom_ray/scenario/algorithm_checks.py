@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blossom_ray.blocks import SCHEME_NAMES, Scope, SharingScheme, block_names
+from blossom_ray.blocks import CENTRAL, SCHEME_NAMES, Scope, SharingScheme, block_names, encoder_block
 from blossom_ray.scenario import sections as spec
-from blossom_ray.scenario.phrases import Finding
+from blossom_ray.scenario.phrases import Finding, shown
 
 
 def algorithm_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
@@ -19,12 +19,21 @@ def algorithm_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
     """
     training, evaluation = sections.get("training"), sections.get("evaluation")
     scopes = _scopes(sections)
+    if "task" in sections and "server" in sections:
+        yield from _entropies(sections["task"], sections["server"])
     if scopes and training is not None:
         yield from _alternation(training, scopes)
     if scopes and evaluation is not None:
         yield from _tuned_blocks(evaluation, scopes)
+    model, clients = sections.get("model"), sections.get("clients")
+    if sections.get("sharing") == CENTRAL:
+        yield from _central(sections)
     if training is not None:
         yield from _engine(training)
+        if model is not None:
+            yield from _prototypes_in_training(model, training)
+    if scopes and model is not None and clients is not None:
+        yield from _prototypes_of_encoders(model, clients, scopes)
 
 
 def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
@@ -39,6 +48,26 @@ def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
         return {}  # a block without a scope is a problem of its own
 
 
+def _central(sections: Mapping[str, Any]) -> Iterator[Finding]:
+    """Where one model is trained there is nothing to average, to weigh or to keep by client."""
+    plain: dict[str, tuple[object, str]] = {
+        "training.keep_optimizer_state": (False, "false"),
+        "training.proximal_mu": (0.0, "0"),
+        "server.clients_per_round": (1.0, "1.0"),
+        "server.weighting": ("samples", "'samples'"),
+        "server.optimizer": (spec.FedAvg(kind="fedavg"), "'fedavg' with a learning rate of 1"),
+        "model.norm_statistics": ("shared", "'shared'"),
+    }
+    for path, (value, expected) in plain.items():
+        section, key = path.split(".")
+        found = getattr(sections.get(section), key, value)
+        if found != value:
+            yield Finding(path, f"{shown(getattr(found, 'kind', found))}, while sharing is 'central'", expected)
+    model = sections.get("model")
+    if model is not None and model.missing == "prototype":
+        yield Finding("model.missing", "is 'prototype', while sharing is 'central'", "another rule")
+
+
 def _alternation(training: spec.Training, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
     if training.alternate is None:
         return
@@ -47,6 +76,12 @@ def _alternation(training: spec.Training, scopes: Mapping[str, Scope]) -> Iterat
         found = f"alternates between private blocks and others, while {'no' if trained - {Scope.PRIVATE} else 'every'} "
         expected = "a sharing scheme with private blocks and others, such as private-head, or null"
         yield Finding("training.alternate", found + "block is private", expected)
+
+
+def _entropies(task: str, server: spec.Server) -> Iterator[Finding]:
+    if server.weighting == "entropy" and task != "classification":
+        found = f"is 'entropy', while the task is {task!r}, which has no probabilities of classes"
+        yield Finding("server.weighting", found, "'samples' or 'uniform'")
 
 
 def _tuned_blocks(evaluation: spec.Evaluation, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
@@ -59,7 +94,40 @@ def _tuned_blocks(evaluation: spec.Evaluation, scopes: Mapping[str, Scope]) -> I
         yield Finding("evaluation.fine_tune.blocks", found, "'all', or blocks that are not frozen")
 
 
+def _stacks(training: spec.Training) -> bool:
+    """Whether the scenario insists on stacks, for all clients or for some."""
+    return "vectorized" in ([training.engine] if isinstance(training.engine, str) else training.engine.values())
+
+
 def _engine(training: spec.Training) -> Iterator[Finding]:
-    if training.engine == "vectorized" and training.modality_dropout > 0:
-        found = f"is 'vectorized', while training.modality_dropout is {training.modality_dropout}"
-        yield Finding("training.engine", found, "'sequential', or a modality_dropout of 0")
+    if _stacks(training) and training.modality_dropout > 0:
+        found = f"asks for 'vectorized', while training.modality_dropout is {training.modality_dropout}"
+        yield Finding("training.engine", found, "'sequential' or 'auto', or a modality_dropout of 0")
+    if _stacks(training) and training.min_batch_size > 1:
+        found = f"asks for 'vectorized', while training.min_batch_size is {training.min_batch_size}"
+        yield Finding("training.engine", found, "'sequential' or 'auto', or a min_batch_size of 1")
+
+
+def _prototypes_in_training(model: spec.Model, training: spec.Training) -> Iterator[Finding]:
+    if model.missing != "prototype":
+        return
+    if _stacks(training):
+        found = "asks for 'vectorized', while model.missing is 'prototype'"
+        yield Finding("training.engine", found, "'sequential' or 'auto'")
+    if training.modality_dropout > 0:
+        found = f"is {training.modality_dropout}, while model.missing is 'prototype'"
+        expected = "0: a client is not sent the prototypes of its own modalities"
+        yield Finding("training.modality_dropout", found, expected)
+
+
+def _prototypes_of_encoders(
+    model: spec.Model, clients: tuple[spec.ClientGroup, ...], scopes: Mapping[str, Scope]
+) -> Iterator[Finding]:
+    if model.missing != "prototype":
+        return
+    for modality in model.encoders:
+        scope = scopes[encoder_block(modality)]
+        is_lacked = any(modality not in group.modalities for group in clients)
+        if is_lacked and scope not in (Scope.SHARED, Scope.FROZEN):
+            found = f"is 'prototype', while encoder/{modality} has the scope {scope}, so its copies embed differently"
+            yield Finding("model.missing", found, "shared or frozen encoders, or another rule")

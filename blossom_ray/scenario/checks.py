@@ -10,6 +10,7 @@ from typing import Any
 from blossom_ray.blocks import ANY_ENCODER, SharingScheme, block_names, encoder_block, is_encoder
 from blossom_ray.scenario import sections as spec
 from blossom_ray.scenario.algorithm_checks import algorithm_problems
+from blossom_ray.scenario.compat import compat_problems
 from blossom_ray.scenario.datasets import DATASETS, num_subjects, shapes_of
 from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
 from blossom_ray.scores import Task
@@ -41,6 +42,7 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     found: list[Finding] = []
     if data is not None:
         found += _data(data)
+        found += _draws(data)
     if data is not None and "task" in sections:
         found += _task(data, sections["task"])
     if isinstance(data, spec.PtbXlData) and "task" in sections:
@@ -65,6 +67,7 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     if "evaluation" in sections:
         found += _fine_tuning_rounds(sections["evaluation"])
     found += algorithm_problems(sections)
+    found += compat_problems(sections)
     if clients is not None and "training" in sections:
         found += _engines(sections["training"], clients)
     if "training" in sections and "execution" in sections:
@@ -235,6 +238,20 @@ def _kernels(model: spec.Model) -> Iterator[Finding]:
             yield Finding(f"model.encoders.{name}.kernel_size", shown(encoder.kernel_size), expected)
 
 
+def _draws(data: spec.Data) -> Iterator[Finding]:
+    """What the reference's code cannot draw."""
+    if data.draws != "reference":
+        return
+    partition = data.partition
+    if not isinstance(partition, spec.IidPartition | spec.DirichletPartition):
+        found = f"is {partition.kind!r}, while data.draws is 'reference'"
+        yield Finding("data.partition.kind", found, "'iid' or 'dirichlet'")
+    elif isinstance(partition, spec.DirichletPartition) and partition.equal_sizes:
+        yield Finding("data.partition.equal_sizes", "is true, while data.draws is 'reference'", "false")
+    if data.split != "sample":
+        yield Finding("data.split", f"is {data.split!r}, while data.draws is 'reference'", "'sample'")
+
+
 def _client_counts(data: spec.Data, num_clients: int) -> Iterator[Finding]:
     partition = data.partition
     if partition.kind == "subject":
@@ -308,6 +325,9 @@ def _fine_tuning_rounds(evaluation: spec.Evaluation) -> Iterator[Finding]:
 
 def _training(training: spec.Training) -> Iterator[Finding]:
     optimizer, schedule = training.optimizer, training.schedule
+    if training.min_batch_size > training.batch_size:
+        expected = f"at most {training.batch_size}, the batch size"
+        yield Finding("training.min_batch_size", f"is {training.min_batch_size}", expected)
     if isinstance(optimizer, spec.Sgd) and optimizer.nesterov and optimizer.momentum == 0:
         found = "is true, while momentum is 0"
         yield Finding("training.optimizer.nesterov", found, "false, or a momentum above 0")

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from blossom_ray.blocks import ClientProfile, SharingScheme
+from blossom_ray.scenario.compat import filled
 from blossom_ray.scenario.sections import (
     Checkpoint,
     ClientGroup,
@@ -25,7 +26,7 @@ from blossom_ray.scenario.sections import (
 from blossom_ray.scores import Task
 
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
-SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local"]
+SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
 
 
 class Scenario(Section):
@@ -35,6 +36,9 @@ class Scenario(Section):
     """Name of the scenario; the run folder is named after it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """The seed. Same seed: same federation (partition, splits, initial blocks) for every sharing scheme."""
+    compat: Literal["blossom-reference"] | None = None
+    """Repeat the mathematics of the paper's published code: sets what is left out of `data.draws`, `model.missing`,
+    `training.schedule` and `training.min_batch_size`, and refuses other values. Faults in its state are not repeated."""
     rounds: Annotated[int, Field(ge=1)]
     """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
     task: Task = "classification"
@@ -46,7 +50,8 @@ class Scenario(Section):
     model: Model
     """The late-fusion model."""
     sharing: SchemeName | dict[str, ScopeName] = "private-head-fusion"
-    """A named scheme, or a map from block name (`encoder/<modality>`, `encoder/*`, `fusion`, `head`) to scope."""
+    """A named scheme, or a map from block name (`encoder/<modality>`, `encoder/*`, `fusion`, `head`) to scope.
+    `central` is no federation but its upper bound: one model, trained on all clients' training splits in one place."""
     training: Training = Training()
     """Local training."""
     server: Server = Server()
@@ -59,6 +64,11 @@ class Scenario(Section):
     """Lost actors and failing clients."""
     execution: Execution = Execution()
     """Where and how the clients run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_compat(cls, tree: Any) -> Any:
+        return filled(tree) if isinstance(tree, Mapping) else tree
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:

@@ -12,6 +12,7 @@ from pydantic import ValidationError, create_model
 
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.scenario.checks import cross_problems
+from blossom_ray.scenario.compat import filled
 from blossom_ray.scenario.messages import findings
 from blossom_ray.scenario.model import Scenario
 from blossom_ray.scenario.overrides import apply_overrides, parse_assignment
@@ -149,6 +150,7 @@ def _checked(
     tree: Mapping[str, Any], places: _Places, overrides: Mapping[str, Any], problems: tuple[Problem, ...]
 ) -> Reading:
     changed, found = apply_overrides(tree, overrides)
+    changed = filled(changed)
     scenario: Scenario | None = None
     try:
         scenario = Scenario.model_validate(changed)

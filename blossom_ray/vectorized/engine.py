@@ -28,6 +28,7 @@ from blossom_ray.vectorized.optimizer import StackOptimizer
 from blossom_ray.vectorized.proximal import ProximalTerm
 from blossom_ray.vectorized.stack import Stack
 from blossom_ray.vectorized.support import can_vectorize
+from blossom_ray.weighting import entropies
 
 _MAX_VALUES = 2**26
 """The most values (256 MiB) in the shards of one stack, which are copied into one tensor, and in its blocks. A client
@@ -127,6 +128,27 @@ class VectorizedEngine:
             scores.update(zip(positions, self._score_stack([tasks[p] for p in positions], batch_size), strict=True))
         return [scores[position] for position in range(len(tasks))]
 
+    def mean_entropies(self, tasks: Sequence[ClientTask], batch_size: int) -> list[float]:
+        """The mean entropy of each client's predictions on its samples, as `weighting.mean_entropy` has it.
+
+        Args:
+            tasks: The clients.
+            batch_size: Samples of a client per forward pass.
+
+        Returns:
+            One number per task, in their order, in nats.
+        """
+        found: dict[int, float] = {}
+        for positions in self._cut(tasks, batch_size):
+            members = [tasks[position] for position in positions]
+            sums = torch.zeros(len(members), dtype=torch.float64, device=self._device)
+            for batch, logits, _ in self._outputs(members, batch_size):
+                rows = self._stack.lanes.unfold(entropies(logits)).double()
+                sums[: len(batch.counts)] += (rows if batch.mask is None else rows * batch.mask).sum(dim=1)
+            means = (total / len(task.labels) for total, task in zip(sums.tolist(), members, strict=True))
+            found.update(zip(positions, means, strict=True))
+        return [found[position] for position in range(len(tasks))]
+
     def _cut(self, tasks: Sequence[ClientTask], batch_size: int) -> Iterator[list[int]]:
         """Positions of the tasks of each stack, in falling order of their number of samples, and so of steps."""
         stack: list[int] = []
@@ -204,18 +226,12 @@ class VectorizedEngine:
         ]
 
     def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
-        stack = self._load(tasks)
-        stack.evaluate()
-        shards, rules = _Shards(tasks, self._device), self._workspace.rules
+        rules = self._workspace.rules
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
         steps: list[tuple[Tensor, tuple[int, ...]]] = []
-        with torch.no_grad():
-            for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
-                stack.enter(batch)
-                inputs, targets = shards.gather(batch)
-                outputs = stack.model(inputs)
-                loss_sums[: len(batch.counts)] += _mean_losses(rules, outputs, targets, batch) * batch.row_counts
-                steps.append((stack.lanes.unfold(rules.predict(outputs)), batch.counts))
+        for batch, outputs, targets in self._outputs(tasks, batch_size):
+            loss_sums[: len(batch.counts)] += _mean_losses(rules, outputs, targets, batch) * batch.row_counts
+            steps.append((self._stack.lanes.unfold(rules.predict(outputs)), batch.counts))
         predictions: list[list[np.ndarray]] = [[] for _ in tasks]
         for predicted, counts in steps:
             for own, row, count in zip(predictions, predicted.cpu().numpy(), counts, strict=False):
@@ -224,6 +240,17 @@ class VectorizedEngine:
             Scored(rules.tally(task.labels, np.concatenate(own), self._workspace.num_outputs), loss_sum)
             for task, own, loss_sum in zip(tasks, predictions, loss_sums.tolist(), strict=True)
         ]
+
+    @torch.no_grad()
+    def _outputs(self, tasks: Sequence[ClientTask], batch_size: int) -> Iterator[tuple[StackedBatch, Tensor, Tensor]]:
+        """Batch by batch, in evaluation mode: the batch, its outputs (K * B, O) and its targets."""
+        stack = self._load(tasks)
+        stack.evaluate()
+        shards = _Shards(tasks, self._device)
+        for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
+            stack.enter(batch)
+            inputs, targets = shards.gather(batch)
+            yield batch, stack.model(inputs), targets
 
     def _distance(self, name: str, new: Vector, old: Vector) -> float:
         """L2 norm of new minus old parameters; averaged buffers, which come after them, do not count."""

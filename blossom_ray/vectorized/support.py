@@ -70,6 +70,8 @@ def can_vectorize(workspace: Workspace) -> str | None:
     Own code is stacked where it is made of PyTorch's layers in `nn.Sequential` alone: what another forward pass does
     with the rows of a batch, or with random numbers, cannot be seen from outside.
     """
+    if workspace.model.missing == "prototype":
+        return "model.missing is 'prototype', whose embeddings are measured one client after the other"
     for name, block in workspace.model.blocks.items():
         for path, module in block.named_modules():
             reason = _obstacle(module)
@@ -83,6 +85,8 @@ def training_obstacle(section: Training) -> str | None:
     """What in a `training` section the clients of a stack cannot do together, as one line; None where they can."""
     if section.modality_dropout > 0:
         return f"training.modality_dropout is {section.modality_dropout}, which takes each client by itself"
+    if section.min_batch_size > 1:
+        return f"training.min_batch_size is {section.min_batch_size}, and a stack leaves no batch out"
     return None
 
 

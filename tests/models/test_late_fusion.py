@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blossom_ray.models.build import build_client_model
-from blossom_ray.models.late_fusion import LateFusionModel, held_encoders
+from blossom_ray.models.late_fusion import LateFusionModel, held_blocks
 from blossom_ray.scenario import sections
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"acc.x": (8, 3), "gyro": (1, 8, 8), "text": (5,)}
@@ -138,8 +138,9 @@ def test_a_batch_of_one_uses_running_statistics() -> None:
 
 
 def test_wrong_modalities_and_blocks_are_refused() -> None:
-    assert held_encoders(["b"], ["b", "a"], "mask") == ("b",)
-    assert held_encoders(["b"], ["b", "a"], "zero-input") == ("a", "b")
+    assert held_blocks(["b"], ["b", "a"], "mask") == ("encoder/b", "fusion", "head")
+    assert held_blocks(["b"], ["b", "a"], "zero-input") == ("encoder/a", "encoder/b", "fusion", "head")
+    assert held_blocks(["b"], ["b", "a"], "prototype") == ("encoder/b", "fusion", "head", "prototype/a")
     with pytest.raises(ValueError, match=r"owned modalities are none; expected one or more of acc\.x, gyro, text"):
         client_model(())
     with pytest.raises(ValueError, match="owned modalities are image; expected"):

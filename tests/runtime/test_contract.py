@@ -86,6 +86,30 @@ def test_normalisation_statistics_and_kept_optimizer_state_follow_their_client(
     assert_same_bits(simulate(scenario), simulate(placed))
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {
+            "sharing": "private-head",
+            "training.proximal_mu": 0.1,
+            "training.alternate": {"private_epochs": 2},
+            "training.modality_dropout": 0.5,
+            "server.weighting": "entropy",
+            "evaluation.fine_tune": {"every": 2, "blocks": "fusion-head"},
+        },
+        {"sharing": "full-model", "model.missing": "prototype", "server.weighting": "uniform"},
+    ],
+    ids=["switches", "prototypes"],
+)
+def test_baselines_give_the_same_bits_on_every_placement(
+    small_scenario: Scenario, algorithm: dict[str, Any], ray_session: None
+) -> None:
+    scenario = small_scenario.override({**algorithm, "rounds": 3, "server.clients_per_round": 4})
+    placed = scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": 3})
+    assert_same_bits(simulate(scenario), simulate(placed))
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(small_scenario: Scenario) -> None:
     first, again = simulate(small_scenario), simulate(small_scenario)
     assert_same_bits(first, again)

@@ -216,8 +216,49 @@ def test_the_base_is_right(problems):
         ),
         (
             {"training.engine": "vectorized", "training.modality_dropout": 0.25},
-            "set: training.engine is 'vectorized', while training.modality_dropout is 0.25; "
-            "expected 'sequential', or a modality_dropout of 0",
+            "set: training.engine asks for 'vectorized', while training.modality_dropout is 0.25; "
+            "expected 'sequential' or 'auto', or a modality_dropout of 0",
+        ),
+        (
+            {"sharing": "central", "training.proximal_mu": 0.1},
+            "set: training.proximal_mu is 0.1, while sharing is 'central'; expected 0",
+        ),
+        (
+            {"sharing": "central", "server.optimizer": {"kind": "fedadam"}},
+            "set: server.optimizer is 'fedadam', while sharing is 'central'; "
+            "expected 'fedavg' with a learning rate of 1",
+        ),
+        (
+            {"sharing": "central", "server.clients_per_round": 2},
+            "set: server.clients_per_round is 2, while sharing is 'central'; expected 1.0",
+        ),
+        (
+            {"sharing": "central", "model.norm_statistics": "local"},
+            "set: model.norm_statistics is 'local', while sharing is 'central'; expected 'shared'",
+        ),
+        (
+            {"sharing": "central", "model.missing": "prototype"},
+            "set: model.missing is 'prototype', while sharing is 'central'; expected another rule",
+        ),
+        (
+            {"task": "regression", "server.weighting": "entropy"},
+            "set: server.weighting is 'entropy', while the task is 'regression', which has no probabilities of "
+            "classes; expected 'samples' or 'uniform'",
+        ),
+        (
+            {"model.missing": "prototype", "training.engine": "vectorized", "sharing": "full-model"},
+            "set: training.engine asks for 'vectorized', while model.missing is 'prototype'; "
+            "expected 'sequential' or 'auto'",
+        ),
+        (
+            {"model.missing": "prototype", "training.modality_dropout": 0.5, "sharing": "full-model"},
+            "set: training.modality_dropout is 0.5, while model.missing is 'prototype'; "
+            "expected 0: a client is not sent the prototypes of its own modalities",
+        ),
+        (
+            {"model.missing": "prototype", "sharing": "local"},
+            "set: model.missing is 'prototype', while encoder/gyro has the scope private, so its copies embed "
+            "differently; expected shared or frozen encoders, or another rule",
         ),
     ],
 )

@@ -58,7 +58,16 @@ from blossom_ray.scenario.sections.partition import (
     SubjectPartition,
 )
 from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, FineTune
-from blossom_ray.scenario.sections.server import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Server, ServerOptimizer
+from blossom_ray.scenario.sections.server import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedYogi,
+    Server,
+    ServerOptimizer,
+    Weighting,
+)
 from blossom_ray.scenario.sections.training import (
     Adam,
     AdamW,
@@ -139,5 +148,6 @@ __all__ = [
     "SyntheticModality",
     "Training",
     "UciHarData",
+    "Weighting",
     "Widths",
 ]

@@ -26,6 +26,10 @@ class _Data(Section):
     """`sample`: rows are drawn at random, so overlapping windows of one recording may fall on both sides and test
     scores are optimistic. `subject`: a client's test split holds whole subjects that its training split has not."""
 
+    draws: Literal["seed", "reference"] = "seed"
+    """Where partition and split come from. `seed`: the scenario's seed. `reference`: drawn as the paper's code does,
+    the same for every seed, which then only matches parts to clients; for `iid` and `dirichlet`, split by sample."""
+
 
 class SyntheticModality(Section):
     """Shape of one synthetic modality and how much it alone tells about the label."""

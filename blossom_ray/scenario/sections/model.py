@@ -166,9 +166,10 @@ class Model(Section):
     """How embeddings become one representation."""
     head: Head = MlpHead(kind="mlp")
     """From the fused representation to the outputs."""
-    missing: Literal["mask", "zero-embedding", "zero-input"] = "mask"
+    missing: Literal["mask", "zero-embedding", "zero-input", "prototype"] = "mask"
     """What stands for a modality that a client does not own, in training and evaluation alike. `mask`: the fusion
     sees only what is there. `zero-embedding`: an embedding of zeros. `zero-input`: an input of zeros through the
-    current encoder, which the client then holds without training it."""
+    current encoder, which the client then holds without training it. `prototype`: the mean embedding of the clients
+    that own the modality, measured after each local training and averaged by the server (PmcmFL, simplified)."""
     norm_statistics: Literal["local", "shared"] = "shared"
     """Running statistics of normalisation layers: averaged with their block (`shared`) or kept by each client."""

@@ -65,6 +65,9 @@ class FedYogi(_FedAdamLike):
 ServerOptimizer = Annotated[FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi, Field(discriminator="kind")]
 
 
+Weighting = Literal["samples", "uniform", "entropy"]
+
+
 class Server(Section):
     """Who takes part in a round, and how averages become new blocks."""
 
@@ -72,3 +75,6 @@ class Server(Section):
     """The server optimizer; each block instance has its own state."""
     clients_per_round: Fraction | Positive = 1.0
     """Clients drawn for each round: a fraction (written with a point: 0.1, 1.0) or a number of clients (10)."""
+    weighting: Weighting = "samples"
+    """A client's weight in the averages: the training `samples` that it saw, the same for all (`uniform`), or one over
+    the mean `entropy` of its predictions on its training split after local training (FLISM)."""

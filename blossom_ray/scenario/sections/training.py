@@ -99,6 +99,8 @@ class Training(Section):
     """Train private and other blocks in turns, instead of together for `local_epochs`; null: together."""
     batch_size: Positive = 16
     """Samples per optimizer step; the last batch of an epoch may be smaller."""
+    min_batch_size: Positive = 1
+    """Batches with fewer samples are left out; the only batch of an epoch never is. 2: as the paper's code."""
     optimizer: ClientOptimizer = Sgd(kind="sgd")
     """The clients' optimizer. Its state is new in each round unless `keep_optimizer_state`."""
     schedule: Schedule = ConstantSchedule(kind="constant")
