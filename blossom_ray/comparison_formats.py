@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from blossom_ray.comparison import SCORING, Comparison
+from blossom_ray.comparison import PLAIN, SCORING, Comparison
 from blossom_ray.console_tables import format_bytes, plain_table
 from blossom_ray.run_scores import ALL, SUMMARIES
 
@@ -146,10 +146,11 @@ def _nested(
     cells: Callable[[Mapping[str, Any]], Iterable[str]],
 ) -> Table:
     """A table whose first column has the setting, in the row of all clients, and modality sets below it."""
-    table = plain_table(", ".join(comparison.labels[key] for key in columns) or "modalities", *headings)
+    names = [comparison.labels[key] for key in columns if key != SCORING]
+    table = plain_table(", ".join(names) or "modalities", *headings)
     before = None
     for row in rows:
-        setting = ", ".join(str(row[key]) for key in columns)
+        setting = ", ".join(row[key] for key in columns if (key, row[key]) != (SCORING, PLAIN))
         is_whole = row["modalities"] == ALL
         if before is not None and setting != before:
             table.add_section()

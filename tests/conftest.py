@@ -75,7 +75,7 @@ def ray_session() -> Iterator[None]:
     """One Ray session of two cores for all tests that ask for it."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
