@@ -14,6 +14,7 @@ from blossom_ray.errors import DataError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
 _BYTES_AT_ONCE = 2**24
+_BUFFER_BYTES = 2**20
 _FORMATS = "a Parquet, Arrow or Feather (version 2) file"
 
 
@@ -46,9 +47,10 @@ class ColumnFile:
                     schema = file.schema
                     self.num_rows = sum(file.get_batch(k).num_rows for k in range(file.num_record_batches))
                     num_bytes = source.size()
-        self.types: Mapping[str, Any] = dict(zip(schema.names, schema.types, strict=True))
-        if len(self.types) != len(schema.names):
-            double = next(name for name in schema.names if schema.names.count(name) > 1)
+            names = schema.names
+            self.types: Mapping[str, Any] = dict(zip(names, schema.types, strict=True))
+        if len(self.types) != len(names):
+            double = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{self.name} has several columns {double!r}; expected columns of different names")
         self._rows_at_once = max(1, _BYTES_AT_ONCE * max(self.num_rows, 1) // max(num_bytes, 1))
 
@@ -62,19 +64,21 @@ class ColumnFile:
         """
         first_row = 0
         with self._damage_told():
-            for batch in self._parquet_batches(columns) if self._is_parquet else self._arrow_batches(columns):
-                batch.validate(full=True)  # damaged offsets would be followed out of the file's memory
-                yield first_row, {name: batch.column(name) for name in columns}
+            for batch in self._parquet_batches(columns) if self._is_parquet else self._arrow_batches():
+                chosen = batch.select(list(columns))
+                chosen.validate(full=True)  # damaged offsets would be followed out of the file's memory
+                yield first_row, {name: chosen.column(name) for name in columns}
                 first_row += batch.num_rows
 
     def _parquet_batches(self, columns: Sequence[str]) -> Iterator[Any]:
-        with pq.ParquetFile(self._path, page_checksum_verification=True) as file:
+        # Without these options a whole row group, which may be the whole file, is read before its first rows.
+        options = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES, "page_checksum_verification": True}
+        with pq.ParquetFile(self._path, **options) as file:
             yield from file.iter_batches(self._rows_at_once, columns=list(columns))
 
-    def _arrow_batches(self, columns: Sequence[str]) -> Iterator[Any]:
-        numbers = [list(self.types).index(name) for name in columns]
-        options = pa.ipc.IpcReadOptions(included_fields=numbers)
-        with pa.memory_map(str(self._path)) as source, pa.ipc.open_file(source, options=options) as file:
+    def _arrow_batches(self) -> Iterator[Any]:
+        # All columns: those of a mapped file cost nothing, while Arrow copies a choice of them.
+        with pa.memory_map(str(self._path)) as source, pa.ipc.open_file(source) as file:
             for number in range(file.num_record_batches):
                 batch = file.get_batch(number)
                 for start in range(0, batch.num_rows, self._rows_at_once):

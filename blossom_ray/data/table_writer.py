@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
                     writer.write_batch(_batch(part, slice(start, start + _ROWS_AT_ONCE), split, schema))
         temporary.replace(target)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise RunFolderError(f"{target} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 
