@@ -15,7 +15,7 @@ from blossom_ray.data.sources import open_source
 from blossom_ray.data.split import split_rows
 from blossom_ray.errors import InputError
 from blossom_ray.scenario.datasets import DATASETS
-from blossom_ray.scenario.sections import Data, Downloaded
+from blossom_ray.scenario.sections import CustomData, Data, Downloaded, TableData
 from blossom_ray.scores import Task
 
 
@@ -108,6 +108,11 @@ def federation_problems(
         if isinstance(data, Downloaded):
             found = "is missing" if data.path is None else f"is {data.path!r}, which cannot be used ({error})"
             return [("data.path", found, DATASETS[data.dataset].download)]
+        found, _, expected = str(error).partition("; expected ")
+        if isinstance(data, TableData):
+            return [("data.path", f"is {data.path!r}: {found}", expected)]
+        if isinstance(data, CustomData) and data.factory is None:
+            return [("data.factory", found.removeprefix("data.factory "), expected)]
         return [("data", f"cannot be used ({error})", "a data set that can be loaded")]
     return []
 

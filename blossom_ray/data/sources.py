@@ -10,11 +10,21 @@ from blossom_ray.data.dataset import Dataset, Targets
 from blossom_ray.data.ku_har import KuHar
 from blossom_ray.data.ptb_xl import PtbXl
 from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
+from blossom_ray.data.table import Table
 from blossom_ray.data.uci_har import UciHar
 from blossom_ray.errors import DataError
 from blossom_ray.factories import resolve_factory
 from blossom_ray.scenario.datasets import DATASETS
-from blossom_ray.scenario.sections import CustomData, Data, Downloaded, KuHarData, PtbXlData, SyntheticData, UciHarData
+from blossom_ray.scenario.sections import (
+    CustomData,
+    Data,
+    Downloaded,
+    KuHarData,
+    PtbXlData,
+    SyntheticData,
+    TableData,
+    UciHarData,
+)
 from blossom_ray.scores import Task
 
 
@@ -67,6 +77,12 @@ def open_source(data: Data, modalities: tuple[str, ...], seed: int, task: Task =
                 _path(data), modalities=modalities, labels=data.labels, use_validation_fold=data.use_validation_fold,
                 zscore=data.zscore,
             )  # fmt: skip
+        case TableData():
+            return Table(data, modalities, task)
+        case CustomData(factory=None):
+            raise DataError(
+                "data.factory is null; expected module:attribute, or a data set given to simulate(data=...)"
+            )
         case CustomData():
             return _CustomSource(data, tuple(sorted(modalities)), task)
 
@@ -106,6 +122,7 @@ class _CustomSource:
     @cached_property
     def _dataset(self) -> Dataset:
         """Labels come with the inputs, so the factory is called once for both."""
+        assert self._spec.factory is not None, "open_source looks for it"
         build = resolve_factory(self._spec.factory, "data.factory")
         try:
             found = build(**self._spec.options)

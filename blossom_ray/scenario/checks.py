@@ -82,7 +82,7 @@ def input_shapes(data: spec.Data, modalities: Iterable[str]) -> dict[str, tuple[
             default = spec.SyntheticModality()
             listed_modalities = {name: data.modalities.get(name, default) for name in modalities}
             return {name: section.shape or _DEFAULT_SHAPES[section.kind] for name, section in listed_modalities.items()}
-        case spec.CustomData():
+        case spec.CustomData() | spec.TableData():
             return {}
         case _:
             shapes = shapes_of(data)
@@ -98,6 +98,9 @@ def _data(data: spec.Data) -> Iterator[Finding]:
             yield Finding("data.path", "is null", f"{facts.download}; get it from {facts.page}")
         elif not _exists(data.path):
             yield Finding("data.path", f"{shown(data.path)}, which does not exist", facts.download)
+    if isinstance(data, spec.TableData) and not _exists(data.path):
+        found = f"{shown(data.path)}, which does not exist"
+        yield Finding("data.path", found, DATASETS[data.dataset].download)
 
 
 def _task(data: spec.Data, task: Task) -> Iterator[Finding]:

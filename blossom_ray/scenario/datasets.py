@@ -88,8 +88,16 @@ DATASETS: Mapping[str, DatasetFacts] = {
         extra="ecg",
         shapes={"i_to_avf": (1000, 6), "v1_to_v6": (1000, 6)},
     ),
+    "table": DatasetFacts(
+        title="Own data: a Parquet, Arrow or Feather file, or a folder of them",
+        holds="a row per sample",
+        classes="as the column of labels says",
+        tasks=TASKS,
+        held_out="the rows whose column split says test",
+        download="a Parquet, Arrow or Feather file, or a folder of them",
+    ),
     "custom": DatasetFacts(
-        title="Own data: what data.factory returns",
+        title="Own data: what data.factory returns, or simulate(data=...) is given",
         holds="as the factory gives",
         classes="as the factory gives",
         tasks=TASKS,

@@ -26,6 +26,8 @@ from blossom_ray.scenario.sections.data import (
     PtbXlData,
     SyntheticData,
     SyntheticModality,
+    TableData,
+    TableModality,
     UciHarData,
 )
 from blossom_ray.scenario.sections.execution import ClientResources, Execution
@@ -146,6 +148,8 @@ __all__ = [
     "SubjectPartition",
     "SyntheticData",
     "SyntheticModality",
+    "TableData",
+    "TableModality",
     "Training",
     "UciHarData",
     "Weighting",

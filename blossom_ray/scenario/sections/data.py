@@ -16,6 +16,8 @@ from blossom_ray.scenario.sections.base import (
 )
 from blossom_ray.scenario.sections.partition import IidPartition, Partition
 
+ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
 
 class _Data(Section):
     partition: Partition = IidPartition(kind="iid")
@@ -127,18 +129,56 @@ class PtbXlData(_Data):
     """Whether each lead of each record is brought to mean 0 and deviation 1."""
 
 
+class TableModality(Section):
+    """Where a modality stands in a table, and the shape of a sample."""
+
+    column: ColumnNames | None = None
+    """The column, or several columns of plain numbers that make up a vector. Default: the modality's name."""
+    shape: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] | None = None
+    """Shape of a sample, where the column has flat lists of a tensor's values. Default: as the column says."""
+
+
+class TableData(_Data):
+    """Own data: a Parquet, Arrow or Feather file, or a folder of them, with a row per sample.
+
+    A modality is a column of fixed-shape tensors, of lists (nested lists) of numbers that are equally long in all
+    rows, or of plain numbers.
+    """
+
+    dataset: Literal["table"]
+    path: str
+    """The file, or a folder whose files are read in the order of their names. Relative to the working directory."""
+    modalities: dict[ModalityName, TableModality] = Field(default_factory=dict)
+    """Modality by name, where its column has another name or needs a shape."""
+    label_column: ColumnNames = "label"
+    """Classification: whole numbers or text. Multilabel: lists of 0 and 1, lists of class names, or several columns
+    of 0 and 1. Regression: numbers, lists of numbers, or several columns of numbers."""
+    class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """Names of the classes in order: text labels must be among them, whole numbers count them from 0. Default: the
+    labels that occur, sorted. In a regression the names of the targets."""
+    subject_column: str | None = None
+    """Whose sample a row is, numbers or text. Default: the column `subject` if there is one."""
+    split_column: str | None = None
+    """`train`: a row that the clients share. `test` or `held-out`: one of the held-out global test set. Default: the
+    column `split` if there is one, else the clients share all rows."""
+
+
 class CustomData(_Data):
-    """Own data: a callable that returns a `blossom_ray.Dataset`."""
+    """Own data: a callable that returns a `blossom_ray.Dataset`, or the data set given to `simulate`."""
 
     dataset: Literal["custom"]
-    factory: Factory
-    """`module:attribute` of a callable that returns a `Dataset`, or, from Python, the callable itself."""
+    factory: Factory | None = None
+    """`module:attribute` of a callable that returns a `Dataset`, or, from Python, the callable itself. null: the data
+    set is given as `simulate(scenario, data=...)`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the factory."""
 
-    _factory = field_validator("factory")(check_factory)
+    @field_validator("factory")
+    @classmethod
+    def _factory(cls, value: Factory | None) -> Factory | None:
+        return None if value is None else check_factory(value)
 
 
 Downloaded = UciHarData | KuHarData | PtbXlData
 """The data sets that are read from files as one downloads them, named by `path`."""
-Data = Annotated[SyntheticData | Downloaded | CustomData, Field(discriminator="dataset")]
+Data = Annotated[SyntheticData | Downloaded | TableData | CustomData, Field(discriminator="dataset")]

@@ -1,0 +1,76 @@
+"""A data set as a file that `dataset: table` reads."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from blossom_ray.data.dataset import Dataset
+from blossom_ray.errors import RunFolderError
+
+_ROWS_AT_ONCE = 4096
+
+
+def write_table(dataset: Dataset, path: str | Path) -> Path:
+    """Write a data set as one Arrow file, which `dataset: table` reads with the same values and fingerprint.
+
+    Columns: a fixed-shape tensor per modality, `label` (the class's number, or a list of float32), `subject` and
+    `split` (`train`, then `test` for the held-out set). Class names stand in no file: give them as `data.class_names`.
+
+    Args:
+        dataset: What to write. No modality may be called `label`, `subject` or `split`.
+        path: The file; its folder is made if it does not exist. It appears when it is whole.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunFolderError: The file cannot be written.
+    """
+    target = Path(path)
+    for column in ("label", "subject", "split"):
+        if column in dataset.inputs:
+            raise RunFolderError(f"{target}: a modality is called {column!r}, as a column is; expected another name")
+    parts = {"train": dataset} | ({} if dataset.held_out is None else {"test": dataset.held_out})
+    temporary, schema = target.with_name(f".{target.name}.partial"), _schema(dataset)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for split, part in parts.items():
+                for start in range(0, part.num_samples, _ROWS_AT_ONCE):
+                    writer.write_batch(_batch(part, slice(start, start + _ROWS_AT_ONCE), split, schema))
+        temporary.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RunFolderError(f"{target} cannot be written: {error}") from error
+    return target
+
+
+def _schema(dataset: Dataset) -> Any:
+    fields = {
+        modality: pa.fixed_shape_tensor(pa.float32(), shape) for modality, shape in sorted(dataset.input_shapes.items())
+    }
+    width = dataset.labels.shape[1:]
+    fields["label"] = pa.list_(pa.float32(), width[0]) if width else pa.int64()
+    if dataset.subjects is not None:
+        fields["subject"] = pa.int64()
+    fields["split"] = pa.string()
+    return pa.schema(fields)
+
+
+def _batch(part: Dataset, rows: slice, split: str, schema: Any) -> Any:
+    labels = part.labels[rows]
+    columns = {
+        modality: pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values[rows]))
+        for modality, values in part.inputs.items()
+    }
+    flat = pa.array(np.ascontiguousarray(labels).reshape(-1))
+    columns["label"] = flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1])
+    columns["subject"] = pa.nulls(len(labels), pa.int64()) if part.subjects is None else pa.array(part.subjects[rows])
+    columns["split"] = pa.array([split] * len(labels))
+    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
