@@ -32,7 +32,9 @@ BASE = {"clients": 1000, "kilobytes": 40, "actors": 2, "engine": "vectorized"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vary", nargs="+", default=["clients", "actors", "model"], choices=["clients", "actors", "model"])
+    parser.add_argument(
+        "--vary", nargs="+", default=["clients", "actors", "model"], choices=["clients", "actors", "model"]
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -95,7 +97,9 @@ def scaling_scenario(row: dict[str, Any], num_rounds: int) -> Scenario:
     """A federation of `clients` clients with a model of `kilobytes` on `actors` actors."""
     num_clients = row["clients"]
     # Encoder h(32 + 1) + 8(h + 1), fusion 8(8 + 1), head 4(8 + 1); four bytes each.
-    hidden = max(1, round((250 * row["kilobytes"] - DIM - DIM * (DIM + 1) - CLASSES * (DIM + 1)) / (INPUT_SIZE + 1 + DIM)))
+    hidden = max(
+        1, round((250 * row["kilobytes"] - DIM - DIM * (DIM + 1) - CLASSES * (DIM + 1)) / (INPUT_SIZE + 1 + DIM))
+    )
     return Scenario.model_validate(
         {
             "name": "scaling",
