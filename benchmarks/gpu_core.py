@@ -3,7 +3,8 @@
     PYTHONPATH=. python benchmarks/gpu_core.py                     # CUDA where there is one, else the CPU
     PYTHONPATH=. python benchmarks/gpu_core.py --device cpu --largest 64 --repeats 3
 
-Needs Python 3.11 or 3.12, PyTorch, NumPy and pydantic, and this repository; blossom-ray itself need not be installed.
+Needs Python 3.11 or 3.12, PyTorch, NumPy, pydantic (with pydantic-core, annotated-types and typing-inspection) and this
+repository; blossom-ray itself need not be installed.
 
 Per model, stacks of 1, 2, 4, ... clients are trained until memory runs out (on a GPU the next size would take more than
 `--memory` of it), and the size with the most clients per second is the chunk size found. First the stack must agree

@@ -23,7 +23,7 @@ ROUND: dict[str, Any] = {"learning_rate": 0.05, "seed": 0, "round_index": 1}
 SHAPES = {"first": (100,), "second": (192,)}
 W1 = Model.model_validate(
     {
-        "encoders": dict.fromkeys(SHAPES, {"kind": "mlp", "hidden": [64], "dim": 32}),
+        "encoders": {name: {"kind": "mlp", "hidden": [64], "dim": 32} for name in SHAPES},
         "fusion": {"kind": "concat", "dim": 64},
         "head": {"kind": "linear"},
     }
