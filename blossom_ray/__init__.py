@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blossom_ray.sweep_folder import Sweep
     from blossom_ray.sweeping import sweep
 
-__version__ = version("blossom-ray")
+    __version__: str
 
 _HOME = {
     "BlockInstance": "blocks",
@@ -69,6 +69,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # Asked for only when needed: the core also runs from a folder, where it is not installed.
+        return version("blossom-ray")
     if name in _HOME:
         return getattr(import_module(f"blossom_ray.{_HOME[name]}"), name)
     raise AttributeError(f"module 'blossom_ray' has no attribute {name!r}")

@@ -3,7 +3,7 @@
     python benchmarks/peers/blossom.py FOLDER OUTCOME.npz --rounds 7 --clients 1000
 
 Training is vectorised, on two actors of one CPU core each, as `simulate` runs it, checkpoints included. A round is
-timed from one record's arrival to the next one's: without the first, and without the last, since a score comes with it.
+timed from one record's arrival to the next one's: without the first, and without the last, with which a score comes.
 `--write` writes the workload into the folder, and runs nothing.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from blossom_ray.scenario.overrides import parse_assignment
 from blossom_ray.seeding import Purpose, generator
 from blossom_ray.server import Server, initial_server
 from blossom_ray.simulation import RunInfo, run_rounds
-from workload import NUM_SAMPLES, Outcome, TwoModalityMlp, Workload, parser_of_contender
+from workload import NUM_SAMPLES, Outcome, TwoModalityMlp, Watch, Workload, parser_of_contender
 
 W1 = Path(__file__).parents[1] / "w1.yaml"
 
@@ -48,7 +47,8 @@ def main() -> None:
     if found != digest:
         raise SystemExit("the run on actors and the local one have other bits")
     num_steps = sum(client.num_steps for client in record.training)
-    Outcome(round_seconds(scenario), record.metrics["train_loss"], num_steps, average).save(arguments.outcome)
+    watch, loss = timed_rounds(scenario), record.metrics["train_loss"]
+    Outcome(watch.seconds, watch.cpu_seconds, loss, num_steps, average).save(arguments.outcome)
 
 
 def w1_scenario(arguments: argparse.Namespace) -> Scenario:
@@ -116,10 +116,13 @@ def run_round_one(scenario: Scenario) -> tuple[RoundRecord, str]:
     return records[-1], str(digest["shared"])
 
 
-def round_seconds(scenario: Scenario) -> list[float]:
-    """Wall time of rounds 2 to the last but one, with everything that happens in them."""
-    arrivals = [time.perf_counter() for event in events(scenario) if isinstance(event, RoundRecord)]
-    return np.diff(arrivals)[1:-1].tolist()
+def timed_rounds(scenario: Scenario) -> Watch:
+    """Time of the rounds between the first and the last, with everything that happens in them."""
+    watch = Watch()
+    for event in events(scenario):
+        if isinstance(event, RoundRecord) and 0 < event.round_index < scenario.rounds:
+            watch.lap()
+    return watch
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/peers/flower.py FOLDER OUTCOME.npz --rounds 3
 
-Two Ray actors of one CPU core each, no evaluation. A round is timed from the begin of `configure_train` to the end of
-`aggregate_train`. Samples are mapped once per process, so no time goes into loading a client's shard.
+Two Ray actors of one CPU core each, no evaluation. A round is timed from one end of `aggregate_train` to the next.
+Samples are mapped once per process, so no time goes into loading a client's shard.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,7 +23,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from flower_client import client_app
-from workload import NUM_STEPS, Outcome, Workload, parser_of_contender
+from workload import NUM_STEPS, Outcome, Watch, Workload, parser_of_contender
 
 
 class TimedFedAvg(FedAvg):
@@ -32,22 +31,15 @@ class TimedFedAvg(FedAvg):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.seconds: list[float] = []
+        self.watch = Watch()
         self.loss, self.average = 0.0, ArrayRecord()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Start the watch."""
-        self._started = time.perf_counter()
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Stop it."""
+        """Take the time of a round."""
         arrays, metrics = super().aggregate_train(server_round, replies)
-        self.seconds.append(time.perf_counter() - self._started)
+        self.watch.lap()
         assert arrays is not None, "a round without replies"
         assert metrics is not None, "a round without metrics"
         if server_round == 1:
@@ -82,7 +74,8 @@ def main() -> None:
         },
     )
     average = {name: tensor.numpy() for name, tensor in strategy.average.to_torch_state_dict().items()}
-    Outcome(strategy.seconds, strategy.loss, NUM_STEPS * workload.num_clients, average).save(arguments.outcome)
+    num_steps, watch = NUM_STEPS * workload.num_clients, strategy.watch
+    Outcome(watch.seconds, watch.cpu_seconds, strategy.loss, num_steps, average).save(arguments.outcome)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ does not report the training loss.
 
 from __future__ import annotations
 
-import time
 from functools import cache
 
 import numpy as np
@@ -32,6 +31,7 @@ from workload import (
     LEARNING_RATE,
     Outcome,
     TwoModalityMlp,
+    Watch,
     Workload,
     parser_of_contender,
 )
@@ -52,25 +52,18 @@ class PflModel(TwoModalityMlp):
         return {}
 
 
-class Watch(TrainingProcessCallback):
+class Laps(TrainingProcessCallback):
     """Time of each iteration, and the parameters after the first."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.watch = Watch()
         self.average: dict[str, np.ndarray] = {}
-
-    def on_train_begin(self, *, model: PyTorchModel) -> Metrics:
-        """Start."""
-        self._started = time.perf_counter()
-        return Metrics()
 
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        """Stop, and start again."""
-        now = time.perf_counter()
-        self.seconds.append(now - self._started)
-        self._started = now
+        """Take the time of a round."""
+        self.watch.lap()
         if central_iteration == 0:
             state = model.pytorch_model.state_dict()
             self.average = {name: tensor.numpy().copy() for name, tensor in state.items()}
@@ -92,7 +85,7 @@ def main() -> None:
 
     users = FederatedDataset(user, MinimizeReuseUserSampler(list(range(workload.num_clients))))
     backend = SimulatedBackend(users, users, postprocessors=[WeightByDatapoints()])
-    watch = Watch()
+    laps = Laps()
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=arguments.rounds,
@@ -105,10 +98,11 @@ def main() -> None:
         NNTrainHyperParams(
             local_num_epochs=1, local_learning_rate=LEARNING_RATE, local_batch_size=BATCH_SIZE, local_max_grad_norm=None
         ),
-        callbacks=[watch],
+        callbacks=[laps],
         send_metrics_to_platform=False,
     )
-    Outcome(watch.seconds, None, model.num_steps // arguments.rounds, watch.average).save(arguments.outcome)
+    num_steps, watch = model.num_steps // arguments.rounds, laps.watch
+    Outcome(watch.seconds, watch.cpu_seconds, None, num_steps, laps.average).save(arguments.outcome)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ No framework: parameters are copied in, ten steps are taken, parameters are adde
 from __future__ import annotations
 
 import multiprocessing
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from workload import NUM_STEPS, Outcome, TwoModalityMlp, Workload, parser_of_contender, train_client
+from workload import NUM_STEPS, Outcome, TwoModalityMlp, Watch, Workload, parser_of_contender, train_client
 
 NUM_PROCESSES = 2
 
@@ -34,21 +33,21 @@ def main() -> None:
 
     workload = Workload.open(arguments.folder)
     names, values = list(workload.initial), list(workload.initial.values())
-    seconds, loss, first_average = [], 0.0, values
+    watch, loss, first_average = Watch(), 0.0, values
     for round_index in range(1, arguments.rounds + 1):
-        started = time.perf_counter()
         for pipe in pipes:
             pipe.send((round_index, values))
         parts = [pipe.recv() for pipe in pipes]
         sums = [sum(arrays) for arrays in zip(*(total for total, _ in parts), strict=True)]
         values = [(array / workload.num_clients).astype(np.float32) for array in sums]
-        seconds.append(time.perf_counter() - started)
+        watch.lap()
         if round_index == 1:
             loss, first_average = sum(part for _, part in parts) / workload.num_clients, values
     for pipe in pipes:
         pipe.send(None)
     num_steps = NUM_STEPS * workload.num_clients
-    Outcome(seconds, loss, num_steps, dict(zip(names, first_average, strict=True))).save(arguments.outcome)
+    average = dict(zip(names, first_average, strict=True))
+    Outcome(watch.seconds, watch.cpu_seconds, loss, num_steps, average).save(arguments.outcome)
 
 
 def work(folder: Path, number: int, pipe: Connection) -> None:

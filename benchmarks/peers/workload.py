@@ -1,17 +1,20 @@
 """Workload W1 as files that every contender reads: samples, order of batches, initial parameters.
 
-Needs NumPy and PyTorch alone, since the peers run in an environment without blossom-ray. `blossom.py` writes the files.
+Needs NumPy, psutil and PyTorch alone, since the peers run in an environment without blossom-ray. `blossom.py` writes
+the files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -98,25 +101,57 @@ def train_client(model: nn.Module, workload: Workload, client: int, round_index:
     return float(loss_sum) / NUM_STEPS
 
 
+class Watch:
+    """Wall and processor time of rounds, from the end of one to the end of the next; round 1 only starts it.
+
+    Attributes:
+        seconds: Wall time of each round.
+        cpu_seconds: Processor time of this process and all below it, Ray's own included, in each round.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self._processes: list[psutil.Process] = []
+
+    def lap(self) -> None:
+        """A round has ended."""
+        if not self._processes:
+            # Looking for them takes time, so it is done once: no contender starts processes after its first round.
+            self._processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            self._wall, self._cpu = time.perf_counter(), self._processor_time()
+            return
+        wall, cpu = time.perf_counter(), self._processor_time()
+        self.seconds.append(wall - self._wall)
+        self.cpu_seconds.append(cpu - self._cpu)
+        self._wall, self._cpu = wall, cpu
+
+    def _processor_time(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes if process.is_running())
+
+
 @dataclass
 class Outcome:
     """What a contender reports.
 
     Attributes:
-        seconds: Wall time of each round.
+        seconds: Wall time of each round but the first.
+        cpu_seconds: Processor time of these rounds, over all processes.
         loss: Mean training loss of round 1 over all clients; None where the contender does not report it.
         num_steps: Optimizer steps of round 1.
         average: Parameters after round 1.
     """
 
     seconds: list[float]
+    cpu_seconds: list[float]
     loss: float | None
     num_steps: int
     average: Mapping[str, np.ndarray]
 
     def save(self, path: Path) -> None:
         """Write a .npz file."""
-        facts = json.dumps({"seconds": self.seconds, "loss": self.loss, "num_steps": self.num_steps})
+        names = ("seconds", "cpu_seconds", "loss", "num_steps")
+        facts = json.dumps({name: getattr(self, name) for name in names})
         np.savez(path, facts=np.array(facts), **{f"average/{name}": array for name, array in self.average.items()})
 
     @classmethod
