@@ -120,10 +120,15 @@ class CheckpointStore:
             StorageError: The disk is full.
         """
         temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
+        self.abandon()
         with writing(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         return temporary
+
+    def abandon(self) -> None:
+        """Remove what was begun and not committed, in this process or by one that was killed."""
+        for partial in self._folder.glob(".*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def commit(self, round_index: int, server: Server, facts: Mapping[str, Any]) -> Checkpoint:
         """Write the server's part and the index, and give the checkpoint its name.
