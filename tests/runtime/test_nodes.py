@@ -161,7 +161,7 @@ def test_a_cluster_that_became_too_small_ends_the_run_so_that_it_can_go_on(
     exit_code, message, folder = disturb(scenario, address, lambda: other)
     assert exit_code == 1
     assert "the cluster has become too small: 2 of this run's 3 client actors fit into 1 CPU cores" in message
-    assert message.count("hint: ") == 1
+    assert message.count("hint: ") == 1, message
     assert "Traceback" not in message
     assert Run.open(folder).status == "failed"
     resume(folder)
@@ -175,7 +175,7 @@ def test_the_loss_of_the_node_with_the_driver_ends_the_run_so_that_it_can_go_on(
     exit_code, message, folder = disturb(scenario, address, lambda: head)
     assert exit_code == 1, message
     assert message.count("error: ") == 1
-    assert message.count("hint: ") == 1
+    assert message.count("hint: ") == 1, message
     assert "Traceback" not in message
     resume(folder)
     assert_same_as_undisturbed(Run.open(folder), scenario, monkeypatch)
