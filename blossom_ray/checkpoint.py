@@ -94,9 +94,16 @@ class Checkpoint:
                 for name, values in tensors.items()
                 if name.startswith(f"{number}/optimizer/")
             }
+            values = tensors[f"{number}/values"]
+            _check_like(f"values of {instance}", values, blocks[instance].sent.values)
+            before = blocks[instance].optimizer_state.arrays()
+            if state.keys() != before.keys():
+                raise ValueError(f"optimizer state of {instance} is {sorted(state)}; expected {sorted(before)}")
+            for name, moments in before.items():
+                _check_like(f"{name} of {instance}", state[name], moments)
             blocks[instance] = replace(
                 blocks[instance],
-                sent=SentBlock(entry["version"], tensors[f"{number}/values"]),
+                sent=SentBlock(entry["version"], values),
                 optimizer_state=OptimizerState.from_arrays(state),
             )
         return Server(blocks)
@@ -120,10 +127,15 @@ class CheckpointStore:
             StorageError: The disk is full.
         """
         temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
+        self.abandon()
         with writing(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         return temporary
+
+    def abandon(self) -> None:
+        """Remove what was begun and not committed, in this process or by one that was killed."""
+        for partial in self._folder.glob(".*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def commit(self, round_index: int, server: Server, facts: Mapping[str, Any]) -> Checkpoint:
         """Write the server's part and the index, and give the checkpoint its name.
@@ -278,6 +290,13 @@ def _strangeness_told(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise RunFolderError(f"{path}: is no checkpoint of this run ({type(error).__name__}: {error})") from error
+
+
+def _check_like(what: str, values: np.ndarray, expected: np.ndarray) -> None:
+    if (values.shape, values.dtype) != (expected.shape, expected.dtype):
+        raise ValueError(
+            f"{what} are {values.dtype}{list(values.shape)}; expected {expected.dtype}{list(expected.shape)}"
+        )
 
 
 def _client_state(tensors: Mapping[str, np.ndarray], versions: Mapping[BlockInstance, int]) -> ClientState:

@@ -24,10 +24,12 @@ from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, Clien
 from blossom_ray.contributions import client_weights, with_prototypes
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.engine import Engine, check_finite, make_engine
+from blossom_ray.errors import RunFolderError
 from blossom_ray.fine_tuning import fine_tuned
 from blossom_ray.models.workspace import Workspace, client_workspace
 from blossom_ray.phases import training_phases
 from blossom_ray.records import ClientEvaluation, ClientTraining, Scoring
+from blossom_ray.restored_state import state_problem
 from blossom_ray.sampling import Chunk
 from blossom_ray.tasks import task_rules
 from blossom_ray.traffic import Traffic
@@ -208,8 +210,18 @@ class ClientHost:
             self._writing = None
 
     def restore(self, paths: Sequence[Path]) -> None:
-        """Take the states of this host's clients from a checkpoint's files."""
-        self._states = read_clients(paths, self.clients)
+        """Take the states of this host's clients from a checkpoint's files.
+
+        Raises:
+            RunFolderError: A file is damaged, or a client's state has other names or shapes than this run's.
+        """
+        states = read_clients(paths, self.clients)
+        for client, state in states.items():
+            profile = self._profiles[client]
+            problem = state_problem(state, self._plan, profile, self._workspace(profile))
+            if problem:
+                raise RunFolderError(f"{paths[0].parent}: is no checkpoint of this run: client {client} has {problem}")
+        self._states = states
         self._staged.clear()
 
     def close(self) -> None:

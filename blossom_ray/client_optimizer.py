@@ -39,7 +39,7 @@ class BlockOptimizer:
         self._names = tuple(blocks)
         self._parameters = [flat.values[: flat.num_parameters] for flat in blocks.values()]
         self._gradients = [flat.gradient for flat in blocks.values()]
-        self._state = {key: self._zeros(key) for key in (*moment_names(section), *_counter_names(section))}
+        self._state = {key: self._zeros(key) for key in (*moment_names(section), *counter_names(section))}
         for position, name in enumerate(self._names if state else ()):
             for key, tensors in self._state.items():
                 tensors[position].copy_(torch.tensor(state[name][key]))  # type: ignore[index]  # not None: see above
@@ -73,7 +73,7 @@ class BlockOptimizer:
         }
 
     def _zeros(self, key: str) -> list[Tensor]:
-        if key in _counter_names(self._section):
+        if key in counter_names(self._section):
             return [values.new_zeros(()) for values in self._parameters]
         return [torch.zeros_like(values) for values in self._parameters]
 
@@ -143,5 +143,6 @@ def fused_step(
             )
 
 
-def _counter_names(section: ClientOptimizer) -> tuple[str, ...]:
+def counter_names(section: ClientOptimizer) -> tuple[str, ...]:
+    """What an optimizer remembers as one number per block."""
     return () if isinstance(section, Sgd) else ("step",)

@@ -84,9 +84,14 @@ def run(
                 break
         # One digest over those of all clients: a manifest stays small with ten thousand of them.
         private = sha256("".join(runtime.private_digests().values()).encode()).hexdigest()
-        yield RunInfo({"digest": {"shared": server.digest(), "private": private}, **runtime.describe()})
+        entries = {"digest": {"shared": server.digest(), "private": private}, **runtime.describe()}
+        # No round's record has room for what goes wrong after the last one.
+        late = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in runtime.take_failures()]
+        yield RunInfo({**entries, "notes": [*notes, *late]})
     finally:
         runtime.close()
+        if store is not None:
+            store.abandon()
 
 
 def run_rounds(

@@ -29,10 +29,12 @@ def writing(path: Path) -> Iterator[None]:
 
     Raises:
         StorageError: The disk is full, a quota or limit is reached, or the disk fails.
-        RunFolderError: The path cannot be written.
+        RunFolderError: The path cannot be written, or is no Unicode, which Arrow refuses.
     """
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise RunFolderError(f"{path}: is not UTF-8; expected a folder whose name is") from error
     except (OSError, SafetensorError) as error:
         number = _number(error)
         place = getattr(error, "filename", None) or path

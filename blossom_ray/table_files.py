@@ -122,7 +122,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
             return table
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        except (OSError, UnicodeError, pa.ArrowException) as error:
             raise RunFolderError(f"{path}: the table cannot be read: {error}") from error
     expected = f"{parquet[0].name} or {stream[0].name}"
     raise RunFolderError(f"{folder}: the table {name!r} is missing; expected {expected}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -229,6 +231,28 @@ def test_validate_says_what_it_found(command: Command, scenario: Callable[..., s
     outcome = command("validate", scenario(), "--set", "rounds=7", "--set", "clients.0.count=4", "--seed", "3")
     assert (outcome.exit_code, outcome.err) == (0, "")
     assert outcome.out == "small.yaml: valid; 7 clients, 7 rounds, modalities acc, gyro\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_file_name_that_is_no_text(command: Command, scenario: Callable[..., str], encoding: str) -> None:
+    odd = Path(scenario()).rename(os.fsdecode(b"\xff\xc3.yaml"))
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+
+    def blossom(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        ran = [sys.executable, "-m", "blossom_ray", *map(str, arguments)]
+        return subprocess.run(ran, env=environment, capture_output=True, text=True, timeout=120)
+
+    valid = blossom("validate", odd)
+    assert (valid.returncode, valid.stderr) == (0, "")
+    assert valid.stdout.startswith(r"\udcff\udcc3.yaml: valid; 5 clients")
+    wrong = blossom("validate", odd, "--set", "data.path=" + "é" * 3)
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+    refused = blossom("simulate", odd, "--out", odd.with_suffix(".d"))
+    assert refused.returncode == 2
+    assert r"is not UTF-8; expected a folder whose name is" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_validate_as_json(command: Command, scenario: Callable[..., str]) -> None:

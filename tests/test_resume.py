@@ -1,20 +1,27 @@
 """A run that was interrupted, failed or was killed goes on from its checkpoint to the same result."""
 
+import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import psutil
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.api import recorded, resumed
+from blossom_ray.checkpoint import checksum
 from blossom_ray.errors import RunFolderError
 from blossom_ray.results import unfinished_run
 from blossom_ray.scenario.writer import scenario_yaml
@@ -87,6 +94,70 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(scenario: Scenario, tmp_pa
     assert_same(run, simulate(scenario, out=tmp_path / "whole"))
     (note,) = run.manifest["notes"]
     assert f"{newest.name}: damaged" in note
+
+
+def test_stacked_chunks_resume_too(scenario: Scenario, tmp_path: Path) -> None:
+    stacked = scenario.override({"training.engine": "vectorized"})
+    begin(stacked, tmp_path / "run", 4)
+    assert_same(finish(stacked, tmp_path / "run"), simulate(stacked, out=tmp_path / "whole"))
+
+
+def forge(checkpoint: Path, file: str, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    """Change a checkpoint's tensors and make all its checksums right again."""
+    with safe_open(checkpoint / file, framework="numpy") as opened:
+        metadata = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+    change(tensors)
+    save_file(tensors, checkpoint / file, metadata)
+    index = json.loads((checkpoint / "checkpoint.json").read_text())
+    index["files"][file] = checksum(checkpoint / file)
+    del index["checksum"]
+    index["checksum"] = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "checkpoint.json").write_text(json.dumps(index))
+
+
+def reshaped(key: str) -> Callable[[dict[str, np.ndarray]], None]:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        (name, *_) = [name for name in tensors if key in name]
+        tensors[name] = np.zeros((3, 2), np.float32)
+
+    return change
+
+
+def renamed(key: str) -> Callable[[dict[str, np.ndarray]], None]:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        (name, *_) = [name for name in tensors if key in name]
+        tensors[name.replace("head", "tail")] = tensors.pop(name)
+
+    return change
+
+
+CLIENTS, SERVER = "clients-0.safetensors", "server.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (CLIENTS, reshaped("\0private\0head"), r"client \d has private blocks {head: float32\[3, 2\]}; expected {head"),
+        (CLIENTS, renamed("\0private\0head"), r"client \d has private blocks {tail: .*}; expected {head: "),
+        (CLIENTS, reshaped("\0local\0head"), r"client \d has normalisation state of head {.*\[3, 2\].*}; expected {"),
+        (CLIENTS, reshaped("\0optimizer\0head"), r"client \d has optimizer state of head {.*}; expected {first_moment"),
+        (
+            CLIENTS,
+            renamed("\0optimizer\0head"),
+            r"client \d has blocks with optimizer state {.*tail}; expected {.*head",
+        ),
+        (SERVER, reshaped("0/values"), r"values of encoder/acc are float32\[3, 2\]; expected float32\["),
+        (SERVER, reshaped("0/optimizer"), r"momentum of encoder/acc are float32\[3, 2\]; expected float64\["),
+    ],
+)
+def test_a_forged_checkpoint_is_refused(
+    scenario: Scenario, tmp_path: Path, file: str, change: Callable[[dict[str, np.ndarray]], None], message: str
+) -> None:
+    begin(scenario, tmp_path / "run", 4)
+    forge(tmp_path / "run" / "checkpoints" / "000002", file, change)
+    with pytest.raises(RunFolderError, match="000002: is no checkpoint of this run.*" + message):
+        finish(scenario, tmp_path / "run")
 
 
 def test_another_scenario_is_refused_with_the_difference_and_nothing_is_lost(

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -57,3 +62,25 @@ def test_the_digest_tells_values_apart() -> None:
     section = FedAvg(kind="fedavg")
     assert server(section, 1.0).digest() == server(section, 1.0).digest()
     assert server(section, 1.0).digest() != server(section, 2.0).digest()
+
+
+def test_the_norm_of_a_step_does_not_depend_on_the_number_of_threads() -> None:
+    code = """
+import numpy as np
+from test_server import FedAvg, HEAD, server, server_step, total
+section = FedAvg(kind="fedavg")
+step = np.random.default_rng(0).standard_normal(400_000)
+print(repr(server_step(server(section, *np.zeros(step.size)), {HEAD: total(*step)}, section)[1][HEAD]))
+"""
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parent,
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    ]
+    assert printed[0] == printed[1] != ""

@@ -6,6 +6,8 @@ inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +40,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one
 
 def main() -> None:
     """Run the command line; the console script."""
+    for output in (sys.stdout, sys.stderr):
+        # A file name may hold what a terminal cannot show, bytes that are no text included.
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")
     try:
         app()
     except ScenarioError as error:

@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import ray
 import torch
@@ -14,9 +16,14 @@ from torch import nn
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.api import events
-from blossom_ray.errors import ClientError, RunError
+from blossom_ray.errors import ActorLostError, ClientError, RunError
 from blossom_ray.records import RoundRecord
+from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor
+from blossom_ray.runtime.placement import Room
+from blossom_ray.runtime.recovery import Recovery, check_room
+from blossom_ray.sampling import Chunk
+from blossom_ray.scenario.sections import ClientResources, Failures
 from blossom_ray.simulation import RunInfo
 
 # Actors cannot import this file.
@@ -153,6 +160,8 @@ class Bad(nn.Module):
         if self.training and torch.initial_seed() % 5 == 0:
             if self.how == "raise":
                 raise RuntimeError("a bad client")
+            if self.how == "hang":
+                time.sleep(60)
             return outputs * float("nan")
         return outputs
 
@@ -177,10 +186,71 @@ def test_failing_clients_are_dropped_and_said_the_same_everywhere(on_ray: Scenar
     assert numbers(placed) == numbers(local)
 
 
-def test_failing_clients_stop_the_run_by_default(on_ray: Scenario) -> None:
-    scenario = on_ray.override({"model.head": {"kind": "custom", "factory": Bad}, "rounds": 20})
-    with pytest.raises(ClientError, match="a bad client"):
-        collect(scenario.override({"execution.runtime": "local"}))
+def first_bad_round(scenario: Scenario) -> RoundRecord:
+    """The first round in which a client's training fails, if it fails by raising."""
+    head = {"kind": "custom", "factory": Bad, "options": {"how": "raise"}}
+    changes = {"model.head": head, "rounds": 20, "failures.on_failure": "drop", "execution.runtime": "local"}
+    return next(record for record in collect(scenario.override(changes)) if record.failures)
+
+
+def test_clients_that_hang_are_dropped_and_said(on_ray: Scenario) -> None:
+    """A call that takes too long is given up with all of its clients: nobody can tell which of them hangs."""
+    bad = first_bad_round(on_ray)
+    run = simulate(
+        on_ray.override(
+            {
+                "model.head": {"kind": "custom", "factory": Bad, "options": {"how": "hang"}},
+                "rounds": bad.round_index,
+                "execution.timeout_s": 10.0,
+                "failures": {"max_retries": 0, "on_failure": "drop"},
+            }
+        )
+    )
+    rows = run.failures
+    hanging = {client for failure in bad.failures for client in failure.clients}
+    assert hanging <= set(rows["client"])
+    assert set(rows["round"]) == {bad.round_index}
+    assert set(rows["phase"]) == {"training"}
+    assert set(rows["actor"]) <= {0, 1}
+    assert set(rows["cause"]) == {"gave no result for 10 s (execution.timeout_s)"}
+    assert set(rows["action"]) == {"dropped"}
+    trained = run.clients.filter(pl.col("num_train_examples").is_not_null() & (pl.col("round") == bad.round_index))
+    assert set(trained["client"]).isdisjoint(rows["client"])
+
+
+@pytest.mark.parametrize(("how", "message"), [("raise", "a bad client"), ("nan", "block .* is not finite after local")])
+@pytest.mark.parametrize("runtime", ["local", "ray"])
+def test_failing_clients_stop_the_run_by_default(on_ray: Scenario, how: str, message: str, runtime: str) -> None:
+    bad = first_bad_round(on_ray)
+    head = {"kind": "custom", "factory": Bad, "options": {"how": how}}
+    scenario = on_ray.override({"model.head": head, "rounds": 20, "execution.runtime": runtime})
+    with pytest.raises(ClientError, match=message) as caught:
+        collect(scenario)
+    assert caught.value.round_index == bad.round_index
+    assert caught.value.client in {client for failure in bad.failures for client in failure.clients}
+
+
+def test_a_call_that_is_in_the_averages_in_part_is_not_dropped() -> None:
+    """Half of a client's blocks in the averages and half not would be no round of any algorithm."""
+    recovery = Recovery(Failures(max_retries=0, on_failure="drop"))
+    call = Call(Slot(1, None, [3, 4]), "train", Chunk(0, (3, 4)), 7, ())
+    loss = ActorLostError("died: its process ended unexpectedly", "look")
+    assert recovery.must_drop(call, loss)
+    call.is_reported = True
+    with pytest.raises(ActorLostError, match="round 7, training: actor 1 with client 3 and 1 others was lost 2 times"):
+        recovery.must_drop(call, loss)
+    with pytest.raises(ClientError, match="client 3, round 7: oh no"):
+        recovery.drop_client(call, ClientError(3, 7, "oh no"))
+    assert [(failure.clients, failure.action) for failure in recovery.take()] == [((3, 4), "dropped")]
+    assert recovery.take() == ()
+
+
+@pytest.mark.parametrize(("fits", "left"), [(3, Room(1.5, 0, 8e9)), (2, Room(1, 0, 8e9)), (0, Room(0.4, 0, 8e9))])
+def test_a_cluster_that_became_too_small_is_said_with_numbers(fits: int, left: Room) -> None:
+    resources = ClientResources(num_cpus=0.5)
+    check_room(left, resources, fits)
+    with pytest.raises(RunError, match=f"too small: {fits} of this run's {fits + 1} client actors fit into {left}"):
+        check_room(left, resources, fits + 1)
 
 
 def test_too_few_clients_left_stop_the_run(on_ray: Scenario) -> None:

@@ -1,0 +1,154 @@
+"""A Ray cluster of two nodes on this machine, one of which is killed: the run goes on, or ends so that it can go on."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from clusters import assert_same_as_undisturbed, cluster_of, resume, simulated
+
+from blossom_ray import Run, Scenario
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# Imported by the actors from the working directory. Rounds are slow enough to be disturbed, on the cluster alone.
+HEAD = """\
+import os
+import time
+
+import torch
+
+
+class Slow(torch.nn.Module):
+    def __init__(self, input_dim, num_outputs):
+        super().__init__()
+        self.linear = torch.nn.Linear(input_dim, num_outputs)
+
+    def forward(self, fused):
+        if self.training:
+            time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
+        return self.linear(fused)
+"""
+# Seconds instead of half a minute until a node that gives no sign of life counts as dead.
+HEALTH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 4,
+    "gcs_rpc_server_reconnect_timeout_s": 10,
+}
+
+
+@pytest.fixture
+def scenario(small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    """Three actors, eight rounds, a checkpoint every second one, private heads."""
+    (tmp_path / "own.py").write_text(HEAD, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return small_scenario.override(
+        {
+            "rounds": 8,
+            "sharing": "private-head",
+            "model.head": {"kind": "custom", "factory": "own:Slow"},
+            "checkpoint.every": 2,
+            "execution": {
+                "runtime": "ray",
+                "chunk_size": 2,
+                "clients_per_actor": 2,
+                "client_resources": {"num_cpus": 0.5},
+            },
+        }
+    )
+
+
+Slow = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Slow:
+    """What is started within imports own code from here, and takes its time in training."""
+
+    @contextmanager
+    def slowly() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setenv("SECONDS_PER_STEP", "0.2")
+            patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+            yield
+
+    return slowly
+
+
+def raylet(node: Any) -> psutil.Process:
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+
+def client_actors(raylet: psutil.Process) -> int:
+    return sum("ray::ClientActor" in " ".join(child.cmdline()) for child in raylet.children(recursive=True))
+
+
+def in_the_fifth_round(strike: Callable[[], None]) -> Callable[[subprocess.Popen[str]], None]:
+    def disturb(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        if not any(re.match(r"round +4/", line) for line in process.stdout):
+            raise AssertionError(f"ended before round 4: {process.communicate()[1]}")
+        strike()
+
+    return disturb
+
+
+def take_down(node: Any) -> None:
+    """What a machine that goes down does: every process of the node, its workers included, is gone at once."""
+    processes = [psutil.Process(each.process.pid) for kind in node.all_processes.values() for each in kind]
+    for process in [*processes, *raylet(node).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def disturbed(
+    scenario: Scenario, cpus: tuple[float, float], strike: Callable[[list[Any]], None]
+) -> tuple[int, str, Path]:
+    """A run on two nodes with so many cores, disturbed in its fifth round."""
+    with cluster_of(*({"num_cpus": each} for each in cpus), system_config=HEALTH) as (address, nodes):
+        return simulated(scenario, address, in_the_fifth_round(lambda: strike(nodes)))
+
+
+def kill_the_other_raylet(nodes: list[Any]) -> None:
+    other = raylet(nodes[1])
+    assert client_actors(other) > 0, "the second node has actors to lose"
+    other.kill()
+
+
+def test_a_run_goes_on_without_a_lost_node(scenario: Scenario, slow: Slow) -> None:
+    with slow():
+        exit_code, message, folder = disturbed(scenario, (2, 2), kill_the_other_raylet)
+    assert exit_code == 0, message
+    run = Run.open(folder)
+    assert_same_as_undisturbed(run, scenario)
+    assert set(run.failures["action"]) == {"repeated"}
+    assert "went with its node, which died or cannot be reached" in set(run.failures["cause"])
+
+
+def test_a_cluster_that_became_too_small_ends_the_run_so_that_it_can_go_on(scenario: Scenario, slow: Slow) -> None:
+    with slow():
+        exit_code, message, folder = disturbed(scenario, (1, 1), kill_the_other_raylet)
+    assert exit_code == 1
+    cause, hint = message.splitlines()
+    assert cause.startswith(
+        "error: the cluster has become too small: 2 of this run's 3 client actors fit into 1 CPU cores"
+    )
+    assert hint.startswith("hint: bring the lost node back, or go on with what is left")
+    assert Run.open(folder).status == "failed"
+    resume(folder)
+    assert_same_as_undisturbed(Run.open(folder), scenario)
+
+
+def test_the_loss_of_the_node_with_the_driver_ends_the_run_so_that_it_can_go_on(scenario: Scenario, slow: Slow) -> None:
+    with slow():
+        exit_code, message, folder = disturbed(scenario, (2, 2), lambda nodes: take_down(nodes[0]))
+    assert exit_code == 1, message
+    assert re.fullmatch(r"error: .*\nhint: .*\n", message), message
+    resume(folder)
+    assert_same_as_undisturbed(Run.open(folder), scenario)
