@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blossom_ray.cli import runs, scenarios, sweeps  # the order of the commands in --help
+from blossom_ray.cli import data, runs, scenarios, sweeps  # the order of the commands in --help
 from blossom_ray.cli.app import app, main
 
-__all__ = ["app", "main", "runs", "scenarios", "sweeps"]
+__all__ = ["app", "data", "main", "runs", "scenarios", "sweeps"]
