@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from blossom_ray.cli import runs, scenarios, sweeps, report, doctor  # isort: skip  # the order of the commands in --help
 from blossom_ray.cli.app import app, main
 
-__all__ = ["app", "doctor", "main", "report", "runs", "scenarios", "sweeps"]
+# In the order of --help.
+from blossom_ray.cli import runs, scenarios, sweeps, report, data, doctor  # isort: skip
+
+__all__ = ["app", "data", "doctor", "main", "report", "runs", "scenarios", "sweeps"]

@@ -83,6 +83,18 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays], *,
         lock.release()
 
 
+def entries(name: str, folder: Path | None = None) -> dict[Path, int]:
+    """The entries of a data set that are in the cache, each with its bytes.
+
+    Args:
+        name: What their names begin with, as in `cached`.
+        folder: Where entries lie; `cache_folder()` by default.
+    """
+    root = cache_folder() if folder is None else folder
+    found = (path for path in root.glob(f"{name}-*") if re.fullmatch(r"[0-9a-f]{32}", path.name[len(name) + 1 :]))
+    return {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in sorted(found)}
+
+
 def _built(entry: Path, facts: dict[str, Any], build: Callable[[], Arrays]) -> Arrays:
     root = entry.parent
     unfinished = root / f".{entry.name}.unfinished"

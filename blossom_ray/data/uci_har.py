@@ -21,6 +21,8 @@ from blossom_ray.errors import DataError
 
 MODALITIES = ("acc", "gyro")
 CLASS_NAMES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")
+LANDMARK = "train/y_train.txt"
+
 _WINDOW_STEPS = 128
 _AXES = "xyz"
 
@@ -86,7 +88,7 @@ class UciHar:
             return self._part(archive, "train", held_out)
 
     def _open(self) -> AbstractContextManager[Archive]:
-        return open_archive(self._path, landmark="train/y_train.txt")
+        return open_archive(self._path, landmark=LANDMARK)
 
     def _part(self, archive: Archive, part: str, held_out: Dataset | None) -> Dataset:
         labels, subjects = _labels_and_subjects(archive, part)

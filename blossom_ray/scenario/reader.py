@@ -73,16 +73,24 @@ def read_scenario(path: str | Path, overrides: Mapping[str, Any]) -> Scenario:
     return _scenario_or_raise(inspect_scenario(path, overrides))
 
 
-def override_scenario(scenario: Scenario, values: Mapping[str, Any]) -> Scenario:
+def override_scenario(
+    scenario: Scenario, values: Mapping[str, Any], sources: Mapping[str, str] | None = None
+) -> Scenario:
     """A scenario with some values replaced by dotted path, all of it checked again.
 
     Values that `scenario` left at their defaults follow the new kind of their section: see `apply_overrides`.
+
+    Args:
+        scenario: Not modified.
+        values: New value by dotted path.
+        sources: Where a value came from, by its path, such as `--seed`; default `override`.
 
     Raises:
         ScenarioError: With every problem found.
     """
     tree = plain_tree(scenario, defaults=False)
-    places = _Places(None, None, tree, dict.fromkeys(values, _OVERRIDE))
+    labels = {key: (sources or {}).get(key, _OVERRIDE) for key in values}
+    places = _Places(None, None, tree, labels)
     return _scenario_or_raise(_checked(tree, places, values, ()))
 
 

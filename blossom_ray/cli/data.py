@@ -1,0 +1,245 @@
+"""Commands about data sets: `data list`, `data inspect`, `data prepare`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blossom_ray.cli.app import Json, Seed, Settings, app
+from blossom_ray.cli.interruption import interruptible
+from blossom_ray.cli.loading import load_scenario, parse_settings
+from blossom_ray.cli.output import print_json
+from blossom_ray.errors import DataError, InputError, ScenarioError
+
+if TYPE_CHECKING:
+    from blossom_ray.data.dataset import Dataset
+    from blossom_ray.scenario import Scenario
+
+data_app = typer.Typer(
+    name="data",
+    help="Look at data sets: which there are, what one holds, how a scenario divides it; decode one ahead of time.",
+    no_args_is_help=True,
+)
+app.add_typer(data_app)
+
+Target = Annotated[
+    str, typer.Argument(metavar="NAME|SCENARIO", help="A data set's name as in `data list`, or a scenario file.")
+]
+DataPath = Annotated[Path | None, typer.Option("--path", help="Where the files are: data.path.")]
+Modalities = Annotated[
+    list[str] | None, typer.Option("--modality", help="Only this one of a named data set. Repeatable.")
+]
+
+
+@data_app.command("list", epilog="Example: blossom-ray data list --path ~/downloads")
+def list_datasets(
+    path: Annotated[Path | None, typer.Option("--path", help="Look for downloaded files here, up to two folders deep.")]
+    = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """List the data sets: what they hold, where to get them, which file to give."""
+    from rich.console import Console
+
+    from blossom_ray.console_data import facts_text
+    from blossom_ray.scenario.datasets import DATASETS
+
+    found: dict[str, Path] = {}
+    if path is not None:
+        if not path.exists():
+            raise InputError(f"--path is {str(path)!r}, which does not exist; expected a folder or an archive")
+        from blossom_ray.data.detection import find
+
+        found = find(path)
+    console = Console(soft_wrap=True, highlight=False)
+    for name, facts in DATASETS.items():
+        if as_json:
+            shapes = {modality: list(shape) for modality, shape in facts.shapes.items()}
+            where = str(found[name]) if name in found else None
+            print_json({"name": name, **vars(facts), "tasks": list(facts.tasks), "shapes": shapes, "found": where})
+        else:
+            console.print(facts_text(name, facts, found.get(name)))
+
+
+@data_app.command(
+    epilog="Example: blossom-ray data inspect uci-har --path 'UCI HAR Dataset.zip' --set data.zscore=true"
+)
+def inspect(
+    target: Target,
+    path: DataPath = None,
+    modality: Modalities = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a data set holds; with a scenario, also what each of its clients gets."""
+    from rich.console import Console
+
+    from blossom_ray.console_data import plain_summary, shares_view, summary_view
+    from blossom_ray.data.summary import shares, summarise
+    from blossom_ray.scenario.datasets import DATASETS
+
+    console = Console()
+    with interruptible() as interruption:
+        interruption.farewell = "interrupted"
+        with _progress_shown(as_json=as_json):
+            scenario = _scenario(target, path, modality or [], settings or [], seed)
+            dataset = _loaded(scenario)
+        summary, fingerprint = summarise(dataset), dataset.fingerprint()
+        parts = None
+        if target not in DATASETS:
+            from blossom_ray.data.federation import build_federation
+
+            federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
+            parts = shares(dataset, federation)
+    profiles = tuple(scenario.profiles())
+    if as_json:
+        values = {"dataset": scenario.data.dataset, **plain_summary(summary), "fingerprint": fingerprint}
+        if parts is not None:
+            values["clients"] = [
+                {"client": share.client, "modalities": list(profile.modalities), "train": share.num_train,
+                 "test": share.num_test, "labels": dict(share.labels), "subjects": share.num_subjects}
+                for share, profile in zip(parts, profiles, strict=True)
+            ]  # fmt: skip
+        print_json(values)
+        return
+    console.print(summary_view(scenario.data.dataset, summary, fingerprint))
+    if parts is not None:
+        view = shares_view(parts, profiles)
+        # A column for each class may not fit; a line that the terminal breaks can still be read.
+        needed = console.measure(view, options=console.options.update(max_width=10_000)).maximum
+        console.print(view, width=max(console.width, needed), crop=False)
+
+
+@data_app.command(epilog="Example: blossom-ray data prepare ptb-xl --path ptb-xl-1.0.3.zip")
+def prepare(
+    target: Target,
+    path: DataPath = None,
+    modality: Modalities = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Decode a data set into the cache, so that runs find it there. The cache is where BLOSSOM_RAY_CACHE says."""
+    from blossom_ray.console_tables import format_bytes, format_seconds
+    from blossom_ray.data.cache import cache_folder, entries
+
+    started = time.monotonic()
+    with interruptible() as interruption:
+        interruption.farewell = "interrupted; nothing half done is kept"
+        with _progress_shown(as_json=as_json):
+            scenario = _scenario(target, path, modality or [], settings or [], None)
+            num_samples = _loaded(scenario).num_samples
+    name = scenario.data.dataset
+    seconds = time.monotonic() - started
+    folder = cache_folder()
+    num_bytes = sum(entries(name, folder).values())
+    if as_json:
+        facts = {"dataset": name, "samples": num_samples, "seconds": seconds}
+        print_json({**facts, "cache": str(folder), "cached_bytes": num_bytes})
+    elif num_bytes:
+        kept = f"{format_bytes(num_bytes)} of it in {folder}"
+        print(f"{name}: {num_samples:,} samples ready after {format_seconds(seconds)}; {kept}")
+    else:
+        print(f"{name}: {num_samples:,} samples; nothing to prepare, they are read or made anew for each run")
+
+
+def _loaded(scenario: Scenario) -> Dataset:
+    """A scenario's data set.
+
+    Raises:
+        DataError: It cannot be read; where it can be had is said, too.
+    """
+    from blossom_ray.data.sources import open_source
+    from blossom_ray.scenario.datasets import DATASETS
+
+    try:
+        return open_source(scenario.data, scenario.modalities, scenario.seed).load()
+    except DataError as error:
+        facts = DATASETS[scenario.data.dataset]
+        hint = f"\n{scenario.data.dataset}: give {facts.download}; get it from {facts.page}" if facts.page else ""
+        raise DataError(f"{error}{hint}") from error
+
+
+def _scenario(target: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None) -> Scenario:
+    """The scenario of a file, or the smallest one that has a named data set.
+
+    Raises:
+        InputError: It is neither, or what is asked for is not right.
+    """
+    from blossom_ray.scenario.datasets import DATASETS
+
+    if target in DATASETS:
+        return _scenario_of_named(target, path, modalities, settings, seed)
+    if Path(target).suffix not in (".yaml", ".yml") and not Path(target).exists():
+        raise InputError(
+            f"{target!r} is neither a data set nor a scenario file; expected one of {', '.join(DATASETS)} or a file"
+        )
+    if modalities:
+        raise InputError("--modality is for a named data set; expected it left out with a scenario, whose clients tell")
+    given = settings if path is None else [*settings, f"data.path={path}"]
+    return load_scenario(Path(target), given, seed)
+
+
+def _scenario_of_named(
+    name: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None
+) -> Scenario:
+    from blossom_ray.scenario import Scenario
+    from blossom_ray.scenario.datasets import DATASETS
+    from blossom_ray.scenario.reader import override_scenario
+
+    facts = DATASETS[name]
+    overrides, problems = parse_settings(settings)
+    if problems:
+        raise ScenarioError(tuple(problems))
+    for modality in modalities:
+        if facts.shapes and modality not in facts.shapes:
+            raise InputError(f"--modality is {modality!r}; expected one of {', '.join(facts.shapes)}")
+    owned = modalities or [*facts.shapes] or (["acc", "gyro"] if name == "synthetic" else [])
+    if not owned:
+        raise InputError(f"{name} has the modalities that your data have; expected them by --modality, or a scenario")
+    tree = {
+        "rounds": 1,
+        "data": {"dataset": "synthetic"},
+        "clients": [{"count": 1, "modalities": owned}],
+        "model": {"encoders": {modality: {"kind": "mlp"} for modality in owned}},
+    }
+    options = {"data.path": None if path is None else str(path), "seed": seed}
+    values = {"data.dataset": name, **{key: value for key, value in options.items() if value is not None}, **overrides}
+    sources = {"data.path": "--path", "seed": "--seed", **{key: f"--set {key}" for key in overrides}}
+    # A setting such as data.labels asks for another task than the usual one.
+    tasks = [overrides["task"]] if "task" in overrides else facts.tasks
+    problems = []
+    for task in tasks:
+        labels = {key: sources.get(key, f"data {name}") for key in (*values, "task")}
+        try:
+            return override_scenario(Scenario.model_validate(tree), {**values, "task": task}, labels)
+        except ScenarioError as error:
+            problems = problems or [*error.problems]
+    raise ScenarioError(tuple(problems))
+
+
+@contextmanager
+def _progress_shown(*, as_json: bool) -> Iterator[None]:
+    """A bar on a terminal while a loader works; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from blossom_ray.data.progress import listening
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        listener: Callable[[str, int, int], None] = update
+        with listening(listener):
+            yield
