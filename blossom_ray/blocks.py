@@ -59,7 +59,7 @@ def block_names(modalities: Iterable[str]) -> tuple[str, ...]:
     return (*(encoder_block(modality) for modality in sorted(modalities)), FUSION, HEAD)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ClientProfile:
     """What decides which block instances a client holds.
 

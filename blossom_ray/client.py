@@ -106,9 +106,9 @@ class SentBlock:
     values: Vector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ClientState:
-    """What a client keeps between rounds.
+    """What a client keeps between rounds; never changed in place, so that clients can share what is equal.
 
     Attributes:
         private: Values of its private blocks by name; a block that it never trained has its initial value.

@@ -36,6 +36,9 @@ from blossom_ray.traffic import Traffic
 from blossom_ray.training import LocalResult
 from blossom_ray.vectorized import ClientTask
 
+# The state of a client that has done nothing yet; one for all of them.
+_INITIAL_STATE = ClientState()
+
 
 class ClientHost:
     """Holds clients: their shards, private blocks and state.
@@ -185,7 +188,7 @@ class ClientHost:
         """Bring clients into the state in which scoring them would leave them, without scoring."""
         for client in chunk.clients:
             self._settle(client, accepted=round_index)
-            state = self._states.get(client, ClientState())
+            state = self._states.get(client, _INITIAL_STATE)
             held = self._plan.sent_blocks(self._profiles[client])
             versions = {instance: blocks[instance].version for instance in held}
             self._states[client] = replace(state, versions={**state.versions, **versions})
@@ -243,16 +246,18 @@ class ClientHost:
         With `scoring` the samples are those that are scored, else those of the training split.
         """
         tasks, states = [], []
+        # Clients that were sent the same share one map of versions: with ten thousand of them it is most of a state.
+        same: dict[tuple[tuple[BlockInstance, int], ...], dict[BlockInstance, int]] = {}
         for client in chunk.clients:
             self._settle(client, accepted=accepted)
-            state = self._states.get(client, ClientState())
+            state = self._states.get(client, _INITIAL_STATE)
             values, versions = self._receive(client, state, blocks, down)
             own = self._profiles[client].modalities
             shard = self._shards.held_out(own) if scoring is Scoring.HELD_OUT else self._shards.shard(client)
             assert shard is not None, "the loop asks for a held-out set only where there is one"
             inputs, labels = shard.test() if scoring else shard.train()
             tasks.append(ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state))
-            states.append(replace(state, versions=versions))
+            states.append(replace(state, versions=same.setdefault(tuple(versions.items()), versions)))
         return tasks, states
 
     def _with_prototypes(self, tasks: Sequence[ClientTask], results: Sequence[LocalResult]) -> list[LocalResult]:
@@ -310,8 +315,8 @@ class ClientHost:
         return replace(
             state,
             private={name: result.blocks[name] for name, instance in instances.items() if instance.is_private},
-            local_state=result.local_state,
-            optimizer_state=result.optimizer_state,
+            local_state=result.local_state or _INITIAL_STATE.local_state,
+            optimizer_state=result.optimizer_state or _INITIAL_STATE.optimizer_state,
         )
 
     def _engine(self, profile: ClientProfile) -> Engine:
@@ -351,7 +356,7 @@ class ClientHost:
 
     def _digest(self, client: int) -> str:
         staged = self._staged.get(client)
-        state = staged[1] if staged else self._states.get(client, ClientState())
+        state = staged[1] if staged else self._states.get(client, _INITIAL_STATE)
         digest = sha256()
         for name, values in sorted(state.private.items()):
             digest.update(name.encode() + np.ascontiguousarray(values).tobytes())

@@ -1,0 +1,63 @@
+"""Clients are cheap while they are idle: a row in a table, their private blocks, and little more."""
+
+import gc
+import pickle
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blossom_ray import Scenario
+from blossom_ray.client_host import ClientHost
+from blossom_ray.preparation import prepare
+from blossom_ray.server import initial_server
+
+NUM_CLIENTS = 1500
+MODALITY = {"kind": "vector", "shape": [2]}
+ENCODER = {"kind": "mlp", "hidden": [2], "dim": 2}
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def in_use() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+def test_an_idle_client_costs_its_private_blocks_and_less_than_a_kilobyte(tmp_path: Path, traced: None) -> None:
+    tree = {
+        "rounds": 1,
+        "data": {"dataset": "synthetic", "samples": 3 * NUM_CLIENTS, "modalities": {"a": MODALITY, "b": MODALITY}},
+        "clients": [{"count": NUM_CLIENTS, "modalities": ["a", "b"]}],
+        "model": {"encoders": {"a": ENCODER, "b": ENCODER}, "fusion": {"kind": "mean", "dim": 2}},
+        "sharing": "private-head",
+        "training": {"engine": "vectorized"},
+        "execution": {"runtime": "local", "chunk_size": 100},
+    }
+    preparation = prepare(Scenario.model_validate(tree), tmp_path)
+    plan, profiles = preparation.plan, preparation.population.profiles
+    server = initial_server(plan, profiles[:1], preparation.scenario.server.optimizer)
+    chunks = preparation.population.chunks
+    before = in_use()
+    received = pickle.loads(pickle.dumps(preparation))
+    assert (in_use() - before) / NUM_CLIENTS < 250
+
+    host = ClientHost(plan, profiles, received.open_shards())
+    host.evaluate(chunks[0], server.sent, round_index=0, held_out=False)
+    before = in_use()
+    for chunk in chunks:
+        host.evaluate(chunk, server.sent, round_index=0, held_out=False)
+    assert (in_use() - before) / NUM_CLIENTS < 250
+    for chunk in chunks:
+        host.train(chunk, server.sent, round_index=1, learning_rate=0.1, whole=True)
+        host.evaluate(chunk, server.sent, round_index=1, held_out=False)
+    private_bytes = sum(values.nbytes for values in host._states[0].private.values())
+    assert private_bytes > 0
+    assert (in_use() - before) / NUM_CLIENTS < private_bytes + 1000
+    host.close()
