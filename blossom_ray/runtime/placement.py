@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from blossom_ray.errors import InputError
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario.sections import ClientResources, Execution
@@ -19,6 +21,7 @@ from blossom_ray.scenario.sections import ClientResources, Execution
 ACTOR_MEMORY_BYTES = 175 * 2**20
 # An uneven division is mended by splitting chunks when the fullest actor has this much more than its fair share.
 _TOLERATED_IMBALANCE = 1.05
+_OBJECT_STORE_PART = 0.3
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,17 @@ class Room:
 
     def __str__(self) -> str:
         return f"{self.num_cpus:g} CPU cores, {self.num_gpus:g} GPUs and {self.memory_bytes / 2**30:.1f} GiB of memory"
+
+
+def this_machine() -> Room:
+    """What Ray would offer on this machine, without starting it.
+
+    Ray takes all cores, keeps 30 % of the memory that is free for objects, and leaves the rest to actors.
+    """
+    from torch import cuda
+
+    memory_bytes = (1 - _OBJECT_STORE_PART) * psutil.virtual_memory().available
+    return Room(float(psutil.cpu_count() or 1), float(cuda.device_count()), memory_bytes)
 
 
 def num_actors(execution: Execution, num_clients: int, room: Room, *, whole_chunks: bool = False) -> int:

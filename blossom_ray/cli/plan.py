@@ -1,0 +1,59 @@
+"""The command `plan`: what a run would take, without starting it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blossom_ray.cli.app import Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.loading import load_scenario
+from blossom_ray.cli.output import print_json
+
+if TYPE_CHECKING:
+    from blossom_ray.runtime.placement import Room
+
+
+@app.command(epilog="Example: blossom-ray plan scenarios/quickstart.yaml --probe --set clients.0.count=200")
+def plan(
+    scenario: ScenarioPath,
+    settings: Settings = None,
+    seed: Seed = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Time a few batches of each modality set, for an estimate in seconds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show clients, actors, memory and bytes per round of a scenario, without running it.
+
+    Ray is asked where RAY_ADDRESS names a cluster; else this machine is taken, and Ray is not started.
+    """
+    checked = load_scenario(scenario, settings, seed)
+
+    from rich.console import Console
+
+    from blossom_ray.console_plan import plan_values, plan_view
+    from blossom_ray.planning import make_plan
+
+    room, where = _room()
+    with TemporaryDirectory(prefix="blossom-ray-") as folder:
+        found = make_plan(checked, room, Path(folder), probe=probe)
+    if as_json:
+        print_json(plan_values(found))
+    else:
+        Console().print(plan_view(checked, found, where))
+
+
+def _room() -> tuple[Room, str]:
+    """What clients have room in, and where that is."""
+    if "RAY_ADDRESS" in os.environ:
+        from blossom_ray.runtime.cluster import offered_room, session
+
+        with session():
+            return offered_room(), f"the cluster at {os.environ['RAY_ADDRESS']}"
+    from blossom_ray.runtime.placement import this_machine
+
+    return this_machine(), "this machine; Ray is not started"
