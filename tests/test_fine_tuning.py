@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conftest import REPOSITORY
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.errors import ClientError
@@ -63,6 +64,9 @@ def test_summaries_and_client_rows_agree(small_scenario: Scenario) -> None:
     weights = last["num_test_examples"]
     expected = (last["fine_tuned/accuracy"] * weights).sum() / weights.sum()
     assert run.final["fine_tuned/accuracy"] == pytest.approx(expected)
+    page = (REPOSITORY / "docs" / "semantics.md").read_text(encoding="utf-8")
+    assert "`fine_tuned/<score>`" in page
+    assert "`fine_tuned/<column>`" in page
     assert set(tuned_columns(run.clients).columns) < set(tuned_columns(run.rounds).columns)
     assert last["fine_tuned/loss"].to_list() != last["loss"].to_list()
 

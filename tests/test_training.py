@@ -302,3 +302,14 @@ def test_without_modality_dropout_no_bit_changes() -> None:
     plain, zero = train(workspace(dropout=0.5), section()), train(workspace(dropout=0.5), section(modality_dropout=0.0))
     for name, values in plain.blocks.items():
         np.testing.assert_array_equal(zero.blocks[name], values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "min_batch_size", "expected"),
+    [(9, 1, (9, 3)), (9, 2, (8, 2)), (10, 2, (10, 3)), (8, 4, (8, 2)), (1, 2, (1, 1))],
+)
+def test_small_batches_are_left_out_unless_there_is_no_other(
+    rows: int, min_batch_size: int, expected: tuple[int, int]
+) -> None:
+    result = train(workspace(), section(min_batch_size=min_batch_size), rows=rows)
+    assert (result.num_examples, result.num_steps) == expected

@@ -3,7 +3,8 @@
     shuffle    rows in the order of numpy default_rng(42).permutation
     iid        consecutive rows; the first parts are one larger
     dirichlet  per class in label order, proportions over the parts from one default_rng(42), all drawn again until
-               every part has `min_samples`; then each part is shuffled
+               every part has `min_samples`; then each part is shuffled. flwr-datasets takes the classes in the order in
+               which they first appear in the hosted file, which is not known
     split      torch.randperm with seed 42 in each part; the last floor(test_fraction n) are the test split
 
 Which part a client gets follows from the scenario's seed; the reference draws that anew in each run.
@@ -73,7 +74,7 @@ def _dirichlet(spec: DirichletPartition, labels: IntArray, num_classes: int, num
         sizes = np.array([len(part) for part in parts])
         if sizes.min() >= spec.min_samples:
             for part in parts:
-                draw.shuffle(part)  # a list, as there: arrays are shuffled with other draws
+                draw.shuffle(part)
             return [np.array(part, np.int64) for part in parts]
     raise PartitionError(
         "data.partition.alpha",

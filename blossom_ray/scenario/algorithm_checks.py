@@ -53,6 +53,7 @@ def _central(sections: Mapping[str, Any]) -> Iterator[Finding]:
     plain: dict[str, tuple[object, str]] = {
         "training.keep_optimizer_state": (False, "false"),
         "training.proximal_mu": (0.0, "0"),
+        "training.min_batch_size": (1, "1"),
         "server.clients_per_round": (1.0, "1.0"),
         "server.weighting": ("samples", "'samples'"),
         "server.optimizer": (spec.FedAvg(kind="fedavg"), "'fedavg' with a learning rate of 1"),

@@ -36,13 +36,13 @@ class Scenario(Section):
     """Name of the scenario; the run folder is named after it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """The seed. Same seed: same federation (partition, splits, initial blocks) for every sharing scheme."""
-    compat: Literal["blossom-reference"] | None = None
-    """Repeat the mathematics of the paper's published code: sets what is left out of `data.draws`, `model.missing`,
-    `training.schedule` and `training.min_batch_size`, and refuses other values. Faults in its state are not repeated."""
     rounds: Annotated[int, Field(ge=1)]
     """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
     task: Task = "classification"
     """What is learned: one class per sample, any number of classes (`multilabel`), or numbers (`regression`)."""
+    compat: Literal["blossom-reference"] | None = None
+    """Repeat the mathematics of the paper's published code: sets `data.draws`, `model.missing`, `training.schedule` and
+    `training.min_batch_size` where they are left out, and refuses other values. Its faulty state is not repeated."""
     data: Data
     """The data set, its partition over clients and the clients' test splits."""
     clients: Annotated[tuple[ClientGroup, ...], Field(strict=False, min_length=1)]
