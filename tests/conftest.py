@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blossom_ray import Run, simulate
+from blossom_ray.cli import main
 from blossom_ray.scenario import Scenario
 
 REPOSITORY = Path(__file__).parent.parent
 UCI_HAR_ZIP = REPOSITORY.parent / "shared" / "data" / "UCI-HAR" / "UCI HAR Dataset.zip"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    exit_code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -48,6 +61,24 @@ SMALL: dict[str, Any] = {
 def small_scenario() -> Scenario:
     """Five clients over two modalities that run in a fraction of a second, in this process."""
     return Scenario.model_validate(SMALL)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the console script's function in an empty folder, off a terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["blossom-ray", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out
+        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

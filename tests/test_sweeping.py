@@ -24,7 +24,7 @@ from blossom_ray.results import RunWriter
 from blossom_ray.runtime.placement import Room
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.sweep_folder import sweep_lock
-from blossom_ray.sweeping import CellEvent, default_folder, fitting_jobs, placed, run_cells
+from blossom_ray.sweeping import CellEvent, default_folder, fitting_jobs, placed, run_cells, settled, without_ray
 
 SCHEMES = Axis("sharing", ("full-model", "local"))
 # Raises in the second round, where it is told to.
@@ -366,6 +366,31 @@ def test_clients_are_packed_into_the_share_of_a_cell(small_scenario: Scenario) -
     assert placed(ray, 0.5).execution.client_resources.num_cpus == 0.5
     for own in (small_scenario, ray.override({"execution.clients_per_actor": 2})):
         assert placed(own, 1.0) == own
+
+
+def test_who_leaves_the_runtime_open_gets_processes_without_ray(small_scenario: Scenario) -> None:
+    tree = small_scenario.model_dump(exclude_unset=True) | {"execution": {"chunk_size": 2}}
+    is_open = Scenario.model_validate(tree)
+    assert is_open.execution.runtime == "ray"
+    assert without_ray(is_open).execution.runtime == "local"
+    said = small_scenario.override({"execution.runtime": "ray"})
+    placed_by_hand = is_open.override({"execution.clients_per_actor": 2})
+    own_code = is_open.override({"model.head": {"kind": "custom", "factory": lambda *_: None}})
+    for kept in (said, placed_by_hand, own_code):
+        assert without_ray(kept) is kept
+
+
+def test_actors_where_a_cell_has_several_cores_or_ray_runs_already(small_scenario: Scenario) -> None:
+    tree = small_scenario.model_dump(exclude_unset=True) | {"execution": {}}
+    cells = [Scenario.model_validate(tree)] * 3
+
+    def runtimes(jobs: int | None, num_cells: int, *, has_cluster: bool = False) -> set[str]:
+        found = settled(cells[:num_cells], jobs, ROOM, has_cluster=has_cluster)
+        return {scenario.execution.runtime for scenario in found}
+
+    assert runtimes(None, 3) == {"local"}
+    assert runtimes(2, 3) == runtimes(None, 1) == {"ray"}
+    assert runtimes(None, 3, has_cluster=True) == {"ray"}
 
 
 @pytest.mark.ray

@@ -94,6 +94,11 @@ def _loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def is_running() -> bool:
+    """Whether this process is part of a Ray session."""
+    return bool(ray.is_initialized())
+
+
 def offered_room() -> Room:
     """What the cluster offers."""
     offered = ray.cluster_resources()

@@ -1,0 +1,155 @@
+"""The commands `sweep` and `compare`: what they print and write, and how they say that something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Command, Outcome
+from rich.console import Console
+
+from blossom_ray import Scenario, Sweep
+from blossom_ray.grid import Axis, expand
+from blossom_ray.records import Progress
+from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.sweep_view import LiveSweepView, PlainSweepView
+from blossom_ray.sweeping import CellEvent
+
+GRID = ("--vary", "sharing=full-model,local", "--seeds", "2")
+
+
+@pytest.fixture
+def small(small_scenario: Scenario, tmp_path: Path) -> str:
+    """The file of the small scenario in the working directory of `command`."""
+    (tmp_path / "small.yaml").write_text(scenario_yaml(small_scenario), encoding="utf-8")
+    return "small.yaml"
+
+
+@pytest.fixture
+def swept(command: Command, small: str) -> Outcome:
+    """A sweep of two schemes and two seeds in `sweeps/small`, one cell after the other."""
+    return command("sweep", small, *GRID, "--jobs", "1")
+
+
+def test_a_sweep_off_a_terminal(swept: Outcome, command: Command, tmp_path: Path) -> None:
+    assert (swept.exit_code, swept.err) == (0, "")
+    assert "\x1b" not in swept.out
+    lines = swept.out.splitlines()
+    assert lines[0] == "4 cells in sweeps/small"
+    assert lines[1] == "[0/4] started   sharing=full-model,seed=0"
+    assert re.fullmatch(
+        r"\[1/4\] finished  sharing=full-model,seed=0  round 2/2  accuracy \d+\.\d %  \S+ s a round  left .*", lines[2]
+    )
+    assert lines[-2:] == ["4 cells: 4 finished", "compare them with: blossom-ray compare sweeps/small"]
+    again = command("sweep", "small.yaml", *GRID)
+    assert again.exit_code == 0
+    assert again.out.splitlines()[-2] == "4 cells: 4 skipped"
+
+
+def test_compare_in_every_format(swept: Outcome, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table = command("compare", "sweeps/small", "--target", "0.2")
+    assert (table.exit_code, table.err) == (0, "")
+    assert all(len(line) <= 80 for line in table.out.splitlines())
+    assert table.out.startswith("accuracy in %; gain in % of last 5 over sharing full-model; 2 seeds")
+    assert "rounds to 20.0" in table.out
+    rows = list(csv.DictReader(io.StringIO(command("compare", "sweeps/small", "--format", "csv").out)))
+    assert {row["sharing"] for row in rows} == {"full-model", "local"}
+    as_json = command("compare", "sweeps/small", "--json").out
+    assert as_json == command("compare", "sweeps/small", "--format", "json").out
+    assert [row["final"] for row in json.loads(as_json)["table"]] == [float(row["final"]) for row in rows]
+    assert command("compare", "sweeps/small", "--format", "markdown").out.splitlines()[2].startswith("| sharing |")
+    assert r"\begin{tabular}" in command("compare", "sweeps/small", "--format", "latex").out
+    cells = [str(Path("sweeps/small") / cell.folder) for cell in Sweep.open("sweeps/small").cells]
+    loss = command("compare", *cells, "--metric", "loss", "--baseline", "sharing=local", "--by", "sharing")
+    assert "loss; gain in % of last 5 over sharing local; 2 seeds" in loss.out
+    assert "lower scores are better here" in loss.out
+
+
+def test_a_cell_can_be_resumed_and_simulated_alone(swept: Outcome, command: Command) -> None:
+    folder = "sweeps/small/sharing=local,seed=1"
+    assert command("resume", folder).out == f"{folder}: finished already; nothing to do\n"
+    assert command("validate", f"{folder}/scenario.yaml").exit_code == 0
+
+
+def test_every_problem_of_a_sweep_comes_before_the_first_cell(
+    command: Command,
+    small: str,
+    tmp_path: Path,
+) -> None:
+    options = command("sweep", small, "--vary", "sharing", "--seeds", "x", "--set", "rounds")
+    assert (options.exit_code, options.out) == (2, "")
+    assert [line.split(":")[0] for line in options.err.splitlines()] == ["--set rounds", "--vary sharing", "--seeds"]
+    cells = command("sweep", "small.yaml", "nowhere.yaml", "--vary", "sharing=local,privat", "--seeds", "2")
+    assert cells.exit_code == 2
+    assert cells.err.splitlines() == [
+        "--vary sharing: sharing is 'privat'; expected one of full-model, private-head, private-head-fusion, local, or "
+        "a mapping from block to scope (in 2 of 4 cells, the first is sharing=privat,seed=0)",
+        "nowhere.yaml: does not exist; expected a scenario file (YAML 1.2)",
+    ]
+    both = command("sweep", "small.yaml", "--vary", "rounds=1,2", "--set", "rounds=3")
+    assert both.err == "--set rounds: rounds is varied too; expected each key in one option\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
+
+
+def test_a_cell_that_fails_ends_the_sweep_with_1(command: Command, small: str) -> None:
+    failing = command("sweep", small, "--vary", "training.optimizer.lr=0.01,1e30", "--jobs", "1")
+    assert failing.exit_code == 1
+    assert "2 cells: 1 finished, 1 failed" in failing.out
+    (line,) = (line for line in failing.out.splitlines() if line.startswith("failed: "))
+    assert line.startswith("failed: sweeps/small/lr=1e+30: client 0, round 1: block ")
+    shown = command("compare", "sweeps/small")
+    assert shown.exit_code == 0
+    assert "not used: sweeps/small/lr=1e+30: failed: client 0" in " ".join(shown.out.split())
+
+
+def test_a_sweep_as_json(command: Command, small: str) -> None:
+    outcome = command("sweep", small, "--json")
+    *events, last = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [event["event"] for event in events] == ["started", "round", "round", "round", "finished"]
+    assert {event["run"] for event in events} == {"sweeps/small/small"}
+    assert "accuracy" in events[1]
+    assert last == {"sweep": "sweeps/small", "cells": 1, "finished": 1}
+
+
+@pytest.mark.parametrize("name", ["sweep", "compare"])
+def test_help_has_an_example(name: str, command: Command) -> None:
+    outcome = command(name, "--help")
+    assert outcome.exit_code == 0
+    assert f"Example: blossom-ray {name}" in outcome.out
+
+
+# --- views ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_live_view_shows_progress_cells_and_failures(small_scenario: Scenario) -> None:
+    cells = expand(
+        [small_scenario.override({"rounds": 10})], [Axis("sharing", ("full-model", "local", "private-head"))]
+    )
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True)
+    folder = Path("s")
+    with LiveSweepView(cells, console) as view:
+        for cell in cells[:2]:
+            view.update(CellEvent("started", cell, folder))
+            view.update(CellEvent("round", cell, folder, Progress(4, {"accuracy": 0.625}, 2.0)))
+        view.update(CellEvent("failed", cells[1], folder, error="its process was ended by SIGKILL"))
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+    last = shown[shown.rindex("1 of 3 cells") :]
+    assert "left " in last
+    assert re.search(r"sharing=full-model +4/10 +62\.5 % +2 s", last)
+    assert "failed: sharing=local: its process was ended by SIGKILL" in last
+
+
+def test_lines_tell_rounds_now_and_then(small_scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blossom_ray.sweep_view._TELL_EVERY_S", 0.0)
+    (cell,) = expand([small_scenario])
+    console = Console(file=io.StringIO(), width=30)
+    with PlainSweepView([cell], console) as view:
+        view.update(CellEvent("round", cell, Path("s"), Progress(1, {"accuracy": 0.5, "loss": 1.0}, 0.25)))
+    assert console.file.getvalue() == (  # type: ignore[attr-defined]
+        "[0/1] round     small  round 1/2  accuracy 50.0 %  0.25 s a round\n"
+    )
