@@ -47,7 +47,7 @@ PHASES: dict[str, tuple[Place, ...]] = {
     "optimizer": ((StackOptimizer, "step"),),
     "blocks out of the stack": ((Stack, "read"),),
     "client drift": ((VectorizedEngine, "_distance"),),
-    "check that updates are finite": ((blossom_ray.client_host, "_check_finite"),),
+    "check that updates are finite": ((blossom_ray.client_host, "check_finite"),),
     "sums within chunks": ((blossom_ray.client_host, "weighted_sum"),),
     "sums over chunks, average": ((Accumulator, "add"), (Accumulator, "average")),
     "server step": ((blossom_ray.simulation, "server_step"),),
