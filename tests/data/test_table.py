@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -298,6 +299,14 @@ def test_columns_of_one_name(tmp_path: Path) -> None:
         DataError, match=r"rows.parquet has several columns 'label'; expected columns of different names"
     ):
         load(write(tmp_path, table))
+
+
+def test_pipes_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="holds no file that ends in"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=r"rows.parquet cannot be read"):
+        load(tmp_path / "rows.parquet")
 
 
 def test_paths_that_lead_to_no_table(tmp_path: Path) -> None:
