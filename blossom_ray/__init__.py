@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from blossom_ray.api import simulate
     from blossom_ray.blocks import BlockInstance, Scope, SharingScheme
     from blossom_ray.comparison import Comparison, compare
+    from blossom_ray.data.arrays import from_arrays
     from blossom_ray.data.dataset import Dataset
+    from blossom_ray.data.table_writer import write_table
     from blossom_ray.errors import BlossomError, DataError, RunError, ScenarioError
     from blossom_ray.metrics import personalization_gain
     from blossom_ray.records import RoundRecord
@@ -39,10 +41,12 @@ _HOME = {
     "SharingScheme": "blocks",
     "Sweep": "sweep_folder",
     "compare": "comparison",
+    "from_arrays": "data.arrays",
     "personalization_gain": "metrics",
     "report": "reporting",
     "simulate": "api",
     "sweep": "sweeping",
+    "write_table": "data.table_writer",
 }
 
 __all__ = [
@@ -61,10 +65,12 @@ __all__ = [
     "Sweep",
     "__version__",
     "compare",
+    "from_arrays",
     "personalization_gain",
     "report",
     "simulate",
     "sweep",
+    "write_table",
 ]
 
 

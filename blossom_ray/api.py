@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Literal, overload
 
 from blossom_ray.checkpoint import Session
+from blossom_ray.data.dataset import Dataset
+from blossom_ray.data.given import with_dataset, with_table
 from blossom_ray.errors import DriverLostError, StorageError
 from blossom_ray.inspection import Inspector
 from blossom_ray.records import RoundRecord
@@ -24,14 +26,26 @@ from blossom_ray.simulation import Event, RunInfo, run
 
 
 @overload
-def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: Literal[False] = False) -> Run: ...
+def simulate(
+    scenario: Scenario,
+    *,
+    data: Dataset | None = None,
+    out: str | Path | None = None,
+    stream: Literal[False] = False,
+) -> Run: ...
 @overload
-def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: Literal[True]) -> Iterator[RoundRecord]: ...
-def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool = False) -> Run | Iterator[RoundRecord]:
+def simulate(
+    scenario: Scenario, *, data: Dataset | None = None, out: str | Path | None = None, stream: Literal[True]
+) -> Iterator[RoundRecord]: ...
+def simulate(
+    scenario: Scenario, *, data: Dataset | None = None, out: str | Path | None = None, stream: bool = False
+) -> Run | Iterator[RoundRecord]:
     """Run a scenario.
 
     Args:
         scenario: What to run, and where (`execution.runtime`).
+        data: The data set of a scenario with `data: {dataset: custom}` and no factory; with `out` it is kept there as
+            a file, from which the run can be resumed.
         out: Folder under which the run folder is made, such as "runs"; None: nothing is written.
         stream: Whether to get each round's record as it comes, instead of the run at the end. Closing the iterator
             ends the run.
@@ -40,7 +54,8 @@ def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool 
         The finished run, or an iterator over its round records, beginning with round 0, the untrained model.
 
     Raises:
-        ScenarioError: The data cannot be read, or cannot be divided as the scenario asks.
+        ScenarioError: The data cannot be read, or cannot be divided as the scenario asks; `data` is given to a scenario
+            that names its own.
         RunFolderError: The run folder cannot be written.
         StorageError: The disk is full.
         RunError: A client or an actor failed.
@@ -51,8 +66,10 @@ def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool 
         >>> run = simulate(scenario)
         >>> run.rounds["accuracy"][-1]
     """
-    check_runnable(scenario)
+    check_runnable(scenario if data is None else with_dataset(scenario, data))
     if out is not None:
+        if data is not None:
+            scenario = with_table(scenario, data, Path(out))
         scenario_yaml(scenario)  # what no file can hold is refused before there is a folder
         folder = new_run_folder(Path(out), scenario.name)
         records = recorded(scenario, folder)
@@ -62,9 +79,9 @@ def simulate(scenario: Scenario, *, out: str | Path | None = None, stream: bool 
             pass
         return Run.open(folder)
     if stream:
-        return (event for event in events(scenario) if isinstance(event, RoundRecord))
+        return (event for event in _events_with(scenario, data) if isinstance(event, RoundRecord))
     manifest, kept = describe_host(), []
-    for event in events(scenario):
+    for event in _events_with(scenario, data):
         if isinstance(event, RunInfo):
             manifest |= event.entries
             scenario = _settled(scenario, event)
@@ -108,6 +125,17 @@ def events(
             from blossom_ray.runtime.actors import stream
 
             yield from stream(scenario, session, run, stopping)
+
+
+def _events_with(scenario: Scenario, data: Dataset | None) -> Iterator[Event]:
+    """The events of a run without a folder; a data set that is given reaches other processes as a file."""
+    if data is None:
+        yield from events(scenario)
+    elif scenario.execution.runtime == "local":
+        yield from events(with_dataset(scenario, data))
+    else:
+        with TemporaryDirectory(prefix="blossom-ray-data-") as folder:
+            yield from events(with_table(scenario, data, Path(folder)))
 
 
 def recorded(

@@ -53,7 +53,7 @@ def default_score(task: Task) -> Score:
 
 
 def find_score(metric: str) -> Score | None:
-    """The score that a summary column is about: `rmse` for `rmse`, `rmse_pooled` and `held_out/rmse/acc`.
+    """The score that a summary column is about: `rmse` for `rmse`, `rmse_pooled`, `held_out/rmse/acc` and so on.
 
     Args:
         metric: A column of the table `rounds` or `clients`.
@@ -61,7 +61,7 @@ def find_score(metric: str) -> Score | None:
     Returns:
         The score, `loss` included; None for a column that is about none.
     """
-    name = metric.removeprefix("held_out/").split("/")[0]
+    name = metric.removeprefix("held_out/").removeprefix("fine_tuned/").split("/")[0]
     known = {score.name: score for task in TASKS for score in (*SCORES[task], _LOSS)} | {"train_loss": _LOSS}
     for suffix in ("", "_pooled", "_p10", "_p50", "_p90"):
         if name.endswith(suffix) and name.removesuffix(suffix) in known:

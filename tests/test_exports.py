@@ -14,8 +14,8 @@ import blossom_ray
 
 NAMES = {
     "BlockInstance", "BlossomError", "Comparison", "DataError", "Dataset", "RoundRecord", "Run", "RunError",
-    "Scenario", "ScenarioError", "Scope", "SharingScheme", "Sweep", "compare", "personalization_gain", "report",
-    "simulate", "sweep",
+    "Scenario", "ScenarioError", "Scope", "SharingScheme", "Sweep", "compare", "from_arrays",
+    "personalization_gain", "report", "simulate", "sweep", "write_table",
 }  # fmt: skip
 QUICKSTART = str(REPOSITORY / "scenarios" / "quickstart.yaml")
 

@@ -21,6 +21,7 @@ def test_each_task_has_scores_of_its_own_names() -> None:
         ("macro_f1_all/acc+gyro", "macro_f1_all", False),
         ("held_out/rmse/acc", "rmse", True),
         ("rmse_pooled", "rmse", True),
+        ("fine_tuned/rmse_p50", "rmse", True),
         ("r2_p90", "r2", False),
         ("loss", "loss", True),
         ("train_loss", "loss", True),

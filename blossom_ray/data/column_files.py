@@ -69,6 +69,8 @@ class ColumnFile:
                 chosen.validate(full=True)  # damaged offsets would be followed out of the file's memory
                 yield first_row, {name: chosen.column(name) for name in columns}
                 first_row += batch.num_rows
+        if first_row != self.num_rows:
+            raise DataError(f"{self.name} has {first_row} rows and announces {self.num_rows}; expected a whole file")
 
     def _parquet_batches(self, columns: Sequence[str]) -> Iterator[Any]:
         # Without these options a whole row group, which may be the whole file, is read before its first rows.
@@ -104,9 +106,10 @@ def open_column_files(path: str | Path) -> list[ColumnFile]:
     """
     try:
         place = Path(path).expanduser()
-        if not place.is_dir():
+        if place.is_file():
             return [ColumnFile(place)]
-        paths = sorted(file for file in place.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+        names = (file for file in place.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+        paths = sorted(file for file in names if file.is_file())  # no pipes and devices
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read ({error}); expected {_FORMATS}, or a folder of them") from error
     if not paths:

@@ -124,5 +124,5 @@ def _codes(values: npt.NDArray[Any], place: Place, class_names: Sequence[str]) -
     codes = np.array([numbers.get(str(value), -1) for value in values.tolist()], np.int64)
     if (codes < 0).any():
         row = int((codes < 0).argmax())
-        raise DataError(f"{place(row)} is {values[row]!r}; expected one of {', '.join(class_names)}")
+        raise DataError(f"{place(row)} is {str(values[row])!r}; expected one of {', '.join(class_names)}")
     return codes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
         if column in dataset.inputs:
             raise RunFolderError(f"{target}: a modality is called {column!r}, as a column is; expected another name")
     parts = {"train": dataset} | ({} if dataset.held_out is None else {"test": dataset.held_out})
-    temporary, schema = target.with_name(f".{target.name}.partial"), _schema(dataset)
+    temporary, schema = target.with_name(f".{target.name}.{os.getpid()}.partial"), _schema(dataset)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:

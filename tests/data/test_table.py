@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -258,7 +259,7 @@ def test_labels_that_are_refused(
 def test_rows_are_counted_in_their_own_file(tmp_path: Path) -> None:
     write(tmp_path, {"acc": [[1.0, 2.0]] * 3, "label": [0, 1, 0]}, "a.parquet")
     path = write(tmp_path, {"acc": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 5]}, "b.parquet")
-    with pytest.raises(DataError, match="b.parquet, column 'label', row 1 is 5"):
+    with pytest.raises(DataError, match=r"b.parquet, column 'label', row 1 is 5"):
         load(tmp_path, class_names=["low", "high"])
     pq.write_table(pa.table({"acc": [[1.0], [3.0]], "label": [0, 1]}), path)
     with pytest.raises(
@@ -295,15 +296,23 @@ def test_files_of_other_kinds(content: bytes, message: str, tmp_path: Path) -> N
 def test_columns_of_one_name(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["label", "label"])
     with pytest.raises(
-        DataError, match="rows.parquet has several columns 'label'; expected columns of different names"
+        DataError, match=r"rows.parquet has several columns 'label'; expected columns of different names"
     ):
         load(write(tmp_path, table))
 
 
+def test_pipes_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="holds no file that ends in"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=r"rows.parquet cannot be read"):
+        load(tmp_path / "rows.parquet")
+
+
 def test_paths_that_lead_to_no_table(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none.parquet cannot be read"):
+    with pytest.raises(DataError, match=r"none.parquet cannot be read"):
         load(tmp_path / "none.parquet")
-    with pytest.raises(DataError, match="holds no file that ends in .parquet, .arrow"):
+    with pytest.raises(DataError, match=r"holds no file that ends in .parquet, .arrow"):
         load(tmp_path)
     with pytest.raises(DataError, match="has no rows; expected a row per sample"):
         load(write(tmp_path, {"acc": pa.array([], pa.list_(pa.float32())), "label": pa.array([], pa.int64())}))
@@ -324,10 +333,12 @@ def test_a_damaged_file_is_refused_or_reads_as_a_data_set(
     content = bytearray(path.read_bytes())
     content[int(place * (len(content) - 1))] ^= flips
     path.write_bytes(content)
+    message = ""
     try:
-        assert load(path).num_samples > 0
+        num_samples = load(path).num_samples
     except DataError as error:
-        assert "expected" in str(error)
+        num_samples, message = 0, str(error)
+    assert num_samples > 0 or "; expected" in message
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])

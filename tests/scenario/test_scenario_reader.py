@@ -191,7 +191,7 @@ def test_all_problems_come_at_once_in_line_order(scenario_file):
             "model: {encoders: {acc: {kind: conv2d, kernel_size: x}}}",
             "model.encoders.acc.kernel_size is 'x'; expected an integer of at least 1 or a list, each an integer",
         ),
-        (f"task: {'x' * 80}", f"task is '{'x' * 57}...'; expected classification, multilabel or regression"),
+        (f"task: {'x' * 80}", f"task is '{'x' * 57}...'; expected one of classification, multilabel, regression"),
     ],
 )
 def test_a_wrong_value_is_reported_once(scenario_file, line, message):

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from blossom_ray.data.arrays import from_arrays
+from blossom_ray.errors import DataError
+
+ACC = np.arange(12.0).reshape(3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ACC,
+        ACC.astype(np.float32),
+        ACC.astype(np.int64),
+        ACC.astype(np.float16),
+        ACC.tolist(),
+        torch.from_numpy(ACC),
+        torch.from_numpy(ACC).requires_grad_(),
+        torch.from_numpy(ACC).bfloat16(),
+        torch.from_numpy(ACC).int(),
+    ],
+    ids=lambda values: f"{type(values).__name__}-{getattr(values, 'dtype', '')}",
+)
+def test_whatever_is_an_array_of_numbers(values: Any) -> None:
+    dataset = from_arrays({"acc": values}, [0, 1, 0])
+    assert dataset.inputs["acc"].dtype == np.float32
+    np.testing.assert_array_equal(dataset.inputs["acc"], ACC)
+    assert (dataset.labels.tolist(), dataset.class_names, dataset.task) == ([0, 1, 0], ("0", "1"), "classification")
+
+
+def test_float32_is_not_copied_and_plain_numbers_are_vectors_of_one() -> None:
+    acc = ACC.astype(np.float32)
+    dataset = from_arrays({"acc": acc, "on": [True, False, True]}, [0, 1, 0])
+    assert np.shares_memory(dataset.inputs["acc"], acc)
+    assert dataset.inputs["on"].tolist() == [[1], [0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_names", "expected", "names"),
+    [
+        (["run", "sit", "run"], None, [0, 1, 0], ("run", "sit")),
+        (np.array(["run", "sit", "run"], object), ["sit", "run"], [1, 0, 1], ("sit", "run")),
+        ([5, 2, 5], None, [1, 0, 1], ("2", "5")),
+        ([1, 0, 1], ("low", "high", "never"), [1, 0, 1], ("low", "high", "never")),
+        (np.array([1.0, 0.0, 1.0]), None, [1, 0, 1], ("0", "1")),
+        ([True, False, True], None, [1, 0, 1], ("False", "True")),
+        (torch.tensor([1, 0, 1], dtype=torch.uint8), None, [1, 0, 1], ("0", "1")),
+    ],
+)
+def test_classes(labels: Any, class_names: Any, expected: list[int], names: tuple[str, ...]) -> None:
+    dataset = from_arrays({"acc": ACC}, labels, class_names=class_names)
+    assert (dataset.labels.tolist(), dataset.class_names, dataset.labels.dtype) == (expected, names, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "names"),
+    [
+        ([[1, 0], [0, 0], [1, 1]], [[1, 0], [0, 0], [1, 1]], ("class 0", "class 1")),
+        (torch.tensor([[True, False], [False, False], [True, True]]), [[1, 0], [0, 0], [1, 1]], ("class 0", "class 1")),
+        ([["b"], [], ("a", "b")], [[0, 1], [0, 0], [1, 1]], ("a", "b")),
+    ],
+)
+def test_several_classes(labels: Any, expected: list[list[int]], names: tuple[str, ...]) -> None:
+    dataset = from_arrays({"acc": ACC}, labels, task="multilabel")
+    assert (dataset.labels.tolist(), dataset.class_names, dataset.task) == (expected, names, "multilabel")
+
+
+def test_targets() -> None:
+    dataset = from_arrays({"acc": ACC}, [1, 2, 3], task="regression")
+    assert (dataset.labels.tolist(), dataset.class_names) == ([[1], [2], [3]], ("target 0",))
+    dataset = from_arrays({"acc": ACC}, np.ones((3, 2)), task="regression", class_names=["x", "y"])
+    assert (dataset.labels.shape, dataset.class_names) == ((3, 2), ("x", "y"))
+
+
+def test_subjects_and_a_held_out_set_share_their_classes() -> None:
+    held_out = ({"acc": ACC[:2]}, ["lie", "run"])
+    dataset = from_arrays({"acc": ACC}, ["run", "sit", "run"], subjects=["b", "a", "b"], held_out=held_out)
+    assert dataset.subjects is not None
+    assert dataset.held_out is not None
+    assert dataset.subjects.tolist() == [1, 0, 1]
+    assert dataset.class_names == dataset.held_out.class_names == ("lie", "run", "sit")
+    assert (dataset.labels.tolist(), dataset.held_out.labels.tolist()) == ([1, 2, 1], [0, 1])
+    assert from_arrays({"acc": ACC}, [0, 1, 0], subjects=[7, 5, 7]).targets.subjects.tolist() == [7, 5, 7]  # type: ignore[union-attr]  # subjects are given
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": ACC}, "inputs are of type ndarray; expected a mapping from modality to array"),
+        ({"inputs": {}}, "has no modality"),
+        ({"inputs": {"acc": ["a", "b", "c"]}}, "modality 'acc' has type <U1; expected an array of numbers"),
+        ({"inputs": {"acc": ACC.astype(complex)}}, "modality 'acc' has type complex128; expected an array of numbers"),
+        (
+            {"inputs": {"acc": [[1], [1, 2], [3]]}},
+            r"modality 'acc' cannot be made an array \(.*\); expected rows of eq",
+        ),
+        ({"inputs": {"acc": 3.0}}, r"modality 'acc' has shape \(\); expected an array of numbers, one row per sample"),
+        ({"inputs": {"acc": ACC[:2]}}, "modality 'acc' have shape .*; expected 3 rows, as many as labels"),
+        ({"inputs": {"acc": np.where(ACC == 5, np.nan, ACC)}}, "modality 'acc', row 1: a value is not finite"),
+        ({"inputs": {"acc": np.where(ACC == 11, 1e300, ACC)}}, "modality 'acc', row 2: a value is not finite"),
+        ({"labels": [0.5, 1, 2]}, "labels have type float64; expected whole numbers or text for task: classification"),
+        ({"labels": [0, None, 1]}, "labels have type object; expected whole numbers or text"),
+        ({"labels": [[1, 0], [0, 1], [1, 0]]}, r"labels have shape \(3, 2\); expected \(N,\), one class per sample"),
+        ({"labels": [0, 3, 1], "class_names": ["a", "b"]}, "labels, row 1 is 3; expected 0 to 1"),
+        ({"labels": ["a", "c", "b"], "class_names": ["a", "b"]}, "labels, row 1 is 'c'; expected one of a, b"),
+        ({"labels": [[1, 0], [0, 2], [1, 0]], "task": "multilabel"}, r"labels, row 1 is \[0.0, 2.0\]; expected 0 or 1"),
+        ({"labels": [["a"], ["b"], []], "task": "multilabel", "class_names": ["a"]}, "labels, row 1 has 'b'; expected"),
+        ({"labels": [1, np.inf, 0], "task": "regression"}, r"labels, row 1 is \[inf\]; expected finite numbers"),
+        ({"labels": [1, 2, 3], "task": "regression", "class_names": ["x", "y"]}, "has 1 values; expected 2, one per"),
+        ({"labels": np.ones((3, 1, 1)), "task": "regression"}, r"labels have shape \(3, 1, 1\); expected \(N, classes"),
+        ({"subjects": [0.5, 1, 2]}, r"subjects have type float64 and shape \(3,\); expected \(N,\) numbers or text"),
+        ({"subjects": [0, 1]}, r"subjects have shape \(2,\); expected 3 rows"),
+        ({"held_out": {"acc": ACC}}, "held_out is dict; expected a pair of inputs and labels"),
+        ({"held_out": ({"gyro": ACC}, [0, 1, 0])}, "the held-out set has shapes"),
+        ({"held_out": ({"acc": ACC}, [0, 9, 0]), "class_names": ["a", "b"]}, "held-out labels, row 1 is 9; expected 0"),
+        ({"held_out": ({"acc": ACC}, np.ones((3, 2))), "task": "regression"}, "of different kinds or widths"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"inputs": {"acc": ACC}, "labels": [0, 1, 0], **changes}
+    with pytest.raises(DataError, match=message):
+        from_arrays(given.pop("inputs"), given.pop("labels"), **given)
