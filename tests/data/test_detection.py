@@ -12,7 +12,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def test_every_data_set_that_is_downloaded_can_be_found() -> None:
-    assert set(LANDMARKS) == {name for name, facts in DATASETS.items() if facts.download}
+    assert set(LANDMARKS) == {name for name, facts in DATASETS.items() if facts.page}
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
