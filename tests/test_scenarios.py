@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from downloads import DOWNLOADS
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.api import check_runnable
+from blossom_ray.models.build import build_client_model
+from blossom_ray.scenario.checks import input_shapes
 
 SCENARIOS = sorted((REPOSITORY / "scenarios").glob("*.yaml"))
-NEEDS_UCI_HAR = {path for path in SCENARIOS if "dataset: uci-har" in path.read_text(encoding="utf-8")}
+
+
+def dataset_of(path: Path) -> str:
+    found = re.search(r"^  dataset: (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None, path
+    return found[1]
+
+
+NEEDS_UCI_HAR = {path for path in SCENARIOS if dataset_of(path) == "uci-har"}
+WRITTEN = {path for path in SCENARIOS if dataset_of(path) in DOWNLOADS}
 HERE: dict[str, Any] = {"rounds": 1, "execution.runtime": "local"}
 FEW_SAMPLES: dict[str, Any] = {"data.samples": 240, "data.held_out_samples": 30}
 FEW_CLIENTS: dict[str, Any] = {f"clients.{position}.count": 2 for position in range(7)}
@@ -78,7 +91,7 @@ def test_every_scenario_says_what_it_shows_and_is_named_like_its_file(path: Path
     assert f"\nname: {path.stem}\n" in text
 
 
-@pytest.mark.parametrize("path", sorted(set(SCENARIOS) - NEEDS_UCI_HAR), ids=ids)
+@pytest.mark.parametrize("path", sorted(set(SCENARIOS) - NEEDS_UCI_HAR - WRITTEN), ids=ids)
 def test_scenarios_on_generated_data_run_a_tiny_round(path: Path) -> None:
     check_runnable(Scenario.load(path))
     scenario = Scenario.load(path, HERE | FEW_SAMPLES | SMALLER.get(path.stem, {}))
@@ -96,6 +109,38 @@ def test_scenarios_on_uci_har_can_be_met_by_the_official_archive(path: Path, uci
 def test_scenarios_on_uci_har_run_a_tiny_round(path: Path, small_uci_har: Path) -> None:
     scenario = Scenario.load(path, HERE | {"data.path": str(small_uci_har), "data.partition.alpha": 10.0})
     assert_one_round(simulate(scenario), scenario)
+
+
+@pytest.mark.parametrize("path", sorted(WRITTEN), ids=ids)
+def test_scenarios_on_other_data_run_a_tiny_round(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLOSSOM_RAY_CACHE", str(tmp_path / "cache"))
+    data = {"data.path": str(DOWNLOADS[dataset_of(path)](tmp_path)), "data.partition.alpha": 10.0}
+    scenario = Scenario.load(path, HERE | data)
+    check_runnable(scenario)
+    assert_one_round(simulate(scenario), scenario)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "attention", "concat"),
+    [("ku-har", 8, 385_482, 384_712), ("ptb-xl", 5, 204_743, 204_357)],
+)
+def test_scenarios_have_the_papers_models(
+    name: str, num_classes: int, attention: int, concat: int, tmp_path: Path
+) -> None:
+    path = REPOSITORY / "scenarios" / f"{name}.yaml"
+    for kind, expected in (("attention", attention), ("concat", concat)):
+        scenario = Scenario.load(path, {"data.path": str(tmp_path), "model.fusion.kind": kind})
+        shapes = input_shapes(scenario.data, scenario.modalities)
+        model = build_client_model(scenario.model, shapes, num_classes, scenario.modalities, seed=0)
+        assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+@pytest.mark.data
+def test_the_real_part_of_ptb_xl_serves_its_scenario() -> None:
+    subset = REPOSITORY.parent / "shared" / "data" / "PTB-XL-subset"
+    if not subset.exists():
+        pytest.skip(f"the real records are not at {subset}")
+    check_runnable(Scenario.load(REPOSITORY / "scenarios" / "ptb-xl.yaml", {"data.path": str(subset)}))
 
 
 def test_the_scenario_of_the_design_page(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def inspect(
         view = shares_view(parts, profiles)
         # A column for each class may not fit; a line that the terminal breaks can still be read.
         needed = console.measure(view, options=console.options.update(max_width=10_000)).maximum
-        console.print(view, width=max(console.width, needed), crop=False)
+        Console(width=max(console.width, needed)).print(view)
 
 
 @data_app.command(epilog="Example: blossom-ray data prepare ptb-xl --path ptb-xl-1.0.3.zip")

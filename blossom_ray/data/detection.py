@@ -38,17 +38,19 @@ def find(path: Path) -> dict[str, Path]:
 
 
 def _candidates(path: Path, depth: int = 2) -> Iterator[Path]:
-    """The path itself, then what it holds, nearest first."""
-    level = [path]
-    for _ in range(depth + 1):
-        yield from level
-        level = [entry for folder in level for entry in _entries(folder)]
+    """The path itself, folders up to `depth` below it, and archives in all of these; nearest first."""
+    yield path
+    folders = [path]
+    for level in range(depth + 1):
+        entries = [entry for folder in folders for entry in _entries(folder)]
+        folders = [entry for entry in entries if entry.is_dir()] if level < depth else []
+        archives = [entry for entry in entries if entry.suffix.lower() in _ARCHIVES and entry not in folders]
+        yield from (*folders, *archives)
 
 
 def _entries(folder: Path) -> list[Path]:
     try:
-        entries = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [entry for entry in entries if entry.is_dir() or entry.suffix.lower() in _ARCHIVES]
+        return sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError:  # a folder that may not be entered holds nothing for this user
         return []
 

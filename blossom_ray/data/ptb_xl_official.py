@@ -190,6 +190,8 @@ def _decode_one(archive: Archive, name: str, folder: Path, wfdb: Any) -> np.ndar
         for file, content in files.items():
             file.write_bytes(content)
         record = wfdb.rdrecord(str(folder / short), physical=False, return_res=16)
+        digital, leads = record.d_signal, tuple(str(lead).upper() for lead in record.sig_name)
+        microvolts = np.rint((digital.astype(np.float64) - record.baseline) * (1000 / np.array(record.adc_gain)))
     except OSError as error:
         raise DataError(f"{place} cannot be put into {folder} to decode it ({error.strerror or error})") from error
     except Exception as error:  # of many types
@@ -197,12 +199,10 @@ def _decode_one(archive: Archive, name: str, folder: Path, wfdb: Any) -> np.ndar
     finally:
         for file in files:
             file.unlink(missing_ok=True)
-    if tuple(lead.upper() for lead in record.sig_name) != LEADS or set(record.units) != {"mV"}:
-        raise DataError(f"{place}.hea: leads {', '.join(record.sig_name)}; expected {', '.join(LEADS)} in mV")
-    digital = record.d_signal
+    if leads != LEADS or set(record.units) != {"mV"}:
+        raise DataError(f"{place}.hea: leads {', '.join(leads)}; expected {', '.join(LEADS)} in mV")
     if digital.shape != (NUM_STEPS, len(LEADS)) or (digital == np.iinfo(np.int16).min).any():
         raise DataError(f"{place}.dat lacks samples; expected {NUM_STEPS} of {len(LEADS)} leads")
-    microvolts = np.rint((digital.astype(np.float64) - record.baseline) * (1000 / np.array(record.adc_gain)))
     if not (np.abs(microvolts) <= np.iinfo(np.int16).max).all():
         raise DataError(f"{place}.hea: a gain that makes it {np.nanmax(np.abs(microvolts))} µV; expected below 32,768")
     whole: np.ndarray = microvolts.astype(np.int16)

@@ -81,7 +81,7 @@ _ARRAYS: tuple[tuple[str, type[np.generic], int], ...] = (
 def _array(archive: Archive, name: str, kind: type[np.generic], num_axes: int) -> np.ndarray:
     try:
         values: np.ndarray = np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TypeError, MemoryError, OverflowError) as error:  # a header that announces anything
         raise DataError(f"{archive.name}: {name}.npy is no array ({error}); download it again") from error
     if not np.issubdtype(values.dtype, kind) or values.ndim != num_axes:
         raise DataError(

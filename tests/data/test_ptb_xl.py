@@ -339,6 +339,18 @@ def test_faults_of_a_prepared_file(changes: dict[str, Any], message: str, tmp_pa
         PtbXl(tmp_path / "own.npz").targets()
 
 
+def test_a_prepared_file_that_announces_too_much(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", **prepared())
+    with zipfile.ZipFile(tmp_path / "own.npz") as bundle:
+        members = {name: bundle.read(name) for name in bundle.namelist()}
+    members["signal.npy"] = members["signal.npy"].replace(b"(4, 1000, 12)", b"(4, 9000000000000, 12)")
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as bundle:
+        for name, content in members.items():
+            bundle.writestr(name, content)
+    with pytest.raises(DataError, match=r"own.npz: signal.npy is no array"):
+        PtbXl(tmp_path / "own.npz").targets()
+
+
 def test_a_prepared_file_that_lacks_an_array(tmp_path: Path) -> None:
     arrays = prepared()
     del arrays["split"]

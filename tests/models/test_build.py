@@ -76,6 +76,27 @@ def test_clients_have_the_papers_sizes(
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
+# Two encoders, concat fusion and head as the paper's table of models has them.
+@pytest.mark.parametrize(
+    ("tree", "shapes", "num_classes", "expected"),
+    [
+        (HAR, HAR_SHAPES, 6, 2 * 150_976 + 65_792 + 16_838),
+        (HAR, {"acc": (150, 3), "gyro": (150, 3)}, 8, 2 * 150_976 + 65_792 + 16_968),
+        (ECG, {"limb": (1000, 6), "chest": (1000, 6)}, 5, 2 * 89_632 + 16_512 + 8_581),
+        (AV_MNIST, {"image": (1, 28, 28), "audio": (2, 64, 141)}, 10, 41_592 + 15_248 + 36_992 + 67_978),
+        (MELD, {"audio": (1000, 80), "text": (32, 512)}, 4, 101_472 + 110_976 + 16_512 + 8_516),
+    ],
+    ids=["uci-har", "ku-har", "ptb-xl", "av-mnist", "meld-iemocap"],
+)
+def test_clients_have_the_papers_sizes_with_concat_fusion(
+    tree: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], num_classes: int, expected: int
+) -> None:
+    fusion = {"kind": "concat", "dim": tree.get("fusion", {"dim": 256})["dim"]}
+    section = Model.model_validate(tree | {"fusion": fusion})
+    model = build_client_model(section, shapes, num_classes, tuple(shapes), seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
 def test_initial_values_follow_from_seed_and_name_alone() -> None:
     section = Model.model_validate(SMALL)
     both = build_client_model(section, SHAPES, 2, ("gyro", "acc"), seed=3)
