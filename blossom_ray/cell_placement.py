@@ -1,4 +1,4 @@
-"""How many cells of a sweep run at a time, and where each of them lives: it decides how fast, never what is computed."""
+"""How many cells of a sweep run at a time, and where each lives: that decides how fast, never what is computed."""
 
 from __future__ import annotations
 
