@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -13,24 +13,19 @@ import polars as pl
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.grid import short_labels, value_text
 from blossom_ray.intervals import Interval, bootstrap_interval, t_interval
-from blossom_ray.results import Run
-from blossom_ray.run_scores import (
-    ALL,
-    NUM_LAST,
-    SUMMARIES,
-    RunScores,
-    client_scores,
-    metric_columns,
-    metric_names,
-    paired_arrays,
-    run_scores,
-    score_of,
-)
+from blossom_ray.pairing import Row, Rows
+from blossom_ray.run_scores import NUM_LAST, SUMMARIES, client_scores, paired_arrays, score_of
 from blossom_ray.run_selection import Entry, Source, collect
 from blossom_ray.scores import default_score
 
-SCORING, PLAIN, TUNED = "scoring", "plain", "fine-tuned"
-"""The key that tells scores after local fine-tuning from plain ones, where runs have both."""
+_TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
+_GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
+_RUN_COLUMNS = ("seed", "modalities", "status", *SUMMARIES, "best_round", *_GAINS, *_TO_TARGET, "note", "run")
+_TABLE_COLUMNS = (
+    "modalities", "num_seeds", "num_pairs",
+    *(f"{name}{end}" for name in (*SUMMARIES, *_GAINS) for end in ("", "_low", "_high")),
+    "interval", *_TO_TARGET, "num_reached",
+)  # fmt: skip
 DEFAULT_BASELINE = {"sharing": "full-model"}
 
 
@@ -111,7 +106,7 @@ def compare(
     entries = collect(sources)
     metric = metric or _default_metric(entries)
     lower = score_of(metric).lower_is_better
-    rows = _Rows(entries, metric, lower, target)
+    rows = Rows(entries, metric, lower, target)
     keys = tuple(rows.rows[0].setting)
     chosen = _baseline(rows.rows, keys, baseline)
     grouping = _grouping(keys, by)
@@ -130,103 +125,6 @@ def compare(
     )
 
 
-@dataclass
-class _Row:
-    """One run's scores over one modality set, with its gains once it is paired."""
-
-    entry: Entry
-    setting: Mapping[str, str]
-    metric: str
-    modalities: str
-    scores: RunScores | None
-    against: _Row | None = None
-    gains: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
-    note: str | None = None
-
-
-class _Rows:
-    """The rows of all entries, and what pairing them tells."""
-
-    def __init__(self, entries: Sequence[Entry], metric: str, lower: bool, target: float | None) -> None:
-        self.notes: list[str] = []
-        self.rows: list[_Row] = []
-        self._lower = lower
-        known: dict[str, None] = {}
-        used = [entry for entry in entries if entry.run is not None and entry.status == "finished"]
-        tuned = f"fine_tuned/{metric}"
-        has_tuned = any(entry.run is not None and metric_columns(entry.run, tuned) for entry in used)
-        for entry in entries:
-            run = entry.run if entry.status == "finished" else None
-            plain = {**entry.setting, SCORING: PLAIN} if has_tuned else entry.setting
-            if run is None:
-                self.rows.append(_Row(entry, plain, metric, ALL, None, note=f"not used: {entry.status}"))
-                continue
-            known |= dict.fromkeys(metric_names(run))
-            scorings = {metric: plain, tuned: {**entry.setting, SCORING: TUNED}} if has_tuned else {metric: plain}
-            for name, setting in scorings.items():
-                for modalities, column in metric_columns(run, name).items():
-                    scores = run_scores(run, column, lower_is_better=lower, target=target)
-                    note = None if scores is not None else f"{entry.place} ends with no finite {name}"
-                    self.rows.append(_Row(entry, setting, name, modalities, scores, note=note))
-            if not metric_columns(run, metric):
-                self.rows.append(_Row(entry, plain, metric, ALL, None, note=f"{entry.place} has no {metric}"))
-        if known and metric not in known:
-            raise InputError(f"the metric is {metric!r}; expected one of {', '.join(known)}")
-        self.notes += [row.note for row in self.rows if row.note is not None and row.entry in used]
-
-    def pair(self, baseline: Mapping[str, str]) -> None:
-        """Give each row its gains over the row that differs from it in the baseline's keys alone."""
-        if not baseline:
-            return
-        plain = {SCORING: PLAIN} if SCORING in self.rows[0].setting and SCORING not in baseline else {}
-        places = {_place(row.setting, row): row for row in self.rows if row.scores is not None}
-        for row in self.rows:
-            if row.scores is None:
-                continue
-            against = places.get(_place({**row.setting, **baseline, **plain}, row))
-            row.note = _obstacle(row, against)
-            if against is row:
-                continue
-            if row.note is None and against is not None and against.scores is not None:
-                row.against = against
-                for name in SUMMARIES:
-                    row.gains[name] = _gain(row.scores.values[name], against.scores.values[name], self._lower)
-                if None in row.gains.values():
-                    row.note = "the baseline scores 0, so the gain has no meaning"
-            if row.note is not None:
-                self.notes.append(row.note)
-
-
-def _place(setting: Mapping[str, str], row: _Row) -> tuple[Any, ...]:
-    return (*sorted(setting.items()), row.entry.seed, row.modalities)
-
-
-def _obstacle(row: _Row, against: _Row | None) -> str | None:
-    """Why two rows are no pair."""
-    if against is None:
-        return f"seed {row.entry.seed}: there is no finished run of the baseline for every setting"
-    here, there = (_federation(each.entry.run) for each in (row, against))
-    if here is None or there is None:
-        return "a run does not say which federation it had, so it is not paired"
-    for name, mine, other in zip(("data", "partition"), here, there, strict=True):
-        if mine != other:
-            return f"{row.entry.place} and {against.entry.place} had another {name}, so they are not paired"
-    return None
-
-
-def _federation(run: Run | None) -> tuple[str, str] | None:
-    data = {} if run is None else run.manifest.get("data", {})
-    if not isinstance(data, Mapping) or not {"fingerprint", "partition"} <= data.keys():
-        return None
-    return str(data["fingerprint"]), str(data["partition"])
-
-
-def _gain(score: float, baseline: float, lower: bool) -> float | None:
-    if baseline == 0 or not math.isfinite(score) or not math.isfinite(baseline):
-        return None
-    return (-1 if lower else 1) * 100 * (score - baseline) / abs(baseline)
-
-
 def _default_metric(entries: Sequence[Entry]) -> str:
     """What the task of the runs is judged by.
 
@@ -239,7 +137,7 @@ def _default_metric(entries: Sequence[Entry]) -> str:
     return default_score(next(iter(tasks), "classification")).name
 
 
-def _baseline(rows: Sequence[_Row], keys: Sequence[str], asked: Mapping[str, Any] | None) -> dict[str, str]:
+def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any] | None) -> dict[str, str]:
     wanted = {key: value_text(value) for key, value in (DEFAULT_BASELINE if asked is None else asked).items()}
     for key, value in wanted.items():
         values = list(dict.fromkeys(row.setting.get(key, "") for row in rows))
@@ -268,7 +166,7 @@ def _grouping(keys: tuple[str, ...], by: Sequence[str] | None) -> tuple[str, ...
     return grouping
 
 
-def _notes(rows: Sequence[_Row], lower: bool) -> list[str]:
+def _notes(rows: Sequence[Row], lower: bool) -> list[str]:
     seeds = {row.entry.seed for row in rows if row.scores is not None}
     notes = ["best is optimistic: the round is chosen by the score that is then reported"]
     if len(seeds) == 1:
@@ -280,7 +178,7 @@ def _notes(rows: Sequence[_Row], lower: bool) -> list[str]:
     return notes
 
 
-def _runs_frame(rows: Sequence[_Row], keys: Sequence[str]) -> pl.DataFrame:
+def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
     records = []
     for row in rows:
         scores = row.scores
@@ -293,14 +191,13 @@ def _runs_frame(rows: Sequence[_Row], keys: Sequence[str]) -> pl.DataFrame:
         values["bytes_down_to_target"] = None if scores is None else scores.bytes_down
         values["bytes_up_to_target"] = None if scores is None else scores.bytes_up
         records.append({**values, "note": row.note, "run": row.entry.place})
-    counts = ("seed", "best_round", "rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
-    numbers = (*SUMMARIES, *(f"gain_{name}" for name in SUMMARIES))
-    overrides: dict[str, Any] = {**dict.fromkeys(counts, pl.Int64), **dict.fromkeys(numbers, pl.Float64)}
-    return pl.DataFrame(records, schema_overrides={**overrides, "note": pl.String})
+    words = dict.fromkeys((*keys, "modalities", "status", "note", "run"), pl.String)
+    counts = dict.fromkeys(("seed", "best_round", *_TO_TARGET), pl.Int64)
+    return _frame(records, {**words, **counts}, [*keys, *_RUN_COLUMNS])
 
 
-def _table_frame(rows: Sequence[_Row], grouping: Sequence[str], lower: bool) -> pl.DataFrame:
-    groups: dict[tuple[str, ...], list[_Row]] = {}
+def _table_frame(rows: Sequence[Row], grouping: Sequence[str], lower: bool) -> pl.DataFrame:
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row.scores is not None:
             groups.setdefault((*(row.setting[key] for key in grouping), row.modalities), []).append(row)
@@ -324,12 +221,14 @@ def _table_frame(rows: Sequence[_Row], grouping: Sequence[str], lower: bool) -> 
             record |= _columns(f"gain_{name}", by_seed, limits if by_seed else None)
         record["interval"] = interval if any(intervals) else None
         records.append(record | _to_target(members))
-    counts = ("num_seeds", "num_pairs", "num_reached")
-    names = [*SUMMARIES, *(f"gain_{name}" for name in SUMMARIES)]
-    numbers = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
-    numbers += ["rounds_to_target", "bytes_down_to_target", "bytes_up_to_target"]
-    overrides: dict[str, Any] = {**dict.fromkeys(counts, pl.Int64), **dict.fromkeys(numbers, pl.Float64)}
-    return pl.DataFrame(records, schema_overrides={**overrides, "interval": pl.String}, infer_schema_length=None)
+    words = dict.fromkeys((*grouping, "modalities", "interval"), pl.String)
+    counts = dict.fromkeys(("num_seeds", "num_pairs", "num_reached"), pl.Int64)
+    return _frame(records, {**words, **counts}, [*grouping, *_TABLE_COLUMNS])
+
+
+def _frame(records: Sequence[Mapping[str, Any]], types: Mapping[str, Any], columns: Sequence[str]) -> pl.DataFrame:
+    """A frame with these columns, floats where no type is said, whether or not there are records."""
+    return pl.DataFrame(records, schema={name: types.get(name, pl.Float64) for name in columns})
 
 
 def _by_seed(pairs: Iterable[tuple[int, float | None]]) -> list[float]:
@@ -346,7 +245,7 @@ def _columns(name: str, by_seed: Sequence[float], limits: Interval | None) -> di
     return {name: math.fsum(by_seed) / len(by_seed) if by_seed else None, f"{name}_low": low, f"{name}_high": high}
 
 
-def _over_clients(row: _Row | None, name: str, *, lower: bool | None) -> Interval | None:
+def _over_clients(row: Row | None, name: str, *, lower: bool | None) -> Interval | None:
     """The bootstrap interval of one run's score, or, where `lower` is given, of its gain over the baseline's run."""
     if row is None or (lower is not None and row.against is None):
         return None
@@ -367,7 +266,7 @@ def _over_clients(row: _Row | None, name: str, *, lower: bool | None) -> Interva
     return bootstrap_interval(values, weights, row.entry.seed, gain_sign=-1 if lower else 1)
 
 
-def _to_target(members: Sequence[_Row]) -> dict[str, Any]:
+def _to_target(members: Sequence[Row]) -> dict[str, Any]:
     reached = [row.scores for row in members if row.scores is not None and row.scores.target_round is not None]
     missing = [math.inf] * (len(members) - len(reached))
     columns = {

@@ -12,8 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from blossom_ray.comparison import PLAIN, SCORING, Comparison
+from blossom_ray.comparison import Comparison
 from blossom_ray.console_tables import format_bytes, plain_table
+from blossom_ray.pairing import PLAIN, SCORING
 from blossom_ray.run_scores import ALL, SUMMARIES
 
 Summary = Literal["final", "last5", "best"]
@@ -42,6 +43,8 @@ def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
         sections.setdefault(tuple(row[key] for key in above), []).append(row)
     fixed = [f"{labels[key]} {rows[0][key]}" for key in comparison.keys if key not in varying and rows]
     parts: list[RenderableType] = [Text(", ".join([comparison_title(comparison, gain_of), *fixed]), style="bold")]
+    if not rows:
+        parts.append(Text("no run has finished, so there is nothing to compare"))
     for values, members in sections.items():
         if values:
             pairs = zip(above, values, strict=True)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
-import pickle
 import queue
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -14,21 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from blossom_ray.api import continued, describe_host
+from blossom_ray.cell_placement import checked_jobs, has_cluster, machine_room, placed, settled
 from blossom_ray.cell_process import CellProcess
-from blossom_ray.errors import BlossomError, InputError
+from blossom_ray.errors import BlossomError
 from blossom_ray.grid import Axis, Cell, expand
 from blossom_ray.records import Progress
 from blossom_ray.results import MANIFEST_FILE, Run, RunWriter
-from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.sweep_folder import Sweep, sweep_lock
-
-# A cell takes two processes, one with the loop and one with clients, or both in one with the data in memory.
-_CELL_MEMORY_BYTES = 2 * ACTOR_MEMORY_BYTES
 
 
 @dataclass(frozen=True)
@@ -147,100 +138,6 @@ def run_cells(
             yield from _run_side_by_side(waiting, folders, jobs, stopping, lock)
 
 
-def fitting_jobs(scenarios: Sequence[Scenario], room: Room) -> int:
-    """How many cells run at a time unless told otherwise: one per core, as far as memory and GPUs go.
-
-    One core each finishes a grid sooner than all cores for one cell after the other (docs/sweeps.md): nothing waits
-    for a slower client. Scenarios that say how their clients are placed get what they ask for.
-
-    Args:
-        scenarios: Those of the cells.
-        room: What the cluster, or this machine, offers.
-    """
-    return max(1, min(math.floor(room.memory_bytes / _CELL_MEMORY_BYTES), *(_fits(each, room) for each in scenarios)))
-
-
-def placed(scenario: Scenario, share: float) -> Scenario:
-    """A cell's scenario with its clients packed into one actor per core of its share.
-
-    Args:
-        scenario: What is run. Where it says how many clients share an actor, or asks for GPUs, nothing is changed.
-        share: CPU cores of the cell.
-    """
-    if not _is_packed(scenario):
-        return scenario
-    num_actors = max(1, math.floor(share + 1e-9))
-    return scenario.override(
-        {
-            "execution.clients_per_actor": math.ceil(scenario.num_clients / num_actors),
-            "execution.client_resources.num_cpus": min(1.0, share),
-        }
-    )
-
-
-def without_ray(scenario: Scenario) -> Scenario:
-    """A cell's scenario for a process of its own instead of actors, where it leaves its runtime open.
-
-    Numbers do not depend on it, and on one machine it is sooner done: one process per cell, which serves many cells,
-    instead of a new driver actor and client actor for each.
-
-    Args:
-        scenario: What is run. Where it says `execution.runtime` or how its clients are placed, asks for GPUs, or holds
-            own code that only this process has, nothing is changed.
-    """
-    if "runtime" in scenario.execution.model_fields_set or not _is_packed(scenario) or not _can_travel(scenario):
-        return scenario
-    return scenario.override({"execution.runtime": "local"})
-
-
-def settled(scenarios: Sequence[Scenario], jobs: int | None, room: Room, *, has_cluster: bool) -> list[Scenario]:
-    """The cells' scenarios: `without_ray` where there is no cluster and no more than a core for each cell.
-
-    Args:
-        scenarios: Those of the cells.
-        jobs: Cells at a time; None: `fitting_jobs`.
-        room: What this machine offers.
-        has_cluster: Whether Ray runs already.
-    """
-    num_lanes = min(jobs or fitting_jobs(scenarios, room), len(scenarios))
-    if has_cluster or room.num_cpus / num_lanes >= 2:
-        return [*scenarios]
-    return [without_ray(scenario) for scenario in scenarios]
-
-
-def _has_cluster() -> bool:
-    if "RAY_ADDRESS" in os.environ:
-        return True
-    if "ray" not in sys.modules:
-        return False
-    from blossom_ray.runtime import cluster
-
-    return cluster.is_running()
-
-
-def _can_travel(scenario: Scenario) -> bool:
-    try:
-        return b"__main__" not in pickle.dumps(scenario)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return False
-
-
-def _is_packed(scenario: Scenario) -> bool:
-    execution = scenario.execution
-    is_free = execution.clients_per_actor == "auto" and execution.client_resources.num_gpus == 0
-    return execution.runtime == "ray" and is_free
-
-
-def _fits(scenario: Scenario, room: Room) -> int:
-    execution = scenario.execution
-    if execution.runtime == "local" or _is_packed(scenario):
-        return math.floor(room.num_cpus)
-    if execution.clients_per_actor == "auto":
-        return 1
-    num_actors = math.ceil(scenario.num_clients / execution.clients_per_actor)
-    return room.num_actors(execution.client_resources) // num_actors
-
-
 class _Abandoned(BaseException):
     """Thrown into the cells in progress when whoever watches the sweep has gone. Not an error of a run."""
 
@@ -253,15 +150,15 @@ def _run_side_by_side(
     lock: int,
 ) -> Generator[CellEvent, None, None]:
     with ExitStack() as stack:
-        room = _machine_room()
-        scenarios = settled([cell.scenario for cell in cells], jobs, room, has_cluster=_has_cluster())
+        room = machine_room()
+        scenarios = settled([cell.scenario for cell in cells], jobs, room, has_cluster=has_cluster())
         cells = [replace(cell, scenario=scenario) for cell, scenario in zip(cells, scenarios, strict=True)]
         if any(cell.scenario.execution.runtime == "ray" for cell in cells):
             from blossom_ray.runtime import cluster
 
             stack.enter_context(cluster.session())
             room = cluster.offered_room()
-        num_lanes = min(_checked_jobs(jobs, scenarios, room), len(cells))
+        num_lanes = min(checked_jobs(jobs, scenarios, room), len(cells))
         is_abandoned = threading.Event()
 
         def stop() -> bool:
@@ -356,22 +253,6 @@ def _close(cell: Cell, folder: Path, error: str) -> None:
             return
         writer.update(error={"type": "RunError", "message": error, "details": ""})
         writer.close("failed")
-
-
-def _checked_jobs(jobs: int | None, scenarios: Sequence[Scenario], room: Room) -> int:
-    fitting = fitting_jobs(scenarios, room)
-    if jobs is None:
-        return fitting
-    if jobs < 1:
-        raise InputError(f"jobs is {jobs}; expected at least 1")
-    on_ray = [scenario for scenario in scenarios if scenario.execution.runtime == "ray"]
-    if on_ray and jobs > fitting:
-        raise InputError(f"jobs is {jobs}; expected at most {fitting}, since no more cells at a time fit into {room}")
-    return jobs
-
-
-def _machine_room() -> Room:
-    return Room(float(len(os.sched_getaffinity(0))), 0.0, float(psutil.virtual_memory().available))
 
 
 def _results(events: Generator[CellEvent, None, None]) -> Iterator[CellResult]:

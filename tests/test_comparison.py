@@ -230,6 +230,17 @@ def test_runs_that_have_not_finished_are_shown_and_not_used(make: Make) -> None:
     assert the_row(found, "runs", sharing="private-head")["note"] == "not used: failed: client 3, round 2: no luck"
 
 
+def test_no_finished_run_at_all(make: Make) -> None:
+    found = compare(
+        *(make([0.4], sharing=name, manifest={"status": "interrupted"}) for name in ("full-model", "local"))
+    )
+    assert (found.table.height, found.runs.height) == (0, 2)
+    assert {"sharing", "final", "gain_best_high", "num_reached"} <= set(found.table.columns)
+    assert any("no run has finished" in line for line in printed(found))
+    for text in (formats.markdown(found, "final"), formats.latex(found, "final"), formats.csv(found)):
+        assert "sharing" in text
+
+
 def test_the_same_simulation_twice_counts_once_and_the_finished_one_is_used(make: Make) -> None:
     found = compare(make([0.9], manifest={"status": "running"}), make([0.4]), make([0.4]))
     assert the_row(found)["num_seeds"] == 1

@@ -18,13 +18,14 @@ import psutil
 import pytest
 
 from blossom_ray import Run, Scenario, Sweep, compare, simulate, sweep
+from blossom_ray.cell_placement import fitting_jobs, placed, settled, without_ray
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.grid import Axis, Cell, expand
 from blossom_ray.results import RunWriter
 from blossom_ray.runtime.placement import Room
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.sweep_folder import sweep_lock
-from blossom_ray.sweeping import CellEvent, default_folder, fitting_jobs, placed, run_cells, settled, without_ray
+from blossom_ray.sweeping import CellEvent, default_folder, run_cells
 
 SCHEMES = Axis("sharing", ("full-model", "local"))
 # Raises in the second round, where it is told to.

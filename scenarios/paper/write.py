@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-BASES = {"uci-har": "uci-har-exclusive.yaml"}
+BASES = {"ku-har": "ku-har.yaml", "ptb-xl": "ptb-xl.yaml", "uci-har": "uci-har-exclusive.yaml"}
 """The scenario that each data set's files are made of, from the folder above."""
 
 PARTITIONS = {"iid": "{kind: iid}", "dirichlet": "{kind: dirichlet, alpha: 0.5}"}
