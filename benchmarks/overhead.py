@@ -7,7 +7,8 @@
 The model has 100,000 parameters (0.4 MB) in three shared blocks. All clients take part in every round. Everything but
 training and scoring is as in any run: drawing and cutting the cohort, sending blocks, reading each client's shard,
 checking that updates are finite, summing them, records, the stream of records to the process that watches. A round is
-timed from one record's arrival to the next one's, without the first two and the last.
+timed from one record's arrival to the next one's, without the first two and the last, by the clock and as processor
+time of all processes together.
 
 Client actors import this module, since the scenario names its encoder; on import it puts `NoTraining` in the place of
 the engines.
@@ -18,12 +19,11 @@ from __future__ import annotations
 import argparse
 import cProfile
 import pstats
-import time
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-import numpy as np
+from peers.workload import Watch
 from torch import nn
 
 import blossom_ray.client_host
@@ -82,20 +82,20 @@ def main() -> None:
     arguments = parser.parse_args()
     scenario = overhead_scenario(arguments)
     profiler = cProfile.Profile()
-    arrivals = []
+    watch = Watch()
     for record in simulate(scenario, stream=True):
-        arrivals.append(time.perf_counter())
+        if 1 < record.round_index < scenario.rounds:
+            watch.lap()
         if arguments.profile and record.round_index == 2:
             profiler.enable()
     profiler.disable()
     if arguments.profile:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
-    seconds = np.diff(arrivals)[2:-1]
-    per_client = [1e3 * value / arguments.clients for value in (median(seconds), seconds.min(), seconds.max())]
+    wall, cpu = ([1e3 * value / arguments.clients for value in times] for times in (watch.seconds, watch.cpu_seconds))
     print(
         f"{arguments.clients} clients, {arguments.clients_per_actor or 'packed'} per actor, {arguments.runtime}: "
-        f"{1e3 * median(seconds):.1f} ms a round, {per_client[0]:.3f} ms a client "
-        f"({per_client[1]:.3f} to {per_client[2]:.3f}, {len(seconds)} rounds)"
+        f"{median(wall):.3f} ms a client ({min(wall):.3f} to {max(wall):.3f}, {len(wall)} rounds), "
+        f"{sum(cpu) / len(cpu):.3f} ms of processor time over all processes"
     )
 
 

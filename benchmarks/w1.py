@@ -27,12 +27,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from peers.workload import Outcome
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "peers"))
-
-from workload import Outcome  # noqa: E402  # beside the scripts that run in the peers' environment
-
 ROUNDS = {"blossom-ray": 9, "bare loop, both cores": 6, "pfl-research, one process": 5, "Flower": 3}
 SCRIPTS = {
     "blossom-ray": "blossom.py",
