@@ -38,7 +38,8 @@ class Scenario(Section):
     """The seed. Same seed: same federation (partition, splits, initial blocks) for every sharing scheme."""
     compat: Literal["blossom-reference"] | None = None
     """Repeat the mathematics of the paper's published code: sets what is left out of `data.draws`, `model.missing`,
-    `training.schedule` and `training.min_batch_size`, and refuses other values. Faults in its state are not repeated."""
+    `training.schedule` and `training.min_batch_size`, and refuses other values. Faults in its state are not
+    repeated."""
     rounds: Annotated[int, Field(ge=1)]
     """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
     task: Task = "classification"
