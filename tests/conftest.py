@@ -57,6 +57,14 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded data go into a folder of these tests, not into the user's cache."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("BLOSSOM_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def small_scenario() -> Scenario:
     """Five clients over two modalities that run in a fraction of a second, in this process."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from official_files import write_av_mnist, write_iemocap, write_meld
 
 from blossom_ray.data.ku_har import CLASS_NAMES, PAPER_CLASS_NAMES, SUBSAMPLES, WINDOW_STEPS
 from blossom_ray.data.ptb_xl_records import LEADS, NUM_STEPS, SUPERCLASSES
@@ -36,5 +37,11 @@ def ptb_xl(folder: Path) -> Path:
     return folder / "own.npz"
 
 
-DOWNLOADS: Mapping[str, Callable[[Path], Path]] = {"ku-har": ku_har, "ptb-xl": ptb_xl}
+DOWNLOADS: Mapping[str, Callable[[Path], Path]] = {
+    "ku-har": ku_har,
+    "ptb-xl": ptb_xl,
+    "av-mnist": write_av_mnist,
+    "meld": write_meld,
+    "iemocap": write_iemocap,
+}
 """By data set, what writes one into a folder and gives the path that `data.path` names."""

@@ -114,7 +114,8 @@ def test_scenarios_on_uci_har_run_a_tiny_round(path: Path, small_uci_har: Path) 
 @pytest.mark.parametrize("path", sorted(WRITTEN), ids=ids)
 def test_scenarios_on_other_data_run_a_tiny_round(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLOSSOM_RAY_CACHE", str(tmp_path / "cache"))
-    data = {"data.path": str(DOWNLOADS[dataset_of(path)](tmp_path)), "data.partition.alpha": 10.0}
+    dirichlet = {"data.partition.alpha": 10.0, "data.partition.min_samples": 2}
+    data = {"data.path": str(DOWNLOADS[dataset_of(path)](tmp_path)), **dirichlet}
     scenario = Scenario.load(path, HERE | data)
     check_runnable(scenario)
     assert_one_round(simulate(scenario), scenario)
@@ -122,7 +123,13 @@ def test_scenarios_on_other_data_run_a_tiny_round(path: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("name", "num_classes", "attention", "concat"),
-    [("ku-har", 8, 385_482, 384_712), ("ptb-xl", 5, 204_743, 204_357)],
+    [
+        ("ku-har", 8, 385_482, 384_712),
+        ("ptb-xl", 5, 204_743, 204_357),
+        ("av-mnist", 10, 162_516, 161_810),
+        ("meld", 4, 237_862, 237_476),
+        ("iemocap", 4, 237_862, 237_476),
+    ],
 )
 def test_scenarios_have_the_papers_models(
     name: str, num_classes: int, attention: int, concat: int, tmp_path: Path
@@ -141,6 +148,15 @@ def test_the_real_part_of_ptb_xl_serves_its_scenario() -> None:
     if not subset.exists():
         pytest.skip(f"the real records are not at {subset}")
     check_runnable(Scenario.load(REPOSITORY / "scenarios" / "ptb-xl.yaml", {"data.path": str(subset)}))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["av-mnist", "meld"])
+def test_the_official_files_serve_scenarios_on_sound_and_text(name: str) -> None:
+    folder = REPOSITORY.parent / "shared" / "data" / name.upper()
+    if not folder.is_dir():
+        pytest.skip(f"the official files are not at {folder}")
+    check_runnable(Scenario.load(REPOSITORY / "scenarios" / f"{name}.yaml", {"data.path": str(folder)}))
 
 
 def test_the_scenario_of_the_design_page(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 """Data: sources of samples, their partition over clients, test splits, and the clients' Arrow shards.
 
-NumPy and pyarrow only: nothing here knows about models, training or where clients run.
+NumPy and pyarrow, and the libraries of the extras where a data set is decoded, imported when it is: nothing here
+knows about models, training or where clients run.
 """

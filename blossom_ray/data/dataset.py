@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,14 @@ class Targets:
         labels: (N,) int64, 0..num_classes-1: the classes of `classification`, else the strata of `data.strata`.
         num_classes: Number of classes or strata.
         subjects: (N,) int64, or None where samples belong to no subject.
+        recordings: (N,) int64, 0..R-1: samples with the same number share material that must not stand in a training
+            and in a test split. None where no two samples do.
     """
 
     labels: IntArray
     num_classes: int
     subjects: IntArray | None = None
+    recordings: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Dataset:
         class_names: Name of each class, or of each target of a regression.
         subjects: (N,) int64, or None.
         held_out: A global test set that no client trains on, or None. Its labels are of the same kind.
+        recordings: (N,) int64, as in `Targets`, or None.
 
     Raises:
         DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite.
@@ -64,6 +68,7 @@ class Dataset:
     class_names: tuple[str, ...]
     subjects: IntArray | None = None
     held_out: Dataset | None = None
+    recordings: IntArray | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Mapping):
@@ -74,10 +79,13 @@ class Dataset:
             raise DataError("the data set has no modality")
         _check_names(self.inputs, self.class_names)
         _check_labels(self.labels, self.class_names)
-        if self.subjects is not None:
-            _check_array("subjects", self.subjects, np.int64, self.num_samples)
-            if self.subjects.ndim != 1:
-                raise DataError(f"subjects have shape {self.subjects.shape}; expected one subject per sample")
+        for name, numbers in (("subject", self.subjects), ("recording", self.recordings)):
+            if numbers is not None:
+                _check_array(f"{name}s", numbers, np.int64, self.num_samples)
+                if numbers.ndim != 1:
+                    raise DataError(f"{name}s have shape {numbers.shape}; expected one {name} per sample")
+        if self.recordings is not None and self.recordings.min() < 0:
+            raise DataError(f"recordings begin at {self.recordings.min()}; expected numbers from 0")
         for modality, values in self.inputs.items():
             _check_array(f"modality {modality!r}", values, np.float32, self.num_samples)
             if values.ndim < 2 or 0 in values.shape:
@@ -128,8 +136,8 @@ class Dataset:
 
     @property
     def targets(self) -> Targets:
-        """A stratum per sample, and subjects."""
-        return targets_of(self.labels, self.num_classes, self.subjects)
+        """A stratum per sample, subjects and recordings."""
+        return replace(targets_of(self.labels, self.num_classes, self.subjects), recordings=self.recordings)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names, shapes and values: equal for equal data, whatever file they came from."""
@@ -137,6 +145,8 @@ class Dataset:
         arrays: dict[str, npt.NDArray[Any]] = {**dict(sorted(self.inputs.items())), "labels": self.labels}
         if self.subjects is not None:
             arrays["subjects"] = self.subjects
+        if self.recordings is not None:
+            arrays["recordings"] = self.recordings
         for name, values in arrays.items():
             digest.update(f"{name}{values.shape}{values.dtype}".encode())
             digest.update(np.ascontiguousarray(values).data)

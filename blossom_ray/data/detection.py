@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from blossom_ray.data import ku_har, ptb_xl_official, uci_har
+from blossom_ray.data import iemocap, ku_har, meld, mnist, ptb_xl_official, uci_har
 from blossom_ray.data.archives import open_archive
 from blossom_ray.errors import DataError
 
@@ -15,6 +15,9 @@ LANDMARKS: Mapping[str, tuple[str, ...]] = {
     "ku-har": (ku_har.SUBSAMPLES, ku_har.RECORDINGS),
     # A prepared file has an array of this name.
     "ptb-xl": (ptb_xl_official.DATABASE, "signal.npy"),
+    "av-mnist": mnist.LANDMARKS,
+    "meld": (meld.LANDMARK,),
+    "iemocap": (iemocap.LANDMARK,),
 }
 
 _MOST_CANDIDATES = 1000

@@ -84,7 +84,7 @@ def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) 
         splits = reference_splits(data, targets, num_clients, seed)
     else:
         parts = partition(data.partition, targets, num_clients, seed)
-        splits = [split_rows(rows, data, targets.subjects, seed, client) for client, rows in enumerate(parts)]
+        splits = [split_rows(rows, data, targets, seed, client) for client, rows in enumerate(parts)]
     train, test = zip(*splits, strict=True)
     return Federation(np.concatenate(train), _ends(train), np.concatenate(test), _ends(test))
 

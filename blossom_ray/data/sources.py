@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from blossom_ray.data.av_mnist import AvMnist
 from blossom_ray.data.dataset import Dataset, Targets
+from blossom_ray.data.iemocap import Iemocap
 from blossom_ray.data.ku_har import KuHar
+from blossom_ray.data.meld import Meld
 from blossom_ray.data.ptb_xl import PtbXl
 from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
 from blossom_ray.data.table import Table
@@ -16,10 +19,13 @@ from blossom_ray.errors import DataError
 from blossom_ray.factories import resolve_factory
 from blossom_ray.scenario.datasets import DATASETS
 from blossom_ray.scenario.sections import (
+    AvMnistData,
     CustomData,
     Data,
     Downloaded,
+    IemocapData,
     KuHarData,
+    MeldData,
     PtbXlData,
     SyntheticData,
     TableData,
@@ -56,7 +62,7 @@ def open_source(data: Data, modalities: tuple[str, ...], seed: int, task: Task =
     Args:
         data: The section.
         modalities: Those that the federation's clients own.
-        seed: The scenario's seed; only generated data depend on it.
+        seed: The scenario's seed; generated data depend on it, and pairs of `av-mnist` without a seed of their own.
         task: The scenario's task; own data that are for another one are refused when they are read.
 
     Raises:
@@ -77,6 +83,26 @@ def open_source(data: Data, modalities: tuple[str, ...], seed: int, task: Task =
                 _path(data), modalities=modalities, labels=data.labels, use_validation_fold=data.use_validation_fold,
                 zscore=data.zscore,
             )  # fmt: skip
+        case AvMnistData():
+            return AvMnist(
+                _path(data),
+                modalities=modalities,
+                pairs=data.pairs,
+                held_out_pairs=data.held_out_pairs,
+                pairing_seed=seed if data.pairing_seed is None else data.pairing_seed,
+                spectrogram=data.spectrogram,
+            )
+        case MeldData():
+            return Meld(_path(data), modalities=modalities, classes=data.classes, audio=data.audio, text=data.text)
+        case IemocapData():
+            return Iemocap(
+                _path(data),
+                modalities=modalities,
+                held_out_session=data.held_out_session,
+                subjects=data.subjects,
+                audio=data.audio,
+                text=data.text,
+            )
         case TableData():
             return Table(data, modalities, task)
         case CustomData(factory=None):
@@ -152,4 +178,5 @@ def _only(dataset: Dataset, modalities: tuple[str, ...]) -> Dataset:
         class_names=dataset.class_names,
         subjects=dataset.subjects,
         held_out=None if dataset.held_out is None else _only(dataset.held_out, modalities),
+        recordings=dataset.recordings,
     )

@@ -5,26 +5,30 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
-from blossom_ray.data.dataset import IntArray
+from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.partition import PartitionError
 from blossom_ray.scenario.sections import Data
 from blossom_ray.seeding import Purpose, generator
 
+_ALL_CLIENTS = 1
+"""What stands in the round's place of the key of a draw that all clients share; their own draws have 0."""
 
-def split_rows(
-    rows: IntArray, spec: Data, subjects: IntArray | None, seed: int, client: int
-) -> tuple[IntArray, IntArray]:
+
+def split_rows(rows: IntArray, spec: Data, targets: Targets, seed: int, client: int) -> tuple[IntArray, IntArray]:
     """Divide one client's rows into a train and a test part.
 
     By sample: floor(`test_fraction` * n) rows are drawn for the test part, at least 1 and at most n - 1. By
     subject: whole subjects are drawn until the test part has at least `test_fraction` of the rows; one subject is
-    always left for training.
+    always left for training. Where samples share recordings, a split by sample puts each recording on one side of
+    the splits of all clients: `test_fraction` of the recordings are drawn for testing, and a client's test part is
+    what it has of them, so its size follows the fraction only on average.
 
     Args:
         rows: The client's rows, (n,) int64.
         spec: The scenario's `data` section; `split` and `test_fraction` count.
-        subjects: Subjects of all rows of the data set, (N,) int64, or None.
+        targets: Subjects and recordings of all rows of the data set; labels do not count.
         seed: The scenario's seed.
         client: The client's id.
 
@@ -32,7 +36,8 @@ def split_rows(
         Train rows and test rows, each sorted, int64; neither is empty.
 
     Raises:
-        PartitionError: Fewer than two rows, or a split by subject without at least two subjects.
+        PartitionError: Fewer than two rows, a split by subject without at least two subjects, or rows whose
+            recordings are all on one side.
     """
     if len(rows) < 2:
         raise PartitionError(
@@ -42,13 +47,15 @@ def split_rows(
         )
     draw = generator(seed, Purpose.SPLIT, 0, client)
     in_test = np.zeros(len(rows), np.bool_)
-    if spec.split == "sample":
+    if spec.split == "sample" and targets.recordings is not None:
+        in_test = _whole_recordings(rows, spec.test_fraction, targets.recordings, seed, client)
+    elif spec.split == "sample":
         # The tolerance is for products such as 0.29 * 100, which floating point puts just below 29.
         num_test = math.floor(spec.test_fraction * len(rows) + 1e-9)
         num_test = min(max(num_test, 1), len(rows) - 1)
         in_test[draw.permutation(len(rows))[:num_test]] = True
     else:
-        in_test = _whole_subjects(rows, spec.test_fraction, subjects, draw, client)
+        in_test = _whole_subjects(rows, spec.test_fraction, targets.subjects, draw, client)
     return np.sort(rows[~in_test]), np.sort(rows[in_test])
 
 
@@ -76,3 +83,22 @@ def _whole_subjects(
     enough = np.cumsum(sizes[order]) >= test_fraction * len(rows) - 1e-9
     num_test_subjects = min(int(enough.argmax()) + 1, len(sizes) - 1)
     return np.isin(positions, order[:num_test_subjects])
+
+
+def _whole_recordings(
+    rows: IntArray, test_fraction: float, recordings: IntArray, seed: int, client: int
+) -> npt.NDArray[np.bool_]:
+    num_recordings = int(recordings.max()) + 1
+    # The draw of no client: what one of them tests with, no other may train on, since blocks are shared.
+    order = generator(seed, Purpose.SPLIT, _ALL_CLIENTS).permutation(num_recordings)
+    is_test = np.zeros(num_recordings, np.bool_)
+    is_test[order[: math.floor(test_fraction * num_recordings + 1e-9)]] = True
+    in_test = is_test[recordings[rows]]
+    if in_test.all() or not in_test.any():
+        side = "training" if in_test.all() else "testing"
+        raise PartitionError(
+            "data.partition",
+            f"leaves client {client} without a recording for {side}",
+            "larger parts, or fewer clients; recordings stand on one side of all clients' splits",
+        )
+    return in_test

@@ -88,6 +88,42 @@ DATASETS: Mapping[str, DatasetFacts] = {
         extra="ecg",
         shapes={"i_to_avf": (1000, 6), "v1_to_v6": (1000, 6)},
     ),
+    "av-mnist": DatasetFacts(
+        title="MNIST (LeCun et al.) paired with the Free Spoken Digit Dataset (Jackson et al.) by digit",
+        holds="2,700 pairs by default, each recording once; up to 54,210 with recordings used again; 6 speakers",
+        classes="10 digits",
+        tasks=("classification",),
+        held_out="MNIST's test images with the official test recordings: 300 pairs by default",
+        download="a folder with the four idx files of MNIST and the Free Spoken Digit Dataset (zip or folder)",
+        page="yann.lecun.com/exdb/mnist and github.com/Jakobovski/free-spoken-digit-dataset",
+        licence="CC BY-SA 3.0 (MNIST), CC BY-SA 4.0 (spoken digits)",
+        extra="audio",
+        shapes={"audio": (2, 64, 141), "image": (1, 28, 28)},
+    ),
+    "meld": DatasetFacts(
+        title="Multimodal EmotionLines Dataset (Poria et al. 2019): utterances of the series Friends",
+        holds="9,988 utterances of 260 speakers; 8,152 of 244 with the paper's classes",
+        classes="7 emotions, or the paper's 4",
+        tasks=("classification",),
+        held_out="the official test part: 2,610 utterances; 2,180 with the paper's classes",
+        download="the unpacked MELD.Raw, or a folder with its train_sent_emo.csv and test_sent_emo.csv for text alone",
+        page="github.com/declare-lab/MELD (affective-meld.github.io)",
+        licence="GPL-3.0 (annotations); dialogues for research",
+        extra="audio,video",
+        shapes={"audio": (400, 80), "text": (32, 512)},
+    ),
+    "iemocap": DatasetFacts(
+        title="Interactive Emotional Dyadic Motion Capture database (Busso et al. 2008)",
+        holds="5,531 utterances of 4 emotions, 10 speakers in 5 sessions",
+        classes="4 emotions (happiness includes excitement)",
+        tasks=("classification",),
+        held_out="session 5 by default, or none",
+        download="the unpacked IEMOCAP_full_release, with Session1 to Session5",
+        page="sail.usc.edu/iemocap (on request, no charge)",
+        licence="for research, by agreement with the University of Southern California",
+        extra="audio",
+        shapes={"audio": (400, 80), "text": (32, 512)},
+    ),
     "table": DatasetFacts(
         title="Own data: a Parquet, Arrow or Feather file, or a folder of them",
         holds="a row per sample",
@@ -111,6 +147,10 @@ def shapes_of(data: spec.Downloaded) -> Shapes:
     match data:
         case spec.KuHarData():
             return {"acc": (3 * data.rate_hz, 3), "gyro": (3 * data.rate_hz, 3)}
+        case spec.AvMnistData():
+            return {**DATASETS[data.dataset].shapes, "audio": data.spectrogram.shape}
+        case spec.MeldData() | spec.IemocapData():
+            return {"audio": (data.audio.frames, data.audio.mels), "text": (data.text.tokens, data.text.dim)}
         case _:
             return DATASETS[data.dataset].shapes
 
@@ -122,5 +162,12 @@ def num_subjects(data: spec.Data) -> int | None:
             return data.subjects
         case spec.UciHarData():
             return 21
+        case spec.AvMnistData():
+            return 6
+        case spec.MeldData():
+            return 260 if data.classes == "all" else 244
+        case spec.IemocapData():
+            num_sessions = 5 if data.held_out_session is None else 4
+            return num_sessions if data.subjects == "session" else 2 * num_sessions
         case _:
             return None

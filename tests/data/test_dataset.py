@@ -52,6 +52,9 @@ def test_what_a_data_set_tells() -> None:
         ({"subjects": np.zeros((3, 2), np.int64)}, r"subjects have shape \(3, 2\); expected one subject per sample"),
         ({"subjects": np.array(1)}, r"subjects have shape \(\); expected 3 rows"),
         ({"held_out": "later"}, "the held-out set is of type str; expected a Dataset"),
+        ({"recordings": np.zeros(2, np.int64)}, r"recordings have shape \(2,\); expected 3 rows"),
+        ({"recordings": np.zeros((3, 1), np.int64)}, r"recordings have shape \(3, 1\); expected one recording per"),
+        ({"recordings": np.array([0, -1, 0])}, "recordings begin at -1; expected numbers from 0"),
     ],
 )
 def test_what_is_no_data_set(change: dict[str, Any], message: str) -> None:
@@ -97,3 +100,11 @@ def test_the_held_out_labels_tell_the_task_too() -> None:
 def test_a_held_out_set_of_another_kind(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Dataset(**GOOD, held_out=Dataset(**{**GOOD, **change}))
+
+
+def test_recordings_reach_the_split_and_the_fingerprint() -> None:
+    recordings = np.array([0, 1, 0])
+    dataset = Dataset(**GOOD, recordings=recordings)
+    assert dataset.targets.recordings is recordings
+    assert Dataset(**GOOD).targets.recordings is None
+    assert dataset.fingerprint() != Dataset(**GOOD).fingerprint()

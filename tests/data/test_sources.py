@@ -6,11 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from official_files import write_av_mnist, write_iemocap, write_meld
 
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.sources import open_source
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.sections import CustomData, SyntheticData, UciHarData
+from blossom_ray.scenario.sections import (
+    AvMnistData,
+    CustomData,
+    IemocapData,
+    MeldData,
+    SyntheticData,
+    TextTokens,
+    UciHarData,
+)
 
 
 def own_dataset(rows: int = 6, class_names: tuple[str, ...] = ("no", "yes")) -> Dataset:
@@ -93,3 +102,30 @@ def test_own_data_without_a_modality_that_clients_own() -> None:
     source = open_source(custom(own_dataset), ("left", "top"), 0)
     with pytest.raises(DataError, match=r"returned the modalities left, right; expected also top, which clients own"):
         source.targets()
+
+
+def test_data_sets_of_sound_and_text_get_their_options(tmp_path: Path) -> None:
+    write_av_mnist(tmp_path / "av")
+    pairs = {
+        seed: open_source(
+            AvMnistData(dataset="av-mnist", path=str(tmp_path / "av"), pairs=20, pairing_seed=None), ("image",), seed
+        ).load()
+        for seed in (0, 1)
+    }
+    fixed = open_source(AvMnistData(dataset="av-mnist", path=str(tmp_path / "av"), pairs=20), ("image",), 1).load()
+    assert pairs[0].fingerprint() == fixed.fingerprint() != pairs[1].fingerprint()
+    text = TextTokens(tokens=4, dim=8)
+    meld = MeldData(dataset="meld", path=str(write_meld(tmp_path / "meld", sound=False)), classes="paper", text=text)
+    assert open_source(meld, ("text",), 0).load().class_names == ("anger", "joy", "neutral", "sadness")
+    path = str(write_iemocap(tmp_path / "iemocap", dialogues=1))
+    iemocap = IemocapData(dataset="iemocap", path=path, held_out_session=2, subjects="session", text=text)
+    dataset = open_source(iemocap, ("text",), 0).load()
+    assert dataset.input_shapes == {"text": (4, 8)}
+    assert set(dataset.held_out.subjects.tolist()) == {1}
+    for data, page in (
+        (AvMnistData, "github.com/Jakobovski"),
+        (MeldData, "declare-lab"),
+        (IemocapData, "sail.usc.edu"),
+    ):
+        with pytest.raises(DataError, match=f"data.path is missing; expected .*; get it from .*{page}"):
+            open_source(data(dataset=data.model_fields["dataset"].annotation.__args__[0]), ("audio",), 0)

@@ -6,6 +6,14 @@ reference in the docs are generated from the descriptions here, one module per t
 
 from __future__ import annotations
 
+from blossom_ray.scenario.sections.audio_text_data import (
+    AvMnistData,
+    IemocapData,
+    MeldData,
+    MelSpectrogram,
+    SpeechFrames,
+    TextTokens,
+)
 from blossom_ray.scenario.sections.base import (
     Custom,
     Factory,
@@ -89,6 +97,7 @@ __all__ = [
     "AdamW",
     "Alternate",
     "AttentionFusion",
+    "AvMnistData",
     "Checkpoint",
     "ClientGroup",
     "ClientOptimizer",
@@ -124,10 +133,13 @@ __all__ = [
     "GatedFusion",
     "GruEncoder",
     "Head",
+    "IemocapData",
     "IidPartition",
     "KuHarData",
     "LinearHead",
     "MeanFusion",
+    "MelSpectrogram",
+    "MeldData",
     "MlpEncoder",
     "MlpHead",
     "ModalityName",
@@ -144,12 +156,14 @@ __all__ = [
     "Server",
     "ServerOptimizer",
     "Sgd",
+    "SpeechFrames",
     "StepSchedule",
     "SubjectPartition",
     "SyntheticData",
     "SyntheticModality",
     "TableData",
     "TableModality",
+    "TextTokens",
     "Training",
     "UciHarData",
     "Weighting",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from blossom_ray.scenario.sections.audio_text_data import AvMnistData, IemocapData, MeldData
 from blossom_ray.scenario.sections.base import (
     Factory,
     ModalityName,
@@ -14,23 +15,9 @@ from blossom_ray.scenario.sections.base import (
     Section,
     check_factory,
 )
-from blossom_ray.scenario.sections.partition import IidPartition, Partition
+from blossom_ray.scenario.sections.data_keys import DataKeys
 
 ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-
-
-class _Data(Section):
-    partition: Partition = IidPartition(kind="iid")
-    """How samples are divided over clients."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Part of each client's samples kept for its own test split."""
-    split: Literal["sample", "subject"] = "sample"
-    """`sample`: rows are drawn at random, so overlapping windows of one recording may fall on both sides and test
-    scores are optimistic. `subject`: a client's test split holds whole subjects that its training split has not."""
-
-    draws: Literal["seed", "reference"] = "seed"
-    """Where partition and split come from. `seed`: the scenario's seed. `reference`: drawn as the paper's code does,
-    the same for every seed, which then only matches parts to clients; for `iid` and `dirichlet`, split by sample."""
 
 
 class SyntheticModality(Section):
@@ -48,7 +35,7 @@ class SyntheticModality(Section):
     """Root mean square of the class pattern, in units of the noise's standard deviation."""
 
 
-class SyntheticData(_Data):
+class SyntheticData(DataKeys):
     """Generated samples; the formula stands in `blossom_ray/data/synthetic.py` and in the docs."""
 
     dataset: Literal["synthetic"]
@@ -70,7 +57,7 @@ class SyntheticData(_Data):
     """Samples of the held-out global test set that no client trains on."""
 
 
-class UciHarData(_Data):
+class UciHarData(DataKeys):
     """Human Activity Recognition Using Smartphones 1.0 (Anguita et al. 2013): 6 activities, 30 subjects.
 
     Modalities `acc` and `gyro`, windows of (128, 3). Clients share the official training part; the official test
@@ -86,7 +73,7 @@ class UciHarData(_Data):
     """Whether each axis of each window is brought to mean 0 and deviation 1."""
 
 
-class KuHarData(_Data):
+class KuHarData(DataKeys):
     """KU-HAR, version 5 (Sikder & Nahid 2021): 18 activities, 90 people, 100 Hz.
 
     Modalities `acc` (m/s²) and `gyro` (rad/s), windows of 3 s: (300, 3), or (150, 3) at 50 Hz. There is no official
@@ -108,7 +95,7 @@ class KuHarData(_Data):
     """Whether each axis of each window is brought to mean 0 and deviation 1."""
 
 
-class PtbXlData(_Data):
+class PtbXlData(DataKeys):
     """PTB-XL 1.0.3 (Wagner et al. 2020): 12-lead electrocardiograms of 10 s at 100 Hz, five diagnostic superclasses.
 
     Modalities `i_to_avf` (leads I to aVF) and `v1_to_v6` (V1 to V6), each (1000, 6), in mV: the paper's iToAvf and
@@ -138,7 +125,7 @@ class TableModality(Section):
     """Shape of a sample, where the column has flat lists of a tensor's values. Default: as the column says."""
 
 
-class TableData(_Data):
+class TableData(DataKeys):
     """Own data: a Parquet, Arrow or Feather file, or a folder of them, with a row per sample.
 
     A modality is a column of fixed-shape tensors, of lists (nested lists) of numbers that are equally long in all
@@ -163,7 +150,7 @@ class TableData(_Data):
     column `split` if there is one, else the clients share all rows."""
 
 
-class CustomData(_Data):
+class CustomData(DataKeys):
     """Own data: a callable that returns a `blossom_ray.Dataset`, or the data set given to `simulate`."""
 
     dataset: Literal["custom"]
@@ -179,6 +166,6 @@ class CustomData(_Data):
         return None if value is None else check_factory(value)
 
 
-Downloaded = UciHarData | KuHarData | PtbXlData
+Downloaded = UciHarData | KuHarData | PtbXlData | AvMnistData | MeldData | IemocapData
 """The data sets that are read from files as one downloads them, named by `path`."""
 Data = Annotated[SyntheticData | Downloaded | TableData | CustomData, Field(discriminator="dataset")]

@@ -1,0 +1,25 @@
+"""The keys that the `data` section has for every data set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blossom_ray.scenario.sections.base import Section
+from blossom_ray.scenario.sections.partition import IidPartition, Partition
+
+
+class DataKeys(Section):
+    """How samples are divided over clients, and into training and test."""
+
+    partition: Partition = IidPartition(kind="iid")
+    """How samples are divided over clients."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Part of each client's samples kept for its own test split."""
+    split: Literal["sample", "subject"] = "sample"
+    """`sample`: rows are drawn at random, so overlapping windows of one recording may fall on both sides and test
+    scores are optimistic. `subject`: a client's test split holds whole subjects that its training split has not."""
+    draws: Literal["seed", "reference"] = "seed"
+    """Where partition and split come from. `seed`: the scenario's seed. `reference`: drawn as the paper's code does,
+    the same for every seed, which then only matches parts to clients; for `iid` and `dirichlet`, split by sample."""
