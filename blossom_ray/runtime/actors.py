@@ -25,7 +25,7 @@ from blossom_ray.records import Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, Runtime, chunk_sum
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
-from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue, ray_errors
+from blossom_ray.runtime.cluster import HeadNode, get, has_succeeded, num_nodes, offered_room, overdue, ray_errors
 from blossom_ray.runtime.cluster import session as session_of_ray
 from blossom_ray.runtime.placement import actor_of_client, num_actors
 from blossom_ray.runtime.recovery import Loss, Recovery, check_room
@@ -96,6 +96,7 @@ def stream(
         # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(scenario, session, loop)
+        head = HeadNode()
         try:
             with ray_errors("the driver actor", DriverLostError):
                 method = driver.events.options(
@@ -107,7 +108,9 @@ def stream(
                     if stopping() and not told:
                         driver.stop.remote()
                         told = True
-                    if ready:
+                    if not ready:
+                        head.check()
+                    else:
                         try:
                             item = next(items)
                         except StopIteration:
@@ -115,7 +118,8 @@ def stream(
                         yield ray.get(item)
         finally:
             # Its client actors go with it: an actor does not outlive its owner.
-            ray.kill(driver)
+            if head.is_there():
+                ray.kill(driver)
 
 
 class ActorRuntime:

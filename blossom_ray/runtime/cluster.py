@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +31,7 @@ LOST = (
 )
 # What Ray says of a worker that its memory monitor killed. It names "OOM" as one guess of several for any SIGKILL.
 _OUT_OF_MEMORY = "running low on memory"
+_HEAD_ATTEMPTS, _HEAD_TIMEOUT_S, _HEAD_PAUSE_S = 3, 5.0, 0.5
 _LOGS = "Ray's logs tell more: session_latest/logs under RAY_TMPDIR (/tmp/ray if it is not set)"
 
 
@@ -52,10 +56,46 @@ def session() -> Iterator[None]:
     if in_main_thread and before is not None:
         # Ray takes SIGTERM over; whoever handled it before knows how to end a run.
         signal.signal(signal.SIGTERM, before)
+    head = HeadNode()
     try:
         yield
     finally:
-        ray.shutdown()
+        if head.is_there():
+            ray.shutdown()
+        else:
+            # To say goodbye to a head node that is gone, Ray would wait for a minute and then end this process.
+            atexit.unregister(ray.shutdown)
+
+
+class HeadNode:
+    """The node with the cluster's control service, without which Ray ends every process that has to do with it."""
+
+    def __init__(self) -> None:
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._address = (host.strip("[]"), int(port))
+
+    def is_there(self) -> bool:
+        """Whether the control service takes connections; asked a few times, since one may fail under load."""
+        for _ in range(_HEAD_ATTEMPTS):
+            try:
+                socket.create_connection(self._address, timeout=_HEAD_TIMEOUT_S).close()
+            except OSError:
+                time.sleep(_HEAD_PAUSE_S)
+            else:
+                return True
+        return False
+
+    def check(self) -> None:
+        """Find out that the head node is gone before Ray does.
+
+        Raises:
+            RunError: It is gone.
+        """
+        if not self.is_there():
+            raise RunError(
+                f"the head node of the Ray cluster at {self._address[0]}:{self._address[1]} died or cannot be reached",
+                "blossom-ray resume RUN (the run folder) goes on from the last checkpoint, on another cluster or alone",
+            )
 
 
 def _start(address: str) -> None:

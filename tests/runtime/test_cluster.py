@@ -3,17 +3,20 @@
 import ipaddress
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from ray import exceptions
 
 from blossom_ray import Scenario
-from blossom_ray.errors import RunError
-from blossom_ray.runtime.cluster import session
+from blossom_ray.errors import ActorLostError, ClientError, RunError, StorageError
+from blossom_ray.runtime.cluster import HeadNode, ray_errors, session
 from blossom_ray.scenario.writer import scenario_yaml
 
 
@@ -77,3 +80,58 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RunError, match="no Ray cluster could be joined at nowhere") as caught, session():
         pass
     assert str(caught.value).count("\nhint: ") == 1
+
+
+GUESSES = """The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker
+unexpectedly exits with a connection error code 2. Some common causes include: (1) the process was killed by the OOM
+killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed unexpectedly."""
+NODE = """The actor died unexpectedly before finishing this task.
+The actor died because its node has died. Node Id: 83d5255d: health check failed due to missing too many heartbeats"""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "cause"),
+    [
+        (exceptions.RayActorError("1", GUESSES), ActorLostError, "A died: its process ended unexpectedly"),
+        (exceptions.RayActorError("1", NODE), ActorLostError, "A went with its node, which died or cannot be reached"),
+        (exceptions.NodeDiedError("gone"), ActorLostError, "A went with its node, which died or cannot be reached"),
+        (exceptions.OutOfMemoryError("x"), ActorLostError, "A was killed because the machine ran out of memory"),
+        (exceptions.ObjectLostError("1", None, ""), ActorLostError, "A lost what it had sent (ObjectLostError)"),
+        (exceptions.OutOfDiskError("x"), StorageError, "Ray's object store is full, and so is the disk to which it sp"),
+        (exceptions.ObjectStoreFullError("x"), StorageError, "Ray's object store is full, and so is the disk to whic"),
+        (exceptions.RaySystemError("first\nsecond"), RunError, "Ray failed: RaySystemError: System error: first"),
+    ],
+)
+def test_what_ray_says_is_one_cause_and_one_hint(error: Exception, expected: type[RunError], cause: str) -> None:
+    with pytest.raises(expected) as caught, ray_errors("A"):
+        raise error
+    assert type(caught.value) is expected
+    assert caught.value.cause.startswith(cause)
+    assert caught.value.hint
+    assert str(caught.value).count("\n") == 1
+
+
+def test_what_our_own_code_raised_in_an_actor_comes_out_as_it_was() -> None:
+    own = ClientError(3, 7, "ValueError: no", "look", "Traceback")
+    with pytest.raises(ClientError) as caught, ray_errors("A"):
+        raise exceptions.RayTaskError("train", "Traceback", own)
+    assert caught.value is own
+    nested = exceptions.RayTaskError("events", "Traceback", exceptions.OutOfDiskError("x"))
+    with pytest.raises(StorageError, match="object store is full"), ray_errors("A"):
+        raise nested
+
+
+def test_a_head_node_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        listener.listen()
+        monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=f"127.0.0.1:{port}"))
+        head = HeadNode()
+        assert head.is_there()
+        head.check()
+    assert not head.is_there()
+    with pytest.raises(RunError, match=f"the head node of the Ray cluster at 127.0.0.1:{port} died or cannot be") as e:
+        head.check()
+    assert e.value.hint.startswith("blossom-ray resume RUN")
