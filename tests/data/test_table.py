@@ -187,41 +187,21 @@ NESTED = [[[1, 2], [3, 4]], [[1, 2], [3]], [[1, 2], [3, 4]]]
         ({"acc": [["a"]] * 3}, {}, r"column 'acc' has type list<.*string>; expected numbers"),
         ({"acc": [[1, 2], [3, 4], [5]]}, {}, "column 'acc', row 2 has 1 values; expected 2, as in the rows before"),
         ({"acc": NESTED}, {}, "column 'acc', row 1 has 1 values in a list; expected 2"),
-        (
-            {"acc": pa.array([[], [], []], pa.list_(pa.float32()))},
-            {},
-            "column 'acc', row 0 has no values; expected at least one",
-        ),
+        ({"acc": pa.array([[], [], []], pa.list_(pa.float32()))}, {}, "column 'acc', row 0 has no values; expected at least one"),
         ({"acc": [[1.0], None, [2.0]]}, {}, "column 'acc', row 1 is null; expected a value in every row"),
         ({"acc": [[1.0], [2.0], [None]]}, {}, "column 'acc', row 2 holds a null"),
-        (
-            {"acc": [[1.0], [2.0], [np.nan]]},
-            {},
-            "column 'acc', row 2 holds a value that is not finite; expected finite",
-        ),
+        ({"acc": [[1.0], [2.0], [np.nan]]}, {}, "column 'acc', row 2 holds a value that is not finite; expected finite"),
         ({"acc": [[1.0], [-np.inf], [0.0]]}, {}, "column 'acc', row 1 holds a value that is not finite"),
         ({"acc": [[1.0], [1e300], [0.0]]}, {}, "column 'acc', row 1 holds a value that is not finite"),
-        (
-            {},
-            {"modalities": {"acc": {"shape": [2, 2]}}},
-            r"row 0 has shape \[2\], 2 values; expected 4 values, for the",
-        ),
-        (
-            {},
-            {"modalities": {"acc": {"column": ["acc", "label"]}}},
-            r"has shape \[2\]; expected a plain number, as one",
-        ),
+        ({}, {"modalities": {"acc": {"shape": [2, 2]}}}, r"row 0 has shape \[2\], 2 values; expected 4 values, for the"),
+        ({}, {"modalities": {"acc": {"column": ["acc", "label"]}}}, r"has shape \[2\]; expected a plain number, as one"),
         ({"label": [0.5, 1.0, 2.0]}, {}, "column 'label' has type double; expected whole numbers or text for task"),
         ({"label": [0, None, 2]}, {}, "column 'label', row 1 is null; expected a label in every row"),
         ({"label": [0, 1, 2]}, {"class_names": ["a", "b"]}, "column 'label', row 2 is 2; expected 0 to 1"),
         ({"label": [0, -1, 1]}, {"class_names": ["a", "b"]}, "column 'label', row 1 is -1; expected 0 to 1"),
         ({"label": ["a", "b", "c"]}, {"class_names": ["a", "b"]}, "column 'label', row 2 is 'c'; expected one of a, b"),
         ({}, {"label_column": ["label", "acc"]}, "names 2 columns; expected one for task: classification"),
-        (
-            {"split": ["train", "val", "test"]},
-            {},
-            "column 'split', row 1 is 'val'; expected 'train' or 'test' or 'held-",
-        ),
+        ({"split": ["train", "val", "test"]}, {}, "column 'split', row 1 is 'val'; expected 'train' or 'test' or 'held-"),
         ({"split": ["test"] * 3}, {}, "column 'split' says 'train' in no row"),
         ({"subject": [1.5, 2.0, 2.0]}, {}, "column 'subject', row 0 is 1.5; expected a whole number from 0, or text"),
         ({"subject": ["a", None, "b"]}, {}, "column 'subject', row 1 is None"),
@@ -261,9 +241,7 @@ def test_rows_are_counted_in_their_own_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="b.parquet, column 'label', row 1 is 5"):
         load(tmp_path, class_names=["low", "high"])
     pq.write_table(pa.table({"acc": [[1.0], [3.0]], "label": [0, 1]}), path)
-    with pytest.raises(
-        DataError, match=r"b.parquet, column 'acc', row 0 has shape \[1\]; expected \[2\], as in the rows"
-    ):
+    with pytest.raises(DataError, match=r"b.parquet, column 'acc', row 0 has shape \[1\]; expected \[2\], as in the rows"):
         load(tmp_path)
 
 
@@ -294,9 +272,7 @@ def test_files_of_other_kinds(content: bytes, message: str, tmp_path: Path) -> N
 
 def test_columns_of_one_name(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["label", "label"])
-    with pytest.raises(
-        DataError, match="rows.parquet has several columns 'label'; expected columns of different names"
-    ):
+    with pytest.raises(DataError, match="rows.parquet has several columns 'label'; expected columns of different names"):
         load(write(tmp_path, table))
 
 
