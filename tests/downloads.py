@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from official_files import write_av_mnist, write_iemocap, write_meld
+from official_files import write_iemocap, write_meld, write_mnist, write_spoken_digits
 
 from blossom_ray.data.ku_har import CLASS_NAMES, PAPER_CLASS_NAMES, SUBSAMPLES, WINDOW_STEPS
 from blossom_ray.data.ptb_xl_records import LEADS, NUM_STEPS, SUPERCLASSES
@@ -37,10 +37,17 @@ def ptb_xl(folder: Path) -> Path:
     return folder / "own.npz"
 
 
+def av_mnist(folder: Path) -> Path:
+    """30 images of each digit in both parts; 24 recordings of each to train on, 2 to test on."""
+    write_mnist(folder, per_digit=30)
+    write_spoken_digits(folder / "free-spoken-digit-dataset", indices=(0, *range(5, 17)))
+    return folder
+
+
 DOWNLOADS: Mapping[str, Callable[[Path], Path]] = {
     "ku-har": ku_har,
     "ptb-xl": ptb_xl,
-    "av-mnist": write_av_mnist,
+    "av-mnist": av_mnist,
     "meld": write_meld,
     "iemocap": write_iemocap,
 }
