@@ -1,5 +1,6 @@
 """Scores after local fine-tuning, beside those of the plain run, which goes on as if nothing had been."""
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from blossom_ray import Run, Scenario, simulate
+from blossom_ray.api import recorded, resumed
 from blossom_ray.errors import ClientError
 
 # Full batches and no dropout: an epoch is one step of gradient descent, whatever the order of samples.
@@ -115,3 +117,31 @@ def test_actors_give_the_same_bits(small_scenario: Scenario, ray_session: None) 
     assert_same_run(local, placed)
     assert tuned_columns(local.rounds).equals(tuned_columns(placed.rounds))
     assert tuned_columns(local.clients).equals(tuned_columns(placed.clients))
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "entropy"])
+def test_a_resumed_run_with_all_switches_is_the_same(small_scenario: Scenario, tmp_path: Path, weighting: str) -> None:
+    scenario = small_scenario.override(
+        {
+            "rounds": 6,
+            "sharing": "private-head",
+            "checkpoint.every": 2,
+            "training.alternate": {"private_epochs": 2},
+            "training.proximal_mu": 0.1,
+            "training.modality_dropout": 0.4,
+            "training.keep_optimizer_state": True,
+            "training.optimizer": {"kind": "adam", "lr": 0.01},
+            "server.weighting": weighting,
+            "server.clients_per_round": 3,
+            "evaluation.fine_tune": {"every": 1},
+        }
+    )
+    records = recorded(scenario, tmp_path / "run")
+    for _ in range(4):
+        next(records)
+    records.close()
+    for _ in resumed(scenario, tmp_path / "run"):
+        pass
+    run, whole = Run.open(tmp_path / "run"), simulate(scenario)
+    assert_same_run(whole, run)
+    assert tuned_columns(run.clients).equals(tuned_columns(whole.clients))

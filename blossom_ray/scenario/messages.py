@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from blossom_ray.blocks import SCHEME_NAMES
 from blossom_ray.scenario.phrases import Finding, accepted, did_you_mean, is_factory, listed, one_of, shown
 from blossom_ray.scenario.sections import Section
 from blossom_ray.scenario.structure import Hint, Part, join_path, section_fields
@@ -16,7 +17,7 @@ _KEY = "[key]"
 # Where the words made from the annotation are right but of little help.
 _EXPECTED = {
     "server.clients_per_round": "a fraction such as 0.1 or a number of clients such as 10",
-    "sharing": "one of full-model, private-head, private-head-fusion, local, or a mapping from block to scope",
+    "sharing": f"one of {', '.join(SCHEME_NAMES)}, or a mapping from block to scope",
 }
 
 
