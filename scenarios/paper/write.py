@@ -14,7 +14,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-BASES = {"ku-har": "ku-har.yaml", "ptb-xl": "ptb-xl.yaml", "uci-har": "uci-har-exclusive.yaml"}
+BASES = {
+    "av-mnist": "av-mnist.yaml",
+    "iemocap": "iemocap.yaml",
+    "ku-har": "ku-har.yaml",
+    "meld": "meld.yaml",
+    "ptb-xl": "ptb-xl.yaml",
+    "uci-har": "uci-har-exclusive.yaml",
+}
 """The scenario that each data set's files are made of, from the folder above."""
 
 PARTITIONS = {"iid": "{kind: iid}", "dirichlet": "{kind: dirichlet, alpha: 0.5}"}
