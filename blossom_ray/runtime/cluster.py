@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -63,8 +64,16 @@ def session() -> Iterator[None]:
         if head.is_there():
             ray.shutdown()
         else:
-            # To say goodbye to a head node that is gone, Ray would wait for a minute and then end this process.
+            # Without its head node Ray can neither say goodbye nor be unloaded, and ends this process in a minute.
             atexit.unregister(ray.shutdown)
+            atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End this process without unloading Ray, which crashes; what is printed is printed first."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(RunError.exit_code)
 
 
 class HeadNode:

@@ -13,15 +13,14 @@ from blossom_ray import Run, Scenario
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# Takes a lot of memory in training, the first time or every time, until its process is killed.
+# Takes memory in training, the first time or every time, until Ray's monitor has enough of it.
 GREEDY = """\
 import os
 import time
 from pathlib import Path
 
+import psutil
 import torch
-
-GIBIBYTES = {gibibytes}
 
 
 class Greedy(torch.nn.Module):
@@ -31,14 +30,29 @@ class Greedy(torch.nn.Module):
         self.once = Path(once) if once else None
 
     def forward(self, fused):
-        if self.training and "ON_THE_CLUSTER" in os.environ and (self.once is None or not self.once.exists()):
+        if self.training and is_client_actor() and (self.once is None or not self.once.exists()):
             if self.once is not None:
                 self.once.touch()
-            hoard = [bytearray(os.urandom(2**20)) * 64 for _ in range(16 * GIBIBYTES)]
-            time.sleep(60)
+            take_until_killed(int(os.environ["LIMIT_BYTES"]))
         return self.linear(fused)
+
+
+def is_client_actor():
+    return "ray::ClientActor" in " ".join(psutil.Process().cmdline())
+
+
+def take_until_killed(limit_bytes):
+    hoard = []
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up and len(hoard) < 160:
+        memory = psutil.virtual_memory()
+        if memory.total - memory.available < limit_bytes + 2**29:
+            hoard.append(b"1" * 2**26)
+        else:
+            time.sleep(0.1)
 """
-GIBIBYTES = 6
+# What a client takes before Ray's monitor kills it, if nobody else on the machine takes or gives back.
+TAKEN_BYTES = 2 * 2**30
 
 
 @pytest.fixture
@@ -58,31 +72,29 @@ def scenario(small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def greedy(scenario: Scenario, once: str) -> Scenario:
-    Path("own.py").write_text(GREEDY.format(gibibytes=GIBIBYTES), encoding="utf-8")
+    Path("own.py").write_text(GREEDY, encoding="utf-8")
     return scenario.override({"model.head": {"kind": "custom", "factory": "own:Greedy", "options": {"once": once}}})
 
 
 @contextmanager
-def greedily() -> Iterator[None]:
-    """What is started within imports own code from here, and takes memory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ON_THE_CLUSTER", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
-        yield
-
-
-def memory_monitor() -> dict[str, float]:
-    """Ray kills when the machine uses half of `GIBIBYTES` more than now."""
+def narrow_cluster() -> Iterator[str]:
+    """The address of a cluster that lets the machine use a little more memory than now, and imports own code."""
     memory = psutil.virtual_memory()
-    if memory.available < (GIBIBYTES + 2) * 2**30:
-        pytest.skip(f"takes {GIBIBYTES + 2} GiB of free memory")
-    used = memory.total - memory.available
-    return {"memory_usage_threshold": (used + GIBIBYTES * 2**29) / memory.total, "memory_monitor_refresh_ms": 100}
+    if memory.available < 3 * TAKEN_BYTES:
+        pytest.skip(f"takes {3 * TAKEN_BYTES / 2**30:g} GiB of free memory")
+    limit = memory.total - memory.available + TAKEN_BYTES
+    # Looked at once a second: the memory of a process that was killed must be back before the next look.
+    monitor = {"memory_usage_threshold": limit / memory.total, "memory_monitor_refresh_ms": 1000}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMIT_BYTES", str(limit))
+        patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
+        with cluster_of({"num_cpus": 2}, system_config=monitor) as (address, _):
+            yield address
 
 
 def test_a_client_that_fits_at_the_second_try_changes_no_bit(scenario: Scenario, tmp_path: Path) -> None:
     placed = greedy(scenario, str(tmp_path / "once"))
-    with greedily(), cluster_of({"num_cpus": 2}, system_config=memory_monitor()) as (address, _):
+    with narrow_cluster() as address:
         exit_code, message, folder = simulated(placed, address)
     assert exit_code == 0, message
     run = Run.open(folder)
@@ -92,7 +104,7 @@ def test_a_client_that_fits_at_the_second_try_changes_no_bit(scenario: Scenario,
 
 def test_a_client_that_never_fits_ends_the_run_with_one_cause_and_one_hint(scenario: Scenario) -> None:
     placed = greedy(scenario, "").override({"failures.max_retries": 0})
-    with greedily(), cluster_of({"num_cpus": 2}, system_config=memory_monitor()) as (address, _):
+    with narrow_cluster() as address:
         exit_code, message, _ = simulated(placed, address)
     assert exit_code == 1
     cause, hint = message.splitlines()
