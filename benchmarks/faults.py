@@ -111,7 +111,7 @@ def disturbed(out: Path, planned: list[tuple[str, float]], expected: Run) -> dic
         "status": run.status,
         "identical": run.status == "finished" and same(run, expected),
         "repeated": run.failures.height,
-        "driver_restarts": run.manifest.get("driver_restarts", 0),
+        "driver_losses": len(run.manifest.get("driver_losses", [])),
         "seconds": round(time.perf_counter() - started, 1),
     }
 

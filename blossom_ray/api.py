@@ -231,7 +231,11 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _restarted(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]) -> Iterator[Event]:
-    """A run's events; if its driver actor is lost, those of another one that goes on from the last checkpoint."""
+    """A run's events; if its driver actor is lost, those of another one that goes on from the last checkpoint.
+
+    Each loss is an entry of `driver_losses` in the manifest: the last round before it, and the cause.
+    """
+    losses: list[dict[str, object]] = []
     for attempt in range(scenario.failures.max_retries + 1):
         try:
             for event in events(scenario, writer.folder / "checkpoints", writer.last_round, stopping):
@@ -243,10 +247,11 @@ def _restarted(scenario: Scenario, writer: RunWriter, stopping: Callable[[], boo
                         writer.forget_after(first_round - 1)
                 yield event
             return
-        except DriverLostError:
+        except DriverLostError as error:
+            losses.append({"after_round": writer.last_round, "cause": error.cause})
+            writer.update(driver_losses=losses)
             if attempt == scenario.failures.max_retries:
                 raise
-            writer.update(driver_restarts=attempt + 1)
 
 
 def describe_host() -> dict[str, object]:

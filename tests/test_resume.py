@@ -249,7 +249,9 @@ def test_a_lost_driver_is_replaced(scenario: Scenario, tmp_path: Path, ray_sessi
             killed = True
             time.sleep(0.5)
     run = Run.open(tmp_path / "run")
-    assert run.manifest["driver_restarts"] == 1
+    (loss,) = run.manifest["driver_losses"]
+    assert loss["cause"] == "the driver actor died: its process ended unexpectedly"
+    assert loss["after_round"] >= 5
     local = placed.override({"execution.runtime": "local"})
     assert_same(run, simulate(local, out=tmp_path / "whole"))
     assert run.rounds.filter(pl.col("round") == 5).height == 1

@@ -98,7 +98,11 @@ def test_a_client_that_fits_at_the_second_try_changes_no_bit(scenario: Scenario,
         exit_code, message, folder = simulated(placed, address)
     assert exit_code == 0, message
     run = Run.open(folder)
-    assert "was killed because the machine ran out of memory" in set(run.failures["cause"])
+    # Ray may choose the driver actor besides, whose successor knows nothing of what the table would have said.
+    losses = [loss["cause"] for loss in run.manifest.get("driver_losses", [])]
+    assert any(
+        "was killed because the machine ran out of memory" in cause for cause in (*run.failures["cause"], *losses)
+    )
     assert_same_as_undisturbed(run, placed)
 
 
