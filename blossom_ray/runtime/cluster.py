@@ -116,16 +116,26 @@ def _start(address: str) -> None:
                 ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
         else:
             ray.init(address, **options)
-    except (RuntimeError, ConnectionError, OSError, ValueError, ray.exceptions.RayError) as error:
-        if address == "local":
-            raise RunError(
-                f"Ray did not start: {error}",
-                "RAY_TMPDIR names the folder of its sockets and logs; it needs a short path with free space",
-            ) from error
-        raise RunError(
-            f"no Ray cluster could be joined at {address}: {error}",
-            "unset RAY_ADDRESS to run on this machine alone",
-        ) from error
+    except Exception as error:  # a node that does not come up is a plain one
+        raise _no_session(address, error) from error
+
+
+def _no_session(address: str, error: Exception) -> RunError:
+    """Why there is no Ray session: one cause, one hint."""
+    reason = _first_line(error)
+    if address != "local":
+        return RunError(
+            f"no Ray cluster could be joined at {address}: {reason}", "unset RAY_ADDRESS to run on this machine alone"
+        )
+    if "timed out during startup" in reason:
+        return RunError(
+            "Ray did not start within its time limit of 30 s",
+            "on a busy machine wait for other work to end, then go on with: blossom-ray resume RUN (the run folder)",
+        )
+    return RunError(
+        f"Ray did not start: {reason}",
+        "RAY_TMPDIR names the folder of its sockets and logs; it needs a short path with free space",
+    )
 
 
 @contextmanager

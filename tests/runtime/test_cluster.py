@@ -82,6 +82,32 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     assert str(caught.value).count("\nhint: ") == 1
 
 
+@pytest.mark.parametrize(
+    ("raised", "cause", "hint"),
+    [
+        (
+            Exception("The current node timed out during startup. This could happen because the GCS is overloaded."),
+            "Ray did not start within its time limit of 30 s",
+            "on a busy machine wait",
+        ),
+        (OSError("AF_UNIX path length cannot exceed 107 bytes"), "Ray did not start: AF_UNIX path", "RAY_TMPDIR names"),
+    ],
+)
+def test_a_session_that_does_not_start_has_one_cause_and_one_hint(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, cause: str, hint: str
+) -> None:
+    def init(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(RunError) as caught, session():
+        pass
+    assert caught.value.cause.startswith(cause)
+    assert caught.value.hint.startswith(hint)
+
+
 GUESSES = """The actor died unexpectedly before finishing this task.
 The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker
 unexpectedly exits with a connection error code 2. Some common causes include: (1) the process was killed by the OOM
