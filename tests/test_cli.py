@@ -102,7 +102,7 @@ MISTAKES: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     "unknown key": (
         (("batch_size: 16", "bach_size: 16"),),
         "small.yaml:22: training.bach_size is not a known key; expected one of local_epochs, alternate, batch_size, "
-        "min_batch_size, optimizer, schedule, engine, proximal_mu, modality_dropout, keep_optimizer_state; "
+        "min_batch_size, optimizer, schedule, engine, precision, proximal_mu, modality_dropout, keep_optimizer_state; "
         "did you mean 'batch_size'?",
     ),
     "duplicate key": (

@@ -135,7 +135,7 @@ def assert_same_result(found: LocalResult, expected: LocalResult) -> None:
     assert_same_arrays(found.local_state, expected.local_state)
     assert_same_arrays(found.optimizer_state, expected.optimizer_state)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
-    assert found.drift == pytest.approx(expected.drift, rel=1e-4)
+    assert found.drift == pytest.approx(expected.drift, rel=1e-3)
 
 
 def assert_engines_agree(
@@ -308,7 +308,7 @@ def test_any_shard_sizes(sizes: list[int], batch_size: int, local_epochs: int) -
     space = workspace(MLP | {"dropout": 0.3}, head=BATCH_NORM_HEAD, norm_statistics="local")
     section = training({"kind": "sgd"}, batch_size=batch_size, local_epochs=local_epochs)
     # Batch normalisation over two samples blows rounding up, so the steps are small.
-    assert_engines_agree(space, section, sizes, learning_rate=0.01)
+    assert_engines_agree(space, section, sizes, learning_rate=0.002)
 
 
 @pytest.mark.parametrize("missing", ["mask", "zero-input"])

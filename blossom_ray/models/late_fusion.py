@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
 
 MissingRule = Literal["mask", "zero-embedding", "zero-input", "prototype"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class LateFusionModel(nn.Module):
@@ -35,6 +36,8 @@ class LateFusionModel(nn.Module):
         blocks: The modules by block name, encoders in sorted order, then `fusion`, `head`, and prototypes.
         owned: The modalities of the client, sorted.
         unowned_blocks: Names of the blocks that it holds for modalities that it does not own.
+        precision: In what matrix products and convolutions compute; parameters, gradients and logits are float32
+            whatever it is.
 
     Raises:
         ValueError: `owned` is empty or unknown, or `blocks` are not those that the rule asks for.
@@ -65,6 +68,7 @@ class LateFusionModel(nn.Module):
         for name in self.unowned_blocks:
             self.blocks[name].requires_grad_(False)
         self._trained_norms: list[nn.Module] = []
+        self.precision: Precision = "float32"
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -100,6 +104,13 @@ class LateFusionModel(nn.Module):
             inputs: Owned modality to (B, *shape), float32; at least one. An owned modality that is not here is missing
                 for this batch, as those are that the client does not own; these are not looked at.
         """
+        if self.precision == "float32":
+            return self._logits(inputs)
+        # For each forward pass anew: within a context, autocast keeps its copies of weights, which a step changes.
+        with torch.autocast(next(iter(inputs.values())).device.type, torch.bfloat16):
+            return self._logits(inputs).float()
+
+    def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         embeddings = {name: self.blocks[encoder_block(name)](inputs[name]) for name in self.owned if name in inputs}
         any_BE = next(iter(embeddings.values()))
         absent = [name for name in self.embedding_dims if name not in embeddings]

@@ -12,6 +12,7 @@ from blossom_ray.blocks import ClientProfile, is_prototype
 from blossom_ray.client import ClientPlan, LocalState
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
+from blossom_ray.models.late_fusion import Precision
 from blossom_ray.scenario.sections import Model
 from blossom_ray.scores import Task
 from blossom_ray.tasks import task_rules
@@ -29,6 +30,7 @@ class Workspace:
         seed: The scenario's seed; initial values follow from it per block name.
         task: What the model learns; its loss and its scores are `rules`.
         device: Where the model computes.
+        precision: In what its matrix products and convolutions compute.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Workspace:
         seed: int,
         task: Task = "classification",
         device: torch.device | str = "cpu",
+        precision: Precision = "float32",
     ) -> None:
         self.device = torch.device(device)
         self.num_outputs = num_outputs
         self.rules = task_rules(task)
         self.model = build_client_model(section, input_shapes, num_outputs, owned, seed).to(self.device)
+        self.model.precision = precision
         self.flat: dict[str, FlatBlock] = {}
         for name, module in self.model.blocks.items():
             trained = name not in frozen and name not in self.model.unowned_blocks
@@ -102,4 +106,5 @@ def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.dev
         seed=plan.seed,
         task=plan.task,
         device=device,
+        precision=plan.training.precision,
     )

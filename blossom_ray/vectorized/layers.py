@@ -124,8 +124,17 @@ def stacked_affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
     Autograd's own form of it gives the weights' gradient as a transposed view, which an optimizer would have to copy.
     """
-    outputs: Tensor = _Affine.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    outputs: Tensor = _Affine.apply(*_in_autocast_type(inputs, weight, bias))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return outputs
+
+
+def _in_autocast_type(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the type in which autocast has products computed; functions of our own it leaves alone."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 class _Affine(torch.autograd.Function):

@@ -23,8 +23,8 @@ class StackedBatchNorm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """From (K * B, C, *S) to the same shape."""
-        # (K, B, C, S), S = 1 where there is no place in space or time.
-        values = inputs.reshape(self._lanes.num_clients, -1, inputs.shape[1], inputs[0, 0].numel())
+        # (K, B, C, S), S = 1 where there is no place in space or time. Statistics are float32 under autocast, too.
+        values = inputs.float().reshape(self._lanes.num_clients, -1, inputs.shape[1], inputs[0, 0].numel())
         mean, variance = _broadcast(self._tensors["running_mean"]), _broadcast(self._tensors["running_var"])
         if self.training:
             batch_mean, batch_variance = self._statistics(values)

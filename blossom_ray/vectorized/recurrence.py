@@ -28,8 +28,10 @@ class StackedGru(nn.Module):
         """From (K * B, T, F) to the states (K * B, T, H) and the last of them (1, K * B, H)."""
         parameters = [self._tensors[name] for name in _PARAMETERS]
         # Time before rows: a time step of all clients is then one view with rows that lie together.
-        timed = self._lanes.unfold(inputs).transpose(1, 2).contiguous()
-        states: Tensor = _Gru.apply(timed, *parameters)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        timed = self._lanes.unfold(inputs).transpose(1, 2).contiguous().float()
+        # float32 whatever the rest computes in: its own kernels' buffers are, and rounding adds up along the sequence.
+        with torch.autocast(timed.device.type, enabled=False):
+            states: Tensor = _Gru.apply(timed, *parameters)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         folded = states.transpose(1, 2).flatten(0, 1)
         return folded, folded[:, -1].unsqueeze(0)
 

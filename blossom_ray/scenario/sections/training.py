@@ -110,6 +110,9 @@ class Training(Section):
     within rounding. Stacking pays with many clients and small dense, recurrent or attention models. A stacked chunk
     stays in one actor. `auto` times both before round 1; the run folder's `scenario.yaml` says what was chosen, as a
     map from modality set (`acc+gyro`) to engine, which is accepted here too."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """In what the forward pass computes matrix products and convolutions, in training and in evaluation. `bfloat16`
+    (automatic mixed precision) is for GPUs; parameters, gradients, optimizers and averages stay float32."""
     proximal_mu: NonNegative = 0.0
     """FedProx (Li et al. 2020): mu/2 times the squared distance of the blocks that are not private from the values
     received is added to the loss. 0: FedAvg."""
