@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from blossom_ray.errors import BlossomError, ClientError, InputError
 from blossom_ray.evaluation import Scored, evaluate_locally
@@ -222,4 +223,6 @@ def _client_errors(client: int, round_index: int) -> Iterator[None]:
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise ClientError(client, round_index, cause, details=traceback.format_exc()) from error
+        no_room = isinstance(error, torch.OutOfMemoryError)
+        hint = "a smaller training.batch_size, or a larger execution.client_resources.num_gpus" if no_room else ""
+        raise ClientError(client, round_index, cause, hint, details=traceback.format_exc()) from error

@@ -6,8 +6,9 @@ float32 kernels. They do not depend on who else is in the chunk, but for the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,12 +28,16 @@ from blossom_ray.vectorized.batches import StackedBatch, stacked_batches
 from blossom_ray.vectorized.optimizer import StackOptimizer
 from blossom_ray.vectorized.proximal import ProximalTerm
 from blossom_ray.vectorized.stack import Stack
+from blossom_ray.vectorized.stack_size import DeviceMemory, StackSize, memory_of
 from blossom_ray.vectorized.support import can_vectorize
 from blossom_ray.weighting import entropies
 
 _MAX_VALUES = 2**26
 """The most values (256 MiB) in the shards of one stack, which are copied into one tensor, and in its blocks. A client
 that has more gets a stack of its own."""
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -62,20 +67,26 @@ class VectorizedEngine:
     Args:
         workspace: What the clients' model looks like, and which of its blocks are trained. It is not changed.
         capacity: The most clients in a stack. More share the cost of a step's Python code; fewer leave their
-            parameters and activations in the processor's caches.
+            parameters and activations in the processor's caches. On a GPU only what the first stack is tried with.
         max_rows: The most samples of a stack that go through the model at once; it bounds the memory of activations.
+            Not on a GPU, whose memory is watched.
+        memory: Of the device, None where it is not watched; left out: as the device has it.
 
     Raises:
         ValueError: The model cannot be stacked (see `can_vectorize`).
     """
 
-    def __init__(self, workspace: Workspace, *, capacity: int = 32, max_rows: int = 2048) -> None:
+    def __init__(
+        self, workspace: Workspace, *, capacity: int = 32, max_rows: int = 2048, memory: DeviceMemory | None = None
+    ) -> None:
         obstacle = can_vectorize(workspace)
         if obstacle:
             raise ValueError(f"the model cannot be stacked: {obstacle}; expected one that can_vectorize accepts")
-        self._workspace, self._device, self._max_rows = workspace, workspace.device, max_rows
+        self._workspace, self._device = workspace, workspace.device
+        memory = memory or memory_of(self._device)
+        self._max_rows = max_rows if memory is None else None
         block_values = sum(flat.size for flat in workspace.flat.values())
-        self._capacity = min(capacity, max(1, _MAX_VALUES // block_values))
+        self._size = StackSize(min(capacity, max(1, _MAX_VALUES // block_values)), memory)
         self._stack = Stack(workspace, 1)
 
     def train(
@@ -106,12 +117,14 @@ class VectorizedEngine:
         names = frozenset(self._workspace.trained)
         phases = phases or (Phase(section.local_epochs, names, anchored=names),)
         draws = _Draws(seed, purpose, round_index)
-        results: dict[int, LocalResult] = {}
-        for positions in self._cut(tasks, section.batch_size):
-            members = [tasks[position] for position in positions]
+
+        def train(members: Sequence[ClientTask]) -> list[LocalResult]:
+            self._size.watch()
             trained = self._train_stack(members, section, learning_rate, phases, draws)
-            results.update(zip(positions, trained, strict=True))
-        return [results[position] for position in range(len(tasks))]
+            self._size.learn(len(members))
+            return trained
+
+        return self._in_stacks(tasks, section.batch_size, train)
 
     def evaluate(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
         """Score each client on its samples, as `evaluate_locally` does.
@@ -123,10 +136,7 @@ class VectorizedEngine:
         Returns:
             One result per task, in their order.
         """
-        scores: dict[int, Scored] = {}
-        for positions in self._cut(tasks, batch_size):
-            scores.update(zip(positions, self._score_stack([tasks[p] for p in positions], batch_size), strict=True))
-        return [scores[position] for position in range(len(tasks))]
+        return self._in_stacks(tasks, batch_size, lambda members: self._score_stack(members, batch_size))
 
     def mean_entropies(self, tasks: Sequence[ClientTask], batch_size: int) -> list[float]:
         """The mean entropy of each client's predictions on its samples, as `weighting.mean_entropy` has it.
@@ -138,32 +148,52 @@ class VectorizedEngine:
         Returns:
             One number per task, in their order, in nats.
         """
-        found: dict[int, float] = {}
-        for positions in self._cut(tasks, batch_size):
-            members = [tasks[position] for position in positions]
+
+        def entropy(members: Sequence[ClientTask]) -> list[float]:
             sums = torch.zeros(len(members), dtype=torch.float64, device=self._device)
             for batch, logits, _ in self._outputs(members, batch_size):
                 rows = self._stack.lanes.unfold(entropies(logits)).double()
                 sums[: len(batch.counts)] += (rows if batch.mask is None else rows * batch.mask).sum(dim=1)
-            means = (total / len(task.labels) for total, task in zip(sums.tolist(), members, strict=True))
-            found.update(zip(positions, means, strict=True))
-        return [found[position] for position in range(len(tasks))]
+            return [total / len(task.labels) for total, task in zip(sums.tolist(), members, strict=True)]
 
-    def _cut(self, tasks: Sequence[ClientTask], batch_size: int) -> Iterator[list[int]]:
-        """Positions of the tasks of each stack, in falling order of their number of samples, and so of steps."""
-        stack: list[int] = []
+        return self._in_stacks(tasks, batch_size, entropy)
+
+    def _in_stacks(
+        self, tasks: Sequence[ClientTask], batch_size: int, compute: Callable[[Sequence[ClientTask]], list[Result]]
+    ) -> list[Result]:
+        """The results of all tasks, in their order, stack by stack; a stack that does not fit is tried in halves.
+
+        Raises:
+            torch.OutOfMemoryError: One client alone does not fit.
+        """
+        results: dict[int, Result] = {}
+        # In falling order of their number of samples, and so of steps.
+        waiting = sorted(range(len(tasks)), key=lambda p: len(tasks[p].labels), reverse=True)
+        while waiting:
+            positions = waiting[: self._num_fitting([tasks[position] for position in waiting], batch_size)]
+            try:
+                found = compute([tasks[position] for position in positions])
+            except torch.OutOfMemoryError:
+                if len(positions) == 1:
+                    raise
+            else:
+                results.update(zip(positions, found, strict=True))
+                waiting = waiting[len(positions) :]
+                continue
+            # Here the exception is gone, and with it the frames that held on to tensors.
+            self._stack = Stack(self._workspace, 1)
+            self._size.halve(len(positions))
+        return [results[position] for position in range(len(tasks))]
+
+    def _num_fitting(self, tasks: Sequence[ClientTask], batch_size: int) -> int:
+        """How many of these clients go into one stack: at least one."""
         num_values = num_rows = 0
-        for position in sorted(range(len(tasks)), key=lambda p: len(tasks[p].labels), reverse=True):
-            values = sum(array.size for array in tasks[position].inputs.values())
-            num_rows += min(batch_size, len(tasks[position].labels))
-            num_values += values
-            fits = len(stack) < self._capacity and num_rows <= self._max_rows and num_values <= _MAX_VALUES
-            if stack and not fits:
-                yield stack
-                stack, num_rows, num_values = [], min(batch_size, len(tasks[position].labels)), values
-            stack.append(position)
-        if stack:
-            yield stack
+        for count, task in enumerate(tasks[: self._size.limit]):
+            num_values += sum(array.size for array in task.inputs.values())
+            num_rows += min(batch_size, len(task.labels))
+            if count > 0 and (num_values > _MAX_VALUES or (self._max_rows is not None and num_rows > self._max_rows)):
+                return count
+        return min(len(tasks), self._size.limit)
 
     def _load(self, tasks: Sequence[ClientTask]) -> Stack:
         """A stack with these clients; it is made anew only when there are more of them than ever before."""
