@@ -82,8 +82,8 @@ def train_locally(
     and in a batch of one sample normalisation layers use their running statistics.
     """
     device = workspace.device
-    tensors = {modality: read_only_tensor(values).to(device) for modality, values in inputs.items()}
-    targets = read_only_tensor(labels).to(device)
+    tensors = {modality: on_device(values, device) for modality, values in inputs.items()}
+    targets = on_device(labels, device)
     names = frozenset(workspace.trained)
     trainer = Trainer(workspace, section, learning_rate, optimizer_state)
     order_generator = generator(seed, purpose, round_index, client)
@@ -210,6 +210,15 @@ def read_only_tensor(values: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values)
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor with these values where a model computes; on a CPU it is the memory of the array itself.
+
+    To a GPU they go through page-locked memory, which the GPU reads by itself while this process goes on.
+    """
+    tensor = read_only_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @contextmanager

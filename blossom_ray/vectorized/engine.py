@@ -23,7 +23,7 @@ from blossom_ray.phases import Phase
 from blossom_ray.scenario.sections import Training
 from blossom_ray.seeding import Purpose, generator, torch_seed
 from blossom_ray.tasks import TaskRules
-from blossom_ray.training import LocalResult
+from blossom_ray.training import LocalResult, on_device
 from blossom_ray.vectorized.batches import StackedBatch, stacked_batches
 from blossom_ray.vectorized.optimizer import StackOptimizer
 from blossom_ray.vectorized.proximal import ProximalTerm
@@ -294,10 +294,10 @@ class _Shards:
 
     def __init__(self, tasks: Sequence[ClientTask], device: torch.device) -> None:
         self._inputs = {
-            modality: torch.from_numpy(np.concatenate([task.inputs[modality] for task in tasks])).to(device)
+            modality: on_device(np.concatenate([task.inputs[modality] for task in tasks]), device)
             for modality in tasks[0].inputs
         }
-        self._labels = torch.from_numpy(np.concatenate([task.labels for task in tasks])).to(device)
+        self._labels = on_device(np.concatenate([task.labels for task in tasks]), device)
 
     def gather(self, batch: StackedBatch) -> tuple[dict[str, Tensor], Tensor]:
         """The batch's inputs (K * B, *shape) by modality, and its labels, (K * B,) or (K * B, outputs)."""
