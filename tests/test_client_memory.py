@@ -11,6 +11,7 @@ import pytest
 from blossom_ray import Scenario
 from blossom_ray.client_host import ClientHost
 from blossom_ray.preparation import prepare
+from blossom_ray.records import Scoring
 from blossom_ray.server import initial_server
 
 NUM_CLIENTS = 1500
@@ -49,14 +50,14 @@ def test_an_idle_client_costs_its_private_blocks_and_less_than_a_kilobyte(tmp_pa
     assert (in_use() - before) / NUM_CLIENTS < 250
 
     host = ClientHost(plan, profiles, received.open_shards())
-    host.evaluate(chunks[0], server.sent, round_index=0, held_out=False)
+    host.evaluate(chunks[0], server.sent, round_index=0, scoring=Scoring.OWN_TEST)
     before = in_use()
     for chunk in chunks:
-        host.evaluate(chunk, server.sent, round_index=0, held_out=False)
+        host.evaluate(chunk, server.sent, round_index=0, scoring=Scoring.OWN_TEST)
     assert (in_use() - before) / NUM_CLIENTS < 250
     for chunk in chunks:
         host.train(chunk, server.sent, round_index=1, learning_rate=0.1, whole=True)
-        host.evaluate(chunk, server.sent, round_index=1, held_out=False)
+        host.evaluate(chunk, server.sent, round_index=1, scoring=Scoring.OWN_TEST)
     private_bytes = sum(values.nbytes for values in host._states[0].private.values())
     assert private_bytes > 0
     assert (in_use() - before) / NUM_CLIENTS < private_bytes + 1000
