@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--clients-per-actor", type=int, help="default: one actor per core")
-    parser.add_argument("--chunk-size", type=int, default=50)
+    parser.add_argument("--chunk-size", type=int, default=125)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--runtime", default="ray", choices=("ray", "local"))
     parser.add_argument("--profile", action="store_true", help="where the time goes; with --runtime local")

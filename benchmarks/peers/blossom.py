@@ -59,6 +59,8 @@ def w1_scenario(arguments: argparse.Namespace) -> Scenario:
         "clients.0.count": num_clients,
         "data.samples": num_clients * (NUM_SAMPLES + 1),
         "evaluation.clients": 1 / num_clients,
+        # At least two chunks, one for each actor.
+        "execution.chunk_size": min(125, num_clients // 2),
     }
     return Scenario.load(W1, changes | dict(map(parse_assignment, arguments.changes)))
 
