@@ -124,11 +124,11 @@ def test_clients_by_hand(tmp_path):
     trained_and_scored, scored = clients.rows(named=True)[3:]
     assert trained_and_scored == {
         "round": 2, "client": 0, "modalities": "acc", "group": "",
-        "num_train_examples": 30, "num_steps": 3, "train_loss": 0.5, "bytes_down": 100, "bytes_up": 60,
+        "num_train_examples": 30, "weight": 30.0, "num_steps": 3, "train_loss": 0.5, "bytes_down": 100, "bytes_up": 60,
         "train_seconds": 0.2, "num_test_examples": 7, "loss": 1.5, "accuracy": 0.75, "balanced_accuracy": 0.4,
         "macro_f1_present": 0.3, "macro_f1_all": 0.2, "evaluate_bytes_down": 10, "evaluate_seconds": 0.1,
     }  # fmt: skip
-    nulls = {"num_train_examples", "num_steps", "train_loss", "bytes_down", "bytes_up", "train_seconds"}
+    nulls = {"num_train_examples", "weight", "num_steps", "train_loss", "bytes_down", "bytes_up", "train_seconds"}
     assert {name for name, value in scored.items() if value is None} == nulls
     nulls = {
         "num_test_examples", "loss", "accuracy", "balanced_accuracy", "macro_f1_present", "macro_f1_all",
