@@ -21,7 +21,7 @@ from blossom_ray.models.workspace import client_workspace
 from blossom_ray.preparation import Preparation
 from blossom_ray.runtime.placement import actor_of_client, largest_load
 from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.sections import EngineName
+from blossom_ray.scenario.sections import Custom, EngineName, Model
 from blossom_ray.vectorized import ClientTask, can_vectorize, training_obstacle
 
 # Batches of a client that are timed: what it costs beside them, such as loading its blocks, is spread over so many.
@@ -36,18 +36,21 @@ def measured(preparation: Preparation, num_workers: int = 1) -> Preparation:
     """Settle the engine of every modality set, and find out what a sample costs where placement asks for it.
 
     Sets are timed where an engine is to be chosen (`training.engine: auto`), and on Ray where there are several, which
-    placement has to weigh against each other. A set whose model cannot be stacked, or whose clients' own code fails,
-    takes the sequential engine. On GPUs, which this process may not have, nothing is timed: what can be stacked is.
+    placement has to weigh against each other. A set whose model cannot be stacked takes the sequential engine. On GPUs,
+    which this process may not have, nothing is timed: what can be stacked is. Nor is a model with own code, which may
+    fail or hang: that is to happen in an actor, which can be replaced. `auto` then takes the sequential engine.
 
     Args:
         preparation: The prepared federation.
         num_workers: Actors that compute at once.
     """
     scenario = preparation.scenario
-    is_chosen = scenario.training.engine != "auto"
+    is_chosen, has_own_code = scenario.training.engine != "auto", _has_own_code(scenario.model)
     on_ray, on_gpu = scenario.execution.runtime == "ray", uses_gpu(scenario)
-    if is_chosen and (on_gpu or not on_ray or len(scenario.modality_sets) == 1):
+    if is_chosen and (on_gpu or not on_ray or has_own_code or len(scenario.modality_sets) == 1):
         return preparation
+    if has_own_code:
+        return preparation.with_engines(dict.fromkeys(scenario.modality_sets, "sequential"))
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     if on_gpu:
         return preparation.with_engines({name: probe.engines[-1] for name, probe in probes.items()})
@@ -90,6 +93,10 @@ def _fastest(preparation: Preparation, num_workers: int) -> dict[str, EngineName
 def uses_gpu(scenario: Scenario) -> bool:
     """Whether clients compute on GPUs."""
     return scenario.execution.runtime == "ray" and scenario.execution.client_resources.num_gpus > 0
+
+
+def _has_own_code(model: Model) -> bool:
+    return any(isinstance(part, Custom) for part in (*model.encoders.values(), model.fusion, model.head))
 
 
 class ChunkProbe:
@@ -165,7 +172,7 @@ class ChunkProbe:
 
 
 def _training_seconds(probe: ChunkProbe, engines: tuple[EngineName, ...]) -> dict[EngineName, float]:
-    """Seconds per sample by engine; empty where own code fails, which is the round's to deal with."""
+    """Seconds per sample by engine; empty where training fails, which is the round's to deal with."""
     try:
         return {engine: probe.training_seconds(engine) for engine in engines}
     except ClientError:

@@ -1,5 +1,6 @@
 """Timing engines: what is chosen, what that leaves alone, and that a run with `auto` can be had again to the bit."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -97,20 +98,20 @@ def test_on_gpus_what_can_be_stacked_is_stacked_untimed(small_scenario: Scenario
     assert settled.seconds_per_sample == {}
 
 
-class Doubling(nn.Module):
+class Deadly(nn.Module):
     def forward(self, fused: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            raise RuntimeError("not today")
-        return 2 * fused[:, :3]
+        os._exit(1)
 
 
-def test_own_code_that_cannot_be_stacked_or_fails_takes_the_sequential_engine(
-    small_scenario: Scenario, tmp_path: Path
+@pytest.mark.parametrize("settings", [AUTO, {"execution.runtime": "ray"}])
+def test_own_code_may_fail_or_hang_so_it_is_never_run_for_timing(
+    settings: dict[str, str], small_scenario: Scenario, tmp_path: Path
 ) -> None:
-    own = {"model.head": {"kind": "custom", "factory": lambda *_: Doubling()}, "sharing": "full-model"}
-    settled = measured(prepare(small_scenario.override(AUTO | own), tmp_path))
-    assert settled.scenario.training.engine == dict.fromkeys(SETS, "sequential")
-    assert settled.seconds_per_sample == {name: {} for name in SETS}
+    own = {"model.head": {"kind": "custom", "factory": lambda *_: Deadly()}, "sharing": "full-model"}
+    settled = measured(prepare(small_scenario.override(settings | own), tmp_path))
+    engines = [settled.scenario.training.engine_of(name) for name in SETS]
+    assert engines == ["sequential"] * len(SETS)
+    assert settled.seconds_per_sample == {}
     assert settled.costs()[3] == 2 * settled.shards.num_train[3]
 
 
