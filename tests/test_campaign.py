@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 @pytest.mark.slow
 def test_disturbed_runs_have_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
     script = str(REPOSITORY / "benchmarks" / "faults.py")
-    short = ["--undisturbed", "1", "--rounds", "8", "--kills", "1"]
+    short = ["--undisturbed", "1", "--rounds", "6", "--kills", "1"]
 
     def campaign(runs: int) -> tuple[str, list[dict[str, Any]]]:
         command = [sys.executable, script, "--out", str(tmp_path / "faults"), "--runs", str(runs), *short]
