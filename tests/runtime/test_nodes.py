@@ -128,7 +128,10 @@ def test_a_run_goes_on_without_a_lost_node(scenario: Scenario, slow: Slow) -> No
     run = Run.open(folder)
     assert_same_as_undisturbed(run, scenario)
     assert set(run.failures["action"]) == {"repeated"}
-    assert "went with its node, which died or cannot be reached" in set(run.failures["cause"])
+    # Whether Ray misses the node first or the processes that go down with it is a matter of a moment.
+    causes = {"went with its node, which died or cannot be reached", "died: its process ended unexpectedly"}
+    assert set(run.failures["cause"]) <= causes
+    assert run.failures.height > 0
 
 
 def test_a_cluster_that_became_too_small_ends_the_run_so_that_it_can_go_on(scenario: Scenario, slow: Slow) -> None:
