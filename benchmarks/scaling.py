@@ -47,6 +47,7 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for row, measured in zip(rows, found, strict=True):
             measured.append(run(row, arguments.rounds))
+            print(f"{row}: {1e3 * measured[-1][0]:.0f} ms a round", file=sys.stderr, flush=True)
     print("| clients | model, kB | actors | ms a round | range | ms a client | peak memory, MiB |")
     print("|---:|---:|---:|---:|---:|---:|---:|")
     for row, measured in zip(rows, found, strict=True):
