@@ -45,6 +45,17 @@ def main() -> None:
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="backslashreplace")
     try:
+        _run()
+    except SystemExit as ended:
+        # Only a command that has used Ray has it loaded.
+        cluster = sys.modules.get("blossom_ray.runtime.cluster")
+        if cluster is not None and isinstance(ended.code, int):
+            cluster.leave_without_head(ended.code)
+        raise
+
+
+def _run() -> None:
+    try:
         app()
     except ScenarioError as error:
         fail(str(error), error.exit_code)

@@ -35,6 +35,9 @@ _OUT_OF_MEMORY = "running low on memory"
 _HEAD_ATTEMPTS, _HEAD_TIMEOUT_S, _HEAD_PAUSE_S = 3, 5.0, 0.5
 _LOGS = "Ray's logs tell more: session_latest/logs under RAY_TMPDIR (/tmp/ray if it is not set)"
 
+# Head nodes that were lost: with one, this process ends by `_leave`.
+_HEADLESS: list[HeadNode] = []
+
 
 @contextmanager
 def session() -> Iterator[None]:
@@ -66,14 +69,26 @@ def session() -> Iterator[None]:
         else:
             # Without its head node Ray can neither say goodbye nor be unloaded, and ends this process in a minute.
             atexit.unregister(ray.shutdown)
-            atexit.register(_leave)
+            atexit.register(_leave, RunError.exit_code)
+            _HEADLESS.append(head)
 
 
-def _leave() -> None:
-    """End this process without unloading Ray, which crashes; what is printed is printed first."""
+def leave_without_head(exit_code: int) -> None:
+    """Have this process end with an exit code of its own choice if a session's head node is gone, else do nothing.
+
+    Such a process is ended without unloading Ray, which would crash, and so never gets to use its exit code.
+    """
+    if not _HEADLESS:
+        return
+    atexit.unregister(_leave)
+    atexit.register(_leave, exit_code)
+
+
+def _leave(exit_code: int) -> None:
+    """End this process at once; what is printed is printed first."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(RunError.exit_code)
+    os._exit(exit_code)
 
 
 class HeadNode:

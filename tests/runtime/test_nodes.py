@@ -46,13 +46,13 @@ HEALTH = {
 @pytest.fixture
 def scenario(small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     """Three actors, eight rounds, a checkpoint every second one, private heads."""
-    (tmp_path / "own.py").write_text(HEAD, encoding="utf-8")
+    (tmp_path / "slow_head.py").write_text(HEAD, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return small_scenario.override(
         {
             "rounds": 8,
             "sharing": "private-head",
-            "model.head": {"kind": "custom", "factory": "own:Slow"},
+            "model.head": {"kind": "custom", "factory": "slow_head:Slow"},
             "checkpoint.every": 2,
             "execution": {
                 "runtime": "ray",
