@@ -77,7 +77,7 @@ class VectorizedEngine:
     """
 
     def __init__(
-        self, workspace: Workspace, *, capacity: int = 32, max_rows: int = 2048, memory: DeviceMemory | None = None
+        self, workspace: Workspace, *, capacity: int = 64, max_rows: int = 2048, memory: DeviceMemory | None = None
     ) -> None:
         obstacle = can_vectorize(workspace)
         if obstacle:

@@ -27,7 +27,7 @@ class Execution(Section):
     """Clients that share an actor process. `auto`: one while the cluster has room, packed beyond that."""
     client_resources: ClientResources = ClientResources()
     """What Ray reserves per client that has an actor of its own."""
-    chunk_size: Positive = 16
+    chunk_size: Positive = 32
     """Clients whose updates are summed together before the sums are added up. It fixes the order of the sums, and
     so the last bits of the results."""
     shards: Literal["auto", "memory-map", "object-store"] = "auto"
