@@ -41,6 +41,7 @@ class Comparison:
             after local fine-tuning, `scoring` is one: `plain` or `fine-tuned`.
         baseline: Value by key of the setting that gains are measured against; empty where there are no gains.
         target: The score that `rounds_to_target` and so on are about.
+        up_to: The last round that was looked at; None: each run's last.
         runs: A row per run and modality set (`all clients` first): the keys, `seed`, `modalities`, `status`, `final`,
             `last5`, `best`, `best_round`, `gain_final`, `gain_last5`, `gain_best`, `rounds_to_target`,
             `bytes_down_to_target`, `bytes_up_to_target`, `note` (why there is no gain), `run` (its folder).
@@ -61,6 +62,7 @@ class Comparison:
     keys: tuple[str, ...]
     baseline: Mapping[str, str]
     target: float | None
+    up_to: int | None
     runs: pl.DataFrame
     table: pl.DataFrame
     unused: tuple[tuple[str, str], ...]
@@ -78,6 +80,7 @@ def compare(
     baseline: Mapping[str, Any] | None = None,
     by: Sequence[str] | None = None,
     target: float | None = None,
+    up_to: int | None = None,
 ) -> Comparison:
     """Compare runs.
 
@@ -94,19 +97,22 @@ def compare(
             there.
         by: Keys to tell apart; over the others, scores and gains are averaged within a seed. None: all keys.
         target: A score; the table then says after how many rounds and bytes it is reached.
+        up_to: A round, >= 1; runs count as if they had ended with it, to see how gains move. None: all rounds.
 
     Raises:
-        InputError: No such metric, key or baseline, or no runs.
+        InputError: No such metric, key or baseline, or no runs; `up_to` is not at least 1.
         RunFolderError: A folder is no run and no sweep, or is damaged.
 
     Example:
         >>> from blossom_ray import compare
         >>> compare("sweeps/quickstart", metric="macro_f1_present").table
     """
+    if up_to is not None and up_to < 1:
+        raise InputError(f"up_to is {up_to}; expected a round from 1 on")
     entries = collect(sources)
     metric = metric or _default_metric(entries)
     lower = score_of(metric).lower_is_better
-    rows = Rows(entries, metric, lower, target)
+    rows = Rows(entries, metric, lower, target, up_to)
     keys = tuple(rows.rows[0].setting)
     chosen = _baseline(rows.rows, keys, baseline)
     grouping = _grouping(keys, by)
@@ -118,6 +124,7 @@ def compare(
         keys=grouping,
         baseline=chosen,
         target=target,
+        up_to=up_to,
         runs=_runs_frame(rows.rows, keys),
         table=_table_frame(rows.rows, grouping, lower),
         unused=tuple((entry.place, entry.status) for entry in entries if entry.status != "finished"),

@@ -98,6 +98,7 @@ def json_text(comparison: Comparison) -> str:
         "keys": list(comparison.keys),
         "baseline": dict(comparison.baseline),
         "target": comparison.target,
+        "up_to": comparison.up_to,
         "table": _json_rows(comparison.table),
         "runs": _json_rows(comparison.runs),
         "unused": [{"run": place, "status": status} for place, status in comparison.unused],
@@ -117,6 +118,8 @@ def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
     seeds = sorted(set(comparison.table["num_seeds"].to_list()))
     if len(seeds) == 1:
         text += f"; {seeds[0]} seed{'s' * (seeds[0] > 1)}"
+    if comparison.up_to is not None:
+        text += f"; up to round {comparison.up_to}"
     return text
 
 

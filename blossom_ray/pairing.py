@@ -33,7 +33,9 @@ class Row:
 class Rows:
     """The rows of all entries, and what pairing them tells."""
 
-    def __init__(self, entries: Sequence[Entry], metric: str, lower: bool, target: float | None) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], metric: str, lower: bool, target: float | None, up_to: int | None
+    ) -> None:
         self.notes: list[str] = []
         self.rows: list[Row] = []
         self._lower = lower
@@ -51,8 +53,8 @@ class Rows:
             scorings = {metric: plain, tuned: {**entry.setting, SCORING: TUNED}} if has_tuned else {metric: plain}
             for name, setting in scorings.items():
                 for modalities, column in metric_columns(run, name).items():
-                    scores = run_scores(run, column, lower_is_better=lower, target=target)
-                    note = None if scores is not None else f"{entry.place} ends with no finite {name}"
+                    scores = run_scores(run, column, lower_is_better=lower, target=target, up_to=up_to)
+                    note = None if scores is not None else f"{entry.place} {_end(up_to)} with no finite {name}"
                     self.rows.append(Row(entry, setting, name, modalities, scores, note=note))
             if not metric_columns(run, metric):
                 self.rows.append(Row(entry, plain, metric, ALL, None, note=f"{entry.place} has no {metric}"))
@@ -81,6 +83,10 @@ class Rows:
                     row.note = "the baseline scores 0, so the gain has no meaning"
             if row.note is not None:
                 self.notes.append(row.note)
+
+
+def _end(up_to: int | None) -> str:
+    return "ends" if up_to is None else f"comes to round {up_to}"
 
 
 def _place(setting: Mapping[str, str], row: Row) -> tuple[Any, ...]:

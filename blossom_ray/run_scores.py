@@ -64,7 +64,9 @@ def metric_names(run: Run) -> list[str]:
     return [name for name in names if name not in ROUND_COLUMNS]
 
 
-def run_scores(run: Run, column: str, *, lower_is_better: bool, target: float | None) -> RunScores | None:
+def run_scores(
+    run: Run, column: str, *, lower_is_better: bool, target: float | None, up_to: int | None = None
+) -> RunScores | None:
     """The scores in one column of a run's rounds; None where no round after round 0 has one, or the last is not finite.
 
     Args:
@@ -72,8 +74,10 @@ def run_scores(run: Run, column: str, *, lower_is_better: bool, target: float | 
         column: From `metric_columns`.
         lower_is_better: Whether the best score is the smallest.
         target: The score to reach.
+        up_to: The last round to look at, as if the run had ended with it; None: the run's last.
     """
-    table = run.rounds.select("round", "bytes_down", "bytes_up", score=column).rows()
+    rounds = run.rounds if up_to is None else run.rounds.filter(run.rounds["round"] <= up_to)
+    table = rounds.select("round", "bytes_down", "bytes_up", score=column).rows()
     scored = [(number, score) for number, _, _, score in table if number > 0 and score is not None]
     if not scored or not math.isfinite(scored[-1][1]):
         return None

@@ -112,6 +112,22 @@ def test_rounds_and_bytes_to_a_target(make: Make) -> None:
     assert the_row(compare(runs[0], runs[2], target=0.7))["rounds_to_target"] is None
 
 
+def test_up_to_a_round_the_rest_does_not_count(make: Make) -> None:
+    runs = [make([0.2, 0.4, 0.9], sharing="full-model"), make([0.3, 0.5, 0.6], sharing="local")]
+    found = compare(*runs, up_to=2, target=0.8)
+    local = the_row(found, sharing="local")
+    assert (local["final"], local["best"], local["rounds_to_target"]) == (0.5, 0.5, None)
+    assert local["last5"] == pytest.approx(0.4)
+    assert local["gain_final"] == pytest.approx(25.0)
+    assert formats.comparison_title(found, "final").endswith("up to round 2")
+    assert compare(*runs, up_to=3).table.equals(compare(*runs).table)
+
+
+def test_up_to_a_round_before_the_first_is_refused(make: Make) -> None:
+    with pytest.raises(InputError, match="up_to is 0; expected a round from 1 on"):
+        compare(make([0.2]), up_to=0)
+
+
 # --- gains and intervals --------------------------------------------------------------------------------------------
 
 

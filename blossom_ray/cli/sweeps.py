@@ -103,6 +103,9 @@ def compare(
         typer.Option("--by", metavar="PATH", help="Tell apart by this key and average over the others. Repeatable."),
     ] = None,
     target: Annotated[float | None, typer.Option("--target", help="Show rounds and bytes to reach this score.")] = None,
+    up_to: Annotated[
+        int | None, typer.Option("--up-to", min=1, metavar="ROUND", help="Look at rounds up to this one alone.")
+    ] = None,
     gain_of: Annotated[GainOf, typer.Option("--gain-of", help="The score whose gains are shown.")] = GainOf.LAST5,
     form: Annotated[Form, typer.Option("--format", help="How to print it; csv and json hold everything.")] = Form.TABLE,
     as_json: Json = False,
@@ -117,7 +120,7 @@ def compare(
     overrides, problems = parse_settings(baseline or [], "--baseline")
     if problems:
         raise ScenarioError(tuple(problems))
-    found = compare_runs(*runs, metric=metric, baseline=overrides or None, by=by, target=target)
+    found = compare_runs(*runs, metric=metric, baseline=overrides or None, by=by, target=target, up_to=up_to)
     match Form.JSON if as_json else form:
         case Form.TABLE:
             from rich.console import Console
