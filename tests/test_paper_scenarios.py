@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from conftest import REPOSITORY
 
-from blossom_ray import Scenario, simulate
+from blossom_ray import Scenario, compare, simulate, sweep
 from blossom_ray.api import check_runnable
 from blossom_ray.scenario.reader import inspect_scenario
 
@@ -17,14 +17,15 @@ FOLDER = REPOSITORY / "scenarios" / "paper"
 PATHS = sorted(FOLDER.glob("*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("paper_write", FOLDER / "write.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return imported("write", monkeypatch)
+
+
+def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of the folder as a module; like a script, it finds its neighbours."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module(name)
 
 
 def test_the_files_are_those_that_the_script_writes(script: ModuleType) -> None:
@@ -62,3 +63,31 @@ def test_uci_har_can_be_divided_under_five_seeds_and_runs(path: Path, uci_har_zi
     run = simulate(Scenario.load(path, tiny))
     assert run.status == "finished"
     assert "fine_tuned/accuracy" in run.rounds.columns
+
+
+def test_the_tables_show_what_compare_finds(
+    tmp_path: Path, small_scenario: Scenario, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = small_scenario.override({"rounds": 2, "evaluation.fine_tune": {"epochs": 1, "every": 2}})
+    folder = tmp_path / "uci-har_iid_5-5-0"
+    settings = {"sharing": ["full-model", "local"]}
+    for _ in sweep(base, vary=settings, seeds=[0, 1], out=folder, jobs=1):
+        pass
+    monkeypatch.setattr("sys.argv", ["tables.py", str(tmp_path), "--seeds", "3"])
+    imported("tables", monkeypatch).main()
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "5-5-0" in line]
+
+    table = {
+        (row["sharing"], row["scoring"]): row
+        for row in compare(folder).table.to_dicts()
+        if row["modalities"] == "all clients"
+    }
+    scores, gains_at_20, gains_at_60 = lines
+    full, local = table["full-model", "plain"], table["local", "plain"]
+    half = 50 * (full["last5_high"] - full["last5_low"])
+    assert scores[:2] == ["iid 5-5-0", f"{100 * full['last5']:.1f} ± {half:.1f} (2 seeds)"]
+    assert scores[2].startswith(f"{100 * table['full-model', 'fine-tuned']['final']:.1f} ± ")
+    assert scores[3:5] == ["-", "-"], "not run"
+    assert gains_at_20[1:2] + gains_at_60[1:2] == ["20", "60"]
+    assert gains_at_60[-1].startswith(f"{local['gain_last5']:+.1f} ± ")
+    assert gains_at_60[-1].endswith("(2 seeds)")
