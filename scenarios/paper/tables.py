@@ -38,6 +38,7 @@ Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def main() -> None:
+    """Print the tables of every data set of which something was run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", type=Path, help="folder with a folder per file of the grid")
     parser.add_argument("--metric", default="accuracy")
