@@ -45,11 +45,11 @@ def measured(preparation: Preparation, num_workers: int = 1) -> Preparation:
         num_workers: Actors that compute at once.
     """
     scenario = preparation.scenario
-    is_chosen, has_own_code = scenario.training.engine != "auto", _has_own_code(scenario.model)
+    is_chosen, is_own_code = scenario.training.engine != "auto", has_own_code(scenario.model)
     on_ray, on_gpu = scenario.execution.runtime == "ray", uses_gpu(scenario)
-    if is_chosen and (on_gpu or not on_ray or has_own_code or len(scenario.modality_sets) == 1):
+    if is_chosen and (on_gpu or not on_ray or is_own_code or len(scenario.modality_sets) == 1):
         return preparation
-    if has_own_code:
+    if is_own_code:
         return preparation.with_engines(dict.fromkeys(scenario.modality_sets, "sequential"))
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     if on_gpu:
@@ -95,7 +95,8 @@ def uses_gpu(scenario: Scenario) -> bool:
     return scenario.execution.runtime == "ray" and scenario.execution.client_resources.num_gpus > 0
 
 
-def _has_own_code(model: Model) -> bool:
+def has_own_code(model: Model) -> bool:
+    """Whether a part of the model is code of the user's."""
     return any(isinstance(part, Custom) for part in (*model.encoders.values(), model.fusion, model.head))
 
 

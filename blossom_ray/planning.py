@@ -14,7 +14,7 @@ from pathlib import Path
 from blossom_ray.blocks import BlockInstance
 from blossom_ray.errors import InputError
 from blossom_ray.footprint import BlockTraffic, Memory, block_traffic, memory
-from blossom_ray.measurement import ChunkProbe, measured, uses_gpu
+from blossom_ray.measurement import ChunkProbe, has_own_code, measured, uses_gpu
 from blossom_ray.models.workspace import client_workspace
 from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.runtime.placement import Room, actor_of_client, largest_load, num_actors
@@ -100,15 +100,16 @@ class Plan:
     seconds: RoundSeconds | None
 
 
-def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool) -> Plan:
+def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | None = None) -> Plan:
     """Plan a run.
 
     Args:
         scenario: The scenario.
         room: What the cluster offers.
         folder: An empty folder for the shards.
-        probe: Whether to time a few batches of each modality set in this process. For `training.engine: auto` that is
-            done in any case. Nothing is timed for GPUs.
+        probe: Whether to time a few batches of each modality set in this process; None: unless the model has code of
+            the user's, which may fail or hang. For `training.engine: auto` that is done in any case. Nothing is timed
+            for GPUs.
 
     Raises:
         InputError: The scenario's own `execution.clients_per_actor` does not fit.
@@ -118,7 +119,8 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool) -> P
     num_cores = max(1, math.floor(room.num_cpus)) if on_ray else 1
     preparation = measured(prepare(scenario, folder), num_cores)
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
-    if probe and not uses_gpu(scenario):
+    is_timed = not uses_gpu(scenario) and (probe if probe is not None else not has_own_code(scenario.model))
+    if is_timed:
         times = {name: {e: found.training_seconds(e) for e in found.engines} for name, found in probes.items()}
         preparation = replace(preparation, seconds_per_sample=times)
     population, stacked = preparation.population, preparation.stacked_chunks()
@@ -139,7 +141,7 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool) -> P
         settings=_settings(scenario, room, stacks=stacks) if on_ray else {},
         memory=memory(preparation, workspaces, actor_of),
         blocks=block_traffic(preparation, workspaces),
-        seconds=_seconds(preparation, probes, actor_of, num_cores) if probe and not uses_gpu(scenario) else None,
+        seconds=_seconds(preparation, probes, actor_of, num_cores) if is_timed else None,
     )
 
 

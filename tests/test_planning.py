@@ -1,11 +1,13 @@
 """What `plan` says, by numbers that one can do by hand, and against what a run then does."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY
 from typer.testing import CliRunner
 
@@ -21,7 +23,7 @@ ON_RAY = {"execution.runtime": "ray"}
 
 @pytest.fixture
 def plan(small_scenario: Scenario, tmp_path: Path) -> Any:
-    def make(room: Room = TWO_CORES, probe: bool = False, **changes: Any) -> Plan:
+    def make(room: Room = TWO_CORES, probe: bool | None = False, **changes: Any) -> Plan:
         scenario = small_scenario.override(ON_RAY | {name.replace("__", "."): v for name, v in changes.items()})
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
@@ -106,6 +108,24 @@ def test_seconds_are_known_only_where_they_were_measured(plan: Any) -> None:
     assert plan(probe=True, execution__client_resources__num_gpus=0.1, room=Room(2, 1, 2**34)).seconds is None
 
 
+def test_unasked_only_models_without_own_code_are_timed(plan: Any) -> None:
+    assert plan(probe=None).seconds is not None
+    own = {"kind": "custom", "factory": Unready}
+    assert plan(probe=None, model__encoders__gyro=own).seconds is None
+
+
+class Unready(torch.nn.Module):
+    """An encoder that must not be trained in the process that plans."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(math.prod(input_shape), 8)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        assert not (self.training and torch.is_grad_enabled()), "trained"
+        return self.layer(inputs.flatten(1))
+
+
 def test_this_machine_has_cores_and_memory() -> None:
     room = this_machine()
     assert room.num_cpus >= 1
@@ -116,7 +136,7 @@ QUICKSTART = str(REPOSITORY / "scenarios" / "quickstart.yaml")
 
 
 def test_the_command_fits_into_80_columns() -> None:
-    done = CliRunner().invoke(app, ["plan", QUICKSTART, "--probe"], env={"COLUMNS": "80"})
+    done = CliRunner().invoke(app, ["plan", QUICKSTART], env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert max(map(len, lines)) <= 80
@@ -128,7 +148,8 @@ def test_the_command_fits_into_80_columns() -> None:
 
 
 def test_the_command_without_a_probe_says_that_time_is_unknown() -> None:
-    done = CliRunner().invoke(app, ["plan", QUICKSTART, "--set", "execution.runtime=local"], env={"COLUMNS": "80"})
+    command = ["plan", QUICKSTART, "--no-probe", "--set", "execution.runtime=local"]
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
     assert "time: unknown; --probe times a few batches" in done.output
     assert "actor" not in done.output.partition("block")[0]
 
@@ -139,4 +160,4 @@ def test_json_is_the_whole_plan() -> None:
     assert found["sets"]["acc"]["clients"] == 40
     assert found["clients_per_actor"]["1"]["actors"] is None
     assert found["memory_bytes"]["total"] > found["actors"] * ACTOR_MEMORY_BYTES
-    assert found["seconds_per_round"] is None
+    assert set(found["seconds_per_round"]) == {"train", "evaluate"}

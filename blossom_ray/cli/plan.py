@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     from blossom_ray.runtime.placement import Room
 
 
-@app.command(epilog="Example: blossom-ray plan scenarios/quickstart.yaml --probe --set clients.0.count=200")
+@app.command(epilog="Example: blossom-ray plan scenarios/quickstart.yaml --set clients.0.count=200")
 def plan(
     scenario: ScenarioPath,
     settings: Settings = None,
     seed: Seed = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Time a few batches of each modality set, for an estimate in seconds.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--probe/--no-probe",
+            help="Time a few batches of each modality set, for an estimate in seconds. Without either: where the "
+            "model has no code of your own.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show clients, actors, memory and bytes per round of a scenario, without running it.
