@@ -16,10 +16,11 @@ from typing import Literal, overload
 from blossom_ray.checkpoint import Session
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.given import with_dataset, with_table
-from blossom_ray.errors import DriverLostError, StorageError
+from blossom_ray.errors import DriverLostError, InputError, StorageError
 from blossom_ray.inspection import Inspector
 from blossom_ray.records import RoundRecord
 from blossom_ray.results import MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
+from blossom_ray.runtime.address import check_service, parse_address
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.simulation import Event, RunInfo, run
@@ -32,13 +33,24 @@ def simulate(
     data: Dataset | None = None,
     out: str | Path | None = None,
     stream: Literal[False] = False,
+    address: str | None = None,
 ) -> Run: ...
 @overload
 def simulate(
-    scenario: Scenario, *, data: Dataset | None = None, out: str | Path | None = None, stream: Literal[True]
+    scenario: Scenario,
+    *,
+    data: Dataset | None = None,
+    out: str | Path | None = None,
+    stream: Literal[True],
+    address: str | None = None,
 ) -> Iterator[RoundRecord]: ...
 def simulate(
-    scenario: Scenario, *, data: Dataset | None = None, out: str | Path | None = None, stream: bool = False
+    scenario: Scenario,
+    *,
+    data: Dataset | None = None,
+    out: str | Path | None = None,
+    stream: bool = False,
+    address: str | None = None,
 ) -> Run | Iterator[RoundRecord]:
     """Run a scenario.
 
@@ -49,6 +61,9 @@ def simulate(
         out: Folder under which the run folder is made, such as "runs"; None: nothing is written.
         stream: Whether to get each round's record as it comes, instead of the run at the end. Closing the iterator
             ends the run.
+        address: The Ray cluster to run on: `auto`, or `HOST:PORT` of a cluster that this machine is a node of; `local`
+            for a session of this run's own. None: the session of this process, the cluster that RAY_ADDRESS names, or
+            a session of its own.
 
     Returns:
         The finished run, or an iterator over its round records, beginning with round 0, the untrained model.
@@ -56,9 +71,10 @@ def simulate(
     Raises:
         ScenarioError: The data cannot be read, or cannot be divided as the scenario asks; `data` is given to a scenario
             that names its own.
+        InputError: `address` is no address, or the scenario says that it runs without Ray.
         RunFolderError: The run folder cannot be written.
         StorageError: The disk is full.
-        RunError: A client or an actor failed.
+        RunError: A client or an actor failed, or the cluster could not be joined.
 
     Example:
         >>> from blossom_ray import Scenario, simulate
@@ -67,21 +83,22 @@ def simulate(
         >>> run.rounds["accuracy"][-1]
     """
     check_runnable(scenario if data is None else with_dataset(scenario, data))
+    check_address(scenario, address)
     if out is not None:
         if data is not None:
             scenario = with_table(scenario, data, Path(out))
         scenario_yaml(scenario)  # what no file can hold is refused before there is a folder
         folder = new_run_folder(Path(out), scenario.name)
-        records = recorded(scenario, folder)
+        records = recorded(scenario, folder, address=address)
         if stream:
             return records
         for _ in records:
             pass
         return Run.open(folder)
     if stream:
-        return (event for event in _events_with(scenario, data) if isinstance(event, RoundRecord))
+        return (event for event in _events_with(scenario, data, address) if isinstance(event, RoundRecord))
     manifest, kept = describe_host(), []
-    for event in _events_with(scenario, data):
+    for event in _events_with(scenario, data, address):
         if isinstance(event, RunInfo):
             manifest |= event.entries
             scenario = _settled(scenario, event)
@@ -99,11 +116,28 @@ def check_runnable(scenario: Scenario) -> None:
     Inspector().check(scenario)
 
 
+def check_address(scenario: Scenario, address: str | None) -> None:
+    """Find out before anything starts whether a scenario can run at an address.
+
+    Raises:
+        InputError: It is no address of a cluster, or the scenario says that it runs without Ray.
+        RunError: Nothing answers there.
+    """
+    if address is None:
+        return
+    place = parse_address(address)
+    if scenario.execution.runtime == "local":
+        raise InputError(f"--address is {address!r}, and execution.runtime is local; expected one of the two")
+    if place is not None:
+        check_service(place)
+
+
 def events(
     scenario: Scenario,
     checkpoints: Path | None = None,
     resume_at_most: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    address: str | None = None,
 ) -> Iterator[Event]:
     """What a run reports as it goes: facts, round records, facts.
 
@@ -112,6 +146,7 @@ def events(
         checkpoints: The folder of the run's checkpoints; None: a temporary one, for replacing lost actors only.
         resume_at_most: Go on from the newest whole checkpoint up to this round; None to begin anew.
         stopping: Asked again and again; True ends the run after the round in progress.
+        address: The Ray cluster, as in `simulate`.
     """
     with TemporaryDirectory(prefix="blossom-ray-") as name:
         shards = Path(name) / "shards"
@@ -124,22 +159,22 @@ def events(
         else:
             from blossom_ray.runtime.actors import stream
 
-            yield from stream(scenario, session, run, stopping)
+            yield from stream(scenario, session, run, stopping, address)
 
 
-def _events_with(scenario: Scenario, data: Dataset | None) -> Iterator[Event]:
+def _events_with(scenario: Scenario, data: Dataset | None, address: str | None) -> Iterator[Event]:
     """The events of a run without a folder; a data set that is given reaches other processes as a file."""
     if data is None:
-        yield from events(scenario)
+        yield from events(scenario, address=address)
     elif scenario.execution.runtime == "local":
         yield from events(with_dataset(scenario, data))
     else:
         with TemporaryDirectory(prefix="blossom-ray-data-") as folder:
-            yield from events(with_table(scenario, data, Path(folder)))
+            yield from events(with_table(scenario, data, Path(folder)), address=address)
 
 
 def recorded(
-    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False
+    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False, address: str | None = None
 ) -> Generator[RoundRecord, None, None]:
     """Run a scenario into a run folder; yields each round's record once it is on disk.
 
@@ -147,13 +182,14 @@ def recorded(
         scenario: What to run.
         folder: The run's folder, from `new_run_folder`.
         stopping: Asked again and again; True ends the run after the round in progress, with a checkpoint.
+        address: The Ray cluster, as in `simulate`.
     """
     writer = RunWriter(folder, scenario_yaml(scenario), describe_host())
-    yield from _written(scenario, writer, stopping)
+    yield from _written(scenario, writer, stopping, address)
 
 
 def resumed(
-    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False
+    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False, address: str | None = None
 ) -> Generator[RoundRecord, None, None]:
     """Go on with a run that was interrupted, failed or was killed, from its newest checkpoint; yields as `recorded`.
 
@@ -162,6 +198,7 @@ def resumed(
             differ from what the run began with.
         folder: The run's folder.
         stopping: As in `recorded`.
+        address: As in `recorded`.
 
     Raises:
         RunFolderError: The folder holds no run, the run is going on, or its checkpoint belongs to another scenario.
@@ -170,23 +207,25 @@ def resumed(
     if scenario.training.engine == "auto" and not isinstance(chosen, str):
         scenario = scenario.with_engines(chosen)
     writer = RunWriter.reopen(folder)
-    yield from _written(scenario, writer, stopping)
+    yield from _written(scenario, writer, stopping, address)
 
 
 def continued(
-    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False
+    scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False, address: str | None = None
 ) -> Generator[RoundRecord, None, None]:
     """Run a scenario into a folder, from the start where there is no run yet: `recorded` or `resumed`."""
     if (folder / MANIFEST_FILE).exists():
-        return resumed(scenario, folder, stopping)
-    return recorded(scenario, folder, stopping)
+        return resumed(scenario, folder, stopping, address)
+    return recorded(scenario, folder, stopping, address)
 
 
-def _written(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]) -> Generator[RoundRecord, None, None]:
+def _written(
+    scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool], address: str | None
+) -> Generator[RoundRecord, None, None]:
     profiles = tuple(scenario.profiles())
     status: EndStatus = "interrupted"
     try:
-        for event in _restarted(scenario, writer, stopping):
+        for event in _restarted(scenario, writer, stopping, address):
             if isinstance(event, RunInfo):
                 settled = _settled(scenario, event)
                 if settled is not scenario:
@@ -230,7 +269,9 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _restarted(scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool]) -> Iterator[Event]:
+def _restarted(
+    scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool], address: str | None
+) -> Iterator[Event]:
     """A run's events; if its driver actor is lost, those of another one that goes on from the last checkpoint.
 
     Each loss is an entry of `driver_losses` in the manifest: the last round before it, and the cause.
@@ -238,7 +279,7 @@ def _restarted(scenario: Scenario, writer: RunWriter, stopping: Callable[[], boo
     losses: list[dict[str, object]] = []
     for attempt in range(scenario.failures.max_retries + 1):
         try:
-            for event in events(scenario, writer.folder / "checkpoints", writer.last_round, stopping):
+            for event in events(scenario, writer.folder / "checkpoints", writer.last_round, stopping, address):
                 if isinstance(event, RunInfo) and "first_round" in event.entries:
                     scenario = _settled(scenario, event)
                     first_round = event.entries["first_round"]

@@ -101,9 +101,13 @@ def machine_room() -> Room:
     return Room(float(len(os.sched_getaffinity(0))), 0.0, float(psutil.virtual_memory().available))
 
 
-def has_cluster() -> bool:
-    """Whether Ray runs already: a session of this process, or a cluster that `RAY_ADDRESS` names."""
-    if "RAY_ADDRESS" in os.environ:
+def has_cluster(address: str | None = None) -> bool:
+    """Whether Ray runs already: a session of this process, or a cluster that an address or `RAY_ADDRESS` names.
+
+    Args:
+        address: As in `cluster.session`.
+    """
+    if (address or os.environ.get("RAY_ADDRESS") or "local") != "local":
         return True
     if "ray" not in sys.modules:
         return False

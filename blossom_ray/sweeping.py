@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from blossom_ray.api import continued, describe_host
+from blossom_ray.api import check_address, continued, describe_host
 from blossom_ray.cell_placement import checked_jobs, has_cluster, machine_room, placed, settled
 from blossom_ray.cell_process import CellProcess
 from blossom_ray.errors import BlossomError
@@ -65,6 +65,7 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     jobs: int | None = None,
+    address: str | None = None,
 ) -> Iterator[CellResult]:
     """Run a grid: every scenario with every combination of values, under every seed.
 
@@ -78,6 +79,7 @@ def sweep(
         overrides: Value by dotted path, for every cell.
         out: The sweep's folder; None: `sweeps/<name>` in the working directory.
         jobs: Cells at a time; None: as many as fit, see `fitting_jobs`.
+        address: The Ray cluster that the cells share, as in `simulate`.
 
     Returns:
         An iterator over the cells as they end, those that had finished before first. Closing it interrupts cells in
@@ -85,6 +87,7 @@ def sweep(
 
     Raises:
         ScenarioError: With every problem of every cell.
+        InputError: `address` is no address, or a cell runs without Ray.
         RunFolderError: The folder cannot be written, or another sweep works in it.
 
     Example:
@@ -97,7 +100,7 @@ def sweep(
     axes = [Axis(path, tuple(values)) for path, values in (vary or {}).items()]
     cells = expand(bases, axes, range(seeds) if isinstance(seeds, int) else seeds, overrides)
     folder = default_folder(cells) if out is None else Path(out)
-    return _results(run_cells(folder, cells, jobs=jobs))
+    return _results(run_cells(folder, cells, jobs=jobs, address=address))
 
 
 def default_folder(cells: Iterable[Cell]) -> Path:
@@ -112,6 +115,7 @@ def run_cells(
     *,
     jobs: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    address: str | None = None,
 ) -> Generator[CellEvent, None, None]:
     """Run what has not finished yet of some cells into a sweep's folder, in their order.
 
@@ -120,13 +124,15 @@ def run_cells(
         cells: From `expand`.
         jobs: Cells at a time; None: `fitting_jobs`.
         stopping: Asked again and again; True ends the cells in progress after their rounds, and begins no other.
+        address: The Ray cluster that the cells share, as in `simulate`.
 
     Raises:
         RunFolderError: The folder cannot be written, or another sweep works in it.
-        InputError: So many cells at a time do not fit.
+        InputError: So many cells at a time do not fit; `address` is no address, or a cell runs without Ray.
         RunError: Ray did not start.
     """
     for cell in cells:
+        check_address(cell.scenario, address)
         scenario_yaml(cell.scenario)  # what no file can hold is refused before there is a folder
     with sweep_lock(folder) as lock:
         plan = Sweep.create(folder, cells)
@@ -135,7 +141,7 @@ def run_cells(
         yield from (CellEvent("skipped", cell, folders[cell.identity]) for cell in finished)
         waiting = [cell for cell in cells if cell not in finished]
         if waiting:
-            yield from _run_side_by_side(waiting, folders, jobs, stopping, lock)
+            yield from _run_side_by_side(waiting, folders, jobs, stopping, lock, address)
 
 
 class _Abandoned(BaseException):
@@ -148,15 +154,16 @@ def _run_side_by_side(
     jobs: int | None,
     stopping: Callable[[], bool],
     lock: int,
+    address: str | None,
 ) -> Generator[CellEvent, None, None]:
     with ExitStack() as stack:
         room = machine_room()
-        scenarios = settled([cell.scenario for cell in cells], jobs, room, has_cluster=has_cluster())
+        scenarios = settled([cell.scenario for cell in cells], jobs, room, has_cluster=has_cluster(address))
         cells = [replace(cell, scenario=scenario) for cell, scenario in zip(cells, scenarios, strict=True)]
         if any(cell.scenario.execution.runtime == "ray" for cell in cells):
             from blossom_ray.runtime import cluster
 
-            stack.enter_context(cluster.session())
+            stack.enter_context(cluster.session(address))
             room = cluster.offered_room()
         num_lanes = min(checked_jobs(jobs, scenarios, room), len(cells))
         is_abandoned = threading.Event()

@@ -35,6 +35,14 @@ Settings = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Replace the scenario's seed.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="Run on the Ray cluster that this machine is a node of, as RAY_ADDRESS does. From elsewhere: submit.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one object per line.")]
 
 

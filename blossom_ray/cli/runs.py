@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli.app import Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.app import Address, Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.output import print_json
@@ -30,28 +30,32 @@ def simulate(
     resume_newest: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest run of this scenario that has not finished, if any.")
     ] = False,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Run a scenario: a live view on a terminal, plain lines elsewhere, everything in the run folder."""
     with interruptible() as interruption:
         checked = load_scenario(scenario, settings, seed)
 
-        from blossom_ray.api import recorded, resumed
+        from blossom_ray.api import check_address, recorded, resumed
         from blossom_ray.results import new_run_folder, unfinished_run
 
+        check_address(checked, address)
         folder = unfinished_run(out, checked) if resume_newest else None
         if folder is not None:
             interruption.folder = folder
-            _follow(checked, folder, resumed(checked, folder, interruption.is_asked), interruption, as_json=as_json)
+            records = resumed(checked, folder, interruption.is_asked, address)
         else:
             folder = interruption.folder = new_run_folder(out, checked.name)
-            _follow(checked, folder, recorded(checked, folder, interruption.is_asked), interruption, as_json=as_json)
+            records = recorded(checked, folder, interruption.is_asked, address)
+        _follow(checked, folder, records, interruption, as_json=as_json)
 
 
 @app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a run that did not finish.")],
     settings: Settings = None,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Go on with a run that was interrupted, failed or was killed; the result is that of an undisturbed run.
@@ -59,7 +63,7 @@ def resume(
     --set may change where it runs (execution, but for chunk_size), checkpoint and failures.
     """
     with interruptible() as interruption:
-        from blossom_ray.api import resumed
+        from blossom_ray.api import check_address, resumed
         from blossom_ray.results import SCENARIO_FILE, Run
 
         opened = Run.open(run)
@@ -67,8 +71,10 @@ def resume(
             print(f"{run}: finished already; nothing to do")
             return
         checked = load_scenario(run / SCENARIO_FILE, settings, None)
+        check_address(checked, address)
         interruption.folder = run
-        _follow(checked, run, resumed(checked, run, interruption.is_asked), interruption, as_json=as_json)
+        records = resumed(checked, run, interruption.is_asked, address)
+        _follow(checked, run, records, interruption, as_json=as_json)
 
 
 def _follow(

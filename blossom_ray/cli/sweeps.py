@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli.app import Json, Settings, app
+from blossom_ray.cli.app import Address, Json, Settings, app
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import parse_settings
 from blossom_ray.cli.output import print_json
@@ -62,6 +62,7 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option("--jobs", help="Cells that run at a time; one per CPU core unless given.")
     ] = None,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Run a grid of scenarios, values and seeds. The same command again goes on where it stopped.
@@ -78,7 +79,7 @@ def sweep(
             f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
             f"blossom-ray compare {shlex.quote(str(folder))}"
         )
-        num_failed = _follow(folder, cells, jobs, interruption, as_json=as_json)
+        num_failed = _follow(folder, cells, jobs, address, interruption, as_json=as_json)
     if num_failed:
         raise typer.Exit(1)
 
@@ -164,7 +165,13 @@ def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, se
 
 
 def _follow(
-    folder: Path, cells: tuple[Cell, ...], jobs: int | None, interruption: Interruption, *, as_json: bool
+    folder: Path,
+    cells: tuple[Cell, ...],
+    jobs: int | None,
+    address: str | None,
+    interruption: Interruption,
+    *,
+    as_json: bool,
 ) -> int:
     """Show the cells as they go, and the tally at the end; the number of cells that failed."""
     from rich.console import Console
@@ -175,7 +182,7 @@ def _follow(
     console = Console()
     ends: Counter[str] = Counter()
     failures: list[CellEvent] = []
-    with closing(run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked)) as events:
+    with closing(run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked, address=address)) as events:
         if as_json:
             for event in events:
                 _count(event, ends, failures, interruption)

@@ -74,24 +74,30 @@ class DriverActor:
 
 
 def stream(
-    scenario: Scenario, session: Session, loop: Loop, stopping: Callable[[], bool] = lambda: False
+    scenario: Scenario,
+    session: Session,
+    loop: Loop,
+    stopping: Callable[[], bool] = lambda: False,
+    address: str | None = None,
 ) -> Iterator[Any]:
     """Run a loop in a driver actor and yield what it yields.
 
-    Joins the Ray session that this process already has, or the cluster that `RAY_ADDRESS` names, or starts one on
-    this machine and stops it at the end. Closing the generator kills the run's actors.
+    Joins the Ray session that this process already has, or the cluster at `address`, or starts one on this machine
+    and stops it at the end. Closing the generator kills the run's actors.
 
     Args:
         scenario: The scenario.
         session: Folders, seen by all nodes unless shards go through the object store, and where to go on from.
         loop: `simulation.run`.
         stopping: Asked every second or so; True ends the run after the round in progress.
+        address: The cluster's, as in `cluster.session`.
 
     Raises:
+        InputError: It is no such address.
         RunError: A client, an actor or Ray failed.
         BlossomError: What the loop raises.
     """
-    with session_of_ray():
+    with session_of_ray(address):
         driver_type: Any = ray.remote(num_cpus=0, max_restarts=0)(DriverActor)
         # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

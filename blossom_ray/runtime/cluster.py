@@ -16,9 +16,9 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private import ray_constants
 
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError
+from blossom_ray.runtime.joining import check_joined, join, loopback
 from blossom_ray.runtime.placement import Room
 
 # What a call raises when the process or node that it ran on is gone.
@@ -40,15 +40,24 @@ _HEADLESS: list[HeadNode] = []
 
 
 @contextmanager
-def session() -> Iterator[None]:
-    """A Ray session: the one that is there, the cluster that `RAY_ADDRESS` names, or one that ends with this block.
+def session(address: str | None = None) -> Iterator[None]:
+    """A Ray session: the one that is there, a cluster that is joined, or one that ends with this block.
 
     A session of its own listens on the loopback address alone.
 
+    Args:
+        address: `auto` or `HOST:PORT` of a cluster, `local` for a session of its own; None: what `RAY_ADDRESS` says,
+            `local` where it says nothing.
+
     Raises:
-        RunError: Ray did not start, or no cluster answers at `RAY_ADDRESS`.
+        InputError: It is no such address.
+        RunError: Ray did not start, there is no such cluster, it refuses us or has other versions; or this process
+            is in another session.
     """
+    source = "RAY_ADDRESS" if address is None else "--address"
     if ray.is_initialized():
+        if address is not None:
+            check_joined(address, source)
         yield
         return
     # No calls home from a simulation; set it to 1 to send Ray's usage statistics.
@@ -56,7 +65,7 @@ def session() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
-    _start(os.environ.get("RAY_ADDRESS", "local"))
+    _start(address or os.environ.get("RAY_ADDRESS") or "local", source)
     if in_main_thread and before is not None:
         # Ray takes SIGTERM over; whoever handled it before knows how to end a run.
         signal.signal(signal.SIGTERM, before)
@@ -122,26 +131,22 @@ class HeadNode:
             )
 
 
-def _start(address: str) -> None:
+def _start(address: str, source: str) -> None:
     """Join the cluster at an address, or start one of this machine alone for `local`."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address != "local":
+        join(address, source, options)
+        return
     try:
-        if address == "local":
-            with _loopback():
-                ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
-        else:
-            ray.init(address, **options)
+        with loopback():
+            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
     except Exception as error:  # a node that does not come up is a plain one
-        raise _no_session(address, error) from error
+        raise _no_session(error) from error
 
 
-def _no_session(address: str, error: Exception) -> RunError:
+def _no_session(error: Exception) -> RunError:
     """Why there is no Ray session: one cause, one hint."""
     reason = _first_line(error)
-    if address != "local":
-        return RunError(
-            f"no Ray cluster could be joined at {address}: {reason}", "unset RAY_ADDRESS to run on this machine alone"
-        )
     if "timed out during startup" in reason:
         return RunError(
             "Ray did not start within its time limit of 30 s",
@@ -151,21 +156,6 @@ def _no_session(address: str, error: Exception) -> RunError:
         f"Ray did not start: {reason}",
         "RAY_TMPDIR names the folder of its sockets and logs; it needs a short path with free space",
     )
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """Have Ray take a loopback address as it is, as it does on laptops; else it looks up one that others can reach.
-
-    Ray's processes listen on loopback alone if that is their node's address. The switch is an environment variable
-    that Ray reads when it is imported, which may be long ago.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def is_running() -> bool:

@@ -1,0 +1,102 @@
+"""Where a Ray cluster is, as the user says it: what an address may look like, and whether something answers there."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+from blossom_ray.errors import InputError, RunError
+
+_TIMEOUT_S = 5.0
+_EXPECTED = "auto, local or HOST:PORT (6379 unless the cluster was started with another port)"
+# What every HTTP/2 client sends first (RFC 9113, section 3.4), with an empty SETTINGS frame; type 4 answers it.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_FRAME_HEADER_BYTES, _SETTINGS = 9, 4
+
+
+@dataclass(frozen=True)
+class HostPort:
+    """Where a service listens.
+
+    Attributes:
+        host: Name or IP address, without brackets.
+        port: TCP port.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can mean it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def parse_address(address: str, source: str = "--address") -> HostPort | None:
+    """A cluster's address; None for `auto` and `local`, which Ray resolves.
+
+    Args:
+        address: `auto`, `local` or `HOST:PORT`.
+        source: What gave it, for messages.
+
+    Raises:
+        InputError: It is none of these, or the address of another service of the cluster.
+    """
+    if address in ("auto", "local"):
+        return None
+    scheme, has_scheme, rest = address.rpartition("://")
+    if scheme == "ray":
+        raise InputError(
+            f"{source} is {address!r}, and Ray Client passes no streams of results, which a run consists of; expected "
+            f"auto or HOST:PORT on a node of the cluster, or from elsewhere: blossom-ray submit SCENARIO --address "
+            f"http://{rest.partition(':')[0] or 'HOST'}:8265"
+        )
+    if scheme in ("http", "https"):
+        raise InputError(
+            f"{source} is {address!r}, where jobs are submitted (blossom-ray submit); expected {_EXPECTED}"
+        )
+    host, _, port = rest.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if has_scheme or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise InputError(f"{source} is {address!r}; expected {_EXPECTED}")
+    return HostPort(host, int(port))
+
+
+def is_listening(place: HostPort, timeout_s: float = _TIMEOUT_S) -> bool:
+    """Whether something takes connections there."""
+    try:
+        socket.create_connection((place.host, place.port), timeout=timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
+def check_service(place: HostPort) -> None:
+    """Find out in seconds what Ray would take two minutes for, and then end the process.
+
+    Raises:
+        RunError: Nothing answers there, or what answers does not speak gRPC, as Ray's control service does.
+    """
+    try:
+        with socket.create_connection((place.host, place.port), timeout=_TIMEOUT_S) as connection:
+            connection.sendall(_PREFACE)
+            answer = connection.recv(_FRAME_HEADER_BYTES)
+    except TimeoutError:
+        reason = f"no answer within {_TIMEOUT_S:g} s"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    else:
+        if len(answer) > 3 and answer[3] == _SETTINGS:
+            return
+        reason = "what listens there is not the control service of a Ray cluster (port 6379 unless told otherwise)"
+    raise RunError(
+        f"no Ray cluster could be joined at {place}: {reason}",
+        f"start one with: ray start --head --port={place.port}, or run on this machine alone: --address local",
+    )
