@@ -23,3 +23,4 @@ golden:
 
 docs:
 	blossom-ray schema --markdown > docs/scenario-reference.md
+	blossom-ray schema > blossom_ray/scenario/scenario.schema.json

@@ -252,7 +252,8 @@ def test_a_scenario_file_that_is_not_there(command: Command) -> None:
     outcome = command("validate", "nowhere.yaml")
     assert (outcome.exit_code, outcome.err) == (
         2,
-        "nowhere.yaml: does not exist; expected a scenario file (YAML 1.2)\n",
+        "nowhere.yaml: does not exist; expected a scenario file (YAML 1.2), or a name that `blossom-ray scenarios` "
+        "lists\n",
     )
 
 

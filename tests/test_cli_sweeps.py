@@ -89,7 +89,8 @@ def test_every_problem_of_a_sweep_comes_before_the_first_cell(
     assert cells.err.splitlines() == [
         "--vary sharing: sharing is 'privat'; expected one of full-model, private-head, private-head-fusion, local, "
         "central, or a mapping from block to scope (in 2 of 4 cells, the first is sharing=privat,seed=0)",
-        "nowhere.yaml: does not exist; expected a scenario file (YAML 1.2)",
+        "nowhere.yaml: does not exist; expected a scenario file (YAML 1.2), or a name that `blossom-ray scenarios` "
+        "lists",
     ]
     both = command("sweep", "small.yaml", "--vary", "rounds=1,2", "--set", "rounds=3")
     assert both.err == "--set rounds: rounds is varied too; expected each key in one option\n"

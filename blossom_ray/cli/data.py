@@ -171,10 +171,11 @@ def _scenario(target: str, path: Path | None, modalities: list[str], settings: l
         InputError: It is neither, or what is asked for is not right.
     """
     from blossom_ray.scenario.datasets import DATASETS
+    from blossom_ray.scenario.packaged import scenario_path
 
     if target in DATASETS:
         return _scenario_of_named(target, path, modalities, settings, seed)
-    if Path(target).suffix not in (".yaml", ".yml") and not Path(target).exists():
+    if Path(target).suffix not in (".yaml", ".yml") and not scenario_path(Path(target)).exists():
         raise InputError(
             f"{target!r} is neither a data set nor a scenario file; expected one of {', '.join(DATASETS)} or a file"
         )

@@ -1,4 +1,4 @@
-"""Commands about scenario files: `validate` and `schema`."""
+"""Commands about scenario files: `validate`, `scenarios` and `schema`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from blossom_ray.cli.app import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.output import print_json
-from blossom_ray.errors import ScenarioError
+from blossom_ray.errors import InputError, ScenarioError
 
 
 @app.command(epilog="Example: blossom-ray validate scenarios/quickstart.yaml --set data.partition.alpha=0.1")
@@ -30,6 +30,39 @@ def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = Non
     else:
         names = ", ".join(checked.modalities)
         print(f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}")
+
+
+@app.command(epilog="Example: blossom-ray scenarios quickstart > mine.yaml")
+def scenarios(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the scenarios that come with the package, or print one. Other commands take them by name."""
+    from blossom_ray.scenario.packaged import packaged_scenarios, shows
+    from blossom_ray.scenario.phrases import did_you_mean
+
+    texts = {key: path.read_text(encoding="utf-8") for key, path in packaged_scenarios().items()}
+    if name is not None:
+        if name not in texts:
+            near = did_you_mean(name, texts)
+            raise InputError(f"there is no packaged scenario {name!r}; expected a name that `scenarios` lists{near}")
+        if as_json:
+            print_json({"name": name, "shows": shows(texts[name]), "text": texts[name]})
+        else:
+            print(texts[name], end="")
+    elif as_json:
+        for key, text in texts.items():
+            print_json({"name": key, "shows": shows(text)})
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(no_wrap=True, min_width=max(map(len, texts)))
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        for key, text in texts.items():
+            table.add_row(key, shows(text))
+        Console(highlight=False).print(table)
 
 
 @app.command(epilog="Example: blossom-ray schema > scenario.schema.json")

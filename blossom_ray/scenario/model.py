@@ -72,7 +72,7 @@ class Scenario(Section):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
-        """Read a scenario file (YAML 1.2), apply overrides by dotted path, check it.
+        """Read a scenario file (YAML 1.2), or a packaged scenario by name; apply overrides by dotted path, check it.
 
         Raises:
             ScenarioError: With every problem found, each with file, line and path.

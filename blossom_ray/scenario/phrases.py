@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, get_args, get_origin
 
 from blossom_ray.scenario.structure import Hint, literal_values, section_fields
@@ -125,6 +126,11 @@ def printable(text: str) -> str:
 def listed(names: Iterable[Any]) -> str:
     """Names in their order, with commas."""
     return ", ".join(str(name) for name in names)
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a text, each with its full stop; line breaks become spaces. "et al." ends none."""
+    yield from filter(None, re.split(r"(?<=[.?!])(?<! al\.) (?=[A-Z`])", " ".join(text.split())))
 
 
 def one_of(names: Iterable[Any]) -> str:

@@ -16,7 +16,8 @@ from blossom_ray.scenario.compat import filled
 from blossom_ray.scenario.messages import findings
 from blossom_ray.scenario.model import Scenario
 from blossom_ray.scenario.overrides import apply_overrides, parse_assignment
-from blossom_ray.scenario.phrases import Finding, accepted, printable, shown
+from blossom_ray.scenario.packaged import packaged_scenarios, scenario_path
+from blossom_ray.scenario.phrases import Finding, accepted, did_you_mean, printable, shown
 from blossom_ray.scenario.sections import Section
 from blossom_ray.scenario.structure import Hint, Part, split_path
 from blossom_ray.scenario.writer import plain_tree
@@ -65,7 +66,7 @@ class Reading:
 
 
 def read_scenario(path: str | Path, overrides: Mapping[str, Any]) -> Scenario:
-    """The scenario in a file (YAML 1.2), with some values replaced by dotted path.
+    """The scenario in a file (YAML 1.2), or a packaged one by name, with some values replaced by dotted path.
 
     Raises:
         ScenarioError: With every problem found, each with file, line and path.
@@ -102,13 +103,13 @@ def inspect_scenario(
     """Read and check a scenario file; wrong content is reported, never raised.
 
     Args:
-        path: The file. Problems name it as it is written here.
+        path: The file, or the name of a packaged scenario. Problems name it as it is written here.
         overrides: Value by dotted path, applied before the checks: see `apply_overrides`.
         sources: Where an override came from, by its path, such as `--seed`; default `override`.
     """
     overrides = overrides or {}
     labels = {key: (sources or {}).get(key, _OVERRIDE) for key in overrides}
-    document = _read_document(Path(path))
+    document = _read_document(scenario_path(Path(path)))
     tree = None if document.root is None else document.root.plain()
     places = _Places(str(path), document.root, tree, labels)
     problems = tuple(
@@ -135,7 +136,8 @@ def _read_document(path: Path) -> Document:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        return _unreadable("does not exist")
+        near = did_you_mean(path.with_suffix("").as_posix(), packaged_scenarios())
+        return _unreadable("does not exist", f", or a name that `blossom-ray scenarios` lists{near}")
     except IsADirectoryError:
         return _unreadable("is a folder")
     except (OSError, ValueError) as error:
@@ -150,8 +152,8 @@ def _read_document(path: Path) -> Document:
     return parse_yaml(text)
 
 
-def _unreadable(found: str) -> Document:
-    return Document(None, (Problem("", found, "a scenario file (YAML 1.2)"),))
+def _unreadable(found: str, other: str = "") -> Document:
+    return Document(None, (Problem("", found, f"a scenario file (YAML 1.2){other}"),))
 
 
 def _checked(

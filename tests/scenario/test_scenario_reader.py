@@ -297,7 +297,8 @@ def test_keys_that_are_no_text_are_refused(scenario_file):
 def test_files_that_are_not_there(tmp_path):
     missing = tmp_path / "b.yaml"
     expected = "a scenario file (YAML 1.2)"
-    assert inspect_scenario(missing).problems == (Problem("", "does not exist", expected, str(missing)),)
+    or_name = f"{expected}, or a name that `blossom-ray scenarios` lists"
+    assert inspect_scenario(missing).problems == (Problem("", "does not exist", or_name, str(missing)),)
     assert inspect_scenario(tmp_path).problems == (Problem("", "is a folder", expected, str(tmp_path)),)
     with pytest.raises(ScenarioError, match="does not exist"):
         Scenario.load(missing)
