@@ -29,7 +29,6 @@ from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.client import ClientState, SentBlock
 from blossom_ray.errors import RunFolderError
 from blossom_ray.server import Server
-from blossom_ray.server_optimizer import OptimizerState
 from blossom_ray.storage import save_synced, sync, write_synced, writing
 
 FORMAT = 1
@@ -96,7 +95,7 @@ class Checkpoint:
             }
             values = tensors[f"{number}/values"]
             _check_like(f"values of {instance}", values, blocks[instance].sent.values)
-            before = blocks[instance].optimizer_state.arrays()
+            before = blocks[instance].optimizer_state
             if state.keys() != before.keys():
                 raise ValueError(f"optimizer state of {instance} is {sorted(state)}; expected {sorted(before)}")
             for name, moments in before.items():
@@ -104,7 +103,7 @@ class Checkpoint:
             blocks[instance] = replace(
                 blocks[instance],
                 sent=SentBlock(entry["version"], values),
-                optimizer_state=OptimizerState.from_arrays(state),
+                optimizer_state=state,
             )
         return Server(blocks)
 
@@ -315,7 +314,7 @@ def _server_tensors(server: Server) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for number, block in enumerate(server.blocks.values()):
         tensors[f"{number}/values"] = block.sent.values
-        for name, values in block.optimizer_state.arrays().items():
+        for name, values in block.optimizer_state.items():
             tensors[f"{number}/optimizer/{name}"] = values
     return tensors
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from blossom_ray.errors import InputError
-from blossom_ray.scenario.sections import Custom, Model
+from blossom_ray.scenario.sections import Custom, Factory
 
 
-def resolve_factory(factory: str | Callable[..., Any], where: str) -> Callable[..., Any]:
+def resolve_factory(factory: Factory, where: str) -> Callable[..., Any]:
     """The callable that a scenario names.
 
     Modules are found as by `python -m`: among the installed ones, then in the working directory.
@@ -41,24 +41,36 @@ def resolve_factory(factory: str | Callable[..., Any], where: str) -> Callable[.
     return _checked(found, where, f"is {factory!r}, which is of type {type(found).__name__}")
 
 
-def factory_problems(model: Model) -> list[tuple[str, str, str]]:
-    """Own code of a model that cannot be found; importing it runs it.
+def factory_problems(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Own code of a model, a server optimizer or a metric that cannot be found; importing it runs it.
+
+    Args:
+        sections: The top-level values of a scenario that are right in themselves.
 
     Returns:
         For each problem its path inside the scenario, what was found and what is expected, as in `errors.Problem`.
     """
-    parts: dict[str, object] = {f"model.encoders.{name}": part for name, part in model.encoders.items()}
-    parts |= {"model.fusion": model.fusion, "model.head": model.head}
     problems = []
+    for where, code in _own_code(sections):
+        try:
+            resolve_factory(code, where)
+        except InputError as error:
+            found, _, expected = str(error).partition("; expected ")
+            problems.append((where, found.removeprefix(f"{where} "), expected or "code that can be imported"))
+    return problems
+
+
+def _own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory]]:
+    """All own code that these sections name, with its path."""
+    parts: dict[str, object] = {}
+    if (model := sections.get("model")) is not None:
+        parts |= {f"model.encoders.{name}": part for name, part in model.encoders.items()}
+        parts |= {"model.fusion": model.fusion, "model.head": model.head}
+    if (server := sections.get("server")) is not None:
+        parts["server.optimizer"] = server.optimizer
     for where, part in parts.items():
         if isinstance(part, Custom):
-            try:
-                resolve_factory(part.factory, f"{where}.factory")
-            except InputError as error:
-                found, _, expected = str(error).partition("; expected ")
-                found = found.removeprefix(f"{where}.factory ")
-                problems.append((f"{where}.factory", found, expected or "code that can be imported"))
-    return problems
+            yield f"{where}.factory", part.factory
 
 
 def _checked(found: Any, where: str, description: str) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from blossom_ray.preparation import Preparation
 from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES
 from blossom_ray.sampling import cohort_size
 from blossom_ray.scenario.sections import ClientOptimizer, ServerOptimizer, Sgd
+from blossom_ray.server_optimizer import init
 
 _FLOAT32, _FLOAT64 = 4, 8
 
@@ -138,4 +139,5 @@ def _client_states(optimizer: ClientOptimizer) -> int:
 
 
 def _server_states(optimizer: ServerOptimizer) -> int:
-    return {"fedavg": 0, "fedavgm": 1, "fedadagrad": 1}.get(optimizer.kind, 2)
+    """Vectors as long as a block that the server optimizer keeps of it; a user's own may keep other lengths, too."""
+    return sum(array.size for array in init(optimizer, 1).values())

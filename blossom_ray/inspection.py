@@ -36,8 +36,7 @@ class Inspector:
         """
         reading = inspect_scenario(path, overrides, sources)
         problems = [*reading.problems, *self._data_problems(reading)]
-        if "model" in reading.sections:
-            problems += [reading.problem(*problem) for problem in factory_problems(reading.sections["model"])]
+        problems += [reading.problem(*problem) for problem in factory_problems(reading.sections)]
         if problems or reading.scenario is None:
             problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
             raise ScenarioError(tuple(problems))
@@ -52,7 +51,7 @@ class Inspector:
         found = self._federation_problems(
             scenario.data, scenario.modalities, scenario.num_clients, scenario.seed, scenario.task
         )
-        found = [*found, *factory_problems(scenario.model)]
+        found = [*found, *factory_problems(dict(scenario))]
         if found:
             raise ScenarioError(tuple(Problem(*problem) for problem in found))
 

@@ -12,8 +12,8 @@ from blossom_ray import server_optimizer
 from blossom_ray.aggregation import Total
 from blossom_ray.blocks import BlockInstance, ClientProfile
 from blossom_ray.client import ClientPlan, SentBlock
+from blossom_ray.custom_server_optimizer import OptimizerState
 from blossom_ray.scenario.sections import ServerOptimizer
-from blossom_ray.server_optimizer import OptimizerState
 
 
 @dataclass(frozen=True)

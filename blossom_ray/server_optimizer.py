@@ -5,39 +5,20 @@ Each block instance has a state of its own. `init` and `step` are pure: state in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 
-from blossom_ray.scenario.sections import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
+from blossom_ray.custom_server_optimizer import Float32Array, Float64Array, OptimizerState, custom_init, custom_step
+from blossom_ray.scenario.sections import (
+    CustomServerOptimizer,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedYogi,
+    ServerOptimizer,
+)
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """What a server optimizer remembers of one block instance.
-
-    Attributes:
-        momentum: (n,) float64, the running first moment, or None where the optimizer has none.
-        second_moment: (n,) float64, the running second moment, or None where the optimizer has none.
-    """
-
-    momentum: Float64Array | None = None
-    second_moment: Float64Array | None = None
-
-    def arrays(self) -> dict[str, Float64Array]:
-        """The state as plain arrays by name, for checkpoints. Not copied."""
-        arrays = {"momentum": self.momentum, "second_moment": self.second_moment}
-        return {name: array for name, array in arrays.items() if array is not None}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Float64Array]) -> OptimizerState:
-        """The state back from `arrays()`."""
-        return cls(arrays.get("momentum"), arrays.get("second_moment"))
+_MOMENTUM, _SECOND_MOMENT = "momentum", "second_moment"
 
 
 def init(section: ServerOptimizer, num_parameters: int) -> OptimizerState:
@@ -48,16 +29,21 @@ def init(section: ServerOptimizer, num_parameters: int) -> OptimizerState:
         num_parameters: Length n of the block's vector.
 
     Returns:
-        Momentum 0 and, for the adaptive optimizers, second moment tau^2: the smallest start that algorithm 2
-        of Reddi et al. 2021 (arXiv:2003.00295) allows, v_{-1} >= tau^2.
+        (n,) float64 arrays: `momentum` 0 and, for the adaptive optimizers, `second_moment` tau^2, the smallest start
+        that algorithm 2 of Reddi et al. 2021 (arXiv:2003.00295) allows, v_{-1} >= tau^2.
+
+    Raises:
+        InputError: Own code cannot be found, raised, or returned something else than float64 arrays by name.
     """
     match section:
         case FedAvg():
-            return OptimizerState()
+            return {}
         case FedAvgM():
-            return OptimizerState(np.zeros(num_parameters))
+            return {_MOMENTUM: np.zeros(num_parameters)}
         case FedAdagrad() | FedAdam() | FedYogi():
-            return OptimizerState(np.zeros(num_parameters), np.full(num_parameters, section.tau**2))
+            return {_MOMENTUM: np.zeros(num_parameters), _SECOND_MOMENT: np.full(num_parameters, section.tau**2)}
+        case CustomServerOptimizer():
+            return custom_init(section, num_parameters)
 
 
 def step(
@@ -85,25 +71,27 @@ def step(
     Returns:
         The new block, (n,) float32, and the new state.
 
+    Raises:
+        RunError: Own code raised, or returned another shape or type or values that are not finite.
+
     Source: McMahan et al. 2017 (arXiv:1602.05629), algorithm 1; Hsu et al. 2019 (arXiv:1909.06335), server
     momentum; Reddi et al. 2021 (arXiv:2003.00295), algorithm 2.
     """
-    delta = average - current
     match section:
         case FedAvg():
-            target = average if section.lr == 1 else current + section.lr * delta
+            target = average if section.lr == 1 else current + section.lr * (average - current)
             return target.astype(np.float32), state
         case FedAvgM():
-            assert state.momentum is not None, "the state belongs to another optimizer"
-            momentum = section.momentum * state.momentum + delta
-            return (current + section.lr * momentum).astype(np.float32), OptimizerState(momentum)
+            momentum = section.momentum * state[_MOMENTUM] + (average - current)
+            return (current + section.lr * momentum).astype(np.float32), {_MOMENTUM: momentum}
         case FedAdagrad() | FedAdam() | FedYogi():
-            assert state.momentum is not None, "the state belongs to another optimizer"
-            assert state.second_moment is not None, "the state belongs to another optimizer"
-            momentum = section.beta1 * state.momentum + (1 - section.beta1) * delta
-            second_moment = _second_moment(section, state.second_moment, delta**2)
+            delta = average - current
+            momentum = section.beta1 * state[_MOMENTUM] + (1 - section.beta1) * delta
+            second_moment = _second_moment(section, state[_SECOND_MOMENT], delta**2)
             target = current + section.lr * momentum / (np.sqrt(second_moment) + section.tau)
-            return target.astype(np.float32), OptimizerState(momentum, second_moment)
+            return target.astype(np.float32), {_MOMENTUM: momentum, _SECOND_MOMENT: second_moment}
+        case CustomServerOptimizer():
+            return custom_step(section, state, current, average)
 
 
 def _second_moment(

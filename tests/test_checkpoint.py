@@ -59,7 +59,7 @@ def test_server_and_clients_come_back_as_they_were(tmp_path: Path) -> None:
     restored = checkpoint.restore(server(0))
     assert restored.digest() == server(4).digest()
     assert restored.blocks[GROUP].sent.version == 4
-    second_moment = restored.blocks[GROUP].optimizer_state.second_moment
+    second_moment = restored.blocks[GROUP].optimizer_state["second_moment"]
     assert second_moment is not None
     assert second_moment.tolist() == [1e-6, 1e-6]
     states = read_clients(checkpoint.client_files, [1])

@@ -66,8 +66,8 @@ def test_own_code_of_a_model_is_looked_for_before_a_run(small_scenario):
     from blossom_ray.factories import factory_problems
 
     changes = {"model.head": {"kind": "custom", "factory": "no_such_module:build"}}
-    ((path, found, expected),) = factory_problems(small_scenario.override(changes).model)
+    ((path, found, expected),) = factory_problems(dict(small_scenario.override(changes)))
     assert path == "model.head.factory"
     assert found == "is 'no_such_module:build', but there is no module 'no_such_module'"
     assert expected == "a module that is installed or lies in the working directory"
-    assert factory_problems(small_scenario.model) == []
+    assert factory_problems(dict(small_scenario)) == []

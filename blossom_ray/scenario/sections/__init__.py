@@ -69,6 +69,7 @@ from blossom_ray.scenario.sections.partition import (
 )
 from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, FineTune
 from blossom_ray.scenario.sections.server import (
+    CustomServerOptimizer,
     FedAdagrad,
     FedAdam,
     FedAvg,
@@ -113,6 +114,7 @@ __all__ = [
     "CustomEncoder",
     "CustomFusion",
     "CustomHead",
+    "CustomServerOptimizer",
     "Data",
     "DirichletPartition",
     "Downloaded",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blossom_ray.scenario.sections.base import Fraction, Positive, Probability, Rate, Section
+from blossom_ray.scenario.sections.base import Custom, Fraction, Positive, Probability, Rate, Section
 
 
 class FedAvg(Section):
@@ -62,8 +62,13 @@ class FedYogi(_FedAdamLike):
     kind: Literal["fedyogi"]
 
 
-ServerOptimizer = Annotated[FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi, Field(discriminator="kind")]
+class CustomServerOptimizer(Custom):
+    """Own server optimizer: `factory(**options)` gives an object with `init` and `step`."""
 
+
+ServerOptimizer = Annotated[
+    FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | CustomServerOptimizer, Field(discriminator="kind")
+]
 
 Weighting = Literal["samples", "uniform", "entropy"]
 
