@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, overload
 
-from blossom_ray.checkpoint import Session
+from blossom_ray.checkpoint import IN_MEMORY, Session
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.given import with_dataset, with_table
 from blossom_ray.errors import DriverLostError, InputError, StorageError
@@ -138,6 +138,7 @@ def events(
     resume_at_most: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
     address: str | None = None,
+    run_id: str = IN_MEMORY,
 ) -> Iterator[Event]:
     """What a run reports as it goes: facts, round records, facts.
 
@@ -147,11 +148,12 @@ def events(
         resume_at_most: Go on from the newest whole checkpoint up to this round; None to begin anew.
         stopping: Asked again and again; True ends the run after the round in progress.
         address: The Ray cluster, as in `simulate`.
+        run_id: What those who watch know the run by.
     """
     with TemporaryDirectory(prefix="blossom-ray-") as name:
         shards = Path(name) / "shards"
         shards.mkdir()
-        session = Session(shards, checkpoints or Path(name) / "checkpoints", resume_at_most)
+        session = Session(shards, checkpoints or Path(name) / "checkpoints", resume_at_most, run_id)
         if scenario.execution.runtime == "local":
             from blossom_ray.runtime.local import LocalRuntime
 
@@ -279,7 +281,10 @@ def _restarted(
     losses: list[dict[str, object]] = []
     for attempt in range(scenario.failures.max_retries + 1):
         try:
-            for event in events(scenario, writer.folder / "checkpoints", writer.last_round, stopping, address):
+            folder = writer.folder
+            for event in events(
+                scenario, folder / "checkpoints", writer.last_round, stopping, address, run_id=folder.name
+            ):
                 if isinstance(event, RunInfo) and "first_round" in event.entries:
                     scenario = _settled(scenario, event)
                     first_round = event.entries["first_round"]

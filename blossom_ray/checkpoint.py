@@ -37,6 +37,10 @@ _SERVER = "server.safetensors"
 _DIGITS = 6
 
 
+IN_MEMORY = "in-memory"
+"""Stands for the id of a run without a folder."""
+
+
 @dataclass(frozen=True)
 class Session:
     """Where a run keeps what outlives a process, and where it goes on from.
@@ -45,11 +49,13 @@ class Session:
         folder: An empty folder for the clients' shards; it must outlive the run.
         checkpoints: The folder of the run's checkpoints, None to keep none.
         resume_at_most: Go on from the newest whole checkpoint up to this round; None to begin anew.
+        run: The run's id, for those who watch.
     """
 
     folder: Path
     checkpoints: Path | None = None
     resume_at_most: int | None = None
+    run: str = IN_MEMORY
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from blossom_ray.records import RoundRecord
+from blossom_ray.records import ActorRound, Failure, RoundRecord
 from blossom_ray.scores import SCORES, Score, Task
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-=+*#@"
 CURVE_WIDTH = 12
+# Columns of words; all others but the first are numbers.
+_LEFT = ("scope", "curve", "state")
 
 
 def format_score(score: Score, value: float | None) -> str:
@@ -132,13 +134,65 @@ def block_table(record: RoundRecord) -> Table:
     return table
 
 
+def block_summary(record: RoundRecord) -> str:
+    """The traffic of a round in a line."""
+    blocks = record.blocks
+    down, up = sum(block.bytes_down for block in blocks), sum(block.bytes_up for block in blocks)
+    return f"{_counted(len(blocks), 'block')}: down {format_bytes(down)}, up {format_bytes(up)}"
+
+
+def actor_table(record: RoundRecord, replaced: Mapping[int, int]) -> Table:
+    """One row per client actor: its clients, its state, the share of the round that it computed, its memory.
+
+    Args:
+        record: The round.
+        replaced: How often each actor was replaced so far.
+    """
+    table = plain_table("actor", "clients", "state", "busy", "memory")
+    for actor in record.actors:
+        times = replaced[actor.actor]
+        table.add_row(
+            str(actor.actor),
+            str(actor.num_clients),
+            f"replaced {times}x" if times else "up",
+            _percent(_busy(record, actor)),
+            "-" if actor.memory_bytes is None else format_bytes(actor.memory_bytes),
+        )
+    return table
+
+
+def actor_summary(record: RoundRecord, replaced: Mapping[int, int]) -> str:
+    """The actors in a line: how many, how many of them replaced, and mean and range of what `actor_table` has."""
+    parts = [_counted(len(record.actors), "actor")]
+    if times := sum(replaced.values()):
+        parts.append(f"replaced {times}x")
+    busy = [share for actor in record.actors if (share := _busy(record, actor)) is not None]
+    if busy:
+        parts.append(f"busy {_percent(min(busy))} to {_percent(max(busy))}")
+    memory = [actor.memory_bytes for actor in record.actors if actor.memory_bytes is not None]
+    if memory:
+        parts.append(f"memory {format_bytes(sum(memory))}, at most {format_bytes(max(memory))} each")
+    return ", ".join(parts)
+
+
+def failure_line(round_index: int, failure: Failure) -> str:
+    """A failure in a line: `round 3, training, actor 2, client 7 and 4 others: died: ...; repeated`."""
+    where = [f"round {round_index}", failure.phase]
+    if failure.actor is not None:
+        where.append(f"actor {failure.actor}")
+    if failure.clients:
+        first, *others = failure.clients
+        where.append(f"client {first}" + (f" and {_counted(len(others), 'other')}" if others else ""))
+    return f"{', '.join(where)}: {failure.cause.splitlines()[0]}; {failure.action}"
+
+
 def plain_table(first: str, *others: str) -> Table:
     """An empty table whose first column gives way when the console is narrow."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     # The only column that may wrap, so the only one that Rich shrinks.
     table.add_column(first, overflow="ellipsis")
     for name in others:
-        table.add_column(name, no_wrap=True, justify="left" if name in ("scope", "curve") else "right")
+        table.add_column(name, no_wrap=True, justify="left" if name in _LEFT else "right")
     return table
 
 
@@ -150,3 +204,17 @@ def sparkline(values: Sequence[float], bars: str = BARS) -> str:
     shown = [values[i * (len(values) - 1) // max(num_bars - 1, 1)] for i in range(num_bars)]
     low, span = min(shown), max(shown) - min(shown)
     return "".join(bars[round((value - low) / span * (len(bars) - 1)) if span else 0] for value in shown)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _busy(record: RoundRecord, actor: ActorRound) -> float | None:
+    """The share of the round's wall time that an actor computed, None where there is no time to speak of."""
+    total = record.seconds.get("total", 0.0)
+    return actor.seconds / total if total else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"

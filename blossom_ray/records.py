@@ -110,6 +110,26 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class ActorRound:
+    """One client actor in one round, as the round ended.
+
+    Attributes:
+        actor: Its number.
+        num_clients: Clients that live in it.
+        seconds: Time spent on its clients in the round, training and evaluation.
+        memory_bytes: Resident set of its process after its last training, pages shared with others included; None
+            before it trains.
+        times_replaced: How often it was lost in the round, and another took its place.
+    """
+
+    actor: int
+    num_clients: int
+    seconds: float
+    memory_bytes: int | None
+    times_replaced: int
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """Everything that one round reports. Round 0 is the untrained model.
 
@@ -127,6 +147,7 @@ class RoundRecord:
         blocks: One entry per block instance.
         seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
         failures: What went wrong, in the order in which it was noticed.
+        actors: One entry per client actor; none in the local runtime.
     """
 
     round_index: int
@@ -139,6 +160,7 @@ class RoundRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     fine_tuned: tuple[ClientEvaluation, ...] = ()
+    actors: tuple[ActorRound, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from blossom_ray.client import ClientPlan
 from blossom_ray.errors import RunError
 from blossom_ray.metrics import summarize
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord, Scoring
+from blossom_ray.records import ActorRound, BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord, Scoring
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.sampling import Population, Signature, draw_clients
 from blossom_ray.scenario.sections import FineTune
@@ -157,6 +157,7 @@ def round_record(
     evaluation: RoundEvaluation,
     update_norms: Mapping[BlockInstance, float],
     failures: tuple[Failure, ...] = (),
+    actors: tuple[ActorRound, ...] = (),
 ) -> RoundRecord:
     """What the round reports, from its two halves; `training` is None for round 0."""
     seconds = {"train": training.seconds if training else 0.0, "evaluate": evaluation.seconds}
@@ -171,6 +172,7 @@ def round_record(
         seconds=seconds | {"total": sum(seconds.values())},
         failures=failures,
         fine_tuned=evaluation.fine_tuned,
+        actors=actors,
     )
 
 

@@ -127,6 +127,7 @@ def run_rounds(
             evaluation=evaluation,
             update_norms={},
             failures=runtime.take_failures(),
+            actors=runtime.take_actors(),
         )
         yield record, server
     for round_index in range(max(1, first_round), scenario.rounds + 1):
@@ -142,6 +143,7 @@ def run_rounds(
             evaluation=evaluation,
             update_norms=norms,
             failures=runtime.take_failures(),
+            actors=runtime.take_actors(),
         )
         yield record, server
 

@@ -114,7 +114,10 @@ def ray_session() -> Iterator[None]:
     """One Ray session of two cores for all tests that ask for it."""
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    # Metrics each second instead of every ten, for the test that waits for them.
+    often = {"metrics_report_interval_ms": 1000}
+    options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    ray.init("local", num_cpus=2, _system_config=often, **options)
     yield
     ray.shutdown()
 

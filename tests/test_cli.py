@@ -17,6 +17,9 @@ from conftest import Command
 from ruamel.yaml import YAML
 
 from blossom_ray import Run, Scenario
+from blossom_ray.cli.round_json import round_json
+from blossom_ray.records import ActorRound, Failure, RoundRecord
+from blossom_ray.tables import TABLES
 
 QUICKSTART = Path(__file__).parent.parent / "scenarios" / "quickstart.yaml"
 
@@ -303,6 +306,53 @@ def test_simulate_as_json(command: Command, scenario: Callable[..., str], tmp_pa
     run = Run.open(the_run(tmp_path / "runs"))
     assert last == {"run": str(Path("runs") / "small" / str(run.path.name)), "status": "finished"}
     assert rounds[-1]["accuracy"] == run.final["accuracy"]
+
+
+def test_a_round_as_json_holds_its_whole_record_as_the_page_says(
+    command: Command, scenario: Callable[..., str], tmp_path: Path
+) -> None:
+    outcome = command("simulate", scenario(), "--json", "--set", "evaluation.fine_tune.epochs=1")
+    *rounds, _ = [json.loads(line) for line in outcome.out.splitlines()]
+    run = Run.open(the_run(tmp_path / "runs"))
+    summary = set(run.rounds.columns) - set(TABLES["rounds"])
+    page = (QUICKSTART.parent.parent / "docs" / "watching.md").read_text(encoding="utf-8")
+    listed = {
+        name: set(re.findall(r"`(\w+)`", text)) - {"train_loss"}
+        for names, text in re.findall(r"^\| (`.*`) \| (.*) \|$", page.split("## As JSON")[1], re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    keys = {"round", "learning_rate", "seconds", "cohort", "blocks", "training", "evaluation", "fine_tuned"}
+    keys |= {"failures", "actors"}
+    last = rounds[-1]
+    assert set(last) - summary == keys
+    assert keys <= listed.keys()
+    for key in ("blocks", "training", "evaluation", "fine_tuned"):
+        assert {name for entry in last[key] for name in entry} == listed[key], key
+    assert set(last["seconds"]) == listed["seconds"]
+    assert last["cohort"] == [0, 1, 2, 3, 4]
+    rows = run.clients.filter(pl.col("round") == 2)
+    assert [entry["loss"] for entry in last["training"]] == rows["train_loss"].to_list()
+    assert [entry["scores"]["accuracy"] for entry in last["evaluation"]] == rows["accuracy"].to_list()
+    assert [entry["loss"] for entry in last["fine_tuned"]] == rows["fine_tuned/loss"].to_list()
+    blocks = run.blocks.filter(pl.col("round") == 2)
+    assert [(b["block"], b["scope"], b["key"], b["bytes_up"]) for b in last["blocks"]] == blocks.select(
+        "block", "scope", "key", "bytes_up"
+    ).rows()
+    assert (last["failures"], last["actors"]) == ([], [])
+
+
+def test_failures_and_actors_as_json() -> None:
+    failure = Failure("training", (3, 4), 1, "died: its process ended", "repeated")
+    record = RoundRecord(
+        5, 0.1, (3,), (), (), {"loss": float("nan")}, (), failures=(failure,), actors=(ActorRound(1, 2, 0.5, None, 1),)
+    )
+    values = round_json(record)
+    assert values["failures"] == [
+        {"phase": "training", "clients": (3, 4), "actor": 1, "cause": "died: its process ended", "action": "repeated"}
+    ]
+    assert values["actors"] == [
+        {"actor": 1, "num_clients": 2, "seconds": 0.5, "memory_bytes": None, "times_replaced": 1}
+    ]
 
 
 def own_head(folder: Path, name: str, **options: bool) -> tuple[str, str]:

@@ -5,9 +5,18 @@ import pytest
 from rich.console import Console
 
 from blossom_ray.blocks import BlockInstance, ClientProfile, Scope
-from blossom_ray.console import LiveView, PlainView, choose_view, final_summary
-from blossom_ray.console_tables import CURVE_WIDTH, format_bytes, format_score, format_seconds, score_table, sparkline
-from blossom_ray.records import BlockRound, ClientEvaluation, RoundRecord
+from blossom_ray.console import PlainView, choose_view, final_summary
+from blossom_ray.console_live import LiveView
+from blossom_ray.console_tables import (
+    CURVE_WIDTH,
+    failure_line,
+    format_bytes,
+    format_score,
+    format_seconds,
+    score_table,
+    sparkline,
+)
+from blossom_ray.records import ActorRound, BlockRound, ClientEvaluation, Failure, RoundRecord
 from blossom_ray.results import Run
 from blossom_ray.scenario import Scenario
 from blossom_ray.scores import default_score
@@ -178,6 +187,118 @@ def test_live_view_stays_on_the_screen_only_when_the_run_fails(error):
     erase_line = "\x1b[2K"
     after_last_word = printed(console).rpartition("fusion[red]")[2]
     assert (erase_line in after_last_word) is (error is None)
+
+
+def on_actors(record, *, num_actors=2, replaced=0, failures=()):
+    """The record of a round of 10 s on actors; the first one was busy for 5 s, the others for 9 s."""
+    actors = [ActorRound(i, 3, 9.0, 180_000_000, 0) for i in range(num_actors)]
+    actors[0] = ActorRound(0, 3, 5.0, 200_000_000, replaced)
+    return replace(record, seconds={"total": 10.0}, actors=tuple(actors), failures=failures)
+
+
+LOST = Failure("training", (3, 4, 9), 0, "died: its process ended unexpectedly\nand more", "repeated")
+
+
+def live_words(view, **options):
+    """The words of each line of what a live view would draw now, on a terminal of its own size."""
+    sheet = make_console(**options)
+    sheet.print(view._live.renderable)
+    return [" ".join(line.split()) for line in printed(sheet).splitlines()]
+
+
+def test_live_view_shows_actors_and_failures():
+    with LiveView(make_scenario(), PROFILES, make_console(height=50)) as view:
+        view.update(on_actors(make_record(0, accuracy=0.25), replaced=1))
+        view.update(on_actors(make_record(1, accuracy=0.5), replaced=1, failures=(LOST,)))
+        view.update(on_actors(make_record(2, accuracy=0.5)))
+        words = live_words(view, width=120)
+    assert words[2] == "1 failure:"
+    assert words[3] == (
+        "round 1, training, actor 0, client 3 and 2 others: died: its process ended unexpectedly; repeated"
+    )
+    assert "0 3 replaced 2x 50 % 200.0 MB" in words
+    assert "1 3 up 90 % 180.0 MB" in words
+
+
+def test_live_view_before_anything_is_known_of_the_actors():
+    record = replace(make_record(0), seconds={}, actors=(ActorRound(0, 3, 0.0, None, 0),))
+    with LiveView(make_scenario(), PROFILES, make_console(height=50)) as view:
+        view.update(record)
+        assert "0 3 up - -" in live_words(view)
+
+
+def test_live_view_cuts_long_failures_off_and_counts_those_it_does_not_show():
+    with LiveView(make_scenario(), PROFILES, make_console(height=50)) as view:
+        view.update(replace(make_record(1), failures=(LOST,) * 5))
+        text = draw(view, make_console())
+    assert_narrow(text)
+    assert "5 failures, the last 3:" in text
+    assert text.count("round 1, training, actor 0") == 3
+
+
+def test_what_does_not_fit_on_the_screen_is_summed_up_from_below():
+    def drawn(height):
+        console = make_console(height=height)
+        with LiveView(make_scenario(), PROFILES, console) as view:
+            view.update(on_actors(make_record(0, accuracy=0.25)))
+            view.update(on_actors(make_record(1, accuracy=0.5), replaced=1, failures=(LOST, LOST)))
+            lines = draw(view, console).splitlines()
+        assert_narrow("\n".join(lines))
+        assert len(lines) < height
+        return [" ".join(line.split()) for line in lines]
+
+    actors = "2 actors, replaced 1x, busy 50 % to 90 %, memory 380.0 MB, at most 200.0 MB each"
+    high, middle, low, lowest = drawn(40), drawn(24), drawn(18), drawn(15)
+    assert "0 3 replaced 1x 50 % 200.0 MB" in high
+    assert actors not in high
+    assert actors in middle
+    assert "encoder/acc shared 2 1.2 MB 1.1 MB 0.25" in middle
+    assert actors in low
+    assert "3 blocks: down 1.2 MB, up 1.1 MB" in low
+    assert "2 failures:" in low
+    assert "2 failures, the last 1:" in lowest
+
+
+def test_many_actors_are_summed_up_whatever_the_screen():
+    with LiveView(make_scenario(), PROFILES, make_console(height=500)) as view:
+        view.update(on_actors(make_record(1), num_actors=300))
+        words = live_words(view)
+    assert words[-1] == "300 actors, busy 50 % to 90 %, memory 54.0 GB, at most 200.0 MB each"
+
+
+def test_a_round_that_takes_long_is_said_and_counted_off():
+    now = 100.0
+    with LiveView(make_scenario(), PROFILES, make_console(), clock=lambda: now) as view:
+        assert live_words(view)[1] == "starting"
+        now += 12.0
+        assert live_words(view)[1] == "starting, 12 s"
+        view.update(make_record(0, seconds=1.0))
+        view.update(make_record(1, seconds=10.0))
+        assert live_words(view)[1].endswith("10 s (mean 10 s) left 3 min 10 s")
+        now += 70.0
+        assert live_words(view, width=100)[1].endswith("10 s (mean 10 s) next for 1 min 10 s left 2 min 00 s")
+        now += 300.0
+        assert live_words(view, width=100)[1].endswith("next for 6 min 10 s left 0 s")
+        view.update(make_record(20, seconds=10.0))
+        now += 10.0
+        assert live_words(view)[1].endswith("10 s (mean 10 s)")
+
+
+def test_plain_lines_of_failures_follow_their_round():
+    console = make_console()
+    with PlainView(make_scenario(), console) as view:
+        view.update(replace(make_record(1), failures=(LOST, Failure("end", (), None, "full", "dropped"))))
+    assert printed(console).splitlines()[2:] == [
+        "  round 1, training, actor 0, client 3 and 2 others: died: its process ended unexpectedly; repeated",
+        "  round 1, end: full; dropped",
+    ]
+
+
+def test_failure_line_by_hand():
+    assert failure_line(2, Failure("set-up", (7,), 4, "died", "repeated")) == (
+        "round 2, set-up, actor 4, client 7: died; repeated"
+    )
+    assert "client 7 and 1 other:" in failure_line(2, Failure("set-up", (7, 8), 4, "died", "repeated"))
 
 
 def test_a_view_is_chosen_by_the_console():

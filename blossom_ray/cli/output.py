@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any, NoReturn
 
 
 def print_json(values: dict[str, Any]) -> None:
     """Print one object on one line; infinity and NaN, which JSON does not have, become null."""
-    finite = {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in values.items()}
-    print(json.dumps(finite), flush=True)
+    print(json.dumps(_finite(values), allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if isfinite(value) else None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

@@ -13,6 +13,7 @@ from blossom_ray.cli.app import Address, Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.output import print_json
+from blossom_ray.cli.round_json import round_json
 
 if TYPE_CHECKING:
     from blossom_ray.records import RoundRecord
@@ -96,7 +97,7 @@ def _follow(
         if as_json:
             for record in records:
                 interruption.is_graceful = True
-                print_json({"round": record.round_index, **record.metrics})
+                print_json(round_json(record))
         else:
             with choose_view(scenario, tuple(scenario.profiles()), console) as view:
                 for record in records:

@@ -1,7 +1,7 @@
 """The loop and the clients on Ray: the driver actor, and the runtime that calls client actors.
 
-With `cluster.py` this is the only module that imports ray. Blocks travel as NumPy arrays, one object per block
-instance and version, as top-level arguments; updates come back one object per block.
+With `cluster.py` and `prometheus.py` this is the only module that imports ray. Blocks travel as NumPy arrays, one
+object per block instance and version, as top-level arguments; updates come back one object per block.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from blossom_ray.checkpoint import Checkpoint, Session
 from blossom_ray.client import ChunkEvaluation, SentBlock
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, DriverLostError, RunError
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import Failure, Scoring
+from blossom_ray.records import ActorRound, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, Runtime, chunk_sum
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
 from blossom_ray.runtime.cluster import HeadNode, get, has_succeeded, num_nodes, offered_room, overdue, ray_errors
 from blossom_ray.runtime.cluster import session as session_of_ray
 from blossom_ray.runtime.placement import actor_of_client, num_actors
+from blossom_ray.runtime.prometheus import exported
 from blossom_ray.runtime.recovery import Loss, Recovery, check_room
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario import Scenario
@@ -66,7 +67,8 @@ class DriverActor:
             return ActorRuntime(preparation, actors)
 
         at_once = min(len(actors), max(1, int(offered_room().num_cpus)))
-        yield from self._loop(self._scenario, self._session, start, lambda: self._is_stopping, at_once)
+        events = self._loop(self._scenario, self._session, start, lambda: self._is_stopping, at_once)
+        yield from exported(events, self._scenario, self._session.run)
 
     def stop(self) -> None:
         """Have the run end after the round in progress. Answered while `events` runs, in a thread of its own."""
@@ -182,6 +184,9 @@ class ActorRuntime:
         for chunk, calls in self._run(chunks, make):
             fetched = [(call, self._fetch(call, 0)) for call in calls]
             reports = [(call, report) for call, report in fetched if report is not None]
+            for call, report in reports:
+                call.slot.worked(report.records)
+                call.slot.memory_bytes = report.memory_bytes
             if reports:
                 yield self._update(chunk, reports)
 
@@ -204,11 +209,16 @@ class ActorRuntime:
             for call in calls:
                 scores = self._fetch(call, 0)
                 if scores is not None:
+                    call.slot.worked(scores.records)
                     yield scores
 
     def take_failures(self) -> tuple[Failure, ...]:
         """What went wrong since the last call."""
         return self._recovery.take()
+
+    def take_actors(self) -> tuple[ActorRound, ...]:
+        """What each client actor did since the last call."""
+        return tuple(slot.take_round() for slot in self._slots)
 
     def begin_checkpoint(self, folder: Path, round_index: int) -> None:
         """Have every actor write its clients' states after this round into `folder`, in the background."""
@@ -292,6 +302,7 @@ class ActorRuntime:
                 attempts += 1
                 self._recovery.must_repeat(slot, "set-up", attempts, loss)
                 slot.actor = _client_actor(self._execution)
+                slot.times_replaced += 1
                 ready = self._set_up(slot)
 
     def _await_ready(self, slot: Slot, ready: Any) -> None:
@@ -403,6 +414,7 @@ class ActorRuntime:
         logging.getLogger(__name__).info("actor %d is replaced: it %s", slot.number, loss.cause)
         ray.kill(slot.actor)
         slot.actor = _client_actor(self._execution)
+        slot.times_replaced += 1
         self._await_set_up(slot, self._set_up(slot))
         for call in slot.log:
             if call in slot.open:

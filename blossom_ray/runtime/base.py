@@ -13,7 +13,7 @@ from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
 from blossom_ray.blocks import BlockInstance
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.records import ClientTraining, Failure, Scoring
+from blossom_ray.records import ActorRound, ClientTraining, Failure, Scoring
 from blossom_ray.sampling import Chunk
 
 
@@ -64,6 +64,9 @@ class Runtime(Protocol):
 
     def take_failures(self) -> tuple[Failure, ...]:
         """What went wrong since the last call."""
+
+    def take_actors(self) -> tuple[ActorRound, ...]:
+        """What each client actor did since the last call; nothing where there are no actors."""
 
     def begin_checkpoint(self, folder: Path, round_index: int) -> None:
         """Have every host write its clients' states after this round into `folder`, in the background."""

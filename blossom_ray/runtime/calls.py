@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from blossom_ray.records import ActorRound, ClientEvaluation, ClientTraining
 from blossom_ray.sampling import Chunk
 
 
@@ -18,6 +20,9 @@ class Slot:
         clients: Clients that live here.
         log: Calls since the last checkpoint, in order: repeated, they lead to the same state.
         open: Those of them whose results are still to be fetched, in order.
+        seconds: Time spent on clients since `take_round`.
+        memory_bytes: Resident set after the last training, None before.
+        times_replaced: How often another actor took this place since `take_round`.
     """
 
     number: int
@@ -25,6 +30,19 @@ class Slot:
     clients: list[int]
     log: list[Call] = field(default_factory=list)
     open: list[Call] = field(default_factory=list)
+    seconds: float = 0.0
+    memory_bytes: int | None = None
+    times_replaced: int = 0
+
+    def worked(self, records: Iterable[ClientTraining | ClientEvaluation]) -> None:
+        """Take note of the time that clients took."""
+        self.seconds += sum(record.seconds for record in records)
+
+    def take_round(self) -> ActorRound:
+        """What happened here since the last call."""
+        taken = ActorRound(self.number, len(self.clients), self.seconds, self.memory_bytes, self.times_replaced)
+        self.seconds, self.times_replaced = 0.0, 0
+        return taken
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ from blossom_ray.engine import check_finite
 from blossom_ray.models.workspace import Workspace, client_workspace
 from blossom_ray.phases import Phase
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import ClientTraining, Failure, Scoring
+from blossom_ray.records import ActorRound, ClientTraining, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, Runtime
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario.sections import Training
@@ -92,6 +92,10 @@ class CentralRuntime:
     def take_failures(self) -> tuple[Failure, ...]:
         """What went wrong since the last call."""
         return self._clients.take_failures()
+
+    def take_actors(self) -> tuple[ActorRound, ...]:
+        """What each client actor did since the last call: scoring alone."""
+        return self._clients.take_actors()
 
     def begin_checkpoint(self, folder: Path, round_index: int) -> None:
         """Have every host write its clients' states after this round into `folder`, in the background."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from blossom_ray.blocks import BlockInstance
 from blossom_ray.client import ChunkEvaluation, SentBlock
@@ -29,12 +30,13 @@ Manifest = tuple[tuple[BlockInstance, int], ...]
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What comes back of a part of a chunk besides its blocks."""
+    """What comes back of a part of a chunk besides its blocks; `memory_bytes` is the process's resident set now."""
 
     records: tuple[ClientTraining, ...]
     instances: tuple[BlockInstance, ...]
     bytes_down: Mapping[BlockInstance, int]
     bytes_up: Mapping[BlockInstance, int]
+    memory_bytes: int
 
 
 class ClientActor:
@@ -90,7 +92,8 @@ class ClientActor:
         """Train clients; returns a report and, as objects of their own, what is sent back of each block."""
         blocks = _blocks(manifest, values)
         part = self._here.train(chunk, blocks, round_index=round_index, learning_rate=learning_rate, whole=whole)
-        report = TrainingReport(part.records, tuple(part.blocks), part.bytes_down, part.bytes_up)
+        memory_bytes = psutil.Process().memory_info().rss
+        report = TrainingReport(part.records, tuple(part.blocks), part.bytes_down, part.bytes_up, memory_bytes)
         return (report, *part.blocks.values()) if part.blocks else report
 
     def evaluate(

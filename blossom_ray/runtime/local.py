@@ -13,7 +13,7 @@ from blossom_ray.client import ChunkEvaluation, SentBlock
 from blossom_ray.client_host import ClientHost
 from blossom_ray.errors import ClientError
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import Failure, Scoring
+from blossom_ray.records import ActorRound, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
 from blossom_ray.sampling import Chunk
 
@@ -73,6 +73,10 @@ class LocalRuntime:
         """What went wrong since the last call."""
         failures, self._failures = tuple(self._failures), []
         return failures
+
+    def take_actors(self) -> tuple[ActorRound, ...]:
+        """There are none."""
+        return ()
 
     def begin_checkpoint(self, folder: Path, round_index: int) -> None:
         """Write the clients' states after this round into `folder`, in the background."""

@@ -143,6 +143,7 @@ def test_a_killed_actor_changes_no_bit(
     assert numbers(records) == numbers(undisturbed)
     failures = [failure for record in records for failure in record.failures]
     assert [failure.action for failure in failures] == ["repeated"]
+    assert sum(actor.times_replaced for record in records for actor in record.actors) == 1
 
 
 class Bad(nn.Module):
