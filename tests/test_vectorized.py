@@ -17,6 +17,8 @@ from blossom_ray.scenario.sections import Model, Training
 from blossom_ray.training import LocalResult, train_locally
 from blossom_ray.vectorized import ClientTask, VectorizedEngine, can_vectorize
 from blossom_ray.vectorized.batches import stacked_batches
+from blossom_ray.vectorized.descent import Descent
+from blossom_ray.vectorized.layers import stacked_affine
 
 NUM_CLASSES = 3
 SEQUENCES = {"acc": (8, 3), "gyro": (8, 2)}
@@ -336,12 +338,52 @@ def own_head(*layers: nn.Module) -> dict[str, Any]:
     return {"kind": "custom", "factory": factory}
 
 
-def test_own_code_of_known_layers_is_stacked() -> None:
+PLAIN_SGD = {"kind": "sgd", "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("optimizer", [PLAIN_SGD, {"kind": "sgd", "momentum": 0.9}])
+def test_own_code_of_known_layers_is_stacked(optimizer: dict[str, Any]) -> None:
     shared = nn.Linear(6, 6)
     head = own_head(shared, nn.BatchNorm1d(6, momentum=None), nn.Tanh(), shared, nn.Dropout(0.2))
     space = workspace(head=head)
     assert can_vectorize(space) is None
-    assert_engines_agree(space, training())
+    assert_engines_agree(space, training(optimizer))
+
+
+@pytest.mark.parametrize("kind", ["attention", "concat", "gated", "mean"])
+@pytest.mark.parametrize("missing", ["mask", "zero-embedding", "zero-input"])
+def test_steps_inside_the_backward_pass(kind: str, missing: str) -> None:
+    # A fusion projects both embeddings with one layer or with two, and has weights of modalities that nobody owns.
+    for owned in (("acc",), ("acc", "gyro")):
+        space = workspace(owned=owned, fusion={"kind": kind, "dim": 6}, missing=missing, frozen=("encoder/acc",))
+        assert_engines_agree(space, training(PLAIN_SGD, local_epochs=2))
+
+
+def test_a_linear_layer_steps_its_weight_once_and_leaves_the_rest_to_the_optimizer() -> None:
+    # W = 2, x = 3, dL/dy = 1: the gradient is 3, and (1 - 0.1 * 0.5) 2 - 0.1 * 3 = 1.6.
+    descent = Descent(learning_rate=0.1, weight_decay=0.5)
+    weight, other = torch.full((1, 1, 1), 2.0, requires_grad=True), torch.zeros(1, 2, requires_grad=True)
+    inputs = torch.full((1, 1, 1), 3.0, requires_grad=True)
+    stacked_affine(inputs, weight, None, descent).sum().backward()
+    assert weight.item() == pytest.approx(1.6)
+    assert inputs.grad is not None
+    assert inputs.grad.item() == 2.0, "the weight as it was"
+    assert weight.grad is None
+    parameters, gradients = descent.left([weight, other], [None, None])
+    assert len(parameters) == 1
+    assert parameters[0] is other
+    assert gradients[0].tolist() == [[0.0, 0.0]]
+
+
+def test_a_weight_that_is_used_twice_is_left_to_the_optimizer() -> None:
+    descent = Descent(learning_rate=0.1, weight_decay=0.0)
+    weight = torch.full((1, 1, 1), 2.0, requires_grad=True)
+    hidden = stacked_affine(torch.ones(1, 1, 1), weight, None, descent)
+    stacked_affine(hidden, weight, None, descent).sum().backward()
+    assert (weight.item(), weight.grad.item()) == (2.0, 4.0)  # type: ignore[union-attr]
+    descent.begin()
+    stacked_affine(torch.ones(1, 1, 1), weight, None, descent).sum().backward()
+    assert weight.item() == pytest.approx(1.9)
 
 
 class Doubling(nn.Module):

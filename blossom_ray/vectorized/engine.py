@@ -25,6 +25,7 @@ from blossom_ray.seeding import Purpose, generator, torch_seed
 from blossom_ray.tasks import TaskRules
 from blossom_ray.training import LocalResult, on_device
 from blossom_ray.vectorized.batches import StackedBatch, stacked_batches
+from blossom_ray.vectorized.descent import descent_of
 from blossom_ray.vectorized.optimizer import StackOptimizer
 from blossom_ray.vectorized.proximal import ProximalTerm
 from blossom_ray.vectorized.stack import Stack
@@ -211,6 +212,7 @@ class VectorizedEngine:
         draws: _Draws,
     ) -> list[LocalResult]:
         stack = self._load(tasks)
+        stack.lanes.descent = descent = descent_of(section, learning_rate)
         stack.lanes.generators = draws.dropout(tasks, self._device) if stack.has_dropout else []
         orders = [draws.order(task) for task in tasks]
         shards = _Shards(tasks, self._device)
@@ -230,9 +232,12 @@ class VectorizedEngine:
                 losses = _mean_losses(self._workspace.rules, stack.model(inputs), targets, batch)
                 # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
                 gradients = torch.autograd.grad(
-                    losses.sum(), stack.parameters, allow_unused=True, materialize_grads=True
+                    losses.sum(), stack.parameters, allow_unused=True, materialize_grads=descent is None
                 )
-                optimizer.step(stack.parameters, proximal.added(stack.parameters, gradients))
+                if descent is None:
+                    optimizer.step(stack.parameters, proximal.added(stack.parameters, gradients))
+                else:
+                    optimizer.step(*descent.left(stack.parameters, gradients))
                 loss_sums[:num_active] += losses.detach() * batch.row_counts
                 num_steps[:num_active] += 1
             if section.keep_optimizer_state:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blossom_ray.vectorized.batches import StackedBatch
+from blossom_ray.vectorized.descent import Descent
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Lanes:
         row_counts: The same as a float32 tensor, (K,).
         mask: (K, B) float32, 1 for real rows and 0 for padding; None where all rows are real.
         generators: Source of each client's dropout masks.
+        descent: The steps that layers take in the backward pass; None where they take none.
     """
 
     num_clients: int = 0
@@ -35,12 +37,15 @@ class Lanes:
     row_counts: Tensor = field(default_factory=lambda: torch.zeros(0))
     mask: Tensor | None = None
     generators: Sequence[torch.Generator] = ()
+    descent: Descent | None = None
 
     def enter(self, batch: StackedBatch) -> None:
         """Make `batch` the current one."""
         self.num_clients, self.counts = len(batch.counts), batch.counts
         self.num_rows = len(batch.rows) // self.num_clients
         self.row_counts, self.mask = batch.row_counts, batch.mask
+        if self.descent is not None:
+            self.descent.begin()
 
     def unfold(self, values: Tensor) -> Tensor:
         """From (K * B, ...) to (K, B, ...), a view."""

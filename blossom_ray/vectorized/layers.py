@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blossom_ray.vectorized.descent import Descent
 from blossom_ray.vectorized.lanes import Lanes
 
 
@@ -45,7 +46,8 @@ class StackedLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """From (K * B, ..., F) to (K * B, ..., G)."""
         folded = inputs.reshape(self._lanes.num_clients, -1, inputs.shape[-1])
-        outputs = stacked_affine(folded, self._tensors["weight"], self._tensors.get("bias"))
+        weight, bias = self._tensors["weight"], self._tensors.get("bias")
+        outputs = stacked_affine(folded, weight, bias, self._lanes.descent)
         return outputs.view(*inputs.shape[:-1], -1)
 
 
@@ -119,12 +121,18 @@ def channels_by_client(values: Tensor) -> Tensor:
     return values.transpose(0, 1).flatten(1, 2)
 
 
-def stacked_affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def stacked_affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, descent: Descent | None = None) -> Tensor:
     """X W^T + b for each client: (K, R, F), (K, G, F) and (K, G) to (K, R, G).
 
     Autograd's own form of it gives the weights' gradient as a transposed view, which an optimizer would have to copy.
+    With `descent` the backward pass steps the weight, if it can, and gives no gradient of it.
     """
-    outputs: Tensor = _Affine.apply(*_in_autocast_type(inputs, weight, bias))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    values = _in_autocast_type(inputs, weight, bias)
+    if descent is not None:
+        descent.note(weight)
+    # A copy in another type is not what an optimizer steps.
+    own = descent if values[1] is weight else None
+    outputs: Tensor = _Affine.apply(*values, own)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return outputs
 
 
@@ -139,18 +147,22 @@ def _in_autocast_type(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 class _Affine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, descent: Descent | None) -> Tensor:
         ctx.save_for_backward(inputs, weight)
+        ctx.descent = descent
         transposed = weight.transpose(1, 2)
         return torch.bmm(inputs, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), inputs, transposed)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (outputs_gradient,) = gradients
         inputs, weight = ctx.saved_tensors
-        of_inputs, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(outputs_gradient, weight) if of_inputs else None,
-            torch.bmm(outputs_gradient.transpose(1, 2), inputs) if of_weight else None,
-            outputs_gradient.sum(dim=1) if of_bias else None,
-        )
+        of_inputs, of_weight, of_bias, _ = ctx.needs_input_grad
+        # First of all, since it needs the weight as it was.
+        inputs_gradient = torch.bmm(outputs_gradient, weight) if of_inputs else None
+        weight_gradient = None
+        if of_weight and ctx.descent is not None and ctx.descent.can_take(weight):
+            ctx.descent.take(weight, outputs_gradient, inputs)
+        elif of_weight:
+            weight_gradient = torch.bmm(outputs_gradient.transpose(1, 2), inputs)
+        return inputs_gradient, weight_gradient, outputs_gradient.sum(dim=1) if of_bias else None, None

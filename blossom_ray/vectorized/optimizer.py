@@ -53,9 +53,12 @@ class StackOptimizer:
         """One step of the first clients, in place.
 
         Args:
-            parameters: The stack's parameters, (K, *shape) each, of the clients that take part.
+            parameters: The stack's parameters, (K, *shape) each, of the clients that take part. All of them, but for
+                SGD without momentum, which needs nothing to know them by.
             gradients: Of the same shapes.
         """
+        if not parameters:
+            return
         num_clients = len(parameters[0])
         self._num_steps[:num_clients] += 1
         fused_step(
