@@ -52,20 +52,19 @@ class ClientPlan:
     task: Task = "classification"
     weighting: Weighting = "samples"
     prototypes: tuple[str, ...] = ()
-    _patterns: dict[tuple[object, ...], dict[str, BlockInstance]] = field(
+    _patterns: dict[tuple[object, ...], tuple[dict[str, BlockInstance], tuple[str, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def held_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
+    def held_blocks(self, client: ClientProfile) -> Mapping[str, BlockInstance]:
         """The block instances that a client holds, by block name."""
         held = self.model.encoders if self.model.missing == "zero-input" else client.modalities
         lacking = (modality for modality in self.prototypes if modality not in client.modalities)
         return self._instances(client, held, lacking)
 
-    def trained_blocks(self, client: ClientProfile) -> dict[str, BlockInstance]:
+    def trained_blocks(self, client: ClientProfile) -> Mapping[str, BlockInstance]:
         """The block instances that a client trains or measures: of its own modalities, and not frozen."""
-        instances = self._instances(client, client.modalities, self.measured_prototypes(client))
-        return {name: instance for name, instance in instances.items() if instance.is_trained}
+        return self._instances(client, client.modalities, self.measured_prototypes(client), trained_only=True)
 
     def measured_prototypes(self, client: ClientProfile) -> tuple[str, ...]:
         """The modalities of a client whose prototypes it contributes to."""
@@ -80,17 +79,17 @@ class ClientPlan:
         return tuple(i for i in self.trained_blocks(client).values() if not i.is_private)
 
     def _instances(
-        self, client: ClientProfile, modalities: Iterable[str], prototypes: Iterable[str]
-    ) -> dict[str, BlockInstance]:
+        self, client: ClientProfile, modalities: Iterable[str], prototypes: Iterable[str], *, trained_only: bool = False
+    ) -> Mapping[str, BlockInstance]:
         # Clients of one modality set and group differ in the key of private blocks alone.
-        kind = (tuple(modalities), tuple(prototypes), client.modalities, client.group)
+        kind = (tuple(modalities), tuple(prototypes), client.modalities, client.group, trained_only)
         if kind not in self._patterns:
             names = (*block_names(kind[0]), *map(prototype_block, kind[1]))
-            self._patterns[kind] = {name: self.scheme.instance(name, client) for name in names}
-        return {
-            name: self.scheme.instance(name, client) if instance.is_private else instance
-            for name, instance in self._patterns[kind].items()
-        }
+            instances = {name: self.scheme.instance(name, client) for name in names}
+            pattern = {name: i for name, i in instances.items() if i.is_trained or not trained_only}
+            self._patterns[kind] = pattern, tuple(name for name, i in pattern.items() if i.is_private)
+        pattern, private = self._patterns[kind]
+        return {**pattern, **{name: self.scheme.instance(name, client) for name in private}} if private else pattern
 
 
 @dataclass(frozen=True)

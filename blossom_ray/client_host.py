@@ -314,7 +314,8 @@ class ClientHost:
         instances = self._plan.trained_blocks(self._profiles[client])
         return replace(
             state,
-            private={name: result.blocks[name] for name, instance in instances.items() if instance.is_private},
+            # Copies: where clients were stacked, these are rows of a matrix that is as long as the stack.
+            private={name: result.blocks[name].copy() for name, instance in instances.items() if instance.is_private},
             local_state=result.local_state or _INITIAL_STATE.local_state,
             optimizer_state=result.optimizer_state or _INITIAL_STATE.optimizer_state,
         )

@@ -9,6 +9,7 @@ import torch
 
 from blossom_ray.data.dataset import FloatArray
 from blossom_ray.models.flat import Entry
+from blossom_ray.training import read_only_tensor
 
 
 class BlockRows:
@@ -30,10 +31,10 @@ class BlockRows:
         self._entries, self._device = tuple(entries), device
         self.tensors = {entry.name: torch.zeros(capacity, *entry.shape, device=device) for entry in entries}
 
-    def write(self, vectors: FloatArray, *, first_row: int = 0) -> None:
-        """Copy vectors (K, size) into the rows from `first_row` on."""
-        values = torch.from_numpy(vectors).to(self._device)
-        rows = slice(first_row, first_row + len(vectors))
+    def write(self, vectors: FloatArray, *, first_row: int = 0, num_rows: int | None = None) -> None:
+        """Copy vectors (K, size) into the rows from `first_row` on, or one vector (1, size) into `num_rows` of them."""
+        values = read_only_tensor(vectors).to(self._device)
+        rows = slice(first_row, first_row + (len(vectors) if num_rows is None else num_rows))
         start = self._entries[0].offset if self._entries else 0
         for entry in self._entries:
             part = values[:, entry.offset - start : entry.end - start]

@@ -77,23 +77,26 @@ class Stack:
             ValueError: A block has another shape or type than the workspace's.
         """
         for name, flat in self._flat.items():
-            vectors = np.stack([client[name] for client in blocks])
+            vectors = _together([client[name] for client in blocks])
             if vectors.shape[1:] != (flat.size,) or vectors.dtype != np.float32:
                 found = f"{vectors.dtype}{vectors.shape[1:]}"
                 raise ValueError(f"vectors of {name} are {found}; expected float32{(flat.size,)}")
-            self._rows[name].write(vectors)
+            self._rows[name].write(vectors, num_rows=len(blocks))
             for key, buffer in self._local[name].items():
                 values = [(state or self._initial_state)[name][key] for state in states]
                 buffer[: len(states)] = torch.from_numpy(np.stack(values))
         self._embed_zeros(len(blocks))
 
     def read(self, num_clients: int) -> tuple[list[dict[str, Vector]], list[LocalState]]:
-        """Copies of the first clients' trained blocks, and of their local normalisation state."""
+        """Copies of the first clients' trained blocks, and of their local normalisation state.
+
+        The vectors are rows of one matrix per block: whoever keeps one for long copies it.
+        """
         blocks: list[dict[str, Vector]] = [{} for _ in range(num_clients)]
         states: list[LocalState] = [{} for _ in range(num_clients)]
         for name in self._trained:
             for own, vector in zip(blocks, self._rows[name].read(num_clients), strict=True):
-                own[name] = vector.copy()
+                own[name] = vector
         for name, buffers in self._local.items():
             values = {key: buffer[:num_clients].cpu().numpy() for key, buffer in buffers.items()}
             for client, state in enumerate(states if values else ()):
@@ -166,6 +169,12 @@ class Stack:
         self._activate(num_clients)
         for encoder, shape, constant in self._constants:
             constant.embeddings = encoder(torch.zeros(num_clients, *shape, device=self.device))
+
+
+def _together(vectors: Sequence[Vector]) -> Vector:
+    """The vectors as rows, (K, size), or (1, size) where all are the same object: a block as it was sent."""
+    first = vectors[0]
+    return first[np.newaxis] if all(vector is first for vector in vectors) else np.stack(vectors)
 
 
 class _Constant(nn.Module):
