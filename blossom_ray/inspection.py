@@ -23,19 +23,22 @@ class Inspector:
     def __init__(self) -> None:
         self._known: dict[str, list[tuple[str, str, str]]] = {}
 
-    def read(self, path: Path, overrides: Mapping[str, Any], sources: Mapping[str, str]) -> Scenario:
+    def read(
+        self, path: Path, overrides: Mapping[str, Any], sources: Mapping[str, str], *, with_data: bool = True
+    ) -> Scenario:
         """The scenario of a file with some values replaced, its data and own code checked.
 
         Args:
             path: The file.
             overrides: Value by dotted path.
             sources: Where each override came from, such as `--set rounds`.
+            with_data: Whether the data are looked at; they may be on another machine.
 
         Raises:
             ScenarioError: With every problem found.
         """
         reading = inspect_scenario(path, overrides, sources)
-        problems = [*reading.problems, *self._data_problems(reading)]
+        problems = [*reading.problems, *(self._data_problems(reading) if with_data else ())]
         problems += [reading.problem(*problem) for problem in factory_problems(reading.sections)]
         if problems or reading.scenario is None:
             problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
