@@ -34,13 +34,6 @@ JobsAddress = Annotated[
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `submit` prints it.")]
 
 
-class DataFrom(StrEnum):
-    """Where a job finds the files of `data.path`."""
-
-    HERE = "here"
-    NODES = "nodes"
-
-
 class PackageFrom(StrEnum):
     """Where a job finds this package."""
 
@@ -55,9 +48,6 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Show what the job prints until it ends.")] = False,
     settings: Settings = None,
     seed: Seed = None,
-    data: Annotated[
-        DataFrom, typer.Option("--data", help="Take data.path along, or find it on the nodes as it is.")
-    ] = DataFrom.HERE,
     package: Annotated[
         PackageFrom, typer.Option("--package", help="Take this blossom-ray along, or use the one of the nodes.")
     ] = PackageFrom.HERE,
@@ -80,9 +70,10 @@ def submit(
 ) -> None:
     """Run a scenario as a job of a Ray cluster, of which only the dashboard's port has to be reached.
 
-    It takes along: the scenario with --set and --seed, own modules from the working directory, data, this package.
+    It takes along: the scenario with --set and --seed, own modules from the working directory, data.path unless it is
+    a URI (file:///... for what the nodes have), this package.
     """
-    checked = load_scenario(scenario, settings, seed, with_data=data is DataFrom.HERE)
+    checked = load_scenario(scenario, settings, seed, with_uris=False)
 
     from blossom_ray.submission import packing, runs
     from blossom_ray.submission.jobs import Jobs
@@ -95,7 +86,6 @@ def submit(
         packed = packing.pack(
             checked,
             Path(folder),
-            with_data=data is DataFrom.HERE,
             with_package=package is PackageFrom.HERE,
             includes=include or (),
             excludes=exclude or (),

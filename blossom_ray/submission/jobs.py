@@ -154,11 +154,6 @@ class Jobs:
         with self._errors():
             return bool(self._client.stop_job(job_id))
 
-    def forget(self, job_id: str) -> None:
-        """Take a job that has ended off the list."""
-        with self._errors():
-            self._client.delete_job(job_id)
-
     def node_ips(self) -> set[str]:
         """Addresses of the nodes that are alive."""
         with self._errors(), _addressed(self.address):

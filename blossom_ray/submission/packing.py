@@ -14,6 +14,7 @@ from typing import Any
 
 from blossom_ray.errors import InputError
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.locations import is_uri
 from blossom_ray.scenario.writer import plain_tree, scenario_yaml
 
 SCENARIO = "blossom-ray-job.yaml"
@@ -69,7 +70,6 @@ def pack(
     scenario: Scenario,
     folder: Path,
     *,
-    with_data: bool,
     with_package: bool,
     includes: Sequence[Path] = (),
     excludes: Sequence[str] = (),
@@ -79,12 +79,11 @@ def pack(
 
     Own code is what the scenario names by `module:attribute`, packages whole, and what these have imported from the
     working directory so far. Everything keeps its place relative to the working directory, so that the scenario means
-    the same there, to the letter.
+    the same there, to the letter. Data at a URI, `file:///...` on the nodes included, are read there.
 
     Args:
         scenario: What to run.
         folder: An empty folder.
-        with_data: Whether `data.path` travels; else the nodes have it.
         with_package: Whether this package travels; else the nodes have it installed.
         includes: More files and folders, below the working directory.
         excludes: More names of files and folders to leave out, as in `EXCLUDES`.
@@ -97,14 +96,14 @@ def pack(
     without = (*EXCLUDES, *excludes)
     package.write("scenario", scenario_yaml(scenario), Path(SCENARIO))
     path = getattr(scenario.data, "path", None)
-    if with_data and path is not None and "://" not in path:
-        hint = "or --data nodes, if the node of the driver has it there"
+    if path is not None and not is_uri(path):
+        hint = f"a link there, or file://{Path(path).absolute()} for what the nodes have"
         source, place = _below_here(Path(path).expanduser(), "data.path", hint)
         package.add("data", source, place, ())
     for source, place in _own_code(scenario):
         package.add("own code", source, place, without)
     for path in includes:
-        source, place = _below_here(path, "--include", "or a link to it from there")
+        source, place = _below_here(path, "--include", "or a link there")
         package.add("included", source, place, without)
     if with_package:
         package.add("blossom_ray", Path(__file__).parent.parent, Path("blossom_ray"), EXCLUDES)
@@ -115,7 +114,7 @@ def pack(
         parts = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in package.sizes.items())
         raise InputError(
             f"the job takes {package.num_bytes / 2**20:.1f} MiB along ({parts}); expected at most {limit_mib} "
-            f"(--limit-mib): leave files out with --exclude, or have data on the nodes (--data nodes) or at a URI"
+            f"(--limit-mib): leave files out with --exclude, or name data by URI: on the nodes, --set data.path=file:///..."
         )
     return package
 

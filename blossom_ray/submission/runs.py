@@ -12,7 +12,6 @@ import shlex
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,8 +122,6 @@ def _printed(jobs: Jobs, job_id: str, metadata: Mapping[str, str], node_ip: str 
     starts = [number for number, line in enumerate(lines) if line.startswith(f"{mark} ")]
     if not starts:
         raise RunError(f"job {helper}, which was to send the run folder, ended as {ended.status}: {ended.message}")
-    with suppress(RunError):
-        jobs.forget(helper)
     match lines[starts[0]].split()[1:]:
         case ["missing"]:
             where = f"on node {node_ip}" if is_there else f"on the head node, and the job's own node {node_ip} is gone"
