@@ -19,11 +19,14 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from blossom_ray.errors import InputError, RunError
 from blossom_ray.runtime.joining import use_token
 
 API_ADDRESS = "RAY_API_SERVER_ADDRESS"
+# They tell of every upload and connection on standard error.
+_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _POLL_S = 0.5
 # Between the end of a job's log and its last status.
 _SETTLING_S = 60.0
@@ -157,11 +160,14 @@ class Jobs:
     def node_ips(self) -> set[str]:
         """Addresses of the nodes that are alive."""
         with self._errors(), _addressed(self.address):
-            nodes = list_nodes(address=self.address, filters=[("state", "=", "ALIVE")], limit=10_000)
+            # "Missing output" are the nodes that are filtered out, too.
+            alive = [("state", "=", "ALIVE")]
+            nodes = list_nodes(address=self.address, filters=alive, limit=10_000, raise_on_missing_output=False)
         return {str(node.node_ip) for node in nodes}
 
     def _connected(self) -> JobSubmissionClient:
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
         headers = os.environ.get("RAY_JOB_HEADERS")
         with _addressed(self.address):
             return JobSubmissionClient(self.address, headers=json.loads(headers) if headers else None)
@@ -180,7 +186,7 @@ class Jobs:
                 f"no Jobs API of a Ray cluster answers at {self.address}: {_first_line(error)}",
                 "it is the dashboard's address, port 8265 unless told otherwise: ray start --head --dashboard-host=...",
             ) from error
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, RayStateApiException) as error:
             raise RunError(f"the Jobs API at {self.address} refused: {_first_line(error)}") from error
 
 
