@@ -161,8 +161,12 @@ class Jobs:
         """Addresses of the nodes that are alive."""
         with self._errors(), _addressed(self.address):
             # "Missing output" are the nodes that are filtered out, too.
-            alive = [("state", "=", "ALIVE")]
-            nodes = list_nodes(address=self.address, filters=alive, limit=10_000, raise_on_missing_output=False)
+            nodes = list_nodes(
+                address=self.address,
+                filters=[("state", "=", "ALIVE")],
+                limit=10_000,
+                raise_on_missing_output=False,
+            )
         return {str(node.node_ip) for node in nodes}
 
     def _connected(self) -> JobSubmissionClient:
