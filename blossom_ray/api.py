@@ -153,7 +153,8 @@ def events(
     with TemporaryDirectory(prefix="blossom-ray-") as name:
         shards = Path(name) / "shards"
         shards.mkdir()
-        session = Session(shards, checkpoints or Path(name) / "checkpoints", resume_at_most, run_id)
+        # Whole paths: actors on a cluster have other working directories.
+        session = Session(shards, (checkpoints or Path(name) / "checkpoints").absolute(), resume_at_most, run_id)
         if scenario.execution.runtime == "local":
             from blossom_ray.runtime.local import LocalRuntime
 

@@ -11,6 +11,7 @@ from blossom_ray.data.federation import federation_problems
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.factories import factory_problems
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.locations import is_uri
 from blossom_ray.scenario.reader import Reading, inspect_scenario
 from blossom_ray.scenario.sections import Data
 from blossom_ray.scenario.writer import plain_tree
@@ -23,19 +24,25 @@ class Inspector:
     def __init__(self) -> None:
         self._known: dict[str, list[tuple[str, str, str]]] = {}
 
-    def read(self, path: Path, overrides: Mapping[str, Any], sources: Mapping[str, str]) -> Scenario:
+    def read(
+        self, path: Path, overrides: Mapping[str, Any], sources: Mapping[str, str], *, with_uris: bool = True
+    ) -> Scenario:
         """The scenario of a file with some values replaced, its data and own code checked.
 
         Args:
             path: The file.
             overrides: Value by dotted path.
             sources: Where each override came from, such as `--set rounds`.
+            with_uris: Whether data at a URI are looked at; they may be within reach of another machine alone.
 
         Raises:
             ScenarioError: With every problem found.
         """
         reading = inspect_scenario(path, overrides, sources)
-        problems = [*reading.problems, *self._data_problems(reading)]
+        problems = [
+            *reading.problems,
+            *(self._data_problems(reading) if with_uris or not _is_elsewhere(reading) else ()),
+        ]
         problems += [reading.problem(*problem) for problem in factory_problems(reading.sections)]
         if problems or reading.scenario is None:
             problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
@@ -77,3 +84,8 @@ class Inspector:
         if key not in self._known:
             self._known[key] = federation_problems(data, modalities, num_clients, seed, task)
         return self._known[key]
+
+
+def _is_elsewhere(reading: Reading) -> bool:
+    path = getattr(reading.sections.get("data"), "path", None)
+    return path is not None and is_uri(path)

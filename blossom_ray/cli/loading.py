@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from blossom_ray.scenario import Scenario
 
 
-def load_scenario(path: Path, settings: list[str] | None, seed: int | None) -> Scenario:
-    """Read and check a scenario, its data included; every problem at once.
+def load_scenario(path: Path, settings: list[str] | None, seed: int | None, *, with_uris: bool = True) -> Scenario:
+    """Read and check a scenario, its data included, those at a URI on request; every problem at once.
 
     Raises:
         ScenarioError: With every problem found.
@@ -25,7 +25,7 @@ def load_scenario(path: Path, settings: list[str] | None, seed: int | None) -> S
     if seed is not None:
         overrides["seed"], sources["seed"] = seed, "--seed"
     try:
-        scenario = Inspector().read(path, overrides, sources)
+        scenario = Inspector().read(path, overrides, sources, with_uris=with_uris)
     except ScenarioError as error:
         problems += error.problems
     if problems:

@@ -12,6 +12,7 @@ from blossom_ray.data.iemocap import Iemocap
 from blossom_ray.data.ku_har import KuHar
 from blossom_ray.data.meld import Meld
 from blossom_ray.data.ptb_xl import PtbXl
+from blossom_ray.data.remote import local_path
 from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
 from blossom_ray.data.table import Table
 from blossom_ray.data.uci_har import UciHar
@@ -57,7 +58,7 @@ class DataSource(Protocol):
 
 
 def open_source(data: Data, modalities: tuple[str, ...], seed: int, task: Task = "classification") -> DataSource:
-    """The source of a scenario's `data` section. Nothing is read or generated yet.
+    """The source of a scenario's `data` section. Nothing is read or generated yet; files at a URI are brought here.
 
     Args:
         data: The section.
@@ -66,7 +67,8 @@ def open_source(data: Data, modalities: tuple[str, ...], seed: int, task: Task =
         task: The scenario's task; own data that are for another one are refused when they are read.
 
     Raises:
-        DataError: `path` is missing where files are needed, or the data set lacks a modality.
+        DataError: `path` is missing where files are needed, what is at a URI cannot be had, or the data set lacks a
+            modality.
     """
     match data:
         case SyntheticData():
@@ -104,7 +106,7 @@ def open_source(data: Data, modalities: tuple[str, ...], seed: int, task: Task =
                 text=data.text,
             )
         case TableData():
-            return Table(data, modalities, task)
+            return Table(data.model_copy(update={"path": local_path(data.path)}), modalities, task)
         case CustomData(factory=None):
             raise DataError(
                 "data.factory is null; expected module:attribute, or a data set given to simulate(data=...)"
@@ -117,7 +119,7 @@ def _path(data: Downloaded) -> str:
     if data.path is None:
         facts = DATASETS[data.dataset]
         raise DataError(f"data.path is missing; expected {facts.download}; get it from {facts.page}")
-    return data.path
+    return local_path(data.path)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ object per block instance and version, as top-level arguments; updates come back
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,9 +52,11 @@ class DriverActor:
         scenario: The scenario.
         session: Folders, and where to go on from.
         loop: `simulation.run`.
+        folder: The working directory of whoever started the run; a cluster's processes are born elsewhere.
     """
 
-    def __init__(self, scenario: Scenario, session: Session, loop: Loop) -> None:
+    def __init__(self, scenario: Scenario, session: Session, loop: Loop, folder: Path) -> None:
+        os.chdir(folder)
         self._scenario, self._session, self._loop = scenario, session, loop
         self._is_stopping = False
 
@@ -103,7 +106,9 @@ def stream(
         driver_type: Any = ray.remote(num_cpus=0, max_restarts=0)(DriverActor)
         # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(scenario, session, loop)
+        driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(
+            scenario, session, loop, Path.cwd()
+        )
         head = HeadNode()
         try:
             with ray_errors("the driver actor", DriverLostError):

@@ -12,6 +12,7 @@ from blossom_ray.scenario import sections as spec
 from blossom_ray.scenario.algorithm_checks import algorithm_problems
 from blossom_ray.scenario.compat import compat_problems
 from blossom_ray.scenario.datasets import DATASETS, num_subjects, shapes_of
+from blossom_ray.scenario.locations import is_uri
 from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
 from blossom_ray.scores import Task
 
@@ -125,7 +126,7 @@ def _ptb_xl_task(data: spec.PtbXlData, task: str) -> Iterator[Finding]:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).expanduser().exists()
+        return is_uri(path) or Path(path).expanduser().exists()
     except (OSError, RuntimeError):  # a name too long for a file, a folder that may not be entered, no such home
         return False
 

@@ -1,0 +1,193 @@
+"""Runs on a cluster of separate `ray start` nodes on this machine: joined, and reached by jobs from elsewhere."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from runtime.clusters import assert_same_as_undisturbed
+from started_cluster import PATIENCE_S, StartedCluster, started_cluster
+
+from blossom_ray import Run, Scenario
+from blossom_ray.scenario.writer import scenario_yaml
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# Training waits while the file is there that HOLD names.
+HEAD = """\
+import os
+import time
+from pathlib import Path
+
+import torch
+
+
+class Held(torch.nn.Module):
+    def __init__(self, input_dim, num_outputs):
+        super().__init__()
+        self.linear = torch.nn.Linear(input_dim, num_outputs)
+
+    def forward(self, fused):
+        while self.training and Path(os.environ.get("HOLD", "/none/such")).exists():
+            time.sleep(0.05)
+        return self.linear(fused)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[StartedCluster]:
+    """A head and a worker of one core each."""
+    with started_cluster() as started:
+        started.start_node(f"--address={started.address}", "--num-cpus=1")
+        yield started
+
+
+@pytest.fixture
+def scenario(small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    """Three actors of half a core; own code and a table in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "held_head.py").write_text(HEAD, encoding="utf-8")
+    rows = [[float((row * step) % 7) for step in range(4)] for row in range(90)]
+    table = {"acc": rows, "gyro": rows[::-1], "label": [row % 3 for row in range(90)]}
+    pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    scenario = small_scenario.override(
+        {
+            "rounds": 5,
+            "sharing": "private-head",
+            "data": {"dataset": "table", "path": "table.parquet"},
+            "model.head": {"kind": "custom", "factory": "held_head:Held"},
+            "execution": {
+                "runtime": "ray", "chunk_size": 2, "clients_per_actor": 2, "client_resources": {"num_cpus": 0.5},
+            },
+        }
+    )  # fmt: skip
+    (tmp_path / "scenario.yaml").write_text(scenario_yaml(scenario), encoding="utf-8")
+    return scenario
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def only_run(folder: Path) -> Run:
+    (path,) = (folder / "small").iterdir()
+    return Run.open(path)
+
+
+def test_a_node_comes_and_another_one_goes(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
+    hold = Path(cluster.environment["HOLD"])
+    process = cluster.blossom("simulate", "scenario.yaml", "--address", cluster.address, cwd=tmp_path)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.match(r"round +2/", line):
+            break
+    else:
+        raise AssertionError(ended(process)[2])
+    hold.touch()
+    cluster.start_node(f"--address={cluster.address}", "--num-cpus=1")
+    cluster.take_down(cluster.nodes[1])
+    hold.unlink()
+    exit_code, _, message = ended(process)
+    assert exit_code == 0, message
+    run = only_run(tmp_path / "runs")
+    assert_same_as_undisturbed(run, scenario)
+    assert set(run.failures["action"]) == {"repeated"}
+
+
+def test_a_job_and_its_run_folder(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
+    """From a folder that the cluster does not know, with own code and data, and the way back."""
+    at = ("--address", cluster.dashboard)
+    arguments = ("submit", "scenario.yaml", "--follow", "--seed", "7", *at)
+    exit_code, out, message = ended(cluster.blossom(*arguments, cwd=tmp_path))
+    assert exit_code == 0, message + out
+    assert re.search(r"^round +5/5", out, re.MULTILINE)
+    found = re.match(
+        r"job (\S+) at \S+; it took \S+ MiB along \(scenario \S+, data \S+, own code \S+, blossom_ray ", out
+    )
+    assert found is not None, out
+    job = found[1]
+    exit_code, out, message = ended(cluster.blossom("jobs", "fetch", job, *at, cwd=tmp_path))
+    assert (exit_code, out.endswith(": finished\n")) == (0, True), message
+    run = only_run(tmp_path / "runs")
+    assert run.scenario == scenario.override({"seed": 7})
+    assert_same_as_undisturbed(run, scenario.override({"seed": 7}))
+    exit_code, out, _ = ended(cluster.blossom("jobs", "list", "--json", *at, cwd=tmp_path))
+    listed = [json.loads(line) for line in out.splitlines()]
+    assert [(each["id"], each["status"], each["metadata"]["seed"]) for each in listed] == [(job, "SUCCEEDED", "7")]
+
+
+def test_a_job_that_is_stopped_leaves_its_rounds(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
+    at = ("--address", cluster.dashboard)
+    exit_code, out, message = ended(
+        cluster.blossom("submit", "scenario.yaml", "--json", "--set", "rounds=100000", *at, cwd=tmp_path)
+    )
+    assert exit_code == 0, message
+    job = json.loads(out)["job"]
+    follower = cluster.blossom("jobs", "logs", job, "--follow", *at, cwd=tmp_path)
+    assert follower.stdout is not None
+    assert any(re.match(r"round +2/", line) for line in follower.stdout), ended(follower)[2]
+    exit_code, _, message = ended(cluster.blossom("jobs", "fetch", job, *at, cwd=tmp_path))
+    assert exit_code == 0, message
+    snapshot = only_run(tmp_path / "runs")
+    assert (snapshot.status, snapshot.rounds["round"].to_list()[:3]) == ("running", [0, 1, 2])
+    exit_code, out, message = ended(cluster.blossom("jobs", "stop", job, *at, cwd=tmp_path))
+    assert (exit_code, out) == (0, f"{job}: asked to end\n"), message
+    exit_code, _, message = ended(follower)
+    assert exit_code == 1
+    assert message.startswith(f"error: job {job} ended as STOPPED")
+    exit_code, _, message = ended(cluster.blossom("jobs", "fetch", job, *at, cwd=tmp_path))
+    assert exit_code == 0, message
+    assert only_run(tmp_path / "runs").rounds.height >= snapshot.rounds.height
+
+
+def test_a_wrong_token_is_refused_at_once(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
+    for arguments in (
+        ("simulate", "scenario.yaml", "--address", cluster.address),
+        ("jobs", "list", "--address", cluster.dashboard),
+    ):
+        exit_code, _, message = ended(cluster.blossom(*arguments, cwd=tmp_path, RAY_AUTH_TOKEN="wrong" * 10))
+        assert exit_code == 1
+        where = arguments[-1]
+        cause, hint = message.splitlines()
+        assert cause == f"error: the Ray cluster at {where} asks for a token, and there is none here or a wrong one"
+        assert hint.startswith("hint: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, ")
+
+
+OTHER_VERSION = """\
+import sys
+from ray._raylet import GcsClient
+gcs = GcsClient(address=sys.argv[1])
+before = gcs.internal_kv_get(b"CLUSTER_METADATA", b"cluster")
+print(before.decode())
+gcs.internal_kv_put(b"CLUSTER_METADATA", sys.argv[2].encode() or before, True, b"cluster")
+"""
+
+
+def test_another_version_is_one_message(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
+    def announce(metadata: str) -> str:
+        command = [sys.executable, "-c", OTHER_VERSION, cluster.address, metadata]
+        done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    before = announce('{"ray_version": "2.0.0", "python_version": "3.8.1"}')
+    try:
+        exit_code, _, message = ended(
+            cluster.blossom("simulate", "scenario.yaml", "--address", cluster.address, cwd=tmp_path)
+        )
+    finally:
+        announce(before)
+    assert exit_code == 1
+    cause, hint = message.splitlines()
+    assert cause.startswith(
+        f"error: the Ray cluster at {cluster.address} has Ray 2.0.0 on Python 3.8.1, and here is Ray "
+    )
+    assert hint.startswith("hint: install the same versions here, or use blossom-ray submit")
