@@ -13,6 +13,11 @@ def print_json(values: dict[str, Any]) -> None:
     print(json_line(values), flush=True)
 
 
+def warn(message: str) -> None:
+    """Say something on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
 def fail(message: str, exit_code: int) -> NoReturn:
     """End the command with a message on standard error."""
     print(message, file=sys.stderr)
