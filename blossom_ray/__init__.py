@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from blossom_ray.metrics import personalization_gain
     from blossom_ray.records import RoundRecord
     from blossom_ray.reporting import report
+    from blossom_ray.reporting.live import live_figure
     from blossom_ray.results import Run
     from blossom_ray.scenario import Scenario
     from blossom_ray.sweep_folder import Sweep
@@ -42,6 +43,7 @@ _HOME = {
     "Sweep": "sweep_folder",
     "compare": "comparison",
     "from_arrays": "data.arrays",
+    "live_figure": "reporting.live",
     "personalization_gain": "metrics",
     "report": "reporting",
     "simulate": "api",
@@ -66,6 +68,7 @@ __all__ = [
     "__version__",
     "compare",
     "from_arrays",
+    "live_figure",
     "personalization_gain",
     "report",
     "simulate",

@@ -20,10 +20,11 @@ from blossom_ray.errors import DriverLostError, InputError, StorageError
 from blossom_ray.inspection import Inspector
 from blossom_ray.records import RoundRecord
 from blossom_ray.results import MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
+from blossom_ray.run_log import RunLog
 from blossom_ray.runtime.address import check_service, parse_address
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.simulation import Event, RunInfo, run
+from blossom_ray.simulation import CheckpointKept, Event, RunInfo, run
 
 
 @overload
@@ -99,11 +100,14 @@ def simulate(
         return (event for event in _events_with(scenario, data, address) if isinstance(event, RoundRecord))
     manifest, kept = describe_host(), []
     for event in _events_with(scenario, data, address):
-        if isinstance(event, RunInfo):
-            manifest |= event.entries
-            scenario = _settled(scenario, event)
-        else:
-            kept.append(event)
+        match event:
+            case RunInfo():
+                manifest |= event.entries
+                scenario = _settled(scenario, event)
+            case RoundRecord():
+                kept.append(event)
+            case CheckpointKept():
+                pass
     return Run.from_records(kept, scenario, tuple(scenario.profiles()), manifest)
 
 
@@ -227,20 +231,30 @@ def _written(
 ) -> Generator[RoundRecord, None, None]:
     profiles = tuple(scenario.profiles())
     status: EndStatus = "interrupted"
+    failure: Exception | None = None
+    log = RunLog(writer.folder, scenario.name, scenario.task)
     try:
-        for event in _restarted(scenario, writer, stopping, address):
-            if isinstance(event, RunInfo):
-                settled = _settled(scenario, event)
-                if settled is not scenario:
-                    writer.settle(scenario_yaml(settled))
-                writer.update(**event.entries)
-            else:
-                writer.write(event, profiles)
-                yield event
+        log.started(writer.last_round)
+        for event in _restarted(scenario, writer, log, stopping, address):
+            match event:
+                case RunInfo():
+                    settled = _settled(scenario, event)
+                    if settled is not scenario:
+                        writer.settle(scenario_yaml(settled))
+                    writer.update(**event.entries)
+                    if "first_round" in event.entries:
+                        log.prepared(event.entries)
+                case CheckpointKept():
+                    log.checkpoint(event.round_index)
+                case RoundRecord():
+                    # The log first: a round that is in the tables has been yielded, even if the disk is full now.
+                    log.round(event)
+                    writer.write(event, profiles)
+                    yield event
         if writer.last_round == scenario.rounds:
             status = "finished"
     except Exception as error:
-        status = "failed"
+        status, failure = "failed", error
         details = getattr(error, "details", "")
         with suppress(StorageError):
             writer.update(error={"type": type(error).__name__, "message": str(error), "details": details})
@@ -248,7 +262,11 @@ def _written(
     finally:
         # A disk that has no room for the last words must not hide why the run failed.
         with _undisturbed(), suppress(StorageError) if status == "failed" else nullcontext():
-            writer.close(status)
+            try:
+                log.ended(status, writer.last_round, failure)
+            finally:
+                log.close()
+                writer.close(status)
 
 
 def _settled(scenario: Scenario, info: RunInfo) -> Scenario:
@@ -273,7 +291,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _restarted(
-    scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool], address: str | None
+    scenario: Scenario, writer: RunWriter, log: RunLog, stopping: Callable[[], bool], address: str | None
 ) -> Iterator[Event]:
     """A run's events; if its driver actor is lost, those of another one that goes on from the last checkpoint.
 
@@ -295,6 +313,7 @@ def _restarted(
                 yield event
             return
         except DriverLostError as error:
+            log.driver_lost(writer.last_round, error.cause)
             losses.append({"after_round": writer.last_round, "cause": error.cause})
             writer.update(driver_losses=losses)
             if attempt == scenario.failures.max_retries:

@@ -171,13 +171,29 @@ class Progress:
         round_index: The round.
         metrics: Summary of the round, as in `RoundRecord`.
         seconds: Wall time of the round.
+        phases: Wall time by phase, as in `RoundRecord.seconds`.
+        learning_rate: The clients' learning rate, None in round 0.
+        blocks: One entry per block instance.
+        num_failures: What went wrong.
     """
 
     round_index: int
     metrics: Mapping[str, float]
     seconds: float
+    phases: Mapping[str, float] = field(default_factory=dict)
+    learning_rate: float | None = None
+    blocks: tuple[BlockRound, ...] = ()
+    num_failures: int = 0
 
     @classmethod
     def of(cls, record: RoundRecord) -> Progress:
         """The progress that a record stands for."""
-        return cls(record.round_index, dict(record.metrics), record.seconds.get("total", 0.0))
+        return cls(
+            record.round_index,
+            dict(record.metrics),
+            record.seconds.get("total", 0.0),
+            dict(record.seconds),
+            record.learning_rate,
+            record.blocks,
+            len(record.failures),
+        )

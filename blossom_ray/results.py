@@ -3,6 +3,7 @@
 scenario.yaml     the resolved scenario
 manifest.json     status, times, and whatever describes the run
 rounds, clients, blocks    tables; their columns stand in `tables.py`
+log.jsonl         what happened, written by `run_log.py`
 """
 
 from __future__ import annotations

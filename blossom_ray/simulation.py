@@ -27,7 +27,14 @@ class RunInfo:
     entries: dict[str, object]
 
 
-Event = RunInfo | RoundRecord
+@dataclass(frozen=True)
+class CheckpointKept:
+    """A checkpoint with the state after this round is whole: a run that ends from here on can go on from it."""
+
+    round_index: int
+
+
+Event = RunInfo | RoundRecord | CheckpointKept
 
 
 def run(
@@ -77,11 +84,13 @@ def run(
         for record, new_server in run_rounds(preparation, runtime, server, first_round):
             server = new_server
             writer.commit()
+            yield from writer.take_kept()
             yield record
             is_last = record.round_index == scenario.rounds or stopping()
             writer.after_round(record.round_index, server, is_last=is_last)
             if is_last:
                 break
+        yield from writer.take_kept()
         # One digest over those of all clients: a manifest stays small with ten thousand of them.
         private = sha256("".join(runtime.private_digests().values()).encode()).hexdigest()
         entries = {"digest": {"shared": server.digest(), "private": private}, **runtime.describe()}
@@ -157,6 +166,7 @@ class _CheckpointWriter:
         self._facts = preparation.facts()
         self._runtime = runtime
         self._begun: tuple[int, Server] | None = None
+        self._kept: list[CheckpointKept] = []
 
     def after_round(self, round_index: int, server: Server, *, is_last: bool) -> None:
         """Begin a checkpoint where one is due; after the last round, commit it too."""
@@ -175,7 +185,13 @@ class _CheckpointWriter:
         if not self._runtime.finish_checkpoint():
             return False
         self._runtime.committed(self._store.commit(round_index, server, self._facts))
+        self._kept.append(CheckpointKept(round_index))
         return True
+
+    def take_kept(self) -> list[CheckpointKept]:
+        """The checkpoints that were committed since the last call."""
+        kept, self._kept = self._kept, []
+        return kept
 
     def _begin(self, round_index: int, server: Server) -> None:
         assert self._store is not None, "asked for only where checkpoints are kept"

@@ -273,8 +273,8 @@ def test_simulate_prints_plain_lines_and_leaves_a_whole_run_folder(
     folder = the_run(tmp_path / "kept")
     assert lines[-1].strip() == str(folder.relative_to(tmp_path))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "blocks.parquet", "checkpoints", "clients.parquet", "failures.parquet", "manifest.json", "rounds.parquet",
-        "scenario.yaml",
+        "blocks.parquet", "checkpoints", "clients.parquet", "failures.parquet", "log.jsonl", "manifest.json",
+        "rounds.parquet", "scenario.yaml",
     ]  # fmt: skip
     assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
     assert pl.read_parquet(folder / "rounds.parquet")["round"].to_list() == [0, 1, 2]

@@ -14,7 +14,7 @@ import blossom_ray
 
 NAMES = {
     "BlockInstance", "BlossomError", "Comparison", "DataError", "Dataset", "RoundRecord", "Run", "RunError",
-    "Scenario", "ScenarioError", "Scope", "SharingScheme", "Sweep", "compare", "from_arrays",
+    "Scenario", "ScenarioError", "Scope", "SharingScheme", "Sweep", "compare", "from_arrays", "live_figure",
     "personalization_gain", "report", "simulate", "sweep", "write_table",
 }  # fmt: skip
 QUICKSTART = str(REPOSITORY / "scenarios" / "quickstart.yaml")

@@ -45,6 +45,14 @@ Address = Annotated[
         help="Run on the Ray cluster that this machine is a node of, as RAY_ADDRESS does. From elsewhere: submit.",
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="tensorboard[:FOLDER]|mlflow[:URI]",
+        help="Write the rounds for TensorBoard or MLflow, too. Repeatable.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one object per line.")]
 
 

@@ -1,4 +1,4 @@
-"""Reading the scenario that a command is given, with `--set` and `--seed`."""
+"""Reading what a command is given: a scenario with `--set` and `--seed`, and where to `--track` it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from blossom_ray.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
     from blossom_ray.scenario import Scenario
+    from blossom_ray.tracking import Target
 
 
 def load_scenario(path: Path, settings: list[str] | None, seed: int | None, *, with_uris: bool = True) -> Scenario:
@@ -48,3 +49,20 @@ def parse_settings(settings: Sequence[str], option: str = "--set") -> tuple[dict
         else:
             overrides[key] = value
     return overrides, problems
+
+
+def checked_targets(track: Sequence[str] | None) -> list[Target]:
+    """The targets of `--track`, each once, that can be written to.
+
+    Raises:
+        InputError: One is no target, or cannot be written to.
+    """
+    if not track:
+        return []
+    from blossom_ray.tracking import parse_target
+    from blossom_ray.tracking.targets import check_target
+
+    targets = [*dict.fromkeys(parse_target(text) for text in track)]
+    for target in targets:
+        check_target(target)
+    return targets

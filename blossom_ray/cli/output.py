@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping
-from math import isfinite
 from typing import Any, NoReturn
+
+from blossom_ray.json_lines import json_line
 
 
 def print_json(values: dict[str, Any]) -> None:
     """Print one object on one line; infinity and NaN, which JSON does not have, become null."""
-    print(json.dumps(_finite(values), allow_nan=False), flush=True)
+    print(json_line(values), flush=True)
 
 
-def _finite(value: Any) -> Any:
-    match value:
-        case float():
-            return value if isfinite(value) else None
-        case Mapping():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case _:
-            return value
+def warn(message: str) -> None:
+    """Say something on standard error."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

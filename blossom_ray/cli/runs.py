@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli.app import Address, Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.app import Address, Json, ScenarioPath, Seed, Settings, Track, app
 from blossom_ray.cli.interruption import Interruption, interruptible
-from blossom_ray.cli.loading import load_scenario
-from blossom_ray.cli.output import print_json
+from blossom_ray.cli.loading import checked_targets, load_scenario
+from blossom_ray.cli.output import print_json, warn
 from blossom_ray.cli.round_json import round_json
 
 if TYPE_CHECKING:
     from blossom_ray.records import RoundRecord
     from blossom_ray.scenario import Scenario
+    from blossom_ray.tracking import Target
 
 
 @app.command(epilog="Example: blossom-ray simulate scenarios/quickstart.yaml --set sharing=full-model --seed 1")
@@ -32,6 +33,7 @@ def simulate(
         bool, typer.Option("--resume", help="Go on with the newest run of this scenario that has not finished, if any.")
     ] = False,
     address: Address = None,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Run a scenario: a live view on a terminal, plain lines elsewhere, everything in the run folder."""
@@ -42,6 +44,7 @@ def simulate(
         from blossom_ray.results import new_run_folder, unfinished_run
 
         check_address(checked, address)
+        targets = checked_targets(track)
         folder = unfinished_run(out, checked) if resume_newest else None
         if folder is not None:
             interruption.folder = folder
@@ -49,7 +52,7 @@ def simulate(
         else:
             folder = interruption.folder = new_run_folder(out, checked.name)
             records = recorded(checked, folder, interruption.is_asked, address)
-        _follow(checked, folder, records, interruption, as_json=as_json)
+        _follow(checked, folder, records, interruption, targets, as_json=as_json)
 
 
 @app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")
@@ -57,6 +60,7 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a run that did not finish.")],
     settings: Settings = None,
     address: Address = None,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Go on with a run that was interrupted, failed or was killed; the result is that of an undisturbed run.
@@ -73,9 +77,10 @@ def resume(
             return
         checked = load_scenario(run / SCENARIO_FILE, settings, None)
         check_address(checked, address)
+        targets = checked_targets(track)
         interruption.folder = run
         records = resumed(checked, run, interruption.is_asked, address)
-        _follow(checked, run, records, interruption, as_json=as_json)
+        _follow(checked, run, records, interruption, targets, as_json=as_json)
 
 
 def _follow(
@@ -83,6 +88,7 @@ def _follow(
     folder: Path,
     records: Generator[RoundRecord, None, None],
     interruption: Interruption,
+    targets: Sequence[Target],
     *,
     as_json: bool,
 ) -> None:
@@ -91,17 +97,20 @@ def _follow(
 
     from blossom_ray.console import choose_view, final_summary
     from blossom_ray.results import Run
+    from blossom_ray.tracking import Tracking
 
     console = Console()
-    with closing(records):
+    with Tracking(targets, scenario, folder, warn) as tracking, closing(records):
         if as_json:
             for record in records:
                 interruption.is_graceful = True
+                tracking.write(record)
                 print_json(round_json(record))
         else:
             with choose_view(scenario, tuple(scenario.profiles()), console) as view:
                 for record in records:
                     interruption.is_graceful = True
+                    tracking.write(record)
                     view.update(record)
     finished = Run.open(folder)
     if interruption.signals and finished.status != "finished":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli.app import Address, Json, Settings, app
+from blossom_ray.cli.app import Address, Json, Settings, Track, app
 from blossom_ray.cli.interruption import Interruption, interruptible
-from blossom_ray.cli.loading import parse_settings
-from blossom_ray.cli.output import print_json
+from blossom_ray.cli.loading import checked_targets, parse_settings
+from blossom_ray.cli.output import print_json, warn
 from blossom_ray.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
     from blossom_ray.grid import Axis, Cell
     from blossom_ray.sweeping import CellEvent
+    from blossom_ray.tracking import Target, Tracking
 
 
 class Form(StrEnum):
@@ -63,6 +65,7 @@ def sweep(
         int | None, typer.Option("--jobs", help="Cells that run at a time; one per CPU core unless given.")
     ] = None,
     address: Address = None,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Run a grid of scenarios, values and seeds. The same command again goes on where it stopped.
@@ -74,12 +77,13 @@ def sweep(
 
         from blossom_ray.sweeping import default_folder
 
+        trackings = _Trackings(checked_targets(track))
         folder = default_folder(cells) if out is None else out
         interruption.farewell = (
             f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
             f"blossom-ray compare {shlex.quote(str(folder))}"
         )
-        num_failed = _follow(folder, cells, jobs, address, interruption, as_json=as_json)
+        num_failed = _follow(folder, cells, jobs, address, interruption, trackings, as_json=as_json)
     if num_failed:
         raise typer.Exit(1)
 
@@ -170,6 +174,7 @@ def _follow(
     jobs: int | None,
     address: str | None,
     interruption: Interruption,
+    trackings: _Trackings,
     *,
     as_json: bool,
 ) -> int:
@@ -182,16 +187,19 @@ def _follow(
     console = Console()
     ends: Counter[str] = Counter()
     failures: list[CellEvent] = []
-    with closing(run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked, address=address)) as events:
+    going_on = run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked, address=address)
+    with closing(trackings), closing(going_on) as events:
         if as_json:
             for event in events:
                 _count(event, ends, failures, interruption)
+                trackings.follow(event)
                 _print_event(event)
         else:
             console.print(f"{len(cells)} cells in {folder}", markup=False, highlight=False, soft_wrap=True)
             with choose_sweep_view(cells, console) as view:
                 for event in events:
                     _count(event, ends, failures, interruption)
+                    trackings.follow(event)
                     view.update(event)
     if interruption.signals and sum(ends.values()) - ends["interrupted"] < len(cells):
         raise KeyboardInterrupt
@@ -204,6 +212,31 @@ def _follow(
     console.print(f"{len(cells)} cells: {tally}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"compare them with: blossom-ray compare {shlex.quote(str(folder))}", markup=False, highlight=False)
     return ends["failed"]
+
+
+class _Trackings:
+    """The trackers of the cells in progress."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = targets
+        self._open: dict[str, Tracking] = {}
+
+    def follow(self, event: CellEvent) -> None:
+        """Hand on what happened to a cell."""
+        from blossom_ray.tracking import Tracking
+
+        key = event.cell.identity
+        if event.kind == "started":
+            self._open[key] = Tracking(self._targets, event.cell.scenario, event.folder, warn)
+        elif event.progress is not None:
+            self._open[key].write(event.progress)
+        elif key in self._open:
+            self._open.pop(key).close(event.kind)
+
+    def close(self) -> None:
+        """End those of cells that were left in the middle."""
+        while self._open:
+            self._open.popitem()[1].close("interrupted")
 
 
 def _count(event: CellEvent, ends: Counter[str], failures: list[CellEvent], interruption: Interruption) -> None:

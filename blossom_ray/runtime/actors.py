@@ -1,6 +1,6 @@
 """The loop and the clients on Ray: the driver actor, and the runtime that calls client actors.
 
-With `cluster.py` and `prometheus.py` this is the only module that imports ray. Blocks travel as NumPy arrays, one
+Ray is imported here and in `cluster.py`, `joining.py` and `prometheus.py` alone. Blocks travel as NumPy arrays, one
 object per block instance and version, as top-level arguments; updates come back one object per block.
 """
 

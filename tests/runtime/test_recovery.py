@@ -103,7 +103,7 @@ def run_here(scenario: Scenario) -> tuple[list[RoundRecord], dict[str, Any]]:
         for event in run(scenario, session, lambda preparation: actors.ActorRuntime(preparation, handles)):
             if isinstance(event, RunInfo):
                 facts |= event.entries
-            else:
+            elif isinstance(event, RoundRecord):
                 records.append(event)
     return records, facts
 
