@@ -13,7 +13,7 @@ import numpy as np
 from blossom_ray.aggregation import PartialSum, Vector
 from blossom_ray.blocks import BlockInstance, ClientProfile, SharingScheme, block_names, prototype_block
 from blossom_ray.records import ClientEvaluation, ClientTraining
-from blossom_ray.scenario.sections import FineTune, Model, Training, Weighting
+from blossom_ray.scenario.sections import FineTune, Metric, Model, Training, Weighting
 from blossom_ray.scores import Task
 from blossom_ray.tasks import Tally
 
@@ -37,6 +37,7 @@ class ClientPlan:
         evaluation_batch_size: Samples per forward pass in evaluation.
         fine_tune: The scenario's `evaluation.fine_tune` section.
         task: The scenario's task.
+        metrics: Its `evaluation.metrics` section.
         weighting: Its `server.weighting`.
         prototypes: With `model.missing: prototype` the modalities that some client lacks, sorted.
     """
@@ -50,6 +51,7 @@ class ClientPlan:
     evaluation_batch_size: int
     fine_tune: FineTune | None = None
     task: Task = "classification"
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     weighting: Weighting = "samples"
     prototypes: tuple[str, ...] = ()
     _patterns: dict[tuple[object, ...], tuple[dict[str, BlockInstance], tuple[str, ...]]] = field(

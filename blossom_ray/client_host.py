@@ -160,7 +160,7 @@ class ClientHost:
         """
         down = Traffic()
         tasks, states = self._tasks(chunk, blocks, down, accepted=round_index, scoring=scoring)
-        engine, rules = self._engine(self._profiles[chunk.clients[0]]), task_rules(self._plan.task)
+        engine, rules = self._engine(self._profiles[chunk.clients[0]]), task_rules(self._plan.task, self._plan.metrics)
         tuning_seconds = [0.0] * len(tasks)
         if scoring is Scoring.FINE_TUNED:
             tasks, tuning_seconds = self._fine_tuned(tasks, engine, round_index)

@@ -16,7 +16,7 @@ from blossom_ray.intervals import Interval, bootstrap_interval, t_interval
 from blossom_ray.pairing import Row, Rows
 from blossom_ray.run_scores import NUM_LAST, SUMMARIES, client_scores, paired_arrays, score_of
 from blossom_ray.run_selection import Entry, Source, collect
-from blossom_ray.scores import default_score
+from blossom_ray.scores import Score, default_score
 
 _TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 _GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
@@ -111,7 +111,8 @@ def compare(
         raise InputError(f"up_to is {up_to}; expected a round from 1 on")
     entries = collect(sources)
     metric = metric or _default_metric(entries)
-    lower = score_of(metric).lower_is_better
+    score = score_of(metric, _own_scores(entries))
+    lower = score.lower_is_better
     rows = Rows(entries, metric, lower, target, up_to)
     keys = tuple(rows.rows[0].setting)
     chosen = _baseline(rows.rows, keys, baseline)
@@ -120,7 +121,7 @@ def compare(
     return Comparison(
         metric=metric,
         lower_is_better=lower,
-        is_share=score_of(metric).is_share,
+        is_share=score.is_share,
         keys=grouping,
         baseline=chosen,
         target=target,
@@ -142,6 +143,11 @@ def _default_metric(entries: Sequence[Entry]) -> str:
     if len(tasks) > 1:
         raise InputError(f"the runs have the tasks {', '.join(tasks)}; expected a metric that they share")
     return default_score(next(iter(tasks), "classification")).name
+
+
+def _own_scores(entries: Sequence[Entry]) -> list[Score]:
+    """The metrics that the runs bring along."""
+    return [score for entry in entries if entry.run is not None for score in entry.run.scenario.own_scores]
 
 
 def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any] | None) -> dict[str, str]:

@@ -71,6 +71,9 @@ def _own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory]]:
     for where, part in parts.items():
         if isinstance(part, Custom):
             yield f"{where}.factory", part.factory
+    if (evaluation := sections.get("evaluation")) is not None:
+        for name, metric in evaluation.metrics.items():
+            yield f"evaluation.metrics.{name}.function", metric.function
 
 
 def _checked(found: Any, where: str, description: str) -> Callable[..., Any]:

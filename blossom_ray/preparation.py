@@ -134,6 +134,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         evaluation_batch_size=scenario.evaluation.batch_size,
         fine_tune=scenario.evaluation.fine_tune,
         task=scenario.task,
+        metrics=scenario.evaluation.metrics,
         weighting=scenario.server.weighting,
         prototypes=_prototypes(scenario, population),
     )

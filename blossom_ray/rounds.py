@@ -199,7 +199,7 @@ def _score(
         records.extend(part.records)
         tally = part.tally if tally is None else tally + part.tally
         bytes_down.update(part.bytes_down)
-    pooled = {} if tally is None else task_rules(preparation.plan.task).scores(tally)
+    pooled = {} if tally is None else task_rules(preparation.plan.task, preparation.plan.metrics).scores(tally)
     return tuple(sorted(records, key=lambda record: record.client)), pooled, bytes_down
 
 

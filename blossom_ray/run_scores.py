@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,16 @@ class RunScores:
     bytes_up: int | None
 
 
-def score_of(metric: str) -> Score:
-    """What a metric is about: its direction and unit. One that nobody knows counts as a share of 1, higher better."""
+def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
+    """What a metric is about: its direction and unit. One that nobody knows counts as a share of 1, higher better.
+
+    Args:
+        metric: The metric's name, as in the tables.
+        own: The metrics that the runs' scenarios bring.
+    """
     for prefix in _PREFIXES:
         metric = metric.removeprefix(prefix)
-    return find_score(metric) or Score(metric, "")
+    return find_score(metric, own) or Score(metric, "")
 
 
 def metric_columns(run: Run, metric: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ Names only: how a score is computed stands in `tasks/`, what it means in `docs/s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -47,23 +48,36 @@ SCORES: dict[Task, tuple[Score, ...]] = {
 nobody says otherwise: curves, best rounds, comparisons."""
 
 
+SUFFIXES = ("_pooled", "_p10", "_p50", "_p90")
+"""What a score's name ends with in the columns of its summary over clients."""
+
+OTHER_COLUMNS = frozenset({
+    "round", "learning_rate", "num_clients", "num_evaluated", "num_examples", "seconds", "seconds_train",
+    "seconds_evaluate", "bytes_down", "bytes_up", "client", "modalities", "group", "num_train_examples", "weight",
+    "num_steps", "train_loss", "train_seconds", "num_test_examples", "loss", "evaluate_bytes_down", "evaluate_seconds",
+})  # fmt: skip
+"""Columns of the tables `rounds` and `clients` that are no scores of a task, so that no metric takes their names."""
+
+
 def default_score(task: Task) -> Score:
     """The score that a run of this task is judged by where nobody says otherwise."""
     return SCORES[task][0]
 
 
-def find_score(metric: str) -> Score | None:
+def find_score(metric: str, own: Iterable[Score] = ()) -> Score | None:
     """The score that a summary column is about: `rmse` for `rmse`, `rmse_pooled`, `held_out/rmse/acc` and so on.
 
     Args:
         metric: A column of the table `rounds` or `clients`.
+        own: Scores besides those of the tasks: the user's own metrics.
 
     Returns:
         The score, `loss` included; None for a column that is about none.
     """
     name = metric.removeprefix("held_out/").removeprefix("fine_tuned/").split("/")[0]
     known = {score.name: score for task in TASKS for score in (*SCORES[task], _LOSS)} | {"train_loss": _LOSS}
-    for suffix in ("", "_pooled", "_p10", "_p50", "_p90"):
+    known |= {score.name: score for score in own}
+    for suffix in ("", *SUFFIXES):
         if name.endswith(suffix) and name.removesuffix(suffix) in known:
             return known[name.removesuffix(suffix)]
     return None

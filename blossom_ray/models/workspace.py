@@ -13,7 +13,7 @@ from blossom_ray.client import ClientPlan, LocalState
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
 from blossom_ray.models.late_fusion import Precision
-from blossom_ray.scenario.sections import Model
+from blossom_ray.scenario.sections import Metric, Model
 from blossom_ray.scores import Task
 from blossom_ray.tasks import task_rules
 
@@ -29,6 +29,7 @@ class Workspace:
         frozen: Names of blocks that are never trained.
         seed: The scenario's seed; initial values follow from it per block name.
         task: What the model learns; its loss and its scores are `rules`.
+        metrics: The scenario's `evaluation.metrics` section.
         device: Where the model computes.
         precision: In what its matrix products and convolutions compute.
     """
@@ -43,12 +44,13 @@ class Workspace:
         frozen: frozenset[str] = frozenset(),
         seed: int,
         task: Task = "classification",
+        metrics: Mapping[str, Metric] | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
     ) -> None:
         self.device = torch.device(device)
         self.num_outputs = num_outputs
-        self.rules = task_rules(task)
+        self.rules = task_rules(task, metrics)
         self.model = build_client_model(section, input_shapes, num_outputs, owned, seed).to(self.device)
         self.model.precision = precision
         self.flat: dict[str, FlatBlock] = {}
@@ -105,6 +107,7 @@ def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.dev
         frozen=frozen,
         seed=plan.seed,
         task=plan.task,
+        metrics=plan.metrics,
         device=device,
         precision=plan.training.precision,
     )

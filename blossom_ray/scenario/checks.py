@@ -14,7 +14,7 @@ from blossom_ray.scenario.compat import compat_problems
 from blossom_ray.scenario.datasets import DATASETS, num_subjects, shapes_of
 from blossom_ray.scenario.locations import is_uri
 from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
-from blossom_ray.scores import Task
+from blossom_ray.scores import OTHER_COLUMNS, SCORES, SUFFIXES, Task
 
 # Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
 _MOST_SAMPLES = 10_000_000
@@ -67,6 +67,7 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         found += _training(sections["training"])
     if "evaluation" in sections:
         found += _fine_tuning_rounds(sections["evaluation"])
+        found += _metric_names(sections["evaluation"])
     found += algorithm_problems(sections)
     found += compat_problems(sections)
     if clients is not None and "training" in sections:
@@ -325,6 +326,16 @@ def _fine_tuning_rounds(evaluation: spec.Evaluation) -> Iterator[Finding]:
     if section is not None and section.every is not None and section.every % evaluation.every:
         expected = f"a multiple of {evaluation.every}, since evaluation.every is {evaluation.every}"
         yield Finding("evaluation.fine_tune.every", f"is {section.every}", expected)
+
+
+def _metric_names(evaluation: spec.Evaluation) -> Iterator[Finding]:
+    taken = OTHER_COLUMNS | {score.name for scores in SCORES.values() for score in scores}
+    for name in evaluation.metrics:
+        path = f"evaluation.metrics.{name}"
+        if name in taken:
+            yield Finding(path, "is the name of a column that runs have already", "another name")
+        if name.endswith(SUFFIXES):
+            yield Finding(path, f"ends with one of {listed(SUFFIXES)}, as summaries over clients do", "another name")
 
 
 def _training(training: spec.Training) -> Iterator[Finding]:

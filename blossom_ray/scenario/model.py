@@ -23,7 +23,7 @@ from blossom_ray.scenario.sections import (
     Server,
     Training,
 )
-from blossom_ray.scores import Task
+from blossom_ray.scores import Score, Task
 
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
 SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
@@ -112,6 +112,14 @@ class Scenario(Section):
     def with_engines(self, engines: Mapping[str, EngineName]) -> Scenario:
         """The scenario with an engine for each of its modality sets, instead of `training.engine: auto`."""
         return self.model_copy(update={"training": self.training.model_copy(update={"engine": dict(engines)})})
+
+    @property
+    def own_scores(self) -> tuple[Score, ...]:
+        """The user's own metrics, in the order of `evaluation.metrics`."""
+        return tuple(
+            Score(name, name, metric.lower_is_better, metric.is_share)
+            for name, metric in self.evaluation.metrics.items()
+        )
 
     @property
     def scheme(self) -> SharingScheme:

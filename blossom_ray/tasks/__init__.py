@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from blossom_ray.scenario.sections import Metric
 from blossom_ray.scores import Task
 from blossom_ray.tasks.base import Tally, TaskRules
 from blossom_ray.tasks.classification import Classification
 from blossom_ray.tasks.multilabel import Multilabel
+from blossom_ray.tasks.own_metrics import WithMetrics
 from blossom_ray.tasks.regression import Regression
 
 __all__ = ["Classification", "Multilabel", "Regression", "Tally", "TaskRules", "task_rules"]
 
 
-def task_rules(task: Task) -> TaskRules:
-    """The rules of the task that a scenario names."""
+def task_rules(task: Task, metrics: Mapping[str, Metric] | None = None) -> TaskRules:
+    """The rules of the task that a scenario names.
+
+    Args:
+        task: The scenario's task.
+        metrics: Its `evaluation.metrics` section; None or empty: no metrics of the user's own.
+
+    Raises:
+        InputError: A metric's function cannot be found.
+    """
+    rules = _rules(task)
+    return WithMetrics(rules, metrics) if metrics else rules
+
+
+def _rules(task: Task) -> TaskRules:
     match task:
         case "classification":
             return Classification()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -15,6 +16,34 @@ SCHEMES: dict[str, Any] = {
     "PHF": "private-head-fusion",
     "custom": {"encoder/acc": "shared", "encoder/*": "group", "fusion": "same-modalities", "head": "private"},
 }
+
+
+def own_code() -> dict[str, Any]:
+    """A user's own server optimizer and metric. Defined in here, they reach actors by value."""
+
+    class Sloth:
+        """Goes a smaller share of the way with each step."""
+
+        def __init__(self, share: float) -> None:
+            self.share = share
+
+        def init(self, num_parameters: int) -> dict[str, np.ndarray]:
+            return {"share": np.ones(())}
+
+        def step(
+            self, state: dict[str, np.ndarray], current: np.ndarray, average: np.ndarray
+        ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+            share = state["share"] * self.share
+            return current + share * (average - current), {"share": np.asarray(share)}
+
+    def mean_logit(labels: np.ndarray, outputs: np.ndarray) -> float | None:
+        """Clients without a sample of class 0 do not have it."""
+        return float(outputs[labels == 0].mean(dtype=np.float64)) if (labels == 0).any() else None
+
+    return {
+        "server.optimizer": {"kind": "custom", "factory": Sloth, "options": {"share": 0.5}},
+        "evaluation.metrics": {"mean_logit": {"function": mean_logit}},
+    }
 
 
 def comparable(frame: pl.DataFrame) -> pl.DataFrame:
@@ -99,8 +128,9 @@ def test_normalisation_statistics_and_kept_optimizer_state_follow_their_client(
             "evaluation.fine_tune": {"every": 2, "blocks": "fusion-head"},
         },
         {"sharing": "full-model", "model.missing": "prototype", "server.weighting": "uniform"},
+        own_code(),
     ],
-    ids=["switches", "prototypes"],
+    ids=["switches", "prototypes", "own code"],
 )
 def test_baselines_give_the_same_bits_on_every_placement(
     small_scenario: Scenario, algorithm: dict[str, Any], ray_session: None

@@ -67,7 +67,7 @@ from blossom_ray.scenario.sections.partition import (
     QuantityPartition,
     SubjectPartition,
 )
-from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, FineTune
+from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, FineTune, Metric
 from blossom_ray.scenario.sections.server import (
     CustomServerOptimizer,
     FedAdagrad,
@@ -142,6 +142,7 @@ __all__ = [
     "MeanFusion",
     "MelSpectrogram",
     "MeldData",
+    "Metric",
     "MlpEncoder",
     "MlpHead",
     "ModalityName",

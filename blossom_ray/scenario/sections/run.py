@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from blossom_ray.scenario.sections.base import Fraction, Positive, Rate, Section
+from blossom_ray.scenario.sections.base import Factory, Fraction, Positive, Rate, Section, check_factory
+
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
 
 
 class FineTune(Section):
@@ -26,6 +28,21 @@ class FineTune(Section):
     """Rounds between two such scorings, a multiple of `evaluation.every`; null: in the last round alone."""
 
 
+class Metric(Section):
+    """A metric of your own: `function(labels, outputs, **options)` of one client's test samples gives a number."""
+
+    function: Factory
+    """`module:attribute` of the function, or, from Python, the function itself."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the function."""
+    lower_is_better: bool = False
+    """Whether smaller values are better, as for an error; comparisons look for the best round by it."""
+    is_share: bool = False
+    """Whether it runs from 0 to 1 and comparisons show it in percent."""
+
+    _function = field_validator("function")(check_factory)
+
+
 class Evaluation(Section):
     """When and on what the new blocks are scored."""
 
@@ -37,6 +54,8 @@ class Evaluation(Section):
     """When the held-out global test set, if the data set has one, is scored besides."""
     fine_tune: FineTune | None = None
     """Score the clients after local fine-tuning as well; null: never."""
+    metrics: dict[MetricName, Metric] = Field(default_factory=dict)
+    """Metrics of your own by name, besides the scores of the task; each is a column of the tables."""
     batch_size: Positive = 256
     """Samples per forward pass."""
 
