@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blossom_ray.cli import completion
 from blossom_ray.cli.app import Json, app
 from blossom_ray.cli.output import print_json
 from blossom_ray.errors import Problem, ScenarioError
@@ -26,19 +27,30 @@ _DEFAULT_OUT = "scenario.yaml"
 )
 def init(
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="A data set as in `data list`; synthetic unless given.")
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="A data set as in `data list`; synthetic unless given.",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
     path: Annotated[str | None, typer.Option("--path", help="Where its files are: data.path.")] = None,
     clients: Annotated[
         str | None,
         typer.Option("--clients", metavar="GROUPS", help="Who owns what, such as '3:acc 3:gyro 4:acc,gyro'."),
     ] = None,
-    sharing: Annotated[str | None, typer.Option("--sharing", help="A sharing scheme, such as full-model.")] = None,
+    sharing: Annotated[
+        str | None,
+        typer.Option("--sharing", help="A sharing scheme, such as full-model.", autocompletion=completion.sharing),
+    ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")] = None,
     partition: Annotated[
         str | None,
         typer.Option(
-            "--partition", metavar="KIND[:ALPHA]", help="How samples are divided, such as iid or dirichlet:0.5."
+            "--partition",
+            metavar="KIND[:ALPHA]",
+            help="How samples are divided, such as iid or dirichlet:0.5.",
+            autocompletion=completion.partitions,
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help=f"The file to write; {_DEFAULT_OUT} unless given.")] = None,
