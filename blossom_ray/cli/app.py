@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from blossom_ray.cli import completion
 from blossom_ray.cli.output import fail
 from blossom_ray.errors import BlossomError, ClientError, ScenarioError
 
@@ -26,7 +27,12 @@ app = typer.Typer(
 )
 
 ScenarioPath = Annotated[
-    Path, typer.Argument(metavar="SCENARIO", help="Scenario file (YAML), or a name from `scenarios`.")
+    Path,
+    typer.Argument(
+        metavar="SCENARIO",
+        help="Scenario file (YAML), or a name from `scenarios`.",
+        autocompletion=completion.scenarios,
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -34,6 +40,7 @@ Settings = Annotated[
         "--set",
         metavar="PATH=VALUE",
         help="Replace a value by its dotted path, such as training.optimizer.lr=0.01. Repeatable.",
+        autocompletion=completion.settings,
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Replace the scenario's seed.")]
@@ -63,6 +70,8 @@ def main() -> None:
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="backslashreplace")
     try:
+        if completion.is_bash_asking():
+            completion.complete_in_bash(_run)
         _run()
     except SystemExit as ended:
         # Only a command that has used Ray has it loaded.

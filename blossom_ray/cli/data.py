@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blossom_ray.cli import completion
 from blossom_ray.cli.app import Json, Seed, Settings, app
 from blossom_ray.cli.interruption import interruptible
 from blossom_ray.cli.loading import load_scenario, parse_settings
@@ -28,7 +29,12 @@ data_app = typer.Typer(
 app.add_typer(data_app)
 
 Target = Annotated[
-    str, typer.Argument(metavar="NAME|SCENARIO", help="A data set's name as in `data list`, or a scenario file.")
+    str,
+    typer.Argument(
+        metavar="NAME|SCENARIO",
+        help="A data set's name as in `data list`, or a scenario file.",
+        autocompletion=completion.datasets_and_scenarios,
+    ),
 ]
 DataPath = Annotated[Path | None, typer.Option("--path", help="Where the files are: data.path.")]
 Modalities = Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from blossom_ray.cli import completion
 from blossom_ray.cli.app import Json, app
 from blossom_ray.cli.output import print_json
 
@@ -14,7 +15,12 @@ from blossom_ray.cli.output import print_json
 @app.command(epilog="Example: blossom-ray report runs/quickstart/20261123T120000Z-4f1c --figures figures")
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of sweeps; several are compared.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or folders of sweeps; several are compared.",
+            autocompletion=completion.runs,
+        ),
     ],
     out: Annotated[
         Path | None,

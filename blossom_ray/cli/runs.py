@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from blossom_ray.cli import completion
 from blossom_ray.cli.app import Address, Json, ScenarioPath, Seed, Settings, Track, app
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, load_scenario
@@ -57,7 +58,10 @@ def simulate(
 
 @app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a run that did not finish.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run folder of a run that did not finish.", autocompletion=completion.runs),
+    ],
     settings: Settings = None,
     address: Address = None,
     track: Track = None,

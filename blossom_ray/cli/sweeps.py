@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from blossom_ray.cli import completion
 from blossom_ray.cli.app import Address, Json, Settings, Track, app
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, parse_settings
@@ -47,13 +48,21 @@ class GainOf(StrEnum):
     "--vary sharing=full-model,private-head,private-head-fusion --seeds 5"
 )
 def sweep(
-    scenarios: Annotated[list[Path], typer.Argument(metavar="SCENARIO...", help="Scenario files (YAML).")],
+    scenarios: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SCENARIO...",
+            help="Scenario files (YAML), or names from `scenarios`.",
+            autocompletion=completion.scenarios,
+        ),
+    ],
     vary: Annotated[
         list[str] | None,
         typer.Option(
             "--vary",
             metavar="PATH=VALUE,VALUE...",
             help="Values that a key takes, one after the other. Repeatable: all combinations are run.",
+            autocompletion=completion.settings,
         ),
     ] = None,
     seeds: Annotated[
@@ -90,7 +99,10 @@ def sweep(
 
 @app.command(epilog="Example: blossom-ray compare sweeps/quickstart --metric macro_f1_present --target 0.7")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN|SWEEP...", help="Folders of runs and of sweeps.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN|SWEEP...", help="Folders of runs and of sweeps.", autocompletion=completion.runs),
+    ],
     metric: Annotated[
         str | None,
         typer.Option("--metric", help="A column of the table rounds; accuracy, or what the task is judged by."),
@@ -101,6 +113,7 @@ def compare(
             "--baseline",
             metavar="PATH=VALUE",
             help="What gains are measured against; sharing=full-model unless given. Repeatable.",
+            autocompletion=completion.settings,
         ),
     ] = None,
     by: Annotated[

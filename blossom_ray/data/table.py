@@ -72,6 +72,26 @@ class Table:
         train = {modality: parts[0] for modality, parts in inputs.items()}
         return Dataset(train, labels[shared], names, subjects, held_out)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of a sample by column, for all columns that can be a modality: those of numbers, lists or tensors.
+
+        Columns of labels, subjects and splits are left out, and so are lists that differ in length.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        names = (self._spec.subject_column or "subject", self._spec.split_column or "split")
+        others = {*_listed(self._spec.label_column), *names}
+        found = {column: self._shape(column) for column in self._files[0].types if column not in others}
+        return {column: shape for column, shape in found.items() if shape is not None}
+
+    def _shape(self, column: str) -> tuple[int, ...] | None:
+        try:
+            check_numeric(self._files[0].types[column], self._files[0].name, column)
+            return next(self._rows(column)).shape[1:]
+        except DataError:
+            return None
+
     @cached_property
     def _files(self) -> list[ColumnFile]:
         files = open_column_files(self._spec.path)

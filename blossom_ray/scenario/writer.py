@@ -29,6 +29,24 @@ def scenario_yaml(scenario: Scenario) -> str:
     Raises:
         ScenarioError: An option of a factory is nothing that YAML can hold.
     """
+    return _dumped(_writable(plain_tree(scenario, defaults=True), ""))
+
+
+def flow_yaml(value: Any, path: str) -> str:
+    """A value without sections in one line of YAML 1.2, such as `[acc, gyro]`.
+
+    Args:
+        value: What a key of a scenario holds.
+        path: The key's dotted path, for messages.
+
+    Raises:
+        ScenarioError: It is nothing that YAML can hold.
+    """
+    # In a list, since a document of a scalar ends with a line of its own.
+    return _dumped([_writable(value, path)], flow=True).strip()[1:-1]
+
+
+def _dumped(tree: Any, *, flow: bool | None = None) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _QuotingRepresenter
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel annotates its default alone
@@ -36,8 +54,10 @@ def scenario_yaml(scenario: Scenario) -> str:
     yaml.width = 10**9
     # Escaped: the emitter would write some of Unicode's line breaks as they are, and they would read back as others.
     yaml.allow_unicode = False
+    if flow is not None:
+        yaml.default_flow_style = flow
     stream = io.StringIO()
-    yaml.dump(_writable(plain_tree(scenario, defaults=True), ""), stream)
+    yaml.dump(tree, stream)
     return stream.getvalue()
 
 

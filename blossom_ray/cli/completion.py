@@ -1,0 +1,218 @@
+"""What a shell offers at the Tab key: scenarios, keys and values of settings, data sets, folders of runs.
+
+The functions are given what is typed so far, and must not fail: who presses Tab wants no error message. Heavy packages
+are imported nowhere here; the scenario's sections are, for keys.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from blossom_ray.scenario.structure import Hint
+
+_MOST_FOLDERS = 500
+_MOST_OFFERED = 200
+_BASH = ("_BLOSSOM_RAY_COMPLETE", "complete_bash")
+
+
+def scenarios(incomplete: str) -> list[str]:
+    """Scenario files in the folder that is typed and one level below it, and names of packaged scenarios."""
+    from blossom_ray.scenario.packaged import packaged_scenarios
+
+    def is_scenario(path: Path) -> bool:
+        return path.suffix in (".yaml", ".yml")
+
+    return _offered([*_paths(incomplete, 1, is_scenario), *packaged_scenarios()], incomplete)
+
+
+def runs(incomplete: str) -> list[str]:
+    """Folders of runs and of sweeps, up to three levels below the folder that is typed."""
+
+    def is_run(path: Path) -> bool:
+        return (path / "manifest.json").exists() or (path / "sweep.json").exists()
+
+    return _offered(list(_paths(incomplete, 3, is_run)), incomplete)
+
+
+def datasets(incomplete: str) -> list[str]:
+    """Names of data sets."""
+    from blossom_ray.scenario.datasets import DATASETS
+
+    return _offered([*DATASETS], incomplete)
+
+
+def datasets_and_scenarios(incomplete: str) -> list[str]:
+    """Names of data sets, then scenarios."""
+    return list(dict.fromkeys([*datasets(incomplete), *scenarios(incomplete)]))
+
+
+def sharing(incomplete: str) -> list[str]:
+    """Names of sharing schemes."""
+    from blossom_ray.blocks import SCHEME_NAMES
+
+    return _offered([*SCHEME_NAMES], incomplete)
+
+
+def partitions(incomplete: str) -> list[str]:
+    """Kinds of partition."""
+    from blossom_ray.scenario.sections.data_keys import DataKeys
+    from blossom_ray.scenario.structure import field_hint
+
+    return _offered([*field_hint(DataKeys.model_fields["partition"]).kinds], incomplete)
+
+
+def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """`PATH=VALUE` of the scenario that is typed: first paths with their meanings, then what the key accepts."""
+    # An option without its value, which is being typed, keeps the arguments from being told apart.
+    given = ctx.params.get("scenario") or ctx.params.get("scenarios") or ctx.args or [""]
+    first = given[0] if isinstance(given, list | tuple) else given
+    keys = dict(_keys(_tree(Path(str(first)))))
+    path, equals, _ = incomplete.partition("=")
+    matching = [key for key in keys if key == path or (not equals and key.startswith(path))]
+    if len(matching) != 1:
+        return [(f"{key}=", keys[key][1]) for key in matching]
+    values, meaning = keys[matching[0]]
+    return [(f"{matching[0]}={value}", meaning) for value in values or ("",)]
+
+
+def complete_in_bash(run: Callable[[], None]) -> None:
+    """Answer bash, which makes three words of `--set sharing=f` and replaces the last one alone.
+
+    Args:
+        run: The command line. It ends with `SystemExit`.
+    """
+    words = os.environ.get("COMP_WORDS", "").split("\n")
+    position = int(os.environ.get("COMP_CWORD", "0"))
+    joined, kept = _joined(words[: position + 1])
+    os.environ.update(COMP_WORDS="\n".join(joined), COMP_CWORD=str(len(joined) - 1))
+    output = StringIO()
+    try:
+        with redirect_stdout(output):
+            run()
+    finally:
+        for line in output.getvalue().splitlines():
+            print(line.removeprefix(kept))
+
+
+def is_bash_asking() -> bool:
+    """Whether this process is to complete a line of bash."""
+    return os.environ.get(_BASH[0]) == _BASH[1]
+
+
+def _joined(words: list[str]) -> tuple[list[str], str]:
+    """Words put together again around `=`, and the part of the last one that bash does not replace."""
+    joined: list[str] = []
+    kept = ""
+    for index, word in enumerate(words):
+        if index > 1 and (word == "=" or words[index - 1] == "="):
+            kept = joined[-1] if words[index - 1] == "=" else f"{joined[-1]}="
+            joined[-1] += word
+        else:
+            joined.append(word)
+            kept = ""
+    return joined, kept
+
+
+def _offered(candidates: list[str], incomplete: str) -> list[str]:
+    return [name for name in candidates if name.startswith(incomplete)][:_MOST_OFFERED]
+
+
+def _paths(incomplete: str, levels: int, is_wanted: Callable[[Path], bool]) -> Iterator[str]:
+    """Paths that begin as is typed, up to some levels below the folder that is typed, as one would type them."""
+    folder, begun = os.path.split(incomplete)
+    base = Path(folder or ".").expanduser()
+    for path in islice(_below(base, begun, levels), _MOST_FOLDERS):
+        if is_wanted(path):
+            yield os.path.join(folder, path.relative_to(base))
+
+
+def _below(base: Path, begun: str, levels: int) -> Iterator[Path]:
+    """Entries of a folder that begin so, and those below them, breadth first; hidden ones are left out."""
+    try:
+        entries = sorted(path for path in base.iterdir() if path.name.startswith(begun) and path.name[0] != ".")
+    except OSError:
+        return
+    yield from entries
+    if levels:
+        for path in entries:
+            if path.is_dir():
+                yield from _below(path, "", levels - 1)
+
+
+def _tree(path: Path) -> Mapping[str, Any]:
+    """A scenario file as plain values, or nothing where it cannot be read."""
+    from blossom_ray.scenario.packaged import scenario_path
+    from blossom_ray.scenario.yaml_tree import parse_yaml
+
+    try:
+        document = parse_yaml(scenario_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    tree = None if document.root is None else document.root.plain()
+    return tree if isinstance(tree, Mapping) else {}
+
+
+def _keys(tree: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
+    """Each key that `--set` takes: its path, what it may be set to, its meaning."""
+    from blossom_ray.scenario import Scenario
+    from blossom_ray.scenario.structure import Hint
+
+    return _keys_below("", Hint(Scenario), tree, "")
+
+
+def _keys_below(path: str, hint: Hint, value: Any, meaning: str) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
+    from blossom_ray.scenario.phrases import sentences, shortened
+    from blossom_ray.scenario.sections import Section
+    from blossom_ray.scenario.structure import Hint, field_hint
+
+    if hint.kinds:
+        key = str(hint.discriminator)
+        kind = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
+        yield f"{path}.{key}", (tuple(hint.kinds), meaning)
+        if kind in hint.kinds:
+            yield from _keys_below(path, Hint(hint.kinds[kind]), value, meaning)
+    elif hint.section is not None:
+        for name, field in hint.section.model_fields.items():
+            default = _default(field)
+            below = value.get(name, default) if isinstance(value, Mapping) else getattr(value, name, default)
+            # The kind of a union's section was yielded above, with all kinds that there are.
+            if not (field.is_required() and name in ("kind", "dataset")):
+                # Typer breaks longer texts into lines, which fish takes for further offers.
+                words = shortened(next(sentences(field.description or ""), ""))
+                yield from _keys_below(f"{path}.{name}".lstrip("."), field_hint(field), below, words)
+    elif isinstance(value, Mapping) and hint.item is not None and (hint.item.kinds or hint.item.section):
+        for name, item in value.items():
+            yield from _keys_below(f"{path}.{name}", hint.item, item, meaning)
+    elif isinstance(value, list) and hint.item is not None and hint.item.section:
+        for index, item in enumerate(value):
+            yield from _keys_below(f"{path}.{index}", hint.item, item, meaning)
+    elif not isinstance(value, Section):
+        yield path, (_values(hint, value), meaning)
+
+
+def _default(field: FieldInfo) -> Any:
+    return None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+
+
+def _values(hint: Hint, value: Any) -> tuple[str, ...]:
+    """What a key accepts where that is a list, else the value that it has."""
+    from blossom_ray.scenario.structure import literal_values
+    from blossom_ray.scenario.writer import flow_yaml
+
+    listed = literal_values(hint) or tuple(known for member in hint.members for known in literal_values(member))
+    if listed:
+        return tuple(str(known) for known in listed)
+    if hint.type is bool:
+        return ("true", "false")
+    return () if value is None else (flow_yaml(value, ""),)

@@ -1,0 +1,186 @@
+"""The command that writes a first scenario: `init`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blossom_ray.cli import completion
+from blossom_ray.cli.app import Json, app
+from blossom_ray.cli.output import print_json
+from blossom_ray.errors import Problem, ScenarioError
+
+if TYPE_CHECKING:
+    from blossom_ray.scenario import Scenario
+
+_DEFAULT_OUT = "scenario.yaml"
+
+
+@app.command(
+    epilog='Example: blossom-ray init --dataset uci-har --path "UCI HAR Dataset.zip" --clients "5:acc 5:gyro" '
+    "--out har.yaml"
+)
+def init(
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="A data set as in `data list`; synthetic unless given.",
+            autocompletion=completion.datasets,
+        ),
+    ] = None,
+    path: Annotated[str | None, typer.Option("--path", help="Where its files are: data.path.")] = None,
+    clients: Annotated[
+        str | None,
+        typer.Option("--clients", metavar="GROUPS", help="Who owns what, such as '3:acc 3:gyro 4:acc,gyro'."),
+    ] = None,
+    sharing: Annotated[
+        str | None,
+        typer.Option("--sharing", help="A sharing scheme, such as full-model.", autocompletion=completion.sharing),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            "--partition",
+            metavar="KIND[:ALPHA]",
+            help="How samples are divided, such as iid or dirichlet:0.5.",
+            autocompletion=completion.partitions,
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help=f"The file to write; {_DEFAULT_OUT} unless given.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Write all keys, those with their defaults, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take the suggestions.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a scenario in which every key is explained. On a terminal it asks for what is not given.
+
+    What it writes has been checked with its data, and runs as it stands.
+    """
+    from blossom_ray.scenario.commented import commented_yaml
+
+    given: dict[str, Any] = {
+        "dataset": dataset, "path": path, "clients": clients, "partition": partition, "sharing": sharing,
+        "rounds": rounds, "out": None if out is None else str(out),
+    }  # fmt: skip
+    answers = {key: value for key, value in given.items() if value is not None}
+    is_asking = not (yes or as_json) and sys.stdin.isatty() and sys.stdout.isatty()
+    if is_asking:
+        _ask(answers, [key for key in given if key not in answers])
+    while True:
+        target = Path(answers.get("out", _DEFAULT_OUT))
+        try:
+            scenario = _checked(answers, target, force=force)
+        except ScenarioError as error:
+            wrong = [key for key in given if f"--{key}" in {problem.source for problem in error.problems}]
+            if not (is_asking and wrong):
+                raise
+            print(error)
+            _ask(answers, wrong)
+        else:
+            break
+    _write(target, _heading(target) + commented_yaml(scenario, defaults=full))
+    facts = {"clients": scenario.num_clients, "rounds": scenario.rounds, "modalities": list(scenario.modalities)}
+    if as_json:
+        print_json({"scenario": str(target), **facts})
+    else:
+        names = ", ".join(scenario.modalities)
+        print(f"{target}: {scenario.num_clients} clients, {scenario.rounds} rounds, modalities {names}")
+        print(f"run it: blossom-ray simulate {shlex.quote(str(target))}")
+
+
+def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> Scenario:
+    """The scenario of the answers, and of suggestions for the rest.
+
+    Raises:
+        ScenarioError: With every problem found, that of the file to write among them.
+    """
+    from blossom_ray.scaffold import scaffold, suggested
+
+    choices = suggested(answers.get("dataset", "synthetic"), answers.get("path"), target.stem)
+    named = {field.name for field in dataclasses.fields(choices)}
+    problems = _target_problems(target, force=force)
+    try:
+        scenario = scaffold(
+            dataclasses.replace(choices, **{key: value for key, value in answers.items() if key in named})
+        )
+    except ScenarioError as error:
+        problems += error.problems
+    if problems:
+        raise ScenarioError(tuple(problems))
+    return scenario
+
+
+def _target_problems(target: Path, *, force: bool) -> list[Problem]:
+    """What keeps a file from being written."""
+    if target.is_dir():
+        return [Problem("", f"is {str(target)!r}, which is a folder", "a file", source="--out")]
+    if not target.parent.is_dir():
+        found = f"is {str(target)!r}, whose folder does not exist"
+        return [Problem("", found, "a file in a folder that is there", source="--out")]
+    if target.exists() and not force:
+        return [Problem("", f"is {str(target)!r}, which is there already", "a new file, or --force", source="--out")]
+    return []
+
+
+def _ask(answers: dict[str, Any], keys: list[str]) -> None:
+    """Ask for these values, in order, and put them among the answers; each suggestion follows from those before."""
+    from rich.console import Console
+    from rich.prompt import IntPrompt, Prompt
+
+    from blossom_ray.blocks import SCHEME_NAMES
+    from blossom_ray.scaffold import STARTING_POINTS, suggested
+    from blossom_ray.scenario.datasets import DATASETS
+
+    console = Console()
+    for key in keys:
+        dataset = answers.get("dataset", "synthetic")
+        default = suggested(dataset, answers.get("path"), "scenario")
+        match key:
+            case "dataset":
+                answers[key] = Prompt.ask("Data set", choices=[*STARTING_POINTS], default=dataset, console=console)
+            case "path":
+                if dataset in DATASETS and DATASETS[dataset].download:
+                    console.print(f"Needs {DATASETS[dataset].download}.", highlight=False)
+                    answers[key] = Prompt.ask("Path", console=console)
+                else:
+                    answers.pop(key, None)
+            case "clients":
+                question = "Clients, COUNT:MODALITY,MODALITY for each group"
+                answers[key] = Prompt.ask(question, default=default.clients, console=console)
+            case "partition":
+                question = "Partition, KIND[:ALPHA]: iid, dirichlet:0.5, quantity:1, subject"
+                answers[key] = Prompt.ask(question, default=default.partition, console=console)
+            case "sharing":
+                answers[key] = Prompt.ask("Sharing", choices=[*SCHEME_NAMES], default=default.sharing, console=console)
+            case "rounds":
+                answers[key] = IntPrompt.ask("Rounds", default=default.rounds, console=console)
+            case "out":
+                answers[key] = Prompt.ask("File", default=_DEFAULT_OUT, console=console)
+
+
+def _heading(target: Path) -> str:
+    name = shlex.quote(str(target))
+    return (
+        f"# Run this scenario: blossom-ray simulate {name}\n"
+        f"# What it would take: blossom-ray plan {name}\n"
+        "# Keys that are left out have defaults; all keys: blossom-ray schema --markdown\n\n"
+    )
+
+
+def _write(target: Path, text: str) -> None:
+    """Write the file as a whole or not at all.
+
+    Raises:
+        RunFolderError: It cannot be written.
+    """
+    from blossom_ray.storage import replacing, writing
+
+    with writing(target), replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,218 @@
+"""`blossom-ray init`: what it writes runs, what it cannot write it says at once, and on a terminal it asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import Command
+from downloads import DOWNLOADS
+
+from blossom_ray import Scenario, simulate
+from blossom_ray.scaffold import STARTING_POINTS
+from blossom_ray.scenario.datasets import DATASETS
+
+TINY: dict[str, Any] = {"rounds": 1, "execution.runtime": "local"}
+
+
+def test_without_a_terminal_it_takes_the_suggestions(command: Command, tmp_path: Path) -> None:
+    outcome = command("init")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert outcome.out == (
+        "scenario.yaml: 10 clients, 20 rounds, modalities acc, gyro\nrun it: blossom-ray simulate scenario.yaml\n"
+    )
+    written = Scenario.load(tmp_path / "scenario.yaml")
+    assert written == Scenario.load("quickstart").override({"name": "scenario"})
+    text = (tmp_path / "scenario.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# Run this scenario: blossom-ray simulate scenario.yaml\n")
+    assert "# Number of rounds. Rounds count from 1; round 0 is the untrained model.\nrounds: 20\n" in text
+
+
+def test_choices_stand_in_the_file(command: Command, tmp_path: Path) -> None:
+    chosen = ("--clients", "2:acc 1:acc,eye", "--sharing", "full-model", "--rounds", "3", "--partition", "iid")
+    outcome = command("init", *chosen, "--out", "my own.yaml", "--json")
+    assert json.loads(outcome.out) == {
+        "scenario": "my own.yaml", "clients": 3, "rounds": 3, "modalities": ["acc", "eye"]
+    }  # fmt: skip
+    written = Scenario.load(tmp_path / "my own.yaml")
+    assert written.name == "my-own"
+    assert written.modality_sets == ("acc", "acc+eye")
+    assert (written.sharing, written.data.partition.kind) == ("full-model", "iid")
+    # `eye` is no modality of the quickstart: a sequence by default, so it is read as one.
+    assert {name: encoder.kind for name, encoder in written.model.encoders.items()} == {
+        "acc": "conv1d", "eye": "conv-gru"
+    }  # fmt: skip
+    assert simulate(written.override(TINY | {"data.samples": 200})).status == "finished"
+
+
+def test_all_keys_are_written_if_asked(command: Command, tmp_path: Path) -> None:
+    assert command("init", "--full").exit_code == 0
+    assert "\nfailures:\n" in (tmp_path / "scenario.yaml").read_text(encoding="utf-8")
+
+
+def test_every_data_set_has_a_starting_point() -> None:
+    assert set(STARTING_POINTS) == set(DATASETS) - {"custom"}
+
+
+@pytest.mark.parametrize("dataset", DOWNLOADS)
+def test_a_scenario_for_downloaded_data_runs(
+    dataset: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOSSOM_RAY_CACHE", str(tmp_path / "cache"))
+    folder = DOWNLOADS[dataset](tmp_path)
+    outcome = command("init", "--dataset", dataset, "--path", str(folder), "--partition", "iid")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    written = Scenario.load(tmp_path / "scenario.yaml")
+    assert written.data.dataset == dataset
+    assert written.model == Scenario.load(STARTING_POINTS[dataset], {"data.path": str(folder)}).model
+    assert simulate(written.override(TINY)).status == "finished"
+
+
+@pytest.mark.data
+def test_clients_may_own_a_part_of_the_modalities(command: Command, small_uci_har: Path, tmp_path: Path) -> None:
+    arguments = ("--dataset", "uci-har", "--path", str(small_uci_har), "--partition", "iid", "--clients", "2:gyro")
+    assert command("init", *arguments).exit_code == 0
+    written = Scenario.load(tmp_path / "scenario.yaml")
+    assert written.modalities == ("gyro",)
+    assert simulate(written.override(TINY)).status == "finished"
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+def test_a_table_tells_its_modalities_shapes_and_task(task: str, command: Command, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    labels: dict[str, Any] = {
+        "classification": draw.integers(0, 2, 60),
+        "multilabel": draw.integers(0, 2, (60, 3)).tolist(),
+        "regression": draw.normal(size=60),
+    }
+    columns = {
+        "window": pl.Series(draw.normal(size=(60, 20, 2)), dtype=pl.Array(pl.Float32, (20, 2))),
+        "short": pl.Series(draw.normal(size=(60, 3, 2)), dtype=pl.Array(pl.Float32, (3, 2))),
+        "photo": pl.Series(draw.normal(size=(60, 1, 8, 9)), dtype=pl.Array(pl.Float32, (1, 8, 9))),
+        "age": draw.normal(size=60),
+        "remark": ["text is no modality"] * 60,
+        "ragged": [[1.0] * (1 + row % 2) for row in range(60)],
+        "label": labels[task],
+        "subject": draw.integers(0, 6, 60),
+    }
+    pl.DataFrame(columns).write_parquet(tmp_path / "own.parquet")
+    outcome = command("init", "--dataset", "table", "--path", "own.parquet")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    written = Scenario.load(tmp_path / "scenario.yaml")
+    assert written.task == task
+    assert {name: encoder.kind for name, encoder in written.model.encoders.items()} == {
+        "window": "conv-gru", "short": "gru", "photo": "conv2d", "age": "mlp"
+    }  # fmt: skip
+    assert [group.count for group in written.clients] == [3, 3, 3, 3, 4]
+    assert simulate(written.override(TINY)).status == "finished"
+
+
+def test_all_that_is_wrong_is_said_at_once(command: Command, tmp_path: Path) -> None:
+    wrong = ("--clients", "3acc x:gyro 2:acc,acc", "--sharing", "privat", "--rounds", "0", "--partition", "iid:0.5")
+    outcome = command("init", *wrong, "--out", "no/such.yaml")
+    assert (outcome.exit_code, outcome.out) == (2, "")
+    form = "expected COUNT:MODALITY,MODALITY for each group, such as '3:acc 4:acc,gyro'"
+    said = outcome.err.splitlines()
+    assert said[:2] == [
+        "--out: is 'no/such.yaml', whose folder does not exist; expected a file in a folder that is there",
+        f"--clients: has '3acc'; {form}",
+    ]
+    for problem in (
+        "--clients: clients.0.count is 'x'; expected an integer of at least 1",
+        "--clients: clients.1.modalities is ['acc', 'acc']; expected each modality once",
+        "--sharing: sharing is 'privat'; expected one of full-model, private-head,",
+        "--rounds: rounds is 0; expected an integer of at least 1",
+        "--partition: data.partition.alpha is not a known key; expected one of kind",
+    ):
+        assert any(line.startswith(problem) for line in said), (problem, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            ("--dataset", "uci-hra"),
+            "--dataset: data.dataset is 'uci-hra'; expected one of synthetic, uci-har, ku-har, ptb-xl, av-mnist, meld, "
+            "iemocap, table; did you mean 'uci-har'?",
+        ),
+        (("--dataset", "custom"), "--dataset: data.dataset is 'custom', which takes code; expected one of synthetic,"),
+        (("--dataset", "uci-har"), "--path: data.path is null; expected the official 'UCI HAR Dataset.zip'"),
+        (("--dataset", "table"), "--path: data.path is null; expected text"),
+        (("--dataset", "table", "--path", "no.parquet"), "--path: data.path is 'no.parquet', which does not exist"),
+        (("--path", "here.zip"), "--path: data.path is 'here.zip'; expected null"),
+        (("--clients", " "), "--clients: is empty; expected COUNT:MODALITY,MODALITY for each group"),
+        (("--out", "."), "--out: is '.', which is a folder; expected a file"),
+    ],
+)
+def test_a_choice_that_cannot_be_met(
+    arguments: tuple[str, ...], problem: str, command: Command, tmp_path: Path
+) -> None:
+    outcome = command("init", *arguments)
+    assert (outcome.exit_code, outcome.out) == (2, "")
+    assert outcome.err.splitlines()[0].startswith(problem)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_stays_unless_forced(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "scenario.yaml").write_text("mine", encoding="utf-8")
+    outcome = command("init")
+    assert outcome.exit_code == 2
+    assert outcome.err == "--out: is 'scenario.yaml', which is there already; expected a new file, or --force\n"
+    assert (tmp_path / "scenario.yaml").read_text(encoding="utf-8") == "mine"
+    assert command("init", "--force").exit_code == 0
+    assert Scenario.load(tmp_path / "scenario.yaml").rounds == 20
+
+
+def on_a_terminal(folder: Path, arguments: list[str], keys: str) -> tuple[int, str]:
+    """Exit code and screen of `init` on a terminal on which `keys` are typed."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "blossom_ray", "init", *arguments]
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "200", "NO_COLOR": "1"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
+    os.close(theirs)
+    os.write(ours, keys.encode())
+    screen = b""
+    try:
+        # Linux says EIO where the other side is closed.
+        while chunk := os.read(ours, 4096):
+            screen += chunk
+    except OSError:
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(timeout=60), screen.decode()
+
+
+def test_on_a_terminal_it_asks_for_what_is_not_given(tmp_path: Path) -> None:
+    keys = "\n2:acc x:eye\n\n\n2:acc 2:eye\n"
+    exit_code, screen = on_a_terminal(tmp_path, ["--rounds", "4", "--out", "asked.yaml"], keys)
+    assert exit_code == 0, screen
+    assert "Data set [synthetic/uci-har/" in screen
+    assert "Rounds" not in screen
+    # A wrong answer is explained, and that question asked again.
+    assert "--clients: clients.1.count is 'x'; expected an integer of at least 1" in screen
+    written = Scenario.load(tmp_path / "asked.yaml")
+    assert (written.num_clients, written.rounds, written.modalities) == (4, 4, ("acc", "eye"))
+
+
+def test_the_end_of_input_ends_the_questions(tmp_path: Path) -> None:
+    exit_code, screen = on_a_terminal(tmp_path, [], "\n\x04")
+    assert exit_code == 1
+    assert "Aborted" in screen
+    assert "Traceback" not in screen
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_flag_that_cannot_be_asked_for_again_is_told(tmp_path: Path) -> None:
+    exit_code, screen = on_a_terminal(tmp_path, ["--yes", "--dataset", "uci-har"], "")
+    assert exit_code == 2
+    assert "--path: data.path is null" in screen
