@@ -46,7 +46,7 @@ PHASES: dict[str, tuple[Place, ...]] = {
     "backward": ((torch.autograd, "grad"),),
     "optimizer": ((StackOptimizer, "step"),),
     "blocks out of the stack": ((Stack, "read"),),
-    "client drift": ((VectorizedEngine, "_distance"),),
+    "client drift": ((Stack, "distances"),),
     "check that updates are finite": ((blossom_ray.client_host, "check_finite"),),
     "sums within chunks": ((blossom_ray.client_host, "weighted_sum"),),
     "sums over chunks, average": ((Accumulator, "add"), (Accumulator, "average")),

@@ -245,6 +245,7 @@ class VectorizedEngine:
                     own.update(new)
 
         blocks, local_states = stack.read(len(tasks))
+        drifts = stack.distances([task.blocks for task in tasks])
         num_epochs = sum(phase.num_epochs for phase in phases)
         num_examples = [len(task.labels) * num_epochs for task in tasks]
         return [
@@ -255,7 +256,7 @@ class VectorizedEngine:
                 num_examples=num_examples[k],
                 num_steps=int(num_steps[k]),
                 loss=loss_sum / num_examples[k],
-                drift={name: self._distance(name, new, task.blocks[name]) for name, new in blocks[k].items()},
+                drift=drifts[k],
             )
             for k, (task, loss_sum) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
         ]
@@ -286,12 +287,6 @@ class VectorizedEngine:
             stack.enter(batch)
             inputs, targets = shards.gather(batch)
             yield batch, stack.model(inputs), targets
-
-    def _distance(self, name: str, new: Vector, old: Vector) -> float:
-        """L2 norm of new minus old parameters; averaged buffers, which come after them, do not count."""
-        num_parameters = self._stack.num_parameters[name]
-        change = torch.from_numpy(new[:num_parameters] - old[:num_parameters])
-        return float(torch.linalg.vector_norm(change.double()))
 
 
 class _Shards:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from blossom_ray.data.dataset import FloatArray
 from blossom_ray.models.flat import Entry
@@ -39,6 +40,29 @@ class BlockRows:
         for entry in self._entries:
             part = values[:, entry.offset - start : entry.end - start]
             self.tensors[entry.name][rows] = part.reshape(len(vectors), *entry.shape)
+
+    def distances(self, vectors: FloatArray, num_clients: int, num_values: int) -> Tensor:
+        """L2 distances of the first rows from other vectors, (num_clients,) float64.
+
+        Args:
+            vectors: (K, size), or (1, size): the same for all rows.
+            num_clients: K.
+            num_values: Of each row the first ones count, up to the end of an entry: those that are parameters.
+        """
+        values = read_only_tensor(vectors).to(self._device)
+        parts = [
+            torch.linalg.vector_norm(
+                self.tensors[entry.name][:num_clients].reshape(num_clients, -1) - values[:, entry.offset : entry.end],
+                dim=1,
+                dtype=torch.float64,
+            )
+            for entry in self._entries
+            if entry.end <= num_values
+        ]
+        if not parts:
+            return torch.zeros(num_clients, dtype=torch.float64)
+        distances: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        return distances
 
     def read(self, num_clients: int) -> FloatArray:
         """A copy of the first rows as vectors (K, size)."""

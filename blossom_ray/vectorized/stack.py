@@ -103,6 +103,17 @@ class Stack:
                 state[name] = {key: np.array(rows[client]) for key, rows in values.items()}
         return blocks, states
 
+    def distances(self, blocks: Sequence[Mapping[str, Vector]]) -> list[dict[str, float]]:
+        """How far the first clients' trained blocks are from these: L2 norm of the change of parameters, by name."""
+        num_clients = len(blocks)
+        found = {
+            name: self._rows[name]
+            .distances(_together([client[name] for client in blocks]), num_clients, self.num_parameters[name])
+            .tolist()
+            for name in self._trained
+        }
+        return [{name: distances[k] for name, distances in found.items()} for k in range(num_clients)]
+
     def enter(self, batch: StackedBatch) -> None:
         """Make `batch` the one that the model computes on, and its clients those that take part."""
         if len(batch.counts) != self.lanes.num_clients:
