@@ -1,5 +1,5 @@
 # `make check` is what CI runs: format, lint, types, layers, tests. It uses the active Python environment.
-.PHONY: check format lint types test golden docs
+.PHONY: end-to-end check format lint types test golden docs
 
 check: lint types test
 
@@ -24,3 +24,6 @@ golden:
 docs:
 	blossom-ray schema --markdown > docs/scenario-reference.md
 	blossom-ray schema > blossom_ray/scenario/scenario.schema.json
+
+end-to-end:
+	python tests/end_to_end.py

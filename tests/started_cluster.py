@@ -23,7 +23,7 @@ HEALTH = {
     "health_check_period_ms": 1000,
     "health_check_failure_threshold": 4,
 }
-BIN = Path(sys.executable).parent
+PROGRAMS = Path(sys.executable).parent
 
 
 def free_ports(number: int) -> list[int]:
@@ -40,6 +40,7 @@ class StartedCluster:
     dashboard: str
     environment: dict[str, str]
     folder: Path
+    programs: Path
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @staticmethod
@@ -53,7 +54,7 @@ class StartedCluster:
         agent, grpc, runtime, metrics = free_ports(4)
         host = self.host(len(self.nodes))
         command = [
-            str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}",
+            str(self.programs / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}",
             f"--temp-dir={self.folder}/{len(self.nodes)}",
             "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
@@ -97,21 +98,24 @@ class StartedCluster:
 
 
 @contextmanager
-def started_cluster(num_cpus: int = 1) -> Iterator[StartedCluster]:
-    """A head node of so many cores, listening on loopback alone; the token is known through the environment only."""
+def started_cluster(num_cpus: int = 1, programs: Path = PROGRAMS) -> Iterator[StartedCluster]:
+    """A head node of so many cores, listening on loopback alone; the token is known through the environment only.
+
+    `programs` is the folder of the programs that it runs: those of a virtual environment.
+    """
     port, dashboard, client = free_ports(3)
     # Ray's sockets need a short path.
     with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as name:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         environment |= {  # of the nodes, and so of the actors on them
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "HOME": name,
             "HOLD": f"{name}/hold",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         host = StartedCluster.host(0)
-        cluster = StartedCluster(f"{host}:{port}", f"http://{host}:{dashboard}", environment, Path(name))
+        cluster = StartedCluster(f"{host}:{port}", f"http://{host}:{dashboard}", environment, Path(name), programs)
         try:
             cluster.start_node(
                 "--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-host={host}",
