@@ -131,7 +131,8 @@ def command_lines() -> list[Any]:
     """The arguments of every `blossom-ray ...` command in a bash block."""
     found = []
     for block in BLOCKS:
-        for command in re.split(r"&&|\||\n", block.text if block.language == "bash" else ""):
+        text = re.sub(r" > \S+$", "", block.text, flags=re.MULTILINE) if block.language == "bash" else ""
+        for command in re.split(r"&&|\||\n", text):
             words = shlex.split(command, comments=True)
             if words and Path(words[0]).name == "blossom-ray":
                 found.append(pytest.param(words[1:], id=f"{block}-{' '.join(words[1:3])}"))

@@ -107,7 +107,7 @@ def assert_interrupted(process: subprocess.Popen[str], folder: Path, exit_code: 
     assert not [
         path
         for path in kept.iterdir()
-        if path.suffix not in (".parquet", ".yaml", ".json") and path.name != "checkpoints"
+        if path.suffix not in (".parquet", ".yaml", ".json") and path.name not in ("checkpoints", "log.jsonl")
     ]
     assert list((folder / "temporary").glob("blossom-ray-*")) == []
 
