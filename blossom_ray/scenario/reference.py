@@ -99,7 +99,7 @@ def _sections_below(path: str, hint: Hint) -> tuple[str, Hint] | None:
         return path, hint
     if hint.item is None:
         return None
-    name = "<modality>" if hint.key is not None else "<index>"
+    name = "<name>" if hint.key is not None else "<index>"
     return _sections_below(f"{path}.{name}", hint.item)
 
 

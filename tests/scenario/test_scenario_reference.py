@@ -25,7 +25,7 @@ def test_the_reference_names_every_top_level_key_and_some_others():
     for row in (
         "| `lr` | a number above 0 | `0.05` | Learning rate. |",
         "| `rounds` | an integer of at least 1 | required |",
-        "### `model.encoders.<modality>`",
+        "### `model.encoders.<name>`",
         "**`dataset: uci-har`**",
         "| `modalities` | a section by name | `{}` |",
     ):
