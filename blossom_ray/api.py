@@ -164,7 +164,7 @@ def events(
 
             yield from run(scenario, session, LocalRuntime, stopping)
         else:
-            from blossom_ray.runtime.actors import stream
+            from blossom_ray.runtime.driver import stream
 
             yield from stream(scenario, session, run, stopping, address)
 

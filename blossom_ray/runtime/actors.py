@@ -1,138 +1,41 @@
-"""The loop and the clients on Ray: the driver actor, and the runtime that calls client actors.
+"""The runtime on Ray: the driver actor's side of the client actors, which it starts, calls and replaces.
 
-Ray is imported here and in `cluster.py`, `joining.py` and `prometheus.py` alone. Blocks travel as NumPy arrays, one
-object per block instance and version, as top-level arguments; updates come back one object per block.
+Blocks travel as NumPy arrays, one object per block instance and version, as top-level arguments; updates come back one
+object per block.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from blossom_ray.aggregation import PartialSum
 from blossom_ray.blocks import BlockInstance
-from blossom_ray.checkpoint import Checkpoint, Session
+from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, DriverLostError, RunError
+from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import ActorRound, Failure, Scoring
-from blossom_ray.runtime.base import ChunkUpdate, Runtime, chunk_sum
+from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
-from blossom_ray.runtime.cluster import HeadNode, get, has_succeeded, num_nodes, offered_room, overdue, ray_errors
-from blossom_ray.runtime.cluster import session as session_of_ray
+from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue
 from blossom_ray.runtime.placement import actor_of_client, num_actors
-from blossom_ray.runtime.prometheus import exported
 from blossom_ray.runtime.recovery import Loss, Recovery, check_room
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.sections import Execution
 
-Loop = Callable[[Scenario, Session, Callable[[Preparation], Runtime], Callable[[], bool], int], Iterator[Any]]
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
 _STARTING_PER_CORE = 4
 _START_TIMEOUT_S = 300.0
 # Between two looks at whether there is still room for an actor that does not come up.
 _LOOK_S = 2.0
-# Items of the event stream that may wait for whoever watches: the loop does not run far ahead of the run folder.
-_EVENTS_AHEAD = 2
-
-
-class DriverActor:
-    """Runs the loop on the cluster and streams what it yields.
-
-    Args:
-        scenario: The scenario.
-        session: Folders, and where to go on from.
-        loop: `simulation.run`.
-        folder: The working directory of whoever started the run; a cluster's processes are born elsewhere.
-    """
-
-    def __init__(self, scenario: Scenario, session: Session, loop: Loop, folder: Path) -> None:
-        os.chdir(folder)
-        self._scenario, self._session, self._loop = scenario, session, loop
-        self._is_stopping = False
-
-    def events(self) -> Iterator[Any]:
-        """Run to the end, or until `stop`."""
-        actors = spawn_clients(self._scenario)
-
-        def start(preparation: Preparation) -> Runtime:
-            # With `training.engine: auto` it shows only now whether clients are stacked, or may have an actor each.
-            actors.extend(spawn_clients(preparation.scenario, num_started=len(actors)))
-            return ActorRuntime(preparation, actors)
-
-        at_once = min(len(actors), max(1, int(offered_room().num_cpus)))
-        events = self._loop(self._scenario, self._session, start, lambda: self._is_stopping, at_once)
-        yield from exported(events, self._scenario, self._session.run)
-
-    def stop(self) -> None:
-        """Have the run end after the round in progress. Answered while `events` runs, in a thread of its own."""
-        self._is_stopping = True
-
-
-def stream(
-    scenario: Scenario,
-    session: Session,
-    loop: Loop,
-    stopping: Callable[[], bool] = lambda: False,
-    address: str | None = None,
-) -> Iterator[Any]:
-    """Run a loop in a driver actor and yield what it yields.
-
-    Joins the Ray session that this process already has, or the cluster at `address`, or starts one on this machine
-    and stops it at the end. Closing the generator kills the run's actors.
-
-    Args:
-        scenario: The scenario.
-        session: Folders, seen by all nodes unless shards go through the object store, and where to go on from.
-        loop: `simulation.run`.
-        stopping: Asked every second or so; True ends the run after the round in progress.
-        address: The cluster's, as in `cluster.session`.
-
-    Raises:
-        InputError: It is no such address.
-        RunError: A client, an actor or Ray failed.
-        BlossomError: What the loop raises.
-    """
-    with session_of_ray(address):
-        driver_type: Any = ray.remote(num_cpus=0, max_restarts=0)(DriverActor)
-        # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(
-            scenario, session, loop, Path.cwd()
-        )
-        head = HeadNode()
-        try:
-            with ray_errors("the driver actor", DriverLostError):
-                method = driver.events.options(
-                    num_returns="streaming", _generator_backpressure_num_objects=_EVENTS_AHEAD
-                )
-                items, told = method.remote(), False
-                while True:
-                    ready, _ = ray.wait([items], timeout=1.0, fetch_local=False)
-                    if stopping() and not told:
-                        driver.stop.remote()
-                        told = True
-                    if not ready:
-                        head.check()
-                    else:
-                        try:
-                            item = next(items)
-                        except StopIteration:
-                            break
-                        yield ray.get(item)
-        finally:
-            # Its client actors go with it: an actor does not outlive its owner.
-            if head.is_there():
-                ray.kill(driver)
 
 
 class ActorRuntime:

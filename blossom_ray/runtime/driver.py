@@ -1,0 +1,118 @@
+"""The loop on Ray: the driver actor, and the stream of what it yields.
+
+Of this package `actors.py`, `cluster.py`, `driver.py`, `joining.py` and `prometheus.py` alone import Ray.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from blossom_ray.checkpoint import Session
+from blossom_ray.errors import DriverLostError
+from blossom_ray.preparation import Preparation
+from blossom_ray.runtime.actors import ActorRuntime, spawn_clients
+from blossom_ray.runtime.base import Runtime
+from blossom_ray.runtime.cluster import HeadNode, offered_room, ray_errors
+from blossom_ray.runtime.cluster import session as session_of_ray
+from blossom_ray.runtime.prometheus import exported
+from blossom_ray.scenario import Scenario
+
+Loop = Callable[[Scenario, Session, Callable[[Preparation], Runtime], Callable[[], bool], int], Iterator[Any]]
+# Items of the event stream that may wait for whoever watches: the loop does not run far ahead of the run folder.
+_EVENTS_AHEAD = 2
+
+
+class DriverActor:
+    """Runs the loop on the cluster and streams what it yields.
+
+    Args:
+        scenario: The scenario.
+        session: Folders, and where to go on from.
+        loop: `simulation.run`.
+        folder: The working directory of whoever started the run; a cluster's processes are born elsewhere.
+    """
+
+    def __init__(self, scenario: Scenario, session: Session, loop: Loop, folder: Path) -> None:
+        os.chdir(folder)
+        self._scenario, self._session, self._loop = scenario, session, loop
+        self._is_stopping = False
+
+    def events(self) -> Iterator[Any]:
+        """Run to the end, or until `stop`."""
+        actors = spawn_clients(self._scenario)
+
+        def start(preparation: Preparation) -> Runtime:
+            # With `training.engine: auto` it shows only now whether clients are stacked, or may have an actor each.
+            actors.extend(spawn_clients(preparation.scenario, num_started=len(actors)))
+            return ActorRuntime(preparation, actors)
+
+        at_once = min(len(actors), max(1, int(offered_room().num_cpus)))
+        events = self._loop(self._scenario, self._session, start, lambda: self._is_stopping, at_once)
+        yield from exported(events, self._scenario, self._session.run)
+
+    def stop(self) -> None:
+        """Have the run end after the round in progress. Answered while `events` runs, in a thread of its own."""
+        self._is_stopping = True
+
+
+def stream(
+    scenario: Scenario,
+    session: Session,
+    loop: Loop,
+    stopping: Callable[[], bool] = lambda: False,
+    address: str | None = None,
+) -> Iterator[Any]:
+    """Run a loop in a driver actor and yield what it yields.
+
+    Joins the Ray session that this process already has, or the cluster at `address`, or starts one on this machine
+    and stops it at the end. Closing the generator kills the run's actors.
+
+    Args:
+        scenario: The scenario.
+        session: Folders, seen by all nodes unless shards go through the object store, and where to go on from.
+        loop: `simulation.run`.
+        stopping: Asked every second or so; True ends the run after the round in progress.
+        address: The cluster's, as in `cluster.session`.
+
+    Raises:
+        InputError: It is no such address.
+        RunError: A client, an actor or Ray failed.
+        BlossomError: What the loop raises.
+    """
+    with session_of_ray(address):
+        driver_type: Any = ray.remote(num_cpus=0, max_restarts=0)(DriverActor)
+        # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(
+            scenario, session, loop, Path.cwd()
+        )
+        head = HeadNode()
+        try:
+            with ray_errors("the driver actor", DriverLostError):
+                method = driver.events.options(
+                    num_returns="streaming", _generator_backpressure_num_objects=_EVENTS_AHEAD
+                )
+                items, told = method.remote(), False
+                while True:
+                    ready, _ = ray.wait([items], timeout=1.0, fetch_local=False)
+                    if stopping() and not told:
+                        driver.stop.remote()
+                        told = True
+                    if not ready:
+                        head.check()
+                    else:
+                        try:
+                            item = next(items)
+                        except StopIteration:
+                            break
+                        yield ray.get(item)
+        finally:
+            # Its client actors go with it: an actor does not outlive its owner.
+            if head.is_there():
+                ray.kill(driver)
