@@ -127,13 +127,10 @@ def test_a_job_and_its_run_folder(cluster: StartedCluster, scenario: Scenario, t
 
 def test_a_job_that_is_stopped_leaves_its_rounds(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
     at = ("--address", cluster.dashboard)
-    exit_code, out, message = ended(
-        cluster.blossom("submit", "scenario.yaml", "--json", "--set", "rounds=100000", *at, cwd=tmp_path)
-    )
-    assert exit_code == 0, message
-    job = json.loads(out)["job"]
-    follower = cluster.blossom("jobs", "logs", job, "--follow", *at, cwd=tmp_path)
+    arguments = ("submit", "scenario.yaml", "--json", "--follow", "--set", "rounds=100000", *at)
+    follower = cluster.blossom(*arguments, cwd=tmp_path)
     assert follower.stdout is not None
+    job = json.loads(follower.stdout.readline())["job"]
     assert any(re.match(r"round +2/", line) for line in follower.stdout), ended(follower)[2]
     exit_code, _, message = ended(cluster.blossom("jobs", "fetch", job, *at, cwd=tmp_path))
     assert exit_code == 0, message

@@ -11,6 +11,7 @@ import typer
 
 from blossom_ray.cli import completion
 from blossom_ray.cli.app import Address, Json, ScenarioPath, Seed, Settings, Track, app
+from blossom_ray.cli.background import Detach, RunFolder, detached
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, load_scenario
 from blossom_ray.cli.output import print_json, warn
@@ -35,6 +36,7 @@ def simulate(
     ] = False,
     address: Address = None,
     track: Track = None,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Run a scenario: a live view on a terminal, plain lines elsewhere, everything in the run folder."""
@@ -47,6 +49,9 @@ def simulate(
         check_address(checked, address)
         targets = checked_targets(track)
         folder = unfinished_run(out, checked) if resume_newest else None
+        if detach:
+            detached(checked, folder or new_run_folder(out, checked.name), address, as_json=as_json)
+            return
         if folder is not None:
             interruption.folder = folder
             records = resumed(checked, folder, interruption.is_asked, address)
@@ -58,13 +63,11 @@ def simulate(
 
 @app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")
 def resume(
-    run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="Run folder of a run that did not finish.", autocompletion=completion.runs),
-    ],
+    run: RunFolder,
     settings: Settings = None,
     address: Address = None,
     track: Track = None,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Go on with a run that was interrupted, failed or was killed; the result is that of an undisturbed run.
@@ -82,6 +85,9 @@ def resume(
         checked = load_scenario(run / SCENARIO_FILE, settings, None)
         check_address(checked, address)
         targets = checked_targets(track)
+        if detach:
+            detached(checked, run, address, as_json=as_json)
+            return
         interruption.folder = run
         records = resumed(checked, run, interruption.is_asked, address)
         _follow(checked, run, records, interruption, targets, as_json=as_json)

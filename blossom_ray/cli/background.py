@@ -1,0 +1,93 @@
+"""Commands for runs that another process makes: `attach` and `stop`."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from blossom_ray.cli import completion
+from blossom_ray.cli.app import Json, app
+from blossom_ray.cli.output import fail, print_json
+from blossom_ray.cli.round_json import round_json
+from blossom_ray.errors import RunError
+
+if TYPE_CHECKING:
+    from blossom_ray.results import Run
+    from blossom_ray.scenario import Scenario
+
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.runs)
+]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Run in the background, on when the terminal closes; watch it with attach.")
+]
+
+
+def detached(scenario: Scenario, folder: Path, address: str | None, *, as_json: bool) -> None:
+    """Start a run in the background, and say how to get at it."""
+    from blossom_ray.background import start
+
+    pid = start(scenario, folder, address)
+    if as_json:
+        print_json({"run": str(folder), "pid": pid})
+        return
+    quoted = shlex.quote(str(folder))
+    print(f"{folder} goes on in process {pid}")
+    print(f"watch it: blossom-ray attach {quoted}")
+    print(f"end it:   blossom-ray stop {quoted}")
+
+
+@app.command(epilog="Example: blossom-ray attach runs/quickstart/20261123T120000Z-4f1c")
+def attach(run: RunFolder, as_json: Json = False) -> None:
+    """Watch a run that goes on elsewhere, from its first round to its result. Ctrl-C ends the watching alone."""
+    from rich.console import Console
+
+    from blossom_ray.attachment import followed
+    from blossom_ray.console import choose_view, final_summary
+    from blossom_ray.results import Run
+
+    scenario = Run.open(run).scenario
+    console = Console()
+    try:
+        with closing(followed(run)) as records:
+            if as_json:
+                for record in records:
+                    print_json(round_json(record))
+            else:
+                with choose_view(scenario, tuple(scenario.profiles()), console) as view:
+                    for record in records:
+                        view.update(record)
+    except KeyboardInterrupt:
+        _detach(run)
+    ended = Run.open(run)
+    if as_json:
+        print_json({"run": str(run), "status": ended.status})
+    else:
+        console.print(final_summary(ended))
+    _check_end(ended, run)
+
+
+@app.command("stop", epilog="Example: blossom-ray stop runs/quickstart/20261123T120000Z-4f1c")
+def stop_run(run: RunFolder) -> None:
+    """End a run that --detach has started, after the round in progress and with a checkpoint."""
+    from blossom_ray.background import stop
+
+    print(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
+
+
+def _detach(run: Path) -> NoReturn:
+    quoted = shlex.quote(str(run))
+    fail(f"\nthe run goes on; watch it again: blossom-ray attach {quoted}\nend it: blossom-ray stop {quoted}", 130)
+
+
+def _check_end(run: Run, folder: Path) -> None:
+    match run.status:
+        case "failed":
+            error = run.manifest.get("error", {})
+            raise RunError(str(error.get("message", "the run failed")))
+        case "interrupted":
+            raise RunError("the run was interrupted", f"go on with: blossom-ray resume {shlex.quote(str(folder))}")
