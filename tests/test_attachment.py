@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,7 @@ from conftest import Command
 from runtime.clusters import assert_same_as_undisturbed
 
 from blossom_ray import Run, RunError, Scenario, simulate
+from blossom_ray.api import recorded
 from blossom_ray.attachment import followed
 from blossom_ray.background import OUTPUT_FILE, PROCESS_FILE, start, stop
 from blossom_ray.errors import InputError, RunFolderError
@@ -27,6 +30,38 @@ from blossom_ray.results import RunWriter
 from blossom_ray.scenario.writer import scenario_yaml
 
 PATIENCE_S = 120.0
+
+# Own code of a scenario: training fails where the variable FAIL is set, and waits while the file HOLD is there.
+HEAD = """\
+import os
+import time
+from pathlib import Path
+
+import torch
+
+
+class Head(torch.nn.Module):
+    def __init__(self, input_dim, num_outputs):
+        super().__init__()
+        self.linear = torch.nn.Linear(input_dim, num_outputs)
+
+    def forward(self, fused):
+        if self.training and "FAIL" in os.environ:
+            raise ValueError("not today")
+        while self.training and Path(os.environ.get("HOLD", "/none/such")).exists():
+            time.sleep(0.05)
+        return self.linear(fused)
+"""
+# Python imports it before all else: the process of a run stops there, with its number in a file.
+HELD = """\
+import os, sys, time
+
+if "background import main" in sys.orig_argv[2]:
+    with open("held.partial", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename("held.partial", "held")
+    time.sleep(600)
+"""
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -86,7 +121,7 @@ def endless(small_scenario: Scenario, tmp_path: Path) -> Iterator[tuple[Scenario
         return
 
 
-def ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process has ended, be it that nobody has asked for its exit code yet."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -95,26 +130,30 @@ def ended(pid: int) -> bool:
 
 
 def test_a_run_in_the_background_goes_on_until_it_is_stopped(endless: tuple[Scenario, Path, int]) -> None:
-    _, folder, pid = endless
+    scenario, folder, pid = endless
     assert os.getsid(pid) == pid != os.getsid(0)
     records = followed(folder, poll_s=0.05)
     assert [next(records).round_index for _ in range(3)] == [0, 1, 2]
     records.close()
     assert Run.open(folder).status == "running"
+    with pytest.raises(RunFolderError, match="its run is going on in another process; expected one that has ended"):
+        start(scenario, folder)
     assert stop(folder) == pid
     assert [record.round_index for record in followed(folder, poll_s=0.05)][:3] == [0, 1, 2]
-    wait_for(lambda: ended(pid), "the process to end")
-    run = Run.open(folder)
-    assert run.status == "interrupted"
+    wait_for(lambda: has_ended(pid), "the process to end")
+    assert Run.open(folder).status == "interrupted"
     assert not (folder / PROCESS_FILE).exists()
     assert (folder / OUTPUT_FILE).read_text() == ""
     with pytest.raises(InputError, match=r"no run goes on there in the background; expected one that --detach has"):
         stop(folder)
 
 
-def test_a_run_in_the_background_has_the_same_numbers(small_scenario: Scenario, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_the_background_where_it_was_stopped(small_scenario: Scenario, tmp_path: Path) -> None:
+    """Whoever follows it finds it running, not ended as it was before."""
     folder = tmp_path / "run"
-    folder.mkdir()
+    with closing(recorded(small_scenario, folder)) as records:
+        next(records)
+    assert Run.open(folder).status == "interrupted"
     start(small_scenario, folder)
     assert [record.round_index for record in followed(folder)] == [0, 1, 2]
     assert_same_as_undisturbed(Run.open(folder), small_scenario)
@@ -125,7 +164,19 @@ def test_a_run_that_cannot_begin_is_told_by_whoever_starts_it(small_scenario: Sc
     RunWriter(folder, scenario_yaml(small_scenario), {}).close("interrupted")
     with (tmp_path / "run" / "manifest.json").open("w") as manifest:
         manifest.write("no JSON")
-    with pytest.raises(RunError, match=r"^the run ended before it began: error: .*manifest\.json: cannot be read"):
+    with pytest.raises(RunError, match=rf"^{re.escape(str(folder))}/manifest\.json: cannot be read: Expecting value"):
+        start(small_scenario, folder)
+
+
+def test_a_process_that_dies_before_its_run_begins_is_told_with_all_that_it_printed(
+    small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "psutil.py").write_text("raise ImportError('not for us')", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(RunError, match=r"ended before the run began; it printed: Traceback(?s:.*)ImportError: not for"):
         start(small_scenario, folder)
 
 
@@ -133,15 +184,17 @@ def test_a_run_that_cannot_begin_is_told_by_whoever_starts_it(small_scenario: Sc
     ("entry", "message"),
     [
         (
-            {"pid": 2**22 + 1, "created": 0.0, "host": socket.gethostname()},
+            {"pid": 2**22 + 1, "host": socket.gethostname()},
             "the process of its run is gone; go on with",
         ),
-        ({"pid": os.getpid(), "created": 0.0, "host": socket.gethostname()}, "the process of its run is gone"),
-        ({"pid": os.getpid(), "created": 0.0, "host": "elsewhere"}, "goes on on elsewhere; expected to be asked there"),
+        ({"pid": os.getpid(), "host": socket.gethostname()}, "the process of its run is gone"),
+        ({"pid": os.getpid(), "host": "elsewhere"}, "goes on on elsewhere; expected to be asked there"),
         ({"pid": 1}, "no run goes on there in the background"),
+        ({"pid": "one", "host": "elsewhere"}, "no run goes on there in the background"),
+        ([], "no run goes on there in the background"),
     ],
 )
-def test_no_other_process_is_stopped(entry: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_no_other_process_is_stopped(entry: object, message: str, tmp_path: Path) -> None:
     (tmp_path / PROCESS_FILE).write_text(json.dumps(entry), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         stop(tmp_path)
@@ -149,7 +202,7 @@ def test_no_other_process_is_stopped(entry: dict[str, object], message: str, tmp
 
 def test_detach_attach_and_stop_as_commands(small_scenario: Scenario, command: Command) -> None:
     Path("scenario.yaml").write_text(scenario_yaml(small_scenario), encoding="utf-8")
-    outcome = command("simulate", "scenario.yaml", "--detach")
+    outcome = command("simulate", "scenario.yaml", "--detach", "--track", "tensorboard:boards")
     assert outcome.exit_code == 0, outcome.err
     (folder,) = Path("runs/small").iterdir()
     assert outcome.out.splitlines()[0].startswith(f"{folder} goes on in process ")
@@ -162,3 +215,102 @@ def test_detach_attach_and_stop_as_commands(small_scenario: Scenario, command: C
     lines = [json.loads(line) for line in command("attach", str(folder), "--json").out.splitlines()]
     assert [line.get("round") for line in lines] == [0, 1, 2, None]
     assert lines[-1] == {"run": str(folder), "status": "finished"}
+    assert len([*Path("boards/small", folder.name).glob("events.out.tfevents.*")]) == 1
+
+
+def with_own_head(scenario: Scenario, **settings: object) -> Scenario:
+    """A scenario with own code in the working directory, where its file is, too."""
+    Path("attachment_head.py").write_text(HEAD, encoding="utf-8")
+    scenario = scenario.override({"model.head": {"kind": "custom", "factory": "attachment_head:Head"}, **settings})
+    Path("scenario.yaml").write_text(scenario_yaml(scenario), encoding="utf-8")
+    return scenario
+
+
+def test_attach_tells_why_a_run_failed(
+    small_scenario: Scenario, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command that ran it does."""
+    monkeypatch.setenv("FAIL", "1")
+    with_own_head(small_scenario)
+    assert command("simulate", "scenario.yaml").exit_code == 1
+    (folder,) = Path("runs/small").iterdir()
+    outcome = command("attach", str(folder))
+    assert outcome.exit_code == 1
+    assert outcome.err.startswith("error: client 0, round 1: ")
+    assert outcome.err.endswith("ValueError: not today\n")
+    assert "Traceback (most recent call last)" in outcome.err
+
+
+def test_commands_say_what_is_no_run(command: Command) -> None:
+    Path("empty").mkdir()
+    for name in ("attach", "stop"):
+        outcome = command(name, "no-such")
+        assert (outcome.exit_code, outcome.out) == (2, "")
+    assert command("attach", "empty").err == "error: empty: has no manifest.json; expected a run folder\n"
+
+
+def test_ctrl_c_ends_the_watching_alone(endless: tuple[Scenario, Path, int], tmp_path: Path) -> None:
+    _, folder, pid = endless
+    seen = tmp_path / "seen"
+    command = f"exec {sys.executable} -m blossom_ray attach {folder} > {seen}"
+    with subprocess.Popen(["sh", "-c", command], stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: seen.exists() and "round " in seen.read_text(), "a round to be shown")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert err.splitlines()[1:] == [
+        f"the run goes on; watch it again: blossom-ray attach {folder}",
+        f"end it: blossom-ray stop {folder}",
+    ]
+    assert not has_ended(pid)
+    stop(folder)
+    stop(folder)
+
+
+def test_ctrl_c_before_the_run_began_leaves_no_process(small_scenario: Scenario, tmp_path: Path) -> None:
+    (tmp_path / "scenario.yaml").write_text(scenario_yaml(small_scenario), encoding="utf-8")
+    (tmp_path / "sitecustomize.py").write_text(HELD, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-m", "blossom_ray", "simulate", "scenario.yaml", "--detach"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_for((tmp_path / "held").exists, "the process of the run")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (130, "interrupted before the run began\n")
+    pid = int((tmp_path / "held").read_text())
+    wait_for(lambda: has_ended(pid), "the process to end")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_session_of_its_own_outlives_the_terminal_and_ends_with_the_run(
+    small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scenario = with_own_head(small_scenario, execution={"runtime": "ray", "clients_per_actor": 5})
+    hold = tmp_path / "hold"
+    hold.touch()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = f"{sys.executable} -m blossom_ray simulate scenario.yaml --detach; sleep {PATIENCE_S}"
+    with subprocess.Popen(
+        ["sh", "-c", command],
+        env={**environment, "HOLD": str(hold)}, start_new_session=True, stdout=subprocess.PIPE, text=True,
+    ) as terminal:  # fmt: skip
+        assert terminal.stdout is not None
+        found = re.match(r"(runs/\S+) goes on in process (\d+)$", terminal.stdout.readline())
+        os.killpg(terminal.pid, signal.SIGHUP)
+        os.killpg(terminal.pid, signal.SIGKILL)
+    assert found is not None
+    folder, process = Path(found[1]), psutil.Process(int(found[2]))
+    records = followed(folder)
+    try:
+        assert next(records).round_index == 0
+        session = process.children(recursive=True)
+        assert "raylet" in {each.name() for each in session}
+    finally:
+        hold.unlink()
+    assert [record.round_index for record in records] == [1, 2]
+    assert_same_as_undisturbed(Run.open(folder), scenario)
+    assert psutil.wait_procs([process, *session], timeout=PATIENCE_S)[1] == []

@@ -27,8 +27,12 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "notes.txt").write_text("", encoding="utf-8")
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "other.yml").write_text(OWN, encoding="utf-8")
-    for path in ("runs/own/20261123T120000Z-0001/manifest.json", "sweeps/grid/sweep.json", "runs/empty/x"):
-        (tmp_path / path).parent.mkdir(parents=True)
+    going_on = "runs/own/20261123T130000Z-0002"
+    for path in (
+        "runs/own/20261123T120000Z-0001/manifest.json", f"{going_on}/manifest.json", f"{going_on}/process.json",
+        "sweeps/grid/sweep.json", "runs/empty/x",
+    ):  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("{}", encoding="utf-8")
     return tmp_path
 
@@ -71,10 +75,12 @@ def test_scenarios_are_files_below_and_packaged_names(folder: Path) -> None:
 
 
 def test_folders_of_runs_and_sweeps(folder: Path) -> None:
-    run, sweep = "runs/own/20261123T120000Z-0001", "sweeps/grid"
-    assert bash(folder, "report", "") == [run, sweep]
-    assert bash(folder, "resume", "runs/o") == [run]
-    assert bash(folder, "compare", run, "sw") == [sweep]
+    runs, sweep = ["runs/own/20261123T120000Z-0001", "runs/own/20261123T130000Z-0002"], "sweeps/grid"
+    assert bash(folder, "report", "") == [*runs, sweep]
+    assert bash(folder, "resume", "") == runs
+    assert bash(folder, "attach", "runs/o") == runs
+    assert bash(folder, "stop", "") == runs[1:]
+    assert bash(folder, "compare", runs[0], "sw") == [sweep]
     assert bash(folder, "report", "no/such/") == []
 
 
@@ -101,6 +107,17 @@ def test_values_are_those_that_the_key_accepts(folder: Path) -> None:
     assert bash(folder, "validate", "own.yaml", "--set", "no.such.key", "=", "t") == []
 
 
+def test_what_submit_takes(folder: Path) -> None:
+    assert bash(folder, "submit", "o") == ["own.yaml"]
+    assert bash(folder, "submit", "own.yaml", "--set", "sharing", "=", "private-head-") == ["private-head-fusion"]
+    assert bash(folder, "submit", "own.yaml", "--package", "") == ["here", "nodes"]
+
+
+def test_where_a_run_runs_and_is_tracked(folder: Path) -> None:
+    assert bash(folder, "simulate", "own.yaml", "--address", "") == ["auto", "local"]
+    assert bash(folder, "simulate", "own.yaml", "--track", "t") == ["tensorboard"]
+
+
 def test_choices_of_init(folder: Path) -> None:
     assert bash(folder, "init", "--sharing", "f") == ["full-model"]
     assert bash(folder, "init", "--sharing", "=", "f") == ["full-model"]
@@ -112,6 +129,9 @@ def test_choices_of_init(folder: Path) -> None:
 def test_commands_and_options(folder: Path) -> None:
     assert bash(folder, "simul") == ["simulate"]
     assert "--seed" in bash(folder, "simulate", "own.yaml", "--s")
+    assert bash(folder, "simulate", "own.yaml", "--det") == ["--detach"]
+    assert bash(folder, "jobs", "") == ["list", "logs", "stop", "fetch"]
+    assert bash(folder, "jobs", "fetch", "--ch") == ["--checkpoints"]
 
 
 def test_zsh_is_offered_the_same(folder: Path) -> None:
@@ -121,7 +141,7 @@ def test_zsh_is_offered_the_same(folder: Path) -> None:
 
 
 def test_fish_is_offered_the_same_with_meanings(folder: Path) -> None:
-    assert list(fish(folder, "report r")) == ["runs/own/20261123T120000Z-0001"]
+    assert list(fish(folder, "stop r")) == ["runs/own/20261123T130000Z-0002"]
     assert list(fish(folder, "simulate own.yaml --set sharing=f")) == ["sharing=full-model"]
     assert fish(folder, "simulate own.yaml --set model.fu")["model.fusion.dim="] == "Width of the fused representation."
 

@@ -1,11 +1,16 @@
 """Runs on a cluster of separate `ray start` nodes on this machine: joined, and reached by jobs from elsewhere."""
 
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,6 +106,51 @@ def test_a_node_comes_and_another_one_goes(cluster: StartedCluster, scenario: Sc
     run = only_run(tmp_path / "runs")
     assert_same_as_undisturbed(run, scenario)
     assert set(run.failures["action"]) == {"repeated"}
+
+
+def test_a_run_goes_on_when_its_terminal_is_gone(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
+    hold = Path(cluster.environment["HOLD"])
+    hold.touch()
+    simulate = [sys.executable, "-m", "blossom_ray", "simulate", "scenario.yaml", "--address", cluster.address]
+    command = f"{shlex.join(simulate)} --detach; sleep {PATIENCE_S}"
+    with subprocess.Popen(
+        ["sh", "-c", command],
+        cwd=tmp_path, env=cluster.environment, start_new_session=True, stdout=subprocess.PIPE, text=True,
+    ) as terminal:  # fmt: skip
+        assert terminal.stdout is not None
+        found = re.match(r"(runs/\S+) goes on in process \d+$", terminal.stdout.readline())
+        os.killpg(terminal.pid, signal.SIGHUP)
+        os.killpg(terminal.pid, signal.SIGKILL)
+    assert found is not None
+    watching = cluster.blossom("attach", found[1], "--json", cwd=tmp_path)
+    hold.unlink()
+    exit_code, out, message = ended(watching)
+    assert exit_code == 0, message
+    assert [json.loads(line).get("round") for line in out.splitlines()] == [0, 1, 2, 3, 4, 5, None]
+    assert_same_as_undisturbed(Run.open(tmp_path / found[1]), scenario)
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Hands out the files of the working directory, and keeps quiet about it."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
+
+
+def test_data_at_a_uri_are_read_by_the_driver(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
+    """The job does not take them along."""
+    at = ("--address", cluster.dashboard)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/table.parquet"
+        arguments = ("submit", "scenario.yaml", "--follow", "--set", f"data.path={uri}", *at)
+        exit_code, out, message = ended(cluster.blossom(*arguments, cwd=tmp_path))
+        server.shutdown()
+    assert exit_code == 0, message + out
+    assert "MiB along (scenario 0.00, own code 0.00, blossom_ray " in out
+    exit_code, _, message = ended(cluster.blossom("jobs", "fetch", out.split()[1], *at, cwd=tmp_path))
+    assert exit_code == 0, message
+    assert_same_as_undisturbed(only_run(tmp_path / "runs"), scenario)
 
 
 def test_a_job_and_its_run_folder(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:

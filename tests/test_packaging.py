@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -80,6 +81,18 @@ def test_the_sdist_holds_what_a_wheel_and_the_tests_need(archives: tuple[Path, P
         assert {name for name in files if "__pycache__" not in name} - names == set()
 
 
+@pytest.mark.slow
+def test_the_tests_of_the_sdist_find_what_they_import(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    with tarfile.open(archives[1]) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout[-5000:]
+    assert "tests/test_packaging.py::test_python_m_is_the_command" in ended.stdout
+
+
 def test_help_of_every_command_imports_nothing_heavy() -> None:
     code = f"""
 import sys
@@ -100,8 +113,9 @@ helped(root, [])
 print("LOADED", *sorted(set({HEAVY!r}) & set(sys.modules)))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    usages = [line.split(" [OPTIONS]")[0] for line in ended.stdout.splitlines() if line.startswith("Usage: ")]
-    assert {"Usage: blossom-ray", "Usage: blossom-ray simulate", "Usage: blossom-ray data list"} <= set(usages)
+    usages = {line.split(" [OPTIONS]")[0] for line in ended.stdout.splitlines() if line.startswith("Usage: ")}
+    some = ("", " simulate", " attach", " stop", " submit", " jobs fetch", " data list")
+    assert {f"Usage: blossom-ray{words}" for words in some} <= usages
     assert ended.stdout.splitlines()[-1] == "LOADED"
 
 

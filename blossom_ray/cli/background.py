@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -18,20 +19,24 @@ from blossom_ray.errors import RunError
 if TYPE_CHECKING:
     from blossom_ray.results import Run
     from blossom_ray.scenario import Scenario
+    from blossom_ray.tracking import Target
 
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.runs)
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.runs)]
+BackgroundRun = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.background_runs)
 ]
 Detach = Annotated[
     bool, typer.Option("--detach", help="Run in the background, on when the terminal closes; watch it with attach.")
 ]
 
 
-def detached(scenario: Scenario, folder: Path, address: str | None, *, as_json: bool) -> None:
+def detached(
+    scenario: Scenario, folder: Path, address: str | None, targets: Sequence[Target], *, as_json: bool
+) -> None:
     """Start a run in the background, and say how to get at it."""
     from blossom_ray.background import start
 
-    pid = start(scenario, folder, address)
+    pid = start(scenario, folder, address, targets)
     if as_json:
         print_json({"run": str(folder), "pid": pid})
         return
@@ -66,14 +71,14 @@ def attach(run: RunFolder, as_json: Json = False) -> None:
     ended = Run.open(run)
     if as_json:
         print_json({"run": str(run), "status": ended.status})
-    else:
+    elif ended.status != "failed":
         console.print(final_summary(ended))
     _check_end(ended, run)
 
 
 @app.command("stop", epilog="Example: blossom-ray stop runs/quickstart/20261123T120000Z-4f1c")
-def stop_run(run: RunFolder) -> None:
-    """End a run that --detach has started, after the round in progress and with a checkpoint."""
+def stop_run(run: BackgroundRun) -> None:
+    """End a run that --detach has started, after the round in progress and with a checkpoint. Twice ends it at once."""
     from blossom_ray.background import stop
 
     print(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
@@ -88,6 +93,6 @@ def _check_end(run: Run, folder: Path) -> None:
     match run.status:
         case "failed":
             error = run.manifest.get("error", {})
-            raise RunError(str(error.get("message", "the run failed")))
+            fail(f"error: {error.get('message', 'the run failed')}\n\n{error.get('details', '')}".rstrip(), 1)
         case "interrupted":
             raise RunError("the run was interrupted", f"go on with: blossom-ray resume {shlex.quote(str(folder))}")

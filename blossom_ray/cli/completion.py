@@ -37,12 +37,28 @@ def scenarios(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Folders of runs and of sweeps, up to three levels below the folder that is typed."""
+    """Folders of runs, up to three levels below the folder that is typed."""
+    return _folders_with(incomplete, "manifest.json")
 
-    def is_run(path: Path) -> bool:
-        return (path / "manifest.json").exists() or (path / "sweep.json").exists()
 
-    return _offered(list(_paths(incomplete, 3, is_run)), incomplete)
+def runs_and_sweeps(incomplete: str) -> list[str]:
+    """Folders of runs and of sweeps, as `runs`."""
+    return _folders_with(incomplete, "manifest.json", "sweep.json")
+
+
+def background_runs(incomplete: str) -> list[str]:
+    """Folders of runs that go on in the background, as `runs`."""
+    return _folders_with(incomplete, "process.json")
+
+
+def addresses(incomplete: str) -> list[str]:
+    """What `--address` takes besides `HOST:PORT`."""
+    return _offered(["auto", "local"], incomplete)
+
+
+def trackers(incomplete: str) -> list[str]:
+    """Where `--track` may lead."""
+    return _offered(["tensorboard", "mlflow"], incomplete)
 
 
 def datasets(incomplete: str) -> list[str]:
@@ -126,6 +142,11 @@ def _joined(words: list[str]) -> tuple[list[str], str]:
 
 def _offered(candidates: list[str], incomplete: str) -> list[str]:
     return [name for name in candidates if name.startswith(incomplete)][:_MOST_OFFERED]
+
+
+def _folders_with(incomplete: str, *names: str) -> list[str]:
+    """Folders with one of these files, up to three levels below the folder that is typed."""
+    return _offered(list(_paths(incomplete, 3, lambda path: any((path / name).exists() for name in names))), incomplete)
 
 
 def _paths(incomplete: str, levels: int, is_wanted: Callable[[Path], bool]) -> Iterator[str]:

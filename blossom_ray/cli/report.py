@@ -19,7 +19,7 @@ def report(
         typer.Argument(
             metavar="RUN...",
             help="Run folders, or folders of sweeps; several are compared.",
-            autocompletion=completion.runs,
+            autocompletion=completion.runs_and_sweeps,
         ),
     ],
     out: Annotated[

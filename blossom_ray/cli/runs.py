@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli import completion
 from blossom_ray.cli.app import Address, Json, ScenarioPath, Seed, Settings, Track, app
 from blossom_ray.cli.background import Detach, RunFolder, detached
 from blossom_ray.cli.interruption import Interruption, interruptible
@@ -43,21 +42,17 @@ def simulate(
     with interruptible() as interruption:
         checked = load_scenario(scenario, settings, seed)
 
-        from blossom_ray.api import check_address, recorded, resumed
+        from blossom_ray.api import check_address, continued
         from blossom_ray.results import new_run_folder, unfinished_run
 
         check_address(checked, address)
         targets = checked_targets(track)
-        folder = unfinished_run(out, checked) if resume_newest else None
+        unfinished = unfinished_run(out, checked) if resume_newest else None
+        folder = interruption.folder = unfinished or new_run_folder(out, checked.name)
         if detach:
-            detached(checked, folder or new_run_folder(out, checked.name), address, as_json=as_json)
+            detached(checked, folder, address, targets, as_json=as_json)
             return
-        if folder is not None:
-            interruption.folder = folder
-            records = resumed(checked, folder, interruption.is_asked, address)
-        else:
-            folder = interruption.folder = new_run_folder(out, checked.name)
-            records = recorded(checked, folder, interruption.is_asked, address)
+        records = continued(checked, folder, interruption.is_asked, address)
         _follow(checked, folder, records, interruption, targets, as_json=as_json)
 
 
@@ -85,10 +80,10 @@ def resume(
         checked = load_scenario(run / SCENARIO_FILE, settings, None)
         check_address(checked, address)
         targets = checked_targets(track)
-        if detach:
-            detached(checked, run, address, as_json=as_json)
-            return
         interruption.folder = run
+        if detach:
+            detached(checked, run, address, targets, as_json=as_json)
+            return
         records = resumed(checked, run, interruption.is_asked, address)
         _follow(checked, run, records, interruption, targets, as_json=as_json)
 

@@ -101,7 +101,9 @@ def sweep(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN|SWEEP...", help="Folders of runs and of sweeps.", autocompletion=completion.runs),
+        typer.Argument(
+            metavar="RUN|SWEEP...", help="Folders of runs and of sweeps.", autocompletion=completion.runs_and_sweeps
+        ),
     ],
     metric: Annotated[
         str | None,
