@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -108,13 +109,32 @@ def test_a_node_comes_and_another_one_goes(cluster: StartedCluster, scenario: Sc
     assert set(run.failures["action"]) == {"repeated"}
 
 
-def test_a_run_goes_on_when_its_terminal_is_gone(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
+class Files(SimpleHTTPRequestHandler):
+    """Hands out the files of the working directory, and keeps quiet about it."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> Iterator[str]:
+    """Where the files of the working directory are to be had over HTTP."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_run_goes_on_when_its_terminal_is_gone(
+    cluster: StartedCluster, scenario: Scenario, uri: str, tmp_path: Path
+) -> None:
+    """One that has its data from a URI."""
     hold = Path(cluster.environment["HOLD"])
     hold.touch()
-    simulate = [sys.executable, "-m", "blossom_ray", "simulate", "scenario.yaml", "--address", cluster.address]
-    command = f"{shlex.join(simulate)} --detach; sleep {PATIENCE_S}"
+    arguments = ("scenario.yaml", "--set", f"data.path={uri}/table.parquet", "--address", cluster.address)
+    simulate = shlex.join([sys.executable, "-m", "blossom_ray", "simulate", *arguments])
     with subprocess.Popen(
-        ["sh", "-c", command],
+        ["sh", "-c", f"{simulate} --detach; sleep {PATIENCE_S}"],
         cwd=tmp_path, env=cluster.environment, start_new_session=True, stdout=subprocess.PIPE, text=True,
     ) as terminal:  # fmt: skip
         assert terminal.stdout is not None
@@ -127,29 +147,6 @@ def test_a_run_goes_on_when_its_terminal_is_gone(cluster: StartedCluster, scenar
     exit_code, out, message = ended(watching)
     assert exit_code == 0, message
     assert [json.loads(line).get("round") for line in out.splitlines()] == [0, 1, 2, 3, 4, 5, None]
-    assert_same_as_undisturbed(Run.open(tmp_path / found[1]), scenario)
-
-
-class Files(SimpleHTTPRequestHandler):
-    """Hands out the files of the working directory, and keeps quiet about it."""
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        pass
-
-
-def test_data_at_a_uri_are_read_by_the_driver(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
-    """The job does not take them along."""
-    at = ("--address", cluster.dashboard)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        uri = f"http://127.0.0.1:{server.server_port}/table.parquet"
-        arguments = ("submit", "scenario.yaml", "--follow", "--set", f"data.path={uri}", *at)
-        exit_code, out, message = ended(cluster.blossom(*arguments, cwd=tmp_path))
-        server.shutdown()
-    assert exit_code == 0, message + out
-    assert "MiB along (scenario 0.00, own code 0.00, blossom_ray " in out
-    exit_code, _, message = ended(cluster.blossom("jobs", "fetch", out.split()[1], *at, cwd=tmp_path))
-    assert exit_code == 0, message
     assert_same_as_undisturbed(only_run(tmp_path / "runs"), scenario)
 
 
@@ -171,8 +168,8 @@ def test_a_job_and_its_run_folder(cluster: StartedCluster, scenario: Scenario, t
     assert run.scenario == scenario.override({"seed": 7})
     assert_same_as_undisturbed(run, scenario.override({"seed": 7}))
     exit_code, out, _ = ended(cluster.blossom("jobs", "list", "--json", *at, cwd=tmp_path))
-    listed = [json.loads(line) for line in out.splitlines()]
-    assert [(each["id"], each["status"], each["metadata"]["seed"]) for each in listed] == [(job, "SUCCEEDED", "7")]
+    newest = json.loads(out.splitlines()[0])
+    assert (newest["id"], newest["status"], newest["metadata"]["seed"]) == (job, "SUCCEEDED", "7")
 
 
 def test_a_job_that_is_stopped_leaves_its_rounds(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
