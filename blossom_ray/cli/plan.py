@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from blossom_ray.runtime.placement import Room
 
 
-@app.command(epilog="Example: blossom-ray plan scenarios/quickstart.yaml --set clients.0.count=200")
+@app.command(epilog="Example: blossom-ray plan scenarios/quickstart.yaml --set execution.clients_per_actor=1")
 def plan(
     scenario: ScenarioPath,
     settings: Settings = None,
