@@ -1,5 +1,5 @@
 # `make check` is what CI runs: format, lint, types, layers, tests. It uses the active Python environment.
-.PHONY: end-to-end check format lint types test golden docs
+.PHONY: check format lint types test golden docs site end-to-end
 
 check: lint types test
 
@@ -24,6 +24,10 @@ golden:
 docs:
 	blossom-ray schema --markdown > docs/scenario-reference.md
 	blossom-ray schema > blossom_ray/scenario/scenario.schema.json
+	python docs/tools/cli_reference.py > docs/cli-reference.md
+
+site:
+	python -m mkdocs build --strict
 
 end-to-end:
 	python tests/end_to_end.py

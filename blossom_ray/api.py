@@ -77,7 +77,7 @@ def simulate(
         StorageError: The disk is full.
         RunError: A client or an actor failed, or the cluster could not be joined.
 
-    Example:
+    Examples:
         >>> from blossom_ray import Scenario, simulate
         >>> scenario = Scenario.load("scenarios/quickstart.yaml").override({"sharing": "full-model"})
         >>> run = simulate(scenario)

@@ -103,7 +103,7 @@ def compare(
         InputError: No such metric, key or baseline, or no runs; `up_to` is not at least 1.
         RunFolderError: A folder is no run and no sweep, or is damaged.
 
-    Example:
+    Examples:
         >>> from blossom_ray import compare
         >>> compare("sweeps/quickstart", metric="macro_f1_present").table
     """

@@ -90,7 +90,7 @@ def sweep(
         InputError: `address` is no address, or a cell runs without Ray.
         RunFolderError: The folder cannot be written, or another sweep works in it.
 
-    Example:
+    Examples:
         >>> from blossom_ray import sweep
         >>> for result in sweep("scenarios/quickstart.yaml", vary={"sharing": ["full-model", "local"]}, seeds=3):
         ...     print(result.cell.name, result.error or result.run.final["accuracy"])

@@ -50,7 +50,7 @@ def from_arrays(
         DataError: Something is no array of numbers, has another length, or is not finite; a label is none of the
             classes.
 
-    Example:
+    Examples:
         >>> dataset = from_arrays({"acc": np.zeros((4, 64, 3)), "gyro": np.ones((4, 64, 3))}, ["sit", "run"] * 2)
         >>> dataset.class_names
         ('run', 'sit')

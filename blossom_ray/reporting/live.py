@@ -47,7 +47,7 @@ def live_figure(
     Raises:
         InputError: `score` is none of the run's columns.
 
-    Example:
+    Examples:
         >>> from blossom_ray import Scenario, live_figure, simulate
         >>> scenario = Scenario.load("scenarios/quickstart.yaml")
         >>> for record in live_figure(simulate(scenario, stream=True)):

@@ -41,7 +41,7 @@ def report(
         RunFolderError: A source is no run and no sweep or is damaged, or a file cannot be written.
         InputError: No run has a complete round yet.
 
-    Example:
+    Examples:
         >>> from blossom_ray import report
         >>> report("sweeps/quickstart", figures="figures")
     """

@@ -16,7 +16,7 @@ _INTRODUCTION = """\
 
 `blossom-ray COMMAND --help`, or `-h`, says the same on a terminal. Exit codes: 0 done, 1 the run failed, 2 bad input,
 130 or 143 ended by Ctrl-C or SIGTERM. With `--json` a command prints JSON for machines, one object per line.
-`python -m blossom_ray` is the same command.
+`python -m blossom_ray` is the same command. It has the options
 """
 _NAME = "blossom-ray"
 
@@ -27,9 +27,9 @@ def cli_reference() -> str:
     with typer.Context(root, info_name=_NAME) as context:
         commands = [*_commands(root, context, _NAME)]
     index = [f"- [`{name}`](#{_anchor(name)}): {_text(_first(command.help))}" for name, command, _ in commands]
-    options = _table(root, context)
+    listed = ["and the commands\n", *index, ""]
     sections = [line for found in commands for line in _section(*found)]
-    return "\n".join([_INTRODUCTION, *options, *index, "", *sections]).rstrip()
+    return "\n".join([_INTRODUCTION, *_options(root, context), *listed, *sections]).rstrip()
 
 
 def _commands(
@@ -50,15 +50,15 @@ def _section(name: str, command: typer.core.TyperCommand, context: typer.Context
     yield f"## `{name}`\n"
     yield f"{_text(command.help or '')}\n"
     yield f"```bash\n{(command.epilog or '').removeprefix('Example: ')}\n```\n"
-    yield from _table(command, context)
+    yield from _options(command, context)
 
 
-def _table(command: typer.core.TyperCommand, context: typer.Context) -> Iterator[str]:
+def _options(command: typer.core.TyperCommand, context: typer.Context) -> Iterator[str]:
     """Arguments and options with what they mean; `--help`, which all have, is left out."""
     records = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
-    rows = [f"| `{_cell(left)}` | {_cell(_text(right))} |" for left, right in records if "--help" not in left]
+    rows = [f"- `{left}`: {_text(right)}" for left, right in records if "--help" not in left]
     if rows:
-        yield "\n".join(["| Argument or option | Meaning |", "| --- | --- |", *rows]) + "\n"
+        yield "\n".join(rows) + "\n"
 
 
 def _first(help_text: str | None) -> str:
@@ -70,10 +70,6 @@ def _text(text: str) -> str:
     """Help as Markdown: outside of code, angle brackets are no tags. Lines are joined within a paragraph."""
     parts = re.split(r"(`[^`]*`)", re.sub(r"(?<!\n)\n(?!\n)", " ", text))
     return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts).strip()
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _anchor(heading: str) -> str:
