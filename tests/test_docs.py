@@ -47,6 +47,11 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert own - {page.resolve() for page in reached} == set()
 
 
+def test_the_index_links_to_every_page() -> None:
+    links = {(DOCS / link).resolve() for link in re.findall(r"\]\(([^)#]+)", prose(DOCS / "index.md"))}
+    assert [page_name(page) for page in PAGES if page.name != "index.md" and page.resolve() not in links] == []
+
+
 def test_the_architecture_names_every_module() -> None:
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     package = REPOSITORY / "blossom_ray"
