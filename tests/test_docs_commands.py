@@ -20,9 +20,8 @@ from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.scenario.yaml_tree import parse_yaml
 
 BLOCKS = fenced_blocks()
-CLUSTER_COMMANDS = {"submit", "jobs", "attach"}
-CLUSTER_OPTIONS = {"--address", "--detach"}
-NOT_RUN_OF_HELP = {"--path", "--start"}  # downloaded data; a Ray session of its own
+# Of the examples in help, which have no comments: those that need a cluster, a run that goes on, or downloaded data.
+NOT_RUN_OF_HELP = {"submit", "jobs", "attach", "stop", "--address", "--detach", "--path", "--start"}
 
 
 def blocks_in(language: str) -> list[Any]:
@@ -85,7 +84,7 @@ def test_a_page_runs_from_top_to_bottom(page: str, workplace: Path, request: pyt
         elif block.language == "yaml" and "\nrounds:" in f"\n{block.text}":
             Path("scenario.yaml").write_text(block.text, encoding="utf-8")
         for command in block.commands():
-            if not needs_more(block, command):
+            if not is_left_out(block, command):
                 run_command(block, command)
 
 
@@ -97,11 +96,9 @@ def run_command(block: Block, command: Command) -> None:
         Path(command.output).write_text(result.stdout, encoding="utf-8")
 
 
-def needs_more(block: Block, command: Command) -> bool:
-    """Whether a command needs a cluster, or as an example of `--help`, which has no comments, more than is here."""
-    options = {word.split("=")[0] for word in command.arguments}
-    lacking = CLUSTER_OPTIONS | (NOT_RUN_OF_HELP if block.page == CLI_REFERENCE else set())
-    return command.arguments[0] in CLUSTER_COMMANDS or bool(lacking & options)
+def is_left_out(block: Block, command: Command) -> bool:
+    """Whether a command stands in the reference of the command line and needs more than is here."""
+    return block.page == CLI_REFERENCE and bool(NOT_RUN_OF_HELP & {word.split("=")[0] for word in command.arguments})
 
 
 def adapted(command: Command) -> list[str]:
