@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from doc_pages import CLI_REFERENCE, DOCS, PAGES, REPOSITORY
+from doc_pages import CLI_REFERENCE, DOCS, PAGES, REPOSITORY, page_name, prose
 from nbclient import NotebookClient
 
 import blossom_ray
@@ -60,6 +61,13 @@ def test_no_page_loads_anything_from_a_network(site: Path) -> None:
         loaded.feed(page.read_text(encoding="utf-8"))
         assert loaded.addresses
         assert [address for address in loaded.addresses if "//" in address] == [], page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_paragraphs_of_a_list_item_stand_four_spaces_in(page: Path) -> None:
+    """Code hosts take three for part of the item, and need no empty line behind it; the site does."""
+    assert re.findall(r"\n *\n {1,3}\S.*", prose(page)) == []
+    assert re.findall(r"\n *\n {4}\S.*(?:\n {4}.*)*\n(?:- |\d+\. ).*", prose(page)) == []
 
 
 def test_links_out_of_docs_lead_to_pages_that_show_the_file(site: Path) -> None:
