@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def run_command(block: Block, command: Command) -> None:
     assert exit_code == block.exit_code, f"{block}: {command}\n{result.output}{result.exception or ''}"
     if command.output is not None:
         Path(command.output).write_text(result.stdout, encoding="utf-8")
+
+
+def test_a_refusal_is_what_the_page_shows(workplace: Path) -> None:
+    """The text block behind a command that is meant to be refused holds its message."""
+    refused = [(block, shown) for block, shown in pairwise(BLOCKS) if block.exit_code]
+    assert refused
+    for block, shown in refused:
+        (command,) = block.commands()
+        shutil.copy("scenarios/quickstart.yaml", command.arguments[1])
+        assert f"{CliRunner().invoke(app, command.arguments).exception}\n" == shown.text, str(block)
 
 
 def is_left_out(block: Block, command: Command) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import typer
 
@@ -19,26 +20,24 @@ _INTRODUCTION = """\
 `python -m blossom_ray` is the same command. It has the options
 """
 _NAME = "blossom-ray"
+Command = Any  # a class of click or of Typer's own copy of it, as Typer's version has it
 
 
 def cli_reference() -> str:
     """The whole page: a list of all commands, then a section for each."""
-    root = typer.main.get_command(app)
-    with typer.Context(root, info_name=_NAME) as context:
-        commands = [*_commands(root, context, _NAME)]
+    root: Command = typer.main.get_command(app)
+    context = typer.Context(root, info_name=_NAME)
+    commands = [*_commands(root, context, _NAME)]
     index = [f"- [`{name}`](#{_anchor(name)}): {_text(_first(command.help))}" for name, command, _ in commands]
     listed = ["and the commands\n", *index, ""]
     sections = [line for found in commands for line in _section(*found)]
     return "\n".join([_INTRODUCTION, *_options(root, context), *listed, *sections]).rstrip()
 
 
-def _commands(
-    group: typer.core.TyperGroup, context: typer.Context, name: str
-) -> Iterator[tuple[str, typer.core.TyperCommand, typer.Context]]:
+def _commands(group: Command, context: Any, name: str) -> Iterator[tuple[str, Command, Any]]:
     """The commands of a group and of the groups in it, in the order of help, with their whole names."""
     for word in group.list_commands(context):
         command = group.get_command(context, word)
-        assert command is not None, word
         inner = typer.Context(command, parent=context, info_name=word)
         if isinstance(command, typer.core.TyperGroup):
             yield from _commands(command, inner, f"{name} {word}")
@@ -46,14 +45,14 @@ def _commands(
             yield f"{name} {word}", command, inner
 
 
-def _section(name: str, command: typer.core.TyperCommand, context: typer.Context) -> Iterator[str]:
+def _section(name: str, command: Command, context: Any) -> Iterator[str]:
     yield f"## `{name}`\n"
     yield f"{_text(command.help or '')}\n"
     yield f"```bash\n{(command.epilog or '').removeprefix('Example: ')}\n```\n"
     yield from _options(command, context)
 
 
-def _options(command: typer.core.TyperCommand, context: typer.Context) -> Iterator[str]:
+def _options(command: Command, context: Any) -> Iterator[str]:
     """Arguments and options with what they mean; `--help`, which all have, is left out."""
     records = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
     rows = [f"- `{left}`: {_text(right)}" for left, right in records if "--help" not in left]
