@@ -206,6 +206,13 @@ def test_the_ceilings_are_those_that_the_page_prints(workplace: Path, capsys: py
     assert [line for line in printed if f"`{line}`" not in page] == []
 
 
+def test_scripts_that_are_run_exist() -> None:
+    """The examples have tests of their own, and so have the benchmarks."""
+    named = {name for b in BLOCKS if b.language == "bash" for name in re.findall(r"\bpython3? (\S+\.py)", b.text)}
+    assert "examples/own_encoder.py" in named
+    assert [name for name in named if not (REPOSITORY / name).is_file()] == []
+
+
 def test_make_targets_of_the_readme_exist() -> None:
     targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     named = [name for block in BLOCKS if block.language == "bash" for name in re.findall(r"\bmake (\w+)", block.text)]
