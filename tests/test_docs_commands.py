@@ -41,7 +41,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quickstart.unlink()
     quickstart.write_text(scenario_yaml(small), encoding="utf-8")
     simulate(small, out=folder / "runs")
-    for _ in sweep(quickstart, vary={"sharing": ["full-model", "private-head"]}, out=folder / "sweeps" / "quickstart"):
+    schemes, out = ["full-model", "private-head"], folder / "sweeps" / "quickstart"
+    for _ in sweep(quickstart, vary={"sharing": schemes}, out=out, jobs=1):
         pass
     return folder
 
