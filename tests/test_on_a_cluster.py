@@ -193,6 +193,19 @@ def test_a_job_that_is_stopped_leaves_its_rounds(cluster: StartedCluster, scenar
     assert only_run(tmp_path / "runs").rounds.height >= snapshot.rounds.height
 
 
+def test_checkpoints_need_a_folder_that_all_nodes_see(
+    cluster: StartedCluster, scenario: Scenario, tmp_path: Path
+) -> None:
+    if not cluster.has_islands:
+        pytest.skip("no right to mount a folder for one node alone")
+    arguments = ("--address", cluster.address, "--out", str(cluster.hidden), "--set", "checkpoint.every=1")
+    exit_code, _, message = ended(cluster.blossom("simulate", "scenario.yaml", *arguments, cwd=tmp_path))
+    assert exit_code == 1
+    place = rf"{re.escape(str(cluster.hidden))}/small/\S+/checkpoints/\S+"
+    cause = rf"error: {place}: actor \d is on another node and does not write there"
+    assert re.fullmatch(rf"{cause}\nhint: --out with a folder that all nodes share, or checkpoint.every: 0\n", message)
+
+
 def test_a_wrong_token_is_refused_at_once(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
     for arguments in (
         ("simulate", "scenario.yaml", "--address", cluster.address),

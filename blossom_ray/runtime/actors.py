@@ -18,7 +18,7 @@ from blossom_ray.aggregation import PartialSum
 from blossom_ray.blocks import BlockInstance
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError
+from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError, RunFolderError
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import ActorRound, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
@@ -139,7 +139,7 @@ class ActorRuntime:
 
         Raises:
             StorageError: The disk is full.
-            RunError: An actor wrote them where the loop cannot see them.
+            RunError: An actor is on a node that does not see the loop's folder, or is not seen from there.
         """
         begun, self._checkpointing = self._checkpointing, {}
         whole = True
@@ -154,12 +154,13 @@ class ActorRuntime:
                 self._recovery.must_repeat(slot, "checkpoint", 1, loss)
                 self._replace(slot, loss)
                 whole = False
+            except RunFolderError as error:
+                if num_nodes() == 1:
+                    raise
+                raise _not_shared(path, slot) from error
             else:
                 if not path.exists():
-                    raise RunError(
-                        f"{path}: actor {slot.number} wrote it on another node, and it is not seen here",
-                        "--out with a folder that all nodes share, or checkpoint.every: 0",
-                    )
+                    raise _not_shared(path, slot)
         return whole
 
     def committed(self, checkpoint: Checkpoint) -> None:
@@ -389,3 +390,10 @@ def spawn_clients(scenario: Scenario, num_started: int = 0) -> list[Any]:
         actors.append(_client_actor(execution))
         starting.append(actors[-1].ready.remote())
     return actors
+
+
+def _not_shared(path: Path, slot: Slot) -> RunError:
+    return RunError(
+        f"{path.parent}: actor {slot.number} is on another node and does not write there",
+        "--out with a folder that all nodes share, or checkpoint.every: 0",
+    )
