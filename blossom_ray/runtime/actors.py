@@ -128,6 +128,16 @@ class ActorRuntime:
         """What each client actor did since the last call."""
         return tuple(slot.take_round() for slot in self._slots)
 
+    def check_shared(self, folder: Path) -> None:
+        """Find out before the first round whether every actor is on a node that sees a folder.
+
+        Raises:
+            RunError: One is not, and could not write its part of a checkpoint.
+        """
+        for slot, sees in zip(self._slots, self._ask("set-up", "sees", folder), strict=True):
+            if not sees:
+                raise _not_shared(folder, slot)
+
     def begin_checkpoint(self, folder: Path, round_index: int) -> None:
         """Have every actor write its clients' states after this round into `folder`, in the background."""
         for slot in self._slots:
@@ -157,10 +167,10 @@ class ActorRuntime:
             except RunFolderError as error:
                 if num_nodes() == 1:
                     raise
-                raise _not_shared(path, slot) from error
+                raise _not_shared(path.parent, slot) from error
             else:
                 if not path.exists():
-                    raise _not_shared(path, slot)
+                    raise _not_shared(path.parent, slot)
         return whole
 
     def committed(self, checkpoint: Checkpoint) -> None:
@@ -392,8 +402,8 @@ def spawn_clients(scenario: Scenario, num_started: int = 0) -> list[Any]:
     return actors
 
 
-def _not_shared(path: Path, slot: Slot) -> RunError:
+def _not_shared(folder: Path, slot: Slot) -> RunError:
     return RunError(
-        f"{path.parent}: actor {slot.number} is on another node and does not write there",
+        f"{folder}: actor {slot.number} is on another node, where this folder is not; checkpoints need it",
         "--out with a folder that all nodes share, or checkpoint.every: 0",
     )
