@@ -110,6 +110,8 @@ def _is_there(pid: int, folder: Path) -> bool:
     """Whether a process is there that runs into this folder, not another one that got its number."""
     try:
         match psutil.Process(pid).cmdline():
+            case []:
+                return True  # its program is being loaded, and has no arguments yet
             case [*_, code, argument]:
                 return str(code).endswith(_CODE) and argument == str(folder.resolve())
             case _:

@@ -41,7 +41,13 @@ class StartedCluster:
     environment: dict[str, str]
     folder: Path
     programs: Path
+    has_islands: bool
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def hidden(self) -> Path:
+        """A folder that is another one on each node but the head, if `has_islands`."""
+        return self.folder / "hidden"
 
     @staticmethod
     def host(node: int) -> str:
@@ -53,9 +59,12 @@ class StartedCluster:
         before = self.num_alive() if self.nodes else 0
         agent, grpc, runtime, metrics = free_ports(4)
         host = self.host(len(self.nodes))
+        # What the head writes into `hidden` is not there for the other nodes, as on machines without a common disk.
+        hide = f'mount -t tmpfs tmpfs {self.hidden} && exec "$@"'
+        island = ["unshare", "--mount", "sh", "-c", hide, "island"] if self.has_islands and self.nodes else []
         command = [
-            str(self.programs / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}",
-            f"--temp-dir={self.folder}/{len(self.nodes)}",
+            *island, str(self.programs / "ray"), "start", "--block", "--disable-usage-stats",
+            f"--node-ip-address={host}", f"--temp-dir={self.folder}/{len(self.nodes)}",
             "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
             f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}", *options,
@@ -115,7 +124,10 @@ def started_cluster(num_cpus: int = 1, programs: Path = PROGRAMS) -> Iterator[St
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         host = StartedCluster.host(0)
-        cluster = StartedCluster(f"{host}:{port}", f"http://{host}:{dashboard}", environment, Path(name), programs)
+        addresses = (f"{host}:{port}", f"http://{host}:{dashboard}")
+        has_islands = subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+        cluster = StartedCluster(*addresses, environment, Path(name), programs, has_islands)
+        cluster.hidden.mkdir()
         try:
             cluster.start_node(
                 "--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-host={host}",

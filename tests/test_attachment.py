@@ -249,22 +249,36 @@ def test_commands_say_what_is_no_run(command: Command) -> None:
     assert command("attach", "empty").err == "error: empty: has no manifest.json; expected a run folder\n"
 
 
-def test_ctrl_c_ends_the_watching_alone(endless: tuple[Scenario, Path, int], tmp_path: Path) -> None:
-    _, folder, pid = endless
-    seen = tmp_path / "seen"
+def left(folder: Path) -> list[str]:
+    """What attach says at Ctrl-C, once it has shown a round."""
+    seen = folder.with_name("seen")
     command = f"exec {sys.executable} -m blossom_ray attach {folder} > {seen}"
     with subprocess.Popen(["sh", "-c", command], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: seen.exists() and "round " in seen.read_text(), "a round to be shown")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=PATIENCE_S)
+        _, message = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
-    assert err.splitlines()[1:] == [
+    return str(message).splitlines()
+
+
+def test_ctrl_c_ends_the_watching_alone(endless: tuple[Scenario, Path, int]) -> None:
+    _, folder, pid = endless
+    assert left(folder) == [
+        "",
         f"the run goes on; watch it again: blossom-ray attach {folder}",
         f"end it: blossom-ray stop {folder}",
     ]
     assert not has_ended(pid)
-    stop(folder)
-    stop(folder)
+    assert stop(folder) == stop(folder) == pid
+    wait_for(lambda: has_ended(pid), "the process to end")
+
+
+def test_a_run_of_another_terminal_is_watched_and_ended_there(small_scenario: Scenario, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with closing(recorded(small_scenario, folder)) as records:
+        next(records)
+        assert left(folder) == ["", f"the run goes on; watch it again: blossom-ray attach {folder}"]
+        assert [record.round_index for record in records] == [1, 2]
 
 
 def test_ctrl_c_before_the_run_began_leaves_no_process(small_scenario: Scenario, tmp_path: Path) -> None:

@@ -193,6 +193,22 @@ def test_a_job_that_is_stopped_leaves_its_rounds(cluster: StartedCluster, scenar
     assert only_run(tmp_path / "runs").rounds.height >= snapshot.rounds.height
 
 
+def test_checkpoints_need_a_folder_that_all_nodes_see(
+    cluster: StartedCluster, scenario: Scenario, tmp_path: Path
+) -> None:
+    if not cluster.has_islands:
+        pytest.skip("no right to mount a folder for one node alone")
+    arguments = ("--address", cluster.address, "--out", str(cluster.hidden))
+    exit_code, _, message = ended(cluster.blossom("simulate", "scenario.yaml", *arguments, cwd=tmp_path))
+    assert exit_code == 1
+    run = only_run(cluster.hidden)
+    cause, hint = message.splitlines()
+    where = rf"error: {re.escape(str(run.path))}: actor \d is on another node, where this folder is not"
+    assert re.match(where, cause)
+    assert hint == "hint: --out with a folder that all nodes share, or checkpoint.every: 0"
+    assert run.rounds.height == 0
+
+
 def test_a_wrong_token_is_refused_at_once(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
     for arguments in (
         ("simulate", "scenario.yaml", "--address", cluster.address),

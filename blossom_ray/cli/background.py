@@ -67,7 +67,7 @@ def attach(run: RunFolder, as_json: Json = False) -> None:
                     for record in records:
                         view.update(record)
     except KeyboardInterrupt:
-        _detach(run)
+        _leave(run)
     ended = Run.open(run)
     if as_json:
         print_json({"run": str(run), "status": ended.status})
@@ -84,9 +84,13 @@ def stop_run(run: BackgroundRun) -> None:
     print(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
 
 
-def _detach(run: Path) -> NoReturn:
+def _leave(run: Path) -> NoReturn:
+    from blossom_ray.background import PROCESS_FILE
+
     quoted = shlex.quote(str(run))
-    fail(f"\nthe run goes on; watch it again: blossom-ray attach {quoted}\nend it: blossom-ray stop {quoted}", 130)
+    # A run that another terminal shows is ended there.
+    end = f"\nend it: blossom-ray stop {quoted}" if (run / PROCESS_FILE).exists() else ""
+    fail(f"\nthe run goes on; watch it again: blossom-ray attach {quoted}{end}", 130)
 
 
 def _check_end(run: Run, folder: Path) -> None:

@@ -18,7 +18,7 @@ from blossom_ray.aggregation import PartialSum
 from blossom_ray.blocks import BlockInstance
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError
+from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError, RunFolderError
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import ActorRound, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
@@ -128,6 +128,16 @@ class ActorRuntime:
         """What each client actor did since the last call."""
         return tuple(slot.take_round() for slot in self._slots)
 
+    def check_shared(self, folder: Path) -> None:
+        """Find out before the first round whether every actor is on a node that sees a folder.
+
+        Raises:
+            RunError: One is not, and could not write its part of a checkpoint.
+        """
+        for slot, sees in zip(self._slots, self._ask("set-up", "sees", folder), strict=True):
+            if not sees:
+                raise _not_shared(folder, slot)
+
     def begin_checkpoint(self, folder: Path, round_index: int) -> None:
         """Have every actor write its clients' states after this round into `folder`, in the background."""
         for slot in self._slots:
@@ -139,7 +149,7 @@ class ActorRuntime:
 
         Raises:
             StorageError: The disk is full.
-            RunError: An actor wrote them where the loop cannot see them.
+            RunError: An actor is on a node that does not see the loop's folder, or is not seen from there.
         """
         begun, self._checkpointing = self._checkpointing, {}
         whole = True
@@ -154,12 +164,13 @@ class ActorRuntime:
                 self._recovery.must_repeat(slot, "checkpoint", 1, loss)
                 self._replace(slot, loss)
                 whole = False
+            except RunFolderError as error:
+                if num_nodes() == 1:
+                    raise
+                raise _not_shared(path.parent, slot) from error
             else:
                 if not path.exists():
-                    raise RunError(
-                        f"{path}: actor {slot.number} wrote it on another node, and it is not seen here",
-                        "--out with a folder that all nodes share, or checkpoint.every: 0",
-                    )
+                    raise _not_shared(path.parent, slot)
         return whole
 
     def committed(self, checkpoint: Checkpoint) -> None:
@@ -389,3 +400,10 @@ def spawn_clients(scenario: Scenario, num_started: int = 0) -> list[Any]:
         actors.append(_client_actor(execution))
         starting.append(actors[-1].ready.remote())
     return actors
+
+
+def _not_shared(folder: Path, slot: Slot) -> RunError:
+    return RunError(
+        f"{folder}: actor {slot.number} is on another node, where this folder is not; checkpoints need it",
+        "--out with a folder that all nodes share, or checkpoint.every: 0",
+    )

@@ -109,6 +109,10 @@ class ClientActor:
         else:
             self._here.replay_evaluation(chunk, _blocks(manifest, arguments[1:]), round_index=round_index)
 
+    def sees(self, folder: Path) -> bool:
+        """Whether a folder of the driver's node is there on this one."""
+        return folder.is_dir()
+
     def begin_checkpoint(self, path: Path, round_index: int) -> None:
         """Write the clients' states after a round into a file, in the background."""
         self._here.begin_checkpoint(path, round_index=round_index)

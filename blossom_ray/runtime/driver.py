@@ -50,7 +50,10 @@ class DriverActor:
         def start(preparation: Preparation) -> Runtime:
             # With `training.engine: auto` it shows only now whether clients are stacked, or may have an actor each.
             actors.extend(spawn_clients(preparation.scenario, num_started=len(actors)))
-            return ActorRuntime(preparation, actors)
+            runtime = ActorRuntime(preparation, actors)
+            if self._scenario.checkpoint.every and self._session.checkpoints:
+                runtime.check_shared(self._session.checkpoints.parent)
+            return runtime
 
         at_once = min(len(actors), max(1, int(offered_room().num_cpus)))
         events = self._loop(self._scenario, self._session, start, lambda: self._is_stopping, at_once)
