@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -125,7 +126,10 @@ def started_cluster(num_cpus: int = 1, programs: Path = PROGRAMS) -> Iterator[St
         }
         host = StartedCluster.host(0)
         addresses = (f"{host}:{port}", f"http://{host}:{dashboard}")
-        has_islands = subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+        may_mount = ["unshare", "--mount", "true"]
+        has_islands = (
+            shutil.which("unshare") is not None and not subprocess.run(may_mount, capture_output=True).returncode
+        )
         cluster = StartedCluster(*addresses, environment, Path(name), programs, has_islands)
         cluster.hidden.mkdir()
         try:
