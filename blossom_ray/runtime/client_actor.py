@@ -5,6 +5,7 @@ A plain class; `actors.py` wraps it for Ray where it is spawned.
 
 from __future__ import annotations
 
+import gc
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ class ClientActor:
         self._host = self._host_type(preparation.plan, profiles, shards, self._device)
         if checkpoint_files:
             self._host.restore(checkpoint_files)
+        # Modules and clients are here for good: the garbage collector need not look at them again in each round.
+        gc.freeze()
 
     def train(
         self,

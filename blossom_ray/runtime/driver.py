@@ -5,6 +5,7 @@ Of this package `actors.py`, `cluster.py`, `driver.py`, `joining.py` and `promet
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,8 @@ class DriverActor:
             runtime = ActorRuntime(preparation, actors)
             if self._scenario.checkpoint.every and self._session.checkpoints:
                 runtime.check_shared(self._session.checkpoints.parent)
+            # A record of a thousand clients sets the garbage collector off, and modules are most of what it looks at.
+            gc.freeze()
             return runtime
 
         at_once = min(len(actors), max(1, int(offered_room().num_cpus)))
