@@ -20,8 +20,8 @@ import torch
 
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.scenario.sections import Model, Training
-from blossom_ray.training import LocalResult, train_locally
-from blossom_ray.vectorized import ClientTask, VectorizedEngine
+from blossom_ray.training.local_training import LocalResult, train_locally
+from blossom_ray.training.vectorized import ClientTask, VectorizedEngine
 
 BATCH_SIZE = 16
 ROUND: dict[str, Any] = {"learning_rate": 0.05, "seed": 0, "round_index": 1}

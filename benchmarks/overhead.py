@@ -28,11 +28,11 @@ from torch import nn
 
 import blossom_ray.client_host
 from blossom_ray import Scenario, simulate
-from blossom_ray.evaluation import Scored
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.scenario.sections import Training
-from blossom_ray.training import LocalResult
-from blossom_ray.vectorized import ClientTask
+from blossom_ray.training.evaluation import Scored
+from blossom_ray.training.local_training import LocalResult
+from blossom_ray.training.vectorized import ClientTask
 
 NUM_PARAMETERS = 100_000
 INPUT_SIZE, FUSED, CLASSES = 8, 8, 4

@@ -21,17 +21,17 @@ import torch
 import blossom_ray.client_host
 import blossom_ray.rounds
 import blossom_ray.simulation
-import blossom_ray.vectorized.engine
+import blossom_ray.training.vectorized.engine
 from blossom_ray import Scenario, simulate
 from blossom_ray.aggregation import Accumulator
 from blossom_ray.client_host import ClientHost
 from blossom_ray.data.shards import ShardReader
-from blossom_ray.engine import SequentialEngine
 from blossom_ray.sampling import Population
 from blossom_ray.scenario.overrides import parse_assignment
-from blossom_ray.vectorized import VectorizedEngine
-from blossom_ray.vectorized.optimizer import StackOptimizer
-from blossom_ray.vectorized.stack import Stack
+from blossom_ray.training.engine import SequentialEngine
+from blossom_ray.training.vectorized import VectorizedEngine
+from blossom_ray.training.vectorized.optimizer import StackOptimizer
+from blossom_ray.training.vectorized.stack import Stack
 
 Place = tuple[Any, str]
 PHASES: dict[str, tuple[Place, ...]] = {
@@ -41,7 +41,7 @@ PHASES: dict[str, tuple[Place, ...]] = {
     "engine around its steps": ((VectorizedEngine, "train"),),
     "clients one after the other": ((SequentialEngine, "train"),),
     "blocks into the stack": ((Stack, "load"),),
-    "samples into the stack": ((blossom_ray.vectorized.engine, "_Shards"),),
+    "samples into the stack": ((blossom_ray.training.vectorized.engine, "_Shards"),),
     "forward, loss": ((VectorizedEngine, "_train_stack"),),
     "backward": ((torch.autograd, "grad"),),
     "optimizer": ((StackOptimizer, "step"),),

@@ -23,7 +23,7 @@ from blossom_ray import Scenario
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.seeding import Purpose, generator, torch_seed
-from blossom_ray.training import read_only_tensor, train_locally
+from blossom_ray.training.local_training import read_only_tensor, train_locally
 
 RATE = 0.05
 

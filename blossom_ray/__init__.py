@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blossom_ray.api import simulate
     from blossom_ray.blocks import BlockInstance, Scope, SharingScheme
-    from blossom_ray.comparison import Comparison, compare
+    from blossom_ray.comparison.comparing import Comparison, compare
     from blossom_ray.data.arrays import from_arrays
     from blossom_ray.data.dataset import Dataset
     from blossom_ray.data.table_writer import write_table
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from blossom_ray.records import RoundRecord
     from blossom_ray.reporting import report
     from blossom_ray.reporting.live import live_figure
-    from blossom_ray.results import Run
+    from blossom_ray.results.run import Run
     from blossom_ray.scenario import Scenario
-    from blossom_ray.sweep_folder import Sweep
-    from blossom_ray.sweeping import sweep
+    from blossom_ray.sweeps.folder import Sweep
+    from blossom_ray.sweeps.sweeping import sweep
 
     __version__: str
 
 _HOME = {
     "BlockInstance": "blocks",
     "BlossomError": "errors",
-    "Comparison": "comparison",
+    "Comparison": "comparison.comparing",
     "DataError": "errors",
     "Dataset": "data.dataset",
     "RoundRecord": "records",
-    "Run": "results",
+    "Run": "results.run",
     "RunError": "errors",
     "Scenario": "scenario",
     "ScenarioError": "errors",
     "Scope": "blocks",
     "SharingScheme": "blocks",
-    "Sweep": "sweep_folder",
-    "compare": "comparison",
+    "Sweep": "sweeps.folder",
+    "compare": "comparison.comparing",
     "from_arrays": "data.arrays",
     "live_figure": "reporting.live",
     "personalization_gain": "metrics",
     "report": "reporting",
     "simulate": "api",
-    "sweep": "sweeping",
+    "sweep": "sweeps.sweeping",
     "write_table": "data.table_writer",
 }
 

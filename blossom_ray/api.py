@@ -19,8 +19,8 @@ from blossom_ray.data.given import with_dataset, with_table
 from blossom_ray.errors import DriverLostError, InputError, StorageError
 from blossom_ray.inspection import Inspector
 from blossom_ray.records import RoundRecord
-from blossom_ray.results import MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
-from blossom_ray.run_log import RunLog
+from blossom_ray.results.run import MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
+from blossom_ray.results.run_log import RunLog
 from blossom_ray.runtime.address import check_service, parse_address
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml

@@ -23,18 +23,18 @@ from blossom_ray.checkpoint import read_clients, write_clients
 from blossom_ray.client import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.contributions import client_weights, with_prototypes
 from blossom_ray.data.shards import ShardReader
-from blossom_ray.engine import Engine, check_finite, make_engine
 from blossom_ray.errors import RunFolderError
-from blossom_ray.fine_tuning import fine_tuned
 from blossom_ray.models.workspace import Workspace, client_workspace
-from blossom_ray.phases import training_phases
 from blossom_ray.records import ClientEvaluation, ClientTraining, Scoring
 from blossom_ray.restored_state import state_problem
 from blossom_ray.sampling import Chunk
 from blossom_ray.tasks import task_rules
 from blossom_ray.traffic import Traffic
-from blossom_ray.training import LocalResult
-from blossom_ray.vectorized import ClientTask
+from blossom_ray.training.engine import Engine, check_finite, make_engine
+from blossom_ray.training.fine_tuning import fine_tuned
+from blossom_ray.training.local_training import LocalResult
+from blossom_ray.training.phases import training_phases
+from blossom_ray.training.vectorized import ClientTask
 
 # The state of a client that has done nothing yet; one for all of them.
 _INITIAL_STATE = ClientState()

@@ -10,12 +10,12 @@ import torch
 
 from blossom_ray.aggregation import Vector
 from blossom_ray.blocks import encoder_block, prototype_block
-from blossom_ray.engine import Engine
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.scenario.sections import Weighting
-from blossom_ray.training import LocalResult, read_only_tensor
-from blossom_ray.vectorized import ClientTask
-from blossom_ray.weighting import client_weight
+from blossom_ray.training.engine import Engine
+from blossom_ray.training.local_training import LocalResult, read_only_tensor
+from blossom_ray.training.vectorized import ClientTask
+from blossom_ray.training.weighting import client_weight
 
 
 def client_weights(

@@ -11,8 +11,8 @@ import numpy as np
 
 from blossom_ray.blocks import ClientProfile
 from blossom_ray.client import ClientPlan, ClientState
-from blossom_ray.client_optimizer import counter_names, moment_names
 from blossom_ray.models.workspace import Workspace
+from blossom_ray.training.client_optimizer import counter_names, moment_names
 
 # Shape and dtype by name.
 _Kinds = dict[str, tuple[tuple[int, ...], np.dtype]]

@@ -59,7 +59,7 @@ def run(
         RunError: A client or an actor failed.
     """
     # torch comes with these; a process that just watches a run imports this module without.
-    from blossom_ray.measurement import measured
+    from blossom_ray.planning.measurement import measured
     from blossom_ray.runtime.central import CentralRuntime
 
     preparation = measured(prepare(scenario, session.folder), num_workers)

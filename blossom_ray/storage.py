@@ -1,6 +1,6 @@
 """Writing files so that they are whole or absent, and what a full disk means.
 
-What stands in the files is the business of `checkpoint.py`, `table_files.py` and `results.py`.
+What stands in the files is the business of `checkpoint.py` and `results/`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from blossom_ray.client_host import ClientHost
 from blossom_ray.contributions import mean_embedding
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.preparation import prepare
-from blossom_ray.results import Run
+from blossom_ray.results.run import Run
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.server import initial_server
 from blossom_ray.simulation import run_rounds

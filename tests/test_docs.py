@@ -11,8 +11,8 @@ from doc_pages import DOCS, PAGES, REPOSITORY, page_name, prose
 
 from blossom_ray import Scenario, simulate
 from blossom_ray.blocks import SCHEME_NAMES, Scope
+from blossom_ray.results.tables import TABLES
 from blossom_ray.scores import SCORES, TASKS, Task
-from blossom_ray.tables import TABLES
 
 
 def anchors(page: Path) -> set[str]:
@@ -65,7 +65,7 @@ def test_the_architecture_names_every_module() -> None:
 def test_the_layers_are_those_of_the_import_contract() -> None:
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    (contract,) = (c for c in project["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    (contract,) = (c for c in project["tool"]["importlinter"]["contracts"] if c["name"] == "Layers")
     layers = "\n".join(contract["layers"]).replace("blossom_ray.", "")
     assert f"```text\n{layers}\n```" in page
 

@@ -23,7 +23,7 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.api import recorded, resumed
 from blossom_ray.checkpoint import checksum
 from blossom_ray.errors import RunFolderError
-from blossom_ray.results import unfinished_run
+from blossom_ray.results.run import unfinished_run
 from blossom_ray.scenario.writer import scenario_yaml
 
 

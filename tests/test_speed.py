@@ -13,8 +13,8 @@ import torch
 
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.scenario.sections import Model, Training
-from blossom_ray.training import train_locally
-from blossom_ray.vectorized import ClientTask, VectorizedEngine
+from blossom_ray.training.local_training import train_locally
+from blossom_ray.training.vectorized import ClientTask, VectorizedEngine
 
 NUM_CLIENTS, NUM_SAMPLES, NUM_TURNS = 16, 80, 7
 # Far below what `benchmarks/engines.py` measures, so that noise does not decide.

@@ -17,7 +17,7 @@ from blossom_ray.cli.round_json import round_json
 from blossom_ray.errors import RunError
 
 if TYPE_CHECKING:
-    from blossom_ray.results import Run
+    from blossom_ray.results.run import Run
     from blossom_ray.scenario import Scenario
     from blossom_ray.tracking import Target
 
@@ -34,7 +34,7 @@ def detached(
     scenario: Scenario, folder: Path, address: str | None, targets: Sequence[Target], *, as_json: bool
 ) -> None:
     """Start a run in the background, and say how to get at it."""
-    from blossom_ray.background import start
+    from blossom_ray.background.process import start
 
     pid = start(scenario, folder, address, targets)
     if as_json:
@@ -51,9 +51,9 @@ def attach(run: RunFolder, as_json: Json = False) -> None:
     """Watch a run that goes on elsewhere, from its first round to its result. Ctrl-C ends the watching alone."""
     from rich.console import Console
 
-    from blossom_ray.attachment import followed
-    from blossom_ray.console import choose_view, final_summary
-    from blossom_ray.results import Run
+    from blossom_ray.background.attachment import followed
+    from blossom_ray.console.views import choose_view, final_summary
+    from blossom_ray.results.run import Run
 
     scenario = Run.open(run).scenario
     console = Console()
@@ -79,13 +79,13 @@ def attach(run: RunFolder, as_json: Json = False) -> None:
 @app.command("stop", epilog="Example: blossom-ray stop runs/quickstart/20261123T120000Z-4f1c")
 def stop_run(run: BackgroundRun) -> None:
     """End a run that --detach has started, after the round in progress and with a checkpoint. Twice ends it at once."""
-    from blossom_ray.background import stop
+    from blossom_ray.background.process import stop
 
     print(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
 
 
 def _leave(run: Path) -> NoReturn:
-    from blossom_ray.background import PROCESS_FILE
+    from blossom_ray.background.process import PROCESS_FILE
 
     quoted = shlex.quote(str(run))
     # A run that another terminal shows is ended there.

@@ -112,7 +112,7 @@ def list_jobs(
     """List the jobs, the newest first."""
     from datetime import UTC, datetime
 
-    from blossom_ray.console_tables import format_seconds
+    from blossom_ray.console.tables import format_seconds
     from blossom_ray.submission.jobs import Jobs
 
     found = [job for job in Jobs(address).all() if everything or "blossom_ray" in job.metadata]
@@ -166,7 +166,7 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Bring a job's run folder home, from whatever node it lies on; of a job that goes on, its complete rounds."""
-    from blossom_ray.results import Run
+    from blossom_ray.results.run import Run
     from blossom_ray.submission import runs
     from blossom_ray.submission.jobs import Jobs
 

@@ -51,7 +51,7 @@ def list_datasets(
     """List the data sets: what they hold, where to get them, which file to give."""
     from rich.console import Console
 
-    from blossom_ray.console_data import facts_text
+    from blossom_ray.console.data import facts_text
     from blossom_ray.scenario.datasets import DATASETS
 
     found: dict[str, Path] = {}
@@ -85,7 +85,7 @@ def inspect(
     """Show what a data set holds; with a scenario, also what each of its clients gets."""
     from rich.console import Console
 
-    from blossom_ray.console_data import plain_summary, shares_view, summary_view
+    from blossom_ray.console.data import plain_summary, shares_view, summary_view
     from blossom_ray.data.summary import shares, summarise
     from blossom_ray.scenario.datasets import DATASETS
 
@@ -130,7 +130,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Decode a data set into the cache, so that runs find it there. The cache is where BLOSSOM_RAY_CACHE says."""
-    from blossom_ray.console_tables import format_bytes, format_seconds
+    from blossom_ray.console.tables import format_bytes, format_seconds
     from blossom_ray.data.cache import cache_folder, entries
 
     started = time.monotonic()

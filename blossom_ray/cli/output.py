@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NoReturn
 
-from blossom_ray.json_lines import json_line
+from blossom_ray.results.json_lines import json_line
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -40,8 +40,8 @@ def plan(
 
     from rich.console import Console
 
-    from blossom_ray.console_plan import plan_values, plan_view
-    from blossom_ray.planning import make_plan
+    from blossom_ray.console.plan import plan_values, plan_view
+    from blossom_ray.planning.plan import make_plan
 
     room, where = _room()
     with TemporaryDirectory(prefix="blossom-ray-") as folder:

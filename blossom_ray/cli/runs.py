@@ -43,7 +43,7 @@ def simulate(
         checked = load_scenario(scenario, settings, seed)
 
         from blossom_ray.api import check_address, continued
-        from blossom_ray.results import new_run_folder, unfinished_run
+        from blossom_ray.results.run import new_run_folder, unfinished_run
 
         check_address(checked, address)
         targets = checked_targets(track)
@@ -71,7 +71,7 @@ def resume(
     """
     with interruptible() as interruption:
         from blossom_ray.api import check_address, resumed
-        from blossom_ray.results import SCENARIO_FILE, Run
+        from blossom_ray.results.run import SCENARIO_FILE, Run
 
         opened = Run.open(run)
         if opened.status == "finished":
@@ -100,8 +100,8 @@ def _follow(
     """Show a run's rounds as they come, and its result at the end."""
     from rich.console import Console
 
-    from blossom_ray.console import choose_view, final_summary
-    from blossom_ray.results import Run
+    from blossom_ray.console.views import choose_view, final_summary
+    from blossom_ray.results.run import Run
     from blossom_ray.tracking import Tracking
 
     console = Console()

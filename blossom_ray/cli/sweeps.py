@@ -20,8 +20,8 @@ from blossom_ray.cli.output import print_json, warn
 from blossom_ray.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
-    from blossom_ray.grid import Axis, Cell
-    from blossom_ray.sweeping import CellEvent
+    from blossom_ray.sweeps.grid import Axis, Cell
+    from blossom_ray.sweeps.sweeping import CellEvent
     from blossom_ray.tracking import Target, Tracking
 
 
@@ -84,7 +84,7 @@ def sweep(
     with interruptible() as interruption:
         cells = _checked_cells(scenarios, vary or [], seeds, settings or [])
 
-        from blossom_ray.sweeping import default_folder
+        from blossom_ray.sweeps.sweeping import default_folder
 
         trackings = _Trackings(checked_targets(track))
         folder = default_folder(cells) if out is None else out
@@ -134,8 +134,8 @@ def compare(
 
     Intervals are over seeds (Student t); with a single seed over its clients (bootstrap), in brackets.
     """
-    from blossom_ray import comparison_formats as formats
-    from blossom_ray.comparison import compare as compare_runs
+    from blossom_ray.comparison import formats
+    from blossom_ray.comparison.comparing import compare as compare_runs
 
     overrides, problems = parse_settings(baseline or [], "--baseline")
     if problems:
@@ -158,7 +158,7 @@ def compare(
 
 def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:
     """All cells of the grid, or every problem of the options, or else of the cells."""
-    from blossom_ray.grid import expand, parse_axis, parse_seeds
+    from blossom_ray.sweeps.grid import expand, parse_axis, parse_seeds
 
     overrides, problems = parse_settings(settings)
     axes: list[Axis] = []
@@ -196,8 +196,8 @@ def _follow(
     """Show the cells as they go, and the tally at the end; the number of cells that failed."""
     from rich.console import Console
 
-    from blossom_ray.sweep_view import choose_sweep_view
-    from blossom_ray.sweeping import run_cells
+    from blossom_ray.sweeps.sweeping import run_cells
+    from blossom_ray.sweeps.view import choose_sweep_view
 
     console = Console()
     ends: Counter[str] = Counter()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blossom_ray.comparison import Comparison
-from blossom_ray.comparison_formats import comparison_title, flat_table
+from blossom_ray.comparison.comparing import Comparison
+from blossom_ray.comparison.formats import comparison_title, flat_table
+from blossom_ray.comparison.run_scores import ALL
+from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.reporting.charts import heat_map
 from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
 from blossom_ray.reporting.variants import Variant
-from blossom_ray.run_scores import ALL
-from blossom_ray.run_selection import Entry
 
 
 def comparison_section(comparison: Comparison) -> ReportSection:

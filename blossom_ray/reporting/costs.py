@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from blossom_ray.console_tables import format_bytes, format_seconds
+from blossom_ray.console.tables import format_bytes, format_seconds
 from blossom_ray.reporting.charts import bars, stacked_areas
 from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
 from blossom_ray.reporting.variants import Variant
 
 if TYPE_CHECKING:
-    from blossom_ray.results import Run
+    from blossom_ray.results.run import Run
 
 
 def traffic_section(variants: Sequence[Variant]) -> ReportSection:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from blossom_ray.console_tables import modality_suffixes
+from blossom_ray.console.tables import modality_suffixes
 from blossom_ray.errors import InputError
 from blossom_ray.records import RoundRecord
 from blossom_ray.reporting.charts import Curve, curves, figure_style

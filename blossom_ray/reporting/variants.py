@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from blossom_ray.console_tables import shown_scores
+from blossom_ray.comparison.run_scores import score_of
+from blossom_ray.console.tables import shown_scores
 from blossom_ray.reporting.charts import Curve
-from blossom_ray.run_scores import score_of
 from blossom_ray.scores import Score, default_score
 
 if TYPE_CHECKING:
-    from blossom_ray.results import Run
+    from blossom_ray.results.run import Run
 
 
 @dataclass(frozen=True)

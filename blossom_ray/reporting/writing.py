@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from blossom_ray.comparison import compare
+from blossom_ray.comparison.comparing import compare
+from blossom_ray.comparison.run_selection import Source, collect
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reporting.charts import figure_style
 from blossom_ray.reporting.compared import comparison_section, variants_of
@@ -15,8 +16,7 @@ from blossom_ray.reporting.parts import ReportSection
 from blossom_ray.reporting.scores import client_section, curve_section, modality_section
 from blossom_ray.reporting.svg import FIGURE_FORMATS, save_figure
 from blossom_ray.reporting.variants import Variant
-from blossom_ray.results import Run
-from blossom_ray.run_selection import Source, collect
+from blossom_ray.results.run import Run
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.storage import replacing
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
-from blossom_ray.results import MANIFEST_FILE, Run, locked
+from blossom_ray.results.run import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario import Scenario
 from blossom_ray.storage import writing
 from blossom_ray.submission import archive

@@ -21,7 +21,7 @@ from mutations import LONGEST_CASE_S, ByteEdit, TreeEdit, byte_edits, changed, d
 from blossom_ray.api import recorded, resumed
 from blossom_ray.checkpoint import _index_checksum
 from blossom_ray.errors import BlossomError, InputError
-from blossom_ray.results import MANIFEST_FILE, SCENARIO_FILE, Run
+from blossom_ray.results.run import MANIFEST_FILE, SCENARIO_FILE, Run
 from blossom_ray.scenario import Scenario
 
 NUM_ROUNDS = 4

@@ -13,7 +13,7 @@ import pytest
 
 from blossom_ray import Scenario
 from blossom_ray.api import recorded
-from blossom_ray.results import new_run_folder
+from blossom_ray.results.run import new_run_folder
 from blossom_ray.telemetry import METRICS
 
 pytestmark = pytest.mark.ray

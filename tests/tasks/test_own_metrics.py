@@ -11,9 +11,9 @@ import torch
 
 from blossom_ray import Scenario, ScenarioError, compare, simulate
 from blossom_ray.errors import RunError
+from blossom_ray.results.tables import CLIENT_COLUMNS, ROUND_COLUMNS
 from blossom_ray.scenario.sections import Metric
 from blossom_ray.scores import OTHER_COLUMNS
-from blossom_ray.tables import CLIENT_COLUMNS, ROUND_COLUMNS
 from blossom_ray.tasks import task_rules
 
 

@@ -1,0 +1,1 @@
+"""Runs without their terminal: the process, and watching it from another one."""

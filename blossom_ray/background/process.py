@@ -1,0 +1,174 @@
+"""A run in a process of its own, which goes on when the terminal closes: how it starts, and how it is told to end.
+
+The process gets the folder as its argument, and what to run on standard input, pickled. Its session is its own, so that
+it does not hear of the terminal's end; with it goes the driver actor, wherever Ray runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+
+from blossom_ray.api import continued
+from blossom_ray.errors import BlossomError, InputError, RunError
+from blossom_ray.results.run import MANIFEST_FILE, locked
+from blossom_ray.scenario import Scenario
+from blossom_ray.storage import replacing, writing
+from blossom_ray.tracking import Target, Tracking
+
+PROCESS_FILE = "process.json"
+OUTPUT_FILE = "output.log"
+_CODE = f"from {__name__} import main; main()"
+_POLL_S = 0.1
+# A process between, which ends at once: nobody has to wait for the run's own.
+_LAUNCH = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=2, start_new_session=True).pid)"
+
+
+def start(scenario: Scenario, folder: Path, address: str | None = None, targets: Sequence[Target] = ()) -> int:
+    """Run a scenario into a run folder, or go on with what is there, in the background.
+
+    Args:
+        scenario: What to run; it must be picklable, as everything is that a scenario file names.
+        folder: The run's folder, which is there.
+        address: The Ray cluster, as in `api.simulate`.
+        targets: Where to track.
+
+    Returns:
+        The process's number, once its run has begun.
+
+    Raises:
+        RunError: It ended before that; with what it printed.
+        RunFolderError: The run goes on already, or the folder cannot be written.
+    """
+    os.close(locked(folder))
+    before = _manifest_version(folder)
+    output = folder / OUTPUT_FILE
+    # It finds its modules where this one does, whatever lies in the working directory.
+    code = f"import sys; sys.path[:] = {sys.path!r}; {_CODE}"
+    command = [sys.executable, "-c", code, str(folder.resolve())]
+    with writing(output), output.open("ab") as log:
+        log_start = log.tell()
+        launched = subprocess.run(
+            [sys.executable, "-c", _LAUNCH, *command],
+            input=pickle.dumps((scenario, address, [*targets])), stdout=subprocess.PIPE, stderr=log, check=True,
+        )  # fmt: skip
+    pid = int(launched.stdout)
+    try:
+        while _manifest_version(folder) == before:
+            if not _is_there(pid, folder) and _manifest_version(folder) == before:
+                raise _no_beginning(output.read_bytes()[log_start:].decode(errors="replace").strip())
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        raise
+    return pid
+
+
+def stop(folder: Path) -> int:
+    """Have a run in the background end after the round in progress, with a checkpoint; its process's number.
+
+    Asked a second time, it ends at once.
+
+    Raises:
+        InputError: No run goes on in the background there, or not on this machine.
+    """
+    entry = _entry(folder)
+    if entry is None:
+        raise InputError(f"{folder}: no run goes on there in the background; expected one that --detach has started")
+    pid, host = entry
+    if host != socket.gethostname():
+        raise InputError(f"{folder}: its run goes on on {host}; expected to be asked there")
+    if not _is_there(pid, folder):
+        raise InputError(f"{folder}: the process of its run is gone; go on with: blossom-ray resume {folder}")
+    os.kill(pid, signal.SIGTERM)
+    return pid
+
+
+def _manifest_version(folder: Path) -> tuple[int, int] | None:
+    """Changes with every manifest that is written; None as long as there is none."""
+    try:
+        found = (folder / MANIFEST_FILE).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _is_there(pid: int, folder: Path) -> bool:
+    """Whether a process is there that runs into this folder, not another one that got its number."""
+    try:
+        match psutil.Process(pid).cmdline():
+            case []:
+                return True  # its program is being loaded, and has no arguments yet
+            case [*_, code, argument]:
+                return str(code).endswith(_CODE) and argument == str(folder.resolve())
+            case _:
+                return False
+    except psutil.Error:  # a process that has ended and whose exit code nobody has asked for raises, too
+        return False
+
+
+def _no_beginning(printed: str) -> RunError:
+    """Why a process ended before its run began: its own error message, or all that it printed."""
+    messages = re.split(r"^error: ", printed, flags=re.MULTILINE)[1:]
+    if messages:
+        cause, _, hint = messages[-1].partition("\nhint: ")
+        return RunError(cause, hint)
+    return RunError(f"the process of the run ended before the run began; it printed: {printed or 'nothing'}")
+
+
+def _entry(folder: Path) -> tuple[int, str] | None:
+    """Number and host of the process, as it has written them; None where there is none."""
+    try:
+        found = json.loads((folder / PROCESS_FILE).read_text(encoding="utf-8"))
+        return int(found["pid"]), str(found["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def main() -> None:
+    """The process."""
+    folder = Path(sys.argv[1])
+    scenario, address, targets = pickle.load(sys.stdin.buffer)
+    signals: list[int] = []
+    has_rounds = False
+
+    def interrupt(signum: int, _frame: object) -> None:
+        signals.append(signum)
+        if len(signals) > 1 or not has_rounds:
+            raise KeyboardInterrupt
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupt)
+    entry = {"pid": os.getpid(), "host": socket.gethostname()}
+    records = continued(scenario, folder, lambda: bool(signals), address)
+    try:
+        with writing(folder), replacing(folder / PROCESS_FILE) as temporary:
+            temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+        with Tracking(targets, scenario, folder, _say) as tracking, closing(records):
+            for record in records:
+                has_rounds = True
+                tracking.write(record)
+    except BlossomError as error:
+        _say(f"error: {error}")
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signals[0]) from None
+    finally:
+        (folder / PROCESS_FILE).unlink(missing_ok=True)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,292 @@
+"""Compares runs: scores and gains over a baseline, paired by seed on the same federation, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import polars as pl
+
+from blossom_ray.comparison.intervals import Interval, bootstrap_interval, t_interval
+from blossom_ray.comparison.pairing import Row, Rows
+from blossom_ray.comparison.run_scores import NUM_LAST, SUMMARIES, client_scores, paired_arrays, score_of
+from blossom_ray.comparison.run_selection import Entry, Source, collect
+from blossom_ray.errors import BlossomError, InputError
+from blossom_ray.scores import Score, default_score
+from blossom_ray.sweeps.grid import short_labels, value_text
+
+_TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
+_GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
+_RUN_COLUMNS = ("seed", "modalities", "status", *SUMMARIES, "best_round", *_GAINS, *_TO_TARGET, "note", "run")
+_TABLE_COLUMNS = (
+    "modalities", "num_seeds", "num_pairs",
+    *(f"{name}{end}" for name in (*SUMMARIES, *_GAINS) for end in ("", "_low", "_high")),
+    "interval", *_TO_TARGET, "num_reached",
+)  # fmt: skip
+DEFAULT_BASELINE = {"sharing": "full-model"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found. Scores are as in the runs' tables, gains in percent.
+
+    Attributes:
+        metric: The metric.
+        lower_is_better: Whether smaller scores are better; gains are positive where the score is better.
+        is_share: Whether scores are shares of 1, which are shown in percent.
+        keys: Keys in which the rows differ, as columns of both frames; `seed` besides. Where runs were also scored
+            after local fine-tuning, `scoring` is one: `plain` or `fine-tuned`.
+        baseline: Value by key of the setting that gains are measured against; empty where there are no gains.
+        target: The score that `rounds_to_target` and so on are about.
+        up_to: The last round that was looked at; None: each run's last.
+        runs: A row per run and modality set (`all clients` first): the keys, `seed`, `modalities`, `status`, `final`,
+            `last5`, `best`, `best_round`, `gain_final`, `gain_last5`, `gain_best`, `rounds_to_target`,
+            `bytes_down_to_target`, `bytes_up_to_target`, `note` (why there is no gain), `run` (its folder).
+        table: A row per setting and modality set: the keys, `modalities`, `num_seeds`, `num_pairs`, and for each of
+            `final`, `last5`, `best` the mean over seeds with `_low` and `_high`, then the same for the gains;
+            `interval` says what these come from: `seeds`, `clients` or null. The medians `rounds_to_target`,
+            `bytes_down_to_target` and `bytes_up_to_target`, null where less than half of the seeds reach it, and
+            `num_reached`.
+        unused: Place and status of runs that are not used.
+        notes: What a reader of the numbers should know.
+
+    The baseline's own rows have no gain.
+    """
+
+    metric: str
+    lower_is_better: bool
+    is_share: bool
+    keys: tuple[str, ...]
+    baseline: Mapping[str, str]
+    target: float | None
+    up_to: int | None
+    runs: pl.DataFrame
+    table: pl.DataFrame
+    unused: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """A short name for each key: `fusion` for `model.fusion.kind`."""
+        return {key: "scenario" if key == "name" else label for key, label in short_labels(self.keys).items()}
+
+
+def compare(
+    *sources: Source,
+    metric: str | None = None,
+    baseline: Mapping[str, Any] | None = None,
+    by: Sequence[str] | None = None,
+    target: float | None = None,
+    up_to: int | None = None,
+) -> Comparison:
+    """Compare runs.
+
+    A setting's gain is 100 (s - s_baseline) / |s_baseline| percent, its sign turned where lower scores are better. It
+    is taken within a seed, between runs on the same federation: same data, same rows per client. With several seeds,
+    mean and 95 % interval (Student t) are over seeds; with one, the interval is a bootstrap over its clients, both
+    sides of a gain with the same clients.
+
+    Args:
+        sources: Run folders, folders of sweeps, or such opened. Only finished runs are used.
+        metric: A column of the table `rounds`, such as `macro_f1_present` or `held_out/accuracy`; None: what the
+            runs' task is judged by, such as `accuracy`.
+        baseline: Value by varied key that the others are measured against; None: `sharing` `full-model`, where it is
+            there.
+        by: Keys to tell apart; over the others, scores and gains are averaged within a seed. None: all keys.
+        target: A score; the table then says after how many rounds and bytes it is reached.
+        up_to: A round, >= 1; runs count as if they had ended with it, to see how gains move. None: all rounds.
+
+    Raises:
+        InputError: No such metric, key or baseline, or no runs; `up_to` is not at least 1.
+        RunFolderError: A folder is no run and no sweep, or is damaged.
+
+    Examples:
+        >>> from blossom_ray import compare
+        >>> compare("sweeps/quickstart", metric="macro_f1_present").table
+    """
+    if up_to is not None and up_to < 1:
+        raise InputError(f"up_to is {up_to}; expected a round from 1 on")
+    entries = collect(sources)
+    metric = metric or _default_metric(entries)
+    score = score_of(metric, _own_scores(entries))
+    lower = score.lower_is_better
+    rows = Rows(entries, metric, lower, target, up_to)
+    keys = tuple(rows.rows[0].setting)
+    chosen = _baseline(rows.rows, keys, baseline)
+    grouping = _grouping(keys, by)
+    rows.pair(chosen)
+    return Comparison(
+        metric=metric,
+        lower_is_better=lower,
+        is_share=score.is_share,
+        keys=grouping,
+        baseline=chosen,
+        target=target,
+        up_to=up_to,
+        runs=_runs_frame(rows.rows, keys),
+        table=_table_frame(rows.rows, grouping, lower),
+        unused=tuple((entry.place, entry.status) for entry in entries if entry.status != "finished"),
+        notes=tuple(dict.fromkeys(rows.notes + _notes(rows.rows, lower))),
+    )
+
+
+def _default_metric(entries: Sequence[Entry]) -> str:
+    """What the task of the runs is judged by.
+
+    Raises:
+        InputError: They have several tasks.
+    """
+    tasks = dict.fromkeys(entry.run.scenario.task for entry in entries if entry.run is not None)
+    if len(tasks) > 1:
+        raise InputError(f"the runs have the tasks {', '.join(tasks)}; expected a metric that they share")
+    return default_score(next(iter(tasks), "classification")).name
+
+
+def _own_scores(entries: Sequence[Entry]) -> list[Score]:
+    """The metrics that the runs bring along."""
+    return [score for entry in entries if entry.run is not None for score in entry.run.scenario.own_scores]
+
+
+def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any] | None) -> dict[str, str]:
+    wanted = {key: value_text(value) for key, value in (DEFAULT_BASELINE if asked is None else asked).items()}
+    for key, value in wanted.items():
+        values = list(dict.fromkeys(row.setting.get(key, "") for row in rows))
+        if key in keys and value in values:
+            continue
+        if asked is None:
+            return {}
+        if key not in keys:
+            varied = ", ".join(keys) or "nothing but the seed"
+            raise InputError(
+                f"the baseline's {key} is the same in all runs; expected a key in which they differ: {varied}"
+            )
+        raise InputError(f"the baseline's {key} is {value!r}; expected one of {', '.join(values)}")
+    return wanted
+
+
+def _grouping(keys: tuple[str, ...], by: Sequence[str] | None) -> tuple[str, ...]:
+    if by is None:
+        return keys
+    labels = {label: key for key, label in short_labels(keys).items()}
+    grouping = tuple(labels.get(name, name) for name in by)
+    for name in grouping:
+        if name not in keys:
+            varied = ", ".join(keys) or "nothing but the seed"
+            raise InputError(f"by is {name!r}; expected keys in which the runs differ: {varied}")
+    return grouping
+
+
+def _notes(rows: Sequence[Row], lower: bool) -> list[str]:
+    seeds = {row.entry.seed for row in rows if row.scores is not None}
+    notes = ["best is optimistic: the round is chosen by the score that is then reported"]
+    if len(seeds) == 1:
+        notes.append("one seed: there is no interval over seeds; those in brackets are over its clients alone")
+    if any(row.scores is not None and len(row.scores.rounds["last5"]) < NUM_LAST for row in rows):
+        notes.append("last 5 is over fewer rounds where fewer were scored")
+    if lower:
+        notes.append("lower scores are better here; a positive gain is a lower score")
+    return notes
+
+
+def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
+    records = []
+    for row in rows:
+        scores = row.scores
+        values: dict[str, Any] = {**{key: row.setting[key] for key in keys}, "seed": row.entry.seed}
+        values |= {"modalities": row.modalities, "status": row.entry.status}
+        values |= {name: None if scores is None else scores.values[name] for name in SUMMARIES}
+        values["best_round"] = None if scores is None else scores.rounds["best"][0]
+        values |= {f"gain_{name}": row.gains[name] for name in SUMMARIES}
+        values["rounds_to_target"] = None if scores is None else scores.target_round
+        values["bytes_down_to_target"] = None if scores is None else scores.bytes_down
+        values["bytes_up_to_target"] = None if scores is None else scores.bytes_up
+        records.append({**values, "note": row.note, "run": row.entry.place})
+    words = dict.fromkeys((*keys, "modalities", "status", "note", "run"), pl.String)
+    counts = dict.fromkeys(("seed", "best_round", *_TO_TARGET), pl.Int64)
+    return _frame(records, {**words, **counts}, [*keys, *_RUN_COLUMNS])
+
+
+def _table_frame(rows: Sequence[Row], grouping: Sequence[str], lower: bool) -> pl.DataFrame:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.scores is not None:
+            groups.setdefault((*(row.setting[key] for key in grouping), row.modalities), []).append(row)
+    records = []
+    for place, members in groups.items():
+        record: dict[str, Any] = dict(zip((*grouping, "modalities"), place, strict=True))
+        seeds = {row.entry.seed for row in members}
+        paired = {row.entry.seed for row in members if row.gains["final"] is not None}
+        record |= {"num_seeds": len(seeds), "num_pairs": len(paired)}
+        alone = members[0] if len(members) == 1 else None
+        interval = "seeds" if len(seeds) > 1 else "clients" if alone is not None else None
+        intervals: list[Interval | None] = []
+        for name in SUMMARIES:
+            by_seed = _by_seed((row.entry.seed, row.scores.values[name]) for row in members if row.scores is not None)
+            limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, lower=None)
+            record |= _columns(name, by_seed, limits)
+            intervals.append(limits)
+        for name in SUMMARIES:
+            by_seed = _by_seed((row.entry.seed, row.gains[name]) for row in members)
+            limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, lower=lower)
+            record |= _columns(f"gain_{name}", by_seed, limits if by_seed else None)
+        record["interval"] = interval if any(intervals) else None
+        records.append(record | _to_target(members))
+    words = dict.fromkeys((*grouping, "modalities", "interval"), pl.String)
+    counts = dict.fromkeys(("num_seeds", "num_pairs", "num_reached"), pl.Int64)
+    return _frame(records, {**words, **counts}, [*grouping, *_TABLE_COLUMNS])
+
+
+def _frame(records: Sequence[Mapping[str, Any]], types: Mapping[str, Any], columns: Sequence[str]) -> pl.DataFrame:
+    """A frame with these columns, floats where no type is said, whether or not there are records."""
+    return pl.DataFrame(records, schema={name: types.get(name, pl.Float64) for name in columns})
+
+
+def _by_seed(pairs: Iterable[tuple[int, float | None]]) -> list[float]:
+    """One value per seed, the mean over its settings; in order of seeds."""
+    values: dict[int, list[float]] = {}
+    for seed, value in pairs:
+        if value is not None:
+            values.setdefault(seed, []).append(value)
+    return [math.fsum(each) / len(each) for _, each in sorted(values.items())]
+
+
+def _columns(name: str, by_seed: Sequence[float], limits: Interval | None) -> dict[str, float | None]:
+    low, high = limits or (None, None)
+    return {name: math.fsum(by_seed) / len(by_seed) if by_seed else None, f"{name}_low": low, f"{name}_high": high}
+
+
+def _over_clients(row: Row | None, name: str, *, lower: bool | None) -> Interval | None:
+    """The bootstrap interval of one run's score, or, where `lower` is given, of its gain over the baseline's run."""
+    if row is None or (lower is not None and row.against is None):
+        return None
+    sides = []
+    for each in (row,) if lower is None else (row, row.against):
+        if each is None or each.entry.run is None or each.scores is None:
+            return None
+        try:
+            found = client_scores(each.entry.run, each.metric, each.modalities, each.scores.rounds[name])
+        except BlossomError:
+            found = None
+        if not found:
+            return None
+        sides.append(found)
+    values, weights = paired_arrays(*sides)
+    if lower is None:
+        return bootstrap_interval(values[0], weights[0], row.entry.seed)
+    return bootstrap_interval(values, weights, row.entry.seed, gain_sign=-1 if lower else 1)
+
+
+def _to_target(members: Sequence[Row]) -> dict[str, Any]:
+    reached = [row.scores for row in members if row.scores is not None and row.scores.target_round is not None]
+    missing = [math.inf] * (len(members) - len(reached))
+    columns = {
+        "rounds_to_target": [scores.target_round for scores in reached],
+        "bytes_down_to_target": [scores.bytes_down for scores in reached],
+        "bytes_up_to_target": [scores.bytes_up for scores in reached],
+    }
+    medians = {name: median([float(value or 0) for value in values] + missing) for name, values in columns.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in medians.items()}
+    return {**finite, "num_reached": len(reached)}

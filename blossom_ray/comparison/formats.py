@@ -1,0 +1,240 @@
+"""A comparison as text: tables for a terminal and for papers, CSV and JSON with every digit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from blossom_ray.comparison.comparing import Comparison
+from blossom_ray.comparison.pairing import PLAIN, SCORING
+from blossom_ray.comparison.run_scores import ALL, SUMMARIES
+from blossom_ray.console.tables import format_bytes, plain_table
+
+Summary = Literal["final", "last5", "best"]
+HEADINGS = {"final": "final", "last5": "last 5", "best": "best"}
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
+    """Tables for a terminal of 80 columns: one per setting of all keys but the baseline's, then the notes.
+
+    Args:
+        comparison: What was compared.
+        gain_of: The score whose gains are shown.
+    """
+    labels = comparison.labels
+    rows = comparison.table.to_dicts()
+    varying = [key for key in comparison.keys if comparison.table[key].n_unique() > 1]
+    # The scheme and what it is compared with stand below each other.
+    columns = [key for key in varying if key in (*comparison.baseline, SCORING)] or varying[-1:]
+    sections: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    above = [key for key in varying if key not in columns]
+    for row in rows:
+        sections.setdefault(tuple(row[key] for key in above), []).append(row)
+    fixed = [f"{labels[key]} {rows[0][key]}" for key in comparison.keys if key not in varying and rows]
+    parts: list[RenderableType] = [Text(", ".join([comparison_title(comparison, gain_of), *fixed]), style="bold")]
+    if not rows:
+        parts.append(Text("no run has finished, so there is nothing to compare"))
+    for values, members in sections.items():
+        if values:
+            pairs = zip(above, values, strict=True)
+            parts.append(Text("\n" + ", ".join(f"{labels[key]} {value}" for key, value in pairs), style="bold"))
+        parts.append(_section(comparison, members, columns, gain_of))
+        if comparison.target is not None:
+            parts.append(_target_section(comparison, members, columns))
+    parts += [Text(f"not used: {place}: {status}") for place, status in comparison.unused]
+    parts += [Text(f"note: {note}") for note in comparison.notes]
+    return Group(*parts)
+
+
+def markdown(comparison: Comparison, gain_of: Summary) -> str:
+    """A Markdown table of all settings and modality sets, and the notes under it."""
+    header, rows = flat_table(comparison, gain_of)
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    remarks = [*(f"not used: {place}: {status}" for place, status in comparison.unused), *comparison.notes]
+    return (
+        "\n".join([f"{comparison_title(comparison, gain_of)}\n", table, "", *(f"- {remark}" for remark in remarks)])
+        + "\n"
+    )
+
+
+def latex(comparison: Comparison, gain_of: Summary) -> str:
+    r"""A LaTeX `tabular` for the package booktabs; title and notes are comments before it."""
+    header, rows = flat_table(comparison, gain_of)
+    num_words = sum(key in comparison.table.columns for key in (*comparison.keys, "modalities"))
+    remarks = [
+        comparison_title(comparison, gain_of),
+        *(f"not used: {place}: {status}" for place, status in comparison.unused),
+        *comparison.notes,
+    ]
+    lines = [f"% {' '.join(remark.split())}" for remark in remarks]
+    lines += [rf"\begin{{tabular}}{{{'l' * num_words}{'r' * (len(header) - num_words)}}}", r"\toprule"]
+    lines += [_latex_row(header), r"\midrule", *(_latex_row(row) for row in rows), r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def csv(comparison: Comparison) -> str:
+    """The frame `table` as CSV, every digit."""
+    return comparison.table.write_csv()
+
+
+def json_text(comparison: Comparison) -> str:
+    """Everything that the comparison holds, on one line."""
+    tree = {
+        "metric": comparison.metric,
+        "lower_is_better": comparison.lower_is_better,
+        "is_share": comparison.is_share,
+        "keys": list(comparison.keys),
+        "baseline": dict(comparison.baseline),
+        "target": comparison.target,
+        "up_to": comparison.up_to,
+        "table": _json_rows(comparison.table),
+        "runs": _json_rows(comparison.runs),
+        "unused": [{"run": place, "status": status} for place, status in comparison.unused],
+        "notes": list(comparison.notes),
+    }
+    return json.dumps(tree, allow_nan=False)
+
+
+def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
+    """What is compared, with its unit and what gains are measured against."""
+    unit = " in %" if comparison.is_share else ""
+    text = f"{comparison.metric}{unit}"
+    if comparison.baseline:
+        labels = comparison.labels
+        against = ", ".join(f"{labels.get(key, key)} {value}" for key, value in comparison.baseline.items())
+        text += f"; gain in % of {HEADINGS[gain_of]} over {against}"
+    seeds = sorted(set(comparison.table["num_seeds"].to_list()))
+    if len(seeds) == 1:
+        text += f"; {seeds[0]} seed{'s' * (seeds[0] > 1)}"
+    if comparison.up_to is not None:
+        text += f"; up to round {comparison.up_to}"
+    return text
+
+
+def _section(
+    comparison: Comparison, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], gain_of: Summary
+) -> Table:
+    several_counts = comparison.table["num_seeds"].n_unique() > 1
+    headings = [*(["seeds"] if several_counts else []), *(HEADINGS[name] for name in SUMMARIES)]
+    headings += ["gain"] if comparison.baseline else []
+    return _nested(
+        comparison,
+        rows,
+        columns,
+        headings,
+        lambda row: _cells(comparison, row, gain_of, brief=True, several_counts=several_counts),
+    )
+
+
+def _target_section(comparison: Comparison, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    assert comparison.target is not None, "asked for only with a target"
+    target = _score_text(comparison)(comparison.target)
+    return _nested(comparison, rows, columns, [f"rounds to {target}", "down", "up", "reached"], _target_cells)
+
+
+def _nested(
+    comparison: Comparison,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    headings: Sequence[str],
+    cells: Callable[[Mapping[str, Any]], Iterable[str]],
+) -> Table:
+    """A table whose first column has the setting, in the row of all clients, and modality sets below it."""
+    names = [comparison.labels[key] for key in columns if key != SCORING]
+    table = plain_table(", ".join(names) or "modalities", *headings)
+    before = None
+    for row in rows:
+        setting = ", ".join(row[key] for key in columns if (key, row[key]) != (SCORING, PLAIN))
+        is_whole = row["modalities"] == ALL
+        if before is not None and setting != before:
+            table.add_section()
+        if setting != before and not is_whole and setting:
+            table.add_row(Text(setting))
+        before = setting
+        label = (setting or ALL) if is_whole else f"  {row['modalities']}"
+        table.add_row(Text(label), *(Text(cell) for cell in cells(row)))
+    return table
+
+
+def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one table of all settings."""
+    labels = comparison.labels
+    header = [*(labels[key] for key in comparison.keys), "modalities", "seeds"]
+    header += [HEADINGS[name] for name in SUMMARIES]
+    header += ["gain"] if comparison.baseline else []
+    if comparison.target is not None:
+        header += [f"rounds to {_score_text(comparison)(comparison.target)}", "down", "up", "reached"]
+    rows = []
+    for row in comparison.table.to_dicts():
+        cells = [*(str(row[key]) for key in comparison.keys), row["modalities"]]
+        cells += _cells(comparison, row, gain_of, brief=False, several_counts=True)
+        rows.append(cells + (_target_cells(row) if comparison.target is not None else []))
+    return header, rows
+
+
+def _cells(
+    comparison: Comparison, row: Mapping[str, Any], gain_of: Summary, *, brief: bool, several_counts: bool
+) -> Iterator[str]:
+    """Seeds, scores and gain of a row; a brief one leaves out the best score's interval and those over clients."""
+    over_seeds = row["interval"] == "seeds"
+    score = _score_text(comparison)
+    if several_counts:
+        yield str(row["num_seeds"])
+    for name in SUMMARIES:
+        shows_interval = not brief or (over_seeds and name != "best")
+        yield _with_interval(row, name, score, over_seeds=over_seeds, shows_interval=shows_interval)
+    if comparison.baseline:
+        yield _with_interval(row, f"gain_{gain_of}", lambda value: f"{value:+.1f}", over_seeds=over_seeds)
+
+
+def _with_interval(
+    row: Mapping[str, Any],
+    name: str,
+    text: Callable[[float], str],
+    *,
+    over_seeds: bool,
+    shows_interval: bool = True,
+) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if value is None:
+        return "-"
+    if low is None or not shows_interval:
+        return text(value)
+    if over_seeds:
+        return f"{text(value)} ± {text(high - value).lstrip('+')}"
+    return f"{text(value)} [{text(low)}, {text(high)}]"
+
+
+def _target_cells(row: Mapping[str, Any]) -> list[str]:
+    reached = f"{row['num_reached']}/{row['num_seeds']}"
+    if row["rounds_to_target"] is None:
+        return ["-", "-", "-", reached]
+    traffic = [format_bytes(row[f"bytes_{way}_to_target"]) for way in ("down", "up")]
+    return [f"{row['rounds_to_target']:g}", *traffic, reached]
+
+
+def _score_text(comparison: Comparison) -> Callable[[float], str]:
+    return (lambda value: f"{100 * value:.1f}") if comparison.is_share else (lambda value: f"{value:.3f}")
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join("".join(_LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+
+
+def _json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in frame.to_dicts()
+    ]

@@ -1,0 +1,119 @@
+"""Rows of a comparison: one per run and modality set, with scores, and gains over its pair on the same federation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from blossom_ray.comparison.run_scores import ALL, SUMMARIES, RunScores, metric_columns, metric_names, run_scores
+from blossom_ray.comparison.run_selection import Entry
+from blossom_ray.errors import InputError
+from blossom_ray.results.run import Run
+
+SCORING, PLAIN, TUNED = "scoring", "plain", "fine-tuned"
+"""The key that tells scores after local fine-tuning from plain ones, where runs have both."""
+
+
+@dataclass
+class Row:
+    """One run's scores over one modality set, with its gains once it is paired."""
+
+    entry: Entry
+    setting: Mapping[str, str]
+    metric: str
+    modalities: str
+    scores: RunScores | None
+    against: Row | None = None
+    gains: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
+    note: str | None = None
+
+
+class Rows:
+    """The rows of all entries, and what pairing them tells."""
+
+    def __init__(
+        self, entries: Sequence[Entry], metric: str, lower: bool, target: float | None, up_to: int | None
+    ) -> None:
+        self.notes: list[str] = []
+        self.rows: list[Row] = []
+        self._lower = lower
+        known: dict[str, None] = {}
+        used = [entry for entry in entries if entry.run is not None and entry.status == "finished"]
+        tuned = f"fine_tuned/{metric}"
+        has_tuned = any(entry.run is not None and metric_columns(entry.run, tuned) for entry in used)
+        for entry in entries:
+            run = entry.run if entry.status == "finished" else None
+            plain = {**entry.setting, SCORING: PLAIN} if has_tuned else entry.setting
+            if run is None:
+                self.rows.append(Row(entry, plain, metric, ALL, None, note=f"not used: {entry.status}"))
+                continue
+            known |= dict.fromkeys(metric_names(run))
+            scorings = {metric: plain, tuned: {**entry.setting, SCORING: TUNED}} if has_tuned else {metric: plain}
+            for name, setting in scorings.items():
+                for modalities, column in metric_columns(run, name).items():
+                    scores = run_scores(run, column, lower_is_better=lower, target=target, up_to=up_to)
+                    note = None if scores is not None else f"{entry.place} {_end(up_to)} with no finite {name}"
+                    self.rows.append(Row(entry, setting, name, modalities, scores, note=note))
+            if not metric_columns(run, metric):
+                self.rows.append(Row(entry, plain, metric, ALL, None, note=f"{entry.place} has no {metric}"))
+        if known and metric not in known:
+            raise InputError(f"the metric is {metric!r}; expected one of {', '.join(known)}")
+        self.notes += [row.note for row in self.rows if row.note is not None and row.entry in used]
+
+    def pair(self, baseline: Mapping[str, str]) -> None:
+        """Give each row its gains over the row that differs from it in the baseline's keys alone."""
+        if not baseline:
+            return
+        plain = {SCORING: PLAIN} if SCORING in self.rows[0].setting and SCORING not in baseline else {}
+        places = {_place(row.setting, row): row for row in self.rows if row.scores is not None}
+        for row in self.rows:
+            if row.scores is None:
+                continue
+            against = places.get(_place({**row.setting, **baseline, **plain}, row))
+            row.note = _obstacle(row, against)
+            if against is row:
+                continue
+            if row.note is None and against is not None and against.scores is not None:
+                row.against = against
+                for name in SUMMARIES:
+                    row.gains[name] = _gain(row.scores.values[name], against.scores.values[name], self._lower)
+                if None in row.gains.values():
+                    row.note = "the baseline scores 0, so the gain has no meaning"
+            if row.note is not None:
+                self.notes.append(row.note)
+
+
+def _end(up_to: int | None) -> str:
+    return "ends" if up_to is None else f"comes to round {up_to}"
+
+
+def _place(setting: Mapping[str, str], row: Row) -> tuple[Any, ...]:
+    return (*sorted(setting.items()), row.entry.seed, row.modalities)
+
+
+def _obstacle(row: Row, against: Row | None) -> str | None:
+    """Why two rows are no pair."""
+    if against is None:
+        return f"seed {row.entry.seed}: there is no finished run of the baseline for every setting"
+    here, there = (_federation(each.entry.run) for each in (row, against))
+    if here is None or there is None:
+        return "a run does not say which federation it had, so it is not paired"
+    for name, mine, other in zip(("data", "partition"), here, there, strict=True):
+        if mine != other:
+            return f"{row.entry.place} and {against.entry.place} had another {name}, so they are not paired"
+    return None
+
+
+def _federation(run: Run | None) -> tuple[str, str] | None:
+    data = {} if run is None else run.manifest.get("data", {})
+    if not isinstance(data, Mapping) or not {"fingerprint", "partition"} <= data.keys():
+        return None
+    return str(data["fingerprint"]), str(data["partition"])
+
+
+def _gain(score: float, baseline: float, lower: bool) -> float | None:
+    if baseline == 0 or not math.isfinite(score) or not math.isfinite(baseline):
+        return None
+    return (-1 if lower else 1) * 100 * (score - baseline) / abs(baseline)

@@ -1,0 +1,177 @@
+"""Which runs are compared, and by what they differ: folders of runs and sweeps become entries with settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+from blossom_ray.errors import BlossomError, InputError, RunFolderError
+from blossom_ray.results.run import MANIFEST_FILE, Run
+from blossom_ray.scenario.identity import identity, numbers_tree
+from blossom_ray.scenario.structure import child_value, split_path
+from blossom_ray.sweeps.folder import Sweep, is_sweep
+from blossom_ray.sweeps.grid import value_text
+
+Source = str | Path | Run | Sweep
+NAME = "name"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run, or a cell that has not begun.
+
+    Attributes:
+        place: Where it lies, for people.
+        run: The run; None for a cell that has not begun, or whose folder is damaged.
+        status: `finished`, or why it is not used.
+        seed: The seed.
+        identity: Equal for runs of the same simulation.
+        given: Value by path of the keys that its sweep varies.
+        setting: Value, as a short word, by each key in which the entries differ; set by `with_settings`.
+    """
+
+    place: str
+    run: Run | None
+    status: str
+    seed: int
+    identity: str
+    given: Mapping[str, Any]
+    setting: Mapping[str, str]
+
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        """All that the run's numbers follow from; what the sweep says of it where there is no run."""
+        if self.run is None:
+            return {}
+        return {NAME: self.run.scenario.name, **numbers_tree(self.run.scenario)}
+
+    def value(self, path: str) -> Any:
+        """The value at a path, as the run has it, or as its sweep gives it where there is no run."""
+        if self.run is None:
+            return self.given.get(path)
+        return reduce(child_value, split_path(path, self.tree), self.tree)
+
+
+def collect(sources: Sequence[Source]) -> list[Entry]:
+    """The entries of all sources: cells of sweeps in their order, runs as given, each simulation once.
+
+    Raises:
+        RunFolderError: A source is neither a run nor a sweep, or is damaged.
+        InputError: There are no runs at all.
+    """
+    found: dict[str, Entry] = {}
+    for source in sources:
+        for entry in _entries(source):
+            before = found.get(entry.identity)
+            # The same simulation twice has the same numbers; one that has finished is worth more.
+            if before is None or (before.status != "finished" and entry.status == "finished"):
+                found[entry.identity] = entry if before is None else replace(entry, given=before.given or entry.given)
+    if not found:
+        raise InputError("there are no runs to compare; expected folders of runs or sweeps")
+    return with_settings(list(found.values()))
+
+
+def with_settings(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries with their settings: the keys that sweeps vary, and those that tell other runs apart."""
+    keys = dict.fromkeys(key for entry in entries for key in entry.given)
+    if NAME not in keys and len({entry.tree.get(NAME) for entry in entries if entry.run is not None}) > 1:
+        keys = {NAME: None, **keys}
+    settings = _settings(entries, keys)
+    groups: dict[str, list[Entry]] = {}
+    for entry, setting in zip(entries, settings, strict=True):
+        if entry.run is not None:
+            groups.setdefault(repr((entry.seed, setting)), []).append(entry)
+    for group in groups.values():
+        keys |= dict.fromkeys(_differing(group))
+    return [replace(entry, setting=setting) for entry, setting in zip(entries, _settings(entries, keys), strict=True)]
+
+
+def _settings(entries: Sequence[Entry], keys: Iterable[str]) -> list[dict[str, str]]:
+    """The value of each key in words: those of a sweep's command where it is one of them."""
+    settings: list[dict[str, str]] = [{} for _ in entries]
+    for key in keys:
+        words: dict[str, str] = {}
+        for entry in entries:
+            if key in entry.given:
+                words.setdefault(repr(entry.value(key)), value_text(entry.given[key]))
+        for entry, setting in zip(entries, settings, strict=True):
+            value = entry.value(key)
+            setting[key] = words.get(repr(value), "" if value is None else value_text(value))
+    return settings
+
+
+def _entries(source: Source) -> Iterable[Entry]:
+    if isinstance(source, Run):
+        yield _run_entry(source)
+        return
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not is_sweep(path):
+            if not (path / MANIFEST_FILE).exists():
+                found = "has neither manifest.json nor sweep.json" if path.is_dir() else "is no folder"
+                raise RunFolderError(f"{path}: {found}; expected the folder of a run or of a sweep")
+            yield _run_entry(Run.open(path))
+            return
+        source = Sweep.open(path)
+    for cell in source.cells:
+        folder = source.path / cell.folder
+        run, status = None, "not begun"
+        if (folder / MANIFEST_FILE).exists():
+            try:
+                run = Run.open(folder)
+                status = _status(run)
+            except BlossomError as error:
+                status = str(error)
+        yield Entry(str(folder), run, status, cell.seed, cell.identity, cell.setting, {})
+
+
+def _run_entry(run: Run) -> Entry:
+    scenario = run.scenario
+    place = "a run in memory" if run.path is None else str(run.path)
+    return Entry(place, run, _status(run), scenario.seed, identity(scenario), {}, {})
+
+
+def _status(run: Run) -> str:
+    error = run.manifest.get("error")
+    if run.status == "failed" and isinstance(error, dict):
+        return f"failed: {str(error.get('message')).splitlines()[0]}"
+    return run.status
+
+
+def _differing(entries: Sequence[Entry]) -> list[str]:
+    """Keys in which the scenarios of some runs differ, seed left out; a kind stands for its section if it can."""
+    if len(entries) < 2:
+        return []
+    leaves = [
+        _leaves({key: value for key, value in entry.tree.items() if key not in (NAME, "seed")}) for entry in entries
+    ]
+    paths = dict.fromkeys(path for each in leaves for path in each)
+    paths = dict.fromkeys(path for path in paths if len({repr(each.get(path)) for each in leaves}) > 1)
+    kinds = [path for path in paths if path.rpartition(".")[2] in ("kind", "dataset")]
+    for kind in kinds:
+        section = kind.rpartition(".")[0]
+        below = [path for path in paths if path.startswith(f"{section}.") and path != kind]
+        by_kind: dict[str, set[str]] = {}
+        for each in leaves:
+            by_kind.setdefault(repr(each.get(kind)), set()).add(repr([each.get(path) for path in below]))
+        needs_all = any(len(texts) > 1 for texts in by_kind.values())
+        for path in below:
+            del paths[path]
+        if needs_all and kind in paths:
+            paths = {section if path == kind else path: None for path in paths}
+    return list(paths)
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Values by dotted path; a list is one value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= _leaves(value, f"{path}.")
+        else:
+            found[path] = value
+    return found

@@ -1,0 +1,181 @@
+"""The files of a run's tables: an Arrow IPC stream while the run goes on, one Parquet file afterwards.
+
+Of a stream that is being written, or whose writer was killed, every complete record batch can be read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blossom_ray.blocks import ClientProfile
+from blossom_ray.errors import RunFolderError
+from blossom_ray.records import RoundRecord
+from blossom_ray.results.tables import TABLES, Columns, Value, table_rows
+from blossom_ray.storage import replacing, temporary_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def in_memory_tables(records: Iterable[RoundRecord], profiles: Sequence[ClientProfile]) -> dict[str, pa.Table]:
+    """The tables of a run that has no folder: the same columns and rows as `TableStream` writes."""
+    import pyarrow as pa
+
+    rows = [table_rows(record, profiles) for record in records]
+    tables = {}
+    for name, columns in TABLES.items():
+        schema = _schema(dict.fromkeys(column for part in rows for column in part[name]), columns)
+        batches = [_batch(part[name], schema) for part in rows]
+        tables[name] = pa.Table.from_batches(batches, schema)
+    return tables
+
+
+class TableStream:
+    """A table that grows by one record batch per round and can be read at any time.
+
+    A column that shows up late (a metric that round 0 lacks) is added to the rounds before it as nulls.
+    The caller translates `OSError`.
+
+    Args:
+        folder: The run's folder.
+        name: Name of the table.
+        earlier: Rows that it begins with, of a run that goes on.
+    """
+
+    def __init__(self, folder: Path, name: str, earlier: pa.Table | None = None) -> None:
+        self._path = _stream_path(folder, name)
+        self._parquet_path = _parquet_path(folder, name)
+        self._columns = TABLES[name]
+        self._schema = _schema(earlier.schema.names if earlier is not None else (), TABLES[name])
+        self._start(earlier.to_pylist() if earlier is not None else [])
+        self._parquet_path.unlink(missing_ok=True)
+
+    def append(self, rows: Columns) -> None:
+        """Write the rows of one round; they are in the file when this returns."""
+        if any(name not in self._schema.names for name in rows):
+            self._grow(rows)
+        whole = self._path.stat().st_size
+        try:
+            # Arrow's file has no buffer of its own: nothing to flush.
+            self._writer.write_batch(_batch(rows, self._schema))
+        except OSError:
+            # Half a batch must not look like a whole one once something is written behind it.
+            os.truncate(self._path, whole)
+            raise
+
+    def close(self) -> None:
+        """Turn the stream into one Parquet file; if that does not fit on the disk, the stream stays."""
+        import pyarrow.parquet as pq
+
+        self._stop()
+        with replacing(self._parquet_path) as temporary:
+            pq.write_table(_read_stream(self._path), temporary, compression="zstd", write_page_checksum=True)
+        self._path.unlink()
+
+    def _grow(self, rows: Columns) -> None:
+        self._stop()
+        before = _read_stream(self._path).to_pylist()
+        self._schema = _schema([*self._schema.names, *rows], self._columns)
+        self._start(before)
+
+    def _start(self, rows: list[dict[str, Value]]) -> None:
+        import pyarrow as pa
+
+        # The file gets its name when its schema is whole, so a reader never meets half of one. Arrow writes the
+        # schema with the first batch: an empty one where there are no rows yet.
+        temporary = temporary_name(self._path)
+        self._file = pa.OSFile(str(temporary), "wb")
+        self._writer = pa.ipc.new_stream(self._file, self._schema)
+        self._writer.write_batch(pa.RecordBatch.from_pylist(rows, self._schema))
+        temporary.replace(self._path)
+
+    def _stop(self) -> None:
+        try:
+            self._writer.close()
+        finally:
+            self._file.close()
+
+
+def read_table(folder: Path, name: str) -> pa.Table:
+    """Read a table of a run that goes on, has ended or was cut off.
+
+    Of a stream whose last message is cut off, everything before it is read.
+
+    Raises:
+        RunFolderError: The table is missing or damaged.
+    """
+    import pyarrow as pa
+
+    stream = (_stream_path(folder, name), _read_stream)
+    parquet = (_parquet_path(folder, name), _read_parquet)
+    # A run that ends between two looks has its stream replaced by Parquet: hence the second look at that.
+    for path, read in (parquet, stream, parquet):
+        try:
+            table = read(path)
+            # Damaged offsets and lengths would be followed out of the table's memory.
+            table.validate(full=True)
+            _check_columns(table, name, path)
+            return table
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeError, pa.ArrowException) as error:
+            raise RunFolderError(f"{path}: the table cannot be read: {error}") from error
+    expected = f"{parquet[0].name} or {stream[0].name}"
+    raise RunFolderError(f"{folder}: the table {name!r} is missing; expected {expected}")
+
+
+def _schema(names: Iterable[str], columns: Mapping[str, str]) -> pa.Schema:
+    import pyarrow as pa
+
+    metrics = {name: "double" for name in names if name not in columns}
+    return pa.schema(list({**columns, **metrics}.items()))
+
+
+def _batch(rows: Columns, schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    num_rows = len(rows["round"])
+    arrays = [pa.array(rows.get(field.name, [None] * num_rows), field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _check_columns(table: pa.Table, name: str, path: Path) -> None:
+    """Refuse a table that is whole and not one of ours, before anything relies on its columns."""
+    expected = _schema(table.schema.names, TABLES[name])
+    if table.schema.names != expected.names or table.schema.types != expected.types:
+        raise RunFolderError(f"{path}: has the columns {table.schema.names}; expected those of the table {name!r}")
+    rounds = table["round"].to_pylist()
+    if None in rounds or rounds != sorted(rounds):
+        raise RunFolderError(f"{path}: its rounds are not in order; expected them as they were written")
+
+
+def _stream_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.arrows"
+
+
+def _parquet_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.parquet"
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read()
+
+
+def _read_stream(path: Path) -> pa.Table:
+    import pyarrow as pa
+
+    batches = []
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_stream(file)
+        # The end of what a live or killed writer has written may be the middle of a message.
+        with suppress(OSError, pa.ArrowInvalid):
+            for batch in reader:
+                batches.append(batch)  # noqa: PERF402 # a copy at once may lose all with the last
+    return pa.Table.from_batches(batches, reader.schema)

@@ -1,0 +1,387 @@
+"""Comparisons of hand-made runs: gains, intervals, pairs, what a score cost, what is not used."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from blossom_ray import Run, Scenario, compare, personalization_gain, simulate
+from blossom_ray.blocks import BlockInstance, Scope
+from blossom_ray.comparison import formats
+from blossom_ray.comparison.comparing import Comparison
+from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.records import BlockRound, ClientEvaluation, RoundRecord
+
+ALL = "all clients"
+FEDERATION = {"data": {"fingerprint": "f", "partition": "p"}}
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def make(small_scenario: Scenario) -> Make:
+    """A run in memory whose clients all have the same score in a round, but for what `clients` says of the last one.
+
+    The five clients have 10 test samples each; a round brings 100 bytes down and 10 up, round 0 down alone.
+    """
+
+    def build(
+        scores: Sequence[float | None],
+        *,
+        metric: str = "accuracy",
+        clients: Sequence[float] | None = None,
+        manifest: Mapping[str, Any] = FEDERATION,
+        **changes: Any,
+    ) -> Run:
+        scenario = small_scenario.override({"rounds": len(scores), **changes})
+        profiles = tuple(scenario.profiles())
+        records = []
+        for index, score in enumerate([0.0, *scores]):
+            per_client = [score] * 5
+            if clients is not None and index == len(scores):
+                per_client = list(clients)
+            evaluation = () if score is None else tuple(evaluated(k, s, metric) for k, s in enumerate(per_client))
+            metrics = {} if score is None else {metric: score, f"{metric}/acc": score, f"{metric}/acc+gyro": score / 2}
+            block = BlockRound(BlockInstance("head", Scope.SHARED), 5, 50, 100, 10 * (index > 0), 0.0, 0.0)
+            records.append(RoundRecord(index, 0.1, (), (), evaluation, metrics, (block,), {"total": 1.0}))
+        return Run.from_records(records, scenario, profiles, manifest)
+
+    return build
+
+
+def evaluated(client: int, score: float | None, metric: str) -> ClientEvaluation:
+    names = ("accuracy", "balanced_accuracy", "macro_f1_present", "macro_f1_all")
+    loss = score if metric == "loss" else 0.0
+    return ClientEvaluation(client, 10, loss or 0.0, dict.fromkeys(names, score), bytes_down=0, seconds=0.0)
+
+
+def the_row(comparison: Comparison, frame: str = "table", **wanted: Any) -> dict[str, Any]:
+    wanted = {"modalities": ALL, **wanted}
+    rows = [
+        row for row in getattr(comparison, frame).to_dicts() if all(row[key] == value for key, value in wanted.items())
+    ]
+    assert len(rows) == 1, rows
+    return rows[0]
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def test_final_best_and_last_five_leave_out_round_0_and_rounds_without_scores(make: Make) -> None:
+    row = the_row(compare(make([0.9, 0.1, None, 0.2, 0.3, 0.4, 0.5])))
+    assert (row["final"], row["best"]) == (0.5, 0.9)
+    assert row["last5"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.4 + 0.5) / 5)
+    assert the_row(compare(make([0.2, 0.4])))["last5"] == pytest.approx(0.3)
+
+
+def test_modality_sets_have_rows_of_their_own(make: Make) -> None:
+    found = compare(make([0.2, 0.6]))
+    assert [row["modalities"] for row in found.table.to_dicts()] == [ALL, "acc", "acc+gyro"]
+    assert the_row(found, modalities="acc+gyro")["final"] == 0.3
+
+
+def test_lower_is_better(make: Make) -> None:
+    found = compare(
+        make([0.5, 0.25, 1.0], metric="loss", sharing="full-model"),
+        make([0.5, 0.75, 0.5], metric="loss", sharing="local"),
+        metric="loss", target=0.4,
+    )  # fmt: skip
+    full, local = (the_row(found, sharing=name) for name in ("full-model", "local"))
+    assert (full["best"], full["rounds_to_target"], local["rounds_to_target"]) == (0.25, 2, None)
+    # Half the loss is a gain of 50 percent.
+    assert local["gain_final"] == pytest.approx(50.0)
+    assert "lower scores are better here; a positive gain is a lower score" in found.notes
+
+
+def test_rounds_and_bytes_to_a_target(make: Make) -> None:
+    runs = [make(scores, seed=seed) for seed, scores in enumerate(([0.2, 0.7, 0.3], [0.2, 0.3, 0.8], [0.1, 0.1, 0.1]))]
+    found = compare(*runs, target=0.7)
+    first = the_row(found, "runs", seed=0)
+    # Round 0 sends the untrained model, and its bytes count.
+    assert (first["rounds_to_target"], first["bytes_down_to_target"], first["bytes_up_to_target"]) == (2, 300, 20)
+    row = the_row(found)
+    assert (row["rounds_to_target"], row["bytes_down_to_target"], row["num_reached"]) == (3, 400, 2)
+    assert the_row(compare(runs[0], runs[2], target=0.7))["rounds_to_target"] is None
+
+
+def test_up_to_a_round_the_rest_does_not_count(make: Make) -> None:
+    runs = [make([0.2, 0.4, 0.9], sharing="full-model"), make([0.3, 0.5, 0.6], sharing="local")]
+    found = compare(*runs, up_to=2, target=0.8)
+    local = the_row(found, sharing="local")
+    assert (local["final"], local["best"], local["rounds_to_target"]) == (0.5, 0.5, None)
+    assert local["last5"] == pytest.approx(0.4)
+    assert local["gain_final"] == pytest.approx(25.0)
+    assert formats.comparison_title(found, "final").endswith("up to round 2")
+    assert compare(*runs, up_to=3).table.equals(compare(*runs).table)
+
+
+def test_up_to_a_round_before_the_first_is_refused(make: Make) -> None:
+    with pytest.raises(InputError, match="up_to is 0; expected a round from 1 on"):
+        compare(make([0.2]), up_to=0)
+
+
+# --- gains and intervals --------------------------------------------------------------------------------------------
+
+
+def test_gains_are_paired_by_seed(make: Make) -> None:
+    """Per seed +50, +10 and +30 percent: mean 30, s = 20, half = 4.3027 * 20 / sqrt(3) = 49.683."""
+    pairs = ((0.4, 0.6), (0.5, 0.55), (0.6, 0.78))
+    runs = [make([score], seed=seed, sharing=name) for seed, pair in enumerate(pairs)
+            for name, score in zip(("full-model", "private-head"), pair, strict=True)]  # fmt: skip
+    found = compare(*runs)
+    assert (found.keys, found.baseline) == (("sharing",), {"sharing": "full-model"})
+    row = the_row(found, sharing="private-head")
+    assert (row["num_seeds"], row["num_pairs"], row["interval"]) == (3, 3, "seeds")
+    assert row["gain_final"] == pytest.approx(30.0)
+    assert (row["gain_final_low"], row["gain_final_high"]) == pytest.approx((30 - 49.683, 30 + 49.683), abs=1e-3)
+    assert row["final"] == pytest.approx((0.6 + 0.55 + 0.78) / 3)
+    assert the_row(found, "runs", sharing="private-head", seed=1)["gain_final"] == pytest.approx(10.0)
+    assert the_row(found, sharing="full-model")["gain_final"] is None
+
+
+def test_the_gain_is_that_of_the_design(make: Make) -> None:
+    found = compare(make([0.31], sharing="full-model"), make([0.47], sharing="local"))
+    assert the_row(found, sharing="local")["gain_final"] == pytest.approx(personalization_gain(0.47, 0.31))
+
+
+def test_one_seed_has_an_interval_over_clients_that_pairs_them(make: Make) -> None:
+    # Every client gains 20 percent, so every resample does, however far the clients are apart.
+    base = [0.1, 0.3, 0.5, 0.7, 0.4]
+    better = [1.2 * score for score in base]
+    found = compare(make([0.4], sharing="full-model", clients=base), make([0.48], sharing="local", clients=better))
+    row = the_row(found, sharing="local")
+    assert row["interval"] == "clients"
+    assert (row["gain_final"], row["gain_final_low"], row["gain_final_high"]) == pytest.approx((20.0, 20.0, 20.0))
+    assert row["final_low"] < 0.48 < row["final_high"]
+    assert any("one seed" in note for note in found.notes)
+    # The clients of one modality set alone: two of `acc`, scored 0.12 and 0.36.
+    acc = the_row(found, sharing="local", modalities="acc")
+    assert (acc["final_low"], acc["final_high"]) == pytest.approx((0.12, 0.36))
+
+
+def test_a_baseline_of_zero_has_no_gain(make: Make) -> None:
+    found = compare(make([0.0], sharing="full-model"), make([0.5], sharing="local"))
+    row = the_row(found, sharing="local")
+    assert (row["gain_final"], row["num_pairs"], row["final"]) == (None, 0, 0.5)
+    assert "the baseline scores 0, so the gain has no meaning" in found.notes
+
+
+def test_other_keys_stay_as_they_are_in_a_pair(make: Make) -> None:
+    runs = [
+        make([score], **{"sharing": sharing, "model.fusion": {"kind": fusion, "dim": 8}})
+        for (sharing, fusion), score in {
+            ("full-model", "attention"): 0.4, ("full-model", "concat"): 0.5,
+            ("local", "attention"): 0.6, ("local", "concat"): 0.6,
+        }.items()
+    ]  # fmt: skip
+    found = compare(*runs)
+    assert found.keys == ("model.fusion.kind", "sharing")
+    gains = {row["model.fusion.kind"]: row["gain_final"] for row in found.table.to_dicts()
+             if row["sharing"] == "local" and row["modalities"] == ALL}  # fmt: skip
+    assert gains == pytest.approx({"attention": 50.0, "concat": 20.0})
+    averaged = the_row(compare(*runs, by=["sharing"]), sharing="local")
+    assert averaged["gain_final"] == pytest.approx(35.0)
+    fusions = compare(*runs, baseline={"model.fusion.kind": "concat"})
+    assert the_row(fusions, **{"sharing": "full-model", "model.fusion.kind": "attention"})["gain_final"] == (
+        pytest.approx(-20.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("manifest", "note"),
+    [
+        ({"data": {"fingerprint": "g", "partition": "p"}}, "had another data, so they are not paired"),
+        ({"data": {"fingerprint": "f", "partition": "q"}}, "had another partition, so they are not paired"),
+        ({}, "a run does not say which federation it had, so it is not paired"),
+    ],
+)
+def test_runs_on_other_federations_are_not_paired(manifest: dict[str, Any], note: str, make: Make) -> None:
+    found = compare(make([0.4], sharing="full-model"), make([0.5], sharing="local", manifest=manifest))
+    assert the_row(found, sharing="local")["gain_final"] is None
+    assert note in str(the_row(found, "runs", sharing="local")["note"])
+    assert any(note in each for each in found.notes)
+
+
+def test_a_seed_without_its_baseline_is_no_pair(make: Make) -> None:
+    found = compare(
+        make([0.4], sharing="full-model"), make([0.5], sharing="local"), make([0.9], sharing="local", seed=1)
+    )
+    row = the_row(found, sharing="local")
+    assert (row["num_seeds"], row["num_pairs"], row["gain_final"]) == (2, 1, pytest.approx(25.0))
+    assert any("seed 1: there is no finished run of the baseline" in note for note in found.notes)
+
+
+def test_scores_after_fine_tuning_are_measured_against_the_plain_baseline(small_scenario: Scenario) -> None:
+    tuned = small_scenario.override({"evaluation.fine_tune": {"every": 2}})
+    found = compare(*(simulate(tuned.override({"sharing": name})) for name in ("full-model", "local")))
+    assert found.keys == ("sharing", "scoring")
+    plain = the_row(found, sharing="full-model", scoring="plain")
+    fine = the_row(found, sharing="full-model", scoring="fine-tuned")
+    assert plain["gain_final"] is None
+    assert fine["gain_final"] == pytest.approx(100 * (fine["final"] / plain["final"] - 1))
+    assert the_row(found, sharing="local", scoring="plain")["gain_final"] is not None
+
+
+# --- which runs -----------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_have_not_finished_are_shown_and_not_used(make: Make) -> None:
+    failed = {**FEDERATION, "status": "failed", "error": {"message": "client 3, round 2: no luck\nhint: more of it"}}
+    found = compare(
+        make([0.4], sharing="full-model"), make([0.5], sharing="local"),
+        make([0.9], sharing="private-head", manifest=failed),
+        make([0.9], sharing="local", seed=1, manifest={"status": "interrupted"}),
+    )  # fmt: skip
+    assert [status for _, status in found.unused] == ["failed: client 3, round 2: no luck", "interrupted"]
+    assert {row["sharing"] for row in found.table.to_dicts()} == {"full-model", "local"}
+    assert the_row(found, sharing="local")["num_seeds"] == 1
+    assert the_row(found, "runs", sharing="private-head")["note"] == "not used: failed: client 3, round 2: no luck"
+
+
+def test_no_finished_run_at_all(make: Make) -> None:
+    found = compare(
+        *(make([0.4], sharing=name, manifest={"status": "interrupted"}) for name in ("full-model", "local"))
+    )
+    assert (found.table.height, found.runs.height) == (0, 2)
+    assert {"sharing", "final", "gain_best_high", "num_reached"} <= set(found.table.columns)
+    assert any("no run has finished" in line for line in printed(found))
+    for text in (formats.markdown(found, "final"), formats.latex(found, "final"), formats.csv(found)):
+        assert "sharing" in text
+
+
+def test_the_same_simulation_twice_counts_once_and_the_finished_one_is_used(make: Make) -> None:
+    found = compare(make([0.9], manifest={"status": "running"}), make([0.4]), make([0.4]))
+    assert the_row(found)["num_seeds"] == 1
+    assert found.unused == ()
+
+
+def test_runs_are_told_apart_by_what_differs_in_their_scenarios(make: Make) -> None:
+    found = compare(
+        make([0.4], **{"data.partition": {"kind": "dirichlet", "alpha": 5.0}}),
+        make([0.5], **{"data.partition": {"kind": "dirichlet", "alpha": 9.0}}),
+        make([0.6], **{"data.partition": {"kind": "iid"}, "training.batch_size": 8}),
+    )
+    # With one kind twice, the kind alone would not do.
+    assert set(found.keys) == {"data.partition", "training.batch_size"}
+    assert found.baseline == {}
+    assert the_row(found, **{"training.batch_size": "8"})["final"] == 0.6
+
+
+def test_scenarios_with_other_names_are_told_apart_by_name(make: Make) -> None:
+    found = compare(make([0.4]), make([0.5, 0.5], name="other"))
+    assert found.keys == ("name",)
+    assert found.labels == {"name": "scenario"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "acuracy"}, r"the metric is 'acuracy'; expected one of accuracy$"),
+        ({"baseline": {"sharing": "locl"}}, r"the baseline's sharing is 'locl'; expected one of full-model, local"),
+        ({"baseline": {"rounds": 3}}, r"rounds is the same in all runs; expected a key in which they differ: sharing"),
+        ({"by": ["rounds"]}, r"by is 'rounds'; expected keys in which the runs differ: sharing"),
+    ],
+)
+def test_what_cannot_be_compared(options: dict[str, Any], message: str, make: Make) -> None:
+    with pytest.raises(InputError, match=message):
+        compare(make([0.4], sharing="full-model"), make([0.5], sharing="local"), **options)
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there are no runs to compare"):
+        compare()
+    with pytest.raises(RunFolderError, match=r"nowhere: is no folder; expected the folder of a run or of a sweep"):
+        compare(tmp_path / "nowhere")
+    with pytest.raises(RunFolderError, match=r"has neither manifest\.json nor sweep\.json; expected the folder"):
+        compare(tmp_path)
+
+
+def test_a_score_that_is_not_finite_is_not_used(make: Make) -> None:
+    found = compare(make([0.5, math.inf], metric="loss"), metric="loss")
+    assert found.table.height == 0
+    assert any("ends with no finite loss" in note for note in found.notes)
+
+
+# --- formats --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paired(make: Make) -> Comparison:
+    pairs = ((0.4, 0.6), (0.5, 0.55))
+    runs = [make([score, score], seed=seed, sharing=name) for seed, pair in enumerate(pairs)
+            for name, score in zip(("full-model", "private-head-fusion"), pair, strict=True)]  # fmt: skip
+    return compare(*runs, target=0.55)
+
+
+def printed(comparison: Comparison, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    console.print(formats.terminal(comparison, "last5"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def test_the_terminal_of_80_columns(paired: Comparison) -> None:
+    lines = printed(paired)
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[0] == "accuracy in %; gain in % of last 5 over sharing full-model; 2 seeds"
+    # Scores 60 and 55: s = 3.5355, half = 12.706 * 3.5355 / sqrt(2) = 31.8. Gains +50 and +10: half 254.1.
+    words = [" ".join(line.split()) for line in lines]
+    assert "private-head-fusion 57.5 ± 31.8 57.5 ± 31.8 57.5 +30.0 ± 254.1" in words
+    assert "acc+gyro 28.7 ± 15.9 28.7 ± 15.9 28.7 +30.0 ± 254.1" in words
+    assert "private-head-fusion 1 200 B 10 B 2/2" in words
+    assert lines[-1].startswith("note: ")
+
+
+def test_one_seed_on_the_terminal(make: Make) -> None:
+    base, better = [0.1, 0.3, 0.5, 0.7, 0.4], [0.2, 0.3, 0.6, 0.7, 0.6]
+    found = compare(make([0.4], sharing="full-model", clients=base), make([0.48], sharing="local", clients=better))
+    lines = printed(found)
+    assert all(len(line) <= 80 for line in lines)
+    (line,) = (line for line in lines if line.startswith(" local "))
+    assert re.fullmatch(r" local +48\.0 +48\.0 +48\.0 +\+20\.0 \[\+\d+\.\d, \+\d+\.\d\]", line)
+
+
+def test_csv_and_json_read_back(paired: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(formats.csv(paired))))
+    expected = paired.table.to_dicts()
+    assert [float(row["final"]) for row in rows] == [row["final"] for row in expected]
+    assert [row["sharing"] for row in rows] == [row["sharing"] for row in expected]
+    tree = json.loads(formats.json_text(paired))
+    assert tree["table"] == expected
+    assert tree["runs"] == paired.runs.to_dicts()
+    assert (tree["metric"], tree["baseline"], tree["target"]) == ("accuracy", {"sharing": "full-model"}, 0.55)
+
+
+def test_markdown_reads_back(paired: Comparison) -> None:
+    lines = [line for line in formats.markdown(paired, "final").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {len(row) for row in cells} == {len(cells[0])}
+    assert cells[0] == [
+        "sharing", "modalities", "seeds", "final", "last 5", "best", "gain", "rounds to 55.0", "down", "up", "reached",
+    ]  # fmt: skip
+    row = next(row for row in cells if row[:2] == ["private-head-fusion", ALL])
+    assert row[2:7] == ["2", "57.5 ± 31.8", "57.5 ± 31.8", "57.5 ± 31.8", "+30.0 ± 254.1"]
+
+
+def test_latex_reads_back(paired: Comparison) -> None:
+    text = formats.latex(paired, "final")
+    assert text.count(r"\begin{tabular}{llrrrrrrrrr}") == text.count(r"\end{tabular}") == 1
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    rows = [line.removesuffix(r" \\").split(" & ") for line in body.strip().splitlines()]
+    assert {len(row) for row in rows} == {11}
+    assert next(row for row in rows if row[0] == "private-head-fusion")[3] == r"57.5 $\pm$ 31.8"
+    assert all(line.startswith("%") for line in text.split(r"\begin")[0].splitlines())
+
+
+def test_words_of_settings_are_escaped(make: Make) -> None:
+    runs = [make([0.4], **{"model.head": {"kind": "custom", "factory": f"my_mod:{name}"}}) for name in ("a_b", "c")]
+    text = formats.latex(compare(*runs), "final")
+    assert r"custom-my\_mod-a\_b" in text or r"my\_mod-a\_b" in text

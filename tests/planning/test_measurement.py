@@ -1,0 +1,154 @@
+"""Timing engines: what is chosen, what that leaves alone, and that a run with `auto` can be had again to the bit."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from blossom_ray import Run, Scenario, simulate
+from blossom_ray.client_host import ClientHost
+from blossom_ray.planning.measurement import ChunkProbe, _fastest, measured
+from blossom_ray.preparation import Preparation, prepare
+from blossom_ray.scenario.sections import EngineName
+
+SETS = ("acc", "acc+gyro", "gyro")
+MIXED: dict[str, EngineName] = {"acc": "vectorized", "acc+gyro": "sequential", "gyro": "sequential"}
+AUTO = {"training.engine": "auto"}
+
+
+@pytest.fixture
+def preparation(small_scenario: Scenario, tmp_path: Path) -> Preparation:
+    return prepare(small_scenario.override(AUTO), tmp_path)
+
+
+def timed(preparation: Preparation, **seconds: Mapping[EngineName, float]) -> Preparation:
+    """The preparation as if `acc`, `both` and `gyro` had been timed so."""
+    return replace(preparation, seconds_per_sample={name.replace("both", "acc+gyro"): t for name, t in seconds.items()})
+
+
+def test_every_set_gets_an_engine_and_the_times_that_it_follows_from(preparation: Preparation) -> None:
+    settled = measured(preparation)
+    engines = settled.scenario.training.engine
+    assert isinstance(engines, dict)
+    assert settled.plan.training is settled.scenario.training
+    assert tuple(engines) == tuple(settled.seconds_per_sample) == SETS
+    # One client of gyro alone: nothing to stack.
+    assert engines["gyro"] == "sequential"
+    assert set(settled.seconds_per_sample["gyro"]) == {"sequential"}
+    for name in ("acc", "acc+gyro"):
+        times = settled.seconds_per_sample[name]
+        assert engines[name] == min(times, key=times.__getitem__)
+        assert all(0 < seconds < 1 for seconds in times.values())
+    described: Any = settled.describe()
+    assert described["engines"] == engines
+
+
+def test_the_slower_engine_of_each_set_is_left(preparation: Preparation) -> None:
+    both: dict[EngineName, float] = {"sequential": 2.0, "vectorized": 1.0}
+    none: dict[EngineName, float] = {"sequential": 1.0, "vectorized": 1.1}
+    engines = _fastest(timed(preparation, acc=both, both=none, gyro={"sequential": 9.0}), num_workers=1)
+    assert engines == MIXED
+
+
+def test_a_set_is_not_stacked_where_that_would_leave_actors_idle(small_scenario: Scenario, tmp_path: Path) -> None:
+    """16 clients of one chunk: stacked they take 1.25 times less, but one of two actors computes them all."""
+    changes = {
+        "execution.chunk_size": 16,
+        "data.samples": 320,
+        "data.modalities": {"acc": {"shape": (8, 2)}},
+        "model.encoders": {"acc": {"kind": "mlp"}},
+        "clients": [{"count": 16, "modalities": ["acc"]}],
+    }
+    alone = prepare(small_scenario.override(AUTO | changes), tmp_path)
+    times: dict[EngineName, float] = {"sequential": 1.25, "vectorized": 1.0}
+    assert _fastest(timed(alone, acc=times), num_workers=1) == {"acc": "vectorized"}
+    assert _fastest(timed(alone, acc=times), num_workers=2) == {"acc": "sequential"}
+    assert _fastest(timed(alone, acc=times | {"sequential": 2.5}), num_workers=2) == {"acc": "vectorized"}
+
+
+def test_an_engine_that_is_named_is_neither_timed_nor_chosen_anew(preparation: Preparation) -> None:
+    forced = preparation.with_engines(dict.fromkeys(SETS, "sequential"))
+    assert measured(forced) is forced
+
+
+def test_several_sets_on_ray_are_timed_for_placement(small_scenario: Scenario, tmp_path: Path) -> None:
+    on_ray = prepare(small_scenario.override({"execution.runtime": "ray"}), tmp_path)
+    settled = measured(on_ray)
+    assert settled.scenario == on_ray.scenario
+    assert {name: set(times) for name, times in settled.seconds_per_sample.items()} == {s: {"sequential"} for s in SETS}
+    seconds = [settled.seconds_per_sample[profile.modality_set]["sequential"] for profile in on_ray.scenario.profiles()]
+    expected = [count * second for count, second in zip(on_ray.shards.num_train.tolist(), seconds, strict=True)]
+    assert settled.costs() == pytest.approx(expected)
+
+
+def test_without_times_a_client_costs_its_samples_times_its_modalities(preparation: Preparation) -> None:
+    num_train = preparation.shards.num_train.tolist()
+    assert preparation.costs() == [num_train[0], num_train[1], num_train[2], 2 * num_train[3], 2 * num_train[4]]
+
+
+def test_on_gpus_what_can_be_stacked_is_stacked_untimed(small_scenario: Scenario, tmp_path: Path) -> None:
+    gpu = {"execution.runtime": "ray", "execution.client_resources.num_gpus": 0.1}
+    settled = measured(prepare(small_scenario.override(AUTO | gpu), tmp_path))
+    assert settled.scenario.training.engine == {"acc": "vectorized", "acc+gyro": "vectorized", "gyro": "sequential"}
+    assert settled.seconds_per_sample == {}
+
+
+class Deadly(nn.Module):
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("settings", [AUTO, {"execution.runtime": "ray"}])
+def test_own_code_may_fail_or_hang_so_it_is_never_run_for_timing(
+    settings: dict[str, str], small_scenario: Scenario, tmp_path: Path
+) -> None:
+    own = {"model.head": {"kind": "custom", "factory": lambda *_: Deadly()}, "sharing": "full-model"}
+    settled = measured(prepare(small_scenario.override(settings | own), tmp_path))
+    engines = [settled.scenario.training.engine_of(name) for name in SETS]
+    assert engines == ["sequential"] * len(SETS)
+    assert settled.seconds_per_sample == {}
+    assert settled.costs()[3] == 2 * settled.shards.num_train[3]
+
+
+def test_evaluation_is_timed_by_the_same_probe(preparation: Preparation) -> None:
+    probe = ChunkProbe(preparation, "acc")
+    assert probe.engines == ("sequential", "vectorized")
+    assert all(0 < probe.evaluation_seconds(engine) < 1 for engine in probe.engines)
+
+
+def test_timing_changes_nothing_that_a_client_or_a_round_sees(small_scenario: Scenario, tmp_path: Path) -> None:
+    forced = small_scenario.override({"training.engine": MIXED})
+    untouched = prepare(forced, tmp_path / "one")
+    torch_state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    probed = prepare(forced, tmp_path / "two")
+    for name in SETS:
+        ChunkProbe(probed, name).training_seconds(MIXED[name])
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert torch.get_num_threads() == threads
+    digests = []
+    for preparation in (untouched, probed):
+        host = ClientHost(preparation.plan, preparation.population.profiles, preparation.open_shards())
+        digests.append(host.private_digest())
+        host.close()
+    assert digests[0] == digests[1]
+
+
+def test_the_run_folder_of_auto_gives_the_same_bits_again(small_scenario: Scenario, tmp_path: Path) -> None:
+    run = simulate(small_scenario.override(AUTO), out=tmp_path)
+    assert run.scenario.training.engine == run.manifest["engines"]
+    assert set(run.manifest["seconds_per_sample"]) == set(SETS)
+    again = simulate(run.scenario)
+    assert again.manifest["digest"] == run.manifest["digest"]
+    assert again.manifest["seconds_per_sample"] == {}
+    forced = simulate(small_scenario.override({"training.engine": run.manifest["engines"]}))
+    assert forced.manifest["digest"] == run.manifest["digest"]
+
+
+def test_a_run_in_memory_knows_what_it_has_chosen(small_scenario: Scenario) -> None:
+    run: Run = simulate(small_scenario.override(AUTO))
+    assert run.scenario.training.engine == run.manifest["engines"]

@@ -1,0 +1,150 @@
+"""Stacks on a device with little memory: measured, tried in halves, and with the same results."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_vectorized import ENCODERS, assert_same_result, make_tasks, training, workspace
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from blossom_ray.errors import ClientError
+from blossom_ray.models.workspace import Workspace
+from blossom_ray.training.engine import StackedEngine
+from blossom_ray.training.local_training import LocalResult
+from blossom_ray.training.vectorized import ClientTask, VectorizedEngine
+from blossom_ray.training.vectorized.stack_size import StackSize
+
+ROUND: dict[str, Any] = {"learning_rate": 0.1, "seed": 0, "round_index": 1}
+SIZES = (9, 4, 11, 7, 9, 3, 5, 8)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+class SmallMemory(TorchDispatchMode):
+    """A device on which no tensor has room for more than `most` values."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.num_refused = most, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() > self.most:
+            self.num_refused += 1
+            raise torch.OutOfMemoryError(f"{result.numel()} values")
+        return result
+
+
+class WatchedMemory:
+    """A device with so many bytes, of which each client of a stack takes the same."""
+
+    def __init__(self, free: int, peak: int) -> None:
+        self.free, self.peak = free, peak
+        self.calls: list[str] = []
+
+    def reset_peak(self) -> None:
+        self.calls.append("reset")
+
+    def peak_bytes(self) -> int:
+        return self.peak
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def release(self) -> None:
+        self.calls.append("release")
+
+
+def largest_tensor(space: Workspace, tasks: Sequence[ClientTask]) -> int:
+    """Values of the largest tensor that training these at once makes."""
+    low, high = 1, 2**24
+    while low < high:
+        middle = (low + high) // 2
+        engine = VectorizedEngine(space, capacity=len(tasks))
+        with SmallMemory(middle) as memory, suppress(torch.OutOfMemoryError):
+            engine.train(tasks, training(), **ROUND)
+        low, high = (middle + 1, high) if memory.num_refused else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv-gru"])
+def test_a_stack_that_does_not_fit_is_halved_and_the_results_are_the_same(kind: str) -> None:
+    space = workspace(ENCODERS[kind], head={"kind": "mlp", "hidden": [6], "norm": "batch", "dropout": 0.3})
+    tasks = make_tasks(space, SIZES)
+    expected = VectorizedEngine(space).train(tasks, training(), **ROUND)
+    engine = VectorizedEngine(space)
+    # Room for half of the clients, but not for one more.
+    with SmallMemory(largest_tensor(space, sorted(tasks, key=lambda t: -len(t.labels))[:4])) as memory:
+        found = engine.train(tasks, training(), **ROUND)
+        assert memory.num_refused == 1
+        again = engine.train(tasks, training(), **ROUND)
+        scored = engine.evaluate(tasks, batch_size=4)
+        assert memory.num_refused == 1
+    for one, two, other in zip(found, again, expected, strict=True):
+        assert_same_result(one, other)
+        assert_same_bits(one, two)
+    for one, other in zip(scored, VectorizedEngine(space).evaluate(tasks, batch_size=4), strict=True):
+        assert one.num_examples == other.num_examples
+        assert one.loss_sum == pytest.approx(other.loss_sum, rel=1e-6)
+
+
+def assert_same_bits(found: LocalResult, expected: LocalResult) -> None:
+    assert found.loss == expected.loss
+    for name, values in expected.blocks.items():
+        np.testing.assert_array_equal(found.blocks[name], values)
+
+
+def test_one_client_that_does_not_fit_is_an_error_that_says_what_helps() -> None:
+    space = workspace()
+    engine = StackedEngine(space)
+    with SmallMemory(8), pytest.raises(ClientError, match="OutOfMemoryError") as caught:
+        engine.train(make_tasks(space, (5, 4)), training(), **ROUND)
+    assert "training.batch_size" in caught.value.hint
+
+
+def test_the_first_stack_tells_how_many_clients_fit() -> None:
+    memory = WatchedMemory(free=1000, peak=80)
+    size = StackSize(4, memory)
+    size.watch()
+    size.learn(4)
+    # 20 bytes each, four fifths of 1000 bytes: 40 clients.
+    assert size.limit == 40
+    memory.peak = 8000
+    size.watch()
+    size.learn(40)
+    assert (size.limit, memory.calls) == (40, ["reset"])
+
+
+def test_a_size_that_did_not_fit_is_not_tried_again() -> None:
+    memory = WatchedMemory(free=10**9, peak=1)
+    size = StackSize(32, memory)
+    size.halve(9)
+    size.watch()
+    size.learn(4)
+    assert (size.limit, memory.calls) == (4, ["release"])
+    unwatched = StackSize(32, None)
+    unwatched.watch()
+    unwatched.learn(32)
+    assert unwatched.limit == 32
+
+
+def test_an_engine_stacks_as_many_as_it_has_measured() -> None:
+    space = workspace()
+    tasks = make_tasks(space, SIZES)
+    engine = VectorizedEngine(space, capacity=2, memory=WatchedMemory(free=100, peak=20))
+    # Two clients take 20 bytes, so eight fit into four fifths of 100.
+    found = engine.train(tasks, training(), **ROUND)
+    assert engine._size.limit == 8
+    for one, other in zip(found, VectorizedEngine(space).train(tasks, training(), **ROUND), strict=True):
+        assert_same_result(one, other)
