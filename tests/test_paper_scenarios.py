@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +10,9 @@ from types import ModuleType
 import pytest
 from conftest import REPOSITORY
 
-from blossom_ray import Scenario, compare, simulate, sweep
+from blossom_ray import Scenario, Sweep, compare, simulate, sweep
 from blossom_ray.api import check_runnable
+from blossom_ray.scenario.overrides import parse_assignment
 from blossom_ray.scenario.reader import inspect_scenario
 
 FOLDER = REPOSITORY / "scenarios" / "paper"
@@ -91,3 +93,43 @@ def test_the_tables_show_what_compare_finds(
     assert gains_at_20[1:2] + gains_at_60[1:2] == ["20", "60"]
     assert gains_at_60[-1].startswith(f"{local['gain_last5']:+.1f} ± ")
     assert gains_at_60[-1].endswith("(2 seeds)")
+
+
+def test_the_list_of_cells_has_a_command_that_repeats_each(
+    tmp_path: Path, small_uci_har: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Scenario.load(FOLDER / "uci-har_iid_5-5-0.yaml", {"data.path": str(small_uci_har), "rounds": 1})
+    folder = tmp_path / "sweeps" / "any name"
+    settings = {"sharing": ["full-model", "local"]}
+    for _ in sweep(
+        base.override({"model.fusion.kind": "concat", "execution.runtime": "local"}),
+        vary=settings,
+        seeds=[3],
+        out=folder,
+        jobs=1,
+    ):
+        pass
+    monkeypatch.setattr("sys.argv", ["cells.py", str(folder.parent)])
+    imported("cells", monkeypatch).main()
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+
+    assert [(row["sharing"], row["seed"], row["rounds"], row["fusion"]) for row in rows] == [
+        ("full-model", "3", "1", "concat"), ("local", "3", "1", "concat"),
+    ]  # fmt: skip
+    for row, run in zip(rows, Sweep.open(folder).runs.values(), strict=True):
+        assert row["accuracy"] == f"{run.rounds['accuracy'][-1]:.4f}"
+        assert row["fine_tuned"] == f"{run.rounds['fine_tuned/accuracy'][-1]:.4f}"
+        words = row["command"].replace("PATH", str(small_uci_har)).split()
+        assert words[:2] == ["blossom-ray", "simulate"]
+        overrides = dict(parse_assignment(word) for word in words if "=" in word)
+        assert words[-2] == "--seed"
+        again = Scenario.load(REPOSITORY / words[2], overrides | {"seed": int(words[-1]), "execution.runtime": "local"})
+        assert simulate(again).manifest["digest"]["shared"] == row["shared_digest"]
+
+
+def test_a_cell_that_no_command_repeats_is_named(
+    tmp_path: Path, small_uci_har: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {"data.path": str(small_uci_har), "training.optimizer.lr": 0.5}
+    with pytest.raises(SystemExit, match=r"differs from uci-har_iid_5-5-0\.yaml in more than rounds"):
+        imported("cells", monkeypatch).command(Scenario.load(FOLDER / "uci-har_iid_5-5-0.yaml", changed))
