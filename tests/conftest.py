@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ from blossom_ray.scenario import Scenario
 
 REPOSITORY = Path(__file__).parent.parent
 UCI_HAR_ZIP = REPOSITORY.parent / "shared" / "data" / "UCI-HAR" / "UCI HAR Dataset.zip"
+
+# A shell without job control starts what it puts into the background with Ctrl-C ignored, and children inherit that:
+# the commands that tests interrupt would not hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
