@@ -21,7 +21,7 @@ from blossom_ray import Run, Scenario, Sweep
 from blossom_ray.sweeps.folder import is_sweep
 
 HERE = Path(__file__).parent
-VARIED = ("rounds", "model.fusion.kind", "sharing")
+VARIED = ("rounds", "model.fusion.kind", "model.norm_statistics", "sharing")
 """What a cell may set to other values than its file, apart from the seed and the path of the data."""
 
 NUM_LAST = 5
@@ -47,6 +47,7 @@ def line(run: Run) -> dict[str, object]:
     return {
         "case": scenario.name,
         "fusion": scenario.model.fusion.kind,
+        "norm_statistics": scenario.model.norm_statistics,
         "rounds": scenario.rounds,
         "sharing": scenario.sharing,
         "seed": scenario.seed,
