@@ -10,7 +10,7 @@ import numpy as np
 
 from blossom_ray import server_optimizer
 from blossom_ray.aggregation import Total
-from blossom_ray.blocks import BlockInstance, ClientProfile
+from blossom_ray.blocks import FUSION, HEAD, BlockInstance, ClientProfile
 from blossom_ray.client import ClientPlan, SentBlock
 from blossom_ray.custom_server_optimizer import OptimizerState
 from blossom_ray.scenario.sections import ServerOptimizer
@@ -75,6 +75,30 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
                 server_optimizer.init(section, num_parameters),
             )
     return Server({instance: blocks[instance] for instance in sorted(blocks)})
+
+
+def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[ClientProfile]) -> tuple[BlockInstance, ...]:
+    """Instances of fusion and head whose running statistics are averaged over clients of different modality sets.
+
+    Such clients are scored with statistics that are nobody's own (docs/results/paper-grid.md). Encoders see one
+    modality, whoever holds them.
+
+    Args:
+        server: The untrained server.
+        plan: What every client goes by.
+        profiles: The clients, or one of each modality set and group.
+    """
+    senders: dict[BlockInstance, set[tuple[str, ...]]] = {}
+    for profile in profiles:
+        for instance in plan.returned_blocks(profile):
+            senders.setdefault(instance, set()).add(profile.modalities)
+    return tuple(
+        instance
+        for instance, block in server.blocks.items()
+        if instance.name in (FUSION, HEAD)
+        and block.sent.values.size > block.num_parameters
+        and len(senders.get(instance, ())) > 1
+    )
 
 
 def server_step(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
-from blossom_ray.blocks import CENTRAL
+from blossom_ray.blocks import CENTRAL, BlockInstance
 from blossom_ray.checkpoint import CheckpointStore, Session, check_compatible
 from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.records import RoundRecord
@@ -17,7 +17,7 @@ from blossom_ray.rounds import evaluate_round, round_record, train_round
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.scenario import Scenario
 from blossom_ray.schedule import learning_rate
-from blossom_ray.server import Server, initial_server, server_step
+from blossom_ray.server import Server, initial_server, mixed_statistics, server_step
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,10 @@ def run(
     if scenario.sharing == CENTRAL:
         runtime = CentralRuntime(preparation, runtime)
     try:
-        server = initial_server(preparation.plan, preparation.population.representatives(), scenario.server.optimizer)
+        profiles = preparation.population.representatives()
+        server = initial_server(preparation.plan, profiles, scenario.server.optimizer)
+        mixed = () if scenario.sharing == CENTRAL else mixed_statistics(server, preparation.plan, profiles)
+        advice = [_statistics_note(instance) for instance in mixed]
         parameters = {str(instance): block.num_parameters for instance, block in server.blocks.items()}
         first_round, notes = 0, tuple[str, ...]()
         if store is not None and session.resume_at_most is not None:
@@ -79,7 +82,7 @@ def run(
                 runtime.restore(checkpoint)
                 first_round = checkpoint.round_index + 1
         facts = {**preparation.describe(), **runtime.describe(), "parameters": parameters}
-        yield RunInfo({**facts, "first_round": first_round, "notes": list(notes)})
+        yield RunInfo({**facts, "first_round": first_round, "notes": [*notes, *advice]})
         writer = _CheckpointWriter(store, preparation, runtime)
         for record, new_server in run_rounds(preparation, runtime, server, first_round):
             server = new_server
@@ -96,11 +99,18 @@ def run(
         entries = {"digest": {"shared": server.digest(), "private": private}, **runtime.describe()}
         # No round's record has room for what goes wrong after the last one.
         late = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in runtime.take_failures()]
-        yield RunInfo({**entries, "notes": [*notes, *late]})
+        yield RunInfo({**entries, "notes": [*notes, *advice, *late]})
     finally:
         runtime.close()
         if store is not None:
             store.abandon()
+
+
+def _statistics_note(instance: BlockInstance) -> str:
+    return (
+        f"{instance}: running statistics of normalisation are averaged over clients of different modality sets, which "
+        "can spoil their scores; model.norm_statistics: local keeps them apart"
+    )
 
 
 def run_rounds(

@@ -120,3 +120,27 @@ def test_every_server_optimizer_runs(small_scenario: Scenario, kind: str) -> Non
 def test_learning_is_possible(small_scenario: Scenario) -> None:
     result = run(small_scenario, rounds=15, data__samples=600)
     assert result.final["accuracy"] > 0.8 > result.rounds["accuracy"][0]
+
+
+BATCH_NORM: dict[str, Any] = {"model.head": {"kind": "mlp", "hidden": [8], "norm": "batch"}}
+ONE_SET = [{"count": 2, "modalities": ["acc", "gyro"]}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "blocks"),
+    [
+        (BATCH_NORM | {"sharing": "full-model"}, ["head"]),
+        (BATCH_NORM | {"sharing": "full-model", "model.norm_statistics": "local"}, []),
+        (BATCH_NORM | {"sharing": "private-head"}, []),
+        (BATCH_NORM | {"sharing": {"encoder/*": "shared", "fusion": "shared", "head": "same-modalities"}}, []),
+        (BATCH_NORM | {"sharing": "full-model", "clients": ONE_SET}, []),
+        (BATCH_NORM | {"sharing": "central"}, []),
+        ({"sharing": "full-model"}, []),
+    ],
+)
+def test_a_run_notes_where_statistics_of_different_modality_sets_are_averaged(
+    small_scenario: Scenario, changes: dict[str, Any], blocks: list[str]
+) -> None:
+    notes = simulate(small_scenario.override(changes)).manifest["notes"]
+    assert [note.partition(":")[0] for note in notes] == blocks
+    assert all("model.norm_statistics: local" in note for note in notes)

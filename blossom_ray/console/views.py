@@ -113,6 +113,7 @@ def final_summary(run: Run) -> RenderableType:
     down, up, seconds = rounds.select(pl.col("bytes_down", "bytes_up", "seconds").sum()).row(0)
     traffic.add_row("all blocks", "", format_bytes(down), format_bytes(up))
     parts += [traffic, Text(f"{format_seconds(seconds)} for {rounds.height} rounds, round 0 included")]
+    parts += [Text(f"note: {note}") for note in run.manifest.get("notes", ())]
     if run.path is not None:
         parts.append(Text(str(run.path), overflow="fold"))
     return Group(*parts)

@@ -335,6 +335,12 @@ def test_final_summary():
     assert words[-1] == "2 min 01 s for 3 rounds, round 0 included"
 
 
+def test_final_summary_ends_with_what_the_run_noted():
+    console = make_console()
+    console.print(final_summary(Run.from_records((), make_scenario(), PROFILES, {"notes": ["head: look twice"]})))
+    assert printed(console).rstrip().endswith("note: head: look twice")
+
+
 def test_final_summary_of_a_run_without_rounds():
     console = make_console()
     console.print(final_summary(Run.from_records((), make_scenario(), PROFILES, {"status": "failed"})))
