@@ -15,16 +15,13 @@ import csv
 import sys
 from pathlib import Path
 
-import polars as pl
-
 from blossom_ray import Run, Scenario, Sweep
+from blossom_ray.comparison.run_scores import run_scores
 from blossom_ray.sweeps.folder import is_sweep
 
 HERE = Path(__file__).parent
 VARIED = ("rounds", "model.fusion.kind", "model.norm_statistics", "sharing")
 """What a cell may set to other values than its file, apart from the seed and the path of the data."""
-
-NUM_LAST = 5
 
 
 def main() -> None:
@@ -51,18 +48,19 @@ def line(run: Run) -> dict[str, object]:
         "rounds": scenario.rounds,
         "sharing": scenario.sharing,
         "seed": scenario.seed,
-        "accuracy": last(run, "accuracy", NUM_LAST),
-        "macro_f1_present": last(run, "macro_f1_present", NUM_LAST),
-        "fine_tuned": last(run, "fine_tuned/accuracy", 1),
+        "accuracy": score(run, "accuracy", "last5"),
+        "macro_f1_present": score(run, "macro_f1_present", "last5"),
+        "fine_tuned": score(run, "fine_tuned/accuracy", "final"),
         "shared_digest": digest["shared"],
         "private_digest": digest["private"],
         "command": command(scenario),
     }
 
 
-def last(run: Run, metric: str, count: int) -> str:
-    """Mean of a metric over the last rounds that were scored with it, without round 0, which trains nothing."""
-    return f"{run.rounds.filter(pl.col('round') > 0)[metric].drop_nulls().tail(count).mean():.4f}"
+def score(run: Run, metric: str, summary: str) -> str:
+    """A score as `compare` summarises it; empty where the run has none."""
+    found = run_scores(run, metric, lower_is_better=False, target=None)
+    return "" if found is None else f"{found.values[summary]:.4f}"
 
 
 def command(scenario: Scenario) -> str:
