@@ -25,6 +25,7 @@ from blossom_ray.records import RoundRecord
 from blossom_ray.results.table_files import TableStream, in_memory_tables, read_table
 from blossom_ray.results.tables import ROUND_COLUMNS, TABLES, table_rows
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.reader import recorded_scenario
 from blossom_ray.storage import replacing, writing
 
 if TYPE_CHECKING:
@@ -251,14 +252,14 @@ class Run:
 
     @property
     def scenario(self) -> Scenario:
-        """The resolved scenario.
+        """The resolved scenario. Its data need not lie where they lay during the run.
 
         Raises:
             ScenarioError: `scenario.yaml` is missing or was changed into something that cannot be run.
         """
         if self._scenario is None:
             assert self.path is not None, "a run in memory has its scenario"
-            self._scenario = Scenario.load(self.path / SCENARIO_FILE)
+            self._scenario = recorded_scenario(self.path / SCENARIO_FILE)
         return self._scenario
 
     @property

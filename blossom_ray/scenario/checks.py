@@ -77,6 +77,18 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
+def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
+    """What a run needs on this machine and does not find; the scenario of a run that is over does without.
+
+    Args:
+        sections: As for `cross_problems`.
+    """
+    data = sections.get("data")
+    if not isinstance(data, spec.Downloaded | spec.TableData) or data.path is None or _exists(data.path):
+        return []
+    return [Finding("data.path", f"{shown(data.path)}, which does not exist", DATASETS[data.dataset].download)]
+
+
 def input_shapes(data: spec.Data, modalities: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Shape of one sample by modality, where the scenario alone tells it."""
     match data:
@@ -94,15 +106,9 @@ def input_shapes(data: spec.Data, modalities: Iterable[str]) -> dict[str, tuple[
 def _data(data: spec.Data) -> Iterator[Finding]:
     if isinstance(data, spec.SyntheticData):
         yield from _synthetic(data)
-    if isinstance(data, spec.Downloaded):
+    if isinstance(data, spec.Downloaded) and data.path is None:
         facts = DATASETS[data.dataset]
-        if data.path is None:
-            yield Finding("data.path", "is null", f"{facts.download}; get it from {facts.page}")
-        elif not _exists(data.path):
-            yield Finding("data.path", f"{shown(data.path)}, which does not exist", facts.download)
-    if isinstance(data, spec.TableData) and not _exists(data.path):
-        found = f"{shown(data.path)}, which does not exist"
-        yield Finding("data.path", found, DATASETS[data.dataset].download)
+        yield Finding("data.path", "is null", f"{facts.download}; get it from {facts.page}")
 
 
 def _task(data: spec.Data, task: Task) -> Iterator[Finding]:

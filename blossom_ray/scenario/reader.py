@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError, create_model
 
 from blossom_ray.errors import Problem, ScenarioError
-from blossom_ray.scenario.checks import cross_problems
+from blossom_ray.scenario.checks import cross_problems, missing_data
 from blossom_ray.scenario.compat import filled
 from blossom_ray.scenario.messages import findings
 from blossom_ray.scenario.model import Scenario
@@ -74,6 +74,15 @@ def read_scenario(path: str | Path, overrides: Mapping[str, Any]) -> Scenario:
     return _scenario_or_raise(inspect_scenario(path, overrides))
 
 
+def recorded_scenario(path: Path) -> Scenario:
+    """The scenario in a run's folder. The run is read wherever it lies: its data need not be there.
+
+    Raises:
+        ScenarioError: With every problem found, each with file, line and path.
+    """
+    return _scenario_or_raise(inspect_scenario(path, with_data=False))
+
+
 def override_scenario(
     scenario: Scenario, values: Mapping[str, Any], sources: Mapping[str, str] | None = None
 ) -> Scenario:
@@ -99,6 +108,8 @@ def inspect_scenario(
     path: str | Path,
     overrides: Mapping[str, Any] | None = None,
     sources: Mapping[str, str] | None = None,
+    *,
+    with_data: bool = True,
 ) -> Reading:
     """Read and check a scenario file; wrong content is reported, never raised.
 
@@ -106,6 +117,7 @@ def inspect_scenario(
         path: The file, or the name of a packaged scenario. Problems name it as it is written here.
         overrides: Value by dotted path, applied before the checks: see `apply_overrides`.
         sources: Where an override came from, by its path, such as `--seed`; default `override`.
+        with_data: Whether the data's path must exist.
     """
     overrides = overrides or {}
     labels = {key: (sources or {}).get(key, _OVERRIDE) for key in overrides}
@@ -122,7 +134,7 @@ def inspect_scenario(
         wrong = "is empty" if tree is None else shown(tree)
         finding = Finding("", wrong, accepted(Hint(Scenario)))
         return Reading(None, (*problems, places.problem(finding)), {}, places)
-    return _checked(tree, places, overrides, problems)
+    return _checked(tree, places, overrides, problems, with_data=with_data)
 
 
 def _scenario_or_raise(reading: Reading) -> Scenario:
@@ -157,7 +169,12 @@ def _unreadable(found: str, other: str = "") -> Document:
 
 
 def _checked(
-    tree: Mapping[str, Any], places: _Places, overrides: Mapping[str, Any], problems: tuple[Problem, ...]
+    tree: Mapping[str, Any],
+    places: _Places,
+    overrides: Mapping[str, Any],
+    problems: tuple[Problem, ...],
+    *,
+    with_data: bool = True,
 ) -> Reading:
     changed, found = apply_overrides(tree, overrides)
     changed = filled(changed)
@@ -170,6 +187,8 @@ def _checked(
         found += findings(errors[:_MAX_PROBLEMS], Scenario)
         sections = _right_sections(changed, {str(detail["loc"][0]) for detail in errors if detail["loc"]})
     found += cross_problems(sections)
+    if with_data:
+        found += missing_data(sections)
     problems = (*problems, *(places.problem(finding) for finding in dict.fromkeys(found)))
     in_order = tuple(sorted(problems, key=lambda problem: (problem.source is not None, problem.line or 0)))
     return Reading(None if problems else scenario, in_order[:_MAX_PROBLEMS], sections, places)

@@ -1,15 +1,18 @@
 import json
 import re
 from datetime import datetime
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import REPOSITORY
 from polars.testing import assert_frame_equal
 
+from blossom_ray import simulate
 from blossom_ray.blocks import BlockInstance, ClientProfile, Scope
-from blossom_ray.errors import RunFolderError
+from blossom_ray.errors import RunFolderError, ScenarioError
 from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
 from blossom_ray.results.run import Run, RunWriter, new_run_folder
 from blossom_ray.scenario import Scenario
@@ -408,3 +411,17 @@ def test_a_manifest_nested_too_deeply(tmp_path):
     (tmp_path / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(RunFolderError, match="cannot be read"):
         Run.open(tmp_path)
+
+
+def test_a_run_is_read_where_its_data_are_not(small_uci_har: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.zip"
+    data.write_bytes(small_uci_har.read_bytes())
+    path = REPOSITORY / "scenarios" / "paper" / "uci-har_iid_5-5-0.yaml"
+    scenario = Scenario.load(path, {"data.path": str(data), "rounds": 1, "execution.runtime": "local"})
+    folder = tmp_path / "run"
+    simulate(scenario, out=folder)
+    data.unlink()
+    (run,) = [Run.open(place.parent) for place in folder.rglob("manifest.json")]
+    assert run.scenario == scenario
+    with pytest.raises(ScenarioError, match=r"data\.path is .*, which does not exist"):
+        run.scenario.override({"rounds": 2})
