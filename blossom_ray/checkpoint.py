@@ -271,8 +271,8 @@ def check_compatible(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
     recorded = {name: checkpoint.index.get(name) for name in facts}
     found = differences(recorded, json.loads(json.dumps(facts)))
     if found:
-        listed = "\n".join(f"  {difference}" for difference in found)
-        raise RunFolderError(f"{checkpoint.folder}: belongs to another run:\n{listed}")
+        listed = (f"  {difference}" for difference in found)
+        raise RunFolderError(f"{checkpoint.folder}: belongs to another run:", *listed)
 
 
 def differences(recorded: Mapping[str, Any], present: Mapping[str, Any], path: str = "") -> list[str]:

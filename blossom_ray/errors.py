@@ -19,11 +19,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from blossom_ray.text import brief, printable
+
 
 class BlossomError(Exception):
-    """The root of the tree. `exit_code` is what the command line returns for it."""
+    """The root of the tree. Its arguments are lines of text; names in them that hold a line break do not make two.
+
+    `exit_code` is what the command line returns for it.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class InputError(BlossomError):
@@ -55,12 +63,12 @@ class Problem:
     note: str | None = None
 
     def __str__(self) -> str:
-        place = self.source or self.file or "scenario"
+        place = brief(self.source) if self.source else self.file or "scenario"
         if self.line is not None and self.source is None:
             place += f":{self.line}"
-        subject = f"{self.path} {self.found}".strip()
+        subject = f"{brief(self.path)} {self.found}".strip()
         note = f" ({self.note})" if self.note else ""
-        return f"{place}: {subject}; expected {self.expected}{note}"
+        return printable(f"{place}: {subject}; expected {self.expected}{note}")
 
 
 class ScenarioError(InputError):
@@ -95,7 +103,9 @@ class RunError(BlossomError):
         self.cause, self.hint = cause, hint
 
     def __str__(self) -> str:
-        return f"{self.cause}\nhint: {self.hint}" if self.hint else self.cause
+        # What a process printed, or several things that can be done, stand on lines of their own.
+        hint = printable(self.hint, keep="\n")
+        return "\n".join([printable(self.cause), *([f"hint: {hint}"] if hint else [])])
 
 
 class ClientError(RunError):

@@ -70,6 +70,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """The console script ends its process, and leaves signals to what is then left of it."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.fixture
 def small_scenario() -> Scenario:
     """Five clients over two modalities that run in a fraction of a second, in this process."""

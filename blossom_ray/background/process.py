@@ -26,6 +26,7 @@ from blossom_ray.errors import BlossomError, InputError, RunError
 from blossom_ray.results.run import MANIFEST_FILE, locked
 from blossom_ray.scenario import Scenario
 from blossom_ray.storage import replacing, writing
+from blossom_ray.text import printable
 from blossom_ray.tracking import Target, Tracking
 
 PROCESS_FILE = "process.json"
@@ -126,7 +127,7 @@ def _no_beginning(printed: str) -> RunError:
     if messages:
         cause, _, hint = messages[-1].partition("\nhint: ")
         return RunError(cause, hint)
-    return RunError(f"the process of the run ended before the run began; it printed: {printed or 'nothing'}")
+    return RunError("the process of the run ended before the run began", f"it printed: {printed or 'nothing'}")
 
 
 def _entry(folder: Path) -> tuple[int, str] | None:
@@ -171,4 +172,4 @@ def main() -> None:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message, keep="\n"), file=sys.stderr, flush=True)

@@ -1,12 +1,23 @@
-"""The `blossom-ray` command: puts a scenario, a runtime and a view together. One module per group of commands."""
+"""The `blossom-ray` command: puts a scenario, a runtime and a view together. One module per group of commands.
+
+Nothing is imported here but what hears Ctrl-C, so that it is heard while the rest is imported.
+"""
 
 from __future__ import annotations
 
-from blossom_ray.cli.app import app, main
+from typing import TYPE_CHECKING, Any
 
-# In the order of --help.
-from blossom_ray.cli import init, runs, background, plan, scenarios, sweeps, report, cluster, data, doctor  # isort: skip
+from blossom_ray.cli.entry import main
 
-__all__ = [
-    "app", "background", "cluster", "data", "doctor", "init", "main", "plan", "report", "runs", "scenarios", "sweeps",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from blossom_ray.cli.commands import app
+
+__all__ = ["app", "main"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from blossom_ray.cli import commands
+
+        return commands.app
+    raise AttributeError(f"module 'blossom_ray.cli' has no attribute {name!r}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from blossom_ray.cli import completion
-from blossom_ray.cli.app import Json, app
-from blossom_ray.cli.output import fail, print_json
+from blossom_ray.cli.options import Json, app
+from blossom_ray.cli.output import fail, print_json, say
 from blossom_ray.cli.round_json import round_json
 from blossom_ray.errors import RunError
 
@@ -41,22 +41,23 @@ def detached(
         print_json({"run": str(folder), "pid": pid})
         return
     quoted = shlex.quote(str(folder))
-    print(f"{folder} goes on in process {pid}")
-    print(f"watch it: blossom-ray attach {quoted}")
-    print(f"end it:   blossom-ray stop {quoted}")
+    say(
+        f"{folder} goes on in process {pid}",
+        f"watch it: blossom-ray attach {quoted}",
+        f"end it:   blossom-ray stop {quoted}",
+    )
 
 
 @app.command(epilog="Example: blossom-ray attach runs/quickstart/20261123T120000Z-4f1c")
 def attach(run: RunFolder, as_json: Json = False) -> None:
     """Watch a run that goes on elsewhere, from its first round to its result. Ctrl-C ends the watching alone."""
-    from rich.console import Console
-
     from blossom_ray.background.attachment import followed
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.console.views import choose_view, final_summary
     from blossom_ray.results.run import Run
 
     scenario = Run.open(run).scenario
-    console = Console()
+    console = terminal()
     try:
         with closing(followed(run)) as records:
             if as_json:
@@ -81,7 +82,7 @@ def stop_run(run: BackgroundRun) -> None:
     """End a run that --detach has started, after the round in progress and with a checkpoint. Twice ends it at once."""
     from blossom_ray.background.process import stop
 
-    print(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
+    say(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
 
 
 def _leave(run: Path) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blossom_ray.cli.app import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.loading import load_scenario
-from blossom_ray.cli.output import fail, print_json
+from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.output import fail, print_json, say, say_log
 from blossom_ray.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -96,9 +95,11 @@ def submit(
         print_json({"job": job_id, "address": jobs.address, "bytes": packed.num_bytes, "files": len(packed.files)})
     else:
         parts = ", ".join(f"{kind} {size / 2**20:.2f}" for kind, size in packed.sizes.items())
-        print(f"job {job_id} at {jobs.address}; it took {packed.num_bytes / 2**20:.2f} MiB along ({parts})")
-        print(f"watch it:      blossom-ray jobs logs {job_id} --follow --address {jobs.address}")
-        print(f"bring it home: blossom-ray jobs fetch {job_id} --address {jobs.address}", flush=True)
+        say(
+            f"job {job_id} at {jobs.address}; it took {packed.num_bytes / 2**20:.2f} MiB along ({parts})",
+            f"watch it:      blossom-ray jobs logs {job_id} --follow --address {jobs.address}",
+            f"bring it home: blossom-ray jobs fetch {job_id} --address {jobs.address}",
+        )
     if follow:
         _follow(jobs, job_id)
 
@@ -126,9 +127,9 @@ def list_jobs(
             if job.ended is not None:
                 parts.append(format_seconds(job.ended - job.started))
         parts += [f"{key} {job.metadata[key]}" for key in ("scenario", "seed", "rounds") if key in job.metadata]
-        print("  ".join(parts))
+        say("  ".join(parts))
     if not found and not as_json:
-        print("no jobs")
+        say("no jobs")
 
 
 @jobs_app.command(epilog="Example: blossom-ray jobs logs quickstart-1f0c9a3e --follow --address http://head:8265")
@@ -145,7 +146,7 @@ def logs(
     if follow:
         _follow(jobs, job)
     else:
-        print(jobs.logs(job), end="")
+        say_log(jobs.logs(job))
 
 
 @jobs_app.command(epilog="Example: blossom-ray jobs stop quickstart-1f0c9a3e --address http://head:8265")
@@ -154,7 +155,7 @@ def stop(job: JobId, address: JobsAddress = None) -> None:
     from blossom_ray.submission.jobs import Jobs
 
     jobs = Jobs(address)
-    print(f"{job}: asked to end" if jobs.stop(job) else f"{job}: has ended already ({jobs.get(job).status})")
+    say(f"{job}: asked to end" if jobs.stop(job) else f"{job}: has ended already ({jobs.get(job).status})")
 
 
 @jobs_app.command(epilog="Example: blossom-ray jobs fetch quickstart-1f0c9a3e --address http://head:8265")
@@ -178,20 +179,15 @@ def fetch(
         if as_json:
             print_json({"run": str(folder), "status": status})
         else:
-            print(f"{folder}: {status}")
+            say(f"{folder}: {status}")
 
 
 def _follow(jobs: Jobs, job_id: str) -> None:
     """Show what a job prints until it ends, and end with its success."""
     with _leaving(jobs, job_id):
-        job: Job = jobs.follow(job_id, _show)
+        job: Job = jobs.follow(job_id, say_log)
     if job.status != "SUCCEEDED":
         raise RunError(f"job {job_id} ended as {job.status}: {job.message.partition(chr(10))[0]}")
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from blossom_ray.cli.output import say
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -102,11 +104,11 @@ def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     return [(f"{matching[0]}={value}", meaning) for value in values or ("",)]
 
 
-def complete_in_bash(run: Callable[[], None]) -> None:
+def complete_in_bash(run: Callable[[], int]) -> int:
     """Answer bash, which makes three words of `--set sharing=f` and replaces the last one alone.
 
     Args:
-        run: The command line. It ends with `SystemExit`.
+        run: The command line. It ends with `SystemExit`, or with an exit code.
     """
     words = os.environ.get("COMP_WORDS", "").split("\n")
     position = int(os.environ.get("COMP_CWORD", "0"))
@@ -115,10 +117,9 @@ def complete_in_bash(run: Callable[[], None]) -> None:
     output = StringIO()
     try:
         with redirect_stdout(output):
-            run()
+            return run()
     finally:
-        for line in output.getvalue().splitlines():
-            print(line.removeprefix(kept))
+        say(*(line.removeprefix(kept) for line in output.getvalue().splitlines()))
 
 
 def is_bash_asking() -> bool:
@@ -141,7 +142,8 @@ def _joined(words: list[str]) -> tuple[list[str], str]:
 
 
 def _offered(candidates: list[str], incomplete: str) -> list[str]:
-    return [name for name in candidates if name.startswith(incomplete)][:_MOST_OFFERED]
+    # A shell takes a line for an offer, and shows it as it is.
+    return [name for name in candidates if name.startswith(incomplete) and name.isprintable()][:_MOST_OFFERED]
 
 
 def _folders_with(incomplete: str, *names: str) -> list[str]:

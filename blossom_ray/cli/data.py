@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blossom_ray.cli import completion
-from blossom_ray.cli.app import Json, Seed, Settings, app
 from blossom_ray.cli.interruption import interruptible
 from blossom_ray.cli.loading import load_scenario, parse_settings
-from blossom_ray.cli.output import print_json
+from blossom_ray.cli.options import Json, Seed, Settings, app
+from blossom_ray.cli.output import print_json, say
 from blossom_ray.errors import DataError, InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -49,9 +49,8 @@ def list_datasets(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """List the data sets: what they hold, where to get them, which file to give."""
-    from rich.console import Console
-
     from blossom_ray.console.data import facts_text
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.scenario.datasets import DATASETS
 
     found: dict[str, Path] = {}
@@ -61,7 +60,7 @@ def list_datasets(
         from blossom_ray.data.detection import find
 
         found = find(path)
-    console = Console(soft_wrap=True, highlight=False)
+    console = terminal()
     for name, facts in DATASETS.items():
         if as_json:
             shapes = {modality: list(shape) for modality, shape in facts.shapes.items()}
@@ -83,13 +82,12 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a data set holds; with a scenario, also what each of its clients gets."""
-    from rich.console import Console
-
     from blossom_ray.console.data import plain_summary, shares_view, summary_view
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.data.summary import shares, summarise
     from blossom_ray.scenario.datasets import DATASETS
 
-    console = Console()
+    console = terminal()
     with interruptible() as interruption:
         interruption.farewell = "interrupted"
         with _progress_shown(as_json=as_json):
@@ -118,7 +116,7 @@ def inspect(
         view = shares_view(parts, profiles)
         # A column for each class may not fit; a line that the terminal breaks can still be read.
         needed = console.measure(view, options=console.options.update(max_width=10_000)).maximum
-        Console(width=max(console.width, needed)).print(view)
+        terminal(width=max(console.width, needed)).print(view)
 
 
 @data_app.command(epilog="Example: blossom-ray data prepare ptb-xl --path ptb-xl-1.0.3.zip")
@@ -148,9 +146,9 @@ def prepare(
         print_json({**facts, "cache": str(folder), "cached_bytes": num_bytes})
     elif num_bytes:
         kept = f"{format_bytes(num_bytes)} of it in {folder}"
-        print(f"{name}: {num_samples:,} samples ready after {format_seconds(seconds)}; {kept}")
+        say(f"{name}: {num_samples:,} samples ready after {format_seconds(seconds)}; {kept}")
     else:
-        print(f"{name}: {num_samples:,} samples; nothing to prepare, they are read or made anew for each run")
+        say(f"{name}: {num_samples:,} samples; nothing to prepare, they are read or made anew for each run")
 
 
 def _loaded(scenario: Scenario) -> Dataset:
@@ -166,8 +164,8 @@ def _loaded(scenario: Scenario) -> Dataset:
         return open_source(scenario.data, scenario.modalities, scenario.seed).load()
     except DataError as error:
         facts = DATASETS[scenario.data.dataset]
-        hint = f"\n{scenario.data.dataset}: give {facts.download}; get it from {facts.page}" if facts.page else ""
-        raise DataError(f"{error}{hint}") from error
+        hint = [f"{scenario.data.dataset}: give {facts.download}; get it from {facts.page}"] if facts.page else []
+        raise DataError(*error.args, *hint) from error
 
 
 def _scenario(target: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None) -> Scenario:
@@ -232,13 +230,13 @@ def _scenario_of_named(
 @contextmanager
 def _progress_shown(*, as_json: bool) -> Iterator[None]:
     """A bar on a terminal while a loader works; nothing elsewhere."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.data.progress import listening
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = terminal(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 

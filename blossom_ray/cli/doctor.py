@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli.app import Json, app
+from blossom_ray.cli.options import Json, app
 from blossom_ray.cli.output import print_json
 from blossom_ray.errors import BlossomError
 
@@ -25,10 +25,8 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what this machine has for a run and what would be refused on it; exit code 1 if something is missing."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from blossom_ray.console.tables import line
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.doctor import checks
 
     found = [*checks(), *(_start_checks() if start else ())]
@@ -36,12 +34,13 @@ def doctor(
         for check in found:
             print_json(vars(check))
     else:
-        table = Table(box=None, pad_edge=False, show_header=False)
+        console = terminal()
+        width = max(len(check.name) for check in found)
         for check in found:
-            advice = Text(f"\n{check.advice}", "dim") if check.advice else Text()
-            mark = Text(f"{_MARKS[check.level]:4}", _STYLES[check.level])
-            table.add_row(mark, check.name, Text(check.found) + advice)
-        Console().print(table)
+            mark = line(f"{_MARKS[check.level]:4}", _STYLES[check.level])
+            console.print(mark + line(f" {check.name:{width}} {check.found}"))
+            if check.advice:
+                console.print(line(f"{'':{width + 6}}{check.advice}", "dim"))
     if any(check.level == "refused" for check in found):
         raise typer.Exit(1)
 

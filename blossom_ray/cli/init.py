@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blossom_ray.cli import completion
-from blossom_ray.cli.app import Json, app
-from blossom_ray.cli.output import print_json
+from blossom_ray.cli.options import Json, app
+from blossom_ray.cli.output import print_json, say, say_text
 from blossom_ray.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def init(
             wrong = [key for key in given if f"--{key}" in {problem.source for problem in error.problems}]
             if not (is_asking and wrong):
                 raise
-            print(error)
+            say_text(f"{error}\n")
             _ask(answers, wrong)
         else:
             break
@@ -91,8 +91,10 @@ def init(
         print_json({"scenario": str(target), **facts})
     else:
         names = ", ".join(scenario.modalities)
-        print(f"{target}: {scenario.num_clients} clients, {scenario.rounds} rounds, modalities {names}")
-        print(f"run it: blossom-ray simulate {shlex.quote(str(target))}")
+        say(
+            f"{target}: {scenario.num_clients} clients, {scenario.rounds} rounds, modalities {names}",
+            f"run it: blossom-ray simulate {shlex.quote(str(target))}",
+        )
 
 
 def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> Scenario:
@@ -131,14 +133,14 @@ def _target_problems(target: Path, *, force: bool) -> list[Problem]:
 
 def _ask(answers: dict[str, Any], keys: list[str]) -> None:
     """Ask for these values, in order, and put them among the answers; each suggestion follows from those before."""
-    from rich.console import Console
     from rich.prompt import IntPrompt, Prompt
 
     from blossom_ray.blocks import SCHEME_NAMES
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.scaffold import STARTING_POINTS, suggested
     from blossom_ray.scenario.datasets import DATASETS
 
-    console = Console()
+    console = terminal()
     for key in keys:
         dataset = answers.get("dataset", "synthetic")
         default = suggested(dataset, answers.get("path"), "scenario")
@@ -147,7 +149,7 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
                 answers[key] = Prompt.ask("Data set", choices=[*STARTING_POINTS], default=dataset, console=console)
             case "path":
                 if dataset in DATASETS and DATASETS[dataset].download:
-                    console.print(f"Needs {DATASETS[dataset].download}.", highlight=False)
+                    say(f"Needs {DATASETS[dataset].download}.")
                     answers[key] = Prompt.ask("Path", console=console)
                 else:
                     answers.pop(key, None)

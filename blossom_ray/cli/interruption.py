@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blossom_ray.cli.output import fail
+from blossom_ray.cli.output import OutputGoneError, fail, warn
 
 # Signals that follow the first one so soon mean the same: an impatient hand, or a terminal and a scheduler at once.
 _IMPATIENCE_S = 2.0
@@ -35,6 +34,11 @@ class Interruption:
     farewell: str | None = None
     is_graceful: bool = False
 
+    @property
+    def kept(self) -> Path | None:
+        """The run folder, once there is a run in it."""
+        return self.folder if self.folder is not None and (self.folder / "manifest.json").exists() else None
+
     def is_asked(self) -> bool:
         """Whether the run is to end after the round in progress."""
         return bool(self.signals)
@@ -51,7 +55,7 @@ def interruptible() -> Iterator[Interruption]:
         if is_first:
             interruption.since = time.monotonic()
             if interruption.is_graceful:
-                print("\nfinishing the round in progress; Ctrl-C again ends it at once", file=sys.stderr)
+                warn("\nfinishing the round in progress; Ctrl-C again ends it at once")
             else:
                 raise KeyboardInterrupt
         elif time.monotonic() - interruption.since > _IMPATIENCE_S:
@@ -60,22 +64,32 @@ def interruptible() -> Iterator[Interruption]:
     before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interruption
-    except KeyboardInterrupt:
+    except OutputGoneError as error:
+        kept = interruption.kept
+        raise error if kept is None else OutputGoneError(f"{error.cause}; go on with: {_resume(kept)}") from error
+    except BaseException as error:
+        # In the middle of an import, an interrupt may come out as another error.
+        if not isinstance(error, KeyboardInterrupt) and (not interruption.signals or interruption.is_graceful):
+            raise
         # The process is about to end; one more signal would only add a traceback.
         before = dict.fromkeys(before, signal.SIG_IGN)
         # Ray raises its own KeyboardInterrupt in place of ours, so the signal is told by what was noted.
         exit_code = 128 + (interruption.signals or [signal.SIGINT])[0]
         if interruption.farewell is not None:
             fail(interruption.farewell, exit_code)
-        folder = interruption.folder
-        if folder is None or not (folder / "manifest.json").exists():
+        folder = interruption.kept
+        if folder is None:
             fail("interrupted before the run began", exit_code)
         fail(
             f"interrupted; complete rounds are kept in {folder}\n"
             f'look at them with: python -c "import blossom_ray; print(blossom_ray.Run.open({str(folder)!r}).rounds)"\n'
-            f"go on with: blossom-ray resume {shlex.quote(str(folder))}",
+            f"go on with: {_resume(folder)}",
             exit_code,
         )
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _resume(folder: Path) -> str:
+    return f"blossom-ray resume {shlex.quote(str(folder))}"

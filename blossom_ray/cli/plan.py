@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli.app import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.loading import load_scenario
+from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ def plan(
     """
     checked = load_scenario(scenario, settings, seed)
 
-    from rich.console import Console
-
     from blossom_ray.console.plan import plan_values, plan_view
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.planning.plan import make_plan
 
     room, where = _room()
@@ -49,7 +48,7 @@ def plan(
     if as_json:
         print_json(plan_values(found))
     else:
-        Console().print(plan_view(checked, found, where))
+        terminal().print(plan_view(checked, found, where))
 
 
 def _room() -> tuple[Room, str]:

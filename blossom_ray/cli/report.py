@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from blossom_ray.cli import completion
-from blossom_ray.cli.app import Json, app
-from blossom_ray.cli.output import print_json
+from blossom_ray.cli.options import Json, app
+from blossom_ray.cli.output import print_json, say
 
 
 @app.command(epilog="Example: blossom-ray report runs/quickstart/20261123T120000Z-4f1c --figures figures")
@@ -39,5 +39,4 @@ def report(
     if as_json:
         print_json({"report": str(written[0]), "figures": [str(path) for path in written[1:]]})
     else:
-        for path in written:
-            print(path)
+        say(*written)

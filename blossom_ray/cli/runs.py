@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli.app import Address, Json, ScenarioPath, Seed, Settings, Track, app
 from blossom_ray.cli.background import Detach, RunFolder, detached
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, load_scenario
-from blossom_ray.cli.output import print_json, warn
+from blossom_ray.cli.options import Address, Json, ScenarioPath, Seed, Settings, Track, app
+from blossom_ray.cli.output import OutputGoneError, print_json, say, warn
 from blossom_ray.cli.round_json import round_json
 
 if TYPE_CHECKING:
@@ -53,7 +53,13 @@ def simulate(
             detached(checked, folder, address, targets, as_json=as_json)
             return
         records = continued(checked, folder, interruption.is_asked, address)
-        _follow(checked, folder, records, interruption, targets, as_json=as_json)
+        try:
+            _follow(checked, folder, records, interruption, targets, as_json=as_json)
+        except OutputGoneError:
+            if interruption.kept is None:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
 
 
 @app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")
@@ -75,7 +81,7 @@ def resume(
 
         opened = Run.open(run)
         if opened.status == "finished":
-            print(f"{run}: finished already; nothing to do")
+            say(f"{run}: finished already; nothing to do")
             return
         checked = load_scenario(run / SCENARIO_FILE, settings, None)
         check_address(checked, address)
@@ -98,13 +104,12 @@ def _follow(
     as_json: bool,
 ) -> None:
     """Show a run's rounds as they come, and its result at the end."""
-    from rich.console import Console
-
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.console.views import choose_view, final_summary
     from blossom_ray.results.run import Run
     from blossom_ray.tracking import Tracking
 
-    console = Console()
+    console = terminal()
     with Tracking(targets, scenario, folder, warn) as tracking, closing(records):
         if as_json:
             for record in records:

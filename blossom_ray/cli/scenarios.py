@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from blossom_ray.cli.app import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.loading import load_scenario
-from blossom_ray.cli.output import print_json
+from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.output import print_json, say, say_text
 from blossom_ray.errors import InputError, ScenarioError
 
 
@@ -29,7 +29,7 @@ def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = Non
         print_json({"valid": True, **facts})
     else:
         names = ", ".join(checked.modalities)
-        print(f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}")
+        say(f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}")
 
 
 @app.command(epilog="Example: blossom-ray scenarios quickstart > mine.yaml")
@@ -49,20 +49,21 @@ def scenarios(
         if as_json:
             print_json({"name": name, "shows": shows(texts[name]), "text": texts[name]})
         else:
-            print(texts[name], end="")
+            say_text(texts[name])
     elif as_json:
         for key, text in texts.items():
             print_json({"name": key, "shows": shows(text)})
     else:
-        from rich.console import Console
         from rich.table import Table
+
+        from blossom_ray.console.terminal import terminal
 
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(no_wrap=True, min_width=max(map(len, texts)))
         table.add_column(no_wrap=True, overflow="ellipsis")
         for key, text in texts.items():
             table.add_row(key, shows(text))
-        Console(highlight=False).print(table)
+        terminal().print(table)
 
 
 @app.command(epilog="Example: blossom-ray schema > scenario.schema.json")
@@ -74,4 +75,4 @@ def schema(
     """Print the JSON Schema of scenario files, for editors."""
     from blossom_ray.scenario.reference import json_schema, reference_markdown
 
-    print(reference_markdown().rstrip() if markdown else json.dumps(json_schema(), indent=2))
+    say_text((reference_markdown().rstrip() if markdown else json.dumps(json_schema(), indent=2)) + "\n")

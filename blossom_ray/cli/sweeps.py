@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blossom_ray.cli import completion
-from blossom_ray.cli.app import Address, Json, Settings, Track, app
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, parse_settings
-from blossom_ray.cli.output import print_json, warn
+from blossom_ray.cli.options import Address, Json, Settings, Track, app
+from blossom_ray.cli.output import print_json, say, say_text, warn
 from blossom_ray.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
@@ -143,17 +143,17 @@ def compare(
     found = compare_runs(*runs, metric=metric, baseline=overrides or None, by=by, target=target, up_to=up_to)
     match Form.JSON if as_json else form:
         case Form.TABLE:
-            from rich.console import Console
+            from blossom_ray.console.terminal import terminal
 
-            Console().print(formats.terminal(found, gain_of.value))
+            terminal().print(formats.terminal(found, gain_of.value))
         case Form.CSV:
-            print(formats.csv(found), end="")
+            say_text(formats.csv(found))
         case Form.MARKDOWN:
-            print(formats.markdown(found, gain_of.value), end="")
+            say_text(formats.markdown(found, gain_of.value))
         case Form.LATEX:
-            print(formats.latex(found, gain_of.value), end="")
+            say_text(formats.latex(found, gain_of.value))
         case Form.JSON:
-            print(formats.json_text(found))
+            say_text(f"{formats.json_text(found)}\n")
 
 
 def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:
@@ -194,12 +194,11 @@ def _follow(
     as_json: bool,
 ) -> int:
     """Show the cells as they go, and the tally at the end; the number of cells that failed."""
-    from rich.console import Console
-
+    from blossom_ray.console.terminal import terminal
     from blossom_ray.sweeps.sweeping import run_cells
     from blossom_ray.sweeps.view import choose_sweep_view
 
-    console = Console()
+    console = terminal()
     ends: Counter[str] = Counter()
     failures: list[CellEvent] = []
     going_on = run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked, address=address)
@@ -210,7 +209,7 @@ def _follow(
                 trackings.follow(event)
                 _print_event(event)
         else:
-            console.print(f"{len(cells)} cells in {folder}", markup=False, highlight=False, soft_wrap=True)
+            say(f"{len(cells)} cells in {folder}")
             with choose_sweep_view(cells, console) as view:
                 for event in events:
                     _count(event, ends, failures, interruption)
@@ -222,10 +221,10 @@ def _follow(
         print_json({"sweep": str(folder), "cells": len(cells), **ends})
         return ends["failed"]
     for event in failures:
-        console.print(f"failed: {event.folder}: {event.error}", markup=False, highlight=False, soft_wrap=True)
+        say(f"failed: {event.folder}: {event.error}")
     tally = ", ".join(f"{count} {kind}" for kind, count in ends.items())
-    console.print(f"{len(cells)} cells: {tally}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"compare them with: blossom-ray compare {shlex.quote(str(folder))}", markup=False, highlight=False)
+    say(f"{len(cells)} cells: {tally}")
+    say(f"compare them with: blossom-ray compare {shlex.quote(str(folder))}")
     return ends["failed"]
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import polars as pl
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from blossom_ray.comparison.comparing import Comparison
 from blossom_ray.comparison.pairing import PLAIN, SCORING
 from blossom_ray.comparison.run_scores import ALL, SUMMARIES
-from blossom_ray.console.tables import format_bytes, plain_table
+from blossom_ray.console.tables import format_bytes, line, plain_table
+from blossom_ray.results.json_lines import json_line
+from blossom_ray.text import printable
 
 Summary = Literal["final", "last5", "best"]
 HEADINGS = {"final": "final", "last5": "last 5", "best": "best"}
@@ -23,6 +23,10 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
 }  # fmt: skip
+
+# An underscore inside a word is none of them, nor is a bracket that no link follows.
+_MARKUP = re.compile(r"[\\`*<>|~$]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
@@ -42,18 +46,18 @@ def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
     for row in rows:
         sections.setdefault(tuple(row[key] for key in above), []).append(row)
     fixed = [f"{labels[key]} {rows[0][key]}" for key in comparison.keys if key not in varying and rows]
-    parts: list[RenderableType] = [Text(", ".join([comparison_title(comparison, gain_of), *fixed]), style="bold")]
+    parts: list[RenderableType] = [line(", ".join([comparison_title(comparison, gain_of), *fixed]), "bold")]
     if not rows:
-        parts.append(Text("no run has finished, so there is nothing to compare"))
+        parts.append(line("no run has finished, so there is nothing to compare"))
     for values, members in sections.items():
         if values:
             pairs = zip(above, values, strict=True)
-            parts.append(Text("\n" + ", ".join(f"{labels[key]} {value}" for key, value in pairs), style="bold"))
+            parts += [line(""), line(", ".join(f"{labels[key]} {value}" for key, value in pairs), "bold")]
         parts.append(_section(comparison, members, columns, gain_of))
         if comparison.target is not None:
             parts.append(_target_section(comparison, members, columns))
-    parts += [Text(f"not used: {place}: {status}") for place, status in comparison.unused]
-    parts += [Text(f"note: {note}") for note in comparison.notes]
+    parts += [line(f"not used: {place}: {status}") for place, status in comparison.unused]
+    parts += [line(f"note: {note}") for note in comparison.notes]
     return Group(*parts)
 
 
@@ -61,10 +65,17 @@ def markdown(comparison: Comparison, gain_of: Summary) -> str:
     """A Markdown table of all settings and modality sets, and the notes under it."""
     header, rows = flat_table(comparison, gain_of)
     lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(map(_markdown_text, cells)) + " |" for cells in lines)
     remarks = [*(f"not used: {place}: {status}" for place, status in comparison.unused), *comparison.notes]
     return (
-        "\n".join([f"{comparison_title(comparison, gain_of)}\n", table, "", *(f"- {remark}" for remark in remarks)])
+        "\n".join(
+            [
+                f"{_markdown_text(comparison_title(comparison, gain_of))}\n",
+                table,
+                "",
+                *(f"- {_markdown_text(remark)}" for remark in remarks),
+            ]
+        )
         + "\n"
     )
 
@@ -78,15 +89,16 @@ def latex(comparison: Comparison, gain_of: Summary) -> str:
         *(f"not used: {place}: {status}" for place, status in comparison.unused),
         *comparison.notes,
     ]
-    lines = [f"% {' '.join(remark.split())}" for remark in remarks]
+    lines = [f"% {printable(remark)}" for remark in remarks]
     lines += [rf"\begin{{tabular}}{{{'l' * num_words}{'r' * (len(header) - num_words)}}}", r"\toprule"]
     lines += [_latex_row(header), r"\midrule", *(_latex_row(row) for row in rows), r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines) + "\n"
 
 
 def csv(comparison: Comparison) -> str:
-    """The frame `table` as CSV, every digit."""
-    return comparison.table.write_csv()
+    """The frame `table` as CSV, every digit. A name that a spreadsheet would take for a formula begins with `'`."""
+    texts = pl.selectors.string()
+    return comparison.table.with_columns(texts.map_elements(_csv_text, return_dtype=pl.String)).write_csv()
 
 
 def json_text(comparison: Comparison) -> str:
@@ -99,12 +111,12 @@ def json_text(comparison: Comparison) -> str:
         "baseline": dict(comparison.baseline),
         "target": comparison.target,
         "up_to": comparison.up_to,
-        "table": _json_rows(comparison.table),
-        "runs": _json_rows(comparison.runs),
+        "table": comparison.table.to_dicts(),
+        "runs": comparison.runs.to_dicts(),
         "unused": [{"run": place, "status": status} for place, status in comparison.unused],
         "notes": list(comparison.notes),
     }
-    return json.dumps(tree, allow_nan=False)
+    return json_line(tree)
 
 
 def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
@@ -161,10 +173,10 @@ def _nested(
         if before is not None and setting != before:
             table.add_section()
         if setting != before and not is_whole and setting:
-            table.add_row(Text(setting))
+            table.add_row(setting)
         before = setting
         label = (setting or ALL) if is_whole else f"  {row['modalities']}"
-        table.add_row(Text(label), *(Text(cell) for cell in cells(row)))
+        table.add_row(label, *cells(row))
     return table
 
 
@@ -230,11 +242,16 @@ def _score_text(comparison: Comparison) -> Callable[[float], str]:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join("".join(_LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+    texts = ("".join(_LATEX.get(character, character) for character in printable(cell)) for cell in cells)
+    return " & ".join(texts) + r" \\"
 
 
-def _json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-        for row in frame.to_dicts()
-    ]
+def _markdown_text(text: str) -> str:
+    """A text without the characters that would make markup, a link or a formula of a name."""
+    return _MARKUP.sub(r"\\\g<0>", printable(text))
+
+
+def _csv_text(text: str) -> str:
+    shown = printable(text)
+    is_number = re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", shown) is not None
+    return f"'{shown}" if shown[:1] in _FORMULA and not is_number else shown

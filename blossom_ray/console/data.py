@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blossom_ray.blocks import ClientProfile
-from blossom_ray.console.tables import format_bytes, plain_table
+from blossom_ray.console.tables import format_bytes, line, plain_table
 from blossom_ray.data.summary import ClientShare, DatasetSummary
 from blossom_ray.scenario.datasets import DatasetFacts
 
@@ -38,10 +38,10 @@ def facts_text(name: str, facts: DatasetFacts, found: Path | None) -> Text:
         "needs": f'pip install "blossom-ray[{facts.extra}]"' if facts.extra else "",
         "found": "" if found is None else str(found),
     }
-    text = Text(f"{name}: {facts.title}\n", style="bold")
+    text = line(f"{name}: {facts.title}", "bold").append("\n")
     for label, value in lines.items():
         if value:
-            text.append(f"  {label:<11}{value}\n", style="not bold")
+            text.append(line(f"  {label:<11}{value}", "not bold")).append("\n")
     return text
 
 
@@ -51,7 +51,7 @@ def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> Rende
     labels = plain_table(_label_title(summary), "samples" if summary.task != "regression" else "mean", "held-out")
     for index, (name, number) in enumerate(summary.labels.items()):
         other = "" if held_out is None else _number(held_out.labels[name])
-        labels.add_row(Text(f"{index} {name}"), _number(number), other)
+        labels.add_row(f"{index} {name}", _number(number), other)
     labels.add_section()
     labels.add_row("all samples", f"{summary.num_samples:,}", "" if held_out is None else f"{held_out.num_samples:,}")
     if summary.num_subjects is not None:
@@ -59,10 +59,10 @@ def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> Rende
         labels.add_row("subjects", f"{summary.num_subjects:,}", "" if others is None else f"{others:,}")
     memory = summary.memory_bytes + (0 if held_out is None else held_out.memory_bytes)
     return Group(
-        Text(f"{title}: {summary.task}, {format_bytes(memory)} in memory", style="bold"),
+        line(f"{title}: {summary.task}, {format_bytes(memory)} in memory", "bold"),
         labels,
         _modality_table(summary),
-        Text(f"fingerprint {fingerprint}", overflow="fold"),
+        line(f"fingerprint {fingerprint}"),
     )
 
 
@@ -77,9 +77,9 @@ def shares_view(found: Sequence[ClientShare], profiles: Sequence[ClientProfile])
         table.add_row(
             str(share.client), profile.modality_set, str(share.num_train), str(share.num_test), *subjects, *counts
         )
-    title = Text("clients, with their samples by class", style="bold")
+    title = line("clients, with their samples by class", "bold")
     rest = len(found) - MOST_CLIENTS_SHOWN
-    more = [Text(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []
+    more = [line(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []
     return Group(title, table, *more)
 
 
@@ -87,7 +87,7 @@ def _modality_table(summary: DatasetSummary) -> Table:
     table = plain_table("modality", "shape", "lowest", "highest", "mean", "deviation")
     for modality, values in summary.modalities.items():
         numbers = (values.low, values.high, values.mean, values.deviation)
-        table.add_row(Text(modality), str(values.shape), *(f"{number:.4g}" for number in numbers))
+        table.add_row(modality, str(values.shape), *(f"{number:.4g}" for number in numbers))
     return table
 
 

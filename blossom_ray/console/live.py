@@ -14,7 +14,6 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from blossom_ray.blocks import ClientProfile
 from blossom_ray.console.tables import (
@@ -26,6 +25,7 @@ from blossom_ray.console.tables import (
     block_table,
     failure_line,
     format_seconds,
+    line,
     modality_suffixes,
     score_table,
     title,
@@ -128,7 +128,7 @@ class LiveView:
 
     def _parts(self) -> Iterator[_Part]:
         record = self._record
-        yield _Part(Text(title(self._scenario), style="bold"))
+        yield _Part(line(title(self._scenario), "bold"))
         yield _Part(self._progress())
         if self._failures:
             # Above the tables: what does not fit on the screen at all is cut off below.
@@ -136,24 +136,26 @@ class LiveView:
         if self._scored:
             yield _Part(score_table(self._scored, self._num_clients, self._scenario.task, self._curves, self._bars))
         if record is not None:
-            yield _Part(block_table(record), Text(block_summary(record)))
+            yield _Part(block_table(record), line(block_summary(record)))
             if record.actors:
-                summary = Text(actor_summary(record, self._replaced))
+                summary = line(actor_summary(record, self._replaced))
                 is_many = len(record.actors) > _MOST_ACTOR_ROWS
                 yield _Part(summary if is_many else actor_table(record, self._replaced), summary)
 
     def _failure_lines(self, num_shown: int) -> RenderableType:
         count = len(self._failures)
         head = f"{count} failure{'s' * (count > 1)}" + (f", the last {num_shown}:" if count > num_shown else ":")
-        lines = [head, *(f"  {line}" for line in self._failures[-num_shown:])]
-        return Group(*(Text(line, style="red", no_wrap=True, overflow="ellipsis") for line in lines))
+        shown = [line(text, "red") for text in (head, *(f"  {failure}" for failure in self._failures[-num_shown:]))]
+        for text in shown:
+            text.no_wrap, text.overflow = True, "ellipsis"
+        return Group(*shown)
 
     def _progress(self) -> RenderableType:
         rounds, record = self._scenario.rounds, self._record
         waited_s = self._clock() - self._since_s
         is_silent = waited_s >= _SILENCE_S
         if record is None:
-            return Text("starting" + (f", {format_seconds(waited_s)}" if is_silent else ""))
+            return line("starting" + (f", {format_seconds(waited_s)}" if is_silent else ""))
         done = record.round_index
         grid = Table.grid(padding=(0, 2))
         cells: list[RenderableType] = [

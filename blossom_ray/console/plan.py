@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from blossom_ray.console.tables import format_bytes, format_seconds, plain_table, title
+from blossom_ray.console.tables import format_bytes, format_seconds, line, plain_table, title
 
 if TYPE_CHECKING:
     from blossom_ray.planning.plan import Plan
@@ -25,7 +24,7 @@ def plan_view(scenario: Scenario, plan: Plan, where: str) -> RenderableType:
         where: What offers the room, such as "this machine (Ray not started)".
     """
     return Group(
-        Text(title(scenario)), _clients(plan), *_placement(plan, where), _traffic(plan), *_time(scenario, plan)
+        line(title(scenario)), _clients(plan), *_placement(plan, where), _traffic(plan), *_time(scenario, plan)
     )
 
 
@@ -50,7 +49,7 @@ def _clients(plan: Plan) -> Table:
     for name, found in plan.sets.items():
         seconds = found.seconds_per_sample.get(found.engine)
         table.add_row(
-            Text(name),
+            name,
             f"{found.clients:,}",
             f"{found.chunks:,}",
             f"{found.train_samples:,}",
@@ -82,7 +81,7 @@ def _placement(plan: Plan, where: str) -> Iterator[RenderableType]:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in rows:
-        table.add_row(label, Text(value))
+        table.add_row(label, line(value))
     yield table
 
 
@@ -90,7 +89,7 @@ def _traffic(plan: Plan) -> Table:
     table = plain_table("block", "scope", "clients", "values", "down/round", "up/round")
     for instance, found in plan.blocks.items():
         down, up = format_bytes(found.bytes_down), format_bytes(found.bytes_up)
-        table.add_row(Text(str(instance)), found.scope, f"{found.holders:,}", f"{found.values:,}", down, up)
+        table.add_row(str(instance), found.scope, f"{found.holders:,}", f"{found.values:,}", down, up)
     table.add_section()
     totals = (sum(found.bytes_down for found in plan.blocks.values()), sum(b.bytes_up for b in plan.blocks.values()))
     table.add_row("all", "", "", "", *map(format_bytes, totals))
@@ -99,10 +98,10 @@ def _traffic(plan: Plan) -> Table:
 
 def _time(scenario: Scenario, plan: Plan) -> Iterator[RenderableType]:
     if plan.seconds is None:
-        yield Text("time: unknown; --probe times a few batches of each modality set")
+        yield line("time: unknown; --probe times a few batches of each modality set")
         return
     train, evaluate = plan.seconds.train, plan.seconds.evaluate
-    yield Text(
+    yield line(
         f"time: {format_seconds(train + evaluate)} of arithmetic a round ({format_seconds(train)} training, "
         f"{format_seconds(evaluate)} evaluation), {format_seconds(scenario.rounds * (train + evaluate))} for "
         f"{scenario.rounds} rounds; the start, Ray's calls, averaging and tables come on top"
@@ -111,4 +110,4 @@ def _time(scenario: Scenario, plan: Plan) -> Iterator[RenderableType]:
         fastest = min(found.seconds_per_sample, key=found.seconds_per_sample.__getitem__)
         ratio = found.seconds_per_sample[found.engine] / found.seconds_per_sample[fastest]
         if fastest != found.engine:
-            yield Text(f"{name}: training.engine: {fastest} takes {ratio:.1f} times less time per sample here")
+            yield line(f"{name}: training.engine: {fastest} takes {ratio:.1f} times less time per sample here")

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
 from blossom_ray.records import ActorRound, Failure, RoundRecord
 from blossom_ray.scores import SCORES, Score, Task
+from blossom_ray.text import printable
 
 if TYPE_CHECKING:
     from blossom_ray.scenario import Scenario
@@ -105,7 +108,7 @@ def score_table(
         cells = [clients, *values, f"{metrics[f'{prefix}loss{suffix}']:.3f}"]
         if curves is not None:
             cells.append(sparkline(curves.get(suffix, ()) if not prefix else (), bars))
-        table.add_row(Text(label), *cells)
+        table.add_row(label, *cells)
 
     for suffix in modality_suffixes(metrics):
         add(suffix[1:], str(num_clients[suffix[1:]]), "", suffix)
@@ -124,7 +127,7 @@ def block_table(record: RoundRecord) -> Table:
     table = plain_table("block", "scope", "clients", "down", "up", "update")
     for block in record.blocks:
         table.add_row(
-            Text(str(block.instance)),
+            str(block.instance),
             str(block.instance.scope),
             str(block.contributors),
             format_bytes(block.bytes_down),
@@ -186,13 +189,26 @@ def failure_line(round_index: int, failure: Failure) -> str:
     return f"{', '.join(where)}: {failure.cause.splitlines()[0]}; {failure.action}"
 
 
+def line(text: str, style: str = "") -> Text:
+    """A text on one line, whatever line breaks a name in it has."""
+    return Text(printable(text), style)
+
+
+class _PlainTable(Table):
+    """A table whose texts are lines."""
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        texts = (line(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*texts, style=style, end_section=end_section)
+
+
 def plain_table(first: str, *others: str) -> Table:
     """An empty table whose first column gives way when the console is narrow."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = _PlainTable(box=SIMPLE_HEAD, pad_edge=False)
     # The only column that may wrap, so the only one that Rich shrinks.
-    table.add_column(first, overflow="ellipsis")
+    table.add_column(line(first), overflow="ellipsis")
     for name in others:
-        table.add_column(name, no_wrap=True, justify="left" if name in _LEFT else "right")
+        table.add_column(line(name), no_wrap=True, justify="left" if name in _LEFT else "right")
     return table
 
 

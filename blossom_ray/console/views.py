@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
-from rich.text import Text
 
 from blossom_ray.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.console.live import LiveView, Pace
@@ -20,6 +19,7 @@ from blossom_ray.console.tables import (
     format_bytes,
     format_score,
     format_seconds,
+    line,
     plain_table,
     score_table,
     shown_scores,
@@ -91,8 +91,8 @@ class PlainView:
         for failure in record.failures:
             self._print(f"  {failure_line(record.round_index, failure)}")
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, text: str) -> None:
+        self._console.print(line(text), soft_wrap=True)
 
 
 def final_summary(run: Run) -> RenderableType:
@@ -100,20 +100,19 @@ def final_summary(run: Run) -> RenderableType:
     import polars as pl
 
     num_clients = Counter(profile.modality_set for profile in run.scenario.profiles())
-    parts: list[RenderableType] = [Text(f"{title(run.scenario)}: {run.status}", style="bold")]
+    parts: list[RenderableType] = [line(f"{title(run.scenario)}: {run.status}", "bold")]
     if final := run.final:
         parts.append(score_table(final, num_clients, run.scenario.task))
     traffic = plain_table("block", "scope", "down", "up")
     totals = run.blocks.group_by("block", "scope", "key", maintain_order=True)
     for block, scope, key, down, up in totals.agg(pl.col("bytes_down", "bytes_up").sum()).iter_rows():
-        label = Text(str(BlockInstance(block, Scope(scope), key)))
-        traffic.add_row(label, scope, format_bytes(down), format_bytes(up))
+        traffic.add_row(str(BlockInstance(block, Scope(scope), key)), scope, format_bytes(down), format_bytes(up))
     traffic.add_section()
     rounds = run.rounds
     down, up, seconds = rounds.select(pl.col("bytes_down", "bytes_up", "seconds").sum()).row(0)
     traffic.add_row("all blocks", "", format_bytes(down), format_bytes(up))
-    parts += [traffic, Text(f"{format_seconds(seconds)} for {rounds.height} rounds, round 0 included")]
-    parts += [Text(f"note: {note}") for note in run.manifest.get("notes", ())]
+    parts += [traffic, line(f"{format_seconds(seconds)} for {rounds.height} rounds, round 0 included")]
+    parts += [line(f"note: {note}") for note in run.manifest.get("notes", ())]
     if run.path is not None:
-        parts.append(Text(str(run.path), overflow="fold"))
+        parts.append(line(str(run.path)))
     return Group(*parts)

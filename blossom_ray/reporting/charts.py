@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from blossom_ray.reporting.style import FIGURE_STYLE, GRID, ON_DARK, ON_LIGHT, series
+from blossom_ray.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -65,10 +66,10 @@ def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, y_label: str)
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for curve in lines:
             _draw(axis, curve, labels.index(curve.label))
-        axis.set_title(title)
-        axis.set_xlabel(x_label)
+        axis.set_title(_label(title))
+        axis.set_xlabel(_label(x_label))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes[0].set_ylabel(y_label)
+    axes[0].set_ylabel(_label(y_label))
     if len(labels) > 1:
         handles, names = _legend(axes)
         figure.legend(handles, names, loc="outside upper left", ncols=min(len(labels), 3), handlelength=3)
@@ -96,10 +97,10 @@ def distributions(groups: Mapping[str, Mapping[str, Sequence[float]]], *, x_labe
         heights = [position + 0.16 * ((index * 0.618) % 1 - 0.5) for index in range(len(values))]
         axis.plot(values, heights, look.marker, color=look.color, alpha=0.6, markersize=4.5, markeredgewidth=0)
     names = [category if len(labels) == 1 else f"{category}  {name}" for category, name in rows]
-    axis.set_yticks(range(len(rows)), names)
+    axis.set_yticks(range(len(rows)), [*map(_label, names)])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel(x_label)
+    axis.set_xlabel(_label(x_label))
     return figure
 
 
@@ -120,13 +121,13 @@ def bars(values: Mapping[str, Mapping[str, float]], *, x_label: str, stacked: bo
         shift = 0.0 if stacked else (index - (lanes - 1) / 2) * thickness
         positions = [row + shift for row in range(len(values))]
         widths = [row.get(name, 0.0) for row in values.values()]
-        axis.barh(positions, widths, height=thickness * 0.9, left=starts, color=series(index).color, label=name)
+        axis.barh(positions, widths, height=thickness * 0.9, left=starts, color=series(index).color, label=_label(name))
         if stacked:
             starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    axis.set_yticks(range(len(values)), list(values))
+    axis.set_yticks(range(len(values)), [*map(_label, values)])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel(x_label)
+    axis.set_xlabel(_label(x_label))
     if len(labels) > 1:
         figure.legend(loc="outside upper left", ncols=min(len(labels), 4))
     return figure
@@ -143,11 +144,11 @@ def stacked_areas(x: Sequence[float], parts: Mapping[str, Sequence[float]], *, x
     """
     figure, (axis,) = _grid(1, 1, 1, height=2.3)
     colors = [series(index).color for index in range(len(parts))]
-    axis.stackplot(x, *parts.values(), labels=list(parts), colors=colors, alpha=0.75)
+    axis.stackplot(x, *parts.values(), labels=[*map(_label, parts)], colors=colors, alpha=0.75)
     axis.set_ylim(bottom=0)
     axis.margins(x=0.01)
-    axis.set_xlabel(x_label)
-    axis.set_ylabel(y_label)
+    axis.set_xlabel(_label(x_label))
+    axis.set_ylabel(_label(y_label))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper left", ncols=len(parts))
     return figure
@@ -176,15 +177,21 @@ def heat_map(
                 red, green, blue, _ = colors((value + limit) / (2 * limit))
                 is_dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
                 axis.text(j, i, f"{value:+.1f}", ha="center", va="center", color=ON_DARK if is_dark else ON_LIGHT)
-    axis.set_xticks(range(len(columns)), columns)
-    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xticks(range(len(columns)), [*map(_label, columns)])
+    axis.set_yticks(range(len(rows)), [*map(_label, rows)])
     axis.grid(visible=False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axis, fraction=0.04, pad=0.02)
-    bar.set_label(unit)
+    bar.set_label(_label(unit))
     bar.outline.set_edgecolor(GRID)
     return figure
+
+
+def _label(text: str) -> str:
+    """A text for a figure, on one line; Matplotlib leaves out of a legend what begins with an underscore."""
+    shown = printable(text)
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _grid(rows: int, columns: int, count: int, *, height: float, share: bool = False) -> tuple[Figure, list[Axes]]:
@@ -204,7 +211,7 @@ def _draw(axis: Axes, curve: Curve, index: int) -> None:
         curve.y,
         look.dash,
         color=look.color,
-        label=curve.label,
+        label=_label(curve.label),
         marker=look.marker if few else None,
         markersize=3.5,
     )

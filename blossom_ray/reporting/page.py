@@ -12,6 +12,7 @@ from blossom_ray import __version__
 from blossom_ray.reporting.parts import ReportSection, ReportTable
 from blossom_ray.reporting.style import SERIES
 from blossom_ray.reporting.svg import inline_svg
+from blossom_ray.text import printable
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def render_page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("blossom_ray.reporting", "."),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
@@ -60,6 +62,11 @@ def render_page(
         scenarios=scenarios,
         series=SERIES,
     )
+
+
+def _shown(value: object) -> object:
+    """A value as a page shows it: text without control characters, and figures as they are."""
+    return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _page_section(section: ReportSection) -> _PageSection:

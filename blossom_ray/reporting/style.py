@@ -68,6 +68,7 @@ FIGURE_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "blossom-ray",  # the same figure gives the same bytes
     "text.color": INK,
+    "text.parse_math": False,  # names are text, whatever dollars are in them
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.color": MUTED,

@@ -11,6 +11,7 @@ from blossom_ray.errors import RunFolderError
 from blossom_ray.reporting.charts import figure_style
 from blossom_ray.reporting.style import GRID, INK, MUTED, SERIES
 from blossom_ray.storage import replacing
+from blossom_ray.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ def inline_svg(figure: Figure, *, name: str, description: str) -> str:
     svg = text[text.index("<svg") :]
     svg = _COLOR.sub(lambda match: f"var({_VARIABLES[match.group()]})", svg)
     svg = _IDENTIFIER.sub(rf"\g<1>{name}-", svg)
-    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    label = printable(description).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return re.sub(
         r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', rf'<svg role="img" aria-label="{label}" \1', svg, count=1
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 def json_line(values: Mapping[str, Any]) -> str:
     """An object as JSON without line breaks; infinity and NaN, which JSON does not have, become null."""
-    return json.dumps(_finite(values), allow_nan=False)
+    # The one control character that is left as it is.
+    return json.dumps(_finite(values), allow_nan=False).replace("\x7f", r"\u007f")
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, get_args, get_origin
 from blossom_ray.scenario.structure import Hint, literal_values, section_fields
 
 MAX_SHOWN_CHARACTERS = 60
-_MAX_PRINTED_CHARACTERS = 200  # names of modalities may have 64 each, and a path holds several keys
 
 _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters, digits, '.', '_' and '-', starting with a letter or digit",
@@ -113,14 +112,6 @@ def _scalar(value: Any) -> str:
 def shortened(text: str) -> str:
     """A text of at most 60 characters, its end replaced by points where it is longer."""
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[: MAX_SHOWN_CHARACTERS - 3]}..."
-
-
-def printable(text: str) -> str:
-    """A text that a terminal shows and does not obey: control characters and half surrogates escaped, long ones cut."""
-    whole = text if len(text) <= _MAX_PRINTED_CHARACTERS else f"{text[: _MAX_PRINTED_CHARACTERS - 3]}..."
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in whole
-    )
 
 
 def listed(names: Iterable[Any]) -> str:

@@ -17,11 +17,12 @@ from blossom_ray.scenario.messages import findings
 from blossom_ray.scenario.model import Scenario
 from blossom_ray.scenario.overrides import apply_overrides, parse_assignment
 from blossom_ray.scenario.packaged import packaged_scenarios, scenario_path
-from blossom_ray.scenario.phrases import Finding, accepted, did_you_mean, printable, shown
+from blossom_ray.scenario.phrases import Finding, accepted, did_you_mean, shown
 from blossom_ray.scenario.sections import Section
 from blossom_ray.scenario.structure import Hint, Part, split_path
 from blossom_ray.scenario.writer import plain_tree
 from blossom_ray.scenario.yaml_tree import Document, Node, parse_yaml
+from blossom_ray.text import brief
 
 __all__ = ["Place", "Reading", "inspect_scenario", "override_scenario", "parse_assignment", "read_scenario"]
 
@@ -125,7 +126,7 @@ def inspect_scenario(
     tree = None if document.root is None else document.root.plain()
     places = _Places(str(path), document.root, tree, labels)
     problems = tuple(
-        dataclasses.replace(problem, path=printable(problem.path), found=printable(problem.found), file=str(path))
+        dataclasses.replace(problem, path=brief(problem.path), found=brief(problem.found), file=str(path))
         for problem in document.problems
     )
     if document.root is None:
@@ -226,7 +227,7 @@ class _Places:
     def problem(self, finding: Finding) -> Problem:
         """A finding with its place."""
         place = dataclasses.asdict(self.locate(finding.path))
-        return Problem(printable(finding.path), finding.found, finding.expected, **place)
+        return Problem(brief(finding.path), finding.found, finding.expected, **place)
 
     def locate(self, path: str) -> Place:
         """Where the value at a dotted path stands; for a missing key, the section that lacks it."""

@@ -26,7 +26,7 @@ from blossom_ray.records import Progress
 from blossom_ray.scenario import Scenario
 
 _STOP = "stop"
-_HINT = "hint: put it into a module, or use execution.runtime ray"
+_HINT = "put it into a module, or use execution.runtime ray"
 _POLL_S = 0.5
 # A step of training may have to end before the process can.
 _PATIENCE_S = 10.0
@@ -72,7 +72,7 @@ class CellProcess:
         try:
             connection.send(_Task(scenario, folder))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise RunError(f"own code cannot be sent to another process: {error}\n{_HINT}") from error
+            raise RunError(f"own code cannot be sent to another process: {error}", _HINT) from error
         told = False
         while True:
             if not told and stopping():
@@ -86,7 +86,8 @@ class CellProcess:
                 raise RunError(f"its process {self._fate()}") from error
             if isinstance(message, _End):
                 if message.error is not None:
-                    raise RunError(message.error)
+                    cause, _, hint = message.error.partition("\nhint: ")
+                    raise RunError(cause, hint)
                 return
             yield message
 
@@ -159,7 +160,7 @@ def _listen(connection: Connection, tasks: queue.SimpleQueue[_Task | _End | None
         except (EOFError, OSError):
             break
         except Exception as error:
-            tasks.put(_End(f"own code cannot be found in another process: {error}\n{_HINT}"))
+            tasks.put(_End(f"own code cannot be found in another process: {error}\nhint: {_HINT}"))
             continue
         if message == _STOP:
             stop.set()

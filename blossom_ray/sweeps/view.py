@@ -12,9 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
-from blossom_ray.console.tables import format_score, format_seconds, plain_table
+from blossom_ray.console.tables import format_score, format_seconds, line, plain_table
 from blossom_ray.records import Progress
 from blossom_ray.scores import default_score
 from blossom_ray.sweeps.grid import Cell
@@ -68,7 +67,7 @@ class PlainSweepView:
         parts = [f"{self._tally.place()} {event.kind:<8}  {event.cell.name}", *self._details(event)]
         if event.kind in _ENDS and event.kind != "skipped" and self._tally.left_s is not None:
             parts.append(f"left {format_seconds(self._tally.left_s)}")
-        self._console.print("  ".join(parts), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line("  ".join(parts)), soft_wrap=True)
 
     def _details(self, event: CellEvent) -> list[str]:
         if event.kind == "failed":
@@ -120,9 +119,9 @@ class LiveSweepView:
         if self._running:
             table = plain_table("cell", "round", "score", "a round")
             for cell in self._running.values():
-                table.add_row(Text(cell.name), *tally.columns(cell))
+                table.add_row(cell.name, *tally.columns(cell))
             parts.append(table)
-        parts += [Text(f"failed: {name}: {text}", style="red") for name, text in self._failed.items()]
+        parts += [line(f"failed: {name}: {text}", "red") for name, text in self._failed.items()]
         return Group(*parts)
 
 

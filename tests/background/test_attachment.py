@@ -176,7 +176,9 @@ def test_a_process_that_dies_before_its_run_begins_is_told_with_all_that_it_prin
     monkeypatch.syspath_prepend(str(tmp_path / "broken"))
     folder = tmp_path / "run"
     folder.mkdir()
-    with pytest.raises(RunError, match=r"ended before the run began; it printed: Traceback(?s:.*)ImportError: not for"):
+    with pytest.raises(
+        RunError, match=r"ended before the run began\nhint: it printed: Traceback(?s:.*)ImportError: not for"
+    ):
         start(small_scenario, folder)
 
 

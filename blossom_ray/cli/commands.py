@@ -1,0 +1,99 @@
+"""All commands, and how one ends.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input, 130 or 143 ended by Ctrl-C or SIGTERM. Heavy packages are imported
+inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from io import StringIO
+
+import typer
+
+from blossom_ray.cli import completion
+from blossom_ray.cli.options import app
+from blossom_ray.cli.output import guarded_output, warn
+from blossom_ray.errors import BlossomError, ClientError, ScenarioError
+
+# In the order of --help.
+from blossom_ray.cli import init, runs, background, plan, scenarios, sweeps, report, cluster, data, doctor  # isort: skip
+
+__all__ = [
+    "app", "background", "cluster", "data", "doctor", "init", "plan", "report", "run", "runs", "scenarios", "sweeps",
+]  # fmt: skip
+
+
+def run(signals: Sequence[int]) -> int:
+    """Run the command of this process's arguments; its exit code.
+
+    Args:
+        signals: Those that have interrupted it, as they come.
+    """
+    with guarded_output() as output:
+        exit_code = _run(signals)
+        output.flush()
+        if output.failure is not None and exit_code == 0:
+            warn(f"error: standard output: {output.failure}")
+            exit_code = 1
+    # Only a command that has used Ray has it loaded.
+    if (cluster := sys.modules.get("blossom_ray.runtime.cluster")) is not None:
+        cluster.leave_without_head(exit_code)
+    return exit_code
+
+
+def _run(signals: Sequence[int]) -> int:
+    """The command's exit code, after its message where it has failed."""
+    try:
+        exit_code = completion.complete_in_bash(_call) if completion.is_bash_asking() else _call()
+    except SystemExit as ended:
+        exit_code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
+        return 128 + signals[0] if signals and exit_code == 130 else exit_code
+    except BaseException as error:
+        # An interrupt may come out as another error of what it has interrupted.
+        if not signals:
+            return _failed(error)
+        exit_code = 130
+    if signals and exit_code == 130:
+        warn("interrupted")
+        return 128 + signals[0]
+    return exit_code
+
+
+def _call() -> int:
+    ended = app(standalone_mode=False)
+    return ended if isinstance(ended, int) else 0
+
+
+def _failed(error: BaseException) -> int:
+    match error:
+        case ScenarioError():
+            message = str(error)
+        case ClientError():
+            message = f"error: {error}\n\n{error.details}".rstrip()
+        case BlossomError():
+            message = f"error: {error}"
+        case _ if hasattr(error, "format_message"):  # Typer's own, of the command line
+            shown = StringIO()
+            error.show(shown)
+            message = shown.getvalue().rstrip("\n")
+        case typer.Abort():
+            message = "Aborted"
+        case MemoryError() | RuntimeError() if _is_out_of_memory(error):
+            message = f"error: there is not enough memory: {error}".rstrip(": ")
+        case OSError(errno=errno.ENOSPC | errno.EPIPE | errno.EIO | errno.EBADF as number, filename=None):
+            message = f"error: standard output: {os.strerror(number)}"
+        case _:
+            message = "".join(traceback.format_exception(error)).rstrip("\n")
+    warn(message)
+    return getattr(error, "exit_code", 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch or NumPy got no memory; PyTorch raises what it raises for everything else."""
+    words = ("can't allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -1,0 +1,48 @@
+"""The console script, and Ctrl-C and SIGTERM for as long as a command has no handling of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from typing import NoReturn
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received: list[int] = []
+
+
+def main() -> NoReturn:
+    """Run the command line; ends the process, by `SystemExit`."""
+    _received.clear()
+    _handle(_end)
+    from blossom_ray.cli import commands
+
+    try:
+        _handle(_interrupt)
+        exit_code = commands.run(_received)
+    finally:
+        # Nothing is left to be tidied up that the end of the process does not see to.
+        _handle(_end)
+    raise SystemExit(exit_code)
+
+
+def _handle(handler: signal._HANDLER) -> None:
+    for signum in _SIGNALS:
+        # A shell ignores Ctrl-C for what it runs in the background.
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, handler)
+
+
+def _end(signum: int, _frame: object) -> None:
+    """Say so and end: an exception could be lost, or changed into another one, in the middle of an import."""
+    with suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(128 + signum)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """Have the command tidy up and end; a second signal ends it at once."""
+    if _received:
+        _end(signum, frame)
+    _received.append(signum)
+    raise KeyboardInterrupt
