@@ -5,7 +5,6 @@ and `blossom-ray --help` answer at once.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,7 +78,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        # Asked for only when needed: the core also runs from a folder, where it is not installed.
+        # Asked for only when needed: the core also runs from a folder, where it is not installed, and the command line
+        # is to hear Ctrl-C from its first milliseconds on.
+        from importlib.metadata import version
+
         return version("blossom-ray")
     if name in _HOME:
         return getattr(import_module(f"blossom_ray.{_HOME[name]}"), name)
