@@ -18,6 +18,7 @@ from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.given import with_dataset, with_table
 from blossom_ray.errors import DriverLostError, InputError, StorageError
 from blossom_ray.inspection import Inspector
+from blossom_ray.locations import local_path
 from blossom_ray.records import RoundRecord
 from blossom_ray.results.run import MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
 from blossom_ray.results.run_log import RunLog
@@ -86,10 +87,11 @@ def simulate(
     check_runnable(scenario if data is None else with_dataset(scenario, data))
     check_address(scenario, address)
     if out is not None:
+        out = local_path(out, "out")
         if data is not None:
-            scenario = with_table(scenario, data, Path(out))
+            scenario = with_table(scenario, data, out)
         scenario_yaml(scenario)  # what no file can hold is refused before there is a folder
-        folder = new_run_folder(Path(out), scenario.name)
+        folder = new_run_folder(out, scenario.name)
         records = recorded(scenario, folder, address=address)
         if stream:
             return records

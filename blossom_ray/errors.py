@@ -21,6 +21,10 @@ from dataclasses import dataclass
 
 from blossom_ray.text import brief, printable
 
+_LONGEST_PATH = 4096
+# Of one file, and in one of them how many more it has.
+_MOST_PROBLEMS = 51
+
 
 class BlossomError(Exception):
     """The root of the tree. Its arguments are lines of text; names in them that hold a line break do not make two.
@@ -63,7 +67,7 @@ class Problem:
     note: str | None = None
 
     def __str__(self) -> str:
-        place = brief(self.source) if self.source else self.file or "scenario"
+        place = brief(self.source or "") or brief(self.file or "", _LONGEST_PATH) or "scenario"
         if self.line is not None and self.source is None:
             place += f":{self.line}"
         subject = f"{brief(self.path)} {self.found}".strip()
@@ -79,7 +83,9 @@ class ScenarioError(InputError):
         self.problems = problems
 
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        shown = [str(problem) for problem in self.problems[:_MOST_PROBLEMS]]
+        num_left = len(self.problems) - len(shown)
+        return "\n".join([*shown, *([f"and {num_left:,} more"] if num_left else [])])
 
 
 class DataError(InputError):

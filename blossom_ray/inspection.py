@@ -10,8 +10,8 @@ from typing import Any
 from blossom_ray.data.federation import federation_problems
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.factories import factory_problems
+from blossom_ray.locations import is_uri
 from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.locations import is_uri
 from blossom_ray.scenario.reader import Reading, inspect_scenario
 from blossom_ray.scenario.sections import Data
 from blossom_ray.scenario.writer import plain_tree

@@ -20,6 +20,7 @@ from blossom_ray.scenario.phrases import did_you_mean, one_of, shown
 from blossom_ray.scenario.sections import SyntheticData, TableData
 from blossom_ray.scenario.yaml_tree import parse_yaml, resolve_scalar
 from blossom_ray.scores import TASKS, Task
+from blossom_ray.text import quoted
 
 STARTING_POINTS: Mapping[str, str] = {
     "synthetic": "quickstart",
@@ -140,7 +141,7 @@ def _groups(text: str) -> tuple[list[dict[str, Any]], list[Problem]]:
     for word in text.split():
         count, colon, names = word.partition(":")
         if not (count and colon and names):
-            problems.append(Problem("", f"has {word!r}", _CLIENTS_FORM, source="--clients"))
+            problems.append(Problem("", f"has {quoted(word)}", _CLIENTS_FORM, source="--clients"))
         else:
             groups.append({"count": resolve_scalar(count), "modalities": names.split(",")})
     if not text.split():

@@ -28,7 +28,12 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
-def brief(text: str) -> str:
-    """A printable text of at most 200 characters, its end replaced by points where it is longer."""
-    whole = text if len(text) <= MAX_ECHOED_CHARACTERS else f"{text[: MAX_ECHOED_CHARACTERS - 3]}..."
+def brief(text: str, limit: int = MAX_ECHOED_CHARACTERS) -> str:
+    """A printable text of at most 200 characters of another one, its end replaced by points where it is longer."""
+    whole = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return printable(whole)
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, as Python writes it, of at most 200 characters of another one."""
+    return repr(text if len(text) <= MAX_ECHOED_CHARACTERS else f"{text[: MAX_ECHOED_CHARACTERS - 3]}...")

@@ -15,6 +15,7 @@ from blossom_ray.cli.options import Json, app
 from blossom_ray.cli.output import fail, print_json, say
 from blossom_ray.cli.round_json import round_json
 from blossom_ray.errors import RunError
+from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
     from blossom_ray.results.run import Run
@@ -56,6 +57,7 @@ def attach(run: RunFolder, as_json: Json = False) -> None:
     from blossom_ray.console.views import choose_view, final_summary
     from blossom_ray.results.run import Run
 
+    run = local_path(run, "the run")
     scenario = Run.open(run).scenario
     console = terminal()
     try:
@@ -82,6 +84,7 @@ def stop_run(run: BackgroundRun) -> None:
     """End a run that --detach has started, after the round in progress and with a checkpoint. Twice ends it at once."""
     from blossom_ray.background.process import stop
 
+    run = local_path(run, "the run")
     say(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
 
 

@@ -15,6 +15,7 @@ from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import fail, print_json, say, say_log
 from blossom_ray.errors import InputError, RunError
+from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
     from blossom_ray.submission.jobs import Job, Jobs
@@ -79,14 +80,14 @@ def submit(
 
     if checked.execution.runtime == "local":
         raise InputError("execution.runtime is local; expected ray for a job on a cluster")
-    environment = {} if runtime_env is None else _runtime_environment(runtime_env)
+    environment = {} if runtime_env is None else _runtime_environment(local_path(runtime_env, "--runtime-env"))
     jobs = Jobs(address)
     with TemporaryDirectory(prefix="blossom-ray-job-") as folder:
         packed = packing.pack(
             checked,
             Path(folder),
             with_package=package is PackageFrom.HERE,
-            includes=include or (),
+            includes=[local_path(path, "--include") for path in include or ()],
             excludes=exclude or (),
             limit_mib=limit_mib,
         )
@@ -171,7 +172,7 @@ def fetch(
     from blossom_ray.submission import runs
     from blossom_ray.submission.jobs import Jobs
 
-    found = runs.fetch(Jobs(address), job, out, with_checkpoints=checkpoints)
+    found = runs.fetch(Jobs(address), job, local_path(out, "--out"), with_checkpoints=checkpoints)
     if not found:
         raise RunError(f"job {job} has no run yet", f"what it printed: blossom-ray jobs logs {job}")
     for folder in found:

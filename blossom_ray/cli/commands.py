@@ -19,6 +19,7 @@ from blossom_ray.cli import completion
 from blossom_ray.cli.options import app
 from blossom_ray.cli.output import guarded_output, warn
 from blossom_ray.errors import BlossomError, ClientError, ScenarioError
+from blossom_ray.text import brief
 
 # In the order of --help.
 from blossom_ray.cli import init, runs, background, plan, scenarios, sweeps, report, cluster, data, doctor  # isort: skip
@@ -26,6 +27,8 @@ from blossom_ray.cli import init, runs, background, plan, scenarios, sweeps, rep
 __all__ = [
     "app", "background", "cluster", "data", "doctor", "init", "plan", "report", "run", "runs", "scenarios", "sweeps",
 ]  # fmt: skip
+
+_LONGEST_USAGE = 300
 
 
 def run(signals: Sequence[int]) -> int:
@@ -80,7 +83,7 @@ def _failed(error: BaseException) -> int:
         case _ if hasattr(error, "format_message"):  # Typer's own, of the command line
             shown = StringIO()
             error.show(shown)
-            message = shown.getvalue().rstrip("\n")
+            message = "\n".join(brief(line, _LONGEST_USAGE) for line in shown.getvalue().splitlines())
         case typer.Abort():
             message = "Aborted"
         case MemoryError() | RuntimeError() if _is_out_of_memory(error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from blossom_ray.cli.loading import load_scenario, parse_settings
 from blossom_ray.cli.options import Json, Seed, Settings, app
 from blossom_ray.cli.output import print_json, say
 from blossom_ray.errors import DataError, InputError, ScenarioError
+from blossom_ray.locations import local_path
+from blossom_ray.text import quoted
 
 if TYPE_CHECKING:
     from blossom_ray.data.dataset import Dataset
@@ -55,7 +58,8 @@ def list_datasets(
 
     found: dict[str, Path] = {}
     if path is not None:
-        if not path.exists():
+        path = local_path(path, "--path")
+        if not os.path.exists(path):
             raise InputError(f"--path is {str(path)!r}, which does not exist; expected a folder or an archive")
         from blossom_ray.data.detection import find
 
@@ -181,7 +185,7 @@ def _scenario(target: str, path: Path | None, modalities: list[str], settings: l
         return _scenario_of_named(target, path, modalities, settings, seed)
     if Path(target).suffix not in (".yaml", ".yml") and not scenario_path(Path(target)).exists():
         raise InputError(
-            f"{target!r} is neither a data set nor a scenario file; expected one of {', '.join(DATASETS)} or a file"
+            f"{quoted(target)} is neither a data set nor a scenario file; expected one of {', '.join(DATASETS)} or a file"
         )
     if modalities:
         raise InputError("--modality is for a named data set; expected it left out with a scenario, whose clients tell")
@@ -202,7 +206,7 @@ def _scenario_of_named(
         raise ScenarioError(tuple(problems))
     for modality in modalities:
         if facts.shapes and modality not in facts.shapes:
-            raise InputError(f"--modality is {modality!r}; expected one of {', '.join(facts.shapes)}")
+            raise InputError(f"--modality is {quoted(modality)}; expected one of {', '.join(facts.shapes)}")
     owned = modalities or [*facts.shapes] or (["acc", "gyro"] if name == "synthetic" else [])
     if not owned:
         raise InputError(f"{name} has the modalities that your data have; expected them by --modality, or a scenario")

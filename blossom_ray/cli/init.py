@@ -14,6 +14,7 @@ from blossom_ray.cli import completion
 from blossom_ray.cli.options import Json, app
 from blossom_ray.cli.output import print_json, say, say_text
 from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
     from blossom_ray.scenario import Scenario
@@ -74,7 +75,7 @@ def init(
     if is_asking:
         _ask(answers, [key for key in given if key not in answers])
     while True:
-        target = Path(answers.get("out", _DEFAULT_OUT))
+        target = local_path(answers.get("out", _DEFAULT_OUT), "--out")
         try:
             scenario = _checked(answers, target, force=force)
         except ScenarioError as error:

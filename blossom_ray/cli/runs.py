@@ -15,6 +15,7 @@ from blossom_ray.cli.loading import checked_targets, load_scenario
 from blossom_ray.cli.options import Address, Json, ScenarioPath, Seed, Settings, Track, app
 from blossom_ray.cli.output import OutputGoneError, print_json, say, warn
 from blossom_ray.cli.round_json import round_json
+from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
     from blossom_ray.records import RoundRecord
@@ -40,6 +41,7 @@ def simulate(
 ) -> None:
     """Run a scenario: a live view on a terminal, plain lines elsewhere, everything in the run folder."""
     with interruptible() as interruption:
+        out = local_path(out, "--out")
         checked = load_scenario(scenario, settings, seed)
 
         from blossom_ray.api import check_address, continued
@@ -79,6 +81,7 @@ def resume(
         from blossom_ray.api import check_address, resumed
         from blossom_ray.results.run import SCENARIO_FILE, Run
 
+        run = local_path(run, "the run")
         opened = Run.open(run)
         if opened.status == "finished":
             say(f"{run}: finished already; nothing to do")

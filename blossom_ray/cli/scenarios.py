@@ -11,6 +11,7 @@ from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import print_json, say, say_text
 from blossom_ray.errors import InputError, ScenarioError
+from blossom_ray.text import quoted
 
 
 @app.command(epilog="Example: blossom-ray validate scenarios/quickstart.yaml --set data.partition.alpha=0.1")
@@ -45,7 +46,9 @@ def scenarios(
     if name is not None:
         if name not in texts:
             near = did_you_mean(name, texts)
-            raise InputError(f"there is no packaged scenario {name!r}; expected a name that `scenarios` lists{near}")
+            raise InputError(
+                f"there is no packaged scenario {quoted(name)}; expected a name that `scenarios` lists{near}"
+            )
         if as_json:
             print_json({"name": name, "shows": shows(texts[name]), "text": texts[name]})
         else:

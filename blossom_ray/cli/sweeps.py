@@ -18,6 +18,7 @@ from blossom_ray.cli.loading import checked_targets, parse_settings
 from blossom_ray.cli.options import Address, Json, Settings, Track, app
 from blossom_ray.cli.output import print_json, say, say_text, warn
 from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
     from blossom_ray.sweeps.grid import Axis, Cell
@@ -82,12 +83,13 @@ def sweep(
     All cells are checked before the first one runs. A cell that fails is noted, and the others go on.
     """
     with interruptible() as interruption:
+        out = None if out is None else local_path(out, "--out")
         cells = _checked_cells(scenarios, vary or [], seeds, settings or [])
 
         from blossom_ray.sweeps.sweeping import default_folder
 
         trackings = _Trackings(checked_targets(track))
-        folder = default_folder(cells) if out is None else out
+        folder = out or default_folder(cells)
         interruption.farewell = (
             f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
             f"blossom-ray compare {shlex.quote(str(folder))}"

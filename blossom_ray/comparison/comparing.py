@@ -17,6 +17,7 @@ from blossom_ray.comparison.run_selection import Entry, Source, collect
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.scores import Score, default_score
 from blossom_ray.sweeps.grid import short_labels, value_text
+from blossom_ray.text import quoted
 
 _TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 _GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
@@ -163,7 +164,7 @@ def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any]
             raise InputError(
                 f"the baseline's {key} is the same in all runs; expected a key in which they differ: {varied}"
             )
-        raise InputError(f"the baseline's {key} is {value!r}; expected one of {', '.join(values)}")
+        raise InputError(f"the baseline's {key} is {quoted(value)}; expected one of {', '.join(values)}")
     return wanted
 
 
@@ -175,7 +176,7 @@ def _grouping(keys: tuple[str, ...], by: Sequence[str] | None) -> tuple[str, ...
     for name in grouping:
         if name not in keys:
             varied = ", ".join(keys) or "nothing but the seed"
-            raise InputError(f"by is {name!r}; expected keys in which the runs differ: {varied}")
+            raise InputError(f"by is {quoted(name)}; expected keys in which the runs differ: {varied}")
     return grouping
 
 

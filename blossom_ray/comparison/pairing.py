@@ -11,6 +11,7 @@ from blossom_ray.comparison.run_scores import ALL, SUMMARIES, RunScores, metric_
 from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.errors import InputError
 from blossom_ray.results.run import Run
+from blossom_ray.text import quoted
 
 SCORING, PLAIN, TUNED = "scoring", "plain", "fine-tuned"
 """The key that tells scores after local fine-tuning from plain ones, where runs have both."""
@@ -59,7 +60,7 @@ class Rows:
             if not metric_columns(run, metric):
                 self.rows.append(Row(entry, plain, metric, ALL, None, note=f"{entry.place} has no {metric}"))
         if known and metric not in known:
-            raise InputError(f"the metric is {metric!r}; expected one of {', '.join(known)}")
+            raise InputError(f"the metric is {quoted(metric)}; expected one of {', '.join(known)}")
         self.notes += [row.note for row in self.rows if row.note is not None and row.entry in used]
 
     def pair(self, baseline: Mapping[str, str]) -> None:

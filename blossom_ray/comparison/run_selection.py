@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.errors import BlossomError, InputError, RunFolderError
+from blossom_ray.locations import local_path
 from blossom_ray.results.run import MANIFEST_FILE, Run
 from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.scenario.structure import child_value, split_path
@@ -108,7 +109,7 @@ def _entries(source: Source) -> Iterable[Entry]:
         yield _run_entry(source)
         return
     if isinstance(source, str | Path):
-        path = Path(source)
+        path = local_path(source, "the run")
         if not is_sweep(path):
             if not (path / MANIFEST_FILE).exists():
                 found = "has neither manifest.json nor sweep.json" if path.is_dir() else "is no folder"

@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from blossom_ray.data.cache import cache_folder
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.locations import is_uri
+from blossom_ray.locations import is_uri
 
 _EXPECTED = "a path, or a URI that Arrow or fsspec can read, such as s3://bucket/file or file:///folder/file"
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.errors import RunFolderError
+from blossom_ray.locations import local_path
 
 _ROWS_AT_ONCE = 4096
 
@@ -32,7 +33,7 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
     Raises:
         RunFolderError: The file cannot be written.
     """
-    target = Path(path)
+    target = local_path(path, "path")
     for column in ("label", "subject", "split"):
         if column in dataset.inputs:
             raise RunFolderError(f"{target}: a modality is called {column!r}, as a column is; expected another name")

@@ -14,6 +14,7 @@ from blossom_ray.errors import InputError
 from blossom_ray.records import RoundRecord
 from blossom_ray.reporting.charts import Curve, curves, figure_style
 from blossom_ray.scores import TASKS, default_score
+from blossom_ray.text import quoted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +82,7 @@ def _score_of(record: RoundRecord) -> str:
 def _add(curve_of: dict[str, list[tuple[int, float]]], record: RoundRecord, score: str) -> None:
     if score not in record.metrics:
         known = ", ".join(name for name in record.metrics if "/" not in name)
-        raise InputError(f"score is {score!r}; expected one of {known}")
+        raise InputError(f"score is {quoted(score)}; expected one of {known}")
     for suffix in ("", *modality_suffixes(record.metrics)):
         if f"{score}{suffix}" in record.metrics:
             points = curve_of.setdefault(suffix.lstrip("/") or _ALL, [])

@@ -8,6 +8,7 @@ from pathlib import Path
 from blossom_ray.comparison.comparing import compare
 from blossom_ray.comparison.run_selection import Source, collect
 from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.locations import local_path
 from blossom_ray.reporting.charts import figure_style
 from blossom_ray.reporting.compared import comparison_section, variants_of
 from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
@@ -45,6 +46,10 @@ def report(
         >>> from blossom_ray import report
         >>> report("sweeps/quickstart", figures="figures")
     """
+    page_path = None if out is None else local_path(out, "out")
+    if page_path is not None and page_path.is_dir():
+        raise InputError(f"out is '{page_path}', which is a folder; expected a file")
+    figures = None if figures is None else local_path(figures, "figures")
     entries = collect(sources)
     finished = [entry for entry in entries if entry.status == "finished"]
     comparison = compare(*sources) if len(finished) > 1 else None
@@ -62,11 +67,12 @@ def report(
             sections=sections,
             scenarios=_scenarios(variants),
         )
-        path = Path(out) if out is not None else _default_path(sources)
+        path = page_path or _default_path(sources)
         _write(path, page)
         written = [path]
-        for figure in (figure for section in sections for figure in section.figures) if figures is not None else ():
-            written += [save_figure(figure.figure, Path(str(figures)), figure.name, form) for form in FIGURE_FORMATS]
+        for figure in (figure for section in sections for figure in section.figures):
+            if figures is not None:
+                written += [save_figure(figure.figure, figures, figure.name, form) for form in FIGURE_FORMATS]
     return written
 
 
@@ -79,7 +85,7 @@ def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
 def _default_path(sources: Sequence[Source]) -> Path:
     folder = sources[0] if len(sources) == 1 else Path()
     if isinstance(folder, str | Path):
-        return Path(folder) / PAGE_NAME
+        return local_path(folder, "the run") / PAGE_NAME
     return (folder.path or Path()) / PAGE_NAME
 
 

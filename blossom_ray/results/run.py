@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from blossom_ray.blocks import ClientProfile
 from blossom_ray.errors import BlossomError, RunFolderError
+from blossom_ray.locations import local_path
 from blossom_ray.records import RoundRecord
 from blossom_ray.results.table_files import TableStream, in_memory_tables, read_table
 from blossom_ray.results.tables import ROUND_COLUMNS, TABLES, table_rows
@@ -228,7 +229,7 @@ class Run:
             RunFolderError: No such folder, no run folder, or a damaged manifest. A table that is missing or
                 damaged raises the same when it is first read.
         """
-        folder = Path(path)
+        folder = local_path(path, "the run")
         return cls(folder, _read_manifest(folder), partial(read_table, folder))
 
     @classmethod

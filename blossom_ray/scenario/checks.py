@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.blocks import ANY_ENCODER, SharingScheme, block_names, encoder_block, is_encoder
+from blossom_ray.locations import is_uri
 from blossom_ray.scenario import sections as spec
 from blossom_ray.scenario.algorithm_checks import algorithm_problems
 from blossom_ray.scenario.compat import compat_problems
 from blossom_ray.scenario.datasets import DATASETS, num_subjects, shapes_of
-from blossom_ray.scenario.locations import is_uri
 from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
 from blossom_ray.scores import OTHER_COLUMNS, SCORES, SUFFIXES, Task
 

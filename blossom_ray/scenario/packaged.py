@@ -5,6 +5,8 @@ They are the files of `scenarios/` in the repository; a wheel carries them insid
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -26,7 +28,10 @@ def scenario_path(path: Path) -> Path:
     Args:
         path: As a user writes it: a file, or a name with or without `.yaml`.
     """
-    if path.exists():
+    with suppress(RuntimeError):  # a home that is not known
+        path = path.expanduser()
+    # `Path.exists` raises for a name that is too long.
+    if os.path.exists(path):
         return path
     name = path.as_posix().removesuffix(_SUFFIX)
     return packaged_scenarios().get(name, path)

@@ -27,7 +27,7 @@ from blossom_ray.text import brief
 __all__ = ["Place", "Reading", "inspect_scenario", "override_scenario", "parse_assignment", "read_scenario"]
 
 MAX_FILE_BYTES = 2**20
-_MAX_PROBLEMS = 200  # nobody reads more, and looking for near names takes its time
+_MAX_PROBLEMS = 50  # nobody reads more, and looking for near names takes its time
 _OVERRIDE = "override"
 _DISCRIMINATORS = ("kind", "dataset")
 
@@ -130,11 +130,11 @@ def inspect_scenario(
         for problem in document.problems
     )
     if document.root is None:
-        return Reading(None, problems, {}, places)
+        return Reading(None, _most(problems), {}, places)
     if not isinstance(tree, Mapping):
         wrong = "is empty" if tree is None else shown(tree)
         finding = Finding("", wrong, accepted(Hint(Scenario)))
-        return Reading(None, (*problems, places.problem(finding)), {}, places)
+        return Reading(None, _most((*problems, places.problem(finding))), {}, places)
     return _checked(tree, places, overrides, problems, with_data=with_data)
 
 
@@ -180,11 +180,13 @@ def _checked(
     changed, found = apply_overrides(tree, overrides)
     changed = filled(changed)
     scenario: Scenario | None = None
+    num_left = 0
     try:
         scenario = Scenario.model_validate(changed)
         sections = _fields(scenario)
     except ValidationError as error:
         errors = error.errors(include_url=False)
+        num_left = max(0, len(errors) - _MAX_PROBLEMS)
         found += findings(errors[:_MAX_PROBLEMS], Scenario)
         sections = _right_sections(changed, {str(detail["loc"][0]) for detail in errors if detail["loc"]})
     found += cross_problems(sections)
@@ -192,7 +194,21 @@ def _checked(
         found += missing_data(sections)
     problems = (*problems, *(places.problem(finding) for finding in dict.fromkeys(found)))
     in_order = tuple(sorted(problems, key=lambda problem: (problem.source is not None, problem.line or 0)))
-    return Reading(None if problems else scenario, in_order[:_MAX_PROBLEMS], sections, places)
+    return Reading(None if problems else scenario, _most(in_order, num_left), sections, places)
+
+
+def _most(problems: tuple[Problem, ...], num_left: int = 0) -> tuple[Problem, ...]:
+    """The first problems, and in a last one how many more there are.
+
+    Args:
+        problems: In order.
+        num_left: Further ones, which nobody has looked at.
+    """
+    shown, num_left = problems[:_MAX_PROBLEMS], num_left + len(problems[_MAX_PROBLEMS:])
+    if not num_left:
+        return shown
+    more = f"has {num_left:,} more problem{'s' * (num_left > 1)}"
+    return (*shown, Problem("", more, "the ones above mended first", problems[0].file))
 
 
 def _right_sections(tree: Mapping[str, Any], wrong: set[str]) -> dict[str, Any]:

@@ -25,19 +25,23 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.scanner import Scanner
 
 from blossom_ray.errors import Problem
 from blossom_ray.scenario.phrases import shortened, shown
 from blossom_ray.scenario.structure import Part, child_value, join_path
+from blossom_ray.text import brief
 
 MAX_DEPTH = 50
 MAX_NODES = 100_000
+MAX_KEYS = 5_000
 _MAX_DIGITS = 100
 
 Scalar = str | int | float | bool | None
 
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_TAB_AS_INDENTATION = re.compile(r"[-?: ]*\t")
 _WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -108,7 +112,7 @@ def parse_yaml(text: str) -> Document:
         found = f"has the control character U+{ord(text[error.position]):04X}"
         return Document(None, (*builder.problems, Problem("", found, "YAML 1.2 text", line=line)))
     except (YAMLError, ValueError, OverflowError) as error:
-        return Document(None, (*builder.problems, _syntax_problem(error)))
+        return Document(None, (*builder.problems, _syntax_problem(error, text)))
     return Document(root, tuple(builder.problems))
 
 
@@ -129,12 +133,45 @@ def resolve_scalar(text: str) -> Scalar:
     return text
 
 
+class _Scanner(Scanner):
+    """ruamel's scanner, and tabs where YAML 1.2 has them as white space: between tokens, but not in indentation."""
+
+    def scan_to_next_token(self) -> None:
+        is_after_tab = False
+        while True:
+            super().scan_to_next_token()
+            if self.reader.peek() != "\t":
+                break
+            while self.reader.peek() in " \t":
+                self.reader.forward()
+            # The rest of the line has a token, which must not begin a block; a comment or nothing else is skipped.
+            is_after_tab = self.reader.peek() not in "#\0\r\n\x85\u2028\u2029"
+        if is_after_tab and not self.flow_level:
+            self.allow_simple_key = False
+
+    def scan_plain_spaces(self, indent: Any, start_mark: Any) -> Any:
+        reader = self.reader
+        length = 0
+        while reader.peek(length) in " \t":
+            length += 1
+        if "\t" not in reader.prefix(length):
+            return super().scan_plain_spaces(indent, start_mark)
+        if reader.peek(length) in "\r\n\x85\u2028\u2029":
+            reader.forward(length)
+            return super().scan_plain_spaces(indent, start_mark)
+        spaces = reader.prefix(length)
+        reader.forward(length)
+        return [spaces]
+
+
 class _Builder:
     """Nodes from ruamel's events, one document."""
 
     def __init__(self, text: str) -> None:
         self.problems: list[Problem] = []
-        self._events: Iterator[Any] = iter(YAML(typ="safe", pure=True).parse(text))
+        parser = YAML(typ="safe", pure=True)
+        parser.Scanner = _Scanner
+        self._events: Iterator[Any] = iter(parser.parse(text))
         self._anchors: dict[str, Node] = {}
         self._num_nodes = 0
 
@@ -180,8 +217,13 @@ class _Builder:
     def _mapping(self, parts: tuple[Part, ...], line: int) -> Node:
         children: dict[str, Node] = {}
         lines: dict[str, list[int]] = {}
+        num_keys = 0
         while not isinstance(event := next(self._events), MappingEndEvent):
             key_line = event.start_mark.line + 1
+            num_keys += 1
+            if num_keys > MAX_KEYS:
+                expected = f"at most {MAX_KEYS:,} of them"
+                raise _UnreadableError("has too many keys", expected, key_line, join_path(parts))
             key = self._node(event, (*parts, "?"), None).content
             node = self._node(next(self._events), (*parts, key if isinstance(key, str) else "?"), key_line)
             if not isinstance(key, str):
@@ -246,11 +288,15 @@ def _too_deep(line: int) -> _UnreadableError:
     return _UnreadableError("is nested too deeply", f"at most {MAX_DEPTH} levels", line)
 
 
-def _syntax_problem(error: Exception) -> Problem:
+def _syntax_problem(error: Exception, text: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    text = (error.problem or error.context) if isinstance(error, MarkedYAMLError) else str(error)
-    found = f"is not valid YAML ({' '.join(str(text).split())})"
-    return Problem("", found, "YAML 1.2, indented with spaces", line=None if mark is None else mark.line + 1)
+    line = None if mark is None else mark.line + 1
+    begun = "" if mark is None else text.splitlines()[mark.line : mark.line + 1]
+    if begun and _TAB_AS_INDENTATION.match(begun[0]):
+        return Problem("", "has a tab where indentation counts", "spaces there", line=line)
+    words = (error.problem or error.context) if isinstance(error, MarkedYAMLError) else str(error)
+    found = f"is not valid YAML ({brief(' '.join(str(words).split()))})"
+    return Problem("", found, "YAML 1.2, indented with spaces", line=line)
 
 
 def _tag(tag: str) -> str:

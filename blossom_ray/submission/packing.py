@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.errors import InputError
+from blossom_ray.locations import is_uri
 from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.locations import is_uri
 from blossom_ray.scenario.writer import plain_tree, scenario_yaml
 
 SCENARIO = "blossom-ray-job.yaml"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from blossom_ray.errors import BlossomError, RunFolderError
+from blossom_ray.locations import local_path
 from blossom_ray.results.run import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario.identity import identity
 from blossom_ray.storage import replacing
@@ -70,7 +71,7 @@ class Sweep:
         Raises:
             RunFolderError: There is none, or its `sweep.json` is damaged.
         """
-        folder = Path(path)
+        folder = local_path(path, "the sweep")
         if not is_sweep(folder):
             found = "has no sweep.json" if folder.is_dir() else "does not exist"
             raise RunFolderError(f"{folder}: {found}; expected the folder of a sweep")

@@ -17,6 +17,7 @@ from blossom_ray.inspection import Inspector
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.identity import identity
 from blossom_ray.scenario.overrides import parse_assignment
+from blossom_ray.text import quoted
 
 _MAX_TEXT_CHARACTERS = 40
 _OPENING, _CLOSING = "[{", "]}"
@@ -92,12 +93,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     expected = "a number of seeds of at least 1, such as 5 for 0 to 4, or different seeds, such as 0,1,7"
     if not parts or not all(re.fullmatch(r"[0-9]{1,19}", part) for part in parts):
-        raise ScenarioError((Problem("", f"is {text!r}", expected, source="--seeds"),))
+        raise ScenarioError((Problem("", f"is {quoted(text)}", expected, source="--seeds"),))
     numbers = tuple(int(part) for part in parts)
     if "," not in text:
         numbers = tuple(range(numbers[0])) if numbers[0] <= 100_000 else ()
     if not numbers or len(set(numbers)) < len(numbers):
-        raise ScenarioError((Problem("", f"is {text!r}", expected, source="--seeds"),))
+        raise ScenarioError((Problem("", f"is {quoted(text)}", expected, source="--seeds"),))
     return numbers
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from blossom_ray.api import check_address, continued, describe_host
 from blossom_ray.errors import BlossomError
+from blossom_ray.locations import local_path
 from blossom_ray.records import Progress
 from blossom_ray.results.run import MANIFEST_FILE, Run, RunWriter
 from blossom_ray.scenario import Scenario
@@ -96,11 +97,11 @@ def sweep(
         ...     print(result.cell.name, result.error or result.run.final["accuracy"])
     """
     given = [scenarios] if isinstance(scenarios, str | Path | Scenario) else scenarios
+    folder = None if out is None else local_path(out, "out")
     bases = [base if isinstance(base, Scenario) else Path(base) for base in given]
     axes = [Axis(path, tuple(values)) for path, values in (vary or {}).items()]
     cells = expand(bases, axes, range(seeds) if isinstance(seeds, int) else seeds, overrides)
-    folder = default_folder(cells) if out is None else Path(out)
-    return _results(run_cells(folder, cells, jobs=jobs, address=address))
+    return _results(run_cells(folder or default_folder(cells), cells, jobs=jobs, address=address))
 
 
 def default_folder(cells: Iterable[Cell]) -> Path:

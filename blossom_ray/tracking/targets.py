@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from blossom_ray.errors import InputError
+from blossom_ray.locations import local_path
 from blossom_ray.scenario import Scenario
+from blossom_ray.text import quoted
 from blossom_ray.tracking.base import Tracker
 
 _ACCEPTED = "tensorboard, tensorboard:FOLDER, mlflow or mlflow:URI"
@@ -39,9 +41,11 @@ def parse_target(text: str) -> Target:
     kind, colon, place = text.partition(":")
     match kind:
         case "tensorboard" | "mlflow" if bool(colon) == bool(place):
+            if (kind == "tensorboard" and place) or place.startswith("~"):
+                place = str(local_path(place, f"--track {kind}:"))
             return Target(kind, place or None)
         case _:
-            raise InputError(f"--track is {text!r}; expected {_ACCEPTED}")
+            raise InputError(f"--track is {quoted(text)}; expected {_ACCEPTED}")
 
 
 def check_target(target: Target) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from blossom_ray import DataError, Scenario, ScenarioError, simulate
 from blossom_ray.data.remote import local_path
-from blossom_ray.scenario.locations import is_uri
+from blossom_ray.locations import is_uri
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def test_every_key_given_twice_names_its_lines_and_the_other_checks_go_on(scenar
         ("- 1\n", "a.yaml: is [1]; expected a mapping"),
         ("rounds\n", "a.yaml: is 'rounds'; expected a mapping"),
         ("rounds: 1\nseed: [1\n", "a.yaml:3: is not valid YAML (expected ',' or ']', but got"),
-        ("a:\n\t- 1\n", "a.yaml:2: is not valid YAML (found character '\\t' that cannot start any token)"),
+        ("a:\n\t- 1\n", "a.yaml:2: has a tab where indentation counts; expected spaces there"),
         ("a: 'x\n", "a.yaml:2: is not valid YAML (found unexpected end of stream)"),
         ('a: "\\UFFFFFFFF"\n', "a.yaml"),
         ('a: 1\nb: "\\ud800"\n', "a.yaml:2: b has half of a surrogate pair"),
