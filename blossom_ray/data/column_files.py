@@ -1,18 +1,31 @@
-"""Files with columns, Parquet or Arrow (Feather): told apart by their content, read some rows at a time."""
+"""Files with columns, Parquet or Arrow (Feather): told apart by their content, read some rows at a time.
+
+Of a folder every file is read, or known to hold no rows, or refused by its name: a part of the data is no data set.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blossom_ray.errors import DataError
 
-SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
+_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
+_WITHOUT_ROWS = re.compile(
+    r"_success|_(common_)?metadata|_(committed|started)_\d+|(readme|license|notice|citation)(\..*)?|thumbs\.db|desktop\.ini"
+    r"|(sha\d+|md5)sums?|.*\.(md|txt|rst|pdf|html|json|ya?ml|toml|log|crc|sha\d+|md5|py|ipynb)",
+    re.IGNORECASE,
+)
+"""Names of what lies beside tables: marks of Spark, descriptions of Hugging Face, checksums, notes, code."""
+_FOLDERS_WITHOUT_ROWS = ("__MACOSX", "__pycache__")
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _BYTES_AT_ONCE = 2**24
 _BUFFER_BYTES = 2**20
 _FORMATS = "a Parquet, Arrow or Feather (version 2) file"
@@ -28,6 +41,7 @@ class ColumnFile:
         name: The file's name, for messages.
         types: Column to Arrow type.
         num_rows: Number of rows.
+        index_columns: Columns that pandas made of a frame's index.
 
     Raises:
         DataError: It cannot be read, is of another format or damaged.
@@ -36,19 +50,24 @@ class ColumnFile:
     def __init__(self, path: Path) -> None:
         self._path, self.name = path, path.name
         with self._damage_told():
-            self._is_parquet = _is_parquet(path)
-            if self._is_parquet:
+            kind = _kind(path)
+            if kind is None:
+                raise DataError(f"{path.name} {_beginning(path)}; expected {_FORMATS}")
+            self._kind = kind
+            if kind == "parquet":
                 with pq.ParquetFile(path) as file:
                     schema, metadata = file.schema_arrow, file.metadata
                     self.num_rows = metadata.num_rows
                     num_bytes = sum(metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
             else:
-                with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-                    schema = file.schema
-                    self.num_rows = sum(file.get_batch(k).num_rows for k in range(file.num_record_batches))
-                    num_bytes = source.size()
+                with pa.memory_map(str(path)) as source, self._opened(source) as file:
+                    schema, num_bytes = file.schema, source.size()
+                    self.num_rows = sum(batch.num_rows for batch in _record_batches(file))
+                    if kind == "stream":
+                        _check_whole(source, path.name)
             names = schema.names
             self.types: Mapping[str, Any] = dict(zip(names, schema.types, strict=True))
+            self.index_columns = _index_columns(schema)
         if len(self.types) != len(names):
             double = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{self.name} has several columns {double!r}; expected columns of different names")
@@ -64,7 +83,7 @@ class ColumnFile:
         """
         first_row = 0
         with self._damage_told():
-            for batch in self._parquet_batches(columns) if self._is_parquet else self._arrow_batches():
+            for batch in self._parquet_batches(columns) if self._kind == "parquet" else self._arrow_batches():
                 chosen = batch.select(list(columns))
                 chosen.validate(full=True)  # damaged offsets would be followed out of the file's memory
                 yield first_row, {name: chosen.column(name) for name in columns}
@@ -75,16 +94,20 @@ class ColumnFile:
     def _parquet_batches(self, columns: Sequence[str]) -> Iterator[Any]:
         # Without these options a whole row group, which may be the whole file, is read before its first rows.
         options = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES, "page_checksum_verification": True}
-        with pq.ParquetFile(self._path, **options) as file:
+        # Text as it is stored, each value once: a long one that many rows share would fill the memory.
+        texts = [column for column in columns if is_text(self.types[column])]
+        with pq.ParquetFile(self._path, read_dictionary=texts, **options) as file:
             yield from file.iter_batches(self._rows_at_once, columns=list(columns))
 
     def _arrow_batches(self) -> Iterator[Any]:
         # All columns: those of a mapped file cost nothing, while Arrow copies a choice of them.
-        with pa.memory_map(str(self._path)) as source, pa.ipc.open_file(source) as file:
-            for number in range(file.num_record_batches):
-                batch = file.get_batch(number)
+        with pa.memory_map(str(self._path)) as source, self._opened(source) as file:
+            for batch in _record_batches(file):
                 for start in range(0, batch.num_rows, self._rows_at_once):
                     yield batch.slice(start, self._rows_at_once)
+
+    def _opened(self, source: Any) -> Any:
+        return pa.ipc.open_file(source) if self._kind == "file" else pa.ipc.open_stream(source)
 
     @contextmanager
     def _damage_told(self) -> Iterator[None]:
@@ -98,31 +121,123 @@ def open_column_files(path: str | Path) -> list[ColumnFile]:
     """The file at a path, or the files in a folder, in the order of their names.
 
     Args:
-        path: A file of any name, or a folder: its files that end in `.parquet`, `.arrow`, `.feather` or `.ipc`, not
-            those in folders below.
+        path: A file of any name, or a folder of files, told by their content or their suffix.
 
     Raises:
-        DataError: There is nothing of the kind, or a file cannot be read.
+        DataError: There is nothing of the kind; a file cannot be read, or a folder has more than can be read: other
+            files, a link to nothing, files in folders below, one file twice. What is hidden is left out, and what is
+            known to hold no rows.
     """
     try:
         place = Path(path).expanduser()
         if place.is_file():
             return [ColumnFile(place)]
-        names = (file for file in place.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
-        paths = sorted(file for file in names if file.is_file())  # no pipes and devices
+        paths = [entry for entry in sorted(place.iterdir()) if _is_table(entry)]
+        identities = [(entry.stat().st_dev, entry.stat().st_ino) for entry in paths]
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read ({error}); expected {_FORMATS}, or a folder of them") from error
     if not paths:
-        raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}; expected at least one")
+        raise DataError(f"{path} holds no file with rows; expected {_FORMATS}, at least one")
+    known: dict[tuple[int, int], Path] = {}
+    for file, identity in zip(paths, identities, strict=True):
+        if known.setdefault(identity, file) != file:
+            raise DataError(f"{path} has one file as {known[identity].name} and as {file.name}; expected it once")
     return [ColumnFile(file) for file in paths]
 
 
-def _is_parquet(path: Path) -> bool:
+def is_text(type_: Any) -> bool:
+    """Whether values of an Arrow type are text, however it is laid out."""
+    types = pa.types
+    return bool(types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_))
+
+
+def _is_table(entry: Path) -> bool:
+    """Whether an entry of a folder is to be read.
+
+    Raises:
+        DataError: It may hold rows, but cannot be read.
+    """
+    is_hidden = entry.name.startswith(".")
+    if entry.is_dir():
+        if not (is_hidden or entry.name in _FOLDERS_WITHOUT_ROWS):
+            _check_nothing_below(entry)
+        return False
+    if _WITHOUT_ROWS.fullmatch(entry.name) or (is_hidden and not entry.is_file()):
+        return False
+    if not entry.is_file():
+        target = os.readlink(entry) if entry.is_symlink() else ""
+        found = f"is a link to {target!r}, where no file is" if target else "is no regular file"
+        hint = " (git annex get fetches it)" if "annex" in target else ""
+        raise DataError(f"{entry.name} {found}{hint}; expected {_FORMATS}")
+    kind = _kind(entry)
+    if is_hidden:
+        if kind is None:
+            return False
+        raise DataError(f"{entry.name} is hidden, but a file with rows; expected it elsewhere, or without the dot")
+    if kind is None and entry.suffix.lower() not in _SUFFIXES:
+        raise DataError(
+            f"{entry.name} {_beginning(entry)}; expected a folder of Parquet, Arrow or Feather files and notes alone, "
+            f"since rows of other files would be left out"
+        )
+    return True
+
+
+def _check_nothing_below(folder: Path) -> None:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or name in _FOLDERS_WITHOUT_ROWS))
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for name in sorted([*files, *links]):
+            if not (name.startswith(".") or _WITHOUT_ROWS.fullmatch(name)):
+                file = Path(place, name).relative_to(folder.parent)
+                found = f"{folder.parent.name} has the file {file} in a folder below"
+                raise DataError(f"{found}; expected all files in the folder itself, or the path of the one to read")
+
+
+def _kind(path: Path) -> Literal["parquet", "file", "stream"] | None:
+    """What a file is by its first bytes; the two formats of Arrow are a file and a stream."""
     with path.open("rb") as file:
         start = file.read(6)
     if start[:4] == b"PAR1":
-        return True
+        return "parquet"
     if start == b"ARROW1":
-        return False
-    found = "is empty" if not start else f"begins with {start!r}"
-    raise DataError(f"{path.name} {found}; expected {_FORMATS}")
+        return "file"
+    return "stream" if start[:4] == _END_OF_STREAM[:4] else None
+
+
+def _beginning(path: Path) -> str:
+    """Words for a file that is no table."""
+    with path.open("rb") as file:
+        start = file.read(100)
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS in the place of its content (git lfs pull fetches it)"
+    if b"/annex/objects/" in start:
+        return "is a pointer of git-annex in the place of its content (git annex get fetches it)"
+    return f"begins with {start[:6]!r}" if start else "is empty"
+
+
+def _record_batches(file: Any) -> Iterator[Any]:
+    if isinstance(file, pa.RecordBatchStreamReader):
+        yield from file
+    else:
+        yield from (file.get_batch(number) for number in range(file.num_record_batches))
+
+
+def _check_whole(source: Any, name: str) -> None:
+    """A stream that was cut between two batches looks whole but for its last bytes, and another may follow it."""
+    end = source.tell()
+    source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+    if end != source.size() or source.read() != _END_OF_STREAM:
+        raise DataError(
+            f"{name} is an Arrow stream without its end, or with more behind it; expected {_FORMATS}, whole"
+        )
+
+
+def _index_columns(schema: Any) -> frozenset[str]:
+    try:
+        names = (schema.pandas_metadata or {}).get("index_columns", ())
+    except (ValueError, AttributeError):  # what stands there is no concern of the data
+        names = ()
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()

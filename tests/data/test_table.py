@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def tensors(values: np.ndarray) -> pa.Array:
     return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
 
 
+def write_as(kind: str, table: pa.Table, path: Path, rows: int = 3) -> None:
+    match kind:
+        case "parquet":
+            pq.write_table(table, path, row_group_size=rows)
+        case "arrow" | "stream":
+            open_writer = pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream
+            with pa.OSFile(str(path), "wb") as sink, open_writer(sink, table.schema) as writer:
+                writer.write_table(table, max_chunksize=rows)
+        case _:
+            compression = "zstd" if kind.startswith("compressed") else "uncompressed"
+            pa.feather.write_feather(table, str(path), compression=compression)
+
+
 @pytest.mark.parametrize(
     "column",
     [
@@ -57,19 +71,11 @@ def tensors(values: np.ndarray) -> pa.Array:
     ],
     ids=["fixed-shape tensors", "lists of lists", "large lists of lists of integers", "fixed-size lists"],
 )
-@pytest.mark.parametrize("kind", ["parquet", "arrow", "feather", "compressed feather"])
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "stream", "feather", "compressed feather"])
 def test_a_modality_of_several_types_in_several_files(column: pa.Array, kind: str, tmp_path: Path) -> None:
     table = pa.table({"acc": column, "label": GOOD["label"]})
     path = tmp_path / "rows"  # told apart by content, not by name
-    match kind:
-        case "parquet":
-            pq.write_table(table, path, row_group_size=3)
-        case "arrow":
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table, max_chunksize=3)
-        case _:
-            compression = "zstd" if kind.startswith("compressed") else "uncompressed"
-            pa.feather.write_feather(table, str(path), compression=compression)
+    write_as(kind, table, path)
     dataset = load(path)
     np.testing.assert_array_equal(dataset.inputs["acc"], ACC)
     assert dataset.inputs["acc"].dtype == np.float32
@@ -303,16 +309,134 @@ def test_columns_of_one_name(tmp_path: Path) -> None:
 
 def test_pipes_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match="holds no file that ends in"):
+    with pytest.raises(DataError, match=r"rows.parquet is no regular file; expected a Parquet"):
         load(tmp_path)
     with pytest.raises(DataError, match=r"rows.parquet cannot be read"):
         load(tmp_path / "rows.parquet")
 
 
+def test_a_folder_is_read_whatever_its_files_are_called(tmp_path: Path) -> None:
+    names = ["a.parquet", "b.pq", "C.PARQUET", "d.Arrow", "part-0000", "part-0001.snappy", "_x.parquet", "f.data"]
+    for row, name in enumerate(sorted(names)):
+        table = pa.table({"acc": [[float(row)]], "label": [row % 2]})
+        write_as(["parquet", "arrow", "stream"][row % 3], table, tmp_path / name)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "z.parquet").symlink_to(write(tmp_path / ".cache", {"acc": [[8.0]], "label": [1]}))
+    harmless = ["_SUCCESS", "._SUCCESS.crc", ".part-0000.crc", "_committed_123", "README.md", "LICENSE", "state.json"]
+    for name in (*harmless, "dataset_info.json", "SHA256SUMS", ".gitattributes", "._a.parquet", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7 no rows")
+    for name in ("_metadata", "_common_metadata"):
+        pq.write_metadata(table.schema, tmp_path / name)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._a.parquet").write_bytes(b"no rows")
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    (tmp_path / "empty" / "README").write_text("")
+    os.mkfifo(tmp_path / ".pipe")
+    assert load(tmp_path).inputs["acc"].tolist() == [[float(row)] for row in range(9)]
+
+
+def leave_csv(folder: Path) -> None:
+    (folder / "b.csv").write_text("acc,label")
+
+
+def leave_empty(folder: Path) -> None:
+    (folder / "part-0001").write_bytes(b"")
+
+
+def leave_gzip(folder: Path) -> None:
+    (folder / "b.parquet.gz").write_bytes(b"\x1f\x8b\x08")
+
+
+def leave_lfs_pointer(folder: Path) -> None:
+    (folder / "b.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def leave_annex_pointer(folder: Path) -> None:
+    (folder / "part-0001").write_text("/annex/objects/SHA256E-s9--0.parquet\n")
+
+
+def leave_annex_link(folder: Path) -> None:
+    (folder / "b.parquet").symlink_to(".git/annex/objects/xX/SHA256E-s9--0.parquet")
+
+
+def leave_dangling_link(folder: Path) -> None:
+    (folder / "b").symlink_to("nowhere")
+
+
+def leave_link_to_itself(folder: Path) -> None:
+    (folder / "b.arrow").symlink_to("b.arrow")
+
+
+def leave_folder(folder: Path) -> None:
+    (folder / "label=1" / "part=2").mkdir(parents=True)
+    write(folder / "label=1" / "part=2", GOOD)
+
+
+def leave_link_to_folder(folder: Path) -> None:
+    leave_folder(folder)
+    (folder / "label=1").rename(folder / ".other")
+    (folder / "b").mkdir()
+    (folder / "b" / "more").symlink_to(folder / ".other")
+
+
+def leave_delta_log(folder: Path) -> None:
+    (folder / "_delta_log").mkdir()
+    (folder / "_delta_log" / "0.checkpoint.parquet").write_bytes(b"PAR1")
+
+
+def leave_hidden(folder: Path) -> None:
+    write(folder, GOOD, ".b.parquet.tmp")
+
+
+def leave_twice(folder: Path) -> None:
+    (folder / "b.parquet").symlink_to("a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("leave", "message"),
+    [
+        (leave_csv, "b.csv begins with b'acc,la'; expected a folder of Parquet, .* and notes alone, since rows of"),
+        (leave_empty, "part-0001 is empty; expected a folder of Parquet"),
+        (leave_gzip, "b.parquet.gz begins with b'"),
+        (leave_lfs_pointer, r"b.parquet is a pointer of Git LFS in the place of its content \(git lfs pull fetches it"),
+        (leave_annex_pointer, r"part-0001 is a pointer of git-annex in the place of its content \(git annex get fetch"),
+        (leave_annex_link, r"b.parquet is a link to '.git/annex/.*', where no file is \(git annex get fetches it\)"),
+        (leave_dangling_link, "b is a link to 'nowhere', where no file is; expected a Parquet"),
+        (leave_link_to_itself, "b.arrow"),
+        (leave_folder, "has the file label=1/part=2/rows.parquet in a folder below; expected all files in the folder"),
+        (leave_link_to_folder, "has the file b/more in a folder below"),
+        (leave_delta_log, "has the file _delta_log/0.checkpoint.parquet in a folder below"),
+        (leave_hidden, ".b.parquet.tmp is hidden, but a file with rows; expected it elsewhere"),
+        (leave_twice, "has one file as a.parquet and as b.parquet; expected it once"),
+    ],
+)
+def test_a_folder_is_read_whole_or_refused(leave: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "a.parquet")
+    leave(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("cut", ["end", "batch", "half a batch", "more"])
+def test_a_stream_is_read_whole_or_refused(cut: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.arrow"
+    write_as("stream", pa.table({"acc": [[1.0]] * 4, "label": [0, 1, 0, 1]}), path, rows=2)
+    content = path.read_bytes()
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_stream(source)
+        reader.read_next_batch()
+        first_end = source.tell()
+    path.write_bytes(
+        {"end": content[:-8], "batch": content[:first_end], "half a batch": content[:-40], "more": 2 * content}[cut]
+    )
+    with pytest.raises(DataError, match=r"rows.arrow (is an Arrow stream without its end|cannot be read)"):
+        load(path)
+
+
 def test_paths_that_lead_to_no_table(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.parquet cannot be read"):
         load(tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"holds no file that ends in .parquet, .arrow"):
+    with pytest.raises(DataError, match=r"holds no file with rows; expected a Parquet, Arrow"):
         load(tmp_path)
     with pytest.raises(DataError, match="has no rows; expected a row per sample"):
         load(write(tmp_path, {"acc": pa.array([], pa.list_(pa.float32())), "label": pa.array([], pa.int64())}))
