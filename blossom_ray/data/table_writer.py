@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from blossom_ray.data.dataset import Dataset
+from blossom_ray.data.dataset import Dataset, FloatArray
 from blossom_ray.errors import RunFolderError
 from blossom_ray.locations import local_path
 
@@ -68,11 +68,16 @@ def _schema(dataset: Dataset) -> Any:
 def _batch(part: Dataset, rows: slice, split: str, schema: Any) -> Any:
     labels = part.labels[rows]
     columns = {
-        modality: pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values[rows]))
-        for modality, values in part.inputs.items()
+        modality: _tensors(values[rows], schema.field(modality).type) for modality, values in part.inputs.items()
     }
     flat = pa.array(np.ascontiguousarray(labels).reshape(-1))
     columns["label"] = flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1])
     columns["subject"] = pa.nulls(len(labels), pa.int64()) if part.subjects is None else pa.array(part.subjects[rows])
     columns["split"] = pa.array([split] * len(labels))
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _tensors(values: FloatArray, type_: Any) -> Any:
+    # Arrow's own way from NumPy makes the strides a part of the type, which say nothing where a dimension is 1.
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.ExtensionArray.from_storage(type_, pa.FixedSizeListArray.from_arrays(flat, type_.storage_type.list_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +39,22 @@ def check_numeric(type_: Any, file: str, column: str) -> None:
     """Refuse a type that holds no numbers of a fixed or a regular shape.
 
     Raises:
-        DataError: It is of another type.
+        DataError: It is of another type, or of a tensor whose order of dimensions is not certain.
     """
-    element = type_.value_type if isinstance(type_, pa.FixedShapeTensorType) else type_
+    element = type_
     while _is_list(element):
         element = element.value_type
-    if not (pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_boolean(element)):
+    if isinstance(element, pa.FixedShapeTensorType):
+        order = element.permutation or []
+        # The format says that it leads from the logical dimension to the stored one; `from_numpy_ndarray` of pyarrow
+        # writes the inverse. Where they differ, nobody can tell what was meant.
+        if any(order[place] != position for position, place in enumerate(order)):
+            raise DataError(
+                f"{file}, column {column!r} has tensors stored in the order of dimensions {order}, which programs "
+                f"read in different ways; expected them as they are (np.ascontiguousarray), or dimensions swapped"
+            )
+        element = element.value_type
+    if not (_is_number(element) or pa.types.is_boolean(element)):
         raise DataError(
             f"{file}, column {column!r} has type {type_}; "
             f"expected numbers, (nested) lists of numbers, or a fixed-shape tensor"
@@ -66,11 +77,7 @@ def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None) -> Flo
     """
     num_rows = len(column)
     _check_valid(column, place, 1, "is null")
-    if isinstance(column.type, pa.FixedShapeTensorType):
-        found, values = tuple(column.type.shape), column.to_numpy_ndarray().reshape(num_rows, -1)
-        _check_valid(column.storage.flatten(), place, values.shape[1], "holds a null")
-    else:
-        found, values = _list_rows(column, place, 1)
+    found, values = _list_rows(column, place, 1)
     if shape is not None and found != shape:
         raise place.error(0, f"has shape {list(found)}", f"{list(shape)}, as in the rows before")
     # What does not fit into float32 becomes infinite, and is refused as not finite.
@@ -84,8 +91,10 @@ def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None) -> Flo
 
 def _list_rows(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
     """Shape below this level, and all values one after the other; `per_row` entries of `column` make up a row."""
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return _tensors(column, place, per_row)
     if not _is_list(column.type):
-        return (), column.to_numpy(zero_copy_only=False)
+        return (), _plain(column)
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     length = int(lengths[0])
     if (lengths != length).any():
@@ -100,10 +109,31 @@ def _list_rows(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...]
     return (length, *shape), values
 
 
+def _tensors(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
+    """As `_list_rows`. Tensors are stored by other dimensions than those they have where the type permutes them."""
+    stored = tuple(column.type.shape)
+    order = column.type.permutation or range(len(stored))
+    if 0 in stored:
+        raise place.error(0, f"has shape {list(stored)}", "at least one value")
+    below = column.storage.flatten()
+    _check_valid(below, place, per_row * math.prod(stored), "holds a null")
+    values = _plain(below).reshape(-1, *stored).transpose(0, *(1 + dimension for dimension in order))
+    return tuple(values.shape[1:]), values
+
+
+def _plain(column: Any) -> Any:
+    values = column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
+    return values.to_numpy(zero_copy_only=False)
+
+
 def _check_valid(column: Any, place: Place, per_row: int, found: str) -> None:
     if column.null_count:
         entry = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise place.error(entry // per_row, found, "a value in every row")
+
+
+def _is_number(type_: Any) -> bool:
+    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_))
 
 
 def _is_list(type_: Any) -> bool:

@@ -83,6 +83,69 @@ def test_a_modality_of_several_types_in_several_files(column: pa.Array, kind: st
     assert (dataset.subjects, dataset.held_out) == (None, None)
 
 
+def stored_in_order(values: np.ndarray, order: list[int]) -> pa.Array:
+    """The tensors of `values` (n, *shape), whose dimension `order[k]` is stored as dimension k."""
+    stored = values.transpose(0, *(1 + dimension for dimension in order))
+    names = [f"dimension {dimension}" for dimension in order]
+    kind = pa.fixed_shape_tensor(
+        pa.from_numpy_dtype(values.dtype), stored.shape[1:], dim_names=names, permutation=np.argsort(order).tolist()
+    )
+    flat = pa.array(np.ascontiguousarray(stored).reshape(-1))
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, kind.storage_type.list_size))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "feather", "stream"])
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [((2, 3), [1, 0]), ((2, 3), [0, 1]), ((2, 3, 4), [2, 1, 0]), ((2, 3, 4, 5), [1, 0, 3, 2]), ((1, 3), [1, 0])],
+)
+@given(data=st.data())
+@settings(deadline=None, max_examples=5)
+def test_tensors_are_read_in_their_order_whatever_order_they_are_stored_in(
+    data: st.DataObject, shape: tuple[int, ...], order: list[int], kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    dtype = data.draw(st.sampled_from(["f4", "f8", "f2", "i8", "u1"]))
+    logical = (np.arange(12 * np.prod(shape)) % 251).reshape(12, *shape).astype(dtype)
+    column = stored_in_order(logical, order)
+    cut, end = data.draw(st.integers(0, 5)), data.draw(st.integers(6, 12))
+    lists = pa.ListArray.from_arrays(pa.array(range(0, 13, 2), pa.int32()), column)
+    table = pa.table(
+        {
+            "acc": pa.chunked_array([column[cut:5], column[5:end]]),
+            "label": np.arange(end - cut) % 2,
+        }
+    )
+    path = tmp_path_factory.mktemp("tensors") / "rows"
+    write_as(kind, table, path)
+    np.testing.assert_array_equal(load(path).inputs["acc"], logical[cut:end])
+    write_as(kind, pa.table({"acc": lists[1:], "label": np.arange(5) % 2}), path)
+    np.testing.assert_array_equal(load(path).inputs["acc"], logical.reshape(6, 2, *shape)[1:])
+
+
+def test_an_order_that_writers_and_readers_of_tensors_see_differently_is_refused(tmp_path: Path) -> None:
+    values = np.arange(48, dtype=np.float32).reshape(2, 2, 3, 4)
+    path = write(tmp_path, {"acc": stored_in_order(values, [1, 2, 0]), "label": [0, 1]})
+    for task in (lambda: load(path), lambda: Table(spec_of(path), ("acc",), "classification").targets()):
+        with pytest.raises(DataError, match=r"column 'acc' has tensors stored in the order of dimensions \[2, 0, 1\]"):
+            task()
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.fixed_shape_tensor(pa.float32(), (2, 0)), r"row 0 has shape \[2, 0\]; expected at least one value"),
+        (pa.fixed_shape_tensor(pa.float32(), (2,)), "row 1 holds a null"),
+    ],
+)
+def test_tensors_without_values(column: Any, message: str, tmp_path: Path) -> None:
+    size = column.storage_type.list_size
+    storage = pa.array([[1.0] * size, [None] * size], pa.list_(pa.float32(), size))
+    path = tmp_path / "rows.arrow"
+    write_as("arrow", pa.table({"acc": pa.ExtensionArray.from_storage(column, storage), "label": [0, 1]}), path)
+    with pytest.raises(DataError, match=message):
+        load(path)
+
+
 def test_what_polars_writes_is_read(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         {
@@ -483,6 +546,13 @@ def test_what_is_written_reads_back_with_the_same_fingerprint(task: Task, has_mo
     again = load(path, ("a", "b"), task, class_names=names)
     assert again.fingerprint() == dataset.fingerprint()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_one_sample_is_written_whatever_its_strides(tmp_path: Path) -> None:
+    sample = np.arange(6, dtype=np.float32).reshape(2, 3, 1).transpose(2, 0, 1)
+    dataset = Dataset({"a": sample}, np.array([0]), ("x",))
+    again = load(write_table(dataset, tmp_path / "rows.arrow"), ("a",))
+    np.testing.assert_array_equal(again.inputs["a"], sample)
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
