@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,14 @@ from blossom_ray.data.labels import (
     encode_classes,
     encode_sets,
     encode_subjects,
+    row_values,
 )
 from blossom_ray.errors import DataError
 from blossom_ray.scores import Task
 
 Arrays = Mapping[str, Any]
+
+_PLAIN = (str, int, float, Decimal, np.generic, NoneType)
 
 
 def from_arrays(
@@ -38,12 +43,13 @@ def from_arrays(
 
     Args:
         inputs: Modality to array (N, *shape), numbers or truth values; (N,) counts as (N, 1).
-        labels: Classification: (N,) whole numbers or text. Multilabel: (N, C) of 0 and 1, or for each sample a list of
+        labels: Classification: (N,) whole numbers (of any type) or text. An array of NumPy's fixed-width text has lost
+            the NULs at its ends; a list keeps them. Multilabel: (N, C) of 0 and 1, or for each sample a list of
             class names. Regression: (N,) or (N, T) numbers.
         task: What the labels are for; the scenario's `task` must be the same.
         class_names: Names of the classes in order; text labels must be among them, whole numbers count them from 0.
             Left out: the labels that occur, sorted. In a regression the names of the targets.
-        subjects: (N,) numbers or text, whose sample it is; None where samples belong to nobody.
+        subjects: (N,) whole numbers from 0 or text, whose sample it is; None where samples belong to nobody.
         held_out: Inputs and labels of a global test set that no client trains on.
 
     Raises:
@@ -80,30 +86,41 @@ def _inputs(inputs: Arrays, what: str) -> dict[str, FloatArray]:
 def _subjects(subjects: Any) -> IntArray | None:
     if subjects is None:
         return None
-    values = _plain("subjects", subjects)
-    if values.ndim != 1 or values.dtype.kind not in "biuOU":
-        raise DataError(f"subjects have type {values.dtype} and shape {values.shape}; expected (N,) numbers or text")
-    return encode_subjects(values)
+    return encode_subjects(row_values(_plain_values("subjects", subjects)), lambda row: f"subjects, row {row}")
 
 
 def _array(name: str, labels: Any, task: Task) -> Any:
-    """Labels as an array; names of several classes per sample as lists."""
+    """Labels as an array; classes, and names of several classes per sample, as a list."""
+    if task == "classification":
+        return _plain_values(name, labels)
     if task == "multilabel" and _holds_names(labels):
         return [list(map(str, own)) for own in labels]
-    values = _plain(name, labels)
-    if task == "classification":
-        if values.ndim != 1:
-            raise DataError(f"{name} have shape {values.shape}; expected (N,), one class per sample")
-        if _is_whole(values):
-            return values.astype(np.int64)
-        if values.dtype.kind not in "biuU" and not all(isinstance(value, str) for value in values.tolist()):
-            raise DataError(f"{name} have type {values.dtype}; expected whole numbers or text for task: {task}")
-        return values
-    numbers = _numbers(name, values)
+    numbers = _numbers(name, labels)
     numbers = numbers[:, np.newaxis] if numbers.ndim == 1 else numbers
     if numbers.ndim != 2:
         raise DataError(f"{name} have shape {numbers.shape}; expected (N, classes or targets)")
     return numbers
+
+
+def _plain_values(name: str, values: Any) -> list[Any]:
+    """Text and numbers, one per sample, of Python's types. Only what is no list of them goes through NumPy."""
+    for method in ("to_pylist", "to_list"):  # of pyarrow; of polars and pandas
+        values = getattr(values, method)() if hasattr(values, method) else values
+    items = values if isinstance(values, list | tuple) else [None, ...]
+    if not (any(isinstance(item, str) for item in items) or all(isinstance(item, _PLAIN) for item in items)):
+        array = _plain(name, values)
+        if array.ndim != 1:
+            raise DataError(f"{name} have shape {array.shape}; expected (N,), one per sample")
+        if array.dtype.kind not in "biufUTO":
+            raise DataError(f"{name} have type {array.dtype}; expected whole numbers or text")
+        values = array.tolist()
+    found = [
+        value.item() if isinstance(value, np.generic) and not isinstance(value, str) else value for value in values
+    ]
+    for row, value in enumerate(found):
+        if not isinstance(value, _PLAIN):
+            raise DataError(f"{name}, row {row} is of type {type(value).__name__}; expected a whole number or text")
+    return found
 
 
 def _encoded(
@@ -115,15 +132,15 @@ def _encoded(
     def place(row: int) -> str:
         return f"labels, row {row}" if row < ends[0] else f"held-out labels, row {row - ends[0]}"
 
+    if task == "classification":
+        codes, names = encode_classes(row_values(value for part in parts for value in part), place, class_names)
+        return [codes[: ends[0]], codes[ends[0] :]], names
     if task == "multilabel" and all(isinstance(part, list) for part in parts):
         sets, names = encode_sets([own for part in parts for own in part], place, class_names)
         return [sets[: ends[0]], sets[ends[0] :]], names
     if any(isinstance(part, list) or part.shape[1:] != parts[0].shape[1:] for part in parts):
         raise DataError("labels and held-out labels are of different kinds or widths; expected the same for both")
     joined = np.concatenate(list(parts))
-    if task == "classification":
-        codes, names = encode_classes(joined, place, class_names)
-        return [codes[: ends[0]], codes[ends[0] :]], names
     names = checked_names(class_names, _default_names(task, joined.shape[1]), place)
     (check_binary if task == "multilabel" else check_finite)(joined, place)
     return [joined[: ends[0]], joined[ends[0] :]], names
@@ -163,7 +180,3 @@ def _holds_names(labels: Any) -> bool:
         and all(isinstance(own, list | tuple | set | frozenset) for own in labels)
         and all(isinstance(name, str) for own in labels for name in own)
     )
-
-
-def _is_whole(values: npt.NDArray[Any]) -> bool:
-    return values.dtype.kind == "f" and bool((values == np.floor(values)).all()) and bool(np.isfinite(values).all())

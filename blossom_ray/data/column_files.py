@@ -97,7 +97,8 @@ class ColumnFile:
         # Text as it is stored, each value once: a long one that many rows share would fill the memory.
         texts = [column for column in columns if is_text(self.types[column])]
         with pq.ParquetFile(self._path, read_dictionary=texts, **options) as file:
-            yield from file.iter_batches(self._rows_at_once, columns=list(columns))
+            for number in range(file.num_row_groups):  # Arrow cannot join dictionaries within lists
+                yield from file.iter_batches(self._rows_at_once, [number], list(columns))
 
     def _arrow_batches(self) -> Iterator[Any]:
         # All columns: those of a mapped file cost nothing, while Arrow copies a choice of them.

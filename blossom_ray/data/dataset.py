@@ -224,6 +224,9 @@ def _check_names(inputs: Mapping[Any, Any], class_names: Any) -> None:
     for modality in inputs:
         if not isinstance(modality, str):
             raise DataError(f"a modality is called {modality!r}; expected text")
+    for name in (*inputs, *class_names):
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise DataError(f"a class or modality is called {name!r}; expected text without half surrogates")
 
 
 def _check_array(name: str, values: Any, dtype: type[np.generic], length: int) -> None:

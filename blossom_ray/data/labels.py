@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -10,18 +12,43 @@ import numpy.typing as npt
 
 from blossom_ray.data.dataset import FloatArray, IntArray
 from blossom_ray.errors import DataError
+from blossom_ray.scenario.phrases import shown
+
+_MOST_BITS = 256  # more than any type of Arrow has
+
+_CLASSES = "text or a whole number (of floats up to 2^53) for task: classification"
 
 Place = Callable[[int], str]
 """Words for the place of a row, such as `labels, row 3`."""
 
 
+@dataclass(frozen=True)
+class RowValues:
+    """A value for each of N rows, such as a label; NumPy would cut text, widen it, or round large numbers.
+
+    Attributes:
+        distinct: The values that occur, in no certain order.
+        codes: (N,) int64: the place of each row's value in `distinct`, or -1 where it is null.
+    """
+
+    distinct: Sequence[Any]
+    codes: IntArray
+
+
+def row_values(values: Iterable[Any]) -> RowValues:
+    """Values of rows, each hashable, or None."""
+    numbers: dict[Any, int] = {}
+    codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
+    return RowValues(tuple(numbers), np.array(codes, np.int64))
+
+
 def encode_classes(
-    values: npt.NDArray[Any], place: Place, class_names: Sequence[str] | None = None
+    values: RowValues, place: Place, class_names: Sequence[str] | None = None
 ) -> tuple[IntArray, tuple[str, ...]]:
     """One class per sample, as numbers from 0.
 
     Args:
-        values: (N,) whole numbers, truth values or text.
+        values: Of N rows, at least one: text, truth values, or whole numbers of any type.
         place: Where a row stands.
         class_names: All classes in order. Text must be one of them; numbers count them from 0. None: the values that
             occur, sorted.
@@ -30,20 +57,22 @@ def encode_classes(
         Labels (N,) int64, and the names of the classes.
 
     Raises:
-        DataError: A value is none of the classes.
+        DataError: A value is null, neither text nor whole, or none of the classes.
     """
-    is_text = values.dtype.kind in "OU"
+    _check_given(values, place, "a label in every row", np.ones(len(values.codes), np.bool_))
+    classes = _text_or_whole(values, place, _CLASSES)
     if class_names is None:
-        found, codes = np.unique(values.astype(str) if is_text else values, return_inverse=True)
-        return codes.reshape(-1).astype(np.int64), tuple(str(value) for value in found.tolist())
-    if is_text:
-        return _codes(values, place, class_names), tuple(class_names)
-    labels = values.astype(np.int64)
-    outside = (labels < 0) | (labels >= len(class_names))
-    if outside.any():
-        row = int(outside.argmax())
-        raise DataError(f"{place(row)} is {labels[row]}; expected 0 to {len(class_names) - 1}, one of the class names")
-    return labels, tuple(class_names)
+        found = sorted(set(classes))
+        numbers = {value: number for number, value in enumerate(found)}
+        return np.array([numbers[value] for value in classes], np.int64)[values.codes], tuple(map(str, found))
+    if classes and isinstance(classes[0], str):
+        numbers = {name: number for number, name in enumerate(class_names)}
+        expected = f"one of {', '.join(class_names)}"
+    else:
+        numbers = {number: number for number in range(len(class_names))}
+        expected = f"0 to {len(class_names) - 1}, one of the class names"
+    _check_each([value in numbers for value in classes], values, place, expected)
+    return np.array([numbers[value] for value in classes], np.int64)[values.codes], tuple(class_names)
 
 
 def encode_sets(
@@ -112,17 +141,62 @@ def checked_names(class_names: Sequence[str] | None, defaults: Sequence[str], pl
     return tuple(class_names)
 
 
-def encode_subjects(values: npt.NDArray[Any]) -> IntArray:
-    """Subjects (N,) as numbers: whole numbers as they are, text counted from 0 in sorted order."""
-    if values.dtype.kind not in "OU":
-        return values.astype(np.int64)
-    return np.unique(values.astype(str), return_inverse=True)[1].reshape(-1).astype(np.int64)
+def encode_subjects(values: RowValues, place: Place, is_needed: npt.NDArray[np.bool_] | None = None) -> IntArray:
+    """Subjects (N,) int64 as numbers from 0, -1 for none.
+
+    Whole numbers stay as they are, unless one is too large for that; those and text are counted in sorted order.
+
+    Args:
+        values: Of N rows.
+        place: Where a row stands.
+        is_needed: (N,): whether a row must have a subject. None: all must.
+
+    Raises:
+        DataError: A value is neither text nor a whole number from 0; or null where one is needed.
+    """
+    expected = "a whole number from 0, or text"
+    _check_given(values, place, expected, np.ones(len(values.codes), np.bool_) if is_needed is None else is_needed)
+    subjects = _text_or_whole(values, place, expected)
+    _check_each([isinstance(value, str) or value >= 0 for value in subjects], values, place, expected)
+    if any(isinstance(value, str) or value > np.iinfo(np.int64).max for value in subjects):
+        numbers = {value: number for number, value in enumerate(sorted(set(subjects)))}
+        subjects = [numbers[value] for value in subjects]
+    return np.array([*subjects, -1], np.int64)[values.codes]
 
 
-def _codes(values: npt.NDArray[Any], place: Place, class_names: Sequence[str]) -> IntArray:
-    numbers = {name: number for number, name in enumerate(class_names)}
-    codes = np.array([numbers.get(str(value), -1) for value in values.tolist()], np.int64)
-    if (codes < 0).any():
-        row = int((codes < 0).argmax())
-        raise DataError(f"{place(row)} is {str(values[row])!r}; expected one of {', '.join(class_names)}")
-    return codes
+def _check_given(values: RowValues, place: Place, expected: str, is_needed: npt.NDArray[np.bool_]) -> None:
+    is_missing = is_needed & (values.codes < 0)
+    if is_missing.any():
+        raise DataError(f"{place(int(is_missing.argmax()))} is null; expected {expected}")
+
+
+def _text_or_whole(values: RowValues, place: Place, expected: str) -> list[Any]:
+    """The distinct values: text, or truth values alone, or `int`."""
+    found: list[Any] = [value if isinstance(value, str) else _whole(value) for value in values.distinct]
+    _check_each([value is not None for value in found], values, place, expected)
+    is_text = [isinstance(value, str) for value in found]
+    if len(set(is_text)) > 1:
+        first = is_text[values.codes[values.codes >= 0][0]]
+        _check_each([text == first for text in is_text], values, place, "text, or numbers, in all rows")
+    if any(is_text) or all(isinstance(value, bool) for value in found):
+        return found
+    return [int(value) for value in found]
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number exactly, or None. Above 2^53 a float has no neighbour that differs by 1, so it may be rounded."""
+    if isinstance(value, int):
+        return value if value.bit_length() <= _MOST_BITS else None
+    largest = 2**53 if isinstance(value, float) else 2**_MOST_BITS
+    if not (isinstance(value, float | Decimal) and Decimal(value).is_finite() and -largest <= value <= largest):
+        return None
+    return int(value) if int(value) == value else None
+
+
+def _check_each(is_right: Sequence[bool], values: RowValues, place: Place, expected: str) -> None:
+    """Refuse the first row whose value is not right, by what is told of each distinct value."""
+    if not all(is_right):
+        row = int((~np.array([*is_right, True])[values.codes]).argmax())
+        value = values.distinct[values.codes[row]]
+        found = shown(value) if isinstance(value, str | int) else f"is {value}"
+        raise DataError(f"{place(row)} {found}; expected {expected}")

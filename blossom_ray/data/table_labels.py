@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from blossom_ray.data.column_files import ColumnFile
+from blossom_ray.data.column_files import ColumnFile, is_text
 from blossom_ray.data.dataset import FloatArray, Labels
-from blossom_ray.data.labels import check_binary, checked_names, encode_classes, encode_sets
-from blossom_ray.data.tensor_columns import Place, check_numeric, tensor_rows
+from blossom_ray.data.labels import RowValues, check_binary, checked_names, encode_classes, encode_sets
+from blossom_ray.data.table_rows import places, values_of
+from blossom_ray.data.tensor_columns import Place, check_numeric, is_list, tensor_rows
 from blossom_ray.errors import DataError
 from blossom_ray.scores import Task
 
@@ -36,7 +35,7 @@ def read_labels(
         DataError: A column is of a type that the task does not have, or a row is null, of another length, or out of
             range.
     """
-    place = _places(files, columns[0])
+    place = places(files, columns[0])
     if task == "classification":
         if len(columns) > 1:
             raise DataError(f"data.label_column names {len(columns)} columns; expected one for task: {task}")
@@ -49,46 +48,24 @@ def read_labels(
     return values, checked_names(class_names, _default_names(task, columns, values.shape[1]), place)
 
 
-def _places(files: Sequence[ColumnFile], column: str) -> Callable[[int], str]:
-    """Words for the place of a row of all files together."""
-    ends = list(accumulate(file.num_rows for file in files))
-
-    def place(row: int) -> str:
-        number = bisect_right(ends, row)
-        first_row = ends[number - 1] if number else 0
-        return f"{files[number].name}, column {column!r}, row {row - first_row}"
-
-    return place
-
-
-def _class_values(files: Sequence[ColumnFile], column: str) -> np.ndarray:
-    parts = []
-    for file in files:
-        kind = _value_type(file.types[column])
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not (is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-            raise DataError(
-                f"{file.name}, column {column!r} has type {file.types[column]}; "
-                f"expected whole numbers or text for task: classification"
-            )
-        for first_row, batch in file.batches([column]):
-            values = _decoded(batch[column], Place(file.name, column, first_row))
-            parts.append(np.array(values.to_pylist(), object if is_text else np.int64))
-    if len({part.dtype for part in parts}) > 1:
-        raise DataError(f"column {column!r} has text in some files and numbers in others; expected one of them in all")
-    return np.concatenate(parts)
+def _class_values(files: Sequence[ColumnFile], column: str) -> RowValues:
+    values = values_of(files, column)
+    # A table's truth values are the classes 0 and 1.
+    return RowValues([int(value) if isinstance(value, bool) else value for value in values.distinct], values.codes)
 
 
 def _name_lists(files: Sequence[ColumnFile], column: str) -> list[list[str]]:
     found: list[list[str]] = []
+    known: dict[str, str] = {}
     for file in files:
         for first_row, batch in file.batches([column]):
             place = Place(file.name, column, first_row)
-            values = _decoded(batch[column], place).to_pylist()
-            for row, names in enumerate(values):
+            for row, names in enumerate(batch[column].to_pylist()):
+                if names is None:
+                    raise place.error(row, "is null", "a label in every row")
                 if None in names:
                     raise place.error(row, "holds a null", "names of classes")
-            found += values
+                found.append([known.setdefault(name, name) for name in names])
     return found
 
 
@@ -107,22 +84,11 @@ def _numbers(files: Sequence[ColumnFile], column: str) -> FloatArray:
     return values[:, np.newaxis] if values.ndim == 1 else values
 
 
-def _decoded(array: Any, place: Place) -> Any:
-    if array.null_count:
-        row = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
-        raise place.error(row, "is null", "a label in every row")
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
-def _value_type(type_: Any) -> Any:
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
-
-
 def _is_text_list(type_: Any) -> bool:
-    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
+    if not is_list(type_):
         return False
-    element = _value_type(type_.value_type)
-    return bool(pa.types.is_string(element) or pa.types.is_large_string(element))
+    element = type_.value_type
+    return is_text(element.value_type if pa.types.is_dictionary(element) else element)
 
 
 def _default_names(task: Task, columns: Sequence[str], width: int) -> list[str]:

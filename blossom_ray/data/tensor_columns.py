@@ -42,7 +42,7 @@ def check_numeric(type_: Any, file: str, column: str) -> None:
         DataError: It is of another type, or of a tensor whose order of dimensions is not certain.
     """
     element = type_
-    while _is_list(element):
+    while is_list(element):
         element = element.value_type
     if isinstance(element, pa.FixedShapeTensorType):
         order = element.permutation or []
@@ -54,7 +54,7 @@ def check_numeric(type_: Any, file: str, column: str) -> None:
                 f"read in different ways; expected them as they are (np.ascontiguousarray), or dimensions swapped"
             )
         element = element.value_type
-    if not (_is_number(element) or pa.types.is_boolean(element)):
+    if not (is_number(element) or pa.types.is_boolean(element)):
         raise DataError(
             f"{file}, column {column!r} has type {type_}; "
             f"expected numbers, (nested) lists of numbers, or a fixed-shape tensor"
@@ -89,11 +89,21 @@ def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None) -> Flo
     return rows
 
 
+def is_number(type_: Any) -> bool:
+    """Whether values of an Arrow type are numbers: integers, floats or decimals."""
+    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_))
+
+
+def is_list(type_: Any) -> bool:
+    """Whether values of an Arrow type are lists, of any or of a fixed length."""
+    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
+
+
 def _list_rows(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
     """Shape below this level, and all values one after the other; `per_row` entries of `column` make up a row."""
     if isinstance(column.type, pa.FixedShapeTensorType):
         return _tensors(column, place, per_row)
-    if not _is_list(column.type):
+    if not is_list(column.type):
         return (), _plain(column)
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     length = int(lengths[0])
@@ -130,11 +140,3 @@ def _check_valid(column: Any, place: Place, per_row: int, found: str) -> None:
     if column.null_count:
         entry = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise place.error(entry // per_row, found, "a value in every row")
-
-
-def _is_number(type_: Any) -> bool:
-    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_))
-
-
-def _is_list(type_: Any) -> bool:
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 
+from blossom_ray import Scenario, simulate
 from blossom_ray.data.arrays import from_arrays
 from blossom_ray.errors import DataError
 
@@ -50,6 +55,19 @@ def test_float32_is_not_copied_and_plain_numbers_are_vectors_of_one() -> None:
         ([1, 0, 1], ("low", "high", "never"), [1, 0, 1], ("low", "high", "never")),
         (np.array([1.0, 0.0, 1.0]), None, [1, 0, 1], ("0", "1")),
         ([True, False, True], None, [1, 0, 1], ("False", "True")),
+        (["a\0", "a", "a\0"], None, [1, 0, 1], ("a", "a\0")),
+        (np.array(["a\0", "a", "a\0"], object), None, [1, 0, 1], ("a", "a\0")),
+        (np.array(["a\0", "a", "a\0"], np.dtypes.StringDType()), ["a", "a\0"], [1, 0, 1], ("a", "a\0")),
+        (pl.Series(["a\0", "a", "a\0"]), None, [1, 0, 1], ("a", "a\0")),
+        (pl.Series(["a\0", "a", "a\0"], dtype=pl.Categorical), None, [1, 0, 1], ("a", "a\0")),
+        (pa.chunked_array([["a\0"], ["a", "a\0"]]), None, [1, 0, 1], ("a", "a\0")),
+        ([2**63, -1, 2**63], None, [1, 0, 1], ("-1", str(2**63))),
+        ([2**64, 2**64 - 1, 2**64], None, [1, 0, 1], (str(2**64 - 1), str(2**64))),
+        (np.array([2**64 - 1, 2**64 - 2, 2**64 - 1], np.uint64), None, [1, 0, 1], (str(2**64 - 2), str(2**64 - 1))),
+        ([Decimal(5), 4, np.float32(5)], None, [1, 0, 1], ("4", "5")),
+        ([np.int64(1), False, True], None, [1, 0, 1], ("0", "1")),
+        ([1.0, -0.0, 1], ["low", "high"], [1, 0, 1], ("low", "high")),
+        ([torch.tensor(1), torch.tensor(0), torch.tensor(1)], None, [1, 0, 1], ("0", "1")),
         (torch.tensor([1, 0, 1], dtype=torch.uint8), None, [1, 0, 1], ("0", "1")),
     ],
 )
@@ -78,6 +96,31 @@ def test_targets() -> None:
     assert (dataset.labels.shape, dataset.class_names) == ((3, 2), ("x", "y"))
 
 
+def test_text_of_any_length_takes_its_own_memory_alone() -> None:
+    # Of fixed width this would be 80 GB.
+    names = ["walk", "sit"] * 500_000 + ["x" * 20_000]
+    dataset = from_arrays({"acc": np.ones(len(names))}, names, subjects=names)
+    assert [len(name) for name in dataset.class_names] == [3, 4, 20_000]
+    assert np.array_equal(dataset.labels, dataset.subjects)  # type: ignore[arg-type]  # subjects are given
+
+
+@pytest.mark.parametrize("names", [("a\0", "a"), ("null", "~"), ("1", "1.0"), ("\x85", "\u2028")])
+def test_a_run_keeps_classes_apart_whatever_they_are_called(names: tuple[str, str], tmp_path: Path) -> None:
+    dataset = from_arrays({"acc": np.arange(40.0)}, [names[row % 2] for row in range(40)])
+    scenario = Scenario.model_validate(
+        {
+            "rounds": 1,
+            "data": {"dataset": "custom"},
+            "clients": [{"count": 2, "modalities": ["acc"]}],
+            "model": {"encoders": {"acc": {"kind": "mlp"}}},
+            "execution": {"runtime": "local"},
+        }
+    )
+    run = simulate(scenario, data=dataset, out=tmp_path)
+    again = Scenario.load(run.path / "scenario.yaml")  # type: ignore[operator]  # it has a folder
+    assert again.data.class_names == dataset.class_names == tuple(sorted(names))
+
+
 def test_subjects_and_a_held_out_set_share_their_classes() -> None:
     held_out = ({"acc": ACC[:2]}, ["lie", "run"])
     dataset = from_arrays({"acc": ACC}, ["run", "sit", "run"], subjects=["b", "a", "b"], held_out=held_out)
@@ -86,6 +129,8 @@ def test_subjects_and_a_held_out_set_share_their_classes() -> None:
     assert dataset.subjects.tolist() == [1, 0, 1]
     assert dataset.class_names == dataset.held_out.class_names == ("lie", "run", "sit")
     assert (dataset.labels.tolist(), dataset.held_out.labels.tolist()) == ([1, 2, 1], [0, 1])
+    for subjects in (["a\0", "a", "a\0"], [2**63, 5, 2**63], [1.0, 0.0, 1.0], np.array([1, 0, 1], np.uint8)):
+        assert from_arrays({"acc": ACC}, [0, 1, 0], subjects=subjects).targets.subjects.tolist() == [1, 0, 1]  # type: ignore[union-attr]  # subjects are given
     assert from_arrays({"acc": ACC}, [0, 1, 0], subjects=[7, 5, 7]).targets.subjects.tolist() == [7, 5, 7]  # type: ignore[union-attr]  # subjects are given
 
 
@@ -104,9 +149,9 @@ def test_subjects_and_a_held_out_set_share_their_classes() -> None:
         ({"inputs": {"acc": ACC[:2]}}, "modality 'acc' have shape .*; expected 3 rows, as many as labels"),
         ({"inputs": {"acc": np.where(ACC == 5, np.nan, ACC)}}, "modality 'acc', row 1: a value is not finite"),
         ({"inputs": {"acc": np.where(ACC == 11, 1e300, ACC)}}, "modality 'acc', row 2: a value is not finite"),
-        ({"labels": [0.5, 1, 2]}, "labels have type float64; expected whole numbers or text for task: classification"),
-        ({"labels": [0, None, 1]}, "labels have type object; expected whole numbers or text"),
-        ({"labels": [[1, 0], [0, 1], [1, 0]]}, r"labels have shape \(3, 2\); expected \(N,\), one class per sample"),
+        ({"labels": [0.5, 1, 2]}, "labels, row 0 is 0.5; expected text or a whole number .* for task: classification"),
+        ({"labels": [0, None, 1]}, "labels, row 1 is null; expected a label in every row"),
+        ({"labels": [[1, 0], [0, 1], [1, 0]]}, r"labels have shape \(3, 2\); expected \(N,\), one per sample"),
         ({"labels": [0, 3, 1], "class_names": ["a", "b"]}, "labels, row 1 is 3; expected 0 to 1"),
         ({"labels": ["a", "c", "b"], "class_names": ["a", "b"]}, "labels, row 1 is 'c'; expected one of a, b"),
         ({"labels": [[1, 0], [0, 2], [1, 0]], "task": "multilabel"}, r"labels, row 1 is \[0.0, 2.0\]; expected 0 or 1"),
@@ -114,7 +159,29 @@ def test_subjects_and_a_held_out_set_share_their_classes() -> None:
         ({"labels": [1, np.inf, 0], "task": "regression"}, r"labels, row 1 is \[inf\]; expected finite numbers"),
         ({"labels": [1, 2, 3], "task": "regression", "class_names": ["x", "y"]}, "has 1 values; expected 2, one per"),
         ({"labels": np.ones((3, 1, 1)), "task": "regression"}, r"labels have shape \(3, 1, 1\); expected \(N, classes"),
-        ({"subjects": [0.5, 1, 2]}, r"subjects have type float64 and shape \(3,\); expected \(N,\) numbers or text"),
+        ({"subjects": [0.5, 1, 2]}, "subjects, row 0 is 0.5; expected a whole number from 0, or text"),
+        ({"labels": [0, np.nan, 1]}, "labels, row 1 is nan; expected text or a whole number"),
+        ({"labels": [0, 1e300, 1]}, r"labels, row 1 is 1e\+300; expected text or a whole number"),
+        ({"labels": [0, -np.inf, 1]}, "labels, row 1 is -inf; expected text or a whole number"),
+        ({"labels": [0, Decimal("NaN"), 1]}, "labels, row 1 is NaN; expected text or a whole number"),
+        ({"labels": [0, Decimal("1e999999999"), 1]}, r"labels, row 1 is 1E\+999999999; expected text or a whole"),
+        ({"labels": [0, 10**5000, 1]}, "labels, row 1 is an integer of 16610 bits; expected text or a whole number"),
+        ({"labels": ["a", 1, "b"]}, "labels, row 1 is 1; expected text, or numbers, in all rows"),
+        ({"labels": ["a", None, "b"]}, "labels, row 1 is null; expected a label in every row"),
+        ({"labels": ["a", np.nan, "b"]}, "labels, row 1 is nan; expected text or a whole number"),
+        ({"labels": ["a", "\ud800", "b"]}, r"is called '.ud800'; expected text without half surrogates"),
+        ({"labels": ["a", b"a", "b"]}, "labels, row 1 is of type bytes; expected a whole number or text"),
+        ({"labels": [0, {}, 1]}, "labels, row 1 is of type dict; expected a whole number or text"),
+        ({"labels": [0, [1], 1]}, r"labels cannot be made an array \(.*\); expected rows of equal shape"),
+        (
+            {"labels": np.array(["2020", "2021", "2022"], "M8[ns]")},
+            r"labels have type datetime64\[ns\]; expected whole",
+        ),
+        ({"labels": np.array([0, 1, 1j])}, "labels have type complex128; expected whole numbers or text"),
+        ({"held_out": ({"acc": ACC}, ["a", "b", "c"])}, "held-out labels, row 0 is 'a'; expected text, or numbers"),
+        ({"subjects": ["a", None, "b"]}, "subjects, row 1 is null; expected a whole number from 0, or text"),
+        ({"subjects": [1, -2, 1]}, "subjects, row 1 is -2; expected a whole number from 0, or text"),
+        ({"subjects": [[1], [2], [3]]}, r"subjects have shape \(3, 1\); expected \(N,\), one per sample"),
         ({"subjects": [0, 1]}, r"subjects have shape \(2,\); expected 3 rows"),
         ({"held_out": {"acc": ACC}}, "held_out is dict; expected a pair of inputs and labels"),
         ({"held_out": ({"gyro": ACC}, [0, 1, 0])}, "the held-out set has shapes"),

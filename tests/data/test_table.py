@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blossom_ray.data.arrays import from_arrays
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.table import Table
 from blossom_ray.data.table_writer import write_table
@@ -281,7 +283,7 @@ NESTED = [[[1, 2], [3, 4]], [[1, 2], [3]], [[1, 2], [3, 4]]]
             {"modalities": {"acc": {"column": ["acc", "label"]}}},
             r"has shape \[2\]; expected a plain number, as one",
         ),
-        ({"label": [0.5, 1.0, 2.0]}, {}, "column 'label' has type double; expected whole numbers or text for task"),
+        ({"label": [0.5, 1.0, 2.0]}, {}, "column 'label', row 0 is 0.5; expected text or a whole number"),
         ({"label": [0, None, 2]}, {}, "column 'label', row 1 is null; expected a label in every row"),
         ({"label": [0, 1, 2]}, {"class_names": ["a", "b"]}, "column 'label', row 2 is 2; expected 0 to 1"),
         ({"label": [0, -1, 1]}, {"class_names": ["a", "b"]}, "column 'label', row 1 is -1; expected 0 to 1"),
@@ -294,7 +296,25 @@ NESTED = [[[1, 2], [3, 4]], [[1, 2], [3]], [[1, 2], [3, 4]]]
         ),
         ({"split": ["test"] * 3}, {}, "column 'split' says 'train' in no row"),
         ({"subject": [1.5, 2.0, 2.0]}, {}, "column 'subject', row 0 is 1.5; expected a whole number from 0, or text"),
-        ({"subject": ["a", None, "b"]}, {}, "column 'subject', row 1 is None"),
+        ({"label": [0.0, 1.0, np.nan]}, {}, "column 'label', row 2 is nan; expected text or a whole number"),
+        (
+            {"label": [0.0, 1e300, 1.0]},
+            {},
+            r"row 1 is 1e\+300; expected text or a whole number \(of floats up to 2\^53\)",
+        ),
+        ({"label": [0.0, 2.0**53 + 2, 1.0]}, {}, "row 1 is 9007199254740994.0; expected text or a whole number"),
+        ({"label": [Decimal("1.00"), Decimal("0.25"), Decimal("2.00")]}, {}, "row 1 is 0.25; expected text or a whole"),
+        (
+            {"label": pa.array([1, 2**63, 0], pa.uint64())},
+            {"class_names": ["a", "b"]},
+            f"row 1 is {2**63}; expected 0 to",
+        ),
+        ({"subject": [[1], [2], [1]]}, {}, "column 'subject' has type list<"),
+        ({"label": [b"a", b"b", b"a"]}, {}, "column 'label' has type binary; expected whole numbers or text"),
+        ({"split": ["train", None, "test"]}, {}, "column 'split', row 1 is null; expected 'train' or"),
+        ({"split": [1, 0, 1]}, {}, "column 'split', row 0 is 1; expected 'train' or"),
+        ({"subject": [3, -1, 3]}, {}, "column 'subject', row 1 is -1; expected a whole number from 0, or text"),
+        ({"subject": ["a", None, "b"]}, {}, "column 'subject', row 1 is null; expected a whole number from 0"),
     ],
 )
 def test_a_table_that_is_refused(columns: dict[str, Any], values: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -323,6 +343,157 @@ def test_labels_that_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         load(write(tmp_path, {"acc": [[1.0], [2.0]], "label": label}), task=task, **values)
+
+
+def with_null(values: pa.Array, codes: list[int]) -> pa.Array:
+    """A dictionary in which a value is null, as Arrow files may have."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.uint8()), values)
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("label", "column 'label', row 2 is null; expected a label in every row"),
+        ("subject", "column 'subject', row 2 is null; expected a whole number from 0, or text"),
+        ("split", "column 'split', row 2 is null; expected 'train' or 'test' or 'held-out'"),
+    ],
+)
+def test_a_null_among_the_values_of_a_dictionary(column: str, message: str, text: Any, tmp_path: Path) -> None:
+    values = with_null(pa.array(["train", None, "test", None], text), [0, 0, 1, 0])
+    good = {"acc": [[1.0]] * 4, "label": [0, 1, 0, 1]}
+    path = tmp_path / "rows.arrow"
+    write_as("arrow", pa.table({**good, column: values}), path)
+    with pytest.raises(DataError, match=message):
+        load(path)
+    # What no row has is no class, whether it is null or not.
+    values = with_null(pa.array(["train", None, "test", "unused"], text), [0, 2, 0, 2])
+    write_as("arrow", pa.table({**good, column: values}), path)
+    assert load(path).num_samples == (2 if column == "split" else 4)
+    if column == "label":
+        assert load(path).class_names == ("test", "train")
+
+
+def test_a_null_among_the_names_of_classes(tmp_path: Path) -> None:
+    names = pa.ListArray.from_arrays([0, 1, 3], with_null(pa.array(["a", None, "b"]), [0, 2, 1]))
+    path = tmp_path / "rows.arrow"
+    write_as("arrow", pa.table({"acc": [[1.0]] * 2, "label": names}), path)
+    with pytest.raises(DataError, match="column 'label', row 1 holds a null; expected names of classes"):
+        load(path, task="multilabel")
+
+
+TEXTS = ["a", "a\0", "a\0\0", "", "\0", "ä", "a b", "x" * 500]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "stream"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(TEXTS),
+        pa.array(TEXTS, pa.large_string()),
+        pa.array(TEXTS, pa.string_view()),
+        pa.array(TEXTS).dictionary_encode(),
+        pa.array(TEXTS, pa.string_view()).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_text_of_every_kind_is_told_apart(column: pa.Array, kind: str, tmp_path: Path) -> None:
+    split = pa.array(["train"] * 4 + ["test"] * 4, pa.string_view())
+    if kind != "parquet":  # which has no dictionaries of views
+        split = split.dictionary_encode()
+    elif column.type == pa.dictionary(pa.int32(), pa.string_view()):
+        column = pa.array(TEXTS, pa.string_view())
+    columns = {"acc": [[float(row)] for row in range(8)], "label": column, "subject": column}
+    path = tmp_path / "rows"
+    write_as(kind, pa.table({**columns, "split": split}), path)
+    dataset = load(path)
+    order = sorted(TEXTS)
+    assert dataset.class_names == tuple(order)
+    assert dataset.held_out is not None
+    assert dataset.subjects is not None
+    codes = [*dataset.labels.tolist(), *dataset.held_out.labels.tolist()]
+    assert [order[code] for code in codes] == TEXTS
+    assert dataset.subjects.tolist() == dataset.labels.tolist()
+    lists = pa.table({"acc": columns["acc"], "label": [[text] for text in TEXTS]})
+    lists = lists.set_column(1, "label", pa.ListArray.from_arrays(list(range(9)), columns["label"]))
+    write_as(kind, lists, path)
+    dataset = load(path, task="multilabel")
+    assert (dataset.class_names, dataset.labels.argmax(axis=1).tolist()) == (tuple(order), codes)
+
+
+HASHES = [2**63 + 5, 3, 2**62 + 1, 2**63 + 4]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("column", "names"),
+    [
+        (pa.array(HASHES, pa.uint64()), ("3", str(2**62 + 1), str(2**63 + 4), str(2**63 + 5))),
+        (pa.array(HASHES, pa.uint64()).dictionary_encode(), ("3", str(2**62 + 1), str(2**63 + 4), str(2**63 + 5))),
+        (
+            pa.array(list(map(Decimal, HASHES)), pa.decimal128(38)),
+            ("3", str(2**62 + 1), str(2**63 + 4), str(2**63 + 5)),
+        ),
+        (
+            pa.array([Decimal(2**70), Decimal(-5), Decimal(2**70 + 1), Decimal(7)], pa.decimal256(50)),
+            ("-5", "7", str(2**70), str(2**70 + 1)),
+        ),
+        (pa.array([1.0, -0.0, 2.0**53, 0.0]), ("0", "1", str(2**53))),
+        (pa.array([2, 0, 1, 2], pa.float16()), ("0", "1", "2")),
+        (pa.array([Decimal("1.00"), Decimal("-2.00"), Decimal("10.00"), Decimal("0.00")]), ("-2", "0", "1", "10")),
+        (pa.array([True, False, True, True]), ("0", "1")),
+        (pa.array([-3, 2, 10, 10], pa.int8()), ("-3", "2", "10")),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_whole_numbers_of_every_type_are_classes(
+    column: pa.Array, names: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows"
+    write_as(kind, pa.table({"acc": [[1.0]] * 4, "label": column}), path)
+    dataset = load(path)
+    assert dataset.class_names == names
+    assert [int(names[code]) for code in dataset.labels] == [int(value) for value in column.to_pylist()]
+    dataset = from_arrays({"acc": [[1.0]] * 4}, column)
+    assert [int({"True": 1, "False": 0}.get(dataset.class_names[code], dataset.class_names[code]))
+            for code in dataset.labels] == [int(value) for value in column.to_pylist()]  # fmt: skip
+
+
+def test_whole_numbers_of_several_types_in_several_files_are_the_same_classes(tmp_path: Path) -> None:
+    write(tmp_path, {"acc": [[1.0], [2.0]], "label": [3, 1], "subject": [7, 2]}, "a.parquet")
+    write(tmp_path, {"acc": [[1.0], [2.0]], "label": [1.0, 3.0], "subject": [2.0, 7.0]}, "b.parquet")
+    dataset = load(tmp_path)
+    assert (dataset.labels.tolist(), dataset.class_names) == ([1, 0, 0, 1], ("1", "3"))
+    assert dataset.subjects is not None
+    assert dataset.subjects.tolist() == [7, 2, 2, 7]
+    for column in ("label", "subject"):
+        other = {"label": [1, 3], "subject": [2, 7]} | {column: ["1", "3"]}
+        write(tmp_path, {"acc": [[1.0], [2.0]], **other}, "b.parquet")
+        with pytest.raises(
+            DataError, match=f"b.parquet, column '{column}', row 0 is '1'; expected text, or numbers, in"
+        ):
+            load(tmp_path)
+
+
+def test_subjects_that_are_too_large_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.arrow"
+    write_as(
+        "arrow", pa.table({"acc": [[1.0]] * 4, "label": [0, 1] * 2, "subject": pa.array(HASHES, pa.uint64())}), path
+    )
+    subjects = load(path).subjects
+    assert subjects is not None
+    assert subjects.tolist() == [3, 0, 1, 2]
+
+
+def test_decimals_are_numbers(tmp_path: Path) -> None:
+    halves = [[Decimal(row) / 2, Decimal(-row)] for row in range(4)]
+    labels = [Decimal(row) / 4 for row in range(4)]
+    table = pa.table(
+        {"acc": pa.array(halves), "age": pa.array(labels, pa.decimal128(12, 4)), "label": pa.array(labels)}
+    )
+    dataset = load(write(tmp_path, table), ("acc", "age"), "regression")
+    assert dataset.inputs["acc"].tolist() == [[row / 2, -row] for row in range(4)]
+    assert dataset.inputs["age"].tolist() == dataset.labels.tolist() == [[row / 4] for row in range(4)]
 
 
 def test_rows_are_counted_in_their_own_file(tmp_path: Path) -> None:
@@ -575,7 +746,8 @@ def highest_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 section = TableData(dataset="table", path=sys.argv[1])
 before = highest_kib()
-dataset = Table(section, ("acc",), "classification").load()
+source = Table(section, ("acc",), "classification")
+getattr(source, sys.argv[2])()
 print(1024 * (highest_kib() - before))
 """
 
@@ -591,6 +763,21 @@ def test_reading_takes_little_memory_beside_the_data(kind: str, tmp_path: Path) 
     else:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    found = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), "load"], capture_output=True, text=True, check=True
+    )
     # Once the data, and of an Arrow file the mapped pages, which the system can take back at any time.
     assert num_bytes < int(found.stdout) < 2.4 * num_bytes
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("num_long", [1, 50_000])
+def test_a_long_text_takes_its_own_memory_alone(num_long: int, kind: str, tmp_path: Path) -> None:
+    is_long = np.arange(100_000) < num_long
+    texts = pa.DictionaryArray.from_arrays(pa.array(is_long.astype(np.int32)), pa.array(["sit", "x" * 20_000]))
+    path = tmp_path / f"rows.{kind}"
+    write_as(kind, pa.table({"acc": np.ones(100_000), "label": texts, "subject": texts}), path, rows=100_000)
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), "targets"], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) < 100 * 2**20
