@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Command
 from downloads import DOWNLOADS
@@ -19,6 +21,7 @@ from downloads import DOWNLOADS
 from blossom_ray import Scenario, simulate
 from blossom_ray.scaffold import STARTING_POINTS
 from blossom_ray.scenario.datasets import DATASETS
+from blossom_ray.scenario.sections import TableData
 
 TINY: dict[str, Any] = {"rounds": 1, "execution.runtime": "local"}
 
@@ -113,6 +116,154 @@ def test_a_table_tells_its_modalities_shapes_and_task(task: str, command: Comman
     }  # fmt: skip
     assert [group.count for group in written.clients] == [3, 3, 3, 3, 4]
     assert simulate(written.override(TINY)).status == "finished"
+
+
+def write_table(folder: Path, **columns: Any) -> None:
+    values = np.random.default_rng(0).normal(size=(40, 6)).tolist()
+    pq.write_table(pa.table({"acc": values, "label": ["sit", "walk"] * 20, **columns}), folder / "rows.parquet")
+
+
+TABLE = ("--dataset", "table", "--path", "rows.parquet")
+ROWS = list(range(40))
+
+
+def test_what_pandas_leaves_behind_is_no_modality(command: Command, tmp_path: Path) -> None:
+    indices = dict.fromkeys(("__index_level_0__", "Unnamed: 0", "Unnamed: 0.1", "time", "subject"), ROWS)
+    write_table(tmp_path, gyro=ROWS, **indices)
+    table = pq.read_table(tmp_path / "rows.parquet")
+    described = {"index_columns": ["__index_level_0__", "time", "subject", {"kind": "range"}], "columns": []}
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), tmp_path / "rows.parquet")
+    outcome = command("init", *TABLE)
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert outcome.out.splitlines() == [
+        "scenario.yaml: 10 clients, 20 rounds, modalities acc, gyro",
+        "task: classification, 2 classes: sit, walk",
+        "no modality: rows.parquet, column '__index_level_0__' is the index of a frame of pandas",
+        "no modality: rows.parquet, column 'Unnamed: 0' is the index of a frame of pandas",
+        "no modality: rows.parquet, column 'Unnamed: 0.1' is the index of a frame of pandas",
+        "no modality: rows.parquet, column 'time' is the index of a frame of pandas",
+        "run it: blossom-ray simulate scenario.yaml",
+    ]
+    assert simulate(Scenario.load(tmp_path / "scenario.yaml", TINY)).status == "finished"
+
+
+@pytest.mark.parametrize("metadata", ["{", "[]", '{"index_columns": 3}', '{"index_columns": [null, [], 1]}', "\xff"])
+def test_metadata_of_pandas_that_are_none_do_no_harm(metadata: str, command: Command, tmp_path: Path) -> None:
+    write_table(tmp_path)
+    table = pq.read_table(tmp_path / "rows.parquet").replace_schema_metadata({"pandas": metadata.encode("latin-1")})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert command("init", *TABLE).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["gyro z"], {"gyro_z": "gyro z"}),
+        (["gyro z", "gyro_z", "gyro/z"], {"gyro_z_2": "gyro z", "gyro_z": "gyro_z", "gyro_z_3": "gyro/z"}),
+        (["a.b", "1", "1e3", "null", "yes"], {name: name for name in ("a.b", "1", "1e3", "null", "yes")}),
+        (["_x", "-", " ", "Größe (cm)", "a:b,c+d"], {
+            "x": "_x", "column": "-", "column_2": " ", "Gr_e_cm": "Größe (cm)", "a_b_c_d": "a:b,c+d"
+        }),
+        (["x" * 64, "x" * 65, "x" * 300], {"x" * 64: "x" * 64, "x" * 56 + "_2": "x" * 65, "x" * 56 + "_3": "x" * 300}),
+        (["\0", "a\nb", "{}", "# y: z", "'q\""], {
+            "column": "\0", "a_b": "a\nb", "column_2": "{}", "y_z": "# y: z", "q": "'q\""
+        }),
+        ([f"channel {number}" for number in range(30)], {"numbers": [f"channel {number}" for number in range(30)]}),
+    ],
+)  # fmt: skip
+def test_columns_of_any_name_are_modalities(
+    columns: list[str], expected: dict[str, Any], command: Command, tmp_path: Path
+) -> None:
+    write_table(tmp_path, **{column: np.arange(40) / 40 for column in columns})
+    outcome = command("init", *TABLE)
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    written = Scenario.load(tmp_path / "scenario.yaml")
+    assert isinstance(written.data, TableData)
+    sections = written.data.modalities
+    found = {name: sections[name].column if name in sections else name for name in written.modalities}
+    assert found == {"acc": "acc", **{name: tuple(of) if isinstance(of, list) else of for name, of in expected.items()}}
+    assert simulate(written.override(TINY)).status == "finished"
+
+
+@pytest.mark.parametrize("num_rows", [2, 5, 9, 40])
+def test_as_many_clients_are_suggested_as_a_table_has_rows_for(num_rows: int, command: Command, tmp_path: Path) -> None:
+    columns = {"acc": np.ones(num_rows), "gyro": np.ones(num_rows), "label": np.arange(num_rows) % 2}
+    pl.DataFrame(columns).write_parquet(tmp_path / "rows.parquet")
+    assert command("init", *TABLE).exit_code == 0
+    assert simulate(Scenario.load(tmp_path / "scenario.yaml", TINY)).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "said"),
+    [
+        (np.arange(40) % 3 + 0.0, "classification", "task: classification, 3 classes: 0, 1, 2"),
+        (np.arange(40) / 2, "regression", "task: regression, 1 targets: label"),
+        ([["a"], ["a", "b"]] * 20, "multilabel", "task: multilabel, 2 classes: a, b"),
+    ],
+)
+def test_the_task_that_is_chosen_is_told(label: Any, task: str, said: str, command: Command, tmp_path: Path) -> None:
+    write_table(tmp_path, label=label)
+    outcome = command("init", *TABLE)
+    assert said in outcome.out.splitlines()
+    told = json.loads(command("init", *TABLE, "--force", "--json").out)
+    assert (told["task"], told["left_out"]) == (task, [])
+    assert simulate(Scenario.load(tmp_path / "scenario.yaml", TINY)).status == "finished"
+
+
+def test_columns_with_rows_that_no_run_could_read_are_left_out(command: Command, tmp_path: Path) -> None:
+    write_table(tmp_path, a=[1.0, None] * 20, b=[1.0] * 39 + [np.nan], c=[[1], [1, 2]] * 20, d=["x"] * 40)
+    outcome = command("init", *TABLE)
+    assert [line for line in outcome.out.splitlines() if line.startswith("no modality")] == [
+        "no modality: rows.parquet, column 'a', row 1 is null",
+        "no modality: rows.parquet, column 'b', row 39 holds a value that is not finite",
+        "no modality: rows.parquet, column 'c', row 1 has 2 values",
+        "no modality: rows.parquet, column 'd' has type string",
+    ]
+    assert simulate(Scenario.load(tmp_path / "scenario.yaml", TINY)).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("columns", "problems"),
+    [
+        (
+            {"acc": ["x"] * 40},
+            ["data.path is 'rows.parquet', which has no column for a modality; rows.parquet, column 'acc' has type "
+             "string; expected a column of numbers"],
+        ),
+        (
+            {"label": ["a"] * 39 + [None]},
+            ["data.path is 'rows.parquet': rows.parquet, column 'label', row 39 is null; expected a label in every row "
+             "(for task: classification)",
+             "data.path is 'rows.parquet': rows.parquet, column 'label' has type string; expected numbers, (nested) "
+             "lists of numbers, or a fixed-shape tensor (for task: multilabel, regression)"],
+        ),
+        (
+            {"split": ["test"] * 40},
+            ["data.path is 'rows.parquet': rows.parquet, column 'split' says 'train' in no row; expected it in some"],
+        ),
+        (
+            {"split": ["train"] + ["test"] * 39},
+            ["data.partition divides 1 samples over 1 clients; expected at least 2 samples per client: fewer clients "
+             "or more samples"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_table_without_what_a_scenario_needs(
+    columns: dict[str, Any], problems: list[str], command: Command, tmp_path: Path
+) -> None:
+    write_table(tmp_path, **columns)
+    outcome = command("init", *TABLE)
+    assert outcome.exit_code == 2
+    assert outcome.err.splitlines() == [f"--path: {problem}" for problem in problems]
+
+
+def test_a_table_without_labels(command: Command, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"acc": [1.0] * 4, "y": [0, 1] * 2}), tmp_path / "rows.parquet")
+    outcome = command("init", *TABLE)
+    assert outcome.err == (
+        "--path: data.path is 'rows.parquet': rows.parquet has no column 'label' (its columns: 'acc', 'y'); expected "
+        "it in every file (a scenario names another column as data.label_column)\n"
+    )
 
 
 def test_all_that_is_wrong_is_said_at_once(command: Command, tmp_path: Path) -> None:

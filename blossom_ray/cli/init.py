@@ -17,9 +17,11 @@ from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
+    from blossom_ray.scaffold import Choices
     from blossom_ray.scenario import Scenario
 
 _DEFAULT_OUT = "scenario.yaml"
+_SUGGESTED = ("--clients", "--partition", "--sharing", "--rounds")
 
 
 @app.command(
@@ -65,6 +67,7 @@ def init(
     What it writes has been checked with its data, and runs as it stands.
     """
     from blossom_ray.scenario.commented import commented_yaml
+    from blossom_ray.scenario.phrases import listed
 
     given: dict[str, Any] = {
         "dataset": dataset, "path": path, "clients": clients, "partition": partition, "sharing": sharing,
@@ -77,7 +80,7 @@ def init(
     while True:
         target = local_path(answers.get("out", _DEFAULT_OUT), "--out")
         try:
-            scenario = _checked(answers, target, force=force)
+            scenario, choices = _checked(answers, target, force=force)
         except ScenarioError as error:
             wrong = [key for key in given if f"--{key}" in {problem.source for problem in error.problems}]
             if not (is_asking and wrong):
@@ -89,17 +92,21 @@ def init(
     _write(target, _heading(target) + commented_yaml(scenario, defaults=full))
     facts = {"clients": scenario.num_clients, "rounds": scenario.rounds, "modalities": list(scenario.modalities)}
     if as_json:
-        print_json({"scenario": str(target), **facts})
+        table = {"task": scenario.task, "left_out": list(choices.table.left_out)} if choices.dataset == "table" else {}
+        print_json({"scenario": str(target), **facts, **table})
     else:
         names = ", ".join(scenario.modalities)
-        say(
-            f"{target}: {scenario.num_clients} clients, {scenario.rounds} rounds, modalities {names}",
-            f"run it: blossom-ray simulate {shlex.quote(str(target))}",
-        )
+        lines = [f"{target}: {scenario.num_clients} clients, {scenario.rounds} rounds, modalities {names}"]
+        if choices.dataset == "table":
+            what = "targets" if scenario.task == "regression" else "classes"
+            classes = choices.table.class_names
+            lines.append(f"task: {scenario.task}, {len(classes)} {what}: {listed(classes)}")
+        lines += (f"no modality: {reason}" for reason in choices.table.left_out)
+        say(*lines, f"run it: blossom-ray simulate {shlex.quote(str(target))}")
 
 
-def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> Scenario:
-    """The scenario of the answers, and of suggestions for the rest.
+def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Scenario, Choices]:
+    """The scenario of the answers and of suggestions for the rest, and these.
 
     Raises:
         ScenarioError: With every problem found, that of the file to write among them.
@@ -109,15 +116,20 @@ def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> Scenario:
     choices = suggested(answers.get("dataset", "synthetic"), answers.get("path"), target.stem)
     named = {field.name for field in dataclasses.fields(choices)}
     problems = _target_problems(target, force=force)
+    choices = dataclasses.replace(choices, **{key: value for key, value in answers.items() if key in named})
     try:
-        scenario = scaffold(
-            dataclasses.replace(choices, **{key: value for key, value in answers.items() if key in named})
-        )
+        scenario = scaffold(choices)
     except ScenarioError as error:
-        problems += error.problems
+        problems += [_blamed(problem, answers) for problem in error.problems]
     if problems:
         raise ScenarioError(tuple(problems))
-    return scenario
+    return scenario, choices
+
+
+def _blamed(problem: Problem, answers: dict[str, Any]) -> Problem:
+    """A problem with something that was suggested for data that were given is one of these."""
+    is_suggested = problem.source in _SUGGESTED and problem.source.removeprefix("--") not in answers
+    return dataclasses.replace(problem, source="--path") if is_suggested and "path" in answers else problem
 
 
 def _target_problems(target: Path, *, force: bool) -> list[Problem]:
@@ -142,9 +154,12 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
     from blossom_ray.scenario.datasets import DATASETS
 
     console = terminal()
+    known, default = None, None
     for key in keys:
         dataset = answers.get("dataset", "synthetic")
-        default = suggested(dataset, answers.get("path"), "scenario")
+        if default is None or known != (dataset, answers.get("path")):  # a table is read for it
+            known = dataset, answers.get("path")
+            default = suggested(*known, "scenario")
         match key:
             case "dataset":
                 answers[key] = Prompt.ask("Data set", choices=[*STARTING_POINTS], default=dataset, console=console)

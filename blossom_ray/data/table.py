@@ -6,6 +6,7 @@ Rows count from 0 within their file, as in polars and pandas.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -16,10 +17,13 @@ from blossom_ray.data.column_files import ColumnFile, open_column_files
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targets, targets_of
 from blossom_ray.data.table_labels import read_labels
 from blossom_ray.data.table_rows import held_out_rows, subject_numbers
-from blossom_ray.data.tensor_columns import Place, check_numeric, tensor_rows
+from blossom_ray.data.tensor_columns import Place, check_numeric, is_number, tensor_rows
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import TableData, TableModality
 from blossom_ray.scores import Task
+
+_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
+"""What pandas calls an index without a name, in Parquet and in CSV."""
 
 
 class Table:
@@ -51,9 +55,10 @@ class Table:
                 self._check_column(column)
                 for file in self._files:
                     check_numeric(file.types[column], file.name, column)
-        labels, names = self._labels
         shared = ~self._is_held_out
-        return targets_of(labels[shared], len(names), self._subjects_of(shared))
+        subjects = self._subjects_of(shared)
+        labels, names = self._labels
+        return targets_of(labels[shared], len(names), subjects)
 
     def load(self) -> Dataset:
         """All rows: those that clients share, and the held-out set where the table has one.
@@ -72,25 +77,45 @@ class Table:
         train = {modality: parts[0] for modality, parts in inputs.items()}
         return Dataset(train, labels[shared], names, subjects, held_out)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of a sample by column, for all columns that can be a modality: those of numbers, lists or tensors.
+    def columns(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+        """Shape of a sample by column, for all columns that can be a modality as they are; of others, why they cannot.
 
-        Columns of labels, subjects and splits are left out, and so are lists that differ in length.
+        Plain numbers have the shape (). All values are read. Columns of labels, subjects and splits are in neither.
 
         Raises:
             DataError: A file cannot be read.
         """
         names = (self._spec.subject_column or "subject", self._spec.split_column or "split")
         others = {*_listed(self._spec.label_column), *names}
-        found = {column: self._shape(column) for column in self._files[0].types if column not in others}
-        return {column: shape for column, shape in found.items() if shape is not None}
+        shapes, reasons = {}, {}
+        for column in self._files[0].types:
+            if column in others:
+                continue
+            try:
+                shapes[column] = self._shape(column)
+            except DataError as error:
+                reasons[column] = str(error).partition("; expected ")[0]
+        return shapes, reasons
 
-    def _shape(self, column: str) -> tuple[int, ...] | None:
-        try:
-            check_numeric(self._files[0].types[column], self._files[0].name, column)
-            return next(self._rows(column)).shape[1:]
-        except DataError:
-            return None
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes or targets.
+
+        Raises:
+            DataError: As `targets`.
+        """
+        return self._labels[1]
+
+    def _shape(self, column: str) -> tuple[int, ...]:
+        self._check_column(column)
+        for file in self._files:
+            if column in file.index_columns or _INDEX.fullmatch(column):
+                raise DataError(f"{file.name}, column {column!r} is the index of a frame of pandas")
+            check_numeric(file.types[column], file.name, column)
+        shape: tuple[int, ...] = ()
+        for rows in self._rows(column):
+            shape = rows.shape[1:]
+        return () if is_number(self._files[0].types[column]) else shape
 
     @cached_property
     def _files(self) -> list[ColumnFile]:

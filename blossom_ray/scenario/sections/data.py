@@ -134,17 +134,17 @@ class TableData(DataKeys):
 
     dataset: Literal["table"]
     path: str
-    """The file, or a folder whose files are read in the order of their names. Relative to the working directory."""
+    """The file, or a folder: all its files are read, in the order of names. Relative to the working directory."""
     modalities: dict[ModalityName, TableModality] = Field(default_factory=dict)
     """Modality by name, where its column has another name or needs a shape."""
     label_column: ColumnNames = "label"
-    """Classification: whole numbers or text. Multilabel: lists of 0 and 1, lists of class names, or several columns
+    """Classification: text or whole numbers. Multilabel: lists of 0 and 1, lists of class names, or several columns
     of 0 and 1. Regression: numbers, lists of numbers, or several columns of numbers."""
     class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Names of the classes in order: text labels must be among them, whole numbers count them from 0. Default: the
     labels that occur, sorted. In a regression the names of the targets."""
     subject_column: str | None = None
-    """Whose sample a row is, numbers or text. Default: the column `subject` if there is one."""
+    """Whose sample a row is, whole numbers or text. Default: the column `subject` if there is one."""
     split_column: str | None = None
     """`train`: a row that the clients share. `test` or `held-out`: one of the held-out global test set. Default: the
     column `split` if there is one, else the clients share all rows."""
