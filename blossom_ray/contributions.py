@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 
 from blossom_ray.aggregation import Vector
 from blossom_ray.blocks import encoder_block, prototype_block
+from blossom_ray.errors import ClientError
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.scenario.sections import Weighting
 from blossom_ray.training.engine import Engine
@@ -44,6 +46,11 @@ def client_weights(
     if rule == "entropy":
         trained = [_after(task, result) for task, result in zip(tasks, results, strict=True)]
         entropies = engine.mean_entropies(trained, batch_size, round_index=round_index)
+        for task, entropy in zip(tasks, entropies, strict=True):
+            if entropy is not None and not math.isfinite(entropy):
+                cause = "outputs on its training samples are not finite, so server.weighting has no entropy"
+                hint = "a smaller training.optimizer.lr, or inputs of smaller scale"
+                raise ClientError(task.client, round_index, cause, hint)
     return [
         client_weight(rule, result.num_examples, entropy) for result, entropy in zip(results, entropies, strict=True)
     ]

@@ -18,6 +18,7 @@ from blossom_ray.records import ActorRound, BlockRound, ClientEvaluation, Client
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.sampling import Population, Signature, draw_clients
 from blossom_ray.scenario.sections import FineTune
+from blossom_ray.scores import Task, default_score
 from blossom_ray.seeding import Purpose
 from blossom_ray.server import Server
 from blossom_ray.tasks import Tally, task_rules
@@ -173,6 +174,26 @@ def round_record(
         failures=failures,
         fine_tuned=evaluation.fine_tuned,
         actors=actors,
+    )
+
+
+def undefined_note(record: RoundRecord, task: Task) -> str:
+    """What to say of a round in which models gave outputs that are not finite; "" where all are."""
+    score = default_score(task).name
+    kinds = {"": "their own test samples", "fine_tuned/": "them after fine-tuning", "held_out/": "the held-out set"}
+    found = [
+        where
+        for prefix, where in kinds.items()
+        if any(math.isnan(value) for name, value in record.metrics.items() if name.startswith(prefix + score))
+    ]
+    if not found:
+        return ""
+    scored = (*record.evaluation, *record.fine_tuned)
+    clients = sorted({each.client for each in scored if math.isnan(each.scores[score] or 0)})
+    whose = f" of client {clients[0]}" + (f" and {len(clients) - 1} others" if clients[1:] else "") if clients else ""
+    return (
+        f"round {record.round_index}: outputs{whose} on {' and '.join(found)} are not finite, so these scores are "
+        "undefined (NaN); a smaller training.optimizer.lr, or inputs of smaller scale"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -13,6 +14,7 @@ from blossom_ray.aggregation import Total
 from blossom_ray.blocks import FUSION, HEAD, BlockInstance, ClientProfile
 from blossom_ray.client import ClientPlan, SentBlock
 from blossom_ray.custom_server_optimizer import OptimizerState
+from blossom_ray.errors import RunError
 from blossom_ray.scenario.sections import ServerOptimizer
 
 
@@ -101,6 +103,7 @@ def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[Client
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def server_step(
     server: Server, averages: Mapping[BlockInstance, Total], section: ServerOptimizer
 ) -> tuple[Server, dict[BlockInstance, float]]:
@@ -124,6 +127,8 @@ def server_step(
         new[:split], state = server_optimizer.step(section, block.optimizer_state, old[:split], average[:split])
         # Not `np.linalg.norm`: its last bit depends on how many threads BLAS has in this process.
         norms[instance] = float(np.sqrt(np.square(new[:split].astype(np.float64) - old[:split]).sum()))
+        if not math.isfinite(norms[instance]):
+            raise RunError(f"{instance} is not finite after the server's step", "a smaller server.optimizer.lr")
         sent = SentBlock(block.sent.version + 1, new)
         blocks[instance] = replace(block, sent=sent, optimizer_state=state)
     return Server(blocks), norms

@@ -13,7 +13,7 @@ from blossom_ray.blocks import CENTRAL, BlockInstance
 from blossom_ray.checkpoint import CheckpointStore, Session, check_compatible
 from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.records import RoundRecord
-from blossom_ray.rounds import evaluate_round, round_record, train_round
+from blossom_ray.rounds import evaluate_round, round_record, train_round, undefined_note
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.scenario import Scenario
 from blossom_ray.schedule import learning_rate
@@ -83,12 +83,13 @@ def run(
                 first_round = checkpoint.round_index + 1
         facts = {**preparation.describe(), **runtime.describe(), "parameters": parameters}
         yield RunInfo({**facts, "first_round": first_round, "notes": [*notes, *advice]})
-        writer = _CheckpointWriter(store, preparation, runtime)
+        writer, unscored = _CheckpointWriter(store, preparation, runtime), ""
         for record, new_server in run_rounds(preparation, runtime, server, first_round):
             server = new_server
             writer.commit()
             yield from writer.take_kept()
             yield record
+            unscored = unscored or undefined_note(record, scenario.task)
             is_last = record.round_index == scenario.rounds or stopping()
             writer.after_round(record.round_index, server, is_last=is_last)
             if is_last:
@@ -99,7 +100,8 @@ def run(
         entries = {"digest": {"shared": server.digest(), "private": private}, **runtime.describe()}
         # No round's record has room for what goes wrong after the last one.
         late = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in runtime.take_failures()]
-        yield RunInfo({**entries, "notes": [*notes, *advice, *late]})
+        found = [unscored] if unscored else []
+        yield RunInfo({**entries, "notes": [*notes, *advice, *found, *late]})
     finally:
         runtime.close()
         if store is not None:

@@ -72,7 +72,7 @@ def metric_names(run: Run) -> list[str]:
 def run_scores(
     run: Run, column: str, *, lower_is_better: bool, target: float | None, up_to: int | None = None
 ) -> RunScores | None:
-    """The scores in one column of a run's rounds; None where no round after round 0 has one, or the last is not finite.
+    """The scores in one column of a run's rounds; None without any after round 0, or if one of the last is not finite.
 
     Args:
         run: The run.
@@ -84,10 +84,10 @@ def run_scores(
     rounds = run.rounds if up_to is None else run.rounds.filter(run.rounds["round"] <= up_to)
     table = rounds.select("round", "bytes_down", "bytes_up", score=column).rows()
     scored = [(number, score) for number, _, _, score in table if number > 0 and score is not None]
-    if not scored or not math.isfinite(scored[-1][1]):
+    last = scored[-NUM_LAST:]
+    if not last or not all(math.isfinite(score) for _, score in last):
         return None
     sign = -1 if lower_is_better else 1
-    last = scored[-NUM_LAST:]
     best = max((pair for pair in scored if math.isfinite(pair[1])), key=lambda pair: sign * pair[1])
     target_round = None
     if target is not None:

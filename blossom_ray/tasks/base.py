@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from blossom_ray.errors import DataError
+from blossom_ray.scores import SCORES, Task
 
 IntArray = npt.NDArray[np.int64]
 DoubleArray = npt.NDArray[np.float64]
@@ -27,17 +29,25 @@ class Tally:
         moments: Sums that are rounded, (clients, T) float64 by name. Those of several clients stand one below the
             other, and `math.fsum` adds them where a score needs them: it rounds once, so that neither the order of
             clients nor the place where they are scored can be seen in a score.
+        num_undefined: Samples for which a model gave outputs that are not finite. With any of them the task's own
+            counts and moments are absent, and its scores are NaN.
     """
 
     num_examples: int
     counts: Mapping[str, IntArray] = field(default_factory=dict)
     moments: Mapping[str, DoubleArray] = field(default_factory=dict)
+    num_undefined: int = 0
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
             self.num_examples + other.num_examples,
-            {name: counts + other.counts[name] for name, counts in self.counts.items()},
-            {name: np.concatenate([rows, other.moments[name]]) for name, rows in self.moments.items()},
+            {name: counts + other.counts[name] for name, counts in self.counts.items() if name in other.counts},
+            {
+                name: np.concatenate([rows, other.moments[name]])
+                for name, rows in self.moments.items()
+                if name in other.moments
+            },
+            self.num_undefined + other.num_undefined,
         )
 
 
@@ -71,8 +81,20 @@ class TaskRules(Protocol):
     def scores(self, tally: Tally) -> dict[str, float | None]:
         """The scores of a tally with at least one sample, by name in the order of `SCORES`.
 
-        A score that the samples do not define is None.
+        A score that the samples do not define is None; one that the model does not, having given outputs that are not
+        finite, is NaN.
         """
+
+
+def undefined_tally(outputs: npt.NDArray[np.generic]) -> Tally | None:
+    """The tally of outputs (N, O) of which some are not finite; None where all are."""
+    num_undefined = int(np.count_nonzero(~np.isfinite(np.asarray(outputs, np.float64)).all(axis=1)))
+    return Tally(len(outputs), num_undefined=num_undefined) if num_undefined else None
+
+
+def undefined_scores(task: Task) -> dict[str, float | None]:
+    """The scores of a tally with undefined samples."""
+    return {score.name: math.nan for score in SCORES[task]}
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:

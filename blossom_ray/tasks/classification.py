@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.errors import DataError
-from blossom_ray.tasks.base import IntArray, Reduction, Tally
+from blossom_ray.tasks.base import IntArray, Reduction, Tally, undefined_scores
 
 _CONFUSION = "confusion"
 
@@ -28,16 +29,21 @@ class Classification:
         return F.cross_entropy(outputs, targets, reduction=reduction)
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """The class with the largest logit, (B,) int64."""
-        return outputs.argmax(dim=1)
+        """The class with the largest logit, (B,) int64; -1 where that is not finite, so that no class is predicted."""
+        return torch.where(outputs.amax(dim=1).isfinite(), outputs.argmax(dim=1), -1)
 
     def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
         """Count samples by true and predicted class."""
-        confusion = confusion_matrix(np.asarray(labels, np.int64), np.asarray(predictions, np.int64), num_outputs)
+        classes = np.asarray(predictions, np.int64)
+        if (num_undefined := int(np.count_nonzero(classes == -1))) > 0:
+            return Tally(len(labels), num_undefined=num_undefined)
+        confusion = confusion_matrix(np.asarray(labels, np.int64), classes, num_outputs)
         return Tally(len(labels), {_CONFUSION: confusion})
 
     def scores(self, tally: Tally) -> dict[str, float | None]:
         """`accuracy`, `balanced_accuracy`, `macro_f1_present`, `macro_f1_all`."""
+        if tally.num_undefined:
+            return undefined_scores("classification")
         return {**classification_scores(tally.counts[_CONFUSION])}
 
 

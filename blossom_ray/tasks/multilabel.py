@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.errors import DataError
-from blossom_ray.tasks.base import Reduction, Tally, check_shapes, reduced
+from blossom_ray.tasks.base import Reduction, Tally, check_shapes, reduced, undefined_scores, undefined_tally
 
 
 class Multilabel:
@@ -33,6 +33,8 @@ class Multilabel:
     def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
         """Count what is right, and compare the samples of each class with the others."""
         check_shapes(labels, predictions, num_outputs)
+        if (undefined := undefined_tally(predictions)) is not None:
+            return undefined
         truth, predicted = labels == 1, np.asarray(predictions, np.float32) > 0
         if not ((labels == 0) | truth).all():
             raise DataError("a label is neither 0 nor 1; expected labels of 0 and 1 for task: multilabel")
@@ -60,6 +62,8 @@ class Multilabel:
         several clients has the pairs within each client alone, since logits of different models have no common
         scale.
         """
+        if tally.num_undefined:
+            return undefined_scores("multilabel")
         counts = tally.counts
         ranked = counts["pairs"] > 0
         auroc = counts["doubled_wins"][ranked] / (2 * counts["pairs"][ranked])

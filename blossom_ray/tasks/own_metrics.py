@@ -56,7 +56,10 @@ class WithMetrics:
         """
         predicted = self._rules.predict(torch.from_numpy(np.asarray(predictions))).numpy()
         tally = self._rules.tally(labels, predicted, num_outputs)
-        values = {_PREFIX + name: self._value(name, labels, predictions) for name in self._metrics}
+        if tally.num_undefined:
+            values = {_PREFIX + name: np.array([[np.nan, 1.0]]) for name in self._metrics}
+        else:
+            values = {_PREFIX + name: self._value(name, labels, predictions) for name in self._metrics}
         return replace(tally, moments={**tally.moments, **values})
 
     def scores(self, tally: Tally) -> dict[str, float | None]:

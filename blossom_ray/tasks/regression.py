@@ -9,7 +9,15 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional as F
 
-from blossom_ray.tasks.base import DoubleArray, Reduction, Tally, check_shapes, reduced
+from blossom_ray.tasks.base import (
+    DoubleArray,
+    Reduction,
+    Tally,
+    check_shapes,
+    reduced,
+    undefined_scores,
+    undefined_tally,
+)
 
 
 class Regression:
@@ -30,6 +38,8 @@ class Regression:
     def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
         """Add up errors, in float64."""
         check_shapes(labels, predictions, num_outputs)
+        if (undefined := undefined_tally(predictions)) is not None:
+            return undefined
         truth = np.asarray(labels, np.float64)
         error = np.asarray(predictions, np.float64) - truth
         mean = truth.mean(axis=0)
@@ -48,6 +58,8 @@ class Regression:
         R2 is 1 - (sum of squared errors) / (sum of squared distances from the mean), mean over the targets that vary;
         None where none does.
         """
+        if tally.num_undefined:
+            return undefined_scores("regression")
         moments = tally.moments
         absolute, squared, spread = (_total(moments[name]) for name in ("absolute", "squared", "spread"))
         # The spread about the common mean: within clients, and of the clients' means (Chan et al. 1979).
