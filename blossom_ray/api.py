@@ -163,8 +163,9 @@ def events(
         session = Session(shards, (checkpoints or Path(name) / "checkpoints").absolute(), resume_at_most, run_id)
         if scenario.execution.runtime == "local":
             from blossom_ray.runtime.local import LocalRuntime
+            from blossom_ray.runtime.shielding import shielded
 
-            yield from run(scenario, session, LocalRuntime, stopping)
+            yield from shielded(run(scenario, session, LocalRuntime, stopping))
         else:
             from blossom_ray.runtime.driver import stream
 
