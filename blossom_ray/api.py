@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,9 @@ from blossom_ray.errors import DriverLostError, InputError, StorageError
 from blossom_ray.inspection import Inspector
 from blossom_ray.locations import local_path
 from blossom_ray.records import RoundRecord
-from blossom_ray.results.run import MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
+from blossom_ray.results.run import CHECKPOINTS, MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
 from blossom_ray.results.run_log import RunLog
+from blossom_ray.results.table_sums import TableSums
 from blossom_ray.runtime.address import check_service, parse_address
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
@@ -141,7 +142,7 @@ def check_address(scenario: Scenario, address: str | None) -> None:
 def events(
     scenario: Scenario,
     checkpoints: Path | None = None,
-    resume_at_most: int | None = None,
+    resume: Mapping[int, TableSums] | None = None,
     stopping: Callable[[], bool] = lambda: False,
     address: str | None = None,
     run_id: str = IN_MEMORY,
@@ -151,7 +152,7 @@ def events(
     Args:
         scenario: What to run.
         checkpoints: The folder of the run's checkpoints; None: a temporary one, for replacing lost actors only.
-        resume_at_most: Go on from the newest whole checkpoint up to this round; None to begin anew.
+        resume: The rounds whose checkpoints may be gone on from, as in `Session`; None to begin anew.
         stopping: Asked again and again; True ends the run after the round in progress.
         address: The Ray cluster, as in `simulate`.
         run_id: What those who watch know the run by.
@@ -160,7 +161,7 @@ def events(
         shards = Path(name) / "shards"
         shards.mkdir()
         # Whole paths: actors on a cluster have other working directories.
-        session = Session(shards, (checkpoints or Path(name) / "checkpoints").absolute(), resume_at_most, run_id)
+        session = Session(shards, (checkpoints or Path(name) / "checkpoints").absolute(), resume, run_id)
         if scenario.execution.runtime == "local":
             from blossom_ray.runtime.local import LocalRuntime
             from blossom_ray.runtime.shielding import shielded
@@ -248,6 +249,7 @@ def _written(
                     if "first_round" in event.entries:
                         log.prepared(event.entries)
                 case CheckpointKept():
+                    writer.sync()
                     log.checkpoint(event.round_index)
                 case RoundRecord():
                     # The log first: a round that is in the tables has been yielded, even if the disk is full now.
@@ -304,9 +306,8 @@ def _restarted(
     for attempt in range(scenario.failures.max_retries + 1):
         try:
             folder = writer.folder
-            for event in events(
-                scenario, folder / "checkpoints", writer.last_round, stopping, address, run_id=folder.name
-            ):
+            resume = None if writer.last_round is None else writer.checkpoints()
+            for event in events(scenario, folder / CHECKPOINTS, resume, stopping, address, run_id=folder.name):
                 if isinstance(event, RunInfo) and "first_round" in event.entries:
                     scenario = _settled(scenario, event)
                     first_round = event.entries["first_round"]

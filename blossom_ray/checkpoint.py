@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on, as safetensors and JSON.
 
     checkpoints/000010/
-        checkpoint.json        round, scenario, data fingerprint, the server's block instances, checksums of all files
-                               and of itself
+        checkpoint.json        round, scenario, data fingerprint, the server's block instances, rows and checksums of
+                               the run's tables up to this round, checksums of all files and of itself
         server.safetensors     values and optimizer state of every shared block instance
         clients-0.safetensors  states of the clients of one host, written by the host itself
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,8 @@ from blossom_ray.server import Server
 from blossom_ray.storage import save_synced, sync, write_synced, writing
 
 FORMAT = 1
+TABLES = "tables"
+"""The entry of an index that says what the run's tables hold up to its round, as `results/table_sums.py` has it."""
 _INDEX = "checkpoint.json"
 _SERVER = "server.safetensors"
 _DIGITS = 6
@@ -48,13 +50,14 @@ class Session:
     Attributes:
         folder: An empty folder for the clients' shards; it must outlive the run.
         checkpoints: The folder of the run's checkpoints, None to keep none.
-        resume_at_most: Go on from the newest whole checkpoint up to this round; None to begin anew.
+        resume: The rounds whose checkpoints may be gone on from, each with what the tables hold up to it, as
+            `results/table_sums.py` has it; None to begin anew.
         run: The run's id, for those who watch.
     """
 
     folder: Path
     checkpoints: Path | None = None
-    resume_at_most: int | None = None
+    resume: Mapping[int, Mapping[str, Any]] | None = None
     run: str = IN_MEMORY
 
 
@@ -176,21 +179,35 @@ class CheckpointStore:
             shutil.rmtree(self._folder / old, ignore_errors=True)
         return Checkpoint(final, index)
 
-    def newest(self, at_most: int | None = None) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    def newest(self, rounds: Container[int] | None = None) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest checkpoint that is whole, and a message for each damaged one that was passed over.
 
         Args:
-            at_most: Checkpoints of later rounds are not looked at.
+            rounds: Only checkpoints of these rounds are looked at; None: all.
         """
         messages: list[str] = []
         for name in reversed(self._names()):
-            if at_most is not None and int(name) > at_most:
+            if rounds is not None and int(name) not in rounds:
                 continue
             try:
                 return _read(self._folder / name), tuple(messages)
             except (OSError, ValueError) as error:
                 messages.append(f"{self._folder / name}: damaged ({error}); the one before it is used")
         return None, tuple(messages)
+
+    def recorded_tables(self) -> dict[int, Mapping[str, Any] | None]:
+        """What each checkpoint says of the run's tables, by its round, the newest first.
+
+        None where it says nothing: one of an earlier version, or one that is damaged, which `newest` tells of.
+        """
+        found: dict[int, Mapping[str, Any] | None] = {}
+        for name in reversed(self._names()):
+            try:
+                tables = _read_index(self._folder / name).get(TABLES)
+            except (OSError, ValueError, RunFolderError):
+                tables = None
+            found[int(name)] = tables if isinstance(tables, Mapping) else None
+        return found
 
     def _names(self) -> list[str]:
         if not self._folder.is_dir():
@@ -326,6 +343,14 @@ def _server_tensors(server: Server) -> dict[str, np.ndarray]:
 
 
 def _read(folder: Path) -> Checkpoint:
+    index = _read_index(folder)
+    for name, expected in index["files"].items():
+        if checksum(folder / name) != expected:
+            raise ValueError(f"{name} does not have its checksum")
+    return Checkpoint(folder, index)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -338,10 +363,7 @@ def _read(folder: Path) -> Checkpoint:
         raise ValueError(f"{_INDEX} does not have its checksum")
     if index["round"] != int(folder.name):
         raise ValueError(f"{_INDEX} is of round {index['round']}")
-    for name, expected in index["files"].items():
-        if checksum(folder / name) != expected:
-            raise ValueError(f"{name} does not have its checksum")
-    return Checkpoint(folder, index)
+    return index
 
 
 def _index_checksum(index: Mapping[str, Any]) -> str:

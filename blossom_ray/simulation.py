@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from blossom_ray.blocks import CENTRAL, BlockInstance
-from blossom_ray.checkpoint import CheckpointStore, Session, check_compatible
+from blossom_ray.checkpoint import TABLES, CheckpointStore, Session, check_compatible
 from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.records import RoundRecord
+from blossom_ray.results.table_files import record_rows
+from blossom_ray.results.table_sums import NO_ROWS, TableSums, extended
 from blossom_ray.rounds import evaluate_round, round_record, train_round, undefined_note
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.scenario import Scenario
@@ -73,17 +75,17 @@ def run(
         mixed = () if scenario.sharing == CENTRAL else mixed_statistics(server, preparation.plan, profiles)
         advice = [_statistics_note(instance) for instance in mixed]
         parameters = {str(instance): block.num_parameters for instance, block in server.blocks.items()}
-        first_round, notes = 0, tuple[str, ...]()
-        if store is not None and session.resume_at_most is not None:
-            checkpoint, notes = store.newest(session.resume_at_most)
+        first_round, notes, sums = 0, tuple[str, ...](), NO_ROWS
+        if store is not None and session.resume is not None:
+            checkpoint, notes = store.newest(session.resume)
             if checkpoint is not None:
                 check_compatible(checkpoint, preparation.facts())
                 server = checkpoint.restore(server)
                 runtime.restore(checkpoint)
-                first_round = checkpoint.round_index + 1
+                first_round, sums = checkpoint.round_index + 1, session.resume[checkpoint.round_index]
         facts = {**preparation.describe(), **runtime.describe(), "parameters": parameters}
         yield RunInfo({**facts, "first_round": first_round, "notes": [*notes, *advice]})
-        writer, unscored = _CheckpointWriter(store, preparation, runtime), ""
+        writer, unscored = _CheckpointWriter(store, preparation, runtime, sums), ""
         for record, new_server in run_rounds(preparation, runtime, server, first_round):
             server = new_server
             writer.commit()
@@ -91,7 +93,7 @@ def run(
             yield record
             unscored = unscored or undefined_note(record, scenario.task)
             is_last = record.round_index == scenario.rounds or stopping()
-            writer.after_round(record.round_index, server, is_last=is_last)
+            writer.after_round(record, server, is_last=is_last)
             if is_last:
                 break
         yield from writer.take_kept()
@@ -172,18 +174,24 @@ def run_rounds(
 class _CheckpointWriter:
     """Writes checkpoints while the next round runs: begun after one round, committed after the next."""
 
-    def __init__(self, store: CheckpointStore | None, preparation: Preparation, runtime: Runtime) -> None:
-        self._store = store
+    def __init__(
+        self, store: CheckpointStore | None, preparation: Preparation, runtime: Runtime, sums: TableSums
+    ) -> None:
         self._every = preparation.scenario.checkpoint.every
+        self._store = store if self._every else None
+        self._profiles = preparation.population.profiles
+        self._sums = sums
         self._facts = preparation.facts()
         self._runtime = runtime
-        self._begun: tuple[int, Server] | None = None
+        self._begun: tuple[int, Server, TableSums] | None = None
         self._kept: list[CheckpointKept] = []
 
-    def after_round(self, round_index: int, server: Server, *, is_last: bool) -> None:
+    def after_round(self, record: RoundRecord, server: Server, *, is_last: bool) -> None:
         """Begin a checkpoint where one is due; after the last round, commit it too."""
-        if self._store is None or self._every == 0:
+        if self._store is None:
             return
+        round_index = record.round_index
+        self._sums = extended(self._sums, record_rows(record, self._profiles))
         if is_last or (round_index > 0 and round_index % self._every == 0):
             self._begin(round_index, server)
         while is_last and not self.commit():
@@ -193,10 +201,10 @@ class _CheckpointWriter:
         """Commit what was begun; False if a host was lost over it, which leaves the checkpoints as they were."""
         if self._store is None or self._begun is None:
             return True
-        (round_index, server), self._begun = self._begun, None
+        (round_index, server, sums), self._begun = self._begun, None
         if not self._runtime.finish_checkpoint():
             return False
-        self._runtime.committed(self._store.commit(round_index, server, self._facts))
+        self._runtime.committed(self._store.commit(round_index, server, {**self._facts, TABLES: sums}))
         self._kept.append(CheckpointKept(round_index))
         return True
 
@@ -208,4 +216,4 @@ class _CheckpointWriter:
     def _begin(self, round_index: int, server: Server) -> None:
         assert self._store is not None, "asked for only where checkpoints are kept"
         self._runtime.begin_checkpoint(self._store.begin(round_index), round_index)
-        self._begun = (round_index, server)
+        self._begun = (round_index, server, self._sums)

@@ -62,7 +62,7 @@ def test_in_memory_as_from_a_folder(small_scenario: Scenario, tmp_path: Path) ->
         assert frame.equals(but_for_seconds(getattr(opened, name))), name
         assert frame.schema == but_for_seconds(getattr(opened, name)).schema
     assert run.final == opened.final
-    in_folder_alone = {"started_at", "ended_at"}
+    in_folder_alone = {"started_at", "ended_at", "scenario_sha256", "tables"}
     assert opened.manifest.keys() - run.manifest.keys() == in_folder_alone
     for key in ("digest", "data", "versions", "parameters"):
         assert run.manifest[key] == opened.manifest[key]

@@ -91,10 +91,10 @@ def test_later_checkpoints_than_asked_for_are_passed_over(tmp_path: Path) -> Non
     store = CheckpointStore(tmp_path, keep=3)
     commit(store, 2)
     commit(store, 4)
-    checkpoint, _ = store.newest(at_most=3)
+    checkpoint, _ = store.newest(range(4))
     assert checkpoint is not None
     assert checkpoint.round_index == 2
-    assert store.newest(at_most=1) == (None, ())
+    assert store.newest(range(2)) == (None, ())
 
 
 @pytest.mark.parametrize("file", ["server.safetensors", "clients-0.safetensors", "checkpoint.json"])

@@ -41,6 +41,8 @@ def followed(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, No
         # Asked before the rows are read: what is written until the end is then among them.
         is_going_on = run.status == "running"
         has_writer = is_going_on and _is_held(folder)
+        if not has_writer:
+            run.check()
         for record in _records(run, seen):
             seen = record.round_index
             yield record

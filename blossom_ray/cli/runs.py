@@ -84,6 +84,7 @@ def resume(
         run = local_path(run, "the run")
         opened = Run.open(run)
         if opened.status == "finished":
+            opened.check()
             say(f"{run}: finished already; nothing to do")
             return
         checked = load_scenario(run / SCENARIO_FILE, settings, None)

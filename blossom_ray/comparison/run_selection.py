@@ -106,6 +106,7 @@ def _settings(entries: Sequence[Entry], keys: Iterable[str]) -> list[dict[str, s
 
 def _entries(source: Source) -> Iterable[Entry]:
     if isinstance(source, Run):
+        source.check()
         yield _run_entry(source)
         return
     if isinstance(source, str | Path):
@@ -114,7 +115,9 @@ def _entries(source: Source) -> Iterable[Entry]:
             if not (path / MANIFEST_FILE).exists():
                 found = "has neither manifest.json nor sweep.json" if path.is_dir() else "is no folder"
                 raise RunFolderError(f"{path}: {found}; expected the folder of a run or of a sweep")
-            yield _run_entry(Run.open(path))
+            run = Run.open(path)
+            run.check()
+            yield _run_entry(run)
             return
         source = Sweep.open(path)
     for cell in source.cells:
@@ -122,8 +125,9 @@ def _entries(source: Source) -> Iterable[Entry]:
         run, status = None, "not begun"
         if (folder / MANIFEST_FILE).exists():
             try:
-                run = Run.open(folder)
-                status = _status(run)
+                opened = Run.open(folder)
+                opened.check()
+                run, status = opened, _status(opened)
             except BlossomError as error:
                 status = str(error)
         yield Entry(str(folder), run, status, cell.seed, cell.identity, cell.setting, {})

@@ -9,6 +9,7 @@ log.jsonl         what happened, written by `run_log.py`
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -20,10 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from blossom_ray.blocks import ClientProfile
+from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.records import RoundRecord
 from blossom_ray.results.table_files import TableStream, in_memory_tables, read_table
+from blossom_ray.results.table_sums import (
+    NO_ROWS,
+    TableSums,
+    check_sums,
+    extended,
+    lost_rows,
+    sums_by_round,
+    told_loss,
+)
 from blossom_ray.results.tables import ROUND_COLUMNS, TABLES, table_rows
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.reader import recorded_scenario
@@ -35,6 +46,12 @@ if TYPE_CHECKING:
 
 SCENARIO_FILE = "scenario.yaml"
 MANIFEST_FILE = "manifest.json"
+CHECKPOINTS = "checkpoints"
+# Entries of the manifest: what the tables of a run that has ended hold, and a checksum of its scenario.
+_TABLE_SUMS = "tables"
+_SCENARIO_SUM = "scenario_sha256"
+# Rounds that a loop on Ray, and so its checkpoints, may be ahead of the tables.
+_MOST_AHEAD = 2
 EndStatus = Literal["finished", "failed", "interrupted"]
 
 
@@ -100,7 +117,7 @@ class RunWriter:
         manifest: Entries of `manifest.json` beside `status`, `started_at` and `ended_at` (UTC, ISO 8601).
 
     Attributes:
-        last_round: The last round that is complete, None before the first.
+        sums: What the tables hold up to each round from 0 on.
 
     Raises:
         RunFolderError: The folder holds a run already or cannot be written; every method raises it so.
@@ -118,7 +135,8 @@ class RunWriter:
                 _write_text(folder / SCENARIO_FILE, scenario_yaml)
                 self._tables = {name: TableStream(folder, name) for name in TABLES}
         self._manifest: dict[str, Any] = {"status": "running", "started_at": _now(), "ended_at": None}
-        self.last_round: int | None = None
+        self._manifest[_SCENARIO_SUM] = _text_sum(scenario_yaml)
+        self.sums: list[TableSums] = []
         # Last of all: a folder with a manifest is a whole run folder.
         self.update(**manifest)
 
@@ -127,7 +145,8 @@ class RunWriter:
         """Go on writing the folder of a run that was interrupted, failed or was killed.
 
         Raises:
-            RunFolderError: There is no such run, it is damaged, or its process is still alive.
+            RunFolderError: There is no such run, its process is still alive, or it is damaged in such a way that no
+                checkpoint leads on from what is left. It is as it was then.
         """
         writer = cls.__new__(cls)
         writer.folder = folder
@@ -135,23 +154,59 @@ class RunWriter:
         with writing(folder):
             writer._lock = locked(folder)
             with _unlocked_on_error(writer._lock):
-                tables = {name: read_table(folder, name) for name in TABLES}
-                # A round counts once its row is in `rounds`, which is written last.
-                rounds = tables["rounds"]["round"].to_pylist()
-                if rounds != list(range(len(rounds))):
-                    raise RunFolderError(f"{folder}: its table 'rounds' has the rounds {rounds}; expected 0, 1, 2, ...")
+                check_scenario_sum(folder, writer._manifest)
+                tables = whole_tables(folder)
+                lost = lost_rows(tables)
+                writer.sums = sums_by_round(tables)[: None if lost is None else lost[0]]
+                writer.checkpoints(lost and lost[1])  # nothing is written before it is known that the run can go on
                 writer._tables = {
-                    name: TableStream(folder, name, _rounds_up_to(table, rounds[-1] if rounds else -1))
+                    name: TableStream(folder, name, _rounds_up_to(table, len(writer.sums) - 1))
                     for name, table in tables.items()
                 }
-        writer.last_round = rounds[-1] if rounds else None
+                writer._manifest.pop(_TABLE_SUMS, None)
         writer.update(status="running", ended_at=None)
         return writer
+
+    @property
+    def last_round(self) -> int | None:
+        """The last round that is complete, None before the first."""
+        return len(self.sums) - 1 if self.sums else None
+
+    def checkpoints(self, lost: str | None = None) -> dict[int, TableSums]:
+        """The rounds whose checkpoints go on from what the tables hold, with that; empty where there are none.
+
+        Args:
+            lost: What is known to be wrong with the rows behind those that `sums` is about.
+
+        Raises:
+            RunFolderError: There are checkpoints, and rows that they build on are lost.
+        """
+        folder = self.folder / CHECKPOINTS
+        recorded = CheckpointStore(folder, keep=1).recorded_tables()
+        there = {number: sums for number, sums in recorded.items() if number < len(self.sums)}
+        usable = [number for number, sums in there.items() if sums is None or sums == self.sums[number]]
+        differing = [(number, sums) for number, sums in there.items() if sums is not None and number not in usable]
+        if not recorded or usable:
+            return {number: self.sums[number] for number in usable}
+        told = [lost] if lost else []
+        if differing:
+            number, sums = differing[0]
+            told.append(told_loss(self.sums, sums, number))
+        elif not lost and min(recorded) >= len(self.sums) + _MOST_AHEAD:
+            told.append(f"rounds ends with round {self.last_round}" if self.sums else "rounds has no rows")
+        if not told:
+            return {}
+        numbers = ", ".join(str(number) for number in sorted(recorded))
+        raise RunFolderError(
+            f"{self.folder}: rows of its tables are lost, and its checkpoints (after round {numbers}) go on from them: "
+            f"{'; '.join(told)}; expected the tables as they were written, or a new run"
+        )
 
     def settle(self, scenario_yaml: str) -> None:
         """Replace the scenario by one that says what the run has chosen, so that it gives the same bits again."""
         with writing(self.folder):
             _write_text(self.folder / SCENARIO_FILE, scenario_yaml)
+        self.update(**{_SCENARIO_SUM: _text_sum(scenario_yaml)})
 
     def forget_after(self, round_index: int) -> None:
         """Take rows of later rounds out again: a run goes on from this one."""
@@ -160,7 +215,13 @@ class RunWriter:
                 table.close()
                 kept = _rounds_up_to(read_table(self.folder, name), round_index)
                 self._tables[name] = TableStream(self.folder, name, kept)
-        self.last_round = round_index if round_index >= 0 else None
+        del self.sums[round_index + 1 :]
+
+    def sync(self) -> None:
+        """Wait until all rows are on disk."""
+        with writing(self.folder):
+            for table in self._tables.values():
+                table.sync()
 
     def write(self, record: RoundRecord, profiles: Sequence[ClientProfile]) -> None:
         """Append one round to the tables.
@@ -172,9 +233,10 @@ class RunWriter:
         rows = table_rows(record, profiles)
         with writing(self.folder):
             # `rounds` last: readers take its row as the sign that the round is complete.
-            for name in ("clients", "blocks", "failures", "rounds"):
-                self._tables[name].append(rows[name])
-        self.last_round = record.round_index
+            written = {
+                name: self._tables[name].append(rows[name]) for name in ("clients", "blocks", "failures", "rounds")
+            }
+        self.sums.append(extended(self.sums[-1] if self.sums else NO_ROWS, written))
 
     def update(self, **entries: Any) -> None:
         """Set entries of the manifest, which must be JSON values, and write it."""
@@ -183,7 +245,7 @@ class RunWriter:
             _write_text(self.folder / MANIFEST_FILE, json.dumps(self._manifest, indent=2) + "\n")
 
     def close(self, status: EndStatus) -> None:
-        """End the run: each table becomes one Parquet file, the manifest gets status and time.
+        """End the run: each table becomes one Parquet file, the manifest gets status, time and what the tables hold.
 
         Raises:
             StorageError: The disk is full. Tables that are no Parquet files yet can be read and gone on with.
@@ -192,7 +254,8 @@ class RunWriter:
             with writing(self.folder):
                 for table in self._tables.values():
                     table.close()
-            self.update(status=status, ended_at=_now())
+            sums = self.sums[-1] if self.sums else NO_ROWS
+            self.update(status=status, ended_at=_now(), **{_TABLE_SUMS: sums})
         finally:
             os.close(self._lock)
 
@@ -231,6 +294,33 @@ class Run:
         """
         folder = local_path(path, "the run")
         return cls(folder, _read_manifest(folder), partial(read_table, folder))
+
+    def check(self) -> None:
+        """Find out whether the run is whole: its scenario and the rows of its tables are those that were written.
+
+        Raises:
+            RunFolderError: They are not, or contradict each other; with what is lost. A run that has not ended is
+                looked at up to its last complete round.
+            ScenarioError: As `scenario`.
+        """
+        if self.path is None:
+            return
+        manifest = self.manifest
+        check_scenario_sum(self.path, manifest)
+        # `rounds` first: what another process writes in the meantime is not missed in the others then.
+        tables = whole_tables(self.path)
+        num_rounds = tables["rounds"].num_rows
+        if manifest["status"] == "finished" and num_rounds != self.scenario.rounds + 1:
+            raise RunFolderError(
+                f"{self.path}: its manifest says that it has finished, and its table 'rounds' ends with round "
+                f"{num_rounds - 1}; expected {self.scenario.rounds}"
+            )
+        if manifest["status"] != "running":
+            for name, table in tables.items():
+                check_sums(table, name, manifest.get(_TABLE_SUMS), self.path)
+        lost = lost_rows(tables)
+        if lost is not None:
+            raise RunFolderError(f"{self.path}: rows of its tables are lost or were changed: {lost[1]}")
 
     @classmethod
     def from_records(
@@ -314,13 +404,54 @@ class Run:
             return self._frames[name]
         # Asked before the table is read: a run that ends in between is read once more, not kept half.
         has_ended = self.status != "running"
-        frame = pl.DataFrame(self._read_table(name))
+        table = self._read_table(name)
+        if has_ended:
+            check_sums(table, name, self.manifest.get(_TABLE_SUMS), self.path)
+        frame = pl.DataFrame(table)
         if name != "rounds":
             last = self.rounds["round"].to_list()[-1:] or [-1]
             frame = frame.filter(pl.col("round") <= last[0])
         if has_ended:
             self._frames[name] = frame
         return frame
+
+
+def whole_tables(folder: Path) -> dict[str, pa.Table]:
+    """The tables of a run, `rounds` with the rounds 0, 1, 2 and so on.
+
+    Raises:
+        RunFolderError: A table is missing or damaged.
+    """
+    tables = {name: read_table(folder, name) for name in TABLES}
+    # A round counts once its row is in `rounds`, which is written last.
+    rounds = tables["rounds"]["round"].to_pylist()
+    for number, found in enumerate(rounds):
+        if found != number:
+            raise RunFolderError(
+                f"{folder}: its table 'rounds' has round {found} in row {number}; expected 0, 1, 2, ..."
+            )
+    return tables
+
+
+def check_scenario_sum(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a run whose scenario is not the one that it was written with.
+
+    Raises:
+        RunFolderError: It is another one, or cannot be read.
+    """
+    path = folder / SCENARIO_FILE
+    if _SCENARIO_SUM not in manifest:
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read: {error}") from error
+    if _text_sum(text) != manifest[_SCENARIO_SUM]:
+        raise RunFolderError(f"{path}: is not the scenario that the run was written with; expected that one, unchanged")
+
+
+def _text_sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from blossom_ray.blocks import ClientProfile
 from blossom_ray.errors import RunFolderError
 from blossom_ray.records import RoundRecord
 from blossom_ray.results.tables import TABLES, Columns, Value, table_rows
-from blossom_ray.storage import replacing, temporary_name
+from blossom_ray.storage import replacing, sync, temporary_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,18 +54,24 @@ class TableStream:
         self._start(earlier.to_pylist() if earlier is not None else [])
         self._parquet_path.unlink(missing_ok=True)
 
-    def append(self, rows: Columns) -> None:
-        """Write the rows of one round; they are in the file when this returns."""
+    def append(self, rows: Columns) -> pa.RecordBatch:
+        """Write the rows of one round; they are in the file when this returns, which gives them as they are there."""
         if any(name not in self._schema.names for name in rows):
             self._grow(rows)
         whole = self._path.stat().st_size
         try:
             # Arrow's file has no buffer of its own: nothing to flush.
-            self._writer.write_batch(_batch(rows, self._schema))
+            batch = _batch(rows, self._schema)
+            self._writer.write_batch(batch)
         except OSError:
             # Half a batch must not look like a whole one once something is written behind it.
             os.truncate(self._path, whole)
             raise
+        return batch
+
+    def sync(self) -> None:
+        """Wait until the rows are on disk."""
+        sync(self._path)
 
     def close(self) -> None:
         """Turn the stream into one Parquet file; if that does not fit on the disk, the stream stays."""
@@ -128,6 +134,11 @@ def read_table(folder: Path, name: str) -> pa.Table:
     raise RunFolderError(f"{folder}: the table {name!r} is missing; expected {expected}")
 
 
+def record_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[str, pa.RecordBatch]:
+    """The rows that one round adds to each table."""
+    return {name: _batch(rows, _schema(rows, TABLES[name])) for name, rows in table_rows(record, profiles).items()}
+
+
 def _schema(names: Iterable[str], columns: Mapping[str, str]) -> pa.Schema:
     import pyarrow as pa
 
@@ -149,7 +160,7 @@ def _check_columns(table: pa.Table, name: str, path: Path) -> None:
     if table.schema.names != expected.names or table.schema.types != expected.types:
         raise RunFolderError(f"{path}: has the columns {table.schema.names}; expected those of the table {name!r}")
     rounds = table["round"].to_pylist()
-    if None in rounds or rounds != sorted(rounds):
+    if None in rounds or rounds != sorted(rounds) or (rounds and rounds[0] < 0):
         raise RunFolderError(f"{path}: its rounds are not in order; expected them as they were written")
 
 
