@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.client import ClientState, SentBlock
 from blossom_ray.errors import RunFolderError
 from blossom_ray.server import Server
-from blossom_ray.storage import save_synced, sync, write_synced, writing
+from blossom_ray.storage import own_folder, read_file, regular, remove, save_synced, sync, write_synced, writing
 
 FORMAT = 1
 TABLES = "tables"
@@ -135,15 +134,18 @@ class CheckpointStore:
             StorageError: The disk is full.
         """
         temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
-        self.abandon()
         with writing(temporary):
+            own_folder(self._folder)
+            self.abandon()
             temporary.mkdir(parents=True)
         return temporary
 
     def abandon(self) -> None:
         """Remove what was begun and not committed, in this process or by one that was killed."""
+        if self._folder.is_symlink():
+            return
         for partial in self._folder.glob(".*.partial"):
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
 
     def commit(self, round_index: int, server: Server, facts: Mapping[str, Any]) -> Checkpoint:
         """Write the server's part and the index, and give the checkpoint its name.
@@ -167,16 +169,18 @@ class CheckpointStore:
             {"name": i.name, "scope": str(i.scope), "key": i.key, "version": block.sent.version}
             for i, block in server.blocks.items()
         ]
-        files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
-        index = {"format": FORMAT, "round": round_index, **facts, "blocks": blocks, "files": files}
+        paths = sorted(temporary.iterdir())
+        files = {path.name: checksum(path) for path in paths}
+        sizes = {path.name: path.stat().st_size for path in paths}
+        index = {"format": FORMAT, "round": round_index, **facts, "blocks": blocks, "files": files, "bytes": sizes}
         index["checksum"] = _index_checksum(index)
         write_synced(temporary / _INDEX, json.dumps(index, indent=1).encode())
         sync(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        remove(final)
         temporary.rename(final)
         sync(self._folder)
         for old in self._names()[: -self._keep]:
-            shutil.rmtree(self._folder / old, ignore_errors=True)
+            remove(self._folder / old)
         return Checkpoint(final, index)
 
     def newest(self, rounds: Container[int] | None = None) -> tuple[Checkpoint | None, tuple[str, ...]]:
@@ -191,7 +195,7 @@ class CheckpointStore:
                 continue
             try:
                 return _read(self._folder / name), tuple(messages)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
                 messages.append(f"{self._folder / name}: damaged ({error}); the one before it is used")
         return None, tuple(messages)
 
@@ -210,6 +214,8 @@ class CheckpointStore:
         return found
 
     def _names(self) -> list[str]:
+        with writing(self._folder):
+            own_folder(self._folder)
         if not self._folder.is_dir():
             return []
         return sorted(path.name for path in self._folder.iterdir() if path.name.isascii() and path.name.isdigit())
@@ -344,7 +350,11 @@ def _server_tensors(server: Server) -> dict[str, np.ndarray]:
 
 def _read(folder: Path) -> Checkpoint:
     index = _read_index(folder)
+    sizes = index.get("bytes", {})
     for name, expected in index["files"].items():
+        found = regular(folder / name).stat().st_size
+        if found != sizes.get(name, found):  # told apart before a file without an end is read
+            raise ValueError(f"{name} has {found} bytes; expected {sizes[name]}")
         if checksum(folder / name) != expected:
             raise ValueError(f"{name} does not have its checksum")
     return Checkpoint(folder, index)
@@ -352,7 +362,7 @@ def _read(folder: Path) -> Checkpoint:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        index = json.loads(read_file(folder / _INDEX))
     except RecursionError as error:
         raise ValueError(f"{_INDEX} is nested too deeply") from error
     if not isinstance(index, dict) or "format" not in index:
@@ -374,5 +384,5 @@ def _index_checksum(index: Mapping[str, Any]) -> str:
 
 def checksum(path: Path) -> str:
     """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,9 @@
-"""Writing files so that they are whole or absent, and what a full disk means.
+"""Files of run folders: written so that they are whole or absent, never through links; read where they are files.
 
-What stands in the files is the business of `checkpoint.py` and `results/`.
+A folder may come from elsewhere. What is written stays in it, whatever links lie there: a file is made anew under a
+temporary name, and one that grows in place must have no other name. What is read is a regular file of bounded size:
+no pipe, no device, nothing without an end. What a full disk means stands here as well; what stands in the files is the
+business of `checkpoint.py` and `results/`.
 """
 
 from __future__ import annotations
@@ -8,19 +11,35 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from blossom_ray.errors import RunFolderError, StorageError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _HINT = "make space, then go on from the last checkpoint with: blossom-ray resume RUN (the run folder)"
+_NO_FILE = "is a pipe, a device or a socket; expected a regular file"
 # The disk is at its end, not the path wrong: space, quota, largest file, hardware.
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+MOST_JSON_BYTES = 16 * 2**20
+"""More than the description of any run, checkpoint or sweep has."""
+
+
+class RefusedFileError(OSError):
+    """What lies at a path is not read or not written, however the system sees it; its text is the reason."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 @contextmanager
@@ -38,7 +57,7 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         number = _number(error)
         place = getattr(error, "filename", None) or path
-        reason = os.strerror(number) if number else str(error)
+        reason = os.strerror(number) if number and not isinstance(error, RefusedFileError) else str(error)
         if number in _EXHAUSTED:
             raise StorageError(f"{place}: {reason}", _HINT) from error
         raise RunFolderError(f"{place}: {reason}; expected a folder that can be written") from error
@@ -47,7 +66,7 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file as a whole or not at all: yields a temporary path, which then takes the place of `path`."""
-    temporary = temporary_name(path)
+    temporary = new_temporary(path)
     try:
         yield temporary
         sync(temporary)
@@ -56,20 +75,105 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def temporary_name(path: Path) -> Path:
-    """The name of a file until it is whole."""
-    return path.with_name(f".{path.name}.partial")
+def new_temporary(path: Path) -> Path:
+    """A new, empty file for what is to become `path`; a link that lies there goes, and not what it leads to."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+    return temporary
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[int]:
+    """A descriptor of a file that grows in place, which is made where it is missing, for reading and appending.
+
+    Raises:
+        RefusedFileError: It is a link, has other names, or is no regular file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    if path.is_symlink():
+        raise RefusedFileError(errno.ELOOP, "is a link, which nothing is written through", str(path))
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise RefusedFileError(errno.EINVAL, _NO_FILE, str(path))
+        if found.st_nlink > 1:
+            raise RefusedFileError(errno.EMLINK, "is a file that has other names (hard links)", str(path))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def own_folder(path: Path) -> Path:
+    """The path of a folder inside a run folder, which may be missing.
+
+    Raises:
+        RefusedFileError: It is a link, behind which nothing is written or removed.
+    """
+    if path.is_symlink():
+        raise RefusedFileError(errno.ELOOP, "is a link, behind which nothing is written or removed", str(path))
+    return path
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, as far as that goes; nothing behind links."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_file(path: Path, at_most: int = MOST_JSON_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: The file, or a link to one.
+        at_most: Bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger (a `RefusedFileError` of `EOVERFLOW`).
+    """
+    # Without waiting: a pipe that nobody writes into would be opened for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(descriptor, "rb") as file:
+        _check_regular(os.fstat(descriptor), path)
+        content = file.read(at_most + 1)
+    if len(content) > at_most:
+        raise RefusedFileError(errno.EOVERFLOW, f"is larger than {at_most / 2**20:.3g} MiB", str(path))
+    return content
+
+
+def regular(path: Path) -> Path:
+    """The path, for a library that opens it by its name.
+
+    Raises:
+        OSError: It is no regular file.
+    """
+    _check_regular(path.stat(), path)
+    return path
+
+
+def _check_regular(found: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise RefusedFileError(errno.EINVAL, _NO_FILE, str(path))
 
 
 def save_synced(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors and wait until they are on disk."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
     save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, path, metadata)
     sync(path)
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write bytes and wait until they are on disk."""
-    path.write_bytes(content)
+    """Write bytes into a new file and wait until they are on disk."""
+    with path.open("xb") as file:
+        file.write(content)
     sync(path)
 
 

@@ -25,7 +25,7 @@ from blossom_ray.api import continued
 from blossom_ray.errors import BlossomError, InputError, RunError
 from blossom_ray.results.run import MANIFEST_FILE, locked
 from blossom_ray.scenario import Scenario
-from blossom_ray.storage import replacing, writing
+from blossom_ray.storage import appending, read_file, replacing, writing
 from blossom_ray.text import printable
 from blossom_ray.tracking import Target, Tracking
 
@@ -33,6 +33,7 @@ PROCESS_FILE = "process.json"
 OUTPUT_FILE = "output.log"
 _CODE = f"from {__name__} import main; main()"
 _POLL_S = 0.1
+_MOST_PRINTED_BYTES = 2**20
 # A process between, which ends at once: nobody has to wait for the run's own.
 _LAUNCH = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=2, start_new_session=True).pid)"
 
@@ -59,8 +60,8 @@ def start(scenario: Scenario, folder: Path, address: str | None = None, targets:
     # It finds its modules where this one does, whatever lies in the working directory.
     code = f"import sys; sys.path[:] = {sys.path!r}; {_CODE}"
     command = [sys.executable, "-c", code, str(folder.resolve())]
-    with writing(output), output.open("ab") as log:
-        log_start = log.tell()
+    with writing(output), appending(output) as log:
+        log_start = os.fstat(log).st_size
         launched = subprocess.run(
             [sys.executable, "-c", _LAUNCH, *command],
             input=pickle.dumps((scenario, address, [*targets])), stdout=subprocess.PIPE, stderr=log, check=True,
@@ -69,7 +70,7 @@ def start(scenario: Scenario, folder: Path, address: str | None = None, targets:
     try:
         while _manifest_version(folder) == before:
             if not _is_there(pid, folder) and _manifest_version(folder) == before:
-                raise _no_beginning(output.read_bytes()[log_start:].decode(errors="replace").strip())
+                raise _no_beginning(_printed(output, log_start))
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         with suppress(ProcessLookupError):
@@ -96,6 +97,12 @@ def stop(folder: Path) -> int:
         raise InputError(f"{folder}: the process of its run is gone; go on with: blossom-ray resume {folder}")
     os.kill(pid, signal.SIGTERM)
     return pid
+
+
+def _printed(output: Path, start: int) -> str:
+    """What a process has written behind a place of its output, as much of it as is read by anyone."""
+    with appending(output) as log:
+        return os.pread(log, _MOST_PRINTED_BYTES, start).decode(errors="replace").strip()
 
 
 def _manifest_version(folder: Path) -> tuple[int, int] | None:
@@ -133,7 +140,7 @@ def _no_beginning(printed: str) -> RunError:
 def _entry(folder: Path) -> tuple[int, str] | None:
     """Number and host of the process, as it has written them; None where there is none."""
     try:
-        found = json.loads((folder / PROCESS_FILE).read_text(encoding="utf-8"))
+        found = json.loads(read_file(folder / PROCESS_FILE))
         return int(found["pid"]), str(found["host"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -205,9 +205,10 @@ def _leaving(jobs: Jobs, job_id: str) -> Iterator[None]:
 
 def _runtime_environment(path: Path) -> dict[str, Any]:
     from blossom_ray.scenario.yaml_tree import parse_yaml
+    from blossom_ray.storage import read_file
 
     try:
-        document = parse_yaml(path.read_text(encoding="utf-8"))
+        document = parse_yaml(read_file(path).decode())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--runtime-env is {str(path)!r}, which cannot be read ({error}); expected a file") from error
     tree = None if document.root is None or document.problems else document.root.plain()

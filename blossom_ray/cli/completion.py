@@ -177,9 +177,10 @@ def _tree(path: Path) -> Mapping[str, Any]:
     """A scenario file as plain values, or nothing where it cannot be read."""
     from blossom_ray.scenario.packaged import scenario_path
     from blossom_ray.scenario.yaml_tree import parse_yaml
+    from blossom_ray.storage import read_file
 
     try:
-        document = parse_yaml(scenario_path(path).read_text(encoding="utf-8"))
+        document = parse_yaml(read_file(scenario_path(path)).decode())
     except (OSError, ValueError):
         return {}
     tree = None if document.root is None else document.root.plain()

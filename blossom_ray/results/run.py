@@ -38,7 +38,7 @@ from blossom_ray.results.table_sums import (
 from blossom_ray.results.tables import ROUND_COLUMNS, TABLES, table_rows
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.reader import recorded_scenario
-from blossom_ray.storage import replacing, writing
+from blossom_ray.storage import read_file, replacing, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -443,10 +443,10 @@ def check_scenario_sum(folder: Path, manifest: Mapping[str, Any]) -> None:
     if _SCENARIO_SUM not in manifest:
         return
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        content = read_file(path)
+    except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error}") from error
-    if _text_sum(text) != manifest[_SCENARIO_SUM]:
+    if hashlib.sha256(content).hexdigest() != manifest[_SCENARIO_SUM]:
         raise RunFolderError(f"{path}: is not the scenario that the run was written with; expected that one, unchanged")
 
 
@@ -460,7 +460,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"{folder}: {found}; expected a run folder")
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_file(path))
     except FileNotFoundError as error:
         raise RunFolderError(f"{folder}: has no {MANIFEST_FILE}; expected a run folder") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ the event and is listed in `docs/watching.md`. The same goes to whatever handler
 from __future__ import annotations
 
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 from blossom_ray.records import Failure, RoundRecord
 from blossom_ray.results.json_lines import json_line
 from blossom_ray.scores import SCORES, Task
-from blossom_ray.storage import writing
+from blossom_ray.storage import appending, writing
 
 LOG_FILE = "log.jsonl"
 LOGGER = "blossom_ray.run"
+_STEP_BYTES = 2**16
 
 
 class RunLog:
@@ -150,21 +152,26 @@ class _LineHandler(logging.Handler):
         """Write a line, if it is about this run."""
         if getattr(record, "run_folder", None) != self._folder:
             return
-        if not self._is_checked:
-            _drop_half_line(self._path)
-            self._is_checked = True
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             **vars(record)["fields"],
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json_line(line) + "\n")
+        with appending(self._path) as descriptor, open(descriptor, "ab", closefd=False) as file:
+            if not self._is_checked:
+                _drop_half_line(descriptor)
+                self._is_checked = True
+            file.write(f"{json_line(line)}\n".encode())
 
 
-def _drop_half_line(path: Path) -> None:
+def _drop_half_line(descriptor: int) -> None:
     """Take out what a process that died, or a full disk, left of a last line."""
-    if path.exists():
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            path.write_bytes(content[: content.rfind(b"\n") + 1])
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - _STEP_BYTES)
+        line_break = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if line_break >= 0:
+            end = start + line_break + 1
+            break
+        end = start
+    os.ftruncate(descriptor, end)

@@ -15,7 +15,7 @@ from blossom_ray.blocks import ClientProfile
 from blossom_ray.errors import RunFolderError
 from blossom_ray.records import RoundRecord
 from blossom_ray.results.tables import TABLES, Columns, Value, table_rows
-from blossom_ray.storage import replacing, sync, temporary_name
+from blossom_ray.storage import new_temporary, regular, replacing, sync
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,7 +93,7 @@ class TableStream:
 
         # The file gets its name when its schema is whole, so a reader never meets half of one. Arrow writes the
         # schema with the first batch: an empty one where there are no rows yet.
-        temporary = temporary_name(self._path)
+        temporary = new_temporary(self._path)
         self._file = pa.OSFile(str(temporary), "wb")
         self._writer = pa.ipc.new_stream(self._file, self._schema)
         self._writer.write_batch(pa.RecordBatch.from_pylist(rows, self._schema))
@@ -175,7 +175,7 @@ def _parquet_path(folder: Path, name: str) -> Path:
 def _read_parquet(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(regular(path), page_checksum_verification=True) as file:
         return file.read()
 
 
@@ -183,7 +183,7 @@ def _read_stream(path: Path) -> pa.Table:
     import pyarrow as pa
 
     batches = []
-    with pa.memory_map(str(path)) as file:
+    with pa.memory_map(str(regular(path))) as file:
         reader = pa.ipc.open_stream(file)
         # The end of what a live or killed writer has written may be the middle of a message.
         with suppress(OSError, pa.ArrowInvalid):

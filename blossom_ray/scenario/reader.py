@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from blossom_ray.scenario.sections import Section
 from blossom_ray.scenario.structure import Hint, Part, split_path
 from blossom_ray.scenario.writer import plain_tree
 from blossom_ray.scenario.yaml_tree import Document, Node, parse_yaml
+from blossom_ray.storage import read_file
 from blossom_ray.text import brief
 
 __all__ = ["Place", "Reading", "inspect_scenario", "override_scenario", "parse_assignment", "read_scenario"]
@@ -146,17 +148,16 @@ def _scenario_or_raise(reading: Reading) -> Scenario:
 
 def _read_document(path: Path) -> Document:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_file(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         near = did_you_mean(path.with_suffix("").as_posix(), packaged_scenarios())
         return _unreadable("does not exist", f", or a name that `blossom-ray scenarios` lists{near}")
     except IsADirectoryError:
         return _unreadable("is a folder")
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.EOVERFLOW:
+            return Document(None, (Problem("", "is larger than 1 MiB", "a scenario of a few kB"),))
         return _unreadable(f"cannot be read ({getattr(error, 'strerror', None) or error})")
-    if len(content) > MAX_FILE_BYTES:
-        return Document(None, (Problem("", "is larger than 1 MiB", "a scenario of a few kB"),))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -23,7 +23,7 @@ from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.results.run import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario.identity import identity
-from blossom_ray.storage import replacing
+from blossom_ray.storage import own_folder, read_file, replacing
 from blossom_ray.sweeps.grid import Cell
 
 SWEEP_FILE = "sweep.json"
@@ -77,7 +77,7 @@ class Sweep:
             raise RunFolderError(f"{folder}: {found}; expected the folder of a sweep")
         file = folder / SWEEP_FILE
         try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
+            tree = json.loads(read_file(file))
             if tree["format"] != FORMAT:
                 raise RunFolderError(f"{file}: has format {tree['format']!r}; expected {FORMAT}")
             cells = tuple(SweepCell(**cell) for cell in tree["cells"])
@@ -109,6 +109,8 @@ class Sweep:
         sweep = cls(path, tuple(known.values()))
         tree = {"format": FORMAT, "cells": [asdict(cell) for cell in sweep.cells]}
         try:
+            for cell in sweep.cells:
+                own_folder(path / cell.folder)
             with replacing(path / SWEEP_FILE) as temporary:
                 temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
         except OSError as error:

@@ -10,6 +10,7 @@ from typing import Literal
 from blossom_ray.errors import InputError
 from blossom_ray.locations import local_path
 from blossom_ray.scenario import Scenario
+from blossom_ray.storage import own_folder, writing
 from blossom_ray.text import quoted
 from blossom_ray.tracking.base import Tracker
 
@@ -78,6 +79,8 @@ def open_tracker(target: Target, scenario: Scenario, folder: Path) -> Tracker:
         case "tensorboard":
             from blossom_ray.tracking.tensorboard import TensorBoardTracker
 
+            with writing(folder):
+                own_folder(folder / "tensorboard")
             place = folder / "tensorboard" if target.place is None else Path(target.place, scenario.name, folder.name)
             return TensorBoardTracker(place, scenario)
         case "mlflow":
