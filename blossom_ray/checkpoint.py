@@ -18,15 +18,17 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.client import ClientState, SentBlock
 from blossom_ray.errors import RunFolderError
+from blossom_ray.scenario.read_back import ReadBack, read_back
 from blossom_ray.server import Server
 from blossom_ray.storage import own_folder, read_file, regular, remove, save_synced, sync, write_synced, writing
 
@@ -348,6 +350,21 @@ def _server_tensors(server: Server) -> dict[str, np.ndarray]:
     return tensors
 
 
+class _IndexBlock(ReadBack):
+    name: str
+    scope: str
+    key: str
+    version: int
+
+
+class _Index(ReadBack):
+    """What an index says, as far as it is relied on."""
+
+    round: Annotated[int, Field(ge=0)]
+    blocks: Annotated[tuple[_IndexBlock, ...], Field(strict=False)]
+    files: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+\.safetensors$")], str]
+
+
 def _read(folder: Path) -> Checkpoint:
     index = _read_index(folder)
     sizes = index.get("bytes", {})
@@ -371,8 +388,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"{folder}: has format {index['format']}; expected {FORMAT}")
     if index.get("checksum") != _index_checksum(index):
         raise ValueError(f"{_INDEX} does not have its checksum")
-    if index["round"] != int(folder.name):
-        raise ValueError(f"{_INDEX} is of round {index['round']}")
+    try:
+        found = read_back(_Index, index, Path(_INDEX))
+    except RunFolderError as error:
+        raise ValueError(str(error)) from error
+    if found.round != int(folder.name):
+        raise ValueError(f"{_INDEX} is of round {found.round}")
     return index
 
 

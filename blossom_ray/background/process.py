@@ -18,13 +18,16 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+from pydantic import Field
 
 from blossom_ray.api import continued
-from blossom_ray.errors import BlossomError, InputError, RunError
+from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
 from blossom_ray.results.run import MANIFEST_FILE, locked
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.read_back import ReadBack, read_back
 from blossom_ray.storage import appending, read_file, replacing, writing
 from blossom_ray.text import printable
 from blossom_ray.tracking import Target, Tracking
@@ -85,18 +88,26 @@ def stop(folder: Path) -> int:
     Asked a second time, it ends at once.
 
     Raises:
-        InputError: No run goes on in the background there, or not on this machine.
+        InputError: No run goes on in the background there, or not on this machine, or it is somebody else's.
+        RunFolderError: What the folder says of its process cannot be.
     """
     entry = _entry(folder)
     if entry is None:
         raise InputError(f"{folder}: no run goes on there in the background; expected one that --detach has started")
-    pid, host = entry
-    if host != socket.gethostname():
-        raise InputError(f"{folder}: its run goes on on {host}; expected to be asked there")
-    if not _is_there(pid, folder):
-        raise InputError(f"{folder}: the process of its run is gone; go on with: blossom-ray resume {folder}")
-    os.kill(pid, signal.SIGTERM)
-    return pid
+    if entry.host != socket.gethostname():
+        raise InputError(f"{folder}: its run goes on on {entry.host}; expected to be asked there")
+    try:
+        process = psutil.Process(entry.pid)
+        # It has written its number itself, so its arguments are there.
+        if _runs_into(process.cmdline(), folder):
+            # Signals no process that got the number of one that ended meanwhile.
+            process.send_signal(signal.SIGTERM)
+            return entry.pid
+    except psutil.AccessDenied as error:
+        raise InputError(f"{folder}: its run belongs to another user; expected to be asked by that one") from error
+    except psutil.Error:
+        pass
+    raise InputError(f"{folder}: the process of its run is gone; go on with: blossom-ray resume {folder}")
 
 
 def _printed(output: Path, start: int) -> str:
@@ -117,15 +128,19 @@ def _manifest_version(folder: Path) -> tuple[int, int] | None:
 def _is_there(pid: int, folder: Path) -> bool:
     """Whether a process is there that runs into this folder, not another one that got its number."""
     try:
-        match psutil.Process(pid).cmdline():
-            case []:
-                return True  # its program is being loaded, and has no arguments yet
-            case [*_, code, argument]:
-                return str(code).endswith(_CODE) and argument == str(folder.resolve())
-            case _:
-                return False
+        arguments = psutil.Process(pid).cmdline()
     except psutil.Error:  # a process that has ended and whose exit code nobody has asked for raises, too
         return False
+    # While its program is being loaded, it has no arguments yet.
+    return not arguments or _runs_into(arguments, folder)
+
+
+def _runs_into(arguments: Sequence[str], folder: Path) -> bool:
+    match arguments:
+        case [*_, code, argument]:
+            return code.endswith(_CODE) and argument == str(folder.resolve())
+        case _:
+            return False
 
 
 def _no_beginning(printed: str) -> RunError:
@@ -137,13 +152,25 @@ def _no_beginning(printed: str) -> RunError:
     return RunError("the process of the run ended before the run began", f"it printed: {printed or 'nothing'}")
 
 
-def _entry(folder: Path) -> tuple[int, str] | None:
-    """Number and host of the process, as it has written them; None where there is none."""
+class _Entry(ReadBack):
+    """What a process says of itself."""
+
+    pid: Annotated[int, Field(gt=1, le=10_000_000)]
+    """Its number."""
+    host: str
+    """The machine that it runs on."""
+
+
+def _entry(folder: Path) -> _Entry | None:
+    """What the process has written of itself; None where there is none."""
+    path = folder / PROCESS_FILE
     try:
-        found = json.loads(read_file(folder / PROCESS_FILE))
-        return int(found["pid"]), str(found["host"])
-    except (OSError, ValueError, KeyError, TypeError):
+        tree = json.loads(read_file(path))
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path}: cannot be read: {error}") from error
+    return read_back(_Entry, tree, path)
 
 
 def main() -> None:

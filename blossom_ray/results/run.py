@@ -25,6 +25,7 @@ from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.records import RoundRecord
+from blossom_ray.results.manifest import Manifest, Status
 from blossom_ray.results.table_files import TableStream, in_memory_tables, read_table
 from blossom_ray.results.table_sums import (
     NO_ROWS,
@@ -37,6 +38,7 @@ from blossom_ray.results.table_sums import (
 )
 from blossom_ray.results.tables import ROUND_COLUMNS, TABLES, table_rows
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.read_back import read_back
 from blossom_ray.scenario.reader import recorded_scenario
 from blossom_ray.storage import read_file, replacing, writing
 
@@ -361,9 +363,10 @@ class Run:
         return self._manifest
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """`running` (also of a run that was killed), `finished`, `failed` or `interrupted`."""
-        return str(self.manifest["status"])
+        status: Status = self.manifest["status"]
+        return status
 
     @property
     def rounds(self) -> pl.DataFrame:
@@ -465,9 +468,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"{folder}: has no {MANIFEST_FILE}; expected a run folder") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or "status" not in manifest:
-        raise RunFolderError(f"{path}: has no status; expected the manifest of a run")
-    return manifest
+    read_back(Manifest, manifest, path)
+    return dict(manifest)
 
 
 def locked(folder: Path, holder: str = "run") -> int:

@@ -11,10 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blossom_ray.blocks import ClientProfile
+from blossom_ray.blocks import ClientProfile, Scope
 from blossom_ray.errors import RunFolderError
 from blossom_ray.records import RoundRecord
-from blossom_ray.results.tables import TABLES, Columns, Value, table_rows
+from blossom_ray.results.tables import OPTIONAL_COLUMNS, TABLES, Columns, Value, table_rows
+from blossom_ray.scenario.phrases import one_of, shortened
 from blossom_ray.storage import new_temporary, regular, replacing, sync
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
             # Damaged offsets and lengths would be followed out of the table's memory.
             table.validate(full=True)
             _check_columns(table, name, path)
+            _check_values(table, name, path)
             return table
         except FileNotFoundError:
             continue
@@ -162,6 +164,31 @@ def _check_columns(table: pa.Table, name: str, path: Path) -> None:
     rounds = table["round"].to_pylist()
     if None in rounds or rounds != sorted(rounds) or (rounds and rounds[0] < 0):
         raise RunFolderError(f"{path}: its rounds are not in order; expected them as they were written")
+
+
+def _check_values(table: pa.Table, name: str, path: Path) -> None:
+    """Refuse values that no run has written: nulls where there are none, negative counts, unknown scopes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    groups = OPTIONAL_COLUMNS[name]
+    optional = {column for group in groups for column in group}
+    for column, kind in TABLES[name].items():
+        values = table[column]
+        if column not in optional and values.null_count:
+            raise RunFolderError(f"{path}: its column {column!r} has nulls; expected none")
+        if pa.types.is_integer(values.type) and (pc.min(values).as_py() or 0) < 0:
+            raise RunFolderError(
+                f"{path}: its column {column!r} has {pc.min(values)}; expected {kind} values of at least 0"
+            )
+    for first, *others in groups:
+        for column in others:
+            if pc.is_null(table[first]) != pc.is_null(table[column]):
+                raise RunFolderError(f"{path}: {first!r} and {column!r} are null in other rows; expected the same")
+    if name == "blocks":
+        for scope in pc.unique(table["scope"]).to_pylist():
+            if scope not in list(Scope):
+                raise RunFolderError(f"{path}: its column 'scope' has {shortened(scope)!r}; expected {one_of(Scope)}")
 
 
 def _stream_path(folder: Path, name: str) -> Path:

@@ -65,6 +65,15 @@ FAILURE_COLUMNS = {
     "cause": "string",
     "action": "string",
 }
+_TRAINED = ("num_train_examples", "weight", "num_steps", "train_loss", "bytes_down", "bytes_up", "train_seconds")
+_SCORED = ("num_test_examples", "loss", "evaluate_bytes_down", "evaluate_seconds")
+OPTIONAL_COLUMNS = {
+    "rounds": (("learning_rate",), ("seconds",), ("seconds_train",), ("seconds_evaluate",)),
+    "clients": (_TRAINED, _SCORED),
+    "blocks": (("client_drift",),),
+    "failures": (("actor",),),
+}
+"""Columns that may be null, those of one group together. Metrics may be, too; no other column."""
 TABLES = {
     "rounds": ROUND_COLUMNS,
     "clients": CLIENT_COLUMNS,

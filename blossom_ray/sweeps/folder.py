@@ -13,16 +13,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.results.run import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario.identity import identity
+from blossom_ray.scenario.read_back import ReadBack, read_back
 from blossom_ray.storage import own_folder, read_file, replacing
 from blossom_ray.sweeps.grid import Cell
 
@@ -31,25 +33,45 @@ FORMAT = 1
 CellStatus = Literal["not begun", "running", "finished", "failed", "interrupted"]
 # Processes of a sweep that was killed may need a moment to notice it.
 _LOCK_PATIENCE_S = 15.0
+_MOST_NAME_BYTES = 255
 
 
-@dataclass(frozen=True)
-class SweepCell:
-    """A cell as `sweep.json` has it.
+class SweepCell(ReadBack):
+    """A cell as `sweep.json` has it."""
 
-    Attributes:
-        folder: Name of its run folder inside the sweep's folder.
-        identity: Equal for scenarios that give the same numbers.
-        setting: Value by path of the keys that the sweep varies, as JSON values; `name` where scenarios differ.
-        seed: The seed.
-        rounds: Number of rounds.
-    """
+    folder: Annotated[str, Field(min_length=1)]
+    """Name of its run folder inside the sweep's folder."""
+    identity: Annotated[str, Field(min_length=1)]
+    """Equal for scenarios that give the same numbers."""
+    setting: dict[str, Any]
+    """Value by path of the keys that the sweep varies, as JSON values; `name` where scenarios differ."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    """The seed."""
+    rounds: Annotated[int, Field(ge=1)]
+    """Number of rounds."""
 
-    folder: str
-    identity: str
-    setting: Mapping[str, Any]
-    seed: int
-    rounds: int
+    @field_validator("folder")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if "/" in name or "\0" in name or name in (".", "..") or len(name.encode()) > _MOST_NAME_BYTES:
+            raise ValueError(f"a plain name of at most {_MOST_NAME_BYTES} bytes")
+        return name
+
+
+class _SweepFile(ReadBack):
+    """What `sweep.json` says."""
+
+    format: int
+    """How it is written."""
+    cells: Annotated[tuple[SweepCell, ...], Field(strict=False)]
+    """All cells."""
+
+    @model_validator(mode="after")
+    def _are_apart(self) -> Self:
+        for values in ([cell.folder for cell in self.cells], [cell.identity for cell in self.cells]):
+            if len(set(values)) < len(values):
+                raise ValueError("cells of which each has a folder and an identity of its own")
+        return self
 
 
 class Sweep:
@@ -78,14 +100,12 @@ class Sweep:
         file = folder / SWEEP_FILE
         try:
             tree = json.loads(read_file(file))
-            if tree["format"] != FORMAT:
-                raise RunFolderError(f"{file}: has format {tree['format']!r}; expected {FORMAT}")
-            cells = tuple(SweepCell(**cell) for cell in tree["cells"])
-            if any(Path(cell.folder).name != cell.folder for cell in cells):
-                raise RunFolderError(f"{file}: a cell's folder leads out of the sweep; expected plain names")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
-        return cls(folder, cells)
+        found = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
+        if found != FORMAT:
+            raise RunFolderError(f"{file}: has format {found!r}; expected {FORMAT}")
+        return cls(folder, read_back(_SweepFile, tree, file).cells)
 
     @classmethod
     def create(cls, path: Path, cells: Sequence[Cell]) -> Self:
@@ -104,10 +124,14 @@ class Sweep:
                 folder = _folder_of(path, cell, taken)
                 taken.add(folder)
                 known[cell.identity] = SweepCell(
-                    folder, cell.identity, cell.setting, cell.scenario.seed, cell.scenario.rounds
+                    folder=folder,
+                    identity=cell.identity,
+                    setting=dict(cell.setting),
+                    seed=cell.scenario.seed,
+                    rounds=cell.scenario.rounds,
                 )
         sweep = cls(path, tuple(known.values()))
-        tree = {"format": FORMAT, "cells": [asdict(cell) for cell in sweep.cells]}
+        tree = {"format": FORMAT, "cells": [cell.model_dump() for cell in sweep.cells]}
         try:
             for cell in sweep.cells:
                 own_folder(path / cell.folder)
@@ -131,10 +155,7 @@ class Sweep:
         folder = self.folder(identity)
         if not (folder / MANIFEST_FILE).exists():
             return "not begun"
-        found = Run.open(folder).status
-        if found in ("running", "finished", "failed", "interrupted"):
-            return found  # type: ignore[return-value]  # mypy does not narrow to the literals
-        raise RunFolderError(f"{folder / MANIFEST_FILE}: has the status {found!r}; expected that of a run")
+        return Run.open(folder).status
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -148,7 +169,7 @@ class Sweep:
 
 def is_sweep(path: Path) -> bool:
     """Whether this is the folder of a sweep."""
-    return (path / SWEEP_FILE).is_file()
+    return os.path.isfile(path / SWEEP_FILE)  # False for what is no path at all, too
 
 
 @contextmanager

@@ -191,15 +191,46 @@ def test_a_process_that_dies_before_its_run_begins_is_told_with_all_that_it_prin
         ),
         ({"pid": os.getpid(), "host": socket.gethostname()}, "the process of its run is gone"),
         ({"pid": os.getpid(), "host": "elsewhere"}, "goes on on elsewhere; expected to be asked there"),
-        ({"pid": 1}, "no run goes on there in the background"),
-        ({"pid": "one", "host": "elsewhere"}, "no run goes on there in the background"),
-        ([], "no run goes on there in the background"),
+        ({"pid": 2}, r"process\.json: host is missing; expected text"),
+        ({"pid": 2, "host": 3}, r"process\.json: host is 3; expected text"),
+        ({"host": "elsewhere"}, r"process\.json: pid is missing; expected an integer above 1"),
+        *(
+            (
+                {"pid": pid, "host": socket.gethostname()},
+                rf"process\.json: pid is {re.escape(shown)}; expected an integer",
+            )
+            for pid, shown in (
+                (1, "1"),
+                (0, "0"),
+                (-1, "-1"),
+                (1e999, "inf"),
+                (7.0, "7.0"),
+                (True, "true"),
+                ("7", "'7'"),
+                (None, "null"),
+                ([7], "[7]"),
+                (10**40, "an integer of 133 bits"),
+            )
+        ),
+        ([], r"process\.json: is an empty list; expected a mapping"),
+        ([[[]]], r"process\.json: is a list of 1 entries; expected a mapping"),
     ],
 )
 def test_no_other_process_is_stopped(entry: object, message: str, tmp_path: Path) -> None:
     (tmp_path / PROCESS_FILE).write_text(json.dumps(entry), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         stop(tmp_path)
+
+
+def test_a_process_without_arguments_is_not_stopped(tmp_path: Path) -> None:
+    """One of the kernel's, or one that has ended and was not waited for."""
+    child = subprocess.Popen(["true"])
+    wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, "the child to end")
+    entry = {"pid": child.pid, "host": socket.gethostname()}
+    (tmp_path / PROCESS_FILE).write_text(json.dumps(entry), encoding="utf-8")
+    with pytest.raises(InputError, match="the process of its run is gone"):
+        stop(tmp_path)
+    child.wait()
 
 
 def test_detach_attach_and_stop_as_commands(small_scenario: Scenario, command: Command) -> None:

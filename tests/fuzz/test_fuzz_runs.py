@@ -187,5 +187,5 @@ def test_a_manifest_that_is_json_and_no_manifest(damage: str, tmp_path: Path) ->
     shutil.copytree(originals().finished, tmp_path / "run")
     text = {"nested": "[" * 100_000, "list": "[1]", "number": "9" * 10_000}[damage]
     (tmp_path / "run" / MANIFEST_FILE).write_text(text)
-    with pytest.raises(BlossomError, match=r"manifest\.json: (cannot be read|has no status)"):
+    with pytest.raises(BlossomError, match=r"manifest\.json: (cannot be read|is .*; expected a mapping)"):
         Run.open(tmp_path / "run")

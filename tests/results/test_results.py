@@ -15,6 +15,7 @@ from blossom_ray.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.errors import RunFolderError, ScenarioError
 from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
 from blossom_ray.results.run import Run, RunWriter, new_run_folder
+from blossom_ray.results.table_files import read_table
 from blossom_ray.scenario import Scenario
 
 PROFILES = (
@@ -301,14 +302,81 @@ def damage(folder, name, text):
     ("text", "message"),
     [
         ("{", r"manifest\.json: cannot be read: Expecting property name"),
-        ("[]", r"manifest\.json: has no status"),
-        ("{}", r"manifest\.json: has no status"),
+        ("[]", r"manifest\.json: is an empty list; expected a mapping"),
+        ("{}", r"manifest\.json: status is missing; expected one of running, finished, failed, interrupted"),
+        ('{"status": "finishd"}', r"manifest\.json: status is 'finishd'; expected one of .*; did you mean 'finished'"),
+        ('{"status": "running", "of": [{"\\ud800": 1}]}', r"manifest\.json: has text with half a character"),
+        ('{"status": "running", "started_at": "\\udc41"}', r"manifest\.json: has text with half a character"),
+        ('{"status": "running", "deep": ' + "[" * 500 + "]" * 500 + "}", r"manifest\.json: is nested too deeply"),
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path, text, message):
     damage(tmp_path, "manifest.json", text)
     with pytest.raises(RunFolderError, match=message):
         Run.open(tmp_path)
+
+
+ODD_VALUES = [0, -1, 1.5, 1e999, True, "x", [], [[]], [None], {}, {"message": 3}, {"x": [1]}]
+
+
+@pytest.mark.parametrize(
+    ("key", "good"),
+    [
+        ("status", []),
+        ("started_at", ["x"]),
+        ("ended_at", ["x"]),
+        ("notes", [[]]),
+        ("versions", [{}]),
+        ("data", [{}, {"message": 3}, {"x": [1]}]),
+        ("error", [{}, {"x": [1]}]),
+    ],
+)
+def test_entries_of_the_manifest_are_what_a_run_writes(tmp_path, key, good):
+    write_run(tmp_path, status="finished")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for value in ODD_VALUES:
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, key: value, "of another version": {"x": 1}}))
+        if value in good and not isinstance(value, bool):
+            Run.open(tmp_path)
+        elif key == "versions" and value == {"message": 3}:
+            with pytest.raises(RunFolderError, match=r"manifest\.json: versions\.message is 3; expected text"):
+                Run.open(tmp_path)
+        else:
+            with pytest.raises(RunFolderError, match=rf"manifest\.json: {key}(\.\w+)* is .*; expected"):
+                Run.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("blocks", "scope", "xyz", "its column 'scope' has 'xyz'; expected one of shared, same-modalities"),
+        ("blocks", "scope", None, "its column 'scope' has nulls"),
+        ("blocks", "block", None, "its column 'block' has nulls"),
+        ("blocks", "bytes_down", -1, "its column 'bytes_down' has -1; expected int64 values of at least 0"),
+        ("clients", "client", None, "its column 'client' has nulls"),
+        ("clients", "client", -1, "its column 'client' has -1"),
+        ("clients", "weight", None, "'num_train_examples' and 'weight' are null in other rows; expected the same"),
+        ("clients", "loss", None, "'num_test_examples' and 'loss' are null in other rows; expected the same"),
+        ("rounds", "num_evaluated", None, "its column 'num_evaluated' has nulls"),
+    ],
+)
+@pytest.mark.parametrize("status", ["finished", None])
+def test_values_that_no_run_writes_are_refused(tmp_path, table, column, value, message, status):
+    write_run(tmp_path, status=status)
+    found = read_table(tmp_path, table)
+    values = found[column].to_pylist()
+    values[next(row for row, before in enumerate(values) if before is not None)] = value
+    changed = pa.array(values, found.schema.field(column).type)
+    found = found.set_column(found.schema.get_field_index(column), column, changed)
+    # Beside the file, which is mapped.
+    if status is None:
+        with pa.OSFile(str(tmp_path / "new"), "wb") as file, pa.ipc.new_stream(file, found.schema) as stream:
+            stream.write_table(found)
+    else:
+        pq.write_table(found, tmp_path / "new")
+    (tmp_path / "new").replace(tmp_path / f"{table}.{'arrows' if status is None else 'parquet'}")
+    with pytest.raises(RunFolderError, match=rf"{table}\..*{message}"):
+        getattr(Run.open(tmp_path), table)
 
 
 def test_open_refuses_what_is_no_run_folder(tmp_path):

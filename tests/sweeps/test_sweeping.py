@@ -319,19 +319,60 @@ def test_folders_that_are_no_sweeps(small_scenario: Scenario, tmp_path: Path) ->
     ("text", "message"),
     [
         ("{", r"sweep\.json: cannot be read \(JSONDecodeError"),
-        ("[]", r"cannot be read \(TypeError"),
+        ("[]", r"sweep\.json: is an empty list; expected a mapping"),
+        ("{}", r"sweep\.json: format is missing; expected an integer"),
         ('{"format": 2, "cells": []}', r"has format 2; expected 1"),
-        ('{"format": 1, "cells": [{"folder": "a"}]}', r"cannot be read \(TypeError"),
-        (
-            '{"format": 1, "cells": [{"folder": "../a", "identity": "", "setting": {}, "seed": 0, "rounds": 1}]}',
-            r"a cell's folder leads out of the sweep",
-        ),
+        ('{"format": 1, "cells": {}}', r"sweep\.json: cells is an empty mapping; expected a list"),
+        ('{"format": 1, "cells": [3]}', r"sweep\.json: cells\.0 is 3; expected a mapping with the keys folder, ident"),
+        ('{"format": 1, "cells": [{"folder": "a"}]}', r"sweep\.json: cells\.0\.identity is missing; expected text"),
+        ('{"format": 1, "cells": ' + "[" * 500 + "]" * 500 + "}", r"sweep\.json: is nested too deeply"),
     ],
 )
 def test_a_damaged_sweep_file(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(RunFolderError, match=message):
         Sweep.open(tmp_path)
+
+
+CELL = {"folder": "a", "identity": "b", "setting": {"sharing": "local"}, "seed": 0, "rounds": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        (
+            "folder",
+            ["..", ".", "", "/etc", "../a", "a/b", "a/", "a\0b", "x" * 256, "\u00fc" * 128, "\ud800", 1, None, ["a"]],
+        ),
+        ("identity", ["", 1, None, [], {}]),
+        ("setting", [1, None, [], "a"]),
+        ("seed", [-1, 2**63, 10**400, 1.0, 1e999, True, "0", None, [0]]),
+        ("rounds", [0, -1, 1.5, True, "1", None, {}]),
+    ],
+)
+def test_a_cell_that_no_sweep_has_written_is_refused(key: str, values: list[object], tmp_path: Path) -> None:
+    for value in values:
+        tree = {"format": 1, "cells": [{**CELL, "folder": "z", "identity": "z"}, {**CELL, key: value}]}
+        (tmp_path / "sweep.json").write_text(json.dumps(tree))
+        with pytest.raises(RunFolderError, match=rf"sweep\.json: (cells\.1\.{key} (is|of)|has text with half)"):
+            Sweep.open(tmp_path)
+
+
+def test_two_cells_in_one_folder_are_refused(tmp_path: Path) -> None:
+    for second in ({**CELL, "identity": "c"}, {**CELL, "folder": "c"}):
+        (tmp_path / "sweep.json").write_text(json.dumps({"format": 1, "cells": [CELL, second]}))
+        with pytest.raises(
+            RunFolderError, match="expected cells of which each has a folder and an identity of its own"
+        ):
+            Sweep.open(tmp_path)
+
+
+def test_a_sweep_file_of_another_version_is_read(tmp_path: Path) -> None:
+    tree = {"format": 1, "cells": [{**CELL, "colour": "red", "setting": {"": [{}], "a..b.9": None}}], "more": []}
+    (tmp_path / "sweep.json").write_text(json.dumps(tree))
+    (cell,) = Sweep.open(tmp_path).cells
+    assert (cell.folder, cell.identity, cell.seed, cell.rounds) == ("a", "b", 0, 1)
+    assert compare(tmp_path).unused == ((str(tmp_path / "a"), "not begun"),)
 
 
 def test_default_folders(small_scenario: Scenario) -> None:

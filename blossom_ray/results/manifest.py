@@ -1,0 +1,50 @@
+"""What `manifest.json` says of a run, as far as anything relies on it. Older versions say less, others more."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blossom_ray.scenario.read_back import ReadBack
+
+Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+class ManifestData(ReadBack):
+    """Which federation it was."""
+
+    fingerprint: str = ""
+    """Of the data set."""
+    partition: str = ""
+    """Of its rows over clients."""
+
+
+class ManifestError(ReadBack):
+    """Why a run failed."""
+
+    type: str = ""
+    """The error's class."""
+    message: str = ""
+    """One cause and one hint."""
+    details: str = ""
+    """The traceback of own code."""
+
+
+class Manifest(ReadBack):
+    """A run's manifest."""
+
+    status: Status
+    """How far the run is; `running` also where its process was killed."""
+    started_at: str | None = None
+    """UTC, ISO 8601."""
+    ended_at: str | None = None
+    """UTC, ISO 8601."""
+    data: ManifestData | None = None
+    """Which federation it was; null before the data are prepared."""
+    notes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """What a reader of the numbers should know."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Version by package."""
+    error: ManifestError | None = None
+    """Why the run failed."""
