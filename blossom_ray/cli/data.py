@@ -185,7 +185,8 @@ def _scenario(target: str, path: Path | None, modalities: list[str], settings: l
         return _scenario_of_named(target, path, modalities, settings, seed)
     if Path(target).suffix not in (".yaml", ".yml") and not scenario_path(Path(target)).exists():
         raise InputError(
-            f"{quoted(target)} is neither a data set nor a scenario file; expected one of {', '.join(DATASETS)} or a file"
+            f"{quoted(target)} is neither a data set nor a scenario file; "
+            f"expected one of {', '.join(DATASETS)} or a file"
         )
     if modalities:
         raise InputError("--modality is for a named data set; expected it left out with a scenario, whose clients tell")
