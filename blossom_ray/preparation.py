@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from blossom_ray.client import ClientPlan
+from blossom_ray.data.dataset import LeftOut
 from blossom_ray.data.federation import build_federation
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
 from blossom_ray.data.sources import open_source
@@ -30,6 +31,7 @@ class Preparation:
         has_held_out: Whether the held-out global test set lies beside them.
         fingerprint: SHA-256 (hex) of the data.
         partition: SHA-256 (hex) over which rows each client has for training and for testing.
+        left_out: What is not in the data, and rows that no client has, by reason.
         seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
     """
 
@@ -40,6 +42,7 @@ class Preparation:
     has_held_out: bool
     fingerprint: str
     partition: str
+    left_out: tuple[LeftOut, ...] = ()
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
 
     def with_engines(self, engines: Mapping[str, EngineName]) -> Preparation:
@@ -100,6 +103,7 @@ class Preparation:
                 "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
                 "num_train": int(self.shards.num_train.sum()),
                 "num_test": int(self.shards.num_test.sum()),
+                "left_out": [asdict(entry) for entry in self.left_out],
             },
         }
 
@@ -120,6 +124,8 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     dataset = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).load()
     dataset.check_task(scenario.task)
     federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
+    num_unused = dataset.num_samples - int(federation.num_train.sum() + federation.num_test.sum())
+    unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
     shards = write_shards(dataset, federation, population.profiles, folder)
     has_held_out = dataset.held_out is not None and scenario.evaluation.held_out != "never"
     if dataset.held_out is not None and has_held_out:
@@ -146,6 +152,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         has_held_out=has_held_out,
         fingerprint=dataset.fingerprint(),
         partition=federation.digest(),
+        left_out=dataset.left_out + unused,
     )
 
 

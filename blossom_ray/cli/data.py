@@ -140,19 +140,24 @@ def prepare(
         interruption.farewell = "interrupted; nothing half done is kept"
         with _progress_shown(as_json=as_json):
             scenario = _scenario(target, path, modality or [], settings or [], None)
-            num_samples = _loaded(scenario).num_samples
-    name = scenario.data.dataset
+            dataset = _loaded(scenario)
+    name, num_samples = scenario.data.dataset, dataset.num_samples
+    left_out = dataset.left_out
+    del dataset
     seconds = time.monotonic() - started
     folder = cache_folder()
     num_bytes = sum(entries(name, folder).values())
     if as_json:
-        facts = {"dataset": name, "samples": num_samples, "seconds": seconds}
+        missing = [vars(entry) for entry in left_out]
+        facts = {"dataset": name, "samples": num_samples, "left_out": missing, "seconds": seconds}
         print_json({**facts, "cache": str(folder), "cached_bytes": num_bytes})
     elif num_bytes:
         kept = f"{format_bytes(num_bytes)} of it in {folder}"
         say(f"{name}: {num_samples:,} samples ready after {format_seconds(seconds)}; {kept}")
     else:
         say(f"{name}: {num_samples:,} samples; nothing to prepare, they are read or made anew for each run")
+    if not as_json and left_out:
+        say(*left_out)
 
 
 def _loaded(scenario: Scenario) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -62,6 +63,7 @@ def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> Rende
         line(f"{title}: {summary.task}, {format_bytes(memory)} in memory", "bold"),
         labels,
         _modality_table(summary),
+        *(line(str(entry)) for entry in summary.left_out),
         line(f"fingerprint {fingerprint}"),
     )
 
@@ -110,5 +112,6 @@ def plain_summary(summary: DatasetSummary) -> Mapping[str, object]:
             name: {**vars(values), "shape": list(values.shape)} for name, values in summary.modalities.items()
         },
         "memory_bytes": summary.memory_bytes,
+        "left_out": [asdict(entry) for entry in summary.left_out],
         "held_out": None if summary.held_out is None else plain_summary(summary.held_out),
     }

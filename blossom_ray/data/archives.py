@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar
 
 import numpy as np
@@ -27,6 +28,9 @@ _LARGEST_TABLE_BYTES = 20_000_000
 _UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # zipfile raises more than BadZipFile for directories and headers that are damaged.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError)
+# What file managers and spreadsheets leave beside a data set, next to names that begin with a dot.
+_LEFT_BEHIND = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WHITE_SPACE = b"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0"  # of Latin-1
 
 Number = TypeVar("Number", np.float32, np.int64)
@@ -39,7 +43,7 @@ class Archive:
     Attributes:
         name: What messages call the archive.
         read: The content of a member by its path from the data set's top, such as `train/y_train.txt`.
-        members: The paths of all members, sorted.
+        members: The paths of all members, sorted, without what `is_left_behind` says is none of the data set's.
         state: What tells a member's content from another one without reading it: bytes, and the CRC-32 in a zip or
             the time of the last change (ns) in a folder. For the key of `cache.cached`.
     """
@@ -74,7 +78,8 @@ class Archive:
             member: Path of the member from the data set's top.
             num_columns: Numbers in each line.
             dtype: `np.float32` or `np.int64`.
-            delimiter: What separates numbers; white space by default.
+            delimiter: What separates numbers; white space by default. For `,` a table that a spreadsheet saved with
+                `;` and decimal commas is read, too.
 
         Returns:
             (lines, num_columns). Empty lines are skipped.
@@ -83,10 +88,12 @@ class Archive:
             DataError: The member is missing, damaged or empty, a line has another number of values, or a value
                 is not a finite number.
         """
-        text = self.read(member)
+        text = self.read(member).removeprefix(_BYTE_ORDER_MARK)
         place = f"{self.name}: {member}"
         if not text.strip(_WHITE_SPACE):
             raise DataError(f"{place} is empty; expected lines of {num_columns} numbers")
+        if delimiter == "," and b";" in text.partition(b"\n")[0]:
+            text, delimiter = text.replace(b",", b"."), ";"
         try:
             lines = io.BytesIO(text)
             table = np.loadtxt(lines, dtype=dtype, comments=None, delimiter=delimiter, encoding="latin1", ndmin=2)
@@ -98,25 +105,29 @@ class Archive:
 
 
 @contextmanager
-def open_archive(path: Path, *, landmark: str, largest_bytes: int = _LARGEST_TABLE_BYTES) -> Iterator[Archive]:
+def open_archive(
+    path: Path, *, landmark: str, largest_bytes: int = _LARGEST_TABLE_BYTES, depth: int = 2
+) -> Iterator[Archive]:
     """Open a data set as it was downloaded: a zip, a zip inside a zip, or a folder.
 
     The data set's top may be the archive's own or a folder inside it, whatever its name: it is where `landmark`
-    lies.
+    lies, nearest to the archive's own top.
 
     Args:
         path: File or folder.
         landmark: A member that every copy of the data set has, by its path from the data set's top. With `/` at its
             end, a folder.
         largest_bytes: Members above this size are refused.
+        depth: How far below a folder `landmark` is looked for; in a zip it may lie anywhere.
 
     Raises:
-        DataError: Nothing is there, it is neither a zip nor a folder, or `landmark` is nowhere in it. Reading
-            a member raises it where the member is missing, damaged, encrypted or above `largest_bytes`.
+        DataError: Nothing is there, it is neither a zip nor a folder, or `landmark` is nowhere in it, or in two
+            folders that are equally near. Reading a member raises it where the member is missing, damaged, encrypted
+            or above `largest_bytes`.
     """
     kind = _kind_of(path)
     if kind == stat.S_IFDIR:
-        yield _folder_archive(path, landmark, largest_bytes)
+        yield _folder_archive(path, landmark, largest_bytes, depth)
     elif kind == stat.S_IFREG:
         with _open_zip(path, path.name) as bundle:
             inner = _inner_zip(bundle, landmark)
@@ -129,6 +140,13 @@ def open_archive(path: Path, *, landmark: str, largest_bytes: int = _LARGEST_TAB
     else:
         found = "does not exist" if kind is None else "is neither"
         raise DataError(f"{path} {found}; expected a zip file or a folder")
+
+
+def is_left_behind(member: str) -> bool:
+    """Whether a file is none of the data set's: hidden, or left by macOS, by Windows or by an open spreadsheet."""
+    path = PurePosixPath(member)
+    hidden = any(part.startswith(".") or part.lower() in _LEFT_BEHIND for part in path.parts)
+    return hidden or path.name.startswith("~$")
 
 
 def is_file(path: Path) -> bool:
@@ -149,15 +167,31 @@ def _kind_of(path: Path) -> int | None:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _folder_archive(path: Path, landmark: str, largest_bytes: int) -> Archive:
+def _folder_archive(path: Path, landmark: str, largest_bytes: int, depth: int) -> Archive:
     is_landmark = Path.is_dir if landmark.endswith("/") else Path.is_file
+    folders, tops = [path], list[Path]()
     try:
-        tops = (path, *sorted(child for child in path.iterdir() if child.is_dir()))
-        top = next((candidate for candidate in tops if is_landmark(candidate / landmark)), None)
+        for level in range(depth + 1):
+            tops = [folder for folder in folders if is_landmark(folder / landmark)]
+            if tops or level == depth:
+                break
+            below = (child for folder in folders for child in sorted(folder.iterdir()))
+            folders = [child for child in below if not is_left_behind(child.name) and child.is_dir()]
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
-    if top is None:
-        raise DataError(f"{path} holds no {landmark}; expected it there or in a folder directly below")
+    if not tops:
+        raise DataError(f"{path} holds no {landmark}; expected it there or up to {depth} folders below")
+    top = _only_top([folder.relative_to(path).as_posix() for folder in tops], path.name, landmark)
+    return _archive_of_folder(path / top, largest_bytes)
+
+
+def _only_top(tops: list[str], name: str, landmark: str) -> str:
+    if len(tops) > 1:
+        raise DataError(f"{name} holds {landmark} in {tops[0]!r} and in {tops[1]!r}; expected one copy of the data set")
+    return tops[0]
+
+
+def _archive_of_folder(top: Path, largest_bytes: int) -> Archive:
     name = top.name
 
     def state(member: str) -> tuple[int, int]:
@@ -180,9 +214,11 @@ def _folder_archive(path: Path, landmark: str, largest_bytes: int) -> Archive:
             raise DataError(f"{name}: {member} is larger; expected at most {largest_bytes:,} bytes")
         return content
 
+    @cache
     def members() -> tuple[str, ...]:
         found = ((Path(folder, file) for file in files) for folder, _, files in os.walk(top))
-        return tuple(sorted(file.relative_to(top).as_posix() for files in found for file in files))
+        names = (file.relative_to(top).as_posix() for files in found for file in files)
+        return tuple(sorted(name for name in names if not is_left_behind(name)))
 
     return Archive(name, read, members, state)
 
@@ -196,8 +232,8 @@ def _open_zip(file: Path | IO[bytes], name: str) -> zipfile.ZipFile:
 
 def _inner_zip(bundle: zipfile.ZipFile, landmark: str) -> str | None:
     """The one zip inside a zip without `landmark`: how the UCI repository hands out its older sets."""
-    names = bundle.namelist()
-    zips = [name for name in names if name.endswith(".zip")]
+    names = [name for name in bundle.namelist() if not is_left_behind(name)]
+    zips = [name for name in names if name.lower().endswith(".zip")]
     return zips[0] if len(zips) == 1 and not _top_of(names, landmark) else None
 
 
@@ -209,18 +245,21 @@ def _top_of(names: list[str], landmark: str) -> list[str]:
 
 
 def _zip_archive(bundle: zipfile.ZipFile, name: str, landmark: str, largest_bytes: int) -> Archive:
-    tops = _top_of(bundle.namelist(), landmark)
+    tops = _top_of([entry for entry in bundle.namelist() if not is_left_behind(entry)], landmark)
     if not tops:
         raise DataError(f"{name} holds no {landmark}; expected it at the top or in a folder")
-    top = min(tops, key=len)
+    nearest = min(top.count("/") for top in tops)
+    top = _only_top(sorted({top for top in tops if top.count("/") == nearest}), name, landmark)
 
     def state(member: str) -> tuple[int, int]:
         info = _member_info(bundle, name, top + member)
         return info.file_size, info.CRC
 
+    @cache
     def members() -> tuple[str, ...]:
         files = (entry for entry in bundle.namelist() if entry.startswith(top) and not entry.endswith("/"))
-        return tuple(sorted({entry.removeprefix(top) for entry in files}))
+        names = {entry.removeprefix(top) for entry in files}
+        return tuple(sorted(name for name in names if not is_left_behind(name)))
 
     return Archive(name, lambda member: _read_member(bundle, name, top + member, largest_bytes), members, state)
 

@@ -10,6 +10,7 @@ Source: the task of Vielzeuf et al. 2018 (arXiv:1808.07275), with the images and
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ import numpy as np
 from blossom_ray.data.archives import Archive
 from blossom_ray.data.audio import decibels, mel_power, read_wav
 from blossom_ray.data.cache import cached
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Targets
-from blossom_ray.data.mnist import NUM_DIGITS, mnist_folder, normalised, read_mnist, read_mnist_labels
+from blossom_ray.data.content import rows_lacking
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
+from blossom_ray.data.mnist import NUM_DIGITS, NUM_IMAGES, mnist_folder, normalised, read_mnist, read_mnist_labels
 from blossom_ray.data.progress import tracked
-from blossom_ray.data.spoken_digits import Recording, list_recordings, open_spoken_digits
+from blossom_ray.data.spoken_digits import Recording, list_recordings, open_spoken_digits, recordings_left_out
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import MelSpectrogram
 from blossom_ray.seeding import Purpose, generator
@@ -100,9 +102,11 @@ class AvMnist:
         folder = mnist_folder(self._path)
         with open_spoken_digits(folder) as archive:
             recordings = list_recordings(archive)
+            missing = recordings_left_out(archive)
             spectrograms = self._spectrograms(archive, recordings) if "audio" in self._modalities else None
         held_out = self._part(folder, "test", recordings, spectrograms, None)
-        return self._part(folder, "train", recordings, spectrograms, held_out)
+        dataset = self._part(folder, "train", recordings, spectrograms, held_out)
+        return replace(dataset, left_out=(*missing, *held_out.left_out, *dataset.left_out))
 
     def _part(
         self,
@@ -120,7 +124,16 @@ class AvMnist:
         if spectrograms is not None:
             inputs["audio"] = np.repeat(spectrograms[sounds][:, None], self._settings.channels, axis=1)
         targets = _targets(sounds, recordings)
-        return Dataset(inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out, targets.recordings)
+        spoken = sum(recording.is_test == (part == "test") for recording in recordings)
+        key = "data.pairs" if part == "train" else "data.held_out_pairs"
+        unpaired = {"images": len(mnist.labels) - len(images), "recordings": spoken - len(np.unique(sounds))}
+        missing = (
+            *rows_lacking(f"images of the {part} part", len(mnist.labels), NUM_IMAGES[part]),
+            *(LeftOut(f"{what} of the {part} part in no pair ({key})", n) for what, n in unpaired.items() if n),
+        )
+        return Dataset(
+            inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out, targets.recordings, left_out=missing
+        )
 
     def _paired(self, part: str, labels: IntArray, recordings: list[Recording]) -> tuple[IntArray, IntArray]:
         """Rows of MNIST's part and of `recordings`, one of each per pair, by digit.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blossom_ray.data.dataset import IntArray
+from blossom_ray.data.dataset import IntArray, LeftOut
 from blossom_ray.errors import DataError
 
 
@@ -30,3 +30,15 @@ def check_content(name: str, labels: IntArray, official: Sequence[int], class_na
         f"{name} has {counts[found]} rows of class {class_names[found]}; expected {official[found]}, as in the "
         "official files; download it again"
     )
+
+
+def rows_lacking(what: str, found: int, official: int) -> tuple[LeftOut, ...]:
+    """One entry where a copy has fewer rows than the official files, else none.
+
+    Args:
+        what: Which rows, such as `windows of the train part`.
+        found: Rows of the copy.
+        official: Rows of the official files.
+    """
+    missing = official - found
+    return (LeftOut(f"{what} that the official files have and this copy has not", missing),) if missing > 0 else ()

@@ -10,7 +10,7 @@ Three kinds of labels, one per task; dtype and shape tell which:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,31 @@ IntArray = npt.NDArray[np.int64]
 Labels = IntArray | FloatArray
 
 _ROWS_AT_ONCE = 4096
+_MOST_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a data set could have had, by its files or by its authors, and has not, for one reason.
+
+    Attributes:
+        what: Samples of which part, or which files, and by which rule they are left out.
+        count: How many, >= 1.
+        examples: The names of the first of them; none where they have no names.
+    """
+
+    what: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        examples = f", such as {', '.join(self.examples)}" if self.examples else ""
+        return f"left out: {self.what}: {self.count:,}{examples}"
+
+
+def left_out(what: str, names: Sequence[str]) -> tuple[LeftOut, ...]:
+    """One entry for what has these names, or none where there are no names."""
+    return (LeftOut(what, len(names), tuple(names[:_MOST_EXAMPLES])),) if names else ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,7 @@ class Dataset:
         subjects: (N,) int64, or None.
         held_out: A global test set that no client trains on, or None. Its labels are of the same kind.
         recordings: (N,) int64, as in `Targets`, or None.
+        left_out: What is not in it and not in its held-out set, by reason.
 
     Raises:
         DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite.
@@ -69,6 +95,7 @@ class Dataset:
     subjects: IntArray | None = None
     held_out: Dataset | None = None
     recordings: IntArray | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Mapping):

@@ -60,7 +60,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _holds(path: Path, landmark: str) -> bool:
     try:
-        with open_archive(path, landmark=landmark):
+        with open_archive(path, landmark=landmark, depth=1):
             return True
     except DataError:
         return False

@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
 from blossom_ray.data.archives import Archive, open_archive
-from blossom_ray.data.content import check_content
-from blossom_ray.data.dataset import Dataset, FloatArray, Targets
+from blossom_ray.data.content import check_content, rows_lacking
+from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, Targets, left_out
 from blossom_ray.data.speech import Utterance, utterance_sounds, utterance_texts
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import SpeechFrames, TextTokens
@@ -30,6 +30,7 @@ _LABELS = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
 _CODES = ("ang", "dis", "exc", "fea", "fru", "hap", "neu", "oth", "sad", "sur", "xxx")
 _OFFICIAL = (1103, 2, 1041, 40, 1849, 595, 1708, 3, 1084, 107, 2507)
 _EVALUATION = re.compile(r"\[[0-9.]+ - [0-9.]+\]\s+(?P<turn>Ses0[1-5][FM]_\w+_[FM]\w+)\s+(?P<code>\w+)\s")
+_BEGINS_EVALUATION = re.compile(r"\[[0-9.]+ - ")
 _TRANSCRIPT = re.compile(r"(?P<turn>Ses0[1-5][FM]_\w+_[FM]\w+) \[[0-9.-]+\]: ?(?P<text>.*)")
 
 
@@ -106,7 +107,7 @@ class Iemocap:
             DataError: The evaluations are missing, damaged or not as announced.
         """
         with self._open() as archive:
-            return self._targets(self._shared(_turns(archive)))
+            return self._targets(self._shared(_turns(archive)[0]))
 
     def load(self) -> Dataset:
         """`text` (N, tokens, dim) and `audio` (N, frames, mels), float32, and the emotions' numbers.
@@ -115,7 +116,7 @@ class Iemocap:
             DataError: A file is missing, damaged or not as announced, or a library that reads it is not installed.
         """
         with self._open() as archive:
-            turns = _turns(archive)
+            turns, missing = _turns(archive)
             held_out = [turn for turn in turns if turn.session == self._held_out_session]
             if self._held_out_session is not None and not held_out:
                 raise DataError(
@@ -124,7 +125,7 @@ class Iemocap:
                 )
             texts = _transcripts(archive) if "text" in self._modalities else {}
             test = self._dataset(archive, held_out, texts, None) if held_out else None
-            return self._dataset(archive, self._shared(turns), texts, test)
+            return replace(self._dataset(archive, self._shared(turns), texts, test), left_out=missing)
 
     @contextmanager
     def _open(self) -> Iterator[Archive]:
@@ -163,39 +164,64 @@ class Iemocap:
         return Dataset(inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out)
 
 
-def _turns(archive: Archive) -> list[_Turn]:
-    """The evaluated turns of the four classes, by name."""
+def _turns(archive: Archive) -> tuple[list[_Turn], tuple[LeftOut, ...]]:
+    """The evaluated turns of the four classes, by name, and those that are left out."""
     turns: dict[str, _Turn] = {}
+    evaluated_by: dict[str, str] = {}
     for member in _members(archive, "EmoEvaluation"):
-        for line in archive.read(member).decode("latin1").splitlines():
-            if found := _EVALUATION.match(line):
-                if found["code"] not in _CODES:
-                    expected = ", ".join(_CODES)
-                    raise DataError(f"{archive.name}: {member}: emotion {found['code']!r}; expected one of {expected}")
-                turns[found["turn"]] = _Turn(found["turn"], found["code"])
+        lines = archive.read(member).decode("latin1").splitlines()
+        matches = [(line, _EVALUATION.match(line)) for line in lines if _BEGINS_EVALUATION.match(line)]
+        if not matches:
+            raise DataError(f"{archive.name}: {member} has no evaluation; expected lines as [6.29 - 8.23] turn emotion")
+        for line, found in matches:
+            if found is None:
+                raise DataError(f"{archive.name}: {member}: {line[:60]!r}; expected [6.29 - 8.23], turn and emotion")
+            if found["code"] not in _CODES:
+                expected = ", ".join(_CODES)
+                raise DataError(f"{archive.name}: {member}: emotion {found['code']!r}; expected one of {expected}")
+            _check_once(archive, evaluated_by, found["turn"], member, "evaluation")
+            turns[found["turn"]] = _Turn(found["turn"], found["code"])
     codes = np.array([_CODES.index(turn.code) for turn in turns.values()], np.int64)
     check_content(archive.name, codes, _OFFICIAL, _CODES)
     kept = [turns[name] for name in sorted(turns) if turns[name].code in _LABELS]
     if not kept:
         raise DataError(f"{archive.name} has no utterance of {', '.join(CLASS_NAMES)}; expected some")
-    return kept
+    others = [name for name in sorted(turns) if turns[name].code not in _LABELS]
+    unknown = [member for member in archive.members() if _is_sound(member) and PurePosixPath(member).stem not in turns]
+    return kept, (
+        *left_out("turns of other emotions, or without agreement on one", others),
+        *rows_lacking("turns", len(turns), sum(_OFFICIAL)),
+        *left_out("sounds without an evaluation", unknown),
+    )
+
+
+def _is_sound(member: str) -> bool:
+    path = PurePosixPath(member)
+    return member.startswith("Session") and "/sentences/wav/" in member and path.suffix.lower() == ".wav"
+
+
+def _check_once(archive: Archive, members: dict[str, str], turn: str, member: str, what: str) -> None:
+    """Note in `members` what a turn's member is; refuse a second one."""
+    if turn in members:
+        where = f"{members[turn]} and {member}" if members[turn] != member else f"{member} twice"
+        raise DataError(f"{archive.name}: {turn} is in {where}; expected one {what} of each turn")
+    members[turn] = member
 
 
 def _transcripts(archive: Archive) -> dict[str, str]:
     texts = {}
+    members: dict[str, str] = {}
     for member in _members(archive, "transcriptions"):
         for line in archive.read(member).decode("latin1").splitlines():
             if found := _TRANSCRIPT.match(line):
+                if members.get(found["turn"]) != member:
+                    _check_once(archive, members, found["turn"], member, "transcription")
                 texts[found["turn"]] = found["text"].strip()
     return texts
 
 
 def _members(archive: Archive, folder: str) -> list[str]:
-    """The text files directly in this folder of each session's dialogues; macOS left `._` files beside them."""
+    """The text files directly in this folder of each session's dialogues."""
     wanted = {f"Session{session}/dialog/{folder}" for session in SESSIONS}
     paths = (PurePosixPath(member) for member in archive.members())
-    return [
-        str(path)
-        for path in paths
-        if str(path.parent) in wanted and path.suffix == ".txt" and not path.name.startswith(".")
-    ]
+    return [str(path) for path in paths if str(path.parent) in wanted and path.suffix.lower() == ".txt"]

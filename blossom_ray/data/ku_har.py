@@ -10,8 +10,9 @@ Letters 146, 2021; Mendeley Data, doi:10.17632/45f952y38r.5.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,8 @@ import numpy as np
 
 from blossom_ray.data.archives import Archive, is_file, open_archive
 from blossom_ray.data.cache import Arrays, cached
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Targets
+from blossom_ray.data.content import rows_lacking
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets, left_out
 from blossom_ray.data.progress import tracked
 from blossom_ray.data.windows import standardised
 from blossom_ray.errors import DataError
@@ -41,9 +43,11 @@ _NUM_RECORDINGS = 1945
 _SUBSAMPLE_COLUMNS = 6 * WINDOW_STEPS + 3
 # Time (ms), x, y, z of the accelerometer; the same of the gyroscope.
 _RECORDING_COLUMNS = 8
-_RECORDING = re.compile(r"(?P<label>\d{1,2})\.[^/]+/(?P<subject>\d{1,9})_[^/]*\.csv")
+_RECORDING = re.compile(r"(?P<label>\d{1,2})\.[^/]+/(?P<subject>\d{1,9})_[^/]*\.csv", re.IGNORECASE)
+_OF_A_CLASS = re.compile(r"\d{1,2}\..*/.*")
 _LARGEST_TABLE_BYTES = 1_000_000_000
 _DECODING = 1
+_CUTTING = 2
 
 Windows = Literal["official", "recordings"]
 
@@ -102,7 +106,7 @@ class KuHar:
         Raises:
             DataError: The archive or one of its files is missing, damaged or not as announced.
         """
-        arrays = self._decoded()
+        arrays, _ = self._decoded()
         _, labels, subjects = self._chosen(arrays)
         return Targets(labels, len(self._class_names), subjects)
 
@@ -112,13 +116,16 @@ class KuHar:
         Raises:
             DataError: The archive or one of its files is missing, damaged or not as announced.
         """
-        arrays = self._decoded()
+        arrays, missing = self._decoded()
         rows, labels, subjects = self._chosen(arrays)
         inputs = {}
         for modality in self._modalities:
             steps = np.ascontiguousarray(arrays[modality][rows, :: self._every])
             inputs[modality] = standardised(steps) if self._zscore else steps
-        return Dataset(inputs, labels, self._class_names, subjects)
+        others = len(arrays["labels"]) - len(rows)
+        if others:
+            missing += (LeftOut("windows of other classes (data.classes: paper)", others),)
+        return Dataset(inputs, labels, self._class_names, subjects, left_out=missing)
 
     def _chosen(self, arrays: Arrays) -> tuple[IntArray, IntArray, IntArray | None]:
         """Rows of the classes asked for, their labels and subjects."""
@@ -132,15 +139,23 @@ class KuHar:
         subjects = arrays["subjects"][rows] if "subjects" in arrays else None
         return rows, labels[rows], subjects
 
-    def _decoded(self) -> Arrays:
+    def _decoded(self) -> tuple[Arrays, tuple[LeftOut, ...]]:
         if self._windows == "official":
             with self._open(SUBSAMPLES) as (archive, member):
-                key = {"decoding": _DECODING, "files": archive.states([member])}
-                return cached("ku-har", key, lambda: _subsamples(archive, member))
+                key: dict[str, object] = {"decoding": _DECODING, "files": archive.states([member])}
+                arrays = cached("ku-har", key, lambda: _subsamples(archive, member))
+            return arrays, rows_lacking("windows", len(arrays["labels"]), NUM_WINDOWS)
         with self._open(RECORDINGS) as (archive, _):
             recordings = [member for member in archive.members() if _RECORDING.fullmatch(member)]
-            key = {"decoding": _DECODING, "files": archive.states(recordings)}
-            return cached("ku-har", key, lambda: _cut(archive, recordings))
+            key = {"decoding": _CUTTING, "files": archive.states(recordings)}
+            arrays = cached("ku-har", key, lambda: _cut(archive, recordings))
+            others = [member for member in archive.members() if _is_unknown(member)]
+        short = [name for name, number in zip(recordings, arrays["num_windows"], strict=True) if number == 0]
+        return arrays, (
+            *left_out(f"recordings in which both sensors have fewer than {WINDOW_STEPS} steps", short),
+            *rows_lacking("recordings", len(recordings), _NUM_RECORDINGS),
+            *left_out("files whose names are no recording's, as <class>.<name>/<subject>_<any>.csv", others),
+        )
 
     @contextmanager
     def _open(self, landmark: str) -> Iterator[tuple[Archive, str]]:
@@ -149,6 +164,22 @@ class KuHar:
         path, member = (self._path.parent, self._path.name) if is_table else (self._path, landmark)
         with open_archive(path, landmark=member, largest_bytes=_LARGEST_TABLE_BYTES) as archive:
             yield archive, member
+
+
+def _is_unknown(member: str) -> bool:
+    """Whether a file could be a recording by its folder or its suffix, and is none by its name."""
+    is_candidate = _OF_A_CLASS.fullmatch(member) or member.lower().endswith(".csv")
+    return bool(is_candidate) and not _RECORDING.fullmatch(member)
+
+
+def _check_twice(archive: Archive, what: str, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Refuse a copy that has the same content under two names."""
+    names: dict[bytes, str] = {}
+    for name, content in contents:
+        digest = hashlib.sha256(content).digest()
+        if digest in names:
+            raise DataError(f"{archive.name}: {names[digest]} and {name} are the same; expected each {what} once")
+        names[digest] = name
 
 
 def _subsamples(archive: Archive, member: str) -> Arrays:
@@ -161,6 +192,7 @@ def _subsamples(archive: Archive, member: str) -> Arrays:
     if len(table) == NUM_WINDOWS and missing:
         absent = ", ".join(CLASS_NAMES[label] for label in sorted(missing))
         raise DataError(f"{archive.name}: {member} has no window of {absent}; expected all {len(CLASS_NAMES)} classes")
+    _check_twice(archive, "window", ((f"{member}, row {row}", line.tobytes()) for row, line in enumerate(table, 1)))
     axes = table[:, : 6 * WINDOW_STEPS].reshape(len(table), 2, 3, WINDOW_STEPS)
     return {"acc": _windows(axes[:, 0]), "gyro": _windows(axes[:, 1]), "labels": labels}
 
@@ -183,6 +215,7 @@ def _cut(archive: Archive, recordings: list[str]) -> Arrays:
     if len(recordings) > _NUM_RECORDINGS:
         raise DataError(f"{archive.name} has {len(recordings)} recordings; expected at most {_NUM_RECORDINGS}")
     pieces: list[FloatArray] = []
+    contents: list[tuple[str, bytes]] = []
     labels: list[int] = []
     subjects: list[int] = []
     for member in tracked(recordings, "cutting recordings"):
@@ -192,10 +225,14 @@ def _cut(archive: Archive, recordings: list[str]) -> Arrays:
         if label >= len(CLASS_NAMES):
             raise DataError(f"{archive.name}: {member}: class {label}; expected 0 to {len(CLASS_NAMES) - 1}")
         table = archive.table(member, _RECORDING_COLUMNS, np.float32, delimiter=",")
+        if np.array_equal(table[0], np.arange(_RECORDING_COLUMNS)):
+            raise DataError(f"{archive.name}: {member} begins with numbers of its columns; expected measurements alone")
+        contents.append((member, hashlib.sha256(table.tobytes()).digest()))
         num_windows = _num_recorded(table) // WINDOW_STEPS
         pieces.append(table[: num_windows * WINDOW_STEPS].reshape(num_windows, WINDOW_STEPS, _RECORDING_COLUMNS))
         labels += [label] * num_windows
         subjects += [int(name["subject"])] * num_windows
+    _check_twice(archive, "recording", contents)
     if not labels:
         raise DataError(f"{archive.name} has no recording of {WINDOW_STEPS} steps; expected the trimmed recordings")
     windows = np.concatenate(pieces)
@@ -204,6 +241,7 @@ def _cut(archive: Archive, recordings: list[str]) -> Arrays:
         "gyro": np.ascontiguousarray(windows[:, :, 5:8]),
         "labels": np.array(labels, np.int64),
         "subjects": np.array(subjects, np.int64),
+        "num_windows": np.array([len(piece) for piece in pieces], np.int64),
     }
 
 

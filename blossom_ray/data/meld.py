@@ -5,10 +5,8 @@ Source: Poria et al., "MELD: A Multimodal Multi-Party Dataset for Emotion Recogn
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,8 +15,9 @@ from typing import Literal
 import numpy as np
 
 from blossom_ray.data.archives import Archive, open_archive
-from blossom_ray.data.content import check_content
-from blossom_ray.data.dataset import Dataset, FloatArray, Targets
+from blossom_ray.data.content import check_content, rows_lacking
+from blossom_ray.data.csv_tables import Row, check_unique, read_rows, whole_number
+from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, Targets, left_out
 from blossom_ray.data.speech import Utterance, utterance_sounds, utterance_texts
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import SpeechFrames, TextTokens
@@ -33,16 +32,24 @@ _NO_SOUND = {"train": "dia125_utt3", "test": None}
 """An official clip that cannot be decoded. Its row is left out whatever the modalities, so that all of them have the
 same rows."""
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
-_CLIP = re.compile(r"dia[0-9]+_utt[0-9]+")
+_CLIP = re.compile(r"dia(?P<dialogue>[0-9]{1,9})_utt(?P<utterance>[0-9]{1,9})", re.IGNORECASE)
+_SUFFIXES = (".mp4", ".wav")  # of which the last is read where both are there
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_PART_OF_WORD = {
+    "train": "train", "training": "train", "trainset": "train", "test": "test", "testing": "test", "testset": "test",
+    "dev": "dev", "devset": "dev", "val": "dev", "valid": "dev", "validation": "dev",
+}  # fmt: skip
 _LARGEST_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part's utterances and its name, `train` or `test`."""
+    """A part's utterances, its name, `train` or `test`, the names of all rows, and what is left out of these."""
 
     name: Literal["train", "test"]
     utterances: list[Utterance]
+    rows: frozenset[str]
+    left_out: tuple[LeftOut, ...]
 
 
 class Meld:
@@ -105,11 +112,17 @@ class Meld:
         """
         with self._open() as archive:
             parts = [self._part(archive, "train"), self._part(archive, "test")]
+            missing = parts[0].left_out + parts[1].left_out
             if "audio" in self._modalities:
-                parts = [_with_sounds(archive, part) for part in parts]
+                clips = _clips(archive)
+                parts = [_with_sounds(archive, part, clips) for part in parts]
+                for part in parts:
+                    unknown = [clip for name, clip in clips.of_part[part.name].items() if name not in part.rows]
+                    missing += left_out(f"sounds without a row in {part.name}_sent_emo.csv", unknown)
+                missing += clips.left_out
             speakers = _speakers(utterance for part in parts for utterance in part.utterances)
             held_out = self._dataset(archive, parts[1].utterances, speakers, None)
-            return self._dataset(archive, parts[0].utterances, speakers, held_out)
+            return replace(self._dataset(archive, parts[0].utterances, speakers, held_out), left_out=missing)
 
     @contextmanager
     def _open(self) -> Iterator[Archive]:
@@ -120,21 +133,31 @@ class Meld:
         rows = _rows(archive, part)
         labels = np.array([EMOTIONS.index(row["Emotion"]) for row in rows], np.int64)
         check_content(f"{archive.name}: {part}_sent_emo.csv", labels, _OFFICIAL[part], EMOTIONS)
-        drops = _PAPER_DROPS if self._class_names == PAPER_EMOTIONS else frozenset[str]()
-        kept = [
-            Utterance(
-                name=_name(row),
-                speaker=row["Speaker"],
-                label=self._class_names.index(row["Emotion"]),
-                text=row["Utterance"],
-            )
-            for row in rows
-            if row["Emotion"] in self._class_names and row["Speaker"] not in drops
-        ]
-        kept = [utterance for utterance in kept if utterance.name != _NO_SOUND[part]]
+        file = f"{part}_sent_emo.csv"
+        missing = rows_lacking(f"utterances of {file}", len(rows), sum(_OFFICIAL[part]))
+        kept = rows
+        for rule, holds in self._rules(part):
+            missing += left_out(f"utterances of {file} {rule}", [_name(row) for row in kept if holds(row)])
+            kept = [row for row in kept if not holds(row)]
         if not kept:
-            raise DataError(f"{archive.name}: {part}_sent_emo.csv has no utterance of these emotions; expected some")
-        return _Part(part, kept)
+            raise DataError(f"{archive.name}: {file} has no utterance of these emotions; expected some")
+        utterances = [
+            Utterance(_name(row), row["Speaker"], self._class_names.index(row["Emotion"]), row["Utterance"])
+            for row in kept
+        ]
+        return _Part(part, utterances, frozenset(map(_name, rows)), missing)
+
+    def _rules(self, part: str) -> list[tuple[str, Callable[[Row], bool]]]:
+        """Why rows are left out, and which."""
+        by_classes: list[tuple[str, Callable[[Row], bool]]] = [
+            ("of other emotions (data.classes: paper)", lambda row: row["Emotion"] not in self._class_names),
+            ("by the speakers All, Man, Policeman, Tag, Woman (data.classes: paper)",
+             lambda row: row["Speaker"] in _PAPER_DROPS),
+        ]  # fmt: skip
+        return [
+            *(by_classes if self._class_names == PAPER_EMOTIONS else []),
+            ("whose official clip cannot be decoded", lambda row: _name(row) == _NO_SOUND[part]),
+        ]
 
     def _dataset(
         self, archive: Archive, utterances: list[Utterance], speakers: list[str], held_out: Dataset | None
@@ -148,52 +171,102 @@ class Meld:
         return Dataset(inputs, targets.labels, self._class_names, targets.subjects, held_out)
 
 
-def _rows(archive: Archive, part: str) -> list[dict[str, str]]:
+def _rows(archive: Archive, part: str) -> list[Row]:
     name = f"{part}_sent_emo.csv"
     # In MELD.Raw the training part's is beside the clips.
     member = name if name in archive.members() else f"{part}/{name}"
     place = f"{archive.name}: {member}"
-    try:
-        rows = list(csv.DictReader(io.StringIO(archive.read(member).decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{place} cannot be read ({error}); expected the official csv file") from error
-    if not rows:
-        raise DataError(f"{place} has no rows; expected one per utterance")
+    rows = read_rows(archive, member, _COLUMNS)
     for number, row in enumerate(rows, start=1):
         for column in _COLUMNS:
-            if not row.get(column):
+            if not row[column]:
                 raise DataError(f"{place}, row {number}: {column} is missing; expected {', '.join(_COLUMNS)}")
         if row["Emotion"] not in EMOTIONS:
             raise DataError(f"{place}, row {number}: Emotion {row['Emotion']!r}; expected one of {', '.join(EMOTIONS)}")
         for column in ("Dialogue_ID", "Utterance_ID"):
-            if not row[column].isdecimal():
+            if (whole_number(row[column]) or 0) < 0 or whole_number(row[column]) is None:
                 raise DataError(f"{place}, row {number}: {column} {row[column]!r}; expected a number")
-    names = [_name(row) for row in rows]
-    if len(set(names)) < len(names):
-        twice = next(name for row, name in enumerate(names) if name in names[:row])
-        raise DataError(f"{place} has two rows for {twice}; expected one per utterance")
+    check_unique(place, "utterance", map(_name, rows))
     return rows
 
 
-def _name(row: dict[str, str]) -> str:
-    return f"dia{int(row['Dialogue_ID'])}_utt{int(row['Utterance_ID'])}"
+def _name(row: Row) -> str:
+    return f"dia{whole_number(row['Dialogue_ID'])}_utt{whole_number(row['Utterance_ID'])}"
 
 
-def _with_sounds(archive: Archive, part: _Part) -> _Part:
-    """The part with each utterance's member; wav files come before clips."""
-    found: dict[str, str] = {}
-    for suffix in (".mp4", ".wav"):
-        for member in archive.members():
-            path = PurePosixPath(member)
-            if path.suffix == suffix and _CLIP.fullmatch(path.stem) and part.name in str(path.parent):
-                found[path.stem] = member
+@dataclass(frozen=True)
+class _Clips:
+    """The members with sound by the name of their utterance, and those that are none's.
+
+    Attributes:
+        of_part: Of each part, utterance to member.
+        unclear: Utterance to a member whose folders do not say one part.
+        left_out: Sounds whose names are no utterance's.
+    """
+
+    of_part: Mapping[str, Mapping[str, str]]
+    unclear: Mapping[str, str]
+    left_out: tuple[LeftOut, ...]
+
+
+def _clips(archive: Archive) -> _Clips:
+    """Where the sounds are; wav files come before clips.
+
+    Raises:
+        DataError: Two files of a kind are of the same utterance.
+    """
+    of_part: dict[str, dict[str, str]] = {"train": {}, "dev": {}, "test": {}}
+    unclear: dict[str, str] = {}
+    others = []
+    paths = [PurePosixPath(member) for member in archive.members()]
+    for suffix in _SUFFIXES:
+        seen: dict[tuple[str, str], PurePosixPath] = {}
+        for path in (path for path in paths if path.suffix.lower() == suffix):
+            match = _CLIP.fullmatch(path.stem)
+            if match is None:
+                others.append(str(path))
+                continue
+            name = f"dia{int(match['dialogue'])}_utt{int(match['utterance'])}"
+            part = _part_of(path)
+            if part is None:
+                unclear[name] = str(path)
+                continue
+            if (part, name) in seen:
+                first = seen[part, name]
+                raise DataError(
+                    f"{archive.name} has {first} and {path} of the {part} part; expected one {name}{suffix}"
+                )
+            seen[part, name] = path
+            of_part[part][name] = str(path)
+    return _Clips(of_part, unclear, left_out("sounds with another name than dia<number>_utt<number>", others))
+
+
+def _part_of(path: PurePosixPath) -> str | None:
+    """The part that a file's folders name: `train_splits` one, `train_dev_test_wav` none since it names several."""
+    named = set()
+    for folder in path.parent.parts:
+        parts = {_PART_OF_WORD[word.lower()] for word in _WORD.findall(folder) if word.lower() in _PART_OF_WORD}
+        named |= parts if len(parts) == 1 else set()
+    return named.pop() if len(named) == 1 else None
+
+
+def _with_sounds(archive: Archive, part: _Part, clips: _Clips) -> _Part:
+    """The part with each utterance's member."""
+    for utterance in part.utterances:
+        if utterance.name in clips.unclear:
+            raise DataError(
+                f"{archive.name}: {clips.unclear[utterance.name]} is in folders that name no part, or two; expected "
+                f"one of them to name train, dev or test, as in {part.name}/{utterance.name}.wav"
+            )
+    found = clips.of_part[part.name]
     missing = [utterance.name for utterance in part.utterances if utterance.name not in found]
     if missing:
         raise DataError(
             f"{archive.name} has no sound of {len(missing)} of {len(part.utterances)} utterances of the {part.name} "
-            f"part, such as {missing[0]}; expected {missing[0]}.wav or .mp4 in a folder whose name has {part.name!r}"
+            f"part, such as {missing[0]}; expected {missing[0]}.wav or .mp4 in a folder whose name has the word "
+            f"{part.name!r}"
         )
-    return _Part(part.name, [replace(utterance, sound=found[utterance.name]) for utterance in part.utterances])
+    return replace(part, utterances=[replace(each, sound=found[each.name]) for each in part.utterances])
 
 
 def _speakers(utterances: Iterable[Utterance]) -> list[str]:

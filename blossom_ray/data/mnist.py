@@ -32,6 +32,7 @@ _OFFICIAL = {
     "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
     "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
 }
+NUM_IMAGES = {part: sum(counts) for part, counts in _OFFICIAL.items()}
 _SIDE = 28
 _MEAN, _DEVIATION = 0.1307, 0.3081
 _LARGEST_BYTES = 100_000_000

@@ -8,6 +8,7 @@ PhysioNet, doi:10.13026/kfzx-aw45. Labels and folds as in its `example_physionet
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ import numpy as np
 
 from blossom_ray.data.archives import is_file
 from blossom_ray.data.cache import Arrays
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targets, targets_of
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, LeftOut, Targets, left_out, targets_of
 from blossom_ray.data.ptb_xl_official import read_official
 from blossom_ray.data.ptb_xl_prepared import PREPARED, read_prepared
 from blossom_ray.data.ptb_xl_records import LEADS_OF, SUPERCLASSES, Records
@@ -87,11 +88,11 @@ class PtbXl:
         signals = self._records.signals()
         held_out_rows = self._rows(HELD_OUT_FOLD, HELD_OUT_FOLD)
         held_out = self._part(signals, held_out_rows, None) if len(held_out_rows) else None
-        return self._part(signals, self._client_rows(), held_out)
+        return replace(self._part(signals, self._client_rows(), held_out), left_out=self._left_out())
 
     @cached_property
     def _records(self) -> Records:
-        if self._path.suffix == ".npz":
+        if self._path.suffix.lower() == ".npz":
             return read_prepared(self._path)
         if is_file(self._path / PREPARED):
             return read_prepared(self._path / PREPARED)
@@ -111,6 +112,24 @@ class PtbXl:
         num_labels = records.superclasses.sum(axis=1, dtype=np.int64)
         has_label = num_labels == 1 if self._labels == "single" else num_labels >= 1
         return np.flatnonzero(has_label & (records.folds >= first_fold) & (records.folds <= last_fold))
+
+    def _left_out(self) -> tuple[LeftOut, ...]:
+        """Records by the first reason that holds."""
+        records, names = self._records, np.array(self._records.names)
+        chosen = np.concatenate([self._client_rows(), self._rows(HELD_OUT_FOLD, HELD_OUT_FOLD)])
+        num_labels = records.superclasses.sum(axis=1, dtype=np.int64)
+        is_left = np.ones(len(names), np.bool_)
+        is_left[chosen] = False
+        reasons = {
+            "records without a diagnostic superclass": num_labels == 0,
+            "records with several superclasses (data.labels: single)": (num_labels > 1) & (self._labels == "single"),
+            f"records of fold {VALIDATION_FOLD} (data.use_validation_fold: false)": records.folds == VALIDATION_FOLD,
+        }
+        found = records.left_out
+        for what, holds in reasons.items():
+            found += left_out(what, names[is_left & holds].tolist())
+            is_left &= ~holds
+        return found
 
     def _part(self, signals: Arrays, rows: IntArray, held_out: Dataset | None) -> Dataset:
         inputs = {modality: self._inputs(signals[modality][rows]) for modality in self._modalities}

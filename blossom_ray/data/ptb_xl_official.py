@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import re
 import tempfile
 import warnings
@@ -17,12 +15,15 @@ import numpy as np
 
 from blossom_ray.data.archives import Archive, open_archive
 from blossom_ray.data.cache import Arrays, cached
-from blossom_ray.data.dataset import IntArray
+from blossom_ray.data.content import rows_lacking
+from blossom_ray.data.csv_tables import Row, check_unique, read_rows, whole_number
+from blossom_ray.data.dataset import IntArray, left_out
 from blossom_ray.data.progress import tracked
 from blossom_ray.data.ptb_xl_records import (
     LARGEST_MEMBER_BYTES,
     LEADS,
     LEADS_OF,
+    NUM_RECORDS,
     NUM_STEPS,
     SUPERCLASSES,
     ByteArray,
@@ -30,7 +31,6 @@ from blossom_ray.data.ptb_xl_records import (
 )
 from blossom_ray.errors import DataError
 
-NUM_RECORDS = 21_799
 NUM_OF_SUPERCLASS = {"NORM": 9514, "MI": 5469, "STTC": 5235, "CD": 4898, "HYP": 2649}
 DATABASE = "ptbxl_database.csv"
 STATEMENTS = "scp_statements.csv"
@@ -49,7 +49,7 @@ def read_official(path: Path) -> Records:
     """
     with _open_official(path) as archive:
         superclass_of = _superclass_of_code(archive)
-        rows = _table(archive, DATABASE, ("patient_id", "scp_codes", "strat_fold", "filename_lr"))
+        rows = read_rows(archive, DATABASE, ("patient_id", "scp_codes", "strat_fold", "filename_lr"))
         place = f"{archive.name}: {DATABASE}"
         superclasses = np.zeros((len(rows), len(SUPERCLASSES)), np.uint8)
         for number, row in enumerate(rows):
@@ -64,11 +64,25 @@ def read_official(path: Path) -> Records:
                     f"{place}, record {number}: filename_lr is {name[:60]!r}; expected such as "
                     f"records100/00000/00001_lr"
                 )
+            identity = rows[number - 1].get("ecg_id")
+            if identity is not None and whole_number(identity) != _number_of(name):
+                raise DataError(
+                    f"{place}, record {number}: ecg_id is {identity[:40]!r} and filename_lr {name}; "
+                    f"expected the same number in both"
+                )
+        check_unique(place, "record", (str(_number_of(name)) for name in names))
+        headers = (member for member in archive.members() if member.startswith("records100/") and member[-4:] == ".hea")
+        unknown = sorted({member.removesuffix(".hea") for member in headers} - set(names))
     return Records(
         superclasses=superclasses,
         folds=_integers(rows, "strat_fold", 1, 10, place),
         patients=_integers(rows, "patient_id", 0, 2**53, place),
         signals=lambda: _decoded(path, names),
+        names=names,
+        left_out=(
+            *rows_lacking("records", len(rows), NUM_RECORDS),
+            *left_out(f"signals without a row in {DATABASE}", unknown),
+        ),
         scale=0.001,
     )
 
@@ -77,31 +91,32 @@ def _open_official(path: Path) -> AbstractContextManager[Archive]:
     return open_archive(path, landmark=DATABASE, largest_bytes=LARGEST_MEMBER_BYTES)
 
 
-def _table(archive: Archive, member: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    place = f"{archive.name}: {member}"
-    try:
-        rows = list(csv.DictReader(io.StringIO(archive.read(member).decode("utf-8"), newline=""), restval=""))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{place} is no CSV table ({error}); expected columns {', '.join(columns)}") from error
-    if not rows:
-        raise DataError(f"{place} has no rows; expected a table with columns {', '.join(columns)}")
-    for column in columns:
-        if column not in rows[0]:
-            raise DataError(f"{place} has no column {column!r}; expected columns {', '.join(columns)}")
-    return rows
+def _number_of(name: str) -> int:
+    return int(name.rpartition("/")[2].removesuffix("_lr"))
 
 
 def _superclass_of_code(archive: Archive) -> dict[str, str]:
     """Superclass of each diagnostic code; codes of form and rhythm have none."""
     found = {}
-    for row in _table(archive, STATEMENTS, ("", "diagnostic", "diagnostic_class")):
-        if row["diagnostic"] in ("1", "1.0"):
-            if row["diagnostic_class"] not in SUPERCLASSES:
-                raise DataError(
-                    f"{archive.name}: {STATEMENTS}: {row['']} has diagnostic_class {row['diagnostic_class'][:40]!r}; "
-                    f"expected one of {', '.join(SUPERCLASSES)}"
-                )
-            found[row[""]] = row["diagnostic_class"]
+    rows = read_rows(archive, STATEMENTS, ("diagnostic", "diagnostic_class"))
+    # The first column has no name, until pandas saves the table again.
+    code = next((column for column in ("Unnamed: 0", "", "scp_code") if column in rows[0]), None)
+    if code is None:
+        raise DataError(
+            f"{archive.name}: {STATEMENTS} has no column of codes among {', '.join(rows[0])[:200]}; expected one "
+            "without a name"
+        )
+    for number, row in enumerate(rows, start=1):
+        if whole_number(row["diagnostic"]) != 1:
+            continue
+        if row["diagnostic_class"] not in SUPERCLASSES:
+            raise DataError(
+                f"{archive.name}: {STATEMENTS}: {row[code]} has diagnostic_class {row['diagnostic_class'][:40]!r}; "
+                f"expected one of {', '.join(SUPERCLASSES)}"
+            )
+        if not row[code] or row[code].isdecimal():
+            raise DataError(f"{archive.name}: {STATEMENTS}, row {number} is for {row[code]!r}; expected a code as NORM")
+        found[row[code]] = row["diagnostic_class"]
     return found
 
 
@@ -116,18 +131,15 @@ def _codes(text: str, place: str) -> Mapping[str, float]:
     return codes
 
 
-def _integers(rows: list[dict[str, str]], column: str, low: int, high: int, place: str) -> IntArray:
+def _integers(rows: list[Row], column: str, low: int, high: int, place: str) -> IntArray:
     """A column of integers, which the official table writes as 15709.0."""
     found = np.zeros(len(rows), np.int64)
     for number, row in enumerate(rows):
-        try:
-            value = float(row[column])
-        except ValueError:
-            value = np.nan
-        if not (low <= value <= high and value.is_integer()):
+        value = whole_number(row[column])
+        if value is None or not low <= value <= high:
             expected = f"an integer from {low} to {high}" if high < 100 else "a number of a patient"
             raise DataError(f"{place}, record {number + 1}: {column} is {row[column][:40]!r}; expected {expected}")
-        found[number] = int(value)
+        found[number] = value
     return found
 
 

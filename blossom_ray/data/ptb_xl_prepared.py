@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from blossom_ray.data.archives import Archive, open_archive
+from blossom_ray.data.content import rows_lacking
 from blossom_ray.data.ptb_xl_records import (
     LARGEST_MEMBER_BYTES,
     LEADS,
     LEADS_OF,
+    NUM_RECORDS,
     NUM_STEPS,
     SUPERCLASSES,
     Records,
@@ -65,6 +67,8 @@ def read_prepared(path: Path) -> Records:
         folds=np.array([_FOLD_OF_SPLIT[name] for name in split.tolist()], np.int64),
         patients=None,
         signals=lambda: {modality: signal[:, :, leads] for modality, leads in LEADS_OF.items()},
+        names=[f"row {row}" for row in range(1, num_records + 1)],
+        left_out=rows_lacking("records", num_records, NUM_RECORDS),
         scale=float(arrays["scale"]),
     )
 

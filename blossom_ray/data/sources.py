@@ -181,4 +181,5 @@ def _only(dataset: Dataset, modalities: tuple[str, ...]) -> Dataset:
         subjects=dataset.subjects,
         held_out=None if dataset.held_out is None else _only(dataset.held_out, modalities),
         recordings=dataset.recordings,
+        left_out=dataset.left_out,
     )

@@ -97,7 +97,7 @@ def speech_frames(sound: DoubleArray, settings: SpeechFrames) -> FloatArray:
 
 
 def _sound(archive: Archive, member: str, settings: SpeechFrames) -> DoubleArray:
-    decode = read_wav if PurePosixPath(member).suffix == ".wav" else read_clip
+    decode = read_wav if PurePosixPath(member).suffix.lower() == ".wav" else read_clip
     # A window longer than asked for: the last frame is whole.
     longest_s = (settings.frames * _HOP + _FFT_SIZE) / _RATE_HZ
     return decode(archive.read(member), f"{archive.name}: {member}", rate_hz=_RATE_HZ, longest_s=longest_s)

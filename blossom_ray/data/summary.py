@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut
 from blossom_ray.data.federation import Federation
 
 _ROWS_AT_ONCE = 1024
@@ -44,6 +44,7 @@ class DatasetSummary:
         modalities: By modality, its samples.
         memory_bytes: Bytes of its arrays.
         held_out: The same of the held-out set, or None.
+        left_out: As in `Dataset`.
     """
 
     task: str
@@ -53,6 +54,7 @@ class DatasetSummary:
     modalities: Mapping[str, ValueRange]
     memory_bytes: int
     held_out: DatasetSummary | None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def summarise(dataset: Dataset) -> DatasetSummary:
         modalities={modality: _value_range(values) for modality, values in dataset.inputs.items()},
         memory_bytes=sum(values.nbytes for values in arrays),
         held_out=None if dataset.held_out is None else summarise(dataset.held_out),
+        left_out=dataset.left_out,
     )
 
 

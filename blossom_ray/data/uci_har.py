@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from blossom_ray.data.archives import Archive, open_archive
+from blossom_ray.data.content import rows_lacking
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Targets
 from blossom_ray.data.windows import standardised
 from blossom_ray.errors import DataError
@@ -23,6 +24,7 @@ MODALITIES = ("acc", "gyro")
 CLASS_NAMES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")
 LANDMARK = "train/y_train.txt"
 
+_NUM_WINDOWS = {"train": 7352, "test": 2947}
 _WINDOW_STEPS = 128
 _AXES = "xyz"
 
@@ -96,7 +98,9 @@ class UciHar:
         for modality in self._modalities:
             windows = _windows(archive, part, self._signals[modality], len(labels))
             inputs[modality] = standardised(windows) if self._zscore else windows
-        return Dataset(inputs, labels, CLASS_NAMES, subjects, held_out)
+        missing = rows_lacking(f"windows of the {part} part", len(labels), _NUM_WINDOWS[part])
+        missing += () if held_out is None else held_out.left_out
+        return Dataset(inputs, labels, CLASS_NAMES, subjects, held_out, left_out=missing)
 
 
 def _labels_and_subjects(archive: Archive, part: str) -> tuple[IntArray, IntArray]:

@@ -115,7 +115,7 @@ def with_row(change: dict[str, object]) -> Callable[[list[dict[str, object]]], l
         (with_row({"Emotion": "bored"}), "row 2: Emotion 'bored'; expected one of anger, disgust"),
         (with_row({"Speaker": ""}), "row 2: Speaker is missing; expected Utterance, Speaker, Emotion"),
         (with_row({"Dialogue_ID": "-1"}), "row 2: Dialogue_ID '-1'; expected a number"),
-        (with_row({"Utterance_ID": 2}), "has two rows for dia0_utt2; expected one per utterance"),
+        (with_row({"Utterance_ID": 2}), "has two rows for utterance dia0_utt2, 2 and 3; expected one per utterance"),
         (lambda rows: [{**row, "Emotion": "fear"} for row in rows], "has no utterance of these emotions"),
         (lambda rows: [{**rows[0], "Dialogue_ID": n} for n in range(9989)], "has 0 rows of class anger; expected 1109"),
     ],
@@ -132,9 +132,9 @@ def test_faults_of_the_table(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "has no rows"),
-        (b"\xff\xfe", "cannot be read .*; expected the official csv file"),
-        (b"a,b\n1,2\n", "row 1: Utterance is missing"),
+        (b"", "has no column 'Utterance' among none"),
+        (b"\xff\xfe", "cannot be read .*; expected a CSV file in UTF-8 with columns 'Utterance', 'Speaker'"),
+        (b"a,b\n1,2\n", "has no column 'Utterance' among 'a', 'b'; expected a CSV file"),
         (",".join(MELD_COLUMNS).encode() + b"\n" + b'1,"' + b"x" * 200_000, "cannot be read .field larger"),
     ],
 )

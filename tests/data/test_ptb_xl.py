@@ -207,12 +207,12 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no statements": (lambda folder: (folder / "scp_statements.csv").unlink(), "scp_statements.csv is missing"),
     "no column": (
         replace("ptbxl_database.csv", "scp_codes", "codes"),
-        "ptbxl_database.csv has no column 'scp_codes'; expected columns patient_id, scp_codes",
+        "ptbxl_database.csv has no column 'scp_codes' among 'ecg_id', 'patient_id', .*; expected a CSV file in UTF-8",
     ),
-    "no rows": (lambda folder: (folder / "ptbxl_database.csv").write_text("ecg_id\n") and None, "has no rows"),
+    "no rows": (lambda folder: (folder / "ptbxl_database.csv").write_text(database([])) and None, "has no rows"),
     "not a text": (
         lambda folder: (folder / "ptbxl_database.csv").write_bytes(b"\xff\xfe\x00") and None,
-        "is no CSV table",
+        "cannot be read .*; expected a CSV file in UTF-8",
     ),
     "another class": (replace("scp_statements.csv", ",CD,", ",XX,"), "CLBBB has diagnostic_class 'XX'; expected one"),
     "codes that are no mapping": (
