@@ -93,8 +93,8 @@ def _array(name: str, labels: Any, task: Task) -> Any:
     """Labels as an array; classes, and names of several classes per sample, as a list."""
     if task == "classification":
         return _plain_values(name, labels)
-    if task == "multilabel" and _holds_names(labels):
-        return [list(map(str, own)) for own in labels]
+    if task == "multilabel" and _holds_names(listed := _listed(labels)):
+        return [list(map(str, own)) for own in listed]
     numbers = _numbers(name, labels)
     numbers = numbers[:, np.newaxis] if numbers.ndim == 1 else numbers
     if numbers.ndim != 2:
@@ -104,8 +104,7 @@ def _array(name: str, labels: Any, task: Task) -> Any:
 
 def _plain_values(name: str, values: Any) -> list[Any]:
     """Text and numbers, one per sample, of Python's types. Only what is no list of them goes through NumPy."""
-    for method in ("to_pylist", "to_list"):  # of pyarrow; of polars and pandas
-        values = getattr(values, method)() if hasattr(values, method) else values
+    values = _listed(values)
     items = values if isinstance(values, list | tuple) else [None, ...]
     if not (any(isinstance(item, str) for item in items) or all(isinstance(item, _PLAIN) for item in items)):
         array = _plain(name, values)
@@ -121,6 +120,13 @@ def _plain_values(name: str, values: Any) -> list[Any]:
         if not isinstance(value, _PLAIN):
             raise DataError(f"{name}, row {row} is of type {type(value).__name__}; expected a whole number or text")
     return found
+
+
+def _listed(values: Any) -> Any:
+    """Columns of pyarrow, and of polars and pandas, as lists; anything else as it is."""
+    for method in ("to_pylist", "to_list"):
+        values = getattr(values, method)() if hasattr(values, method) else values
+    return values
 
 
 def _encoded(

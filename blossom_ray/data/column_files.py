@@ -24,7 +24,9 @@ _WITHOUT_ROWS = re.compile(
     re.IGNORECASE,
 )
 """Names of what lies beside tables: marks of Spark, descriptions of Hugging Face, checksums, notes, code."""
-_FOLDERS_WITHOUT_ROWS = ("__MACOSX", "__pycache__")
+_FOLDERS_WITHOUT_ROWS = ("__MACOSX", "__pycache__", "lost+found")
+_COPY = re.compile(r"\..*|.*(~|\.(bak|backup|old|orig|tmp|temp|part|partial|swp|crdownload))", re.IGNORECASE)
+"""Names of files that are hidden, kept beside another one, or not finished."""
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _BYTES_AT_ONCE = 2**24
 _BUFFER_BYTES = 2**20
@@ -171,10 +173,11 @@ def _is_table(entry: Path) -> bool:
         hint = " (git annex get fetches it)" if "annex" in target else ""
         raise DataError(f"{entry.name} {found}{hint}; expected {_FORMATS}")
     kind = _kind(entry)
-    if is_hidden:
-        if kind is None:
-            return False
-        raise DataError(f"{entry.name} is hidden, but a file with rows; expected it elsewhere, or without the dot")
+    if is_hidden and kind is None:
+        return False
+    if _COPY.fullmatch(entry.name) and kind is not None:
+        found = f"{entry.name} has rows, and the name of a hidden file, a copy or a part"
+        raise DataError(f"{found}; expected it elsewhere, or under another name")
     if kind is None and entry.suffix.lower() not in _SUFFIXES:
         raise DataError(
             f"{entry.name} {_beginning(entry)}; expected a folder of Parquet, Arrow or Feather files and notes alone, "

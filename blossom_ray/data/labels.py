@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from blossom_ray.data.dataset import FloatArray, IntArray
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.phrases import shown
+from blossom_ray.scenario.phrases import shortened, shown
 
 _MOST_BITS = 256  # more than any type of Arrow has
 
@@ -99,7 +99,7 @@ def encode_sets(
     for row, own in enumerate(sets):
         for name in own:
             if name not in numbers:
-                raise DataError(f"{place(row)} has {name!r}; expected some of {', '.join(names)}")
+                raise DataError(f"{place(row)} has {shortened(name)!r}; expected some of {', '.join(names)}")
             labels[row, numbers[name]] = 1
     return labels, names
 

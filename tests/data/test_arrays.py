@@ -82,6 +82,8 @@ def test_classes(labels: Any, class_names: Any, expected: list[int], names: tupl
         ([[1, 0], [0, 0], [1, 1]], [[1, 0], [0, 0], [1, 1]], ("class 0", "class 1")),
         (torch.tensor([[True, False], [False, False], [True, True]]), [[1, 0], [0, 0], [1, 1]], ("class 0", "class 1")),
         ([["b"], [], ("a", "b")], [[0, 1], [0, 0], [1, 1]], ("a", "b")),
+        (pa.array([["a\0"], [], ["a", "a\0"]]), [[0, 1], [0, 0], [1, 1]], ("a", "a\0")),
+        (pl.Series([["b"], [], ["a", "b"]]), [[0, 1], [0, 0], [1, 1]], ("a", "b")),
     ],
 )
 def test_several_classes(labels: Any, expected: list[list[int]], names: tuple[str, ...]) -> None:

@@ -619,7 +619,15 @@ def leave_delta_log(folder: Path) -> None:
 
 
 def leave_hidden(folder: Path) -> None:
-    write(folder, GOOD, ".b.parquet.tmp")
+    write(folder, GOOD, ".b.parquet")
+
+
+def leave_copy(folder: Path) -> None:
+    write(folder, GOOD, "a.parquet~")
+
+
+def leave_part(folder: Path) -> None:
+    write(folder, GOOD, "b.parquet.TMP")
 
 
 def leave_twice(folder: Path) -> None:
@@ -640,7 +648,9 @@ def leave_twice(folder: Path) -> None:
         (leave_folder, "has the file label=1/part=2/rows.parquet in a folder below; expected all files in the folder"),
         (leave_link_to_folder, "has the file b/more in a folder below"),
         (leave_delta_log, "has the file _delta_log/0.checkpoint.parquet in a folder below"),
-        (leave_hidden, ".b.parquet.tmp is hidden, but a file with rows; expected it elsewhere"),
+        (leave_hidden, ".b.parquet has rows, and the name of a hidden file, a copy or a part; expected it elsewhere"),
+        (leave_copy, "a.parquet~ has rows, and the name of a hidden file, a copy or a part"),
+        (leave_part, "b.parquet.TMP has rows, and the name of a hidden file, a copy or a part"),
         (leave_twice, "has one file as a.parquet and as b.parquet; expected it once"),
     ],
 )
