@@ -105,3 +105,60 @@ def test_tables_with_a_delimiter(tmp_path: Path) -> None:
             archive.table("0.Stand/1_a.csv", 3, np.float32, delimiter=",")
         with pytest.raises(DataError, match=r"bad.csv, line 2, value 2 is ''; expected a finite number"):
             archive.table("bad.csv", 2, np.float32, delimiter=",")
+
+
+LEFT_BEHIND = ["__MACOSX/._notes.txt", "__MACOSX/notes.txt", ".DS_Store", "0.Stand/._1_a.csv", "0.Stand/Thumbs.db",
+               "desktop.ini", "0.Stand/~$1_a.csv", ".git/notes.txt"]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("landmark", ["0.Stand/", "notes.txt"])
+def test_what_systems_leave_behind_is_not_there(layout: Layout, landmark: str, tmp_path: Path) -> None:
+    path = layout(tmp_path)
+    if path.is_dir():
+        top = path if (path / "notes.txt").exists() else path / "top"
+        for file in (path / "__MACOSX" / "notes.txt", *(top / name for name in LEFT_BEHIND)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"x")
+    else:
+        with zipfile.ZipFile(path, "a") as bundle:
+            for name in LEFT_BEHIND:
+                bundle.writestr(name, b"x")
+                bundle.writestr(f"top/{name}", b"x")
+    with open_archive(path, landmark=landmark) as archive:
+        assert set(archive.members()) - {"elsewhere.txt"} == set(MEMBERS)
+
+
+@pytest.mark.parametrize("inner", ["data.zip", "set/DATA.ZIP"])
+def test_a_zip_in_a_zip_that_macos_made(inner: str, tmp_path: Path) -> None:
+    content = as_zip(tmp_path).read_bytes()
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as bundle:
+        for name in (inner, "__MACOSX/._data.zip", "._data.zip", "read me.txt"):
+            bundle.writestr(name, content if name == inner else b"x")
+    with open_archive(tmp_path / "outer.zip", landmark="notes.txt") as archive:
+        assert archive.read("notes.txt") == MEMBERS["notes.txt"]
+
+
+@pytest.mark.parametrize(("below", "is_found"), [("a", True), ("a/b", True), ("a/b/c", False)])
+def test_a_folder_is_looked_into_two_levels_deep(below: str, is_found: bool, tmp_path: Path) -> None:
+    as_folder(tmp_path, f"data/{below}")
+    if is_found:
+        with open_archive(tmp_path / "data", landmark="notes.txt") as archive:
+            assert set(archive.members()) == set(MEMBERS)
+    else:
+        with pytest.raises(DataError, match=r"holds no notes.txt; expected it there or up to 2 folders below"):
+            open_archive(tmp_path / "data", landmark="notes.txt").__enter__()
+
+
+def test_two_copies_are_refused_and_the_nearest_wins(tmp_path: Path) -> None:
+    as_folder(tmp_path, "data/one")
+    as_folder(tmp_path, "data/one (old)")
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as bundle:
+        for top in ("one", "one (old)"):
+            bundle.writestr(f"{top}/notes.txt", b"x")
+    for path in (tmp_path / "data", tmp_path / "two.zip"):
+        with pytest.raises(DataError, match=r"holds notes.txt in 'one.*' and in 'one.*'; expected one copy"):
+            open_archive(path, landmark="notes.txt").__enter__()
+    as_folder(tmp_path, "data")
+    with open_archive(tmp_path / "data", landmark="notes.txt") as archive:
+        assert "notes.txt" in archive.members()

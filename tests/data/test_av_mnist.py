@@ -12,6 +12,7 @@ from official_files import SPEAKERS, idx, mnist_image, tone, write_av_mnist, wri
 
 from blossom_ray.data.audio import decibels, mel_power
 from blossom_ray.data.av_mnist import AvMnist
+from blossom_ray.data.dataset import LeftOut
 from blossom_ray.data.mnist import normalised, read_mnist
 from blossom_ray.data.spoken_digits import Recording, list_recordings, open_spoken_digits
 from blossom_ray.errors import DataError
@@ -229,3 +230,39 @@ def test_the_official_files() -> None:
     assert np.bincount(everything.labels).tolist() == [5421] * 10
     with pytest.raises(DataError, match=r"asks for 5422 images of the digit 5"):
         AvMnist(OFFICIAL, pairs=54_220).targets()
+
+
+def test_recordings_of_other_names_are_counted_and_named(files: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(files, tmp_path / "copy")
+    recordings = next(folder.rglob("recordings"))
+    expected = AvMnist(folder, spectrogram=SMALL).load()
+    (recordings / "0_jackson_5.wav").rename(recordings / "0_jackson_5.WAV")
+    shutil.copy(recordings / "0_jackson_6.wav", recordings / "0_jackson_6 (1).wav")
+    found = AvMnist(folder, spectrogram=SMALL).load()
+    assert found.fingerprint() == expected.fingerprint()
+    assert set(found.left_out) - set(expected.left_out) == {
+        LeftOut(
+            "files whose names are no recording's, as <digit>_<speaker>_<index>.wav",
+            1,
+            ("recordings/0_jackson_6 (1).wav",),
+        )
+    }
+    shutil.copy(recordings / "0_jackson_6.wav", recordings / "0_jackson_06.wav")
+    with pytest.raises(DataError, match=r"0_jackson_06.wav and recordings/0_jackson_6.wav; expected each"):
+        AvMnist(folder, spectrogram=SMALL).load()
+
+
+def test_images_and_recordings_in_no_pair_are_counted(files: Path) -> None:
+    dataset = AvMnist(files, spectrogram=SMALL, pairs=20, held_out_pairs=10).load()
+    counts = {entry.what: entry.count for entry in dataset.left_out}
+    assert counts["images of the train part in no pair (data.pairs)"] == 120 - 20
+    assert counts["images of the train part that the official files have and this copy has not"] == 60_000 - 120
+    assert counts["images of the test part in no pair (data.held_out_pairs)"] == 120 - 10
+
+
+def test_recordings_in_two_zips(files: Path, tmp_path: Path) -> None:
+    folder = packed_recordings(files, tmp_path)
+    packed = next(folder.glob("*.zip"))
+    shutil.copy(packed, packed.with_name("old.ZIP"))
+    with pytest.raises(DataError, match=r"has recordings in .*zip and in old.ZIP; expected one of them"):
+        AvMnist(folder, spectrogram=SMALL).targets()

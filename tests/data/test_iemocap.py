@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,53 @@ def test_faults(tmp_path: Path) -> None:
         source.targets()
     with pytest.raises(DataError, match=r"iemocap has no modality 'video'; expected some of audio, text"):
         iemocap(tmp_path, modalities=("video",))
+
+
+@pytest.mark.parametrize("stray", ["Ses01F_impro01_old.txt", "Ses01F_impro01 (1).txt", "Copy of Ses01F_impro01.TXT"])
+@pytest.mark.parametrize(("kind", "what"), [("EmoEvaluation", "evaluation"), ("transcriptions", "transcription")])
+def test_two_files_for_a_turn_are_refused(kind: str, what: str, stray: str, tmp_path: Path) -> None:
+    write_iemocap(tmp_path, sessions=(1,), dialogues=1)
+    folder = tmp_path / "Session1" / "dialog" / kind
+    shutil.copy(folder / "Ses01F_impro01.txt", folder / stray)
+    with pytest.raises(DataError) as error:
+        iemocap(tmp_path, held_out_session=None).load()
+    for part in (stray, "/Ses01F_impro01.txt", f"expected one {what} of each turn"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["._Ses01F_impro09.txt", "~$Ses01F_impro01.txt", ".~lock.txt", "Thumbs.db", "desktop.ini"]
+)
+def test_what_systems_leave_behind_is_no_evaluation(name: str, tmp_path: Path) -> None:
+    write_iemocap(tmp_path, sessions=(1,), dialogues=1)
+    source = iemocap(tmp_path, held_out_session=None)
+    expected = source.load()
+    (tmp_path / "Session1" / "dialog" / "EmoEvaluation" / name).write_bytes(b"\x00\x05\x16\x07")
+    assert source.load().fingerprint() == expected.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"Ses01F_x.txt has no evaluation; expected lines as"),
+        ("% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n", r"Ses01F_x.txt has no evaluation"),
+        ("[1.0 - 2.0]\tSes01F_x_F000\n", r"Ses01F_x.txt: '\[1.0 - 2.0\].*; expected \[6.29 - 8.23\], turn and emotion"),
+    ],
+)
+def test_an_evaluation_file_without_an_evaluation(text: str, message: str, tmp_path: Path) -> None:
+    write_iemocap(tmp_path, sessions=(1,), dialogues=1)
+    (tmp_path / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_x.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        iemocap(tmp_path, held_out_session=None).targets()
+
+
+def test_turns_left_out_are_counted_and_named(tmp_path: Path) -> None:
+    write_iemocap(tmp_path, sessions=(1,), dialogues=2)
+    (tmp_path / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro02.txt").unlink()
+    found = iemocap(tmp_path, held_out_session=None).load().left_out
+    assert [(entry.count, entry.examples[:1]) for entry in found] == [
+        (2, ("Ses01F_impro01_F002",)),
+        (10_039 - 8, ()),
+        (8, ("Session1/sentences/wav/Ses01F_impro02/Ses01F_impro02_F000.wav",)),
+    ]
+    assert str(found[0]).startswith("left out: turns of other emotions, or without agreement on one: 2, such as Ses01F")

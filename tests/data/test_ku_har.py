@@ -214,3 +214,66 @@ def test_from_a_scenario(small_scenario: Scenario, subsamples: str, tmp_path: Pa
     scenario = small_scenario.override({"data": data})
     dataset = open_source(scenario.data, scenario.modalities, scenario.seed).load()
     assert dataset.input_shapes == {"acc": (150, 3), "gyro": (150, 3)}
+
+
+# --- files that were saved again, stray files ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.replace(",", ";").replace(".", ",").encode("utf-8-sig"),
+    ],
+)
+def test_a_table_that_was_saved_again_is_the_same(
+    saved: Callable[[str], bytes], subsamples: str, tmp_path: Path
+) -> None:
+    expected = KuHar(as_zip(subsamples, tmp_path)).load()
+    (tmp_path / "windows.csv").write_bytes(saved(subsamples))
+    assert KuHar(tmp_path / "windows.csv").load().fingerprint() == expected.fingerprint()
+
+
+def test_a_window_that_is_there_twice(subsamples: str, tmp_path: Path) -> None:
+    lines = subsamples.splitlines(keepends=True)
+    with pytest.raises(DataError, match=r"row 3 and .*, row 11 are the same; expected each window once"):
+        KuHar(as_zip(subsamples + lines[2], tmp_path)).load()
+
+
+def test_recordings_that_no_rule_matches_are_named(tmp_path: Path, own_cache: Path) -> None:
+    """The second load is from the cache, and tells the same."""
+    strays = ["0.Stand/rec.csv", "0.Stand/deeper/1001_A_2.csv", "1.Sit/1001_B_1.xlsx", "Sit/1001_B_1.csv"]
+    recordings = {name.replace("1002_A_1.csv", "1002_A_1.CSV"): values for name, values in RECORDINGS.items()}
+    path = write_recordings(tmp_path, recordings)
+    with zipfile.ZipFile(path, "a") as bundle:
+        for name in strays:
+            bundle.writestr(name, "what it holds does not matter")
+        bundle.writestr("__MACOSX/0.Stand/._1001_A_1.csv", "x")
+        bundle.writestr("0.Stand/._1001_A_1.csv", "x")
+    first, second = (KuHar(path, windows="recordings").load() for _ in range(2))
+    assert first.labels.tolist() == [0, 0, 0, 11]
+    assert first.left_out == second.left_out
+    found = [(entry.count, entry.examples) for entry in first.left_out]
+    assert found == [
+        (2, ("12.Walk-backwards/1003_M_1.csv", "17.Table-tennis/1090_R_1.csv")),
+        (1945 - 5, ()),
+        (4, tuple(sorted(strays)[:3])),
+    ]
+
+
+def test_a_recording_that_is_there_twice_or_has_a_header(tmp_path: Path) -> None:
+    values = recording(300, 300, 300, 1)
+    twice = {"0.Stand/1001_A_1 (1).csv": values, "0.Stand/1001_A_1.csv": values}
+    with pytest.raises(DataError, match=r"1001_A_1 \(1\).csv and 0.Stand/1001_A_1.csv are the same"):
+        KuHar(write_recordings(tmp_path, twice), windows="recordings").load()
+    headed = {"0.Stand/1001_A_1.csv": np.concatenate([np.arange(8.0)[None], values])}
+    with pytest.raises(DataError, match=r"1001_A_1.csv begins with numbers of its columns"):
+        KuHar(write_recordings(tmp_path, headed), windows="recordings").load()
+
+
+def test_windows_of_other_classes_are_counted(subsamples: str, tmp_path: Path) -> None:
+    assert [str(entry) for entry in KuHar(as_zip(subsamples, tmp_path), classes="paper").load().left_out] == [
+        "left out: windows that the official files have and this copy has not: 20,740",
+        "left out: windows of other classes (data.classes: paper): 1",
+    ]

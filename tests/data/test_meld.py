@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official_files import MELD_COLUMNS, meld_rows, tone, write_clip, write_meld, write_meld_csv
+from official_files import MELD_COLUMNS, meld_rows, tone, write_clip, write_meld, write_meld_csv, write_wav
 
 from blossom_ray.data.meld import EMOTIONS, PAPER_EMOTIONS, Meld
 from blossom_ray.data.speech import speech_frames
@@ -171,3 +171,87 @@ def test_the_official_texts() -> None:
     paper = meld(OFFICIAL, modalities=("text",), classes="paper")
     assert np.bincount(paper.targets().labels).tolist() == [1100, 1719, 4652, 681]
     assert len(set(paper.targets().subjects.tolist())) == 244
+
+
+def moved(folder: Path, train: str, test: str) -> Path:
+    """MELD with the clips of each part in another folder; those of the test part sound otherwise."""
+    write_meld(folder)
+    parts = {"train/train_splits": train, "output_repeated_splits_test": test}
+    for old, new in parts.items():
+        clips = [(clip.name, clip.read_bytes()) for clip in sorted((folder / old).iterdir())]
+        shutil.rmtree(folder / old)
+        for name, content in clips:
+            target = folder / new / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+    for row in range(16):
+        name = f"dia{row // 8}_utt{row % 8}.wav"
+        write_wav(folder / test / name, tone(3000, 0.15, 16_000), 16_000)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/train_splits", "output_repeated_splits_test"),
+        ("train_dev_test_wav/train", "train_dev_test_wav/test"),
+        ("audio/Train", "audio/TEST"),
+        ("wav_train_16k", "wav_test_16k"),
+        ("contest/training", "contest/latest/testing"),
+        ("wav/TrainSplits", "wav/testSplits"),
+        ("dev-train-test/train/train_splits", "dev-train-test/test/output_repeated_splits_test"),
+    ],
+)
+def test_clips_belong_to_the_part_that_folders_name_word_by_word(train: str, test: str, tmp_path: Path) -> None:
+    held_out = meld(moved(tmp_path / "test-of-train", train, test), modalities=("audio",)).load().held_out
+    frames = speech_frames(tone(3000, 0.15, 16_000) / 2**15, AUDIO)
+    for row in range(16):
+        np.testing.assert_array_equal(held_out.inputs["audio"][row, :16], frames)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("train/wav", "train/test"), ("clips/train", "clips/more"), ("a/train", ".")]
+)
+def test_clips_of_no_part_or_two_are_refused(train: str, test: str, tmp_path: Path) -> None:
+    path = moved(tmp_path, train, test)
+    with pytest.raises(DataError, match=r"dia0_utt0.wav is in folders that name no part, or two; expected one"):
+        meld(path).load()
+
+
+def test_clips_of_the_dev_part_are_nobodys(tmp_path: Path) -> None:
+    expected = meld(write_meld(tmp_path / "a")).load().fingerprint()
+    write_meld(tmp_path / "b")
+    (tmp_path / "b/train/train_splits").joinpath("dia0_utt0.wav").rename(
+        tmp_path / "b/train/train_splits/DIA00_utt0.WAV"
+    )
+    write_wav(tmp_path / "b/dev_splits_complete/dia0_utt0.wav", tone(900, 0.15, 16_000), 16_000)
+    assert meld(tmp_path / "b").load().fingerprint() == expected
+
+
+def test_two_sounds_of_an_utterance(tmp_path: Path) -> None:
+    write_meld(tmp_path)
+    shutil.copy(tmp_path / "train/train_splits/dia0_utt0.wav", tmp_path / "train/dia0_utt0.wav")
+    with pytest.raises(DataError, match=r"train/dia0_utt0.wav and train/train_splits/dia0_utt0.wav of the train part"):
+        meld(tmp_path).load()
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
+    write_meld(tmp_path)
+    clips = tmp_path / "train" / "train_splits"
+    shutil.copy(clips / "dia0_utt0.wav", clips / "dia99_utt0.wav")
+    shutil.copy(clips / "dia0_utt0.wav", clips / "final_videos_dia0_utt0.wav")
+    found = {entry.what: (entry.count, entry.examples) for entry in meld(tmp_path, classes="paper").load().left_out}
+    train, test = ("utterances of train_sent_emo.csv", "utterances of test_sent_emo.csv")
+    assert found == {
+        f"{train} that the official files have and this copy has not": (9989 - 96, ()),
+        f"{train} of other emotions (data.classes: paper)": (36, ("dia0_utt4", "dia0_utt5", "dia0_utt6")),
+        f"{train} by the speakers All, Man, Policeman, Tag, Woman (data.classes: paper)":
+            (12, ("dia0_utt2", "dia1_utt2", "dia2_utt2")),
+        f"{test} that the official files have and this copy has not": (2610 - 16, ()),
+        f"{test} of other emotions (data.classes: paper)": (6, ("dia0_utt4", "dia0_utt5", "dia0_utt6")),
+        f"{test} by the speakers All, Man, Policeman, Tag, Woman (data.classes: paper)":
+            (2, ("dia0_utt2", "dia1_utt2")),
+        "sounds without a row in train_sent_emo.csv": (1, ("train/train_splits/dia99_utt0.wav",)),
+        "sounds with another name than dia<number>_utt<number>":
+            (1, ("train/train_splits/final_videos_dia0_utt0.wav",)),
+    }  # fmt: skip

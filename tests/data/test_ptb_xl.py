@@ -422,3 +422,77 @@ def test_labels_and_task_must_agree(small_scenario: Scenario, tmp_path: Path) ->
     data = {"dataset": "ptb-xl", "path": str(tmp_path), "labels": "multi"}
     with pytest.raises(ScenarioError, match=r"data.labels is 'multi', while task is 'classification'; expected 'sing"):
         small_scenario.override({"data": data})
+
+
+# --- tables that were saved again, and what is left out -----------------------------------------------------------
+
+
+def semicolons(text: str) -> str:
+    rows = list(csv.reader(io.StringIO(text)))
+    saved = io.StringIO()
+    csv.writer(saved, delimiter=";").writerows(
+        [cell.replace(".", ",") if cell.replace(".", "").isdecimal() else cell for cell in row] for row in rows
+    )
+    return saved.getvalue()
+
+
+SAVED_AGAIN = {
+    "with a mark": lambda text: "\ufeff" + text,
+    "with semicolons": semicolons,
+    "with semicolons and a mark": lambda text: "\ufeff" + semicolons(text),
+    "with other line ends": lambda text: text.replace("\n", "\r\n").replace("\r\r", "\r"),
+}
+
+
+@pytest.mark.parametrize("table", ["ptbxl_database.csv", "scp_statements.csv"])
+@pytest.mark.parametrize("way", SAVED_AGAIN)
+def test_tables_that_were_saved_again_are_the_same(way: str, table: str, official: Path) -> None:
+    expected = PtbXl(official).load().fingerprint()
+    text = SAVED_AGAIN[way]((official / table).read_text())
+    (official / table).write_bytes(text.encode())
+    assert PtbXl(official).load().fingerprint() == expected
+
+
+def test_statements_that_pandas_saved_again(official: Path) -> None:
+    expected = PtbXl(official).load().fingerprint()
+    path = official / "scp_statements.csv"
+    with_name = "Unnamed: 0" + path.read_text()
+    path.write_text(with_name)
+    assert PtbXl(official).load().fingerprint() == expected
+    numbered = [f"{row - 1 if row else ''},{line}" for row, line in enumerate(with_name.splitlines())]
+    path.write_text("\n".join(numbered))
+    assert PtbXl(official).load().fingerprint() == expected
+    path.write_text(with_name.replace("Unnamed: 0", "name"))
+    with pytest.raises(DataError, match=r"scp_statements.csv has no column of codes among name, "):
+        PtbXl(official).targets()
+    path.write_text("\n".join(numbered).replace("Unnamed: 0", "name"))
+    with pytest.raises(DataError, match=r"scp_statements.csv, row 1 is for '0'; expected a code as NORM"):
+        PtbXl(official).targets()
+
+
+def test_a_record_that_is_there_twice_and_rows_that_were_mixed_up(official: Path) -> None:
+    text = database(RECORDS)
+    path = official / "ptbxl_database.csv"
+    path.write_text(text + text[text.index("\n2,") + 1 : text.index("\n3,") + 1])
+    with pytest.raises(DataError, match=rf"has two rows for record 2, 2 and {len(RECORDS) + 1}; expected one"):
+        PtbXl(official).targets()
+    path.write_text(text.replace("\n3,", "\n30,"))
+    with pytest.raises(DataError, match=r"record 3: ecg_id is '30' and filename_lr records100/00000/00003_lr"):
+        PtbXl(official).targets()
+
+
+def test_records_left_out_are_counted_and_named(official: Path) -> None:
+    write_record(official, 99, digital(99))
+    found = {entry.what: (entry.count, entry.examples) for entry in PtbXl(official).load().left_out}
+    assert found == {
+        "records that the official files have and this copy has not": (21_799 - len(RECORDS), ()),
+        "signals without a row in ptbxl_database.csv": (1, (name_of(99),)),
+        "records without a diagnostic superclass": (1, (name_of(4),)),
+        "records with several superclasses (data.labels: single)": (2, (name_of(3), name_of(7))),
+        "records of fold 9 (data.use_validation_fold: false)": (1, (name_of(5),)),
+    }
+    assert {entry.what for entry in PtbXl(official, labels="multi", use_validation_fold=True).load().left_out} == {
+        "records that the official files have and this copy has not",
+        "signals without a row in ptbxl_database.csv",
+        "records without a diagnostic superclass",
+    }
