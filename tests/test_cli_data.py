@@ -191,3 +191,43 @@ def test_bad_input_is_one_clear_error(case: str, data: Command) -> None:
     outcome = data(*arguments)
     assert (outcome.exit_code, outcome.out) == (2, "")
     assert re.match(message, outcome.err), outcome.err
+
+
+LEFT_OUT = "left out: utterances of train_sent_emo.csv of other emotions (data.classes: paper): 36, such as dia0_utt4, "
+
+
+def meld_scenario(folder: Path, runtime: str) -> str:
+    path = DOWNLOADS["meld"](folder)
+    (folder / "meld.yaml").write_text(
+        f"""
+rounds: 1
+data: {{dataset: meld, path: {path}, classes: paper, text: {{tokens: 3, dim: 4}}}}
+clients: [{{count: 2, modalities: [text]}}]
+model: {{encoders: {{text: {{kind: mlp}}}}}}
+execution: {{runtime: {runtime}}}
+""",
+        encoding="utf-8",
+    )
+    return str(folder / "meld.yaml")
+
+
+@pytest.mark.parametrize("runtime", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_what_is_left_out_is_in_the_manifest_and_on_the_screen(runtime: str, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    outcome = command("simulate", meld_scenario(tmp_path / "files", runtime), "--out", "run")
+    assert outcome.exit_code == 0, outcome.err
+    (manifest,) = (json.loads(path.read_text()) for path in tmp_path.glob("run/**/manifest.json"))
+    entries = {entry["what"]: entry for entry in manifest["data"]["left_out"]}
+    what = "utterances of train_sent_emo.csv of other emotions (data.classes: paper)"
+    assert entries[what] == {"what": what, "count": 36, "examples": ["dia0_utt4", "dia0_utt5", "dia0_utt6"]}
+    assert any(note.startswith(LEFT_OUT) for note in manifest["notes"])
+    assert f"note: {LEFT_OUT}" in " ".join(outcome.out.split())
+
+
+def test_inspect_and_prepare_tell_what_is_left_out(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    scenario = meld_scenario(tmp_path / "files", "local")
+    for name in ("inspect", "prepare"):
+        assert LEFT_OUT in " ".join(command("data", name, scenario).out.split())
+        found = json.loads(command("data", name, scenario, "--json").out)
+        assert {entry["count"] for entry in found["left_out"]} >= {36, 9989 - 96}
