@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.exceptions
 
@@ -33,6 +35,11 @@ LOST = (
 # What Ray says of a worker that its memory monitor killed. It names "OOM" as one guess of several for any SIGKILL.
 _OUT_OF_MEMORY = "running low on memory"
 _HEAD_ATTEMPTS, _HEAD_TIMEOUT_S, _HEAD_PAUSE_S = 3, 5.0, 0.5
+START_LIMIT = "RAY_raylet_start_wait_time_s"
+"""Variable with the seconds that Ray gives its node to come up; it takes 30 without."""
+_LONG_START_S = 240
+_TIMED_OUT = "timed out during startup"
+_END_TIMEOUT_S = 10.0
 _LOGS = "Ray's logs tell more: session_latest/logs under RAY_TMPDIR (/tmp/ray if it is not set)"
 
 # Head nodes that were lost: with one, this process ends by `_leave`.
@@ -138,19 +145,55 @@ def _start(address: str, source: str) -> None:
         join(address, source, options)
         return
     try:
-        with loopback():
-            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+        _start_alone(options)
+    except Exception as error:
+        if _TIMED_OUT not in str(error):
+            raise _no_session(error) from error
+    else:
+        return
+    # A machine that is busy now may take a multiple; whoever has chosen a limit has that one, and a second try.
+    os.environ.setdefault(START_LIMIT, str(_LONG_START_S))
+    try:
+        _start_alone(options)
     except Exception as error:  # a node that does not come up is a plain one
         raise _no_session(error) from error
+
+
+def _start_alone(options: dict[str, Any]) -> None:
+    """Start a session of this machine alone; one that fails leaves no process behind."""
+    before = set(psutil.Process().children())
+    try:
+        with loopback():
+            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+    except BaseException:
+        ray.shutdown()
+        # Ray knows nothing of a node that did not come up.
+        _end([each for each in psutil.Process().children() if each not in before])
+        raise
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End those of these processes that are Ray's, with their children."""
+    ours = str(Path(ray.__file__).parent)
+    ended = []
+    for process in processes:
+        with suppress(psutil.Error):
+            if any(ours in word for word in process.cmdline()):
+                ended += [process, *process.children(recursive=True)]
+    for process in ended:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(ended, timeout=_END_TIMEOUT_S)
 
 
 def _no_session(error: Exception) -> RunError:
     """Why there is no Ray session: one cause, one hint."""
     reason = _first_line(error)
-    if "timed out during startup" in reason:
+    if _TIMED_OUT in reason:
         return RunError(
-            "Ray did not start within its time limit of 30 s",
-            "on a busy machine wait for other work to end, then go on with: blossom-ray resume RUN (the run folder)",
+            f"Ray did not start within its time limit, {os.environ[START_LIMIT]} s in a second try",
+            f"on a busy machine wait for other work to end, or give it longer: {START_LIMIT}=600; a run that was begun "
+            "goes on with: blossom-ray resume RUN (the run folder)",
         )
     return RunError(
         f"Ray did not start: {reason}",

@@ -7,16 +7,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray
 from ray import exceptions
 
 from blossom_ray import Scenario
 from blossom_ray.errors import ActorLostError, ClientError, RunError, StorageError
-from blossom_ray.runtime.cluster import HeadNode, ray_errors, session
+from blossom_ray.runtime.cluster import START_LIMIT, HeadNode, ray_errors, session
 from blossom_ray.scenario.writer import scenario_yaml
 
 
@@ -90,8 +92,8 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     [
         (
             Exception("The current node timed out during startup. This could happen because the GCS is overloaded."),
-            "Ray did not start within its time limit of 30 s",
-            "on a busy machine wait",
+            "Ray did not start within its time limit, 240 s in a second try",
+            "on a busy machine wait for other work to end, or give it longer: RAY_raylet_start_wait_time_s=600",
         ),
         (OSError("AF_UNIX path length cannot exceed 107 bytes"), "Ray did not start: AF_UNIX path", "RAY_TMPDIR names"),
     ],
@@ -102,13 +104,73 @@ def test_a_session_that_does_not_start_has_one_cause_and_one_hint(
     def init(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray.init", init)
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    started_by(init, monkeypatch)
     with pytest.raises(RunError) as caught, session():
         pass
     assert caught.value.cause.startswith(cause)
     assert caught.value.hint.startswith(hint)
+
+
+SLOW = Exception("The current node timed out during startup. This could happen because the GCS is overloaded.")
+
+
+def started_by(init: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have sessions start by this function, in an environment that says nothing of it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # What is set on the way is undone as well.
+    monkeypatch.setenv(START_LIMIT, "")
+    monkeypatch.delenv(START_LIMIT)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+
+@pytest.mark.parametrize(("chosen", "limits"), [(None, [None, "240"]), ("77", ["77", "77"])])
+def test_a_node_that_does_not_come_up_in_time_gets_a_second_try(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, limits: list[str | None]
+) -> None:
+    seen = []
+
+    def init(*_: object, **__: object) -> None:
+        seen.append(os.environ.get(START_LIMIT))
+        if len(seen) == 1:
+            raise SLOW
+
+    started_by(init, monkeypatch)
+    if chosen is not None:
+        monkeypatch.setenv(START_LIMIT, chosen)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+        with session():
+            pass
+    assert seen == limits
+
+
+@pytest.mark.parametrize("raised", [SLOW, OSError("AF_UNIX path length"), KeyboardInterrupt()])
+def test_a_start_that_fails_leaves_no_process_of_rays(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> None:
+    def child(*arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", *arguments])
+
+    started = []
+
+    def init(*_: object, **__: object) -> None:
+        started.append(child(f"{Path(ray.__file__).parent}/raylet"))
+        started.append(other := child())
+        others.append(other)
+        raise raised
+
+    others = [child(f"{Path(ray.__file__).parent}/of-another-session")]
+    started_by(init, monkeypatch)
+    try:
+        with pytest.raises((RunError, KeyboardInterrupt)), session():
+            pass
+        assert [each for each in started if each not in others and each.poll() is None] == []
+        assert [each.poll() for each in others] == [None] * len(others)
+    finally:
+        for each in [*started, *others]:
+            each.kill()
+            each.wait()
 
 
 GUESSES = """The actor died unexpectedly before finishing this task.
