@@ -23,7 +23,7 @@ from blossom_ray.records import RoundRecord
 from blossom_ray.results.run import CHECKPOINTS, MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
 from blossom_ray.results.run_log import RunLog
 from blossom_ray.results.table_sums import TableSums
-from blossom_ray.runtime.address import check_service, parse_address
+from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.simulation import CheckpointKept, Event, RunInfo, run
@@ -127,9 +127,12 @@ def check_address(scenario: Scenario, address: str | None) -> None:
     """Find out before anything starts whether a scenario can run at an address.
 
     Raises:
-        InputError: It is no address of a cluster, or the scenario says that it runs without Ray.
+        InputError: It is no address of a cluster, or the scenario says that it runs without Ray; or the token that
+            Ray would send cannot be sent.
         RunError: Nothing answers there.
     """
+    if scenario.execution.runtime == "ray":
+        check_sent_token()
     if address is None:
         return
     place = parse_address(address)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from blossom_ray.errors import InputError, RunError
+from blossom_ray.text import brief
 
 _TIMEOUT_S = 5.0
+_MOST_HOST_CHARACTERS = 253
+_MOST_TOKEN_CHARACTERS = 4096
 _EXPECTED = "auto, local or HOST:PORT (6379 unless the cluster was started with another port)"
 # What every HTTP/2 client sends first (RFC 9113, section 3.4), with an empty SETTINGS frame; type 4 answers it.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -63,10 +69,67 @@ def parse_address(address: str, source: str = "--address") -> HostPort | None:
             f"{source} is {address!r}, where jobs are submitted (blossom-ray submit); expected {_EXPECTED}"
         )
     host, _, port = rest.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if has_scheme or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise InputError(f"{source} is {address!r}; expected {_EXPECTED}")
+    is_port = re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
+    has_brackets = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if has_brackets else host
+    # Of `::1:6379` nobody can tell where the port begins.
+    if has_scheme or not is_port or not is_host(host) or has_brackets != (":" in host):
+        if "@" in address:
+            raise InputError(f"{source} holds a name or password of a user; expected {_EXPECTED}")
+        raise InputError(f"{source} is {brief(repr(address))}; expected {_EXPECTED}")
     return HostPort(host, int(port))
+
+
+def is_host(host: str) -> bool:
+    """Whether it is the name of a machine or an IP address, which a system's resolver can be asked for."""
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            return False
+        return True
+    try:
+        ascii_host = host.removesuffix(".").encode("idna").decode()
+    except UnicodeError:
+        return False
+    return len(ascii_host) <= _MOST_HOST_CHARACTERS and bool(re.fullmatch(r"[\w-]+(\.[\w-]+)*", ascii_host, re.ASCII))
+
+
+def check_token() -> None:
+    """Find out whether the token that Ray would send can be sent: it ends the process over one that cannot.
+
+    Raises:
+        InputError: There is one, and it is empty or no visible ASCII characters.
+    """
+    source, token = _token()
+    if token is not None and not re.fullmatch(f"[!-~]{{1,{_MOST_TOKEN_CHARACTERS}}}", token):
+        raise InputError(f"{source} is no token; expected one line of visible ASCII characters, as the cluster has it")
+
+
+def check_sent_token() -> None:
+    """Find out whether the token can be sent, if RAY_AUTH_MODE says that one is.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        check_token()
+
+
+def _token() -> tuple[str, str | None]:
+    """The first place that Ray takes a token from, and what it takes there; None if there is no such place."""
+    token, name = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if token:
+        return "RAY_AUTH_TOKEN", token.strip()
+    path = Path(name) if name else Path("~/.ray/auth_token").expanduser()
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                first = file.readline(_MOST_TOKEN_CHARACTERS + 2)
+            return str(path), first.decode(errors="replace").strip()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a file with a token") from error
+    return ("RAY_AUTH_TOKEN_PATH", "") if name else ("RAY_AUTH_TOKEN", token)
 
 
 def is_listening(place: HostPort, timeout_s: float = _TIMEOUT_S) -> bool:

@@ -20,6 +20,7 @@ import ray
 import ray.exceptions
 
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError
+from blossom_ray.runtime.address import check_sent_token
 from blossom_ray.runtime.joining import check_joined, join, loopback
 from blossom_ray.runtime.placement import Room
 
@@ -141,6 +142,7 @@ class HeadNode:
 def _start(address: str, source: str) -> None:
     """Join the cluster at an address, or start one of this machine alone for `local`."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    check_sent_token()
     if address != "local":
         join(address, source, options)
         return

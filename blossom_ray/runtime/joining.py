@@ -19,7 +19,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled; its 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from blossom_ray.errors import RunError
-from blossom_ray.runtime.address import HostPort, check_service, is_listening, parse_address
+from blossom_ray.runtime.address import HostPort, check_service, check_token, is_listening, parse_address
 
 # The same code gives the same bits only with the same versions of these on all nodes.
 _PACKAGES = ("blossom-ray", "torch", "numpy")
@@ -89,7 +89,10 @@ def loopback(*, allowed: bool = True) -> Iterator[None]:
 
 def _found_here() -> HostPort:
     """The cluster that was started on this machine."""
-    found = services.canonicalize_bootstrap_address("auto")
+    try:
+        found = services.canonicalize_bootstrap_address("auto")
+    except ConnectionError:  # Ray's word for none
+        found = None
     place = None if found is None else parse_address(found)
     if place is None:
         raise RunError(
@@ -132,7 +135,12 @@ def _check_cluster(place: HostPort) -> None:
 
 
 def use_token() -> bool:
-    """Send the token that is at hand from now on; False if there is none, or RAY_AUTH_MODE says otherwise."""
+    """Send the token that is at hand from now on; False if there is none, or RAY_AUTH_MODE says otherwise.
+
+    Raises:
+        InputError: What is at hand cannot be sent.
+    """
+    check_token()
     try:
         from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     except ImportError:  # Ray before 2.59 leaves it to RAY_AUTH_MODE

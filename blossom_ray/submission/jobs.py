@@ -14,15 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.runtime_env import RuntimeEnv
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
 from blossom_ray.errors import InputError, RunError
+from blossom_ray.runtime.address import check_sent_token, is_host
 from blossom_ray.runtime.joining import use_token
+from blossom_ray.text import brief
 
 API_ADDRESS = "RAY_API_SERVER_ADDRESS"
 # They tell of every upload and connection on standard error.
@@ -75,7 +79,7 @@ class Jobs:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = _checked(address)
+        self.address = checked_address(address)
         with self._errors():
             try:
                 self._client = self._connected()
@@ -172,9 +176,10 @@ class Jobs:
     def _connected(self) -> JobSubmissionClient:
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
-        headers = os.environ.get("RAY_JOB_HEADERS")
+        headers = _headers()
+        check_sent_token()
         with _addressed(self.address):
-            return JobSubmissionClient(self.address, headers=json.loads(headers) if headers else None)
+            return JobSubmissionClient(self.address, headers=headers)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -194,16 +199,54 @@ class Jobs:
             raise RunError(f"the Jobs API at {self.address} refused: {_first_line(error)}") from error
 
 
-def _checked(address: str | None) -> str:
+def checked_address(address: str | None) -> str:
+    """Where a Jobs API is said to be; None: what RAY_API_SERVER_ADDRESS or RAY_ADDRESS says.
+
+    Raises:
+        InputError: It is no such address, or holds a password.
+    """
     source = "--address"
     if address is None:
         source = API_ADDRESS if API_ADDRESS in os.environ else "RAY_ADDRESS"
         address = os.environ.get(source)
         if not address:
             raise InputError(f"--address is missing, and {API_ADDRESS} is not set; expected http://HOST:8265")
-    if not address.startswith(("http://", "https://")) or not address.partition("://")[2].strip("/"):
-        raise InputError(f"{source} is {address!r}; expected http://HOST:8265, the cluster's dashboard")
+    expected = "expected http://HOST:8265, the cluster's dashboard"
+    try:
+        url = urlsplit(address)
+        is_url = address.startswith(("http://", "https://")) and is_host(url.hostname or "") and url.port != 0
+    except ValueError:
+        is_url = False
+    if "@" in address:
+        raise InputError(f"{source} holds a name or password of a user; {expected}, and RAY_JOB_HEADERS or a token")
+    if not is_url or not address.isprintable() or " " in address or "?" in address or "#" in address:
+        raise InputError(f"{source} is {brief(repr(address))}; {expected}")
     return address.rstrip("/")
+
+
+def check_with_ray(environment: Mapping[str, Any]) -> None:
+    """Find out before a job is sent whether Ray takes a runtime environment.
+
+    Raises:
+        InputError: It does not.
+    """
+    try:
+        json.dumps(RuntimeEnv(**environment))
+    except (TypeError, ValueError, OSError) as error:
+        raise InputError(f"--runtime-env: {_first_line(error)}; expected a runtime environment of Ray") from error
+
+
+def _headers() -> dict[str, str] | None:
+    text = os.environ.get("RAY_JOB_HEADERS")
+    if not text:
+        return None
+    try:
+        headers = json.loads(text)
+    except (ValueError, RecursionError):
+        headers = None
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise InputError('RAY_JOB_HEADERS is no JSON object of texts; expected HTTP headers, such as {"Name": "value"}')
+    return headers
 
 
 @contextmanager

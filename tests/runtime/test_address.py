@@ -1,15 +1,18 @@
 """Addresses of clusters: what they may look like, and what answers there."""
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from blossom_ray import Scenario, simulate, sweep
 from blossom_ray.errors import InputError, RunError
-from blossom_ray.runtime.address import HostPort, check_service, is_listening, parse_address
+from blossom_ray.runtime.address import HostPort, check_service, check_token, is_listening, parse_address
+from blossom_ray.text import brief
 
 
 @pytest.mark.parametrize(
@@ -18,6 +21,8 @@ from blossom_ray.runtime.address import HostPort, check_service, is_listening, p
         ("head:6379", HostPort("head", 6379), "head:6379"),
         ("127.0.0.1:1", HostPort("127.0.0.1", 1), "127.0.0.1:1"),
         ("[::1]:65535", HostPort("::1", 65535), "[::1]:65535"),
+        ("host_1.example.:1", HostPort("host_1.example.", 1), "host_1.example.:1"),
+        ("münchen.example:1", HostPort("münchen.example", 1), "münchen.example:1"),
     ],
 )
 def test_an_address_is_a_host_and_a_port(address: str, place: HostPort, text: str) -> None:
@@ -32,12 +37,62 @@ def test_ray_finds_these_itself(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "head", "head:", ":6379", "head:0", "head:65536", "head:six", "head:-1", "head:٣", "redis://head:6379"],
-)
+    [
+        "", "head", "head:", ":6379", "head:0", "head:65536", "head:six", "head:-1", "head:٣", "redis://head:6379",
+        "head:" + "9" * 100, "..:1", "a..b:1", ".a:1", "a" * 64 + ":1", "a." * 127 + "a:1", "a b:1", "a\x1b[31m:1",
+        "a\n:1", "a/b:1", "::1:6379", "fe80::1", "[::1:1", "::1]:1", "[head]:1", "[127.0.0.1]:1", "[]:1", "[:::]:1",
+    ],
+)  # fmt: skip
 def test_what_is_no_address_is_told_what_would_be(address: str) -> None:
-    with pytest.raises(InputError, match=r"^RAY_ADDRESS is '.*'; expected auto, local or HOST:PORT") as caught:
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS is '.*; expected auto, local or HOST:PORT") as caught:
         parse_address(address, "RAY_ADDRESS")
-    assert repr(address) in str(caught.value)
+    assert brief(repr(address)) in str(caught.value)
+
+
+def test_a_very_long_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match=r"expected auto") as caught:
+        parse_address("head:" + "9" * 100_000)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_password_is_not_repeated() -> None:
+    with pytest.raises(InputError, match=r"^--address holds a name or password of a user; expected auto") as caught:
+        parse_address("user:hush@head:6379")
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", " ", "a\nb", "a b", "a\tb", "тайна", "x\x7f", "x" * 5000])
+@pytest.mark.parametrize("place", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~"])
+def test_a_token_that_cannot_be_sent_is_refused_before_ray_has_it(
+    token: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / ".ray" / "auth_token"
+    file.parent.mkdir()
+    if place == "RAY_AUTH_TOKEN":
+        monkeypatch.setenv(place, token)
+    else:
+        # Of a file, Ray takes the first line.
+        file.write_text(token.replace("\n", " "), encoding="utf-8")
+    if place == "RAY_AUTH_TOKEN_PATH":
+        monkeypatch.setenv(place, str(file))
+    expected = place if place == "RAY_AUTH_TOKEN" else re.escape(str(file))
+    with pytest.raises(InputError, match=f"^{expected} is no token; expected one line of visible ASCII characters"):
+        check_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "  good-0123\n")
+    check_token()
+
+
+def test_no_token_is_none_to_complain_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"^RAY_AUTH_TOKEN_PATH is no token"):
+        check_token()
 
 
 def test_ray_client_is_refused_with_what_to_use_instead() -> None:
