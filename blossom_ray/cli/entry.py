@@ -7,6 +7,8 @@ import signal
 from contextlib import suppress
 from typing import NoReturn
 
+from blossom_ray.errors import InputError
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
 
@@ -15,6 +17,15 @@ def main() -> NoReturn:
     """Run the command line; ends the process, by `SystemExit`."""
     _received.clear()
     _handle(_end)
+    try:
+        os.getcwd()
+    except OSError as error:
+        # Libraries would say it in words of their own while they are imported.
+        message = (
+            f"error: the working directory cannot be used ({error.strerror}); expected one that is there: cd first"
+        )
+        os.write(2, f"{message}\n".encode())
+        raise SystemExit(InputError.exit_code) from None
     from blossom_ray.cli import commands
 
     try:
