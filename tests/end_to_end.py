@@ -138,7 +138,8 @@ def run_on_a_cluster(folder: Path, programs: Path) -> str:
         said("start a cluster of two nodes", started)
         steps = Steps(folder / "work", cluster.environment)
         blossom_ray, there = programs / "blossom-ray", ("--address", cluster.dashboard)
-        job = steps.run("submit --follow", blossom_ray, "submit", "scenario.yaml", "--follow", *there).split()[1]
+        printed = steps.run("submit --follow", blossom_ray, "submit", "scenario.yaml", "--follow", *there)
+        job = printed.partition("\njob ")[2].split()[0]
         printed = steps.run("jobs fetch", blossom_ray, "jobs", "fetch", job, *there, "--out", "fetched", "--json")
     fetched: str = json.loads(printed)["run"]
     return fetched

@@ -446,3 +446,63 @@ def test_help_has_an_example(name: str, command: Command) -> None:
     outcome = command(name, "--help")
     assert outcome.exit_code == 0
     assert f"Example: blossom-ray {name}" in outcome.out
+
+
+JOBS = "http://127.0.0.1:1"
+"""Where nothing answers."""
+
+
+def test_submit_says_what_it_takes_along_before_it_asks_anybody(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("key.pem", *(f"{number:02}.txt" for number in range(30))):
+        (tmp_path / "mine" / name).write_text("1", encoding="utf-8")
+    ended = command("submit", "quickstart", "--include", "mine", "--package", "nodes", "--address", JOBS)
+    first, *others = ended.out.splitlines()
+    assert re.fullmatch(r"takes 31 files along, 0\.00 MiB \(scenario 0\.00, included 0\.00\)", first)
+    assert others == [
+        "  blossom-ray-job.yaml", *(f"  mine/{number:02}.txt" for number in range(19)), "  11 more",
+        "left out: mine/key.pem (a secret's name: *.pem)",
+    ]  # fmt: skip
+    assert ended.exit_code == 1
+    assert ended.err.startswith(f"error: no Jobs API of a Ray cluster answers at {JOBS}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("working_dir: .", "--runtime-env has working_dir; expected none"),
+        ("py_modules: [mine]", "--runtime-env has py_modules that Ray would pack whole; expected URIs, or --include"),
+        ("env_vars: {A: 1}", "--runtime-env: "),
+        ("[a]", "--runtime-env is 'env.yaml', which is no mapping"),
+        ("x" * (2**20 + 1), "--runtime-env is 'env.yaml'; expected a file of at most 1 MiB"),
+    ],
+)
+def test_a_runtime_environment_is_checked_before_anybody_is_asked(
+    command: Command, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "env.yaml").write_text(text, encoding="utf-8")
+    ended = command("submit", "quickstart", "--package", "nodes", "--address", JOBS, "--runtime-env", "env.yaml")
+    assert (ended.exit_code, ended.err.startswith(f"error: {message}")) == (2, True), ended.err
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe", "none", "folder", "to-zero"])
+def test_a_runtime_environment_is_a_file(command: Command, tmp_path: Path, path: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "to-zero").symlink_to("/dev/zero")
+    ended = command("submit", "quickstart", "--package", "nodes", "--address", JOBS, "--runtime-env", path)
+    assert ended.exit_code == 2
+    assert ended.err == f"error: --runtime-env is {path!r}; expected a file of at most 1 MiB\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "quickstart"]])
+def test_a_working_directory_that_is_gone(arguments: list[str], tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = 'cd "$0" && rmdir "$0" && exec "$@"'
+    words = ["sh", "-c", script, str(gone), sys.executable, "-m", "blossom_ray", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(QUICKSTART.parent.parent)}
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    message = "the working directory cannot be used (No such file or directory); expected one that is there: cd first"
+    assert ended.stderr == f"error: {message}\n"

@@ -157,14 +157,16 @@ def test_a_job_and_its_run_folder(cluster: StartedCluster, scenario: Scenario, t
     exit_code, out, message = ended(cluster.blossom(*arguments, cwd=tmp_path))
     assert exit_code == 0, message + out
     assert re.search(r"^round +5/5", out, re.MULTILINE)
-    found = re.match(
-        r"job (\S+) at \S+; it took \S+ MiB along \(scenario \S+, data \S+, own code \S+, blossom_ray ", out
-    )
+    shown = r"takes \d+ files along, \S+ MiB \(scenario \S+, data \S+, own code \S+, blossom_ray \S+\)\n"
+    found = re.match(shown + r"  blossom-ray-job\.yaml\n  table\.parquet\n  held_head\.py\njob (\S+) at ", out)
     assert found is not None, out
     job = found[1]
     exit_code, out, message = ended(cluster.blossom("jobs", "fetch", job, *at, cwd=tmp_path))
     assert (exit_code, out.endswith(": finished\n")) == (0, True), message
     run = only_run(tmp_path / "runs")
+    on_the_node = Path(cluster.environment["HOME"], "blossom-ray-jobs", job)
+    fetched = [run.path.parent, *run.path.parent.rglob("*")]
+    assert [path for path in (on_the_node, *fetched) if path.stat().st_mode & 0o077] == []
     assert run.scenario == scenario.override({"seed": 7})
     assert_same_as_undisturbed(run, scenario.override({"seed": 7}))
     exit_code, out, _ = ended(cluster.blossom("jobs", "list", "--json", *at, cwd=tmp_path))

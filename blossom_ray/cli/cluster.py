@@ -20,6 +20,9 @@ from blossom_ray.locations import local_path
 if TYPE_CHECKING:
     from blossom_ray.submission.jobs import Job, Jobs
 
+_MOST_SHOWN = 20
+_MOST_ENVIRONMENT_BYTES = 2**20
+
 jobs_app = typer.Typer(
     name="jobs", help="Runs that were submitted to a cluster: list, watch, stop, bring home.", no_args_is_help=True
 )
@@ -71,17 +74,19 @@ def submit(
     """Run a scenario as a job of a Ray cluster, of which only the dashboard's port has to be reached.
 
     It takes along: the scenario with --set and --seed, own modules from the working directory, data.path unless it is
-    a URI (file:///... for what the nodes have), this package.
+    a URI (file:///... for what the nodes have), this package. It says what before it goes. Secrets by their names,
+    links out of a folder, and what .gitignore and .rayignore name stay here.
     """
     checked = load_scenario(scenario, settings, seed, with_uris=False)
 
     from blossom_ray.submission import packing, runs
-    from blossom_ray.submission.jobs import Jobs
+    from blossom_ray.submission.jobs import Jobs, checked_address
 
     if checked.execution.runtime == "local":
         raise InputError("execution.runtime is local; expected ray for a job on a cluster")
     environment = {} if runtime_env is None else _runtime_environment(local_path(runtime_env, "--runtime-env"))
-    jobs = Jobs(address)
+    runs.check_environment(environment)
+    place = checked_address(address)
     with TemporaryDirectory(prefix="blossom-ray-job-") as folder:
         packed = packing.pack(
             checked,
@@ -91,13 +96,30 @@ def submit(
             excludes=exclude or (),
             limit_mib=limit_mib,
         )
+        # Before anything leaves this machine.
+        packed_names = [str(path) for path, kind in packed.files.items() if kind != packing.PACKAGE]
+        left_out = [str(each) for each in packed.left_out]
+        if not as_json:
+            parts = ", ".join(f"{kind} {size / 2**20:.2f}" for kind, size in packed.sizes.items())
+            say(f"takes {len(packed.files)} files along, {packed.num_bytes / 2**20:.2f} MiB ({parts})")
+            say(*_some("  ", packed_names), *_some("left out: ", left_out))
+        jobs = Jobs(place)
         job_id = runs.submit(jobs, checked, packed, out=out, python=python, runtime_env=environment)
     if as_json:
-        print_json({"job": job_id, "address": jobs.address, "bytes": packed.num_bytes, "files": len(packed.files)})
+        print_json(
+            {
+                "job": job_id,
+                "address": jobs.address,
+                "bytes": packed.num_bytes,
+                "files": len(packed.files),
+                "names": packed_names[:_MOST_SHOWN],
+                "left_out": left_out[:_MOST_SHOWN],
+                "num_left_out": len(left_out),
+            }
+        )
     else:
-        parts = ", ".join(f"{kind} {size / 2**20:.2f}" for kind, size in packed.sizes.items())
         say(
-            f"job {job_id} at {jobs.address}; it took {packed.num_bytes / 2**20:.2f} MiB along ({parts})",
+            f"job {job_id} at {jobs.address}",
             f"watch it:      blossom-ray jobs logs {job_id} --follow --address {jobs.address}",
             f"bring it home: blossom-ray jobs fetch {job_id} --address {jobs.address}",
         )
@@ -183,6 +205,13 @@ def fetch(
             say(f"{folder}: {status}")
 
 
+def _some(start: str, names: list[str]) -> Iterator[str]:
+    """A line per name, as many as one reads."""
+    yield from (f"{start}{name}" for name in names[:_MOST_SHOWN])
+    if len(names) > _MOST_SHOWN:
+        yield f"{start}{len(names) - _MOST_SHOWN} more"
+
+
 def _follow(jobs: Jobs, job_id: str) -> None:
     """Show what a job prints until it ends, and end with its success."""
     with _leaving(jobs, job_id):
@@ -208,8 +237,8 @@ def _runtime_environment(path: Path) -> dict[str, Any]:
     from blossom_ray.storage import read_file
 
     try:
-        document = parse_yaml(read_file(path).decode())
-    except (OSError, UnicodeDecodeError) as error:
+        document = parse_yaml(read_file(path, _MOST_ENVIRONMENT_BYTES).decode())
+    except (OSError, ValueError) as error:
         raise InputError(f"--runtime-env is {str(path)!r}, which cannot be read ({error}); expected a file") from error
     tree = None if document.root is None or document.problems else document.root.plain()
     if not isinstance(tree, dict):

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import io
 import os
+import stat
 import sys
 import tarfile
 
@@ -19,6 +20,7 @@ _ATTEMPTS = 10
 
 def main(mark: str, folder: str, names: list[str]) -> None:
     """Print it."""
+    _hide_output()
     folder = os.path.expanduser(folder)
     if not os.path.isdir(folder):
         print(mark, "missing")
@@ -48,18 +50,30 @@ def packed(folder: str, names: list[str]) -> bytes | int:
     for parent, folders, found in os.walk(folder):
         folders[:] = [name for name in folders if name not in names]
         files += [os.path.join(parent, name) for name in found if name not in names]
-    size = sum(os.path.getsize(file) for file in files)
+    # Not what a link leads to, nor what a pipe would say.
+    files = [file for file in files if stat.S_ISREG(os.lstat(file).st_mode)]
+    size = sum(os.lstat(file).st_size for file in files)
     if size > MOST_BYTES:
         return size
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as tar:
         for file in sorted(files, key=lambda file: (not os.path.basename(file).startswith("rounds."), file)):
-            with open(file, "rb") as opened:
+            with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
                 content = opened.read()
             member = tarfile.TarInfo(os.path.relpath(file, folder))
-            member.size, member.mtime = len(content), int(os.path.getmtime(file))
+            member.size, member.mode, member.mtime = len(content), 0o600, int(os.lstat(file).st_mtime)
             tar.addfile(member, io.BytesIO(content))
     return stream.getvalue()
+
+
+def _hide_output() -> None:
+    """Have nobody else read the log that the folder is printed into."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:
+        return
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.fchmod(descriptor, 0o600)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What a job takes along: scenario, own modules, data and this package, each in the place that it has here."""
+"""What a job takes along: scenario, own modules, data and this package, each in the place that it has here.
+
+Which files of a folder those are, says `selection.py`.
+"""
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import shutil
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,54 +18,92 @@ from blossom_ray.errors import InputError
 from blossom_ray.locations import is_uri
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import plain_tree, scenario_yaml
+from blossom_ray.submission.selection import (
+    EXCLUDES,
+    IGNORE_FILES,
+    LeftOut,
+    Selection,
+    is_excluded,
+    secret_pattern,
+    select,
+)
 
 SCENARIO = "blossom-ray-job.yaml"
+PACKAGE = "blossom_ray"
+"""The kind of this package's own files."""
 LIMIT_MIB = 100
 """MiB that a job takes along unless told otherwise. Ray keeps them in its control service, which holds 500 MiB."""
-EXCLUDES = (
-    "__pycache__", "*.pyc", ".*", "*.egg-info", "node_modules", "venv", "site-packages", "runs", "sweeps",
-)  # fmt: skip
-"""Names of files and folders that never travel; `*` and `?` as in a shell."""
 
 
 @dataclass
 class Package:
-    """What was packed.
+    """What is packed, for its owner alone to read: Ray unpacks it on the nodes with the modes that it has here.
 
     Attributes:
         folder: Where it lies.
         sizes: Bytes by kind: `scenario`, `own code`, `data`, `included`, `blossom_ray`.
-        files: What was packed, relative to the folder, with its kind.
+        files: What is packed, relative to the folder, with its kind.
+        left_out: What was found beside and is not packed.
     """
 
     folder: Path
     sizes: dict[str, int] = field(default_factory=dict)
     files: dict[Path, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    _sources: dict[Path, tuple[Path, int]] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         """All of it."""
         return sum(self.sizes.values())
 
-    def add(self, kind: str, source: Path, place: Path, excludes: Sequence[str]) -> None:
-        """Copy a file, or a folder without what is excluded, to a place in the package. What is there stays."""
-        for file in _files_of(source, excludes):
-            target = place / file.relative_to(source)
-            if target in self.files:
-                continue
-            (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, self.folder / target)
-            self._count(kind, target)
+    def add(self, kind: str, selection: Selection, origin: Path) -> None:
+        """Note files to be copied, each to where it is relative to a folder. What is there stays."""
+        self.left_out += (each for each in selection.left_out if each not in self.left_out)
+        for file in selection.files:
+            place = file.relative_to(origin)
+            if place not in self.files:
+                self._sources[place] = (file, file.stat().st_size)
+                self._count(kind, place, file.stat().st_size)
 
     def write(self, kind: str, text: str, place: Path) -> None:
         """Write a file into the package."""
-        (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / place).write_text(text, encoding="utf-8")
-        self._count(kind, place)
+        content = text.encode()
+        with os.fdopen(self._opened(place), "wb") as file:
+            file.write(content)
+        self._count(kind, place, len(content))
 
-    def _count(self, kind: str, place: Path) -> None:
+    def copy(self) -> None:
+        """Copy what was noted; of a file that has grown since, as much as was counted.
+
+        Raises:
+            InputError: A file cannot be read.
+        """
+        for place, (source, size) in self._sources.items():
+            try:
+                # Without waiting for a writer, should it have become a pipe.
+                descriptor = os.open(os.path.realpath(source), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except OSError as error:
+                raise InputError(
+                    f"{source} cannot be read ({error.strerror}); expected a file to take along, or --exclude"
+                ) from error
+            with os.fdopen(descriptor, "rb") as file, os.fdopen(self._opened(place), "wb") as copy:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise InputError(f"{source} is no file any more; expected one to take along")
+                while size > 0 and (chunk := file.read(min(size, 2**20))):
+                    copy.write(chunk)
+                    size -= len(chunk)
+
+    def _opened(self, place: Path) -> int:
+        folder = self.folder
+        for part in place.parent.parts:
+            folder /= part
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return os.open(self.folder / place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def _count(self, kind: str, place: Path, size: int) -> None:
         self.files[place] = kind
-        self.sizes[kind] = self.sizes.get(kind, 0) + (self.folder / place).stat().st_size
+        self.sizes[kind] = self.sizes.get(kind, 0) + size
 
 
 def pack(
@@ -92,30 +132,34 @@ def pack(
     Raises:
         InputError: Something is not below the working directory or not there, or it is too much.
     """
+    here = Path.cwd()
     package = Package(folder)
     without = (*EXCLUDES, *excludes)
     package.write("scenario", scenario_yaml(scenario), Path(SCENARIO))
     path = getattr(scenario.data, "path", None)
     if path is not None and not is_uri(path):
         hint = f"a link there, or file://{Path(path).absolute()} for what the nodes have"
-        source, place = _below_here(Path(path).expanduser(), "data.path", hint)
-        package.add("data", source, place, ())
-    for source, place in _own_code(scenario):
-        package.add("own code", source, place, without)
+        source = _below_here(Path(path).expanduser(), "data.path", hint)
+        # Ray itself would obey an ignore file, and leave data out.
+        package.add("data", _whole(select(source, here, IGNORE_FILES, heeds_ignore_files=False)), here)
+    for source in _own_code(scenario):
+        package.add("own code", select(source, here, without), here)
     for path in includes:
-        source, place = _below_here(path, "--include", "or a link there")
-        package.add("included", source, place, without)
+        package.add("included", select(_below_here(path, "--include", "or a link there"), here, without), here)
     if with_package:
-        package.add("blossom_ray", Path(__file__).parent.parent, Path("blossom_ray"), EXCLUDES)
+        source = Path(__file__).parent.parent
+        ours = select(source, source.parent, EXCLUDES, heeds_ignore_files=False, has_links_anywhere=True)
+        package.add(PACKAGE, ours, source.parent)
         # What says which version it is.
         facts = distribution("blossom-ray")
-        package.write("blossom_ray", str(facts.read_text("METADATA")), _metadata_folder(facts.version) / "METADATA")
+        package.write(PACKAGE, str(facts.read_text("METADATA")), _metadata_folder(facts.version) / "METADATA")
     if package.num_bytes > limit_mib * 2**20:
         parts = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in package.sizes.items())
         raise InputError(
             f"the job takes {package.num_bytes / 2**20:.1f} MiB along ({parts}); expected at most {limit_mib} "
             f"(--limit-mib): leave files out with --exclude, or name data by URI: on the nodes, --set data.path=file:///..."
         )
+    package.copy()
     return package
 
 
@@ -123,48 +167,61 @@ def _metadata_folder(version: str) -> Path:
     return Path(f"blossom_ray-{version}.dist-info")
 
 
-def _below_here(path: Path, option: str, hint: str) -> tuple[Path, Path]:
-    """A file or folder, and its place relative to the working directory; links count as where they are.
+def _below_here(path: Path, option: str, hint: str) -> Path:
+    """A file or folder below the working directory; links count as where they are.
 
     Raises:
-        InputError: It is not there, or not below the working directory.
+        InputError: It is not there, not below the working directory, neither file nor folder, or goes by the name of a
+            secret.
     """
     here = Path.cwd()
     place = Path(os.path.normpath(here / path))
     if not place.is_relative_to(here):
         raise InputError(f"{option} is {str(path)!r}; to travel with a job, expected a path below {here}, {hint}")
-    if not place.exists():
-        raise InputError(f"{option} is {str(path)!r}, which does not exist; expected a file or a folder")
-    return place, place.relative_to(here)
+    try:
+        mode = place.stat().st_mode
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{option} is {str(path)!r}, which {reason}; expected a file or a folder") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{option} is {str(path)!r}, which is neither; expected a file or a folder")
+    pattern = secret_pattern(place.relative_to(here))
+    if pattern is not None:
+        raise InputError(
+            f"{option} is {str(path)!r}, and {pattern} is the name of a secret, which does not travel; expected "
+            f"another name, or the secret on the nodes"
+        )
+    return place
 
 
-def _files_of(source: Path, excludes: Sequence[str]) -> Iterator[Path]:
-    """A file itself, or the files below a folder, sorted."""
-    if source.is_file():
-        yield source
-        return
-    for parent, folders, names in os.walk(source, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_excluded(name, excludes))
-        yield from (Path(parent, name) for name in sorted(names) if not _is_excluded(name, excludes))
+def _whole(selection: Selection) -> Selection:
+    """A selection of data, of which nothing but secrets may be missing: results would be other ones without a word.
+
+    Raises:
+        InputError: Something else is.
+    """
+    for each in selection.left_out:
+        if secret_pattern(Path(each.path.name)) is None:
+            raise InputError(
+                f"data.path holds {each.path}, {each.reason}, which does not travel with a job; expected files "
+                f"(cp --recursive --dereference copies what links lead to), or data.path=file:///... on the nodes"
+            )
+    return selection
 
 
-def _is_excluded(name: str, excludes: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in excludes)
-
-
-def _own_code(scenario: Scenario) -> Iterator[tuple[Path, Path]]:
-    """Own modules below the working directory that are imported, each with its place there."""
+def _own_code(scenario: Scenario) -> Iterator[Path]:
+    """Files of modules below the working directory that are imported, and packages that the scenario names, whole."""
     here = Path.cwd()
     named = {name.partition(":")[0].partition(".")[0] for name in _factories(plain_tree(scenario, defaults=False))}
     for name, module in sorted(sys.modules.items()):
         origin = getattr(module, "__file__", None)
         if origin is None or not (file := Path(origin)).is_relative_to(here) or name.partition(".")[0] == "blossom_ray":
             continue
-        place = file.relative_to(here)
-        if any(_is_excluded(part, EXCLUDES) for part in place.parts):
+        if not file.is_file() or any(is_excluded(part, EXCLUDES) for part in file.relative_to(here).parts):
             continue  # an environment in the working directory
-        whole = name in named and file.name == "__init__.py"
-        yield (file.parent, place.parent) if whole else (file, place)
+        yield file
+        if name in named and file.name == "__init__.py":
+            yield file.parent
 
 
 def _factories(value: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import os
@@ -11,7 +12,9 @@ import secrets
 import shlex
 import shutil
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +23,10 @@ from typing import Any
 from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
 from blossom_ray.results.run import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.locations import is_uri
 from blossom_ray.storage import writing
 from blossom_ray.submission import archive
-from blossom_ray.submission.jobs import Jobs
+from blossom_ray.submission.jobs import Jobs, check_with_ray
 from blossom_ray.submission.packing import SCENARIO, Package
 
 OUT = "~/blossom-ray-jobs"
@@ -50,20 +54,19 @@ def submit(
         out: Folder on the node of the driver, or one that all nodes share; the run folder is
             `<out>/<job id>/<name>/<run id>`.
         python: The interpreter on the nodes.
-        runtime_env: More of Ray's runtime environment, such as `{"pip": [...], "env_vars": {...}}`.
+        runtime_env: More of Ray's runtime environment, such as `{"pip": [...], "env_vars": {...}}`; one that
+            `check_environment` takes.
 
     Returns:
         The job's id.
 
     Raises:
-        InputError: `runtime_env` names a working directory.
         RunError: The cluster refuses it.
     """
-    environment = dict(runtime_env or {})
-    if "working_dir" in environment:
-        raise InputError("--runtime-env has working_dir; expected none, since the job brings its own (see --include)")
     job_id = f"{scenario.name}-{secrets.token_hex(4)}"
-    command = f"{_shell(python)} -m blossom_ray simulate {SCENARIO} --out {_shell(f'{out}/{job_id}')}"
+    # Others on the node have no business in the run folder, nor in what Ray has unpacked.
+    simulate = f"{_shell(python)} -m blossom_ray simulate {SCENARIO} --out {_shell(f'{out}/{job_id}')}"
+    command = f"umask 077; chmod go= . ; exec {simulate}"
     metadata = {
         "blossom_ray": version("blossom-ray"),
         "scenario": scenario.name,
@@ -72,8 +75,26 @@ def submit(
         "out": f"{out}/{job_id}",
         "python": python,
     }
-    jobs.submit(job_id, command, runtime_env={**environment, "working_dir": str(package.folder)}, metadata=metadata)
+    jobs.submit(
+        job_id, command, runtime_env={**(runtime_env or {}), "working_dir": str(package.folder)}, metadata=metadata
+    )
     return job_id
+
+
+def check_environment(environment: Mapping[str, Any]) -> None:
+    """Find out whether a job can have a runtime environment, beside what it takes along.
+
+    Raises:
+        InputError: It names a working directory, brings modules from here, or is none of Ray's.
+    """
+    if "working_dir" in environment:
+        raise InputError("--runtime-env has working_dir; expected none, since the job brings its own (see --include)")
+    modules = environment.get("py_modules")
+    if any(
+        not is_uri(str(module)) for module in (modules if isinstance(modules, list) else [modules] if modules else [])
+    ):
+        raise InputError("--runtime-env has py_modules that Ray would pack whole; expected URIs, or --include instead")
+    check_with_ray(environment)
 
 
 def fetch(jobs: Jobs, job_id: str, out: Path, *, with_checkpoints: bool = True) -> list[Path]:
@@ -102,8 +123,7 @@ def fetch(jobs: Jobs, job_id: str, out: Path, *, with_checkpoints: bool = True) 
         raise InputError(f"job {job_id} was not submitted by blossom-ray; expected one of `blossom-ray jobs list`")
     text = _printed(jobs, job_id, job.metadata, job.node_ip, () if with_checkpoints else ("checkpoints",))
     with TemporaryDirectory(prefix="blossom-ray-fetch-") as name:
-        with tarfile.open(fileobj=io.BytesIO(text), mode="r:gz") as tar:
-            tar.extractall(name, filter="data")
+        _unpack(text, Path(name), job_id)
         return [_moved(found.parent, out) for found in sorted(Path(name).glob(f"*/*/{MANIFEST_FILE}"))]
 
 
@@ -137,10 +157,37 @@ def _printed(jobs: Jobs, job_id: str, metadata: Mapping[str, str], node_ip: str 
                 f"leave checkpoints behind with --no-checkpoints, or copy {metadata['out']} from node {node_ip}",
             )
         case [digest, size]:
-            content = base64.b64decode("".join(lines[starts[0] + 1 : starts[-1]]))
-            if len(content) == int(size) and hashlib.sha256(content).hexdigest() == digest:
-                return content
-    raise RunError(f"the run folder of job {job_id} came damaged", "try again")
+            with suppress(ValueError):
+                content = base64.b64decode("".join(lines[starts[0] + 1 : starts[-1]]))
+                if len(content) == int(size) and hashlib.sha256(content).hexdigest() == digest:
+                    return content
+    raise _damaged(job_id)
+
+
+def _damaged(job_id: str) -> RunError:
+    return RunError(f"the run folder of job {job_id} came damaged", "try again")
+
+
+def _unpack(content: bytes, folder: Path, job_id: str) -> None:
+    """Unpack a run folder: files alone, for their owner, and no more bytes than a node would send.
+
+    Raises:
+        RunError: It is no such archive.
+    """
+    try:
+        size = 0
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
+            for member in tar:
+                size += member.size
+                if not member.isreg() or size > archive.MOST_BYTES:
+                    raise _damaged(job_id)
+                place = tarfile.data_filter(member.replace(mode=0o600), str(folder))
+                tar.extract(place, folder, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(job_id) from error
+    for parent, folders, _ in os.walk(folder):
+        for each in folders:
+            Path(parent, each).chmod(0o700)
 
 
 def _moved(run: Path, out: Path) -> Path:
@@ -149,7 +196,7 @@ def _moved(run: Path, out: Path) -> Path:
     if place.exists() and not _is_snapshot(place):
         raise RunFolderError(f"{place}: is here already, and is no run that goes on; expected another --out")
     with writing(place.parent):
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if place.exists():
             shutil.rmtree(place)
         shutil.move(run, place)

@@ -1,6 +1,9 @@
 """What a job takes along, and what not."""
 
 import importlib
+import os
+import socket
+import stat
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -11,6 +14,7 @@ import pytest
 from blossom_ray import Scenario
 from blossom_ray.errors import InputError
 from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.submission import selection
 from blossom_ray.submission.packing import SCENARIO, Package, pack
 
 HEAD = """\
@@ -145,3 +149,156 @@ def test_too_much_is_refused_with_numbers(
     (here / "large.bin").write_bytes(bytes(3 * 2**20))
     with pytest.raises(InputError, match=r"takes 3\.0 MiB along \(scenario 0\.0, included 3\.0\); expected at most 2 "):
         packed(small_scenario, tmp_path_factory, includes=[Path("large.bin")], limit_mib=2)
+
+
+def test_nobody_else_reads_a_package(
+    small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here / "more" / "deep").mkdir(parents=True)
+    (here / "more" / "deep" / "open.sh").write_text("1", encoding="utf-8")
+    (here / "more" / "deep" / "open.sh").chmod(0o777)
+    package = packed(small_scenario, tmp_path_factory, includes=[Path("more")], with_package=True)
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in package.folder.rglob("*")}
+    assert modes == {(True, 0o700), (False, 0o600)}
+
+
+@pytest.mark.parametrize("kind", ["included", "own code"])
+def test_what_leads_out_of_a_folder_or_is_no_file_stays_here(
+    kind: str, small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here / "outside").mkdir()
+    (here / "outside" / "hush.txt").write_text("hush", encoding="utf-8")
+    mine = here / "own_package"
+    (mine / "sub").mkdir(parents=True)
+    (mine / "__init__.py").write_text("", encoding="utf-8")
+    (mine / "sub" / "a.txt").write_text("a", encoding="utf-8")
+    for name, target in {
+        "file-out": "../outside/hush.txt", "absolute": str(here / "outside" / "hush.txt"), "folder-out": "../outside",
+        "self": ".", "sub/up": "..", "loop": "loop", "nowhere": "none", "sub/again": "../sub", "device": "/dev/zero",
+        "inside": "sub/a.txt", "folder-inside": "sub", "key": "id.pem",
+    }.items():  # fmt: skip
+        (mine / name).symlink_to(target)
+    (mine / "id.pem").write_text("hush", encoding="utf-8")
+    os.mkfifo(mine / "pipe")
+    (mine / os.fsdecode(b"\xff")).write_text("x", encoding="utf-8")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("own_package/socket")
+        if kind == "included":
+            package = packed(small_scenario, tmp_path_factory, includes=[Path("own_package")])
+        else:
+            importlib.invalidate_caches()
+            importlib.import_module("own_package")
+            head = {"kind": "custom", "factory": "own_package:build"}
+            package = packed(small_scenario.override({"model.head": head}), tmp_path_factory)
+    assert names(package) == {
+        SCENARIO, *(f"own_package/{name}" for name in ("__init__.py", "sub/a.txt", "inside", "folder-inside/a.txt")),
+    }  # fmt: skip
+    assert (package.folder / "own_package" / "inside").read_text(encoding="utf-8") == "a"
+    assert not any(path.is_symlink() for path in package.folder.rglob("*"))
+    left_out = {each.path.relative_to("own_package").as_posix(): each.reason for each in package.left_out}
+    out, circle, nothing = "a link out of the folder", "a link to a folder that it is in", "a link to nothing"
+    special = "neither a file nor a folder"
+    assert left_out == {
+        "file-out": out, "absolute": out, "folder-out": out, "device": out, "self": circle, "sub/up": circle,
+        "sub/again": circle, "folder-inside/up": circle, "folder-inside/again": circle, "loop": nothing,
+        "nowhere": nothing, "pipe": special, "socket": special, "key": "a link to what does not travel",
+        "id.pem": "a secret's name: *.pem", "\udcff": "a name that is not UTF-8",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "credentials.json", "key.pem", "KEY.PEM", "server.key", "id_ed25519", "id_rsa.old", ".env", ".env.local",
+        "prod.env", ".netrc", ".ssh/config", ".aws/credentials", "Secrets.toml", "secrets/a.txt", "kaggle.json",
+        "my-service-account.json", "hf_token", "deep/er/credentials", ".git-credentials", "passwords.txt",
+    ],
+)  # fmt: skip
+def test_secrets_stay_here_by_their_names(
+    name: str, small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+    for each in (name, "tokenizer.json", "keys.csv", "monkey.txt"):
+        (here / "mine" / each).write_text("hush", encoding="utf-8")
+    package = packed(small_scenario, tmp_path_factory, includes=[Path("mine")])
+    assert names(package) == {SCENARIO, "mine/tokenizer.json", "mine/keys.csv", "mine/monkey.txt"}
+    (left_out,) = package.left_out
+    assert (Path("mine") / name).is_relative_to(left_out.path)
+    with pytest.raises(InputError, match=r"^--include is 'mine/.*, and \S+ is the name of a secret, which does not"):
+        packed(small_scenario, tmp_path_factory, includes=[Path("mine", name)])
+
+
+def test_ignore_files_say_what_stays_here(
+    small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "repository/.git/HEAD": "", "repository/.gitignore": "*.log\n/work/mine/\nbuild/\n!keep.log\n/top.txt\n",
+        "repository/work/mine/sub/.gitignore": "!b.log\nc.*\n", "repository/work/mine/.rayignore": "**/big.bin\n",
+        "repository/work/mine/.dockerignore": "*\n",
+    } | {
+        f"repository/work/mine/{name}": "1"
+        for name in ("a.txt", "a.log", "keep.log", "build/x", "sub/b.log", "sub/c.txt", "sub/big.bin", "top.txt")
+    }  # fmt: skip
+    for name, text in files.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(here / "repository" / "work")
+    package = packed(small_scenario, tmp_path_factory, includes=[Path("mine")])
+    # `/work/mine/` is ignored as a whole, and was named in spite of it.
+    assert names(package) == {SCENARIO, "mine/a.txt", "mine/keep.log", "mine/sub/b.log", "mine/top.txt"}
+    assert [str(each) for each in package.left_out] == [
+        "mine/a.log (named by .gitignore)", "mine/build (named by .gitignore)",
+        "mine/sub/big.bin (named by work/mine/.rayignore)", "mine/sub/c.txt (named by work/mine/sub/.gitignore)",
+    ]  # fmt: skip
+
+
+def test_an_ignore_file_that_cannot_be_read_is_named(
+    small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "a.txt").write_text("1", encoding="utf-8")
+    (here / "mine" / ".gitignore").write_text("!\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"mine/\.gitignore cannot be read .*; expected patterns as git takes them$"):
+        packed(small_scenario, tmp_path_factory, includes=[Path("mine")])
+
+
+def test_data_travel_whole_but_for_secrets(
+    small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here / "files").mkdir()
+    (here / ".gitignore").write_text("*.parquet\nfiles\n", encoding="utf-8")
+    for name in ("table.parquet", ".hidden.parquet", ".gitignore", "key.pem"):
+        (here / "files" / name).write_text("*", encoding="utf-8")
+    scenario = small_scenario.override({"data": {"dataset": "table", "path": "files"}})
+    package = packed(scenario, tmp_path_factory)
+    # Ray obeys an ignore file that it finds.
+    assert names(package) == {SCENARIO, "files/table.parquet", "files/.hidden.parquet"}
+    assert [str(each) for each in package.left_out] == ["files/key.pem (a secret's name: *.pem)"]
+    (here / "files" / "more.parquet").symlink_to("../.gitignore")
+    with pytest.raises(
+        InputError, match=r"^data\.path holds files/more\.parquet, a link out of the folder, which does "
+    ):
+        packed(scenario, tmp_path_factory)
+
+
+@pytest.mark.parametrize("name", ["pipe", "dangling"])
+def test_what_is_included_is_a_file_or_a_folder(
+    name: str, small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    os.mkfifo(here / "pipe")
+    (here / "dangling").symlink_to("none")
+    with pytest.raises(InputError, match=rf"^--include is '{name}', which .*; expected a file or a folder$"):
+        packed(small_scenario, tmp_path_factory, includes=[Path(name)])
+
+
+def test_too_many_files_are_refused(
+    small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "_MOST_ENTRIES", 50)
+    # Links from each folder into the next two make of 20 folders thousands.
+    for number in range(20):
+        (here / "mine" / str(number)).mkdir(parents=True)
+        (here / "mine" / str(number) / "a").symlink_to(f"../{number + 1}")
+        (here / "mine" / str(number) / "b").symlink_to(f"../{number + 1}")
+    with pytest.raises(InputError, match=r"mine holds more than 50 files and folders; expected fewer in a job"):
+        packed(small_scenario, tmp_path_factory, includes=[Path("mine")])
