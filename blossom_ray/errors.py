@@ -67,7 +67,9 @@ class Problem:
     note: str | None = None
 
     def __str__(self) -> str:
-        place = brief(self.source or "") or brief(self.file or "", _LONGEST_PATH) or "scenario"
+        place = brief(self.source or "") or self.file or "scenario"
+        if len(place) > _LONGEST_PATH:
+            place = brief(place)
         if self.line is not None and self.source is None:
             place += f":{self.line}"
         subject = f"{brief(self.path)} {self.found}".strip()

@@ -80,7 +80,7 @@ def _failed(error: BaseException) -> int:
             message = f"error: {error}\n\n{error.details}".rstrip()
         case BlossomError():
             message = f"error: {error}"
-        case _ if hasattr(error, "format_message"):  # Typer's own, of the command line
+        case _ if hasattr(error, "show"):  # Typer's own, of the command line
             shown = StringIO()
             error.show(shown)
             message = "\n".join(brief(line, _LONGEST_USAGE) for line in shown.getvalue().splitlines())

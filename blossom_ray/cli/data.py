@@ -188,7 +188,7 @@ def _scenario(target: str, path: Path | None, modalities: list[str], settings: l
 
     if target in DATASETS:
         return _scenario_of_named(target, path, modalities, settings, seed)
-    if Path(target).suffix not in (".yaml", ".yml") and not scenario_path(Path(target)).exists():
+    if Path(target).suffix not in (".yaml", ".yml") and not os.path.exists(scenario_path(Path(target))):
         raise InputError(
             f"{quoted(target)} is neither a data set nor a scenario file; "
             f"expected one of {', '.join(DATASETS)} or a file"
@@ -222,6 +222,11 @@ def _scenario_of_named(
         "clients": [{"count": 1, "modalities": owned}],
         "model": {"encoders": {modality: {"kind": "mlp"} for modality in owned}},
     }
+    try:
+        scenario = Scenario.model_validate(tree)
+    except ValueError as error:
+        names = ", ".join(map(quoted, owned))
+        raise InputError(f"--modality is {names}; expected letters, digits, '.', '_' and '-', at most 64") from error
     options = {"data.path": None if path is None else str(path), "seed": seed}
     values = {"data.dataset": name, **{key: value for key, value in options.items() if value is not None}, **overrides}
     sources = {"data.path": "--path", "seed": "--seed", **{key: f"--set {key}" for key in overrides}}
@@ -231,7 +236,7 @@ def _scenario_of_named(
     for task in tasks:
         labels = {key: sources.get(key, f"data {name}") for key in (*values, "task")}
         try:
-            return override_scenario(Scenario.model_validate(tree), {**values, "task": task}, labels)
+            return override_scenario(scenario, {**values, "task": task}, labels)
         except ScenarioError as error:
             problems = problems or [*error.problems]
     raise ScenarioError(tuple(problems))

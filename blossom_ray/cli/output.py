@@ -106,7 +106,7 @@ def guarded_output() -> Iterator[Output]:
     before = sys.stdin, sys.stdout, sys.stderr
     out = Output(before[1], ends_without_reader=True)
     sys.stdin = before[0] or open(0, closefd=False)  # noqa: SIM115 # as long as the process
-    sys.stdout, sys.stderr = out, Output(before[2], ends_without_reader=False)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, Output(before[2], ends_without_reader=False)
     for stream in (out, sys.stderr):
         # A file name may hold what a terminal's encoding does not have.
         with suppress(AttributeError):

@@ -17,7 +17,7 @@ from blossom_ray.comparison.run_selection import Entry, Source, collect
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.scores import Score, default_score
 from blossom_ray.sweeps.grid import short_labels, value_text
-from blossom_ray.text import quoted
+from blossom_ray.text import brief, quoted
 
 _TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 _GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
@@ -162,9 +162,9 @@ def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any]
         if key not in keys:
             varied = ", ".join(keys) or "nothing but the seed"
             raise InputError(
-                f"the baseline's {key} is the same in all runs; expected a key in which they differ: {varied}"
+                f"the baseline's {brief(key)} is the same in all runs; expected a key in which they differ: {varied}"
             )
-        raise InputError(f"the baseline's {key} is {quoted(value)}; expected one of {', '.join(values)}")
+        raise InputError(f"the baseline's {brief(key)} is {quoted(value)}; expected one of {', '.join(values)}")
     return wanted
 
 

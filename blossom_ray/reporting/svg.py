@@ -41,7 +41,10 @@ def inline_svg(figure: Figure, *, name: str, description: str) -> str:
     svg = _IDENTIFIER.sub(rf"\g<1>{name}-", svg)
     label = printable(description).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return re.sub(
-        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', rf'<svg role="img" aria-label="{label}" \1', svg, count=1
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"',
+        lambda match: f'<svg role="img" aria-label="{label}" {match[1]}',
+        svg,
+        count=1,
     )
 
 

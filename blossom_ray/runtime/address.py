@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blossom_ray.errors import InputError, RunError
-from blossom_ray.text import brief
+from blossom_ray.text import quoted
 
 _TIMEOUT_S = 5.0
 _MOST_HOST_CHARACTERS = 253
@@ -60,13 +60,13 @@ def parse_address(address: str, source: str = "--address") -> HostPort | None:
     scheme, has_scheme, rest = address.rpartition("://")
     if scheme == "ray":
         raise InputError(
-            f"{source} is {address!r}, and Ray Client passes no streams of results, which a run consists of; expected "
-            f"auto or HOST:PORT on a node of the cluster, or from elsewhere: blossom-ray submit SCENARIO --address "
-            f"http://{rest.partition(':')[0] or 'HOST'}:8265"
+            f"{source} is {quoted(address)}, and Ray Client passes no streams of results, which a run consists of; "
+            f"expected auto or HOST:PORT on a node of the cluster, or from elsewhere: blossom-ray submit SCENARIO "
+            f"--address http://{rest.partition(':')[0] or 'HOST'}:8265"
         )
     if scheme in ("http", "https"):
         raise InputError(
-            f"{source} is {address!r}, where jobs are submitted (blossom-ray submit); expected {_EXPECTED}"
+            f"{source} is {quoted(address)}, where jobs are submitted (blossom-ray submit); expected {_EXPECTED}"
         )
     host, _, port = rest.rpartition(":")
     is_port = re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
@@ -76,7 +76,7 @@ def parse_address(address: str, source: str = "--address") -> HostPort | None:
     if has_scheme or not is_port or not is_host(host) or has_brackets != (":" in host):
         if "@" in address:
             raise InputError(f"{source} holds a name or password of a user; expected {_EXPECTED}")
-        raise InputError(f"{source} is {brief(repr(address))}; expected {_EXPECTED}")
+        raise InputError(f"{source} is {quoted(address)}; expected {_EXPECTED}")
     return HostPort(host, int(port))
 
 

@@ -26,7 +26,7 @@ from ray.util.state.exception import RayStateApiException
 from blossom_ray.errors import InputError, RunError
 from blossom_ray.runtime.address import check_sent_token, is_host
 from blossom_ray.runtime.joining import use_token
-from blossom_ray.text import brief
+from blossom_ray.text import quoted
 
 API_ADDRESS = "RAY_API_SERVER_ADDRESS"
 # They tell of every upload and connection on standard error.
@@ -220,7 +220,7 @@ def checked_address(address: str | None) -> str:
     if "@" in address:
         raise InputError(f"{source} holds a name or password of a user; {expected}, and RAY_JOB_HEADERS or a token")
     if not is_url or not address.isprintable() or " " in address or "?" in address or "#" in address:
-        raise InputError(f"{source} is {brief(repr(address))}; {expected}")
+        raise InputError(f"{source} is {quoted(address)}; {expected}")
     return address.rstrip("/")
 
 

@@ -1,0 +1,327 @@
+"""Text that comes from elsewhere: what of it reaches people, from every command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blossom_ray import BlossomError, Run, RunError, ScenarioError, simulate
+from blossom_ray.comparison import formats
+from blossom_ray.comparison.comparing import compare
+from blossom_ray.console.tables import line, plain_table
+from blossom_ray.console.terminal import terminal
+from blossom_ray.errors import InputError, Problem
+from blossom_ray.locations import local_path
+from blossom_ray.reporting.charts import Curve, bars, curves, distributions, figure_style, heat_map, stacked_areas
+from blossom_ray.reporting.svg import inline_svg
+from blossom_ray.scenario import Scenario
+from blossom_ray.text import brief, printable, quoted
+
+HOSTILE = (
+    "\x1b[31mred\x1b[0m \x9b1m \x07\b\r\x7f \u202eoerc\u2066 \u200b [bold]no[/bold] [link=http://x]l[/link] :smile:"
+)
+SCENARIO = """\
+name: q
+rounds: 2
+data: {dataset: synthetic, samples: 90, classes: 3, modalities: {acc: {shape: [8, 2]}}}
+clients: [{count: 3, modalities: [acc]}]
+model: {encoders: {acc: {kind: mlp, hidden: [8], dim: 6}}}
+execution: {runtime: local}
+"""
+
+
+def blossom(*arguments: str, folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "blossom_ray", *arguments]
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run(command, cwd=folder, text=True, timeout=300, errors="surrogateescape", **settings)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a scenario, q.yaml, and a run of it, `run`."""
+    made = tmp_path_factory.mktemp("text")
+    (made / "q.yaml").write_text(SCENARIO, encoding="utf-8")
+    run = simulate(Scenario.load(made / "q.yaml"), out=made / "runs")
+    assert isinstance(run, Run)
+    assert run.path is not None
+    run.path.rename(made / "run")
+    return made
+
+
+@given(st.text(st.characters(codec=None, categories=None, exclude_categories=())))
+def test_what_is_shown_can_be_seen_and_stays(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert printable(shown) == shown
+    assert printable(text, keep="\n").replace("\n", "").isprintable()
+    assert len(brief(text * 50)) <= 10 * 200
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a\x1b[1m", r"a\x1b[1m"), ("\x9b1m", r"\x9b1m"), ("\u202ea", r"\u202ea"), ("a\nb", r"a\nb"), ("é 漢字", "é 漢字"),
+     ("\udcff", r"\udcff")],
+)  # fmt: skip
+def test_escapes_are_those_of_python(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_errors_are_lines_whatever_is_in_them() -> None:
+    assert str(InputError("a\nb\x1b", "second")) == "a\\nb\\x1b\nsecond"
+    assert str(RunError("a\rb", "try\nthis")) == "a\\rb\nhint: try\nthis"
+    assert str(Problem("a\x07", "is\x1b", "b", file="f\n")) == r"f\n: a\x07 is\x1b; expected b"
+    assert len(str(Problem("k" * 9000, "is 1", "b", source="--set " + "v" * 9000))) < 500
+    assert quoted("a" * 9000) == repr("a" * 197 + "...")
+    problems = ScenarioError(tuple(Problem("a", f"is {n}", "b") for n in range(1000)))
+    assert str(problems).splitlines()[-1] == "and 949 more"
+
+
+def test_a_console_shows_names_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    table = plain_table("first", "second")
+    table.add_row(f"one\ntwo {HOSTILE}", HOSTILE)
+    console = terminal(width=400)
+    for shown in (table, HOSTILE, line(f"{HOSTILE}\nx", "bold")):
+        console.print(shown)
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert out.replace("\n", "").isprintable()
+    assert out.count("[bold]no[/bold] [link=http://x]l[/link] :smile:") == 4
+    assert len([text for text in out.splitlines() if "red" in text]) == 3
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "²", "", "99999999999999999999", "1"])
+def test_a_width_of_no_sense_is_80(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", value)
+    monkeypatch.setenv("LINES", value)
+    console = terminal()
+    assert (console.width, console.height) == (80, 25)
+    console.print(line("x" * 300))
+    assert capsys.readouterr().out == "x" * 300 + "\n"
+
+
+def hostile_run(folder: Path, target: Path) -> Path:
+    """A run that somebody made whose names are not harmless."""
+    made = target.parent / "made"
+    shutil.copytree(folder / "run", made)
+    manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+    manifest["notes"] = [f"note {HOSTILE}\nfake"]
+    manifest["versions"]["blossom-ray"] = HOSTILE
+    (made / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    blocks = pq.read_table(made / "blocks.parquet")
+    place = blocks.schema.get_field_index("block")
+    name = pa.array([f"$\\frac{HOSTILE}$ ^ {{\nfake"] * blocks.num_rows).cast(blocks.schema.field(place).type)
+    pq.write_table(blocks.set_column(place, blocks.schema.field(place), name), made / "blocks.parquet")
+    made.rename(target)
+    return target
+
+
+COMMANDS = [
+    ["attach", "RUN"], ["compare", "RUN", "RUN"], ["compare", "RUN", "--format", "csv"], ["compare", "RUN", "--json"],
+    ["compare", "RUN", "--format", "latex"], ["compare", "RUN", "--format", "markdown"], ["report", "RUN"],
+    ["resume", "RUN"], ["stop", "RUN"], ["compare", "RUN", "--metric", HOSTILE], ["report", "RUN", "--title", HOSTILE],
+    ["validate", HOSTILE], ["validate", "q.yaml", "--set", f"name={HOSTILE}"], ["validate", "q.yaml", f"--{HOSTILE}"],
+    ["validate", "q.yaml", "--set", f"{HOSTILE}=1"], ["validate", "q.yaml", "--json", "--set", f"{HOSTILE}=1"],
+    [HOSTILE], ["simulate", "q.yaml", "--out", HOSTILE.replace("/", "")], ["simulate", "q.yaml", "--track", HOSTILE],
+    ["simulate", "q.yaml", "--address", HOSTILE], ["sweep", "q.yaml", "--seeds", HOSTILE], ["scenarios", HOSTILE],
+    ["sweep", "q.yaml", "--vary", f"seed=1,{HOSTILE}"], ["data", "inspect", HOSTILE],
+    ["data", "list", "--path", HOSTILE], ["init", "--yes", "--dataset", HOSTILE], ["plan", HOSTILE],
+    ["init", "--yes", "--clients", HOSTILE],
+    ["jobs", "list", "--address", HOSTILE], ["submit", "q.yaml", "--address", HOSTILE],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda words: printable(" ".join(words))[:40])
+def test_no_command_passes_control_characters_on(arguments: list[str], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.yaml").write_text(SCENARIO, encoding="utf-8")
+    run = hostile_run(folder, tmp_path / "a \x1b[31m\nb\u202e")
+    ended = blossom(*(str(run) if word == "RUN" else word for word in arguments), folder=tmp_path)
+    printed = ended.stdout + ended.stderr
+    assert "Traceback" not in printed
+    assert ended.returncode in (0, 2)
+    assert printed
+    assert printed.replace("\n", "").isprintable()
+    if arguments[0] == "report":
+        page = (run / "report.html").read_text(encoding="utf-8")
+        assert page.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("name", ["$x$", "$\\frac{", "a_b^{c", "\\", "_hidden", "$$", "a\x1bb\nc", "<b>&"])
+def test_labels_of_figures_are_text(name: str) -> None:
+    with figure_style():
+        drawn = [
+            curves({name: [Curve(name, [0, 1], [1, 2]), Curve("b", [0, 1], [2, 1])]}, x_label=name, y_label=name),
+            distributions({name: {name: [1.0, 2.0], "b": [1.0]}}, x_label=name),
+            bars({name: {name: 1.0, "b": 2.0}}, x_label=name),
+            stacked_areas([0, 1], {name: [1, 2], "b": [1, 2]}, x_label=name, y_label=name),
+            heat_map([name], [name], [[1.0]], name),
+        ]
+        for figure in drawn:
+            svg = inline_svg(figure, name="f", description=name)
+            assert svg.replace("\n", "").isprintable()
+            shown = printable(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+            assert shown in svg.partition("aria-label")[2].partition(">")[2]
+
+
+def test_names_are_text_in_tables_for_papers_and_spreadsheets(folder: Path) -> None:
+    found = compare(folder / "run")
+    names = ["=cmd()", "@x", "+a", "-1", "a|b\\", "[x](http://y)", "<b>", "a\nb", "$x$", "a\x1bb"]
+    table = pl.concat([found.table[:1]] * len(names)).with_columns(pl.Series("modalities", names))
+    hostile = found.__class__(**{**vars(found), "table": table})
+    rows = formats.csv(hostile).splitlines()[1:]
+    assert len(rows) == len(names)
+    assert ["'=cmd()" in rows[0], "'@x" in rows[1], "'+a" in rows[2], ",-1," in rows[3] or "-1" in rows[3]] == [
+        True
+    ] * 4
+    assert "'-1" not in rows[3]
+    lines = [text for text in formats.markdown(hostile, "final").splitlines() if text.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", text.replace("\\\\", ""))) for text in lines} == {len(lines[0].split("|")) - 1}
+    assert any(r"\<b\>" in text for text in lines)
+    assert any(r"[x\](" in text for text in lines)
+    latex = formats.latex(hostile, "final")
+    assert r"\$x\$" in latex
+    for text in (formats.csv(hostile), "\n".join(lines), latex):
+        assert text.replace("\n", "").isprintable()
+
+
+ROOMS = [["validate", "q.yaml"], ["validate", "q.yaml", "--json"], ["simulate", "q.yaml"], ["scenarios"], ["--help"],
+         ["simulate", "q.yaml", "--json"], ["compare", "run"], ["schema"], ["simulate", "--help"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", ROOMS, ids=" ".join)
+@pytest.mark.parametrize("way", ["full", "gone", "closed"])
+def test_standard_output_that_cannot_be_written(arguments: list[str], way: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "q.yaml", tmp_path)
+    (tmp_path / "run").symlink_to(folder / "run")
+    options: dict[str, object] = {}
+    if way == "full":
+        options["stdout"] = os.open("/dev/full", os.O_WRONLY)
+    elif way == "gone":
+        read, options["stdout"] = os.pipe()
+        os.close(read)
+    else:
+        options |= {"stdout": None, "preexec_fn": lambda: os.close(1)}
+    ended = blossom(*arguments, folder=tmp_path, **options)
+    reason = {"full": "No space left on device", "gone": "Broken pipe", "closed": "Bad file descriptor"}[way]
+    assert ended.returncode == 1
+    (message,) = ended.stderr.splitlines()
+    assert message.startswith(f"error: standard output: {reason}")
+    if arguments == ["simulate", "q.yaml"] and way != "gone":
+        (kept,) = (tmp_path / "runs" / "q").iterdir()
+        assert Run.open(kept).status == "finished"
+    elif arguments[0] == "simulate" and way == "gone":
+        assert all((kept / "manifest.json").exists() for kept in tmp_path.glob("runs/q/*"))
+
+
+def test_the_last_line_of_a_run_is_its_folder(folder: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100) / ("y" * 100)
+    ended = blossom("simulate", str(folder / "q.yaml"), "--out", str(long), folder=tmp_path)
+    assert Path(ended.stdout.splitlines()[-1]).is_dir()
+    written = blossom("report", ended.stdout.splitlines()[-1], folder=tmp_path).stdout
+    assert Path(written.rstrip("\n")).is_file()
+
+
+HOMES = [["simulate", "q.yaml", "--out=P"], ["sweep", "q.yaml", "--seeds=1", "--out=P"], ["report", "run", "--out=P"],
+         ["report", "run", "--figures=P"], ["init", "--yes", "--out=P"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", HOMES, ids=" ".join)
+def test_home_is_expanded_and_what_is_no_path_is_refused(arguments: list[str], folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "q.yaml", tmp_path)
+    (tmp_path / "run").symlink_to(folder / "run")
+    home = tmp_path / "home"
+    home.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for path in ("file:///tmp/x", "s3://b/x", "~nobody-of-this-name/x", "b\udcff", "n" * 300, "d/" * 3000):
+        words = [word.replace("P", path) for word in arguments]
+        ended = blossom(*words, folder=tmp_path, env=os.environ | {"HOME": str(home)})
+        assert ended.returncode == 2, path
+        assert re.fullmatch(r"error: (--)?\w+ is '.*expected a path on this machine\n", ended.stderr)
+        assert len(ended.stderr) < 400
+    assert sorted(tmp_path.rglob("*")) == before
+    ended = blossom(
+        *(word.replace("P", "~/x") for word in arguments), folder=tmp_path, env=os.environ | {"HOME": str(home)}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (home / "x").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_python_takes_paths_as_the_command_line_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = simulate(Scenario.load(folder / "q.yaml"), out="~/runs")
+    assert isinstance(run, Run)
+    assert run.path is not None
+    assert run.path.is_relative_to(tmp_path)
+    assert Run.open(f"~/{run.path.relative_to(tmp_path)}").final == run.final
+    with pytest.raises(InputError, match="out is 's3://b/x', which is a URI"):
+        simulate(Scenario.load(folder / "q.yaml"), out="s3://b/x")
+    with pytest.raises(InputError, match="holds a NUL"):
+        local_path("a\0b", "it")
+    (tmp_path / "c:").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="URI"):
+        local_path("cc:/x", "it")
+    (tmp_path / "cc:").mkdir()
+    assert local_path("cc:/x", "it") == Path("cc:/x")
+
+
+EARLY = [["validate", "q.yaml"], ["attach", "run"], ["compare", "run"], ["doctor"], ["scenarios"], ["report", "run"],
+         ["sweep", "q.yaml", "--seeds", "9"], ["simulate", "q.yaml"]]  # fmt: skip
+# As a shell with job control starts a program.
+HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom blossom_ray.cli import main; "
+
+
+@pytest.mark.parametrize("arguments", EARLY, ids=" ".join)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_early_interrupt_is_a_word(
+    arguments: list[str], number: signal.Signals, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "q.yaml", tmp_path)
+    (tmp_path / "run").symlink_to(folder / "run")
+    for delay in (0.0, 0.15, 0.4, 0.8):
+        # The line is printed once Ctrl-C can be heard: what Python does before is not ours.
+        code = HEARD + "import sys; sys.stderr.write('begun\\n'); sys.stderr.flush(); main()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        assert process.stderr.readline() == "begun\n"
+        time.sleep(0.01 + delay)
+        process.send_signal(number)
+        message = process.stderr.read()
+        exit_code = process.wait(timeout=60)
+        assert "Traceback" not in message
+        # A short command may have ended before, or be beyond the last of our own code.
+        assert exit_code in (0, 128 + number, -number)
+        if exit_code == 128 + number:
+            assert message.strip().startswith(("interrupted", "the run goes on"))
+
+
+def test_text_goes_one_way() -> None:
+    package = Path(__file__).parent.parent / "blossom_ray"
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.name != "terminal.py":
+            assert not re.search(r"\bConsole\(", text), path
+        if path.name != "tables.py":
+            assert not re.search(r"(?<!\w)Text\(", text), path
+    assert issubclass(BlossomError, Exception)
