@@ -305,6 +305,8 @@ def test_a_damaged_cell_is_named_and_not_averaged(scenario: Scenario, tmp_path: 
     assert place == str(torn)
     assert "its table 'rounds' ends with round 0; expected 2" in why
     assert set(comparison.table["num_seeds"]) == {1}
+    (page,) = report(tmp_path / "sweep")
+    assert f"not used: {torn}: its manifest says that it has finished" in page.read_text(encoding="utf-8")
 
 
 def test_sums_do_not_depend_on_how_rows_lie_in_files(scenario: Scenario, tmp_path: Path) -> None:

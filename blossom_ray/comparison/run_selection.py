@@ -115,19 +115,20 @@ def _entries(source: Source) -> Iterable[Entry]:
             if not (path / MANIFEST_FILE).exists():
                 found = "has neither manifest.json nor sweep.json" if path.is_dir() else "is no folder"
                 raise RunFolderError(f"{path}: {found}; expected the folder of a run or of a sweep")
-            run = Run.open(path)
-            run.check()
-            yield _run_entry(run)
+            given = Run.open(path)
+            given.check()
+            yield _run_entry(given)
             return
         source = Sweep.open(path)
     for cell in source.cells:
         folder = source.path / cell.folder
-        run, status = None, "not begun"
+        run: Run | None = None
+        status = "not begun"
         if (folder / MANIFEST_FILE).exists():
             try:
                 opened = Run.open(folder)
                 opened.check()
-                run, status = opened, _status(opened)
+                status, run = _status(opened), opened
             except BlossomError as error:
                 status = str(error)
         yield Entry(str(folder), run, status, cell.seed, cell.identity, cell.setting, {})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blossom_ray.comparison.comparing import compare
-from blossom_ray.comparison.run_selection import Source, collect
+from blossom_ray.comparison.run_selection import Entry, Source, collect
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.reporting.charts import figure_style
@@ -62,7 +62,7 @@ def report(
         sections = [section for section in (*compared, *_sections(variants)) if not section.is_empty]
         page = render_page(
             title=title or ", ".join(names),
-            lead=_lead(variants),
+            lead="; ".join(filter(None, (_lead(variants), *_left_out(entries)))),
             facts=_facts(variants),
             sections=sections,
             scenarios=_scenarios(variants),
@@ -95,6 +95,11 @@ def _lead(variants: Sequence[Variant]) -> str:
         return "" if runs[0].path is None else runs[0].path.name
     seeds = sorted({run.scenario.seed for run in runs})
     return f"{len(runs)} runs: {len(variants)} settings, seeds {', '.join(map(str, seeds))}"
+
+
+def _left_out(entries: Sequence[Entry]) -> list[str]:
+    """Runs that have begun and cannot be read, or are not whole: nothing of them is in the page."""
+    return [f"not used: {entry.status}" for entry in entries if entry.run is None and entry.status != "not begun"]
 
 
 def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:

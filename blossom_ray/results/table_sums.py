@@ -33,7 +33,8 @@ def sums_by_round(tables: Mapping[str, pa.Table]) -> list[TableSums]:
     """The sums up to each round, from round 0 to the last one that is in `rounds`."""
     num_rounds = tables["rounds"].num_rows
     parts = {name: [*_by_round(table, num_rounds)] for name, table in tables.items()}
-    found, sums = [], {name: NO_ROWS[name] for name in tables}
+    found: list[TableSums] = []
+    sums: TableSums = {name: NO_ROWS[name] for name in tables}
     for round_index in range(num_rounds):
         sums = {name: _extended(entry, parts[name][round_index]) for name, entry in sums.items()}
         found.append(sums)
@@ -158,9 +159,9 @@ def _bytes(column: pa.Array) -> bytes:
     """The values of a column, however they lie in memory."""
     import pyarrow as pa
 
-    missing = np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes() if column.null_count else b""
+    missing = bytes(np.packbits(column.is_null().to_numpy(zero_copy_only=False)) if column.null_count else b"")
     if pa.types.is_string(column.type):
         texts = [text.encode() for text in column.fill_null("").to_pylist()]
         lengths = np.array([len(text) for text in texts], dtype="<i8").tobytes()
         return b"".join((missing, lengths, *texts))
-    return missing + column.fill_null(0).to_numpy(zero_copy_only=False).tobytes()
+    return missing + bytes(column.fill_null(0).to_numpy(zero_copy_only=False))

@@ -133,8 +133,8 @@ class Sweep:
         sweep = cls(path, tuple(known.values()))
         tree = {"format": FORMAT, "cells": [cell.model_dump() for cell in sweep.cells]}
         try:
-            for cell in sweep.cells:
-                own_folder(path / cell.folder)
+            for added in sweep.cells:
+                own_folder(path / added.folder)
             with replacing(path / SWEEP_FILE) as temporary:
                 temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
