@@ -23,6 +23,7 @@ from blossom_ray.records import RoundRecord
 from blossom_ray.results.run import CHECKPOINTS, MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
 from blossom_ray.results.run_log import RunLog
 from blossom_ray.results.table_sums import TableSums
+from blossom_ray.resuming import check_rounds, check_same
 from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
@@ -63,7 +64,7 @@ def simulate(
             a file, from which the run can be resumed.
         out: Folder under which the run folder is made, such as "runs"; None: nothing is written.
         stream: Whether to get each round's record as it comes, instead of the run at the end. Closing the iterator
-            ends the run.
+            ends the run: before the last record as interrupted, with complete rounds kept; from it on, it has finished.
         address: The Ray cluster to run on: `auto`, or `HOST:PORT` of a cluster that this machine is a node of; `local`
             for a session of this run's own. None: the session of this process, the cluster that RAY_ADDRESS names, or
             a session of its own.
@@ -207,21 +208,49 @@ def resumed(
 ) -> Generator[RoundRecord, None, None]:
     """Go on with a run that was interrupted, failed or was killed, from its newest checkpoint; yields as `recorded`.
 
+    With more rounds, a run that has finished goes on, too.
+
     Args:
-        scenario: The run's scenario; only its `execution` (but for `chunk_size`), `checkpoint` and `failures` may
-            differ from what the run began with.
+        scenario: The run's scenario; only its `execution` (but for `chunk_size`), `checkpoint`, `failures` and
+            `rounds` may differ from what the run began with.
         folder: The run's folder.
         stopping: As in `recorded`.
         address: As in `recorded`.
 
     Raises:
-        RunFolderError: The folder holds no run, the run is going on, or its checkpoint belongs to another scenario.
+        RunFolderError: The folder holds no run, the run is going on, or it belongs to another scenario; or its rounds
+            are not those of a run that had the new number of rounds from the start.
     """
-    chosen = Run.open(folder).scenario.training.engine
+    before = Run.open(folder).scenario
+    scenario, same_up_to = checked_resumption(scenario, folder)
+    writer = RunWriter.reopen(folder)
+    if same_up_to is not None:
+        writer.forget_after(same_up_to)
+    if scenario.rounds != before.rounds:
+        # After the rows, so that a run that is killed in between goes on from the right ones.
+        writer.settle(scenario_yaml(before.model_copy(update={"rounds": scenario.rounds})))
+    yield from _written(scenario, writer, stopping, address)
+
+
+def checked_resumption(scenario: Scenario, folder: Path) -> tuple[Scenario, int | None]:
+    """Find out before anything starts whether a run may go on as a scenario.
+
+    Returns:
+        The scenario with the engines that the run has chosen, and the last of its rounds that stays as it is; None
+        where all do.
+
+    Raises:
+        RunFolderError: As `resumed`.
+    """
+    run = Run.open(folder)
+    recorded_one = run.scenario
+    chosen = recorded_one.training.engine
     if scenario.training.engine == "auto" and not isinstance(chosen, str):
         scenario = scenario.with_engines(chosen)
-    writer = RunWriter.reopen(folder)
-    yield from _written(scenario, writer, stopping, address)
+    check_same(run, scenario)
+    if scenario.rounds == recorded_one.rounds:
+        return scenario, None
+    return scenario, check_rounds(run, scenario, folder / "checkpoints")
 
 
 def continued(
@@ -239,6 +268,7 @@ def _written(
     profiles = tuple(scenario.profiles())
     status: EndStatus = "interrupted"
     failure: Exception | None = None
+    last: RoundRecord | None = None
     log = RunLog(writer.folder, scenario.name, scenario.task)
     try:
         log.started(writer.last_round)
@@ -258,7 +288,11 @@ def _written(
                     # The log first: a round that is in the tables has been yielded, even if the disk is full now.
                     log.round(event)
                     writer.write(event, profiles)
-                    yield event
+                    if event.round_index == scenario.rounds:
+                        # Whoever has the last record may go away: the run has ended then.
+                        last = event
+                    else:
+                        yield event
         if writer.last_round == scenario.rounds:
             status = "finished"
     except Exception as error:
@@ -275,6 +309,8 @@ def _written(
             finally:
                 log.close()
                 writer.close(status)
+    if last is not None:
+        yield last
 
 
 def _settled(scenario: Scenario, info: RunInfo) -> Scenario:

@@ -284,7 +284,7 @@ def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, Cli
 
 
 def check_compatible(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another scenario or other data.
+    """Refuse a checkpoint of another scenario or other data. The number of rounds may differ: a run may go on to more.
 
     Args:
         checkpoint: The checkpoint.
@@ -294,22 +294,30 @@ def check_compatible(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
         RunFolderError: With every difference.
     """
     recorded = {name: checkpoint.index.get(name) for name in facts}
-    found = differences(recorded, json.loads(json.dumps(facts)))
+    present = json.loads(json.dumps(facts))
+    found = differences(_without_rounds(recorded), _without_rounds(present))
     if found:
         listed = (f"  {difference}" for difference in found)
         raise RunFolderError(f"{checkpoint.folder}: belongs to another run:", *listed)
 
 
-def differences(recorded: Mapping[str, Any], present: Mapping[str, Any], path: str = "") -> list[str]:
-    """What differs between two trees of plain values, one phrase each."""
+def _without_rounds(facts: dict[str, Any]) -> dict[str, Any]:
+    scenario = facts.get("scenario")
+    return {**facts, "scenario": {**scenario, "rounds": None}} if isinstance(scenario, Mapping) else facts
+
+
+def differences(
+    recorded: Mapping[str, Any], present: Mapping[str, Any], path: str = "", *, where: str = "checkpoint"
+) -> list[str]:
+    """What differs between two trees of plain values, one phrase each; `where` says what holds the first one."""
     found = []
     for key in sorted({*recorded, *present}):
         place = f"{path}.{key}".lstrip(".")
         old, new = recorded.get(key), present.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, place)
+            found += differences(old, new, place, where=where)
         elif old != new:
-            found.append(f"{place} is {old!r} in the checkpoint and {new!r} now")
+            found.append(f"{place} is {old!r} in the {where} and {new!r} now")
     return found
 
 

@@ -17,6 +17,7 @@ from blossom_ray.preparation import Preparation
 from blossom_ray.records import ActorRound, BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord, Scoring
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.sampling import Population, Signature, draw_clients
+from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.sections import FineTune
 from blossom_ray.scores import Task, default_score
 from blossom_ray.seeding import Purpose
@@ -109,6 +110,19 @@ def train_round(
     )
 
 
+def scorings_due(scenario: Scenario, round_index: int, *, has_held_out: bool) -> frozenset[Scoring]:
+    """What the blocks are scored on after a round; nothing in a round that is left out."""
+    section, is_last = scenario.evaluation, round_index == scenario.rounds
+    if round_index % section.every != 0 and not is_last:
+        return frozenset()
+    due = {Scoring.OWN_TEST}
+    if _is_fine_tuning_due(section.fine_tune, round_index, is_last=is_last):
+        due.add(Scoring.FINE_TUNED)
+    if has_held_out and (section.held_out == "every" or (section.held_out == "final" and is_last)):
+        due.add(Scoring.HELD_OUT)
+    return frozenset(due)
+
+
 def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, round_index: int) -> RoundEvaluation:
     """Score the new blocks on the clients' own test splits.
 
@@ -116,21 +130,20 @@ def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, r
     """
     started = time.perf_counter()
     scenario, population = preparation.scenario, preparation.population
-    is_last = round_index == scenario.rounds
-    if round_index % scenario.evaluation.every != 0 and not is_last:
+    due = scorings_due(scenario, round_index, has_held_out=preparation.has_held_out)
+    if Scoring.OWN_TEST not in due:
         return RoundEvaluation()
     num_scored = max(1, math.floor(scenario.evaluation.clients * len(population.profiles) + 1e-9))
     clients = draw_clients(len(population.profiles), num_scored, scenario.seed, Purpose.EVALUATION_COHORT, round_index)
     records, pooled, bytes_down = _score(preparation, runtime, server, round_index, clients, Scoring.OWN_TEST)
     metrics = summarize(records, _modality_sets(population, records), pooled)
     tuned: tuple[ClientEvaluation, ...] = ()
-    if _is_fine_tuning_due(scenario.evaluation.fine_tune, round_index, is_last=is_last):
+    if Scoring.FINE_TUNED in due:
         # The blocks have just been sent: this costs no traffic.
         tuned, pooled, _ = _score(preparation, runtime, server, round_index, clients, Scoring.FINE_TUNED)
         summary = summarize(tuned, _modality_sets(population, tuned), pooled)
         metrics |= {f"fine_tuned/{name}": value for name, value in summary.items()}
-    when = scenario.evaluation.held_out
-    if preparation.has_held_out and (when == "every" or (when == "final" and is_last)):
+    if Scoring.HELD_OUT in due:
         scored = held_out_clients(preparation.plan, population)
         held_out, pooled, more_bytes = _score(preparation, runtime, server, round_index, scored, Scoring.HELD_OUT)
         summary = summarize(held_out, _modality_sets(population, held_out), pooled)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from blossom_ray import (
     personalization_gain,
     simulate,
 )
+from blossom_ray.api import resumed
 from blossom_ray.errors import InputError, RunFolderError
 
 TABLES = ("rounds", "clients", "blocks")
@@ -88,7 +90,7 @@ def test_a_stream_begins_with_the_untrained_model(small_scenario: Scenario) -> N
 def test_a_stream_into_a_folder_is_on_disk_round_by_round(small_scenario: Scenario, tmp_path: Path) -> None:
     for record in stream(small_scenario, tmp_path):
         run = Run.open(the_folder(tmp_path))
-        assert run.status == "running"
+        assert run.status == ("running" if record.round_index < small_scenario.rounds else "finished")
         assert run.rounds["round"].to_list() == list(range(record.round_index + 1))
     assert Run.open(the_folder(tmp_path)).status == "finished"
 
@@ -306,3 +308,30 @@ def test_an_error_of_own_code_is_kept_with_the_run(tmp_path: Path) -> None:
     assert manifest["status"] == "failed"
     assert "in forward" in manifest["error"]["details"]
     assert Run.open(the_folder(tmp_path)).rounds["round"].to_list() == [0]
+
+
+@pytest.mark.parametrize("leave", [Generator.close, lambda records: records.throw(KeyError("mine")), None])
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_whoever_has_the_last_record_has_a_finished_run(
+    small_scenario: Scenario, tmp_path: Path, leave: Callable[[Any], object] | None, rounds: int
+) -> None:
+    """Closed, left to the garbage collector, or with an error thrown in: before it, the run can go on."""
+    records = stream(small_scenario, tmp_path)
+    for _ in range(rounds):
+        next(records)
+    if leave is None:
+        del records
+        gc.collect()
+    else:
+        with suppress(KeyError):
+            leave(records)
+    folder = the_folder(tmp_path)
+    run = Run.open(folder)
+    if rounds == small_scenario.rounds + 1:
+        assert run.status == "finished"
+        assert "digest" in run.manifest
+        return
+    assert run.status in ("interrupted", "failed")
+    assert run.rounds.height == rounds
+    assert [record.round_index for record in resumed(small_scenario, folder)][-1] == small_scenario.rounds
+    assert Run.open(folder).manifest["digest"] == simulate(small_scenario).manifest["digest"]

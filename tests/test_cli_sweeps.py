@@ -12,7 +12,7 @@ import pytest
 from conftest import Command, Outcome
 from rich.console import Console
 
-from blossom_ray import Scenario, Sweep
+from blossom_ray import Run, Scenario, Sweep
 from blossom_ray.records import Progress
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.sweeps.grid import Axis, expand
@@ -74,6 +74,43 @@ def test_a_cell_can_be_resumed_and_simulated_alone(swept: Outcome, command: Comm
     folder = "sweeps/small/sharing=local,seed=1"
     assert command("resume", folder).out == f"{folder}: finished already; nothing to do\n"
     assert command("validate", f"{folder}/scenario.yaml").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("nonsense=1", "--set nonsense: nonsense is not a known key"),
+        ("rounds=0", "--set rounds: rounds is 0; expected an integer of at least 1"),
+        ("rounds=1", "has 2 rounds; expected rounds to be at least that, not 1"),
+        ("training.batch_size=8", "is of another scenario:\n  training.batch_size is 16 in the run and 8 now"),
+        ("seed=5", "is of another scenario:\n  seed is 0 in the run and 5 now"),
+        ("name=other", "is of another scenario:\n  name is 'small' in the run and 'other' now"),
+    ],
+)
+def test_a_finished_run_takes_no_setting_that_changes_it(
+    command: Command, small: str, setting: str, message: str
+) -> None:
+    folder = command("simulate", small, "--json").out.splitlines()[-1]
+    folder = json.loads(folder)["run"]
+    refused = command("resume", folder, "--set", setting)
+    assert (refused.exit_code, refused.out) == (2, "")
+    assert message in refused.err
+    assert Run.open(folder).status == "finished"
+    same = command("resume", folder, "--set", "execution.timeout_s=60", "--set", "rounds=2")
+    assert (same.exit_code, same.out) == (0, f"{folder}: finished already; nothing to do\n")
+
+
+def test_a_finished_run_goes_on_to_more_rounds_and_a_cell_does_not(command: Command, small: str) -> None:
+    settings = ("--set", "checkpoint.every=1")
+    folder = json.loads(command("simulate", small, *settings, "--json").out.splitlines()[-1])["run"]
+    going_on = command("resume", folder, "--set", "rounds=3", "--json")
+    assert (going_on.exit_code, going_on.err) == (0, "")
+    whole = json.loads(command("simulate", small, *settings, "--set", "rounds=3", "--json").out.splitlines()[-1])["run"]
+    assert Run.open(folder).manifest["digest"] == Run.open(whole).manifest["digest"]
+    assert command("sweep", small, "--vary", "sharing=local").exit_code == 0
+    cell = command("resume", "sweeps/small/sharing=local", "--set", "rounds=3")
+    assert (cell.exit_code, cell.out) == (2, "")
+    assert "is a cell of a sweep, whose cells have the same rounds; expected the sweep's own command with" in cell.err
 
 
 def test_every_problem_of_a_sweep_comes_before_the_first_cell(

@@ -164,10 +164,73 @@ def test_another_scenario_is_refused_with_the_difference_and_nothing_is_lost(
     scenario: Scenario, tmp_path: Path
 ) -> None:
     begin(scenario, tmp_path / "run", 5)
-    with pytest.raises(RunFolderError, match=r"training\.batch_size is 16 in the checkpoint and 8 now"):
+    with pytest.raises(RunFolderError, match=r"training\.batch_size is 16 in the run and 8 now"):
         finish(scenario.override({"training.batch_size": 8}), tmp_path / "run")
     assert Run.open(tmp_path / "run").rounds.height == 5
     assert finish(scenario, tmp_path / "run").status == "finished"
+
+
+SCORINGS: list[dict[str, Any]] = [
+    {},
+    {"evaluation.every": 3},
+    {"evaluation.fine_tune": {"epochs": 1}},
+    {"evaluation.held_out": "never"},
+    {"training.schedule": {"kind": "step", "every": 2, "factor": 0.5}},
+]
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize(("begun", "done", "rounds"), [(4, 5, 7), (7, 4, 5), (7, 4, 3)])
+def test_a_run_goes_on_to_other_rounds_as_if_it_had_begun_with_them(
+    scenario: Scenario, tmp_path: Path, scoring: dict[str, Any], begun: int, done: int, rounds: int
+) -> None:
+    """A finished one with more, an interrupted one with fewer than it was to have, but as many as it has."""
+    first = scenario.override({"training.schedule": {"kind": "constant"}, "checkpoint.every": 1, **scoring})
+    first = first.override({"rounds": begun})
+    begin(first, tmp_path / "run", done)
+    whole = simulate(first.override({"rounds": rounds}), out=tmp_path / "whole")
+    run = finish(first.override({"rounds": rounds}), tmp_path / "run")
+    assert_same(run, whole)
+    assert run.scenario.rounds == rounds
+    assert run.scenario.training == whole.scenario.training
+
+
+def test_rounds_that_a_run_cannot_go_on_to(scenario: Scenario, tmp_path: Path) -> None:
+    begin(scenario, tmp_path / "run", 5)
+    before = (tmp_path / "run" / "manifest.json").read_text()
+    for rounds, message in (
+        (9, r"had the learning rate 0\.0093\d+ in round 2, and with 9 rounds the cosine schedule has 0\.0096\d+ there"),
+        (3, "has 4 rounds; expected rounds to be at least that, not 3"),
+    ):
+        with pytest.raises(RunFolderError, match=message):
+            finish(scenario.override({"rounds": rounds}), tmp_path / "run")
+    assert (tmp_path / "run" / "manifest.json").read_text() == before
+    assert finish(scenario, tmp_path / "run").status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"checkpoint.every": 0, "evaluation.held_out": "never"},
+            "it has no whole checkpoint of round 3 or before; expected a run whose checkpoint.ev",
+        ),
+        (
+            {"checkpoint.keep": 1, "evaluation.every": 2},
+            "it has no whole checkpoint of round 2 or before, since round 3 was scored as the last one; expected",
+        ),
+    ],
+)
+def test_without_a_checkpoint_a_finished_run_does_not_go_on(
+    scenario: Scenario, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    settings = {"training.schedule": {"kind": "constant"}, "rounds": 3, **settings}
+    run = simulate(scenario.override(settings), out=tmp_path)
+    assert run.path is not None
+    with pytest.raises(RunFolderError, match=rf"cannot go on to 5 rounds: {message}"):
+        finish(scenario.override({**settings, "rounds": 5}), run.path)
+    assert Run.open(run.path).status == "finished"
+    assert Run.open(run.path).rounds.equals(run.rounds)
 
 
 def test_a_run_that_goes_on_elsewhere_is_refused(scenario: Scenario, tmp_path: Path) -> None:
@@ -195,7 +258,7 @@ def test_a_run_goes_on_with_the_engines_that_it_chose(scenario: Scenario, tmp_pa
     # What another timing might have chosen: the run must go on with this, not choose anew.
     other = {"acc": "vectorized", "acc+gyro": "vectorized", "gyro": "vectorized"}
     assert chosen != other
-    with pytest.raises(RunFolderError, match=r"training\.engine\.gyro is 'sequential' in the checkpoint"):
+    with pytest.raises(RunFolderError, match=r"training\.engine\.gyro is 'sequential' in the run"):
         finish(scenario.override({"training.engine": other}), folder)
     assert unfinished_run(tmp_path, auto) == folder
     assert unfinished_run(tmp_path, scenario) is None

@@ -15,6 +15,7 @@ from blossom_ray.cli.loading import checked_targets, load_scenario
 from blossom_ray.cli.options import Address, Json, ScenarioPath, Seed, Settings, Track, app
 from blossom_ray.cli.output import OutputGoneError, print_json, say, warn
 from blossom_ray.cli.round_json import round_json
+from blossom_ray.errors import InputError
 from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
@@ -75,19 +76,25 @@ def resume(
 ) -> None:
     """Go on with a run that was interrupted, failed or was killed; the result is that of an undisturbed run.
 
-    --set may change where it runs (execution, but for chunk_size), checkpoint and failures.
+    --set may change where it runs (execution, but for chunk_size), checkpoint and failures, and rounds: more of them
+    let a run that has finished go on, too.
     """
     with interruptible() as interruption:
-        from blossom_ray.api import check_address, resumed
+        from blossom_ray.api import check_address, checked_resumption, resumed
         from blossom_ray.results.run import SCENARIO_FILE, Run
 
         run = local_path(run, "the run")
         opened = Run.open(run)
-        if opened.status == "finished":
+        is_done = opened.status == "finished"
+        if settings or not is_done:
+            checked = load_scenario(run / SCENARIO_FILE, settings, None)
+            _check_no_cell(run, opened.scenario, checked)
+            checked_resumption(checked, run)
+            is_done = is_done and checked.rounds == opened.scenario.rounds
+        if is_done:
             opened.check()
             say(f"{run}: finished already; nothing to do")
             return
-        checked = load_scenario(run / SCENARIO_FILE, settings, None)
         check_address(checked, address)
         targets = checked_targets(track)
         interruption.folder = run
@@ -96,6 +103,20 @@ def resume(
             return
         records = resumed(checked, run, interruption.is_asked, address)
         _follow(checked, run, records, interruption, targets, as_json=as_json)
+
+
+def _check_no_cell(run: Path, before: Scenario, now: Scenario) -> None:
+    """Refuse to give a cell of a sweep other rounds than its neighbours have."""
+    from blossom_ray.sweeps.folder import Sweep, is_sweep
+
+    parent = run.absolute().parent
+    if now.rounds == before.rounds or not is_sweep(parent):
+        return
+    if any(cell.folder == run.absolute().name for cell in Sweep.open(parent).cells):
+        raise InputError(
+            f"{run}: is a cell of a sweep, whose cells have the same rounds; expected the sweep's own command with "
+            f"--set rounds={now.rounds}, which runs new cells"
+        )
 
 
 def _follow(

@@ -102,9 +102,9 @@ class Sweep:
             tree = json.loads(read_file(file))
         except (OSError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
-        found = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
-        if found != FORMAT:
-            raise RunFolderError(f"{file}: has format {found!r}; expected {FORMAT}")
+        version = tree.get("format", FORMAT) if isinstance(tree, dict) else FORMAT
+        if version != FORMAT:
+            raise RunFolderError(f"{file}: has format {version!r}; expected {FORMAT}")
         return cls(folder, read_back(_SweepFile, tree, file).cells)
 
     @classmethod
