@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, overload
 
 from blossom_ray.checkpoint import IN_MEMORY, Session
@@ -28,6 +27,7 @@ from blossom_ray.runtime.address import check_sent_token, check_service, parse_a
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.simulation import CheckpointKept, Event, RunInfo, run
+from blossom_ray.temporary import temporary_folder
 
 
 @overload
@@ -161,11 +161,11 @@ def events(
         address: The Ray cluster, as in `simulate`.
         run_id: What those who watch know the run by.
     """
-    with TemporaryDirectory(prefix="blossom-ray-") as name:
-        shards = Path(name) / "shards"
+    with temporary_folder() as folder:
+        shards = folder / "shards"
         shards.mkdir()
         # Whole paths: actors on a cluster have other working directories.
-        session = Session(shards, (checkpoints or Path(name) / "checkpoints").absolute(), resume, run_id)
+        session = Session(shards, (checkpoints or folder / "checkpoints").absolute(), resume, run_id)
         if scenario.execution.runtime == "local":
             from blossom_ray.runtime.local import LocalRuntime
             from blossom_ray.runtime.shielding import shielded
@@ -184,8 +184,8 @@ def _events_with(scenario: Scenario, data: Dataset | None, address: str | None) 
     elif scenario.execution.runtime == "local":
         yield from events(with_dataset(scenario, data))
     else:
-        with TemporaryDirectory(prefix="blossom-ray-data-") as folder:
-            yield from events(with_table(scenario, data, Path(folder)), address=address)
+        with temporary_folder("data") as folder:
+            yield from events(with_table(scenario, data, folder), address=address)
 
 
 def recorded(

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import fail, print_json, say, say_log
 from blossom_ray.errors import InputError, RunError
 from blossom_ray.locations import local_path
+from blossom_ray.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from blossom_ray.submission.jobs import Job, Jobs
@@ -87,10 +87,10 @@ def submit(
     environment = {} if runtime_env is None else _runtime_environment(local_path(runtime_env, "--runtime-env"))
     runs.check_environment(environment)
     place = checked_address(address)
-    with TemporaryDirectory(prefix="blossom-ray-job-") as folder:
+    with temporary_folder("job") as folder:
         packed = packing.pack(
             checked,
-            Path(folder),
+            folder,
             with_package=package is PackageFrom.HERE,
             includes=[local_path(path, "--include") for path in include or ()],
             excludes=exclude or (),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +10,7 @@ import typer
 from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import print_json
+from blossom_ray.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from blossom_ray.runtime.placement import Room
@@ -43,8 +42,8 @@ def plan(
     from blossom_ray.planning.plan import make_plan
 
     room, where = _room()
-    with TemporaryDirectory(prefix="blossom-ray-") as folder:
-        found = make_plan(checked, room, Path(folder), probe=probe)
+    with temporary_folder() as folder:
+        found = make_plan(checked, room, folder, probe=probe)
     if as_json:
         print_json(plan_values(found))
     else:

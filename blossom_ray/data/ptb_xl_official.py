@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -30,6 +29,7 @@ from blossom_ray.data.ptb_xl_records import (
     Records,
 )
 from blossom_ray.errors import DataError
+from blossom_ray.temporary import temporary_folder
 
 NUM_OF_SUPERCLASS = {"NORM": 9514, "MI": 5469, "STTC": 5235, "CD": 4898, "HYP": 2649}
 DATABASE = "ptbxl_database.csv"
@@ -164,11 +164,11 @@ def _decoded(path: Path, names: list[str]) -> Arrays:
 def _decode(archive: Archive, names: list[str]) -> Arrays:
     """Microvolts by modality, (N, 1000, 6) int16."""
     signals = {modality: np.empty((len(names), NUM_STEPS, 6), np.int16) for modality in LEADS_OF}
-    with tempfile.TemporaryDirectory(prefix="blossom-ray-") as folder, warnings.catch_warnings():
+    with temporary_folder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # wfdb 4.3 calls what pandas 3 has deprecated
         wfdb = _import_wfdb()
         for number, name in enumerate(tracked(names, "decoding records")):
-            microvolts = _decode_one(archive, name, Path(folder), wfdb)
+            microvolts = _decode_one(archive, name, folder, wfdb)
             for modality, leads in LEADS_OF.items():
                 signals[modality][number] = microvolts[:, leads]
     return signals

@@ -17,17 +17,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
+from blossom_ray.locations import is_uri
 from blossom_ray.results.run import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.locations import is_uri
 from blossom_ray.storage import writing
 from blossom_ray.submission import archive
 from blossom_ray.submission.jobs import Jobs, check_with_ray
 from blossom_ray.submission.packing import SCENARIO, Package
+from blossom_ray.temporary import temporary_folder
 
 OUT = "~/blossom-ray-jobs"
 """Where runs of jobs lie on the node of their driver, unless told otherwise."""
@@ -122,9 +122,9 @@ def fetch(jobs: Jobs, job_id: str, out: Path, *, with_checkpoints: bool = True) 
     if "out" not in job.metadata:
         raise InputError(f"job {job_id} was not submitted by blossom-ray; expected one of `blossom-ray jobs list`")
     text = _printed(jobs, job_id, job.metadata, job.node_ip, () if with_checkpoints else ("checkpoints",))
-    with TemporaryDirectory(prefix="blossom-ray-fetch-") as name:
-        _unpack(text, Path(name), job_id)
-        return [_moved(found.parent, out) for found in sorted(Path(name).glob(f"*/*/{MANIFEST_FILE}"))]
+    with temporary_folder("fetch") as folder:
+        _unpack(text, folder, job_id)
+        return [_moved(found.parent, out) for found in sorted(folder.glob(f"*/*/{MANIFEST_FILE}"))]
 
 
 def _printed(jobs: Jobs, job_id: str, metadata: Mapping[str, str], node_ip: str | None, names: Sequence[str]) -> bytes:
