@@ -109,7 +109,10 @@ def compare(
     ],
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help="A column of the table rounds; accuracy, or what the task is judged by."),
+        typer.Option(
+            "--metric",
+            help="A column of the table rounds, such as held_out/accuracy; what the task is judged by unless given.",
+        ),
     ] = None,
     baseline: Annotated[
         list[str] | None,

@@ -76,7 +76,7 @@ class Comparison:
 
 
 def compare(
-    *sources: Source,
+    *sources: Source | Iterable[Source],
     metric: str | None = None,
     baseline: Mapping[str, Any] | None = None,
     by: Sequence[str] | None = None,
@@ -91,9 +91,9 @@ def compare(
     sides of a gain with the same clients.
 
     Args:
-        sources: Run folders, folders of sweeps, or such opened. Only finished runs are used.
-        metric: A column of the table `rounds`, such as `macro_f1_present` or `held_out/accuracy`; None: what the
-            runs' task is judged by, such as `accuracy`.
+        sources: Run folders, folders of sweeps, such opened, or lists of them. Only finished runs are used.
+        metric: A column of the table `rounds`, such as `macro_f1_present`, `held_out/accuracy` or, of one modality set
+            alone, `accuracy/acc+gyro`; None: what the runs' task is judged by, such as `accuracy`.
         baseline: Value by varied key that the others are measured against; None: `sharing` `full-model`, where it is
             there.
         by: Keys to tell apart; over the others, scores and gains are averaged within a seed. None: all keys.
@@ -130,7 +130,7 @@ def compare(
         runs=_runs_frame(rows.rows, keys),
         table=_table_frame(rows.rows, grouping, lower),
         unused=tuple((entry.place, entry.status) for entry in entries if entry.status != "finished"),
-        notes=tuple(dict.fromkeys(rows.notes + _notes(rows.rows, lower))),
+        notes=tuple(dict.fromkeys(rows.notes + _notes(rows.rows, lower) + _going_on(entries))),
     )
 
 
@@ -190,6 +190,13 @@ def _notes(rows: Sequence[Row], lower: bool) -> list[str]:
     if lower:
         notes.append("lower scores are better here; a positive gain is a lower score")
     return notes
+
+
+def _going_on(entries: Sequence[Entry]) -> list[str]:
+    """What to do about runs that have begun and not finished."""
+    if all(entry.run is None or entry.status == "finished" for entry in entries):
+        return []
+    return ["a run that has not finished goes on with: blossom-ray resume RUN; cells of a sweep with its own command"]
 
 
 def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:

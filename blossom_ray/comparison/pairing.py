@@ -7,14 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from blossom_ray.comparison.run_scores import ALL, SUMMARIES, RunScores, metric_columns, metric_names, run_scores
+from blossom_ray.comparison.run_scores import (
+    ALL,
+    SUMMARIES,
+    RunScores,
+    metric_columns,
+    metric_names,
+    run_scores,
+    split_column,
+)
 from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.errors import InputError
 from blossom_ray.results.run import Run
-from blossom_ray.text import quoted
+from blossom_ray.scenario.phrases import did_you_mean, shortened
 
 SCORING, PLAIN, TUNED = "scoring", "plain", "fine-tuned"
 """The key that tells scores after local fine-tuning from plain ones, where runs have both."""
+# In an error message: runs may have hundreds of columns.
+_MOST_NAMED = 8
 
 
 @dataclass
@@ -40,8 +50,8 @@ class Rows:
         self.notes: list[str] = []
         self.rows: list[Row] = []
         self._lower = lower
-        known: dict[str, None] = {}
         used = [entry for entry in entries if entry.run is not None and entry.status == "finished"]
+        metric, only = _metric(metric, [entry.run for entry in used if entry.run is not None])
         tuned = f"fine_tuned/{metric}"
         has_tuned = any(entry.run is not None and metric_columns(entry.run, tuned) for entry in used)
         for entry in entries:
@@ -50,17 +60,16 @@ class Rows:
             if run is None:
                 self.rows.append(Row(entry, plain, metric, ALL, None, note=f"not used: {entry.status}"))
                 continue
-            known |= dict.fromkeys(metric_names(run))
             scorings = {metric: plain, tuned: {**entry.setting, SCORING: TUNED}} if has_tuned else {metric: plain}
             for name, setting in scorings.items():
                 for modalities, column in metric_columns(run, name).items():
+                    if only and modalities != only:
+                        continue
                     scores = run_scores(run, column, lower_is_better=lower, target=target, up_to=up_to)
                     note = None if scores is not None else f"{entry.place} {_end(up_to)} with no finite {name}"
                     self.rows.append(Row(entry, setting, name, modalities, scores, note=note))
             if not metric_columns(run, metric):
                 self.rows.append(Row(entry, plain, metric, ALL, None, note=f"{entry.place} has no {metric}"))
-        if known and metric not in known:
-            raise InputError(f"the metric is {quoted(metric)}; expected one of {', '.join(known)}")
         self.notes += [row.note for row in self.rows if row.note is not None and row.entry in used]
 
     def pair(self, baseline: Mapping[str, str]) -> None:
@@ -84,6 +93,24 @@ class Rows:
                     row.note = "the baseline scores 0, so the gain has no meaning"
             if row.note is not None:
                 self.notes.append(row.note)
+
+
+def _metric(asked: str, runs: Sequence[Run]) -> tuple[str, str]:
+    """The metric that is asked for, and the one modality set, "" for all, where a column of such a set is.
+
+    Raises:
+        InputError: No run has such a column.
+    """
+    names = dict.fromkeys(name for run in runs for name in metric_names(run))
+    columns = dict.fromkeys(column for run in runs for column in run.rounds.columns if column != "round")
+    if asked in names or not runs:
+        return asked, ""
+    if asked in columns:
+        return split_column(asked)
+    first = [*names][:_MOST_NAMED]
+    more = f" or another of the {len(columns)} columns of the table rounds" if len(columns) > len(first) else ""
+    near = did_you_mean(asked, [*names, *columns])
+    raise InputError(f"the metric is {shortened(asked)!r}; expected one of {', '.join(first)}{more}{near}")
 
 
 def _end(up_to: int | None) -> str:

@@ -44,10 +44,14 @@ class RunScores:
 def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
     """What a metric is about: its direction and unit. One that nobody knows counts as a share of 1, higher better.
 
+    Bytes, seconds and counts are better when lower.
+
     Args:
         metric: The metric's name, as in the tables.
         own: The metrics that the runs' scenarios bring.
     """
+    if metric in ROUND_COLUMNS:
+        return Score(metric, "", lower_is_better=True, is_share=False)
     for prefix in _PREFIXES:
         metric = metric.removeprefix(prefix)
     return find_score(metric, own) or Score(metric, "")
@@ -62,11 +66,15 @@ def metric_columns(run: Run, metric: str) -> dict[str, str]:
 
 def metric_names(run: Run) -> list[str]:
     """The metrics that a run's rounds have, without the modality sets."""
-    names: dict[str, None] = {}
-    for column in run.rounds.columns:
-        prefix = next((prefix for prefix in _PREFIXES if column.startswith(prefix)), "")
-        names[prefix + column.removeprefix(prefix).partition("/")[0]] = None
+    names = dict.fromkeys(split_column(column)[0] for column in run.rounds.columns)
     return [name for name in names if name not in ROUND_COLUMNS]
+
+
+def split_column(column: str) -> tuple[str, str]:
+    """A column's metric, and the modality set that it is about; "" where it is about all clients."""
+    prefix = next((prefix for prefix in _PREFIXES if column.startswith(prefix)), "")
+    name, _, modalities = column.removeprefix(prefix).partition("/")
+    return prefix + name, modalities
 
 
 def run_scores(
@@ -124,7 +132,7 @@ def client_scores(
     import polars as pl
 
     clients = run.clients
-    if metric not in clients.columns or "num_test_examples" not in clients.columns:
+    if metric in ROUND_COLUMNS or metric not in clients.columns or "num_test_examples" not in clients.columns:
         return None
     chosen = clients.filter(pl.col("round").is_in(rounds) & pl.col(metric).is_not_null())
     if modality_set != ALL:

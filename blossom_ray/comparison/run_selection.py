@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -12,6 +13,7 @@ from blossom_ray.errors import BlossomError, InputError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.results.run import MANIFEST_FILE, Run
 from blossom_ray.scenario.identity import identity, numbers_tree
+from blossom_ray.scenario.phrases import shortened
 from blossom_ray.scenario.structure import child_value, split_path
 from blossom_ray.sweeps.folder import Sweep, is_sweep
 from blossom_ray.sweeps.grid import value_text
@@ -56,15 +58,37 @@ class Entry:
         return reduce(child_value, split_path(path, self.tree), self.tree)
 
 
-def collect(sources: Sequence[Source]) -> list[Entry]:
+def each_source(sources: Iterable[Source | Iterable[Source]]) -> list[Source]:
+    """The sources one by one, be they given so or as a list, a generator, or `Sweep.runs`.
+
+    Raises:
+        InputError: One is nothing that holds runs.
+    """
+    found: list[Source] = []
+    for source in sources:
+        if isinstance(source, str | Path | Run | Sweep):
+            found.append(source)
+        elif isinstance(source, Mapping):
+            found += each_source(source.values())
+        elif isinstance(source, Iterable) and type(source) is not bytes:
+            found += each_source(source)
+        else:
+            raise InputError(
+                f"a source of runs is {shortened(repr(source))} ({type(source).__name__}); expected the folder of a "
+                "run or of a sweep, a Run, a Sweep, or a list of them"
+            )
+    return found
+
+
+def collect(sources: Iterable[Source | Iterable[Source]]) -> list[Entry]:
     """The entries of all sources: cells of sweeps in their order, runs as given, each simulation once.
 
     Raises:
         RunFolderError: A source is neither a run nor a sweep, or is damaged.
-        InputError: There are no runs at all.
+        InputError: There are no runs at all, or a source is none.
     """
     found: dict[str, Entry] = {}
-    for source in sources:
+    for source in each_source(sources):
         for entry in _entries(source):
             before = found.get(entry.identity)
             # The same simulation twice has the same numbers; one that has finished is worth more.
@@ -112,8 +136,8 @@ def _entries(source: Source) -> Iterable[Entry]:
     if isinstance(source, str | Path):
         path = local_path(source, "the run")
         if not is_sweep(path):
-            if not (path / MANIFEST_FILE).exists():
-                found = "has neither manifest.json nor sweep.json" if path.is_dir() else "is no folder"
+            if not os.path.exists(path / MANIFEST_FILE):  # False for what is no path at all, too
+                found = "has neither manifest.json nor sweep.json" if os.path.isdir(path) else "is no folder"
                 raise RunFolderError(f"{path}: {found}; expected the folder of a run or of a sweep")
             given = Run.open(path)
             given.check()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from blossom_ray.comparison.comparing import compare
-from blossom_ray.comparison.run_selection import Entry, Source, collect
+from blossom_ray.comparison.run_selection import Entry, Source, collect, each_source
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.reporting.charts import figure_style
@@ -22,15 +22,19 @@ from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.storage import replacing
 
 PAGE_NAME = "report.html"
+_MOST_NAMED = 5
 
 
 def report(
-    *sources: Source, out: str | Path | None = None, figures: str | Path | None = None, title: str | None = None
+    *sources: Source | Iterable[Source],
+    out: str | Path | None = None,
+    figures: str | Path | None = None,
+    title: str | None = None,
 ) -> list[Path]:
     """Write one HTML page, which needs no network, about a run, a sweep, or several of them side by side.
 
     Args:
-        sources: Run folders, folders of sweeps, or such opened.
+        sources: Run folders, folders of sweeps, such opened, or lists of them.
         out: The page; None: `report.html` in the folder of a single source, else in the working directory.
         figures: Folder for every figure as SVG and as PDF, for a paper; None: none are written.
         title: Its heading; None: the names of the scenarios.
@@ -50,12 +54,14 @@ def report(
     if page_path is not None and page_path.is_dir():
         raise InputError(f"out is '{page_path}', which is a folder; expected a file")
     figures = None if figures is None else local_path(figures, "figures")
-    entries = collect(sources)
+    given = each_source(sources)
+    entries = collect(given)
     finished = [entry for entry in entries if entry.status == "finished"]
-    comparison = compare(*sources) if len(finished) > 1 else None
+    comparison = compare(*given) if len(finished) > 1 else None
     variants = variants_of(entries, tuple(comparison.baseline) if comparison is not None else ())
     if not variants:
-        raise InputError("no run has a complete round yet; expected at least one that has")
+        found = "; ".join(f"{entry.place}: {entry.status}" for entry in entries[:_MOST_NAMED])
+        raise InputError(f"no run has a complete round yet ({found}); expected at least one that has")
     names = dict.fromkeys(run.scenario.name for variant in variants for run in variant.runs)
     with figure_style():
         compared = [comparison_section(comparison)] if comparison is not None and len(finished) > 1 else []
@@ -67,7 +73,7 @@ def report(
             sections=sections,
             scenarios=_scenarios(variants),
         )
-        path = page_path or _default_path(sources)
+        path = page_path or _default_path(given)
         _write(path, page)
         written = [path]
         for figure in (figure for section in sections for figure in section.figures):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from rich.console import Console
 
@@ -20,6 +21,8 @@ from blossom_ray.comparison import formats
 from blossom_ray.comparison.comparing import Comparison
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.records import BlockRound, ClientEvaluation, RoundRecord
+from blossom_ray.results.run import RunWriter
+from blossom_ray.scenario.writer import scenario_yaml
 
 ALL = "all clients"
 FEDERATION = {"data": {"fingerprint": "f", "partition": "p"}}
@@ -284,7 +287,10 @@ def test_scenarios_with_other_names_are_told_apart_by_name(make: Make) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "acuracy"}, r"the metric is 'acuracy'; expected one of accuracy$"),
+        (
+            {"metric": "acuracy"},
+            r"the metric is 'acuracy'; expected one of accuracy or another of the 12 .*; did you mean 'accuracy'\?$",
+        ),
         ({"baseline": {"sharing": "locl"}}, r"the baseline's sharing is 'locl'; expected one of full-model, local"),
         ({"baseline": {"rounds": 3}}, r"rounds is the same in all runs; expected a key in which they differ: sharing"),
         ({"by": ["rounds"]}, r"by is 'rounds'; expected keys in which the runs differ: sharing"),
@@ -293,6 +299,64 @@ def test_scenarios_with_other_names_are_told_apart_by_name(make: Make) -> None:
 def test_what_cannot_be_compared(options: dict[str, Any], message: str, make: Make) -> None:
     with pytest.raises(InputError, match=message):
         compare(make([0.4], sharing="full-model"), make([0.5], sharing="local"), **options)
+
+
+def test_any_column_is_a_metric(make: Make) -> None:
+    """One of a modality set is that set's row alone; one of costs is a number, of which less is better."""
+    runs = [make([0.4, 0.5], sharing="full-model"), make([0.5, 0.7], sharing="local")]
+    for column in runs[0].rounds.columns:
+        if column == "round":
+            continue
+        found = compare(runs, metric=column)
+        shown = {row["modalities"] for row in found.table.to_dicts() if row["final"] is not None}
+        modalities = column.partition("/")[2]
+        assert not modalities or shown == {modalities}, column
+        assert printed(found)
+    one = compare(runs, metric="accuracy/acc+gyro")
+    whole = compare(runs, metric="accuracy")
+    assert one.table.equals(whole.table.filter(pl.col("modalities") == "acc+gyro"))
+    cost = compare(runs, metric="bytes_down")
+    assert (cost.lower_is_better, cost.is_share) == (True, False)
+    with pytest.raises(InputError, match="the metric is 'round'; expected one of accuracy"):
+        compare(runs, metric="round")
+
+
+def test_a_loss_of_one_modality_set_is_better_when_lower(make: Make) -> None:
+    runs = [make([0.4], metric="loss", sharing="full-model"), make([0.3], metric="loss", sharing="local")]
+    found = compare(runs, metric="loss/acc")
+    assert found.lower_is_better
+    assert the_row(found, sharing="local", modalities="acc")["gain_final"] == pytest.approx(25)
+
+
+def test_an_unknown_metric_among_many_is_answered_in_one_short_line(make: Make) -> None:
+    with pytest.raises(InputError) as caught:
+        compare(make([0.4]), metric="x" * 1000)
+    assert len(str(caught.value)) < 300
+
+
+def test_runs_come_one_by_one_or_in_any_collection(make: Make, small_scenario: Scenario, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        RunWriter(tmp_path / str(seed), scenario_yaml(small_scenario.override({"seed": seed})), {}).close("interrupted")
+    folders = [tmp_path / "0", tmp_path / "1"]
+    expected = compare(*folders)
+    assert len(expected.unused) == 2
+    assert any("goes on with: blossom-ray resume RUN" in note for note in expected.notes)
+    opened = [Run.open(folder) for folder in folders]
+    collections: list[Any] = [
+        folders, tuple(folders), iter(folders), (folder for folder in folders), [str(folder) for folder in folders],
+        opened, dict(enumerate(opened)), [folders[:1], opened[1:]], dict.fromkeys(map(str, folders)).keys(),
+    ]  # fmt: skip
+    for sources in collections:
+        assert compare(sources).unused == expected.unused
+    for empty in ([], (), {}, iter(())):
+        with pytest.raises(InputError, match="there are no runs to compare; expected folders of runs or sweeps"):
+            compare(empty)
+    for wrong in (3, None, b"runs", [None], [[3.5]]):
+        with pytest.raises(InputError, match=r"a source of runs is .* \(\w+\); expected the folder of a run or of a"):
+            compare(wrong)  # type: ignore[arg-type]
+    for nowhere in ("x" * 5000, "a\0b", ["x" * 300]):
+        with pytest.raises(RunFolderError, match="is no folder; expected the folder of a run or of a sweep"):
+            compare(nowhere)
 
 
 def test_folders_that_are_no_runs(tmp_path: Path) -> None:
