@@ -19,7 +19,7 @@ from blossom_ray.errors import DriverLostError, InputError, StorageError
 from blossom_ray.inspection import Inspector
 from blossom_ray.locations import local_path
 from blossom_ray.records import RoundRecord
-from blossom_ray.results.run import CHECKPOINTS, MANIFEST_FILE, EndStatus, Run, RunWriter, new_run_folder
+from blossom_ray.results.run import CHECKPOINTS, MANIFEST_FILE, EndStatus, Run, RunWriter, kept_if_begun, new_run_folder
 from blossom_ray.results.run_log import RunLog
 from blossom_ray.results.table_sums import TableSums
 from blossom_ray.resuming import check_rounds, check_same
@@ -199,7 +199,8 @@ def recorded(
         stopping: Asked again and again; True ends the run after the round in progress, with a checkpoint.
         address: The Ray cluster, as in `simulate`.
     """
-    writer = RunWriter(folder, scenario_yaml(scenario), describe_host())
+    with kept_if_begun(folder):
+        writer = RunWriter(folder, scenario_yaml(scenario), describe_host())
     yield from _written(scenario, writer, stopping, address)
 
 

@@ -281,6 +281,35 @@ def test_simulate_prints_plain_lines_and_leaves_a_whole_run_folder(
     assert pl.read_parquet(folder / "clients.parquet").height == 3 * 5
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_what_fails_before_the_run_begins_leaves_no_folder(
+    options: tuple[str, ...], scenario: Callable[..., str], tmp_path: Path
+) -> None:
+    """A full disk for its files, standard output that cannot be written: no run folder without a run in it."""
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    code = (
+        "import resource, signal, sys\n"
+        "from blossom_ray.__main__ import main\n"
+        "from blossom_ray.results import run\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "make = run.new_run_folder\n"
+        "def limited(*arguments):\n"
+        "    folder = make(*arguments)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "    return folder\n"
+        "run.new_run_folder = limited\n"
+        "main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "simulate", scenario(), *options],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "File too large" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
 def test_the_scenario_in_a_run_folder_gives_the_same_numbers(
     command: Command, scenario: Callable[..., str], tmp_path: Path
 ) -> None:

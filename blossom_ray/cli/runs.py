@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from blossom_ray.cli.background import Detach, RunFolder, detached
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, load_scenario
 from blossom_ray.cli.options import Address, Json, ScenarioPath, Seed, Settings, Track, app
-from blossom_ray.cli.output import OutputGoneError, print_json, say, warn
+from blossom_ray.cli.output import print_json, say, warn
 from blossom_ray.cli.round_json import round_json
 from blossom_ray.errors import InputError
 from blossom_ray.locations import local_path
@@ -46,23 +46,18 @@ def simulate(
         checked = load_scenario(scenario, settings, seed)
 
         from blossom_ray.api import check_address, continued
-        from blossom_ray.results.run import new_run_folder, unfinished_run
+        from blossom_ray.results.run import kept_if_begun, new_run_folder, unfinished_run
 
         check_address(checked, address)
         targets = checked_targets(track)
         unfinished = unfinished_run(out, checked) if resume_newest else None
         folder = interruption.folder = unfinished or new_run_folder(out, checked.name)
-        if detach:
-            detached(checked, folder, address, targets, as_json=as_json)
-            return
-        records = continued(checked, folder, interruption.is_asked, address)
-        try:
+        with kept_if_begun(folder):
+            if detach:
+                detached(checked, folder, address, targets, as_json=as_json)
+                return
+            records = continued(checked, folder, interruption.is_asked, address)
             _follow(checked, folder, records, interruption, targets, as_json=as_json)
-        except OutputGoneError:
-            if interruption.kept is None:
-                with suppress(OSError):
-                    folder.rmdir()
-            raise
 
 
 @app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")

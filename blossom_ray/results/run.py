@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -82,6 +83,28 @@ def new_run_folder(out: Path | None, name: str) -> Path:
             except FileExistsError:
                 continue
         return folder
+
+
+@contextmanager
+def kept_if_begun(folder: Path) -> Iterator[None]:
+    """Take a new run's folder away again where what is done with it fails before there is a run in it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, RunFolderError):
+            _remove_unbegun(folder)
+        raise
+
+
+def _remove_unbegun(folder: Path) -> None:
+    lock = locked(folder)
+    try:
+        # A folder with a manifest is a whole run folder, be it of a run that failed at once.
+        if not (folder / MANIFEST_FILE).exists():
+            shutil.rmtree(folder)
+            folder.parent.rmdir()  # unless there are other runs
+    finally:
+        os.close(lock)
 
 
 def unfinished_run(out: Path, scenario: Scenario) -> Path | None:
