@@ -58,7 +58,7 @@ class Entry:
         return reduce(child_value, split_path(path, self.tree), self.tree)
 
 
-def each_source(sources: Iterable[Source | Iterable[Source]]) -> list[Source]:
+def each_source(sources: Iterable[object]) -> list[Source]:
     """The sources one by one, be they given so or as a list, a generator, or `Sweep.runs`.
 
     Raises:
@@ -70,7 +70,7 @@ def each_source(sources: Iterable[Source | Iterable[Source]]) -> list[Source]:
             found.append(source)
         elif isinstance(source, Mapping):
             found += each_source(source.values())
-        elif isinstance(source, Iterable) and type(source) is not bytes:
+        elif isinstance(source, Iterable) and not isinstance(source, bytes):
             found += each_source(source)
         else:
             raise InputError(
