@@ -59,7 +59,7 @@ def check_rounds(run: Run, scenario: Scenario, checkpoints: Path) -> int | None:
     due = {end: [scorings_due(each, end, has_held_out=has_held_out) for each in (before, scenario)] for end in ends}
     same = next((end - 1 for end in ends if due[end][0] != due[end][1]), None)
     at_most = done if same is None else same
-    newest, _ = CheckpointStore(checkpoints, scenario.checkpoint.keep).newest(at_most)
+    newest, _ = CheckpointStore(checkpoints, scenario.checkpoint.keep).newest(range(at_most + 1))
     if newest is None and (same is not None or run.status == "finished"):
         reason = "" if same is None else f", since round {same + 1} was scored as the last one"
         raise RunFolderError(
