@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import zipfile
@@ -23,6 +24,9 @@ UCI_HAR_ZIP = REPOSITORY.parent / "shared" / "data" / "UCI-HAR" / "UCI HAR Datas
 # A shell without job control starts what it puts into the background with Ctrl-C ignored, and children inherit that:
 # the commands that tests interrupt would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine that has other work may take longer than Ray's 30 s to start a node.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def started_cluster(num_cpus: int = 1, programs: Path = PROGRAMS) -> Iterator[St
             "HOLD": f"{name}/hold",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_raylet_start_wait_time_s": f"{PATIENCE_S:.0f}",
         }
         host = StartedCluster.host(0)
         addresses = (f"{host}:{port}", f"http://{host}:{dashboard}")

@@ -135,11 +135,11 @@ def test_a_client_that_hangs_is_given_up(on_ray: Scenario) -> None:
     scenario = on_ray.override(
         {
             "model.head": {"kind": "custom", "factory": lambda *_: Hanging()},
-            "execution.timeout_s": 2.0,
+            "execution.timeout_s": 5.0,
             "failures.max_retries": 0,
         }
     )
-    with pytest.raises(ActorTimeoutError, match=r"round 1, training: .* gave no result for 2 s"):
+    with pytest.raises(ActorTimeoutError, match=r"round 1, training: .* gave no result for 5 s"):
         simulate(scenario)
 
 
@@ -148,7 +148,7 @@ def test_closing_a_stream_ends_its_actors(on_ray: Scenario) -> None:
     assert isinstance(stream, Iterator)
     assert next(stream).round_index == 0
     stream.close()  # type: ignore[attr-defined]  # the iterator of a stream is a generator
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while busy_cores() > 0:
         assert time.monotonic() < deadline, "actors of a closed run still hold cores"
         time.sleep(0.2)

@@ -81,7 +81,7 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     # In a process of its own: this one may have joined the session of other tests.
     code = "from blossom_ray.runtime.cluster import session\nwith session(): pass"
     environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
     message = ended.stderr.partition("blossom_ray.errors.RunError: ")[2]
     assert message.startswith("no Ray cluster could be joined at 127.0.0.1:1: Connection refused")
     assert message.count("\nhint: ") == 1
