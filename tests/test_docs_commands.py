@@ -126,7 +126,7 @@ def adapted_word(word: str) -> str:
     named = re.search(r"runs/([\w.-]+)/\d{8}T\d{6}Z-\w+", word)
     if named is not None:
         return word.replace(named[0], str(max(Path("runs", named[1]).iterdir())))
-    return {"3": "2", "5": "2", "20": "2", "0,1,7": "0,7", "rounds=10": "rounds=2"}.get(word, word)
+    return {"3": "2", "5": "2", "8": "2", "20": "2", "0,1,7": "0,7", "rounds=10": "rounds=2"}.get(word, word)
 
 
 @pytest.mark.parametrize("block", blocks_in("yaml"))
