@@ -18,6 +18,7 @@ from blossom_ray.data.given import with_dataset, with_table
 from blossom_ray.errors import DriverLostError, InputError, StorageError
 from blossom_ray.inspection import Inspector
 from blossom_ray.locations import local_path
+from blossom_ray.own_code import changed_own_code, own_code_checksums
 from blossom_ray.records import RoundRecord
 from blossom_ray.results.run import CHECKPOINTS, MANIFEST_FILE, EndStatus, Run, RunWriter, kept_if_begun, new_run_folder
 from blossom_ray.results.run_log import RunLog
@@ -200,7 +201,8 @@ def recorded(
         address: The Ray cluster, as in `simulate`.
     """
     with kept_if_begun(folder):
-        writer = RunWriter(folder, scenario_yaml(scenario), describe_host())
+        facts = {**describe_host(), "own_code": own_code_checksums(scenario)}
+        writer = RunWriter(folder, scenario_yaml(scenario), facts)
     yield from _written(scenario, writer, stopping, address)
 
 
@@ -222,14 +224,21 @@ def resumed(
         RunFolderError: The folder holds no run, the run is going on, or it belongs to another scenario; or its rounds
             are not those of a run that had the new number of rounds from the start.
     """
-    before = Run.open(folder).scenario
+    run = Run.open(folder)
+    before, manifest = run.scenario, run.manifest
     scenario, same_up_to = checked_resumption(scenario, folder)
+    present = own_code_checksums(scenario)
+    changed = changed_own_code(manifest.get("own_code"), present)
     writer = RunWriter.reopen(folder)
     if same_up_to is not None:
         writer.forget_after(same_up_to)
     if scenario.rounds != before.rounds:
         # After the rows, so that a run that is killed in between goes on from the right ones.
         writer.settle(scenario_yaml(before.model_copy(update={"rounds": scenario.rounds})))
+    if changed:
+        told = f"own code has changed since round {writer.last_round}: {', '.join(changed)}"
+        earlier = manifest.get("own_code_changes")
+        writer.update(own_code=present, own_code_changes=[*(earlier if isinstance(earlier, list) else ()), told])
     yield from _written(scenario, writer, stopping, address)
 
 
@@ -279,7 +288,8 @@ def _written(
                     settled = _settled(scenario, event)
                     if settled is not scenario:
                         writer.settle(scenario_yaml(settled))
-                    writer.update(**event.entries)
+                    changes = writer.recorded.get("own_code_changes", [])
+                    writer.update(**{**event.entries, "notes": [*event.entries["notes"], *changes]})
                     if "first_round" in event.entries:
                         log.prepared(event.entries)
                 case CheckpointKept():

@@ -51,7 +51,9 @@ def factory_problems(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         For each problem its path inside the scenario, what was found and what is expected, as in `errors.Problem`.
     """
     problems = []
-    for where, code in _own_code(sections):
+    for where, code, _ in own_code(sections):
+        if where == "data.factory":
+            continue  # the data are looked at as a whole, their code with them
         try:
             resolve_factory(code, where)
         except InputError as error:
@@ -60,8 +62,8 @@ def factory_problems(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return problems
 
 
-def _own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory]]:
-    """All own code that these sections name, with its path."""
+def own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory, Mapping[str, Any]]]:
+    """All own code that these sections name: its path inside the scenario, the code, and its options."""
     parts: dict[str, object] = {}
     if (model := sections.get("model")) is not None:
         parts |= {f"model.encoders.{name}": part for name, part in model.encoders.items()}
@@ -70,10 +72,12 @@ def _own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory]]:
         parts["server.optimizer"] = server.optimizer
     for where, part in parts.items():
         if isinstance(part, Custom):
-            yield f"{where}.factory", part.factory
+            yield f"{where}.factory", part.factory, part.options
+    if (data := sections.get("data")) is not None and getattr(data, "factory", None) is not None:
+        yield "data.factory", data.factory, data.options
     if (evaluation := sections.get("evaluation")) is not None:
         for name, metric in evaluation.metrics.items():
-            yield f"evaluation.metrics.{name}.function", metric.function
+            yield f"evaluation.metrics.{name}.function", metric.function, metric.options
 
 
 def _checked(found: Any, where: str, description: str) -> Callable[..., Any]:

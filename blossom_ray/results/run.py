@@ -269,6 +269,11 @@ class RunWriter:
         with writing(self.folder):
             _write_text(self.folder / MANIFEST_FILE, json.dumps(self._manifest, indent=2) + "\n")
 
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """The manifest's entries."""
+        return self._manifest
+
     def close(self, status: EndStatus) -> None:
         """End the run: each table becomes one Parquet file, the manifest gets status, time and what the tables hold.
 

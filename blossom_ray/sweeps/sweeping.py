@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blossom_ray.api import check_address, continued, describe_host
-from blossom_ray.errors import BlossomError
+from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.locations import local_path
+from blossom_ray.own_code import changed_own_code, own_code_checksums
 from blossom_ray.records import Progress
 from blossom_ray.results.run import MANIFEST_FILE, Run, RunWriter
 from blossom_ray.scenario import Scenario
@@ -139,10 +140,32 @@ def run_cells(
         plan = Sweep.create(folder, cells)
         folders = {cell.identity: plan.folder(cell.identity) for cell in cells}
         finished = [cell for cell in cells if plan.status(cell.identity) == "finished"]
+        _check_own_code(finished, folders)
         yield from (CellEvent("skipped", cell, folders[cell.identity]) for cell in finished)
         waiting = [cell for cell in cells if cell not in finished]
         if waiting:
             yield from _run_side_by_side(waiting, folders, jobs, stopping, lock, address)
+
+
+def _check_own_code(finished: Sequence[Cell], folders: Mapping[str, Path]) -> None:
+    """Refuse to take cells as done that were run with other own code, or other files that it names."""
+    changed = {
+        cell.name: names
+        for cell in finished
+        if (
+            names := changed_own_code(
+                Run.open(folders[cell.identity]).manifest.get("own_code"), own_code_checksums(cell.scenario)
+            )
+        )
+    }
+    if changed:
+        (name, names), num_others = next(iter(changed.items())), len(changed) - 1
+        others = f" (and {num_others} others)" if num_others else ""
+        (folder,) = {path.parent for path in folders.values()}
+        raise RunFolderError(
+            f"{folder}: the cell {name}{others} has finished with other own code: {', '.join(names)} changed since; "
+            "expected what it was run with, another folder (--out), or such cells' folders removed, to run them anew"
+        )
 
 
 class _Abandoned(BaseException):

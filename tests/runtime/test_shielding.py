@@ -87,9 +87,9 @@ def test_between_records_and_after_a_stream_was_closed_the_caller_has_its_settin
 
 def test_what_own_code_sets_does_not_reach_the_caller(small_scenario: Scenario) -> None:
     def head(input_dim: int, num_outputs: int) -> torch.nn.Module:
-        module = torch.nn.Linear(input_dim, num_outputs)
-        torch.set_default_dtype(torch.float64)
-        return module
+        torch.set_float32_matmul_precision("medium")
+        torch.set_num_threads(3)
+        return torch.nn.Linear(input_dim, num_outputs)
 
     plain = settings()
     simulate(small_scenario.override({"model.head": {"kind": "custom", "factory": head}}))
