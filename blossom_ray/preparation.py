@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from blossom_ray.blocks import FUSION, HEAD, Scope, SharingScheme, encoder_block
 from blossom_ray.client import ClientPlan
-from blossom_ray.data.dataset import LeftOut
+from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.federation import build_federation
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
 from blossom_ray.data.sources import open_source
 from blossom_ray.sampling import Population
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.identity import numbers_tree
-from blossom_ray.scenario.sections import EngineName
+from blossom_ray.scenario.sections import Custom, EngineName
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     plan = ClientPlan(
         model=scenario.model,
         training=scenario.training,
-        scheme=scenario.scheme,
+        scheme=_with_frozen_code(scenario, dataset),
         seed=scenario.seed,
         input_shapes=dataset.input_shapes,
         num_outputs=dataset.num_classes,
@@ -154,6 +155,23 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         partition=federation.digest(),
         left_out=dataset.left_out + unused,
     )
+
+
+def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
+    """The scheme, with the scope `frozen` for own code whose parameters come frozen: nobody trains or averages it."""
+    from blossom_ray.models.build import build_block
+
+    model, scheme = scenario.model, scenario.scheme
+    sections = {encoder_block(name): section for name, section in model.encoders.items()}
+    sections |= {FUSION: model.fusion, HEAD: model.head}
+    frozen = {}
+    for name, section in sections.items():
+        if isinstance(section, Custom):
+            block = build_block(name, model, dataset.input_shapes, dataset.num_classes, scenario.seed)
+            parameters = list(block.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                frozen[name] = Scope.FROZEN
+    return SharingScheme({**scheme.scopes, **frozen}) if frozen else scheme
 
 
 def _prototypes(scenario: Scenario, population: Population) -> tuple[str, ...]:

@@ -131,7 +131,9 @@ class Trainer:
         """Train the blocks of a phase from now on, with an optimizer of their own."""
         self._workspace.train_only(phase.blocks)
         self._active = {name: flat for name, flat in self._trained.items() if name in phase.blocks}
-        self._anchored = {name: self._active[name] for name in phase.anchored if self._section.proximal_mu}
+        self._anchored = {
+            name: flat for name, flat in self._active.items() if name in phase.anchored and self._section.proximal_mu
+        }
         self._optimizers.append(
             BlockOptimizer(self._section.optimizer, self._active, self._learning_rate, self._earlier_state)
         )
@@ -148,7 +150,8 @@ class Trainer:
         for flat in self._active.values():
             flat.zero_gradient()
         loss = self._workspace.rules.loss(model(inputs), targets, reduction="mean")
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if self._active:  # a model all of which came frozen has nothing to train
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, flat in self._anchored.items():
             flat.gradient.add_(_parameters(flat) - self._received[name], alpha=self._section.proximal_mu)
         resting = {encoder_block(modality) for modality in model.owned if modality not in inputs}
