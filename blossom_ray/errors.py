@@ -38,6 +38,14 @@ class BlossomError(Exception):
         return "\n".join(printable(str(line)) for line in self.args)
 
 
+def shown_error(error: BaseException) -> str:
+    """An exception of own code as text: its type and what it says, if it can be made to say it."""
+    try:
+        return f"{type(error).__name__}: {error}".strip()
+    except Exception:
+        return f"{type(error).__name__}, which cannot be shown as text"
+
+
 class InputError(BlossomError):
     """Something that the user gave cannot be used."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
-from blossom_ray.errors import InputError
+from blossom_ray.errors import InputError, shown_error
 from blossom_ray.factories import resolve_factory
 from blossom_ray.models import encoders, fusion
 from blossom_ray.models.flat import block_layout
@@ -203,8 +203,8 @@ def _custom(section: sections.Custom, where: str, *arguments: object) -> nn.Modu
     factory = resolve_factory(section.factory, f"{where}.factory")
     try:
         module = factory(*arguments, **section.options)
-    except Exception as error:
-        raise InputError(f"{where}.factory raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{where}.factory raised {shown_error(error)}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{where}.factory returned {type(module).__name__}; expected a torch.nn.Module")
     return module
@@ -222,8 +222,8 @@ def _probe(module: nn.Module, inputs: Tensor | dict[str, Tensor], where: str, *,
     try:
         with torch.no_grad():
             output = module(inputs)
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        cause = shown_error(error)
         raise InputError(f"{where}: the module raised on zeros of shape {shapes}: {cause}") from error
     module.train(was_training)
     expected = f"a float32 tensor of shape ({_PROBE_SIZE}, {width or 'dim'})"

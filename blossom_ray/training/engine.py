@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from blossom_ray.errors import BlossomError, ClientError, InputError
+from blossom_ray.errors import BlossomError, ClientError, InputError, shown_error
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.scenario.sections import EngineName, Training
 from blossom_ray.seeding import Purpose
@@ -221,8 +221,8 @@ def _client_errors(client: int, round_index: int) -> Iterator[None]:
         yield
     except BlossomError:
         raise
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    except (Exception, SystemExit, GeneratorExit) as error:  # own code may raise these, too, and is no end of the run
+        cause = shown_error(error).splitlines()[0]
         no_room = isinstance(error, torch.OutOfMemoryError)
         hint = "a smaller training.batch_size, or a larger execution.client_resources.num_gpus" if no_room else ""
         raise ClientError(client, round_index, cause, hint, details=traceback.format_exc()) from error
