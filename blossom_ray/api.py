@@ -288,8 +288,9 @@ def _written(
                     settled = _settled(scenario, event)
                     if settled is not scenario:
                         writer.settle(scenario_yaml(settled))
-                    changes = writer.recorded.get("own_code_changes", [])
-                    writer.update(**{**event.entries, "notes": [*event.entries["notes"], *changes]})
+                    notes, changes = event.entries["notes"], writer.recorded.get("own_code_changes", [])
+                    assert isinstance(notes, list), "the loop notes what it finds"
+                    writer.update(**{**event.entries, "notes": [*notes, *changes]})
                     if "first_round" in event.entries:
                         log.prepared(event.entries)
                 case CheckpointKept():

@@ -162,7 +162,7 @@ def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
     from blossom_ray.models.build import build_block
 
     model, scheme = scenario.model, scenario.scheme
-    sections = {encoder_block(name): section for name, section in model.encoders.items()}
+    sections: dict[str, object] = {encoder_block(name): section for name, section in model.encoders.items()}
     sections |= {FUSION: model.fusion, HEAD: model.head}
     frozen = {}
     for name, section in sections.items():
