@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from blossom_ray.blocks import SCHEME_NAMES
-from blossom_ray.scenario.phrases import Finding, accepted, did_you_mean, is_factory, listed, one_of, shown
+from blossom_ray.scenario.phrases import MOST, Finding, accepted, did_you_mean, is_factory, listed, one_of, shown
 from blossom_ray.scenario.sections import Section
 from blossom_ray.scenario.structure import Hint, Part, join_path, section_fields
 
@@ -111,6 +111,8 @@ def _finding(place: _Place, error: ErrorDetails) -> Finding:
             return Finding(path, shown(value), str(error["ctx"]["error"]))
         case _ if place.is_key:
             return Finding(path, "is not a valid name", expected)
+        case "less_than_equal" if error["ctx"]["le"] == MOST:
+            return Finding(path, shown(value), f"{expected} and at most {MOST:,}")
         case _:
             return Finding(path, shown(value), expected)
 

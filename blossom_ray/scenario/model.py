@@ -36,7 +36,7 @@ class Scenario(Section):
     """Name of the scenario; the run folder is named after it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """The seed. Same seed: same federation (partition, splits, initial blocks) for every sharing scheme."""
-    rounds: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=1, le=1_000_000_000)]
     """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
     task: Task = "classification"
     """What is learned: one class per sample, any number of classes (`multilabel`), or numbers (`regression`)."""

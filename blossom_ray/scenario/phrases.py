@@ -61,6 +61,10 @@ def _accepted_plain(hint: Hint) -> str:
     return f"a mapping{at_least_one}" + ("" if hint.item.type is Any else f", each value {accepted(hint.item)}")
 
 
+MOST = 1_000_000_000
+"""What no count exceeds; larger ones overflow somewhere below."""
+
+
 def _range(hint: Hint) -> list[str]:
     bounds = [
         (hint.constraint("ge"), "of at least"),
@@ -68,7 +72,8 @@ def _range(hint: Hint) -> list[str]:
         (hint.constraint("le"), "at most"),
         (hint.constraint("lt"), "below"),
     ]
-    words = [f"{text} {_bound(value)}" for value, text in bounds if value is not None]
+    # The bound of all counts is said where it is overstepped: in each phrase it would be noise.
+    words = [f"{text} {_bound(value)}" for value, text in bounds if value not in (None, MOST)]
     return [" and ".join(words)] if words else []
 
 

@@ -43,7 +43,7 @@ class SyntheticData(DataKeys):
     """Not used: synthetic data need no file."""
     samples: Positive = 2000
     """Samples over all clients."""
-    classes: Annotated[int, Field(ge=2)] = 6
+    classes: Annotated[int, Field(ge=2, le=1_000_000_000)] = 6
     """Number of classes, equally likely. With `task: multilabel` a sample has each with probability 0.3."""
     targets: Positive = 1
     """Number of targets, each standard normal, with `task: regression`."""
@@ -53,7 +53,7 @@ class SyntheticData(DataKeys):
     """Number of subjects that samples are attributed to, or null for none."""
     subject_shift: NonNegative = 0.0
     """Root mean square of a pattern that each subject adds to all of its samples, in units of the noise."""
-    held_out_samples: Annotated[int, Field(ge=0)] = 500
+    held_out_samples: Annotated[int, Field(ge=0, le=1_000_000_000)] = 500
     """Samples of the held-out global test set that no client trains on."""
 
 

@@ -12,7 +12,7 @@ from blossom_ray.scenario.sections.base import Positive, Section
 class ClientResources(Section):
     """What Ray reserves for one client that has an actor of its own."""
 
-    num_cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
+    num_cpus: Annotated[float, Field(ge=0.0001, le=1_000_000_000, allow_inf_nan=False)] = 0.2
     """Fraction of a CPU core."""
     num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Fraction of a GPU; also the cap on its memory. 0: the CPU is used."""
@@ -32,5 +32,5 @@ class Execution(Section):
     so the last bits of the results."""
     shards: Literal["auto", "memory-map", "object-store"] = "auto"
     """How clients' data reach the actors. `auto`: memory-mapped files on one machine, the object store on several."""
-    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800.0
+    timeout_s: Annotated[float, Field(gt=0, le=1_000_000_000, allow_inf_nan=False)] = 1800.0
     """Seconds that one chunk of clients may take before the run is stopped."""

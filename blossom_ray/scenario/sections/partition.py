@@ -21,7 +21,7 @@ class DirichletPartition(Section):
     kind: Literal["dirichlet"]
     alpha: Rate = 0.5
     """Concentration. Small values give each client few classes; large values approach `iid`."""
-    min_samples: Annotated[int, Field(ge=2)] = 10
+    min_samples: Annotated[int, Field(ge=2, le=1_000_000_000)] = 10
     """Fewest samples a client may end with; the draw is repeated until every client has them."""
     equal_sizes: bool = False
     """False: proportions per class over clients, so sizes differ (Yurochkin et al. 2019, the paper's choice).
@@ -40,7 +40,7 @@ class QuantityPartition(Section):
     kind: Literal["quantity"]
     alpha: Rate = 1.0
     """Concentration. Small values give a few large clients; large values approach equal sizes."""
-    min_samples: Annotated[int, Field(ge=2)] = 10
+    min_samples: Annotated[int, Field(ge=2, le=1_000_000_000)] = 10
     """Fewest samples a client may end with; the draw is repeated until every client has them."""
 
 

@@ -63,7 +63,7 @@ class Evaluation(Section):
 class Checkpoint(Section):
     """What a run keeps so that it can be resumed. Only runs with a run folder have checkpoints."""
 
-    every: Annotated[int, Field(ge=0)] = 5
+    every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 5
     """Rounds between two checkpoints; 0: none."""
     keep: Positive = 2
     """Checkpoints that are kept, the newest ones."""
@@ -72,7 +72,7 @@ class Checkpoint(Section):
 class Failures(Section):
     """What happens when a client or its actor fails in training."""
 
-    max_retries: Annotated[int, Field(ge=0)] = 3
+    max_retries: Annotated[int, Field(ge=0, le=1_000_000_000)] = 3
     """How often the same work is tried again in a new actor after one was lost. Its clients are restored and its work
     is repeated, with the same results. An error that a client's own code raises is not tried again."""
     on_failure: Literal["stop", "drop"] = "stop"
