@@ -21,8 +21,7 @@ def check_same(run: Run, scenario: Scenario) -> None:
     """
     recorded, present = ({"name": each.name, **numbers_tree(each), "rounds": None} for each in (run.scenario, scenario))
     if found := differences(recorded, present, where="run"):
-        listed = "\n".join(f"  {difference}" for difference in found)
-        raise RunFolderError(f"{run.path}: is of another scenario:\n{listed}")
+        raise RunFolderError(f"{run.path}: is of another scenario:", *(f"  {difference}" for difference in found))
 
 
 def check_rounds(run: Run, scenario: Scenario, checkpoints: Path) -> int | None:
