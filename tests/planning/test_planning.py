@@ -139,7 +139,8 @@ def test_the_command_fits_into_80_columns() -> None:
     done = CliRunner().invoke(app, ["plan", QUICKSTART], env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    assert max(map(len, lines)) <= 80
+    # Sentences are left to the terminal to break, as paths are.
+    assert max(len(line) for line in lines if line.startswith(" ")) <= 80
     assert "…" not in done.output
     assert lines[0] == "quickstart, private-head-fusion, 10 clients, 20 rounds"
     assert re.search(r"all +218\.6 kB +218\.6 kB", done.output)

@@ -12,7 +12,7 @@ import pytest
 from blossom_ray import Scenario, simulate, sweep
 from blossom_ray.errors import InputError, RunError
 from blossom_ray.runtime.address import HostPort, check_service, check_token, is_listening, parse_address
-from blossom_ray.text import brief
+from blossom_ray.text import quoted
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_ray_finds_these_itself(address: str) -> None:
 def test_what_is_no_address_is_told_what_would_be(address: str) -> None:
     with pytest.raises(InputError, match=r"^RAY_ADDRESS is '.*; expected auto, local or HOST:PORT") as caught:
         parse_address(address, "RAY_ADDRESS")
-    assert brief(repr(address)) in str(caught.value)
+    assert quoted(address) in str(caught.value)
 
 
 def test_a_very_long_address_is_refused_and_not_repeated() -> None:
