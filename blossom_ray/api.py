@@ -103,7 +103,7 @@ def simulate(
         return Run.open(folder)
     if stream:
         return (event for event in _events_with(scenario, data, address) if isinstance(event, RoundRecord))
-    manifest, kept = describe_host(), []
+    manifest, kept = _circumstances(scenario), []
     for event in _events_with(scenario, data, address):
         match event:
             case RunInfo():
@@ -201,8 +201,7 @@ def recorded(
         address: The Ray cluster, as in `simulate`.
     """
     with kept_if_begun(folder):
-        facts = {**describe_host(), "own_code": own_code_checksums(scenario)}
-        writer = RunWriter(folder, scenario_yaml(scenario), facts)
+        writer = RunWriter(folder, scenario_yaml(scenario), _circumstances(scenario))
     yield from _written(scenario, writer, stopping, address)
 
 
@@ -373,6 +372,11 @@ def _restarted(
             writer.update(driver_losses=losses)
             if attempt == scenario.failures.max_retries:
                 raise
+
+
+def _circumstances(scenario: Scenario) -> dict[str, object]:
+    """What a manifest says before a run begins: on what it runs, and with whose code."""
+    return {**describe_host(), "own_code": own_code_checksums(scenario)}
 
 
 def describe_host() -> dict[str, object]:

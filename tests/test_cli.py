@@ -226,7 +226,7 @@ def test_a_file_name_that_is_no_text(command: Command, scenario: Callable[..., s
     assert "Traceback" not in wrong.stderr
     refused = blossom("simulate", odd, "--out", odd.with_suffix(".d"))
     assert refused.returncode == 2
-    assert r"is not UTF-8; expected a folder whose name is" in refused.stderr
+    assert "which is not UTF-8; expected a path on this machine" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
