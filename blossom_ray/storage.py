@@ -136,9 +136,12 @@ def read_file(path: Path, at_most: int = MOST_JSON_BYTES) -> bytes:
     """
     # Without waiting: a pipe that nobody writes into would be opened for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(descriptor, "rb") as file:
+    try:
         _check_regular(os.fstat(descriptor), path)
-        content = file.read(at_most + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(at_most + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > at_most:
         raise RefusedFileError(errno.EOVERFLOW, f"is larger than {at_most / 2**20:.3g} MiB", str(path))
     return content

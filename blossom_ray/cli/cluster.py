@@ -239,7 +239,8 @@ def _runtime_environment(path: Path) -> dict[str, Any]:
     try:
         document = parse_yaml(read_file(path, _MOST_ENVIRONMENT_BYTES).decode())
     except (OSError, ValueError) as error:
-        raise InputError(f"--runtime-env is {str(path)!r}, which cannot be read ({error}); expected a file") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--runtime-env is {str(path)!r}, which cannot be read ({reason}); expected a file") from error
     tree = None if document.root is None or document.problems else document.root.plain()
     if not isinstance(tree, dict):
         raise InputError(f"--runtime-env is {str(path)!r}, which is no mapping; expected keys such as pip and env_vars")

@@ -156,7 +156,10 @@ def test_large_and_hostile_files(content: bytes, tmp_path: Path) -> None:
         (("data.samples=1000000000",), "data.samples is 1000000000; expected at most 10,000,000"),
         (("data.held_out_samples=1000000000",), "data.held_out_samples is 1000000000; expected at most 10,"),
         (("data.classes=1000000000",), "data.classes is 1000000000; expected at most 150, the number of samples"),
-        (("data.subjects=99999999999999999999",), "data.subjects is 99999999999999999999; expected .* at most 1,000,000,000"),
+        (
+            ("data.subjects=99999999999999999999",),
+            "data.subjects is 99999999999999999999; expected .* at most 1,000,000,000",
+        ),
         (("clients.0.count=1000000000",), "data.samples is 150; expected at least 2000000006"),
         (("data.modalities.acc.shape=[99999999, 99999999]",), r"shape is \[99999999, 99999999\]; expected at most"),
         (("\ud800=1",), "is not UTF-8 text"),

@@ -115,7 +115,10 @@ class Deadly(nn.Module):
 def test_own_code_may_fail_or_hang_so_it_is_never_run_for_timing(
     settings: dict[str, str], small_scenario: Scenario, tmp_path: Path
 ) -> None:
-    own = {"model.head": {"kind": "custom", "factory": lambda _, num_outputs: Deadly(num_outputs)}, "sharing": "full-model"}
+    own = {
+        "model.head": {"kind": "custom", "factory": lambda _, num_outputs: Deadly(num_outputs)},
+        "sharing": "full-model",
+    }
     settled = measured(prepare(small_scenario.override(settings | own), tmp_path))
     engines = [settled.scenario.training.engine_of(name) for name in SETS]
     assert engines == ["sequential"] * len(SETS)
