@@ -9,7 +9,7 @@ from blossom_ray.errors import RunFolderError
 from blossom_ray.results.run import Run
 from blossom_ray.rounds import scorings_due
 from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.identity import numbers_tree
+from blossom_ray.scenario.writer import written_tree
 from blossom_ray.schedule import learning_rate
 
 
@@ -19,7 +19,13 @@ def check_same(run: Run, scenario: Scenario) -> None:
     Raises:
         RunFolderError: With every difference.
     """
-    recorded, present = ({"name": each.name, **numbers_tree(each), "rounds": None} for each in (run.scenario, scenario))
+    # Neither its number of rounds nor what no number follows from. Own code that a run was given in Python is known by
+    # its name alone.
+    free = {"rounds": None, "checkpoint": None, "failures": None}
+    recorded, present = (
+        {**written_tree(each), **free, "execution": {"chunk_size": each.execution.chunk_size}}
+        for each in (run.scenario, scenario)
+    )
     if found := differences(recorded, present, where="run"):
         raise RunFolderError(f"{run.path}: is of another scenario:", *(f"  {difference}" for difference in found))
 

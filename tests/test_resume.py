@@ -111,6 +111,7 @@ def forge(checkpoint: Path, file: str, change: Callable[[dict[str, np.ndarray]],
     save_file(tensors, checkpoint / file, metadata)
     index = json.loads((checkpoint / "checkpoint.json").read_text())
     index["files"][file] = checksum(checkpoint / file)
+    index["bytes"][file] = (checkpoint / file).stat().st_size
     del index["checksum"]
     index["checksum"] = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
     (checkpoint / "checkpoint.json").write_text(json.dumps(index))

@@ -29,7 +29,17 @@ def scenario_yaml(scenario: Scenario) -> str:
     Raises:
         ScenarioError: An option of a factory is nothing that YAML can hold.
     """
-    return _dumped(_writable(plain_tree(scenario, defaults=True), ""))
+    return _dumped(written_tree(scenario))
+
+
+def written_tree(scenario: Scenario) -> dict[str, Any]:
+    """What `scenario_yaml` writes, as a tree of plain values; callables by `module:qualname`.
+
+    Raises:
+        ScenarioError: As `scenario_yaml`.
+    """
+    tree: dict[str, Any] = _writable(plain_tree(scenario, defaults=True), "")
+    return tree
 
 
 def flow_yaml(value: Any, path: str) -> str:
