@@ -288,7 +288,7 @@ def test_another_scenario_in_the_folder_is_noticed(
 ) -> None:
     folder = shutil.copytree(originals / state, tmp_path / "run")
     shutil.copyfile(originals / "other" / SCENARIO_FILE, folder / SCENARIO_FILE)
-    for use in (Run.check, lambda run: go_on(scenario, run.path), compare):
+    for use in (Run.check, lambda run: go_on(Scenario.load(run.path / SCENARIO_FILE), run.path), compare):
         with pytest.raises(RunFolderError, match=r"scenario\.yaml: is not the scenario that the run was written with"):
             use(Run.open(folder))
 

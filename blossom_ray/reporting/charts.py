@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 WIDTH = 7.2
 """Width of a figure in inches; a page scales it to its column."""
 
+_LONGEST_LABEL = 56  # a figure has room for it
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -189,8 +191,13 @@ def heat_map(
 
 
 def _label(text: str) -> str:
-    """A text for a figure, on one line; Matplotlib leaves out of a legend what begins with an underscore."""
+    """A text for a figure, on one line; Matplotlib leaves out of a legend what begins with an underscore.
+
+    A longer one than a figure has room for lacks its middle.
+    """
     shown = printable(text)
+    if len(shown) > _LONGEST_LABEL:
+        shown = f"{shown[: _LONGEST_LABEL // 2]}...{shown[3 - _LONGEST_LABEL // 2 :]}"
     return f" {shown}" if shown.startswith("_") else shown
 
 
