@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 
 from blossom_ray.comparison.intervals import Interval, bootstrap_interval, t_interval
-from blossom_ray.comparison.pairing import Row, Rows
-from blossom_ray.comparison.run_scores import NUM_LAST, SUMMARIES, client_scores, paired_arrays, score_of
+from blossom_ray.comparison.pairing import SCORING, Row, Rows, rounds_text
+from blossom_ray.comparison.run_scores import SUMMARIES, client_scores, paired_arrays, score_of
 from blossom_ray.comparison.run_selection import Entry, Source, collect
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.scores import Score, default_score
@@ -21,12 +21,18 @@ from blossom_ray.text import brief, quoted
 
 _TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 _GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
-_RUN_COLUMNS = ("seed", "modalities", "status", *SUMMARIES, "best_round", *_GAINS, *_TO_TARGET, "note", "run")
+_GAIN_ROUNDS = tuple(f"{name}_rounds" for name in _GAINS)
+_RUN_COLUMNS = (
+    "seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_GAINS, *_GAIN_ROUNDS, *_TO_TARGET,
+    "note", "run",
+)  # fmt: skip
 _TABLE_COLUMNS = (
     "modalities", "num_seeds", "num_pairs",
     *(f"{name}{end}" for name in (*SUMMARIES, *_GAINS) for end in ("", "_low", "_high")),
-    "interval", *_TO_TARGET, "num_reached",
+    "last5_rounds", *_GAIN_ROUNDS, "interval", *_TO_TARGET, "num_reached",
 )  # fmt: skip
+MARK = "*"
+"""Behind a gain that is over other rounds than the scores beside it, and a score that is over others than most."""
 DEFAULT_BASELINE = {"sharing": "full-model"}
 
 
@@ -44,17 +50,19 @@ class Comparison:
         target: The score that `rounds_to_target` and so on are about.
         up_to: The last round that was looked at; None: each run's last.
         runs: A row per run and modality set (`all clients` first): the keys, `seed`, `modalities`, `status`, `final`,
-            `last5`, `best`, `best_round`, `gain_final`, `gain_last5`, `gain_best`, `rounds_to_target`,
-            `bytes_down_to_target`, `bytes_up_to_target`, `note` (why there is no gain), `run` (its folder).
+            `last5`, `best`, `best_round`, `last5_rounds` (what it is over), `gain_final`, `gain_last5`, `gain_best`,
+            for each of these `gain_final_rounds` and so on, `rounds_to_target`, `bytes_down_to_target`,
+            `bytes_up_to_target`, `note` (why there is no gain), `run` (its folder).
         table: A row per setting and modality set: the keys, `modalities`, `num_seeds`, `num_pairs`, and for each of
             `final`, `last5`, `best` the mean over seeds with `_low` and `_high`, then the same for the gains;
-            `interval` says what these come from: `seeds`, `clients` or null. The medians `rounds_to_target`,
-            `bytes_down_to_target` and `bytes_up_to_target`, null where less than half of the seeds reach it, and
-            `num_reached`.
+            `last5_rounds`, `gain_final_rounds` and so on are as in `runs`. `interval` says what the intervals come
+            from: `seeds`, `clients` or null. The medians `rounds_to_target`, `bytes_down_to_target` and
+            `bytes_up_to_target`, null where less than half of the seeds reach it, and `num_reached`.
         unused: Place and status of runs that are not used.
         notes: What a reader of the numbers should know.
 
-    The baseline's own rows have no gain.
+    The baseline's own rows have no gain. `gain_final_rounds` and its like are null where a gain is that of the scores
+    beside it; else they are the rounds that both runs were scored in, which the gain is over.
     """
 
     metric: str
@@ -86,9 +94,10 @@ def compare(
     """Compare runs.
 
     A setting's gain is 100 (s - s_baseline) / |s_baseline| percent, its sign turned where lower scores are better. It
-    is taken within a seed, between runs on the same federation: same data, same rows per client. With several seeds,
-    mean and 95 % interval (Student t) are over seeds; with one, the interval is a bootstrap over its clients, both
-    sides of a gain with the same clients.
+    is taken within a seed, between runs on the same federation: same data, same rows per client, and over the rounds
+    in which both were scored, unless the baseline is another number of `rounds`. With several seeds, mean and 95 %
+    interval (Student t) are over seeds; with one, the interval is a bootstrap over its clients, both sides of a gain
+    with the same clients.
 
     Args:
         sources: Run folders, folders of sweeps, such opened, or lists of them. Only finished runs are used.
@@ -96,7 +105,8 @@ def compare(
             alone, `accuracy/acc+gyro`; None: what the runs' task is judged by, such as `accuracy`.
         baseline: Value by varied key that the others are measured against; None: `sharing` `full-model`, where it is
             there.
-        by: Keys to tell apart; over the others, scores and gains are averaged within a seed. None: all keys.
+        by: Keys to tell apart; over the others, scores and gains are averaged within a seed. `scoring` is always one
+            where runs have it. None: all keys.
         target: A score; the table then says after how many rounds and bytes it is reached.
         up_to: A round, >= 1; runs count as if they had ended with it, to see how gains move. None: all rounds.
 
@@ -177,7 +187,8 @@ def _grouping(keys: tuple[str, ...], by: Sequence[str] | None) -> tuple[str, ...
         if name not in keys:
             varied = ", ".join(keys) or "nothing but the seed"
             raise InputError(f"by is {quoted(name)}; expected keys in which the runs differ: {varied}")
-    return grouping
+    # A mean of plain and fine-tuned scores is the score of nothing.
+    return (*grouping, SCORING) if SCORING in keys and SCORING not in grouping else grouping
 
 
 def _notes(rows: Sequence[Row], lower: bool) -> list[str]:
@@ -185,8 +196,10 @@ def _notes(rows: Sequence[Row], lower: bool) -> list[str]:
     notes = ["best is optimistic: the round is chosen by the score that is then reported"]
     if len(seeds) == 1:
         notes.append("one seed: there is no interval over seeds; those in brackets are over its clients alone")
-    if any(row.scores is not None and len(row.scores.rounds["last5"]) < NUM_LAST for row in rows):
-        notes.append("last 5 is over fewer rounds where fewer were scored")
+    if len({_last_rounds(row) for row in rows if row.scores is not None}) > 1:
+        notes.append(f"{MARK} last 5 over other rounds than in most rows, since fewer or others were scored")
+    if any(row.pair is not None and any(row.pair.rounds.values()) for row in rows):
+        notes.append(f"{MARK} gain over the rounds alone that both were scored in; scores beside it are over their own")
     if lower:
         notes.append("lower scores are better here; a positive gain is a lower score")
     return notes
@@ -205,14 +218,16 @@ def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
         scores = row.scores
         values: dict[str, Any] = {**{key: row.setting[key] for key in keys}, "seed": row.entry.seed}
         values |= {"modalities": row.modalities, "status": row.entry.status}
-        values |= {name: None if scores is None else scores.values[name] for name in SUMMARIES}
-        values["best_round"] = None if scores is None else scores.rounds["best"][0]
+        values |= {name: None if scores is None else scores.own.values[name] for name in SUMMARIES}
+        values["best_round"] = None if scores is None else scores.own.rounds["best"][0]
+        values["last5_rounds"] = _last_rounds(row)
         values |= {f"gain_{name}": row.gains[name] for name in SUMMARIES}
+        values |= {f"gain_{name}_rounds": None if row.pair is None else row.pair.rounds[name] for name in SUMMARIES}
         values["rounds_to_target"] = None if scores is None else scores.target_round
         values["bytes_down_to_target"] = None if scores is None else scores.bytes_down
         values["bytes_up_to_target"] = None if scores is None else scores.bytes_up
         records.append({**values, "note": row.note, "run": row.entry.place})
-    words = dict.fromkeys((*keys, "modalities", "status", "note", "run"), pl.String)
+    words = dict.fromkeys((*keys, "modalities", "status", "last5_rounds", *_GAIN_ROUNDS, "note", "run"), pl.String)
     counts = dict.fromkeys(("seed", "best_round", *_TO_TARGET), pl.Int64)
     return _frame(records, {**words, **counts}, [*keys, *_RUN_COLUMNS])
 
@@ -232,7 +247,8 @@ def _table_frame(rows: Sequence[Row], grouping: Sequence[str], lower: bool) -> p
         interval = "seeds" if len(seeds) > 1 else "clients" if alone is not None else None
         intervals: list[Interval | None] = []
         for name in SUMMARIES:
-            by_seed = _by_seed((row.entry.seed, row.scores.values[name]) for row in members if row.scores is not None)
+            scored = ((row.entry.seed, row.scores) for row in members if row.scores is not None)
+            by_seed = _by_seed((seed, scores.own.values[name]) for seed, scores in scored)
             limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, lower=None)
             record |= _columns(name, by_seed, limits)
             intervals.append(limits)
@@ -240,11 +256,21 @@ def _table_frame(rows: Sequence[Row], grouping: Sequence[str], lower: bool) -> p
             by_seed = _by_seed((row.entry.seed, row.gains[name]) for row in members)
             limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, lower=lower)
             record |= _columns(f"gain_{name}", by_seed, limits if by_seed else None)
+            record[f"gain_{name}_rounds"] = _each_once(row.pair.rounds[name] for row in members if row.pair is not None)
+        record["last5_rounds"] = _each_once(map(_last_rounds, members))
         record["interval"] = interval if any(intervals) else None
         records.append(record | _to_target(members))
-    words = dict.fromkeys((*grouping, "modalities", "interval"), pl.String)
+    words = dict.fromkeys((*grouping, "modalities", "last5_rounds", *_GAIN_ROUNDS, "interval"), pl.String)
     counts = dict.fromkeys(("num_seeds", "num_pairs", "num_reached"), pl.Int64)
     return _frame(records, {**words, **counts}, [*grouping, *_TABLE_COLUMNS])
+
+
+def _last_rounds(row: Row) -> str | None:
+    return None if row.scores is None else rounds_text(row.scores.own.rounds["last5"])
+
+
+def _each_once(texts: Iterable[str | None]) -> str | None:
+    return "; ".join(dict.fromkeys(filter(None, texts))) or None
 
 
 def _frame(records: Sequence[Mapping[str, Any]], types: Mapping[str, Any], columns: Sequence[str]) -> pl.DataFrame:
@@ -268,14 +294,19 @@ def _columns(name: str, by_seed: Sequence[float], limits: Interval | None) -> di
 
 def _over_clients(row: Row | None, name: str, *, lower: bool | None) -> Interval | None:
     """The bootstrap interval of one run's score, or, where `lower` is given, of its gain over the baseline's run."""
-    if row is None or (lower is not None and row.against is None):
+    if row is None or row.scores is None:
         return None
+    over = [(row, row.scores.own)]
+    if lower is not None:
+        if row.pair is None:
+            return None
+        over = [(row, row.pair.own), (row.pair.against, row.pair.base)]
     sides = []
-    for each in (row,) if lower is None else (row, row.against):
-        if each is None or each.entry.run is None or each.scores is None:
+    for each, its in over:
+        if each.entry.run is None:
             return None
         try:
-            found = client_scores(each.entry.run, each.metric, each.modalities, each.scores.rounds[name])
+            found = client_scores(each.entry.run, each.metric, each.modalities, its.rounds[name])
         except BlossomError:
             found = None
         if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from blossom_ray.comparison.comparing import Comparison
+from blossom_ray.comparison.comparing import MARK, Comparison
 from blossom_ray.comparison.pairing import PLAIN, SCORING
 from blossom_ray.comparison.run_scores import ALL, SUMMARIES
 from blossom_ray.console.tables import format_bytes, line, plain_table
@@ -201,14 +202,17 @@ def _cells(
 ) -> Iterator[str]:
     """Seeds, scores and gain of a row; a brief one leaves out the best score's interval and those over clients."""
     over_seeds = row["interval"] == "seeds"
+    usual = Counter(comparison.table["last5_rounds"].to_list()).most_common(1)[0][0]
     score = _score_text(comparison)
     if several_counts:
         yield str(row["num_seeds"])
     for name in SUMMARIES:
         shows_interval = not brief or (over_seeds and name != "best")
-        yield _with_interval(row, name, score, over_seeds=over_seeds, shows_interval=shows_interval)
+        text = _with_interval(row, name, score, over_seeds=over_seeds, shows_interval=shows_interval)
+        yield f"{text} {MARK}" if name == "last5" and row["last5_rounds"] != usual else text
     if comparison.baseline:
-        yield _with_interval(row, f"gain_{gain_of}", lambda value: f"{value:+.1f}", over_seeds=over_seeds)
+        gain = _with_interval(row, f"gain_{gain_of}", lambda value: f"{value:+.1f}", over_seeds=over_seeds)
+        yield f"{gain} {MARK}" if row[f"gain_{gain_of}_rounds"] else gain
 
 
 def _with_interval(

@@ -9,12 +9,15 @@ from typing import Any
 
 from blossom_ray.comparison.run_scores import (
     ALL,
+    NUM_LAST,
     SUMMARIES,
     RunScores,
+    Summaries,
     metric_columns,
     metric_names,
     run_scores,
     split_column,
+    summaries,
 )
 from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.errors import InputError
@@ -23,8 +26,27 @@ from blossom_ray.scenario.phrases import did_you_mean, shortened
 
 SCORING, PLAIN, TUNED = "scoring", "plain", "fine-tuned"
 """The key that tells scores after local fine-tuning from plain ones, where runs have both."""
+ROUNDS = "rounds"
+"""The key whose values, where it is the baseline's, are compared by where each run ended."""
 # In an error message: runs may have hundreds of columns.
 _MOST_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows over the rounds in which both were scored.
+
+    Attributes:
+        against: The baseline's row.
+        own: The summaries of the row over these rounds.
+        base: Those of the baseline's row.
+        rounds: By summary, these rounds in words where it is not, on both sides, the one of the row's own scores.
+    """
+
+    against: Row
+    own: Summaries
+    base: Summaries
+    rounds: Mapping[str, str | None]
 
 
 @dataclass
@@ -36,7 +58,7 @@ class Row:
     metric: str
     modalities: str
     scores: RunScores | None
-    against: Row | None = None
+    pair: Pair | None = None
     gains: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
     note: str | None = None
 
@@ -85,12 +107,15 @@ class Rows:
             row.note = _obstacle(row, against)
             if against is row:
                 continue
-            if row.note is None and against is not None and against.scores is not None:
-                row.against = against
-                for name in SUMMARIES:
-                    row.gains[name] = _gain(row.scores.values[name], against.scores.values[name], self._lower)
-                if None in row.gains.values():
-                    row.note = "the baseline scores 0, so the gain has no meaning"
+            if row.note is None and against is not None:
+                row.pair = _pair(row, against, self._lower, own_ends=ROUNDS in baseline)
+                if row.pair is None:
+                    row.note = f"{row.entry.place} and its baseline have no scored rounds in common"
+                else:
+                    for name in SUMMARIES:
+                        row.gains[name] = _gain(row.pair.own.values[name], row.pair.base.values[name], self._lower)
+                    if None in row.gains.values():
+                        row.note = "the baseline scores 0, so the gain has no meaning"
             if row.note is not None:
                 self.notes.append(row.note)
 
@@ -132,6 +157,35 @@ def _obstacle(row: Row, against: Row | None) -> str | None:
         if mine != other:
             return f"{row.entry.place} and {against.entry.place} had another {name}, so they are not paired"
     return None
+
+
+def _pair(row: Row, against: Row, lower: bool, *, own_ends: bool) -> Pair | None:
+    """Two rows over the rounds that both have, or, with `own_ends`, each over its own; None where there are none."""
+    if row.scores is None or against.scores is None:
+        return None
+    if own_ends:
+        return Pair(against, row.scores.own, against.scores.own, dict.fromkeys(SUMMARIES))
+    common = [number for number in row.scores.scored if number in against.scores.scored]
+    own, base = (
+        summaries({number: each.scored[number] for number in common}, lower_is_better=lower)
+        for each in (row.scores, against.scores)
+    )
+    if own is None or base is None:
+        return None
+    used = {"final": own.rounds["final"], "last5": own.rounds["last5"], "best": tuple(common)}
+    shown = {
+        name: own.rounds[name] == row.scores.own.rounds[name] and base.rounds[name] == against.scores.own.rounds[name]
+        for name in SUMMARIES
+    }
+    return Pair(against, own, base, {name: None if shown[name] else rounds_text(used[name]) for name in SUMMARIES})
+
+
+def rounds_text(rounds: Sequence[int]) -> str:
+    """Rounds, ascending, in a few words."""
+    first, last = rounds[0], rounds[-1]
+    if len(rounds) > 2 and last - first == len(rounds) - 1:
+        return f"{first} to {last}"
+    return ", ".join(map(str, rounds)) if len(rounds) <= NUM_LAST else f"{len(rounds)} of {first} to {last}"
 
 
 def _federation(run: Run | None) -> tuple[str, str] | None:

@@ -22,20 +22,33 @@ _PREFIXES = ("held_out/", "fine_tuned/")
 
 
 @dataclass(frozen=True)
-class RunScores:
-    """One metric of one run, over all clients or those of one modality set, without round 0, which trains nothing.
+class Summaries:
+    """A run's scores in a few numbers.
 
     Attributes:
         values: Score by `final` (last scored round), `last5` (mean of the last five scored rounds, or of as many as
             there are) and `best`.
         rounds: The rounds that each of them is from.
+    """
+
+    values: Mapping[str, float]
+    rounds: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """One metric of one run, over all clients or those of one modality set, without round 0, which trains nothing.
+
+    Attributes:
+        scored: Score by scored round, in order.
+        own: The summaries of all of them.
         target_round: The first round that reaches the target, None where none does or none is asked for.
         bytes_down: Bytes sent to clients of the whole federation up to that round, round 0 included; None as it is.
         bytes_up: Bytes that they sent back, as `bytes_down`.
     """
 
-    values: Mapping[str, float]
-    rounds: Mapping[str, tuple[int, ...]]
+    scored: Mapping[int, float]
+    own: Summaries
     target_round: int | None
     bytes_down: int | None
     bytes_up: int | None
@@ -91,30 +104,34 @@ def run_scores(
     """
     rounds = run.rounds if up_to is None else run.rounds.filter(run.rounds["round"] <= up_to)
     table = rounds.select("round", "bytes_down", "bytes_up", score=column).rows()
-    scored = [(number, score) for number, _, _, score in table if number > 0 and score is not None]
-    last = scored[-NUM_LAST:]
-    if not last or not all(math.isfinite(score) for _, score in last):
+    scored = {number: score for number, _, _, score in table if number > 0 and score is not None}
+    own = summaries(scored, lower_is_better=lower_is_better)
+    if own is None:
         return None
     sign = -1 if lower_is_better else 1
-    best = max((pair for pair in scored if math.isfinite(pair[1])), key=lambda pair: sign * pair[1])
     target_round = None
     if target is not None:
-        target_round = next((number for number, score in scored if sign * score >= sign * target), None)
+        target_round = next((number for number, score in scored.items() if sign * score >= sign * target), None)
     until = [row for row in table if target_round is not None and row[0] <= target_round]
     return RunScores(
-        values={
-            "final": scored[-1][1],
-            "last5": math.fsum(score for _, score in last) / len(last),
-            "best": best[1],
-        },
-        rounds={
-            "final": (scored[-1][0],),
-            "last5": tuple(number for number, _ in last),
-            "best": (best[0],),
-        },
+        scored=scored,
+        own=own,
         target_round=target_round,
         bytes_down=sum(row[1] for row in until) if until else None,
         bytes_up=sum(row[2] for row in until) if until else None,
+    )
+
+
+def summaries(scored: Mapping[int, float], *, lower_is_better: bool) -> Summaries | None:
+    """The summaries of scores by round; None where there are none, or one of the last is not finite."""
+    last = list(scored.items())[-NUM_LAST:]
+    if not last or not all(math.isfinite(score) for _, score in last):
+        return None
+    sign = -1 if lower_is_better else 1
+    best = max((pair for pair in scored.items() if math.isfinite(pair[1])), key=lambda pair: sign * pair[1])
+    return Summaries(
+        values={"final": last[-1][1], "last5": math.fsum(score for _, score in last) / len(last), "best": best[1]},
+        rounds={"final": (last[-1][0],), "last5": tuple(number for number, _ in last), "best": (best[0],)},
     )
 
 

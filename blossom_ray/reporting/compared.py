@@ -60,5 +60,8 @@ def _gain_figures(comparison: Comparison) -> list[ReportFigure]:
     values = [[row.get(name) for name in names] for row in gains.values()]
     figure = heat_map(list(gains), list(names), values, "gain (%)")
     baseline = ", ".join(comparison.baseline.values())
-    caption = f"Personalization gain over {baseline} in percent, mean of the last five scored rounds, mean over seeds."
+    caption = (
+        f"Personalization gain over {baseline} in percent: mean of the last five rounds that both were scored in, mean "
+        "over seeds."
+    )
     return [ReportFigure("gains", figure, caption)]

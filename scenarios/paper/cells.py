@@ -60,7 +60,7 @@ def line(run: Run) -> dict[str, object]:
 def score(run: Run, metric: str, summary: str) -> str:
     """A score as `compare` summarises it; empty where the run has none."""
     found = run_scores(run, metric, lower_is_better=False, target=None)
-    return "" if found is None else f"{found.values[summary]:.4f}"
+    return "" if found is None else f"{found.own.values[summary]:.4f}"
 
 
 def command(scenario: Scenario) -> str:

@@ -33,6 +33,8 @@ Make = Callable[..., Run]
 def make(small_scenario: Scenario) -> Make:
     """A run in memory whose clients all have the same score in a round, but for what `clients` says of the last one.
 
+    `tuned` are scores after fine-tuning by round.
+
     The five clients have 10 test samples each; a round brings 100 bytes down and 10 up, round 0 down alone.
     """
 
@@ -40,6 +42,7 @@ def make(small_scenario: Scenario) -> Make:
         scores: Sequence[float | None],
         *,
         metric: str = "accuracy",
+        tuned: Mapping[int, float] | None = None,
         clients: Sequence[float] | None = None,
         manifest: Mapping[str, Any] = FEDERATION,
         **changes: Any,
@@ -53,6 +56,8 @@ def make(small_scenario: Scenario) -> Make:
                 per_client = list(clients)
             evaluation = () if score is None else tuple(evaluated(k, s, metric) for k, s in enumerate(per_client))
             metrics = {} if score is None else {metric: score, f"{metric}/acc": score, f"{metric}/acc+gyro": score / 2}
+            if index in (tuned or {}):
+                metrics[f"fine_tuned/{metric}"] = tuned[index]
             block = BlockRound(BlockInstance("head", Scope.SHARED), 5, 50, 100, 10 * (index > 0), 0.0, 0.0)
             records.append(RoundRecord(index, 0.1, (), (), evaluation, metrics, (block,), {"total": 1.0}))
         return Run.from_records(records, scenario, profiles, manifest)
@@ -231,6 +236,76 @@ def test_scores_after_fine_tuning_are_measured_against_the_plain_baseline(small_
     assert plain["gain_final"] is None
     assert fine["gain_final"] == pytest.approx(100 * (fine["final"] / plain["final"] - 1))
     assert the_row(found, sharing="local", scoring="plain")["gain_final"] is not None
+
+
+RISING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "gains", "rounds"),
+    [
+        pytest.param({8: 0.9}, (12.5, 12.5, 12.5), (None, "8", None), id="the last round alone"),
+        # Over rounds 3, 6 and 8 the plain scores have the mean 17/30, the fine-tuned ones 22/30.
+        pytest.param(
+            {3: 0.5, 6: 0.8, 8: 0.9}, (12.5, 100 * 5 / 17, 12.5), (None, "3, 6, 8", None), id="every third round"
+        ),
+        # The best of two rounds is set against the best of the same two.
+        pytest.param({2: 0.8, 4: 0.6}, (50.0, 100 * 4 / 3, 100.0), ("4", "2, 4", "2, 4"), id="none in the end"),
+        pytest.param(dict(enumerate(RISING, 1)), (0.0, 0.0, 0.0), (None, None, None), id="every round"),
+    ],
+)
+def test_a_gain_is_over_the_rounds_that_both_were_scored_in(
+    tuned: dict[int, float],
+    gains: tuple[float, ...],
+    rounds: tuple[str | None, ...],
+    make: Make,
+) -> None:
+    found = compare(make(RISING, sharing="full-model", tuned=tuned), make(RISING, sharing="local", tuned=tuned))
+    for frame in ("runs", "table"):
+        for sharing in ("full-model", "local"):
+            row = the_row(found, frame, sharing=sharing, scoring="fine-tuned")
+            assert [row[f"gain_{name}"] for name in ("final", "last5", "best")] == pytest.approx(gains)
+            assert tuple(row[f"gain_{name}_rounds"] for name in ("final", "last5", "best")) == rounds
+        assert the_row(found, frame, sharing="local", scoring="plain")["gain_last5"] == pytest.approx(0.0)
+    marked = any(note.startswith("* gain over the rounds alone that both") for note in found.notes)
+    assert marked == any(rounds)
+    for text in ("\n".join(printed(found)), formats.markdown(found, "last5"), formats.latex(found, "last5")):
+        assert f"{gains[1]:+.1f} *" in text.replace("\\*", "*") or rounds[1] is None
+
+
+def test_the_interval_over_clients_is_of_the_rounds_that_both_were_scored_in(make: Make) -> None:
+    # In round 3 alone the gain is 50 %, whichever clients are drawn.
+    found = compare(make([0.2, 0.9, 0.4], sharing="full-model"), make([None, None, 0.6], sharing="local"))
+    row = the_row(found, sharing="local")
+    assert [row[f"gain_last5{end}"] for end in ("", "_low", "_high")] == pytest.approx([50.0] * 3)
+    assert (row["last5_rounds"], row["gain_last5_rounds"]) == ("3", "3")
+
+
+def test_without_common_rounds_there_is_no_gain(make: Make) -> None:
+    found = compare(make([0.2, None], sharing="full-model"), make([None, 0.6], sharing="local"))
+    row = the_row(found, sharing="local")
+    assert (row["final"], row["gain_final"], row["num_pairs"]) == (0.6, None, 0)
+    assert any("have no scored rounds in common" in note for note in found.notes)
+
+
+def test_a_baseline_of_fewer_rounds_is_compared_by_where_it_ended(make: Make) -> None:
+    runs = [make(RISING[:4]), make(RISING)]
+    row = the_row(compare(*runs, baseline={"rounds": 4}), rounds="8")
+    assert (row["gain_final"], row["gain_final_rounds"]) == (pytest.approx(100.0), None)
+
+
+def test_plain_and_fine_tuned_scores_are_never_averaged(make: Make) -> None:
+    runs = [
+        make([0.4, 0.4], sharing=sharing, tuned={2: score}, **{"training.local_epochs": epochs})
+        for sharing, score in (("full-model", 0.6), ("local", 0.8)) for epochs in (1, 2)
+    ]  # fmt: skip
+    for by in (["sharing"], ["sharing", "scoring"], ["scoring", "sharing"]):
+        found = compare(*runs, by=by)
+        assert set(found.keys) == {"sharing", "scoring"}
+        plain, tuned = (the_row(found, sharing="full-model", scoring=name) for name in ("plain", "fine-tuned"))
+        assert (plain["final"], plain["gain_last5"]) == (pytest.approx(0.4), None)
+        assert (tuned["final"], tuned["gain_last5"]) == (pytest.approx(0.6), pytest.approx(50.0))
+    assert compare(*runs, by=["training.local_epochs"]).keys == ("training.local_epochs", "scoring")
 
 
 # --- which runs -----------------------------------------------------------------------------------------------------
