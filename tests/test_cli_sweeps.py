@@ -154,6 +154,23 @@ def test_a_sweep_as_json(command: Command, small: str) -> None:
     assert last == {"sweep": "sweeps/small", "cells": 1, "finished": 1}
 
 
+def test_notes_of_cells_are_told_by_every_command(command: Command, small: str, tmp_path: Path) -> None:
+    grid = ("--vary", "sharing=full-model,private-head", "--seeds", "2", "--set", "model.head.norm=batch")
+    about = "full-model (2 of 2 runs): head: running statistics of normalisation are averaged"
+    swept = command("sweep", small, *grid, "--jobs", "1")
+    (line,) = (line for line in swept.out.splitlines() if "running statistics" in line)
+    assert line.startswith(f"note: {about}")
+    for form in ("table", "markdown", "latex", "json", "csv"):
+        shown = " ".join(command("compare", "sweeps/small", "--format", form).out.split())
+        assert "running statistics" in shown
+        assert form in ("json", "csv") or (shown.count("running statistics") == 1 and f"[1] {about}" in shown)
+    for folder in ("sweeps/small", "sweeps/small/sharing=full-model,seed=0"):
+        assert command("report", folder).exit_code == 0
+        assert (tmp_path / folder / "report.html").read_text(encoding="utf-8").count("running statistics") == 1
+    events = [json.loads(line) for line in command("sweep", small, *grid, "--json").out.splitlines()[:-1]]
+    assert [len(event["notes"]) for event in events] == [1, 1, 0, 0]
+
+
 @pytest.mark.parametrize("name", ["sweep", "compare"])
 def test_help_has_an_example(name: str, command: Command) -> None:
     outcome = command(name, "--help")

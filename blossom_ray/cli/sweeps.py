@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,10 +17,11 @@ from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, parse_settings
 from blossom_ray.cli.options import Address, Json, Settings, Track, app
 from blossom_ray.cli.output import print_json, say, say_text, warn
-from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.errors import BlossomError, Problem, ScenarioError
 from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
+    from blossom_ray.results.run import Run
     from blossom_ray.sweeps.grid import Axis, Cell
     from blossom_ray.sweeps.sweeping import CellEvent
     from blossom_ray.tracking import Target, Tracking
@@ -199,20 +200,23 @@ def _follow(
     as_json: bool,
 ) -> int:
     """Show the cells as they go, and the tally at the end; the number of cells that failed."""
+    from blossom_ray.comparison.run_notes import run_notes
     from blossom_ray.console.terminal import terminal
+    from blossom_ray.sweeps.grid import value_text
     from blossom_ray.sweeps.sweeping import run_cells
     from blossom_ray.sweeps.view import choose_sweep_view
 
     console = terminal()
     ends: Counter[str] = Counter()
     failures: list[CellEvent] = []
+    noted: list[tuple[str, Run]] = []
     going_on = run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked, address=address)
     with closing(trackings), closing(going_on) as events:
         if as_json:
             for event in events:
                 _count(event, ends, failures, interruption)
                 trackings.follow(event)
-                _print_event(event)
+                _print_event(event, _run_of(event))
         else:
             say(f"{len(cells)} cells in {folder}")
             with choose_sweep_view(cells, console) as view:
@@ -220,6 +224,8 @@ def _follow(
                     _count(event, ends, failures, interruption)
                     trackings.follow(event)
                     view.update(event)
+                    if (run := _run_of(event)) is not None:
+                        noted.append((", ".join(map(value_text, event.cell.setting.values())), run))
     if interruption.signals and sum(ends.values()) - ends["interrupted"] < len(cells):
         raise KeyboardInterrupt
     if as_json:
@@ -227,6 +233,8 @@ def _follow(
         return ends["failed"]
     for event in failures:
         say(f"failed: {event.folder}: {event.error}")
+    for note in run_notes(noted):
+        say(f"note: {note}")
     tally = ", ".join(f"{count} {kind}" for kind, count in ends.items())
     say(f"{len(cells)} cells: {tally}")
     say(f"compare them with: blossom-ray compare {shlex.quote(str(folder))}")
@@ -266,10 +274,23 @@ def _count(event: CellEvent, ends: Counter[str], failures: list[CellEvent], inte
         failures.append(event)
 
 
-def _print_event(event: CellEvent) -> None:
+def _run_of(event: CellEvent) -> Run | None:
+    """The run of a cell that has ended; None where it goes on, or has none that can be read."""
+    from blossom_ray.results.run import Run
+
+    if event.kind in ("started", "round"):
+        return None
+    with suppress(BlossomError):
+        return Run.open(event.folder)
+    return None
+
+
+def _print_event(event: CellEvent, run: Run | None) -> None:
     values: dict[str, object] = {"event": event.kind, "cell": event.cell.name, "run": str(event.folder)}
     if event.progress is not None:
         values |= {"round": event.progress.round_index, **event.progress.metrics}
     if event.error is not None:
         values["error"] = event.error
+    if run is not None:
+        values["notes"] = list(run.manifest.get("notes", ()))
     print_json(values)

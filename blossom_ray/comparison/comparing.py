@@ -12,6 +12,7 @@ import polars as pl
 
 from blossom_ray.comparison.intervals import Interval, bootstrap_interval, t_interval
 from blossom_ray.comparison.pairing import SCORING, Row, Rows, rounds_text
+from blossom_ray.comparison.run_notes import RunNote, run_notes
 from blossom_ray.comparison.run_scores import SUMMARIES, client_scores, paired_arrays, score_of
 from blossom_ray.comparison.run_selection import Entry, Source, collect
 from blossom_ray.errors import BlossomError, InputError
@@ -24,12 +25,13 @@ _GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
 _GAIN_ROUNDS = tuple(f"{name}_rounds" for name in _GAINS)
 _RUN_COLUMNS = (
     "seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_GAINS, *_GAIN_ROUNDS, *_TO_TARGET,
-    "note", "run",
+    "note", "run_notes", "run",
 )  # fmt: skip
 _TABLE_COLUMNS = (
     "modalities", "num_seeds", "num_pairs",
     *(f"{name}{end}" for name in (*SUMMARIES, *_GAINS) for end in ("", "_low", "_high")),
     "last5_rounds", *_GAIN_ROUNDS, "interval", *_TO_TARGET, "num_reached",
+    "run_notes",
 )  # fmt: skip
 MARK = "*"
 """Behind a gain that is over other rounds than the scores beside it, and a score that is over others than most."""
@@ -52,13 +54,16 @@ class Comparison:
         runs: A row per run and modality set (`all clients` first): the keys, `seed`, `modalities`, `status`, `final`,
             `last5`, `best`, `best_round`, `last5_rounds` (what it is over), `gain_final`, `gain_last5`, `gain_best`,
             for each of these `gain_final_rounds` and so on, `rounds_to_target`, `bytes_down_to_target`,
-            `bytes_up_to_target`, `note` (why there is no gain), `run` (its folder).
+            `bytes_up_to_target`, `note` (why there is no gain), `run_notes` (what the run noted of itself), `run` (its
+            folder).
         table: A row per setting and modality set: the keys, `modalities`, `num_seeds`, `num_pairs`, and for each of
             `final`, `last5`, `best` the mean over seeds with `_low` and `_high`, then the same for the gains;
             `last5_rounds`, `gain_final_rounds` and so on are as in `runs`. `interval` says what the intervals come
             from: `seeds`, `clients` or null. The medians `rounds_to_target`, `bytes_down_to_target` and
-            `bytes_up_to_target`, null where less than half of the seeds reach it, and `num_reached`.
+            `bytes_up_to_target`, null where less than half of the seeds reach it, and `num_reached`. `run_notes`: what
+            runs of the row noted of themselves.
         unused: Place and status of runs that are not used.
+        run_notes: What the runs noted of themselves, each text once.
         notes: What a reader of the numbers should know.
 
     The baseline's own rows have no gain. `gain_final_rounds` and its like are null where a gain is that of the scores
@@ -75,12 +80,18 @@ class Comparison:
     runs: pl.DataFrame
     table: pl.DataFrame
     unused: tuple[tuple[str, str], ...]
+    run_notes: tuple[RunNote, ...]
     notes: tuple[str, ...]
 
     @property
     def labels(self) -> dict[str, str]:
         """A short name for each key: `fusion` for `model.fusion.kind`."""
         return {key: "scenario" if key == "name" else label for key, label in short_labels(self.keys).items()}
+
+    def notes_of(self, row: Mapping[str, Any]) -> list[int]:
+        """Places in `run_notes`, from 1 on, of those that concern a row of `table`."""
+        setting = _in_words(row, self.keys)
+        return [number for number, note in enumerate(self.run_notes, 1) if setting in note.runs]
 
 
 def compare(
@@ -140,6 +151,11 @@ def compare(
         runs=_runs_frame(rows.rows, keys),
         table=_table_frame(rows.rows, grouping, lower),
         unused=tuple((entry.place, entry.status) for entry in entries if entry.status != "finished"),
+        run_notes=run_notes(
+            (_in_words(entry.setting, grouping), entry.run)
+            for entry in entries
+            if entry.run is not None and entry.status == "finished"
+        ),
         notes=tuple(dict.fromkeys(rows.notes + _notes(rows.rows, lower) + _going_on(entries))),
     )
 
@@ -191,6 +207,11 @@ def _grouping(keys: tuple[str, ...], by: Sequence[str] | None) -> tuple[str, ...
     return (*grouping, SCORING) if SCORING in keys and SCORING not in grouping else grouping
 
 
+def _in_words(setting: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """The setting of a run, which is the same for its plain and its fine-tuned scores."""
+    return ", ".join(str(setting[key]) for key in keys if key != SCORING)
+
+
 def _notes(rows: Sequence[Row], lower: bool) -> list[str]:
     seeds = {row.entry.seed for row in rows if row.scores is not None}
     notes = ["best is optimistic: the round is chosen by the score that is then reported"]
@@ -226,8 +247,10 @@ def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
         values["rounds_to_target"] = None if scores is None else scores.target_round
         values["bytes_down_to_target"] = None if scores is None else scores.bytes_down
         values["bytes_up_to_target"] = None if scores is None else scores.bytes_up
-        records.append({**values, "note": row.note, "run": row.entry.place})
-    words = dict.fromkeys((*keys, "modalities", "status", "last5_rounds", *_GAIN_ROUNDS, "note", "run"), pl.String)
+        records.append({**values, "note": row.note, "run_notes": _noted([row]), "run": row.entry.place})
+    words = dict.fromkeys(
+        (*keys, "modalities", "status", "last5_rounds", *_GAIN_ROUNDS, "note", "run_notes", "run"), pl.String
+    )
     counts = dict.fromkeys(("seed", "best_round", *_TO_TARGET), pl.Int64)
     return _frame(records, {**words, **counts}, [*keys, *_RUN_COLUMNS])
 
@@ -257,12 +280,17 @@ def _table_frame(rows: Sequence[Row], grouping: Sequence[str], lower: bool) -> p
             limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, lower=lower)
             record |= _columns(f"gain_{name}", by_seed, limits if by_seed else None)
             record[f"gain_{name}_rounds"] = _each_once(row.pair.rounds[name] for row in members if row.pair is not None)
+        record["run_notes"] = _noted(members)
         record["last5_rounds"] = _each_once(map(_last_rounds, members))
         record["interval"] = interval if any(intervals) else None
         records.append(record | _to_target(members))
-    words = dict.fromkeys((*grouping, "modalities", "last5_rounds", *_GAIN_ROUNDS, "interval"), pl.String)
+    words = dict.fromkeys((*grouping, "modalities", "last5_rounds", *_GAIN_ROUNDS, "interval", "run_notes"), pl.String)
     counts = dict.fromkeys(("num_seeds", "num_pairs", "num_reached"), pl.Int64)
     return _frame(records, {**words, **counts}, [*grouping, *_TABLE_COLUMNS])
+
+
+def _noted(rows: Iterable[Row]) -> str | None:
+    return _each_once(note.text for note in run_notes(("", row.entry.run) for row in rows if row.entry.run is not None))
 
 
 def _last_rounds(row: Row) -> str | None:

@@ -58,6 +58,7 @@ def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
         if comparison.target is not None:
             parts.append(_target_section(comparison, members, columns))
     parts += [line(f"not used: {place}: {status}") for place, status in comparison.unused]
+    parts += [line(text) for text in _numbered(comparison)]
     parts += [line(f"note: {note}") for note in comparison.notes]
     return Group(*parts)
 
@@ -67,14 +68,13 @@ def markdown(comparison: Comparison, gain_of: Summary) -> str:
     header, rows = flat_table(comparison, gain_of)
     lines = [header, ["---"] * len(header), *rows]
     table = "\n".join("| " + " | ".join(map(_markdown_text, cells)) + " |" for cells in lines)
-    remarks = [*(f"not used: {place}: {status}" for place, status in comparison.unused), *comparison.notes]
     return (
         "\n".join(
             [
                 f"{_markdown_text(comparison_title(comparison, gain_of))}\n",
                 table,
                 "",
-                *(f"- {_markdown_text(remark)}" for remark in remarks),
+                *(f"- {_markdown_text(remark)}" for remark in remarks(comparison)),
             ]
         )
         + "\n"
@@ -85,12 +85,7 @@ def latex(comparison: Comparison, gain_of: Summary) -> str:
     r"""A LaTeX `tabular` for the package booktabs; title and notes are comments before it."""
     header, rows = flat_table(comparison, gain_of)
     num_words = sum(key in comparison.table.columns for key in (*comparison.keys, "modalities"))
-    remarks = [
-        comparison_title(comparison, gain_of),
-        *(f"not used: {place}: {status}" for place, status in comparison.unused),
-        *comparison.notes,
-    ]
-    lines = [f"% {printable(remark)}" for remark in remarks]
+    lines = [f"% {printable(remark)}" for remark in (comparison_title(comparison, gain_of), *remarks(comparison))]
     lines += [rf"\begin{{tabular}}{{{'l' * num_words}{'r' * (len(header) - num_words)}}}", r"\toprule"]
     lines += [_latex_row(header), r"\midrule", *(_latex_row(row) for row in rows), r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines) + "\n"
@@ -114,6 +109,7 @@ def json_text(comparison: Comparison) -> str:
         "up_to": comparison.up_to,
         "table": comparison.table.to_dicts(),
         "runs": comparison.runs.to_dicts(),
+        "run_notes": [{"note": note.text, "runs": dict(note.runs)} for note in comparison.run_notes],
         "unused": [{"run": place, "status": status} for place, status in comparison.unused],
         "notes": list(comparison.notes),
     }
@@ -134,6 +130,21 @@ def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
     if comparison.up_to is not None:
         text += f"; up to round {comparison.up_to}"
     return text
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What stands below a table: runs that are not used, notes of the runs with their numbers, notes on the numbers."""
+    unused = [f"not used: {place}: {status}" for place, status in comparison.unused]
+    return [*unused, *_numbered(comparison), *comparison.notes]
+
+
+def _numbered(comparison: Comparison) -> list[str]:
+    return [f"[{number}] {note}" for number, note in enumerate(comparison.run_notes, 1)]
+
+
+def _marks(comparison: Comparison, row: Mapping[str, Any]) -> str:
+    """The numbers of the runs' notes that concern a row."""
+    return " ".join(f"[{number}]" for number in comparison.notes_of(row))
 
 
 def _section(
@@ -173,11 +184,11 @@ def _nested(
         is_whole = row["modalities"] == ALL
         if before is not None and setting != before:
             table.add_section()
+        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, row))))
         if setting != before and not is_whole and setting:
-            table.add_row(setting)
+            table.add_row(marked)
         before = setting
-        label = (setting or ALL) if is_whole else f"  {row['modalities']}"
-        table.add_row(label, *cells(row))
+        table.add_row(marked if is_whole else f"  {row['modalities']}", *cells(row))
     return table
 
 
@@ -189,11 +200,13 @@ def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], lis
     header += ["gain"] if comparison.baseline else []
     if comparison.target is not None:
         header += [f"rounds to {_score_text(comparison)(comparison.target)}", "down", "up", "reached"]
+    header += ["notes"] if comparison.run_notes else []
     rows = []
     for row in comparison.table.to_dicts():
         cells = [*(str(row[key]) for key in comparison.keys), row["modalities"]]
         cells += _cells(comparison, row, gain_of, brief=False, several_counts=True)
-        rows.append(cells + (_target_cells(row) if comparison.target is not None else []))
+        cells += _target_cells(row) if comparison.target is not None else []
+        rows.append(cells + ([_marks(comparison, row)] if comparison.run_notes else []))
     return header, rows
 
 

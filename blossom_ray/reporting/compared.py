@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blossom_ray.comparison.comparing import Comparison
-from blossom_ray.comparison.formats import comparison_title, flat_table
+from blossom_ray.comparison.formats import comparison_title, flat_table, remarks
 from blossom_ray.comparison.run_scores import ALL
 from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.reporting.charts import heat_map
@@ -16,9 +16,8 @@ from blossom_ray.reporting.variants import Variant
 def comparison_section(comparison: Comparison) -> ReportSection:
     """The comparison's table with its notes, below a heat map of the gains where there is a baseline."""
     header, rows = flat_table(comparison, "last5")
-    notes = [*(f"not used: {place}: {status}" for place, status in comparison.unused), *comparison.notes]
     figures = _gain_figures(comparison)
-    notes = [f"{comparison_title(comparison, 'last5')}.", *notes]
+    notes = [f"{comparison_title(comparison, 'last5')}.", *remarks(comparison)]
     return ReportSection("Comparison", figures, [ReportTable(header, rows)], notes)
 
 

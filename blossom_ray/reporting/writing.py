@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from blossom_ray.comparison.comparing import compare
+from blossom_ray.comparison.run_notes import run_notes
 from blossom_ray.comparison.run_selection import Entry, Source, collect, each_source
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.locations import local_path
@@ -65,7 +66,9 @@ def report(
     names = dict.fromkeys(run.scenario.name for variant in variants for run in variant.runs)
     with figure_style():
         compared = [comparison_section(comparison)] if comparison is not None and len(finished) > 1 else []
-        sections = [section for section in (*compared, *_sections(variants)) if not section.is_empty]
+        told = [] if comparison is None else [note.text for note in comparison.run_notes]
+        noted = _note_section(variants, told)
+        sections = [section for section in (*compared, noted, *_sections(variants)) if not section.is_empty]
         page = render_page(
             title=title or ", ".join(names),
             lead="; ".join(filter(None, (_lead(variants), *_left_out(entries)))),
@@ -86,6 +89,15 @@ def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
     scored = [variant for variant in variants if variant.rounds.height]
     scores = [curve_section(scored), modality_section(scored), client_section(scored)] if scored else []
     return [*scores, traffic_section(variants), time_section(variants), failure_section(variants)]
+
+
+def _note_section(variants: Sequence[Variant], told: Sequence[str]) -> ReportSection:
+    """What the runs noted of themselves, but for what the comparison tells."""
+    notes = run_notes((variant.name, run) for variant in variants for run in variant.runs)
+    is_single = sum(len(variant.runs) for variant in variants) == 1
+    return ReportSection(
+        "Notes", notes=[note.text if is_single else str(note) for note in notes if note.text not in told]
+    )
 
 
 def _default_path(sources: Sequence[Source]) -> Path:

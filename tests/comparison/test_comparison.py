@@ -449,6 +449,46 @@ def test_a_score_that_is_not_finite_is_not_used(make: Make) -> None:
     assert any("ends with no finite loss" in note for note in found.notes)
 
 
+# --- notes of runs --------------------------------------------------------------------------------------------------
+
+
+def test_notes_of_runs_stand_beside_their_rows_each_text_once(make: Make) -> None:
+    def noting(*notes: str) -> dict[str, Any]:
+        return {**FEDERATION, "notes": list(notes)}
+
+    found = compare(
+        make([0.4], sharing="full-model", tuned={1: 0.5}, manifest=noting("averaged", "averaged", "5 rows lost")),
+        make([0.4], sharing="full-model", tuned={1: 0.5}, seed=1, manifest=noting("averaged")),
+        make([0.5], sharing="private-head", tuned={1: 0.5}, manifest=noting("5 rows lost")),
+        make([0.5], sharing="private-head", tuned={1: 0.5}, seed=1, manifest=noting()),
+        make([0.5], sharing="local", tuned={1: 0.5}, manifest=noting()),
+        make([0.5], sharing="local", tuned={1: 0.5}, seed=1, manifest=noting()),
+        make([0.9], sharing="local", seed=2, manifest={"status": "failed", "notes": ["not of a result"]}),
+    )
+    assert [str(note) for note in found.run_notes] == [
+        "full-model (2 of 2 runs): averaged",
+        "full-model (1 of 2 runs), private-head (1 of 2 runs): 5 rows lost",
+    ]
+    for scoring in ("plain", "fine-tuned"):
+        rows = {name: the_row(found, sharing=name, scoring=scoring) for name in ("full-model", "private-head", "local")}
+        assert [found.notes_of(row) for row in rows.values()] == [[1, 2], [2], []]
+        assert [row["run_notes"] for row in rows.values()] == ["averaged; 5 rows lost", "5 rows lost", None]
+    assert the_row(found, "runs", sharing="full-model", seed=1, scoring="plain")["run_notes"] == "averaged"
+    terminal = printed(found, width=100)
+    assert [line.split("  ")[0].strip() for line in terminal if "[" in line and not line.startswith("[")] == [
+        "full-model [1] [2]", "full-model, fine-tuned [1] [2]", "private-head [2]", "private-head, fine-tuned [2]",
+    ]  # fmt: skip
+    for text in ("\n".join(terminal), formats.markdown(found, "last5"), formats.latex(found, "last5")):
+        assert text.count("averaged") == 1
+        assert "[1] full-model (2 of 2 runs): averaged" in text
+    tree = json.loads(formats.json_text(found))
+    assert tree["run_notes"][1] == {"note": "5 rows lost", "runs": {"full-model": [1, 2], "private-head": [1, 2]}}
+    assert "averaged; 5 rows lost" in formats.csv(found)
+    assert [str(note) for note in compare(make([0.4], manifest=noting("averaged"))).run_notes] == [
+        "1 of 1 run: averaged"
+    ]
+
+
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
