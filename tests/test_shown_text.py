@@ -9,17 +9,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import Command
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blossom_ray import BlossomError, Run, RunError, ScenarioError, simulate
+from blossom_ray.cli import commands
 from blossom_ray.comparison import formats
 from blossom_ray.comparison.comparing import compare
 from blossom_ray.console.tables import line, plain_table
@@ -355,6 +359,47 @@ def test_an_early_interrupt_is_a_word(
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (128 + number, "")
     assert ended.stderr in ("interrupted\n", "interrupted before the run began\n")
+
+
+@pytest.mark.parametrize("allocate", [np.empty, torch.empty])
+def test_what_memory_is_too_small_for_is_one_line(
+    allocate: Callable[[int], object], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "app", lambda **_: allocate(2**57))
+    ended = command("scenarios")
+    assert ended.exit_code == 1
+    (message,) = ended.err.splitlines()
+    assert message.startswith("error: there is not enough memory: ")
+
+
+@pytest.fixture
+def denied(tmp_path: Path) -> Iterator[Path]:
+    """A path in a folder that this user may not look into."""
+    own = tmp_path / "denied"
+    own.mkdir(mode=0o000)
+    for folder in (own, Path("/proc/1/cwd")):
+        try:
+            (folder / "x").exists()
+        except PermissionError:
+            yield folder / "x"
+            break
+    else:
+        pytest.skip("this user may look into every folder")
+    own.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["attach P", "stop P", "resume P", "compare P", "report P", "validate P", "init --yes --out P",
+                  "simulate q.yaml --out P", "data list --path P", "data inspect uci-har --path P"],
+)  # fmt: skip
+def test_a_path_that_may_not_be_used_is_one_line(
+    arguments: str, denied: Path, folder: Path, tmp_path: Path, command: Command
+) -> None:
+    shutil.copy(folder / "q.yaml", tmp_path)
+    ended = command(*arguments.replace("P", str(denied)).split())
+    assert ended.exit_code == 2
+    (message,) = ended.err.splitlines()
+    assert str(denied) in message
 
 
 def test_text_goes_one_way() -> None:

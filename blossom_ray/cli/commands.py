@@ -18,7 +18,7 @@ import typer
 from blossom_ray.cli import completion
 from blossom_ray.cli.options import app
 from blossom_ray.cli.output import guarded_output, warn
-from blossom_ray.errors import BlossomError, ClientError, ScenarioError
+from blossom_ray.errors import BlossomError, ClientError, InputError, ScenarioError
 from blossom_ray.text import brief
 
 # In the order of --help.
@@ -90,6 +90,9 @@ def _failed(error: BaseException) -> int:
             message = f"error: there is not enough memory: {error}".rstrip(": ")
         case OSError(errno=errno.ENOSPC | errno.EPIPE | errno.EIO | errno.EBADF as number, filename=None):
             message = f"error: standard output: {os.strerror(number)}"
+        case PermissionError(filename=str() as path):
+            error = InputError(f"{path}: {error.strerror}; expected a path that you may use")
+            message = f"error: {error}"
         case _:
             message = "".join(traceback.format_exception(error)).rstrip("\n")
     warn(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -46,7 +47,7 @@ def _candidates(path: Path, depth: int = 2) -> Iterator[Path]:
     folders = [path]
     for level in range(depth + 1):
         entries = [entry for folder in folders for entry in _entries(folder)]
-        folders = [entry for entry in entries if entry.is_dir()] if level < depth else []
+        folders = [entry for entry in entries if os.path.isdir(entry)] if level < depth else []
         archives = [entry for entry in entries if entry.suffix.lower() in _ARCHIVES and entry not in folders]
         yield from (*folders, *archives)
 
@@ -62,5 +63,5 @@ def _holds(path: Path, landmark: str) -> bool:
     try:
         with open_archive(path, landmark=landmark, depth=1):
             return True
-    except DataError:
+    except (DataError, OSError):
         return False

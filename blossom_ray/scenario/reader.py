@@ -23,7 +23,7 @@ from blossom_ray.scenario.sections import Section
 from blossom_ray.scenario.structure import Hint, Part, split_path
 from blossom_ray.scenario.writer import plain_tree
 from blossom_ray.scenario.yaml_tree import Document, Node, parse_yaml
-from blossom_ray.storage import read_file
+from blossom_ray.storage import RefusedFileError, read_file
 from blossom_ray.text import brief
 
 __all__ = ["Place", "Reading", "inspect_scenario", "override_scenario", "parse_assignment", "read_scenario"]
@@ -157,6 +157,8 @@ def _read_document(path: Path) -> Document:
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) == errno.EOVERFLOW:
             return Document(None, (Problem("", "is larger than 1 MiB", "a scenario of a few kB"),))
+        if isinstance(error, RefusedFileError):
+            return _unreadable("is a pipe, a device or a socket", ": write what a command prints into a file first")
         return _unreadable(f"cannot be read ({getattr(error, 'strerror', None) or error})")
     try:
         text = content.decode("utf-8-sig")

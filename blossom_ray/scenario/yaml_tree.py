@@ -295,6 +295,8 @@ def _syntax_problem(error: Exception, text: str) -> Problem:
     if begun and _TAB_AS_INDENTATION.match(begun[0]):
         return Problem("", "has a tab where indentation counts", "spaces there", line=line)
     words = (error.problem or error.context) if isinstance(error, MarkedYAMLError) else str(error)
+    if r"found '\t'" in str(words):  # after the | of a block of text, in a directive, after a tag
+        return Problem("", "has a tab where a space must stand", "a space there", line=line)
     found = f"is not valid YAML ({brief(' '.join(str(words).split()))})"
     return Problem("", found, "YAML 1.2, indented with spaces", line=line)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,23 @@ def test_a_file_that_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes.zip").write_text("no zip")
     assert find(tmp_path) == {}
     assert find(tmp_path / "notes.zip") == {}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("folder", ["/proc/1", "/dev"])
+def test_folders_of_the_system_hold_nothing(folder: str) -> None:
+    assert find(Path(folder)) == {}
+
+
+def test_what_is_no_file_holds_nothing(tmp_path: Path) -> None:
+    """Pipes, devices, circles of links and folders that may not be entered lie beside a data set, which is found."""
+    os.mkfifo(tmp_path / "pipe.zip")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "denied").symlink_to("/proc/1/cwd/x")
+    path = DOWNLOADS["ku-har"](tmp_path)
+    assert find(tmp_path) == {"ku-har": path}
 
 
 @pytest.mark.data

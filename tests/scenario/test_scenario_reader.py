@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import time
@@ -261,6 +262,75 @@ def test_a_file_that_cannot_be_read_is_one_problem(scenario_file, text, message)
     assert found[0].startswith(message)
 
 
+TABS = [
+    ("a:\t1\n", {"a": 1}), ("a\t: 1\n", {"a": 1}), ("a: 1\t\n", {"a": 1}), ("a: b\t# c\n", {"a": "b"}),
+    ("'a'\t:\t1\n", {"a": 1}), ("-\ta\n- \tb\n", ["a", "b"]), ("?\ta\n:\tb\n", {"a": "b"}),
+    ("a: [\t1,\t2\t]\n", {"a": [1, 2]}), ("a: {\tb:\t1\t}\n", {"a": {"b": 1}}), ("\t{a: 1}\n", {"a": 1}),
+    ("a: [1,\n\t2]\n", {"a": [1, 2]}), ("a: 'x\n\ty'\n", {"a": "x y"}), ("a: x\ty\n", {"a": "x\ty"}),
+    ("a: x \t \n  y\n", {"a": "x y"}), ("a:\t|\n  \tx\ty\n", {"a": "\tx\ty\n"}), ("a: &x\t1\nb: *x\t\n",
+     {"a": 1, "b": 1}),
+    ("a:\t\n  b: 1\n", {"a": {"b": 1}}), ("a:\t# c\n  b: 1\n", {"a": {"b": 1}}), ("a: 1\n\t\nb: 2\n", {"a": 1, "b": 2}),
+    ("\t\n\t# c\na: 1\n", {"a": 1}), ("---\t# c\na: 1\n...\t\n", {"a": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), TABS)
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_tabs_between_tokens_are_white_space(text, value, line_break):
+    document = parse_yaml(text.replace("\n", line_break))
+    assert document.problems == ()
+    assert document.root.plain() == value
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("\ta: 1\n", 1), ("a:\n\tb: 1\n", 2), ("a:\n  \tb: 1\n", 2), ("a:\n  b: 1\n\tc: 2\n", 3), ("-\ta: 1\n", 1),
+     ("-\t- a\n", 1), ("? a\n:\t- b\n", 2), ("- a: 1\n\tb: 2\n", 2), ("a: |\n\tx\n", 2), ("a: x\n\ty\n", 2)],
+)  # fmt: skip
+def test_tabs_in_indentation_are_named(text, line):
+    assert parse_yaml(text).problems == (Problem("", "has a tab where indentation counts", "spaces there", line=line),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: |\t\n  x\n", "a: >-\t# c\n  x\n", "%YAML\t1.2\n---\na: 1\n", "%YAML 1.2\t\n---\na: 1\n", "a: !!str\t1\n"],
+)
+def test_tabs_where_a_space_must_stand_are_named(text):
+    assert parse_yaml(text).problems == (Problem("", "has a tab where a space must stand", "a space there", line=1),)
+
+
+def test_a_mapping_of_too_many_keys_is_refused_as_it_is_read(scenario_file):
+    path = scenario_file(SMALL + "server:\n" + "".join(f"  key{n}: 1\n" for n in range(60_000)))
+    start = time.perf_counter()
+    assert messages(path) == ["a.yaml:5006: server has too many keys; expected at most 5,000 of them"]
+    assert time.perf_counter() - start < 10
+    keys = ", ".join(f"key{n}: 1" for n in range(5_000))
+    assert parse_yaml(f"{{{keys}}}").problems == ()
+
+
+def test_fifty_problems_are_shown_and_how_many_more_there_are(scenario_file):
+    path = scenario_file(SMALL + "".join(f"key{n}: 1\n" for n in range(1_000)))
+    found = messages(path)
+    assert len(found) == 51
+    assert found[-1] == "a.yaml: has 950 more problems; expected the ones above mended first"
+    path = scenario_file(SMALL + "".join(f"{n}: 1\n" for n in range(51)))
+    assert messages(path)[-1] == "a.yaml: has 1 more problem; expected the ones above mended first"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["rounds: VALUE", "name: VALUE", "VALUE: 1", "sharing: VALUE", "server: {VALUE: {VALUE: 1}}", "seed: [VALUE]"],
+)
+def test_of_a_value_no_more_than_200_characters_are_repeated(scenario_file, line):
+    kept = "".join(text for text in SMALL.splitlines(keepends=True) if not text.startswith(line.partition(":")[0]))
+    problems = inspect_scenario(scenario_file(line.replace("VALUE", "v" * 1_000) + "\n" + kept)).problems
+    assert problems
+    for problem in problems:
+        assert len(problem.path) <= 200
+        assert len(problem.found) <= 220
+        assert len(str(problem)) < 800
+
+
 def test_aliases_that_multiply_are_stopped(scenario_file):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
@@ -302,6 +372,17 @@ def test_files_that_are_not_there(tmp_path):
     assert inspect_scenario(tmp_path).problems == (Problem("", "is a folder", expected, str(tmp_path)),)
     with pytest.raises(ScenarioError, match="does not exist"):
         Scenario.load(missing)
+
+
+def test_a_pipe_is_not_read():
+    """As of a shell's `<(...)`."""
+    read, write = os.pipe()
+    os.write(write, SMALL.encode())
+    (problem,) = inspect_scenario(f"/proc/self/fd/{read}").problems
+    assert problem.found == "is a pipe, a device or a socket"
+    assert problem.expected == "a scenario file (YAML 1.2): write what a command prints into a file first"
+    os.close(read)
+    os.close(write)
 
 
 def test_right_sections_survive_wrong_ones(scenario_file):
