@@ -39,7 +39,8 @@ def check_rounds(run: Run, scenario: Scenario, checkpoints: Path) -> int | None:
         checkpoints: The folder of its checkpoints.
 
     Returns:
-        The last of its rounds that such a run would have as well; None where that is so of all of them.
+        The last of its rounds that such a run would have as well; None where that is so of all of them. -1 where
+        the run is younger than its first checkpoint but the last: it begins anew.
 
     Raises:
         RunFolderError: It cannot.
@@ -65,6 +66,8 @@ def check_rounds(run: Run, scenario: Scenario, checkpoints: Path) -> int | None:
     same = next((end - 1 for end in ends if due[end][0] != due[end][1]), None)
     at_most = done if same is None else same
     newest, _ = CheckpointStore(checkpoints, scenario.checkpoint.keep).newest(range(at_most + 1))
+    if newest is None and same is not None and done <= before.checkpoint.every:
+        return -1
     if newest is None and (same is not None or run.status == "finished"):
         reason = "" if same is None else f", since round {same + 1} was scored as the last one"
         raise RunFolderError(

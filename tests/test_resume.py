@@ -234,6 +234,14 @@ def test_without_a_checkpoint_a_finished_run_does_not_go_on(
     assert Run.open(run.path).rounds.equals(run.rounds)
 
 
+def test_a_run_that_is_younger_than_its_first_checkpoint_begins_anew(scenario: Scenario, tmp_path: Path) -> None:
+    young = scenario.override({"training.schedule": {"kind": "constant"}, "rounds": 3, "checkpoint.every": 10})
+    run = simulate(young.override({"evaluation.every": 2}), out=tmp_path / "run")
+    assert run.path is not None
+    longer = young.override({"evaluation.every": 2, "rounds": 5})
+    assert_same(finish(longer, run.path), simulate(longer, out=tmp_path / "whole"))
+
+
 def test_a_run_that_goes_on_elsewhere_is_refused(scenario: Scenario, tmp_path: Path) -> None:
     records = recorded(scenario, tmp_path / "run")
     next(records)
