@@ -4,10 +4,14 @@ The names here are the scripting interface. They are imported when they are firs
 and `blossom-ray --help` answer at once.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+# Type checkers take it for true. Importing `typing` takes longer than all that stands here, and a Ctrl-C meanwhile
+# would end a command in a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from blossom_ray.api import simulate
     from blossom_ray.blocks import BlockInstance, Scope, SharingScheme
     from blossom_ray.comparison.comparing import Comparison, compare
@@ -84,6 +88,8 @@ def __getattr__(name: str) -> Any:
 
         return version("blossom-ray")
     if name in _HOME:
+        from importlib import import_module
+
         return getattr(import_module(f"blossom_ray.{_HOME[name]}"), name)
     raise AttributeError(f"module 'blossom_ray' has no attribute {name!r}")
 

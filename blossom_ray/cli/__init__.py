@@ -5,11 +5,12 @@ Nothing is imported here but what hears Ctrl-C, so that it is heard while the re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from blossom_ray.cli.entry import main
 
+TYPE_CHECKING = False  # as in the package
 if TYPE_CHECKING:
+    from typing import Any
+
     from blossom_ray.cli.commands import app
 
 __all__ = ["app", "main"]

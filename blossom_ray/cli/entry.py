@@ -1,13 +1,16 @@
-"""The console script, and Ctrl-C and SIGTERM for as long as a command has no handling of its own."""
+"""The console script, and Ctrl-C and SIGTERM for as long as a command has no handling of its own.
+
+It imports next to nothing: before its handler is in place, a Ctrl-C ends in a traceback.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
-from typing import NoReturn
 
-from blossom_ray.errors import InputError
+TYPE_CHECKING = False  # as in the package
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
@@ -25,7 +28,7 @@ def main() -> NoReturn:
             f"error: the working directory cannot be used ({error.strerror}); expected one that is there: cd first"
         )
         os.write(2, f"{message}\n".encode())
-        raise SystemExit(InputError.exit_code) from None
+        raise SystemExit(2) from None
     from blossom_ray.cli import commands
 
     try:
@@ -46,8 +49,10 @@ def _handle(handler: signal._HANDLER) -> None:
 
 def _end(signum: int, _frame: object) -> None:
     """Say so and end: an exception could be lost, or changed into another one, in the middle of an import."""
-    with suppress(OSError):
+    try:  # noqa: SIM105 # contextlib would have to be imported
         os.write(2, b"interrupted\n")
+    except OSError:
+        pass
     os._exit(128 + signum)
 
 
