@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import feather
 
 from blossom_ray import DataError, Dataset, Run, Scenario, ScenarioError, from_arrays, simulate, write_table
+from blossom_ray.data.dataset import LeftOut
 from blossom_ray.records import RoundRecord
 from blossom_ray.scores import SCORES, Task, default_score
 
@@ -137,6 +141,29 @@ def test_a_given_data_set_in_memory_and_in_a_run_folder(small_scenario: Scenario
     other = simulate(scenario.override({"seed": 1}), data=dataset, out=tmp_path)
     assert len(list(tmp_path.glob("data-*.arrow"))) == 1
     assert not same_numbers(other, kept)
+
+
+def test_a_run_folder_keeps_what_is_left_out_and_recordings(small_scenario: Scenario, tmp_path: Path) -> None:
+    scenario, dataset = given(small_scenario), two_sensors()
+    left_out = (LeftOut("windows without a label\x1b", 3, ("a", "é\n")), LeftOut("others", 1))
+    recordings = np.arange(dataset.num_samples) // 4
+    noted = replace(dataset, recordings=recordings, left_out=left_out)
+    kept = simulate(scenario, data=noted, out=tmp_path)
+    assert same_numbers(simulate(scenario, data=noted), kept)
+    assert same_numbers(simulate(kept.scenario), kept)
+    for run in (kept, simulate(kept.scenario)):
+        told = [(entry["what"], entry["count"], tuple(entry["examples"])) for entry in run.manifest["data"]["left_out"]]
+        assert told[:2] == [(entry.what, entry.count, entry.examples) for entry in left_out]
+    simulate(scenario, data=replace(noted, left_out=()), out=tmp_path)
+    assert len(list(tmp_path.glob("data-*.arrow"))) == 2
+
+
+@pytest.mark.parametrize("notes", [b"", b"[]", b'{"left_out": [{"what": 1}]}', b'{"has_recordings": true}', b"\xff"])
+def test_damaged_notes_of_a_table_are_refused(small_scenario: Scenario, notes: bytes, tmp_path: Path) -> None:
+    table = pa.ipc.open_file(write_table(two_sensors(), tmp_path / "rows.arrow")).read_all()
+    feather.write_feather(table.replace_schema_metadata({"blossom_ray": notes}), tmp_path / "noted.arrow")
+    with pytest.raises(ScenarioError, match=r"noted\.arrow has (damaged notes|no column 'recording')"):
+        simulate(small_scenario.override({"data": {"dataset": "table", "path": str(tmp_path / "noted.arrow")}}))
 
 
 def test_records_of_a_given_data_set_come_as_they_are_made(small_scenario: Scenario, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class ColumnFile:
         types: Column to Arrow type.
         num_rows: Number of rows.
         index_columns: Columns that pandas made of a frame's index.
+        metadata: What the file says of itself, by key.
 
     Raises:
         DataError: It cannot be read, is of another format or damaged.
@@ -70,6 +71,7 @@ class ColumnFile:
             names = schema.names
             self.types: Mapping[str, Any] = dict(zip(names, schema.types, strict=True))
             self.index_columns = _index_columns(schema)
+            self.metadata: Mapping[bytes, bytes] = schema.metadata or {}
         if len(self.types) != len(names):
             double = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{self.name} has several columns {double!r}; expected columns of different names")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from blossom_ray.data.dataset import Dataset
@@ -25,7 +26,7 @@ def with_dataset(scenario: Scenario, dataset: Dataset) -> Scenario:
 def with_table(scenario: Scenario, dataset: Dataset, folder: Path) -> Scenario:
     """The scenario with this data set as a file, which other processes read and a run can be resumed from.
 
-    The file is named after the data's fingerprint, so runs on the same data share it.
+    The file is named after the data's fingerprint and what is left out, so runs on the same data share it.
 
     Args:
         scenario: With `data: {dataset: custom}` and no factory.
@@ -38,7 +39,10 @@ def with_table(scenario: Scenario, dataset: Dataset, folder: Path) -> Scenario:
         RunFolderError: The file cannot be written.
     """
     section = _section(scenario, dataset)
-    path = folder.absolute() / f"data-{dataset.fingerprint()[:16]}.arrow"
+    name = dataset.fingerprint()
+    if dataset.left_out:
+        name = hashlib.sha256(f"{name}{dataset.left_out}".encode()).hexdigest()
+    path = folder.absolute() / f"data-{name[:16]}.arrow"
     if not path.exists():
         write_table(dataset, path)
     shared = (CustomData.model_fields.keys() & TableData.model_fields.keys()) - {"dataset"}

@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+from pydantic import ValidationError
 
 from blossom_ray.data.column_files import ColumnFile, open_column_files
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targets, targets_of
 from blossom_ray.data.table_labels import read_labels
 from blossom_ray.data.table_rows import held_out_rows, subject_numbers
+from blossom_ray.data.table_writer import NOTES, NOTES_KEY, Notes
 from blossom_ray.data.tensor_columns import Place, check_numeric, is_number, tensor_rows
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import TableData, TableModality
@@ -58,7 +62,7 @@ class Table:
         shared = ~self._is_held_out
         subjects = self._subjects_of(shared)
         labels, names = self._labels
-        return targets_of(labels[shared], len(names), subjects)
+        return replace(targets_of(labels[shared], len(names), subjects), recordings=self._recordings_of(shared))
 
     def load(self) -> Dataset:
         """All rows: those that clients share, and the held-out set where the table has one.
@@ -67,15 +71,18 @@ class Table:
             DataError: As `targets`; or a row of a modality is null, of another shape, or holds a value that is not
                 finite.
         """
-        subjects = self.targets().subjects
+        targets = self.targets()
         labels, names = self._labels
         inputs = {modality: self._inputs(modality) for modality in self._modalities}
         shared, others, held_out = ~self._is_held_out, self._is_held_out, None
         if others.any():
             rest = {modality: parts[1] for modality, parts in inputs.items()}
-            held_out = Dataset(rest, labels[others], names, self._subjects_of(others))
+            held_out = Dataset(
+                rest, labels[others], names, self._subjects_of(others), recordings=self._recordings_of(others)
+            )
         train = {modality: parts[0] for modality, parts in inputs.items()}
-        return Dataset(train, labels[shared], names, subjects, held_out)
+        left_out = self._notes.left_out
+        return Dataset(train, labels[shared], names, targets.subjects, held_out, targets.recordings, left_out)
 
     def columns(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
         """Shape of a sample by column, for all columns that can be a modality as they are; of others, why they cannot.
@@ -148,6 +155,32 @@ class Table:
         if self._subjects is None or (self._subjects[rows] < 0).any():
             return None
         return self._subjects[rows]
+
+    @cached_property
+    def _notes(self) -> Notes:
+        """What `write_table` has noted in its file; a folder of several has none."""
+        if len(self._files) > 1 or NOTES_KEY not in self._files[0].metadata:
+            return Notes()
+        try:
+            return NOTES.validate_json(self._files[0].metadata[NOTES_KEY])
+        except ValidationError as error:
+            name = self._files[0].name
+            raise DataError(f"{name} has damaged notes; expected a file as write_table has written it") from error
+
+    @cached_property
+    def _recordings(self) -> IntArray:
+        """The recording of each row, -1 where it has none."""
+        self._check_column("recording")
+        file = self._files[0]
+        if not pa.types.is_int64(file.types["recording"]):
+            raise DataError(f"{file.name}, column 'recording' is of type {file.types['recording']}; expected int64")
+        rows = [batch["recording"].fill_null(-1).to_numpy() for _, batch in file.batches(["recording"])]
+        return np.concatenate(rows)
+
+    def _recordings_of(self, rows: npt.NDArray[np.bool_]) -> IntArray | None:
+        if not self._notes.has_recordings or (self._recordings[rows] < 0).any():
+            return None
+        return self._recordings[rows]
 
     def _optional_column(self, named: str | None, default: str) -> str | None:
         """A column that need not be there, unless the scenario names it or another file has it."""

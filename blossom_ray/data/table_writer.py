@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
-from blossom_ray.data.dataset import Dataset, FloatArray
+from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut
 from blossom_ray.errors import RunFolderError
 from blossom_ray.locations import local_path
 
 _ROWS_AT_ONCE = 4096
+NOTES_KEY = b"blossom_ray"
+"""Of the file's metadata, for its `Notes` as JSON."""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What columns do not hold of a data set.
+
+    Attributes:
+        left_out: As in `Dataset`.
+        has_recordings: Whether the column `recording` is the data set's recordings, and no modality.
+    """
+
+    left_out: tuple[LeftOut, ...] = ()
+    has_recordings: bool = False
+
+
+NOTES = TypeAdapter(Notes)
 
 
 def write_table(dataset: Dataset, path: str | Path) -> Path:
     """Write a data set as one Arrow file, which `dataset: table` reads with the same values and fingerprint.
 
     Columns: a fixed-shape tensor per modality, `label` (the class's number, or a list of float32), `subject` and
-    `split` (`train`, then `test` for the held-out set). Class names stand in no file: give them as `data.class_names`.
+    `split` (`train`, then `test` for the held-out set), and `recording` where samples share recordings. What is left
+    out of the data set is noted in the file. Class names stand in no file: give them as `data.class_names`.
 
     Args:
-        dataset: What to write. No modality may be called `label`, `subject` or `split`.
+        dataset: What to write. No modality may be called as one of these columns.
         path: The file; its folder is made if it does not exist. It appears when it is whole.
 
     Returns:
@@ -34,7 +55,7 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
         RunFolderError: The file cannot be written.
     """
     target = local_path(path, "path")
-    for column in ("label", "subject", "split"):
+    for column in ("label", "subject", "split", *(() if dataset.recordings is None else ("recording",))):
         if column in dataset.inputs:
             raise RunFolderError(f"{target}: a modality is called {column!r}, as a column is; expected another name")
     parts = {"train": dataset} | ({} if dataset.held_out is None else {"test": dataset.held_out})
@@ -62,7 +83,10 @@ def _schema(dataset: Dataset) -> Any:
     if dataset.subjects is not None:
         fields["subject"] = pa.int64()
     fields["split"] = pa.string()
-    return pa.schema(fields)
+    if dataset.recordings is not None:
+        fields["recording"] = pa.int64()
+    notes = Notes(dataset.left_out, dataset.recordings is not None)
+    return pa.schema(fields, None if notes == Notes() else {NOTES_KEY: NOTES.dump_json(notes)})
 
 
 def _batch(part: Dataset, rows: slice, split: str, schema: Any) -> Any:
@@ -73,6 +97,9 @@ def _batch(part: Dataset, rows: slice, split: str, schema: Any) -> Any:
     flat = pa.array(np.ascontiguousarray(labels).reshape(-1))
     columns["label"] = flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1])
     columns["subject"] = pa.nulls(len(labels), pa.int64()) if part.subjects is None else pa.array(part.subjects[rows])
+    columns["recording"] = (
+        pa.nulls(len(labels), pa.int64()) if part.recordings is None else pa.array(part.recordings[rows])
+    )
     columns["split"] = pa.array([split] * len(labels))
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
