@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.errors import BlossomError, InputError, RunError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunError, shown_error
 from blossom_ray.factories import resolve_factory
 from blossom_ray.scenario.sections import CustomServerOptimizer
 
@@ -62,7 +62,7 @@ def custom_init(section: CustomServerOptimizer, num_parameters: int) -> Optimize
         state = _rule(section).init(num_parameters)
     except BlossomError:
         raise
-    except (Exception, SystemExit) as error:
+    except OWN_CODE_RAISES as error:
         raise InputError(f"{_WHERE}: init raised {shown_error(error)}; expected a dict of float64 arrays") from error
     problem = _state_problem(state)
     if problem:
@@ -84,7 +84,7 @@ def custom_step(
         )
     except BlossomError:
         raise
-    except (Exception, SystemExit) as error:
+    except OWN_CODE_RAISES as error:
         raise RunError(f"{_WHERE}: step raised {shown_error(error)}") from error
     if not isinstance(returned, tuple) or len(returned) != 2:
         _refuse(f"gave {type(returned).__name__}", "a tuple of the new block and the new state")

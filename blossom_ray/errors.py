@@ -17,13 +17,21 @@ Errors cross process boundaries, so each one pickles through its plain arguments
 
 from __future__ import annotations
 
+import os
+import sysconfig
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 from blossom_ray.text import brief, printable
 
 _LONGEST_PATH = 4096
 # Of one file, and in one of them how many more it has.
 _MOST_PROBLEMS = 51
+
+OWN_CODE_RAISES = (Exception, SystemExit, GeneratorExit)
+"""What own code may raise without ending more than the run; an interrupt by the user is not among it."""
+_NOT_OWN = (str(Path(__file__).parent), *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")))
 
 
 class BlossomError(Exception):
@@ -39,11 +47,23 @@ class BlossomError(Exception):
 
 
 def shown_error(error: BaseException) -> str:
-    """An exception of own code as text: its type and what it says, if it can be made to say it."""
+    """An exception of own code as text: its type, what it says, and in its first line which line of code it was."""
+    name = type(error).__name__
     try:
-        return f"{type(error).__name__}: {error}".strip()
-    except Exception:
-        return f"{type(error).__name__}, which cannot be shown as text"
+        said = f"{name}: {error}".rstrip(": ")
+    except OWN_CODE_RAISES:
+        said = f"{name}, which cannot be shown as text"
+    first, line_break, rest = said.partition("\n")
+    return f"{first}{_place(error)}{line_break}{rest}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's code on an exception's way, in brackets; "" where there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*_NOT_OWN, "<frozen ")):
+            folder = os.path.join(os.getcwd(), "")
+            return f" ({frame.filename.removeprefix(folder)}:{frame.lineno}, in {frame.name})"
+    return ""
 
 
 class InputError(BlossomError):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from blossom_ray.errors import InputError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, InputError, shown_error
 from blossom_ray.scenario.sections import Custom, Factory
 
 
@@ -102,7 +102,7 @@ def _import(module_name: str, where: str, factory: str) -> object:
                 f"expected a module that is installed or lies in the working directory"
             ) from None
         raise InputError(f"{where} is {factory!r}, whose import needs a missing module: {error}") from error
-    except (Exception, SystemExit) as error:
+    except OWN_CODE_RAISES as error:
         raise InputError(
             f"{where} is {factory!r}, whose import raised {shown_error(error)}; expected a module that can be imported"
         ) from error

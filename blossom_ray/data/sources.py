@@ -16,7 +16,7 @@ from blossom_ray.data.remote import local_path
 from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
 from blossom_ray.data.table import Table
 from blossom_ray.data.uci_har import UciHar
-from blossom_ray.errors import DataError
+from blossom_ray.errors import OWN_CODE_RAISES, DataError, shown_error
 from blossom_ray.factories import resolve_factory
 from blossom_ray.scenario.datasets import DATASETS
 from blossom_ray.scenario.sections import (
@@ -154,8 +154,8 @@ class _CustomSource:
         build = resolve_factory(self._spec.factory, "data.factory")
         try:
             found = build(**self._spec.options)
-        except Exception as error:
-            raise DataError(f"data.factory raised {type(error).__name__}: {error}") from error
+        except OWN_CODE_RAISES as error:
+            raise DataError(f"data.factory raised {shown_error(error)}") from error
         if not isinstance(found, Dataset):
             raise DataError(f"data.factory returned {type(found).__name__}; expected a blossom_ray.Dataset")
         missing = [modality for modality in self.modalities if modality not in found.inputs]

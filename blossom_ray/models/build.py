@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
-from blossom_ray.errors import InputError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, InputError, shown_error
 from blossom_ray.factories import resolve_factory
 from blossom_ray.models import encoders, fusion
 from blossom_ray.models.flat import block_layout
@@ -203,7 +203,7 @@ def _custom(section: sections.Custom, where: str, *arguments: object) -> nn.Modu
     factory = resolve_factory(section.factory, f"{where}.factory")
     try:
         module = factory(*arguments, **section.options)
-    except (Exception, SystemExit) as error:
+    except OWN_CODE_RAISES as error:
         raise InputError(f"{where}.factory raised {shown_error(error)}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{where}.factory returned {type(module).__name__}; expected a torch.nn.Module")
@@ -222,7 +222,7 @@ def _probe(module: nn.Module, inputs: Tensor | dict[str, Tensor], where: str, *,
     try:
         with torch.no_grad():
             output = module(inputs)
-    except (Exception, SystemExit) as error:
+    except OWN_CODE_RAISES as error:
         cause = shown_error(error)
         raise InputError(f"{where}: the module raised on zeros of shape {shapes}: {cause}") from error
     module.train(was_training)

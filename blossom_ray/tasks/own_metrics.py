@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from blossom_ray.errors import RunError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, RunError, shown_error
 from blossom_ray.factories import resolve_factory
 from blossom_ray.scenario.sections import Metric
 from blossom_ray.tasks.base import DoubleArray, Reduction, Tally, TaskRules
@@ -72,7 +72,7 @@ class WithMetrics:
         labels.flags.writeable = outputs.flags.writeable = False
         try:
             value = function(labels, outputs, **options)
-        except (Exception, SystemExit) as error:
+        except OWN_CODE_RAISES as error:
             raise RunError(f"{_where(name)} raised {shown_error(error)}") from error
         if value is None:
             return np.array([[0.0, 0.0]])

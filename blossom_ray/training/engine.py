@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from blossom_ray.errors import BlossomError, ClientError, InputError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, InputError, shown_error
 from blossom_ray.models.workspace import Workspace
 from blossom_ray.scenario.sections import EngineName, Training
 from blossom_ray.seeding import Purpose
@@ -221,7 +221,7 @@ def _client_errors(client: int, round_index: int) -> Iterator[None]:
         yield
     except BlossomError:
         raise
-    except (Exception, SystemExit, GeneratorExit) as error:  # own code may raise these, too, and is no end of the run
+    except OWN_CODE_RAISES as error:
         cause = shown_error(error).splitlines()[0]
         no_room = isinstance(error, torch.OutOfMemoryError)
         hint = "a smaller training.batch_size, or a larger execution.client_resources.num_gpus" if no_room else ""
