@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from blossom_ray.errors import InputError
+from blossom_ray.models.prototype import Prototype
 
 NormStatistics = Literal["local", "shared"]
 
@@ -40,7 +42,7 @@ class Layout:
 
     Attributes:
         parameters: The parameters, in the order of `named_parameters()`; tied ones once.
-        buffers: The averaged floating buffers after them, in the order of `named_buffers()`.
+        buffers: The averaged running statistics after them, in the order of `named_buffers()`.
     """
 
     parameters: tuple[Entry, ...]
@@ -62,7 +64,7 @@ def block_layout(module: nn.Module, norm_statistics: NormStatistics) -> Layout:
 
     Args:
         module: The block.
-        norm_statistics: `shared`: floating buffers are part of the vector. `local`: they are not.
+        norm_statistics: `shared`: running statistics are part of the vector. `local`: they are not.
 
     Raises:
         InputError: A parameter or a shared buffer is not float32, or has no shape yet, or some parameters are
@@ -97,9 +99,9 @@ class FlatBlock:
     device, or calling `flatten_parameters` of a recurrent layer on a GPU, breaks the bond; `read` notices.
 
     Args:
-        module: The block. Its parameters, and with `shared` its floating buffers, become views of `values`.
-        norm_statistics: Whether floating buffers (running statistics) are part of the vector (`shared`) or
-            the client's own state (`local`). Integer buffers (counters) are always the client's own.
+        module: The block. Its parameters, and with `shared` its running statistics, become views of `values`.
+        norm_statistics: Whether running statistics are part of the vector (`shared`) or the client's own state
+            (`local`). All other buffers (counters, constants of own code) are always the client's own.
         trained: Whether the block is trained; if not, its parameters get no gradients. A block that comes
             with frozen parameters is not trained in any case.
 
@@ -214,7 +216,16 @@ class FlatBlock:
 def _shared_buffers(module: nn.Module, norm_statistics: NormStatistics) -> dict[str, Tensor]:
     if norm_statistics == "local":
         return {}
-    return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    return {
+        name: buffer
+        for name, buffer in module.named_buffers()
+        if buffer.is_floating_point() and _is_statistic(*_place(module, name))
+    }
+
+
+def _is_statistic(owner: nn.Module, attribute: str) -> bool:
+    # The means of a prototype are one, too; of own code, what is named as PyTorch names its own.
+    return isinstance(owner, _NormBase | Prototype) or attribute.startswith("running_")
 
 
 def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -85,7 +85,7 @@ class Workspace:
             flat.load_local_state(local_state.get(name, {}))
 
     def local_state(self) -> LocalState:
-        """Copies of the buffers that belong to the client: normalisation statistics under `local`, counters."""
+        """Copies of the buffers that are the client's own: counters, constants, under `local` running statistics."""
         states = ((name, flat.local_state()) for name, flat in self.flat.items())
         return {name: state for name, state in states if state}
 
