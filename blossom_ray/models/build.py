@@ -19,7 +19,7 @@ from blossom_ray.factories import resolve_factory
 from blossom_ray.models import encoders, fusion
 from blossom_ray.models.flat import block_layout
 from blossom_ray.models.heads import MlpHead
-from blossom_ray.models.late_fusion import LateFusionModel, held_blocks
+from blossom_ray.models.late_fusion import LateFusionModel, OwnModule, held_blocks, output_problem
 from blossom_ray.models.prototype import Prototype
 from blossom_ray.scenario import sections
 from blossom_ray.seeding import Purpose, stable_number, torch_seed
@@ -50,10 +50,18 @@ def build_client_model(
     dims = embedding_dims(model, input_shapes)
     names = held_blocks(owned, model.encoders, model.missing)
     blocks = {name: _build(name, model, input_shapes, dims, num_outputs, seed) for name in names}
-    if isinstance(model.fusion, sections.CustomFusion) and model.missing == "mask":
+    own_modules = _own_modules(model, dims, num_outputs)
+    if FUSION in own_modules and model.missing == "mask":
         present = {name: torch.zeros(_PROBE_SIZE, dims[name]) for name in sorted(owned)}
-        _probe(blocks[FUSION], present, "model.fusion")
-    return LateFusionModel(blocks, owned=owned, missing=model.missing, input_shapes=input_shapes, embedding_dims=dims)
+        _probe(blocks[FUSION], present, "model.fusion", width=own_modules[FUSION].width)
+    return LateFusionModel(
+        blocks,
+        owned=owned,
+        missing=model.missing,
+        input_shapes=input_shapes,
+        embedding_dims=dims,
+        own_modules={name: own_modules[name] for name in names if name in own_modules},
+    )
 
 
 def build_block(name: str, model: sections.Model, input_shapes: Shapes, num_outputs: int, seed: int) -> nn.Module:
@@ -96,6 +104,20 @@ def embedding_dims(model: sections.Model, input_shapes: Shapes) -> dict[str, int
             case _:
                 dims[modality] = section.dim
     return dims
+
+
+def _own_modules(model: sections.Model, dims: Mapping[str, int], num_outputs: int) -> dict[str, OwnModule]:
+    """What the blocks of own code have to give, by block name."""
+    parts: dict[str, tuple[str, object, int]] = {
+        encoder_block(name): (f"model.encoders.{name}", section, dims[name]) for name, section in model.encoders.items()
+    }
+    parts[FUSION] = ("model.fusion", model.fusion, _fusion_dim(model.fusion, dims))
+    parts[HEAD] = ("model.head", model.head, num_outputs)
+    return {
+        name: OwnModule(f"{where} ({_factory_name(section.factory)})", width)
+        for name, (where, section, width) in parts.items()
+        if isinstance(section, sections.Custom)
+    }
 
 
 def _build(
@@ -199,6 +221,10 @@ def _head(section: sections.Head, input_dim: int, num_outputs: int) -> nn.Module
             assert_never(section)
 
 
+def _factory_name(factory: sections.Factory) -> str:
+    return factory if isinstance(factory, str) else getattr(factory, "__qualname__", type(factory).__qualname__)
+
+
 def _custom(section: sections.Custom, where: str, *arguments: object) -> nn.Module:
     factory = resolve_factory(section.factory, f"{where}.factory")
     try:
@@ -226,13 +252,8 @@ def _probe(module: nn.Module, inputs: Tensor | dict[str, Tensor], where: str, *,
         cause = shown_error(error)
         raise InputError(f"{where}: the module raised on zeros of shape {shapes}: {cause}") from error
     module.train(was_training)
-    expected = f"a float32 tensor of shape ({_PROBE_SIZE}, {width or 'dim'})"
-    if not isinstance(output, Tensor):
-        found = type(output).__name__
-    elif output.dtype != torch.float32 or output.ndim != 2 or len(output) != _PROBE_SIZE:
-        found = f"{output.dtype} of shape {tuple(output.shape)}"
-    elif width is not None and output.shape[1] != width:
-        found = f"shape {tuple(output.shape)}"
-    else:
-        return int(output.shape[1])
-    raise InputError(f"{where}: the module gives {found} for zeros of shape {shapes}; expected {expected}")
+    problem = output_problem(output, _PROBE_SIZE, width, torch.device("cpu"))
+    if problem is not None:
+        found, _, expected = problem.partition("; expected ")
+        raise InputError(f"{where}: the module gives {found} for zeros of shape {shapes}; expected {expected}")
+    return int(output.shape[1])

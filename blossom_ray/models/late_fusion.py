@@ -6,15 +6,30 @@ Shape suffixes: B batch, E embedding, O outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
+from blossom_ray.errors import InputError
 
 MissingRule = Literal["mask", "zero-embedding", "zero-input", "prototype"]
 Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class OwnModule:
+    """What a block of the user's code has to give.
+
+    Attributes:
+        name: Its place in the scenario and its factory, for messages.
+        width: Width of its output.
+    """
+
+    name: str
+    width: int
 
 
 class LateFusionModel(nn.Module):
@@ -31,6 +46,7 @@ class LateFusionModel(nn.Module):
         missing: The rule above.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         embedding_dims: Width of the embedding by modality, for all modalities of the federation.
+        own_modules: The blocks that are the user's code; what they give is checked in each batch.
 
     Attributes:
         blocks: The modules by block name, encoders in sorted order, then `fusion`, `head`, and prototypes.
@@ -51,12 +67,14 @@ class LateFusionModel(nn.Module):
         missing: MissingRule,
         input_shapes: Mapping[str, tuple[int, ...]],
         embedding_dims: Mapping[str, int],
+        own_modules: Mapping[str, OwnModule] | None = None,
     ) -> None:
         super().__init__()
         self.owned = tuple(sorted(owned))
         self.missing = missing
         self.input_shapes = dict(input_shapes)
         self.embedding_dims = dict(sorted(embedding_dims.items()))
+        self.own_modules = dict(own_modules or {})
         names = held_blocks(self.owned, self.embedding_dims, missing)
         if set(blocks) != set(names):
             raise ValueError(f"blocks are {', '.join(sorted(blocks))}; expected {', '.join(names)}")
@@ -111,7 +129,9 @@ class LateFusionModel(nn.Module):
             return self._logits(inputs).float()
 
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        embeddings = {name: self.blocks[encoder_block(name)](inputs[name]) for name in self.owned if name in inputs}
+        embeddings = {
+            name: self._output(encoder_block(name), inputs[name], inputs[name]) for name in self.owned if name in inputs
+        }
         any_BE = next(iter(embeddings.values()))
         absent = [name for name in self.embedding_dims if name not in embeddings]
         match self.missing:
@@ -126,8 +146,22 @@ class LateFusionModel(nn.Module):
                     embeddings[name] = self.blocks[prototype_block(name)](len(any_BE))
             case "mask":
                 pass
-        logits_BO: Tensor = self.blocks[HEAD](self.blocks[FUSION](embeddings))
-        return logits_BO
+        return self._output(HEAD, self._output(FUSION, embeddings, any_BE), any_BE)
+
+    def _output(self, name: str, inputs: Tensor | dict[str, Tensor], like: Tensor) -> Tensor:
+        """What a block gives for a batch with the rows and on the device of `like`; own code's is checked."""
+        block, own = self.blocks[name], self.own_modules.get(name)
+        output: Tensor = block(inputs)
+        if own is None:
+            return output
+        problem = output_problem(output, len(like), own.width, like.device, self.precision)
+        if problem is None and torch.is_grad_enabled() and not output.requires_grad:
+            given = inputs.values() if isinstance(inputs, dict) else (inputs,)
+            if any(tensor.requires_grad for tensor in (*block.parameters(), *given)):
+                problem = "an output without a gradient while it is trained; expected one that is not detached"
+        if problem is not None:
+            raise InputError(f"{own.name}: the module gives {problem}")
+        return output
 
     def _embedding_of_zeros(self, modality: str, like: Tensor) -> Tensor:
         encoder = self.blocks[encoder_block(modality)]
@@ -135,9 +169,35 @@ class LateFusionModel(nn.Module):
         encoder.eval()
         # Constant in evaluation mode, so one sample stands for the batch.
         with torch.no_grad():
-            embedding_1E: Tensor = encoder(like.new_zeros(1, *self.input_shapes[modality]))
+            zeros = like.new_zeros(1, *self.input_shapes[modality])
+            embedding_1E = self._output(encoder_block(modality), zeros, zeros)
         encoder.train(was_training)
         return embedding_1E
+
+
+def output_problem(
+    output: object, num_rows: int, width: int | None, device: torch.device, precision: Precision = "float32"
+) -> str | None:
+    """What is wrong with the output of own code for a batch, as "<found>; expected <expected>"; None if it is right.
+
+    Args:
+        output: What the module returned.
+        num_rows: Rows of the batch.
+        width: Values in each row; None: any number.
+        device: Where the batch lies.
+        precision: What the model computes in; under autocast, layers give bfloat16.
+    """
+    expected = f"a float32 tensor of shape ({num_rows}, {width or 'dim'})"
+    if not isinstance(output, Tensor):
+        return f"{type(output).__module__}.{type(output).__name__}; expected {expected}".removeprefix("builtins.")
+    is_float = output.dtype == torch.float32 or (precision == "bfloat16" and output.dtype == torch.bfloat16)
+    if not is_float or output.ndim != 2 or len(output) != num_rows:
+        return f"{output.dtype} of shape {tuple(output.shape)}; expected {expected}"
+    if width is not None and output.shape[1] != width:
+        return f"shape {tuple(output.shape)}; expected {expected}"
+    if output.device != device:
+        return f"a tensor on {output.device}; expected one on {device}, where its input lies"
+    return None
 
 
 def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: MissingRule) -> tuple[str, ...]:

@@ -150,7 +150,9 @@ class Stack:
                 encoder = copy.deepcopy(model.blocks[name], exchanged).eval()
                 self._constants.append((encoder, model.input_shapes[modality], constant))
                 exchanged[id(model.blocks[name])] = constant
-        return copy.deepcopy(model, exchanged)
+        stacked = copy.deepcopy(model, exchanged)
+        stacked.own_modules = {}  # made of PyTorch's layers alone, so that the try when it was built says it all
+        return stacked
 
     def _stacked_layers(self, name: str) -> list[tuple[nn.Module, nn.Module]]:
         layers = []
