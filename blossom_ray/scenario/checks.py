@@ -19,6 +19,7 @@ from blossom_ray.scores import OTHER_COLUMNS, SCORES, SUFFIXES, Task
 # Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
 _MOST_SAMPLES = 10_000_000
 _MOST_VALUES_OF_A_SAMPLE = 100_000_000
+_LEAST_SHARE = 0.0001
 _DEFAULT_SHAPES: dict[str, tuple[int, ...]] = {
     "sequence": (64, 3),
     "image": (1, 16, 16),
@@ -72,6 +73,8 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     found += compat_problems(sections)
     if clients is not None and "training" in sections:
         found += _engines(sections["training"], clients)
+    if "execution" in sections:
+        found += _gpu_share(sections["execution"])
     if "training" in sections and "execution" in sections:
         found += _actor_per_client(sections["training"], sections["execution"])
     return found
@@ -368,6 +371,13 @@ def _engines(training: spec.Training, clients: tuple[spec.ClientGroup, ...]) -> 
     missing = [name for name in known if name not in training.engine]
     if missing and not unknown:
         yield Finding("training.engine", f"says nothing about {listed(missing)}", "an engine for every modality set")
+
+
+def _gpu_share(execution: spec.Execution) -> Iterator[Finding]:
+    share = execution.client_resources.num_gpus
+    if 0 < share < _LEAST_SHARE:
+        expected = f"0, or at least {_LEAST_SHARE}, the smallest part of a GPU that Ray gives"
+        yield Finding("execution.client_resources.num_gpus", f"is {share:g}", expected)
 
 
 def _actor_per_client(training: spec.Training, execution: spec.Execution) -> Iterator[Finding]:

@@ -26,3 +26,10 @@ def test_counts_have_a_bound(small_scenario: Scenario, key: str, value: int) -> 
 def test_cores_have_the_grain_of_ray(small_scenario: Scenario, value: Any) -> None:
     with pytest.raises(ScenarioError, match="num_cpus"):
         small_scenario.override({"execution.client_resources.num_cpus": value})
+
+
+@pytest.mark.parametrize("value", [1e-5, 9e-5, 5e-324])
+def test_a_part_of_a_gpu_that_is_smaller_than_ray_gives(value: float, small_scenario: Scenario) -> None:
+    with pytest.raises(ScenarioError, match=r"num_gpus is .*; expected 0, or at least 0\.0001"):
+        small_scenario.override({"execution.client_resources.num_gpus": value})
+    assert small_scenario.override({"execution.client_resources.num_gpus": 1e-4})
