@@ -307,6 +307,9 @@ def test_a_damaged_cell_is_named_and_not_averaged(scenario: Scenario, tmp_path: 
     assert set(comparison.table["num_seeds"]) == {1}
     (page,) = report(tmp_path / "sweep")
     assert f"not used: {torn}: its manifest says that it has finished" in page.read_text(encoding="utf-8")
+    (torn / "manifest.json").unlink()
+    (page,) = report(tmp_path / "sweep")
+    assert f"not used: {torn.name}: not begun" in page.read_text(encoding="utf-8")
 
 
 def test_sums_do_not_depend_on_how_rows_lie_in_files(scenario: Scenario, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from blossom_ray.sweeps.grid import value_text
 
 Source = str | Path | Run | Sweep
 NAME = "name"
+NOT_BEGUN = "not begun"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _entries(source: Source) -> Iterable[Entry]:
     for cell in source.cells:
         folder = source.path / cell.folder
         run: Run | None = None
-        status = "not begun"
+        status = NOT_BEGUN
         if (folder / MANIFEST_FILE).exists():
             try:
                 opened = Run.open(folder)

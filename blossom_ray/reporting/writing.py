@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blossom_ray.comparison.comparing import compare
 from blossom_ray.comparison.run_notes import run_notes
-from blossom_ray.comparison.run_selection import Entry, Source, collect, each_source
+from blossom_ray.comparison.run_selection import NOT_BEGUN, Entry, Source, collect, each_source
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.reporting.charts import figure_style
@@ -21,6 +21,7 @@ from blossom_ray.reporting.variants import Variant
 from blossom_ray.results.run import Run
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.storage import replacing
+from blossom_ray.text import brief
 
 PAGE_NAME = "report.html"
 _MOST_NAMED = 5
@@ -116,8 +117,11 @@ def _lead(variants: Sequence[Variant]) -> str:
 
 
 def _left_out(entries: Sequence[Entry]) -> list[str]:
-    """Runs that have begun and cannot be read, or are not whole: nothing of them is in the page."""
-    return [f"not used: {entry.status}" for entry in entries if entry.run is None and entry.status != "not begun"]
+    """Runs that have not begun, cannot be read, or are not whole: nothing of them is in the page."""
+    absent = [entry for entry in entries if entry.run is None]
+    missing = [Path(entry.place).name for entry in absent if entry.status == NOT_BEGUN]
+    told = [f"not used: {entry.status}" for entry in absent if entry.status != NOT_BEGUN]
+    return [*told, f"not used: {brief(', '.join(missing))}: {NOT_BEGUN}"] if missing else told
 
 
 def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:
