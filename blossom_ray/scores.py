@@ -24,24 +24,32 @@ class Score:
         label: Its heading on the console; "" where it is not shown there.
         lower_is_better: Whether smaller values are better, as for an error.
         is_share: Whether it runs from 0 to 1 and is shown in percent.
+        chance: What guessing scores: a number, `classes` for one over the number of classes, None where it varies.
+        is_signed: Whether it can be below 0, so that percent of it mean nothing.
     """
 
     name: str
     label: str
     lower_is_better: bool = False
     is_share: bool = True
+    chance: float | Literal["classes"] | None = None
+    is_signed: bool = False
 
 
 _LOSS = Score("loss", "loss", lower_is_better=True, is_share=False)
-_F1 = (Score("macro_f1_present", "F1 present"), Score("macro_f1_all", "F1 all"))
+_F1 = (Score("macro_f1_present", "F1 present", chance="classes"), Score("macro_f1_all", "F1 all", chance="classes"))
 
 SCORES: dict[Task, tuple[Score, ...]] = {
-    "classification": (Score("accuracy", "accuracy"), Score("balanced_accuracy", ""), *_F1),
-    "multilabel": (Score("macro_auroc", "AUROC"), *_F1, Score("subset_accuracy", "")),
+    "classification": (
+        Score("accuracy", "accuracy", chance="classes"),
+        Score("balanced_accuracy", "", chance="classes"),
+        *_F1,
+    ),
+    "multilabel": (Score("macro_auroc", "AUROC", chance=0.5), *_F1, Score("subset_accuracy", "")),
     "regression": (
         Score("rmse", "RMSE", lower_is_better=True, is_share=False),
         Score("mae", "MAE", lower_is_better=True, is_share=False),
-        Score("r2", "R2", is_share=False),
+        Score("r2", "R2", is_share=False, is_signed=True),
     ),
 }
 """The scores of each task besides `loss`, in the order of the tables. The first one is what a run is judged by where

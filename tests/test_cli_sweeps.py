@@ -54,8 +54,8 @@ def test_compare_in_every_format(swept: Outcome, command: Command, monkeypatch: 
     monkeypatch.setenv("COLUMNS", "80")
     table = command("compare", "sweeps/small", "--target", "0.2")
     assert (table.exit_code, table.err) == (0, "")
-    assert all(len(line) <= 80 for line in table.out.splitlines())
-    assert table.out.startswith("accuracy in %; gain in % of last 5 over sharing full-model; 2 seeds")
+    assert all(len(line) <= 80 for line in table.out.splitlines() if not line.startswith("note: "))
+    assert table.out.startswith("accuracy in %; points and gain in % of last 5 over sharing full-model; 2 seeds")
     assert "rounds to 20.0" in table.out
     rows = list(csv.DictReader(io.StringIO(command("compare", "sweeps/small", "--format", "csv").out)))
     assert {row["sharing"] for row in rows} == {"full-model", "local"}
@@ -66,7 +66,7 @@ def test_compare_in_every_format(swept: Outcome, command: Command, monkeypatch: 
     assert r"\begin{tabular}" in command("compare", "sweeps/small", "--format", "latex").out
     cells = [str(Path("sweeps/small") / cell.folder) for cell in Sweep.open("sweeps/small").cells]
     loss = command("compare", *cells, "--metric", "loss", "--baseline", "sharing=local", "--by", "sharing")
-    assert "loss; gain in % of last 5 over sharing local; 2 seeds" in loss.out
+    assert "loss; difference and gain in % of last 5 over sharing local; 2 seeds" in loss.out
     assert "lower scores are better here" in loss.out
 
 

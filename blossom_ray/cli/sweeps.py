@@ -151,7 +151,8 @@ def compare(
         case Form.TABLE:
             from blossom_ray.console.terminal import terminal
 
-            terminal().print(formats.terminal(found, gain_of.value))
+            console = terminal()
+            console.print(formats.terminal(found, gain_of.value, console.width))
         case Form.CSV:
             say_text(formats.csv(found))
         case Form.MARKDOWN:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import polars as pl
 
-from blossom_ray.comparison.intervals import Interval, bootstrap_interval, t_interval
-from blossom_ray.comparison.pairing import SCORING, Row, Rows, rounds_text
+from blossom_ray.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
+from blossom_ray.comparison.pairing import SCORING, Row, Rows, gain, points, rounds_text
 from blossom_ray.comparison.run_notes import RunNote, run_notes
 from blossom_ray.comparison.run_scores import SUMMARIES, client_scores, paired_arrays, score_of
 from blossom_ray.comparison.run_selection import Entry, Source, collect
@@ -22,19 +23,25 @@ from blossom_ray.text import brief, quoted
 
 _TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 _GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
+_POINTS = tuple(f"points_{name}" for name in SUMMARIES)
+_UNWEIGHTED = tuple(f"unweighted_{name}" for name in SUMMARIES)
+_P = tuple(f"{start}_{name}" for start in ("p", "p_holm") for name in SUMMARIES)
 _GAIN_ROUNDS = tuple(f"{name}_rounds" for name in _GAINS)
 _RUN_COLUMNS = (
-    "seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_GAINS, *_GAIN_ROUNDS, *_TO_TARGET,
-    "note", "run_notes", "run",
+    "seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_UNWEIGHTED, *_POINTS, *_GAINS,
+    *_GAIN_ROUNDS, *_TO_TARGET, "note", "run_notes", "run",
 )  # fmt: skip
 _TABLE_COLUMNS = (
     "modalities", "num_seeds", "num_pairs",
-    *(f"{name}{end}" for name in (*SUMMARIES, *_GAINS) for end in ("", "_low", "_high")),
+    *(f"{name}{end}" for name in (*SUMMARIES, *_POINTS, *_GAINS) for end in ("", "_low", "_high")),
+    *_UNWEIGHTED, *_P,
     "last5_rounds", *_GAIN_ROUNDS, "interval", *_TO_TARGET, "num_reached",
     "run_notes",
 )  # fmt: skip
 MARK = "*"
 """Behind a gain that is over other rounds than the scores beside it, and a score that is over others than most."""
+BEST_NOTE = "best is optimistic: its round is chosen on the test scores that it then reports"
+_FEW_SEEDS = 3
 DEFAULT_BASELINE = {"sharing": "full-model"}
 
 
@@ -52,12 +59,14 @@ class Comparison:
         target: The score that `rounds_to_target` and so on are about.
         up_to: The last round that was looked at; None: each run's last.
         runs: A row per run and modality set (`all clients` first): the keys, `seed`, `modalities`, `status`, `final`,
-            `last5`, `best`, `best_round`, `last5_rounds` (what it is over), `gain_final`, `gain_last5`, `gain_best`,
-            for each of these `gain_final_rounds` and so on, `rounds_to_target`, `bytes_down_to_target`,
+            `last5`, `best`, `best_round`, `last5_rounds` (what it is over), for each of the three scores `unweighted_`
+            (mean over clients, each counting once), `points_` (difference, in percent points for shares), `gain_` and
+            `gain_..._rounds`, `rounds_to_target`, `bytes_down_to_target`,
             `bytes_up_to_target`, `note` (why there is no gain), `run_notes` (what the run noted of itself), `run` (its
             folder).
         table: A row per setting and modality set: the keys, `modalities`, `num_seeds`, `num_pairs`, and for each of
-            `final`, `last5`, `best` the mean over seeds with `_low` and `_high`, then the same for the gains;
+            `final`, `last5`, `best` the mean over seeds with `_low` and `_high`, the same for `points_` and `gain_`,
+            `unweighted_`, `p_` (t test of the points, paired by seed) and `p_holm_` (adjusted for all rows with a p);
             `last5_rounds`, `gain_final_rounds` and so on are as in `runs`. `interval` says what the intervals come
             from: `seeds`, `clients` or null. The medians `rounds_to_target`, `bytes_down_to_target` and
             `bytes_up_to_target`, null where less than half of the seeds reach it, and `num_reached`. `run_notes`: what
@@ -66,8 +75,9 @@ class Comparison:
         run_notes: What the runs noted of themselves, each text once.
         notes: What a reader of the numbers should know.
 
-    The baseline's own rows have no gain. `gain_final_rounds` and its like are null where a gain is that of the scores
-    beside it; else they are the rounds that both runs were scored in, which the gain is over.
+    The baseline's own rows have no points and no gain. A gain is null, where points are not, if a baseline of the row
+    is near chance or the score can be below 0. `gain_final_rounds` and its like are null where a gain is that of the
+    scores beside it; else they are the rounds that both runs were scored in, which the gain is over.
     """
 
     metric: str
@@ -134,29 +144,29 @@ def compare(
     entries = collect(sources)
     metric = metric or _default_metric(entries)
     score = score_of(metric, _own_scores(entries))
-    lower = score.lower_is_better
-    rows = Rows(entries, metric, lower, target, up_to)
+    rows = Rows(entries, metric, score, target, up_to)
     keys = tuple(rows.rows[0].setting)
     chosen = _baseline(rows.rows, keys, baseline)
     grouping = _grouping(keys, by)
     rows.pair(chosen)
+    table = _table_frame(rows.rows, grouping, score)
     return Comparison(
         metric=metric,
-        lower_is_better=lower,
+        lower_is_better=score.lower_is_better,
         is_share=score.is_share,
         keys=grouping,
         baseline=chosen,
         target=target,
         up_to=up_to,
         runs=_runs_frame(rows.rows, keys),
-        table=_table_frame(rows.rows, grouping, lower),
+        table=table,
         unused=tuple((entry.place, entry.status) for entry in entries if entry.status != "finished"),
         run_notes=run_notes(
             (_in_words(entry.setting, grouping), entry.run)
             for entry in entries
             if entry.run is not None and entry.status == "finished"
         ),
-        notes=tuple(dict.fromkeys(rows.notes + _notes(rows.rows, lower) + _going_on(entries))),
+        notes=tuple(dict.fromkeys(rows.notes + _notes(rows.rows, table, score) + _going_on(entries))),
     )
 
 
@@ -212,17 +222,25 @@ def _in_words(setting: Mapping[str, Any], keys: Iterable[str]) -> str:
     return ", ".join(str(setting[key]) for key in keys if key != SCORING)
 
 
-def _notes(rows: Sequence[Row], lower: bool) -> list[str]:
+def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
     seeds = {row.entry.seed for row in rows if row.scores is not None}
-    notes = ["best is optimistic: the round is chosen by the score that is then reported"]
+    notes = [BEST_NOTE]
+    num_pairs = table["num_pairs"].max()
+    if (number := table["p_final"].count()) > 0:
+        notes.append(f"p: t test paired by seed; Holm: p adjusted for the {number} comparisons of this table")
+    if isinstance(num_pairs, int) and 2 <= num_pairs <= _FEW_SEEDS:
+        notes.append(
+            f"{num_pairs} seeds: that a difference has the same sign in each is no evidence, since by chance one in "
+            f"{2 ** (num_pairs - 1)} has"
+        )
     if len(seeds) == 1:
         notes.append("one seed: there is no interval over seeds; those in brackets are over its clients alone")
     if len({_last_rounds(row) for row in rows if row.scores is not None}) > 1:
         notes.append(f"{MARK} last 5 over other rounds than in most rows, since fewer or others were scored")
     if any(row.pair is not None and any(row.pair.rounds.values()) for row in rows):
         notes.append(f"{MARK} gain over the rounds alone that both were scored in; scores beside it are over their own")
-    if lower:
-        notes.append("lower scores are better here; a positive gain is a lower score")
+    if score.lower_is_better:
+        notes.append("lower scores are better here; positive points and gains are lower scores")
     return notes
 
 
@@ -242,6 +260,8 @@ def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
         values |= {name: None if scores is None else scores.own.values[name] for name in SUMMARIES}
         values["best_round"] = None if scores is None else scores.own.rounds["best"][0]
         values["last5_rounds"] = _last_rounds(row)
+        values |= {f"unweighted_{name}": _unweighted(row, name) for name in SUMMARIES}
+        values |= {f"points_{name}": row.points[name] for name in SUMMARIES}
         values |= {f"gain_{name}": row.gains[name] for name in SUMMARIES}
         values |= {f"gain_{name}_rounds": None if row.pair is None else row.pair.rounds[name] for name in SUMMARIES}
         values["rounds_to_target"] = None if scores is None else scores.target_round
@@ -255,7 +275,7 @@ def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
     return _frame(records, {**words, **counts}, [*keys, *_RUN_COLUMNS])
 
 
-def _table_frame(rows: Sequence[Row], grouping: Sequence[str], lower: bool) -> pl.DataFrame:
+def _table_frame(rows: Sequence[Row], grouping: Sequence[str], score: Score) -> pl.DataFrame:
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row.scores is not None:
@@ -264,7 +284,7 @@ def _table_frame(rows: Sequence[Row], grouping: Sequence[str], lower: bool) -> p
     for place, members in groups.items():
         record: dict[str, Any] = dict(zip((*grouping, "modalities"), place, strict=True))
         seeds = {row.entry.seed for row in members}
-        paired = {row.entry.seed for row in members if row.gains["final"] is not None}
+        paired = {row.entry.seed for row in members if row.pair is not None}
         record |= {"num_seeds": len(seeds), "num_pairs": len(paired)}
         alone = members[0] if len(members) == 1 else None
         interval = "seeds" if len(seeds) > 1 else "clients" if alone is not None else None
@@ -272,18 +292,31 @@ def _table_frame(rows: Sequence[Row], grouping: Sequence[str], lower: bool) -> p
         for name in SUMMARIES:
             scored = ((row.entry.seed, row.scores) for row in members if row.scores is not None)
             by_seed = _by_seed((seed, scores.own.values[name]) for seed, scores in scored)
-            limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, lower=None)
-            record |= _columns(name, by_seed, limits)
+            limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, None)
+            record |= _columns(name, by_seed, limits, (0, 1) if score.is_share else None)
             intervals.append(limits)
+            averages = _by_seed((row.entry.seed, _unweighted(row, name)) for row in members)
+            record[f"unweighted_{name}"] = _mean(averages)
         for name in SUMMARIES:
-            by_seed = _by_seed((row.entry.seed, row.gains[name]) for row in members)
-            limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, lower=lower)
+            differences = _by_seed((row.entry.seed, row.points[name]) for row in members)
+            limits = (
+                t_interval(differences) if interval == "seeds" else _over_clients(alone, name, partial(points, score))
+            )
+            record |= _columns(f"points_{name}", differences, limits)
+            record[f"p_{name}"] = t_test(differences)
+            # Percent of some of the pairs alone would leave out those whose baseline failed.
+            percent = [(row.entry.seed, row.gains[name]) for row in members if row.pair is not None]
+            by_seed = _by_seed(percent) if all(value is not None for _, value in percent) else []
+            limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, partial(gain, score))
             record |= _columns(f"gain_{name}", by_seed, limits if by_seed else None)
             record[f"gain_{name}_rounds"] = _each_once(row.pair.rounds[name] for row in members if row.pair is not None)
         record["run_notes"] = _noted(members)
         record["last5_rounds"] = _each_once(map(_last_rounds, members))
         record["interval"] = interval if any(intervals) else None
         records.append(record | _to_target(members))
+    for name in SUMMARIES:
+        for record, p in zip(records, holm([record[f"p_{name}"] for record in records]), strict=True):
+            record[f"p_holm_{name}"] = p
     words = dict.fromkeys((*grouping, "modalities", "last5_rounds", *_GAIN_ROUNDS, "interval", "run_notes"), pl.String)
     counts = dict.fromkeys(("num_seeds", "num_pairs", "num_reached"), pl.Int64)
     return _frame(records, {**words, **counts}, [*grouping, *_TABLE_COLUMNS])
@@ -315,35 +348,54 @@ def _by_seed(pairs: Iterable[tuple[int, float | None]]) -> list[float]:
     return [math.fsum(each) / len(each) for _, each in sorted(values.items())]
 
 
-def _columns(name: str, by_seed: Sequence[float], limits: Interval | None) -> dict[str, float | None]:
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _columns(
+    name: str, by_seed: Sequence[float], limits: Interval | None, bounds: Interval | None = None
+) -> dict[str, float | None]:
+    """Mean and limits, within bounds where all values are; an interval that leaves them says nothing more out there."""
     low, high = limits or (None, None)
-    return {name: math.fsum(by_seed) / len(by_seed) if by_seed else None, f"{name}_low": low, f"{name}_high": high}
+    if bounds and limits and all(bounds[0] <= value <= bounds[1] for value in by_seed):
+        low, high = max(limits[0], bounds[0]), min(limits[1], bounds[1])
+    return {name: _mean(by_seed), f"{name}_low": low, f"{name}_high": high}
 
 
-def _over_clients(row: Row | None, name: str, *, lower: bool | None) -> Interval | None:
-    """The bootstrap interval of one run's score, or, where `lower` is given, of its gain over the baseline's run."""
+def _unweighted(row: Row, name: str) -> float | None:
+    """The mean over clients, each of them counting once; None where the tables have no scores of single clients."""
+    if row.scores is None or row.entry.run is None:
+        return None
+    found = _client_scores(row, row.scores.own.rounds[name])
+    return _mean([score for score, _ in found.values()]) if found else None
+
+
+def _client_scores(row: Row, rounds: tuple[int, ...]) -> dict[int, tuple[float, float]] | None:
+    try:
+        return None if row.entry.run is None else client_scores(row.entry.run, row.metric, row.modalities, rounds)
+    except BlossomError:
+        return None
+
+
+def _over_clients(row: Row | None, name: str, of_sides: Callable[[Any, Any], Any] | None) -> Interval | None:
+    """The bootstrap interval of one run's score, or, with `of_sides`, of its gain or points over the baseline's run."""
     if row is None or row.scores is None:
         return None
     over = [(row, row.scores.own)]
-    if lower is not None:
+    if of_sides is not None:
         if row.pair is None:
             return None
         over = [(row, row.pair.own), (row.pair.against, row.pair.base)]
     sides = []
     for each, its in over:
-        if each.entry.run is None:
-            return None
-        try:
-            found = client_scores(each.entry.run, each.metric, each.modalities, its.rounds[name])
-        except BlossomError:
-            found = None
+        found = _client_scores(each, its.rounds[name])
         if not found:
             return None
         sides.append(found)
     values, weights = paired_arrays(*sides)
-    if lower is None:
+    if of_sides is None:
         return bootstrap_interval(values[0], weights[0], row.entry.seed)
-    return bootstrap_interval(values, weights, row.entry.seed, gain_sign=-1 if lower else 1)
+    return bootstrap_interval(values, weights, row.entry.seed, of_sides=of_sides)
 
 
 def _to_target(members: Sequence[Row]) -> dict[str, Any]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any, Literal
 
 import polars as pl
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from blossom_ray.comparison.comparing import MARK, Comparison
+from blossom_ray.comparison.comparing import BEST_NOTE, MARK, Comparison
 from blossom_ray.comparison.pairing import PLAIN, SCORING
 from blossom_ray.comparison.run_scores import ALL, SUMMARIES
 from blossom_ray.console.tables import format_bytes, line, plain_table
 from blossom_ray.results.json_lines import json_line
 from blossom_ray.text import printable
 
+_WIDE = 100
 Summary = Literal["final", "last5", "best"]
 HEADINGS = {"final": "final", "last5": "last 5", "best": "best"}
 _LATEX = {
@@ -30,12 +33,13 @@ _MARKUP = re.compile(r"[\\`*<>|~$]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9
 _FORMULA = ("=", "+", "-", "@")
 
 
-def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
-    """Tables for a terminal of 80 columns: one per setting of all keys but the baseline's, then the notes.
+def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> RenderableType:
+    """Tables for a terminal: one per setting of all keys but the baseline's, then the notes.
 
     Args:
         comparison: What was compared.
         gain_of: The score whose gains are shown.
+        width: Of the terminal; below 100, other scores than this one are left out.
     """
     labels = comparison.labels
     rows = comparison.table.to_dicts()
@@ -54,12 +58,12 @@ def terminal(comparison: Comparison, gain_of: Summary) -> RenderableType:
         if values:
             pairs = zip(above, values, strict=True)
             parts += [line(""), line(", ".join(f"{labels[key]} {value}" for key, value in pairs), "bold")]
-        parts.append(_section(comparison, members, columns, gain_of))
+        parts.append(_section(comparison, members, columns, gain_of, is_narrow=width < _WIDE))
         if comparison.target is not None:
             parts.append(_target_section(comparison, members, columns))
     parts += [line(f"not used: {place}: {status}") for place, status in comparison.unused]
     parts += [line(text) for text in _numbered(comparison)]
-    parts += [line(f"note: {note}") for note in comparison.notes]
+    parts += [line(f"note: {note}") for note in _shown_notes(comparison, gain_of)]
     return Group(*parts)
 
 
@@ -74,7 +78,7 @@ def markdown(comparison: Comparison, gain_of: Summary) -> str:
                 f"{_markdown_text(comparison_title(comparison, gain_of))}\n",
                 table,
                 "",
-                *(f"- {_markdown_text(remark)}" for remark in remarks(comparison)),
+                *(f"- {_markdown_text(remark)}" for remark in remarks(comparison, gain_of)),
             ]
         )
         + "\n"
@@ -85,7 +89,9 @@ def latex(comparison: Comparison, gain_of: Summary) -> str:
     r"""A LaTeX `tabular` for the package booktabs; title and notes are comments before it."""
     header, rows = flat_table(comparison, gain_of)
     num_words = sum(key in comparison.table.columns for key in (*comparison.keys, "modalities"))
-    lines = [f"% {printable(remark)}" for remark in (comparison_title(comparison, gain_of), *remarks(comparison))]
+    lines = [
+        f"% {printable(remark)}" for remark in (comparison_title(comparison, gain_of), *remarks(comparison, gain_of))
+    ]
     lines += [rf"\begin{{tabular}}{{{'l' * num_words}{'r' * (len(header) - num_words)}}}", r"\toprule"]
     lines += [_latex_row(header), r"\midrule", *(_latex_row(row) for row in rows), r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines) + "\n"
@@ -123,7 +129,7 @@ def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
     if comparison.baseline:
         labels = comparison.labels
         against = ", ".join(f"{labels.get(key, key)} {value}" for key, value in comparison.baseline.items())
-        text += f"; gain in % of {HEADINGS[gain_of]} over {against}"
+        text += f"; {_difference(comparison)} and gain in % of {HEADINGS[gain_of]} over {against}"
     seeds = sorted(set(comparison.table["num_seeds"].to_list()))
     if len(seeds) == 1:
         text += f"; {seeds[0]} seed{'s' * (seeds[0] > 1)}"
@@ -132,10 +138,14 @@ def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
     return text
 
 
-def remarks(comparison: Comparison) -> list[str]:
+def remarks(comparison: Comparison, gain_of: Summary) -> list[str]:
     """What stands below a table: runs that are not used, notes of the runs with their numbers, notes on the numbers."""
     unused = [f"not used: {place}: {status}" for place, status in comparison.unused]
-    return [*unused, *_numbered(comparison), *comparison.notes]
+    return [*unused, *_numbered(comparison), *_shown_notes(comparison, gain_of)]
+
+
+def _shown_notes(comparison: Comparison, gain_of: Summary) -> list[str]:
+    return [note for note in comparison.notes if note != BEST_NOTE or gain_of == "best"]
 
 
 def _numbered(comparison: Comparison) -> list[str]:
@@ -148,17 +158,23 @@ def _marks(comparison: Comparison, row: Mapping[str, Any]) -> str:
 
 
 def _section(
-    comparison: Comparison, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], gain_of: Summary
+    comparison: Comparison,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    gain_of: Summary,
+    *,
+    is_narrow: bool,
 ) -> Table:
     several_counts = comparison.table["num_seeds"].n_unique() > 1
-    headings = [*(["seeds"] if several_counts else []), *(HEADINGS[name] for name in SUMMARIES)]
-    headings += ["gain"] if comparison.baseline else []
+    headings = [*(["seeds"] if several_counts else []), *_headings(comparison, gain_of)]
+    left_out = {HEADINGS[name] for name in SUMMARIES if name != gain_of} | {"unweighted"} if is_narrow else set[str]()
+    kept = [heading not in left_out for heading in headings]
     return _nested(
         comparison,
         rows,
         columns,
-        headings,
-        lambda row: _cells(comparison, row, gain_of, brief=True, several_counts=several_counts),
+        list(compress(headings, kept)),
+        lambda row: compress(_cells(comparison, row, gain_of, brief=True, several_counts=several_counts), kept),
     )
 
 
@@ -178,6 +194,7 @@ def _nested(
     """A table whose first column has the setting, in the row of all clients, and modality sets below it."""
     names = [comparison.labels[key] for key in columns if key != SCORING]
     table = plain_table(", ".join(names) or "modalities", *headings)
+    table.padding = (0, 1, 0, 0)
     before = None
     for row in rows:
         setting = ", ".join(row[key] for key in columns if (key, row[key]) != (SCORING, PLAIN))
@@ -196,8 +213,7 @@ def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], lis
     """Header and rows of one table of all settings."""
     labels = comparison.labels
     header = [*(labels[key] for key in comparison.keys), "modalities", "seeds"]
-    header += [HEADINGS[name] for name in SUMMARIES]
-    header += ["gain"] if comparison.baseline else []
+    header += _headings(comparison, gain_of)
     if comparison.target is not None:
         header += [f"rounds to {_score_text(comparison)(comparison.target)}", "down", "up", "reached"]
     header += ["notes"] if comparison.run_notes else []
@@ -213,19 +229,54 @@ def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], lis
 def _cells(
     comparison: Comparison, row: Mapping[str, Any], gain_of: Summary, *, brief: bool, several_counts: bool
 ) -> Iterator[str]:
-    """Seeds, scores and gain of a row; a brief one leaves out the best score's interval and those over clients."""
+    """Seeds, scores and gain of a row; a brief one has intervals of one score and of its points alone."""
     over_seeds = row["interval"] == "seeds"
     usual = Counter(comparison.table["last5_rounds"].to_list()).most_common(1)[0][0]
     score = _score_text(comparison)
     if several_counts:
         yield str(row["num_seeds"])
-    for name in SUMMARIES:
-        shows_interval = not brief or (over_seeds and name != "best")
-        text = _with_interval(row, name, score, over_seeds=over_seeds, shows_interval=shows_interval)
+    for name in _shown(gain_of):
+        text = _with_interval(
+            row, name, score, over_seeds=over_seeds, shows_interval=not brief or name == gain_of, brief=brief
+        )
         yield f"{text} {MARK}" if name == "last5" and row["last5_rounds"] != usual else text
+    unweighted = row[f"unweighted_{gain_of}"]
+    yield "-" if unweighted is None else score(unweighted)
     if comparison.baseline:
-        gain = _with_interval(row, f"gain_{gain_of}", lambda value: f"{value:+.1f}", over_seeds=over_seeds)
-        yield f"{gain} {MARK}" if row[f"gain_{gain_of}_rounds"] else gain
+        mark = f" {MARK}" if row[f"gain_{gain_of}_rounds"] else ""
+        points = (lambda value: f"{value:+.1f}") if comparison.is_share else (lambda value: f"{value:+.3f}")
+        yield _with_interval(row, f"points_{gain_of}", points, over_seeds=over_seeds) + mark
+        for name in _p_columns(comparison, gain_of):
+            yield _p_text(row[name])
+        yield _with_interval(
+            row, f"gain_{gain_of}", lambda value: f"{value:+.1f}", over_seeds=over_seeds, shows_interval=not brief
+        ) + (mark if row[f"gain_{gain_of}"] is not None else "")
+
+
+def _shown(gain_of: Summary) -> list[str]:
+    """The scores of a table; the best one, which is chosen on test scores, where it is asked for alone."""
+    return [name for name in SUMMARIES if name != "best" or gain_of == "best"]
+
+
+def _headings(comparison: Comparison, gain_of: Summary) -> list[str]:
+    headings = [*(HEADINGS[name] for name in _shown(gain_of)), "unweighted"]
+    if comparison.baseline:
+        with_p = ["p", "Holm"][: len(_p_columns(comparison, gain_of))]
+        headings += [_difference(comparison), *with_p, "gain %"]
+    return headings
+
+
+def _p_columns(comparison: Comparison, gain_of: Summary) -> list[str]:
+    """The columns of p, where there is any."""
+    return [f"{name}_{gain_of}" for name in ("p", "p_holm")] if comparison.table[f"p_{gain_of}"].count() else []
+
+
+def _difference(comparison: Comparison) -> str:
+    return "points" if comparison.is_share else "difference"
+
+
+def _p_text(p: float | None) -> str:
+    return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def _with_interval(
@@ -235,15 +286,31 @@ def _with_interval(
     *,
     over_seeds: bool,
     shows_interval: bool = True,
+    brief: bool = False,
 ) -> str:
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     if value is None:
         return "-"
     if low is None or not shows_interval:
         return text(value)
-    if over_seeds:
-        return f"{text(value)} ± {text(high - value).lstrip('+')}"
-    return f"{text(value)} [{text(low)}, {text(high)}]"
+    if over_seeds and brief and not _is_symmetric(value, low, high):
+        # Cut at 0 or 100 %: so wide that decimals say nothing.
+        return f"{text(value)} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{text(value)} {interval_text(row, name, text)}"
+
+
+def interval_text(row: Mapping[str, Any], name: str, text: Callable[[float], str]) -> str:
+    """The interval of one of a row's numbers: ± over seeds, in brackets over clients or where it was cut at a bound."""
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if low is None:
+        return ""
+    if row["interval"] == "seeds" and _is_symmetric(value, low, high):
+        return f"± {text(high - value).lstrip('+')}"
+    return f"[{text(low)}, {text(high)}]"
+
+
+def _is_symmetric(value: float, low: float, high: float) -> bool:
+    return math.isclose(high - value, value - low, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _target_cells(row: Mapping[str, Any]) -> list[str]:

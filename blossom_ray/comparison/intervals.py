@@ -1,12 +1,13 @@
-"""Intervals of means: Student t over seeds, and a bootstrap over the clients of one seed."""
+"""What means and differences are worth: Student's t over seeds, Holm's correction, a bootstrap over clients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtr, stdtrit  # a tenth of what scipy.stats takes to import
 
 from blossom_ray.seeding import Purpose, generator
 
@@ -16,6 +17,8 @@ Interval = tuple[float, float]
 NUM_RESAMPLES = 10_000
 # Counts drawn at once: 16 MB of them, however many clients there are.
 _COUNTS_AT_ONCE = 2_000_000
+# Differences that vary by less than this share of themselves vary by rounding alone.
+_ROUNDING = 1e-9
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
@@ -32,48 +35,66 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
     """
     if len(values) < 2:
         return None
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = t_quantile(0.5 + level / 2, len(values) - 1) * math.sqrt(variance / len(values))
+    mean, error = _mean_and_error(values)
+    half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * error
     return mean - half, mean + half
 
 
-def t_quantile(probability: float, degrees_of_freedom: int) -> float:
-    """The quantile of Student's t distribution, to about 1e-12 of itself.
+def t_test(differences: Sequence[float]) -> float | None:
+    """The two-sided p of a paired t test: how often differences as far from 0 would come up, were their mean 0.
 
     Args:
-        probability: Above 0 and below 1.
-        degrees_of_freedom: At least 1.
+        differences: One per seed, finite.
 
-    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, the distribution as a finite sum in the angle
-    atan(t / sqrt(degrees of freedom)); its inverse by bisection, which the sum, growing with the angle, allows.
+    Returns:
+        None for fewer than two, and for such that do not vary, which say nothing about how far they could.
     """
-    inside = abs(2 * probability - 1)
-    low, high = 0.0, math.pi / 2
-    while (middle := (low + high) / 2) not in (low, high):
-        if _central_probability(middle, degrees_of_freedom) < inside:
-            low = middle
-        else:
-            high = middle
-    return math.copysign(math.tan(low) * math.sqrt(degrees_of_freedom), probability - 0.5)
+    if len(differences) < 2:
+        return None
+    mean, error = _mean_and_error(differences)
+    if error <= _ROUNDING * abs(mean):
+        return None
+    return float(2 * stdtr(len(differences) - 1, -abs(mean) / error))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p of several comparisons, adjusted so that the chance of any false one stays below the level.
+
+    Args:
+        p_values: In any order; None: no comparison.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    adjusted: list[float | None] = [None] * len(p_values)
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        adjusted[place] = largest
+    return adjusted
 
 
 def bootstrap_interval(
-    values: FloatArray, weights: FloatArray, seed: int, level: float = 0.95, *, gain_sign: int | None = None
+    values: FloatArray,
+    weights: FloatArray,
+    seed: int,
+    level: float = 0.95,
+    *,
+    of_sides: Callable[[FloatArray, FloatArray], FloatArray] | None = None,
 ) -> Interval | None:
-    """The percentile interval of a weighted mean over clients, or of the gain of one such mean over another.
+    """The percentile interval of a weighted mean over clients, or of what two such means make together.
 
-    Clients are drawn with replacement, 10,000 times; both sides of a gain get the same clients each time.
+    Clients are drawn with replacement, 10,000 times; both sides get the same clients each time.
 
     Args:
         values: (clients,) scores, or (2, clients): those of a scheme, then those of the baseline.
         weights: Test samples of each, shaped alike, above 0.
         seed: The seed of the run, which fixes the draws.
         level: Share of the resamples inside.
-        gain_sign: None for the mean. 1 for the gain in percent of its baseline, -1 where lower scores are better.
+        of_sides: The gain or the difference of two arrays of means; None: there is one side.
 
     Returns:
-        Low and high; None for fewer than two clients, or where a resampled baseline is 0.
+        Low and high; None for fewer than two clients, or where a resample has no finite value.
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
@@ -87,23 +108,17 @@ def bootstrap_interval(
     for start in range(0, NUM_RESAMPLES, at_once):
         counts = draws.multinomial(num_clients, shares, size=min(at_once, NUM_RESAMPLES - start)).astype(np.float64)
         means = (counts @ (weights * values).T) / (counts @ weights.T)
-        if gain_sign is not None:
-            if not means[:, 1].all():
-                return None
-            means = gain_sign * 100 * (means[:, 0] - means[:, 1]) / np.abs(means[:, 1])
-        found.append(means)
-    low, high = np.percentile(np.concatenate(found), [50 - 50 * level, 50 + 50 * level])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found.append(means if of_sides is None else of_sides(means[:, 0], means[:, 1]))
+    resamples = np.concatenate(found)
+    if not np.isfinite(resamples).all():
+        return None
+    low, high = np.percentile(resamples, [50 - 50 * level, 50 + 50 * level])
     return float(low), float(high)
 
 
-def _central_probability(angle: float, degrees_of_freedom: int) -> float:
-    """P(|T| < t) with t = tan(angle) sqrt(degrees of freedom)."""
-    is_odd = degrees_of_freedom % 2 == 1
-    cosine = math.cos(angle)
-    term = cosine if is_odd else 1.0
-    total = 0.0
-    for index in range(1 if is_odd else 0, degrees_of_freedom - 1, 2):
-        total += term
-        term *= cosine * cosine * (index + 1) / (index + 2)
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if is_odd else total
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error of the mean."""
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from blossom_ray.comparison.run_scores import (
     ALL,
@@ -23,11 +25,15 @@ from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.errors import InputError
 from blossom_ray.results.run import Run
 from blossom_ray.scenario.phrases import did_you_mean, shortened
+from blossom_ray.scores import Score
 
 SCORING, PLAIN, TUNED = "scoring", "plain", "fine-tuned"
 """The key that tells scores after local fine-tuning from plain ones, where runs have both."""
 ROUNDS = "rounds"
 """The key whose values, where it is the baseline's, are compared by where each run ended."""
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
+_NEAR_CHANCE = 0.1
+"""A score less than this share of the way from chance to 1 is near chance."""
 # In an error message: runs may have hundreds of columns.
 _MOST_NAMED = 8
 
@@ -60,6 +66,7 @@ class Row:
     scores: RunScores | None
     pair: Pair | None = None
     gains: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
+    points: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
     note: str | None = None
 
 
@@ -67,11 +74,11 @@ class Rows:
     """The rows of all entries, and what pairing them tells."""
 
     def __init__(
-        self, entries: Sequence[Entry], metric: str, lower: bool, target: float | None, up_to: int | None
+        self, entries: Sequence[Entry], metric: str, score: Score, target: float | None, up_to: int | None
     ) -> None:
         self.notes: list[str] = []
         self.rows: list[Row] = []
-        self._lower = lower
+        self._score = score
         used = [entry for entry in entries if entry.run is not None and entry.status == "finished"]
         metric, only = _metric(metric, [entry.run for entry in used if entry.run is not None])
         tuned = f"fine_tuned/{metric}"
@@ -87,7 +94,7 @@ class Rows:
                 for modalities, column in metric_columns(run, name).items():
                     if only and modalities != only:
                         continue
-                    scores = run_scores(run, column, lower_is_better=lower, target=target, up_to=up_to)
+                    scores = run_scores(run, column, lower_is_better=score.lower_is_better, target=target, up_to=up_to)
                     note = None if scores is not None else f"{entry.place} {_end(up_to)} with no finite {name}"
                     self.rows.append(Row(entry, setting, name, modalities, scores, note=note))
             if not metric_columns(run, metric):
@@ -108,14 +115,16 @@ class Rows:
             if against is row:
                 continue
             if row.note is None and against is not None:
-                row.pair = _pair(row, against, self._lower, own_ends=ROUNDS in baseline)
+                row.pair = _pair(row, against, self._score.lower_is_better, own_ends=ROUNDS in baseline)
                 if row.pair is None:
                     row.note = f"{row.entry.place} and its baseline have no scored rounds in common"
                 else:
                     for name in SUMMARIES:
-                        row.gains[name] = _gain(row.pair.own.values[name], row.pair.base.values[name], self._lower)
-                    if None in row.gains.values():
-                        row.note = "the baseline scores 0, so the gain has no meaning"
+                        sides = (row.pair.own.values[name], row.pair.base.values[name])
+                        row.points[name] = float(points(self._score, *sides))
+                        obstacle = _percent_obstacle(self._score, sides[1], row.entry.run)
+                        row.gains[name] = None if obstacle else float(gain(self._score, *sides))
+                        row.note = row.note or obstacle
             if row.note is not None:
                 self.notes.append(row.note)
 
@@ -195,7 +204,27 @@ def _federation(run: Run | None) -> tuple[str, str] | None:
     return str(data["fingerprint"]), str(data["partition"])
 
 
-def _gain(score: float, baseline: float, lower: bool) -> float | None:
-    if baseline == 0 or not math.isfinite(score) or not math.isfinite(baseline):
-        return None
-    return (-1 if lower else 1) * 100 * (score - baseline) / abs(baseline)
+def _percent_obstacle(score: Score, base: float, run: Run | None) -> str | None:
+    """Why percent of a baseline's score would mislead: they are large where it is small, whatever is compared."""
+    if score.is_signed:
+        return f"{score.name} can be below 0, so there is no gain in percent"
+    if base <= 0:
+        return "the baseline scores 0 or less, so there is no gain in percent"
+    chance = score.chance
+    if chance == "classes":
+        data = {} if run is None else run.manifest.get("data") or {}
+        classes = data.get("num_classes") if data.get("task") == "classification" else None
+        chance = 1 / classes if isinstance(classes, int) and classes > 1 else None
+    if chance is not None and base - chance < _NEAR_CHANCE * (1 - chance):
+        return f"a baseline is near chance ({100 * chance:.1f} %) or below, so there is no gain in percent"
+    return None
+
+
+def gain(score: Score, own: Number, base: Number) -> Number:
+    """The gain in percent of the baseline's score, positive where the own one is better."""
+    return (-1 if score.lower_is_better else 1) * 100 * (own - base) / abs(base)
+
+
+def points(score: Score, own: Number, base: Number) -> Number:
+    """The difference, positive where the own score is better: percent points of shares, else in the score's unit."""
+    return (-1 if score.lower_is_better else 1) * (100 if score.is_share else 1) * (own - base)

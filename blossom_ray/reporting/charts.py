@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -157,7 +158,11 @@ def stacked_areas(x: Sequence[float], parts: Mapping[str, Sequence[float]], *, x
 
 
 def heat_map(
-    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], unit: str
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    unit: str,
+    below: Mapping[tuple[int, int], str] = MappingProxyType({}),
 ) -> Figure:
     """Signed values as coloured cells with their numbers; 0 is white, None is an empty cell.
 
@@ -166,10 +171,11 @@ def heat_map(
         columns: Names of the columns.
         values: One sequence per row, one value per column.
         unit: Printed behind the colour bar's numbers.
+        below: A second line, such as an interval, by row and column of some cells.
     """
     known = [abs(value) for row in values for value in row if value is not None and math.isfinite(value)]
     limit = max(known, default=1.0) or 1.0
-    figure, (axis,) = _grid(1, 1, 1, height=0.9 + 0.36 * len(rows))
+    figure, (axis,) = _grid(1, 1, 1, height=0.9 + (0.5 if below else 0.36) * len(rows))
     table = [[math.nan if value is None else value for value in row] for row in values]
     colors = mpl.colormaps["RdBu"]
     image = axis.imshow(table, cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
@@ -178,7 +184,8 @@ def heat_map(
             if value is not None and math.isfinite(value):
                 red, green, blue, _ = colors((value + limit) / (2 * limit))
                 is_dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
-                axis.text(j, i, f"{value:+.1f}", ha="center", va="center", color=ON_DARK if is_dark else ON_LIGHT)
+                text = "\n".join(filter(None, (f"{value:+.1f}", below.get((i, j)))))
+                axis.text(j, i, text, ha="center", va="center", color=ON_DARK if is_dark else ON_LIGHT)
     axis.set_xticks(range(len(columns)), [*map(_label, columns)])
     axis.set_yticks(range(len(rows)), [*map(_label, rows)])
     axis.grid(visible=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from blossom_ray.comparison.comparing import Comparison
-from blossom_ray.comparison.formats import comparison_title, flat_table, remarks
+from blossom_ray.comparison.formats import comparison_title, flat_table, interval_text, remarks
 from blossom_ray.comparison.run_scores import ALL
 from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.reporting.charts import heat_map
@@ -14,10 +15,10 @@ from blossom_ray.reporting.variants import Variant
 
 
 def comparison_section(comparison: Comparison) -> ReportSection:
-    """The comparison's table with its notes, below a heat map of the gains where there is a baseline."""
+    """The comparison's table with its notes, below a heat map of the differences where there is a baseline."""
     header, rows = flat_table(comparison, "last5")
     figures = _gain_figures(comparison)
-    notes = [f"{comparison_title(comparison, 'last5')}.", *remarks(comparison)]
+    notes = [f"{comparison_title(comparison, 'last5')}.", *remarks(comparison, "last5")]
     return ReportSection("Comparison", figures, [ReportTable(header, rows)], notes)
 
 
@@ -47,20 +48,28 @@ def _gain_figures(comparison: Comparison) -> list[ReportFigure]:
     varied = [key for key in comparison.keys if comparison.table[key].n_unique() > 1]
     columns = [key for key in varied if key in comparison.baseline]
     above = [key for key in varied if key not in columns]
-    gains: dict[str, dict[str, float | None]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     names: dict[str, None] = {}
     for row in comparison.table.to_dicts():
-        if row["modalities"] == ALL and row["gain_last5"] is not None:
+        if row["modalities"] == ALL and row["points_last5"] is not None:
             name = ", ".join(str(row[key]) for key in columns)
             names[name] = None
-            gains.setdefault(", ".join(str(row[key]) for key in above) or "gain", {})[name] = row["gain_last5"]
-    if not gains:
+            found.setdefault(", ".join(str(row[key]) for key in above) or "difference", {})[name] = row
+    if not found:
         return []
-    values = [[row.get(name) for name in names] for row in gains.values()]
-    figure = heat_map(list(gains), list(names), values, "gain (%)")
+    cells = [[row.get(name) for name in names] for row in found.values()]
+    values = [[None if cell is None else cell["points_last5"] for cell in row] for row in cells]
+    below = {
+        (i, j): interval_text(cell, "points_last5", lambda value: f"{value:+.1f}")
+        for i, row in enumerate(cells) for j, cell in enumerate(row) if cell is not None
+    }  # fmt: skip
+    unit = "points" if comparison.is_share else "difference"
+    figure = heat_map(list(found), list(names), values, unit, below)
     baseline = ", ".join(comparison.baseline.values())
+    unit_words = "percent points" if comparison.is_share else "the score"
     caption = (
-        f"Personalization gain over {baseline} in percent: mean of the last five rounds that both were scored in, mean "
-        "over seeds."
+        f"Difference to {baseline} in {unit_words}, positive where better: "
+        "mean of the last five rounds that both were scored in, mean over seeds, with its 95 % interval: ± over seeds, "
+        "in brackets over the clients of one."
     )
     return [ReportFigure("gains", figure, caption)]

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from blossom_ray import Run, Scenario, compare, personalization_gain, simulate
 from blossom_ray.blocks import BlockInstance, Scope
@@ -106,7 +108,7 @@ def test_lower_is_better(make: Make) -> None:
     assert (full["best"], full["rounds_to_target"], local["rounds_to_target"]) == (0.25, 2, None)
     # Half the loss is a gain of 50 percent.
     assert local["gain_final"] == pytest.approx(50.0)
-    assert "lower scores are better here; a positive gain is a lower score" in found.notes
+    assert "lower scores are better here; positive points and gains are lower scores" in found.notes
 
 
 def test_rounds_and_bytes_to_a_target(make: Make) -> None:
@@ -178,8 +180,9 @@ def test_one_seed_has_an_interval_over_clients_that_pairs_them(make: Make) -> No
 def test_a_baseline_of_zero_has_no_gain(make: Make) -> None:
     found = compare(make([0.0], sharing="full-model"), make([0.5], sharing="local"))
     row = the_row(found, sharing="local")
-    assert (row["gain_final"], row["num_pairs"], row["final"]) == (None, 0, 0.5)
-    assert "the baseline scores 0, so the gain has no meaning" in found.notes
+    assert (row["gain_final"], row["num_pairs"], row["final"]) == (None, 1, 0.5)
+    assert row["points_final"] == pytest.approx(50.0)
+    assert "the baseline scores 0 or less, so there is no gain in percent" in found.notes
 
 
 def test_other_keys_stay_as_they_are_in_a_pair(make: Make) -> None:
@@ -234,8 +237,8 @@ def test_scores_after_fine_tuning_are_measured_against_the_plain_baseline(small_
     plain = the_row(found, sharing="full-model", scoring="plain")
     fine = the_row(found, sharing="full-model", scoring="fine-tuned")
     assert plain["gain_final"] is None
-    assert fine["gain_final"] == pytest.approx(100 * (fine["final"] / plain["final"] - 1))
-    assert the_row(found, sharing="local", scoring="plain")["gain_final"] is not None
+    assert fine["points_final"] == pytest.approx(100 * (fine["final"] - plain["final"]))
+    assert the_row(found, sharing="local", scoring="plain")["points_final"] is not None
 
 
 RISING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
@@ -306,6 +309,90 @@ def test_plain_and_fine_tuned_scores_are_never_averaged(make: Make) -> None:
         assert (plain["final"], plain["gain_last5"]) == (pytest.approx(0.4), None)
         assert (tuned["final"], tuned["gain_last5"]) == (pytest.approx(0.6), pytest.approx(50.0))
     assert compare(*runs, by=["training.local_epochs"]).keys == ("training.local_epochs", "scoring")
+
+
+# --- points, p and percent ------------------------------------------------------------------------------------------
+
+CLASSES = {"data": {**FEDERATION["data"], "task": "classification", "num_classes": 10}}
+
+
+def test_points_are_paired_by_seed_and_p_is_adjusted_for_all_comparisons(make: Make) -> None:
+    base = [0.40, 0.50, 0.60, 0.45]
+    schemes = {"private-head": [0.5, 0.65, 0.68, 0.6], "local": [0.42, 0.5, 0.7, 0.4]}
+    runs = [make([score], sharing="full-model", seed=seed) for seed, score in enumerate(base)]
+    runs += [make([score], sharing=name, seed=seed) for name, scores in schemes.items()
+             for seed, score in enumerate(scores)]  # fmt: skip
+    found = compare(*runs)
+    p_values = []
+    for name, scores in schemes.items():
+        for modalities, factor in ((ALL, 100), ("acc", 100), ("acc+gyro", 50)):
+            row = the_row(found, sharing=name, modalities=modalities)
+            judge = stats.ttest_rel(scores, base)
+            low, high = judge.confidence_interval(0.95)
+            limits = [row[f"points_final{end}"] for end in ("", "_low", "_high")]
+            assert limits == pytest.approx([factor * x for x in (np.mean(np.subtract(scores, base)), low, high)])
+            assert row["p_final"] == pytest.approx(judge.pvalue)
+            p_values.append(judge.pvalue)
+    shown = found.table.filter(pl.col("p_final").is_not_null())["p_holm_final"].to_list()
+    # Three rows of each scheme have one p, so the factors are 6 and, of what is left, 3.
+    assert shown == pytest.approx([min(1, 6 * p_values[0])] * 3 + [min(1, 3 * p_values[3])] * 3)
+    assert any(note.endswith("adjusted for the 6 comparisons of this table") for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("base", "has_gain"), [([0.1, 0.6], False), ([0.185, 0.6], False), ([0.05, 0.6], False), ([0.195, 0.6], True)]
+)
+def test_no_percent_of_a_baseline_near_chance(base: list[float], has_gain: bool, make: Make) -> None:
+    """Of ten classes, one tenth of the way from 10 % to 100 % is 19 %. One such pair leaves none in the mean."""
+    found = compare(*(make([score], sharing=name, seed=seed, manifest=CLASSES) for seed, score in enumerate(base)
+                      for name, score in (("full-model", score), ("local", score + 0.1))))  # fmt: skip
+    row = the_row(found, sharing="local")
+    assert row["points_final"] == pytest.approx(10.0)
+    assert (row["gain_final"] is not None) == has_gain
+    assert the_row(found, "runs", sharing="local", seed=1)["gain_final"] == pytest.approx(100 / 6)
+    note = "a baseline is near chance (10.0 %) or below, so there is no gain in percent"
+    assert (the_row(found, "runs", sharing="local", seed=0)["note"] == note) != has_gain
+
+
+def test_no_percent_of_a_score_that_can_be_negative(make: Make) -> None:
+    runs = [make([score], metric="r2", sharing=name) for name, score in (("full-model", -0.1), ("local", 0.3))]
+    found = compare(*runs, metric="r2")
+    row = the_row(found, sharing="local")
+    assert (row["points_final"], row["gain_final"]) == (pytest.approx(0.4), None)
+    assert "r2 can be below 0, so there is no gain in percent" in found.notes
+    assert "difference" in printed(found)[2]
+
+
+def test_intervals_of_shares_stay_within_0_and_100(make: Make) -> None:
+    found = compare(make([0.9]), make([0.5], seed=1))
+    row = the_row(found)
+    assert (row["final"], row["final_low"], row["final_high"]) == (pytest.approx(0.7), 0.0, 1.0)
+    assert any("70.0 [0, 100]" in line for line in printed(found))
+    assert "70.0 [0.0, 100.0]" in formats.markdown(found, "final")
+
+
+def test_the_mean_over_clients_counts_each_once(make: Make) -> None:
+    run = make([0.0, 0.3], clients=[0.1, 0.3, 0.5, 0.7, 0.7])
+    row = the_row(compare(run))
+    assert row["unweighted_final"] == pytest.approx(0.46)
+    assert row["unweighted_last5"] == pytest.approx(0.23)
+    assert the_row(compare(run), modalities="acc")["unweighted_final"] == pytest.approx(0.2)
+
+
+def test_the_best_score_is_shown_where_it_is_asked_for(make: Make) -> None:
+    found = compare(make([0.9, 0.5], sharing="full-model"), make([0.8, 0.6], sharing="local"))
+    for text, asked in ((formats.markdown(found, "last5"), False), (formats.markdown(found, "best"), True)):
+        assert ("chosen on the test scores" in text) == asked
+        assert ("| best |" in text) == asked
+
+
+def test_few_seeds_with_the_same_sign_are_no_evidence(make: Make) -> None:
+    def pairs(number: int) -> Comparison:
+        return compare(*(make([score + 0.01 * seed * (score > 0.5)], sharing=name, seed=seed) for seed in range(number)
+                         for name, score in (("full-model", 0.5), ("local", 0.6))))  # fmt: skip
+
+    assert any("3 seeds: that a difference has the same sign in each is no evidence" in n for n in pairs(3).notes)
+    assert not any("same sign" in note for note in pairs(4).notes)
 
 
 # --- which runs -----------------------------------------------------------------------------------------------------
@@ -502,7 +589,7 @@ def paired(make: Make) -> Comparison:
 
 def printed(comparison: Comparison, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, no_color=True)
-    console.print(formats.terminal(comparison, "last5"))
+    console.print(formats.terminal(comparison, "last5", width))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
@@ -510,13 +597,17 @@ def printed(comparison: Comparison, width: int = 80) -> list[str]:
 def test_the_terminal_of_80_columns(paired: Comparison) -> None:
     lines = printed(paired)
     assert all(len(line) <= 80 for line in lines)
-    assert lines[0] == "accuracy in %; gain in % of last 5 over sharing full-model; 2 seeds"
+    assert lines[0] == "accuracy in %; points and gain in % of last 5 over sharing full-model; 2 seeds"
     # Scores 60 and 55: s = 3.5355, half = 12.706 * 3.5355 / sqrt(2) = 31.8. Gains +50 and +10: half 254.1.
     words = [" ".join(line.split()) for line in lines]
-    assert "private-head-fusion 57.5 ± 31.8 57.5 ± 31.8 57.5 +30.0 ± 254.1" in words
-    assert "acc+gyro 28.7 ± 15.9 28.7 ± 15.9 28.7 +30.0 ± 254.1" in words
+    # Points +20 and +5: half = 12.706 * 7.5 = 95.3; t = 12.5 / 7.5, so p = 1 - 2 atan(t) / pi = 0.344.
+    assert "private-head-fusion 57.5 ± 31.8 +12.5 ± 95.3 .344 1.000 +30.0" in words
+    assert "acc+gyro 28.7 ± 15.9 +6.2 ± 47.6 .344 1.000 +30.0" in words
     assert "private-head-fusion 1 200 B 10 B 2/2" in words
-    assert lines[-1].startswith("note: ")
+    assert any(line.startswith("note: ") for line in lines)
+    words = [" ".join(line.split()) for line in printed(paired, width=100)]
+    assert "private-head-fusion 57.5 57.5 ± 31.8 57.5 +12.5 ± 95.3 .344 1.000 +30.0" in words
+    assert all(len(line) <= 100 for line in printed(paired, width=100) if not line.startswith("note"))
 
 
 def test_one_seed_on_the_terminal(make: Make) -> None:
@@ -525,7 +616,8 @@ def test_one_seed_on_the_terminal(make: Make) -> None:
     lines = printed(found)
     assert all(len(line) <= 80 for line in lines)
     (line,) = (line for line in lines if line.startswith(" local "))
-    assert re.fullmatch(r" local +48\.0 +48\.0 +48\.0 +\+20\.0 \[\+\d+\.\d, \+\d+\.\d\]", line)
+    score, points = r"48\.0 \[\d+\.\d, \d+\.\d\]", r"\+8\.0 \[\+\d+\.\d, \+\d+\.\d\]"
+    assert re.fullmatch(rf" local +{score} +{points} +\+20\.0", line)
 
 
 def test_csv_and_json_read_back(paired: Comparison) -> None:
@@ -544,18 +636,20 @@ def test_markdown_reads_back(paired: Comparison) -> None:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert {len(row) for row in cells} == {len(cells[0])}
     assert cells[0] == [
-        "sharing", "modalities", "seeds", "final", "last 5", "best", "gain", "rounds to 55.0", "down", "up", "reached",
+        "sharing", "modalities", "seeds", "final", "last 5", "unweighted", "points", "p", "Holm", "gain %",
+        "rounds to 55.0", "down", "up", "reached",
     ]  # fmt: skip
     row = next(row for row in cells if row[:2] == ["private-head-fusion", ALL])
-    assert row[2:7] == ["2", "57.5 ± 31.8", "57.5 ± 31.8", "57.5 ± 31.8", "+30.0 ± 254.1"]
+    assert row[2:6] == ["2", "57.5 ± 31.8", "57.5 ± 31.8", "57.5"]
+    assert row[6:10] == ["+12.5 ± 95.3", ".344", "1.000", "+30.0 ± 254.1"]
 
 
 def test_latex_reads_back(paired: Comparison) -> None:
     text = formats.latex(paired, "final")
-    assert text.count(r"\begin{tabular}{llrrrrrrrrr}") == text.count(r"\end{tabular}") == 1
+    assert text.count(r"\begin{tabular}{llrrrrrrrrrrrr}") == text.count(r"\end{tabular}") == 1
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
     rows = [line.removesuffix(r" \\").split(" & ") for line in body.strip().splitlines()]
-    assert {len(row) for row in rows} == {11}
+    assert {len(row) for row in rows} == {14}
     assert next(row for row in rows if row[0] == "private-head-fusion")[3] == r"57.5 $\pm$ 31.8"
     assert all(line.startswith("%") for line in text.split(r"\begin")[0].splitlines())
 

@@ -1,43 +1,43 @@
-"""Student t against published tables, the bootstrap against numbers that one can count."""
+"""Student t against SciPy's tests, Holm by hand, the bootstrap against numbers that one can count."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from blossom_ray.comparison.intervals import bootstrap_interval, t_interval, t_quantile
+from blossom_ray.comparison.intervals import bootstrap_interval, holm, t_interval, t_test
+from blossom_ray.comparison.pairing import gain
+from blossom_ray.scores import Score
 
-# Table of the t distribution in Abramowitz and Stegun 1964, 26.10, and any textbook since.
-TABLE = {
-    (0.975, 1): 12.706, (0.975, 2): 4.303, (0.975, 3): 3.182, (0.975, 4): 2.776, (0.975, 9): 2.262,
-    (0.975, 10): 2.228, (0.975, 29): 2.045, (0.975, 30): 2.042, (0.975, 120): 1.980,
-    (0.95, 1): 6.314, (0.95, 2): 2.920, (0.95, 5): 2.015, (0.995, 4): 4.604, (0.995, 60): 2.660, (0.9, 7): 1.415,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("place", TABLE)
-def test_the_quantiles_of_the_table(place: tuple[float, int]) -> None:
-    assert t_quantile(*place) == pytest.approx(TABLE[place], abs=5.01e-4)
-
-
-def test_quantiles_with_a_formula_of_their_own() -> None:
-    # One degree of freedom is Cauchy's distribution; for two, t = x sqrt(2 / (1 - x^2)) with x = 2 p - 1.
-    for probability in (0.6, 0.9, 0.975, 0.999):
-        assert t_quantile(probability, 1) == pytest.approx(math.tan(math.pi * (probability - 0.5)), rel=1e-11)
-        x = 2 * probability - 1
-        assert t_quantile(probability, 2) == pytest.approx(x * math.sqrt(2 / (1 - x * x)), rel=1e-11)
+VALUES = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=2, max_size=12)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.floats(0.5001, 0.9999), st.integers(1, 200))
-def test_quantiles_are_symmetric_and_fall_with_the_degrees_of_freedom(probability: float, degrees: int) -> None:
-    quantile = t_quantile(probability, degrees)
-    assert t_quantile(1 - probability, degrees) == pytest.approx(-quantile, rel=1e-9)
-    assert t_quantile(probability, degrees + 1) < quantile
+@given(VALUES)
+def test_scipy_has_the_same_interval_and_the_same_p(values: list[float]) -> None:
+    assume(len(set(values)) > 1)
+    judge = stats.ttest_1samp(values, 0)
+    assert t_interval(values) == pytest.approx(judge.confidence_interval(0.95), rel=1e-9, abs=1e-9)
+    assert t_test(values) == pytest.approx(judge.pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [0.0, 0.0, 0.0], [0.5 - 0.3, 0.7 - 0.5]])
+def test_differences_that_do_not_vary_have_no_p(values: list[float]) -> None:
+    assert t_test(values) is None
+
+
+def test_holm_by_hand() -> None:
+    """Holm 1979: the smallest times 4, the next times 3, and so on, and none below the one before it."""
+    assert holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
+    assert holm([0.6, 0.02, 0.9]) == pytest.approx([1.0, 0.06, 1.0])
+    assert holm([None]) == [None]
+    assert holm([]) == []
 
 
 def test_the_interval_of_three_values_by_hand() -> None:
@@ -52,10 +52,12 @@ def test_one_value_has_no_interval(values: list[float]) -> None:
     assert t_interval(values) is None
 
 
-def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
-    draws = np.random.default_rng(0).normal(size=(2000, 4))
-    covered = [low <= 0 <= high for low, high in (t_interval(list(row)) or (1.0, 1.0) for row in draws)]
-    assert 0.935 < np.mean(covered) < 0.965
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+@pytest.mark.parametrize("num_draws", [2_000, pytest.param(50_000, marks=pytest.mark.slow)])
+def test_intervals_cover_the_mean_as_often_as_they_say(num_draws: int, num_seeds: int) -> None:
+    draws = np.random.default_rng(0).normal(loc=1.0, size=(num_draws, num_seeds))
+    covered = [low <= 1 <= high for low, high in (t_interval(row) or (2.0, 2.0) for row in draws.tolist())]
+    assert np.mean(covered) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / num_draws))
 
 
 def test_the_bootstrap_of_two_clients_takes_their_scores_as_limits() -> None:
@@ -75,8 +77,9 @@ def test_pairs_are_resampled_together() -> None:
     baseline = np.array([0.1, 0.5, 0.9, 0.3])
     weights = np.array([10.0, 20.0, 30.0, 40.0])
     both = np.stack([1.1 * baseline, baseline])
-    for sign in (1, -1):
-        found = bootstrap_interval(both, np.stack([weights, weights]), seed=0, gain_sign=sign)
+    for score in (Score("a", ""), Score("a", "", lower_is_better=True)):
+        sign = -1 if score.lower_is_better else 1
+        found = bootstrap_interval(both, np.stack([weights, weights]), seed=0, of_sides=partial(gain, score))
         assert found == pytest.approx((10 * sign, 10 * sign))
 
 
@@ -89,4 +92,7 @@ def test_draws_follow_from_the_seed_alone() -> None:
 def test_where_the_bootstrap_says_nothing() -> None:
     assert bootstrap_interval(np.array([0.4]), np.array([1.0]), seed=0) is None
     zero_baseline = np.array([[0.4, 0.5], [0.0, 0.9]])
-    assert bootstrap_interval(zero_baseline, np.ones((2, 2)), seed=0, gain_sign=1) is None
+    assert (
+        bootstrap_interval(zero_baseline, np.ones((2, 2)), seed=0, of_sides=lambda own, base: (own - base) / base)
+        is None
+    )

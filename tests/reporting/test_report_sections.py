@@ -97,15 +97,16 @@ def test_time_and_failures(runs: list[Run]) -> None:
     assert failure_section([Variant("", runs)]).is_empty
 
 
-def test_a_comparison_shows_the_gain_of_the_last_rounds(runs: list[Run], full_model: list[Run]) -> None:
+def test_a_comparison_shows_the_difference_in_the_last_rounds(runs: list[Run], full_model: list[Run]) -> None:
     comparison = compare(*runs, *full_model)
     section = comparison_section(comparison)
     (figure,) = section.figures
-    gain = comparison.table.filter(pl.col("modalities") == "all clients", pl.col("gain_last5").is_not_null())[
-        "gain_last5"
-    ]
+    (row,) = comparison.table.filter(
+        pl.col("modalities") == "all clients", pl.col("points_last5").is_not_null()
+    ).to_dicts()
     texts = [text.get_text() for text in figure.figure.axes[0].texts]
-    assert texts == [f"{gain.item():+.1f}"]
+    half = row["points_last5_high"] - row["points_last5"]
+    assert texts == [f"{row['points_last5']:+.1f}\n± {half:.1f}"]
     variants = variants_of(collect([*runs, *full_model]), ["sharing"])
     assert [(variant.label, len(variant.runs)) for variant in variants] == [
         ("private-head-fusion", 2),
