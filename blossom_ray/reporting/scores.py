@@ -9,7 +9,7 @@ import polars as pl
 
 from blossom_ray.reporting.charts import Curve, curves, distributions
 from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
-from blossom_ray.reporting.variants import Variant, format_value, headline_scores, scale
+from blossom_ray.reporting.variants import Variant, format_final, headline_scores, scale
 from blossom_ray.scores import Score
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def curve_section(variants: Sequence[Variant]) -> ReportSection:
     figures.append(_loss_figure(variants))
     scores = headline_scores(variants)
     rows = [
-        [variant.name or "all clients", *_values(variant, scores, ""), format_value("loss", variant.final("loss"))]
+        [variant.name or "all clients", *_values(variant, scores, ""), format_final(variant, "loss")]
         for variant in variants
     ]
     return ReportSection("Scores over rounds", figures, [ReportTable(["last scored round", *_labels(scores)], rows)])
@@ -54,7 +54,7 @@ def modality_section(variants: Sequence[Variant]) -> ReportSection:
     scores = headline_scores(variants)
     rows = [
         [*([variant.name] if len(variants) > 1 else []), own, *_values(variant, scores, f"/{own}"),
-         format_value("loss", variant.final(f"loss/{own}"))]
+         format_final(variant, f"loss/{own}")]
         for variant in variants
         for own in _modality_sets(variant)
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def _labels(scores: Sequence[Score]) -> list[str]:
 
 
 def _values(variant: Variant, scores: Sequence[Score], end: str) -> list[str]:
-    return [format_value(score.name, variant.final(f"{score.name}{end}")) for score in scores]
+    return [format_final(variant, f"{score.name}{end}") for score in scores]
 
 
 def _modality_sets(variant: Variant) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from blossom_ray.comparison.intervals import Interval, t_interval
 from blossom_ray.comparison.run_scores import score_of
 from blossom_ray.console.tables import shown_scores
 from blossom_ray.reporting.charts import Curve
@@ -49,6 +50,14 @@ class Variant:
         """Mean over runs of a column in their last scored round; None where no run has it."""
         values = [run.final[column] for run in self.runs if column in run.final]
         return fmean(values) if values else None
+
+    def interval(self, column: str) -> Interval | None:
+        """The 95 % interval of `final` over seeds, within 0 and 1 for shares; None where there is one seed alone."""
+        values = [run.final[column] for run in self.runs if column in run.final]
+        limits = t_interval(values) if all(map(math.isfinite, values)) else None
+        if limits is None or not score_of(column).is_share:
+            return limits
+        return max(limits[0], 0.0), min(limits[1], 1.0)
 
     def curve(self, column: str, *, label: str | None = None) -> Curve:
         """A column over rounds: the mean over runs in their range; of one run, in the spread over clients.
@@ -91,6 +100,20 @@ def format_value(column: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return ""
     return f"{100 * value:.1f} %" if score_of(column).is_share else f"{value:.4g}"
+
+
+def format_final(variant: Variant, column: str) -> str:
+    """A column in the last scored round for people, the mean over runs with its interval over seeds."""
+    value, limits = variant.final(column), variant.interval(column)
+    text = format_value(column, value)
+    if not text or value is None or limits is None:
+        return text
+    factor, digits = scale(column), ".1f" if score_of(column).is_share else ".4g"
+    low, high = factor * (value - limits[0]), factor * (limits[1] - value)
+    unit = " %" if score_of(column).is_share else ""
+    if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-12):
+        return f"{text.removesuffix(unit)} ± {high:{digits}}{unit}"
+    return f"{text.removesuffix(unit)} [{factor * limits[0]:{digits}}, {factor * limits[1]:{digits}}]{unit}"
 
 
 def _scaled(values: pl.Series, factor: float) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -12,7 +13,7 @@ from blossom_ray.reporting.compared import comparison_section, variants_of
 from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
 from blossom_ray.reporting.parts import ReportSection
 from blossom_ray.reporting.scores import client_section, curve_section, modality_section
-from blossom_ray.reporting.variants import Variant, format_value, headline_scores
+from blossom_ray.reporting.variants import Variant, format_final, format_value, headline_scores
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,27 @@ def test_panels_follow_what_variants_have_in_common(runs: list[Run]) -> None:
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["p", "q"]
     assert modality_section(variants).figures == []
     assert [row[0] for row in modality_section(variants).tables[0].rows][::2] == ["p, x", "p, y", "q, x"]
+
+
+def test_tables_of_several_seeds_have_intervals(runs: list[Run]) -> None:
+    variant = Variant("", runs)
+    for section, end in ((curve_section([variant]), ""), (modality_section([variant]), "/a")):
+        values = [run.final[f"loss{end}"] for run in runs]
+        half = 12.7062047 * np.std(values, ddof=1) / np.sqrt(2)
+        assert section.tables[0].rows[0][-1] == f"{np.mean(values):.4g} ± {half:.4g}"
+        assert "±" not in curve_section([Variant("", runs[:1])]).tables[0].rows[0][-1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "text"),
+    [([0.5, 0.52], "51.0 ± 12.7 %"), ([0.9, 0.5], "70.0 [0.0, 100.0] %"), ([0.5], "50.0 %"), ([0.5, None], "50.0 %")],
+)
+def test_a_score_with_its_interval(scores: list[float | None], text: str) -> None:
+    class Scored:
+        def __init__(self, score: float | None) -> None:
+            self.final = {} if score is None else {"accuracy": score}
+
+    assert format_final(Variant("", [Scored(score) for score in scores]), "accuracy") == text  # type: ignore[misc]
 
 
 def test_communication_is_that_of_the_whole_run(runs: list[Run]) -> None:
