@@ -277,7 +277,10 @@ def test_own_modules_and_own_data(tmp_path: Path) -> None:
 
 def test_own_data_that_cannot_be_had(tmp_path: Path) -> None:
     scenario = Scenario.model_validate(OWN).override({"data.options.broken": True})
-    with pytest.raises(ScenarioError, match=r"data cannot be used \(data.factory raised OSError: the disk is gone\)"):
+    message = (
+        r"data cannot be used \(data.factory raised OSError: the disk is gone \(.*test_api\.py:\d+, in own_dataset\)\)"
+    )
+    with pytest.raises(ScenarioError, match=message):
         simulate(scenario, out=tmp_path)
     lacking = Scenario.model_validate(OWN).override({"data.factory": lambda **_: "no data set"})
     with pytest.raises(ScenarioError, match=r"data.factory returned str; expected a blossom_ray.Dataset"):

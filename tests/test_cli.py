@@ -407,7 +407,8 @@ def test_a_client_that_raises_ends_the_run_and_keeps_complete_rounds(
     outcome = command("simulate", scenario(*changes), "--set", "rounds=4")
     assert outcome.exit_code == 1
     message, _, details = outcome.err.partition("\n\n")
-    assert message == "error: client 0, round 2: ValueError: this head works once"
+    cause = r"error: client 0, round 2: ValueError: this head works once \(broken_head\.py:\d+, in forward\)"
+    assert re.fullmatch(cause, message)
     assert details.startswith("Traceback")
     assert details.count("Traceback") == 1
     assert 'raise ValueError("this head works once")' in details

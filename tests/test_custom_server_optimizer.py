@@ -160,7 +160,9 @@ def test_errors_of_the_users_code_say_where_they_were_raised(small_scenario: Sce
         def step(self, *_: Any) -> Any:
             raise ValueError("no room for two")
 
-    with pytest.raises(RunError, match=r"^server\.optimizer: step raised ValueError: no room for two$"):
+    with pytest.raises(
+        RunError, match=r"^server\.optimizer: step raised ValueError: no room for two \(.*\.py:\d+, in step\)$"
+    ):
         simulate(small_scenario.override({"server.optimizer": {"kind": "custom", "factory": Bad}}))
     with pytest.raises(InputError, match=r"init raised TypeError: .*unexpected keyword argument 'speed'"):
         custom_init(section(Momentum, speed=3), 1)
