@@ -60,8 +60,13 @@ class ColumnFile:
             if kind == "parquet":
                 with pq.ParquetFile(path) as file:
                     schema, metadata = file.schema_arrow, file.metadata
-                    self.num_rows = metadata.num_rows
-                    num_bytes = sum(metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
+                    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+                    self.num_rows, found = metadata.num_rows, sum(group.num_rows for group in groups)
+                    if self.num_rows != found or any(group.num_rows < 0 for group in groups):
+                        raise DataError(
+                            f"{path.name} has {found} rows and announces {self.num_rows}; expected a whole file"
+                        )
+                    num_bytes = sum(group.total_byte_size for group in groups)
             else:
                 with pa.memory_map(str(path)) as source, self._opened(source) as file:
                     schema, num_bytes = file.schema, source.size()

@@ -133,10 +133,10 @@ def test_equal_sizes_are_equal_within_one() -> None:
 
 
 def test_extreme_alphas() -> None:
-    for alpha in (1e-300, 1e308):
+    for alpha in (1e-300, 1e30):
         spec = spec_of("dirichlet", alpha=alpha, equal_sizes=True)
         assert sizes_of(partition(spec, targets_of(200), 10, 0)) == [20] * 10
-    sizes = sizes_of(partition(spec_of("dirichlet", alpha=1e308), targets_of(200), 10, 0))
+    sizes = sizes_of(partition(spec_of("dirichlet", alpha=1e30), targets_of(200), 10, 0))
     assert max(sizes) - min(sizes) <= 8
 
 
