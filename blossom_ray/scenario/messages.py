@@ -111,8 +111,8 @@ def _finding(place: _Place, error: ErrorDetails) -> Finding:
             return Finding(path, shown(value), str(error["ctx"]["error"]))
         case _ if place.is_key:
             return Finding(path, "is not a valid name", expected)
-        case "less_than_equal" if error["ctx"]["le"] == MOST:
-            return Finding(path, shown(value), f"{expected} and at most {MOST:,}")
+        case "less_than_equal" if (most := MOST.get(error["ctx"]["le"])) is not None:
+            return Finding(path, shown(value), f"{expected} and at most {most}")
         case _:
             return Finding(path, shown(value), expected)
 

@@ -61,8 +61,8 @@ def _accepted_plain(hint: Hint) -> str:
     return f"a mapping{at_least_one}" + ("" if hint.item.type is Any else f", each value {accepted(hint.item)}")
 
 
-MOST = 1_000_000_000
-"""What no count exceeds; larger ones overflow somewhere below."""
+MOST = {1_000_000_000: "1,000,000,000", 1e30: "1e30"}
+"""What no count and no rate exceeds, and how it is written; larger ones overflow somewhere below."""
 
 
 def _range(hint: Hint) -> list[str]:
@@ -72,8 +72,8 @@ def _range(hint: Hint) -> list[str]:
         (hint.constraint("le"), "at most"),
         (hint.constraint("lt"), "below"),
     ]
-    # The bound of all counts is said where it is overstepped: in each phrase it would be noise.
-    words = [f"{text} {_bound(value)}" for value, text in bounds if value not in (None, MOST)]
+    # The bounds of all counts and rates are said where they are overstepped: in each phrase they would be noise.
+    words = [f"{text} {_bound(value)}" for value, text in bounds if value is not None and value not in MOST]
     return [" and ".join(words)] if words else []
 
 
