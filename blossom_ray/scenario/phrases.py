@@ -61,7 +61,7 @@ def _accepted_plain(hint: Hint) -> str:
     return f"a mapping{at_least_one}" + ("" if hint.item.type is Any else f", each value {accepted(hint.item)}")
 
 
-MOST = {1_000_000_000: "1,000,000,000", 1e30: "1e30"}
+MOST = {1_000_000_000: "1,000,000,000", 1e38: "1e38"}
 """What no count and no rate exceeds, and how it is written; larger ones overflow somewhere below."""
 
 

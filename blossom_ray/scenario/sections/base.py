@@ -11,8 +11,8 @@ ModalityName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e38, allow_inf_nan=False)]
 Factory = str | Callable[..., Any]
 
 
