@@ -11,7 +11,8 @@ from blossom_ray.text import brief
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # A `Path` has made one slash of the two.
-_LIKE_A_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/")
+_LIKE_A_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)//?")
+_URI = "is a URI"
 _LONGEST_NAME = 255
 # Linux takes 4,095 bytes; the files of a run lie some folders deeper.
 _LONGEST_PATH = 3840
@@ -34,7 +35,8 @@ def local_path(path: str | Path, what: str) -> Path:
     """
     text = str(path)
     if wrong := _fault(text):
-        raise InputError(f"{what} is '{brief(text)}', which {wrong}; expected a path on this machine")
+        written = _LIKE_A_URI.sub(r"\1//", text, count=1) if wrong == _URI else text
+        raise InputError(f"{what} is '{brief(written)}', which {wrong}; expected a path on this machine")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -50,7 +52,7 @@ def _fault(text: str) -> str | None:
     except UnicodeEncodeError:
         return "is not UTF-8"
     if (scheme := _LIKE_A_URI.match(text)) and not os.path.isdir(scheme[1]):
-        return "is a URI"
+        return _URI
     if "\0" in text:
         return "holds a NUL character"
     if len(encoded) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in encoded.split(b"/")):

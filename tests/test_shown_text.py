@@ -313,6 +313,8 @@ def test_python_takes_paths_as_the_command_line_does(
     assert Run.open(f"~/{run.path.relative_to(tmp_path)}").final == run.final
     with pytest.raises(InputError, match="out is 's3://b/x', which is a URI"):
         simulate(Scenario.load(folder / "q.yaml"), out="s3://b/x")
+    with pytest.raises(InputError, match="it is 's3://b/x', which is a URI"):
+        local_path(Path("s3://b/x"), "it")
     with pytest.raises(InputError, match="holds a NUL"):
         local_path("a\0b", "it")
     (tmp_path / "c:").mkdir()
