@@ -1,5 +1,5 @@
 # `make check` is what CI runs: format, lint, types, layers, tests. It uses the active Python environment.
-.PHONY: check format lint types test golden docs site end-to-end
+.PHONY: check format lint types test golden same-bits docs site end-to-end
 
 check: lint types test
 
@@ -20,6 +20,9 @@ test:
 
 golden:
 	python tests/golden/renew.py
+
+same-bits:
+	python tests/same_bits.py --base $(or $(BASE),HEAD)
 
 docs:
 	blossom-ray schema --markdown > docs/scenario-reference.md

@@ -87,7 +87,7 @@ def test_the_tests_of_the_sdist_find_what_they_import(archives: tuple[Path, Path
         sdist.extractall(tmp_path, filter="data")
     (folder,) = tmp_path.iterdir()
     command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTEST_ADDOPTS": ""}
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout[-5000:]
     assert "tests/test_packaging.py::test_python_m_is_the_command" in ended.stdout
