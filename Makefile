@@ -16,7 +16,7 @@ types:
 	mypy
 
 test:
-	python -m pytest
+	python -m pytest -n 2 --dist loadgroup
 
 golden:
 	python tests/golden/renew.py
