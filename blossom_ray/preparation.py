@@ -31,7 +31,7 @@ class Preparation:
         shards: Where their shards lie.
         has_held_out: Whether the held-out global test set lies beside them.
         fingerprint: SHA-256 (hex) of the data.
-        partition: SHA-256 (hex) over which rows each client has for training and for testing.
+        partition: SHA-256 (hex) over which rows each client has for training, validation and testing.
         left_out: What is not in the data, and rows that no client has, by reason.
         seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
     """
@@ -103,6 +103,7 @@ class Preparation:
                 "num_classes": self.plan.num_outputs,
                 "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
                 "num_train": int(self.shards.num_train.sum()),
+                "num_validation": int(self.shards.num_validation.sum()),
                 "num_test": int(self.shards.num_test.sum()),
                 "left_out": [asdict(entry) for entry in self.left_out],
             },
@@ -125,7 +126,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     dataset = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).load()
     dataset.check_task(scenario.task)
     federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
-    num_unused = dataset.num_samples - int(federation.num_train.sum() + federation.num_test.sum())
+    num_unused = dataset.num_samples - federation.num_samples
     unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
     shards = write_shards(dataset, federation, population.profiles, folder)
     has_held_out = dataset.held_out is not None and scenario.evaluation.held_out != "never"

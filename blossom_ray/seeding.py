@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     FINE_TUNING = 10
     MODALITY_DROPOUT = 11
     CENTRAL_TRAINING = 12
+    VALIDATION = 13
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
 
 

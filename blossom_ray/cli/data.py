@@ -110,7 +110,8 @@ def inspect(
         if parts is not None:
             values["clients"] = [
                 {"client": share.client, "modalities": list(profile.modalities), "train": share.num_train,
-                 "test": share.num_test, "labels": dict(share.labels), "subjects": share.num_subjects}
+                 "validation": share.num_validation, "test": share.num_test, "labels": dict(share.labels),
+                 "subjects": share.num_subjects}
                 for share, profile in zip(parts, profiles, strict=True)
             ]  # fmt: skip
         print_json(values)

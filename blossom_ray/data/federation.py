@@ -1,10 +1,11 @@
-"""Which client has which rows, for training and for testing: all that a seed fixes about the data."""
+"""Which client has which rows, for training, validation and testing: all that a seed fixes about the data."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.partition import PartitionError, partition
 from blossom_ray.data.reference import reference_splits
 from blossom_ray.data.sources import open_source
-from blossom_ray.data.split import split_rows
+from blossom_ray.data.split import Split, split_parts
 from blossom_ray.errors import InputError
 from blossom_ray.scenario.datasets import DATASETS
 from blossom_ray.scenario.sections import CustomData, Data, Downloaded, TableData
@@ -21,19 +22,33 @@ from blossom_ray.scores import Task
 
 @dataclass(frozen=True, eq=False)
 class Federation:
-    """Train and test rows of all clients, in two flat arrays.
+    """Train, validation and test rows of all clients, in three flat arrays.
 
     Attributes:
         train: Train rows of client 0, then of client 1, and so on; int64.
         train_ends: (num_clients + 1,) int64: client k has `train[train_ends[k] : train_ends[k + 1]]`.
+        validation: Validation rows, in the same order; none where the scenario asks for none.
+        validation_ends: (num_clients + 1,) int64, as `train_ends`.
         test: Test rows, in the same order.
         test_ends: (num_clients + 1,) int64, as `train_ends`.
     """
 
     train: IntArray
     train_ends: IntArray
+    validation: IntArray
+    validation_ends: IntArray
     test: IntArray
     test_ends: IntArray
+
+    @classmethod
+    def of(cls, splits: Sequence[Split]) -> Self:
+        """The federation of these clients, in the order of their ids."""
+        train, validation, test = zip(*splits, strict=True)
+        return cls(
+            np.concatenate(train), _ends(train),
+            np.concatenate(validation), _ends(validation),
+            np.concatenate(test), _ends(test),
+        )  # fmt: skip
 
     @property
     def num_clients(self) -> int:
@@ -46,28 +61,48 @@ class Federation:
         return np.diff(self.train_ends)
 
     @property
+    def num_validation(self) -> IntArray:
+        """(num_clients,) int64: validation samples of each client."""
+        return np.diff(self.validation_ends)
+
+    @property
     def num_test(self) -> IntArray:
         """(num_clients,) int64: test samples of each client."""
         return np.diff(self.test_ends)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all clients together, for whatever they are."""
+        return len(self.train) + len(self.validation) + len(self.test)
 
     def train_rows(self, client: int) -> IntArray:
         """The client's training rows in the data set, sorted; a view."""
         return self.train[self.train_ends[client] : self.train_ends[client + 1]]
 
+    def validation_rows(self, client: int) -> IntArray:
+        """The client's validation rows in the data set, sorted; a view."""
+        return self.validation[self.validation_ends[client] : self.validation_ends[client + 1]]
+
     def test_rows(self, client: int) -> IntArray:
         """The client's test rows in the data set, sorted; a view."""
         return self.test[self.test_ends[client] : self.test_ends[client + 1]]
 
+    def rows(self, client: int) -> IntArray:
+        """The client's train rows, then its validation rows, then its test rows."""
+        return np.concatenate([self.train_rows(client), self.validation_rows(client), self.test_rows(client)])
+
     def digest(self) -> str:
-        """SHA-256 (hex) over all rows: equal where every client has the same rows for training and for testing."""
+        """SHA-256 (hex) over all rows: equal where every client has the same rows for the same purposes."""
         digest = hashlib.sha256()
-        for rows in (self.train, self.train_ends, self.test, self.test_ends):
+        # Without validation rows the digest is that of runs from before there were any.
+        validation = (self.validation, self.validation_ends) if len(self.validation) else ()
+        for rows in (self.train, self.train_ends, self.test, self.test_ends, *validation):
             digest.update(np.ascontiguousarray(rows, dtype="<i8").data)
         return digest.hexdigest()
 
 
 def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) -> Federation:
-    """Divide a data set over clients, and each client's part into train and test.
+    """Divide a data set over clients, and each client's part into train, validation and test.
 
     The result depends on these arguments alone, so every sharing scheme of one seed meets the same federation.
 
@@ -81,12 +116,9 @@ def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) 
         PartitionError: The partition or the split cannot be met.
     """
     if data.draws == "reference":
-        splits = reference_splits(data, targets, num_clients, seed)
-    else:
-        parts = partition(data.partition, targets, num_clients, seed)
-        splits = [split_rows(rows, data, targets, seed, client) for client, rows in enumerate(parts)]
-    train, test = zip(*splits, strict=True)
-    return Federation(np.concatenate(train), _ends(train), np.concatenate(test), _ends(test))
+        return Federation.of(reference_splits(data, targets, num_clients, seed))
+    parts = partition(data.partition, targets, num_clients, seed)
+    return Federation.of(split_parts(parts, data, targets, seed))
 
 
 def federation_problems(

@@ -19,6 +19,7 @@ import numpy as np
 
 from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.partition import PartitionError
+from blossom_ray.data.split import Split
 from blossom_ray.scenario.sections import Data, DirichletPartition, IidPartition
 from blossom_ray.seeding import Purpose, generator
 
@@ -26,7 +27,7 @@ _SEED = 42
 _MAX_DRAWS = 11
 
 
-def reference_splits(data: Data, targets: Targets, num_clients: int, seed: int) -> list[tuple[IntArray, IntArray]]:
+def reference_splits(data: Data, targets: Targets, num_clients: int, seed: int) -> list[Split]:
     """Train and test rows of each client.
 
     Args:
@@ -36,7 +37,7 @@ def reference_splits(data: Data, targets: Targets, num_clients: int, seed: int) 
         seed: The scenario's seed; it matches parts to clients.
 
     Returns:
-        For each client its train rows and its test rows, each sorted, int64.
+        For each client its train rows and its test rows; nothing is for validation.
 
     Raises:
         PartitionError: The partition cannot be met, or leaves a client without a test sample.
@@ -52,9 +53,7 @@ def reference_splits(data: Data, targets: Targets, num_clients: int, seed: int) 
             found = f"is {other.kind!r}, which the reference's code does not draw"
             raise PartitionError("data.partition.kind", found, "'iid', or 'dirichlet' without equal_sizes")
     matching = generator(seed, Purpose.MATCHING).permutation(num_clients)
-    splits: dict[int, tuple[IntArray, IntArray]] = {
-        int(client): _split(part, data.test_fraction) for client, part in zip(matching, parts, strict=True)
-    }
+    splits = {int(client): _split(part, data.test_fraction) for client, part in zip(matching, parts, strict=True)}
     return [splits[client] for client in range(num_clients)]
 
 
@@ -83,7 +82,7 @@ def _dirichlet(spec: DirichletPartition, labels: IntArray, num_classes: int, num
     )
 
 
-def _split(rows: IntArray, test_fraction: float) -> tuple[IntArray, IntArray]:
+def _split(rows: IntArray, test_fraction: float) -> Split:
     # The data layer does without torch but for this one generator.
     import torch
 
@@ -96,4 +95,4 @@ def _split(rows: IntArray, test_fraction: float) -> tuple[IntArray, IntArray]:
             "fewer clients, more samples, or another fraction",
         )
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SEED)).numpy()
-    return np.sort(rows[drawn[:num_train]]), np.sort(rows[drawn[num_train:]])
+    return Split(np.sort(rows[drawn[:num_train]]), rows[:0], np.sort(rows[drawn[num_train:]]))

@@ -1,7 +1,8 @@
 """Clients' shards: written once per federation, read by memory map or from a buffer, without a copy.
 
 One Arrow file per modality and one for labels, each with one batch per client that owns it. A client's batch
-holds its train rows, then its test rows. The held-out set lies beside them, with a single batch per file.
+holds its train rows, then its validation rows, then its test rows. The held-out set lies beside them, with a single
+batch per file.
 """
 
 from __future__ import annotations
@@ -29,22 +30,28 @@ class Shard:
     """One client's samples, or the held-out set: read-only views of the Arrow data.
 
     Attributes:
-        inputs: Own modalities to (n, *shape) float32, train rows first.
+        inputs: Own modalities to (n, *shape) float32: train rows, then validation rows, then test rows.
         labels: (n,) int64, or (n, C) float32, as in `Dataset`.
         num_train: How many of the n rows are for training; 0 for the held-out set.
+        num_validation: How many of the next rows are for validation; the rest are test rows.
     """
 
     inputs: Mapping[str, FloatArray]
     labels: Labels
     num_train: int
+    num_validation: int = 0
 
     def train(self) -> tuple[dict[str, FloatArray], Labels]:
         """Inputs and labels of the train rows; views."""
         return self._rows(slice(None, self.num_train))
 
+    def validation(self) -> tuple[dict[str, FloatArray], Labels]:
+        """Inputs and labels of the validation rows, of which there may be none; views."""
+        return self._rows(slice(self.num_train, self.num_train + self.num_validation))
+
     def test(self) -> tuple[dict[str, FloatArray], Labels]:
         """Inputs and labels of the test rows; views."""
-        return self._rows(slice(self.num_train, None))
+        return self._rows(slice(self.num_train + self.num_validation, None))
 
     def _rows(self, rows: slice) -> tuple[dict[str, FloatArray], Labels]:
         return {modality: values[rows] for modality, values in self.inputs.items()}, self.labels[rows]
@@ -61,6 +68,7 @@ class ShardIndex:
             client does not own it.
         label_batches: The same for the file of labels.
         num_train: (num_clients,) int64: train rows of each client.
+        num_validation: (num_clients,) int64: validation rows of each client.
         num_test: (num_clients,) int64: test rows of each client.
     """
 
@@ -69,7 +77,13 @@ class ShardIndex:
     batches: Mapping[str, IntArray]
     label_batches: IntArray
     num_train: IntArray
+    num_validation: IntArray
     num_test: IntArray
+
+    @property
+    def num_samples(self) -> IntArray:
+        """(num_clients,) int64: rows of each client, for whatever they are."""
+        return self.num_train + self.num_validation + self.num_test
 
 
 def write_shards(
@@ -99,6 +113,7 @@ def write_shards(
         batches=batches,
         label_batches=_numbered(everyone),
         num_train=federation.num_train,
+        num_validation=federation.num_validation,
         num_test=federation.num_test,
     )
 
@@ -196,7 +211,8 @@ class ShardReader:
             for modality, batches in self._index.batches.items()
             if batches[client] >= 0
         }
-        return Shard(inputs, self._files.labels(_LABELS, number), int(self._index.num_train[client]))
+        labels = self._files.labels(_LABELS, number)
+        return Shard(inputs, labels, int(self._index.num_train[client]), int(self._index.num_validation[client]))
 
     def held_out(self, modalities: Iterable[str]) -> Shard | None:
         """The held-out global test set in these modalities, all rows test rows; None where there is none.
@@ -226,7 +242,7 @@ def _file_name(modality: str) -> str:
 
 def _own_rows(federation: Federation, owns: npt.NDArray[np.bool_]) -> Iterable[IntArray]:
     for client in np.flatnonzero(owns).tolist():
-        yield np.concatenate([federation.train_rows(client), federation.test_rows(client)])
+        yield federation.rows(client)
 
 
 def _numbered(owns: npt.NDArray[np.bool_]) -> IntArray:

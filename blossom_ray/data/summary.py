@@ -64,13 +64,15 @@ class ClientShare:
     Attributes:
         client: Its id.
         num_train: Samples to train on.
+        num_validation: Samples of its validation split.
         num_test: Samples of its test split.
-        labels: As in `DatasetSummary`, of both together.
+        labels: As in `DatasetSummary`, of all together.
         num_subjects: Number of subjects among them, or None.
     """
 
     client: int
     num_train: int
+    num_validation: int
     num_test: int
     labels: Mapping[str, float]
     num_subjects: int | None
@@ -97,9 +99,17 @@ def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     """What each client of a federation has, in the order of their ids."""
     found = []
     for client in range(federation.num_clients):
-        train, test = federation.train_rows(client), federation.test_rows(client)
-        rows = np.concatenate([train, test])
-        found.append(ClientShare(client, len(train), len(test), _labels(dataset, rows), _num_subjects(dataset, rows)))
+        rows = federation.rows(client)
+        found.append(
+            ClientShare(
+                client=client,
+                num_train=len(federation.train_rows(client)),
+                num_validation=len(federation.validation_rows(client)),
+                num_test=len(federation.test_rows(client)),
+                labels=_labels(dataset, rows),
+                num_subjects=_num_subjects(dataset, rows),
+            )
+        )
     return found
 
 

@@ -115,7 +115,7 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
             if (actor, profile.modality_set) not in has_model:
                 has_model.add((actor, profile.modality_set))
                 loads[actor] += _model_bytes(preparation, profile, sum(sizes.values()))
-    samples = int(preparation.shards.num_train.sum() + preparation.shards.num_test.sum())
+    samples = int(preparation.shards.num_samples.sum())
     data = _FLOAT32 * samples * sum(math.prod(shape) for shape in plan.input_shapes.values())
     num_shared = sum(shared.values())
     driver = ACTOR_MEMORY_BYTES + data + num_shared * (_FLOAT32 + _FLOAT64 * (1 + _server_states(server.optimizer)))

@@ -30,6 +30,7 @@ class SetPlan:
         clients: Number of clients.
         chunks: Chunks that they are cut into.
         train_samples: Training samples of all of them.
+        validation_samples: Validation samples of all of them.
         test_samples: Test samples of all of them.
         parameters: Parameters of a client's model.
         engine: How a chunk is computed.
@@ -39,6 +40,7 @@ class SetPlan:
     clients: int
     chunks: int
     train_samples: int
+    validation_samples: int
     test_samples: int
     parameters: int
     engine: str
@@ -153,6 +155,7 @@ def _set_plan(preparation: Preparation, modality_set: str, num_parameters: int) 
         clients=len(members),
         chunks=sum(chunk.clients[0] in own for chunk in population.chunks),
         train_samples=int(shards.num_train[members].sum()),
+        validation_samples=int(shards.num_validation[members].sum()),
         test_samples=int(shards.num_test[members].sum()),
         parameters=num_parameters,
         engine=preparation.scenario.training.engine_of(modality_set),
@@ -191,8 +194,8 @@ def _seconds(
 
     part = cohort_size(scenario.server.clients_per_round, num_clients) / num_clients
     scoring = {name: probe.evaluation_seconds(training.engine_of(name)) for name, probe in probes.items()}
-    num_test = preparation.shards.num_test.tolist()
-    scores = [num_test[profile.index] * scoring[profile.modality_set] for profile in population.profiles]
+    num_scored = (preparation.shards.num_validation + preparation.shards.num_test).tolist()
+    scores = [num_scored[profile.index] * scoring[profile.modality_set] for profile in population.profiles]
     return RoundSeconds(
         train=busiest(preparation.costs()) * training.local_epochs * part,
         evaluate=busiest(scores) * scenario.evaluation.clients / scenario.evaluation.every,

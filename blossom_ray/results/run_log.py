@@ -72,7 +72,9 @@ class RunLog:
             facts: What the manifest gets before the first round.
         """
         data = facts["data"]
-        self.event("data", f"{data['num_train']} training samples, {data['num_test']} test samples", **data)
+        counts = [(data["num_train"], "training"), (data["num_validation"], "validation"), (data["num_test"], "test")]
+        told = ", ".join(f"{count} {split} samples" for count, split in counts if count)
+        self.event("data", told, **data)
         placement = {key: facts[key] for key in ("runtime", "actors", "engines")}
         self.event("placement", f"runtime {facts['runtime']}, {facts['actors']} actors", **placement)
         for note in facts["notes"]:

@@ -44,6 +44,7 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     found: list[Finding] = []
     if data is not None:
         found += _data(data)
+        found += _fractions(data)
         found += _draws(data)
     if data is not None and "task" in sections:
         found += _task(data, sections["task"])
@@ -252,6 +253,14 @@ def _kernels(model: spec.Model) -> Iterator[Finding]:
             yield Finding(f"model.encoders.{name}.kernel_size", shown(encoder.kernel_size), expected)
 
 
+def _fractions(data: spec.Data) -> Iterator[Finding]:
+    if data.test_fraction + data.validation_fraction >= 1:
+        found = (
+            f"is {data.validation_fraction:g}, which beside data.test_fraction {data.test_fraction:g} leaves no samples"
+        )
+        yield Finding("data.validation_fraction", found + " to train on", "two fractions that sum to less than 1")
+
+
 def _draws(data: spec.Data) -> Iterator[Finding]:
     """What the reference's code cannot draw."""
     if data.draws != "reference":
@@ -264,20 +273,24 @@ def _draws(data: spec.Data) -> Iterator[Finding]:
         yield Finding("data.partition.equal_sizes", "is true, while data.draws is 'reference'", "false")
     if data.split != "sample":
         yield Finding("data.split", f"is {data.split!r}, while data.draws is 'reference'", "'sample'")
+    if data.validation_fraction:
+        found = f"is {data.validation_fraction:g}, while data.draws is 'reference', which has no validation split"
+        yield Finding("data.validation_fraction", found, "0, or data.draws: seed")
 
 
 def _client_counts(data: spec.Data, num_clients: int) -> Iterator[Finding]:
     partition = data.partition
+    num_splits = 3 if data.validation_fraction else 2
     if partition.kind == "subject":
         found_subjects = num_subjects(data)
-        each = 2 if data.split == "subject" else 1
+        each = num_splits if data.split == "subject" else 1
         if found_subjects is not None and found_subjects < each * num_clients:
             found = f"is 'subject', while {found_subjects} subjects stand against {num_clients} clients"
-            two = ", for data.split: subject puts whole subjects on both sides" if each == 2 else ""
-            yield Finding("data.partition.kind", found, f"at least {each} per client{two}")
+            why = ", for data.split: subject puts whole subjects into each split" if each > 1 else ""
+            yield Finding("data.partition.kind", found, f"at least {each} per client{why}")
     if isinstance(data, spec.SyntheticData):
-        if data.samples < 2 * num_clients:
-            expected = f"at least {2 * num_clients}, 2 for each of {num_clients} clients"
+        if data.samples < num_splits * num_clients:
+            expected = f"at least {num_splits * num_clients}, {num_splits} for each of {num_clients} clients"
             yield Finding("data.samples", f"is {data.samples}", expected)
         elif _min_samples(partition) * num_clients > data.samples:
             found = f"is {_min_samples(partition)} for each of {num_clients} clients"

@@ -9,17 +9,26 @@ from typing import Any
 from blossom_ray.scenario.model import Scenario
 from blossom_ray.scenario.writer import plain_tree
 
+_ADDED_LATER: dict[tuple[str, ...], Any] = {("data", "validation_fraction"): 0.0}
+"""Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
+
 
 def numbers_tree(scenario: Scenario) -> dict[str, Any]:
     """The settings that a run's numbers follow from, defaults spelled out, as JSON values.
 
-    Without the name, `checkpoint`, `failures`, and all of `execution` but `chunk_size`. Callables appear by their
-    qualified name: two processes have no more in common.
+    Without the name, `checkpoint`, `failures`, all of `execution` but `chunk_size`, and keys of later versions at their
+    defaults. Callables appear by their qualified name: two processes have no more in common.
     """
     tree = plain_tree(scenario, defaults=True)
     for place_only in ("name", "checkpoint", "failures"):
         del tree[place_only]
     tree["execution"] = {"chunk_size": scenario.execution.chunk_size}
+    for (*sections, key), default in _ADDED_LATER.items():
+        place = tree
+        for section in sections:
+            place = place[section]
+        if place[key] == default:
+            del place[key]
     plain: dict[str, Any] = json.loads(json.dumps(tree, default=_name_of))
     return plain
 

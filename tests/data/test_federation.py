@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,28 @@ def test_every_row_belongs_to_one_client_and_one_side() -> None:
     assert federation.num_train.tolist() == [len(federation.train_rows(k)) for k in range(7)]
     assert federation.num_test.tolist() == [len(federation.test_rows(k)) for k in range(7)]
     assert federation.num_test.tolist() == [int(0.3 * len(own) + 1e-9) for own in rows]
+
+
+def test_validation_rows_change_no_test_row_and_come_from_training() -> None:
+    plain, three = spec_of(samples=403), spec_of(samples=403, validation_fraction=0.1)
+    without, federation = (build_federation(spec, synthetic_targets(spec, 0), 7, 0) for spec in (plain, three))
+    assert without.num_validation.tolist() == [0] * 7
+    assert federation.num_validation.tolist() == [int(0.1 * len(federation.rows(k)) + 1e-9) for k in range(7)]
+    assert np.array_equal(federation.test, without.test)
+    assert federation.num_samples == without.num_samples == 403
+    for k in range(7):
+        assert sorted([*federation.train_rows(k), *federation.validation_rows(k)]) == without.train_rows(k).tolist()
+    assert federation.digest() != without.digest()
+
+
+def test_without_validation_rows_the_digest_is_what_it_was() -> None:
+    """SHA-256 over the two parts and their ends, as runs have it that know no validation split."""
+    spec = spec_of(samples=100)
+    federation = build_federation(spec, synthetic_targets(spec, 0), 5, 0)
+    digest = hashlib.sha256()
+    for rows in (federation.train, federation.train_ends, federation.test, federation.test_ends):
+        digest.update(rows.astype("<i8").tobytes())
+    assert federation.digest() == digest.hexdigest()
 
 
 def test_no_object_per_client() -> None:

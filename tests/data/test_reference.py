@@ -34,7 +34,7 @@ def by_counts(counts: tuple[int, ...]) -> Targets:
 
 def test_the_ten_client_sizes_of_uci_har() -> None:
     splits = reference_splits(section({"kind": "dirichlet"}), by_counts(UCI_HAR_COUNTS), 10, seed=0)
-    assert sorted(len(train) + len(test) for train, test in splits) == UCI_HAR_SIZES
+    assert sorted(len(split.train) + len(split.test) for split in splits) == UCI_HAR_SIZES
 
 
 @pytest.mark.data
@@ -75,7 +75,7 @@ def test_rows_are_those_of_the_libraries(
     partition: dict[str, Any], num_clients: int, expected: list[tuple[int, int, int]]
 ) -> None:
     splits = reference_splits(section(partition), Targets(LABELS, 4), num_clients, seed=0)
-    assert sorted((len(train), int(train.sum()), int(test.sum())) for train, test in splits) == expected
+    assert sorted((len(train), int(train.sum()), int(test.sum())) for train, _, test in splits) == expected
 
 
 @settings(deadline=None, max_examples=20)
@@ -86,7 +86,7 @@ def test_the_seed_matches_parts_to_clients_and_draws_nothing_else(seed: int, kin
     rows = np.concatenate([part for split in splits for part in split])
     np.testing.assert_array_equal(np.sort(rows), np.arange(150))
     others = reference_splits(section({"kind": kind}), targets, num_clients, seed + 1)
-    assert sorted(train.tobytes() for train, _ in splits) == sorted(train.tobytes() for train, _ in others)
+    assert sorted(split.train.tobytes() for split in splits) == sorted(split.train.tobytes() for split in others)
 
 
 def test_what_cannot_be_met_is_refused() -> None:

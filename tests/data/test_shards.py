@@ -13,6 +13,7 @@ from blossom_ray.blocks import ClientProfile
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.federation import Federation, build_federation
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
+from blossom_ray.data.split import Split
 from blossom_ray.data.synthetic import synthetic_dataset
 from blossom_ray.errors import DataError, RunFolderError
 from blossom_ray.scenario.sections import SyntheticData, SyntheticModality
@@ -183,13 +184,32 @@ def test_packed_buffers_hold_these_clients_alone(index: ShardIndex) -> None:
 def test_the_smallest_shard_has_one_row_on_each_side(tmp_path: Path) -> None:
     rows = np.arange(4)
     dataset = Dataset({"m": rows[:, None].astype(np.float32)}, rows % 2, ("no", "yes"))
-    federation = Federation(rows[[3, 1]], np.arange(3), rows[[0, 2]], np.arange(3))
+    federation = Federation.of([Split(rows[[train]], rows[:0], rows[[test]]) for train, test in ((3, 0), (1, 2))])
     index = write_shards(dataset, federation, [ClientProfile(k, ("m",)) for k in range(2)], tmp_path)
     with ShardReader(index) as reader:
         assert reader.shard(0).train()[0]["m"].tolist() == [[3.0]]
         assert reader.shard(0).test()[0]["m"].tolist() == [[0.0]]
         assert reader.shard(1).train()[1].tolist() == [1]
         assert reader.shard(1).test()[1].tolist() == [0]
+
+
+def test_validation_rows_stand_between_train_and_test_rows(dataset: Dataset, tmp_path: Path) -> None:
+    federation = build_federation(SyntheticData(dataset="synthetic", validation_fraction=0.2), dataset.targets, 4, 0)
+    index = write_shards(dataset, federation, PROFILES, tmp_path)
+    assert index.num_validation.tolist() == [2, 2, 2, 2]
+    assert sorted(index.num_samples.tolist()) == [12, 12, 13, 13]
+    buffers = pack(index, [1, 2])
+    for reader in (ShardReader(index), ShardReader.from_buffers(index, buffers)):
+        with reader:
+            shard = reader.shard(2)
+            for (inputs, labels), rows in (
+                (shard.train(), federation.train_rows(2)),
+                (shard.validation(), federation.validation_rows(2)),
+                (shard.test(), federation.test_rows(2)),
+            ):
+                assert np.array_equal(inputs["acc"], dataset.inputs["acc"][rows])
+                assert np.array_equal(labels, dataset.labels[rows])
+            assert np.array_equal(shard.labels, dataset.labels[federation.rows(2)])
 
 
 def test_missing_and_damaged_files(dataset: Dataset, federation: Federation, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import pytest
 
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.federation import Federation
+from blossom_ray.data.split import Split
 from blossom_ray.data.summary import shares, summarise
 
 INPUTS = {"m": np.array([[[0.0], [2.0]], [[4.0], [6.0]], [[-2.0], [2.0]]], np.float32)}
-FEDERATION = Federation(
-    train=np.array([0, 2]), train_ends=np.array([0, 1, 2]), test=np.array([1]), test_ends=np.array([0, 1, 1])
+NONE = np.zeros(0, np.int64)
+FEDERATION = Federation.of(
+    [Split(np.array([0]), NONE, np.array([1])), Split(np.array([2]), NONE, NONE)],
 )
 
 

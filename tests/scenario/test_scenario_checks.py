@@ -180,7 +180,7 @@ def test_the_base_is_right(problems):
         (
             {"data.partition.kind": "subject", "data.subjects": 9, "data.split": "subject"},
             "set: data.partition.kind is 'subject', while 9 subjects stand against 5 clients; "
-            "expected at least 2 per client, for data.split: subject puts whole subjects on both sides",
+            "expected at least 2 per client, for data.split: subject puts whole subjects into each split",
         ),
         (
             {**UCI_HAR, "data.partition.kind": "subject", "clients.0.count": 20},
@@ -188,6 +188,20 @@ def test_the_base_is_right(problems):
             "expected at least 1 per client",
         ),
         ({"data.samples": 9}, "set: data.samples is 9; expected at least 10, 2 for each of 5 clients"),
+        (
+            {"data.samples": 14, "data.validation_fraction": 0.1},
+            "set: data.samples is 14; expected at least 15, 3 for each of 5 clients",
+        ),
+        (
+            {"data.test_fraction": 0.6, "data.validation_fraction": 0.4},
+            "set: data.validation_fraction is 0.4, which beside data.test_fraction 0.6 leaves no samples to train on; "
+            "expected two fractions that sum to less than 1",
+        ),
+        (
+            {"data.validation_fraction": 0.1, "data.draws": "reference"},
+            "set: data.validation_fraction is 0.1, while data.draws is 'reference', which has no validation split; "
+            "expected 0, or data.draws: seed",
+        ),
         (
             {"data.samples": 49, "data.partition": {"kind": "dirichlet"}},
             "set: data.partition.min_samples is 10 for each of 5 clients; expected at most 9, since data.samples is 49",

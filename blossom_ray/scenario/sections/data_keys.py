@@ -11,12 +11,15 @@ from blossom_ray.scenario.sections.partition import IidPartition, Partition
 
 
 class DataKeys(Section):
-    """How samples are divided over clients, and into training and test."""
+    """How samples are divided over clients, and into training, validation and test."""
 
     partition: Partition = IidPartition(kind="iid")
     """How samples are divided over clients."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Part of each client's samples kept for its own test split."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of each client's samples kept for its own validation split, on which one chooses. They are taken from what
+    was for training: the test split is the same with and without. 0: no validation split."""
     split: Literal["sample", "subject"] = "sample"
     """`sample`: rows are drawn at random, so overlapping windows of one recording may fall on both sides and test
     scores are optimistic. `subject`: a client's test split holds whole subjects that its training split has not."""
