@@ -186,13 +186,13 @@ def _encoder(section: sections.Encoder, shape: tuple[int, ...], where: str) -> n
 def _fusion(section: sections.Fusion, dims: Mapping[str, int]) -> nn.Module:
     match section:
         case sections.AttentionFusion():
-            return fusion.AttentionFusion(dims, section.dim)
+            return fusion.AttentionFusion(dims, section.dim, section.norm)
         case sections.ConcatFusion():
-            return fusion.ConcatFusion(dims, section.dim)
+            return fusion.ConcatFusion(dims, section.dim, section.norm)
         case sections.MeanFusion():
-            return fusion.MeanFusion(dims, section.dim)
+            return fusion.MeanFusion(dims, section.dim, section.norm)
         case sections.GatedFusion():
-            return fusion.GatedFusion(dims, section.dim)
+            return fusion.GatedFusion(dims, section.dim, section.norm)
         case sections.CustomFusion():
             return _custom(section, "model.fusion", dict(dims))
         case _:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from blossom_ray.errors import InputError
 
 Shape = tuple[int, ...]
+FeatureNorm = Literal["batch", "group", "layer", "none"]
 
 
 class MlpEncoder(nn.Module):
@@ -201,6 +202,25 @@ def dropout_layer(probability: float) -> nn.Module:
     return nn.Dropout(probability) if probability > 0 else nn.Identity()
 
 
+def feature_norm(norm: FeatureNorm, width: int) -> nn.Module:
+    """Normalisation of vectors (B, width): by the batch, by groups of features, by all features, or none.
+
+    Args:
+        norm: `batch` (Ioffe and Szegedy 2015, arXiv:1502.03167), `layer` (Ba et al. 2016, arXiv:1607.06450), `group`
+            with as many groups as `Conv2dEncoder` has for as many channels, or `none`.
+        width: Width of the vectors.
+    """
+    match norm:
+        case "batch":
+            return nn.BatchNorm1d(width)
+        case "layer":
+            return nn.GroupNorm(1, width)  # of vectors this is nn.LayerNorm, and has a stacked form
+        case "group":
+            return nn.GroupNorm(_num_groups(width), width)
+        case "none":
+            return nn.Identity()
+
+
 def _sequence_shape(input_shape: Shape) -> tuple[int, int]:
     if len(input_shape) != 2:
         raise InputError(f"the input has shape {input_shape}; expected a sequence (time, features)")
@@ -229,12 +249,15 @@ def _mean_over_time(gru: nn.GRU, inputs_BTD: Tensor) -> Tensor:
     return states_BTE.mean(dim=1)
 
 
+def _num_groups(num_channels: int) -> int:
+    return 4 if num_channels % 8 == 0 else 2 if num_channels % 4 == 0 else 1
+
+
 def _norm_2d(norm: Literal["batch", "group", "none"], num_channels: int) -> nn.Module:
     match norm:
         case "batch":
             return nn.BatchNorm2d(num_channels)
         case "group":
-            num_groups = 4 if num_channels % 8 == 0 else 2 if num_channels % 4 == 0 else 1
-            return nn.GroupNorm(num_groups, num_channels)
+            return nn.GroupNorm(_num_groups(num_channels), num_channels)
         case "none":
             return nn.Identity()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from blossom_ray.models.encoders import FeatureNorm, feature_norm
+
 
 class AttentionFusion(nn.Module):
     """One weight per modality from a softmax over all embeddings; the weighted sum of their projections.
@@ -22,15 +24,17 @@ class AttentionFusion(nn.Module):
     Args:
         embedding_dims: Width of the embedding by modality, for all modalities of the federation.
         dim: Width of the fused representation.
+        norm: Its normalisation.
 
     Source: the attention fusion of BLOSSOM (arXiv:2603.27552); the softmax over what is present is ours.
     """
 
-    def __init__(self, embedding_dims: Mapping[str, int], dim: int) -> None:
+    def __init__(self, embedding_dims: Mapping[str, int], dim: int, norm: FeatureNorm = "none") -> None:
         super().__init__()
         self.embedding_dims = dict(sorted(embedding_dims.items()))
         self.scores = nn.Linear(sum(self.embedding_dims.values()), len(self.embedding_dims))
         self.projections = _projections(self.embedding_dims, dim)
+        self.norm = feature_norm(norm, dim)
 
     def weights(self, embeddings: Mapping[str, Tensor]) -> Tensor:
         """The weights (B, P) of the present modalities, in sorted order; each row sums to 1.
@@ -49,7 +53,9 @@ class AttentionFusion(nn.Module):
         """Fuse the embeddings of the present modalities into (B, F)."""
         weights_BP = self.weights(embeddings)
         projected = _project(self.projections, embeddings, self.embedding_dims)
-        return _sum([weights_BP[:, i : i + 1] * projected_BF for i, projected_BF in enumerate(projected)])
+        weighted = [weights_BP[:, i : i + 1] * projected_BF for i, projected_BF in enumerate(projected)]
+        fused_BF: Tensor = self.norm(_sum(weighted))
+        return fused_BF
 
 
 class ConcatFusion(nn.Module):
@@ -58,16 +64,18 @@ class ConcatFusion(nn.Module):
     Args:
         embedding_dims: Width of the embedding by modality, for all modalities of the federation.
         dim: Width of the fused representation.
+        norm: Its normalisation.
     """
 
-    def __init__(self, embedding_dims: Mapping[str, int], dim: int) -> None:
+    def __init__(self, embedding_dims: Mapping[str, int], dim: int, norm: FeatureNorm = "none") -> None:
         super().__init__()
         self.embedding_dims = dict(sorted(embedding_dims.items()))
         self.projection = nn.Linear(sum(self.embedding_dims.values()), dim)
+        self.norm = feature_norm(norm, dim)
 
     def forward(self, embeddings: Mapping[str, Tensor]) -> Tensor:
         """Fuse the embeddings of the present modalities into (B, F)."""
-        fused_BF: Tensor = self.projection(_concatenate(embeddings, self.embedding_dims))
+        fused_BF: Tensor = self.norm(self.projection(_concatenate(embeddings, self.embedding_dims)))
         return fused_BF
 
 
@@ -77,18 +85,21 @@ class MeanFusion(nn.Module):
     Args:
         embedding_dims: Width of the embedding by modality, for all modalities of the federation.
         dim: Width of the fused representation.
+        norm: Its normalisation.
     """
 
-    def __init__(self, embedding_dims: Mapping[str, int], dim: int) -> None:
+    def __init__(self, embedding_dims: Mapping[str, int], dim: int, norm: FeatureNorm = "none") -> None:
         super().__init__()
         self.embedding_dims = dict(sorted(embedding_dims.items()))
         self.projections = _projections(self.embedding_dims, dim)
+        self.norm = feature_norm(norm, dim)
 
     def forward(self, embeddings: Mapping[str, Tensor]) -> Tensor:
         """Fuse the embeddings of the present modalities into (B, F)."""
         _check_present(embeddings, self.embedding_dims)
         projected = _project(self.projections, embeddings, self.embedding_dims)
-        return _sum(projected) / len(projected)
+        fused_BF: Tensor = self.norm(_sum(projected) / len(projected))
+        return fused_BF
 
 
 class GatedFusion(nn.Module):
@@ -99,16 +110,18 @@ class GatedFusion(nn.Module):
     Args:
         embedding_dims: Width of the embedding by modality, for all modalities of the federation.
         dim: Width of the fused representation.
+        norm: Its normalisation.
 
     Source: Arevalo et al. 2017 (arXiv:1702.01992), the form for any number of modalities, with biases.
     """
 
-    def __init__(self, embedding_dims: Mapping[str, int], dim: int) -> None:
+    def __init__(self, embedding_dims: Mapping[str, int], dim: int, norm: FeatureNorm = "none") -> None:
         super().__init__()
         self.embedding_dims = dict(sorted(embedding_dims.items()))
         width = sum(self.embedding_dims.values())
         self.gates = nn.ModuleList(nn.Linear(width, dim) for _ in self.embedding_dims)
         self.projections = _projections(self.embedding_dims, dim)
+        self.norm = feature_norm(norm, dim)
 
     def forward(self, embeddings: Mapping[str, Tensor]) -> Tensor:
         """Fuse the embeddings of the present modalities into (B, F)."""
@@ -119,7 +132,8 @@ class GatedFusion(nn.Module):
             if name in embeddings
         ]
         projected = _project(self.projections, embeddings, self.embedding_dims)
-        return _sum([g * torch.tanh(p) for g, p in zip(gates, projected, strict=True)])
+        fused_BF: Tensor = self.norm(_sum([g * torch.tanh(p) for g, p in zip(gates, projected, strict=True)]))
+        return fused_BF
 
 
 def _projections(embedding_dims: Mapping[str, int], dim: int) -> nn.ModuleList:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 from torch import Tensor, nn
 
-from blossom_ray.models.encoders import dropout_layer
+from blossom_ray.models.encoders import FeatureNorm, dropout_layer, feature_norm
 
 
 class MlpHead(nn.Module):
@@ -34,7 +33,7 @@ class MlpHead(nn.Module):
         *,
         hidden: Sequence[int],
         dropout: float,
-        norm: Literal["batch", "none"],
+        norm: FeatureNorm,
     ) -> None:
         super().__init__()
         widths = (input_dim, *hidden)
@@ -42,7 +41,7 @@ class MlpHead(nn.Module):
         for width_in, width_out in pairwise(widths):
             layers += [
                 nn.Linear(width_in, width_out),
-                nn.BatchNorm1d(width_out) if norm == "batch" else nn.Identity(),
+                feature_norm(norm, width_out),
                 nn.ReLU(),
                 dropout_layer(dropout),
             ]

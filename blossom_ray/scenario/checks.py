@@ -54,6 +54,7 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         found += _modalities(model, clients)
     if model is not None:
         found += _kernels(model)
+        found += _normed_widths(model)
     if model is not None and data is not None:
         found += _data_modalities(data, model)
         found += _encoder_shapes(data, model)
@@ -259,6 +260,19 @@ def _fractions(data: spec.Data) -> Iterator[Finding]:
             f"is {data.validation_fraction:g}, which beside data.test_fraction {data.test_fraction:g} leaves no samples"
         )
         yield Finding("data.validation_fraction", found + " to train on", "two fractions that sum to less than 1")
+
+
+def _normed_widths(model: spec.Model) -> Iterator[Finding]:
+    """One feature normalised by itself is zero, whatever it was."""
+    widths: dict[str, int] = {}
+    if not isinstance(model.fusion, spec.CustomFusion) and model.fusion.norm in ("layer", "group"):
+        widths["fusion.dim"] = model.fusion.dim
+    if isinstance(model.head, spec.MlpHead) and model.head.norm in ("layer", "group"):
+        widths |= {f"head.hidden.{position}": width for position, width in enumerate(model.head.hidden)}
+    for path, width in widths.items():
+        if width == 1:
+            norm = getattr(model, path.partition(".")[0]).norm
+            yield Finding(f"model.{path}", f"is 1, while norm is {norm!r}", "at least 2 features, or another norm")
 
 
 def _draws(data: spec.Data) -> Iterator[Finding]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import reduce
 from typing import Any
 
 from blossom_ray.scenario.model import Scenario
 from blossom_ray.scenario.writer import plain_tree
 
-_ADDED_LATER: dict[tuple[str, ...], Any] = {("data", "validation_fraction"): 0.0}
+_ADDED_LATER: dict[tuple[str, ...], Any] = {
+    ("data", "validation_fraction"): 0.0,
+    ("model", "fusion", "norm"): "none",
+}
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
 
 
@@ -23,12 +27,10 @@ def numbers_tree(scenario: Scenario) -> dict[str, Any]:
     for place_only in ("name", "checkpoint", "failures"):
         del tree[place_only]
     tree["execution"] = {"chunk_size": scenario.execution.chunk_size}
-    for (*sections, key), default in _ADDED_LATER.items():
-        place = tree
-        for section in sections:
-            place = place[section]
-        if place[key] == default:
-            del place[key]
+    for (*path, key), default in _ADDED_LATER.items():
+        section = reduce(lambda branch, name: branch[name], path, tree)
+        if key in section and section[key] == default:
+            del section[key]
     plain: dict[str, Any] = json.loads(json.dumps(tree, default=_name_of))
     return plain
 

@@ -136,6 +136,16 @@ def test_absent_modality_does_not_touch_its_own_parameters(kind: type[nn.Module]
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
+def test_what_is_normalised_is_the_fused_representation(kind: type[nn.Module]) -> None:
+    plain, layer, batch = (kind(DIMS, 6, norm) for norm in ("none", "layer", "batch"))
+    for other in (layer, batch):
+        other.load_state_dict(plain.state_dict(), strict=False)
+    fused = plain(embeddings())
+    torch.testing.assert_close(layer(embeddings()), nn.LayerNorm(6)(fused))
+    torch.testing.assert_close(batch(embeddings()), nn.BatchNorm1d(6)(fused))
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
 def test_order_of_embeddings_does_not_matter(kind: type[nn.Module]) -> None:
     fusion = kind(dict(reversed(DIMS.items())), 6)
     forward, backward = embeddings(), dict(reversed(embeddings().items()))

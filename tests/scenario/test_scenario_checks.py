@@ -251,6 +251,14 @@ def test_the_base_is_right(problems):
             "set: model.norm_statistics is 'local', while sharing is 'central'; expected 'shared'",
         ),
         (
+            {"model.fusion": {"kind": "mean", "dim": 1, "norm": "layer"}},
+            "set: model.fusion.dim is 1, while norm is 'layer'; expected at least 2 features, or another norm",
+        ),
+        (
+            {"model.head": {"kind": "mlp", "hidden": [8, 1], "norm": "group"}},
+            "set: model.head.hidden.1 is 1, while norm is 'group'; expected at least 2 features, or another norm",
+        ),
+        (
             {"sharing": "central", "model.missing": "prototype"},
             "set: model.missing is 'prototype', while sharing is 'central'; expected another rule",
         ),

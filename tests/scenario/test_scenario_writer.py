@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from blossom_ray.errors import ScenarioError
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.scenario.reader import read_scenario
 from blossom_ray.scenario.writer import scenario_yaml
 
@@ -83,6 +84,16 @@ def test_callables_are_written_by_name():
     assert again.options == {"function": "builtins:len", "size": [1, 2]}
     assert scenario.override({"seed": 1}).data.factory is math.hypot
     assert scenario.override({"seed": 1}).data.options == {"function": len, "size": (1, 2)}
+
+
+def test_a_later_key_that_changes_nothing_is_no_part_of_what_numbers_follow_from():
+    scenario = Scenario.model_validate(SMALL)
+    assert numbers_tree(scenario)["model"]["fusion"] == {"kind": "attention", "dim": 256}
+    normed = scenario.override({"model.fusion.norm": "layer"})
+    assert numbers_tree(normed)["model"]["fusion"]["norm"] == "layer"
+    assert identity(normed) != identity(scenario)
+    own = scenario.override({"model.fusion": {"kind": "custom", "factory": "a:b"}})
+    assert numbers_tree(own)["model"]["fusion"] == {"kind": "custom", "factory": "a:b", "options": {}}
 
 
 def test_a_callable_of_no_module_is_refused_when_it_is_read():

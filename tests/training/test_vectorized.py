@@ -210,6 +210,16 @@ def test_fusions_and_missing_modalities(kind: str, missing: str) -> None:
     assert_engines_agree(workspace(fusion=fusion, missing=missing), training(), sizes=(5, 2))
 
 
+@pytest.mark.parametrize("norm", ["batch", "group", "layer"])
+@pytest.mark.parametrize("kind", ["attention", "concat", "mean", "gated"])
+def test_normalised_fusions_and_heads(kind: str, norm: str) -> None:
+    # Wide enough for groups of four: of a pair, normalisation leaves the sign, and hardly a gradient.
+    head = {"kind": "mlp", "hidden": [16], "norm": norm, "dropout": 0.3}
+    space = workspace(fusion={"kind": kind, "dim": 16, "norm": norm}, head=head)
+    assert can_vectorize(space) is None
+    assert_engines_agree(space, training())
+
+
 @pytest.mark.parametrize("norm_statistics", ["shared", "local"])
 def test_the_encoder_of_a_missing_modality_sees_zeros_in_evaluation_mode(norm_statistics: str) -> None:
     encoder = {"kind": "conv2d", "channels": [4], "dim": 4, "dropout": 0.5}

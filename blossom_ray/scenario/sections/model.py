@@ -8,6 +8,7 @@ from pydantic import Field
 
 from blossom_ray.scenario.sections.base import Custom, ModalityName, Positive, Probability, Section
 
+FeatureNorm = Literal["batch", "group", "layer", "none"]
 Widths = Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
@@ -97,6 +98,8 @@ class AttentionFusion(Section):
     kind: Literal["attention"]
     dim: Positive = 256
     """Width of the fused representation."""
+    norm: FeatureNorm = "none"
+    """Normalisation of the fused representation."""
 
 
 class ConcatFusion(Section):
@@ -105,6 +108,8 @@ class ConcatFusion(Section):
     kind: Literal["concat"]
     dim: Positive = 256
     """Width of the fused representation."""
+    norm: FeatureNorm = "none"
+    """Normalisation of the fused representation."""
 
 
 class MeanFusion(Section):
@@ -113,6 +118,8 @@ class MeanFusion(Section):
     kind: Literal["mean"]
     dim: Positive = 256
     """Width of the fused representation."""
+    norm: FeatureNorm = "none"
+    """Normalisation of the fused representation."""
 
 
 class GatedFusion(Section):
@@ -121,6 +128,8 @@ class GatedFusion(Section):
     kind: Literal["gated"]
     dim: Positive = 256
     """Width of the fused representation."""
+    norm: FeatureNorm = "none"
+    """Normalisation of the fused representation."""
 
 
 class CustomFusion(Custom):
@@ -140,8 +149,9 @@ class MlpHead(Section):
     """Widths of the hidden layers."""
     dropout: Probability = 0.1
     """Dropout after each hidden layer."""
-    norm: Literal["batch", "none"] = "none"
-    """Normalisation before the ReLU of each hidden layer."""
+    norm: FeatureNorm = "none"
+    """Normalisation before the ReLU of each hidden layer: by the batch, or by all features (`layer`) or groups of
+    features of each sample."""
 
 
 class LinearHead(Section):
