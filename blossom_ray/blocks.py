@@ -19,6 +19,7 @@ CENTRAL = "central"
 """The scheme without clients that train: one model for all, trained where all samples are."""
 _ENCODER = "encoder/"
 _PROTOTYPE = "prototype/"
+_STATISTICS = "statistics/"
 
 
 class Scope(StrEnum):
@@ -54,6 +55,11 @@ def is_prototype(block: str) -> bool:
     return block.startswith(_PROTOTYPE)
 
 
+def statistics_block(block: str) -> str:
+    """The name of a block's running statistics where each modality set has its own: `statistics/<block>`."""
+    return _STATISTICS + block
+
+
 def block_names(modalities: Iterable[str]) -> tuple[str, ...]:
     """All blocks of a model over these modalities: the encoders in sorted order, then `fusion`, then `head`."""
     return (*(encoder_block(modality) for modality in sorted(modalities)), FUSION, HEAD)
@@ -83,7 +89,8 @@ class BlockInstance(NamedTuple):
     """One copy of a block: a name and the key of its scope.
 
     The key is "" for a `shared` or `frozen` block, the modality set (`acc+gyro`) for `same-modalities`, the group's
-    label for `group`, and the client's id for `private`.
+    label for `group` (with the modality set behind a slash where it is about statistics), and the client's id for
+    `private`.
     """
 
     name: str
@@ -99,6 +106,12 @@ class BlockInstance(NamedTuple):
     def is_trained(self) -> bool:
         """Whether clients train this copy."""
         return self.scope is not Scope.FROZEN
+
+    def statistics(self, client: ClientProfile) -> BlockInstance:
+        """The running statistics of this copy that `client` shares with those of its own modality set."""
+        if self.scope is Scope.GROUP:
+            return BlockInstance(statistics_block(self.name), Scope.GROUP, f"{self.key}/{client.modality_set}")
+        return BlockInstance(statistics_block(self.name), Scope.SAME_MODALITIES, client.modality_set)
 
     def __str__(self) -> str:
         if not self.key:

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from blossom_ray.aggregation import PartialSum, Vector
-from blossom_ray.blocks import BlockInstance, ClientProfile, SharingScheme, block_names, prototype_block
+from blossom_ray.blocks import (
+    BlockInstance,
+    ClientProfile,
+    SharingScheme,
+    block_names,
+    prototype_block,
+    statistics_block,
+)
 from blossom_ray.records import ClientEvaluation, ClientTraining
 from blossom_ray.scenario.sections import FineTune, Metric, Model, Training, Weighting
 from blossom_ray.scores import Task
@@ -40,6 +47,8 @@ class ClientPlan:
         metrics: Its `evaluation.metrics` section.
         weighting: Its `server.weighting`.
         prototypes: With `model.missing: prototype` the modalities that some client lacks, sorted.
+        split_blocks: With `model.norm_statistics: same-modalities` the blocks that several modality sets hold in
+            common and whose running statistics are therefore block instances of their own, one per modality set.
     """
 
     model: Model
@@ -54,6 +63,7 @@ class ClientPlan:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     weighting: Weighting = "samples"
     prototypes: tuple[str, ...] = ()
+    split_blocks: frozenset[str] = frozenset()
     _patterns: dict[tuple[object, ...], tuple[dict[str, BlockInstance], tuple[str, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -74,11 +84,56 @@ class ClientPlan:
 
     def sent_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
         """The block instances that a client receives, in a fixed order: all that it holds but the private ones."""
-        return tuple(i for i in self.held_blocks(client).values() if not i.is_private)
+        return self._exchanged(client, self.held_blocks(client))
 
     def returned_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
         """The block instances that a client sends back, in a fixed order: all that it trains but the private ones."""
-        return tuple(i for i in self.trained_blocks(client).values() if not i.is_private)
+        return self._exchanged(client, self.trained_blocks(client))
+
+    def cut(
+        self, instances: Iterable[BlockInstance], blocks: Mapping[str, Vector], num_parameters: Mapping[str, int]
+    ) -> dict[BlockInstance, Vector]:
+        """The values of block instances that a client is sent or sends back, out of its whole blocks.
+
+        Args:
+            instances: Some of `sent_blocks` or `returned_blocks`, in whose order the values are given.
+            blocks: Each block's vector by name, its parameters before its running statistics.
+            num_parameters: By block name, how many values of the vector are parameters.
+
+        Returns:
+            Views.
+        """
+        values: dict[BlockInstance, Vector] = {}
+        split = {statistics_block(name): name for name in self.split_blocks}
+        for instance in instances:
+            if instance.name in split:
+                name = split[instance.name]
+                values[instance] = blocks[name][num_parameters[name] :]
+            elif instance.name in self.split_blocks:
+                values[instance] = blocks[instance.name][: num_parameters[instance.name]]
+            else:
+                values[instance] = blocks[instance.name]
+        return values
+
+    def joined(self, client: ClientProfile, sent: Mapping[BlockInstance, SentBlock]) -> dict[str, Vector]:
+        """The whole blocks of a client by name, but for the private ones, out of what it is sent: the inverse of `cut`.
+
+        Args:
+            client: The client; the result is the same for all of its modality set and group.
+            sent: Every block instance that it is sent.
+        """
+        whole: dict[str, Vector] = {}
+        for name, instance in self.held_blocks(client).items():
+            if instance.is_private:
+                continue
+            whole[name] = sent[instance].values
+            if name in self.split_blocks:
+                whole[name] = np.concatenate([whole[name], sent[instance.statistics(client)].values])
+        return whole
+
+    def _exchanged(self, client: ClientProfile, held: Mapping[str, BlockInstance]) -> tuple[BlockInstance, ...]:
+        shared = [instance for instance in held.values() if not instance.is_private]
+        return (*shared, *(instance.statistics(client) for instance in shared if instance.name in self.split_blocks))
 
     def _instances(
         self, client: ClientProfile, modalities: Iterable[str], prototypes: Iterable[str], *, trained_only: bool = False

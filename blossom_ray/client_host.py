@@ -109,16 +109,17 @@ class ClientHost:
         results = self._with_prototypes(tasks, [result for result, _ in trained])
         for client, result in zip(chunk.clients, results, strict=True):
             check_finite(client, round_index, result, "training.optimizer.lr")
+        returned = self._returned(chunk, results)
         weights = client_weights(
             plan.weighting, engine, tasks, results, batch_size=plan.evaluation_batch_size, round_index=round_index
         )
         records: list[ClientTraining] = []
-        for client, result, (_, seconds), weight, state in zip(
-            chunk.clients, results, trained, weights, states, strict=True
+        for client, result, (_, seconds), blocks_back, weight, state in zip(
+            chunk.clients, results, trained, returned, weights, states, strict=True
         ):
             self._staged[client] = (round_index, self._next_state(client, state, result))
-            for name, instance in self._returned(client).items():
-                up.count(client, instance, result.blocks[name].nbytes)
+            for instance, values in blocks_back.items():
+                up.count(client, instance, values.nbytes)
             records.append(
                 ClientTraining(
                     client=client,
@@ -134,7 +135,7 @@ class ClientHost:
             )
         return ChunkTraining(
             tuple(records),
-            self._combine(chunk, results, weights, whole=whole),
+            _combined(returned, weights, whole=whole),
             dict(down.by_instance),
             dict(up.by_instance),
         )
@@ -248,10 +249,14 @@ class ClientHost:
         tasks, states = [], []
         # Clients that were sent the same share one map of versions: with ten thousand of them it is most of a state.
         same: dict[tuple[tuple[BlockInstance, int], ...], dict[BlockInstance, int]] = {}
+        profile = self._profiles[chunk.clients[0]]
+        sent = {instance: blocks[instance] for instance in self._plan.sent_blocks(profile)}
+        joined = self._plan.joined(profile, sent)
         for client in chunk.clients:
             self._settle(client, accepted=accepted)
             state = self._states.get(client, _INITIAL_STATE)
-            values, versions = self._receive(client, state, blocks, down)
+            versions = _received(client, state, sent, down)
+            values = {**joined, **self._private(client, state)}
             own = self._profiles[client].modalities
             shard = self._shards.held_out(own) if scoring is Scoring.HELD_OUT else self._shards.shard(client)
             assert shard is not None, "the loop asks for a held-out set only where there is one"
@@ -288,27 +293,11 @@ class ClientHost:
             round_index=round_index,
         )
 
-    def _receive(
-        self,
-        client: int,
-        state: ClientState,
-        blocks: Mapping[BlockInstance, SentBlock],
-        down: Traffic,
-    ) -> tuple[dict[str, Vector], dict[BlockInstance, int]]:
-        """The values of all blocks that a client holds; what had to be sent to it for that is noted."""
+    def _private(self, client: int, state: ClientState) -> dict[str, Vector]:
+        """The values of a client's private blocks."""
         initial = self._workspace(self._profiles[client]).initial_blocks
-        versions = dict(state.versions)
-        values: dict[str, Vector] = {}
-        for name, instance in self._plan.held_blocks(self._profiles[client]).items():
-            if instance.is_private:
-                values[name] = state.private.get(name, initial[name])
-                continue
-            sent = blocks[instance]
-            values[name] = sent.values
-            if versions.get(instance) != sent.version:
-                versions[instance] = sent.version
-                down.count(client, instance, sent.values.nbytes)
-        return values, versions
+        held = self._plan.held_blocks(self._profiles[client])
+        return {name: state.private.get(name, initial[name]) for name, i in held.items() if i.is_private}
 
     def _next_state(self, client: int, state: ClientState, result: LocalResult) -> ClientState:
         instances = self._plan.trained_blocks(self._profiles[client])
@@ -331,22 +320,11 @@ class ClientHost:
             self._workspaces[profile.modalities] = client_workspace(self._plan, profile, self._device)
         return self._workspaces[profile.modalities]
 
-    def _returned(self, client: int) -> dict[str, BlockInstance]:
-        instances = self._plan.trained_blocks(self._profiles[client])
-        return {name: instance for name, instance in instances.items() if not instance.is_private}
-
-    def _combine(
-        self, chunk: Chunk, results: Sequence[LocalResult], weights: Sequence[float], *, whole: bool
-    ) -> dict[BlockInstance, PartialSum | np.ndarray]:
-        shared = self._returned(chunk.clients[0])
-        if whole and len(results) > 1:
-            return {
-                instance: weighted_sum(
-                    (weight, result.blocks[name]) for weight, result in zip(weights, results, strict=True)
-                )
-                for name, instance in shared.items()
-            }
-        return {instance: np.stack([result.blocks[name] for result in results]) for name, instance in shared.items()}
+    def _returned(self, chunk: Chunk, results: Sequence[LocalResult]) -> list[dict[BlockInstance, Vector]]:
+        """What each client sends back: of what it trained, all that is not private."""
+        profile = self._profiles[chunk.clients[0]]
+        instances, num_parameters = self._plan.returned_blocks(profile), self._workspace(profile).num_parameters
+        return [self._plan.cut(instances, result.blocks, num_parameters) for result in results]
 
     def _settle(self, client: int, *, accepted: int) -> None:
         """Make the staged state of a round final once the run has gone past that round; drop it otherwise."""
@@ -365,3 +343,27 @@ class ClientHost:
             for key, values in sorted(buffers.items()):
                 digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
+
+
+def _received(
+    client: int, state: ClientState, sent: Mapping[BlockInstance, SentBlock], down: Traffic
+) -> dict[BlockInstance, int]:
+    """The versions that a client has once it has these blocks; what had to be sent to it for that is noted."""
+    versions = dict(state.versions)
+    for instance, block in sent.items():
+        if versions.get(instance) != block.version:
+            versions[instance] = block.version
+            down.count(client, instance, block.values.nbytes)
+    return versions
+
+
+def _combined(
+    returned: Sequence[Mapping[BlockInstance, Vector]], weights: Sequence[float], *, whole: bool
+) -> dict[BlockInstance, PartialSum | np.ndarray]:
+    """What the clients of a chunk send back, as `ChunkTraining.blocks` has it."""
+    if whole and len(returned) > 1:
+        return {
+            instance: weighted_sum((weight, own[instance]) for weight, own in zip(weights, returned, strict=True))
+            for instance in returned[0]
+        }
+    return {instance: np.stack([own[instance] for own in returned]) for instance in returned[0]}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from blossom_ray.blocks import FUSION, HEAD, Scope, SharingScheme, encoder_block
+from blossom_ray.blocks import FUSION, HEAD, Scope, SharingScheme, encoder_block, is_prototype
 from blossom_ray.client import ClientPlan
 from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.federation import build_federation
@@ -148,7 +149,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     )
     return Preparation(
         scenario=scenario,
-        plan=plan,
+        plan=replace(plan, split_blocks=_split_blocks(plan, population)),
         population=population,
         shards=shards,
         has_held_out=has_held_out,
@@ -181,3 +182,26 @@ def _prototypes(scenario: Scenario, population: Population) -> tuple[str, ...]:
         return ()
     owned = [set(profile.modalities) for profile in population.representatives()]
     return tuple(modality for modality in scenario.modalities if any(modality not in own for own in owned))
+
+
+def _split_blocks(plan: ClientPlan, population: Population) -> frozenset[str]:
+    """The blocks whose running statistics each modality set has for itself, as `ClientPlan.split_blocks` has them."""
+    from blossom_ray.models.build import build_block
+    from blossom_ray.models.flat import block_layout
+
+    model = plan.model
+    if model.norm_statistics != "same-modalities":
+        return frozenset()
+    holders: defaultdict[str, set[str]] = defaultdict(set)
+    for profile in population.representatives():
+        for name, instance in plan.held_blocks(profile).items():
+            if instance.scope in (Scope.SHARED, Scope.GROUP) and not is_prototype(name):
+                holders[name].add(profile.modality_set)
+    return frozenset(
+        name
+        for name, sets in holders.items()
+        if len(sets) > 1
+        and block_layout(
+            build_block(name, model, plan.input_shapes, plan.num_outputs, plan.seed), model.norm_statistics
+        ).buffers
+    )

@@ -260,11 +260,17 @@ def _block_rounds(
         if signature not in reported:
             trained = preparation.plan.trained_blocks(profile)
             reported[signature] = {
-                name: BlockInstance(name, Scope.PRIVATE) if instance.is_private else instance
-                for name, instance in trained.items()
+                **{
+                    name: BlockInstance(name, Scope.PRIVATE)
+                    for name, instance in trained.items()
+                    if instance.is_private
+                },
+                **{instance.name: instance for instance in preparation.plan.returned_blocks(profile)},
             }
         for name, together in reported[signature].items():
-            if name in record.drift:  # a prototype is measured anew: it drifts from nothing
+            if (
+                name in record.drift
+            ):  # a prototype is measured anew: it drifts from nothing; statistics are no parameters
                 drift_sums[together] += record.num_examples * record.drift[name]
                 num_examples[together] += record.num_examples
             weights[together] += record.weight

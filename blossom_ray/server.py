@@ -65,16 +65,15 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
 
     blocks: dict[BlockInstance, ServerBlock] = {}
     for profile in profiles:
-        instances = {i.name: i for i in plan.sent_blocks(profile) if i not in blocks}
+        instances = [i for i in plan.sent_blocks(profile) if i not in blocks]
         if not instances:
             continue
         workspace = Workspace(plan.model, plan.input_shapes, plan.num_outputs, owned=profile.modalities, seed=plan.seed)
-        for name, instance in instances.items():
-            num_parameters = workspace.flat[name].num_parameters
+        initial = plan.cut(instances, workspace.initial_blocks, workspace.num_parameters)
+        for instance, values in initial.items():
+            num_parameters = workspace.num_parameters.get(instance.name, 0)
             blocks[instance] = ServerBlock(
-                SentBlock(0, workspace.initial_blocks[name]),
-                num_parameters,
-                server_optimizer.init(section, num_parameters),
+                SentBlock(0, values), num_parameters, server_optimizer.init(section, num_parameters)
             )
     return Server({instance: blocks[instance] for instance in sorted(blocks)})
 

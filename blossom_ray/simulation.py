@@ -113,7 +113,8 @@ def run(
 def _statistics_note(instance: BlockInstance) -> str:
     return (
         f"{instance}: running statistics of normalisation are averaged over clients of different modality sets, which "
-        "can spoil their scores; model.norm_statistics: local keeps them apart"
+        "can spoil their scores; model.norm_statistics: same-modalities averages them within each modality set, local "
+        "not at all"
     )
 
 

@@ -131,6 +131,9 @@ ONE_SET = [{"count": 2, "modalities": ["acc", "gyro"]}]
     [
         (BATCH_NORM | {"sharing": "full-model"}, ["head"]),
         (BATCH_NORM | {"sharing": "full-model", "model.norm_statistics": "local"}, []),
+        (BATCH_NORM | {"sharing": "full-model", "model.norm_statistics": "same-modalities"}, []),
+        ({"sharing": "private-head", "model.fusion": {"kind": "mean", "dim": 8, "norm": "batch"}}, ["fusion"]),
+        ({"sharing": "full-model", "model.fusion": {"kind": "mean", "dim": 8, "norm": "layer"}}, []),
         (BATCH_NORM | {"sharing": "private-head"}, []),
         (BATCH_NORM | {"sharing": {"encoder/*": "shared", "fusion": "shared", "head": "same-modalities"}}, []),
         (BATCH_NORM | {"sharing": "full-model", "clients": ONE_SET}, []),
@@ -143,4 +146,4 @@ def test_a_run_notes_where_statistics_of_different_modality_sets_are_averaged(
 ) -> None:
     notes = simulate(small_scenario.override(changes)).manifest["notes"]
     assert [note.partition(":")[0] for note in notes] == blocks
-    assert all("model.norm_statistics: local" in note for note in notes)
+    assert all("model.norm_statistics: same-modalities averages them within each modality set" in n for n in notes)

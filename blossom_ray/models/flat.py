@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from blossom_ray.errors import InputError
 from blossom_ray.models.prototype import Prototype
 
-NormStatistics = Literal["local", "shared"]
+NormStatistics = Literal["local", "same-modalities", "shared"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def block_layout(module: nn.Module, norm_statistics: NormStatistics) -> Layout:
 
     Args:
         module: The block.
-        norm_statistics: `shared`: running statistics are part of the vector. `local`: they are not.
+        norm_statistics: `local`: running statistics are no part of the vector; else they are, behind the parameters.
 
     Raises:
         InputError: A parameter or a shared buffer is not float32, or has no shape yet, or some parameters are
@@ -99,9 +99,10 @@ class FlatBlock:
     device, or calling `flatten_parameters` of a recurrent layer on a GPU, breaks the bond; `read` notices.
 
     Args:
-        module: The block. Its parameters, and with `shared` its running statistics, become views of `values`.
-        norm_statistics: Whether running statistics are part of the vector (`shared`) or the client's own state
-            (`local`). All other buffers (counters, constants of own code) are always the client's own.
+        module: The block. Its parameters, and its running statistics unless these are `local`, become views of
+            `values`.
+        norm_statistics: Whether running statistics are the client's own state (`local`) or part of the vector, whoever
+            they are averaged over. All other buffers (counters, constants of own code) are always the client's own.
         trained: Whether the block is trained; if not, its parameters get no gradients. A block that comes
             with frozen parameters is not trained in any case.
 

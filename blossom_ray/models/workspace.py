@@ -68,6 +68,11 @@ class Workspace:
         """The blocks that local training changes, by name."""
         return {name: flat for name, flat in self.flat.items() if flat.trained}
 
+    @property
+    def num_parameters(self) -> dict[str, int]:
+        """How many values of each block's vector are parameters, by name; they come first."""
+        return {name: flat.num_parameters for name, flat in self.flat.items()}
+
     def train_only(self, names: frozenset[str]) -> None:
         """Let training change only these of the `trained` blocks; the others stand still as frozen blocks do."""
         if names == self._active:

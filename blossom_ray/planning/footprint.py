@@ -75,12 +75,15 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
     values: dict[BlockInstance, int] = {}
     for members in population.signatures.values():
         profile = population.profiles[members[0]]
-        trained = plan.trained_blocks(profile)
+        workspace, returned = workspaces[profile.modality_set], set(plan.returned_blocks(profile))
+        held = plan.cut(plan.sent_blocks(profile), workspace.initial_blocks, workspace.num_parameters)
         for name, instance in plan.held_blocks(profile).items():
-            kept = BlockInstance(name, Scope.PRIVATE) if instance.is_private else instance
-            holders[kept] += len(members)
-            trainers[kept] += len(members) if name in trained else 0
-            values[kept] = workspaces[profile.modality_set].flat[name].size
+            if instance.is_private:
+                held[BlockInstance(name, Scope.PRIVATE)] = workspace.initial_blocks[name]
+        for instance, vector in held.items():
+            holders[instance] += len(members)
+            trainers[instance] += len(members) if instance in returned else 0
+            values[instance] = vector.size
     traffic = {}
     for instance in sorted(holders):
         size = 0 if instance.is_private or not trainers[instance] else _FLOAT32 * values[instance]
@@ -104,11 +107,12 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
     has_model: set[tuple[int, str]] = set()
     for chunk in population.chunks:
         profile = population.profiles[chunk.clients[0]]
-        sizes = {name: flat.size for name, flat in workspaces[profile.modality_set].flat.items()}
-        held = plan.held_blocks(profile)
-        shared |= {instance: sizes[name] for name, instance in held.items() if not instance.is_private}
-        sums += sum(sizes[instance.name] for instance in plan.returned_blocks(profile))
-        private = sum(sizes[name] for name, instance in held.items() if instance.is_private)
+        workspace = workspaces[profile.modality_set]
+        sizes = {name: flat.size for name, flat in workspace.flat.items()}
+        sent = plan.cut(plan.sent_blocks(profile), workspace.initial_blocks, workspace.num_parameters)
+        shared |= {instance: vector.size for instance, vector in sent.items()}
+        sums += sum(sent[instance].size for instance in plan.returned_blocks(profile))
+        private = sum(sizes[name] for name, instance in plan.held_blocks(profile).items() if instance.is_private)
         for client in chunk.clients:
             actor = actors[client]
             loads[actor] += 2 * _FLOAT32 * private

@@ -98,20 +98,24 @@ def test_shards_through_the_object_store_change_nothing(small_scenario: Scenario
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    ("norm_statistics", "clients_per_actor"), [("local", 2), ("same-modalities", 5), ("same-modalities", 3)]
+)
 def test_normalisation_statistics_and_kept_optimizer_state_follow_their_client(
-    small_scenario: Scenario, ray_session: None
+    small_scenario: Scenario, norm_statistics: str, clients_per_actor: int, ray_session: None
 ) -> None:
     scenario = small_scenario.override(
         {
             "model.head": {"kind": "mlp", "hidden": [8], "norm": "batch"},
-            "model.norm_statistics": "local",
+            "model.norm_statistics": norm_statistics,
+            "sharing": "full-model",
             "training.optimizer": {"kind": "adam", "lr": 0.01},
             "training.keep_optimizer_state": True,
             "server.clients_per_round": 0.6,
             "rounds": 3,
         }
     )
-    placed = scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": 2})
+    placed = scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": clients_per_actor})
     assert_same_bits(simulate(scenario), simulate(placed))
 
 

@@ -251,6 +251,10 @@ def test_the_base_is_right(problems):
             "set: model.norm_statistics is 'local', while sharing is 'central'; expected 'shared'",
         ),
         (
+            {"sharing": "central", "model.norm_statistics": "same-modalities"},
+            "set: model.norm_statistics is 'same-modalities', while sharing is 'central'; expected 'shared'",
+        ),
+        (
             {"model.fusion": {"kind": "mean", "dim": 1, "norm": "layer"}},
             "set: model.fusion.dim is 1, while norm is 'layer'; expected at least 2 features, or another norm",
         ),

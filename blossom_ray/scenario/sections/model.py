@@ -181,5 +181,6 @@ class Model(Section):
     sees only what is there. `zero-embedding`: an embedding of zeros. `zero-input`: an input of zeros through the
     current encoder, which the client then holds without training it. `prototype`: the mean embedding of the clients
     that own the modality, measured after each local training and averaged by the server (PmcmFL, simplified)."""
-    norm_statistics: Literal["local", "shared"] = "shared"
-    """Running statistics of normalisation layers: averaged with their block (`shared`) or kept by each client."""
+    norm_statistics: Literal["local", "same-modalities", "shared"] = "shared"
+    """Running statistics of normalisation layers: averaged with their block (`shared`), averaged over the clients that
+    own exactly the same modalities (`same-modalities`), or kept by each client (`local`)."""
