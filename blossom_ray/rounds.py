@@ -268,9 +268,8 @@ def _block_rounds(
                 **{instance.name: instance for instance in preparation.plan.returned_blocks(profile)},
             }
         for name, together in reported[signature].items():
-            if (
-                name in record.drift
-            ):  # a prototype is measured anew: it drifts from nothing; statistics are no parameters
+            # A prototype is measured anew, so it drifts from nothing; statistics are no parameters.
+            if name in record.drift:
                 drift_sums[together] += record.num_examples * record.drift[name]
                 num_examples[together] += record.num_examples
             weights[together] += record.weight
