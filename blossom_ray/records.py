@@ -25,7 +25,7 @@ class ClientTraining:
         client: The client's id.
         num_examples: Training samples seen, over all local epochs.
         weight: The client's weight in averages: the same number, unless `server.weighting` says otherwise.
-        num_steps: Optimizer steps taken.
+        num_steps: Optimizer steps of the model that the client then has: its own ones, or those of a central model.
         loss: Mean training loss over the samples seen, before each step.
         drift: L2 norm of local minus received parameters after local training, by block name.
         bytes_down: Bytes of blocks sent to the client for training.

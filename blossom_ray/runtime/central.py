@@ -1,4 +1,4 @@
-"""The central upper bound: one model trained on all clients' training splits together, scored as any other."""
+"""The pooled reference: one model trained on all clients' training splits together, scored as any other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class CentralRuntime:
         round_index: int,
         learning_rate: float,
     ) -> Iterator[ChunkUpdate]:
-        """Train on the samples of the chunks' clients; one update for all of them, which is the new model itself."""
+        """Train on the samples of the chunks' clients; one update for all of them, which is the new model itself.
+
+        The steps of a record are those of that one model, the same in each of them.
+        """
         started = time.perf_counter()
         with _one_thread():
             result = self._trained(blocks, round_index, learning_rate)
@@ -62,7 +65,7 @@ class CentralRuntime:
                 client=client,
                 num_examples=(count := int(num_train[client]) * num_epochs),
                 weight=float(count),
-                num_steps=0,
+                num_steps=result.num_steps,
                 loss=result.loss,
                 drift={},
                 bytes_down=0,
