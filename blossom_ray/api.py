@@ -25,6 +25,7 @@ from blossom_ray.results.run_log import RunLog
 from blossom_ray.results.table_sums import TableSums
 from blossom_ray.resuming import check_rounds, check_same
 from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
+from blossom_ray.runtime.kernels import gathered
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.simulation import CheckpointKept, Event, RunInfo, run
@@ -289,7 +290,12 @@ def _written(
                         writer.settle(scenario_yaml(settled))
                     notes, changes = event.entries["notes"], writer.recorded.get("own_code_changes", [])
                     assert isinstance(notes, list), "the loop notes what it finds"
-                    writer.update(**{**event.entries, "notes": [*notes, *changes]})
+                    used = event.entries["kernels"]
+                    assert isinstance(used, list), "the loop says what computes"
+                    if event.entries.get("first_round") != 0:
+                        # A run that goes on elsewhere has been computed by the kernels of both places.
+                        used = gathered(writer.recorded.get("kernels", ()), used)
+                    writer.update(**{**event.entries, "notes": [*notes, *changes], "kernels": used})
                     if "first_round" in event.entries:
                         log.prepared(event.entries)
                 case CheckpointKept():

@@ -63,6 +63,7 @@ def run(
     # torch comes with these; a process that just watches a run imports this module without.
     from blossom_ray.planning.measurement import measured
     from blossom_ray.runtime.central import CentralRuntime
+    from blossom_ray.runtime.kernels import gathered, kernels
 
     preparation = measured(prepare(scenario, session.folder), num_workers)
     store = CheckpointStore(session.checkpoints, scenario.checkpoint.keep) if session.checkpoints else None
@@ -83,7 +84,8 @@ def run(
                 server = checkpoint.restore(server)
                 runtime.restore(checkpoint)
                 first_round, sums = checkpoint.round_index + 1, session.resume[checkpoint.round_index]
-        facts = {**preparation.describe(), **runtime.describe(), "parameters": parameters}
+        used = gathered([kernels(), *runtime.kernels()])
+        facts = {**preparation.describe(), **runtime.describe(), "kernels": used, "parameters": parameters}
         yield RunInfo({**facts, "first_round": first_round, "notes": [*notes, *advice]})
         writer, unscored = _CheckpointWriter(store, preparation, runtime, sums), ""
         for record, new_server in run_rounds(preparation, runtime, server, first_round):
@@ -99,7 +101,10 @@ def run(
         yield from writer.take_kept()
         # One digest over those of all clients: a manifest stays small with ten thousand of them.
         private = sha256("".join(runtime.private_digests().values()).encode()).hexdigest()
-        entries = {"digest": {"shared": server.digest(), "private": private}, **runtime.describe()}
+        # An actor may have been replaced by one on another node.
+        used = gathered(used, [kernels(), *runtime.kernels()])
+        digest = {"shared": server.digest(), "private": private}
+        entries = {"digest": digest, **runtime.describe(), "kernels": used}
         # No round's record has room for what goes wrong after the last one.
         late = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in runtime.take_failures()]
         found = [unscored] if unscored else []

@@ -20,6 +20,21 @@ class ManifestData(ReadBack):
     """Of its rows over clients."""
 
 
+class ManifestKernels(ReadBack):
+    """What chose the CPU kernels of some of the processes that computed a run."""
+
+    processes: int
+    """How many of them."""
+    processor: str
+    """Its model."""
+    cpu_capability: str
+    """The vector instructions that PyTorch's own kernels use."""
+    libraries: dict[str, str]
+    """Version by name of those that PyTorch was built with."""
+    variables: dict[str, str]
+    """Value by name of the environment variables that choose kernels."""
+
+
 class ManifestError(ReadBack):
     """Why a run failed."""
 
@@ -44,6 +59,8 @@ class Manifest(ReadBack):
     """Which federation it was; null before the data are prepared."""
     notes: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """What a reader of the numbers should know."""
+    kernels: Annotated[tuple[ManifestKernels, ...], Field(strict=False)] = ()
+    """By which CPU kernels it was computed; empty in older runs."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Version by package."""
     error: ManifestError | None = None

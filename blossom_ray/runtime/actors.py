@@ -25,6 +25,7 @@ from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
 from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue
+from blossom_ray.runtime.kernels import Kernels
 from blossom_ray.runtime.placement import actor_of_client, num_actors
 from blossom_ray.runtime.recovery import Loss, Recovery, check_room
 from blossom_ray.sampling import Chunk
@@ -195,6 +196,10 @@ class ActorRuntime:
         """What the run's manifest says about execution."""
         peak = max(self._ask("end", "peak_memory_bytes"))
         return {"runtime": "ray", "actors": len(self._slots), "peak_actor_memory_bytes": peak}
+
+    def kernels(self) -> list[Kernels]:
+        """What chooses the CPU kernels of each actor."""
+        return self._ask("end", "kernels")
 
     def close(self) -> None:
         """End the actors."""

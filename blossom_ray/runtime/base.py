@@ -14,6 +14,7 @@ from blossom_ray.blocks import BlockInstance
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
 from blossom_ray.records import ActorRound, ClientTraining, Failure, Scoring
+from blossom_ray.runtime.kernels import Kernels
 from blossom_ray.sampling import Chunk
 
 
@@ -85,6 +86,9 @@ class Runtime(Protocol):
 
     def describe(self) -> dict[str, object]:
         """What the run's manifest says about execution."""
+
+    def kernels(self) -> Sequence[Kernels]:
+        """What chooses the CPU kernels of each process that holds clients, unless it is this one."""
 
     def close(self) -> None:
         """Free everything. May be called twice."""

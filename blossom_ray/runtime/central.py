@@ -21,6 +21,7 @@ from blossom_ray.models.workspace import Workspace, client_workspace
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import ActorRound, ClientTraining, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, Runtime
+from blossom_ray.runtime.kernels import Kernels
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario.sections import Training
 from blossom_ray.seeding import Purpose, generator, torch_seed
@@ -123,6 +124,10 @@ class CentralRuntime:
     def describe(self) -> dict[str, object]:
         """What the run's manifest says about execution."""
         return self._clients.describe()
+
+    def kernels(self) -> Sequence[Kernels]:
+        """What chooses the CPU kernels of each process that scores clients, unless it is this one."""
+        return self._clients.kernels()
 
     def close(self) -> None:
         """Free everything."""

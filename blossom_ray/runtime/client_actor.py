@@ -19,6 +19,7 @@ from blossom_ray.blocks import BlockInstance
 from blossom_ray.client import ChunkEvaluation, SentBlock
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import ClientTraining, Scoring
+from blossom_ray.runtime.kernels import Kernels, kernels
 from blossom_ray.sampling import Chunk
 
 if TYPE_CHECKING:
@@ -131,6 +132,10 @@ class ClientActor:
     def private_digests(self) -> dict[int, str]:
         """SHA-256 (hex) of each client's private state."""
         return self._here.private_digest()
+
+    def kernels(self) -> Kernels:
+        """What chooses the CPU kernels of this process, which may be on another node than the loop."""
+        return kernels()
 
     def peak_memory_bytes(self) -> int:
         """Largest resident set of this process so far, pages shared with others included."""

@@ -15,6 +15,7 @@ from blossom_ray.errors import ClientError
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import ActorRound, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
+from blossom_ray.runtime.kernels import Kernels
 from blossom_ray.sampling import Chunk
 
 
@@ -101,6 +102,10 @@ class LocalRuntime:
     def describe(self) -> dict[str, object]:
         """What the run's manifest says about execution."""
         return {"runtime": "local", "actors": 0}
+
+    def kernels(self) -> Sequence[Kernels]:
+        """There are no other processes."""
+        return ()
 
     def close(self) -> None:
         """Unmap the shards and give torch its threads back."""

@@ -1,0 +1,85 @@
+"""What chooses the kernels that a process computes with on its CPU: another choice gives other last bits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+)
+"""Environment variables by which a library takes other kernels than its processor would have it take."""
+_LIBRARIES = {
+    "mkl": re.compile(r"Math Kernel Library Version (\d[\d.]*)"),
+    "onednn": re.compile(r"MKL-DNN v(\d[\d.]*)"),
+}
+_COUNT = "processes"
+
+Kernels = Mapping[str, Any]
+
+
+def kernels() -> Kernels:
+    """What chooses the kernels of this process.
+
+    Returns:
+        `processor` (its model), `cpu_capability` (the vector instructions that PyTorch's own kernels use), `libraries`
+        (version by name of those that PyTorch was built with), `variables` (value by name of the environment variables
+        that choose kernels and are set), `processes` (1). Threads are not among them: each process computes with one.
+    """
+    import torch
+
+    build = torch.__config__.show()
+    found = {name: pattern.search(build) for name, pattern in _LIBRARIES.items()}
+    return {
+        _COUNT: 1,
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "libraries": {name: match[1] for name, match in found.items() if match is not None},
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+def gathered(*parts: Iterable[Kernels]) -> list[dict[str, Any]]:
+    """Each of the descriptions of some processes once, with their number.
+
+    Args:
+        parts: Descriptions of processes at one time, such as the beginning and the end of a run. A description that
+            several times have counts with the most processes that one of them had.
+    """
+    most: list[dict[str, Any]] = []
+    for part in parts:
+        here: list[dict[str, Any]] = []
+        for described in part:
+            _same_as(here, described)[_COUNT] += described[_COUNT]
+        for described in here:
+            same = _same_as(most, described)
+            same[_COUNT] = max(same[_COUNT], described[_COUNT])
+    return most
+
+
+def _same_as(known: list[dict[str, Any]], described: Kernels) -> dict[str, Any]:
+    """The one that says the same, added where there is none yet."""
+    new = {**described, _COUNT: 0}
+    for each in known:
+        if {**each, _COUNT: 0} == new:
+            return each
+    known.append(new)
+    return new
+
+
+def _processor() -> str:
+    """The processor's model, as Linux names it; elsewhere what Python knows of it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return model[1].strip() if model is not None else platform.processor() or platform.machine()
