@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -12,7 +12,8 @@ from typing import Any
 import polars as pl
 
 from blossom_ray.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
-from blossom_ray.comparison.pairing import SCORING, Row, Rows, gain, points, rounds_text
+from blossom_ray.comparison.pairing import PLAIN, SCORING, Row, Rows, gain, points, rounds_text
+from blossom_ray.comparison.run_compute import COMPUTE, Compute
 from blossom_ray.comparison.run_notes import RunNote, run_notes
 from blossom_ray.comparison.run_scores import SUMMARIES, client_scores, paired_arrays, score_of
 from blossom_ray.comparison.run_selection import Entry, Source, collect
@@ -29,19 +30,21 @@ _P = tuple(f"{start}_{name}" for start in ("p", "p_holm") for name in SUMMARIES)
 _GAIN_ROUNDS = tuple(f"{name}_rounds" for name in _GAINS)
 _RUN_COLUMNS = (
     "seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_UNWEIGHTED, *_POINTS, *_GAINS,
-    *_GAIN_ROUNDS, *_TO_TARGET, "note", "run_notes", "run",
+    *_GAIN_ROUNDS, *COMPUTE, *_TO_TARGET, "note", "run_notes", "run",
 )  # fmt: skip
 _TABLE_COLUMNS = (
     "modalities", "num_seeds", "num_pairs",
     *(f"{name}{end}" for name in (*SUMMARIES, *_POINTS, *_GAINS) for end in ("", "_low", "_high")),
     *_UNWEIGHTED, *_P,
-    "last5_rounds", *_GAIN_ROUNDS, "interval", *_TO_TARGET, "num_reached",
+    "last5_rounds", *_GAIN_ROUNDS, "interval", *COMPUTE, *_TO_TARGET, "num_reached",
     "run_notes",
 )  # fmt: skip
 MARK = "*"
 """Behind a gain that is over other rounds than the scores beside it, and a score that is over others than most."""
 BEST_NOTE = "best is optimistic: its round is chosen on the test scores that it then reports"
 _FEW_SEEDS = 3
+# Another share of the compute than this makes a difference that a reader should know of.
+_UNEQUAL = 0.01
 DEFAULT_BASELINE = {"sharing": "full-model"}
 
 
@@ -61,16 +64,18 @@ class Comparison:
         runs: A row per run and modality set (`all clients` first): the keys, `seed`, `modalities`, `status`, `final`,
             `last5`, `best`, `best_round`, `last5_rounds` (what it is over), for each of the three scores `unweighted_`
             (mean over clients, each counting once), `points_` (difference, in percent points for shares), `gain_` and
-            `gain_..._rounds`, `rounds_to_target`, `bytes_down_to_target`,
+            `gain_..._rounds`, what the whole run took, whatever the modality set: `num_examples` (training samples
+            seen, over all clients), `num_steps` (optimizer steps that a model goes through: the mean over a round's
+            clients, summed over rounds), `bytes_down`, `bytes_up`; `rounds_to_target`, `bytes_down_to_target`,
             `bytes_up_to_target`, `note` (why there is no gain), `run_notes` (what the run noted of itself), `run` (its
             folder).
         table: A row per setting and modality set: the keys, `modalities`, `num_seeds`, `num_pairs`, and for each of
             `final`, `last5`, `best` the mean over seeds with `_low` and `_high`, the same for `points_` and `gain_`,
             `unweighted_`, `p_` (t test of the points, paired by seed) and `p_holm_` (adjusted for all rows with a p);
             `last5_rounds`, `gain_final_rounds` and so on are as in `runs`. `interval` says what the intervals come
-            from: `seeds`, `clients` or null. The medians `rounds_to_target`, `bytes_down_to_target` and
-            `bytes_up_to_target`, null where less than half of the seeds reach it, and `num_reached`. `run_notes`: what
-            runs of the row noted of themselves.
+            from: `seeds`, `clients` or null. `num_examples` to `bytes_up` are means over seeds. The medians
+            `rounds_to_target`, `bytes_down_to_target` and `bytes_up_to_target`, null where less than half of the seeds
+            reach it, and `num_reached`. `run_notes`: what runs of the row noted of themselves.
         unused: Place and status of runs that are not used.
         run_notes: What the runs noted of themselves, each text once.
         notes: What a reader of the numbers should know.
@@ -150,6 +155,11 @@ def compare(
     grouping = _grouping(keys, by)
     rows.pair(chosen)
     table = _table_frame(rows.rows, grouping, score)
+    used = [
+        (_in_words(entry.setting, grouping), entry.run)
+        for entry in entries
+        if entry.run is not None and entry.status == "finished"
+    ]
     return Comparison(
         metric=metric,
         lower_is_better=score.lower_is_better,
@@ -161,12 +171,15 @@ def compare(
         runs=_runs_frame(rows.rows, keys),
         table=table,
         unused=tuple((entry.place, entry.status) for entry in entries if entry.status != "finished"),
-        run_notes=run_notes(
-            (_in_words(entry.setting, grouping), entry.run)
-            for entry in entries
-            if entry.run is not None and entry.status == "finished"
+        run_notes=run_notes(used),
+        notes=tuple(
+            dict.fromkeys(
+                rows.notes
+                + _notes(rows.rows, table, score)
+                + _on_compute(rows.rows, grouping)
+                + _going_on(entries)
+            )
         ),
-        notes=tuple(dict.fromkeys(rows.notes + _notes(rows.rows, table, score) + _going_on(entries))),
     )
 
 
@@ -222,6 +235,11 @@ def _in_words(setting: Mapping[str, Any], keys: Iterable[str]) -> str:
     return ", ".join(str(setting[key]) for key in keys if key != SCORING)
 
 
+def _row_in_words(row: Row, keys: Iterable[str]) -> str:
+    """The setting of a row."""
+    return ", ".join(row.setting[key] for key in keys if (key, row.setting[key]) != (SCORING, PLAIN))
+
+
 def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
     seeds = {row.entry.seed for row in rows if row.scores is not None}
     notes = [BEST_NOTE]
@@ -244,6 +262,50 @@ def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
     return notes
 
 
+def _on_compute(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
+    """Which rows took more or less to compute than what they are compared with."""
+    sides: dict[tuple[str, str], list[tuple[Compute, Compute]]] = {}
+    for row, against in _compared(rows):
+        names = (_row_in_words(row, keys), _row_in_words(against, keys))
+        if row.compute is not None and against.compute is not None and names[0] != names[1]:
+            sides.setdefault(names, []).append((row.compute, against.compute))
+    unequal: dict[str, list[str]] = {}
+    for (name, other), pairs in sides.items():
+        ratios = {
+            "samples": _ratio([(own.num_examples, base.num_examples) for own, base in pairs]),
+            "steps": _ratio([(own.num_steps, base.num_steps) for own, base in pairs]),
+        }
+        times: dict[str, list[str]] = {}
+        for word, ratio in ratios.items():
+            if ratio is not None and abs(ratio - 1) > _UNEQUAL:
+                times.setdefault(f"{ratio:.3g} x", []).append(word)
+        if times:
+            parts = [f"{ratio} the {' and '.join(words)}" for ratio, words in times.items()]
+            unequal.setdefault(f"{' and '.join(parts)} of {other}", []).append(name)
+    return [f"unequal compute: {'; '.join(names)}: {times}" for times, names in unequal.items()]
+
+
+def _compared(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
+    """Rows with their baseline's; where none has one, with the first row of the same federation."""
+    pairs = [(row, row.pair.against) for row in rows if row.pair is not None]
+    if pairs:
+        yield from pairs
+        return
+    first: dict[Any, Row] = {}
+    for row in rows:
+        federation = row.federation
+        if row.scores is not None and federation is not None:
+            yield row, first.setdefault((federation, row.modalities), row)
+
+
+def _ratio(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """How many times as much the first ones are together; None where one of them is not known."""
+    known = [(own, base) for own, base in pairs if own is not None and base]
+    if len(known) < len(pairs):
+        return None
+    return math.fsum(own for own, _ in known) / math.fsum(base for _, base in known)
+
+
 def _going_on(entries: Sequence[Entry]) -> list[str]:
     """What to do about runs that have begun and not finished."""
     if all(entry.run is None or entry.status == "finished" for entry in entries):
@@ -264,6 +326,7 @@ def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
         values |= {f"points_{name}": row.points[name] for name in SUMMARIES}
         values |= {f"gain_{name}": row.gains[name] for name in SUMMARIES}
         values |= {f"gain_{name}_rounds": None if row.pair is None else row.pair.rounds[name] for name in SUMMARIES}
+        values |= {name: None if row.compute is None else getattr(row.compute, name) for name in COMPUTE}
         values["rounds_to_target"] = None if scores is None else scores.target_round
         values["bytes_down_to_target"] = None if scores is None else scores.bytes_down
         values["bytes_up_to_target"] = None if scores is None else scores.bytes_up
@@ -310,6 +373,9 @@ def _table_frame(rows: Sequence[Row], grouping: Sequence[str], score: Score) -> 
             limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, partial(gain, score))
             record |= _columns(f"gain_{name}", by_seed, limits if by_seed else None)
             record[f"gain_{name}_rounds"] = _each_once(row.pair.rounds[name] for row in members if row.pair is not None)
+        for name in COMPUTE:
+            took = [(row.entry.seed, getattr(row.compute, name)) for row in members]
+            record[name] = _mean(_by_seed(took)) if all(value is not None for _, value in took) else None
         record["run_notes"] = _noted(members)
         record["last5_rounds"] = _each_once(map(_last_rounds, members))
         record["interval"] = interval if any(intervals) else None

@@ -16,11 +16,12 @@ from rich.table import Table
 from blossom_ray.comparison.comparing import BEST_NOTE, MARK, Comparison
 from blossom_ray.comparison.pairing import PLAIN, SCORING
 from blossom_ray.comparison.run_scores import ALL, SUMMARIES
-from blossom_ray.console.tables import format_bytes, line, plain_table
+from blossom_ray.console.tables import format_bytes, format_count, line, plain_table
 from blossom_ray.results.json_lines import json_line
 from blossom_ray.text import printable
 
 _WIDE = 100
+_COMPUTE = ("samples", "steps", "down", "up")
 Summary = Literal["final", "last5", "best"]
 HEADINGS = {"final": "final", "last5": "last 5", "best": "best"}
 _LATEX = {
@@ -59,6 +60,7 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
             pairs = zip(above, values, strict=True)
             parts += [line(""), line(", ".join(f"{labels[key]} {value}" for key, value in pairs), "bold")]
         parts.append(_section(comparison, members, columns, gain_of, is_narrow=width < _WIDE))
+        parts.append(_compute_section(comparison, members, columns))
         if comparison.target is not None:
             parts.append(_target_section(comparison, members, columns))
     parts += [line(f"not used: {place}: {status}") for place, status in comparison.unused]
@@ -178,6 +180,15 @@ def _section(
     )
 
 
+def _compute_section(comparison: Comparison, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    first: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        first.setdefault(tuple(row[key] for key in columns), row)
+    # What a run took is the same for all its modality sets.
+    whole = [{**row, "modalities": ALL} for row in first.values()]
+    return _nested(comparison, whole, columns, _COMPUTE, _compute_cells, is_marked=False)
+
+
 def _target_section(comparison: Comparison, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     assert comparison.target is not None, "asked for only with a target"
     target = _score_text(comparison)(comparison.target)
@@ -190,8 +201,13 @@ def _nested(
     columns: Sequence[str],
     headings: Sequence[str],
     cells: Callable[[Mapping[str, Any]], Iterable[str]],
+    *,
+    is_marked: bool = True,
 ) -> Table:
-    """A table whose first column has the setting, in the row of all clients, and modality sets below it."""
+    """A table whose first column has the setting, in the row of all clients, and modality sets below it.
+
+    With `is_marked`, the numbers of the runs' notes stand behind a setting.
+    """
     names = [comparison.labels[key] for key in columns if key != SCORING]
     table = plain_table(", ".join(names) or "modalities", *headings)
     table.padding = (0, 1, 0, 0)
@@ -201,7 +217,7 @@ def _nested(
         is_whole = row["modalities"] == ALL
         if before is not None and setting != before:
             table.add_section()
-        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, row))))
+        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, row) if is_marked else "")))
         if setting != before and not is_whole and setting:
             table.add_row(marked)
         before = setting
@@ -213,14 +229,15 @@ def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], lis
     """Header and rows of one table of all settings."""
     labels = comparison.labels
     header = [*(labels[key] for key in comparison.keys), "modalities", "seeds"]
-    header += _headings(comparison, gain_of)
+    header += [*_headings(comparison, gain_of), *_COMPUTE]
     if comparison.target is not None:
-        header += [f"rounds to {_score_text(comparison)(comparison.target)}", "down", "up", "reached"]
+        header += [f"rounds to {_score_text(comparison)(comparison.target)}", "down to it", "up to it", "reached"]
     header += ["notes"] if comparison.run_notes else []
     rows = []
     for row in comparison.table.to_dicts():
         cells = [*(str(row[key]) for key in comparison.keys), row["modalities"]]
         cells += _cells(comparison, row, gain_of, brief=False, several_counts=True)
+        cells += _compute_cells(row)
         cells += _target_cells(row) if comparison.target is not None else []
         rows.append(cells + ([_marks(comparison, row)] if comparison.run_notes else []))
     return header, rows
@@ -311,6 +328,11 @@ def interval_text(row: Mapping[str, Any], name: str, text: Callable[[float], str
 
 def _is_symmetric(value: float, low: float, high: float) -> bool:
     return math.isclose(high - value, value - low, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def _compute_cells(row: Mapping[str, Any]) -> list[str]:
+    counts = ("-" if row[name] is None else format_count(row[name]) for name in ("num_examples", "num_steps"))
+    return [*counts, *(format_bytes(row[name]) for name in ("bytes_down", "bytes_up"))]
 
 
 def _target_cells(row: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.comparison.run_compute import Compute, run_compute
 from blossom_ray.comparison.run_scores import (
     ALL,
     NUM_LAST,
@@ -27,6 +28,7 @@ from blossom_ray.results.run import Run
 from blossom_ray.scenario.phrases import did_you_mean, shortened
 from blossom_ray.scores import Score
 
+TUNED_PREFIX = "fine_tuned/"
 SCORING, PLAIN, TUNED = "scoring", "plain", "fine-tuned"
 """The key that tells scores after local fine-tuning from plain ones, where runs have both."""
 ROUNDS = "rounds"
@@ -64,10 +66,19 @@ class Row:
     metric: str
     modalities: str
     scores: RunScores | None
+    compute: Compute | None = None
     pair: Pair | None = None
     gains: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
     points: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
     note: str | None = None
+
+    @property
+    def federation(self) -> tuple[str, str] | None:
+        """The fingerprint of the data and the digest of their partition; None where the run does not say."""
+        data = {} if self.entry.run is None else self.entry.run.manifest.get("data", {})
+        if not isinstance(data, Mapping) or not {"fingerprint", "partition"} <= data.keys():
+            return None
+        return str(data["fingerprint"]), str(data["partition"])
 
 
 class Rows:
@@ -81,7 +92,7 @@ class Rows:
         self._score = score
         used = [entry for entry in entries if entry.run is not None and entry.status == "finished"]
         metric, only = _metric(metric, [entry.run for entry in used if entry.run is not None])
-        tuned = f"fine_tuned/{metric}"
+        tuned = TUNED_PREFIX + metric
         has_tuned = any(entry.run is not None and metric_columns(entry.run, tuned) for entry in used)
         for entry in entries:
             run = entry.run if entry.status == "finished" else None
@@ -91,12 +102,13 @@ class Rows:
                 continue
             scorings = {metric: plain, tuned: {**entry.setting, SCORING: TUNED}} if has_tuned else {metric: plain}
             for name, setting in scorings.items():
+                compute = run_compute(run, is_tuned=name.startswith(TUNED_PREFIX), up_to=up_to)
                 for modalities, column in metric_columns(run, name).items():
                     if only and modalities != only:
                         continue
                     scores = run_scores(run, column, lower_is_better=score.lower_is_better, target=target, up_to=up_to)
                     note = None if scores is not None else f"{entry.place} {_end(up_to)} with no finite {name}"
-                    self.rows.append(Row(entry, setting, name, modalities, scores, note=note))
+                    self.rows.append(Row(entry, setting, name, modalities, scores, compute, note=note))
             if not metric_columns(run, metric):
                 self.rows.append(Row(entry, plain, metric, ALL, None, note=f"{entry.place} has no {metric}"))
         self.notes += [row.note for row in self.rows if row.note is not None and row.entry in used]
@@ -159,7 +171,7 @@ def _obstacle(row: Row, against: Row | None) -> str | None:
     """Why two rows are no pair."""
     if against is None:
         return f"seed {row.entry.seed}: there is no finished run of the baseline for every setting"
-    here, there = (_federation(each.entry.run) for each in (row, against))
+    here, there = row.federation, against.federation
     if here is None or there is None:
         return "a run does not say which federation it had, so it is not paired"
     for name, mine, other in zip(("data", "partition"), here, there, strict=True):
@@ -195,13 +207,6 @@ def rounds_text(rounds: Sequence[int]) -> str:
     if len(rounds) > 2 and last - first == len(rounds) - 1:
         return f"{first} to {last}"
     return ", ".join(map(str, rounds)) if len(rounds) <= NUM_LAST else f"{len(rounds)} of {first} to {last}"
-
-
-def _federation(run: Run | None) -> tuple[str, str] | None:
-    data = {} if run is None else run.manifest.get("data", {})
-    if not isinstance(data, Mapping) or not {"fingerprint", "partition"} <= data.keys():
-        return None
-    return str(data["fingerprint"]), str(data["partition"])
 
 
 def _percent_obstacle(score: Score, base: float, run: Run | None) -> str | None:

@@ -39,14 +39,22 @@ def shown_scores(task: Task) -> tuple[Score, ...]:
 
 def format_bytes(num_bytes: float) -> str:
     """Bytes with a decimal unit: `999 B`, `1.2 MB`."""
-    if num_bytes < 1000:
-        return f"{num_bytes:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        num_bytes /= 1000
+    return f"{num_bytes:.0f} B" if num_bytes < 1000 else _scaled(num_bytes, ("kB", "MB", "GB", "TB"))
+
+
+def format_count(number: float) -> str:
+    """A count, in thousands and so on from 10,000 on: `1050`, `131.0 k`, `2.5 M`."""
+    return f"{number:.0f}" if number < 9999.5 else _scaled(number, ("k", "M", "G", "T"))
+
+
+def _scaled(number: float, units: Sequence[str]) -> str:
+    """A number of at least 1,000 in the largest fitting unit, each of them 1,000 times the one before."""
+    for unit in units[:-1]:
+        number /= 1000
         # 999.95 would be shown as 1000.0.
-        if num_bytes < 999.95:
-            return f"{num_bytes:.1f} {unit}"
-    return f"{num_bytes / 1000:.1f} TB"
+        if number < 999.95:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1000:.1f} {units[-1]}"
 
 
 def format_seconds(seconds: float) -> str:

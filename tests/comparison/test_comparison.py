@@ -615,7 +615,7 @@ def test_one_seed_on_the_terminal(make: Make) -> None:
     found = compare(make([0.4], sharing="full-model", clients=base), make([0.48], sharing="local", clients=better))
     lines = printed(found)
     assert all(len(line) <= 80 for line in lines)
-    (line,) = (line for line in lines if line.startswith(" local "))
+    (line, _) = (line for line in lines if line.startswith(" local "))
     score, points = r"48\.0 \[\d+\.\d, \d+\.\d\]", r"\+8\.0 \[\+\d+\.\d, \+\d+\.\d\]"
     assert re.fullmatch(rf" local +{score} +{points} +\+20\.0", line)
 
@@ -637,7 +637,7 @@ def test_markdown_reads_back(paired: Comparison) -> None:
     assert {len(row) for row in cells} == {len(cells[0])}
     assert cells[0] == [
         "sharing", "modalities", "seeds", "final", "last 5", "unweighted", "points", "p", "Holm", "gain %",
-        "rounds to 55.0", "down", "up", "reached",
+        "samples", "steps", "down", "up", "rounds to 55.0", "down to it", "up to it", "reached",
     ]  # fmt: skip
     row = next(row for row in cells if row[:2] == ["private-head-fusion", ALL])
     assert row[2:6] == ["2", "57.5 ± 31.8", "57.5 ± 31.8", "57.5"]
@@ -646,10 +646,10 @@ def test_markdown_reads_back(paired: Comparison) -> None:
 
 def test_latex_reads_back(paired: Comparison) -> None:
     text = formats.latex(paired, "final")
-    assert text.count(r"\begin{tabular}{llrrrrrrrrrrrr}") == text.count(r"\end{tabular}") == 1
+    assert text.count(r"\begin{tabular}{llrrrrrrrrrrrrrrrr}") == text.count(r"\end{tabular}") == 1
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
     rows = [line.removesuffix(r" \\").split(" & ") for line in body.strip().splitlines()]
-    assert {len(row) for row in rows} == {14}
+    assert {len(row) for row in rows} == {18}
     assert next(row for row in rows if row[0] == "private-head-fusion")[3] == r"57.5 $\pm$ 31.8"
     assert all(line.startswith("%") for line in text.split(r"\begin")[0].splitlines())
 
