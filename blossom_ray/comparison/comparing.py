@@ -14,7 +14,7 @@ import polars as pl
 from blossom_ray.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
 from blossom_ray.comparison.pairing import PLAIN, SCORING, Row, Rows, gain, points, rounds_text
 from blossom_ray.comparison.run_compute import COMPUTE, Compute
-from blossom_ray.comparison.run_notes import RunNote, run_notes
+from blossom_ray.comparison.run_notes import RunNote, kernel_notes, run_notes
 from blossom_ray.comparison.run_scores import SUMMARIES, client_scores, paired_arrays, score_of
 from blossom_ray.comparison.run_selection import Entry, Source, collect
 from blossom_ray.errors import BlossomError, InputError
@@ -177,6 +177,7 @@ def compare(
                 rows.notes
                 + _notes(rows.rows, table, score)
                 + _on_compute(rows.rows, grouping)
+                + kernel_notes(used)
                 + _going_on(entries)
             )
         ),

@@ -187,3 +187,49 @@ def test_every_format_has_the_columns(make: Make) -> None:
     (first, *_) = csv.DictReader(io.StringIO(formats.csv(found)))
     assert [float(first[name]) for name in ("num_examples", "num_steps", "bytes_up")] == [15000, 300, 1000]
     assert json.loads(formats.json_text(found))["table"][0]["bytes_down"] == 10100
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+AVX2: dict[str, Any] = {
+    "processes": 1, "processor": "Old", "cpu_capability": "AVX2", "libraries": {"mkl": "2024.2"}, "variables": {},
+}  # fmt: skip
+
+
+def kernel_notes(found: Comparison) -> list[str]:
+    return [note for note in found.notes if "kernels" in note]
+
+
+def test_the_same_kernels_make_no_note(make: Make) -> None:
+    several = [{**AVX2, "processes": 7}]
+    assert kernel_notes(compare(make(kernels=[AVX2]), make(kernels=several, sharing="local"))) == []
+
+
+def test_runs_that_do_not_say_by_which_kernels_make_no_note(make: Make) -> None:
+    old = make(sharing="local", versions={"torch": "2.0"})
+    assert kernel_notes(compare(make(kernels=[AVX2], versions={"torch": "2.13"}), old)) == []
+
+
+def test_a_note_says_in_what_and_in_which_runs_kernels_differ(make: Make) -> None:
+    compatible = {**AVX2, "variables": {"MKL_CBWR": "COMPATIBLE"}}
+    runs = [make(kernels=[AVX2], sharing="full-model", seed=seed) for seed in (0, 1)]
+    runs += [make(kernels=[AVX2], sharing="local", seed=0), make(kernels=[compatible], sharing="local", seed=1)]
+    found = compare(*runs)
+    assert kernel_notes(found) == [
+        "runs were computed by other kernels, which moves scores as noise does: MKL_CBWR not set in "
+        "full-model (2 of 2 runs), local (1 of 2 runs); COMPATIBLE in local (1 of 2 runs)"
+    ]
+    assert kernel_notes(found)[0] in formats.remarks(found, "last5"), "so the report has it, too"
+
+
+def test_processes_of_one_run_may_differ_and_versions_count(make: Make) -> None:
+    mixed = [AVX2, {**AVX2, "processor": "New", "cpu_capability": "AVX512"}]
+    runs = [
+        make(kernels=[AVX2], versions={"torch": "2.12", "numpy": "2.4"}, sharing="full-model"),
+        make(kernels=mixed, versions={"torch": "2.13", "numpy": "2.4"}, sharing="local"),
+    ]
+    assert [note.partition("does: ")[2] for note in kernel_notes(compare(*runs))] == [
+        "torch 2.12 in full-model (1 of 1 run); 2.13 in local (1 of 1 run)",
+        "processor Old in full-model (1 of 1 run); New and Old in local (1 of 1 run)",
+        "cpu_capability AVX2 in full-model (1 of 1 run); AVX2 and AVX512 in local (1 of 1 run)",
+    ]
