@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 from conftest import REPOSITORY
+from scipy import stats
 
 from blossom_ray import Scenario, Sweep, compare, simulate, sweep
 from blossom_ray.api import check_runnable
@@ -96,6 +97,22 @@ def test_the_tables_show_what_compare_finds(
     else:
         assert gains_at_60[-1].startswith(f"{local['gain_last5']:+.1f} ± ")
         assert gains_at_60[-1].endswith("(2 seeds)")
+
+
+def test_the_tables_of_points_follow_from_the_cells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported("points", monkeypatch).main()
+    lines = capsys.readouterr().out.splitlines()
+    page = (REPOSITORY / "docs" / "results" / "paper-grid.md").read_text(encoding="utf-8")
+    assert [line for line in lines if line.startswith("|") and line not in page] == [], "run scenarios/paper/points.py"
+    assert lines[-1] == "82 differences: 55 of one sign, 25 with p below .05, 4 after Holm"
+    # One of them by SciPy: the scores of three seeds as they stand in the file.
+    judge = stats.ttest_rel([90.04, 88.50, 88.38], [55.14, 72.42, 65.60])
+    low, high = judge.confidence_interval()
+    (row,) = (line for line in lines if line.startswith("| av-mnist dirichlet 5-5-0 |") and "+26.3" in line)
+    expected = [f"{(low + high) / 2:+.1f} ± {(high - low) / 2:.1f}", f"{judge.pvalue:.3f}".removeprefix("0")]
+    assert row.split(" | ")[4:6] == expected
 
 
 def test_the_list_of_cells_has_a_command_that_repeats_each(
