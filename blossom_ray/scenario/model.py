@@ -51,7 +51,8 @@ class Scenario(Section):
     """The late-fusion model."""
     sharing: SchemeName | dict[str, ScopeName] = "private-head-fusion"
     """A named scheme, or a map from block name (`encoder/<modality>`, `encoder/*`, `fusion`, `head`) to scope.
-    `central` is no federation but its upper bound: one model, trained on all clients' training splits in one place."""
+    `central` is no federation but the pooled reference: one model, trained on all clients' training splits in one
+    place. It bounds no personalised model, whose clients keep blocks of their own."""
     training: Training = Training()
     """Local training."""
     server: Server = Server()

@@ -1,4 +1,4 @@
-"""How the clients of a chunk are computed: one after the other, or stacked, with the same results within rounding."""
+"""How the clients of a chunk are computed: one after the other, or stacked: the same steps, within rounding."""
 
 from __future__ import annotations
 

@@ -106,10 +106,11 @@ class Training(Section):
     schedule: Schedule = ConstantSchedule(kind="constant")
     """The learning rate as a function of the round."""
     engine: Literal["auto", "sequential", "vectorized"] | dict[str, EngineName] = "sequential"
-    """How the clients of a chunk are computed: one after the other, or at once on stacked blocks. The results agree
-    within rounding. Stacking pays with many clients and small dense, recurrent or attention models. A stacked chunk
-    stays in one actor. `auto` times both before round 1; the run folder's `scenario.yaml` says what was chosen, as a
-    map from modality set (`acc+gyro`) to engine, which is accepted here too."""
+    """How the clients of a chunk are computed: one after the other, or at once on stacked blocks. A step agrees within
+    rounding; over rounds the difference grows as it does between processors. Stacking pays with many clients and small
+    dense, recurrent or attention models. A stacked chunk stays in one actor. `auto` times both before round 1; the run
+    folder's `scenario.yaml` says what was chosen, as a map from modality set (`acc+gyro`) to engine, which is accepted
+    here too."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """In what the forward pass computes matrix products and convolutions, in training and in evaluation. `bfloat16`
     (automatic mixed precision) is for GPUs; parameters, gradients, optimizers and averages stay float32."""
