@@ -114,7 +114,9 @@ def compute(names: list[str]) -> dict[str, dict[str, str]]:
             next(record for record in records if record.round_index == STOPPED_AFTER)
             records.close()
             [folder] = Path("runs").glob("*/*")
-            subprocess.run([sys.executable, "-m", "blossom_ray", "resume", str(folder)], check=True, stdout=sys.stderr)
+            subprocess.run(
+                [sys.executable, "-m", "blossom_ray", "resume", str(folder)], check=True, stdout=subprocess.DEVNULL
+            )
             run = Run.open(folder)
         else:
             run = simulate(scenario)
