@@ -77,6 +77,11 @@ def test_memory_grows_by_what_is_added(plan: Any) -> None:
         {"sharing": "full-model", "evaluation.every": 1},
         {"sharing": {"encoder/*": "frozen", "fusion": "same-modalities", "head": "shared"}},
         {"model.missing": "zero-input", "sharing": "private-head"},
+        {
+            "model.head": {"kind": "mlp", "hidden": [8], "norm": "batch"},
+            "model.norm_statistics": "same-modalities",
+            "sharing": "full-model",
+        },
     ],
 )
 def test_bytes_are_those_of_a_round(small_scenario: Scenario, tmp_path: Path, changes: dict[str, Any]) -> None:
