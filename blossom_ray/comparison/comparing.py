@@ -287,16 +287,24 @@ def _on_compute(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
 
 
 def _compared(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
-    """Rows with their baseline's; where none has one, with the first row of the same federation."""
+    """Rows with their baseline's; where none has one, with the one of the same federation that took least."""
     pairs = [(row, row.pair.against) for row in rows if row.pair is not None]
     if pairs:
         yield from pairs
         return
-    first: dict[Any, Row] = {}
+    alike: dict[Any, list[Row]] = {}
     for row in rows:
-        federation = row.federation
-        if row.scores is not None and federation is not None:
-            yield row, first.setdefault((federation, row.modalities), row)
+        if row.scores is not None and row.federation is not None:
+            alike.setdefault((row.federation, row.modalities), []).append(row)
+    for members in alike.values():
+        least = min(members, key=_took)
+        yield from ((row, least) for row in members)
+
+
+def _took(row: Row) -> list[float]:
+    """Samples, then steps, to order rows by; what is not known comes last."""
+    numbers = [] if row.compute is None else [row.compute.num_examples, row.compute.num_steps]
+    return [math.inf if number is None else number for number in numbers] or [math.inf]
 
 
 def _ratio(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:

@@ -60,9 +60,10 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
             pairs = zip(above, values, strict=True)
             parts += [line(""), line(", ".join(f"{labels[key]} {value}" for key, value in pairs), "bold")]
         parts.append(_section(comparison, members, columns, gain_of, is_narrow=width < _WIDE))
-        parts.append(_compute_section(comparison, members, columns))
         if comparison.target is not None:
             parts.append(_target_section(comparison, members, columns))
+    if rows:
+        parts.append(_compute_table(comparison, rows, varying))
     parts += [line(f"not used: {place}: {status}") for place, status in comparison.unused]
     parts += [line(text) for text in _numbered(comparison)]
     parts += [line(f"note: {note}") for note in _shown_notes(comparison, gain_of)]
@@ -180,13 +181,17 @@ def _section(
     )
 
 
-def _compute_section(comparison: Comparison, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
-    first: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+def _compute_table(comparison: Comparison, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Table:
+    """What each setting took, which is the same for all its modality sets."""
+    table = plain_table(", ".join(comparison.labels[key] for key in keys if key != SCORING), *_COMPUTE)
+    table.padding = (0, 1, 0, 0)
+    first: dict[str, Mapping[str, Any]] = {}
     for row in rows:
-        first.setdefault(tuple(row[key] for key in columns), row)
-    # What a run took is the same for all its modality sets.
-    whole = [{**row, "modalities": ALL} for row in first.values()]
-    return _nested(comparison, whole, columns, _COMPUTE, _compute_cells, is_marked=False)
+        setting = ", ".join(row[key] for key in keys if (key, row[key]) != (SCORING, PLAIN))
+        first.setdefault(setting or ALL, row)
+    for setting, row in first.items():
+        table.add_row(setting, *_compute_cells(row))
+    return table
 
 
 def _target_section(comparison: Comparison, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
@@ -201,13 +206,8 @@ def _nested(
     columns: Sequence[str],
     headings: Sequence[str],
     cells: Callable[[Mapping[str, Any]], Iterable[str]],
-    *,
-    is_marked: bool = True,
 ) -> Table:
-    """A table whose first column has the setting, in the row of all clients, and modality sets below it.
-
-    With `is_marked`, the numbers of the runs' notes stand behind a setting.
-    """
+    """A table whose first column has the setting, in the row of all clients, and modality sets below it."""
     names = [comparison.labels[key] for key in columns if key != SCORING]
     table = plain_table(", ".join(names) or "modalities", *headings)
     table.padding = (0, 1, 0, 0)
@@ -217,7 +217,7 @@ def _nested(
         is_whole = row["modalities"] == ALL
         if before is not None and setting != before:
             table.add_section()
-        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, row) if is_marked else "")))
+        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, row))))
         if setting != before and not is_whole and setting:
             table.add_row(marked)
         before = setting

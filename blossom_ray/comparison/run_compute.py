@@ -45,10 +45,10 @@ def run_compute(run: Run, *, is_tuned: bool = False, up_to: int | None = None) -
     steps = _steps(clients)
     tuning = _tuning(run, clients) if is_tuned else (0.0, 0.0)
     return Compute(
-        num_examples=None if tuning is None else rounds["num_examples"].sum() + tuning[0],
+        num_examples=None if tuning is None else sum(rounds["num_examples"]) + tuning[0],
         num_steps=None if tuning is None or steps is None else steps + tuning[1],
-        bytes_down=rounds["bytes_down"].sum(),
-        bytes_up=rounds["bytes_up"].sum(),
+        bytes_down=sum(rounds["bytes_down"]),
+        bytes_up=sum(rounds["bytes_up"]),
     )
 
 
@@ -61,7 +61,7 @@ def _steps(clients: pl.DataFrame) -> float | None:
     import polars as pl
 
     per_round = clients.drop_nulls("num_steps").group_by("round").agg(pl.col("num_steps").mean())
-    return per_round["num_steps"].sum() or None
+    return math.fsum(per_round["num_steps"]) or None
 
 
 def _tuning(run: Run, clients: pl.DataFrame) -> tuple[float, float] | None:

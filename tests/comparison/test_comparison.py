@@ -615,7 +615,7 @@ def test_one_seed_on_the_terminal(make: Make) -> None:
     found = compare(make([0.4], sharing="full-model", clients=base), make([0.48], sharing="local", clients=better))
     lines = printed(found)
     assert all(len(line) <= 80 for line in lines)
-    (line, _) = (line for line in lines if line.startswith(" local "))
+    line, _ = (line for line in lines if line.startswith(" local "))
     score, points = r"48\.0 \[\d+\.\d, \d+\.\d\]", r"\+8\.0 \[\+\d+\.\d, \+\d+\.\d\]"
     assert re.fullmatch(rf" local +{score} +{points} +\+20\.0", line)
 

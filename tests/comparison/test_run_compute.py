@@ -165,10 +165,10 @@ def test_fine_tuned_rows_took_more_than_plain_ones(make: Make) -> None:
     ]
 
 
-def test_without_a_baseline_rows_are_set_against_the_first(make: Make) -> None:
+def test_without_a_baseline_rows_are_set_against_the_one_that_took_least(make: Make) -> None:
     found = compare(make(epochs=2), make(epochs=1))
     assert found.baseline == {}
-    assert unequal(found) == ["unequal compute: 1: 0.5 x the samples and steps of 2"]
+    assert unequal(found) == ["unequal compute: 2: 2 x the samples and steps of 1"]
     other = make(epochs=1, seed=1)
     assert unequal(compare(make(epochs=2), other)) == [], "another federation"
 
