@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blossom_ray.data.federation import federation_problems
+from blossom_ray.data.federation import Examination, examine_federation
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.factories import factory_problems
 from blossom_ray.locations import is_uri
@@ -22,7 +22,7 @@ class Inspector:
     """Checks scenarios one after the other; data that several of them share are looked at once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, list[tuple[str, str, str]]] = {}
+        self._known: dict[str, Examination] = {}
 
     def read(
         self, path: Path, overrides: Mapping[str, Any], sources: Mapping[str, str], *, with_uris: bool = True
@@ -55,12 +55,13 @@ class Inspector:
         Raises:
             ScenarioError: They cannot.
         """
-        found = self._federation_problems(
-            scenario.data, scenario.modalities, scenario.num_clients, scenario.seed, scenario.task
-        )
-        found = [*found, *factory_problems(dict(scenario))]
+        found = [*self._examined(scenario).problems, *factory_problems(dict(scenario))]
         if found:
             raise ScenarioError(tuple(Problem(*problem) for problem in found))
+
+    def notes(self, scenario: Scenario) -> list[str]:
+        """What is to be known of the federation of a scenario that was found right, in a line each."""
+        return self._examined(scenario).notes
 
     def _data_problems(self, reading: Reading) -> list[Problem]:
         sections = reading.sections
@@ -73,16 +74,19 @@ class Inspector:
         owned -= {problem.path.removeprefix("model.encoders.") for problem in reading.problems}
         num_clients = sum(group.count for group in clients)
         seed, task = sections["seed"], sections["task"]
-        found = self._federation_problems(sections["data"], tuple(sorted(owned)), num_clients, seed, task)
-        return [reading.problem(*problem) for problem in found]
+        found = self._examination(sections["data"], tuple(sorted(owned)), num_clients, seed, task)
+        return [reading.problem(*problem) for problem in found.problems]
 
-    def _federation_problems(
+    def _examined(self, scenario: Scenario) -> Examination:
+        return self._examination(scenario.data, scenario.modalities, scenario.num_clients, scenario.seed, scenario.task)
+
+    def _examination(
         self, data: Data, modalities: tuple[str, ...], num_clients: int, seed: int, task: Task
-    ) -> list[tuple[str, str, str]]:
+    ) -> Examination:
         # Callables by what they are in this process: two of one name need not be the same.
         key = json.dumps([plain_tree(data, defaults=True), modalities, num_clients, seed, task], default=id)
         if key not in self._known:
-            self._known[key] = federation_problems(data, modalities, num_clients, seed, task)
+            self._known[key] = examine_federation(data, modalities, num_clients, seed, task)
         return self._known[key]
 
 

@@ -34,6 +34,7 @@ class Preparation:
         fingerprint: SHA-256 (hex) of the data.
         partition: SHA-256 (hex) over which rows each client has for training, validation and testing.
         left_out: What is not in the data, and rows that no client has, by reason.
+        notes: What else is to be known of the data and their division, in a line each.
         seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
     """
 
@@ -45,6 +46,7 @@ class Preparation:
     fingerprint: str
     partition: str
     left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
 
     def with_engines(self, engines: Mapping[str, EngineName]) -> Preparation:
@@ -129,6 +131,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
     num_unused = dataset.num_samples - federation.num_samples
     unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
+    overlap = federation.overlap(dataset.pieces)
     shards = write_shards(dataset, federation, population.profiles, folder)
     has_held_out = dataset.held_out is not None and scenario.evaluation.held_out != "never"
     if dataset.held_out is not None and has_held_out:
@@ -156,6 +159,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         fingerprint=dataset.fingerprint(),
         partition=federation.digest(),
         left_out=dataset.left_out + unused,
+        notes=() if overlap is None else (str(overlap),),
     )
 
 

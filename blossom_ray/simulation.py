@@ -74,7 +74,8 @@ def run(
         profiles = preparation.population.representatives()
         server = initial_server(preparation.plan, profiles, scenario.server.optimizer)
         mixed = () if scenario.sharing == CENTRAL else mixed_statistics(server, preparation.plan, profiles)
-        advice = [*map(str, preparation.left_out), *(_statistics_note(instance) for instance in mixed)]
+        advice = [*map(str, preparation.left_out), *preparation.notes]
+        advice += [_statistics_note(instance) for instance in mixed]
         parameters = {str(instance): block.num_parameters for instance, block in server.blocks.items()}
         first_round, notes, sums = 0, tuple[str, ...](), NO_ROWS
         if store is not None and session.resume is not None:

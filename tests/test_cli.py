@@ -233,7 +233,8 @@ def test_a_file_name_that_is_no_text(command: Command, scenario: Callable[..., s
 def test_validate_as_json(command: Command, scenario: Callable[..., str]) -> None:
     outcome = command("validate", scenario(), "--json")
     assert outcome.exit_code == 0
-    assert json.loads(outcome.out) == {"valid": True, "clients": 5, "rounds": 2, "modalities": ["acc", "gyro"]}
+    found = {"valid": True, "clients": 5, "rounds": 2, "modalities": ["acc", "gyro"], "notes": []}
+    assert json.loads(outcome.out) == found
     outcome = command("validate", scenario(("batch_size: 16", "bach_size: 16")), "--json", "--set", "rounds=0")
     assert (outcome.exit_code, outcome.err) == (2, "")
     answer = json.loads(outcome.out)

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 from blossom_ray.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
+    from blossom_ray.inspection import Inspector
     from blossom_ray.scenario import Scenario
     from blossom_ray.tracking import Target
 
 
-def load_scenario(path: Path, settings: list[str] | None, seed: int | None, *, with_uris: bool = True) -> Scenario:
+def load_scenario(
+    path: Path,
+    settings: list[str] | None,
+    seed: int | None,
+    *,
+    with_uris: bool = True,
+    inspector: Inspector | None = None,
+) -> Scenario:
     """Read and check a scenario, its data included, those at a URI on request; every problem at once.
 
     Raises:
@@ -26,7 +34,7 @@ def load_scenario(path: Path, settings: list[str] | None, seed: int | None, *, w
     if seed is not None:
         overrides["seed"], sources["seed"] = seed, "--seed"
     try:
-        scenario = Inspector().read(path, overrides, sources, with_uris=with_uris)
+        scenario = (inspector or Inspector()).read(path, overrides, sources, with_uris=with_uris)
     except ScenarioError as error:
         problems += error.problems
     if problems:

@@ -17,8 +17,11 @@ from blossom_ray.text import quoted
 @app.command(epilog="Example: blossom-ray validate scenarios/quickstart.yaml --set data.partition.alpha=0.1")
 def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = None, as_json: Json = False) -> None:
     """Check a scenario and whether its data can be divided over its clients, without running it."""
+    from blossom_ray.inspection import Inspector
+
+    inspector = Inspector()
     try:
-        checked = load_scenario(scenario, settings, seed)
+        checked = load_scenario(scenario, settings, seed, inspector=inspector)
     except ScenarioError as error:
         if not as_json:
             raise
@@ -26,11 +29,13 @@ def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = Non
         print_json({"valid": False, "problems": problems})
         raise typer.Exit(error.exit_code) from None
     facts = {"clients": checked.num_clients, "rounds": checked.rounds, "modalities": list(checked.modalities)}
+    notes = inspector.notes(checked)
     if as_json:
-        print_json({"valid": True, **facts})
+        print_json({"valid": True, **facts, "notes": notes})
     else:
         names = ", ".join(checked.modalities)
-        say(f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}")
+        found = f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}"
+        say(found, *(f"note: {note}" for note in notes))
 
 
 @app.command(epilog="Example: blossom-ray scenarios quickstart > mine.yaml")

@@ -54,6 +54,22 @@ def left_out(what: str, names: Sequence[str]) -> tuple[LeftOut, ...]:
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """Samples as pieces of recordings: windows of a signal, utterances of a dialogue.
+
+    Unlike `Targets.recordings` they may stand in a training and in a test split: `split: sample` does not mind them,
+    `split: recording` does.
+
+    Attributes:
+        recordings: (N,) int64, 0..R-1: the recording of each sample; its samples are in their order in time.
+        overlap: Part of itself that a sample has in common with the next one of its recording, 0 to less than 1.
+    """
+
+    recordings: IntArray
+    overlap: float = 0.0
+
+
+@dataclass(frozen=True)
 class Targets:
     """What a partition needs of a data set: a stratum per sample and subjects, without the inputs.
 
@@ -63,12 +79,14 @@ class Targets:
         subjects: (N,) int64, or None where samples belong to no subject.
         recordings: (N,) int64, 0..R-1: samples with the same number share material that must not stand in a training
             and in a test split. None where no two samples do.
+        pieces: The recordings that samples are pieces of, or None where the data set does not tell.
     """
 
     labels: IntArray
     num_classes: int
     subjects: IntArray | None = None
     recordings: IntArray | None = None
+    pieces: Pieces | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,7 @@ class Dataset:
         held_out: A global test set that no client trains on, or None. Its labels are of the same kind.
         recordings: (N,) int64, as in `Targets`, or None.
         left_out: What is not in it and not in its held-out set, by reason.
+        pieces: As in `Targets`, or None. No part of the fingerprint: it is told by the inputs, or by files' names.
 
     Raises:
         DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite.
@@ -96,6 +115,7 @@ class Dataset:
     held_out: Dataset | None = None
     recordings: IntArray | None = None
     left_out: tuple[LeftOut, ...] = ()
+    pieces: Pieces | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Mapping):
@@ -106,13 +126,14 @@ class Dataset:
             raise DataError("the data set has no modality")
         _check_names(self.inputs, self.class_names)
         _check_labels(self.labels, self.class_names)
-        for name, numbers in (("subject", self.subjects), ("recording", self.recordings)):
+        pieces = None if self.pieces is None else self.pieces.recordings
+        for name, numbers in (("subject", self.subjects), ("recording", self.recordings), ("recording", pieces)):
             if numbers is not None:
                 _check_array(f"{name}s", numbers, np.int64, self.num_samples)
                 if numbers.ndim != 1:
                     raise DataError(f"{name}s have shape {numbers.shape}; expected one {name} per sample")
-        if self.recordings is not None and self.recordings.min() < 0:
-            raise DataError(f"recordings begin at {self.recordings.min()}; expected numbers from 0")
+                if name == "recording" and numbers.min() < 0:
+                    raise DataError(f"recordings begin at {numbers.min()}; expected numbers from 0")
         for modality, values in self.inputs.items():
             _check_array(f"modality {modality!r}", values, np.float32, self.num_samples)
             if values.ndim < 2 or 0 in values.shape:
@@ -164,7 +185,8 @@ class Dataset:
     @property
     def targets(self) -> Targets:
         """A stratum per sample, subjects and recordings."""
-        return replace(targets_of(self.labels, self.num_classes, self.subjects), recordings=self.recordings)
+        found = targets_of(self.labels, self.num_classes, self.subjects)
+        return replace(found, recordings=self.recordings, pieces=self.pieces)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names, shapes and values: equal for equal data, whatever file they came from."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from blossom_ray.data.dataset import IntArray, Targets
+from blossom_ray.data.dataset import IntArray, Pieces, Targets
+from blossom_ray.data.overlap import Overlap, overlap
 from blossom_ray.data.partition import PartitionError, partition
 from blossom_ray.data.reference import reference_splits
 from blossom_ray.data.sources import open_source
@@ -91,6 +92,17 @@ class Federation:
         """The client's train rows, then its validation rows, then its test rows."""
         return np.concatenate([self.train_rows(client), self.validation_rows(client), self.test_rows(client)])
 
+    def overlap(self, pieces: Pieces | None) -> Overlap | None:
+        """How many test windows have a part of themselves in a training window; None where none has.
+
+        Args:
+            pieces: The recordings that the data set's samples are pieces of, where it tells.
+        """
+        if pieces is None:
+            return None
+        clients = range(self.num_clients)
+        return overlap(pieces, [*map(self.train_rows, clients)], [*map(self.test_rows, clients)])
+
     def digest(self) -> str:
         """SHA-256 (hex) over all rows: equal where every client has the same rows for the same purposes."""
         digest = hashlib.sha256()
@@ -121,32 +133,46 @@ def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) 
     return Federation.of(split_parts(parts, data, targets, seed))
 
 
-def federation_problems(
+class Examination(NamedTuple):
+    """What `validate` says of a scenario's data.
+
+    Attributes:
+        problems: What keeps them from being divided over the clients: for each problem its path inside the scenario,
+            what was found and what is expected, as in `errors.Problem`; empty when the federation can be built.
+        notes: What is to be known of the federation, in a line each.
+    """
+
+    problems: list[tuple[str, str, str]]
+    notes: list[str]
+
+
+def examine_federation(
     data: Data, modalities: tuple[str, ...], num_clients: int, seed: int, task: Task = "classification"
-) -> list[tuple[str, str, str]]:
-    """What keeps a scenario's data from being divided over its clients; for `validate`.
+) -> Examination:
+    """Find out what dividing a scenario's data over its clients comes to.
 
     Labels and subjects are read, and inputs only where they cannot be had without (own data).
-
-    Returns:
-        For each problem its path inside the scenario, what was found and what is expected, as in
-        `errors.Problem`; empty when the federation can be built.
     """
     try:
-        build_federation(data, open_source(data, modalities, seed, task).targets(), num_clients, seed)
-    except PartitionError as error:
-        return [(error.path, error.found, error.expected)]
+        targets = open_source(data, modalities, seed, task).targets()
+        found = build_federation(data, targets, num_clients, seed).overlap(targets.pieces)
+        return Examination([], [str(found)] if found else [])
     except InputError as error:
-        if isinstance(data, Downloaded):
-            found = "is missing" if data.path is None else f"is {data.path!r}, which cannot be used ({error})"
-            return [("data.path", found, DATASETS[data.dataset].download)]
-        found, _, expected = str(error).partition("; expected ")
-        if isinstance(data, TableData):
-            return [("data.path", f"is {data.path!r}: {found}", expected)]
-        if isinstance(data, CustomData) and data.factory is None:
-            return [("data.factory", found.removeprefix("data.factory "), expected)]
-        return [("data", f"cannot be used ({error})", "a data set that can be loaded")]
-    return []
+        return Examination(_as_problems(error, data), [])
+
+
+def _as_problems(error: InputError, data: Data) -> list[tuple[str, str, str]]:
+    if isinstance(error, PartitionError):
+        return [(error.path, error.found, error.expected)]
+    if isinstance(data, Downloaded):
+        found = "is missing" if data.path is None else f"is {data.path!r}, which cannot be used ({error})"
+        return [("data.path", found, DATASETS[data.dataset].download)]
+    found, _, expected = str(error).partition("; expected ")
+    if isinstance(data, TableData):
+        return [("data.path", f"is {data.path!r}: {found}", expected)]
+    if isinstance(data, CustomData) and data.factory is None:
+        return [("data.factory", found.removeprefix("data.factory "), expected)]
+    return [("data", f"cannot be used ({error})", "a data set that can be loaded")]
 
 
 def _ends(parts: Sequence[IntArray]) -> IntArray:

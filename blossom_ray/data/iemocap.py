@@ -18,7 +18,7 @@ import numpy as np
 from blossom_ray.data.archives import Archive, open_archive
 from blossom_ray.data.content import check_content, rows_lacking
 from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, Targets, left_out
-from blossom_ray.data.speech import Utterance, utterance_sounds, utterance_texts
+from blossom_ray.data.speech import Utterance, dialogues, utterance_sounds, utterance_texts
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import SpeechFrames, TextTokens
 
@@ -140,11 +140,12 @@ class Iemocap:
 
     def _targets(self, turns: list[_Turn]) -> Targets:
         labels = np.array([_LABELS[turn.code] for turn in turns], np.int64)
+        pieces = dialogues(turn.name for turn in turns)
         sessions = np.array([turn.session - 1 for turn in turns], np.int64)
         if self._subjects == "session":
-            return Targets(labels, len(CLASS_NAMES), sessions)
+            return Targets(labels, len(CLASS_NAMES), sessions, pieces=pieces)
         is_man = np.array([turn.speaker.endswith("M") for turn in turns], np.int64)
-        return Targets(labels, len(CLASS_NAMES), 2 * sessions + is_man)
+        return Targets(labels, len(CLASS_NAMES), 2 * sessions + is_man, pieces=pieces)
 
     def _dataset(
         self, archive: Archive, turns: list[_Turn], texts: Mapping[str, str], held_out: Dataset | None
@@ -161,7 +162,7 @@ class Iemocap:
         if "text" in self._modalities:
             inputs["text"] = utterance_texts("iemocap", utterances, self._text)
         targets = self._targets(turns)
-        return Dataset(inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out)
+        return Dataset(inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out, pieces=targets.pieces)
 
 
 def _turns(archive: Archive) -> tuple[list[_Turn], tuple[LeftOut, ...]]:

@@ -22,7 +22,7 @@ import numpy as np
 from blossom_ray.data.archives import Archive, is_file, open_archive
 from blossom_ray.data.cache import Arrays, cached
 from blossom_ray.data.content import rows_lacking
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets, left_out
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Pieces, Targets, left_out
 from blossom_ray.data.progress import tracked
 from blossom_ray.data.windows import standardised
 from blossom_ray.errors import DataError
@@ -101,14 +101,14 @@ class KuHar:
         return self._modalities
 
     def targets(self) -> Targets:
-        """Labels, and subjects of windows of recordings. The files are decoded once and cached.
+        """Labels, and subjects and recordings of windows of recordings. The files are decoded once and cached.
 
         Raises:
             DataError: The archive or one of its files is missing, damaged or not as announced.
         """
         arrays, _ = self._decoded()
-        _, labels, subjects = self._chosen(arrays)
-        return Targets(labels, len(self._class_names), subjects)
+        rows, labels, subjects = self._chosen(arrays)
+        return Targets(labels, len(self._class_names), subjects, pieces=_recordings(arrays, rows))
 
     def load(self) -> Dataset:
         """Inputs (N, 300, 3) float32 by modality, (N, 150, 3) at 50 Hz; labels in the order of the class names.
@@ -125,7 +125,8 @@ class KuHar:
         others = len(arrays["labels"]) - len(rows)
         if others:
             missing += (LeftOut("windows of other classes (data.classes: paper)", others),)
-        return Dataset(inputs, labels, self._class_names, subjects, left_out=missing)
+        pieces = _recordings(arrays, rows)
+        return Dataset(inputs, labels, self._class_names, subjects, left_out=missing, pieces=pieces)
 
     def _chosen(self, arrays: Arrays) -> tuple[IntArray, IntArray, IntArray | None]:
         """Rows of the classes asked for, their labels and subjects."""
@@ -164,6 +165,14 @@ class KuHar:
         path, member = (self._path.parent, self._path.name) if is_table else (self._path, landmark)
         with open_archive(path, landmark=member, largest_bytes=_LARGEST_TABLE_BYTES) as archive:
             yield archive, member
+
+
+def _recordings(arrays: Arrays, rows: IntArray) -> Pieces | None:
+    """Of windows that were cut here; they do not overlap."""
+    if "num_windows" not in arrays:
+        return None
+    numbers = np.repeat(np.arange(len(arrays["num_windows"])), arrays["num_windows"])[rows]
+    return Pieces(np.unique(numbers, return_inverse=True)[1].astype(np.int64))
 
 
 def _is_unknown(member: str) -> bool:

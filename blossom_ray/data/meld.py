@@ -18,7 +18,7 @@ from blossom_ray.data.archives import Archive, open_archive
 from blossom_ray.data.content import check_content, rows_lacking
 from blossom_ray.data.csv_tables import Row, check_unique, read_rows, whole_number
 from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, Targets, left_out
-from blossom_ray.data.speech import Utterance, utterance_sounds, utterance_texts
+from blossom_ray.data.speech import Utterance, dialogues, utterance_sounds, utterance_texts
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import SpeechFrames, TextTokens
 
@@ -168,7 +168,7 @@ class Meld:
         if "text" in self._modalities:
             inputs["text"] = utterance_texts("meld", utterances, self._text)
         targets = _targets(utterances, self._class_names, speakers)
-        return Dataset(inputs, targets.labels, self._class_names, targets.subjects, held_out)
+        return Dataset(inputs, targets.labels, self._class_names, targets.subjects, held_out, pieces=targets.pieces)
 
 
 def _rows(archive: Archive, part: str) -> list[Row]:
@@ -278,4 +278,4 @@ def _targets(utterances: list[Utterance], class_names: tuple[str, ...], speakers
     numbers = {speaker: number for number, speaker in enumerate(speakers)}
     labels = np.array([utterance.label for utterance in utterances], np.int64)
     subjects = np.array([numbers[utterance.speaker] for utterance in utterances], np.int64)
-    return Targets(labels, len(class_names), subjects)
+    return Targets(labels, len(class_names), subjects, pieces=dialogues(utterance.name for utterance in utterances))

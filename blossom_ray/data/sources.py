@@ -182,4 +182,5 @@ def _only(dataset: Dataset, modalities: tuple[str, ...]) -> Dataset:
         held_out=None if dataset.held_out is None else _only(dataset.held_out, modalities),
         recordings=dataset.recordings,
         left_out=dataset.left_out,
+        pieces=dataset.pieces,
     )

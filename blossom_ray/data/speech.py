@@ -5,7 +5,7 @@ What MELD and IEMOCAP have in common. Where their files lie and what they say is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -14,7 +14,7 @@ import numpy as np
 from blossom_ray.data.archives import Archive
 from blossom_ray.data.audio import DoubleArray, mel_power, read_clip, read_wav
 from blossom_ray.data.cache import cached
-from blossom_ray.data.dataset import FloatArray
+from blossom_ray.data.dataset import FloatArray, Pieces
 from blossom_ray.data.progress import tracked
 from blossom_ray.data.text import text_key, text_vectors
 from blossom_ray.scenario.sections import SpeechFrames, TextTokens
@@ -43,6 +43,11 @@ class Utterance:
     label: int
     text: str
     sound: str = ""
+
+
+def dialogues(names: Iterable[str]) -> Pieces:
+    """The dialogue of each utterance, which is its name without the last part, in both data sets."""
+    return Pieces(np.unique([name.rpartition("_")[0] for name in names], return_inverse=True)[1].astype(np.int64))
 
 
 def utterance_texts(dataset: str, utterances: Sequence[Utterance], settings: TextTokens) -> FloatArray:

@@ -1,4 +1,4 @@
-"""A client's own train, validation and test split: by sample, by whole subject, or by whole recording."""
+"""Clients' train, validation and test splits: by sample, by whole subject, or by whole recording."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from blossom_ray.seeding import Purpose, generator
 
 _ALL_CLIENTS = 1
 """What stands in the round's place of the key of a draw that all clients share; their own draws have 0."""
+_MOST_DRAWS = 100
 _TRAIN, _VALIDATION, _TEST = range(3)
 
 _Sides = npt.NDArray[np.int64]
@@ -43,10 +44,12 @@ def split_parts(parts: Sequence[IntArray], spec: Data, targets: Targets, seed: i
 
     By sample: floor(fraction * n) rows of a client's n are drawn for the test split, and as many for the validation
     split, at least 1, with at least 1 left for training. By subject: whole subjects are drawn until the split has at
-    least its fraction of the client's rows; one subject is always left. Where samples share recordings, a split by
-    sample puts each recording on one side of the splits of all clients: `test_fraction` and `validation_fraction` of
-    the recordings are drawn, and a client's splits are what it has of them, so their sizes follow the fractions only
-    on average.
+    least its fraction of the client's rows; one subject is always left. By recording or common subject: as by sample,
+    with the recordings or subjects of all clients in the place of one client's rows. Each is for one purpose at all
+    clients, and a client's splits are what it has of them, so their sizes follow the fractions only on average. The
+    draw is repeated, up to 100 times, until each client has some for each purpose. Where samples share recordings, a
+    split by sample is one by recording; where the partition deals whole subjects to clients, one by common subject is
+    one by subject.
 
     Args:
         parts: The rows of each client, in the order of their ids, int64.
@@ -70,11 +73,10 @@ def split_parts(parts: Sequence[IntArray], spec: Data, targets: Targets, seed: i
                 f"leaves client {client} with {len(rows)} samples",
                 f"at least {fewest} samples per client, {what}",
             )
-    if spec.split == "sample" and targets.recordings is not None:
-        recordings = _recording_sides(spec, int(targets.recordings.max()) + 1, seed)
-        sides = [recordings[targets.recordings[rows]] for rows in parts]
-        for client, own in enumerate(sides):
-            _check_recordings(own, spec, client)
+    groups = _common_groups(spec, targets)
+    if groups is not None:
+        by_group = _common_sides([groups[rows] for rows in parts], int(groups.max()) + 1, spec, seed)
+        sides = [by_group[groups[rows]] for rows in parts]
     elif spec.split == "sample":
         sides = [_by_sample(len(rows), spec, seed, client) for client, rows in enumerate(parts)]
     else:
@@ -102,14 +104,14 @@ def _by_subject(rows: IntArray, spec: Data, subjects: IntArray | None, seed: int
     if subjects is None:
         raise PartitionError(
             "data.split",
-            "is 'subject', but the samples belong to no subject",
+            f"is {spec.split!r}, but the samples belong to no subject",
             "'sample', or a data set with subjects",
         )
     _, positions, sizes = np.unique(subjects[rows], return_inverse=True, return_counts=True)
     if len(sizes) < 2:
         raise PartitionError(
             "data.split",
-            f"is 'subject', but client {client} has samples of one subject alone",
+            f"is {spec.split!r}, but client {client} has samples of one subject alone",
             "'sample', or at least two subjects per client",
         )
     sides = np.zeros(len(sizes), np.int64)
@@ -131,27 +133,86 @@ def _first_with(num_rows: float, sizes: IntArray, draw: np.random.Generator) -> 
     return order[: min(num_short + 1, len(sizes) - 1)]
 
 
-def _recording_sides(spec: Data, num_recordings: int, seed: int) -> _Sides:
-    """The draws of no client: what one of them tests with, no other may train on, since blocks are shared."""
-    sides = np.zeros(num_recordings, np.int64)
-    order = generator(seed, Purpose.SPLIT, _ALL_CLIENTS).permutation(num_recordings)
-    num_test = _part(spec.test_fraction, num_recordings)
-    sides[order[:num_test]] = _TEST
-    left = np.flatnonzero(sides == _TRAIN)
-    order = generator(seed, Purpose.VALIDATION, _ALL_CLIENTS).permutation(len(left))
-    sides[left[order[: _part(spec.validation_fraction, num_recordings)]]] = _VALIDATION
+def _common_groups(spec: Data, targets: Targets) -> IntArray | None:
+    """The recording or subject of each sample, from 0, where all clients share one draw of these; else None."""
+    if spec.split == "sample" or (spec.split == "recording" and targets.recordings is not None):
+        return targets.recordings
+    # Subjects that are dealt to clients as a whole have one purpose at all of them by any draw of their client.
+    if spec.split == "subject" or (spec.split == "common-subject" and spec.partition.kind == "subject"):
+        return None
+    if spec.split == "recording":
+        groups, expected = None if targets.pieces is None else targets.pieces.recordings, "'sample'"
+    else:
+        groups, expected = targets.subjects, "'sample', or a data set with subjects"
+    if groups is None:
+        if spec.split == "recording" and targets.subjects is not None:
+            expected = "'common-subject', since the data tell subjects"
+        what = "subject" if spec.split == "common-subject" else "recording that is known"
+        raise PartitionError("data.split", f"is {spec.split!r}, but the samples belong to no {what}", expected)
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+
+def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Data, seed: int) -> _Sides:
+    """What each group is for, by draws of no client: what one of them tests with, no other trains on.
+
+    Args:
+        groups: Of each client, the groups of its rows.
+        num_groups: Number of groups of all clients.
+        spec: As in `split_parts`.
+        seed: The scenario's seed.
+    """
+    sides = np.zeros(num_groups, np.int64)
+    owned = [np.unique(own) for own in groups]
+    sides = _drawn(sides, owned, spec.test_fraction, _TEST, spec, seed)
+    if spec.validation_fraction:
+        left = [own[sides[own] == _TRAIN] for own in owned]
+        for client, (own, rest) in enumerate(zip(owned, left, strict=True)):
+            _check_room(len(rest), len(own), _NAMES[spec.split] + "s", spec, client)
+        sides = _drawn(sides, left, spec.validation_fraction, _VALIDATION, spec, seed)
     return sides
 
 
-def _check_recordings(sides: _Sides, spec: Data, client: int) -> None:
-    wanted = {_TRAIN: "training", _TEST: "testing"} | ({_VALIDATION: "validation"} if spec.validation_fraction else {})
-    for side, purpose in wanted.items():
-        if not (sides == side).any():
-            raise PartitionError(
-                "data.partition",
-                f"leaves client {client} without a recording for {purpose}",
-                "larger parts, or fewer clients; recordings stand on one side of all clients' splits",
-            )
+def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int, spec: Data, seed: int) -> _Sides:
+    """The sides with some of what is for training put on another one, such that each client keeps and gets some.
+
+    Args:
+        sides: (num_groups,).
+        owned: Of each client its groups that are for training.
+        fraction: Part of all groups that are drawn, rounded down, at least 1, with at least 1 left.
+        side: `_TEST` or `_VALIDATION`.
+        spec: For messages.
+        seed: The scenario's seed.
+    """
+    purpose, name = (Purpose.SPLIT, "testing") if side == _TEST else (Purpose.VALIDATION, "validation")
+    left = np.flatnonzero(sides == _TRAIN)
+    number = min(max(_part(fraction, len(sides)), 1), len(left) - 1)
+    flat = np.concatenate(owned)
+    starts = np.cumsum([0, *map(len, owned)])[:-1]
+    sizes = np.array([len(own) for own in owned])
+    fewest, lacking = len(owned) + 1, (0, name)
+    for attempt in range(_MOST_DRAWS):
+        order = generator(seed, purpose, _ALL_CLIENTS, attempt).permutation(len(left))
+        found = sides.copy()
+        found[left[order[:number]]] = side
+        counts = np.add.reduceat(found[flat] == side, starts, dtype=np.int64)
+        is_short = (counts == 0) | (counts == sizes)
+        if not is_short.any():
+            return found
+        if is_short.sum() < fewest:
+            client = int(is_short.argmax())
+            fewest, lacking = int(is_short.sum()), (client, name if counts[client] == 0 else "training")
+    client, what = lacking
+    group = _NAMES[spec.split]
+    raise PartitionError(
+        "data.split",
+        f"is {spec.split!r}, and {number} of {len(sides)} {group}s, drawn for {name}, leave client {client} without a "
+        f"{group} for {what} ({_MOST_DRAWS} draws tried; it has {sizes[client]})",
+        f"larger parts, fewer clients, or another fraction; a {group} has one purpose at all clients",
+    )
+
+
+_NAMES = {"sample": "recording", "recording": "recording", "common-subject": "subject"}
+"""What each split that all clients share draws."""
 
 
 def _check_room(num_left: int, num_all: int, what: str, spec: Data, client: int) -> None:
@@ -160,7 +221,7 @@ def _check_room(num_left: int, num_all: int, what: str, spec: Data, client: int)
             "data.validation_fraction",
             f"is {spec.validation_fraction:g}, but client {client} has {num_all} {what}, {num_all - num_left} of them "
             f"in its test split, which leaves none for validation beside one for training",
-            f"more {what} per client, or a smaller data.test_fraction",
+            f"more {what} per client (fewer clients), or a smaller data.test_fraction",
         )
 
 

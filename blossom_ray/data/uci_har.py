@@ -3,6 +3,9 @@
 Windows of 128 steps at 50 Hz (2.56 s, neighbours overlap by half) from a phone at the waist of 30 subjects. Only
 the raw windows, the labels and the subjects are read; the 561 hand-made features (`X_*.txt`) need not be there.
 
+The files do not say which windows are of one recording, but the windows do: the first half of a window repeats the
+second half of the one before it, value by value in each of the nine signals, as long as the recording lasts.
+
 Source: Anguita et al., "A Public Domain Dataset for Human Activity Recognition Using Smartphones", ESANN 2013.
 """
 
@@ -16,7 +19,7 @@ import numpy as np
 
 from blossom_ray.data.archives import Archive, open_archive
 from blossom_ray.data.content import rows_lacking
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Targets
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Pieces, Targets
 from blossom_ray.data.windows import standardised
 from blossom_ray.errors import DataError
 
@@ -70,14 +73,15 @@ class UciHar:
         return self._modalities
 
     def targets(self) -> Targets:
-        """Labels and subjects of the training part; no signal is read.
+        """Labels, subjects and recordings of the training part; one axis of one signal is read.
 
         Raises:
-            DataError: The archive or one of the two files is missing, damaged or not as announced.
+            DataError: The archive or one of the three files is missing, damaged or not as announced.
         """
         with self._open() as archive:
             labels, subjects = _labels_and_subjects(archive, "train")
-        return Targets(labels, len(CLASS_NAMES), subjects)
+            axis = _axis(archive, "train", self._signals[self._modalities[0]], _AXES[0], len(labels))
+        return Targets(labels, len(CLASS_NAMES), subjects, pieces=_overlapping(axis, labels, subjects))
 
     def load(self) -> Dataset:
         """Both parts: inputs (N, 128, 3) float32 by modality, labels 0..5 in the order of `CLASS_NAMES`.
@@ -95,12 +99,15 @@ class UciHar:
     def _part(self, archive: Archive, part: str, held_out: Dataset | None) -> Dataset:
         labels, subjects = _labels_and_subjects(archive, part)
         inputs = {}
+        pieces = None
         for modality in self._modalities:
             windows = _windows(archive, part, self._signals[modality], len(labels))
+            if pieces is None:
+                pieces = _overlapping(windows[:, :, 0], labels, subjects)
             inputs[modality] = standardised(windows) if self._zscore else windows
         missing = rows_lacking(f"windows of the {part} part", len(labels), _NUM_WINDOWS[part])
         missing += () if held_out is None else held_out.left_out
-        return Dataset(inputs, labels, CLASS_NAMES, subjects, held_out, left_out=missing)
+        return Dataset(inputs, labels, CLASS_NAMES, subjects, held_out, left_out=missing, pieces=pieces)
 
 
 def _labels_and_subjects(archive: Archive, part: str) -> tuple[IntArray, IntArray]:
@@ -119,13 +126,29 @@ def _labels_and_subjects(archive: Archive, part: str) -> tuple[IntArray, IntArra
 
 
 def _windows(archive: Archive, part: str, signal: str, num_rows: int) -> FloatArray:
-    axes = []
-    for axis in _AXES:
-        member = f"{part}/Inertial Signals/{signal}_{axis}_{part}.txt"
-        values = archive.table(member, _WINDOW_STEPS, np.float32)
-        _check_rows(archive, part, member, len(values), num_rows)
-        axes.append(values)
-    return np.stack(axes, axis=-1)
+    return np.stack([_axis(archive, part, signal, axis, num_rows) for axis in _AXES], axis=-1)
+
+
+def _axis(archive: Archive, part: str, signal: str, axis: str, num_rows: int) -> FloatArray:
+    """(num_rows, 128) float32."""
+    member = f"{part}/Inertial Signals/{signal}_{axis}_{part}.txt"
+    values = archive.table(member, _WINDOW_STEPS, np.float32)
+    _check_rows(archive, part, member, len(values), num_rows)
+    return values
+
+
+def _overlapping(axis: FloatArray, labels: IntArray, subjects: IntArray) -> Pieces:
+    """The recordings, numbered in the order of the files: a window goes on with the one before, or begins one.
+
+    Args:
+        axis: (N, 128) float32: one axis of one signal, as in the files.
+        labels: (N,) int64.
+        subjects: (N,) int64.
+    """
+    half = _WINDOW_STEPS // 2
+    goes_on = (axis[1:, :half] == axis[:-1, half:]).all(axis=1)
+    goes_on &= (labels[1:] == labels[:-1]) & (subjects[1:] == subjects[:-1])
+    return Pieces(np.concatenate([[0], np.cumsum(~goes_on)]).astype(np.int64), half / _WINDOW_STEPS)
 
 
 def _check_rows(archive: Archive, part: str, member: str, found: int, expected: int) -> None:

@@ -158,8 +158,8 @@ def _synthetic(data: spec.SyntheticData) -> Iterator[Finding]:
             yield Finding(f"{path}.shape", shown(modality.shape), expected)
     if data.subjects is None:
         for key, value in (("split", data.split), ("partition.kind", data.partition.kind)):
-            if value == "subject":
-                found = "is 'subject', while data.subjects is null"
+            if value in ("subject", "common-subject"):
+                found = f"is {value!r}, while data.subjects is null"
                 yield Finding(f"data.{key}", found, "a number of subjects in data.subjects, or another choice")
 
 
@@ -297,10 +297,10 @@ def _client_counts(data: spec.Data, num_clients: int) -> Iterator[Finding]:
     num_splits = 3 if data.validation_fraction else 2
     if partition.kind == "subject":
         found_subjects = num_subjects(data)
-        each = num_splits if data.split == "subject" else 1
+        each = num_splits if data.split in ("subject", "common-subject") else 1
         if found_subjects is not None and found_subjects < each * num_clients:
             found = f"is 'subject', while {found_subjects} subjects stand against {num_clients} clients"
-            why = ", for data.split: subject puts whole subjects into each split" if each > 1 else ""
+            why = f", for data.split: {data.split} puts whole subjects into each split" if each > 1 else ""
             yield Finding("data.partition.kind", found, f"at least {each} per client{why}")
     if isinstance(data, spec.SyntheticData):
         if data.samples < num_splits * num_clients:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blossom_ray.data.dataset import Targets
-from blossom_ray.data.federation import build_federation, federation_problems
+from blossom_ray.data.federation import build_federation, examine_federation
 from blossom_ray.data.synthetic import synthetic_targets
 from blossom_ray.data.uci_har import UciHar
 from blossom_ray.scenario.sections import CustomData, SyntheticData, UciHarData
@@ -18,6 +18,12 @@ OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
 
 def spec_of(**values: Any) -> SyntheticData:
     return SyntheticData.model_validate({"dataset": "synthetic", **values})
+
+
+def problems_of(*arguments: Any) -> list[tuple[str, str, str]]:
+    found = examine_federation(*arguments)
+    assert not found.notes
+    return found.problems
 
 
 def test_every_row_belongs_to_one_client_and_one_side() -> None:
@@ -72,12 +78,12 @@ def test_the_federation_depends_on_the_seed() -> None:
 
 
 def test_no_problems() -> None:
-    assert federation_problems(spec_of(), ("acc",), 10, 0) == []
+    assert problems_of(spec_of(), ("acc",), 10, 0) == []
 
 
 def test_problems_of_the_partition_have_its_path() -> None:
     spec = spec_of(samples=40, partition={"kind": "dirichlet"})
-    assert federation_problems(spec, ("acc",), 10, 0) == [
+    assert problems_of(spec, ("acc",), 10, 0) == [
         (
             "data.partition.min_samples",
             "is 10, which 40 samples over 10 clients cannot give",
@@ -88,7 +94,7 @@ def test_problems_of_the_partition_have_its_path() -> None:
 
 def test_problems_of_the_split_have_its_path() -> None:
     spec = spec_of(split="subject", subjects=10, partition={"kind": "subject"})
-    assert federation_problems(spec, ("acc",), 10, 0) == [
+    assert problems_of(spec, ("acc",), 10, 0) == [
         (
             "data.split",
             "is 'subject', but client 0 has samples of one subject alone",
@@ -100,16 +106,16 @@ def test_problems_of_the_split_have_its_path() -> None:
 def test_problems_of_files_stand_at_the_path(tmp_path: Path) -> None:
     expected = "the official 'UCI HAR Dataset.zip' or its unpacked folder"
     missing = str(tmp_path / "har.zip")
-    ((path, found, accepted),) = federation_problems(UciHarData(dataset="uci-har", path=missing), ("acc",), 2, 0)
+    ((path, found, accepted),) = problems_of(UciHarData(dataset="uci-har", path=missing), ("acc",), 2, 0)
     assert (path, accepted) == ("data.path", expected)
     assert found.startswith(f"is {missing!r}, which cannot be used (")
     assert "does not exist" in found
-    assert federation_problems(UciHarData(dataset="uci-har"), ("acc",), 2, 0) == [("data.path", "is missing", expected)]
+    assert problems_of(UciHarData(dataset="uci-har"), ("acc",), 2, 0) == [("data.path", "is missing", expected)]
 
 
 def test_problems_of_own_data_stand_at_data() -> None:
     data = CustomData(dataset="custom", factory="no_such_module_here:make")
-    ((path, found, _),) = federation_problems(data, ("acc",), 2, 0)
+    ((path, found, _),) = problems_of(data, ("acc",), 2, 0)
     assert path == "data"
     assert "there is no module 'no_such_module_here'" in found
 

@@ -48,6 +48,9 @@ def test_the_held_out_session(held_out: int | None, num_shared: int, files: Path
     assert dataset.num_samples == num_shared
     assert source.targets().labels.tolist() == dataset.labels.tolist()
     assert source.targets().subjects.tolist() == dataset.subjects.tolist()
+    for pieces in (source.targets().pieces, dataset.pieces):
+        assert pieces is not None
+        assert np.bincount(pieces.recordings).tolist() == [6] * (num_shared // 6)  # dialogues of six utterances
     sessions = set(dataset.subjects.tolist())
     if held_out is None:
         assert dataset.held_out is None

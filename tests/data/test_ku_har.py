@@ -176,7 +176,11 @@ def test_recordings_are_cut_into_windows_with_subjects(tmp_path: Path) -> None:
     first = RECORDINGS["0.Stand/1001_A_1.csv"].astype(np.float32)
     np.testing.assert_allclose(dataset.inputs["acc"][1], first[300:600, 1:4], rtol=1e-5)
     np.testing.assert_allclose(dataset.inputs["gyro"][0], first[:300, 5:8], rtol=1e-5)
-    assert KuHar(write_recordings(tmp_path, RECORDINGS), windows="recordings").targets().subjects is not None
+    targets = KuHar(write_recordings(tmp_path, RECORDINGS), windows="recordings").targets()
+    assert targets.subjects is not None
+    for pieces in (dataset.pieces, targets.pieces):
+        assert pieces is not None
+        assert (pieces.recordings.tolist(), pieces.overlap) == ([0, 0, 1, 2], 0)
 
 
 def test_recordings_that_cannot_be_cut(tmp_path: Path) -> None:

@@ -79,6 +79,9 @@ def test_text_alone_needs_no_sound(tmp_path: Path, files: Path) -> None:
     np.testing.assert_array_equal(dataset.inputs["text"], expected.inputs["text"])
     assert source.targets().labels.tolist() == expected.labels.tolist()
     assert source.targets().subjects.tolist() == expected.subjects.tolist()
+    for pieces in (source.targets().pieces, expected.pieces):
+        assert pieces is not None
+        assert np.bincount(pieces.recordings).tolist() == [4] * 12  # of twelve dialogues of eight utterances
     with pytest.raises(
         DataError, match=r"no sound of 48 of 48 .* train part, such as dia0_utt0; expected dia0_utt0.wav"
     ):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.data.dataset import Targets
+from blossom_ray.data.dataset import Pieces, Targets
 from blossom_ray.data.partition import PartitionError
 from blossom_ray.data.split import Split, split_parts
 from blossom_ray.scenario.sections import SyntheticData
@@ -118,14 +118,11 @@ def test_recordings_stand_on_one_side_of_all_clients() -> None:
 def test_recordings_are_never_on_both_sides(fraction: float, seed: int, num_recordings: int) -> None:
     recordings = np.arange(30) % num_recordings
     arguments = np.arange(30), spec_of(test_fraction=fraction), targets(recordings=recordings), seed, 0
-    if fraction * num_recordings < 1:
-        with pytest.raises(PartitionError, match=r"data.partition leaves client 0 without a recording for testing"):
-            split_rows(*arguments)
-        return
     train, _, test = split_rows(*arguments)
     assert sorted([*train, *test]) == list(range(30))
     assert not set(recordings[train].tolist()) & set(recordings[test].tolist())
-    assert len(set(recordings[test].tolist())) == int(fraction * num_recordings + 1e-9)
+    num_test = min(max(int(fraction * num_recordings + 1e-9), 1), num_recordings - 1)
+    assert len(set(recordings[test].tolist())) == num_test
 
 
 @pytest.mark.parametrize(
@@ -225,6 +222,112 @@ def test_too_few_for_three_parts() -> None:
     subjects = np.arange(40) // 20
     with pytest.raises(PartitionError, match=r"client 0 has 2 subjects, 1 of them in its test split, .* more subjects"):
         split_rows(np.arange(40), spec_of(split="subject", validation_fraction=0.1), targets(subjects), 0, 0)
-    few = targets(recordings=np.arange(40) // 10)
-    with pytest.raises(PartitionError, match=r"leaves client 0 without a recording for validation"):
+    few = targets(recordings=np.arange(40) // 20)
+    with pytest.raises(PartitionError, match=r"client 0 has 2 recordings, 1 of them in its test split, .* more record"):
         split_rows(np.arange(40), spec, few, 0, 0)
+
+
+def common(split: str, groups: np.ndarray) -> Targets:
+    """The groups as what this split goes by."""
+    if split == "common-subject":
+        return targets(subjects=groups)
+    return Targets(np.zeros(0, np.int64), 1, pieces=Pieces(groups))
+
+
+@pytest.mark.parametrize("split", ["recording", "common-subject"])
+def test_a_common_draw_by_hand(split: str) -> None:
+    """Ten groups, 0.3 for testing and 0.2 for validation; keys (seed, purpose, 1, attempt), here the first attempt."""
+    groups = 7 + np.arange(60) % 10
+    test = np.random.default_rng([2, 4, 1, 0]).permutation(10)[:3]
+    left = np.array([group for group in range(10) if group not in test])
+    validation = left[np.random.default_rng([2, 13, 1, 0]).permutation(7)[:2]]
+    parts = [np.arange(30), np.arange(30, 60)]
+    for split_of_client, rows in zip(
+        split_parts(parts, spec_of(split=split, validation_fraction=0.2), common(split, groups), 2), parts, strict=True
+    ):
+        assert split_of_client.test.tolist() == [row for row in rows if groups[row] - 7 in test]
+        assert split_of_client.validation.tolist() == [row for row in rows if groups[row] - 7 in validation]
+
+
+def test_a_draw_is_repeated_until_each_client_has_some_for_each_purpose() -> None:
+    """Four subjects, each client has two of them, and half are for testing: of six draws four serve."""
+    subjects, spec = np.arange(40) // 10, spec_of(split="common-subject", test_fraction=0.5)
+    attempts = set()
+    for seed in range(12):
+        found = split_parts([np.arange(20), np.arange(20, 40)], spec, targets(subjects), seed)
+        assert [len(rows) for split in found for rows in split] == [10, 0, 10] * 2
+        for attempt in range(9):
+            test = np.random.default_rng([seed, 4, 1, attempt]).permutation(4)[:2]
+            if (test < 2).sum() == 1:
+                break
+        attempts.add(attempt)
+        assert {int(subjects[row]) for split in found for row in split.test} == set(test.tolist())
+    assert len(attempts) > 1
+
+
+@given(
+    num_groups=st.integers(2, 12),
+    fractions=st.tuples(st.floats(0.05, 0.6), st.sampled_from([0.0, 0.1, 0.3])),
+    num_clients=st.integers(1, 4),
+    split=st.sampled_from(["recording", "common-subject"]),
+    seed=st.integers(0, 2**40),
+)
+@settings(deadline=None, max_examples=80)
+def test_no_group_has_two_purposes_at_any_clients(
+    num_groups: int, fractions: tuple[float, float], num_clients: int, split: str, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    groups, owners = draw.integers(0, num_groups, 90), draw.integers(0, num_clients, 90)
+    parts = [np.flatnonzero(owners == client) for client in range(num_clients)]
+    spec = spec_of(split=split, test_fraction=fractions[0], validation_fraction=fractions[1])
+    try:
+        found = split_parts(parts, spec, common(split, groups), seed)
+    except PartitionError:
+        assert num_groups < 12 or num_clients > 2
+        return
+    sides = [{int(groups[row]) for split in found for row in split[side]} for side in range(3)]
+    assert not sides[0] & sides[1]
+    assert not sides[0] & sides[2]
+    assert not sides[1] & sides[2]
+    for rows, own in zip(parts, found, strict=True):
+        assert sorted(np.concatenate(own)) == rows.tolist()
+        assert min(len(own.train), len(own.test)) >= 1
+        assert (len(own.validation) >= 1) == (fractions[1] > 0)
+
+
+def test_common_draws_that_cannot_be_met() -> None:
+    alone = [np.arange(10), np.arange(10, 40)]
+    message = (
+        r"data.split is 'common-subject', and 1 of 4 subjects, drawn for testing, leave client 0 without a subject for "
+        r"(testing|training) \(100 draws tried; it has 1\); expected larger parts, fewer clients"
+    )
+    with pytest.raises(PartitionError, match=message):
+        split_parts(alone, spec_of(split="common-subject"), targets(np.arange(40) // 10), 0)
+    with pytest.raises(PartitionError, match=r"is 'recording', but .* no recording .*; expected 'sample'"):
+        split_parts(alone, spec_of(split="recording"), targets(), 0)
+    with pytest.raises(PartitionError, match=r"is 'recording', but .* expected 'common-subject', since the data tell"):
+        split_parts(alone, spec_of(split="recording"), targets(np.arange(40)), 0)
+    with pytest.raises(PartitionError, match=r"is 'common-subject', but the samples belong to no subject"):
+        split_parts(alone, spec_of(split="common-subject"), targets(), 0)
+
+
+def test_pieces_of_recordings_are_split_by_sample_where_that_is_asked_for() -> None:
+    rows, pieces = np.arange(40), Pieces(np.arange(40) // 4)
+    by_pieces = split_parts([rows], spec_of(), Targets(np.zeros(0, np.int64), 1, pieces=pieces), 3)
+    assert by_pieces[0].test.tolist() == split_parts([rows], spec_of(), targets(), 3)[0].test.tolist()
+
+
+def test_subjects_that_are_dealt_to_clients_as_a_whole_are_common_already() -> None:
+    parts, found = [np.arange(20), np.arange(20, 40)], targets(np.arange(40) // 10)
+    own, common_to_all = (
+        split_parts(parts, spec_of(split=split, partition={"kind": "subject"}), found, 4)
+        for split in ("subject", "common-subject")
+    )
+    for one, other in zip(own, common_to_all, strict=True):
+        assert one.test.tolist() == other.test.tolist()
+
+
+def test_shared_recordings_are_split_alike_by_recording_and_by_sample() -> None:
+    shared = targets(recordings=np.arange(40) % 10)
+    found = [split_parts([np.arange(40)], spec_of(split=split), shared, 3)[0] for split in ("sample", "recording")]
+    assert found[0].test.tolist() == found[1].test.tolist()

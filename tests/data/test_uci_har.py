@@ -257,8 +257,51 @@ def test_the_official_archive(official: Dataset) -> None:
 
 @pytest.mark.data
 def test_neighbouring_official_windows_overlap_by_half(official: Dataset) -> None:
-    windows = official.inputs["acc"]
-    assert np.array_equal(windows[1, :64], windows[0, 64:])
+    """Whichever axis of whichever signal tells it: 600 recordings, of which 92 % of windows are followed by another."""
+    assert official.pieces is not None
+    assert official.held_out is not None
+    assert official.held_out.pieces is not None
+    assert official.pieces.overlap == 0.5
+    recordings = official.pieces.recordings
+    for windows in official.inputs.values():
+        for axis in range(3):
+            goes_on = (windows[1:, :64, axis] == windows[:-1, 64:, axis]).all(axis=1)
+            assert np.array_equal(goes_on, np.diff(recordings) == 0)
+    assert len(set(recordings.tolist())) == 600
+    assert round(100 * (np.diff(recordings) == 0).sum() / len(recordings)) == 92
+    assert len(set(official.held_out.pieces.recordings.tolist())) == 257
+    for numbers in (official.subjects, official.labels):
+        assert len(set(zip(recordings.tolist(), numbers.tolist(), strict=True))) == 600
+
+
+@pytest.mark.data
+def test_recordings_are_known_without_reading_all_signals(official: Dataset) -> None:
+    assert official.pieces is not None
+    for source in (UciHar(OFFICIAL, modalities=("gyro",)), UciHar(OFFICIAL, acceleration="total", zscore=True)):
+        pieces = source.targets().pieces
+        assert pieces is not None
+        assert np.array_equal(pieces.recordings, official.pieces.recordings)
+
+
+def test_a_recording_goes_on_as_long_as_halves_repeat(members: dict[str, bytes], tmp_path: Path) -> None:
+    """Six windows of one signal of 448 steps; the third is of another activity, and the fifth of another subject."""
+    signal = np.random.default_rng(0).normal(size=448).astype(np.float32)
+    windows = np.stack([signal[64 * start : 64 * start + 128] for start in range(6)])
+    members[ACC_X] = official_text(windows)
+    members["train/y_train.txt"] = b"1\n1\n2\n2\n2\n2\n"
+    members["train/subject_train.txt"] = b"1\n1\n1\n1\n2\n2\n"
+    for source in (UciHar(as_zip(members, tmp_path)), UciHar(as_zip(members, tmp_path), zscore=True)):
+        dataset, targets = source.load(), source.targets()
+        assert dataset.pieces is not None
+        assert dataset.pieces.recordings.tolist() == [0, 0, 1, 1, 2, 2]
+        assert targets.pieces is not None
+        assert targets.pieces.recordings.tolist() == [0, 0, 1, 1, 2, 2]
+    windows[4:] = windows[:2]
+    members[ACC_X] = official_text(windows)
+    members["train/subject_train.txt"] = b"1\n1\n1\n1\n1\n1\n"
+    pieces = UciHar(as_zip(members, tmp_path)).targets().pieces
+    assert pieces is not None
+    assert pieces.recordings.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_member_that_unpacks_to_more_than_it_announces(members: dict[str, bytes], tmp_path: Path) -> None:

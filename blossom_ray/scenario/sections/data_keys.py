@@ -20,9 +20,14 @@ class DataKeys(Section):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of each client's samples kept for its own validation split, on which one chooses. They are taken from what
     was for training: the test split is the same with and without. 0: no validation split."""
-    split: Literal["sample", "subject"] = "sample"
+    split: Literal["sample", "recording", "subject", "common-subject"] = "sample"
     """`sample`: rows are drawn at random, so overlapping windows of one recording may fall on both sides and test
-    scores are optimistic. `subject`: a client's test split holds whole subjects that its training split has not."""
+    scores are optimistic. `recording`: whole recordings (of UCI-HAR, of KU-HAR's `windows: recordings`, of a table's
+    column `recording`) or dialogues, with one draw common to all clients: what one of them tests with, none trains on.
+    Samples that share one recording (AV-MNIST, a table's column `recording`) are divided so by `sample`, too.
+    `subject`: a client's test split holds whole subjects that its own training split has not; others may train on
+    them. `common-subject`: whole subjects, with one draw common to all clients; what `subject` does where the
+    partition is by subject."""
     draws: Literal["seed", "reference"] = "seed"
     """Where partition and split come from. `seed`: the scenario's seed. `reference`: drawn as the paper's code does,
     the same for every seed, which then only matches parts to clients; for `iid` and `dirichlet`, split by sample."""
