@@ -1,15 +1,18 @@
-"""The summary of the clients' scores in one round, and the personalization gain. Scores themselves: `tasks/`."""
+"""What the clients' scores in one round come to, together and by class; the personalization gain. Scores: `tasks/`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.errors import DataError
-from blossom_ray.records import ClientEvaluation
+from blossom_ray.records import ClassScores, ClientEvaluation
+from blossom_ray.tasks import Tally, TaskRules
 
 PERCENTILES = (10, 50, 90)
 
@@ -63,6 +66,58 @@ def summarize(
     return summary
 
 
+def total(tallies: Iterable[Tally]) -> Tally:
+    """The tally of all samples of at least one tally."""
+    return reduce(operator.add, tallies)
+
+
+def class_scores(
+    scoring: str, tallies: Mapping[str, Tally], rules: TaskRules, names: Sequence[str], *, with_total: bool
+) -> tuple[ClassScores, ...]:
+    """Scores and confusion of each class.
+
+    Args:
+        scoring: As in `ClassScores`.
+        tallies: By modality set.
+        rules: Those of the task.
+        names: Names of the classes.
+        with_total: Whether the clients of all sets together are among them.
+
+    Returns:
+        By modality set in sorted order, then class; nothing for a set in which a model gave outputs that are not
+        finite.
+    """
+    ordered = dict(sorted(tallies.items()))
+    if with_total:
+        ordered[""] = total(tallies.values())
+    found: list[ClassScores] = []
+    for modalities, tally in ordered.items():
+        counts = rules.classes(tally)
+        if counts is None:
+            continue
+        recall, precision, f1, auroc = counts.recall, counts.precision, counts.f1, counts.auroc
+        # All sets together are the sum of the others: no rows of their own.
+        confusion = counts.confusion if modalities else None
+        for index, name in enumerate(names):
+            found.append(
+                ClassScores(
+                    scoring=scoring,
+                    modalities=modalities,
+                    index=index,
+                    name=name,
+                    num_true=int(counts.true[index]),
+                    num_predicted=int(counts.predicted[index]),
+                    num_correct=int(counts.correct[index]),
+                    recall=_defined(recall[index]),
+                    precision=_defined(precision[index]),
+                    f1=_defined(f1[index]),
+                    auroc=None if auroc is None else _defined(auroc[index]),
+                    predicted_as={} if confusion is None else _nonzero(confusion[index]),
+                )
+            )
+    return tuple(found)
+
+
 def personalization_gain(score: float, full_model_score: float) -> float:
     """100 (s - s_FM) / s_FM: by how many percent private blocks beat full-model aggregation.
 
@@ -76,6 +131,14 @@ def personalization_gain(score: float, full_model_score: float) -> float:
     if full_model_score == 0:
         return math.nan
     return 100 * (score - full_model_score) / full_model_score
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _nonzero(counts: npt.NDArray[np.int64]) -> dict[int, int]:
+    return {int(place): int(counts[place]) for place in np.flatnonzero(counts)}
 
 
 def _value(evaluation: ClientEvaluation, name: str) -> float | None:

@@ -35,6 +35,7 @@ class Preparation:
         partition: SHA-256 (hex) over which rows each client has for training, validation and testing.
         left_out: What is not in the data, and rows that no client has, by reason.
         notes: What else is to be known of the data and their division, in a line each.
+        class_names: Name of each class, or of each target of a regression.
         seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
     """
 
@@ -47,6 +48,7 @@ class Preparation:
     partition: str
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
 
     def with_engines(self, engines: Mapping[str, EngineName]) -> Preparation:
@@ -104,6 +106,7 @@ class Preparation:
                 "partition": self.partition,
                 "task": self.plan.task,
                 "num_classes": self.plan.num_outputs,
+                "class_names": list(self.class_names),
                 "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
                 "num_train": int(self.shards.num_train.sum()),
                 "num_validation": int(self.shards.num_validation.sum()),
@@ -160,6 +163,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         partition=federation.digest(),
         left_out=dataset.left_out + unused,
         notes=() if overlap is None else (str(overlap),),
+        class_names=tuple(dataset.class_names),
     )
 
 

@@ -66,6 +66,41 @@ class ClientEvaluation:
 
 
 @dataclass(frozen=True)
+class ClassScores:
+    """How one class fared in one round, over the samples of all scored clients of one modality set.
+
+    Attributes:
+        scoring: On which samples, and in which state, as the columns of the scores have it: `test`, `fine_tuned` or
+            `held_out`.
+        modalities: The modality set; "" for the clients of all sets together.
+        index: Number of the class.
+        name: Its name.
+        num_true: Samples of the class.
+        num_predicted: Samples that it was predicted for.
+        num_correct: Those of them that are of the class.
+        recall: `num_correct / num_true`, None without samples of the class.
+        precision: `num_correct / num_predicted`, None where it is never predicted.
+        f1: `2 num_correct / (num_true + num_predicted)`, None where it is neither there nor predicted.
+        auroc: Area under the ROC curve in a multilabel task, None where the samples do not define it.
+        predicted_as: Samples of the class by the class that was predicted for them, those with any; empty in a
+            multilabel task, and for the clients of all sets together.
+    """
+
+    scoring: str
+    modalities: str
+    index: int
+    name: str
+    num_true: int
+    num_predicted: int
+    num_correct: int
+    recall: float | None
+    precision: float | None
+    f1: float | None
+    auroc: float | None = None
+    predicted_as: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BlockRound:
     """One block instance in one round. Private copies of a block are reported together, with key "".
 
@@ -148,6 +183,8 @@ class RoundRecord:
         seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
         failures: What went wrong, in the order in which it was noticed.
         actors: One entry per client actor; none in the local runtime.
+        classes: One entry per scoring, modality set and class, where `evaluation.per_class` asks for it; none in a
+            regression.
     """
 
     round_index: int
@@ -161,6 +198,7 @@ class RoundRecord:
     failures: tuple[Failure, ...] = ()
     fine_tuned: tuple[ClientEvaluation, ...] = ()
     actors: tuple[ActorRound, ...] = ()
+    classes: tuple[ClassScores, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,18 @@ from blossom_ray.aggregation import Accumulator, Total
 from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.client import ClientPlan
 from blossom_ray.errors import RunError
-from blossom_ray.metrics import summarize
+from blossom_ray.metrics import class_scores, summarize, total
 from blossom_ray.preparation import Preparation
-from blossom_ray.records import ActorRound, BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord, Scoring
+from blossom_ray.records import (
+    ActorRound,
+    BlockRound,
+    ClassScores,
+    ClientEvaluation,
+    ClientTraining,
+    Failure,
+    RoundRecord,
+    Scoring,
+)
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.sampling import Population, Signature, draw_clients
 from blossom_ray.scenario import Scenario
@@ -66,6 +75,7 @@ class RoundEvaluation:
         metrics: Summary by name, as in `RoundRecord.metrics`.
         bytes_down: Bytes sent to clients by block instance.
         seconds: Wall time.
+        classes: As in `RoundRecord`.
     """
 
     records: tuple[ClientEvaluation, ...] = ()
@@ -73,6 +83,22 @@ class RoundEvaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
     seconds: float = 0.0
+    classes: tuple[ClassScores, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What scoring some clients gives.
+
+    Attributes:
+        records: One per client, in client order.
+        tallies: Sums over the clients of each modality set.
+        bytes_down: Bytes sent to clients by block instance.
+    """
+
+    records: tuple[ClientEvaluation, ...]
+    tallies: Mapping[str, Tally]
+    bytes_down: Counter[BlockInstance]
 
 
 def train_round(
@@ -135,21 +161,33 @@ def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, r
         return RoundEvaluation()
     num_scored = max(1, math.floor(scenario.evaluation.clients * len(population.profiles) + 1e-9))
     clients = draw_clients(len(population.profiles), num_scored, scenario.seed, Purpose.EVALUATION_COHORT, round_index)
-    records, pooled, bytes_down = _score(preparation, runtime, server, round_index, clients, Scoring.OWN_TEST)
-    metrics = summarize(records, _modality_sets(population, records), pooled)
+    own = _score(preparation, runtime, server, round_index, clients, Scoring.OWN_TEST)
+    metrics, bytes_down = _summary(preparation, own), own.bytes_down
+    scored = {"test": own}
     tuned: tuple[ClientEvaluation, ...] = ()
     if Scoring.FINE_TUNED in due:
         # The blocks have just been sent: this costs no traffic.
-        tuned, pooled, _ = _score(preparation, runtime, server, round_index, clients, Scoring.FINE_TUNED)
-        summary = summarize(tuned, _modality_sets(population, tuned), pooled)
+        scored["fine_tuned"] = _score(preparation, runtime, server, round_index, clients, Scoring.FINE_TUNED)
+        tuned = scored["fine_tuned"].records
+        summary = _summary(preparation, scored["fine_tuned"])
         metrics |= {f"fine_tuned/{name}": value for name, value in summary.items()}
     if Scoring.HELD_OUT in due:
-        scored = held_out_clients(preparation.plan, population)
-        held_out, pooled, more_bytes = _score(preparation, runtime, server, round_index, scored, Scoring.HELD_OUT)
-        summary = summarize(held_out, _modality_sets(population, held_out), pooled)
+        models = held_out_clients(preparation.plan, population)
+        scored["held_out"] = _score(preparation, runtime, server, round_index, models, Scoring.HELD_OUT)
+        summary = _summary(preparation, scored["held_out"])
         metrics |= {f"held_out/{name}": value for name, value in summary.items() if "/" in name}
-        bytes_down.update(more_bytes)
-    return RoundEvaluation(records, tuned, metrics, bytes_down, time.perf_counter() - started)
+        bytes_down.update(scored["held_out"].bytes_down)
+    classes: tuple[ClassScores, ...] = ()
+    per_class = scenario.evaluation.per_class
+    if per_class == "every" or (per_class == "final" and round_index == scenario.rounds):
+        rules, names = task_rules(preparation.plan.task), preparation.class_names
+        classes = tuple(
+            entry
+            for scoring, each in scored.items()
+            # Each modality set's models are scored on the same held-out samples: all together are none.
+            for entry in class_scores(scoring, each.tallies, rules, names, with_total=scoring != "held_out")
+        )
+    return RoundEvaluation(own.records, tuned, metrics, bytes_down, time.perf_counter() - started, classes)
 
 
 def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...]:
@@ -187,6 +225,7 @@ def round_record(
         failures=failures,
         fine_tuned=evaluation.fine_tuned,
         actors=actors,
+        classes=evaluation.classes,
     )
 
 
@@ -223,22 +262,27 @@ def _score(
     round_index: int,
     clients: Sequence[int],
     scoring: Scoring,
-) -> tuple[tuple[ClientEvaluation, ...], dict[str, float | None], Counter[BlockInstance]]:
-    """Records in client order, the scores of their samples together, and the bytes that were sent."""
+) -> _Scored:
     records: list[ClientEvaluation] = []
     bytes_down: Counter[BlockInstance] = Counter()
-    tally: Tally | None = None
+    tallies: dict[str, Tally] = {}
+    profiles = preparation.population.profiles
     chunks = preparation.population.cut(clients)
     for part in runtime.evaluate(chunks, server.sent, round_index=round_index, scoring=scoring):
         records.extend(part.records)
-        tally = part.tally if tally is None else tally + part.tally
+        modality_set = profiles[part.records[0].client].modality_set
+        tallies[modality_set] = tallies[modality_set] + part.tally if modality_set in tallies else part.tally
         bytes_down.update(part.bytes_down)
-    pooled = {} if tally is None else task_rules(preparation.plan.task, preparation.plan.metrics).scores(tally)
-    return tuple(sorted(records, key=lambda record: record.client)), pooled, bytes_down
+    return _Scored(tuple(sorted(records, key=lambda record: record.client)), tallies, bytes_down)
 
 
-def _modality_sets(population: Population, records: Sequence[ClientEvaluation]) -> list[str]:
-    return [population.profiles[record.client].modality_set for record in records]
+def _summary(preparation: Preparation, scored: _Scored) -> dict[str, float]:
+    if not scored.records:
+        return {}
+    profiles, plan = preparation.population.profiles, preparation.plan
+    pooled = task_rules(plan.task, plan.metrics).scores(total(scored.tallies.values()))
+    sets = [profiles[record.client].modality_set for record in scored.records]
+    return summarize(scored.records, sets, pooled)
 
 
 def _block_rounds(

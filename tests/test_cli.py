@@ -274,8 +274,8 @@ def test_simulate_prints_plain_lines_and_leaves_a_whole_run_folder(
     folder = the_run(tmp_path / "kept")
     assert lines[-1].strip() == str(folder.relative_to(tmp_path))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "blocks.parquet", "checkpoints", "clients.parquet", "failures.parquet", "log.jsonl", "manifest.json",
-        "rounds.parquet", "scenario.yaml",
+        "blocks.parquet", "checkpoints", "classes.parquet", "clients.parquet", "confusion.parquet",
+        "failures.parquet", "log.jsonl", "manifest.json", "rounds.parquet", "scenario.yaml",
     ]  # fmt: skip
     assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
     assert pl.read_parquet(folder / "rounds.parquet")["round"].to_list() == [0, 1, 2]
@@ -352,11 +352,11 @@ def test_a_round_as_json_holds_its_whole_record_as_the_page_says(
         for name in re.findall(r"`(\w+)`", names)
     }
     keys = {"round", "learning_rate", "seconds", "cohort", "blocks", "training", "evaluation", "fine_tuned"}
-    keys |= {"failures", "actors"}
+    keys |= {"classes", "failures", "actors"}
     last = rounds[-1]
     assert set(last) - summary == keys
     assert keys <= listed.keys()
-    for key in ("blocks", "training", "evaluation", "fine_tuned"):
+    for key in ("blocks", "training", "evaluation", "fine_tuned", "classes"):
         assert {name for entry in last[key] for name in entry} == listed[key], key
     assert set(last["seconds"]) == listed["seconds"]
     assert last["cohort"] == [0, 1, 2, 3, 4]

@@ -52,6 +52,11 @@ def assert_same(run: Run, other: Run) -> None:
         frame, expected = getattr(run, name), getattr(other, name)
         timed = [column for column in expected.columns if "seconds" in column]
         assert frame.drop(timed).equals(expected.drop(timed)), name
+    for name in ("classes", "confusion"):
+        # A run that goes on to more rounds keeps the rows of the one that was its last.
+        frame, expected = (getattr(each, name).filter(round=run.scenario.rounds) for each in (run, other))
+        assert not frame.is_empty()
+        assert frame.equals(expected), name
 
 
 def begin(scenario: Scenario, folder: Path, rounds: int) -> None:

@@ -27,7 +27,7 @@ NAMES = tuple(TABLES)
 
 @pytest.fixture(scope="module")
 def scenario() -> Scenario:
-    """Everything that can be lost: private heads, kept optimizer state, part of the clients, rows of failures."""
+    """All that can be lost: private heads, kept optimizer state, part of the clients, rows of failures and classes."""
     return Scenario.model_validate(
         {
             "name": "torn",
@@ -38,6 +38,7 @@ def scenario() -> Scenario:
             "sharing": "private-head",
             "server": {"clients_per_round": 4},
             "training": {"keep_optimizer_state": True, "optimizer": {"kind": "adam", "lr": 0.01}},
+            "evaluation": {"per_class": "every"},
             "checkpoint": {"every": 2},
             "execution": {"runtime": "local"},
         }
@@ -107,10 +108,10 @@ def edited(table: pa.Table) -> pa.Table:
     (place, column) = next(
         (place, column)
         for place, column in enumerate(table.column_names)
-        if column not in ("round", "num_clients") and pa.types.is_floating(table[column].type)
+        if (column == "count" or pa.types.is_floating(table[column].type))
         and table[column].null_count < table.num_rows
     )  # fmt: skip
-    return table.set_column(place, column, pc.add(table[column], 1.0))
+    return table.set_column(place, column, pc.add(table[column], pa.scalar(1, table[column].type)))
 
 
 DAMAGES: tuple[Callable[[pa.Table], pa.Table], ...] = (

@@ -29,7 +29,8 @@ def followed(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, No
         poll_s: Seconds between two looks.
 
     Yields:
-        What the tables hold of each round: no drift by client, no rows for actors, no scores after fine-tuning.
+        What the tables hold of each round: no drift by client, no rows for actors, no scores after fine-tuning, none
+        of single classes.
 
     Raises:
         RunFolderError: There is no run, or it is damaged.

@@ -21,6 +21,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
         "training": _plain(record.training),
         "evaluation": _plain(record.evaluation),
         "fine_tuned": _plain(record.fine_tuned),
+        "classes": _plain(record.classes),
         "failures": _plain(record.failures),
         "actors": _plain(record.actors),
     }

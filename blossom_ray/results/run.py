@@ -2,7 +2,7 @@
 
 scenario.yaml     the resolved scenario
 manifest.json     status, times, and whatever describes the run
-rounds, clients, blocks    tables; their columns stand in `tables.py`
+rounds, clients, ...       tables; their names and columns stand in `tables.py`
 log.jsonl         what happened, written by `run_log.py`
 """
 
@@ -208,6 +208,8 @@ class RunWriter:
         """
         folder = self.folder / CHECKPOINTS
         recorded = CheckpointStore(folder, keep=1).recorded_tables()
+        # An earlier version has no rows in tables that it does not know.
+        recorded = {number: sums and {**NO_ROWS, **sums} for number, sums in recorded.items()}
         there = {number: sums for number, sums in recorded.items() if number < len(self.sums)}
         usable = [number for number, sums in there.items() if sums is None or sums == self.sums[number]]
         differing = [(number, sums) for number, sums in there.items() if sums is not None and number not in usable]
@@ -258,9 +260,7 @@ class RunWriter:
         rows = table_rows(record, profiles)
         with writing(self.folder):
             # `rounds` last: readers take its row as the sign that the round is complete.
-            written = {
-                name: self._tables[name].append(rows[name]) for name in ("clients", "blocks", "failures", "rounds")
-            }
+            written = {name: self._tables[name].append(rows[name]) for name in (*[*TABLES][1:], "rounds")}
         self.sums.append(extended(self.sums[-1] if self.sums else NO_ROWS, written))
 
     def update(self, **entries: Any) -> None:
@@ -415,6 +415,21 @@ class Run:
     def failures(self) -> pl.DataFrame:
         """One row per failure and client concerned: what happened, and what was done about it."""
         return self._frame("failures")
+
+    @property
+    def classes(self) -> pl.DataFrame:
+        """One row per class, in the rounds that `evaluation.per_class` names, by scoring and modality set."""
+        return self._frame("classes")
+
+    @property
+    def confusion(self) -> pl.DataFrame:
+        """One row per true and predicted class with samples, in the rounds of `classes`, by scoring and modality set.
+
+        Examples:
+            >>> own = run.confusion.filter(pl.col("scoring") == "test")
+            >>> own.pivot("predicted", index="label", values="count", aggregate_function="sum").fill_null(0)
+        """
+        return self._frame("confusion")
 
     @property
     def final(self) -> dict[str, float]:

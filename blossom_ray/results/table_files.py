@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from blossom_ray.blocks import ClientProfile, Scope
 from blossom_ray.errors import RunFolderError
 from blossom_ray.records import RoundRecord
-from blossom_ray.results.tables import OPTIONAL_COLUMNS, TABLES, Columns, Value, table_rows
+from blossom_ray.results.tables import LATER_TABLES, OPTIONAL_COLUMNS, TABLES, Columns, Value, table_rows
 from blossom_ray.scenario.phrases import one_of, shortened
 from blossom_ray.storage import new_temporary, regular, replacing, sync
 
@@ -108,7 +108,7 @@ class TableStream:
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
-    """Read a table of a run that goes on, has ended or was cut off.
+    """Read a table of a run that goes on, has ended or was cut off; empty where its version had no such table.
 
     Of a stream whose last message is cut off, everything before it is read.
 
@@ -132,6 +132,8 @@ def read_table(folder: Path, name: str) -> pa.Table:
             continue
         except (OSError, UnicodeError, pa.ArrowException) as error:
             raise RunFolderError(f"{path}: the table cannot be read: {error}") from error
+    if name in LATER_TABLES and folder.is_dir():
+        return _schema((), TABLES[name]).empty_table()
     expected = f"{parquet[0].name} or {stream[0].name}"
     raise RunFolderError(f"{folder}: the table {name!r} is missing; expected {expected}")
 

@@ -65,6 +65,28 @@ FAILURE_COLUMNS = {
     "cause": "string",
     "action": "string",
 }
+CLASS_COLUMNS = {
+    "round": "int32",
+    "scoring": "string",
+    "modalities": "string",
+    "class": "int32",
+    "name": "string",
+    "num_true": "int64",
+    "num_predicted": "int64",
+    "num_correct": "int64",
+    "recall": "double",
+    "precision": "double",
+    "f1": "double",
+    "auroc": "double",
+}
+CONFUSION_COLUMNS = {
+    "round": "int32",
+    "scoring": "string",
+    "modalities": "string",
+    "label": "int32",
+    "predicted": "int32",
+    "count": "int64",
+}
 _TRAINED = ("num_train_examples", "weight", "num_steps", "train_loss", "bytes_down", "bytes_up", "train_seconds")
 _SCORED = ("num_test_examples", "loss", "evaluate_bytes_down", "evaluate_seconds")
 OPTIONAL_COLUMNS = {
@@ -72,6 +94,8 @@ OPTIONAL_COLUMNS = {
     "clients": (_TRAINED, _SCORED),
     "blocks": (("client_drift",),),
     "failures": (("actor",),),
+    "classes": (("recall",), ("precision",), ("f1",), ("auroc",)),
+    "confusion": (),
 }
 """Columns that may be null, those of one group together. Metrics may be, too; no other column."""
 TABLES = {
@@ -79,7 +103,11 @@ TABLES = {
     "clients": CLIENT_COLUMNS,
     "blocks": BLOCK_COLUMNS,
     "failures": FAILURE_COLUMNS,
+    "classes": CLASS_COLUMNS,
+    "confusion": CONFUSION_COLUMNS,
 }
+LATER_TABLES = ("classes", "confusion")
+"""Tables that runs of earlier versions lack; there they are empty."""
 
 
 def table_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[str, Columns]:
@@ -94,6 +122,8 @@ def table_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[s
         "clients": _client_rows(record, profiles),
         "blocks": _block_rows(record),
         "failures": _failure_rows(record),
+        "classes": _class_rows(record),
+        "confusion": _confusion_rows(record),
     }
 
 
@@ -162,6 +192,37 @@ def _failure_rows(record: RoundRecord) -> Columns:
         "actor": [failure.actor for _, failure, _ in rows],
         "cause": [failure.cause for _, failure, _ in rows],
         "action": [failure.action for _, failure, _ in rows],
+    }
+
+
+def _class_rows(record: RoundRecord) -> Columns:
+    classes = record.classes
+    return {
+        "round": [record.round_index] * len(classes),
+        "scoring": [entry.scoring for entry in classes],
+        "modalities": [entry.modalities for entry in classes],
+        "class": [entry.index for entry in classes],
+        "name": [entry.name for entry in classes],
+        "num_true": [entry.num_true for entry in classes],
+        "num_predicted": [entry.num_predicted for entry in classes],
+        "num_correct": [entry.num_correct for entry in classes],
+        "recall": [entry.recall for entry in classes],
+        "precision": [entry.precision for entry in classes],
+        "f1": [entry.f1 for entry in classes],
+        "auroc": [entry.auroc for entry in classes],
+    }
+
+
+def _confusion_rows(record: RoundRecord) -> Columns:
+    """A row per pair of classes that some sample has."""
+    rows = [(entry, predicted, count) for entry in record.classes for predicted, count in entry.predicted_as.items()]
+    return {
+        "round": [record.round_index] * len(rows),
+        "scoring": [entry.scoring for entry, _, _ in rows],
+        "modalities": [entry.modalities for entry, _, _ in rows],
+        "label": [entry.index for entry, _, _ in rows],
+        "predicted": [predicted for _, predicted, _ in rows],
+        "count": [count for _, _, count in rows],
     }
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from blossom_ray.scenario.sections import Metric
 from blossom_ray.scores import Task
-from blossom_ray.tasks.base import Tally, TaskRules
+from blossom_ray.tasks.base import ClassCounts, Tally, TaskRules
 from blossom_ray.tasks.classification import Classification
 from blossom_ray.tasks.multilabel import Multilabel
 from blossom_ray.tasks.own_metrics import WithMetrics
 from blossom_ray.tasks.regression import Regression
 
-__all__ = ["Classification", "Multilabel", "Regression", "Tally", "TaskRules", "task_rules"]
+__all__ = ["ClassCounts", "Classification", "Multilabel", "Regression", "Tally", "TaskRules", "task_rules"]
 
 
 def task_rules(task: Task, metrics: Mapping[str, Metric] | None = None) -> TaskRules:

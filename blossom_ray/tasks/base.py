@@ -51,6 +51,40 @@ class Tally:
         )
 
 
+@dataclass(frozen=True)
+class ClassCounts:
+    """How each of C classes fared. Counts are int64, (C,), and add up over clients.
+
+    Attributes:
+        true: Samples of the class (its support).
+        predicted: Samples that it was predicted for.
+        correct: Those of them that are of the class.
+        auroc: (C,) float64, as in `macro_auroc`, NaN where the samples do not define it; None in a classification.
+        confusion: (C, C) int64, rows true and columns predicted; None where a sample has any number of classes.
+    """
+
+    true: IntArray
+    predicted: IntArray
+    correct: IntArray
+    auroc: DoubleArray | None = None
+    confusion: IntArray | None = None
+
+    @property
+    def recall(self) -> DoubleArray:
+        """TP / (TP + FN), (C,); NaN for a class without samples."""
+        return _ratios(self.correct, self.true)
+
+    @property
+    def precision(self) -> DoubleArray:
+        """TP / (TP + FP), (C,); NaN for a class that is never predicted."""
+        return _ratios(self.correct, self.predicted)
+
+    @property
+    def f1(self) -> DoubleArray:
+        """2 TP / (2 TP + FP + FN), (C,); NaN for a class that is neither there nor predicted."""
+        return _ratios(2 * self.correct, self.true + self.predicted)
+
+
 class TaskRules(Protocol):
     """One task. Outputs are those of a model's head, (B, O) float32: logits, or values in a regression."""
 
@@ -85,6 +119,9 @@ class TaskRules(Protocol):
         finite, is NaN.
         """
 
+    def classes(self, tally: Tally) -> ClassCounts | None:
+        """What a tally says of each class; None in a regression, and where a model gave outputs that are not finite."""
+
 
 def undefined_tally(outputs: npt.NDArray[np.generic]) -> Tally | None:
     """The tally of outputs (N, O) of which some are not finite; None where all are."""
@@ -106,6 +143,10 @@ def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
             return losses.sum()
         case "none":
             return losses
+
+
+def _ratios(parts: IntArray, wholes: IntArray) -> DoubleArray:
+    return np.divide(parts, wholes, out=np.full(parts.shape, np.nan), where=wholes > 0)
 
 
 def check_shapes(labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.errors import DataError
-from blossom_ray.tasks.base import IntArray, Reduction, Tally, undefined_scores
+from blossom_ray.tasks.base import ClassCounts, IntArray, Reduction, Tally, undefined_scores
 
 _CONFUSION = "confusion"
 
@@ -45,6 +45,18 @@ class Classification:
         if tally.num_undefined:
             return undefined_scores("classification")
         return {**classification_scores(tally.counts[_CONFUSION])}
+
+    def classes(self, tally: Tally) -> ClassCounts | None:
+        """Row sums, column sums and diagonal of the confusion matrix, and the matrix."""
+        if tally.num_undefined:
+            return None
+        confusion = tally.counts[_CONFUSION]
+        return ClassCounts(
+            true=confusion.sum(axis=1),
+            predicted=confusion.sum(axis=0),
+            correct=confusion.diagonal().copy(),
+            confusion=confusion,
+        )
 
 
 def confusion_matrix(labels: IntArray, predictions: IntArray, num_classes: int) -> IntArray:

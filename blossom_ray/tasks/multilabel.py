@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.errors import DataError
-from blossom_ray.tasks.base import Reduction, Tally, check_shapes, reduced, undefined_scores, undefined_tally
+from blossom_ray.tasks.base import (
+    ClassCounts,
+    DoubleArray,
+    Reduction,
+    Tally,
+    check_shapes,
+    reduced,
+    undefined_scores,
+    undefined_tally,
+)
 
 
 class Multilabel:
@@ -65,8 +74,8 @@ class Multilabel:
         if tally.num_undefined:
             return undefined_scores("multilabel")
         counts = tally.counts
-        ranked = counts["pairs"] > 0
-        auroc = counts["doubled_wins"][ranked] / (2 * counts["pairs"][ranked])
+        auroc = _auroc(tally)
+        auroc = auroc[~np.isnan(auroc)]
         present = counts["true"] > 0
         f1 = 2 * counts["hits"][present] / (counts["true"] + counts["predicted"])[present]
         return {
@@ -75,6 +84,19 @@ class Multilabel:
             "macro_f1_all": math.fsum(f1) / len(present),
             "subset_accuracy": int(counts["exact"]) / tally.num_examples,
         }
+
+    def classes(self, tally: Tally) -> ClassCounts | None:
+        """The counts of each class, and its AUROC."""
+        if tally.num_undefined:
+            return None
+        counts = tally.counts
+        return ClassCounts(counts["true"], counts["predicted"], counts["hits"], auroc=_auroc(tally))
+
+
+def _auroc(tally: Tally) -> DoubleArray:
+    """The AUROC of each class, (C,); NaN where there is no pair."""
+    wins, pairs = tally.counts["doubled_wins"], tally.counts["pairs"]
+    return np.divide(wins, 2 * pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
 def _doubled_wins(positives: npt.NDArray[np.generic], negatives: npt.NDArray[np.generic]) -> int:

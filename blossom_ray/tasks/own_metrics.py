@@ -14,7 +14,7 @@ from torch import Tensor
 from blossom_ray.errors import OWN_CODE_RAISES, RunError, shown_error
 from blossom_ray.factories import resolve_factory
 from blossom_ray.scenario.sections import Metric
-from blossom_ray.tasks.base import DoubleArray, Reduction, Tally, TaskRules
+from blossom_ray.tasks.base import ClassCounts, DoubleArray, Reduction, Tally, TaskRules
 
 _PREFIX = "metric/"
 
@@ -65,6 +65,10 @@ class WithMetrics:
     def scores(self, tally: Tally) -> dict[str, float | None]:
         """The task's scores, then the metrics; None for a metric without a value, or of several clients together."""
         return {**self._rules.scores(tally), **{name: _only(tally.moments[_PREFIX + name]) for name in self._metrics}}
+
+    def classes(self, tally: Tally) -> ClassCounts | None:
+        """What the task says of each class."""
+        return self._rules.classes(tally)
 
     def _value(self, name: str, labels: npt.NDArray[np.generic], outputs: npt.NDArray[np.generic]) -> DoubleArray:
         function, options = self._metrics[name]

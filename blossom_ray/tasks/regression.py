@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.tasks.base import (
+    ClassCounts,
     DoubleArray,
     Reduction,
     Tally,
@@ -75,6 +76,10 @@ class Regression:
             "mae": math.fsum(absolute) / num_values,
             "r2": math.fsum(r2) / len(r2) if len(r2) else None,
         }
+
+    def classes(self, tally: Tally) -> ClassCounts | None:  # noqa: ARG002  # as every task has it
+        """None: there are no classes."""
+        return None
 
 
 def _total(rows: DoubleArray) -> DoubleArray:

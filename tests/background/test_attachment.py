@@ -74,7 +74,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 def as_in_tables(record: RoundRecord) -> RoundRecord:
     """A record without what tables do not hold."""
     training = tuple(dataclasses.replace(each, drift={}) for each in record.training)
-    return dataclasses.replace(record, training=training, actors=())
+    return dataclasses.replace(record, training=training, actors=(), classes=())
 
 
 def test_records_from_tables_are_those_that_were_written(small_scenario: Scenario, tmp_path: Path) -> None:

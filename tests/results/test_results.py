@@ -192,7 +192,7 @@ def test_closing_leaves_one_parquet_file_per_table(tmp_path):
     write_run(tmp_path, status="failed")
     assert {path.name for path in tmp_path.iterdir()} == {
         "scenario.yaml", "manifest.json", "rounds.parquet", "clients.parquet", "blocks.parquet",
-        "failures.parquet",
+        "failures.parquet", "classes.parquet", "confusion.parquet",
     }  # fmt: skip
     assert pq.ParquetFile(tmp_path / "rounds.parquet").metadata.num_row_groups == 1
 

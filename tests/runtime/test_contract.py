@@ -52,7 +52,7 @@ def comparable(frame: pl.DataFrame) -> pl.DataFrame:
 
 def assert_same_bits(run: Run, other: Run) -> None:
     assert run.manifest["digest"] == other.manifest["digest"]
-    for name in ("rounds", "clients", "blocks"):
+    for name in ("rounds", "clients", "blocks", "classes", "confusion"):
         frame, other_frame = comparable(getattr(run, name)), comparable(getattr(other, name))
         assert frame.equals(other_frame), name
 

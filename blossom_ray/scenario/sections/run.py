@@ -52,6 +52,9 @@ class Evaluation(Section):
     """Fraction of all clients that score the new blocks on their own test split, drawn anew each time."""
     held_out: Literal["never", "final", "every"] = "final"
     """When the held-out global test set, if the data set has one, is scored besides."""
+    per_class: Literal["never", "final", "every"] = "final"
+    """When scores and confusion of single classes are kept, in the tables `classes` and `confusion`: never, in the last
+    round, or in every round that is scored."""
     fine_tune: FineTune | None = None
     """Score the clients after local fine-tuning as well; null: never."""
     metrics: dict[MetricName, Metric] = Field(default_factory=dict)
