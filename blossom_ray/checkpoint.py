@@ -248,7 +248,12 @@ def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
                 for block, arrays in nested.items()
                 for name, values in arrays.items()
             }
-    tensors |= {"clients": np.array(clients, dtype=np.int64), "versions": versions}
+    trained = [states[client].rounds_trained for client in clients]
+    tensors |= {
+        "clients": np.array(clients, dtype=np.int64),
+        "versions": versions,
+        "rounds_trained": np.array([-1 if number is None else number for number in trained], dtype=np.int64),
+    }
     described = json.dumps([[i.name, str(i.scope), i.key] for i in instances])
     with writing(path):
         save_synced(path, tensors, {"instances": described})
@@ -271,15 +276,19 @@ def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, Cli
             instances = [BlockInstance(name, Scope(scope), key) for name, scope, key in described]
             versions = file.get_tensor("versions")
             rows = {int(client): row for row, client in enumerate(file.get_tensor("clients"))}
+            names = file.keys()
+            trained = file.get_tensor("rounds_trained") if "rounds_trained" in names else np.full(len(rows), -1)
             here = wanted & rows.keys()
             parts: dict[int, list[str]] = {client: [] for client in here}
-            for name in file.keys():  # noqa: SIM118  # safe_open has keys() and is no mapping
+            for name in names:
                 client = name.partition("\0")[0]
                 if "\0" in name and int(client) in here:
                     parts[int(client)].append(name)
             for client in here:
                 held = {i: int(v) for i, v in zip(instances, versions[rows[client]], strict=True) if v >= 0}
-                states[client] = _client_state({name: file.get_tensor(name) for name in parts[client]}, held)
+                state = _client_state({name: file.get_tensor(name) for name in parts[client]}, held)
+                number = int(trained[rows[client]])
+                states[client] = replace(state, rounds_trained=None if number < 0 else number)
     return states
 
 

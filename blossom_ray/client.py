@@ -78,6 +78,12 @@ class ClientPlan:
         """The block instances that a client trains or measures: of its own modalities, and not frozen."""
         return self._instances(client, client.modalities, self.measured_prototypes(client), trained_only=True)
 
+    def own_parts(self, client: ClientProfile) -> tuple[str, ...]:
+        """What of a client's model its own training alone changes, in words: private blocks, local statistics."""
+        trained = self.trained_blocks(client).items()
+        private = tuple(sorted(name for name, instance in trained if instance.is_private))
+        return (*private, "normalisation statistics") if self.model.norm_statistics == "local" else private
+
     def measured_prototypes(self, client: ClientProfile) -> tuple[str, ...]:
         """The modalities of a client whose prototypes it contributes to."""
         return tuple(modality for modality in self.prototypes if modality in client.modalities)
@@ -171,12 +177,14 @@ class ClientState:
         local_state: Its normalisation state.
         optimizer_state: State of its optimizer, with `training.keep_optimizer_state`.
         versions: Version of each block instance that it was sent last.
+        rounds_trained: Rounds in which it has trained; None where a checkpoint of an earlier version does not say.
     """
 
     private: Mapping[str, Vector] = field(default_factory=dict)
     local_state: LocalState = field(default_factory=dict)
     optimizer_state: OptimizerState = field(default_factory=dict)
     versions: Mapping[BlockInstance, int] = field(default_factory=dict)
+    rounds_trained: int | None = 0
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ class ClientHost:
         for client, result, (_, seconds), blocks_back, weight, state in zip(
             chunk.clients, results, trained, returned, weights, states, strict=True
         ):
-            self._staged[client] = (round_index, self._next_state(client, state, result))
+            new_state = self._next_state(client, state, result)
+            self._staged[client] = (round_index, new_state)
             for instance, values in blocks_back.items():
                 up.count(client, instance, values.nbytes)
             records.append(
@@ -131,6 +132,7 @@ class ClientHost:
                     bytes_down=down.by_client[client],
                     bytes_up=up.by_client[client],
                     seconds=seconds,
+                    rounds_trained=new_state.rounds_trained,
                 )
             )
         return ChunkTraining(
@@ -175,8 +177,11 @@ class ClientHost:
                 scores=rules.scores(scored.tally),
                 bytes_down=down.by_client[client],
                 seconds=seconds + tuned,
+                rounds_trained=state.rounds_trained,
             )
-            for client, (scored, seconds), tuned in zip(chunk.clients, scores, tuning_seconds, strict=True)
+            for client, (scored, seconds), tuned, state in zip(
+                chunk.clients, scores, tuning_seconds, states, strict=True
+            )
         )
         tally = reduce(operator.add, (scored.tally for scored, _ in scores))
         return ChunkEvaluation(records, tally, dict(down.by_instance))
@@ -301,12 +306,14 @@ class ClientHost:
 
     def _next_state(self, client: int, state: ClientState, result: LocalResult) -> ClientState:
         instances = self._plan.trained_blocks(self._profiles[client])
+        before = state.rounds_trained
         return replace(
             state,
             # Copies: where clients were stacked, these are rows of a matrix that is as long as the stack.
             private={name: result.blocks[name].copy() for name, instance in instances.items() if instance.is_private},
             local_state=result.local_state or _INITIAL_STATE.local_state,
             optimizer_state=result.optimizer_state or _INITIAL_STATE.optimizer_state,
+            rounds_trained=None if before is None else before + 1,
         )
 
     def _engine(self, profile: ClientProfile) -> Engine:

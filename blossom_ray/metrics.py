@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,34 @@ def summarize(
             is_member = sets[has_value] == modality_set
             summary[f"{name}/{modality_set}"] = _weighted_mean(values[is_member], weights[has_value][is_member])
     return summary
+
+
+def trained_summary(
+    evaluations: Sequence[ClientEvaluation], modality_sets: Sequence[str], names: Iterable[str]
+) -> dict[str, float]:
+    """The weighted means of `summarize` over those clients that have trained at least once.
+
+    Args:
+        evaluations: As for `summarize`.
+        modality_sets: As for `summarize`.
+        names: Names of the scores.
+
+    Returns:
+        `<name>_trained` and `<name>_trained/<modality set>`; nothing where it is not known of each client whether it
+        has trained.
+    """
+    if any(evaluation.rounds_trained is None for evaluation in evaluations):
+        return {}
+    has_trained = [bool(evaluation.rounds_trained) for evaluation in evaluations]
+    kept, sets = (list(compress(each, has_trained)) for each in (evaluations, modality_sets))
+    summary = summarize(kept, sets, dict.fromkeys(names))
+    ends = ("", *(f"/{modality_set}" for modality_set in sorted(set(sets))))
+    return {
+        f"{name}_trained{end}": summary[f"{name}{end}"]
+        for name in ("loss", *names)
+        for end in ends
+        if f"{name}{end}" in summary
+    }
 
 
 def total(tallies: Iterable[Tally]) -> Tally:

@@ -31,6 +31,7 @@ class ClientTraining:
         bytes_down: Bytes of blocks sent to the client for training.
         bytes_up: Bytes of blocks that the client sent back.
         seconds: Time spent on this client.
+        rounds_trained: Rounds in which the client has trained so far, this one included; None where that is not known.
     """
 
     client: int
@@ -42,6 +43,7 @@ class ClientTraining:
     bytes_down: int
     bytes_up: int
     seconds: float
+    rounds_trained: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ClientEvaluation:
         scores: The task's scores by name, as in `SCORES`; None where the samples do not define one.
         bytes_down: Bytes of blocks sent to the client for evaluation.
         seconds: Time spent on this client.
+        rounds_trained: Rounds in which the client has trained so far, this one included; None where that is not known.
     """
 
     client: int
@@ -63,6 +66,7 @@ class ClientEvaluation:
     scores: Mapping[str, float | None]
     bytes_down: int
     seconds: float
+    rounds_trained: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from blossom_ray.aggregation import Accumulator, Total
 from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.client import ClientPlan
 from blossom_ray.errors import RunError
-from blossom_ray.metrics import class_scores, summarize, total
+from blossom_ray.metrics import class_scores, summarize, total, trained_summary
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import (
     ActorRound,
@@ -25,8 +25,9 @@ from blossom_ray.records import (
     Scoring,
 )
 from blossom_ray.runtime.base import Runtime
-from blossom_ray.sampling import Population, Signature, draw_clients
+from blossom_ray.sampling import Population, Signature, cohort_size, draw_clients
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.phrases import listed
 from blossom_ray.scenario.sections import FineTune
 from blossom_ray.scores import Task, default_score
 from blossom_ray.seeding import Purpose
@@ -249,6 +250,28 @@ def undefined_note(record: RoundRecord, task: Task) -> str:
     )
 
 
+def untrained_note(preparation: Preparation, record: RoundRecord) -> str:
+    """What to say of clients that were scored with parts of their own that were never trained; "" where there are none.
+
+    Args:
+        preparation: The prepared federation.
+        record: A round that was scored.
+    """
+    if not _may_leave_untrained(preparation):
+        return ""
+    profiles, plan = preparation.population.profiles, preparation.plan
+    untrained = [profiles[entry.client] for entry in record.evaluation if entry.rounds_trained == 0]
+    parts = sorted({part for profile in untrained for part in plan.own_parts(profile)})
+    if not parts:
+        return ""
+    metric = f"{default_score(plan.task).name}_trained"
+    without = f"; {metric} is the score without them" if metric in record.metrics else ""
+    return (
+        f"{len(untrained)} of {len(record.evaluation)} scored clients never trained: their own {listed(parts)} have "
+        f"initial values{without}"
+    )
+
+
 def _is_fine_tuning_due(section: FineTune | None, round_index: int, *, is_last: bool) -> bool:
     if section is None or round_index == 0:
         return False
@@ -282,7 +305,20 @@ def _summary(preparation: Preparation, scored: _Scored) -> dict[str, float]:
     profiles, plan = preparation.population.profiles, preparation.plan
     pooled = task_rules(plan.task, plan.metrics).scores(total(scored.tallies.values()))
     sets = [profiles[record.client].modality_set for record in scored.records]
-    return summarize(scored.records, sets, pooled)
+    summary = summarize(scored.records, sets, pooled)
+    if _may_leave_untrained(preparation):
+        summary |= trained_summary(scored.records, sets, [*pooled])
+    return summary
+
+
+def _may_leave_untrained(preparation: Preparation) -> bool:
+    """Whether clients may be scored with parts of their own that were never trained."""
+    scenario, population = preparation.scenario, preparation.population
+    num_clients = len(population.profiles)
+    trains_all = cohort_size(scenario.server.clients_per_round, num_clients) == num_clients
+    if trains_all and scenario.failures.on_failure != "drop":
+        return False
+    return any(preparation.plan.own_parts(profile) for profile in population.representatives())
 
 
 def _block_rounds(

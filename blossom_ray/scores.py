@@ -56,13 +56,14 @@ SCORES: dict[Task, tuple[Score, ...]] = {
 nobody says otherwise: curves, best rounds, comparisons."""
 
 
-SUFFIXES = ("_pooled", "_p10", "_p50", "_p90")
+SUFFIXES = ("_pooled", "_p10", "_p50", "_p90", "_trained")
 """What a score's name ends with in the columns of its summary over clients."""
 
 OTHER_COLUMNS = frozenset({
     "round", "learning_rate", "num_clients", "num_evaluated", "num_examples", "seconds", "seconds_train",
     "seconds_evaluate", "bytes_down", "bytes_up", "client", "modalities", "group", "num_train_examples", "weight",
     "num_steps", "train_loss", "train_seconds", "num_test_examples", "loss", "evaluate_bytes_down", "evaluate_seconds",
+    "rounds_trained",
 })  # fmt: skip
 """Columns of the tables `rounds` and `clients` that are no scores of a task, so that no metric takes their names."""
 

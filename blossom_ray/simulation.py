@@ -15,7 +15,7 @@ from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.records import RoundRecord
 from blossom_ray.results.table_files import record_rows
 from blossom_ray.results.table_sums import NO_ROWS, TableSums, extended
-from blossom_ray.rounds import evaluate_round, round_record, train_round, undefined_note
+from blossom_ray.rounds import evaluate_round, round_record, train_round, undefined_note, untrained_note
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.scenario import Scenario
 from blossom_ray.schedule import learning_rate
@@ -88,13 +88,14 @@ def run(
         used = gathered([kernels(), *runtime.kernels()])
         facts = {**preparation.describe(), **runtime.describe(), "kernels": used, "parameters": parameters}
         yield RunInfo({**facts, "first_round": first_round, "notes": [*notes, *advice]})
-        writer, unscored = _CheckpointWriter(store, preparation, runtime, sums), ""
+        writer, unscored, untrained = _CheckpointWriter(store, preparation, runtime, sums), "", ""
         for record, new_server in run_rounds(preparation, runtime, server, first_round):
             server = new_server
             writer.commit()
             yield from writer.take_kept()
             yield record
             unscored = unscored or undefined_note(record, scenario.task)
+            untrained = untrained_note(preparation, record) if record.evaluation else untrained
             is_last = record.round_index == scenario.rounds or stopping()
             writer.after_round(record, server, is_last=is_last)
             if is_last:
@@ -108,7 +109,7 @@ def run(
         entries = {"digest": digest, **runtime.describe(), "kernels": used}
         # No round's record has room for what goes wrong after the last one.
         late = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in runtime.take_failures()]
-        found = [unscored] if unscored else []
+        found = filter(None, (unscored, untrained))
         yield RunInfo({**entries, "notes": [*notes, *advice, *found, *late]})
     finally:
         runtime.close()

@@ -150,6 +150,8 @@ def as_by_an_earlier_version(folder: Path) -> None:
     from blossom_ray.results.table_sums import sums_by_round
 
     tables = {name: read_table(folder, name) for name in ("rounds", "clients", "blocks", "failures")}
+    tables["clients"] = tables["clients"].drop_columns(["rounds_trained"])
+    tables["rounds"] = tables["rounds"].drop_columns([c for c in tables["rounds"].column_names if "_trained" in c])
     for name, table in tables.items():
         pq.write_table(table, folder / f"{name}.parquet")
     for name in ("classes", "confusion"):
@@ -198,9 +200,11 @@ def test_a_run_of_an_earlier_version_is_readable(earlier: tuple[Scenario, Path])
     run.check()
     assert run.classes.is_empty()
     assert run.confusion.is_empty()
+    assert run.clients["rounds_trained"].null_count() == run.clients.height > 0
 
 
 def test_a_run_of_an_earlier_version_goes_on(earlier: tuple[Scenario, Path], tmp_path: Path) -> None:
+    """How often clients trained before is not known, so nothing is said of it."""
     scenario, folder = earlier
     for _ in resumed(scenario, folder):
         pass
@@ -208,6 +212,9 @@ def test_a_run_of_an_earlier_version_goes_on(earlier: tuple[Scenario, Path], tmp
     run.check()
     assert run.manifest["digest"] == whole.manifest["digest"]
     assert run.classes.equals(whole.classes)
+    assert run.clients["rounds_trained"].null_count() == run.clients.height
+    assert not any("_trained" in column for column in run.rounds.columns)
+    assert not any("never trained" in note for note in run.manifest["notes"])
     untold = [column for column in whole.rounds.columns if "_trained" not in column and "seconds" not in column]
     assert run.rounds.select(untold).equals(whole.rounds.select(untold))
 
@@ -223,3 +230,4 @@ def test_the_same_rows_on_every_placement(small_scenario: Scenario, ray_session:
     assert placed.manifest["actors"] == 2
     for name in ("classes", "confusion"):
         assert getattr(local, name).equals(getattr(placed, name))
+    assert local.clients["rounds_trained"].equals(placed.clients["rounds_trained"])

@@ -116,6 +116,7 @@ def _training(client: dict[str, Any]) -> ClientTraining:
         bytes_down=client["bytes_down"],
         bytes_up=client["bytes_up"],
         seconds=client["train_seconds"],
+        rounds_trained=client["rounds_trained"],
     )
 
 
@@ -127,6 +128,7 @@ def _evaluation(client: dict[str, Any]) -> ClientEvaluation:
         scores={name: value for name, value in client.items() if name not in CLIENT_COLUMNS and "/" not in name},
         bytes_down=client["evaluate_bytes_down"],
         seconds=client["evaluate_seconds"],
+        rounds_trained=client["rounds_trained"],
     )
 
 

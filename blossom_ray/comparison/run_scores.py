@@ -149,6 +149,9 @@ def client_scores(
     import polars as pl
 
     clients = run.clients
+    column = metric.removesuffix("_trained")
+    if column != metric:
+        metric, clients = column, clients.filter(pl.col("rounds_trained") > 0)
     if metric in ROUND_COLUMNS or metric not in clients.columns or "num_test_examples" not in clients.columns:
         return None
     chosen = clients.filter(pl.col("round").is_in(rounds) & pl.col(metric).is_not_null())

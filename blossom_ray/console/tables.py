@@ -97,7 +97,10 @@ def score_table(
     curves: Mapping[str, Sequence[float]] | None = None,
     bars: str = BARS,
 ) -> Table:
-    """Scores by modality set, then over all clients, then what else the summary has: fine-tuned, held-out.
+    """Scores by modality set, then over all clients, then what else the summary has.
+
+    That is: over the clients that have trained, where others are scored with blocks of their own that never were;
+    after fine-tuning; on the held-out set.
 
     Args:
         metrics: The summary of an evaluated round.
@@ -122,6 +125,8 @@ def score_table(
         add(suffix[1:], str(num_clients[suffix[1:]]), "", suffix)
     table.add_section()
     add("all clients", str(sum(num_clients.values())), "", "")
+    if metrics.get("loss_trained", metrics["loss"]) != metrics["loss"]:
+        add("that trained", "", "", "_trained")
     if "fine_tuned/loss" in metrics:
         add("fine-tuned", str(sum(num_clients.values())), "fine_tuned/", "")
     table.add_section()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from blossom_ray.blocks import ClientProfile, Scope
 from blossom_ray.errors import RunFolderError
 from blossom_ray.records import RoundRecord
-from blossom_ray.results.tables import LATER_TABLES, OPTIONAL_COLUMNS, TABLES, Columns, Value, table_rows
+from blossom_ray.results.tables import LATER_COLUMNS, LATER_TABLES, OPTIONAL_COLUMNS, TABLES, Columns, Value, table_rows
 from blossom_ray.scenario.phrases import one_of, shortened
 from blossom_ray.storage import new_temporary, regular, replacing, sync
 
@@ -125,6 +125,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
             table = read(path)
             # Damaged offsets and lengths would be followed out of the table's memory.
             table.validate(full=True)
+            table = _with_later_columns(table, name)
             _check_columns(table, name, path)
             _check_values(table, name, path)
             return table
@@ -156,6 +157,18 @@ def _batch(rows: Columns, schema: pa.Schema) -> pa.RecordBatch:
     num_rows = len(rows["round"])
     arrays = [pa.array(rows.get(field.name, [None] * num_rows), field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _with_later_columns(table: pa.Table, name: str) -> pa.Table:
+    """The table of a run of an earlier version with the columns that came later, all null."""
+    import pyarrow as pa
+
+    columns = TABLES[name]
+    for column in LATER_COLUMNS.get(name, ()):
+        if column not in table.schema.names:
+            place = min([*columns].index(column), table.num_columns)
+            table = table.add_column(place, column, pa.nulls(table.num_rows, pa.type_for_alias(columns[column])))
+    return table
 
 
 def _check_columns(table: pa.Table, name: str, path: Path) -> None:

@@ -40,6 +40,7 @@ CLIENT_COLUMNS = {
     "loss": "double",
     "evaluate_bytes_down": "int64",
     "evaluate_seconds": "double",
+    "rounds_trained": "int32",
 }
 """Behind them stands one `double` column per score of the task and, from the first round with local fine-tuning on, for
 the loss and scores after it: `fine_tuned/<score>`."""
@@ -91,7 +92,7 @@ _TRAINED = ("num_train_examples", "weight", "num_steps", "train_loss", "bytes_do
 _SCORED = ("num_test_examples", "loss", "evaluate_bytes_down", "evaluate_seconds")
 OPTIONAL_COLUMNS = {
     "rounds": (("learning_rate",), ("seconds",), ("seconds_train",), ("seconds_evaluate",)),
-    "clients": (_TRAINED, _SCORED),
+    "clients": (_TRAINED, _SCORED, ("rounds_trained",)),
     "blocks": (("client_drift",),),
     "failures": (("actor",),),
     "classes": (("recall",), ("precision",), ("f1",), ("auroc",)),
@@ -108,6 +109,8 @@ TABLES = {
 }
 LATER_TABLES = ("classes", "confusion")
 """Tables that runs of earlier versions lack; there they are empty."""
+LATER_COLUMNS = {"clients": ("rounds_trained",)}
+"""Columns, by table, that runs of earlier versions lack; there they are null."""
 
 
 def table_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[str, Columns]:
@@ -166,6 +169,10 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         "loss": _values(evaluations, "loss"),
         "evaluate_bytes_down": _values(evaluations, "bytes_down"),
         "evaluate_seconds": _values(evaluations, "seconds"),
+        "rounds_trained": [
+            None if entry is None else entry.rounds_trained
+            for entry in (scored.get(client) or trained.get(client) for client in clients)
+        ],
         **_score_columns(record, clients),
     }
 

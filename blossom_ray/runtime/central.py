@@ -72,6 +72,7 @@ class CentralRuntime:
                 bytes_down=0,
                 bytes_up=0,
                 seconds=seconds * count / (num_epochs * int(num_train[clients].sum())),
+                rounds_trained=0,
             )
             for client in clients
         )

@@ -50,13 +50,14 @@ def make_scenario():
 
 def make_training(client, num_examples):
     return ClientTraining(
-        client, num_examples, float(num_examples), 3, 0.5, {"head": 0.1}, bytes_down=100, bytes_up=60, seconds=0.2
-    )
+        client, num_examples, float(num_examples), 3, 0.5, {"head": 0.1}, bytes_down=100, bytes_up=60, seconds=0.2,
+        rounds_trained=1,
+    )  # fmt: skip
 
 
 def make_evaluation(client, accuracy):
     scores = {"accuracy": accuracy, "balanced_accuracy": 0.4, "macro_f1_present": 0.3, "macro_f1_all": 0.2}
-    return ClientEvaluation(client, 7, 1.5, scores, bytes_down=10, seconds=0.1)
+    return ClientEvaluation(client, 7, 1.5, scores, bytes_down=10, seconds=0.1, rounds_trained=2)
 
 
 def make_records():
@@ -131,6 +132,7 @@ def test_clients_by_hand(tmp_path):
         "num_train_examples": 30, "weight": 30.0, "num_steps": 3, "train_loss": 0.5, "bytes_down": 100, "bytes_up": 60,
         "train_seconds": 0.2, "num_test_examples": 7, "loss": 1.5, "accuracy": 0.75, "balanced_accuracy": 0.4,
         "macro_f1_present": 0.3, "macro_f1_all": 0.2, "evaluate_bytes_down": 10, "evaluate_seconds": 0.1,
+        "rounds_trained": 2,
     }  # fmt: skip
     nulls = {"num_train_examples", "weight", "num_steps", "train_loss", "bytes_down", "bytes_up", "train_seconds"}
     assert {name for name, value in scored.items() if value is None} == nulls
