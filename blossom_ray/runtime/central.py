@@ -17,6 +17,7 @@ from blossom_ray.aggregation import PartialSum
 from blossom_ray.blocks import BlockInstance, ClientProfile
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.client import ChunkEvaluation, SentBlock
+from blossom_ray.errors import ClientError, RunError
 from blossom_ray.models.workspace import Workspace, client_workspace
 from blossom_ray.preparation import Preparation
 from blossom_ray.records import ActorRound, ClientTraining, Failure, Scoring
@@ -151,7 +152,13 @@ class CentralRuntime:
                     inputs = {name: pool.inputs[name].index_select(0, rows) for name in present}
                     trainer.step(inputs, pool.targets.index_select(0, rows))
         result = trainer.result()
-        check_finite(0, round_index, result, "training.optimizer.lr")
+        try:
+            check_finite(0, round_index, result, "training.optimizer.lr")
+        except ClientError as error:  # of no client: the model is everybody's
+            raise RunError(
+                f"round {round_index}, the central model: {error.cause}",
+                "a smaller training.optimizer.lr than clients have, whose steps this one model takes one after another",
+            ) from None
         return result
 
     def _num_owners(self, instance: BlockInstance) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.api import recorded, resumed
+from blossom_ray.errors import RunError
 
 # Full batches and no dropout: an epoch is one step of gradient descent, whatever the order of samples.
 FULL_BATCHES: dict[str, Any] = {
@@ -75,6 +76,11 @@ def test_samples_are_counted_and_nothing_is_sent_back(central: Scenario) -> None
     sizes = run.clients.filter(pl.col("round") == 1).group_by("modalities").agg(pl.col("num_train_examples").sum() // 2)
     num_batches = sum(-(-size // central.training.batch_size) for size in sizes["num_train_examples"])
     assert run.clients["num_steps"].drop_nulls().unique().to_list() == [2 * num_batches]
+
+
+def test_too_high_a_rate_is_said_of_the_central_model_and_of_no_client(central: Scenario) -> None:
+    with pytest.raises(RunError, match=r"^round 1, the central model: block \S+ is not finite .*\nhint: a smaller"):
+        simulate(central.override({"training.optimizer.lr": 1e9}))
 
 
 def test_it_learns_more_than_clients_alone(central: Scenario) -> None:
