@@ -91,6 +91,7 @@ def test_what_comes_home_is_for_its_owner(tmp_path: Path) -> None:
         tar_of(("a", tarfile.LNKTYPE, b"")), tar_of(("a", tarfile.FIFOTYPE, b"")), b"", b"nonsense",
         tar_of(("a", tarfile.REGTYPE, bytes(5000)))[:-20], tar_of(("a", tarfile.REGTYPE, bytes(10_000))),
     ],
+    ids=("above", "link", "hard link", "pipe", "empty", "nonsense", "cut", "large"),
 )  # fmt: skip
 def test_what_is_no_run_folder_does_not_come_home(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
