@@ -6,7 +6,6 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -83,9 +82,9 @@ def trained_summary(
     """
     if any(evaluation.rounds_trained is None for evaluation in evaluations):
         return {}
-    has_trained = [bool(evaluation.rounds_trained) for evaluation in evaluations]
-    kept, sets = (list(compress(each, has_trained)) for each in (evaluations, modality_sets))
-    summary = summarize(kept, sets, dict.fromkeys(names))
+    places = [place for place, evaluation in enumerate(evaluations) if evaluation.rounds_trained]
+    sets = [modality_sets[place] for place in places]
+    summary = summarize([evaluations[place] for place in places], sets, dict.fromkeys(names))
     ends = ("", *(f"/{modality_set}" for modality_set in sorted(set(sets))))
     return {
         f"{name}_trained{end}": summary[f"{name}{end}"]

@@ -132,6 +132,14 @@ def compare(
     up_to: Annotated[
         int | None, typer.Option("--up-to", min=1, metavar="ROUND", help="Look at rounds up to this one alone.")
     ] = None,
+    per_class: Annotated[
+        bool,
+        typer.Option(
+            "--per-class",
+            help="Scores of single classes: recall unless --metric says precision, f1 or auroc, also as "
+            "held_out/recall/acc.",
+        ),
+    ] = False,
     gain_of: Annotated[GainOf, typer.Option("--gain-of", help="The score whose gains are shown.")] = GainOf.LAST5,
     form: Annotated[Form, typer.Option("--format", help="How to print it; csv and json hold everything.")] = Form.TABLE,
     as_json: Json = False,
@@ -146,7 +154,9 @@ def compare(
     overrides, problems = parse_settings(baseline or [], "--baseline")
     if problems:
         raise ScenarioError(tuple(problems))
-    found = compare_runs(*runs, metric=metric, baseline=overrides or None, by=by, target=target, up_to=up_to)
+    found = compare_runs(
+        *runs, metric=metric, baseline=overrides or None, by=by, target=target, up_to=up_to, per_class=per_class
+    )
     match Form.JSON if as_json else form:
         case Form.TABLE:
             from blossom_ray.console.terminal import terminal

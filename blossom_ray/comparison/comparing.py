@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from blossom_ray.comparison.by_class import CLASS_SCORES, by_class
 from blossom_ray.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
 from blossom_ray.comparison.pairing import PLAIN, SCORING, Row, Rows, gain, points, rounds_text
 from blossom_ray.comparison.run_compute import COMPUTE, Compute
@@ -43,6 +44,7 @@ MARK = "*"
 """Behind a gain that is over other rounds than the scores beside it, and a score that is over others than most."""
 BEST_NOTE = "best is optimistic: its round is chosen on the test scores that it then reports"
 _FEW_SEEDS = 3
+_MODALITIES = "modalities"
 # Another share of the compute than this makes a difference that a reader should know of.
 _UNEQUAL = 0.01
 DEFAULT_BASELINE = {"sharing": "full-model"}
@@ -61,6 +63,7 @@ class Comparison:
         baseline: Value by key of the setting that gains are measured against; empty where there are no gains.
         target: The score that `rounds_to_target` and so on are about.
         up_to: The last round that was looked at; None: each run's last.
+        part: `modalities`, or `class` in a comparison of classes, whose frames have that column in its place.
         runs: A row per run and modality set (`all clients` first): the keys, `seed`, `modalities`, `status`, `final`,
             `last5`, `best`, `best_round`, `last5_rounds` (what it is over), for each of the three scores `unweighted_`
             (mean over clients, each counting once), `points_` (difference, in percent points for shares), `gain_` and
@@ -92,6 +95,7 @@ class Comparison:
     baseline: Mapping[str, str]
     target: float | None
     up_to: int | None
+    part: str
     runs: pl.DataFrame
     table: pl.DataFrame
     unused: tuple[tuple[str, str], ...]
@@ -116,6 +120,7 @@ def compare(
     by: Sequence[str] | None = None,
     target: float | None = None,
     up_to: int | None = None,
+    per_class: bool = False,
 ) -> Comparison:
     """Compare runs.
 
@@ -135,6 +140,8 @@ def compare(
             where runs have it. None: all keys.
         target: A score; the table then says after how many rounds and bytes it is reached.
         up_to: A round, >= 1; runs count as if they had ended with it, to see how gains move. None: all rounds.
+        per_class: Compare scores of single classes, from the table `classes`. The metric is then `recall` (the default;
+            that of a multilabel task is `auroc`), `precision` or `f1`, also as `held_out/recall/acc`.
 
     Raises:
         InputError: No such metric, key or baseline, or no runs; `up_to` is not at least 1.
@@ -146,30 +153,34 @@ def compare(
     """
     if up_to is not None and up_to < 1:
         raise InputError(f"up_to is {up_to}; expected a round from 1 on")
-    entries = collect(sources)
+    entries, asked = collect(sources), metric
+    if per_class:
+        entries, metric = by_class(entries, metric)
     metric = metric or _default_metric(entries)
-    score = score_of(metric, _own_scores(entries))
+    score = score_of(metric, [*_own_scores(entries), *(CLASS_SCORES if per_class else ())])
     rows = Rows(entries, metric, score, target, up_to)
     keys = tuple(rows.rows[0].setting)
     chosen = _baseline(rows.rows, keys, baseline)
     grouping = _grouping(keys, by)
     rows.pair(chosen)
     table = _table_frame(rows.rows, grouping, score)
+    part = "class" if per_class else _MODALITIES
     used = [
         (_in_words(entry.setting, grouping), entry.run)
         for entry in entries
         if entry.run is not None and entry.status == "finished"
     ]
     return Comparison(
-        metric=metric,
+        metric=asked or metric,
         lower_is_better=score.lower_is_better,
         is_share=score.is_share,
         keys=grouping,
         baseline=chosen,
         target=target,
         up_to=up_to,
-        runs=_runs_frame(rows.rows, keys),
-        table=table,
+        part=part,
+        runs=_runs_frame(rows.rows, keys).rename({_MODALITIES: part}),
+        table=table.rename({_MODALITIES: part}),
         unused=tuple((entry.place, entry.status) for entry in entries if entry.status != "finished"),
         run_notes=run_notes(used),
         notes=tuple(

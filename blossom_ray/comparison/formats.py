@@ -91,7 +91,7 @@ def markdown(comparison: Comparison, gain_of: Summary) -> str:
 def latex(comparison: Comparison, gain_of: Summary) -> str:
     r"""A LaTeX `tabular` for the package booktabs; title and notes are comments before it."""
     header, rows = flat_table(comparison, gain_of)
-    num_words = sum(key in comparison.table.columns for key in (*comparison.keys, "modalities"))
+    num_words = sum(key in comparison.table.columns for key in (*comparison.keys, comparison.part))
     lines = [
         f"% {printable(remark)}" for remark in (comparison_title(comparison, gain_of), *remarks(comparison, gain_of))
     ]
@@ -116,6 +116,7 @@ def json_text(comparison: Comparison) -> str:
         "baseline": dict(comparison.baseline),
         "target": comparison.target,
         "up_to": comparison.up_to,
+        "part": comparison.part,
         "table": comparison.table.to_dicts(),
         "runs": comparison.runs.to_dicts(),
         "run_notes": [{"note": note.text, "runs": dict(note.runs)} for note in comparison.run_notes],
@@ -209,33 +210,33 @@ def _nested(
 ) -> Table:
     """A table whose first column has the setting, in the row of all clients, and modality sets below it."""
     names = [comparison.labels[key] for key in columns if key != SCORING]
-    table = plain_table(", ".join(names) or "modalities", *headings)
+    table = plain_table(", ".join(names) or comparison.part, *headings)
     table.padding = (0, 1, 0, 0)
     before = None
     for row in rows:
         setting = ", ".join(row[key] for key in columns if (key, row[key]) != (SCORING, PLAIN))
-        is_whole = row["modalities"] == ALL
+        is_whole = row[comparison.part] == ALL
         if before is not None and setting != before:
             table.add_section()
         marked = " ".join(filter(None, (setting or ALL, _marks(comparison, row))))
         if setting != before and not is_whole and setting:
             table.add_row(marked)
         before = setting
-        table.add_row(marked if is_whole else f"  {row['modalities']}", *cells(row))
+        table.add_row(marked if is_whole else f"  {row[comparison.part]}", *cells(row))
     return table
 
 
 def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one table of all settings."""
     labels = comparison.labels
-    header = [*(labels[key] for key in comparison.keys), "modalities", "seeds"]
+    header = [*(labels[key] for key in comparison.keys), comparison.part, "seeds"]
     header += [*_headings(comparison, gain_of), *_COMPUTE]
     if comparison.target is not None:
         header += [f"rounds to {_score_text(comparison)(comparison.target)}", "down to it", "up to it", "reached"]
     header += ["notes"] if comparison.run_notes else []
     rows = []
     for row in comparison.table.to_dicts():
-        cells = [*(str(row[key]) for key in comparison.keys), row["modalities"]]
+        cells = [*(str(row[key]) for key in comparison.keys), row[comparison.part]]
         cells += _cells(comparison, row, gain_of, brief=False, several_counts=True)
         cells += _compute_cells(row)
         cells += _target_cells(row) if comparison.target is not None else []

@@ -72,17 +72,17 @@ class ClassCounts:
     @property
     def recall(self) -> DoubleArray:
         """TP / (TP + FN), (C,); NaN for a class without samples."""
-        return _ratios(self.correct, self.true)
+        return ratios(self.correct, self.true)
 
     @property
     def precision(self) -> DoubleArray:
         """TP / (TP + FP), (C,); NaN for a class that is never predicted."""
-        return _ratios(self.correct, self.predicted)
+        return ratios(self.correct, self.predicted)
 
     @property
     def f1(self) -> DoubleArray:
         """2 TP / (2 TP + FP + FN), (C,); NaN for a class that is neither there nor predicted."""
-        return _ratios(2 * self.correct, self.true + self.predicted)
+        return ratios(2 * self.correct, self.true + self.predicted)
 
 
 class TaskRules(Protocol):
@@ -145,8 +145,11 @@ def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
             return losses
 
 
-def _ratios(parts: IntArray, wholes: IntArray) -> DoubleArray:
-    return np.divide(parts, wholes, out=np.full(parts.shape, np.nan), where=wholes > 0)
+def ratios(parts: IntArray, wholes: IntArray) -> DoubleArray:
+    """`parts / wholes`, elementwise; NaN where there is no whole."""
+    found = np.full(parts.shape, np.nan)
+    np.divide(parts, wholes, out=found, where=wholes > 0)
+    return found
 
 
 def check_shapes(labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> None:

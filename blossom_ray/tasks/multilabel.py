@@ -16,6 +16,7 @@ from blossom_ray.tasks.base import (
     Reduction,
     Tally,
     check_shapes,
+    ratios,
     reduced,
     undefined_scores,
     undefined_tally,
@@ -95,8 +96,7 @@ class Multilabel:
 
 def _auroc(tally: Tally) -> DoubleArray:
     """The AUROC of each class, (C,); NaN where there is no pair."""
-    wins, pairs = tally.counts["doubled_wins"], tally.counts["pairs"]
-    return np.divide(wins, 2 * pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return ratios(tally.counts["doubled_wins"], 2 * tally.counts["pairs"])
 
 
 def _doubled_wins(positives: npt.NDArray[np.generic], negatives: npt.NDArray[np.generic]) -> int:

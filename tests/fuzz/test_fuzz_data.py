@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mutations import LONGEST_CASE_S, ByteEdit, byte_edits, damaged, few, outcome
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.federation import federation_problems
+from blossom_ray.data.federation import examine_federation
 from blossom_ray.data.sources import open_source
 from blossom_ray.data.uci_har import UciHar
 from blossom_ray.errors import BlossomError, DataError, InputError
@@ -271,7 +271,7 @@ def check_dataset(case: DatasetCase, folder: Path) -> None:
         return
     assert len(dataset.fingerprint()) == 64
     scenario = custom_scenario(lambda: dataset, case.partition)
-    found = federation_problems(scenario.data, scenario.modalities, 2, 0)
+    found = examine_federation(scenario.data, scenario.modalities, 2, 0).problems
     assert all(path.startswith("data") and text and expected for path, text, expected in found)
     loaded = outcome(lambda: open_source(scenario.data, scenario.modalities, 0).load())
     assert isinstance(loaded, Dataset | InputError)
