@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from blossom_ray.comparison.by_class import CLASS_SCORES, by_class
+from blossom_ray.comparison.grouping import Grouping, grouping_of, key_labels
 from blossom_ray.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
 from blossom_ray.comparison.pairing import PLAIN, SCORING, Row, Rows, gain, points, rounds_text
 from blossom_ray.comparison.run_compute import COMPUTE, Compute
@@ -105,7 +106,12 @@ class Comparison:
     @property
     def labels(self) -> dict[str, str]:
         """A short name for each key: `fusion` for `model.fusion.kind`."""
-        return {key: "scenario" if key == "name" else label for key, label in short_labels(self.keys).items()}
+        return key_labels(self.keys)
+
+    @property
+    def grouping(self) -> Grouping:
+        """How the rows of `table` are set out for people."""
+        return grouping_of(self.table.to_dicts(), self.keys, self.baseline)
 
     def notes_of(self, row: Mapping[str, Any]) -> list[int]:
         """Places in `run_notes`, from 1 on, of those that concern a row of `table`."""
@@ -153,7 +159,29 @@ def compare(
     """
     if up_to is not None and up_to < 1:
         raise InputError(f"up_to is {up_to}; expected a round from 1 on")
-    entries, asked = collect(sources), metric
+    return compare_entries(
+        collect(sources),
+        metric=metric,
+        baseline=baseline,
+        by=by,
+        target=target,
+        up_to=up_to,
+        per_class=per_class,
+    )
+
+
+def compare_entries(
+    entries: Sequence[Entry],
+    *,
+    metric: str | None = None,
+    baseline: Mapping[str, Any] | None = None,
+    by: Sequence[str] | None = None,
+    target: float | None = None,
+    up_to: int | None = None,
+    per_class: bool = False,
+) -> Comparison:
+    """As `compare`, of runs that have been collected."""
+    asked = metric
     if per_class:
         entries, metric = by_class(entries, metric)
     metric = metric or _default_metric(entries)

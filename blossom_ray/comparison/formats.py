@@ -6,7 +6,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
+from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
@@ -14,7 +16,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from blossom_ray.comparison.comparing import BEST_NOTE, MARK, Comparison
-from blossom_ray.comparison.pairing import PLAIN, SCORING
 from blossom_ray.comparison.run_scores import ALL, SUMMARIES
 from blossom_ray.console.tables import format_bytes, format_count, line, plain_table
 from blossom_ray.results.json_lines import json_line
@@ -22,6 +23,8 @@ from blossom_ray.text import printable
 
 _WIDE = 100
 _COMPUTE = ("samples", "steps", "down", "up")
+BELOW = "  "
+"""What the first cell of a modality set begins with, which stands below its setting."""
 Summary = Literal["final", "last5", "best"]
 HEADINGS = {"final": "final", "last5": "last 5", "best": "best"}
 _LATEX = {
@@ -42,28 +45,33 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
         gain_of: The score whose gains are shown.
         width: Of the terminal; below 100, other scores than this one are left out.
     """
-    labels = comparison.labels
+    labels, grouping = comparison.labels, comparison.grouping
     rows = comparison.table.to_dicts()
-    varying = [key for key in comparison.keys if comparison.table[key].n_unique() > 1]
-    # The scheme and what it is compared with stand below each other.
-    columns = [key for key in varying if key in (*comparison.baseline, SCORING)] or varying[-1:]
-    sections: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    above = [key for key in varying if key not in columns]
-    for row in rows:
-        sections.setdefault(tuple(row[key] for key in above), []).append(row)
-    fixed = [f"{labels[key]} {rows[0][key]}" for key in comparison.keys if key not in varying and rows]
+    fixed = [
+        f"{labels[key]} {rows[0][key]}"
+        for key in comparison.keys
+        if rows and key not in (*grouping.above, *grouping.beside)
+    ]
     parts: list[RenderableType] = [line(", ".join([comparison_title(comparison, gain_of), *fixed]), "bold")]
     if not rows:
         parts.append(line("no run has finished, so there is nothing to compare"))
-    for values, members in sections.items():
-        if values:
-            pairs = zip(above, values, strict=True)
-            parts += [line(""), line(", ".join(f"{labels[key]} {value}" for key, value in pairs), "bold")]
-        parts.append(_section(comparison, members, columns, gain_of, is_narrow=width < _WIDE))
+    several_counts = comparison.table["num_seeds"].n_unique() > 1
+    headings = [*(["seeds"] if several_counts else []), *_headings(comparison, gain_of)]
+    left_out = {HEADINGS[name] for name in SUMMARIES if name != gain_of} | {"unweighted"} if width < _WIDE else set()
+    kept = [heading not in left_out for heading in headings]
+    for title, settings in grouping.panels(rows, dict).items():
+        if title:
+            parts += [line(""), line(title, "bold")]
+        lines = _nested(
+            comparison,
+            settings,
+            lambda row: compress(_cells(comparison, row, gain_of, brief=True, several_counts=several_counts), kept),
+        )
+        parts.append(_table(comparison, compress(headings, kept), lines))
         if comparison.target is not None:
-            parts.append(_target_section(comparison, members, columns))
+            parts.append(_table(comparison, _target_headings(comparison), _nested(comparison, settings, _target_cells)))
     if rows:
-        parts.append(_compute_table(comparison, rows, varying))
+        parts.append(_compute_table(comparison, rows))
     parts += [line(f"not used: {place}: {status}") for place, status in comparison.unused]
     parts += [line(text) for text in _numbered(comparison)]
     parts += [line(f"note: {note}") for note in _shown_notes(comparison, gain_of)]
@@ -161,78 +169,108 @@ def _marks(comparison: Comparison, row: Mapping[str, Any]) -> str:
     return " ".join(f"[{number}]" for number in comparison.notes_of(row))
 
 
-def _section(
-    comparison: Comparison,
-    rows: Sequence[Mapping[str, Any]],
-    columns: Sequence[str],
-    gain_of: Summary,
-    *,
-    is_narrow: bool,
-) -> Table:
-    several_counts = comparison.table["num_seeds"].n_unique() > 1
-    headings = [*(["seeds"] if several_counts else []), *_headings(comparison, gain_of)]
-    left_out = {HEADINGS[name] for name in SUMMARIES if name != gain_of} | {"unweighted"} if is_narrow else set[str]()
-    kept = [heading not in left_out for heading in headings]
-    return _nested(
-        comparison,
-        rows,
-        columns,
-        list(compress(headings, kept)),
-        lambda row: compress(_cells(comparison, row, gain_of, brief=True, several_counts=several_counts), kept),
-    )
-
-
-def _compute_table(comparison: Comparison, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Table:
+def _compute_table(comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> Table:
     """What each setting took, which is the same for all its modality sets."""
-    table = plain_table(", ".join(comparison.labels[key] for key in keys if key != SCORING), *_COMPUTE)
+    grouping = comparison.grouping
+    varied = [key for key in comparison.keys if key in (*grouping.above, *grouping.beside)]
+    grouping = replace(grouping, above=(), beside=varied)
+    table = plain_table(grouping.heading, *_COMPUTE)
     table.padding = (0, 1, 0, 0)
-    first: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        setting = ", ".join(row[key] for key in keys if (key, row[key]) != (SCORING, PLAIN))
-        first.setdefault(setting or ALL, row)
-    for setting, row in first.items():
-        table.add_row(setting, *_compute_cells(row))
+    for setting, members in grouping.panels(rows, dict)[""].items():
+        table.add_row(setting or ALL, *_compute_cells(members[0]))
     return table
-
-
-def _target_section(comparison: Comparison, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
-    assert comparison.target is not None, "asked for only with a target"
-    target = _score_text(comparison)(comparison.target)
-    return _nested(comparison, rows, columns, [f"rounds to {target}", "down", "up", "reached"], _target_cells)
 
 
 def _nested(
     comparison: Comparison,
-    rows: Sequence[Mapping[str, Any]],
-    columns: Sequence[str],
-    headings: Sequence[str],
+    settings: Mapping[str, Sequence[Mapping[str, Any]]],
     cells: Callable[[Mapping[str, Any]], Iterable[str]],
-) -> Table:
-    """A table whose first column has the setting, in the row of all clients, and modality sets below it."""
-    names = [comparison.labels[key] for key in columns if key != SCORING]
-    table = plain_table(", ".join(names) or comparison.part, *headings)
+) -> list[list[str]]:
+    """Lines of a table whose first column has the setting, in the line of all clients, and modality sets below it."""
+    lines = []
+    for setting, rows in settings.items():
+        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, rows[0]))))
+        if setting and rows[0][comparison.part] != ALL:
+            lines.append([marked])
+        for row in rows:
+            lines.append([marked if row[comparison.part] == ALL else f"{BELOW}{row[comparison.part]}", *cells(row)])
+    return lines
+
+
+def _table(comparison: Comparison, headings: Iterable[str], lines: Sequence[Sequence[str]]) -> Table:
+    table = plain_table(comparison.grouping.heading or comparison.part, *headings)
     table.padding = (0, 1, 0, 0)
-    before = None
-    for row in rows:
-        setting = ", ".join(row[key] for key in columns if (key, row[key]) != (SCORING, PLAIN))
-        is_whole = row[comparison.part] == ALL
-        if before is not None and setting != before:
+    for cells in lines:
+        if not cells[0].startswith(BELOW):
             table.add_section()
-        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, row))))
-        if setting != before and not is_whole and setting:
-            table.add_row(marked)
-        before = setting
-        table.add_row(marked if is_whole else f"  {row[comparison.part]}", *cells(row))
+        table.add_row(*cells)
     return table
+
+
+@dataclass(frozen=True)
+class PanelTables:
+    """One of the tables that `terminal` shows, for a page: every number with its interval, scores before all else.
+
+    Attributes:
+        title: What its settings have in common; "" where there is one table alone.
+        header: Of `rows`; `rounds` is what the mean of the last scores is over.
+        rows: By setting; the first cell of a modality set begins with `BELOW`.
+        run_header: Of `runs`.
+        runs: A row per run, over all clients where it was scored over them.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    run_header: list[str]
+    runs: list[list[str]]
+
+
+def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
+    """The tables of `terminal`, in order, each with its single runs."""
+    grouping = comparison.grouping
+    header = [grouping.heading or comparison.part, *_headings(comparison, gain_of), "rounds", "seeds"]
+    run_header = ["run", *(HEADINGS[name] for name in _shown(gain_of)), "unweighted"]
+    run_header += [_difference(comparison), "gain %"] if comparison.baseline else []
+    run_header += ["rounds", "folder"]
+    runs = grouping.panels((row for row in comparison.runs.to_dicts() if row["final"] is not None), dict)
+
+    def cells(row: Mapping[str, Any]) -> Iterator[str]:
+        _, *scores = _cells(comparison, row, gain_of, brief=False, several_counts=True)
+        yield from (*scores, row["last5_rounds"], str(row["num_seeds"]))
+
+    def run_rows(title: str) -> Iterator[list[str]]:
+        for name, members in runs.get(title, {}).items():
+            is_whole = any(row[comparison.part] == ALL for row in members)
+            for row in members:
+                if not is_whole or row[comparison.part] == ALL:
+                    own = [] if is_whole else [row[comparison.part]]
+                    words = [*filter(None, (name, f"seed {row['seed']}", *own))]
+                    yield [", ".join(words), *_run_cells(comparison, row, gain_of)]
+
+    return [
+        PanelTables(title, header, _nested(comparison, settings, cells), run_header, [*run_rows(title)])
+        for title, settings in grouping.panels(comparison.table.to_dicts(), dict).items()
+    ]
+
+
+def _run_cells(comparison: Comparison, row: Mapping[str, Any], gain_of: Summary) -> Iterator[str]:
+    score, points = _score_text(comparison), _points_text(comparison)
+    for name in (*_shown(gain_of), f"unweighted_{gain_of}"):
+        yield "-" if row[name] is None else score(row[name])
+    if comparison.baseline:
+        mark = f" {MARK}" if row[f"gain_{gain_of}_rounds"] else ""
+        difference, gain = row[f"points_{gain_of}"], row[f"gain_{gain_of}"]
+        yield "-" if difference is None else points(difference) + mark
+        yield "-" if gain is None else f"{gain:+.1f}{mark}"
+    yield from (row["last5_rounds"], Path(row["run"]).name)
 
 
 def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one table of all settings."""
     labels = comparison.labels
     header = [*(labels[key] for key in comparison.keys), comparison.part, "seeds"]
-    header += [*_headings(comparison, gain_of), *_COMPUTE]
-    if comparison.target is not None:
-        header += [f"rounds to {_score_text(comparison)(comparison.target)}", "down to it", "up to it", "reached"]
+    header += [*_headings(comparison, gain_of), *_COMPUTE, *_target_headings(comparison)]
     header += ["notes"] if comparison.run_notes else []
     rows = []
     for row in comparison.table.to_dicts():
@@ -262,8 +300,7 @@ def _cells(
     yield "-" if unweighted is None else score(unweighted)
     if comparison.baseline:
         mark = f" {MARK}" if row[f"gain_{gain_of}_rounds"] else ""
-        points = (lambda value: f"{value:+.1f}") if comparison.is_share else (lambda value: f"{value:+.3f}")
-        yield _with_interval(row, f"points_{gain_of}", points, over_seeds=over_seeds) + mark
+        yield _with_interval(row, f"points_{gain_of}", _points_text(comparison), over_seeds=over_seeds) + mark
         for name in _p_columns(comparison, gain_of):
             yield _p_text(row[name])
         yield _with_interval(
@@ -336,6 +373,12 @@ def _compute_cells(row: Mapping[str, Any]) -> list[str]:
     return [*counts, *(format_bytes(row[name]) for name in ("bytes_down", "bytes_up"))]
 
 
+def _target_headings(comparison: Comparison) -> list[str]:
+    if comparison.target is None:
+        return []
+    return [f"rounds to {_score_text(comparison)(comparison.target)}", "down to it", "up to it", "reached"]
+
+
 def _target_cells(row: Mapping[str, Any]) -> list[str]:
     reached = f"{row['num_reached']}/{row['num_seeds']}"
     if row["rounds_to_target"] is None:
@@ -346,6 +389,10 @@ def _target_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _score_text(comparison: Comparison) -> Callable[[float], str]:
     return (lambda value: f"{100 * value:.1f}") if comparison.is_share else (lambda value: f"{value:.3f}")
+
+
+def _points_text(comparison: Comparison) -> Callable[[float], str]:
+    return (lambda value: f"{value:+.1f}") if comparison.is_share else (lambda value: f"{value:+.3f}")
 
 
 def _latex_row(cells: Sequence[str]) -> str:
