@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ class Preparation:
         plan: What every client goes by.
         population: The clients and their chunks.
         shards: Where their shards lie.
-        has_held_out: Whether the held-out global test set lies beside them.
+        num_held_out: Samples of the held-out global test set, which lies beside them; 0 where there is none to score.
         fingerprint: SHA-256 (hex) of the data.
         partition: SHA-256 (hex) over which rows each client has for training, validation and testing.
         left_out: What is not in the data, and rows that no client has, by reason.
@@ -43,13 +43,18 @@ class Preparation:
     plan: ClientPlan
     population: Population
     shards: ShardIndex
-    has_held_out: bool
+    num_held_out: int
     fingerprint: str
     partition: str
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there is a held-out global test set to score."""
+        return self.num_held_out > 0
 
     def with_engines(self, engines: Mapping[str, EngineName]) -> Preparation:
         """The same federation with an engine for each of its modality sets."""
@@ -111,6 +116,8 @@ class Preparation:
                 "num_train": int(self.shards.num_train.sum()),
                 "num_validation": int(self.shards.num_validation.sum()),
                 "num_test": int(self.shards.num_test.sum()),
+                "num_held_out": self.num_held_out,
+                "clients": Counter(profile.modality_set for profile in self.population.profiles),
                 "left_out": [asdict(entry) for entry in self.left_out],
             },
         }
@@ -136,9 +143,9 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
     overlap = federation.overlap(dataset.pieces)
     shards = write_shards(dataset, federation, population.profiles, folder)
-    has_held_out = dataset.held_out is not None and scenario.evaluation.held_out != "never"
-    if dataset.held_out is not None and has_held_out:
-        write_held_out(dataset.held_out, folder)
+    held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
+    if held_out is not None:
+        write_held_out(held_out, folder)
     plan = ClientPlan(
         model=scenario.model,
         training=scenario.training,
@@ -158,7 +165,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         plan=replace(plan, split_blocks=_split_blocks(plan, population)),
         population=population,
         shards=shards,
-        has_held_out=has_held_out,
+        num_held_out=0 if held_out is None else held_out.num_samples,
         fingerprint=dataset.fingerprint(),
         partition=federation.digest(),
         left_out=dataset.left_out + unused,

@@ -192,8 +192,9 @@ def _nested(
         marked = " ".join(filter(None, (setting or ALL, _marks(comparison, rows[0]))))
         if setting and rows[0][comparison.part] != ALL:
             lines.append([marked])
-        for row in rows:
-            lines.append([marked if row[comparison.part] == ALL else f"{BELOW}{row[comparison.part]}", *cells(row)])
+        lines += [
+            [marked if row[comparison.part] == ALL else f"{BELOW}{row[comparison.part]}", *cells(row)] for row in rows
+        ]
     return lines
 
 
@@ -221,23 +222,24 @@ class PanelTables:
 
     title: str
     header: list[str]
-    rows: list[list[str]]
+    rows: Sequence[list[str]]
     run_header: list[str]
-    runs: list[list[str]]
+    runs: Sequence[list[str]]
 
 
 def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
     """The tables of `terminal`, in order, each with its single runs."""
     grouping = comparison.grouping
-    header = [grouping.heading or comparison.part, *_headings(comparison, gain_of), "rounds", "seeds"]
+    end = ["rounds", "seeds"] if comparison.table["num_seeds"].n_unique() > 1 else ["rounds"]
+    header = [grouping.heading or comparison.part, *_headings(comparison, gain_of), *end]
     run_header = ["run", *(HEADINGS[name] for name in _shown(gain_of)), "unweighted"]
     run_header += [_difference(comparison), "gain %"] if comparison.baseline else []
     run_header += ["rounds", "folder"]
     runs = grouping.panels((row for row in comparison.runs.to_dicts() if row["final"] is not None), dict)
 
     def cells(row: Mapping[str, Any]) -> Iterator[str]:
-        _, *scores = _cells(comparison, row, gain_of, brief=False, several_counts=True)
-        yield from (*scores, row["last5_rounds"], str(row["num_seeds"]))
+        yield from _cells(comparison, row, gain_of, brief=False, several_counts=False)
+        yield from (row["last5_rounds"], str(row["num_seeds"]))[: len(end)]
 
     def run_rows(title: str) -> Iterator[list[str]]:
         for name, members in runs.get(title, {}).items():

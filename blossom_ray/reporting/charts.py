@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ WIDTH = 7.2
 """Width of a figure in inches; a page scales it to its column."""
 
 _LONGEST_LABEL = 56  # a figure has room for it
+_TITLES = 76  # characters of the titles of panels, side by side
+_HEAT_MAP_LABELS = 66  # characters below a heat map, side by side
+_NARROWEST_LABEL = 8
+_MOST_COLUMNS = 4  # of a heat map whose cells are in the usual size
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def figure_style() -> Iterator[None]:
 
 
 def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, y_label: str) -> Figure:
-    """Lines over rounds, one panel per entry, all with the same axes.
+    """Lines over rounds, one panel per entry, all with the same axes, which a wide band may leave.
 
     Args:
         panels: Title to curves; a curve of the same label looks alike in every panel.
@@ -63,16 +68,17 @@ def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, y_label: str)
         y_label: Of the vertical axes, with its unit.
     """
     labels = list(dict.fromkeys(curve.label for lines in panels.values() for curve in lines))
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure, axes = _grid(rows, columns, len(panels), height=2.7 if columns == 1 else 2.3, share=True)
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for curve in lines:
             _draw(axis, curve, labels.index(curve.label))
-        axis.set_title(_label(title))
+        axis.set_title(_wrapped(title, _TITLES // columns))
         axis.set_xlabel(_label(x_label))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes[0].set_ylabel(_label(y_label))
+    _limit(axes[0], [curve for lines in panels.values() for curve in lines])
     if len(labels) > 1:
         handles, names = _legend(axes)
         figure.legend(handles, names, loc="outside upper left", ncols=min(len(labels), 3), handlelength=3)
@@ -175,7 +181,8 @@ def heat_map(
     """
     known = [abs(value) for row in values for value in row if value is not None and math.isfinite(value)]
     limit = max(known, default=1.0) or 1.0
-    figure, (axis,) = _grid(1, 1, 1, height=0.9 + (0.5 if below else 0.36) * len(rows))
+    figure, (axis,) = _grid(1, 1, 1, height=1.1 + (0.5 if below else 0.36) * len(rows))
+    size = 9 if len(columns) <= _MOST_COLUMNS else 7
     table = [[math.nan if value is None else value for value in row] for row in values]
     colors = mpl.colormaps["RdBu"]
     image = axis.imshow(table, cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
@@ -185,9 +192,11 @@ def heat_map(
                 red, green, blue, _ = colors((value + limit) / (2 * limit))
                 is_dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
                 text = "\n".join(filter(None, (f"{value:+.1f}", below.get((i, j)))))
-                axis.text(j, i, text, ha="center", va="center", color=ON_DARK if is_dark else ON_LIGHT)
-    axis.set_xticks(range(len(columns)), [*map(_label, columns)])
-    axis.set_yticks(range(len(rows)), [*map(_label, rows)])
+                color = ON_DARK if is_dark else ON_LIGHT
+                axis.text(j, i, text, ha="center", va="center", color=color, fontsize=size)
+    width = max(_NARROWEST_LABEL, _HEAT_MAP_LABELS // max(len(columns), 1))
+    axis.set_xticks(range(len(columns)), [_wrapped(name, width) for name in columns], fontsize=size)
+    axis.set_yticks(range(len(rows)), [_wrapped(name, _HEAT_MAP_LABELS // 3) for name in rows])
     axis.grid(visible=False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -206,6 +215,11 @@ def _label(text: str) -> str:
     if len(shown) > _LONGEST_LABEL:
         shown = f"{shown[: _LONGEST_LABEL // 2]}...{shown[3 - _LONGEST_LABEL // 2 :]}"
     return f" {shown}" if shown.startswith("_") else shown
+
+
+def _wrapped(text: str, width: int) -> str:
+    """A label on lines of about so many characters."""
+    return textwrap.fill(_label(text), width, break_on_hyphens=True)
 
 
 def _grid(rows: int, columns: int, count: int, *, height: float, share: bool = False) -> tuple[Figure, list[Axes]]:
@@ -231,6 +245,14 @@ def _draw(axis: Axes, curve: Curve, index: int) -> None:
     )
     if curve.low is not None and curve.high is not None:
         axis.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.16, linewidth=0)
+
+
+def _limit(axis: Axes, lines: Sequence[Curve]) -> None:
+    """Show as much of the bands as the lines take up, above and below them: few seeds make wide bands."""
+    values = [value for curve in lines for value in curve.y if math.isfinite(value)]
+    if span := max(values, default=0.0) - min(values, default=0.0):
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, min(values) - span), min(high, max(values) + span))
 
 
 def _legend(axes: Sequence[Axes]) -> tuple[list[Artist], list[str]]:

@@ -1,72 +1,80 @@
-"""The parts of a report on several settings: gains over the baseline as a heat map, and the table of `compare`."""
+"""The parts of a report on several settings: differences to the baseline as a heat map, and the tables of `compare`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from itertools import compress
 
 from blossom_ray.comparison.comparing import Comparison
-from blossom_ray.comparison.formats import comparison_title, flat_table, interval_text, remarks
+from blossom_ray.comparison.formats import comparison_title, interval_text, panel_tables, remarks
+from blossom_ray.comparison.grouping import grouping_of
 from blossom_ray.comparison.run_scores import ALL
 from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.reporting.charts import heat_map
 from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
 from blossom_ray.reporting.variants import Variant
 
-
-def comparison_section(comparison: Comparison) -> ReportSection:
-    """The comparison's table with its notes, below a heat map of the differences where there is a baseline."""
-    header, rows = flat_table(comparison, "last5")
-    figures = _gain_figures(comparison)
-    notes = [f"{comparison_title(comparison, 'last5')}.", *remarks(comparison, "last5")]
-    return ReportSection("Comparison", figures, [ReportTable(header, rows)], notes)
+_GAIN_OF = "last5"
 
 
-def variants_of(entries: Sequence[Entry], baseline: Sequence[str]) -> list[Variant]:
-    """The runs among some entries by setting, in order; a panel per setting of all keys but the baseline's.
+def comparison_section(title: str, comparison: Comparison, told: Sequence[str] = ()) -> ReportSection:
+    """The tables of a comparison with its notes, below a heat map of the differences where there is a baseline.
+
+    Args:
+        title: Heading of the section.
+        comparison: What was compared.
+        told: Notes that stand elsewhere.
+    """
+    tables = []
+    for panel in panel_tables(comparison, _GAIN_OF):
+        words = [part for part in (panel.title, "single runs") if part]
+        tables.append(_table(panel.header, panel.rows, panel.title))
+        tables.append(replace(_table(panel.run_header, panel.runs, ", ".join(words)), is_folded=True))
+    notes = [f"{comparison_title(comparison, _GAIN_OF)}.", *remarks(comparison, _GAIN_OF)]
+    return ReportSection(title, _difference_figures(comparison), tables, [note for note in notes if note not in told])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> ReportTable:
+    """A table without the columns that say nothing, such as means over the clients of a held-out set."""
+    has_any = [any(cells[place : place + 1] not in ([], ["-"]) for cells in rows) for place in range(len(header))]
+    return ReportTable([*compress(header, has_any)], [[*compress(cells, has_any)] for cells in rows], title)
+
+
+def variants_of(entries: Sequence[Entry], baseline: Sequence[str], notes: Sequence[str] = ()) -> list[Variant]:
+    """The runs among some entries by setting, in order, in the panels that the tables of a comparison have.
 
     Args:
         entries: With their settings. Those without a run, or without a complete round, are left out.
-        baseline: The keys whose values stand side by side in a panel; where there are none, all keys do.
+        baseline: The keys whose values stand side by side in a panel.
+        notes: The numbered notes of runs.
     """
-    runs: dict[tuple[str, str], list[Entry]] = {}
-    for entry in entries:
-        if entry.run is not None and entry.run.rounds.height:
-            beside = {key: value for key, value in entry.setting.items() if key in baseline}
-            above = {key: value for key, value in entry.setting.items() if key not in baseline}
-            if not beside:
-                beside, above = above, {}
-            runs.setdefault((", ".join(above.values()), ", ".join(beside.values())), []).append(entry)
-    variants = [
-        Variant(label, [entry.run for entry in members if entry.run is not None], panel)
-        for (panel, label), members in runs.items()
+    used = [(entry.setting, entry.run) for entry in entries if entry.run is not None and entry.run.rounds.height]
+    settings = [setting for setting, _ in used]
+    grouping = grouping_of(settings, [*settings[0]] if settings else [], baseline)
+    return [
+        Variant(name, [run for _, run in members], panel, notes)
+        for panel, names in grouping.panels(used, lambda pair: pair[0]).items()
+        for name, members in names.items()
     ]
-    return variants if len(variants) > 1 else [Variant("", variant.runs) for variant in variants]
 
 
-def _gain_figures(comparison: Comparison) -> list[ReportFigure]:
-    varied = [key for key in comparison.keys if comparison.table[key].n_unique() > 1]
-    columns = [key for key in varied if key in comparison.baseline]
-    above = [key for key in varied if key not in columns]
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    names: dict[str, None] = {}
-    for row in comparison.table.to_dicts():
-        if row["modalities"] == ALL and row["points_last5"] is not None:
-            name = ", ".join(str(row[key]) for key in columns)
-            names[name] = None
-            found.setdefault(", ".join(str(row[key]) for key in above) or "difference", {})[name] = row
-    if not found:
+def _difference_figures(comparison: Comparison) -> list[ReportFigure]:
+    grouping = comparison.grouping
+    shown = [row for row in comparison.table.to_dicts() if row["modalities"] == ALL and row["points_last5"] is not None]
+    panels = grouping.panels(shown, dict)
+    if not panels:
         return []
-    cells = [[row.get(name) for name in names] for row in found.values()]
+    names = list(dict.fromkeys(name for row in panels.values() for name in row))
+    cells = [[row[name][0] if name in row else None for name in names] for row in panels.values()]
     values = [[None if cell is None else cell["points_last5"] for cell in row] for row in cells]
     below = {
         (i, j): interval_text(cell, "points_last5", lambda value: f"{value:+.1f}")
         for i, row in enumerate(cells) for j, cell in enumerate(row) if cell is not None
     }  # fmt: skip
-    unit = "points" if comparison.is_share else "difference"
-    figure = heat_map(list(found), list(names), values, unit, below)
+    unit, unit_words = ("points", "percent points") if comparison.is_share else ("difference", "the score")
+    figure = heat_map([panel or "difference" for panel in panels], names, values, unit, below)
     baseline = ", ".join(comparison.baseline.values())
-    unit_words = "percent points" if comparison.is_share else "the score"
     caption = (
         f"Difference to {baseline} in {unit_words}, positive where better: "
         "mean of the last five rounds that both were scored in, mean over seeds, with its 95 % interval: ± over seeds, "

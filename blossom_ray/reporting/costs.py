@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -35,20 +36,24 @@ def traffic_section(variants: Sequence[Variant]) -> ReportSection:
     figure = bars(values, x_label="MB sent in the whole run", stacked=len(variants) > 1)
     columns = [*(["variant"] if len(variants) > 1 else []), "block (scope)", "to clients", "from clients"]
     caption = "Bytes of each block sent to clients and back over the whole run; mean over seeds."
-    return ReportSection(
-        "Communication", [ReportFigure("communication", figure, caption)], [ReportTable(columns, rows)]
-    )
+    table = ReportTable(columns, rows) if len(variants) == 1 else ReportTable(columns, rows, "by block", is_folded=True)
+    return ReportSection("Communication", [ReportFigure("communication", figure, caption)], [table])
 
 
 def time_section(variants: Sequence[Variant]) -> ReportSection:
-    """Wall time by phase and round for a single run, and a row per run."""
-    rows = []
-    for variant, run in _runs(variants):
-        seconds = run.rounds.filter(pl.col("round") > 0)["seconds"].drop_nulls().to_list()
-        if seconds:
-            times = [format_seconds(median(seconds)), format_seconds(sum(seconds))]
-            rows.append([_run_name(variant, run), str(len(seconds)), *times])
+    """Wall time by phase and round for a single run, and a row per run, below those of their variants if several."""
+    rows, totals = [], []
+    for variant in variants:
+        seconds = [run.rounds.filter(pl.col("round") > 0)["seconds"].drop_nulls().to_list() for run in variant.runs]
+        timed = [(_run_name(variant, run), each) for run, each in zip(variant.runs, seconds, strict=True) if each]
+        rows += [[name, str(len(each)), *_times(each, sum(each))] for name, each in timed]
+        if timed:
+            times = [second for _, each in timed for second in each]
+            totals.append([variant.name or "all runs", str(len(timed)), *_times(times, sum(times) / len(timed))])
     tables = [ReportTable(["run", "rounds", "median round", "all rounds"], rows)] if rows else []
+    if len(rows) > 1:
+        folded = replace(tables[0], title="single runs", is_folded=True)
+        tables = [ReportTable(["setting", "runs", "median round", "all rounds of a run"], totals), folded]
     figures = []
     if len(rows) == 1:
         table = variants[0].runs[0].rounds.filter(pl.col("round") > 0)
@@ -68,6 +73,10 @@ def failure_section(variants: Sequence[Variant]) -> ReportSection:
     ]
     columns = ["run", "round", "client", "actor", "phase", "cause", "what was done"]
     return ReportSection("Failures", tables=[ReportTable(columns, rows)] if rows else [])
+
+
+def _times(rounds: Sequence[float], total: float) -> list[str]:
+    return [format_seconds(median(rounds)), format_seconds(total)]
 
 
 def _traffic(variant: Variant) -> Iterator[tuple[str, float, float]]:

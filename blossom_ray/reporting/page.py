@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jinja2
 from markupsafe import Markup
 
 from blossom_ray import __version__
+from blossom_ray.comparison.formats import BELOW
 from blossom_ray.reporting.parts import ReportSection, ReportTable
 from blossom_ray.reporting.style import SERIES
 from blossom_ray.reporting.svg import inline_svg
 from blossom_ray.text import printable
+
+# What follows a number: `± 1.2`, or limits, then a unit or a mark.
+_INTERVAL = re.compile(r"(?<=\d) (?:± [\d.]|\[[-+\d.]).*$")
+_LONG = 40
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,25 @@ class _PageFigure:
 
 
 @dataclass(frozen=True)
+class _PageTable:
+    """A table whose numbers stand below each other: those with an interval in two cells.
+
+    `columns` are headings with the number of cells below each; a row is the cell that names it and the others.
+    """
+
+    title: str
+    is_folded: bool
+    columns: Sequence[tuple[str, int]]
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+
+
+@dataclass(frozen=True)
 class _PageSection:
     title: str
+    text: Sequence[str]
     notes: Sequence[str]
     figures: Sequence[_PageFigure]
-    tables: Sequence[ReportTable]
+    tables: Sequence[_PageTable]
 
 
 def render_page(
@@ -61,6 +81,7 @@ def render_page(
         sections=[_page_section(section) for section in sections],
         scenarios=scenarios,
         series=SERIES,
+        below=BELOW,
     )
 
 
@@ -75,4 +96,28 @@ def _page_section(section: ReportSection) -> _PageSection:
         _PageFigure(Markup(inline_svg(figure.figure, name=figure.name, description=figure.caption)), figure.caption)
         for figure in section.figures
     ]
-    return _PageSection(section.title, section.notes, figures, section.tables)
+    return _PageSection(section.title, section.text, section.notes, figures, [*map(_page_table, section.tables)])
+
+
+def _page_table(table: ReportTable) -> _PageTable:
+    cells = [row[1:] for row in table.rows]
+    has_interval = [
+        any(_INTERVAL.search(row[place]) for row in cells if len(row) > place)
+        for place in range(len(table.columns) - 1)
+    ]
+    first, *others = table.columns
+    columns = [(first, 1), *((name, 1 + has) for name, has in zip(others, has_interval, strict=True))]
+    rows = [(name, [*_page_cells(row, has_interval)]) for name, *row in table.rows]
+    return _PageTable(table.title, table.is_folded, columns, rows)
+
+
+def _page_cells(row: Sequence[str], has_interval: Sequence[bool]) -> Iterator[tuple[str, str]]:
+    """Texts with their class: `i` of an interval, which stands beside its number, `text` of what may be long."""
+    for cell, is_double in zip(row, has_interval, strict=False):
+        found = _INTERVAL.search(cell) if is_double else None
+        if found is None:
+            yield cell, "text" if len(cell) > _LONG else ""
+        else:
+            yield cell[: found.start()], ""
+        if is_double:
+            yield "" if found is None else found.group().strip(), "i"

@@ -16,11 +16,16 @@ class ReportTable:
 
     Attributes:
         columns: Headings.
-        rows: One sequence of cells per row; the first cell names the row.
+        rows: One sequence of cells per row; the first cell names the row. One that begins with two spaces stands below
+            the row before. A shorter row lacks its last cells.
+        title: What stands above it.
+        is_folded: Whether a reader has to open it, by its title.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    title: str = ""
+    is_folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class ReportSection:
 
     Attributes:
         title: Its heading.
+        text: Paragraphs at its beginning.
         figures: Figures in order.
         tables: Tables in order, below the figures.
         notes: Sentences below them.
@@ -53,8 +59,9 @@ class ReportSection:
     figures: Sequence[ReportFigure] = ()
     tables: Sequence[ReportTable] = ()
     notes: Sequence[str] = ()
+    text: Sequence[str] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show."""
-        return not (self.figures or self.tables or self.notes)
+        return not (self.text or self.figures or self.tables or self.notes)

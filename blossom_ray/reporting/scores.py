@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from blossom_ray.comparison.formats import BELOW
+from blossom_ray.comparison.pairing import rounds_text
+from blossom_ray.comparison.run_scores import ALL
 from blossom_ray.reporting.charts import Curve, curves, distributions
 from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
-from blossom_ray.reporting.variants import Variant, format_final, headline_scores, scale
+from blossom_ray.reporting.variants import Variant, format_mean, headline_scores, scale
 from blossom_ray.scores import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SCORINGS = {
+    "": "",
+    "fine_tuned/": "after fine-tuning",
+    "validation/": "validation split",
+    "held_out/": "held-out set",
+}
+"""Words for each kind of scoring, by what its columns begin with; plain scores on the clients' test splits first."""
 MOST_PANELS_OF_CLIENTS = 12
 """With more categories, the dots of single clients can no longer be told apart; the tables remain."""
 
 
 def curve_section(variants: Sequence[Variant]) -> ReportSection:
-    """Each score over rounds, then the loss; one panel per panel of the variants."""
+    """Each score over rounds, then the loss, one panel per panel of the variants; then what was scored last."""
     figures = []
     for score in headline_scores(variants)[:2]:
         panels = _panels(variants, score.name, score.label)
@@ -29,37 +39,25 @@ def curve_section(variants: Sequence[Variant]) -> ReportSection:
         )
         figures.append(ReportFigure(f"curve-{score.name}", _curves(panels, score), caption))
     figures.append(_loss_figure(variants))
-    scores = headline_scores(variants)
-    rows = [
-        [variant.name or "all clients", *_values(variant, scores, ""), format_final(variant, "loss")]
-        for variant in variants
-    ]
-    return ReportSection("Scores over rounds", figures, [ReportTable(["last scored round", *_labels(scores)], rows)])
+    return ReportSection("Scores over rounds", figures, _score_tables(variants))
 
 
 def modality_section(variants: Sequence[Variant]) -> ReportSection:
     """The first score by modality set: a panel per set, or all sets in one where there is one variant."""
     score = headline_scores(variants)[0]
-    sets = sorted({end for variant in variants for end in _modality_sets(variant)})
+    sets = sorted({end for variant in variants for end in variant.modality_sets("")})
     if len(variants) == 1:
-        panels = {
-            f"{score.label} by modality set": [variants[0].curve(f"{score.name}/{own}", label=own) for own in sets]
-        }
+        title = f"{score.label} by modality set"
+        panels = {title: [variants[0].curve(f"{score.name}/{own}", label=own) for own in sets]}
     elif len({variant.panel for variant in variants}) == 1:
         panels = {own: [variant.curve(f"{score.name}/{own}") for variant in variants] for own in sets}
     else:
         panels = {}
     caption = f"{score.label} of the clients that own exactly these modalities."
+    if any(len(variant.runs) > 1 for variant in variants):
+        caption += f" {_band(variants)}"
     figures = [ReportFigure("modality-sets", _curves(panels, score), caption)] if panels else []
-    scores = headline_scores(variants)
-    rows = [
-        [*([variant.name] if len(variants) > 1 else []), own, *_values(variant, scores, f"/{own}"),
-         format_final(variant, f"loss/{own}")]
-        for variant in variants
-        for own in _modality_sets(variant)
-    ]  # fmt: skip
-    columns = [*(["variant"] if len(variants) > 1 else []), "modality set", *_labels(scores)]
-    return ReportSection("Modality sets", figures, [ReportTable(columns, rows)])
+    return ReportSection("Modality sets", figures)
 
 
 def client_section(variants: Sequence[Variant]) -> ReportSection:
@@ -90,7 +88,7 @@ def _loss_figure(variants: Sequence[Variant]) -> ReportFigure:
         caption = "Mean loss on the clients' test splits after each round, and on the samples seen while training."
     else:
         panels = _panels(variants, "loss", "loss")
-        caption = "Mean loss on the clients' test splits after each round."
+        caption = f"Mean loss on the clients' test splits after each round. {_band(variants)}"
     return ReportFigure("curve-loss", curves(panels, x_label="round", y_label="loss"), caption)
 
 
@@ -107,16 +105,36 @@ def _curves(panels: Mapping[str, Sequence[Curve]], score: Score) -> Figure:
     return curves(panels, x_label="round", y_label=_axis_label(score))
 
 
-def _labels(scores: Sequence[Score]) -> list[str]:
-    return [*(score.label for score in scores), "loss"]
+def _score_tables(variants: Sequence[Variant]) -> list[ReportTable]:
+    """What was scored last, each kind of scoring by itself; a table per panel."""
+    scores = headline_scores(variants)
+    columns = ["last scored round", *(score.label for score in scores), "loss", "round"]
+    rows: dict[str, list[list[str]]] = {}
+    for variant in variants:
+        rows.setdefault(variant.panel, []).extend(_score_rows(variant, scores))
+    are_many = len(rows) > 1
+    return [
+        ReportTable(columns, found, f"{panel}, last scored round" if are_many else "", is_folded=are_many)
+        for panel, found in rows.items()
+    ]
 
 
-def _values(variant: Variant, scores: Sequence[Score], end: str) -> list[str]:
-    return [format_final(variant, f"{score.name}{end}") for score in scores]
-
-
-def _modality_sets(variant: Variant) -> list[str]:
-    return sorted(name.removeprefix("loss/") for name in variant.rounds.columns if name.startswith("loss/"))
+def _score_rows(variant: Variant, scores: Sequence[Score]) -> Iterator[list[str]]:
+    for beginning, words in SCORINGS.items():
+        name = " ".join(filter(None, (", ".join(filter(None, (variant.label, words))) or ALL, variant.marks)))
+        sets = variant.modality_sets(beginning)
+        if sets and not variant.last(beginning, ""):
+            yield [name]
+        for end in ("", *(f"/{own}" for own in sets)):
+            if last := variant.last(beginning, end):
+                names = [f"{beginning}{score}{end}" for score in (*(score.name for score in scores), "loss")]
+                values = [[row[name] for row in last if row.get(name) is not None] for name in names]
+                rounds = sorted({row["round"] for row in last})
+                yield [
+                    f"{BELOW}{end[1:]}" if end else name,
+                    *map(format_mean, names, values),
+                    rounds_text(rounds),
+                ]
 
 
 def _axis_label(score: Score) -> str:
@@ -126,4 +144,7 @@ def _axis_label(score: Score) -> str:
 def _band(variants: Sequence[Variant]) -> str:
     if all(len(variant.runs) == 1 for variant in variants):
         return "The band reaches from the 10th to the 90th percentile over clients."
-    return "The band is the range over seeds; with one seed, the 10th to 90th percentile over clients."
+    return (
+        "The band, which may leave the frame, is the 95 % interval over seeds; with one seed, it reaches from the 10th "
+        "to the 90th percentile over clients."
+    )

@@ -57,6 +57,7 @@ FIGURE_STYLE: Any = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # which comes with Matplotlib; each text of an SVG has the whole list
     "font.size": 9,
     "grid.color": GRID,
     "grid.linewidth": 0.7,

@@ -21,7 +21,16 @@ _VARIABLES = {INK: "--ink", GRID: "--grid", MUTED: "--muted"} | {
     look.color: f"--series-{index}" for index, look in enumerate(SERIES)
 }
 _COLOR = re.compile("|".join(_VARIABLES))
-_IDENTIFIER = re.compile(r'(\bid="|url\(#|href="#)')
+# A name in a figure is text between tags, without < and >.
+_TAG = re.compile(r"<[^>]*>")
+_REFERENCE = re.compile(r'(?:url\(|href=")#([^)"]+)')
+_ID = re.compile(r' id="([^"]*)"')
+_NOISE = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|(?<=[>\s])\s+", re.DOTALL)
+# Coordinates in points; nobody sees a hundredth of one.
+_COORDINATES = re.compile(r' (?:d|x|y|transform|points|width|height)="[^"]*"')
+_DECIMALS = re.compile(r"(\.\d\d)\d+")
+# Markers of a line, which all say how they look.
+_MARKERS = re.compile(r'(<g clip-path="[^"]*")>((?:<use [^>]*?( style="[^"]*")/>)(?:<use [^>]*?\3/>)*)</g>')
 
 
 def inline_svg(figure: Figure, *, name: str, description: str) -> str:
@@ -36,9 +45,7 @@ def inline_svg(figure: Figure, *, name: str, description: str) -> str:
     with figure_style():
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
     text = target.getvalue()
-    svg = text[text.index("<svg") :]
-    svg = _COLOR.sub(lambda match: f"var({_VARIABLES[match.group()]})", svg)
-    svg = _IDENTIFIER.sub(rf"\g<1>{name}-", svg)
+    svg = _smaller(text[text.index("<svg") :], name)
     label = printable(description).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return re.sub(
         r'<svg ([^>]*?)width="[^"]*" height="[^"]*"',
@@ -46,6 +53,23 @@ def inline_svg(figure: Figure, *, name: str, description: str) -> str:
         svg,
         count=1,
     )
+
+
+def _smaller(svg: str, name: str) -> str:
+    """The same picture in the page's colours, with less around it: a page may have a thousand curves."""
+    svg = _NOISE.sub("", svg.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', ""))
+    used = dict.fromkeys(found for tag in _TAG.findall(svg) for found in _REFERENCE.findall(tag))
+    ids = {old: f"{name}-{number}" for number, old in enumerate(used)}
+
+    def smaller(match: re.Match[str]) -> str:
+        tag = match.group().replace("xlink:href", "href")
+        tag = _ID.sub(lambda found: f' id="{ids[found[1]]}"' if found[1] in ids else "", tag)
+        tag = _REFERENCE.sub(lambda found: found.group().replace(found[1], ids[found[1]]), tag)
+        tag = _COORDINATES.sub(lambda found: _DECIMALS.sub(r"\1", found.group()), tag)
+        return _COLOR.sub(lambda found: f"var({_VARIABLES[found.group()]})", tag)
+
+    svg = _TAG.sub(smaller, svg)
+    return _MARKERS.sub(lambda match: f"{match[1]}{match[3]}>{match[2].replace(match[3], '')}</g>", svg)
 
 
 def save_figure(figure: Figure, folder: Path, name: str, file_format: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -29,11 +29,13 @@ class Variant:
         label: What tells it from the others of its panel; "" where there are no others.
         runs: Its runs, at least one.
         panel: What it has in common with the others of its panel, such as a partition; "" where all share one.
+        notes: The numbered notes of the report's runs.
     """
 
     label: str
     runs: Sequence[Run]
     panel: str = ""
+    notes: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -46,21 +48,31 @@ class Variant:
         frames = [run.rounds.filter(pl.col("num_evaluated") > 0) for run in self.runs]
         return pl.concat(frames, how="diagonal")
 
-    def final(self, column: str) -> float | None:
-        """Mean over runs of a column in their last scored round; None where no run has it."""
-        values = [run.final[column] for run in self.runs if column in run.final]
-        return fmean(values) if values else None
+    @property
+    def marks(self) -> str:
+        """The numbers of the notes that its runs noted: `[1] [3]`."""
+        noted = {str(text) for run in self.runs for text in run.manifest.get("notes", ())}
+        return " ".join(f"[{number}]" for number, text in enumerate(self.notes, 1) if text in noted)
 
-    def interval(self, column: str) -> Interval | None:
-        """The 95 % interval of `final` over seeds, within 0 and 1 for shares; None where there is one seed alone."""
-        values = [run.final[column] for run in self.runs if column in run.final]
-        limits = t_interval(values) if all(map(math.isfinite, values)) else None
-        if limits is None or not score_of(column).is_share:
-            return limits
-        return max(limits[0], 0.0), min(limits[1], 1.0)
+    def modality_sets(self, beginning: str) -> list[str]:
+        """The modality sets that a kind of scoring has scores for, sorted."""
+        start = f"{beginning}loss/"
+        return sorted(name.removeprefix(start) for name in self.rounds.columns if name.startswith(start))
+
+    def last(self, beginning: str, end: str) -> list[dict[str, Any]]:
+        """Of each run that has one, the last round of a kind of scoring, told by its loss, which all of them have.
+
+        Args:
+            beginning: What its columns in the table `rounds` begin with, such as `fine_tuned/`.
+            end: What they end with, such as `/acc` for the clients of one modality set.
+        """
+        column = f"{beginning}loss{end}"
+        tables = (run.rounds for run in self.runs if column in run.rounds.columns)
+        scored = (table.filter(pl.col(column).is_not_null())[-1:] for table in tables)
+        return [row for table in scored for row in table.to_dicts()]
 
     def curve(self, column: str, *, label: str | None = None) -> Curve:
-        """A column over rounds: the mean over runs in their range; of one run, in the spread over clients.
+        """A column over rounds: the mean over runs in its 95 % interval; of one run, in the spread over clients.
 
         Args:
             column: A column of the table `rounds`. Shares are scaled to percent.
@@ -71,10 +83,11 @@ class Variant:
             return Curve(name, [], [])
         known = self.rounds.filter(pl.col(column).is_not_null())
         if len(self.runs) > 1:
-            low, high, mean = pl.col(column).min(), pl.col(column).max(), pl.col(column).mean()
-            table = known.group_by("round").agg(mean=mean, low=low, high=high).sort("round")
-            edges = [_scaled(table[edge], factor) for edge in ("low", "high")]
-            return Curve(name, table["round"].to_list(), _scaled(table["mean"], factor), *edges)
+            by_round = known.group_by("round", maintain_order=True).agg(values=pl.col(column)).sort("round").rows()
+            limits = [interval(column, values) or (math.nan, math.nan) for _, values in by_round]
+            means = [factor * fmean(values) for _, values in by_round]
+            edges = [[factor * limit[side] for limit in limits] for side in (0, 1)]
+            return Curve(name, [number for number, _ in by_round], means, *edges)
         around = [f"{column}_p10", f"{column}_p90"]
         edges = [_scaled(known[edge], factor) for edge in around if edge in known.columns]
         return Curve(name, known["round"].to_list(), _scaled(known[column], factor), *edges)
@@ -102,9 +115,17 @@ def format_value(column: str, value: float | None) -> str:
     return f"{100 * value:.1f} %" if score_of(column).is_share else f"{value:.4g}"
 
 
-def format_final(variant: Variant, column: str) -> str:
-    """A column in the last scored round for people, the mean over runs with its interval over seeds."""
-    value, limits = variant.final(column), variant.interval(column)
+def interval(column: str, values: Sequence[float]) -> Interval | None:
+    """The 95 % interval over seeds of a mean, within 0 and 1 for shares; None where there is one value alone."""
+    limits = t_interval(values) if all(map(math.isfinite, values)) else None
+    if limits is None or not score_of(column).is_share:
+        return limits
+    return max(limits[0], 0.0), min(limits[1], 1.0)
+
+
+def format_mean(column: str, values: Sequence[float]) -> str:
+    """The mean of a column over runs for people, with its interval over seeds; "" for no value."""
+    value, limits = fmean(values) if values else None, interval(column, values)
     text = format_value(column, value)
     if not text or value is None or limits is None:
         return text

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from blossom_ray.comparison.comparing import compare
+from blossom_ray.comparison.comparing import Comparison, compare_entries
 from blossom_ray.comparison.run_notes import run_notes
+from blossom_ray.comparison.run_scores import metric_columns
 from blossom_ray.comparison.run_selection import NOT_BEGUN, Entry, Source, collect, each_source
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.reporting.charts import figure_style
 from blossom_ray.reporting.compared import comparison_section, variants_of
 from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
+from blossom_ray.reporting.federation import federation_section
 from blossom_ray.reporting.page import render_page
 from blossom_ray.reporting.parts import ReportSection
 from blossom_ray.reporting.scores import client_section, curve_section, modality_section
@@ -58,18 +60,23 @@ def report(
     figures = None if figures is None else local_path(figures, "figures")
     given = each_source(sources)
     entries = collect(given)
-    finished = [entry for entry in entries if entry.status == "finished"]
-    comparison = compare(*given) if len(finished) > 1 else None
-    variants = variants_of(entries, tuple(comparison.baseline) if comparison is not None else ())
+    finished = [entry.run for entry in entries if entry.run is not None and entry.status == "finished"]
+    comparison = compare_entries(entries) if len(finished) > 1 else None
+    baseline = () if comparison is None else tuple(comparison.baseline)
+    told = [] if comparison is None else [note.text for note in comparison.run_notes]
+    runs = [entry.run for entry in entries if entry.run is not None]
+    notes = list(dict.fromkeys([*told, *(note.text for note in run_notes(("", run) for run in runs))]))
+    variants = variants_of(entries, baseline, notes if len(runs) > 1 else ())
     if not variants:
         found = "; ".join(f"{entry.place}: {entry.status}" for entry in entries[:_MOST_NAMED])
         raise InputError(f"no run has a complete round yet ({found}); expected at least one that has")
     names = dict.fromkeys(run.scenario.name for variant in variants for run in variant.runs)
     with figure_style():
-        compared = [comparison_section(comparison)] if comparison is not None and len(finished) > 1 else []
-        told = [] if comparison is None else [note.text for note in comparison.run_notes]
+        compared = [] if comparison is None else _comparison_sections(entries, comparison, finished)
         noted = _note_section(variants, told)
-        sections = [section for section in (*compared, noted, *_sections(variants)) if not section.is_empty]
+        of_runs = _sections(variants)
+        federation = federation_section([run for variant in variants for run in variant.runs])
+        sections = [section for section in (federation, *compared, noted, *of_runs) if not section.is_empty]
         page = render_page(
             title=title or ", ".join(names),
             lead="; ".join(filter(None, (_lead(variants), *_left_out(entries)))),
@@ -92,13 +99,25 @@ def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
     return [*scores, traffic_section(variants), time_section(variants), failure_section(variants)]
 
 
+def _comparison_sections(
+    entries: Sequence[Entry], comparison: Comparison, finished: Sequence[Run]
+) -> Iterator[ReportSection]:
+    """The comparison by the task's score, and by the same one on the held-out set where a run has it."""
+    own = comparison_section("Comparison", comparison)
+    yield own
+    held_out = f"held_out/{comparison.metric}"
+    if any(metric_columns(run, held_out) for run in finished):
+        other = compare_entries(entries, metric=held_out)
+        yield comparison_section("Comparison on the held-out set", other, told=own.notes)
+
+
 def _note_section(variants: Sequence[Variant], told: Sequence[str]) -> ReportSection:
-    """What the runs noted of themselves, but for what the comparison tells."""
+    """What the runs noted of themselves, but for what the comparison tells; numbered on from there."""
     notes = run_notes((variant.name, run) for variant in variants for run in variant.runs)
-    is_single = sum(len(variant.runs) for variant in variants) == 1
-    return ReportSection(
-        "Notes", notes=[note.text if is_single else str(note) for note in notes if note.text not in told]
-    )
+    if sum(len(variant.runs) for variant in variants) == 1:
+        return ReportSection("Notes", notes=[note.text for note in notes])
+    numbers = {text: number for number, text in enumerate(variants[0].notes, 1)}
+    return ReportSection("Notes", notes=[f"[{numbers[note.text]}] {note}" for note in notes if note.text not in told])
 
 
 def _default_path(sources: Sequence[Source]) -> Path:
@@ -137,8 +156,6 @@ def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:
         "sharing": sharing
         if isinstance(sharing, str)
         else ", ".join(f"{name} {scope}" for name, scope in sharing.items()),
-        "data": scenario.data.dataset,
-        "clients": str(scenario.num_clients),
         "rounds": f"{run.rounds.height - 1} of {scenario.rounds}",
         "seed": str(scenario.seed),
         "status": run.status,

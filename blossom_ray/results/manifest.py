@@ -18,6 +18,16 @@ class ManifestData(ReadBack):
     """Of the data set."""
     partition: str = ""
     """Of its rows over clients."""
+    num_classes: int | None = None
+    """Classes, labels or targets."""
+    num_train: int | None = None
+    """Training samples of all clients; the same for the other splits below."""
+    num_validation: int | None = None
+    num_test: int | None = None
+    num_held_out: int | None = None
+    """Samples of the held-out set that is scored."""
+    clients: dict[str, int] = Field(default_factory=dict)
+    """Number of clients by modality set."""
 
 
 class ManifestKernels(ReadBack):

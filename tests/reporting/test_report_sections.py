@@ -13,7 +13,7 @@ from blossom_ray.reporting.compared import comparison_section, variants_of
 from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
 from blossom_ray.reporting.parts import ReportSection
 from blossom_ray.reporting.scores import client_section, curve_section, modality_section
-from blossom_ray.reporting.variants import Variant, format_final, format_value, headline_scores
+from blossom_ray.reporting.variants import Variant, format_mean, format_value, headline_scores
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,20 @@ def test_one_run_shows_its_scores_with_the_spread_over_clients(runs: list[Run]) 
     assert set(lines(section, "curve-loss")) == {"test", "training"}
 
 
-def test_a_variant_of_two_seeds_shows_their_mean_and_range(runs: list[Run]) -> None:
+def test_a_variant_of_two_seeds_shows_their_mean_and_its_interval(runs: list[Run]) -> None:
     section = curve_section([Variant("two", runs)])
-    (line,) = lines(section, "curve-accuracy").values()
-    both = [run.rounds["accuracy"].to_list() for run in runs]
-    assert line.get_ydata().tolist() == pytest.approx([50 * (a + b) for a, b in zip(*both, strict=True)])
-    axis = next(f.figure for f in section.figures if f.name == "curve-accuracy").axes[0]
-    assert axis.collections[0].get_paths()[0].vertices[:, 1].max() == pytest.approx(100 * max(map(max, both)))
+    line = lines(section, "curve-loss")["test"]
+    both = [run.rounds["loss"].to_list() for run in runs]
+    means = [(a + b) / 2 for a, b in zip(*both, strict=True)]
+    assert line.get_ydata().tolist() == pytest.approx(means)
+    # Of two values, s / sqrt(2) is half their distance.
+    highs = [mean + 12.7062047 * abs(a - b) / 2 for mean, a, b in zip(means, *both, strict=True)]
+    curve = Variant("two", runs).curve("loss")
+    assert curve.high == pytest.approx(highs)
+    shares = Variant("two", runs).curve("accuracy")
+    assert shares.low is not None
+    assert shares.high is not None
+    assert 0 <= min(shares.low) <= max(shares.high) <= 100
 
 
 def test_two_variants_stand_side_by_side_in_each_modality_set(runs: list[Run]) -> None:
@@ -58,12 +65,10 @@ def test_two_variants_stand_side_by_side_in_each_modality_set(runs: list[Run]) -
     axes = section.figures[0].figure.axes
     assert [axis.get_title(loc="left") for axis in axes] == ["a", "a+b"]
     assert {line.get_label() for line in axes[0].lines} == {"first", "second"}
-    assert [row[:2] for row in section.tables[0].rows] == [
-        ["first", "a"],
-        ["first", "a+b"],
-        ["second", "a"],
-        ["second", "a+b"],
-    ]
+    (table,) = curve_section([Variant("first", runs[:1]), Variant("second", runs[1:])]).tables
+    own = [row[0] for row in table.rows if len(row) > 1]
+    assert own == ["first", "  a", "  a+b", "  a", "  a+b", "second", "  a", "  a+b", "  a", "  a+b"]
+    assert [row for row in table.rows if len(row) == 1] == [["first, held-out set"], ["second, held-out set"]]
 
 
 def test_every_client_of_the_last_round_is_shown(runs: list[Run]) -> None:
@@ -78,28 +83,26 @@ def test_panels_follow_what_variants_have_in_common(runs: list[Run]) -> None:
     figure = curve_section(variants).figures[0].figure
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["p", "q"]
     assert modality_section(variants).figures == []
-    assert [row[0] for row in modality_section(variants).tables[0].rows][::2] == ["p, x", "p, y", "q, x"]
+    tables = curve_section(variants).tables
+    assert [table.title for table in tables] == ["p, last scored round", "q, last scored round"]
+    assert [row[0] for table in tables for row in table.rows][::6] == ["x", "y", "x"]
 
 
 def test_tables_of_several_seeds_have_intervals(runs: list[Run]) -> None:
-    variant = Variant("", runs)
-    for section, end in ((curve_section([variant]), ""), (modality_section([variant]), "/a")):
+    (table,) = curve_section([Variant("", runs)]).tables
+    for row, end in zip(table.rows, ("", "/a"), strict=False):
         values = [run.final[f"loss{end}"] for run in runs]
         half = 12.7062047 * np.std(values, ddof=1) / np.sqrt(2)
-        assert section.tables[0].rows[0][-1] == f"{np.mean(values):.4g} ± {half:.4g}"
-        assert "±" not in curve_section([Variant("", runs[:1])]).tables[0].rows[0][-1]
+        assert row[-2:] == [f"{np.mean(values):.4g} ± {half:.4g}", "2"]
+    assert not any("±" in cell for row in curve_section([Variant("", runs[:1])]).tables[0].rows for cell in row)
 
 
 @pytest.mark.parametrize(
     ("scores", "text"),
-    [([0.5, 0.52], "51.0 ± 12.7 %"), ([0.9, 0.5], "70.0 [0.0, 100.0] %"), ([0.5], "50.0 %"), ([0.5, None], "50.0 %")],
+    [([0.5, 0.52], "51.0 ± 12.7 %"), ([0.9, 0.5], "70.0 [0.0, 100.0] %"), ([0.5], "50.0 %"), ([], "")],
 )
-def test_a_score_with_its_interval(scores: list[float | None], text: str) -> None:
-    class Scored:
-        def __init__(self, score: float | None) -> None:
-            self.final = {} if score is None else {"accuracy": score}
-
-    assert format_final(Variant("", [Scored(score) for score in scores]), "accuracy") == text  # type: ignore[misc]
+def test_a_score_with_its_interval(scores: list[float], text: str) -> None:
+    assert format_mean("accuracy", scores) == text
 
 
 def test_communication_is_that_of_the_whole_run(runs: list[Run]) -> None:
@@ -113,7 +116,8 @@ def test_communication_is_that_of_the_whole_run(runs: list[Run]) -> None:
 
 
 def test_time_and_failures(runs: list[Run]) -> None:
-    assert len(time_section([Variant("", runs)]).tables[0].rows) == 2
+    of_settings, of_runs = time_section([Variant("", runs)]).tables
+    assert (len(of_settings.rows), len(of_runs.rows), of_runs.is_folded) == (1, 2, True)
     assert time_section([Variant("", runs)]).figures == []
     assert len(time_section([Variant("", runs[:1])]).figures) == 1
     assert failure_section([Variant("", runs)]).is_empty
@@ -121,7 +125,7 @@ def test_time_and_failures(runs: list[Run]) -> None:
 
 def test_a_comparison_shows_the_difference_in_the_last_rounds(runs: list[Run], full_model: list[Run]) -> None:
     comparison = compare(*runs, *full_model)
-    section = comparison_section(comparison)
+    section = comparison_section("Comparison", comparison)
     (figure,) = section.figures
     (row,) = comparison.table.filter(
         pl.col("modalities") == "all clients", pl.col("points_last5").is_not_null()
