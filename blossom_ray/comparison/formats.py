@@ -214,7 +214,8 @@ class PanelTables:
 
     Attributes:
         title: What its settings have in common; "" where there is one table alone.
-        header: Of `rows`; `rounds` is what the mean of the last scores is over.
+        header: Of `rows`; `rounds` is what the mean of the last scores is over, and the last columns, which lines of
+            modality sets lack, are what a run took.
         rows: By setting; the first cell of a modality set begins with `BELOW`.
         run_header: Of `runs`.
         runs: A row per run, over all clients where it was scored over them.
@@ -231,7 +232,7 @@ def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
     """The tables of `terminal`, in order, each with its single runs."""
     grouping = comparison.grouping
     end = ["rounds", "seeds"] if comparison.table["num_seeds"].n_unique() > 1 else ["rounds"]
-    header = [grouping.heading or comparison.part, *_headings(comparison, gain_of), *end]
+    header = [grouping.heading or comparison.part, *_headings(comparison, gain_of), *end, *_COMPUTE]
     run_header = ["run", *(HEADINGS[name] for name in _shown(gain_of)), "unweighted"]
     run_header += [_difference(comparison), "gain %"] if comparison.baseline else []
     run_header += ["rounds", "folder"]
@@ -240,6 +241,12 @@ def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
     def cells(row: Mapping[str, Any]) -> Iterator[str]:
         yield from _cells(comparison, row, gain_of, brief=False, several_counts=False)
         yield from (row["last5_rounds"], str(row["num_seeds"]))[: len(end)]
+
+    def with_compute(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[list[str]]:
+        for name, rows in settings.items():
+            first, *others = _nested(comparison, {name: rows}, cells)
+            yield first + [""] * (len(header) - len(_COMPUTE) - len(first)) + _compute_cells(rows[0])
+            yield from others
 
     def run_rows(title: str) -> Iterator[list[str]]:
         for name, members in runs.get(title, {}).items():
@@ -251,7 +258,7 @@ def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
                     yield [", ".join(words), *_run_cells(comparison, row, gain_of)]
 
     return [
-        PanelTables(title, header, _nested(comparison, settings, cells), run_header, [*run_rows(title)])
+        PanelTables(title, header, [*with_compute(settings)], run_header, [*run_rows(title)])
         for title, settings in grouping.panels(comparison.table.to_dicts(), dict).items()
     ]
 

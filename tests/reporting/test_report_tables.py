@@ -78,7 +78,12 @@ def test_tables_and_rows_are_those_of_the_console(folder: Path, page: ReportPage
     names = [[row[0].strip() for row in table.rows] for table in tables]
     assert names[0] == ["full-model [1]", "a", "a+b", "full-model, fine-tuned [1]", "a", "a+b",
                         "private-head", "a", "a+b", "private-head, fine-tuned", "a", "a+b"]  # fmt: skip
-    of_console = [line.split("  ")[0] for line in shown if line.split("  ")[0] in names[0]]
+    of_console, is_scores = [], False
+    for line in shown:
+        if line.startswith("sharing "):
+            is_scores = "last 5" in line  # else the table of what the runs took
+        elif is_scores and line.split("  ")[0] in names[0]:
+            of_console.append(line.split("  ")[0])
     assert of_console == [name for table in names for name in table]
 
 
@@ -87,14 +92,15 @@ def test_scores_come_first_and_parameters_are_no_columns(page: ReportPage) -> No
         for table in unfolded(page, section):
             assert table.header[:3] == ["sharing", "final", "last 5"]
             # The number of seeds is told once where it is the same everywhere.
-            assert table.header[-2:] == ["gain %", "rounds"]
-            assert {len(row) for row in table.rows} <= {1, len(table.header)}
+            assert table.header[-6:] == ["gain %", "rounds", "samples", "steps", "down", "up"]
+            # What a run took stands in the row of its setting alone.
+            assert {len(row) for row in table.rows} == {len(table.header) - 4, len(table.header)}
     assert {table.header[1] for table in page.sections["Scores over rounds"].tables} == {"accuracy"}
 
 
 def test_numbers_are_those_of_compare(folder: Path, page: ReportPage) -> None:
     found = compare(folder).table.to_dicts()
-    cells = [dict(zip(table.header, row, strict=True)) for table in unfolded(page, "Comparison") for row in table.rows]
+    cells = [dict(zip(table.header, row, strict=False)) for table in unfolded(page, "Comparison") for row in table.rows]
     ordered = [row for rule in RULES for row in found if row["model.missing"] == rule]
     for row, cell in zip(ordered, cells, strict=True):
         for name, heading in (("final", "final"), ("last5", "last 5")):
@@ -145,7 +151,7 @@ def test_every_kind_of_scoring_has_rows_of_its_own_with_their_round(folder: Path
 def test_the_held_out_set_has_a_comparison_of_its_own(folder: Path, page: ReportPage) -> None:
     section = page.sections["Comparison on the held-out set"]
     found = compare(folder, metric="held_out/accuracy").table.to_dicts()
-    shown = [row for table in unfolded(page, section.title) for row in table.rows if len(row) > 1]
+    shown = [row for table in unfolded(page, section.title) for row in table.rows if row[1]]
     ordered = [row for rule in RULES for row in found if row["model.missing"] == rule]
     assert [row[1].split()[0] for row in shown] == [f"{100 * row['final']:.1f}" for row in ordered]
     assert [row[0].strip() for row in shown] == [row["modalities"] for row in ordered]
