@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import compress
 
 from blossom_ray.comparison.comparing import Comparison
-from blossom_ray.comparison.formats import comparison_title, interval_text, panel_tables, remarks
+from blossom_ray.comparison.formats import Summary, comparison_title, interval_text, panel_tables, remarks
 from blossom_ray.comparison.grouping import grouping_of
 from blossom_ray.comparison.run_scores import ALL
 from blossom_ray.comparison.run_selection import Entry
@@ -15,7 +15,7 @@ from blossom_ray.reporting.charts import heat_map
 from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
 from blossom_ray.reporting.variants import Variant
 
-_GAIN_OF = "last5"
+_GAIN_OF: Summary = "last5"
 
 
 def comparison_section(title: str, comparison: Comparison, told: Sequence[str] = ()) -> ReportSection:

@@ -28,6 +28,15 @@ class _PageFigure:
 
 
 @dataclass(frozen=True)
+class _PageCell:
+    """A cell with its class, `i` of an interval and `text` of what may be long, and its shade in percent."""
+
+    text: str
+    kind: str = ""
+    shade: int | None = None
+
+
+@dataclass(frozen=True)
 class _PageTable:
     """A table whose numbers stand below each other: those with an interval in two cells.
 
@@ -37,7 +46,7 @@ class _PageTable:
     title: str
     is_folded: bool
     columns: Sequence[tuple[str, int]]
-    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    rows: Sequence[tuple[str, Sequence[_PageCell]]]
 
 
 @dataclass(frozen=True)
@@ -107,17 +116,22 @@ def _page_table(table: ReportTable) -> _PageTable:
     ]
     first, *others = table.columns
     columns = [(first, 1), *((name, 1 + has) for name, has in zip(others, has_interval, strict=True))]
-    rows = [(name, [*_page_cells(row, has_interval)]) for name, *row in table.rows]
+    rows = [
+        (name, [*_page_cells(number, cells, has_interval, table.shares)])
+        for number, (name, *cells) in enumerate(table.rows)
+    ]
     return _PageTable(table.title, table.is_folded, columns, rows)
 
 
-def _page_cells(row: Sequence[str], has_interval: Sequence[bool]) -> Iterator[tuple[str, str]]:
-    """Texts with their class: `i` of an interval, which stands beside its number, `text` of what may be long."""
-    for cell, is_double in zip(row, has_interval, strict=False):
-        found = _INTERVAL.search(cell) if is_double else None
-        if found is None:
-            yield cell, "text" if len(cell) > _LONG else ""
+def _page_cells(
+    number: int, row: Sequence[str], has_interval: Sequence[bool], shares: Mapping[tuple[int, int], float]
+) -> Iterator[_PageCell]:
+    for place, (text, is_double) in enumerate(zip(row, has_interval, strict=False), 1):
+        found = _INTERVAL.search(text) if is_double else None
+        share = shares.get((number, place))
+        if found is not None:
+            yield _PageCell(text[: found.start()])
         else:
-            yield cell[: found.start()], ""
+            yield _PageCell(text, "text" if len(text) > _LONG else "", None if share is None else round(100 * share))
         if is_double:
-            yield "" if found is None else found.group().strip(), "i"
+            yield _PageCell("" if found is None else found.group().strip(), "i")

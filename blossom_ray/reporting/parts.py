@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,12 +20,14 @@ class ReportTable:
             the row before. A shorter row lacks its last cells.
         title: What stands above it.
         is_folded: Whether a reader has to open it, by its title.
+        shares: Of some cells, by row and place in it, a share of 1 that they are shaded by.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
     is_folded: bool = False
+    shares: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _COLOR = re.compile("|".join(_VARIABLES))
 _TAG = re.compile(r"<[^>]*>")
 _REFERENCE = re.compile(r'(?:url\(|href=")#([^)"]+)')
 _ID = re.compile(r' id="([^"]*)"')
-_NOISE = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|(?<=[>\s])\s+", re.DOTALL)
+_NOISE = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|\n\s*", re.DOTALL)
 # Coordinates in points; nobody sees a hundredth of one.
 _COORDINATES = re.compile(r' (?:d|x|y|transform|points|width|height)="[^"]*"')
 _DECIMALS = re.compile(r"(\.\d\d)\d+")

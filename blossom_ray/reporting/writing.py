@@ -12,6 +12,7 @@ from blossom_ray.comparison.run_selection import NOT_BEGUN, Entry, Source, colle
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.reporting.charts import figure_style
+from blossom_ray.reporting.classes import class_section
 from blossom_ray.reporting.compared import comparison_section, variants_of
 from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
 from blossom_ray.reporting.federation import federation_section
@@ -95,7 +96,8 @@ def report(
 
 def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
     scored = [variant for variant in variants if variant.rounds.height]
-    scores = [curve_section(scored), modality_section(scored), client_section(scored)] if scored else []
+    of_scores = (curve_section, modality_section, class_section, client_section)
+    scores = [section(scored) for section in of_scores] if scored else []
     return [*scores, traffic_section(variants), time_section(variants), failure_section(variants)]
 
 

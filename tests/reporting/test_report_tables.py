@@ -15,7 +15,7 @@ import pytest
 from pages import PageTable, ReportPage
 from rich.console import Console
 
-from blossom_ray import Run, Scenario, compare, report, simulate, sweep
+from blossom_ray import Run, Scenario, compare, report, simulate
 from blossom_ray.comparison import formats
 from blossom_ray.data.federation import build_federation
 from blossom_ray.data.sources import open_source
@@ -28,26 +28,27 @@ NOTES = {"full-model": "averaged <b>over</b> sets", "private-head": ""}
 @pytest.fixture(scope="module")
 def folder(tiny: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two schemes, two rules, two seeds: plain scores after rounds 1 to 4, after fine-tuning 2 and 4, held-out 4."""
-    made = tmp_path_factory.mktemp("sweep") / "s"
-    overrides = {
-        "rounds": 4,
-        "evaluation.fine_tune": {"every": 2},
-        "data.held_out_samples": 30,
-        "model.head.norm": "none",
-    }
-    results = [*sweep(tiny, vary={"sharing": SCHEMES, "model.missing": RULES}, seeds=2, overrides=overrides, out=made)]
-    assert len(results) == 8
-    for path in made.glob("*/manifest.json"):
-        scheme = Run.open(path.parent).scenario.sharing
+    made = tmp_path_factory.mktemp("runs")
+    base = tiny.override({"rounds": 4, "evaluation.fine_tune": {"every": 2}, "data.held_out_samples": 30})
+    for rule, scheme, seed in product(RULES, SCHEMES, (0, 1)):
+        run = simulate(base.override({"model.missing": rule, "sharing": scheme, "seed": seed}), out=made / f"{seed}")
+        assert isinstance(run, Run)
+        assert run.path is not None
+        path = run.path / "manifest.json"
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["notes"] = [NOTES[str(scheme)]] if NOTES[str(scheme)] else []
+        manifest["notes"] = [NOTES[scheme]] if NOTES[scheme] else []
         path.write_text(json.dumps(manifest), encoding="utf-8")
+        run.path.rename(made / f"{rule}-{scheme}-{seed}")
     return made
+
+
+def folders(folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob("*/manifest.json"))]
 
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> str:
-    return report(folder)[0].read_text(encoding="utf-8")
+    return report(*folders(folder), out=folder / "page.html")[0].read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def page(source: str) -> ReportPage:
 
 
 def runs_of(folder: Path, scheme: str, rule: str) -> list[Run]:
-    runs = [Run.open(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
+    runs = [Run.open(path) for path in folders(folder)]
     return [run for run in runs if (run.scenario.sharing, run.scenario.model.missing) == (scheme, rule)]
 
 
@@ -66,7 +67,7 @@ def unfolded(page: ReportPage, section: str) -> list[PageTable]:
 
 def console_lines(folder: Path) -> Iterator[str]:
     console = Console(file=io.StringIO(), width=160, no_color=True)
-    console.print(formats.terminal(compare(folder), "last5", 160))
+    console.print(formats.terminal(compare(*folders(folder)), "last5", 160))
     yield from console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
@@ -99,7 +100,7 @@ def test_scores_come_first_and_parameters_are_no_columns(page: ReportPage) -> No
 
 
 def test_numbers_are_those_of_compare(folder: Path, page: ReportPage) -> None:
-    found = compare(folder).table.to_dicts()
+    found = compare(*folders(folder)).table.to_dicts()
     cells = [dict(zip(table.header, row, strict=False)) for table in unfolded(page, "Comparison") for row in table.rows]
     ordered = [row for rule in RULES for row in found if row["model.missing"] == rule]
     for row, cell in zip(ordered, cells, strict=True):
@@ -150,7 +151,7 @@ def test_every_kind_of_scoring_has_rows_of_its_own_with_their_round(folder: Path
 
 def test_the_held_out_set_has_a_comparison_of_its_own(folder: Path, page: ReportPage) -> None:
     section = page.sections["Comparison on the held-out set"]
-    found = compare(folder, metric="held_out/accuracy").table.to_dicts()
+    found = compare(*folders(folder), metric="held_out/accuracy").table.to_dicts()
     shown = [row for table in unfolded(page, section.title) for row in table.rows if row[1]]
     ordered = [row for rule in RULES for row in found if row["model.missing"] == rule]
     assert [row[1].split()[0] for row in shown] == [f"{100 * row['final']:.1f}" for row in ordered]
@@ -162,7 +163,7 @@ def test_the_held_out_set_has_a_comparison_of_its_own(folder: Path, page: Report
 def test_notes_of_runs_stand_once_and_rows_lead_to_them(page: ReportPage) -> None:
     notes = [note for section in page.sections.values() for note in section.notes if "averaged" in note]
     assert notes == [
-        "[1] full-model, mask (2 of 2 runs), full-model, zero-embedding (2 of 2 runs): averaged <b>over</b> sets"
+        "[1] mask, full-model (2 of 2 runs), zero-embedding, full-model (2 of 2 runs): averaged <b>over</b> sets"
     ]
     assert "b" not in page.tags
 
@@ -210,7 +211,7 @@ def test_runs_in_progress_have_curves_and_their_notes(folder: Path, tmp_path: Pa
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     changed = {**manifest, "status": "interrupted", "notes": ["goes on"]}
     (path / "manifest.json").write_text(json.dumps(changed), encoding="utf-8")
-    page = ReportPage(report(copy)[0].read_text(encoding="utf-8"))
+    page = ReportPage(report(*folders(copy), out=tmp_path / "page.html")[0].read_text(encoding="utf-8"))
     assert page.sections["Notes"].notes == ["[2] missing mask, private-head (1 of 2 runs): goes on"]
     names = [row[0] for table in page.sections["Scores over rounds"].tables for row in table.rows]
     assert "private-head [2]" in names
@@ -218,6 +219,41 @@ def test_runs_in_progress_have_curves_and_their_notes(folder: Path, tmp_path: Pa
     assert len(folded.rows) == 6
     # Now that the settings differ in it.
     assert unfolded(page, "Comparison")[0].column("seeds")[::3] == ["2", "2", "1", "1"]
+
+
+def test_recall_of_settings_stands_side_by_side_and_few_show_their_confusion(folder: Path, tmp_path: Path) -> None:
+    runs = [run for scheme in SCHEMES for run in runs_of(folder, scheme, "mask")]
+    page = ReportPage(report(*runs, out=tmp_path / "page.html")[0].read_text(encoding="utf-8"))
+    recall, *matrices = page.sections["Classes"].tables
+    assert recall.header == ["class", *SCHEMES]
+    for place, scheme in enumerate(SCHEMES, 1):
+        of_seeds = [confusion_of(run, "test") for run in runs_of(folder, scheme, "mask")]
+        for number, row in enumerate(recall.rows):
+            assert row[place].split()[0] == f"{fmean(100 * m[number, number] / m[number].sum() for m in of_seeds):.1f}"
+    own = {table.title: table for table in matrices}
+    assert {table.is_folded for table in matrices} == {True}
+    words = {"test": "the clients' test splits", "fine_tuned": "the same after fine-tuning"}
+    for scheme, scoring in product(SCHEMES, words):
+        table = own[f"{scheme}, {words[scoring]}"]
+        expected = sum(confusion_of(run, scoring) for run in runs_of(folder, scheme, "mask"))
+        assert table.header[:6] == ["class", "recall", "precision", "F1", "samples", f"as {table.rows[0][0]}"]
+        for number, row in enumerate(table.rows):
+            true, predicted, correct = expected[number].sum(), expected[:, number].sum(), expected[number, number]
+            scores = [percent(correct, true), percent(correct, predicted), percent(2 * correct, true + predicted)]
+            assert row[1:5] == [*scores, str(true)]
+            assert row[5:] == [f"{n} ({100 * n / true:.0f} %)" if n else "0" for n in expected[number]]
+    assert "full-model, the held-out set, clients with a+b" in own
+
+
+def confusion_of(run: Run, scoring: str) -> np.ndarray:
+    counts = np.zeros((2, 2), np.int64)
+    for place in run.confusion.filter(scoring=scoring, round=4).select("label", "predicted", "count").rows():
+        counts[place[:2]] += place[2]
+    return counts
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def test_old_manifests_leave_out_what_they_do_not_say(tiny: Scenario) -> None:
