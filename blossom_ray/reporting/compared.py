@@ -37,7 +37,7 @@ def comparison_section(title: str, comparison: Comparison, told: Sequence[str] =
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> ReportTable:
     """A table without the columns that say nothing, such as means over the clients of a held-out set."""
-    has_any = [any(cells[place : place + 1] not in ([], ["-"]) for cells in rows) for place in range(len(header))]
+    has_any = [any(cells[place : place + 1] not in ([], ["-"], [""]) for cells in rows) for place in range(len(header))]
     return ReportTable([*compress(header, has_any)], [[*compress(cells, has_any)] for cells in rows], title)
 
 

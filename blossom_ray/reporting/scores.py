@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCORINGS = {
-    "": "",
-    "fine_tuned/": "after fine-tuning",
-    "validation/": "validation split",
-    "held_out/": "held-out set",
+    "{}": "",
+    "{}_trained": "clients that trained",
+    "fine_tuned/{}": "after fine-tuning",
+    "validation/{}": "validation split",
+    "held_out/{}": "held-out set",
 }
-"""Words for each kind of scoring, by what its columns begin with; plain scores on the clients' test splits first."""
+"""Words for each kind of scoring, by its columns in the table `rounds`; on the clients' test splits first."""
 MOST_PANELS_OF_CLIENTS = 12
 """With more categories, the dots of single clients can no longer be told apart; the tables remain."""
 
@@ -45,7 +46,7 @@ def curve_section(variants: Sequence[Variant]) -> ReportSection:
 def modality_section(variants: Sequence[Variant]) -> ReportSection:
     """The first score by modality set: a panel per set, or all sets in one where there is one variant."""
     score = headline_scores(variants)[0]
-    sets = sorted({end for variant in variants for end in variant.modality_sets("")})
+    sets = sorted({end for variant in variants for end in variant.modality_sets()})
     if len(variants) == 1:
         title = f"{score.label} by modality set"
         panels = {title: [variants[0].curve(f"{score.name}/{own}", label=own) for own in sets]}
@@ -120,21 +121,18 @@ def _score_tables(variants: Sequence[Variant]) -> list[ReportTable]:
 
 
 def _score_rows(variant: Variant, scores: Sequence[Score]) -> Iterator[list[str]]:
-    for beginning, words in SCORINGS.items():
-        name = " ".join(filter(None, (", ".join(filter(None, (variant.label, words))) or ALL, variant.marks)))
-        sets = variant.modality_sets(beginning)
-        if sets and not variant.last(beginning, ""):
-            yield [name]
+    for kind, words in SCORINGS.items():
+        title = " ".join(filter(None, (", ".join(filter(None, (variant.label, words))) or ALL, variant.marks)))
+        sets = variant.modality_sets(kind)
+        if sets and not variant.last(kind, ""):
+            yield [title]
         for end in ("", *(f"/{own}" for own in sets)):
-            if last := variant.last(beginning, end):
-                names = [f"{beginning}{score}{end}" for score in (*(score.name for score in scores), "loss")]
-                values = [[row[name] for row in last if row.get(name) is not None] for name in names]
-                rounds = sorted({row["round"] for row in last})
-                yield [
-                    f"{BELOW}{end[1:]}" if end else name,
-                    *map(format_mean, names, values),
-                    rounds_text(rounds),
-                ]
+            if last := variant.last(kind, end):
+                names = [*(score.name for score in scores), "loss"]
+                values = [[row.get(f"{kind.format(name)}{end}") for row in last] for name in names]
+                known = [[value for value in each if value is not None] for each in values]
+                rounds = rounds_text(sorted({row["round"] for row in last}))
+                yield [f"{BELOW}{end[1:]}" if end else title, *map(format_mean, names, known), rounds]
 
 
 def _axis_label(score: Score) -> str:

@@ -54,19 +54,19 @@ class Variant:
         noted = {str(text) for run in self.runs for text in run.manifest.get("notes", ())}
         return " ".join(f"[{number}]" for number, text in enumerate(self.notes, 1) if text in noted)
 
-    def modality_sets(self, beginning: str) -> list[str]:
-        """The modality sets that a kind of scoring has scores for, sorted."""
-        start = f"{beginning}loss/"
+    def modality_sets(self, kind: str = "{}") -> list[str]:
+        """The modality sets that a kind of scoring, as in `last`, has scores for, sorted."""
+        start = f"{kind.format('loss')}/"
         return sorted(name.removeprefix(start) for name in self.rounds.columns if name.startswith(start))
 
-    def last(self, beginning: str, end: str) -> list[dict[str, Any]]:
+    def last(self, kind: str, end: str) -> list[dict[str, Any]]:
         """Of each run that has one, the last round of a kind of scoring, told by its loss, which all of them have.
 
         Args:
-            beginning: What its columns in the table `rounds` begin with, such as `fine_tuned/`.
+            kind: The names of its columns in the table `rounds`, such as `fine_tuned/{}`.
             end: What they end with, such as `/acc` for the clients of one modality set.
         """
-        column = f"{beginning}loss{end}"
+        column = f"{kind.format('loss')}{end}"
         tables = (run.rounds for run in self.runs if column in run.rounds.columns)
         scored = (table.filter(pl.col(column).is_not_null())[-1:] for table in tables)
         return [row for table in scored for row in table.to_dicts()]

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossom_ray import Run, compare, simulate
+from blossom_ray import Run, Scenario, compare, simulate
 from blossom_ray.comparison.run_selection import collect
+from blossom_ray.records import ClientEvaluation, RoundRecord
 from blossom_ray.reporting.charts import figure_style
 from blossom_ray.reporting.compared import comparison_section, variants_of
 from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
@@ -95,6 +96,23 @@ def test_tables_of_several_seeds_have_intervals(runs: list[Run]) -> None:
         half = 12.7062047 * np.std(values, ddof=1) / np.sqrt(2)
         assert row[-2:] == [f"{np.mean(values):.4g} ± {half:.4g}", "2"]
     assert not any("±" in cell for row in curve_section([Variant("", runs[:1])]).tables[0].rows for cell in row)
+
+
+def test_each_kind_of_scoring_has_rows_from_its_own_last_round(tiny: Scenario) -> None:
+    evaluation = (ClientEvaluation(0, 1, 0.0, {}, 0, 0.0),)
+    kinds = ({"loss": 1.0}, {"loss_trained": 0.9, "loss/a": 1.0}, {"validation/loss": 0.8, "loss": 0.7})
+    metrics = [
+        {**each, **{name.replace("loss", "accuracy"): value / 2 for name, value in each.items()}} for each in kinds
+    ]
+    records = [RoundRecord(index, 0.1, (), (), evaluation, each, ()) for index, each in enumerate(metrics)]
+    run = Run.from_records(records, tiny, tuple(tiny.profiles()), {})
+    (table,) = curve_section([Variant("", [run])]).tables
+    assert [(row[0], row[1], row[-2], row[-1]) for row in table.rows] == [
+        ("all clients", "35.0 %", "0.7", "2"),
+        ("  a", "50.0 %", "1", "1"),
+        ("clients that trained", "45.0 %", "0.9", "1"),
+        ("validation split", "40.0 %", "0.8", "2"),
+    ]
 
 
 @pytest.mark.parametrize(

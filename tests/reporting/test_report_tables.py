@@ -92,6 +92,8 @@ def test_scores_come_first_and_parameters_are_no_columns(page: ReportPage) -> No
     for section in ("Comparison", "Comparison on the held-out set"):
         for table in unfolded(page, section):
             assert table.header[:3] == ["sharing", "final", "last 5"]
+            # Means over the clients of the held-out set do not exist.
+            assert ("unweighted" in table.header) == (section == "Comparison")
             # The number of seeds is told once where it is the same everywhere.
             assert table.header[-6:] == ["gain %", "rounds", "samples", "steps", "down", "up"]
             # What a run took stands in the row of its setting alone.
