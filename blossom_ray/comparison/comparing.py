@@ -14,10 +14,10 @@ import polars as pl
 from blossom_ray.comparison.by_class import CLASS_SCORES, by_class
 from blossom_ray.comparison.grouping import Grouping, grouping_of, key_labels
 from blossom_ray.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
-from blossom_ray.comparison.pairing import PLAIN, SCORING, Row, Rows, gain, points, rounds_text
+from blossom_ray.comparison.pairing import PLAIN, ROUNDS, SCORING, Row, Rows, gain, points, rounds_text
 from blossom_ray.comparison.run_compute import COMPUTE, Compute
 from blossom_ray.comparison.run_notes import RunNote, kernel_notes, run_notes
-from blossom_ray.comparison.run_scores import SUMMARIES, client_scores, paired_arrays, score_of
+from blossom_ray.comparison.run_scores import SUMMARIES, VALIDATION, client_scores, paired_arrays, score_of
 from blossom_ray.comparison.run_selection import Entry, Source, collect
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.scores import Score, default_score
@@ -43,7 +43,13 @@ _TABLE_COLUMNS = (
 )  # fmt: skip
 MARK = "*"
 """Behind a gain that is over other rounds than the scores beside it, and a score that is over others than most."""
-BEST_NOTE = "best is optimistic: its round is chosen on the test scores that it then reports"
+BEST_NOTES = (
+    "best is optimistic: its round is chosen on the test scores that it then reports",
+    "best is the test score of the round with the best validation score",
+    "best is optimistic: its round is chosen on the validation scores that it then reports",
+    "best is compared between runs alone that have validation scores, or that have none",
+)
+"""How the best round was chosen; a note about it begins with one of these."""
 _FEW_SEEDS = 3
 _MODALITIES = "modalities"
 # Another share of the compute than this makes a difference that a reader should know of.
@@ -190,7 +196,7 @@ def compare_entries(
     keys = tuple(rows.rows[0].setting)
     chosen = _baseline(rows.rows, keys, baseline)
     grouping = _grouping(keys, by)
-    rows.pair(chosen)
+    rows.pair(chosen, own_ends=ROUNDS in chosen)
     table = _table_frame(rows.rows, grouping, score)
     part = "class" if per_class else _MODALITIES
     used = [
@@ -282,7 +288,7 @@ def _row_in_words(row: Row, keys: Iterable[str]) -> str:
 
 def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
     seeds = {row.entry.seed for row in rows if row.scores is not None}
-    notes = [BEST_NOTE]
+    notes = _best_notes(rows)
     num_pairs = table["num_pairs"].max()
     if (number := table["p_final"].count()) > 0:
         notes.append(f"p: t test paired by seed; Holm: p adjusted for the {number} comparisons of this table")
@@ -293,7 +299,7 @@ def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
         )
     if len(seeds) == 1:
         notes.append("one seed: there is no interval over seeds; those in brackets are over its clients alone")
-    if len({_last_rounds(row) for row in rows if row.scores is not None}) > 1:
+    if len({_last_rounds(row) for row in rows} - {None}) > 1:
         notes.append(f"{MARK} last 5 over other rounds than in most rows, since fewer or others were scored")
     if any(row.pair is not None and any(row.pair.rounds.values()) for row in rows):
         notes.append(f"{MARK} gain over the rounds alone that both were scored in; scores beside it are over their own")
@@ -354,6 +360,19 @@ def _ratio(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:
     return math.fsum(own for own, _ in known) / math.fsum(base for _, base in known)
 
 
+def _best_notes(rows: Sequence[Row]) -> list[str]:
+    """How the best rounds were chosen, with the numbers of runs where that was not in one way."""
+    runs: dict[str, set[str]] = {}
+    for row in rows:
+        if row.scores is not None and row.scores.own.rounds["best"]:
+            is_validated = row.scores.judge.startswith(VALIDATION)
+            note = BEST_NOTES[2 if row.metric.startswith(VALIDATION) else 1 if is_validated else 0]
+            runs.setdefault(note, set()).add(row.entry.identity)
+    if len(runs) < 2:
+        return list(runs)
+    return [*(f"{note} ({len(each)} run{'s' * (len(each) > 1)})" for note, each in runs.items()), BEST_NOTES[3]]
+
+
 def _going_on(entries: Sequence[Entry]) -> list[str]:
     """What to do about runs that have begun and not finished."""
     if all(entry.run is None or entry.status == "finished" for entry in entries):
@@ -368,7 +387,7 @@ def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
         values: dict[str, Any] = {**{key: row.setting[key] for key in keys}, "seed": row.entry.seed}
         values |= {"modalities": row.modalities, "status": row.entry.status}
         values |= {name: None if scores is None else scores.own.values[name] for name in SUMMARIES}
-        values["best_round"] = None if scores is None else scores.own.rounds["best"][0]
+        values["best_round"] = None if scores is None else next(iter(scores.own.rounds["best"]), None)
         values["last5_rounds"] = _last_rounds(row)
         values |= {f"unweighted_{name}": _unweighted(row, name) for name in SUMMARIES}
         values |= {f"points_{name}": row.points[name] for name in SUMMARIES}
@@ -413,7 +432,7 @@ def _table_frame(rows: Sequence[Row], grouping: Sequence[str], score: Score) -> 
             limits = (
                 t_interval(differences) if interval == "seeds" else _over_clients(alone, name, partial(points, score))
             )
-            record |= _columns(f"points_{name}", differences, limits)
+            record |= _columns(f"points_{name}", differences, limits if differences else None)
             record[f"p_{name}"] = t_test(differences)
             # Percent of some of the pairs alone would leave out those whose baseline failed.
             percent = [(row.entry.seed, row.gains[name]) for row in members if row.pair is not None]

@@ -15,7 +15,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from blossom_ray.comparison.comparing import BEST_NOTE, MARK, Comparison
+from blossom_ray.comparison.comparing import BEST_NOTES, MARK, Comparison
 from blossom_ray.comparison.run_scores import ALL, SUMMARIES
 from blossom_ray.console.tables import format_bytes, format_count, line, plain_table
 from blossom_ray.results.json_lines import json_line
@@ -157,7 +157,7 @@ def remarks(comparison: Comparison, gain_of: Summary) -> list[str]:
 
 
 def _shown_notes(comparison: Comparison, gain_of: Summary) -> list[str]:
-    return [note for note in comparison.notes if note != BEST_NOTE or gain_of == "best"]
+    return [note for note in comparison.notes if gain_of == "best" or not note.startswith(BEST_NOTES)]
 
 
 def _numbered(comparison: Comparison) -> list[str]:
@@ -296,7 +296,7 @@ def _cells(
 ) -> Iterator[str]:
     """Seeds, scores and gain of a row; a brief one has intervals of one score and of its points alone."""
     over_seeds = row["interval"] == "seeds"
-    usual = Counter(comparison.table["last5_rounds"].to_list()).most_common(1)[0][0]
+    usual = next(iter(Counter(comparison.table["last5_rounds"].drop_nulls()).most_common(1)), (None,))[0]
     score = _score_text(comparison)
     if several_counts:
         yield str(row["num_seeds"])
@@ -304,7 +304,7 @@ def _cells(
         text = _with_interval(
             row, name, score, over_seeds=over_seeds, shows_interval=not brief or name == gain_of, brief=brief
         )
-        yield f"{text} {MARK}" if name == "last5" and row["last5_rounds"] != usual else text
+        yield f"{text} {MARK}" if name == "last5" and row["last5_rounds"] not in (usual, None) else text
     unweighted = row[f"unweighted_{gain_of}"]
     yield "-" if unweighted is None else score(unweighted)
     if comparison.baseline:

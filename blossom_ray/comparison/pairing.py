@@ -14,13 +14,13 @@ from blossom_ray.comparison.run_scores import (
     ALL,
     NUM_LAST,
     SUMMARIES,
+    VALIDATION,
     RunScores,
     Summaries,
     metric_columns,
     metric_names,
     run_scores,
     split_column,
-    summaries,
 )
 from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.errors import InputError
@@ -113,8 +113,13 @@ class Rows:
                 self.rows.append(Row(entry, plain, metric, ALL, None, note=f"{entry.place} has no {metric}"))
         self.notes += [row.note for row in self.rows if row.note is not None and row.entry in used]
 
-    def pair(self, baseline: Mapping[str, str]) -> None:
-        """Give each row its gains over the row that differs from it in the baseline's keys alone."""
+    def pair(self, baseline: Mapping[str, str], *, own_ends: bool) -> None:
+        """Give each row its gains over the row that differs from it in the baseline's keys alone.
+
+        Args:
+            baseline: Value by key; empty: there are no gains.
+            own_ends: Whether each row counts by its own rounds, not by those in which both were scored.
+        """
         if not baseline:
             return
         plain = {SCORING: PLAIN} if SCORING in self.rows[0].setting and SCORING not in baseline else {}
@@ -127,15 +132,17 @@ class Rows:
             if against is row:
                 continue
             if row.note is None and against is not None:
-                row.pair = _pair(row, against, self._score.lower_is_better, own_ends=ROUNDS in baseline)
+                row.pair = _pair(row, against, self._score.lower_is_better, own_ends=own_ends)
                 if row.pair is None:
                     row.note = f"{row.entry.place} and its baseline have no scored rounds in common"
                 else:
                     for name in SUMMARIES:
-                        sides = (row.pair.own.values[name], row.pair.base.values[name])
-                        row.points[name] = float(points(self._score, *sides))
-                        obstacle = _percent_obstacle(self._score, sides[1], row.entry.run)
-                        row.gains[name] = None if obstacle else float(gain(self._score, *sides))
+                        own, base = row.pair.own.values[name], row.pair.base.values[name]
+                        if own is None or base is None or (name == "best" and _judged_apart(row, against)):
+                            continue
+                        row.points[name] = float(points(self._score, own, base))
+                        obstacle = _percent_obstacle(self._score, base, row.entry.run)
+                        row.gains[name] = None if obstacle else float(gain(self._score, own, base))
                         row.note = row.note or obstacle
             if row.note is not None:
                 self.notes.append(row.note)
@@ -187,10 +194,7 @@ def _pair(row: Row, against: Row, lower: bool, *, own_ends: bool) -> Pair | None
     if own_ends:
         return Pair(against, row.scores.own, against.scores.own, dict.fromkeys(SUMMARIES))
     common = [number for number in row.scores.scored if number in against.scores.scored]
-    own, base = (
-        summaries({number: each.scored[number] for number in common}, lower_is_better=lower)
-        for each in (row.scores, against.scores)
-    )
+    own, base = (each.over(common, lower_is_better=lower) for each in (row.scores, against.scores))
     if own is None or base is None:
         return None
     used = {"final": own.rounds["final"], "last5": own.rounds["last5"], "best": tuple(common)}
@@ -201,8 +205,16 @@ def _pair(row: Row, against: Row, lower: bool, *, own_ends: bool) -> Pair | None
     return Pair(against, own, base, {name: None if shown[name] else rounds_text(used[name]) for name in SUMMARIES})
 
 
-def rounds_text(rounds: Sequence[int]) -> str:
-    """Rounds, ascending, in a few words."""
+def _judged_apart(row: Row, against: Row) -> bool:
+    """Whether the best round of one was chosen on validation and that of the other was not."""
+    judges = [each.scores.judge for each in (row, against) if each.scores is not None]
+    return len({judge.startswith(VALIDATION) for judge in judges}) > 1
+
+
+def rounds_text(rounds: Sequence[int]) -> str | None:
+    """Rounds, ascending, in a few words; None for none."""
+    if not rounds:
+        return None
     first, last = rounds[0], rounds[-1]
     if len(rounds) > 2 and last - first == len(rounds) - 1:
         return f"{first} to {last}"

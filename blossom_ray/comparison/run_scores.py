@@ -18,7 +18,9 @@ ALL = "all clients"
 """The row over all clients, beside those of modality sets, none of which can have this name."""
 SUMMARIES = ("final", "last5", "best")
 NUM_LAST = 5
-_PREFIXES = ("held_out/", "fine_tuned/")
+VALIDATION = "validation/"
+"""What a column's name begins with that is about the clients' validation splits."""
+_PREFIXES = (VALIDATION, "held_out/", "fine_tuned/")
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,11 @@ class Summaries:
 
     Attributes:
         values: Score by `final` (last scored round), `last5` (mean of the last five scored rounds, or of as many as
-            there are) and `best`.
-        rounds: The rounds that each of them is from.
+            there are) and `best`; None where there is none.
+        rounds: The rounds that each of them is from, none where there is no value.
     """
 
-    values: Mapping[str, float]
+    values: Mapping[str, float | None]
     rounds: Mapping[str, tuple[int, ...]]
 
 
@@ -41,6 +43,9 @@ class RunScores:
 
     Attributes:
         scored: Score by scored round, in order.
+        judge: The column that the best round is chosen by: of validation where the run has it, else that of the scores.
+        judged: Score by round in that column.
+        is_once: Whether a test split was scored once, at the end: `final` is its score, and there are no others.
         own: The summaries of all of them.
         target_round: The first round that reaches the target, None where none does or none is asked for.
         bytes_down: Bytes sent to clients of the whole federation up to that round, round 0 included; None as it is.
@@ -48,10 +53,18 @@ class RunScores:
     """
 
     scored: Mapping[int, float]
+    judge: str
+    judged: Mapping[int, float]
+    is_once: bool
     own: Summaries
     target_round: int | None
     bytes_down: int | None
     bytes_up: int | None
+
+    def over(self, rounds: Iterable[int], *, lower_is_better: bool) -> Summaries | None:
+        """The summaries over some of the scored rounds, as `summaries`."""
+        scored = {number: self.scored[number] for number in rounds}
+        return summaries(scored, self.judged, lower_is_better=lower_is_better, is_once=self.is_once)
 
 
 def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
@@ -85,15 +98,35 @@ def metric_names(run: Run) -> list[str]:
 
 def split_column(column: str) -> tuple[str, str]:
     """A column's metric, and the modality set that it is about; "" where it is about all clients."""
-    prefix = next((prefix for prefix in _PREFIXES if column.startswith(prefix)), "")
+    prefix = ""
+    while more := next((each for each in _PREFIXES if column.startswith(prefix + each)), ""):
+        prefix += more
     name, _, modalities = column.removeprefix(prefix).partition("/")
     return prefix + name, modalities
+
+
+def validation_columns(run: Run) -> list[str]:
+    """The columns of a run's rounds that are about validation splits."""
+    return [name for name in run.rounds.columns if name.startswith(VALIDATION)]
+
+
+def _judge(run: Run, column: str) -> str:
+    """The column that says which round is the best one: one for all modality sets, since one model is kept."""
+    metric = split_column(column)[0].removeprefix(VALIDATION)
+    plain = metric
+    for prefix in _PREFIXES:
+        plain = plain.removeprefix(prefix)
+    known = validation_columns(run)
+    return next((name for name in (VALIDATION + metric, VALIDATION + plain) if name in known), column)
 
 
 def run_scores(
     run: Run, column: str, *, lower_is_better: bool, target: float | None, up_to: int | None = None
 ) -> RunScores | None:
     """The scores in one column of a run's rounds; None without any after round 0, or if one of the last is not finite.
+
+    The best round is the one with the best score on validation, where the run has such of this metric; what counts is
+    the score in `column` in that round.
 
     Args:
         run: The run.
@@ -103,18 +136,24 @@ def run_scores(
         up_to: The last round to look at, as if the run had ended with it; None: the run's last.
     """
     rounds = run.rounds if up_to is None else run.rounds.filter(run.rounds["round"] <= up_to)
-    table = rounds.select("round", "bytes_down", "bytes_up", score=column).rows()
-    scored = {number: score for number, _, _, score in table if number > 0 and score is not None}
-    own = summaries(scored, lower_is_better=lower_is_better)
+    judge = _judge(run, column)
+    table = rounds.select("round", "bytes_down", "bytes_up", score=column, judged=judge).rows()
+    scored = {number: score for number, _, _, score, _ in table if number > 0 and score is not None}
+    judged = {number: score for number, *_, score in table if number > 0 and score is not None}
+    is_once = getattr(run.scenario.evaluation, "split", "test") == "validation" and not column.startswith(VALIDATION)
+    own = summaries(scored, judged, lower_is_better=lower_is_better, is_once=is_once)
     if own is None:
         return None
     sign = -1 if lower_is_better else 1
     target_round = None
-    if target is not None:
+    if target is not None and not is_once:
         target_round = next((number for number, score in scored.items() if sign * score >= sign * target), None)
     until = [row for row in table if target_round is not None and row[0] <= target_round]
     return RunScores(
         scored=scored,
+        judge=judge,
+        judged=judged,
+        is_once=is_once,
         own=own,
         target_round=target_round,
         bytes_down=sum(row[1] for row in until) if until else None,
@@ -122,23 +161,44 @@ def run_scores(
     )
 
 
-def summaries(scored: Mapping[int, float], *, lower_is_better: bool) -> Summaries | None:
-    """The summaries of scores by round; None where there are none, or one of the last is not finite."""
+def summaries(
+    scored: Mapping[int, float], judged: Mapping[int, float], *, lower_is_better: bool, is_once: bool
+) -> Summaries | None:
+    """The summaries of scores by round; None where there are none, or one of the last is not finite.
+
+    Args:
+        scored: The scores.
+        judged: The scores by which the best round is chosen, among those that have both.
+        lower_is_better: Whether the best of these is the smallest.
+        is_once: Whether there is no score but the final one.
+    """
     last = list(scored.items())[-NUM_LAST:]
     if not last or not all(math.isfinite(score) for _, score in last):
         return None
-    sign = -1 if lower_is_better else 1
-    best = max((pair for pair in scored.items() if math.isfinite(pair[1])), key=lambda pair: sign * pair[1])
-    return Summaries(
-        values={"final": last[-1][1], "last5": math.fsum(score for _, score in last) / len(last), "best": best[1]},
-        rounds={"final": (last[-1][0],), "last5": tuple(number for number, _ in last), "best": (best[0],)},
-    )
+    values: dict[str, float | None] = dict.fromkeys(SUMMARIES)
+    rounds: dict[str, tuple[int, ...]] = dict.fromkeys(SUMMARIES, ())
+    values["final"], rounds["final"] = last[-1][1], (last[-1][0],)
+    if not is_once:
+        values["last5"] = math.fsum(score for _, score in last) / len(last)
+        rounds["last5"] = tuple(number for number, _ in last)
+        sign = -1 if lower_is_better else 1
+        candidates = [
+            number
+            for number, score in scored.items()
+            if math.isfinite(score) and math.isfinite(judged.get(number, math.nan))
+        ]
+        if candidates:
+            best = max(candidates, key=lambda number: sign * judged[number])
+            values["best"], rounds["best"] = scored[best], (best,)
+    return Summaries(values, rounds)
 
 
 def client_scores(
     run: Run, metric: str, modality_set: str, rounds: tuple[int, ...]
 ) -> dict[int, tuple[float, float]] | None:
-    """Score and test samples by client, over some rounds; None where the clients' table does not have this metric.
+    """Score and samples by client, over some rounds; None where the clients' table does not have this metric.
+
+    Samples are those of the test split, or, for a metric of validation, of the validation split.
 
     Args:
         run: The run.
@@ -152,14 +212,15 @@ def client_scores(
     column = metric.removesuffix("_trained")
     if column != metric:
         metric, clients = column, clients.filter(pl.col("rounds_trained") > 0)
-    if metric in ROUND_COLUMNS or metric not in clients.columns or "num_test_examples" not in clients.columns:
+    samples = "num_validation_examples" if metric.startswith(VALIDATION) else "num_test_examples"
+    if metric in ROUND_COLUMNS or metric not in clients.columns or samples not in clients.columns:
         return None
     chosen = clients.filter(pl.col("round").is_in(rounds) & pl.col(metric).is_not_null())
     if modality_set != ALL:
         chosen = chosen.filter(pl.col("modalities") == modality_set)
-    weight = pl.col("num_test_examples").cast(pl.Float64)
+    weight = pl.col(samples).cast(pl.Float64)
     grouped = chosen.group_by("client").agg((pl.col(metric) * weight).sum() / weight.sum(), weight=weight.mean())
-    return {client: (score, samples) for client, score, samples in grouped.sort("client").rows() if samples > 0}
+    return {client: (score, weight) for client, score, weight in grouped.sort("client").rows() if weight > 0}
 
 
 def paired_arrays(*sides: Mapping[int, tuple[float, float]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
