@@ -154,6 +154,27 @@ def test_a_sweep_as_json(command: Command, small: str) -> None:
     assert last == {"sweep": "sweeps/small", "cells": 1, "finished": 1}
 
 
+TUNED = ("--vary", "training.optimizer.lr=0.001,0.05", "--choose", "accuracy", "--tune", "training.optimizer.lr")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TUNED, "error: cell lr=0.001: data.validation_fraction is 0; expected runs with data.validation_fraction "),
+        ((*TUNED[:-1], "sharing"), "error: tune is 'sharing'; expected keys in which the runs differ: training"),
+        (TUNED[:-2], "error: tune names no key to choose values of; expected some in which the runs differ: tra"),
+        ((*TUNED[:2], *TUNED[4:]), "error: tune is given without choose; expected the score on validation data to ch"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_cannot_be_made_is_refused_before_anything_runs(
+    options: tuple[str, ...], message: str, command: Command, small: str, tmp_path: Path
+) -> None:
+    refused = command("sweep", small, *options)
+    assert (refused.exit_code, refused.out) == (2, "")
+    assert refused.err.startswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
+
+
 def test_notes_of_cells_are_told_by_every_command(command: Command, small: str, tmp_path: Path) -> None:
     grid = ("--vary", "sharing=full-model,private-head", "--seeds", "2", "--set", "model.head.norm=batch")
     about = "full-model (2 of 2 runs): head: running statistics of normalisation are averaged"

@@ -17,10 +17,11 @@ from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, parse_settings
 from blossom_ray.cli.options import Address, Json, Settings, Track, app
 from blossom_ray.cli.output import print_json, say, say_text, warn
-from blossom_ray.errors import BlossomError, Problem, ScenarioError
+from blossom_ray.errors import BlossomError, InputError, Problem, ScenarioError
 from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
+    from blossom_ray.comparison.comparing import Comparison
     from blossom_ray.results.run import Run
     from blossom_ray.sweeps.grid import Axis, Cell
     from blossom_ray.sweeps.sweeping import CellEvent
@@ -43,6 +44,25 @@ class GainOf(StrEnum):
     FINAL = "final"
     LAST5 = "last5"
     BEST = "best"
+
+
+Choose = Annotated[
+    str | None,
+    typer.Option(
+        "--choose",
+        metavar="METRIC",
+        help="Choose values of the keys of --tune by this score on validation data, such as accuracy, for each setting "
+        "of the others, and compare the test scores of the runs with these values alone.",
+    ),
+]
+Tune = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tune",
+        metavar="PATH",
+        help="A varied key whose values are chosen, such as training.optimizer.lr. Repeatable.",
+    ),
+]
 
 
 @app.command(
@@ -71,6 +91,8 @@ def sweep(
         str | None, typer.Option("--seeds", help="How many seeds from 0 on, such as 5, or which ones, such as 0,1,7.")
     ] = None,
     settings: Settings = None,
+    choose: Choose = None,
+    tune: Tune = None,
     out: Annotated[Path | None, typer.Option("--out", help="The sweep's folder; sweeps/<name> unless given.")] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", help="Cells that run at a time; one per CPU core unless given.")
@@ -87,15 +109,23 @@ def sweep(
         out = None if out is None else local_path(out, "--out")
         cells = _checked_cells(scenarios, vary or [], seeds, settings or [])
 
+        from blossom_ray.comparison.choosing import check_choice
         from blossom_ray.sweeps.sweeping import default_folder
 
+        check_choice(cells, choose, tune or [])
         trackings = _Trackings(checked_targets(track))
         folder = out or default_folder(cells)
+        choosing = (
+            [] if choose is None else ["--choose", choose, *(word for key in tune or [] for word in ("--tune", key))]
+        )
+        compare_it = shlex.join(["blossom-ray", "compare", str(folder), *choosing])
         interruption.farewell = (
             f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
-            f"blossom-ray compare {shlex.quote(str(folder))}"
+            f"{compare_it}"
         )
-        num_failed = _follow(folder, cells, jobs, address, interruption, trackings, as_json=as_json)
+        num_failed = _follow(folder, cells, jobs, address, interruption, trackings, compare_it, as_json=as_json)
+    if choose is not None:
+        _show_choice(folder, cells, choose, tune or [], may_fail=num_failed > 0, as_json=as_json)
     if num_failed:
         raise typer.Exit(1)
 
@@ -140,7 +170,11 @@ def compare(
             "held_out/recall/acc.",
         ),
     ] = False,
-    gain_of: Annotated[GainOf, typer.Option("--gain-of", help="The score whose gains are shown.")] = GainOf.LAST5,
+    gain_of: Annotated[
+        GainOf, typer.Option("--gain-of", help="The score whose gains are shown, and which --choose goes by.")
+    ] = GainOf.LAST5,
+    choose: Choose = None,
+    tune: Tune = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it; csv and json hold everything.")] = Form.TABLE,
     as_json: Json = False,
 ) -> None:
@@ -148,16 +182,30 @@ def compare(
 
     Intervals are over seeds (Student t); with a single seed over its clients (bootstrap), in brackets.
     """
-    from blossom_ray.comparison import formats
     from blossom_ray.comparison.comparing import compare as compare_runs
 
     overrides, problems = parse_settings(baseline or [], "--baseline")
     if problems:
         raise ScenarioError(tuple(problems))
     found = compare_runs(
-        *runs, metric=metric, baseline=overrides or None, by=by, target=target, up_to=up_to, per_class=per_class
+        *runs,
+        metric=metric,
+        baseline=overrides or None,
+        by=by,
+        target=target,
+        up_to=up_to,
+        per_class=per_class,
+        choose=choose,
+        tune=tune or (),
+        choose_by=gain_of.value,
     )
-    match Form.JSON if as_json else form:
+    _show(found, gain_of, Form.JSON if as_json else form)
+
+
+def _show(found: Comparison, gain_of: GainOf, form: Form) -> None:
+    from blossom_ray.comparison import formats
+
+    match form:
         case Form.TABLE:
             from blossom_ray.console.terminal import terminal
 
@@ -171,6 +219,28 @@ def compare(
             say_text(formats.latex(found, gain_of.value))
         case Form.JSON:
             say_text(f"{formats.json_text(found)}\n")
+
+
+def _show_choice(
+    folder: Path, cells: Sequence[Cell], choose: str, tune: Sequence[str], *, may_fail: bool, as_json: bool
+) -> None:
+    """What was chosen among the cells of this command, and how the runs with it compare."""
+    from blossom_ray.comparison.comparing import compare as compare_runs
+    from blossom_ray.sweeps.folder import Sweep
+
+    known = {cell.identity: cell for cell in Sweep.open(folder).cells}
+    own = Sweep(folder, tuple(known[cell.identity] for cell in cells))
+    try:
+        found = compare_runs(own, choose=choose, tune=tune)
+    except InputError as error:
+        if not may_fail:
+            raise
+        # What failed has been told, and is what the command ends with.
+        warn(f"error: {error}")
+        return
+    if not as_json:
+        say("")
+    _show(found, GainOf.LAST5, Form.JSON if as_json else Form.TABLE)
 
 
 def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:
@@ -207,6 +277,7 @@ def _follow(
     address: str | None,
     interruption: Interruption,
     trackings: _Trackings,
+    compare_it: str,
     *,
     as_json: bool,
 ) -> int:
@@ -248,7 +319,7 @@ def _follow(
         say(f"note: {note}")
     tally = ", ".join(f"{count} {kind}" for kind, count in ends.items())
     say(f"{len(cells)} cells: {tally}")
-    say(f"compare them with: blossom-ray compare {shlex.quote(str(folder))}")
+    say(f"compare them with: {compare_it}")
     return ends["failed"]
 
 

@@ -12,16 +12,17 @@ from typing import Any
 import polars as pl
 
 from blossom_ray.comparison.by_class import CLASS_SCORES, by_class
+from blossom_ray.comparison.choosing import NO_SCORE, Choice, Summary, choose_values, tuned_keys, validation_metric
 from blossom_ray.comparison.grouping import Grouping, grouping_of, key_labels
 from blossom_ray.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
 from blossom_ray.comparison.pairing import PLAIN, ROUNDS, SCORING, Row, Rows, gain, points, rounds_text
 from blossom_ray.comparison.run_compute import COMPUTE, Compute
 from blossom_ray.comparison.run_notes import RunNote, kernel_notes, run_notes
 from blossom_ray.comparison.run_scores import SUMMARIES, VALIDATION, client_scores, paired_arrays, score_of
-from blossom_ray.comparison.run_selection import Entry, Source, collect
+from blossom_ray.comparison.run_selection import Entry, Source, collect, varied_keys
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.scores import Score, default_score
-from blossom_ray.sweeps.grid import short_labels, value_text
+from blossom_ray.sweeps.grid import value_text
 from blossom_ray.text import brief, quoted
 
 _TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
@@ -88,6 +89,7 @@ class Comparison:
             reach it, and `num_reached`. `run_notes`: what runs of the row noted of themselves.
         unused: Place and status of runs that are not used.
         run_notes: What the runs noted of themselves, each text once.
+        choice: What was chosen on validation; `table` has the values and the budget as columns more. None: nothing was.
         notes: What a reader of the numbers should know.
 
     The baseline's own rows have no points and no gain. A gain is null, where points are not, if a baseline of the row
@@ -107,6 +109,7 @@ class Comparison:
     table: pl.DataFrame
     unused: tuple[tuple[str, str], ...]
     run_notes: tuple[RunNote, ...]
+    choice: Choice | None
     notes: tuple[str, ...]
 
     @property
@@ -133,6 +136,9 @@ def compare(
     target: float | None = None,
     up_to: int | None = None,
     per_class: bool = False,
+    choose: str | None = None,
+    tune: str | Sequence[str] = (),
+    choose_by: Summary = "last5",
 ) -> Comparison:
     """Compare runs.
 
@@ -141,6 +147,10 @@ def compare(
     in which both were scored, unless the baseline is another number of `rounds`. With several seeds, mean and 95 %
     interval (Student t) are over seeds; with one, the interval is a bootstrap over its clients, both sides of a gain
     with the same clients.
+
+    With `choose`, the values of the keys in `tune` are chosen first, for every setting of the other keys: those whose
+    mean score over seeds is the best one on the clients' validation splits. What is compared are the test scores of the
+    runs with these values, and of no others.
 
     Args:
         sources: Run folders, folders of sweeps, such opened, or lists of them. Only finished runs are used.
@@ -154,9 +164,14 @@ def compare(
         up_to: A round, >= 1; runs count as if they had ended with it, to see how gains move. None: all rounds.
         per_class: Compare scores of single classes, from the table `classes`. The metric is then `recall` (the default;
             that of a multilabel task is `auroc`), `precision` or `f1`, also as `held_out/recall/acc`.
+        choose: A score on validation, such as `accuracy`; None: nothing is chosen.
+        tune: The keys whose values are chosen, such as `training.optimizer.lr`.
+        choose_by: The score of a run on validation that counts: of its last scored round, the mean of the last five, or
+            the best.
 
     Raises:
-        InputError: No such metric, key or baseline, or no runs; `up_to` is not at least 1.
+        InputError: No such metric, key or baseline, or no runs; `up_to` is not at least 1; there is nothing to choose
+            from, such as scores on validation.
         RunFolderError: A folder is no run and no sweep, or is damaged.
 
     Examples:
@@ -173,6 +188,9 @@ def compare(
         target=target,
         up_to=up_to,
         per_class=per_class,
+        choose=choose,
+        tune=tune,
+        choose_by=choose_by,
     )
 
 
@@ -185,9 +203,18 @@ def compare_entries(
     target: float | None = None,
     up_to: int | None = None,
     per_class: bool = False,
+    choose: str | None = None,
+    tune: str | Sequence[str] = (),
+    choose_by: Summary = "last5",
 ) -> Comparison:
     """As `compare`, of runs that have been collected."""
-    asked = metric
+    asked, given, choice = metric, entries, None
+    if choose is not None:
+        if metric is not None and metric.startswith(VALIDATION):
+            raise InputError(f"the metric is {quoted(metric)}, which values are chosen on; expected a test score")
+        choice, entries = _chosen(entries, choose, tune, choose_by, up_to)
+    elif tune:
+        raise InputError(NO_SCORE)
     if per_class:
         entries, metric = by_class(entries, metric)
     metric = metric or _default_metric(entries)
@@ -196,7 +223,8 @@ def compare_entries(
     keys = tuple(rows.rows[0].setting)
     chosen = _baseline(rows.rows, keys, baseline)
     grouping = _grouping(keys, by)
-    rows.pair(chosen, own_ends=ROUNDS in chosen)
+    # Runs whose rounds were chosen count as they are.
+    rows.pair(chosen, own_ends=ROUNDS in chosen or (choice is not None and ROUNDS in choice.keys))
     table = _table_frame(rows.rows, grouping, score)
     part = "class" if per_class else _MODALITIES
     used = [
@@ -214,19 +242,32 @@ def compare_entries(
         up_to=up_to,
         part=part,
         runs=_runs_frame(rows.rows, keys).rename({_MODALITIES: part}),
-        table=table.rename({_MODALITIES: part}),
-        unused=tuple((entry.place, entry.status) for entry in entries if entry.status != "finished"),
+        table=(table if choice is None else choice.beside(table, grouping)).rename({_MODALITIES: part}),
+        unused=tuple((entry.place, entry.status) for entry in given if entry.status != "finished"),
         run_notes=run_notes(used),
+        choice=choice,
         notes=tuple(
             dict.fromkeys(
                 rows.notes
                 + _notes(rows.rows, table, score)
                 + _on_compute(rows.rows, grouping)
                 + kernel_notes(used)
-                + _going_on(entries)
+                + _going_on(given)
             )
         ),
     )
+
+
+def _chosen(
+    entries: Sequence[Entry], choose: str, tune: str | Sequence[str], summary: Summary, up_to: int | None
+) -> tuple[Choice, list[Entry]]:
+    metric = validation_metric(choose, entries)
+    tuned = tuned_keys(tune, tuple(entries[0].setting))
+    score = score_of(metric, _own_scores(entries))
+    rows = Rows(entries, metric, score, None, up_to).rows
+    keys = tuple(rows[0].setting)
+    table, runs = _table_frame(rows, keys, score), _runs_frame(rows, keys)
+    return choose_values(entries, tuned, table, runs, metric=metric, summary=summary, score=score)
 
 
 def _default_metric(entries: Sequence[Entry]) -> str:
@@ -266,12 +307,7 @@ def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any]
 def _grouping(keys: tuple[str, ...], by: Sequence[str] | None) -> tuple[str, ...]:
     if by is None:
         return keys
-    labels = {label: key for key, label in short_labels(keys).items()}
-    grouping = tuple(labels.get(name, name) for name in by)
-    for name in grouping:
-        if name not in keys:
-            varied = ", ".join(keys) or "nothing but the seed"
-            raise InputError(f"by is {quoted(name)}; expected keys in which the runs differ: {varied}")
+    grouping = varied_keys("by", by, keys)
     # A mean of plain and fine-tuned scores is the score of nothing.
     return (*grouping, SCORING) if SCORING in keys and SCORING not in grouping else grouping
 

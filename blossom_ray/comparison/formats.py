@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from blossom_ray.comparison.choosing import BUDGET, Choice, Summary
 from blossom_ray.comparison.comparing import BEST_NOTES, MARK, Comparison
+from blossom_ray.comparison.grouping import key_labels
 from blossom_ray.comparison.run_scores import ALL, SUMMARIES
 from blossom_ray.console.tables import format_bytes, format_count, line, plain_table
 from blossom_ray.results.json_lines import json_line
@@ -25,7 +27,6 @@ _WIDE = 100
 _COMPUTE = ("samples", "steps", "down", "up")
 BELOW = "  "
 """What the first cell of a modality set begins with, which stands below its setting."""
-Summary = Literal["final", "last5", "best"]
 HEADINGS = {"final": "final", "last5": "last 5", "best": "best"}
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
@@ -52,7 +53,8 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
         for key in comparison.keys
         if rows and key not in (*grouping.above, *grouping.beside)
     ]
-    parts: list[RenderableType] = [line(", ".join([comparison_title(comparison, gain_of), *fixed]), "bold")]
+    parts: list[RenderableType] = _choice_section(comparison)
+    parts += [line(", ".join([comparison_title(comparison, gain_of), *fixed]), "bold")]
     if not rows:
         parts.append(line("no run has finished, so there is nothing to compare"))
     several_counts = comparison.table["num_seeds"].n_unique() > 1
@@ -79,30 +81,34 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
 
 
 def markdown(comparison: Comparison, gain_of: Summary) -> str:
-    """A Markdown table of all settings and modality sets, and the notes under it."""
-    header, rows = flat_table(comparison, gain_of)
+    """A Markdown table of all settings and modality sets, and the notes under it; before it, one of what was chosen."""
+    title, notes = comparison_title(comparison, gain_of), remarks(comparison, gain_of)
+    tables = [_markdown_table(title, *flat_table(comparison, gain_of), notes)]
+    if (choice := comparison.choice) is not None:
+        tables.insert(0, _markdown_table(choice_title(choice), *choice_table(choice), choice.notes))
+    return "\n".join(tables)
+
+
+def _markdown_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     table = "\n".join("| " + " | ".join(map(_markdown_text, cells)) + " |" for cells in lines)
-    return (
-        "\n".join(
-            [
-                f"{_markdown_text(comparison_title(comparison, gain_of))}\n",
-                table,
-                "",
-                *(f"- {_markdown_text(remark)}" for remark in remarks(comparison, gain_of)),
-            ]
-        )
-        + "\n"
-    )
+    parts = [f"{_markdown_text(title)}\n", table, "", *(f"- {_markdown_text(note)}" for note in notes)]
+    return "\n".join(parts) + "\n"
 
 
 def latex(comparison: Comparison, gain_of: Summary) -> str:
-    r"""A LaTeX `tabular` for the package booktabs; title and notes are comments before it."""
-    header, rows = flat_table(comparison, gain_of)
+    r"""A LaTeX `tabular` for the package booktabs; title and notes are comments before it; first one of choices."""
     num_words = sum(key in comparison.table.columns for key in (*comparison.keys, comparison.part))
-    lines = [
-        f"% {printable(remark)}" for remark in (comparison_title(comparison, gain_of), *remarks(comparison, gain_of))
-    ]
+    title, notes = comparison_title(comparison, gain_of), remarks(comparison, gain_of)
+    tables = [_latex_table([title, *notes], *flat_table(comparison, gain_of), num_words)]
+    if (choice := comparison.choice) is not None:
+        remarks_on_it = [choice_title(choice), *choice.notes]
+        tables.insert(0, _latex_table(remarks_on_it, *choice_table(choice), len(choice.settings)))
+    return "\n".join(tables)
+
+
+def _latex_table(comments: Iterable[str], header: Sequence[str], rows: Iterable[Sequence[str]], num_words: int) -> str:
+    lines = [f"% {printable(comment)}" for comment in comments]
     lines += [rf"\begin{{tabular}}{{{'l' * num_words}{'r' * (len(header) - num_words)}}}", r"\toprule"]
     lines += [_latex_row(header), r"\midrule", *(_latex_row(row) for row in rows), r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines) + "\n"
@@ -131,7 +137,47 @@ def json_text(comparison: Comparison) -> str:
         "unused": [{"run": place, "status": status} for place, status in comparison.unused],
         "notes": list(comparison.notes),
     }
+    if (choice := comparison.choice) is not None:
+        tree["choice"] = {
+            "metric": choice.metric,
+            "summary": choice.summary,
+            "keys": list(choice.keys),
+            "table": choice.table.to_dicts(),
+            "tried": choice.tried.to_dicts(),
+            "notes": list(choice.notes),
+        }
     return json_line(tree)
+
+
+def choice_title(choice: Choice) -> str:
+    """What values were chosen by, with its unit."""
+    unit = " in %" if choice.is_share else ""
+    return f"chosen by {choice.metric}{unit}, {HEADINGS[choice.summary]}, mean over seeds"
+
+
+def choice_table(choice: Choice) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was chosen, a row per setting: its score on validation, and what was tried."""
+    labels = key_labels((*choice.settings, *choice.keys))
+    score = _score_text(choice)
+    rows = []
+    for row in choice.table.to_dicts():
+        words = [row[key] or "-" for key in (*choice.settings, *choice.keys)]
+        scored = _with_interval(row, "validation", score, over_seeds=row["interval"] == "seeds")
+        rows.append([*words, scored, *(str(row[name]) for name in BUDGET)])
+    return [*labels.values(), "validation", "values", "runs", "rounds"], rows
+
+
+def _choice_section(comparison: Comparison) -> list[RenderableType]:
+    choice = comparison.choice
+    if choice is None:
+        return []
+    header, rows = choice_table(choice)
+    num = len(choice.settings)
+    table = plain_table(", ".join(header[:num]) or "chosen", *header[num:])
+    for row in rows:
+        table.add_row(", ".join(row[:num]) or "for all", *row[num:])
+    notes = [line(f"note: {note}") for note in choice.notes]
+    return [line(choice_title(choice), "bold"), table, *notes, line("")]
 
 
 def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
@@ -396,7 +442,7 @@ def _target_cells(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['rounds_to_target']:g}", *traffic, reached]
 
 
-def _score_text(comparison: Comparison) -> Callable[[float], str]:
+def _score_text(comparison: Comparison | Choice) -> Callable[[float], str]:
     return (lambda value: f"{100 * value:.1f}") if comparison.is_share else (lambda value: f"{value:.3f}")
 
 

@@ -16,7 +16,8 @@ from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.scenario.phrases import shortened
 from blossom_ray.scenario.structure import child_value, split_path
 from blossom_ray.sweeps.folder import Sweep, is_sweep
-from blossom_ray.sweeps.grid import value_text
+from blossom_ray.sweeps.grid import short_labels, value_text
+from blossom_ray.text import quoted
 
 Source = str | Path | Run | Sweep
 NAME = "name"
@@ -113,6 +114,26 @@ def with_settings(entries: Sequence[Entry]) -> list[Entry]:
     for group in groups.values():
         keys |= dict.fromkeys(_differing(group))
     return [replace(entry, setting=setting) for entry, setting in zip(entries, _settings(entries, keys), strict=True)]
+
+
+def varied_keys(option: str, names: Iterable[str], keys: Sequence[str]) -> tuple[str, ...]:
+    """Keys in which runs differ, of which each is given by its path or by its short label, such as `lr`.
+
+    Args:
+        option: What they are given for.
+        names: What is given.
+        keys: The keys that there are.
+
+    Raises:
+        InputError: One is none of these.
+    """
+    labels = {label: key for key, label in short_labels(keys).items()}
+    found = tuple(dict.fromkeys(labels.get(name, name) for name in names))
+    for name in found:
+        if name not in keys:
+            varied = ", ".join(keys) or "nothing but the seed"
+            raise InputError(f"{option} is {quoted(name)}; expected keys in which the runs differ: {varied}")
+    return found
 
 
 def _settings(entries: Sequence[Entry], keys: Iterable[str]) -> list[dict[str, str]]:
