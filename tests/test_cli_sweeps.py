@@ -175,6 +175,47 @@ def test_a_choice_that_cannot_be_made_is_refused_before_anything_runs(
     assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
 
 
+def test_a_sweep_that_chooses_shows_test_scores_of_what_was_chosen_alone(command: Command, small: str) -> None:
+    grid = (small, "--vary", "sharing=full-model,local", *TUNED, "--seeds", "2", "--jobs", "1")
+    swept = command("sweep", *grid, "--set", "data.validation_fraction=0.25")
+    assert (swept.exit_code, swept.err) == (0, "")
+    told = [line for line in swept.out.splitlines() if "finished  " in line]
+    assert len(told) == 8
+    assert all(re.search(r"round 2/2  validation/accuracy \d+\.\d %  ", line) for line in told)
+    runs = {(run.scenario.sharing, run.scenario.training.optimizer.lr, run.scenario.seed): run
+            for run in Sweep.open("sweeps/small").runs.values()}  # fmt: skip
+    options = ("--choose", "accuracy", "--tune", "lr", "--json")
+    found = json.loads(command("compare", "sweeps/small", *options).out)
+    for row in found["choice"]["table"]:
+        means = {}
+        for lr in (0.001, 0.05):
+            validated = [runs[row["sharing"], lr, seed].rounds["validation/accuracy"][1:].mean() for seed in (0, 1)]
+            means[lr] = sum(validated) / 2
+        best = max(means, key=means.__getitem__)
+        assert (row["training.optimizer.lr"], row["num_runs"], row["num_rounds"]) == (str(best), 4, 8)
+        assert row["validation"] == pytest.approx(means[best])
+        tested = [runs[row["sharing"], best, seed].rounds["accuracy"][-1] for seed in (0, 1)]
+        (shown,) = (
+            each for each in found["table"] if (each["sharing"], each["modalities"]) == (row["sharing"], "all clients")
+        )
+        assert shown["final"] == pytest.approx(sum(tested) / 2)
+        words = f"{row['sharing']} {best} {100 * means[best]:.1f} "
+        assert any(" ".join(line.split()).startswith(words) for line in swept.out.splitlines())
+    # The cells of this command alone are chosen from, whatever else is in the folder.
+    again = command("sweep", small, *TUNED, "--seeds", "1", "--set", "data.validation_fraction=0.25", "--json")
+    assert again.exit_code == 0
+    *events, _, tree = [json.loads(line) for line in again.out.splitlines()]
+    assert [row["num_runs"] for row in tree["choice"]["table"]] == [2]
+    assert not any("accuracy" in event for event in events)
+
+
+def test_a_sweep_in_which_nothing_can_be_chosen_ends_as_failed(command: Command, small: str) -> None:
+    rates = ("--vary", "training.optimizer.lr=1e30,1e31", "--choose", "accuracy", "--tune", "lr", "--jobs", "1")
+    failing = command("sweep", small, "--set", "data.validation_fraction=0.25", *rates)
+    assert failing.exit_code == 1
+    assert "nothing is chosen, since no values have a score for every seed" in failing.err
+
+
 def test_notes_of_cells_are_told_by_every_command(command: Command, small: str, tmp_path: Path) -> None:
     grid = ("--vary", "sharing=full-model,private-head", "--seeds", "2", "--set", "model.head.norm=batch")
     about = "full-model (2 of 2 runs): head: running statistics of normalisation are averaged"

@@ -112,7 +112,8 @@ def sweep(
         from blossom_ray.comparison.choosing import check_choice
         from blossom_ray.sweeps.sweeping import default_folder
 
-        check_choice(cells, choose, tune or [])
+        # What is tuned is told by what it is chosen by: its test scores are nobody's business.
+        column = check_choice(cells, choose, tune or [])
         trackings = _Trackings(checked_targets(track))
         folder = out or default_folder(cells)
         choosing = (
@@ -123,7 +124,7 @@ def sweep(
             f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
             f"{compare_it}"
         )
-        num_failed = _follow(folder, cells, jobs, address, interruption, trackings, compare_it, as_json=as_json)
+        num_failed = _follow(folder, cells, jobs, address, interruption, trackings, compare_it, column, as_json=as_json)
     if choose is not None:
         _show_choice(folder, cells, choose, tune or [], may_fail=num_failed > 0, as_json=as_json)
     if num_failed:
@@ -171,8 +172,13 @@ def compare(
         ),
     ] = False,
     gain_of: Annotated[
-        GainOf, typer.Option("--gain-of", help="The score whose gains are shown, and which --choose goes by.")
-    ] = GainOf.LAST5,
+        GainOf | None,
+        typer.Option(
+            "--gain-of",
+            help="The score whose gains are shown, and which --choose goes by; last5 unless given, but for runs that "
+            "stop early or score their test splits once.",
+        ),
+    ] = None,
     choose: Choose = None,
     tune: Tune = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it; csv and json hold everything.")] = Form.TABLE,
@@ -197,26 +203,27 @@ def compare(
         per_class=per_class,
         choose=choose,
         tune=tune or (),
-        choose_by=gain_of.value,
+        choose_by=None if gain_of is None else gain_of.value,
     )
     _show(found, gain_of, Form.JSON if as_json else form)
 
 
-def _show(found: Comparison, gain_of: GainOf, form: Form) -> None:
+def _show(found: Comparison, asked: GainOf | None, form: Form) -> None:
     from blossom_ray.comparison import formats
 
+    gain_of = found.summary if asked is None else asked.value
     match form:
         case Form.TABLE:
             from blossom_ray.console.terminal import terminal
 
             console = terminal()
-            console.print(formats.terminal(found, gain_of.value, console.width))
+            console.print(formats.terminal(found, gain_of, console.width))
         case Form.CSV:
             say_text(formats.csv(found))
         case Form.MARKDOWN:
-            say_text(formats.markdown(found, gain_of.value))
+            say_text(formats.markdown(found, gain_of))
         case Form.LATEX:
-            say_text(formats.latex(found, gain_of.value))
+            say_text(formats.latex(found, gain_of))
         case Form.JSON:
             say_text(f"{formats.json_text(found)}\n")
 
@@ -240,7 +247,7 @@ def _show_choice(
         return
     if not as_json:
         say("")
-    _show(found, GainOf.LAST5, Form.JSON if as_json else Form.TABLE)
+    _show(found, None, Form.JSON if as_json else Form.TABLE)
 
 
 def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:
@@ -278,6 +285,7 @@ def _follow(
     interruption: Interruption,
     trackings: _Trackings,
     compare_it: str,
+    column: str | None,
     *,
     as_json: bool,
 ) -> int:
@@ -298,10 +306,10 @@ def _follow(
             for event in events:
                 _count(event, ends, failures, interruption)
                 trackings.follow(event)
-                _print_event(event, _run_of(event))
+                _print_event(event, _run_of(event), validation_only=column is not None)
         else:
             say(f"{len(cells)} cells in {folder}")
-            with choose_sweep_view(cells, console) as view:
+            with choose_sweep_view(cells, console, column) as view:
                 for event in events:
                     _count(event, ends, failures, interruption)
                     trackings.follow(event)
@@ -367,10 +375,12 @@ def _run_of(event: CellEvent) -> Run | None:
     return None
 
 
-def _print_event(event: CellEvent, run: Run | None) -> None:
+def _print_event(event: CellEvent, run: Run | None, *, validation_only: bool) -> None:
     values: dict[str, object] = {"event": event.kind, "cell": event.cell.name, "run": str(event.folder)}
     if event.progress is not None:
-        values |= {"round": event.progress.round_index, **event.progress.metrics}
+        metrics = event.progress.metrics.items()
+        shown = {name: value for name, value in metrics if not validation_only or name.startswith("validation/")}
+        values |= {"round": event.progress.round_index, **shown}
     if event.error is not None:
         values["error"] = event.error
     if run is not None:

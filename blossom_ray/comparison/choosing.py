@@ -13,8 +13,9 @@ from blossom_ray.comparison.grouping import key_labels
 from blossom_ray.comparison.run_scores import ALL, VALIDATION, split_column, validation_columns
 from blossom_ray.comparison.run_selection import Entry, varied_keys
 from blossom_ray.errors import InputError
+from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.phrases import did_you_mean, listed, shortened
-from blossom_ray.scores import SCORES, Score
+from blossom_ray.scores import SCORES, SUFFIXES, Score
 from blossom_ray.sweeps.grid import Cell
 
 Summary = Literal["final", "last5", "best"]
@@ -92,8 +93,8 @@ def tuned_keys(tune: str | Iterable[str], keys: Sequence[str]) -> Words:
     return found
 
 
-def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str]) -> None:
-    """Refuse, before anything runs, a sweep that no values could be chosen from.
+def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str]) -> str | None:
+    """The column that values are chosen by; a sweep that none could be chosen from is refused before anything runs.
 
     Args:
         cells: The sweep's cells.
@@ -107,14 +108,26 @@ def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str])
     if choose is None:
         if tune:
             raise InputError(NO_SCORE)
-        return
+        return None
     tuned_keys(tune, tuple(dict.fromkeys(key for cell in cells for key in cell.setting)))
     for cell in cells:
         scenario = cell.scenario
-        if getattr(scenario.data, "validation_fraction", 0) == 0:
+        if scenario.data.validation_fraction == 0:
             raise InputError(f"cell {cell.name}: data.validation_fraction is 0; {_NEEDS_ROWS}")
-        known = [score.name for score in (*SCORES[scenario.task], *scenario.own_scores)]
-        _check_metric(choose, [*known, "loss"])
+        _check_metric(choose, _expected_scores(scenario))
+    return VALIDATION + choose.removeprefix(VALIDATION)
+
+
+def _expected_scores(scenario: Scenario) -> list[str]:
+    """The scores on validation that a run of this scenario will have, of all clients first."""
+    names = [score.name for score in (*SCORES[scenario.task], *scenario.own_scores)] + ["loss"]
+    sets = {group.modality_set for group in scenario.clients}
+    known = [
+        *names,
+        *(f"{name}{end}" for end in SUFFIXES for name in names),
+        *(f"{n}/{s}" for n in names for s in sets),
+    ]
+    return [*known, *(f"fine_tuned/{name}" for name in known if scenario.evaluation.fine_tune is not None)]
 
 
 def validation_metric(asked: str, entries: Iterable[Entry]) -> str:
@@ -220,7 +233,8 @@ def choose_values(
         for edge in _edges(group, values, tuned, labels):
             edges.setdefault(edge, []).append(name)
     if not kept:
-        raise InputError("; ".join(dict.fromkeys(notes)))
+        more = f"; and {len(notes) - _MOST_NAMED} more" if len(notes) > _MOST_NAMED else ""
+        raise InputError("; ".join(notes[:_MOST_NAMED]) + more)
     notes += [edge + (f" (for {'; '.join(names)})" if others else "") for edge, names in edges.items()]
     grids = [{_words(entry.setting, tuned) for entry in group} for group in groups.values()]
     notes += _uneven(chosen, grids, others)
@@ -311,7 +325,7 @@ def _uneven(rows: Sequence[Mapping[str, Any]], grids: Sequence[set[Words]], othe
             f"{row['num_rounds']} rounds"
             for row in (rows[least], rows[most])
         )
-        notes.append(f"budgets differ: {', '.join(texts)}; who tries more finds more")
+        notes.append(f"budgets differ: {', '.join(texts)}")
     if any(grid != grids[0] for grid in grids):
         notes.append("not every setting was tuned over the same values")
     return notes

@@ -18,7 +18,14 @@ from blossom_ray.comparison.intervals import Interval, bootstrap_interval, holm,
 from blossom_ray.comparison.pairing import PLAIN, ROUNDS, SCORING, Row, Rows, gain, points, rounds_text
 from blossom_ray.comparison.run_compute import COMPUTE, Compute
 from blossom_ray.comparison.run_notes import RunNote, kernel_notes, run_notes
-from blossom_ray.comparison.run_scores import SUMMARIES, VALIDATION, client_scores, paired_arrays, score_of
+from blossom_ray.comparison.run_scores import (
+    SUMMARIES,
+    VALIDATION,
+    client_scores,
+    paired_arrays,
+    score_of,
+    split_column,
+)
 from blossom_ray.comparison.run_selection import Entry, Source, collect, varied_keys
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.scores import Score, default_score
@@ -51,6 +58,11 @@ BEST_NOTES = (
     "best is compared between runs alone that have validation scores, or that have none",
 )
 """How the best round was chosen; a note about it begins with one of these."""
+_ONCE_NOTE = (
+    "a test split that was scored once, at the end (evaluation.split: validation), has that score as final, and no "
+    "last 5, best or rounds to a target"
+)
+_STOP_NOTE = "runs that stop early (stop) count by their own last or best rounds, not by those that both were scored in"
 _FEW_SEEDS = 3
 _MODALITIES = "modalities"
 # Another share of the compute than this makes a difference that a reader should know of.
@@ -89,6 +101,8 @@ class Comparison:
             reach it, and `num_reached`. `run_notes`: what runs of the row noted of themselves.
         unused: Place and status of runs that are not used.
         run_notes: What the runs noted of themselves, each text once.
+        summary: The score whose gains are shown where none is asked for: `last5`; `final` where test splits were scored
+            once; `best` where runs stopped early, and were scored in other rounds, too.
         choice: What was chosen on validation; `table` has the values and the budget as columns more. None: nothing was.
         notes: What a reader of the numbers should know.
 
@@ -109,6 +123,7 @@ class Comparison:
     table: pl.DataFrame
     unused: tuple[tuple[str, str], ...]
     run_notes: tuple[RunNote, ...]
+    summary: Summary
     choice: Choice | None
     notes: tuple[str, ...]
 
@@ -138,7 +153,7 @@ def compare(
     per_class: bool = False,
     choose: str | None = None,
     tune: str | Sequence[str] = (),
-    choose_by: Summary = "last5",
+    choose_by: Summary | None = None,
 ) -> Comparison:
     """Compare runs.
 
@@ -167,7 +182,7 @@ def compare(
         choose: A score on validation, such as `accuracy`; None: nothing is chosen.
         tune: The keys whose values are chosen, such as `training.optimizer.lr`.
         choose_by: The score of a run on validation that counts: of its last scored round, the mean of the last five, or
-            the best.
+            the best. None: the best where runs stop early, else the mean.
 
     Raises:
         InputError: No such metric, key or baseline, or no runs; `up_to` is not at least 1; there is nothing to choose
@@ -205,7 +220,7 @@ def compare_entries(
     per_class: bool = False,
     choose: str | None = None,
     tune: str | Sequence[str] = (),
-    choose_by: Summary = "last5",
+    choose_by: Summary | None = None,
 ) -> Comparison:
     """As `compare`, of runs that have been collected."""
     asked, given, choice = metric, entries, None
@@ -245,6 +260,7 @@ def compare_entries(
         table=(table if choice is None else choice.beside(table, grouping)).rename({_MODALITIES: part}),
         unused=tuple((entry.place, entry.status) for entry in given if entry.status != "finished"),
         run_notes=run_notes(used),
+        summary=_usual_summary(rows.rows),
         choice=choice,
         notes=tuple(
             dict.fromkeys(
@@ -259,15 +275,28 @@ def compare_entries(
 
 
 def _chosen(
-    entries: Sequence[Entry], choose: str, tune: str | Sequence[str], summary: Summary, up_to: int | None
+    entries: Sequence[Entry], choose: str, tune: str | Sequence[str], by: Summary | None, up_to: int | None
 ) -> tuple[Choice, list[Entry]]:
     metric = validation_metric(choose, entries)
     tuned = tuned_keys(tune, tuple(entries[0].setting))
     score = score_of(metric, _own_scores(entries))
-    rows = Rows(entries, metric, score, None, up_to).rows
-    keys = tuple(rows[0].setting)
+    wanted, keys = split_column(metric)[0], tuple(entries[0].setting)
+    rows = [row for row in Rows(entries, metric, score, None, up_to).rows if row.metric == wanted]
     table, runs = _table_frame(rows, keys, score), _runs_frame(rows, keys)
+    summary = by or ("best" if _all_stop(rows) else "last5")
     return choose_values(entries, tuned, table, runs, metric=metric, summary=summary, score=score)
+
+
+def _usual_summary(rows: Sequence[Row]) -> Summary:
+    scores = [row.scores for row in rows if row.scores is not None]
+    if scores and all(each.is_once for each in scores):
+        return "final"
+    return "best" if _all_stop(rows) else "last5"
+
+
+def _all_stop(rows: Sequence[Row]) -> bool:
+    runs = [row.entry.run for row in rows if row.scores is not None]
+    return len(runs) > 0 and all(run is not None and getattr(run.scenario, "stop", None) is not None for run in runs)
 
 
 def _default_metric(entries: Sequence[Entry]) -> str:
@@ -339,6 +368,10 @@ def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
         notes.append(f"{MARK} last 5 over other rounds than in most rows, since fewer or others were scored")
     if any(row.pair is not None and any(row.pair.rounds.values()) for row in rows):
         notes.append(f"{MARK} gain over the rounds alone that both were scored in; scores beside it are over their own")
+    if any(row.scores is not None and row.scores.is_once for row in rows):
+        notes.append(_ONCE_NOTE)
+    if any(row.pair is not None and row.pair.is_apart and _all_stop([row]) for row in rows):
+        notes.append(_STOP_NOTE)
     if score.lower_is_better:
         notes.append("lower scores are better here; positive points and gains are lower scores")
     return notes

@@ -21,6 +21,7 @@ from blossom_ray.comparison.run_scores import (
     metric_names,
     run_scores,
     split_column,
+    tuned_metric,
 )
 from blossom_ray.comparison.run_selection import Entry
 from blossom_ray.errors import InputError
@@ -49,12 +50,14 @@ class Pair:
         own: The summaries of the row over these rounds.
         base: Those of the baseline's row.
         rounds: By summary, these rounds in words where it is not, on both sides, the one of the row's own scores.
+        is_apart: Whether each side is over its own rounds.
     """
 
     against: Row
     own: Summaries
     base: Summaries
     rounds: Mapping[str, str | None]
+    is_apart: bool = False
 
 
 @dataclass
@@ -92,7 +95,7 @@ class Rows:
         self._score = score
         used = [entry for entry in entries if entry.run is not None and entry.status == "finished"]
         metric, only = _metric(metric, [entry.run for entry in used if entry.run is not None])
-        tuned = TUNED_PREFIX + metric
+        tuned = tuned_metric(metric)
         has_tuned = any(entry.run is not None and metric_columns(entry.run, tuned) for entry in used)
         for entry in entries:
             run = entry.run if entry.status == "finished" else None
@@ -102,7 +105,7 @@ class Rows:
                 continue
             scorings = {metric: plain, tuned: {**entry.setting, SCORING: TUNED}} if has_tuned else {metric: plain}
             for name, setting in scorings.items():
-                compute = run_compute(run, is_tuned=name.startswith(TUNED_PREFIX), up_to=up_to)
+                compute = run_compute(run, is_tuned=TUNED_PREFIX in name, up_to=up_to)
                 for modalities, column in metric_columns(run, name).items():
                     if only and modalities != only:
                         continue
@@ -132,7 +135,7 @@ class Rows:
             if against is row:
                 continue
             if row.note is None and against is not None:
-                row.pair = _pair(row, against, self._score.lower_is_better, own_ends=own_ends)
+                row.pair = _pair(row, against, own_ends=own_ends or _stop_apart(row, against))
                 if row.pair is None:
                     row.note = f"{row.entry.place} and its baseline have no scored rounds in common"
                 else:
@@ -187,14 +190,14 @@ def _obstacle(row: Row, against: Row | None) -> str | None:
     return None
 
 
-def _pair(row: Row, against: Row, lower: bool, *, own_ends: bool) -> Pair | None:
+def _pair(row: Row, against: Row, *, own_ends: bool) -> Pair | None:
     """Two rows over the rounds that both have, or, with `own_ends`, each over its own; None where there are none."""
     if row.scores is None or against.scores is None:
         return None
     if own_ends:
-        return Pair(against, row.scores.own, against.scores.own, dict.fromkeys(SUMMARIES))
+        return Pair(against, row.scores.own, against.scores.own, dict.fromkeys(SUMMARIES), is_apart=True)
     common = [number for number in row.scores.scored if number in against.scores.scored]
-    own, base = (each.over(common, lower_is_better=lower) for each in (row.scores, against.scores))
+    own, base = (each.over(common) for each in (row.scores, against.scores))
     if own is None or base is None:
         return None
     used = {"final": own.rounds["final"], "last5": own.rounds["last5"], "best": tuple(common)}
@@ -203,6 +206,17 @@ def _pair(row: Row, against: Row, lower: bool, *, own_ends: bool) -> Pair | None
         for name in SUMMARIES
     }
     return Pair(against, own, base, {name: None if shown[name] else rounds_text(used[name]) for name in SUMMARIES})
+
+
+def _stop_apart(row: Row, against: Row) -> bool:
+    """Whether `stop` gave each row an end of its own.
+
+    Plain and fine-tuned scores end alike only where both were taken once.
+    """
+    runs = (row.entry.run, against.entry.run)
+    is_once = all(each.scores is not None and each.scores.is_once for each in (row, against))
+    has_stop = any(run is not None and getattr(run.scenario, "stop", None) is not None for run in runs)
+    return has_stop and (is_once or row.metric == against.metric)
 
 
 def _judged_apart(row: Row, against: Row) -> bool:

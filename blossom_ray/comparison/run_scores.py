@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from blossom_ray.results.run import Run
 from blossom_ray.results.tables import ROUND_COLUMNS
-from blossom_ray.scores import Score, find_score
+from blossom_ray.scores import Score, default_score, find_score
 
 ALL = "all clients"
 """The row over all clients, beside those of modality sets, none of which can have this name."""
@@ -43,8 +43,9 @@ class RunScores:
 
     Attributes:
         scored: Score by scored round, in order.
-        judge: The column that the best round is chosen by: of validation where the run has it, else that of the scores.
-        judged: Score by round in that column.
+        judge: The column that the best round is chosen by: that of `stop`, or of validation where the run has it, else
+            that of the scores.
+        judged: Score by round in that column, the sign turned where lower ones are better.
         is_once: Whether a test split was scored once, at the end: `final` is its score, and there are no others.
         own: The summaries of all of them.
         target_round: The first round that reaches the target, None where none does or none is asked for.
@@ -61,10 +62,9 @@ class RunScores:
     bytes_down: int | None
     bytes_up: int | None
 
-    def over(self, rounds: Iterable[int], *, lower_is_better: bool) -> Summaries | None:
+    def over(self, rounds: Iterable[int]) -> Summaries | None:
         """The summaries over some of the scored rounds, as `summaries`."""
-        scored = {number: self.scored[number] for number in rounds}
-        return summaries(scored, self.judged, lower_is_better=lower_is_better, is_once=self.is_once)
+        return summaries({number: self.scored[number] for number in rounds}, self.judged, is_once=self.is_once)
 
 
 def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
@@ -110,14 +110,25 @@ def validation_columns(run: Run) -> list[str]:
     return [name for name in run.rounds.columns if name.startswith(VALIDATION)]
 
 
+def tuned_metric(metric: str) -> str:
+    """The same metric after local fine-tuning: `fine_tuned/accuracy`, `validation/fine_tuned/accuracy`."""
+    start = VALIDATION if metric.startswith(VALIDATION) else ""
+    return f"{start}fine_tuned/{metric.removeprefix(start)}"
+
+
 def _judge(run: Run, column: str) -> str:
     """The column that says which round is the best one: one for all modality sets, since one model is kept."""
+    known = validation_columns(run)
+    if (stop := getattr(run.scenario, "stop", None)) is not None:
+        watched = VALIDATION + (stop.metric or default_score(run.scenario.task).name).removeprefix(VALIDATION)
+        if watched in known:
+            return watched
     metric = split_column(column)[0].removeprefix(VALIDATION)
     plain = metric
     for prefix in _PREFIXES:
         plain = plain.removeprefix(prefix)
-    known = validation_columns(run)
-    return next((name for name in (VALIDATION + metric, VALIDATION + plain) if name in known), column)
+    names = (metric, plain, plain.removesuffix("_trained"))
+    return next((VALIDATION + name for name in names if VALIDATION + name in known), column)
 
 
 def run_scores(
@@ -125,8 +136,8 @@ def run_scores(
 ) -> RunScores | None:
     """The scores in one column of a run's rounds; None without any after round 0, or if one of the last is not finite.
 
-    The best round is the one with the best score on validation, where the run has such of this metric; what counts is
-    the score in `column` in that round.
+    The best round is the one with the best score on validation, where the run has such of this metric, and with `stop`
+    the one by which it has stopped; what counts is the score in `column` in that round.
 
     Args:
         run: The run.
@@ -139,9 +150,10 @@ def run_scores(
     judge = _judge(run, column)
     table = rounds.select("round", "bytes_down", "bytes_up", score=column, judged=judge).rows()
     scored = {number: score for number, _, _, score, _ in table if number > 0 and score is not None}
-    judged = {number: score for number, *_, score in table if number > 0 and score is not None}
+    is_lower = lower_is_better if judge == column else score_of(judge, run.scenario.own_scores).lower_is_better
+    judged = {number: -score if is_lower else score for number, *_, score in table if number > 0 and score is not None}
     is_once = getattr(run.scenario.evaluation, "split", "test") == "validation" and not column.startswith(VALIDATION)
-    own = summaries(scored, judged, lower_is_better=lower_is_better, is_once=is_once)
+    own = summaries(scored, judged, is_once=is_once)
     if own is None:
         return None
     sign = -1 if lower_is_better else 1
@@ -161,15 +173,12 @@ def run_scores(
     )
 
 
-def summaries(
-    scored: Mapping[int, float], judged: Mapping[int, float], *, lower_is_better: bool, is_once: bool
-) -> Summaries | None:
+def summaries(scored: Mapping[int, float], judged: Mapping[int, float], *, is_once: bool) -> Summaries | None:
     """The summaries of scores by round; None where there are none, or one of the last is not finite.
 
     Args:
         scored: The scores.
-        judged: The scores by which the best round is chosen, among those that have both.
-        lower_is_better: Whether the best of these is the smallest.
+        judged: Numbers of which the largest has the best round, among those that have both.
         is_once: Whether there is no score but the final one.
     """
     last = list(scored.items())[-NUM_LAST:]
@@ -181,14 +190,13 @@ def summaries(
     if not is_once:
         values["last5"] = math.fsum(score for _, score in last) / len(last)
         rounds["last5"] = tuple(number for number, _ in last)
-        sign = -1 if lower_is_better else 1
         candidates = [
             number
             for number, score in scored.items()
             if math.isfinite(score) and math.isfinite(judged.get(number, math.nan))
         ]
         if candidates:
-            best = max(candidates, key=lambda number: sign * judged[number])
+            best = max(candidates, key=judged.__getitem__)
             values["best"], rounds["best"] = scored[best], (best,)
     return Summaries(values, rounds)
 

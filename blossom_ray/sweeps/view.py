@@ -15,7 +15,7 @@ from rich.table import Table
 
 from blossom_ray.console.tables import format_score, format_seconds, line, plain_table
 from blossom_ray.records import Progress
-from blossom_ray.scores import default_score
+from blossom_ray.scores import default_score, find_score
 from blossom_ray.sweeps.grid import Cell
 from blossom_ray.sweeps.sweeping import CellEvent
 
@@ -37,17 +37,23 @@ class SweepView(Protocol):
         """Show one more event."""
 
 
-def choose_sweep_view(cells: Sequence[Cell], console: Console) -> SweepView:
-    """A live view on a terminal, lines off one."""
-    return LiveSweepView(cells, console) if console.is_terminal else PlainSweepView(cells, console)
+def choose_sweep_view(cells: Sequence[Cell], console: Console, column: str | None = None) -> SweepView:
+    """A live view on a terminal, lines off one.
+
+    Args:
+        cells: The sweep's cells.
+        console: Where it is shown.
+        column: The score that is shown, such as `validation/accuracy`; None: what each cell's task is judged by.
+    """
+    return (LiveSweepView if console.is_terminal else PlainSweepView)(cells, console, column)
 
 
 class PlainSweepView:
     """A line when a cell begins and ends, now and then one on a round: for logs and pipes. Lines are not wrapped."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, cells: Sequence[Cell], console: Console, column: str | None = None) -> None:
         self._console = console
-        self._tally = _Tally(cells)
+        self._tally = _Tally(cells, column)
         self._told_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -80,8 +86,8 @@ class PlainSweepView:
 class LiveSweepView:
     """Progress over all cells, the cells in progress, and what failed, redrawn with each event."""
 
-    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
-        self._tally = _Tally(cells)
+    def __init__(self, cells: Sequence[Cell], console: Console, column: str | None = None) -> None:
+        self._tally = _Tally(cells, column)
         self._running: dict[str, Cell] = {}
         self._failed: dict[str, str] = {}
         self._live = Live(self._render(), console=console, auto_refresh=False)
@@ -128,7 +134,8 @@ class LiveSweepView:
 class _Tally:
     """How far the cells are, and how long the rest will take at the pace so far."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
+    def __init__(self, cells: Sequence[Cell], column: str | None) -> None:
+        self._column = column
         self.num_cells = len(cells)
         self.num_rounds = sum(cell.scenario.rounds for cell in cells)
         self._rounds: dict[str, int] = {}
@@ -164,7 +171,9 @@ class _Tally:
         if event.progress is not None:
             self._rounds[key] = event.progress.round_index
             self._last[key] = event.progress
-            if (score := _score(event.cell, event.progress)) is not None:
+            metrics = event.progress.metrics
+            score = metrics.get(self._column) if self._column else _score(event.cell, event.progress)
+            if score is not None:
                 self._scores[key] = score
             self._num_timed += event.progress.round_index > 0
         if event.kind in _ENDS:
@@ -183,7 +192,7 @@ class _Tally:
         rounds, score, seconds = self.columns(cell)
         return [
             f"round {rounds}",
-            *([f"{default_score(cell.scenario.task).label} {score}"] if score else []),
+            *([f"{self._column or default_score(cell.scenario.task).label} {score}"] if score else []),
             f"{seconds} a round",
         ]
 
@@ -192,10 +201,11 @@ class _Tally:
         last = self._last.get(cell.identity)
         if last is None:
             return "", "", ""
-        score = self._scores.get(cell.identity)
+        score, task = self._scores.get(cell.identity), cell.scenario.task
+        about = (self._column and find_score(self._column, cell.scenario.own_scores)) or default_score(task)
         return (
             f"{last.round_index}/{cell.scenario.rounds}",
-            "" if score is None else format_score(default_score(cell.scenario.task), score),
+            "" if score is None else format_score(about, score),
             format_seconds(last.seconds),
         )
 

@@ -17,9 +17,11 @@ from scipy import stats
 from blossom_ray import Run, Scenario, compare
 from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.comparison import formats
+from blossom_ray.comparison.choosing import check_choice
 from blossom_ray.comparison.comparing import Comparison
 from blossom_ray.errors import InputError
 from blossom_ray.records import BlockRound, ClientEvaluation, RoundRecord
+from blossom_ray.sweeps.grid import Axis, expand
 
 ALL = "all clients"
 LR = "training.optimizer.lr"
@@ -31,7 +33,8 @@ Make = Callable[..., Run]
 def make(small_scenario: Scenario) -> Make:
     """A run in memory with a test and a validation score for each round from 1 on, None where there was none.
 
-    Modality set `acc` has half of each; `clients` are the validation scores of the five clients.
+    Modality set `acc` has half of each; `clients` are the validation scores of the five clients, `losses` the losses on
+    validation by round.
     """
 
     def build(
@@ -40,6 +43,7 @@ def make(small_scenario: Scenario) -> Make:
         *,
         metric: str = "accuracy",
         tuned: Mapping[int, float] | None = None,
+        losses: Sequence[float] = (),
         clients: Sequence[float] | None = None,
         manifest: Mapping[str, Any] = FEDERATION,
         lr: float = 0.05,
@@ -53,6 +57,8 @@ def make(small_scenario: Scenario) -> Make:
             for name, value in ((metric, score), (f"validation/{metric}", validated)):
                 if value is not None:
                     metrics |= {name: value, f"{name}/acc": value / 2}
+            if 0 < index <= len(losses):
+                metrics["validation/loss"] = losses[index - 1]
             if index in (tuned or {}):
                 metrics[f"fine_tuned/{metric}"] = tuned[index]  # type: ignore[index]
             evaluation = tuple(
@@ -285,8 +291,7 @@ def test_uneven_budgets_are_said(grid: list[Run], make: Make) -> None:
     found = compare(more, choose="accuracy", tune=[LR])
     notes = notes_on(found)
     assert (
-        "budgets differ: full-model had 2 values in 6 runs of 6 rounds, local had 3 values in 9 runs of 9 rounds; "
-        "who tries more finds more"
+        "budgets differ: full-model had 2 values in 6 runs of 6 rounds, local had 3 values in 9 runs of 9 rounds"
     ) in notes
     assert "not every setting was tuned over the same values" in notes
     even = notes_on(compare(grid, choose="accuracy", tune=[LR]))
@@ -385,6 +390,32 @@ def test_runs_without_validation_rows_are_refused(grid: list[Run], make: Make) -
         compare([*grid, without], choose="accuracy", tune=[LR])
 
 
+@pytest.mark.parametrize(
+    ("asked", "column"),
+    [
+        ("accuracy", "validation/accuracy"),
+        ("validation/loss", "validation/loss"),
+        ("macro_f1_all_pooled", "validation/macro_f1_all_pooled"),
+        ("accuracy/acc+gyro", "validation/accuracy/acc+gyro"),
+        ("fine_tuned/accuracy", "validation/fine_tuned/accuracy"),
+        ("accuracy/acc+video", None),
+        ("held_out/accuracy", None),
+        ("train_loss", None),
+        ("rmse", None),
+    ],
+)
+def test_what_a_sweep_can_be_chosen_by_is_known_before_it_runs(
+    asked: str, column: str | None, small_scenario: Scenario
+) -> None:
+    changes = {"data.validation_fraction": 0.2, "evaluation.fine_tune": {"every": 1}}
+    cells = expand([small_scenario.override(changes)], [Axis(LR, (0.01, 0.05))])
+    if column is not None:
+        assert check_choice(cells, asked, ["lr"]) == column
+        return
+    with pytest.raises(InputError, match="expected a score on validation: accuracy, balanced_accuracy"):
+        check_choice(cells, asked, ["lr"])
+
+
 # --- the best round -------------------------------------------------------------------------------------------------
 
 
@@ -438,3 +469,81 @@ def test_validation_scores_are_compared_as_any_metric(make: Make) -> None:
     assert the_row(found.table.to_dicts(), sharing="local", modalities="acc")["final"] == 0.3
     assert any("chosen on the validation scores that it then reports" in note for note in found.notes)
     assert compare(make([0.5], [0.2], metric="loss"), metric="validation/loss").lower_is_better
+
+
+# --- test splits that are scored once, and early stopping -----------------------------------------------------------
+
+ONCE = {"data.validation_fraction": 0.2, "evaluation.split": "validation"}
+STOP = {"data.validation_fraction": 0.2, "rounds": 8, "stop": {"patience": 2}}
+
+
+def test_a_test_split_that_was_scored_once_has_that_score_as_final_and_no_other(make: Make) -> None:
+    found = compare(
+        make([None, None, 0.5], [0.6, 0.9, 0.8], sharing="full-model", **ONCE),
+        make([None, None, 0.7], [0.4, 0.2, 0.3], sharing="local", **ONCE),
+        target=0.1,
+    )  # fmt: skip
+    row = scored(found, sharing="local")
+    assert (row["final"], row["points_final"]) == (0.7, pytest.approx(20.0))
+    for name in ("last5", "best"):
+        columns = [row[f"{start}{name}{end}"] for start in ("", "points_", "gain_") for end in ("", "_low", "_high")]
+        assert [*columns, row[f"unweighted_{name}"], row[f"p_{name}"]] == [None] * 11
+    assert (row["last5_rounds"], row["rounds_to_target"], row["num_reached"]) == (None, None, 0)
+    assert found.summary == "final"
+    assert any("has that score as final, and no last 5, best or rounds to a target" in note for note in found.notes)
+    assert not any(note.startswith(("*", "best")) for note in found.notes)
+    assert any(" ".join(line.split()).startswith("local 70.0 - ") for line in printed(found, "final", width=120))
+    assert printed(found, "last5")
+    assert '"best_round": null' in formats.json_text(found)
+    whole = compare(make([0.5, 0.6], [0.1, 0.2], **{"data.validation_fraction": 0.2}))
+    assert (whole.summary, scored(whole)["last5"]) == ("last5", pytest.approx(0.55))
+
+
+def test_validation_scores_of_such_runs_are_compared_as_ever(make: Make) -> None:
+    found = compare(make([None, 0.5], [0.6, 0.9], **ONCE), metric="validation/accuracy", target=0.8)
+    row = scored(found)
+    assert (row["last5"], row["best"], row["rounds_to_target"]) == (pytest.approx(0.75), 0.9, 2)
+
+
+def test_values_are_chosen_where_the_test_split_was_scored_once(make: Make) -> None:
+    runs = [make([None, test], [0.1, score], lr=lr, **ONCE) for lr, test, score in ((0.01, 0.4, 0.9), (0.05, 0.9, 0.5))]
+    found = compare(runs, choose="accuracy", tune=[LR])
+    assert (chosen(found)[LR], chosen(found)["validation"], scored(found)["final"]) == ("0.01", pytest.approx(0.5), 0.4)
+
+
+def test_runs_that_stop_early_count_by_their_own_best_rounds(make: Make) -> None:
+    """The best round of one is 2 of 4, of the other 1 of 3; test splits were scored with its blocks alone."""
+    once = {**STOP, "evaluation.split": "validation"}
+    found = compare(
+        make([None, 0.5, None, None], [0.6, 0.9, 0.8, 0.7], sharing="full-model", tuned={2: 0.6}, **once),
+        make([0.7, None, None], [0.4, 0.2, 0.3], sharing="local", tuned={1: 0.8}, **once),
+    )
+    assert scored(found, sharing="local", scoring="plain")["points_final"] == pytest.approx(20.0)
+    assert scored(found, sharing="local", scoring="fine-tuned")["points_final"] == pytest.approx(30.0)
+    assert scored(found, sharing="full-model", scoring="fine-tuned")["points_final"] == pytest.approx(10.0)
+    assert (found.keys, found.summary) == (("sharing", "scoring"), "final")
+    assert any(note.startswith("runs that stop early (stop) count by their own") for note in found.notes)
+
+
+def test_the_best_round_of_a_run_that_stopped_is_the_one_by_which_it_did(make: Make) -> None:
+    watching = {**STOP, "stop": {"metric": "loss", "patience": 1}}
+    found = compare(
+        make([0.3, 0.5, 0.4], [0.9, 0.5, 0.5], losses=[2.0, 1.0, 3.0], sharing="full-model", **watching),
+        make([0.3, 0.4, 0.6, 0.1], [0.9, 0.5, 0.5, 0.5], losses=[3.0, 2.0, 1.0, 4.0], sharing="local", **watching),
+    )
+    full, local = (scored(found, sharing=name) for name in ("full-model", "local"))
+    assert (full["best"], local["best"], local["points_best"]) == (0.5, 0.6, pytest.approx(10.0))
+    assert (full["final"], local["final"], local["points_final"]) == (0.4, 0.1, pytest.approx(-30.0))
+    assert found.summary == "best"
+    assert local["gain_best_rounds"] is None
+
+
+def test_runs_that_stop_early_are_chosen_by_their_best_rounds(make: Make) -> None:
+    runs = [
+        make([0.3, 0.4, 0.5], [0.9, 0.1, 0.1], lr=0.01, **STOP),
+        make([0.6, 0.7, 0.8], [0.5, 0.8, 0.8], lr=0.05, **STOP),
+    ]
+    found = compare(runs, choose="accuracy", tune=[LR])
+    assert found.choice is not None
+    assert found.choice.summary == "best"
+    assert (chosen(found)[LR], chosen(found)["num_rounds"], scored(found)["best"]) == ("0.01", 6, 0.3)
