@@ -286,7 +286,7 @@ def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
 
     def cells(row: Mapping[str, Any]) -> Iterator[str]:
         yield from _cells(comparison, row, gain_of, brief=False, several_counts=False)
-        yield from (row["last5_rounds"], str(row["num_seeds"]))[: len(end)]
+        yield from (row["last5_rounds"] or "-", str(row["num_seeds"]))[: len(end)]
 
     def with_compute(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[list[str]]:
         for name, rows in settings.items():
@@ -318,7 +318,7 @@ def _run_cells(comparison: Comparison, row: Mapping[str, Any], gain_of: Summary)
         difference, gain = row[f"points_{gain_of}"], row[f"gain_{gain_of}"]
         yield "-" if difference is None else points(difference) + mark
         yield "-" if gain is None else f"{gain:+.1f}{mark}"
-    yield from (row["last5_rounds"], Path(row["run"]).name)
+    yield from (row["last5_rounds"] or "-", Path(row["run"]).name)
 
 
 def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], list[list[str]]]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
 
+from blossom_ray.comparison.choosing import Summary
 from blossom_ray.comparison.comparing import Comparison
-from blossom_ray.comparison.formats import Summary, comparison_title, interval_text, panel_tables, remarks
+from blossom_ray.comparison.formats import comparison_title, interval_text, panel_tables, remarks
 from blossom_ray.comparison.grouping import grouping_of
 from blossom_ray.comparison.run_scores import ALL
 from blossom_ray.comparison.run_selection import Entry

@@ -131,7 +131,7 @@ def _score_rows(variant: Variant, scores: Sequence[Score]) -> Iterator[list[str]
                 names = [*(score.name for score in scores), "loss"]
                 values = [[row.get(f"{kind.format(name)}{end}") for row in last] for name in names]
                 known = [[value for value in each if value is not None] for each in values]
-                rounds = rounds_text(sorted({row["round"] for row in last}))
+                rounds = rounds_text(sorted({row["round"] for row in last})) or "-"
                 yield [f"{BELOW}{end[1:]}" if end else title, *map(format_mean, names, known), rounds]
 
 
