@@ -10,6 +10,7 @@ import typer
 from blossom_ray.cli import completion
 from blossom_ray.cli.options import Json, app
 from blossom_ray.cli.output import print_json, say
+from blossom_ray.cli.sweeps import Choose, Tune
 
 
 @app.command(epilog="Example: blossom-ray report runs/quickstart/20261123T120000Z-4f1c --figures figures")
@@ -30,12 +31,14 @@ def report(
         Path | None, typer.Option("--figures", help="Folder for the figures as SVG and PDF files, for a paper.")
     ] = None,
     title: Annotated[str | None, typer.Option("--title", help="Heading of the page.")] = None,
+    choose: Choose = None,
+    tune: Tune = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page, without network: curves, modality sets, clients, communication, time, scenario."""
     from blossom_ray.reporting import report as write_report
 
-    written = write_report(*runs, out=out, figures=figures, title=title)
+    written = write_report(*runs, out=out, figures=figures, title=title, choose=choose, tune=tune or ())
     if as_json:
         print_json({"report": str(written[0]), "figures": [str(path) for path in written[1:]]})
     else:

@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
 
-from blossom_ray.comparison.choosing import Summary
+from blossom_ray.comparison.choosing import Choice
 from blossom_ray.comparison.comparing import Comparison
-from blossom_ray.comparison.formats import comparison_title, interval_text, panel_tables, remarks
+from blossom_ray.comparison.formats import (
+    choice_table,
+    choice_title,
+    comparison_title,
+    interval_text,
+    panel_tables,
+    remarks,
+)
 from blossom_ray.comparison.grouping import grouping_of
 from blossom_ray.comparison.run_scores import ALL
 from blossom_ray.comparison.run_selection import Entry
@@ -16,7 +23,11 @@ from blossom_ray.reporting.charts import heat_map
 from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
 from blossom_ray.reporting.variants import Variant
 
-_GAIN_OF: Summary = "last5"
+_SUMMARIES = {
+    "final": "last scored round",
+    "last5": "mean of the last five rounds that both were scored in",
+    "best": "round of the best score",
+}
 
 
 def comparison_section(title: str, comparison: Comparison, told: Sequence[str] = ()) -> ReportSection:
@@ -27,13 +38,23 @@ def comparison_section(title: str, comparison: Comparison, told: Sequence[str] =
         comparison: What was compared.
         told: Notes that stand elsewhere.
     """
-    tables = []
-    for panel in panel_tables(comparison, _GAIN_OF):
+    tables, gain_of = [], comparison.summary
+    for panel in panel_tables(comparison, gain_of):
         words = [part for part in (panel.title, "single runs") if part]
         tables.append(_table(panel.header, panel.rows, panel.title))
         tables.append(replace(_table(panel.run_header, panel.runs, ", ".join(words)), is_folded=True))
-    notes = [f"{comparison_title(comparison, _GAIN_OF)}.", *remarks(comparison, _GAIN_OF)]
+    notes = [f"{comparison_title(comparison, gain_of)}.", *remarks(comparison, gain_of)]
     return ReportSection(title, _difference_figures(comparison), tables, [note for note in notes if note not in told])
+
+
+def choice_section(choice: Choice) -> ReportSection:
+    """Which values were chosen on validation, for each setting of the other keys, and what was tried."""
+    header, rows = choice_table(choice)
+    num = len(choice.settings)
+    columns = [", ".join(header[:num]) or "chosen", *header[num:]]
+    cells = [[", ".join(row[:num]) or "for all", *row[num:]] for row in rows]
+    notes = [f"{choice_title(choice)}.", *choice.notes]
+    return ReportSection("Chosen on validation", tables=[ReportTable(columns, cells)], notes=notes)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> ReportTable:
@@ -61,16 +82,16 @@ def variants_of(entries: Sequence[Entry], baseline: Sequence[str], notes: Sequen
 
 
 def _difference_figures(comparison: Comparison) -> list[ReportFigure]:
-    grouping = comparison.grouping
-    shown = [row for row in comparison.table.to_dicts() if row["modalities"] == ALL and row["points_last5"] is not None]
+    grouping, points = comparison.grouping, f"points_{comparison.summary}"
+    shown = [row for row in comparison.table.to_dicts() if row["modalities"] == ALL and row[points] is not None]
     panels = grouping.panels(shown, dict)
     if not panels:
         return []
     names = list(dict.fromkeys(name for row in panels.values() for name in row))
     cells = [[row[name][0] if name in row else None for name in names] for row in panels.values()]
-    values = [[None if cell is None else cell["points_last5"] for cell in row] for row in cells]
+    values = [[None if cell is None else cell[points] for cell in row] for row in cells]
     below = {
-        (i, j): interval_text(cell, "points_last5", lambda value: f"{value:+.1f}")
+        (i, j): interval_text(cell, points, lambda value: f"{value:+.1f}")
         for i, row in enumerate(cells) for j, cell in enumerate(row) if cell is not None
     }  # fmt: skip
     unit, unit_words = ("points", "percent points") if comparison.is_share else ("difference", "the score")
@@ -78,7 +99,7 @@ def _difference_figures(comparison: Comparison) -> list[ReportFigure]:
     baseline = ", ".join(comparison.baseline.values())
     caption = (
         f"Difference to {baseline} in {unit_words}, positive where better: "
-        "mean of the last five rounds that both were scored in, mean over seeds, with its 95 % interval: ± over seeds, "
+        f"{_SUMMARIES[comparison.summary]}, mean over seeds, with its 95 % interval: ± over seeds, "
         "in brackets over the clients of one."
     )
     return [ReportFigure("gains", figure, caption)]

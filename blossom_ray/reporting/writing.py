@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from blossom_ray.comparison.comparing import Comparison, compare_entries
@@ -13,7 +14,7 @@ from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.reporting.charts import figure_style
 from blossom_ray.reporting.classes import class_section
-from blossom_ray.reporting.compared import comparison_section, variants_of
+from blossom_ray.reporting.compared import choice_section, comparison_section, variants_of
 from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
 from blossom_ray.reporting.federation import federation_section
 from blossom_ray.reporting.page import render_page
@@ -35,6 +36,8 @@ def report(
     out: str | Path | None = None,
     figures: str | Path | None = None,
     title: str | None = None,
+    choose: str | None = None,
+    tune: str | Sequence[str] = (),
 ) -> list[Path]:
     """Write one HTML page, which needs no network, about a run, a sweep, or several of them side by side.
 
@@ -43,13 +46,15 @@ def report(
         out: The page; None: `report.html` in the folder of a single source, else in the working directory.
         figures: Folder for every figure as SVG and as PDF, for a paper; None: none are written.
         title: Its heading; None: the names of the scenarios.
+        choose: As in `compare`: the page is then about the runs with the values that were chosen on validation.
+        tune: The keys whose values are chosen.
 
     Returns:
         The files written, the page first.
 
     Raises:
         RunFolderError: A source is no run and no sweep or is damaged, or a file cannot be written.
-        InputError: No run has a complete round yet.
+        InputError: No run has a complete round yet, or there is nothing to choose from.
 
     Examples:
         >>> from blossom_ray import report
@@ -62,7 +67,10 @@ def report(
     given = each_source(sources)
     entries = collect(given)
     finished = [entry.run for entry in entries if entry.run is not None and entry.status == "finished"]
-    comparison = compare_entries(entries) if len(finished) > 1 else None
+    comparison = None
+    if len(finished) > 1 or choose is not None or tune:
+        comparison = compare_entries(entries, choose=choose, tune=tune)
+        entries = _chosen(entries, comparison)
     baseline = () if comparison is None else tuple(comparison.baseline)
     told = [] if comparison is None else [note.text for note in comparison.run_notes]
     runs = [entry.run for entry in entries if entry.run is not None]
@@ -105,12 +113,27 @@ def _comparison_sections(
     entries: Sequence[Entry], comparison: Comparison, finished: Sequence[Run]
 ) -> Iterator[ReportSection]:
     """The comparison by the task's score, and by the same one on the held-out set where a run has it."""
+    if comparison.choice is not None:
+        yield choice_section(comparison.choice)
     own = comparison_section("Comparison", comparison)
     yield own
     held_out = f"held_out/{comparison.metric}"
     if any(metric_columns(run, held_out) for run in finished):
         other = compare_entries(entries, metric=held_out)
         yield comparison_section("Comparison on the held-out set", other, told=own.notes)
+
+
+def _chosen(entries: Sequence[Entry], comparison: Comparison) -> Sequence[Entry]:
+    """The entries that are left where values of some keys were chosen, without these keys."""
+    choice = comparison.choice
+    if choice is None:
+        return entries
+    kept = set(comparison.runs["run"])
+    return [
+        replace(entry, setting={key: word for key, word in entry.setting.items() if key not in choice.keys})
+        for entry in entries
+        if entry.place in kept
+    ]
 
 
 def _note_section(variants: Sequence[Variant], told: Sequence[str]) -> ReportSection:
