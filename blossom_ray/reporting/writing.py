@@ -123,7 +123,7 @@ def _comparison_sections(
         yield comparison_section("Comparison on the held-out set", other, told=own.notes)
 
 
-def _chosen(entries: Sequence[Entry], comparison: Comparison) -> Sequence[Entry]:
+def _chosen(entries: list[Entry], comparison: Comparison) -> list[Entry]:
     """The entries that are left where values of some keys were chosen, without these keys."""
     choice = comparison.choice
     if choice is None:
