@@ -26,7 +26,7 @@ CLASS_SCORES = (
 )
 """The scores of a class, by their columns in the table `classes`."""
 _NAMES = tuple(score.name for score in CLASS_SCORES)
-_PREFIXES = {"test": "", "fine_tuned": "fine_tuned/", "held_out": "held_out/"}
+_PREFIXES = {"test": "", **{name: f"{name}/" for name in ("validation", "fine_tuned", "held_out")}}
 
 
 def by_class(entries: Sequence[Entry], asked: str | None) -> tuple[list[Entry], str]:
