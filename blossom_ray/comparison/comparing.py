@@ -296,7 +296,7 @@ def _usual_summary(rows: Sequence[Row]) -> Summary:
 
 def _all_stop(rows: Sequence[Row]) -> bool:
     runs = [row.entry.run for row in rows if row.scores is not None]
-    return len(runs) > 0 and all(run is not None and getattr(run.scenario, "stop", None) is not None for run in runs)
+    return len(runs) > 0 and all(run is not None and run.scenario.stop is not None for run in runs)
 
 
 def _default_metric(entries: Sequence[Entry]) -> str:

@@ -215,7 +215,7 @@ def _stop_apart(row: Row, against: Row) -> bool:
     """
     runs = (row.entry.run, against.entry.run)
     is_once = all(each.scores is not None and each.scores.is_once for each in (row, against))
-    has_stop = any(run is not None and getattr(run.scenario, "stop", None) is not None for run in runs)
+    has_stop = any(run is not None and run.scenario.stop is not None for run in runs)
     return has_stop and (is_once or row.metric == against.metric)
 
 

@@ -119,7 +119,7 @@ def tuned_metric(metric: str) -> str:
 def _judge(run: Run, column: str) -> str:
     """The column that says which round is the best one: one for all modality sets, since one model is kept."""
     known = validation_columns(run)
-    if (stop := getattr(run.scenario, "stop", None)) is not None:
+    if (stop := run.scenario.stop) is not None:
         watched = VALIDATION + (stop.metric or default_score(run.scenario.task).name).removeprefix(VALIDATION)
         if watched in known:
             return watched
@@ -152,7 +152,7 @@ def run_scores(
     scored = {number: score for number, _, _, score, _ in table if number > 0 and score is not None}
     is_lower = lower_is_better if judge == column else score_of(judge, run.scenario.own_scores).lower_is_better
     judged = {number: -score if is_lower else score for number, *_, score in table if number > 0 and score is not None}
-    is_once = getattr(run.scenario.evaluation, "split", "test") == "validation" and not column.startswith(VALIDATION)
+    is_once = run.scenario.evaluation.split == "validation" and not column.startswith(VALIDATION)
     own = summaries(scored, judged, is_once=is_once)
     if own is None:
         return None

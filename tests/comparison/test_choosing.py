@@ -61,14 +61,13 @@ def make(small_scenario: Scenario) -> Make:
                 metrics["validation/loss"] = losses[index - 1]
             if index in (tuned or {}):
                 metrics[f"fine_tuned/{metric}"] = tuned[index]  # type: ignore[index]
-            evaluation = tuple(
-                ClientEvaluation(
-                    client, 10, 0.0, {"accuracy": score, "validation/accuracy": validated}, bytes_down=0, seconds=0.0
-                )
-                for client, validated in enumerate(clients or ())
+            validations = tuple(
+                ClientEvaluation(client, 10, 0.0, {"accuracy": score}, bytes_down=0, seconds=0.0)
+                for client, score in enumerate(clients or ())
             )
             block = BlockRound(BlockInstance("head", Scope.SHARED), 5, 50, 100, 10, 0.0, 0.0)
-            records.append(RoundRecord(index, 0.1, (), (), evaluation, metrics, (block,), {"total": 1.0}))
+            record = RoundRecord(index, 0.1, (), (), (), metrics, (block,), {"total": 1.0}, validation=validations)
+            records.append(record)
         return Run.from_records(records, scenario, tuple(scenario.profiles()), manifest)
 
     return build
@@ -200,9 +199,12 @@ def test_one_seed_has_an_interval_over_its_clients(make: Make) -> None:
     values = [0.1, 0.3, 0.5, 0.7, 0.4]
     runs = [make([0.5], [score], lr=lr, clients=values) for lr, score in ((0.01, 0.4), (0.05, 0.3))]
     row = chosen(compare(runs, choose="accuracy", tune=[LR]))
-    assert (row["num_seeds"], row[LR]) == (1, "0.01")
-    # Validation rows by client are not in these tables.
-    assert (row["interval"], row["validation_low"]) == (None, None)
+    assert (row["num_seeds"], row[LR], row["interval"]) == (1, "0.01", "clients")
+    draws = np.random.default_rng(0).choice(values, (10_000, 5)).mean(axis=1)
+    # Other draws: the means of five such scores are 0.02 apart.
+    assert [row["validation_low"], row["validation_high"]] == pytest.approx(
+        np.percentile(draws, [2.5, 97.5]), abs=0.021
+    )
 
 
 def test_a_modality_set_alone_may_choose(make: Make) -> None:
