@@ -97,6 +97,8 @@ def _sections_below(path: str, hint: Hint) -> tuple[str, Hint] | None:
     """Path and hint of the section, or choice of sections, that a field holds, be it in a list or a map."""
     if hint.section is not None or hint.kinds:
         return path, hint
+    if len(hint.members) == 1:  # a section or null
+        return _sections_below(path, hint.members[0])
     if hint.item is None:
         return None
     name = "<name>" if hint.key is not None else "<index>"
