@@ -156,7 +156,8 @@ class ClientHost:
             chunk: Clients of one modality set and group, all of which live here.
             blocks: The current value of every block instance that they hold and that is not private.
             round_index: The round that has just been averaged; its private blocks become final.
-            scoring: On which samples, and whether after local fine-tuning, of which nothing is kept.
+            scoring: On which samples, which each of them has, and whether after local fine-tuning, of which nothing
+                is kept.
 
         Raises:
             ClientError: A client's own code raised.
@@ -165,7 +166,7 @@ class ClientHost:
         tasks, states = self._tasks(chunk, blocks, down, accepted=round_index, scoring=scoring)
         engine, rules = self._engine(self._profiles[chunk.clients[0]]), task_rules(self._plan.task, self._plan.metrics)
         tuning_seconds = [0.0] * len(tasks)
-        if scoring is Scoring.FINE_TUNED:
+        if scoring.is_fine_tuned:
             tasks, tuning_seconds = self._fine_tuned(tasks, engine, round_index)
         scores = engine.evaluate(tasks, self._plan.evaluation_batch_size, round_index=round_index)
         self._states.update(zip(chunk.clients, states, strict=True))
@@ -249,7 +250,7 @@ class ClientHost:
     ) -> tuple[list[ClientTask], list[ClientState]]:
         """What the engine needs of each client, and the clients' states once they have received these blocks.
 
-        With `scoring` the samples are those that are scored, else those of the training split.
+        With `scoring` the samples are those that are scored, else those of the training split. No others are read.
         """
         tasks, states = [], []
         # Clients that were sent the same share one map of versions: with ten thousand of them it is most of a state.
@@ -262,13 +263,20 @@ class ClientHost:
             state = self._states.get(client, _INITIAL_STATE)
             versions = _received(client, state, sent, down)
             values = {**joined, **self._private(client, state)}
-            own = self._profiles[client].modalities
-            shard = self._shards.held_out(own) if scoring is Scoring.HELD_OUT else self._shards.shard(client)
-            assert shard is not None, "the loop asks for a held-out set only where there is one"
-            inputs, labels = shard.test() if scoring else shard.train()
+            inputs, labels = self._samples(client, scoring)
             tasks.append(ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state))
             states.append(replace(state, versions=same.setdefault(tuple(versions.items()), versions)))
         return tasks, states
+
+    def _samples(self, client: int, scoring: Scoring | None) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+        if scoring is Scoring.HELD_OUT:
+            held_out = self._shards.held_out(self._profiles[client].modalities)
+            assert held_out is not None, "the loop asks for a held-out set only where there is one"
+            return held_out.test()
+        shard = self._shards.shard(client)
+        if scoring is None:
+            return shard.train()
+        return shard.validation() if scoring.is_validation else shard.test()
 
     def _with_prototypes(self, tasks: Sequence[ClientTask], results: Sequence[LocalResult]) -> list[LocalResult]:
         """The results with the prototypes that these clients contribute to."""

@@ -12,6 +12,7 @@ from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.factories import factory_problems
 from blossom_ray.locations import is_uri
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.checks import missing_validation
 from blossom_ray.scenario.reader import Reading, inspect_scenario
 from blossom_ray.scenario.sections import Data
 from blossom_ray.scenario.writer import plain_tree
@@ -55,7 +56,7 @@ class Inspector:
         Raises:
             ScenarioError: They cannot.
         """
-        found = [*self._examined(scenario).problems, *factory_problems(dict(scenario))]
+        found = [*_problems(self._examined(scenario), dict(scenario)), *factory_problems(dict(scenario))]
         if found:
             raise ScenarioError(tuple(Problem(*problem) for problem in found))
 
@@ -75,7 +76,7 @@ class Inspector:
         num_clients = sum(group.count for group in clients)
         seed, task = sections["seed"], sections["task"]
         found = self._examination(sections["data"], tuple(sorted(owned)), num_clients, seed, task)
-        return [reading.problem(*problem) for problem in found.problems]
+        return [reading.problem(*problem) for problem in _problems(found, sections)]
 
     def _examined(self, scenario: Scenario) -> Examination:
         return self._examination(scenario.data, scenario.modalities, scenario.num_clients, scenario.seed, scenario.task)
@@ -88,6 +89,11 @@ class Inspector:
         if key not in self._known:
             self._known[key] = examine_federation(data, modalities, num_clients, seed, task)
         return self._known[key]
+
+
+def _problems(found: Examination, sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    missing = missing_validation(sections) if found.has_validation is False else ()
+    return [*found.problems, *missing]
 
 
 def _is_elsewhere(reading: Reading) -> bool:

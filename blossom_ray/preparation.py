@@ -56,6 +56,11 @@ class Preparation:
         """Whether there is a held-out global test set to score."""
         return self.num_held_out > 0
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether some client has a validation split."""
+        return bool(self.shards.num_validation.any())
+
     def with_engines(self, engines: Mapping[str, EngineName]) -> Preparation:
         """The same federation with an engine for each of its modality sets."""
         scenario = self.scenario.with_engines(engines)

@@ -10,11 +10,49 @@ from blossom_ray.blocks import BlockInstance
 
 
 class Scoring(StrEnum):
-    """What a client's model is scored on, and in which state."""
+    """What a client's model is scored on, and in which state; in the order in which a round does it."""
 
     OWN_TEST = "own test split"
-    HELD_OUT = "held-out set"
+    VALIDATION = "own validation split"
     FINE_TUNED = "own test split, after local fine-tuning"
+    FINE_TUNED_VALIDATION = "own validation split, after local fine-tuning"
+    HELD_OUT = "held-out set"
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether validation rows are scored, and no test rows."""
+        return self in (Scoring.VALIDATION, Scoring.FINE_TUNED_VALIDATION)
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether a copy is scored that was trained further."""
+        return self in (Scoring.FINE_TUNED, Scoring.FINE_TUNED_VALIDATION)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its scores begin with in summaries and tables."""
+        return _PREFIXES[self]
+
+    @property
+    def label(self) -> str:
+        """What it is called in the tables of classes."""
+        return self.prefix.rstrip("/") or "test"
+
+    @classmethod
+    def of_column(cls, name: str) -> Scoring:
+        """What a score in this column is about."""
+        return next(
+            scoring for scoring in sorted(cls, key=lambda each: -len(each.prefix)) if name.startswith(scoring.prefix)
+        )
+
+
+_PREFIXES = {
+    Scoring.OWN_TEST: "",
+    Scoring.VALIDATION: "validation/",
+    Scoring.FINE_TUNED: "fine_tuned/",
+    Scoring.FINE_TUNED_VALIDATION: "validation/fine_tuned/",
+    Scoring.HELD_OUT: "held_out/",
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +86,11 @@ class ClientTraining:
 
 @dataclass(frozen=True)
 class ClientEvaluation:
-    """One client's scores on its own test split, or on the held-out global test set.
+    """One client's scores on its own test or validation split, or on the held-out global test set.
 
     Attributes:
         client: The client's id.
-        num_examples: Test samples.
+        num_examples: Samples scored.
         loss: Mean loss over them.
         scores: The task's scores by name, as in `SCORES`; None where the samples do not define one.
         bytes_down: Bytes of blocks sent to the client for evaluation.
@@ -74,8 +112,8 @@ class ClassScores:
     """How one class fared in one round, over the samples of all scored clients of one modality set.
 
     Attributes:
-        scoring: On which samples, and in which state, as the columns of the scores have it: `test`, `fine_tuned` or
-            `held_out`.
+        scoring: On which samples, and in which state, as the columns of the scores have it: `test`, `validation`,
+            `fine_tuned`, `validation/fine_tuned` or `held_out`.
         modalities: The modality set; "" for the clients of all sets together.
         index: Number of the class.
         name: Its name.
@@ -177,12 +215,14 @@ class RoundRecord:
         learning_rate: The clients' learning rate, None in round 0.
         cohort: Ids of the clients that trained, in order.
         training: One entry per client of the cohort, in order of id.
-        evaluation: One entry per client scored, in order of id; empty in rounds without evaluation.
-        fine_tuned: The same clients after local fine-tuning; empty in rounds without it.
+        evaluation: One entry per client scored on its test split, in order of id; empty in rounds without that.
+        validation: One entry per client scored on its validation split, in order of id; empty in rounds without that.
+        fine_tuned: As `evaluation`, after local fine-tuning; empty in rounds without it.
+        fine_tuned_validation: As `validation`, after local fine-tuning.
         metrics: Summary of the round by name, as in `docs/semantics.md`: `train_loss`; per metric `accuracy`
             (mean over clients weighted by test samples), `accuracy_pooled`, `accuracy_p10`, `accuracy_p50`,
             `accuracy_p90` (spread over clients), `accuracy/<modality set>`; `fine_tuned/` before any of these;
-            `held_out/accuracy/<modality set>`.
+            `validation/` before any of all these; `held_out/accuracy/<modality set>`.
         blocks: One entry per block instance.
         seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
         failures: What went wrong, in the order in which it was noticed.
@@ -203,6 +243,13 @@ class RoundRecord:
     fine_tuned: tuple[ClientEvaluation, ...] = ()
     actors: tuple[ActorRound, ...] = ()
     classes: tuple[ClassScores, ...] = ()
+    validation: tuple[ClientEvaluation, ...] = ()
+    fine_tuned_validation: tuple[ClientEvaluation, ...] = ()
+
+    @property
+    def num_evaluated(self) -> int:
+        """Clients that were scored on their test or validation split."""
+        return len({scored.client for scored in (*self.evaluation, *self.validation)})
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,17 @@ def check_rounds(run: Run, scenario: Scenario, checkpoints: Path) -> int | None:
                 f"{run.path}: had the learning rate {rates[0]:g} in round {number}, and with {scenario.rounds} rounds "
                 f"the {schedule.kind} schedule has {rates[1]:g} there; expected a new run of {scenario.rounds} rounds"
             )
-    has_held_out = any(name.startswith("held_out/") for name in rounds.columns)
+    has_held_out, has_validation = (
+        any(name.startswith(prefix) for name in rounds.columns) for prefix in ("held_out/", "validation/")
+    )
     ends = sorted({before.rounds, scenario.rounds} & set(range(1, done + 1)))
-    due = {end: [scorings_due(each, end, has_held_out=has_held_out) for each in (before, scenario)] for end in ends}
+    due = {
+        end: [
+            scorings_due(each, end, has_held_out=has_held_out, has_validation=has_validation)
+            for each in (before, scenario)
+        ]
+        for end in ends
+    }
     same = next((end - 1 for end in ends if due[end][0] != due[end][1]), None)
     at_most = done if same is None else same
     newest, _ = CheckpointStore(checkpoints, scenario.checkpoint.keep).newest(range(at_most + 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from blossom_ray.aggregation import Accumulator, Total
@@ -71,16 +71,14 @@ class RoundEvaluation:
     """Scores of the new blocks.
 
     Attributes:
-        records: One per client scored on its own test split, in client order.
-        fine_tuned: The same clients after local fine-tuning; empty where the scenario does not ask for it now.
+        scored: By what was scored, one entry per client, in client order.
         metrics: Summary by name, as in `RoundRecord.metrics`.
         bytes_down: Bytes sent to clients by block instance.
         seconds: Wall time.
         classes: As in `RoundRecord`.
     """
 
-    records: tuple[ClientEvaluation, ...] = ()
-    fine_tuned: tuple[ClientEvaluation, ...] = ()
+    scored: Mapping[Scoring, tuple[ClientEvaluation, ...]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -137,58 +135,101 @@ def train_round(
     )
 
 
-def scorings_due(scenario: Scenario, round_index: int, *, has_held_out: bool) -> frozenset[Scoring]:
+def scorings_due(
+    scenario: Scenario, round_index: int, *, has_held_out: bool, has_validation: bool
+) -> frozenset[Scoring]:
     """What the blocks are scored on after a round; nothing in a round that is left out."""
-    section, is_last = scenario.evaluation, round_index == scenario.rounds
-    if round_index % section.every != 0 and not is_last:
+    is_last = round_index == scenario.rounds
+    if round_index % scenario.evaluation.every != 0 and not is_last:
         return frozenset()
-    due = {Scoring.OWN_TEST}
-    if _is_fine_tuning_due(section.fine_tune, round_index, is_last=is_last):
-        due.add(Scoring.FINE_TUNED)
-    if has_held_out and (section.held_out == "every" or (section.held_out == "final" and is_last)):
+    return _due(scenario, round_index, is_end=is_last, has_held_out=has_held_out, has_validation=has_validation)
+
+
+def _due(
+    scenario: Scenario, round_index: int, *, is_end: bool, has_held_out: bool, has_validation: bool
+) -> frozenset[Scoring]:
+    section = scenario.evaluation
+    tuned_of = {Scoring.OWN_TEST: Scoring.FINE_TUNED, Scoring.VALIDATION: Scoring.FINE_TUNED_VALIDATION}
+    due = {Scoring.VALIDATION} if has_validation else set()
+    if section.split == "test" or is_end:
+        due.add(Scoring.OWN_TEST)
+    if _is_fine_tuning_due(section.fine_tune, round_index, is_last=is_end):
+        due |= {tuned_of[scoring] for scoring in due}
+    if has_held_out and (section.held_out == "every" or (section.held_out == "final" and is_end)):
         due.add(Scoring.HELD_OUT)
     return frozenset(due)
 
 
 def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, round_index: int) -> RoundEvaluation:
-    """Score the new blocks on the clients' own test splits.
+    """Score the new blocks on the clients' own test and validation splits, as far as the scenario asks for it now.
 
-    Where the scenario asks for it, score them after local fine-tuning as well, and on the held-out set.
+    Where it asks for it, score them after local fine-tuning as well, and on the held-out set.
+    """
+    due = scorings_due(
+        preparation.scenario,
+        round_index,
+        has_held_out=preparation.has_held_out,
+        has_validation=preparation.has_validation,
+    )
+    is_end = round_index == preparation.scenario.rounds
+    return evaluate(preparation, runtime, server, round_index, due, is_end=is_end)
+
+
+def evaluate(
+    preparation: Preparation,
+    runtime: Runtime,
+    server: Server,
+    round_index: int,
+    due: Collection[Scoring],
+    *,
+    is_end: bool,
+) -> RoundEvaluation:
+    """Score the blocks of a round.
+
+    Args:
+        preparation: The prepared federation.
+        runtime: Executes the clients.
+        server: The server after the round.
+        round_index: The round.
+        due: On what, and whether after local fine-tuning.
+        is_end: Whether these are the scores that a run ends with: those of single classes are kept then.
     """
     started = time.perf_counter()
-    scenario, population = preparation.scenario, preparation.population
-    due = scorings_due(scenario, round_index, has_held_out=preparation.has_held_out)
-    if Scoring.OWN_TEST not in due:
+    if not due:
         return RoundEvaluation()
+    scenario, population = preparation.scenario, preparation.population
     num_scored = max(1, math.floor(scenario.evaluation.clients * len(population.profiles) + 1e-9))
-    clients = draw_clients(len(population.profiles), num_scored, scenario.seed, Purpose.EVALUATION_COHORT, round_index)
-    own = _score(preparation, runtime, server, round_index, clients, Scoring.OWN_TEST)
-    metrics, bytes_down = _summary(preparation, own), own.bytes_down
-    scored = {"test": own}
-    tuned: tuple[ClientEvaluation, ...] = ()
-    if Scoring.FINE_TUNED in due:
-        # The blocks have just been sent: this costs no traffic.
-        scored["fine_tuned"] = _score(preparation, runtime, server, round_index, clients, Scoring.FINE_TUNED)
-        tuned = scored["fine_tuned"].records
-        summary = _summary(preparation, scored["fine_tuned"])
-        metrics |= {f"fine_tuned/{name}": value for name, value in summary.items()}
-    if Scoring.HELD_OUT in due:
-        models = held_out_clients(preparation.plan, population)
-        scored["held_out"] = _score(preparation, runtime, server, round_index, models, Scoring.HELD_OUT)
-        summary = _summary(preparation, scored["held_out"])
-        metrics |= {f"held_out/{name}": value for name, value in summary.items() if "/" in name}
-        bytes_down.update(scored["held_out"].bytes_down)
+    drawn = draw_clients(len(population.profiles), num_scored, scenario.seed, Purpose.EVALUATION_COHORT, round_index)
+    scored: dict[Scoring, _Scored] = {}
+    metrics: dict[str, float] = {}
+    bytes_down: Counter[BlockInstance] = Counter()
+    for scoring in (each for each in Scoring if each in due):
+        if scoring is Scoring.HELD_OUT:
+            clients = held_out_clients(preparation.plan, population)
+        else:
+            num_rows = preparation.shards.num_validation if scoring.is_validation else preparation.shards.num_test
+            clients = tuple(client for client in drawn if num_rows[client])
+        # Blocks are sent with the first scoring that needs them: the others cost no traffic.
+        scored[scoring] = _score(preparation, runtime, server, round_index, clients, scoring)
+        bytes_down.update(scored[scoring].bytes_down)
+        summary = _summary(preparation, scored[scoring])
+        if scoring is Scoring.HELD_OUT:
+            # Each modality set's models are scored on the same samples: all together are none.
+            summary = {name: value for name, value in summary.items() if "/" in name}
+        metrics |= {f"{scoring.prefix}{name}": value for name, value in summary.items()}
     classes: tuple[ClassScores, ...] = ()
-    per_class = scenario.evaluation.per_class
-    if per_class == "every" or (per_class == "final" and round_index == scenario.rounds):
+    if scenario.evaluation.per_class == "every" or (scenario.evaluation.per_class == "final" and is_end):
         rules, names = task_rules(preparation.plan.task), preparation.class_names
         classes = tuple(
             entry
             for scoring, each in scored.items()
-            # Each modality set's models are scored on the same held-out samples: all together are none.
-            for entry in class_scores(scoring, each.tallies, rules, names, with_total=scoring != "held_out")
+            if each.records
+            for entry in class_scores(
+                scoring.label, each.tallies, rules, names, with_total=scoring is not Scoring.HELD_OUT
+            )
         )
-    return RoundEvaluation(own.records, tuned, metrics, bytes_down, time.perf_counter() - started, classes)
+    records = {scoring: each.records for scoring, each in scored.items()}
+    return RoundEvaluation(records, metrics, bytes_down, time.perf_counter() - started, classes)
 
 
 def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...]:
@@ -219,29 +260,37 @@ def round_record(
         learning_rate=training.learning_rate if training else None,
         cohort=tuple(record.client for record in training.records) if training else (),
         training=training.records if training else (),
-        evaluation=evaluation.records,
+        evaluation=evaluation.scored.get(Scoring.OWN_TEST, ()),
         metrics=({"train_loss": training.loss} if training else {}) | dict(evaluation.metrics),
         blocks=_block_rounds(preparation, server, training, evaluation, update_norms),
         seconds=seconds | {"total": sum(seconds.values())},
         failures=failures,
-        fine_tuned=evaluation.fine_tuned,
+        fine_tuned=evaluation.scored.get(Scoring.FINE_TUNED, ()),
         actors=actors,
         classes=evaluation.classes,
+        validation=evaluation.scored.get(Scoring.VALIDATION, ()),
+        fine_tuned_validation=evaluation.scored.get(Scoring.FINE_TUNED_VALIDATION, ()),
     )
 
 
 def undefined_note(record: RoundRecord, task: Task) -> str:
     """What to say of a round in which models gave outputs that are not finite; "" where all are."""
     score = default_score(task).name
-    kinds = {"": "their own test samples", "fine_tuned/": "them after fine-tuning", "held_out/": "the held-out set"}
+    kinds = {
+        Scoring.OWN_TEST: "their own test samples",
+        Scoring.VALIDATION: "their own validation samples",
+        Scoring.FINE_TUNED: "their own test samples after fine-tuning",
+        Scoring.FINE_TUNED_VALIDATION: "their own validation samples after fine-tuning",
+        Scoring.HELD_OUT: "the held-out set",
+    }
     found = [
         where
-        for prefix, where in kinds.items()
-        if any(math.isnan(value) for name, value in record.metrics.items() if name.startswith(prefix + score))
+        for scoring, where in kinds.items()
+        if any(math.isnan(value) for name, value in record.metrics.items() if name.startswith(scoring.prefix + score))
     ]
     if not found:
         return ""
-    scored = (*record.evaluation, *record.fine_tuned)
+    scored = (*record.evaluation, *record.validation, *record.fine_tuned, *record.fine_tuned_validation)
     clients = sorted({each.client for each in scored if math.isnan(each.scores[score] or 0)})
     whose = f" of client {clients[0]}" + (f" and {len(clients) - 1} others" if clients[1:] else "") if clients else ""
     return (
@@ -260,14 +309,16 @@ def untrained_note(preparation: Preparation, record: RoundRecord) -> str:
     if not _may_leave_untrained(preparation):
         return ""
     profiles, plan = preparation.population.profiles, preparation.plan
-    untrained = [profiles[entry.client] for entry in record.evaluation if entry.rounds_trained == 0]
+    scored = record.evaluation or record.validation
+    untrained = [profiles[entry.client] for entry in scored if entry.rounds_trained == 0]
     parts = sorted({part for profile in untrained for part in plan.own_parts(profile)})
     if not parts:
         return ""
-    metric = f"{default_score(plan.task).name}_trained"
+    prefix = "" if record.evaluation else Scoring.VALIDATION.prefix
+    metric = f"{prefix}{default_score(plan.task).name}_trained"
     without = f"; {metric} is the score without them" if metric in record.metrics else ""
     return (
-        f"{len(untrained)} of {len(record.evaluation)} scored clients never trained: their own {listed(parts)} have "
+        f"{len(untrained)} of {len(scored)} scored clients never trained: their own {listed(parts)} have "
         f"initial values{without}"
     )
 

@@ -63,7 +63,7 @@ OTHER_COLUMNS = frozenset({
     "round", "learning_rate", "num_clients", "num_evaluated", "num_examples", "seconds", "seconds_train",
     "seconds_evaluate", "bytes_down", "bytes_up", "client", "modalities", "group", "num_train_examples", "weight",
     "num_steps", "train_loss", "train_seconds", "num_test_examples", "loss", "evaluate_bytes_down", "evaluate_seconds",
-    "rounds_trained",
+    "num_validation_examples", "rounds_trained",
 })  # fmt: skip
 """Columns of the tables `rounds` and `clients` that are no scores of a task, so that no metric takes their names."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from blossom_ray.blocks import ClientProfile
@@ -53,6 +54,7 @@ METRICS: Mapping[str, Metric] = {
     "blossom_score": Metric(
         "gauge", "Scores and loss of the last evaluated round, mean over clients.", ("score", "modalities")
     ),
+    "blossom_validation_score": Metric("gauge", "The same on validation splits.", ("score", "modalities")),
     "blossom_train_loss": Metric("gauge", "Mean training loss of the last round."),
     "blossom_failures": Metric("counter", "Failures: lost actors, failed clients.", ("phase", "action")),
     "blossom_actors": Metric("gauge", "Processes of the run.", ("kind",)),
@@ -106,7 +108,8 @@ def _client_readings(record: RoundRecord, profiles: Sequence[ClientProfile]) -> 
         owned = profiles[training.client].modality_set
         trained[owned] += 1
         seconds[owned, "train"] += training.seconds
-    for evaluation in (*record.evaluation, *record.fine_tuned):
+    splits = (record.evaluation, record.validation, record.fine_tuned, record.fine_tuned_validation)
+    for evaluation in chain(*splits):
         seconds[profiles[evaluation.client].modality_set, "evaluate"] += evaluation.seconds
     for owned, count in trained.items():
         yield Reading("blossom_clients_trained", count, {"modalities": owned})
@@ -129,9 +132,10 @@ def _score_readings(record: RoundRecord, task: Task) -> Iterator[Reading]:
         yield Reading("blossom_train_loss", record.metrics["train_loss"])
     names = {"loss", *(score.name for score in SCORES[task])}
     for column, value in record.metrics.items():
-        score, _, owned = column.partition("/")
+        metric = "blossom_validation_score" if column.startswith("validation/") else "blossom_score"
+        score, _, owned = column.removeprefix("validation/").partition("/")
         if score in names:
-            yield Reading("blossom_score", value, {"score": score, "modalities": owned or ALL_CLIENTS})
+            yield Reading(metric, value, {"score": score, "modalities": owned or ALL_CLIENTS})
 
 
 def _actor_readings(record: RoundRecord, driver_memory_bytes: int) -> Iterator[Reading]:

@@ -39,9 +39,12 @@ RECORD = RoundRecord(
     training=(training(0, 1.0), training(1, 2.0), training(2, 4.0)),
     evaluation=(ClientEvaluation(1, 5, 0.4, {}, 0, 0.25),),
     fine_tuned=(ClientEvaluation(1, 5, 0.4, {}, 0, 0.5),),
+    validation=(ClientEvaluation(1, 2, 0.4, {}, 0, 1.0),),
+    fine_tuned_validation=(ClientEvaluation(1, 2, 0.4, {}, 0, 2.0),),
     metrics={
         "train_loss": 0.7, "loss": 0.6, "accuracy": 0.5, "accuracy_p10": 0.1, "accuracy/acc+gyro": 0.75,
-        "held_out/accuracy/acc": 0.2, "fine_tuned/accuracy": 0.9,
+        "held_out/accuracy/acc": 0.2, "fine_tuned/accuracy": 0.9, "validation/loss": 0.8,
+        "validation/accuracy/acc": 0.3, "validation/fine_tuned/accuracy": 0.6,
     },
     blocks=(
         block("fusion", Scope.SAME_MODALITIES, "acc", 100, 10),
@@ -71,7 +74,7 @@ def told(metric: str) -> dict[tuple[str, ...], float]:
         ("blossom_clients_trained", {("acc",): 2, ("acc+gyro",): 1}),
         (
             "blossom_client_seconds",
-            {("acc", "train"): 3.0, ("acc+gyro", "train"): 4.0, ("acc", "evaluate"): 0.75},
+            {("acc", "train"): 3.0, ("acc+gyro", "train"): 4.0, ("acc", "evaluate"): 3.75},
         ),
         (
             "blossom_block_bytes",
@@ -81,6 +84,7 @@ def told(metric: str) -> dict[tuple[str, ...], float]:
             },
         ),
         ("blossom_score", {("loss", "all"): 0.6, ("accuracy", "all"): 0.5, ("accuracy", "acc+gyro"): 0.75}),
+        ("blossom_validation_score", {("loss", "all"): 0.8, ("accuracy", "acc"): 0.3}),
         ("blossom_train_loss", {(): 0.7}),
         ("blossom_failures", {("training", "repeated"): 2}),
         ("blossom_actors", {("driver",): 1, ("client",): 3}),

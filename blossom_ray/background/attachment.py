@@ -13,12 +13,13 @@ from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.errors import RunError, RunFolderError
 from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
 from blossom_ray.results.run import Run, locked
-from blossom_ray.results.tables import CLIENT_COLUMNS, ROUND_COLUMNS
+from blossom_ray.results.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS
 
 if TYPE_CHECKING:
     import polars as pl
 
 _POLL_S = 0.5
+_NO_SCORES = CLIENT_COLUMNS | SOME_COLUMNS
 
 
 def followed(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, None, None]:
@@ -90,18 +91,20 @@ def _record(
     row: dict[str, Any], clients: list[dict[str, Any]], blocks: list[dict[str, Any]], failures: list[dict[str, Any]]
 ) -> RoundRecord:
     trained = [client for client in clients if client["num_train_examples"] is not None]
-    scored = [client for client in clients if client["num_test_examples"] is not None]
+    tested = [client for client in clients if client["num_test_examples"] is not None]
+    validated = [client for client in clients if client.get("num_validation_examples") is not None]
     seconds = {"total": row["seconds"], "train": row["seconds_train"], "evaluate": row["seconds_evaluate"]}
     return RoundRecord(
         round_index=row["round"],
         learning_rate=row["learning_rate"],
         cohort=tuple(client["client"] for client in trained),
         training=tuple(_training(client) for client in trained),
-        evaluation=tuple(_evaluation(client) for client in scored),
+        evaluation=tuple(_evaluation(client) for client in tested),
         metrics={name: value for name, value in row.items() if name not in ROUND_COLUMNS and value is not None},
         blocks=tuple(_block(block) for block in blocks),
         seconds={name: value for name, value in seconds.items() if value is not None},
         failures=_failures(failures),
+        validation=tuple(_validation(client) for client in validated),
     )
 
 
@@ -125,9 +128,26 @@ def _evaluation(client: dict[str, Any]) -> ClientEvaluation:
         client=client["client"],
         num_examples=client["num_test_examples"],
         loss=client["loss"],
-        scores={name: value for name, value in client.items() if name not in CLIENT_COLUMNS and "/" not in name},
-        bytes_down=client["evaluate_bytes_down"],
-        seconds=client["evaluate_seconds"],
+        scores={name: value for name, value in client.items() if name not in _NO_SCORES and "/" not in name},
+        bytes_down=client["evaluate_bytes_down"] or 0,
+        seconds=client["evaluate_seconds"] or 0.0,
+        rounds_trained=client["rounds_trained"],
+    )
+
+
+def _validation(client: dict[str, Any]) -> ClientEvaluation:
+    """Bytes and seconds of a client that was scored on both splits are told with the test split."""
+    found = {
+        name.removeprefix("validation/"): value for name, value in client.items() if name.startswith("validation/")
+    }
+    is_alone = client["num_test_examples"] is None
+    return ClientEvaluation(
+        client=client["client"],
+        num_examples=client["num_validation_examples"],
+        loss=found.pop("loss"),
+        scores={name: value for name, value in found.items() if "/" not in name},
+        bytes_down=client["evaluate_bytes_down"] if is_alone else 0,
+        seconds=client["evaluate_seconds"] if is_alone else 0.0,
         rounds_trained=client["rounds_trained"],
     )
 

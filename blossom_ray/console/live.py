@@ -28,6 +28,7 @@ from blossom_ray.console.tables import (
     line,
     modality_suffixes,
     score_table,
+    split_prefix,
     title,
 )
 from blossom_ray.records import RoundRecord
@@ -77,6 +78,8 @@ class LiveView:
         self._num_clients = Counter(profile.modality_set for profile in profiles)
         self._pace = Pace(scenario.rounds)
         self._curves: dict[str, list[float]] = {}
+        # Where the last round alone has scores on test splits, the curves are of those of all rounds.
+        self._prefix = "" if scenario.evaluation.split == "test" else "validation/"
         self._record: RoundRecord | None = None
         self._since_s = clock()
         self._scored: Mapping[str, float] = {}
@@ -104,10 +107,10 @@ class LiveView:
             self._record, self._since_s = record, self._clock()
             self._failures += [failure_line(record.round_index, failure) for failure in record.failures]
             self._replaced.update({actor.actor: actor.times_replaced for actor in record.actors})
-            if record.evaluation:
+            if record.num_evaluated:
                 self._scored = record.metrics
-                name = default_score(self._scenario.task).name
-                for row in ("", *modality_suffixes(record.metrics)):
+                name = self._prefix + default_score(self._scenario.task).name
+                for row in ("", *modality_suffixes(record.metrics, self._prefix)):
                     if f"{name}{row}" in record.metrics:
                         self._curves.setdefault(row, []).append(record.metrics[f"{name}{row}"])
 
@@ -134,7 +137,8 @@ class LiveView:
             # Above the tables: what does not fit on the screen at all is cut off below.
             yield _Part(self._failure_lines(_SHOWN_FAILURES), self._failure_lines(1))
         if self._scored:
-            yield _Part(score_table(self._scored, self._num_clients, self._scenario.task, self._curves, self._bars))
+            curves = self._curves if split_prefix(self._scored) == self._prefix else {}
+            yield _Part(score_table(self._scored, self._num_clients, self._scenario.task, curves, self._bars))
         if record is not None:
             yield _Part(block_table(record), line(block_summary(record)))
             if record.actors:

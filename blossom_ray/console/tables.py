@@ -84,10 +84,16 @@ def modality_suffixes(metrics: Mapping[str, float], prefix: str = "") -> list[st
 
     Args:
         metrics: A round's summary.
-        prefix: "" for the clients' own test splits, `held_out/` for the held-out set.
+        prefix: "" for the clients' own test splits, `validation/` for their validation splits, `held_out/` for the
+            held-out set.
     """
     start = f"{prefix}loss/"  # which every task has
     return [name[len(start) - 1 :] for name in metrics if name.startswith(start)]
+
+
+def split_prefix(metrics: Mapping[str, float]) -> str:
+    """What the names of the scores begin with that are shown first: those on test splits, where these were scored."""
+    return "" if "loss" in metrics else "validation/"
 
 
 def score_table(
@@ -100,7 +106,8 @@ def score_table(
     """Scores by modality set, then over all clients, then what else the summary has.
 
     That is: over the clients that have trained, where others are scored with blocks of their own that never were;
-    after fine-tuning; on the held-out set.
+    on validation splits; after fine-tuning; on the held-out set. In a round that scores validation splits alone, all of
+    them are of these.
 
     Args:
         metrics: The summary of an evaluated round.
@@ -114,21 +121,32 @@ def score_table(
     columns = ["modalities", "clients", *(score.label for score in scores), "loss"]
     table = plain_table(*columns, *([] if curves is None else ["curve"]))
 
+    first = split_prefix(metrics)
+
     def add(label: str, clients: str, prefix: str, suffix: str) -> None:
         values = [format_score(score, metrics.get(f"{prefix}{score.name}{suffix}")) for score in scores]
         cells = [clients, *values, f"{metrics[f'{prefix}loss{suffix}']:.3f}"]
         if curves is not None:
-            cells.append(sparkline(curves.get(suffix, ()) if not prefix else (), bars))
+            cells.append(sparkline(curves.get(suffix, ()) if prefix == first else (), bars))
         table.add_row(label, *cells)
 
-    for suffix in modality_suffixes(metrics):
-        add(suffix[1:], str(num_clients[suffix[1:]]), "", suffix)
+    for suffix in modality_suffixes(metrics, first):
+        add(suffix[1:], str(num_clients[suffix[1:]]), first, suffix)
     table.add_section()
-    add("all clients", str(sum(num_clients.values())), "", "")
-    if metrics.get("loss_trained", metrics["loss"]) != metrics["loss"]:
-        add("that trained", "", "", "_trained")
-    if "fine_tuned/loss" in metrics:
-        add("fine-tuned", str(sum(num_clients.values())), "fine_tuned/", "")
+    everyone = str(sum(num_clients.values()))
+    for label, prefix in (
+        ("all clients", ""),
+        ("validation", "validation/"),
+        ("fine-tuned", "fine_tuned/"),
+        ("validation, fine-tuned", "validation/fine_tuned/"),
+    ):
+        if f"{prefix}loss" in metrics:
+            add(label, everyone, prefix, "")
+        if (
+            prefix == first
+            and metrics.get(f"{prefix}loss_trained", metrics[f"{prefix}loss"]) != metrics[f"{prefix}loss"]
+        ):
+            add("that trained", "", prefix, "_trained")
     table.add_section()
     for suffix in modality_suffixes(metrics, "held_out/"):
         add(f"held-out {suffix[1:]}", "", "held_out/", suffix)

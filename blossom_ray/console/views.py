@@ -77,10 +77,11 @@ class PlainView:
         ]
         if "train_loss" in metrics:
             parts.append(f"train loss {metrics['train_loss']:.3f}")
-        if "loss" in metrics:
-            parts.append(f"loss {metrics['loss']:.3f}")
-            shown = shown_scores(self._scenario.task)
-            parts += [f"{score.label} {format_score(score, metrics.get(score.name))}" for score in shown]
+        for prefix in ("", "validation/"):
+            if f"{prefix}loss" in metrics:
+                parts.append(f"{prefix.replace('/', ' ')}loss {metrics[f'{prefix}loss']:.3f}")
+                shown = shown_scores(self._scenario.task)
+                parts += [f"{score.label} {format_score(score, metrics.get(prefix + score.name))}" for score in shown]
         parts += [
             f"up {format_bytes(sum(block.bytes_up for block in record.blocks))}",
             f"down {format_bytes(sum(block.bytes_down for block in record.blocks))}",

@@ -140,10 +140,12 @@ class Examination(NamedTuple):
         problems: What keeps them from being divided over the clients: for each problem its path inside the scenario,
             what was found and what is expected, as in `errors.Problem`; empty when the federation can be built.
         notes: What is to be known of the federation, in a line each.
+        has_validation: Whether some client has a validation split; None where the federation cannot be built.
     """
 
     problems: list[tuple[str, str, str]]
     notes: list[str]
+    has_validation: bool | None = None
 
 
 def examine_federation(
@@ -155,8 +157,9 @@ def examine_federation(
     """
     try:
         targets = open_source(data, modalities, seed, task).targets()
-        found = build_federation(data, targets, num_clients, seed).overlap(targets.pieces)
-        return Examination([], [str(found)] if found else [])
+        federation = build_federation(data, targets, num_clients, seed)
+        found = federation.overlap(targets.pieces)
+        return Examination([], [str(found)] if found else [], bool(federation.num_validation.any()))
     except InputError as error:
         return Examination(_as_problems(error, data), [])
 

@@ -66,7 +66,7 @@ class RoundSeconds:
 
     Attributes:
         train: Seconds of training.
-        evaluate: Seconds of scoring, spread over the rounds between two evaluations.
+        evaluate: Seconds of scoring, spread over the rounds between two evaluations; without what the last round adds.
     """
 
     train: float
@@ -194,7 +194,8 @@ def _seconds(
 
     part = cohort_size(scenario.server.clients_per_round, num_clients) / num_clients
     scoring = {name: probe.evaluation_seconds(training.engine_of(name)) for name, probe in probes.items()}
-    num_scored = (preparation.shards.num_validation + preparation.shards.num_test).tolist()
+    shards, reads_test = preparation.shards, scenario.evaluation.split == "test"
+    num_scored = (shards.num_validation + reads_test * shards.num_test).tolist()
     scores = [num_scored[profile.index] * scoring[profile.modality_set] for profile in population.profiles]
     return RoundSeconds(
         train=busiest(preparation.costs()) * training.local_epochs * part,

@@ -59,7 +59,7 @@ def live_figure(
     drawn_s, num_waiting = -math.inf, 0
     try:
         for record in records:
-            if shown is not None and record.evaluation:
+            if shown is not None and record.num_evaluated:
                 score = score or _score_of(record)
                 _add(curve_of, record, score)
                 num_waiting += 1
@@ -75,15 +75,17 @@ def live_figure(
 
 
 def _score_of(record: RoundRecord) -> str:
-    """What the task of a run is judged by, told by the columns of a round."""
-    return next(name for task in TASKS if (name := default_score(task).name) in record.metrics)
+    """What the task of a run is judged by, told by the columns of a round; on test splits where they are scored."""
+    names = [default_score(task).name for task in TASKS]
+    return next(name for name in (*names, *(f"validation/{name}" for name in names)) if name in record.metrics)
 
 
 def _add(curve_of: dict[str, list[tuple[int, float]]], record: RoundRecord, score: str) -> None:
     if score not in record.metrics:
-        known = ", ".join(name for name in record.metrics if "/" not in name)
+        known = ", ".join(name for name in record.metrics if "/" not in name.removeprefix("validation/"))
         raise InputError(f"score is {quoted(score)}; expected one of {known}")
-    for suffix in ("", *modality_suffixes(record.metrics)):
+    prefix = "validation/" if score.startswith("validation/") else ""
+    for suffix in ("", *modality_suffixes(record.metrics, prefix)):
         if f"{score}{suffix}" in record.metrics:
             points = curve_of.setdefault(suffix.lstrip("/") or _ALL, [])
             points.append((record.round_index, record.metrics[f"{score}{suffix}"]))

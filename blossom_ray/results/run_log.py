@@ -36,7 +36,8 @@ class RunLog:
 
     def __init__(self, folder: Path, scenario: str, task: Task) -> None:
         self._folder, self._scenario = folder, scenario
-        self._names = ("train_loss", "loss", *(score.name for score in SCORES[task]))
+        scores = ("loss", *(score.name for score in SCORES[task]))
+        self._names = ("train_loss", *scores, *(f"validation/{name}" for name in scores))
         self._logger = logging.getLogger(LOGGER)
         if self._logger.level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)
@@ -88,7 +89,7 @@ class RunLog:
         blocks = record.blocks
         values: dict[str, Any] = {
             "num_clients": len(record.cohort),
-            "num_evaluated": len(record.evaluation),
+            "num_evaluated": record.num_evaluated,
             "seconds": dict(record.seconds),
             "bytes_down": sum(block.bytes_down for block in blocks),
             "bytes_up": sum(block.bytes_up for block in blocks),

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 from blossom_ray.blocks import ClientProfile, Scope
 from blossom_ray.errors import RunFolderError
 from blossom_ray.records import RoundRecord
-from blossom_ray.results.tables import LATER_COLUMNS, LATER_TABLES, OPTIONAL_COLUMNS, TABLES, Columns, Value, table_rows
+from blossom_ray.results.tables import (
+    LATER_COLUMNS,
+    LATER_TABLES,
+    OPTIONAL_COLUMNS,
+    SOME_COLUMNS,
+    TABLES,
+    Columns,
+    table_rows,
+)
 from blossom_ray.scenario.phrases import one_of, shortened
 from blossom_ray.storage import new_temporary, regular, replacing, sync
 
@@ -29,7 +37,7 @@ def in_memory_tables(records: Iterable[RoundRecord], profiles: Sequence[ClientPr
     rows = [table_rows(record, profiles) for record in records]
     tables = {}
     for name, columns in TABLES.items():
-        schema = _schema(dict.fromkeys(column for part in rows for column in part[name]), columns)
+        schema = table_schema(dict.fromkeys(column for part in rows for column in part[name]), columns)
         batches = [_batch(part[name], schema) for part in rows]
         tables[name] = pa.Table.from_batches(batches, schema)
     return tables
@@ -51,8 +59,8 @@ class TableStream:
         self._path = _stream_path(folder, name)
         self._parquet_path = _parquet_path(folder, name)
         self._columns = TABLES[name]
-        self._schema = _schema(earlier.schema.names if earlier is not None else (), TABLES[name])
-        self._start(earlier.to_pylist() if earlier is not None else [])
+        self._schema = table_schema(earlier.schema.names if earlier is not None else (), TABLES[name])
+        self._start(earlier)
         self._parquet_path.unlink(missing_ok=True)
 
     def append(self, rows: Columns) -> pa.RecordBatch:
@@ -85,11 +93,11 @@ class TableStream:
 
     def _grow(self, rows: Columns) -> None:
         self._stop()
-        before = _read_stream(self._path).to_pylist()
-        self._schema = _schema([*self._schema.names, *rows], self._columns)
+        before = _read_stream(self._path)
+        self._schema = table_schema([*self._schema.names, *rows], self._columns)
         self._start(before)
 
-    def _start(self, rows: list[dict[str, Value]]) -> None:
+    def _start(self, earlier: pa.Table | None) -> None:
         import pyarrow as pa
 
         # The file gets its name when its schema is whole, so a reader never meets half of one. Arrow writes the
@@ -97,7 +105,9 @@ class TableStream:
         temporary = new_temporary(self._path)
         self._file = pa.OSFile(str(temporary), "wb")
         self._writer = pa.ipc.new_stream(self._file, self._schema)
-        self._writer.write_batch(pa.RecordBatch.from_pylist(rows, self._schema))
+        self._writer.write_batch(pa.RecordBatch.from_pylist([], self._schema))
+        if earlier is not None:
+            self._writer.write_table(widened(earlier, self._schema))
         temporary.replace(self._path)
 
     def _stop(self) -> None:
@@ -134,20 +144,32 @@ def read_table(folder: Path, name: str) -> pa.Table:
         except (OSError, UnicodeError, pa.ArrowException) as error:
             raise RunFolderError(f"{path}: the table cannot be read: {error}") from error
     if name in LATER_TABLES and folder.is_dir():
-        return _schema((), TABLES[name]).empty_table()
+        return table_schema((), TABLES[name]).empty_table()
     expected = f"{parquet[0].name} or {stream[0].name}"
     raise RunFolderError(f"{folder}: the table {name!r} is missing; expected {expected}")
 
 
 def record_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[str, pa.RecordBatch]:
     """The rows that one round adds to each table."""
-    return {name: _batch(rows, _schema(rows, TABLES[name])) for name, rows in table_rows(record, profiles).items()}
+    return {name: _batch(rows, table_schema(rows, TABLES[name])) for name, rows in table_rows(record, profiles).items()}
 
 
-def _schema(names: Iterable[str], columns: Mapping[str, str]) -> pa.Schema:
+def widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with nulls in the columns of a schema that it has not."""
     import pyarrow as pa
 
-    metrics = {name: "double" for name in names if name not in columns}
+    columns = [
+        table[field.name] if field.name in table.schema.names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def table_schema(names: Iterable[str], columns: Mapping[str, str]) -> pa.Schema:
+    """The schema of a table: its own columns, then whatever else it has."""
+    import pyarrow as pa
+
+    metrics = {name: SOME_COLUMNS.get(name, "double") for name in names if name not in columns}
     return pa.schema(list({**columns, **metrics}.items()))
 
 
@@ -173,9 +195,12 @@ def _with_later_columns(table: pa.Table, name: str) -> pa.Table:
 
 def _check_columns(table: pa.Table, name: str, path: Path) -> None:
     """Refuse a table that is whole and not one of ours, before anything relies on its columns."""
-    expected = _schema(table.schema.names, TABLES[name])
+    expected = table_schema(table.schema.names, TABLES[name])
     if table.schema.names != expected.names or table.schema.types != expected.types:
         raise RunFolderError(f"{path}: has the columns {table.schema.names}; expected those of the table {name!r}")
+    for group in OPTIONAL_COLUMNS[name]:
+        if set(group) & SOME_COLUMNS.keys() & set(table.schema.names) and not set(group) <= set(table.schema.names):
+            raise RunFolderError(f"{path}: has some of the columns {', '.join(group)}; expected all of them")
     rounds = table["round"].to_pylist()
     if None in rounds or rounds != sorted(rounds) or (rounds and rounds[0] < 0):
         raise RunFolderError(f"{path}: its rounds are not in order; expected them as they were written")
@@ -186,9 +211,10 @@ def _check_values(table: pa.Table, name: str, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    groups = OPTIONAL_COLUMNS[name]
+    groups = [[column for column in group if column in table.schema.names] for group in OPTIONAL_COLUMNS[name]]
     optional = {column for group in groups for column in group}
-    for column, kind in TABLES[name].items():
+    known = TABLES[name] | {column: kind for column, kind in SOME_COLUMNS.items() if column in table.schema.names}
+    for column, kind in known.items():
         values = table[column]
         if column not in optional and values.null_count:
             raise RunFolderError(f"{path}: its column {column!r} has nulls; expected none")
@@ -196,10 +222,10 @@ def _check_values(table: pa.Table, name: str, path: Path) -> None:
             raise RunFolderError(
                 f"{path}: its column {column!r} has {pc.min(values)}; expected {kind} values of at least 0"
             )
-    for first, *others in groups:
-        for column in others:
-            if pc.is_null(table[first]) != pc.is_null(table[column]):
-                raise RunFolderError(f"{path}: {first!r} and {column!r} are null in other rows; expected the same")
+    for group in groups:
+        for column in group[1:]:
+            if pc.is_null(table[group[0]]) != pc.is_null(table[column]):
+                raise RunFolderError(f"{path}: {group[0]!r} and {column!r} are null in other rows; expected the same")
     if name == "blocks":
         for scope in pc.unique(table["scope"]).to_pylist():
             if scope not in list(Scope):

@@ -58,7 +58,8 @@ def lost_rows(tables: Mapping[str, pa.Table]) -> tuple[int, str] | None:
     import polars as pl
 
     frames = {name: pl.DataFrame(tables[name]) for name in ("rounds", "clients", "blocks")}
-    num_evaluated = pl.col("num_test_examples").count().cast(pl.Int64)
+    splits = [name for name in frames["clients"].columns if name in ("num_test_examples", "num_validation_examples")]
+    num_evaluated = pl.any_horizontal(pl.col(splits).is_not_null()).sum().cast(pl.Int64)
     num_examples = pl.col("num_train_examples").sum()
     clients = frames["clients"].group_by("round").agg(num_evaluated=num_evaluated, num_examples=num_examples)
     blocks = frames["blocks"].group_by("round").agg(pl.col("bytes_down", "bytes_up").sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blossom_ray.blocks import ClientProfile
-from blossom_ray.records import ClientEvaluation, ClientTraining, RoundRecord
+from blossom_ray.records import ClientEvaluation, ClientTraining, RoundRecord, Scoring
 
 Value = int | float | str | None
 Columns = dict[str, Sequence[Value]]
@@ -42,8 +42,11 @@ CLIENT_COLUMNS = {
     "evaluate_seconds": "double",
     "rounds_trained": "int32",
 }
-"""Behind them stands one `double` column per score of the task and, from the first round with local fine-tuning on, for
-the loss and scores after it: `fine_tuned/<score>`."""
+"""Behind them stands one `double` column per score of the task and, from the first round with them on, for the loss and
+scores after local fine-tuning, `fine_tuned/<score>`, and on the validation split, `validation/<score>` and
+`validation/fine_tuned/<score>`."""
+SOME_COLUMNS = {"num_validation_examples": "int64"}
+"""Column to Arrow type, where that is not `double`, of those that stand behind a table's own in some runs only."""
 
 BLOCK_COLUMNS = {
     "round": "int32",
@@ -89,16 +92,21 @@ CONFUSION_COLUMNS = {
     "count": "int64",
 }
 _TRAINED = ("num_train_examples", "weight", "num_steps", "train_loss", "bytes_down", "bytes_up", "train_seconds")
-_SCORED = ("num_test_examples", "loss", "evaluate_bytes_down", "evaluate_seconds")
 OPTIONAL_COLUMNS = {
     "rounds": (("learning_rate",), ("seconds",), ("seconds_train",), ("seconds_evaluate",)),
-    "clients": (_TRAINED, _SCORED, ("rounds_trained",)),
+    "clients": (
+        _TRAINED,
+        ("num_test_examples", "loss"),
+        ("num_validation_examples", "validation/loss"),
+        ("evaluate_bytes_down", "evaluate_seconds"),
+        ("rounds_trained",),
+    ),
     "blocks": (("client_drift",),),
     "failures": (("actor",),),
     "classes": (("recall",), ("precision",), ("f1",), ("auroc",)),
     "confusion": (),
 }
-"""Columns that may be null, those of one group together. Metrics may be, too; no other column."""
+"""Columns that may be null, those of one group together, in tables that have them. Metrics may be, too; no others."""
 TABLES = {
     "rounds": ROUND_COLUMNS,
     "clients": CLIENT_COLUMNS,
@@ -136,7 +144,7 @@ def _round_row(record: RoundRecord) -> Columns:
         "round": record.round_index,
         "learning_rate": record.learning_rate,
         "num_clients": len(record.cohort),
-        "num_evaluated": len(record.evaluation),
+        "num_evaluated": record.num_evaluated,
         "num_examples": sum(training.num_examples for training in record.training),
         "seconds": seconds.get("total"),
         "seconds_train": seconds.get("train"),
@@ -149,10 +157,12 @@ def _round_row(record: RoundRecord) -> Columns:
 
 def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Columns:
     trained = {training.client: training for training in record.training}
-    scored = {evaluation.client: evaluation for evaluation in record.evaluation}
-    clients = sorted(trained.keys() | scored.keys())
+    tested = {evaluation.client: evaluation for evaluation in record.evaluation}
+    validated = {evaluation.client: evaluation for evaluation in record.validation}
+    clients = sorted(trained.keys() | tested.keys() | validated.keys())
     trainings = [trained.get(client) for client in clients]
-    evaluations = [scored.get(client) for client in clients]
+    tests = [tested.get(client) for client in clients]
+    scored = [[each[client] for each in (tested, validated) if client in each] for client in clients]
     return {
         "round": [record.round_index] * len(clients),
         "client": clients,
@@ -165,27 +175,36 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         "bytes_down": _values(trainings, "bytes_down"),
         "bytes_up": _values(trainings, "bytes_up"),
         "train_seconds": _values(trainings, "seconds"),
-        "num_test_examples": _values(evaluations, "num_examples"),
-        "loss": _values(evaluations, "loss"),
-        "evaluate_bytes_down": _values(evaluations, "bytes_down"),
-        "evaluate_seconds": _values(evaluations, "seconds"),
+        "num_test_examples": _values(tests, "num_examples"),
+        "loss": _values(tests, "loss"),
+        "evaluate_bytes_down": [sum(each.bytes_down for each in both) if both else None for both in scored],
+        "evaluate_seconds": [sum(each.seconds for each in both) if both else None for both in scored],
         "rounds_trained": [
             None if entry is None else entry.rounds_trained
-            for entry in (scored.get(client) or trained.get(client) for client in clients)
+            for entry in (tested.get(client) or validated.get(client) or trained.get(client) for client in clients)
         ],
         **_score_columns(record, clients),
     }
 
 
 def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
-    """Scores, and loss and scores after local fine-tuning; no columns for what the round has not."""
-    plain = {evaluation.client: dict(evaluation.scores) for evaluation in record.evaluation}
-    tuned = {evaluation.client: {"loss": evaluation.loss, **evaluation.scores} for evaluation in record.fine_tuned}
-    return {
-        prefix + name: [found.get(client, {}).get(name) for client in clients]
-        for prefix, found in (("", plain), ("fine_tuned/", tuned))
-        for name in next(iter(found.values()), {})
-    }
+    """Scores on each split, before and after local fine-tuning; no columns for what the round has not."""
+    columns: Columns = {}
+    if record.validation:
+        validated = {evaluation.client: evaluation for evaluation in record.validation}
+        columns["num_validation_examples"] = _values([validated.get(client) for client in clients], "num_examples")
+    for scoring, evaluations in (
+        (Scoring.OWN_TEST, record.evaluation),
+        (Scoring.VALIDATION, record.validation),
+        (Scoring.FINE_TUNED, record.fine_tuned),
+        (Scoring.FINE_TUNED_VALIDATION, record.fine_tuned_validation),
+    ):
+        prefix = scoring.prefix
+        # The loss on the test split is a column of its own.
+        own = {each.client: {**({"loss": each.loss} if prefix else {}), **each.scores} for each in evaluations}
+        for name in next(iter(own.values()), {}):
+            columns[prefix + name] = [own.get(client, {}).get(name) for client in clients]
+    return columns
 
 
 def _failure_rows(record: RoundRecord) -> Columns:

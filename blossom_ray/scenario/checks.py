@@ -70,6 +70,7 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         found += _training(sections["training"])
     if "evaluation" in sections:
         found += _fine_tuning_rounds(sections["evaluation"])
+        found += _held_out_rounds(sections["evaluation"])
         found += _metric_names(sections["evaluation"])
     found += algorithm_problems(sections)
     found += compat_problems(sections)
@@ -92,6 +93,17 @@ def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
     if not isinstance(data, spec.Downloaded | spec.TableData) or data.path is None or _exists(data.path):
         return []
     return [Finding("data.path", f"{shown(data.path)}, which does not exist", DATASETS[data.dataset].download)]
+
+
+def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
+    """What asks for the clients' validation splits, where no client has one.
+
+    Args:
+        sections: As for `cross_problems`.
+    """
+    evaluation, expected = sections.get("evaluation"), "data.validation_fraction above 0"
+    if evaluation is not None and evaluation.split == "validation":
+        yield Finding("evaluation.split", "is 'validation', and no client has a validation split", expected)
 
 
 def input_shapes(data: spec.Data, modalities: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -362,6 +374,12 @@ def _fine_tuning_rounds(evaluation: spec.Evaluation) -> Iterator[Finding]:
     if section is not None and section.every is not None and section.every % evaluation.every:
         expected = f"a multiple of {evaluation.every}, since evaluation.every is {evaluation.every}"
         yield Finding("evaluation.fine_tune.every", f"is {section.every}", expected)
+
+
+def _held_out_rounds(evaluation: spec.Evaluation) -> Iterator[Finding]:
+    if evaluation.split == "validation" and evaluation.held_out == "every":
+        found = "is 'every', while evaluation.split is 'validation', which scores the held-out set once"
+        yield Finding("evaluation.held_out", found, "'final' or 'never'")
 
 
 def _metric_names(evaluation: spec.Evaluation) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "validation_fraction"): 0.0,
     ("model", "fusion", "norm"): "none",
     ("evaluation", "per_class"): "final",
+    ("evaluation", "split"): "test",
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
 

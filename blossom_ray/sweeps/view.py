@@ -211,4 +211,5 @@ class _Tally:
 
 
 def _score(cell: Cell, progress: Progress) -> float | None:
-    return progress.metrics.get(default_score(cell.scenario.task).name)
+    name = default_score(cell.scenario.task).name
+    return progress.metrics.get(name, progress.metrics.get(f"validation/{name}"))

@@ -50,6 +50,10 @@ class Evaluation(Section):
     """Rounds between two evaluations; the last round and the untrained model (round 0) are always scored."""
     clients: Fraction = 1.0
     """Fraction of all clients that score the new blocks on their own test split, drawn anew each time."""
+    split: Literal["test", "validation"] = "test"
+    """What scored rounds read. `test`: the clients' test splits, and their validation splits where there are any.
+    `validation`: these alone; the test splits and the held-out set are scored once, in the last round. What is chosen
+    by scores is then not chosen by those that are reported."""
     held_out: Literal["never", "final", "every"] = "final"
     """When the held-out global test set, if the data set has one, is scored besides."""
     per_class: Literal["never", "final", "every"] = "final"
