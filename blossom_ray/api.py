@@ -28,7 +28,7 @@ from blossom_ray.runtime.address import check_sent_token, check_service, parse_a
 from blossom_ray.runtime.kernels import gathered
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.simulation import CheckpointKept, Event, RunInfo, run
+from blossom_ray.simulation import CheckpointKept, Event, LateScores, RunInfo, run
 from blossom_ray.temporary import temporary_folder
 
 
@@ -104,7 +104,7 @@ def simulate(
         return Run.open(folder)
     if stream:
         return (event for event in _events_with(scenario, data, address) if isinstance(event, RoundRecord))
-    manifest, kept = _circumstances(scenario), []
+    manifest, kept, late = _circumstances(scenario), [], None
     for event in _events_with(scenario, data, address):
         match event:
             case RunInfo():
@@ -112,9 +112,11 @@ def simulate(
                 scenario = _settled(scenario, event)
             case RoundRecord():
                 kept.append(event)
+            case LateScores():
+                late = event.record
             case CheckpointKept():
                 pass
-    return Run.from_records(kept, scenario, tuple(scenario.profiles()), manifest)
+    return Run.from_records(kept, scenario, tuple(scenario.profiles()), manifest, late)
 
 
 def check_runnable(scenario: Scenario) -> None:
@@ -279,6 +281,7 @@ def _written(
     status: EndStatus = "interrupted"
     failure: Exception | None = None
     last: RoundRecord | None = None
+    is_over = False
     log = RunLog(writer.folder, scenario.name, scenario.task)
     try:
         log.started(writer.last_round)
@@ -298,6 +301,9 @@ def _written(
                     writer.update(**{**event.entries, "notes": [*notes, *changes], "kernels": used})
                     if "first_round" in event.entries:
                         log.prepared(event.entries)
+                    is_over = is_over or "stopped" in event.entries
+                case LateScores():
+                    writer.write_late(event.record, profiles)
                 case CheckpointKept():
                     writer.sync()
                     log.checkpoint(event.round_index)
@@ -305,12 +311,12 @@ def _written(
                     # The log first: a round that is in the tables has been yielded, even if the disk is full now.
                     log.round(event)
                     writer.write(event, profiles)
-                    if event.round_index == scenario.rounds:
+                    if event.round_index == scenario.rounds or event.stopped is not None:
                         # Whoever has the last record may go away: the run has ended then.
                         last = event
                     else:
                         yield event
-        if writer.last_round == scenario.rounds:
+        if is_over or (scenario.stop is None and writer.last_round == scenario.rounds):
             status = "finished"
     except Exception as error:
         status, failure = "failed", error
@@ -362,6 +368,7 @@ def _restarted(
     for attempt in range(scenario.failures.max_retries + 1):
         try:
             folder = writer.folder
+            writer.drop_late()
             resume = None if writer.last_round is None else writer.checkpoints()
             for event in events(scenario, folder / CHECKPOINTS, resume, stopping, address, run_id=folder.name):
                 if isinstance(event, RunInfo) and "first_round" in event.entries:

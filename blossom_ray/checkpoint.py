@@ -2,7 +2,8 @@
 
     checkpoints/000010/
         checkpoint.json        round, scenario, data fingerprint, the server's block instances, rows and checksums of
-                               the run's tables up to this round, checksums of all files and of itself
+                               the run's tables up to this round, with `stop` the best round so far, checksums of all
+                               files and of itself
         server.safetensors     values and optimizer state of every shared block instance
         clients-0.safetensors  states of the clients of one host, written by the host itself
 
@@ -35,6 +36,8 @@ from blossom_ray.storage import own_folder, read_file, regular, remove, save_syn
 FORMAT = 1
 TABLES = "tables"
 """The entry of an index that says what the run's tables hold up to its round, as `results/table_sums.py` has it."""
+STOP = "stop"
+"""The entry of an index that says how far early stopping is, as `early_stopping.py` has it."""
 _INDEX = "checkpoint.json"
 _SERVER = "server.safetensors"
 _DIGITS = 6
@@ -84,6 +87,18 @@ class Checkpoint:
         """Files with clients' states."""
         return tuple(self.folder / name for name in sorted(self.index["files"]) if name != _SERVER)
 
+    @property
+    def stop(self) -> Mapping[str, Any]:
+        """How far early stopping was, as `early_stopping.py` has it.
+
+        Raises:
+            RunFolderError: It does not say so.
+        """
+        found: Mapping[str, Any] | None = self.index.get(STOP)
+        if found is None:
+            raise RunFolderError(f"{self.folder}: does not say how far early stopping was; expected it of this run")
+        return found
+
     def restore(self, server: Server) -> Server:
         """The server as it was, from the untrained one, which gives the blocks' structure.
 
@@ -123,7 +138,7 @@ class CheckpointStore:
 
     Args:
         folder: The folder; made when the first checkpoint is.
-        keep: Newest checkpoints that are kept.
+        keep: Newest checkpoints that are kept, with those of the best rounds that they name.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -135,7 +150,7 @@ class CheckpointStore:
         Raises:
             StorageError: The disk is full.
         """
-        temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
+        temporary = self._folder / f".{_name(round_index)}.partial"
         with writing(temporary):
             own_folder(self._folder)
             self.abandon()
@@ -164,8 +179,8 @@ class CheckpointStore:
             return self._commit(round_index, server, facts)
 
     def _commit(self, round_index: int, server: Server, facts: Mapping[str, Any]) -> Checkpoint:
-        temporary = self._folder / f".{round_index:0{_DIGITS}}.partial"
-        final = self._folder / f"{round_index:0{_DIGITS}}"
+        temporary = self._folder / f".{_name(round_index)}.partial"
+        final = self._folder / _name(round_index)
         save_synced(temporary / _SERVER, _server_tensors(server))
         blocks = [
             {"name": i.name, "scope": str(i.scope), "key": i.key, "version": block.sent.version}
@@ -181,9 +196,32 @@ class CheckpointStore:
         remove(final)
         temporary.rename(final)
         sync(self._folder)
-        for old in self._names()[: -self._keep]:
-            remove(self._folder / old)
+        names = self._names()
+        kept = {*names[-self._keep :], *(self._best(name) for name in names[-self._keep :])}
+        for old in names:
+            if old not in kept:
+                remove(self._folder / old)
         return Checkpoint(final, index)
+
+    def _best(self, name: str) -> str | None:
+        """The checkpoint of the best round as another one has it."""
+        try:
+            best = (_read_index(self._folder / name).get(STOP) or {}).get("best_round")
+        except (OSError, ValueError, RunFolderError):
+            return None  # of a damaged one, which `newest` tells of
+        return None if best is None else _name(best)
+
+    def read(self, round_index: int) -> Checkpoint:
+        """The checkpoint of a round.
+
+        Raises:
+            RunFolderError: There is none, or it is damaged.
+        """
+        folder = self._folder / _name(round_index)
+        try:
+            return _read(folder)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise RunFolderError(f"{folder}: cannot be read ({error}); expected the best round's checkpoint") from error
 
     def newest(self, rounds: Container[int] | None = None) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest checkpoint that is whole, and a message for each damaged one that was passed over.
@@ -221,6 +259,10 @@ class CheckpointStore:
         if not self._folder.is_dir():
             return []
         return sorted(path.name for path in self._folder.iterdir() if path.name.isascii() and path.name.isdigit())
+
+
+def _name(round_index: int) -> str:
+    return f"{round_index:0{_DIGITS}}"
 
 
 def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
@@ -374,12 +416,19 @@ class _IndexBlock(ReadBack):
     version: int
 
 
+class _IndexStop(ReadBack):
+    best_round: Annotated[int, Field(ge=1)] | None
+    value: float | None
+    num_waited: Annotated[int, Field(ge=0)]
+
+
 class _Index(ReadBack):
     """What an index says, as far as it is relied on."""
 
     round: Annotated[int, Field(ge=0)]
     blocks: Annotated[tuple[_IndexBlock, ...], Field(strict=False)]
     files: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+\.safetensors$")], str]
+    stop: _IndexStop | None = None
 
 
 def _read(folder: Path) -> Checkpoint:

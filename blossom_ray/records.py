@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from blossom_ray.blocks import BlockInstance
 
@@ -207,6 +208,25 @@ class ActorRound:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """Where a run with `stop` ended, and its best round.
+
+    Attributes:
+        round: The last round.
+        best_round: The round with the best validation score; None where no round had a finite one.
+        metric: The score by which it is the best: a column of the table `rounds`, such as `validation/accuracy`.
+        value: Its score.
+        reason: `patience`: the score had not got better for so long. `rounds`: it was the scenario's last round.
+    """
+
+    round: int
+    best_round: int | None
+    metric: str
+    value: float | None
+    reason: Literal["patience", "rounds"]
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """Everything that one round reports. Round 0 is the untrained model.
 
@@ -229,6 +249,7 @@ class RoundRecord:
         actors: One entry per client actor; none in the local runtime.
         classes: One entry per scoring, modality set and class, where `evaluation.per_class` asks for it; none in a
             regression.
+        stopped: Why the run ends with this round, where the scenario has `stop`; None while it goes on.
     """
 
     round_index: int
@@ -245,6 +266,7 @@ class RoundRecord:
     classes: tuple[ClassScores, ...] = ()
     validation: tuple[ClientEvaluation, ...] = ()
     fine_tuned_validation: tuple[ClientEvaluation, ...] = ()
+    stopped: Stopped | None = None
 
     @property
     def num_evaluated(self) -> int:
@@ -264,6 +286,7 @@ class Progress:
         learning_rate: The clients' learning rate, None in round 0.
         blocks: One entry per block instance.
         num_failures: What went wrong.
+        stopped: As in `RoundRecord`.
     """
 
     round_index: int
@@ -273,6 +296,7 @@ class Progress:
     learning_rate: float | None = None
     blocks: tuple[BlockRound, ...] = ()
     num_failures: int = 0
+    stopped: Stopped | None = None
 
     @classmethod
     def of(cls, record: RoundRecord) -> Progress:
@@ -285,4 +309,5 @@ class Progress:
             record.learning_rate,
             record.blocks,
             len(record.failures),
+            record.stopped,
         )

@@ -138,11 +138,32 @@ def train_round(
 def scorings_due(
     scenario: Scenario, round_index: int, *, has_held_out: bool, has_validation: bool
 ) -> frozenset[Scoring]:
-    """What the blocks are scored on after a round; nothing in a round that is left out."""
+    """What the blocks are scored on after a round; nothing in a round that is left out.
+
+    With `stop` the last round is like any other: what is scored at a run's end is scored with the best round's blocks.
+    """
     is_last = round_index == scenario.rounds
     if round_index % scenario.evaluation.every != 0 and not is_last:
         return frozenset()
-    return _due(scenario, round_index, is_end=is_last, has_held_out=has_held_out, has_validation=has_validation)
+    is_end = is_last and scenario.stop is None
+    return _due(scenario, round_index, is_end=is_end, has_held_out=has_held_out, has_validation=has_validation)
+
+
+def scorings_at_end(
+    scenario: Scenario, round_index: int, *, has_held_out: bool, has_validation: bool
+) -> tuple[frozenset[Scoring], frozenset[Scoring]]:
+    """What the blocks of the best round are scored on at the end of a run with `stop`.
+
+    Returns:
+        All that is scored then, and what of it adds scores: the rest was scored after that round, and is done again
+        where scores of single classes are kept at a run's end alone.
+    """
+    at_end, before = (
+        _due(scenario, round_index, is_end=is_end, has_held_out=has_held_out, has_validation=has_validation)
+        for is_end in (True, False)
+    )
+    adds_classes = scenario.evaluation.per_class == "final" and scenario.task != "regression"
+    return at_end if adds_classes else at_end - before, at_end - before
 
 
 def _due(
@@ -171,7 +192,7 @@ def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, r
         has_held_out=preparation.has_held_out,
         has_validation=preparation.has_validation,
     )
-    is_end = round_index == preparation.scenario.rounds
+    is_end = round_index == preparation.scenario.rounds and preparation.scenario.stop is None
     return evaluate(preparation, runtime, server, round_index, due, is_end=is_end)
 
 

@@ -5,17 +5,26 @@ The loop yields records; printing, saving and stopping early are what its caller
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 
 from blossom_ray.blocks import CENTRAL, BlockInstance
-from blossom_ray.checkpoint import TABLES, CheckpointStore, Session, check_compatible
+from blossom_ray.checkpoint import STOP, TABLES, CheckpointStore, Session, check_compatible
+from blossom_ray.early_stopping import EarlyStopping
 from blossom_ray.preparation import Preparation, prepare
-from blossom_ray.records import RoundRecord
+from blossom_ray.records import RoundRecord, Scoring, Stopped
 from blossom_ray.results.table_files import record_rows
 from blossom_ray.results.table_sums import NO_ROWS, TableSums, extended
-from blossom_ray.rounds import evaluate_round, round_record, train_round, undefined_note, untrained_note
+from blossom_ray.rounds import (
+    evaluate,
+    evaluate_round,
+    round_record,
+    scorings_at_end,
+    train_round,
+    undefined_note,
+    untrained_note,
+)
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.scenario import Scenario
 from blossom_ray.schedule import learning_rate
@@ -36,7 +45,18 @@ class CheckpointKept:
     round_index: int
 
 
-Event = RunInfo | RoundRecord | CheckpointKept
+@dataclass(frozen=True)
+class LateScores:
+    """At the end of a run with `stop`: scores of its best round's blocks, which belong into the rows of that round.
+
+    Attributes:
+        record: The round, with these scores and nothing else.
+    """
+
+    record: RoundRecord
+
+
+Event = RunInfo | RoundRecord | CheckpointKept | LateScores
 
 
 def run(
@@ -78,6 +98,7 @@ def run(
         advice += [_statistics_note(instance) for instance in mixed]
         parameters = {str(instance): block.num_parameters for instance, block in server.blocks.items()}
         first_round, notes, sums = 0, tuple[str, ...](), NO_ROWS
+        watched = EarlyStopping.of(scenario)
         if store is not None and session.resume is not None:
             checkpoint, notes = store.newest(session.resume)
             if checkpoint is not None:
@@ -85,36 +106,79 @@ def run(
                 server = checkpoint.restore(server)
                 runtime.restore(checkpoint)
                 first_round, sums = checkpoint.round_index + 1, session.resume[checkpoint.round_index]
+                if watched is not None:
+                    watched = watched.resumed(checkpoint.stop)
         used = gathered([kernels(), *runtime.kernels()])
         facts = {**preparation.describe(), **runtime.describe(), "kernels": used, "parameters": parameters}
         yield RunInfo({**facts, "first_round": first_round, "notes": [*notes, *advice]})
         writer, unscored, untrained = _CheckpointWriter(store, preparation, runtime, sums), "", ""
-        for record, new_server in run_rounds(preparation, runtime, server, first_round):
+        stopped = watched.end(first_round - 1) if watched is not None else None
+        rounds: Iterable[tuple[RoundRecord, Server]] = ()
+        if stopped is None:
+            rounds = run_rounds(preparation, runtime, server, first_round)
+        for record, new_server in rounds:
             server = new_server
             writer.commit()
             yield from writer.take_kept()
-            yield record
+            if watched is not None:
+                watched = watched.after(record)
+                stopped = watched.end(record.round_index)
+            yield replace(record, stopped=stopped)
             unscored = unscored or undefined_note(record, scenario.task)
-            untrained = untrained_note(preparation, record) if record.evaluation else untrained
-            is_last = record.round_index == scenario.rounds or stopping()
-            writer.after_round(record, server, is_last=is_last)
+            untrained = untrained_note(preparation, record) if record.num_evaluated else untrained
+            is_last = record.round_index == scenario.rounds or stopped is not None or stopping()
+            writer.after_round(record, server, watched, is_last=is_last)
             if is_last:
                 break
         yield from writer.take_kept()
         # One digest over those of all clients: a manifest stays small with ten thousand of them.
         private = sha256("".join(runtime.private_digests().values()).encode()).hexdigest()
+        digest = {"shared": server.digest(), "private": private}
+        if stopped is not None and (late := _late_scores(preparation, runtime, server, store, stopped)) is not None:
+            yield LateScores(late)
+            unscored = unscored or undefined_note(late, scenario.task)
         # An actor may have been replaced by one on another node.
         used = gathered(used, [kernels(), *runtime.kernels()])
-        digest = {"shared": server.digest(), "private": private}
         entries = {"digest": digest, **runtime.describe(), "kernels": used}
+        if stopped is not None:
+            entries["stopped"] = asdict(stopped)
         # No round's record has room for what goes wrong after the last one.
-        late = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in runtime.take_failures()]
+        lost = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in runtime.take_failures()]
         found = filter(None, (unscored, untrained))
-        yield RunInfo({**entries, "notes": [*notes, *advice, *found, *late]})
+        yield RunInfo({**entries, "notes": [*notes, *advice, *found, *lost]})
     finally:
         runtime.close()
         if store is not None:
             store.abandon()
+
+
+def _late_scores(
+    preparation: Preparation, runtime: Runtime, server: Server, store: CheckpointStore | None, stopped: Stopped
+) -> RoundRecord | None:
+    """Score what is scored once with the blocks of the best round, private ones and local state as of then."""
+    # Without any score, no round is better than the last.
+    number = stopped.best_round or stopped.round
+    due, adding = scorings_at_end(
+        preparation.scenario,
+        number,
+        has_held_out=preparation.has_held_out,
+        has_validation=preparation.has_validation,
+    )
+    if not due:
+        return None
+    if number != stopped.round:
+        assert store is not None, "a run with `stop` has checkpoints"
+        checkpoint = store.read(number)
+        runtime.restore(checkpoint)
+        server = checkpoint.restore(server)
+    found = evaluate(preparation, runtime, server, number, due, is_end=True)
+    evaluation = replace(
+        found,
+        scored={scoring: records for scoring, records in found.scored.items() if scoring in adding},
+        metrics={name: value for name, value in found.metrics.items() if Scoring.of_column(name) in adding},
+    )
+    record = round_record(preparation, server, number, training=None, evaluation=evaluation, update_norms={})
+    return replace(record, blocks=(), seconds={})
 
 
 def _statistics_note(instance: BlockInstance) -> str:
@@ -180,39 +244,45 @@ def run_rounds(
 
 
 class _CheckpointWriter:
-    """Writes checkpoints while the next round runs: begun after one round, committed after the next."""
+    """Writes checkpoints while the next round runs: begun after one round, committed after the next.
+
+    That of a best round is committed at once: what a lost host held of it could not be had any more.
+    """
 
     def __init__(
         self, store: CheckpointStore | None, preparation: Preparation, runtime: Runtime, sums: TableSums
     ) -> None:
         self._every = preparation.scenario.checkpoint.every
-        self._store = store if self._every else None
+        self._store = store if self._every or preparation.scenario.stop else None
         self._profiles = preparation.population.profiles
         self._sums = sums
         self._facts = preparation.facts()
         self._runtime = runtime
-        self._begun: tuple[int, Server, TableSums] | None = None
+        self._begun: tuple[int, Server, dict[str, object]] | None = None
         self._kept: list[CheckpointKept] = []
 
-    def after_round(self, record: RoundRecord, server: Server, *, is_last: bool) -> None:
-        """Begin a checkpoint where one is due; after the last round, commit it too."""
+    def after_round(self, record: RoundRecord, server: Server, watched: EarlyStopping | None, *, is_last: bool) -> None:
+        """Begin a checkpoint where one is due; after the last round and the best one so far, commit it too."""
         if self._store is None:
             return
         round_index = record.round_index
         self._sums = extended(self._sums, record_rows(record, self._profiles))
-        if is_last or (round_index > 0 and round_index % self._every == 0):
-            self._begin(round_index, server)
-        while is_last and not self.commit():
-            self._begin(round_index, server)
+        is_best = watched is not None and watched.best_round == round_index
+        is_due = self._every > 0 and (is_last or (round_index > 0 and round_index % self._every == 0))
+        if not is_best and not is_due:
+            return
+        self._begin(round_index, server, watched)
+        while (is_last or is_best) and not self.commit():
+            self._begin(round_index, server, watched)
 
     def commit(self) -> bool:
         """Commit what was begun; False if a host was lost over it, which leaves the checkpoints as they were."""
         if self._store is None or self._begun is None:
             return True
-        (round_index, server, sums), self._begun = self._begun, None
+        (round_index, server, entries), self._begun = self._begun, None
         if not self._runtime.finish_checkpoint():
             return False
-        self._runtime.committed(self._store.commit(round_index, server, {**self._facts, TABLES: sums}))
+        self._runtime.committed(self._store.commit(round_index, server, {**self._facts, **entries}))
         self._kept.append(CheckpointKept(round_index))
         return True
 
@@ -221,7 +291,8 @@ class _CheckpointWriter:
         kept, self._kept = self._kept, []
         return kept
 
-    def _begin(self, round_index: int, server: Server) -> None:
+    def _begin(self, round_index: int, server: Server, watched: EarlyStopping | None) -> None:
         assert self._store is not None, "asked for only where checkpoints are kept"
         self._runtime.begin_checkpoint(self._store.begin(round_index), round_index)
-        self._begun = (round_index, server, self._sums)
+        stop = {} if watched is None else {STOP: watched.state}
+        self._begun = (round_index, server, {TABLES: self._sums, **stop})

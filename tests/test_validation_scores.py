@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import SMALL, Command
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.background.attachment import followed
@@ -161,6 +162,19 @@ def test_with_the_validation_split_test_rows_are_read_in_the_last_round_alone(
     ]
 
 
+def test_with_early_stopping_test_rows_are_read_after_the_last_round(
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    test_rows = Shard.test
+    monkeypatch.setattr(Shard, "test", lambda shard: (reads.append(1), test_rows(shard))[1])
+    chosen = scenario.override({"evaluation.split": "validation", "rounds": 3, "stop": {"patience": 9}})
+    for record in simulate(chosen, stream=True):
+        assert not record.evaluation
+        assert not reads
+    assert len(reads) == 5
+
+
 def test_bytes_and_seconds_of_a_round_that_scores_validation_alone_stand_with_the_client(scenario: Scenario) -> None:
     both, alone = (
         simulate(scenario.override({"evaluation.split": split, "rounds": 1})).clients.filter(pl.col("round") == 0)
@@ -180,7 +194,7 @@ def test_fine_tuning_is_scored_on_validation_splits_too(scenario: Scenario) -> N
 
 
 def test_the_central_model_is_scored_on_validation_splits_too(scenario: Scenario) -> None:
-    rounds = simulate(scenario.override({"sharing": "central"})).rounds
+    rounds = simulate(scenario.override({"sharing": "central", "stop": {"patience": 1}})).rounds
     assert rounds["validation/accuracy"].null_count() == 0
 
 
@@ -191,6 +205,11 @@ def test_the_central_model_is_scored_on_validation_splits_too(scenario: Scenario
             "evaluation.split=validation",
             "evaluation.split is 'validation', and no client has a validation split; expected data.validation_fraction "
             "above 0",
+        ),
+        (
+            "stop={patience: 3}",
+            "stop asks for validation splits, and no client has one; expected data.validation_fraction above 0, or "
+            "null",
         ),
     ],
 )
@@ -224,3 +243,20 @@ def test_the_commands_show_them_beside_the_test_scores(scenario: Scenario, comma
     assert "  loss " in first.partition("validation loss")[0]
     assert "accuracy" in first.partition("validation loss")[2]
     assert any(line.strip().startswith("validation ") for line in outcome.out.splitlines())
+    stops = ["--set", "evaluation.split=validation", "--set", "stop={patience: 1}", "--set", "rounds=3"]
+    outcome = command("simulate", str(path), *stops, "--track", f"tensorboard:{tmp_path / 'boards'}")
+    assert outcome.exit_code == 0, outcome.err
+    assert ", at most 3 rounds" in outcome.out
+    assert "  loss " not in outcome.out.splitlines()[1]
+    said = [line for line in outcome.out.splitlines() if "; the best validation/accuracy, " in line]
+    assert len(said) == 2
+    assert said[0].startswith(("stopped early after round", "ended with round"))
+    # What was scored at the end has its place at the best round.
+    (folder,) = (tmp_path / "boards" / "small").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    run = Run.open(next(tmp_path.glob(f"runs/small/{folder.name}")))
+    assert run.stopped is not None
+    assert [(event.step, event.value) for event in events.Scalars("accuracy")] == [
+        (run.stopped.best_round, pytest.approx(run.final["accuracy"]))
+    ]
+    assert [event.step for event in events.Scalars("validation/accuracy")] == run.rounds["round"].to_list()

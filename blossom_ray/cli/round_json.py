@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from blossom_ray.records import BlockRound, RoundRecord
@@ -26,6 +26,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
         "classes": _plain(record.classes),
         "failures": _plain(record.failures),
         "actors": _plain(record.actors),
+        "stopped": None if record.stopped is None else asdict(record.stopped),
     }
 
 

@@ -80,15 +80,17 @@ def resume(
 
         run = local_path(run, "the run")
         opened = Run.open(run)
-        is_done = opened.status == "finished"
+        is_done, stopped = opened.status == "finished", opened.stopped
+        is_early = stopped is not None and stopped.reason == "patience"
         if settings or not is_done:
             checked = load_scenario(run / SCENARIO_FILE, settings, None)
             _check_no_cell(run, opened.scenario, checked)
             checked_resumption(checked, run)
-            is_done = is_done and checked.rounds == opened.scenario.rounds
+            is_done = is_done and (is_early or checked.rounds == opened.scenario.rounds)
         if is_done:
             opened.check()
-            say(f"{run}: finished already; nothing to do")
+            how = f"stopped early after round {stopped.round}" if stopped is not None and is_early else "finished"
+            say(f"{run}: {how} already; nothing to do")
             return
         check_address(checked, address)
         targets = checked_targets(track)

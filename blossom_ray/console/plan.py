@@ -101,10 +101,11 @@ def _time(scenario: Scenario, plan: Plan) -> Iterator[RenderableType]:
         yield line("time: unknown; --probe times a few batches of each modality set")
         return
     train, evaluate = plan.seconds.train, plan.seconds.evaluate
+    most = "at most " if scenario.stop is not None else ""
     yield line(
         f"time: {format_seconds(train + evaluate)} of arithmetic a round ({format_seconds(train)} training, "
         f"{format_seconds(evaluate)} evaluation), {format_seconds(scenario.rounds * (train + evaluate))} for "
-        f"{scenario.rounds} rounds; the start, Ray's calls, averaging and tables come on top"
+        f"{most}{scenario.rounds} rounds; the start, Ray's calls, averaging and tables come on top"
     )
     for name, found in plan.sets.items():
         fastest = min(found.seconds_per_sample, key=found.seconds_per_sample.__getitem__)

@@ -11,8 +11,8 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from blossom_ray.records import ActorRound, Failure, RoundRecord
-from blossom_ray.scores import SCORES, Score, Task
+from blossom_ray.records import ActorRound, Failure, RoundRecord, Stopped
+from blossom_ray.scores import SCORES, Score, Task, default_score, find_score
 from blossom_ray.text import printable
 
 if TYPE_CHECKING:
@@ -76,7 +76,18 @@ def title(scenario: Scenario) -> str:
         sharing_text = " + ".join(f"{block} {scope}" for block, scope in sharing.items())
     else:
         sharing_text = sharing
-    return f"{scenario.name}, {sharing_text}, {scenario.num_clients} clients, {scenario.rounds} rounds"
+    most = "at most " if scenario.stop is not None else ""
+    return f"{scenario.name}, {sharing_text}, {scenario.num_clients} clients, {most}{scenario.rounds} rounds"
+
+
+def stopped_line(stopped: Stopped, scenario: Scenario) -> str:
+    """Why a run with `stop` ended, and its best round, in a line."""
+    how = "stopped early after" if stopped.reason == "patience" else "ended with"
+    if stopped.best_round is None or stopped.value is None:
+        return f"{how} round {stopped.round}; no round has a finite {stopped.metric}"
+    score = find_score(stopped.metric, scenario.own_scores) or default_score(scenario.task)
+    best = f"the best {stopped.metric}, {format_score(score, stopped.value)}, is that of round {stopped.best_round}"
+    return f"{how} round {stopped.round}; {best}"
 
 
 def modality_suffixes(metrics: Mapping[str, float], prefix: str = "") -> list[str]:

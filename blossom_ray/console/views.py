@@ -23,6 +23,7 @@ from blossom_ray.console.tables import (
     plain_table,
     score_table,
     shown_scores,
+    stopped_line,
     title,
 )
 from blossom_ray.records import RoundRecord
@@ -86,22 +87,26 @@ class PlainView:
             f"up {format_bytes(sum(block.bytes_up for block in record.blocks))}",
             f"down {format_bytes(sum(block.bytes_down for block in record.blocks))}",
         ]
-        if self._pace.left_s is not None:
+        if self._pace.left_s is not None and record.stopped is None:
             parts.append(f"left {format_seconds(self._pace.left_s)}")
         self._print("  ".join(parts))
         for failure in record.failures:
             self._print(f"  {failure_line(record.round_index, failure)}")
+        if record.stopped is not None:
+            self._print(stopped_line(record.stopped, self._scenario))
 
     def _print(self, text: str) -> None:
         self._console.print(line(text), soft_wrap=True)
 
 
 def final_summary(run: Run) -> RenderableType:
-    """The end of a run: scores of the last evaluated round, bytes by block, time, and where it is kept."""
+    """The end of a run: scores of the last evaluated round or the best one, bytes by block, time, where it is kept."""
     import polars as pl
 
     num_clients = Counter(profile.modality_set for profile in run.scenario.profiles())
     parts: list[RenderableType] = [line(f"{title(run.scenario)}: {run.status}", "bold")]
+    if run.stopped is not None:
+        parts.append(line(f"{stopped_line(run.stopped, run.scenario)}, whose scores these are"))
     if final := run.final:
         parts.append(score_table(final, num_clients, run.scenario.task))
     traffic = plain_table("block", "scope", "down", "up")

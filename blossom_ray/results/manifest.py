@@ -56,6 +56,32 @@ class ManifestError(ReadBack):
     """The traceback of own code."""
 
 
+class ManifestStopped(ReadBack):
+    """Where a run with `stop` ended; fields as in `records.Stopped`."""
+
+    round: Annotated[int, Field(ge=0)]
+    """The last round."""
+    best_round: Annotated[int, Field(ge=0)] | None
+    """The round with the best validation score; null where no round had one."""
+    metric: str
+    """The score by which it is the best."""
+    value: float | None
+    """Its score."""
+    reason: Literal["patience", "rounds"]
+    """Whether scores had not got better for so long, or there are no more rounds."""
+
+
+class ManifestLateScores(ReadBack):
+    """Scores that were made at the end of a run with `stop`."""
+
+    round: Annotated[int, Field(ge=0)]
+    """The round in whose rows they stand."""
+    prefixes: Annotated[tuple[str, ...], Field(strict=False)]
+    """What the names of their columns begin with; "" for those on test splits."""
+    classes: Annotated[tuple[str, ...], Field(strict=False)]
+    """The scorings of their rows in the tables `classes` and `confusion`."""
+
+
 class Manifest(ReadBack):
     """A run's manifest."""
 
@@ -75,3 +101,7 @@ class Manifest(ReadBack):
     """Version by package."""
     error: ManifestError | None = None
     """Why the run failed."""
+    stopped: ManifestStopped | None = None
+    """Where a run with `stop` ended."""
+    late_scores: ManifestLateScores | None = None
+    """Scores that were made at its end."""

@@ -16,6 +16,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from blossom_ray.blocks import ClientProfile
 from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.locations import local_path
-from blossom_ray.records import RoundRecord
+from blossom_ray.records import Progress, RoundRecord, Scoring, Stopped
+from blossom_ray.results.late_scores import late_entry, with_late_scores, without_late_scores
 from blossom_ray.results.manifest import Manifest, Status
 from blossom_ray.results.table_files import TableStream, in_memory_tables, read_table
 from blossom_ray.results.table_sums import (
@@ -53,6 +55,8 @@ CHECKPOINTS = "checkpoints"
 # Entries of the manifest: what the tables of a run that has ended hold, and a checksum of its scenario.
 _TABLE_SUMS = "tables"
 _SCENARIO_SUM = "scenario_sha256"
+_STOPPED = "stopped"
+_LATE_SCORES = "late_scores"
 # Rounds that a loop on Ray, and so its checkpoints, may be ahead of the tables.
 _MOST_AHEAD = 2
 EndStatus = Literal["finished", "failed", "interrupted"]
@@ -181,6 +185,8 @@ class RunWriter:
             with _unlocked_on_error(writer._lock):
                 check_scenario_sum(folder, writer._manifest)
                 tables = whole_tables(folder)
+                if late := writer._manifest.get(_LATE_SCORES):
+                    tables = without_late_scores(tables, late)
                 lost = lost_rows(tables)
                 writer.sums = sums_by_round(tables)[: None if lost is None else lost[0]]
                 writer.checkpoints(lost and lost[1])  # nothing is written before it is known that the run can go on
@@ -188,7 +194,8 @@ class RunWriter:
                     name: TableStream(folder, name, _rounds_up_to(table, len(writer.sums) - 1))
                     for name, table in tables.items()
                 }
-                writer._manifest.pop(_TABLE_SUMS, None)
+                for ended in (_TABLE_SUMS, _STOPPED, _LATE_SCORES):
+                    writer._manifest.pop(ended, None)
         writer.update(status="running", ended_at=None)
         return writer
 
@@ -262,6 +269,31 @@ class RunWriter:
             # `rounds` last: readers take its row as the sign that the round is complete.
             written = {name: self._tables[name].append(rows[name]) for name in (*[*TABLES][1:], "rounds")}
         self.sums.append(extended(self.sums[-1] if self.sums else NO_ROWS, written))
+
+    def write_late(self, late: RoundRecord, profiles: Sequence[ClientProfile]) -> None:
+        """Put scores into the rows of an earlier round; the run ends with this.
+
+        Args:
+            late: The round, with these scores and nothing else.
+            profiles: All clients in the order of their ids.
+        """
+        # Said before it is done, so that whoever goes on from a half of it can take it out again.
+        self.update(**{_LATE_SCORES: late_entry(late)})
+        self._rewrite(lambda tables: with_late_scores(tables, late, profiles))
+
+    def drop_late(self) -> None:
+        """Take what `write_late` wrote out again: the run goes on."""
+        late = self._manifest.pop(_LATE_SCORES, None)
+        if late is not None:
+            self._rewrite(lambda tables: without_late_scores(tables, late))
+
+    def _rewrite(self, change: Callable[[dict[str, pa.Table]], dict[str, pa.Table]]) -> None:
+        with writing(self.folder):
+            for table in self._tables.values():
+                table.close()
+            tables = change({name: read_table(self.folder, name) for name in TABLES})
+            self._tables = {name: TableStream(self.folder, name, table) for name, table in tables.items()}
+        self.sums = sums_by_round(tables)
 
     def update(self, **entries: Any) -> None:
         """Set entries of the manifest, which must be JSON values, and write it."""
@@ -340,10 +372,11 @@ class Run:
         # `rounds` first: what another process writes in the meantime is not missed in the others then.
         tables = whole_tables(self.path)
         num_rounds = tables["rounds"].num_rows
-        if manifest["status"] == "finished" and num_rounds != self.scenario.rounds + 1:
+        last = self.scenario.rounds if self.stopped is None else self.stopped.round
+        if manifest["status"] == "finished" and num_rounds != last + 1:
             raise RunFolderError(
                 f"{self.path}: its manifest says that it has finished, and its table 'rounds' ends with round "
-                f"{num_rounds - 1}; expected {self.scenario.rounds}"
+                f"{num_rounds - 1}; expected {last}"
             )
         if manifest["status"] != "running":
             for name, table in tables.items():
@@ -359,6 +392,7 @@ class Run:
         scenario: Scenario,
         profiles: Sequence[ClientProfile],
         manifest: Mapping[str, Any],
+        late: RoundRecord | None = None,
     ) -> Self:
         """A run in memory, with the same frames as a folder would give.
 
@@ -367,8 +401,11 @@ class Run:
             scenario: What was simulated.
             profiles: All clients in the order of their ids.
             manifest: What a folder's manifest would hold; `status` is `finished` unless given.
+            late: As in `RunWriter.write_late`.
         """
         tables = in_memory_tables(records, profiles)
+        if late is not None:
+            tables = with_late_scores(tables, late, profiles)
         return cls(None, {"status": "finished", **manifest}, tables.__getitem__, scenario)
 
     @property
@@ -395,6 +432,13 @@ class Run:
         """`running` (also of a run that was killed), `finished`, `failed` or `interrupted`."""
         status: Status = self.manifest["status"]
         return status
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Where a run with `stop` ended, and its best round; None for others, and until then."""
+        found = self.manifest.get(_STOPPED)
+        names = (field.name for field in fields(Stopped))
+        return None if found is None else Stopped(**{name: found[name] for name in names})
 
     @property
     def rounds(self) -> pl.DataFrame:
@@ -433,11 +477,30 @@ class Run:
 
     @property
     def final(self) -> dict[str, float]:
-        """The summary metrics of the last evaluated round; empty when there is none."""
+        """The summary metrics of the last evaluated round, with `stop` of the best one; empty when there is none."""
+        best = None if self.stopped is None else self.stopped.best_round
         for row in reversed(self.rounds.to_dicts()):
-            if row["num_evaluated"]:
+            if row["num_evaluated"] and best in (None, row["round"]):
                 return {name: value for name, value in row.items() if name not in ROUND_COLUMNS and value is not None}
         return {}
+
+    @property
+    def late_scores(self) -> Progress | None:
+        """What a run with `stop` scored at its end, as a part of the round to which it belongs; None without any."""
+        import polars as pl
+
+        entry = self.manifest.get(_LATE_SCORES)
+        if entry is None:
+            return None
+        is_there = pl.col("round") == entry["round"]
+        metrics = {
+            name: value
+            for row in self.rounds.filter(is_there).to_dicts()
+            for name, value in row.items()
+            if value is not None and name not in {*ROUND_COLUMNS, "train_loss"}
+            if Scoring.of_column(name).prefix in entry["prefixes"]
+        }
+        return Progress(entry["round"], metrics, 0.0, num_failures=self.failures.filter(is_there)["event"].n_unique())
 
     def __repr__(self) -> str:
         place = "in memory" if self.path is None else repr(str(self.path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,9 @@ class RunLog:
         }
         told = [f"{name} {value:.4g}" for name, value in [*values["metrics"].items()][:3]]
         self.event("round", ", ".join([f"round {index}", *told]), round=index, **values)
+        if (stopped := record.stopped) is not None:
+            best = f"round {stopped.best_round} is the best by {stopped.metric}"
+            self.event("stopped", f"stops after round {index}, {best} ({stopped.reason})", **asdict(stopped))
 
     def checkpoint(self, round_index: int) -> None:
         """A checkpoint is whole."""

@@ -54,6 +54,7 @@ class ActorRuntime:
         scenario = preparation.scenario
         self._plan, self._population = preparation.plan, preparation.population
         self._execution, self._recovery = scenario.execution, Recovery(scenario.failures)
+        self._keeps_best = scenario.stop is not None
         self._costs = preparation.costs()
         self._actor_of = actor_of_client(
             self._execution,
@@ -137,7 +138,7 @@ class ActorRuntime:
         """
         for slot, sees in zip(self._slots, self._ask("set-up", "sees", folder), strict=True):
             if not sees:
-                raise _not_shared(folder, slot)
+                raise _not_shared(folder, slot, has_stop=self._keeps_best)
 
     def begin_checkpoint(self, folder: Path, round_index: int) -> None:
         """Have every actor write its clients' states after this round into `folder`, in the background."""
@@ -168,10 +169,10 @@ class ActorRuntime:
             except RunFolderError as error:
                 if num_nodes() == 1:
                     raise
-                raise _not_shared(path.parent, slot) from error
+                raise _not_shared(path.parent, slot, has_stop=self._keeps_best) from error
             else:
                 if not path.exists():
-                    raise _not_shared(path.parent, slot)
+                    raise _not_shared(path.parent, slot, has_stop=self._keeps_best)
         return whole
 
     def committed(self, checkpoint: Checkpoint) -> None:
@@ -183,6 +184,8 @@ class ActorRuntime:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Give every client the state that it has in a checkpoint."""
         self._checkpoint_files = checkpoint.client_files
+        for slot in self._slots:
+            slot.log.clear()  # what was done since need not be repeated in another actor
         self._ask("set-up", "restore", self._checkpoint_files)
 
     def private_digests(self) -> dict[int, str]:
@@ -407,8 +410,8 @@ def spawn_clients(scenario: Scenario, num_started: int = 0) -> list[Any]:
     return actors
 
 
-def _not_shared(folder: Path, slot: Slot) -> RunError:
+def _not_shared(folder: Path, slot: Slot, *, has_stop: bool) -> RunError:
     return RunError(
         f"{folder}: actor {slot.number} is on another node, where this folder is not; checkpoints need it",
-        "--out with a folder that all nodes share, or checkpoint.every: 0",
+        "--out with a folder that all nodes share, or checkpoint.every: 0" + (" and no stop" if has_stop else ""),
     )

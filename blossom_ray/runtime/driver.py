@@ -52,7 +52,7 @@ class DriverActor:
             # With `training.engine: auto` it shows only now whether clients are stacked, or may have an actor each.
             actors.extend(spawn_clients(preparation.scenario, num_started=len(actors)))
             runtime = ActorRuntime(preparation, actors)
-            if self._scenario.checkpoint.every and self._session.checkpoints:
+            if (self._scenario.checkpoint.every or self._scenario.stop) and self._session.checkpoints:
                 runtime.check_shared(self._session.checkpoints.parent)
             # A record of a thousand clients sets the garbage collector off, and modules are most of what it looks at.
             gc.freeze()

@@ -72,6 +72,8 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         found += _fine_tuning_rounds(sections["evaluation"])
         found += _held_out_rounds(sections["evaluation"])
         found += _metric_names(sections["evaluation"])
+    if sections.get("stop") is not None:
+        found += _stop(sections["stop"], sections)
     found += algorithm_problems(sections)
     found += compat_problems(sections)
     if clients is not None and "training" in sections:
@@ -104,6 +106,8 @@ def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
     evaluation, expected = sections.get("evaluation"), "data.validation_fraction above 0"
     if evaluation is not None and evaluation.split == "validation":
         yield Finding("evaluation.split", "is 'validation', and no client has a validation split", expected)
+    if sections.get("stop") is not None:
+        yield Finding("stop", "asks for validation splits, and no client has one", f"{expected}, or null")
 
 
 def input_shapes(data: spec.Data, modalities: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -380,6 +384,23 @@ def _held_out_rounds(evaluation: spec.Evaluation) -> Iterator[Finding]:
     if evaluation.split == "validation" and evaluation.held_out == "every":
         found = "is 'every', while evaluation.split is 'validation', which scores the held-out set once"
         yield Finding("evaluation.held_out", found, "'final' or 'never'")
+
+
+def _stop(stop: spec.Stop, sections: Mapping[str, Any]) -> Iterator[Finding]:
+    rounds = sections.get("rounds")
+    if rounds is not None and stop.min_rounds > rounds:
+        yield Finding("stop.min_rounds", f"is {stop.min_rounds}", f"at most {rounds}, the number of rounds")
+    if stop.metric is None or not {"task", "evaluation", "clients"} <= sections.keys():
+        return
+    own, sets = tuple(sections["evaluation"].metrics), {group.modality_set for group in sections["clients"]}
+    pooled = [score.name for score in SCORES[sections["task"]]]
+    names = ["loss", *pooled, *own]
+    plain = [*names, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES if suffix != "_pooled")]
+    known = [*plain, *(f"{name}_pooled" for name in pooled), *(f"{name}/{one}" for name in names for one in sets)]
+    metric = stop.metric.removeprefix("validation/")
+    if metric not in known:
+        expected = f"a score on the clients' validation splits, such as {listed(names)}"
+        yield Finding("stop.metric", shown(stop.metric), expected + did_you_mean(metric, known))
 
 
 def _metric_names(evaluation: spec.Evaluation) -> Iterator[Finding]:

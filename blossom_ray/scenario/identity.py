@@ -15,6 +15,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("model", "fusion", "norm"): "none",
     ("evaluation", "per_class"): "final",
     ("evaluation", "split"): "test",
+    ("stop",): None,
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
 

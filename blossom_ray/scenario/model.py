@@ -21,6 +21,7 @@ from blossom_ray.scenario.sections import (
     Model,
     Section,
     Server,
+    Stop,
     Training,
 )
 from blossom_ray.scores import Score, Task
@@ -59,6 +60,8 @@ class Scenario(Section):
     """Cohort and server optimizer."""
     evaluation: Evaluation = Evaluation()
     """Scoring."""
+    stop: Stop | None = None
+    """When the run ends before its last round; null: never."""
     checkpoint: Checkpoint = Checkpoint()
     """What is kept for resuming."""
     failures: Failures = Failures()

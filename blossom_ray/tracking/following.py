@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from blossom_ray.errors import BlossomError
 from blossom_ray.records import Progress, RoundRecord
+from blossom_ray.results.run import Run
 from blossom_ray.scenario import Scenario
 from blossom_ray.tracking.base import Tracker
 from blossom_ray.tracking.targets import Target, open_tracker
@@ -29,9 +32,11 @@ class Tracking:
         self, targets: Sequence[Target], scenario: Scenario, folder: Path, warn: Callable[[str], None]
     ) -> None:
         self._scenario, self._folder, self._warn = scenario, folder, warn
+        self._has_stop = scenario.stop is not None
         self._targets = [*targets]
         self._trackers: dict[Target, Tracker] = {}
         self._last_round: int | None = None
+        self._is_over = False
 
     def __enter__(self) -> Self:
         return self
@@ -42,12 +47,13 @@ class Tracking:
         if isinstance(error, Exception):
             self.close("failed")
         else:
-            self.close("finished" if self._last_round == self._scenario.rounds else "interrupted")
+            self.close("finished" if self._is_over else "interrupted")
 
     def write(self, progress: Progress | RoundRecord) -> None:
         """Hand on one round. Trackers begin with the first one: a run that fails before leaves nothing."""
         told = Progress.of(progress) if isinstance(progress, RoundRecord) else progress
         self._last_round = told.round_index
+        self._is_over = told.stopped is not None or told.round_index == self._scenario.rounds
 
         def write(target: Target) -> None:
             if target not in self._trackers:
@@ -57,11 +63,15 @@ class Tracking:
         self._each(write)
 
     def close(self, status: str) -> None:
-        """End all trackers.
+        """End all trackers. Of a run with `stop` they get what was scored at its end, as a part of its best round.
 
         Args:
             status: The run's: `finished`, `failed` or `interrupted`.
         """
+        if self._has_stop and status == "finished":
+            with suppress(BlossomError):  # whoever tracks a run may keep no folder of it
+                if (late := Run.open(self._folder).late_scores) is not None:
+                    self.write(late)
 
         def close(target: Target) -> None:
             if target in self._trackers:

@@ -331,6 +331,8 @@ ODD_VALUES = [0, -1, 1.5, 1e999, True, "x", [], [[]], [None], {}, {"message": 3}
         ("versions", [{}]),
         ("data", [{}, {"message": 3}, {"x": [1]}]),
         ("error", [{}, {"x": [1]}]),
+        ("stopped", []),
+        ("late_scores", []),
     ],
 )
 def test_entries_of_the_manifest_are_what_a_run_writes(tmp_path, key, good):

@@ -17,14 +17,14 @@ from torch import nn
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.api import events
 from blossom_ray.errors import ActorLostError, ClientError, RunError
-from blossom_ray.records import RoundRecord
+from blossom_ray.records import RoundRecord, Scoring
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor
 from blossom_ray.runtime.placement import Room
 from blossom_ray.runtime.recovery import Recovery, check_room
 from blossom_ray.sampling import Chunk
 from blossom_ray.scenario.sections import ClientResources, Failures
-from blossom_ray.simulation import RunInfo
+from blossom_ray.simulation import LateScores, RunInfo
 
 # Actors cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -63,11 +63,16 @@ class Lethal(ClientActor):
 
     def evaluate(self, *arguments: Any) -> Any:
         self._strike("evaluate", arguments[2])
+        self._strike(f"evaluate {arguments[3]}", arguments[2])
         return super().evaluate(*arguments)
 
     def begin_checkpoint(self, path: Path, round_index: int) -> None:
         self._strike("checkpoint", round_index)
         super().begin_checkpoint(path, round_index)
+
+    def restore(self, *arguments: Any) -> None:
+        self._strike("restore", 0)
+        super().restore(*arguments)
 
     def setup(self, *arguments: Any) -> None:
         self._strike("setup", 0)
@@ -105,6 +110,8 @@ def run_here(scenario: Scenario) -> tuple[list[RoundRecord], dict[str, Any]]:
                 facts |= event.entries
             elif isinstance(event, RoundRecord):
                 records.append(event)
+            elif isinstance(event, LateScores):
+                records.append(event.record)
     return records, facts
 
 
@@ -144,6 +151,42 @@ def test_a_killed_actor_changes_no_bit(
     failures = [failure for record in records for failure in record.failures]
     assert [failure.action for failure in failures] == ["repeated"]
     assert sum(actor.times_replaced for record in records for actor in record.actors) == 1
+
+
+BEST = 3
+
+
+@pytest.mark.parametrize(
+    ("method", "round_index"),
+    [
+        ("checkpoint", BEST),
+        ("restore", 0),
+        (f"evaluate {Scoring.OWN_TEST}", BEST),
+    ],
+)
+def test_a_killed_actor_takes_no_best_round_along(
+    on_ray: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, round_index: int
+) -> None:
+    """Whenever an actor is lost, also at the end, when the best round's blocks are scored once more."""
+    scenario = on_ray.override(
+        {
+            "rounds": 5,
+            "data.validation_fraction": 0.3,
+            "evaluation.split": "validation",
+            "evaluation.fine_tune": {"epochs": 1},
+            "stop": {"patience": 2},
+        }
+    )
+    undisturbed, facts = run_here(scenario.override({"execution.runtime": "local"}))
+    assert (facts["stopped"]["best_round"], facts["stopped"]["round"]) == (BEST, 5)
+    lethal(monkeypatch, tmp_path, method, round_index)
+    records, disturbed_facts = run_here(scenario)
+    assert (tmp_path / "struck").exists()
+    for name in ("digest", "stopped"):
+        assert disturbed_facts[name] == facts[name]
+    assert numbers(records) == numbers(undisturbed)
+    assert records[-1].round_index == BEST
+    assert {"accuracy", "fine_tuned/accuracy", "validation/fine_tuned/accuracy"} <= records[-1].metrics.keys()
 
 
 class Bad(nn.Module):

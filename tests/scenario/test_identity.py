@@ -15,6 +15,7 @@ from blossom_ray.scenario.identity import identity, numbers_tree
     [
         ("data.validation_fraction", 0.0, 0.1),
         ("evaluation.split", "test", "validation"),
+        ("stop", None, {"patience": 2}),
     ],
 )
 def test_a_key_of_a_later_version_counts_where_it_is_not_at_its_default(

@@ -67,7 +67,7 @@ from blossom_ray.scenario.sections.partition import (
     QuantityPartition,
     SubjectPartition,
 )
-from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, FineTune, Metric
+from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, FineTune, Metric, Stop
 from blossom_ray.scenario.sections.server import (
     CustomServerOptimizer,
     FedAdagrad,
@@ -161,6 +161,7 @@ __all__ = [
     "Sgd",
     "SpeechFrames",
     "StepSchedule",
+    "Stop",
     "SubjectPartition",
     "SyntheticData",
     "SyntheticModality",

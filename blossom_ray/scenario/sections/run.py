@@ -1,4 +1,4 @@
-"""The `evaluation`, `checkpoint` and `failures` sections: what a run scores, keeps and survives."""
+"""The `evaluation`, `stop`, `checkpoint` and `failures` sections: what a run scores, when it ends, what it keeps."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Evaluation(Section):
     """Fraction of all clients that score the new blocks on their own test split, drawn anew each time."""
     split: Literal["test", "validation"] = "test"
     """What scored rounds read. `test`: the clients' test splits, and their validation splits where there are any.
-    `validation`: these alone; the test splits and the held-out set are scored once, in the last round. What is chosen
-    by scores is then not chosen by those that are reported."""
+    `validation`: these alone; the test splits and the held-out set are scored once, in the last round or, with `stop`,
+    with the blocks of the best round. What is chosen by scores is then not chosen by those that are reported."""
     held_out: Literal["never", "final", "every"] = "final"
     """When the held-out global test set, if the data set has one, is scored besides."""
     per_class: Literal["never", "final", "every"] = "final"
@@ -67,13 +67,29 @@ class Evaluation(Section):
     """Samples per forward pass."""
 
 
+class Stop(Section):
+    """Early stopping: the run ends once its scores on the clients' validation splits have not got better for a while.
+
+    The test splits are then reported for the best round, whose blocks are kept as a checkpoint.
+    """
+
+    metric: str | None = None
+    """The score on the validation splits that is watched: a column of the table `rounds` such as `macro_f1_all`,
+    `loss` or `accuracy/acc+gyro`, read with `validation/` before it; null: the first score of the task."""
+    patience: Positive
+    """Scored rounds without a better value after which the run ends. An equal value is not better, nor is one that is
+    null or not finite."""
+    min_rounds: Positive = 1
+    """The first round that may be the last one."""
+
+
 class Checkpoint(Section):
     """What a run keeps so that it can be resumed. Only runs with a run folder have checkpoints."""
 
     every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 5
-    """Rounds between two checkpoints; 0: none."""
+    """Rounds between two checkpoints; 0: none, but that of the best round with `stop`."""
     keep: Positive = 2
-    """Checkpoints that are kept, the newest ones."""
+    """Checkpoints that are kept, the newest ones; with `stop` those of best rounds besides."""
 
 
 class Failures(Section):
