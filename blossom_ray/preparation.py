@@ -155,7 +155,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         model=scenario.model,
         training=scenario.training,
         scheme=_with_frozen_code(scenario, dataset),
-        seed=scenario.seed,
+        seed=scenario.seeds.training,
         input_shapes=dataset.input_shapes,
         num_outputs=dataset.num_classes,
         evaluation_batch_size=scenario.evaluation.batch_size,
@@ -189,7 +189,7 @@ def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
     frozen = {}
     for name, section in sections.items():
         if isinstance(section, Custom):
-            block = build_block(name, model, dataset.input_shapes, dataset.num_classes, scenario.seed)
+            block = build_block(name, model, dataset.input_shapes, dataset.num_classes, scenario.seeds.training)
             parameters = list(block.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 frozen[name] = Scope.FROZEN

@@ -110,7 +110,7 @@ def train_round(
     sums: defaultdict[BlockInstance, Accumulator] = defaultdict(Accumulator)
     bytes_down: Counter[BlockInstance] = Counter()
     bytes_up: Counter[BlockInstance] = Counter()
-    chunks = population.cut(population.cohort(preparation.scenario.seed, round_index))
+    chunks = population.cut(population.cohort(preparation.scenario.seeds.training, round_index))
     for update in runtime.train(chunks, server.sent, round_index=round_index, learning_rate=learning_rate):
         records.extend(update.records)
         for instance, part in update.sums:
@@ -220,7 +220,9 @@ def evaluate(
         return RoundEvaluation()
     scenario, population = preparation.scenario, preparation.population
     num_scored = max(1, math.floor(scenario.evaluation.clients * len(population.profiles) + 1e-9))
-    drawn = draw_clients(len(population.profiles), num_scored, scenario.seed, Purpose.EVALUATION_COHORT, round_index)
+    drawn = draw_clients(
+        len(population.profiles), num_scored, scenario.seeds.training, Purpose.EVALUATION_COHORT, round_index
+    )
     scored: dict[Scoring, _Scored] = {}
     metrics: dict[str, float] = {}
     bytes_down: Counter[BlockInstance] = Counter()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from enum import IntEnum, unique
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,13 +33,29 @@ class Purpose(IntEnum):
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
 
 
+class Seeds(NamedTuple):
+    """The two seeds of a run, the same number unless a scenario gives two.
+
+    Attributes:
+        federation: Of generated data, partition, matching, splits and the held-out set.
+        training: Of initial values, cohorts, batches and dropout.
+    """
+
+    federation: int
+    training: int
+
+    def __str__(self) -> str:
+        same = self.federation == self.training
+        return str(self.federation) if same else f"{self.federation} (training {self.training})"
+
+
 def generator(seed: int, purpose: Purpose, round_index: int = 0, client_index: int = 0) -> np.random.Generator:
     """The generator for one purpose, round and client.
 
     The key always has four numbers, since NumPy seeds `[7, 3]` and `[7, 3, 0]` alike.
 
     Args:
-        seed: The scenario's seed, >= 0.
+        seed: The seed that the purpose follows from, >= 0: one of the scenario's `Seeds`.
         purpose: What the draw is for.
         round_index: The round, or 0 where the draw belongs to none. Other counters (an attempt) may stand here.
         client_index: The client, or 0. Another stable number, such as `stable_number(name)`, may stand here.

@@ -16,6 +16,7 @@ from blossom_ray.errors import InputError
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.phrases import did_you_mean, listed, shortened
 from blossom_ray.scores import SCORES, SUFFIXES, Score
+from blossom_ray.seeding import Seeds
 from blossom_ray.sweeps.grid import Cell
 
 Summary = Literal["final", "last5", "best"]
@@ -192,7 +193,11 @@ def choose_values(
     others = tuple(key for key in keys if key not in tuned)
     only = split_column(metric)[1] or ALL
     means = {_words(row, keys): row for row in table.to_dicts() if row["modalities"] == only}
-    by_run = {(_words(row, keys), row["seed"]): row for row in runs.to_dicts() if row["modalities"] in (ALL, only)}
+    by_run = {
+        (_words(row, keys), Seeds(row["seed"], row["training_seed"])): row
+        for row in runs.to_dicts()
+        if row["modalities"] in (ALL, only)
+    }
     order = [*dict.fromkeys(_words(entry.setting, tuned) for entry in entries)]
     groups: dict[Words, list[Entry]] = {}
     for entry in entries:
@@ -206,7 +211,7 @@ def choose_values(
     for group in groups.values():
         setting = {key: group[0].setting[key] for key in others}
         name = ", ".join(setting.values())
-        seeds = sorted({entry.seed for entry in group})
+        seeds = sorted({entry.seeds for entry in group})
         rows = []
         for values in sorted({_words(entry.setting, tuned) for entry in group}, key=order.index):
             place = {**setting, **dict(zip(tuned, values, strict=True))}
@@ -270,9 +275,9 @@ def _named(row: Mapping[str, Any], tuned: Iterable[str], labels: Mapping[str, st
     return ", ".join(f"{labels[key]} {row[key]}" for key in tuned)
 
 
-def _missing(runs: Mapping[int, Mapping[str, Any] | None], summary: Summary) -> str | None:
+def _missing(runs: Mapping[Seeds, Mapping[str, Any] | None], summary: Summary) -> str | None:
     """Which seeds have no score, and why; None where all have."""
-    found: dict[str, list[int]] = {}
+    found: dict[str, list[Seeds]] = {}
     for seed, row in runs.items():
         if row is None or row[summary] is None:
             reason = "there is no run" if row is None else row["note"] or f"no {summary} score on validation"

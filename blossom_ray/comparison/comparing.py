@@ -29,6 +29,7 @@ from blossom_ray.comparison.run_scores import (
 from blossom_ray.comparison.run_selection import Entry, Source, collect, varied_keys
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.scores import Score, default_score
+from blossom_ray.seeding import Seeds
 from blossom_ray.sweeps.grid import value_text
 from blossom_ray.text import brief, quoted
 
@@ -39,8 +40,8 @@ _UNWEIGHTED = tuple(f"unweighted_{name}" for name in SUMMARIES)
 _P = tuple(f"{start}_{name}" for start in ("p", "p_holm") for name in SUMMARIES)
 _GAIN_ROUNDS = tuple(f"{name}_rounds" for name in _GAINS)
 _RUN_COLUMNS = (
-    "seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_UNWEIGHTED, *_POINTS, *_GAINS,
-    *_GAIN_ROUNDS, *COMPUTE, *_TO_TARGET, "note", "run_notes", "run",
+    "seed", "training_seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_UNWEIGHTED, *_POINTS,
+    *_GAINS, *_GAIN_ROUNDS, *COMPUTE, *_TO_TARGET, "note", "run_notes", "run",
 )  # fmt: skip
 _TABLE_COLUMNS = (
     "modalities", "num_seeds", "num_pairs",
@@ -84,9 +85,10 @@ class Comparison:
         target: The score that `rounds_to_target` and so on are about.
         up_to: The last round that was looked at; None: each run's last.
         part: `modalities`, or `class` in a comparison of classes, whose frames have that column in its place.
-        runs: A row per run and modality set (`all clients` first): the keys, `seed`, `modalities`, `status`, `final`,
-            `last5`, `best`, `best_round`, `last5_rounds` (what it is over), for each of the three scores `unweighted_`
-            (mean over clients, each counting once), `points_` (difference, in percent points for shares), `gain_` and
+        runs: A row per run and modality set (`all clients` first): the keys, `seed`, `training_seed`, `modalities`,
+            `status`, `final`, `last5`, `best`, `best_round`, `last5_rounds` (what it is over), for each of the three
+            scores `unweighted_` (mean over clients, each counting once), `points_` (difference, in percent points for
+            shares), `gain_` and
             `gain_..._rounds`, what the whole run took, whatever the modality set: `num_examples` (training samples
             seen, over all clients), `num_steps` (optimizer steps that a model goes through: the mean over a round's
             clients, summed over rounds), `bytes_down`, `bytes_up`; `rounds_to_target`, `bytes_down_to_target`,
@@ -352,7 +354,7 @@ def _row_in_words(row: Row, keys: Iterable[str]) -> str:
 
 
 def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
-    seeds = {row.entry.seed for row in rows if row.scores is not None}
+    seeds = {row.entry.seeds for row in rows if row.scores is not None}
     notes = _best_notes(rows)
     num_pairs = table["num_pairs"].max()
     if (number := table["p_final"].count()) > 0:
@@ -361,6 +363,12 @@ def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
         notes.append(
             f"{num_pairs} seeds: that a difference has the same sign in each is no evidence, since by chance one in "
             f"{2 ** (num_pairs - 1)} has"
+        )
+    federations = {seed.federation for seed in seeds}
+    if len(federations) < len(seeds):
+        notes.append(
+            f"{len(seeds)} pairs of seeds in {len(federations)} federation{'s' * (len(federations) > 1)}: intervals "
+            "over them do not cover how federations differ"
         )
     if len(seeds) == 1:
         notes.append("one seed: there is no interval over seeds; those in brackets are over its clients alone")
@@ -453,7 +461,8 @@ def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
     records = []
     for row in rows:
         scores = row.scores
-        values: dict[str, Any] = {**{key: row.setting[key] for key in keys}, "seed": row.entry.seed}
+        values: dict[str, Any] = {**{key: row.setting[key] for key in keys}, "seed": row.entry.seeds.federation}
+        values["training_seed"] = row.entry.seeds.training
         values |= {"modalities": row.modalities, "status": row.entry.status}
         values |= {name: None if scores is None else scores.own.values[name] for name in SUMMARIES}
         values["best_round"] = None if scores is None else next(iter(scores.own.rounds["best"]), None)
@@ -470,7 +479,7 @@ def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
     words = dict.fromkeys(
         (*keys, "modalities", "status", "last5_rounds", *_GAIN_ROUNDS, "note", "run_notes", "run"), pl.String
     )
-    counts = dict.fromkeys(("seed", "best_round", *_TO_TARGET), pl.Int64)
+    counts = dict.fromkeys(("seed", "training_seed", "best_round", *_TO_TARGET), pl.Int64)
     return _frame(records, {**words, **counts}, [*keys, *_RUN_COLUMNS])
 
 
@@ -482,35 +491,35 @@ def _table_frame(rows: Sequence[Row], grouping: Sequence[str], score: Score) -> 
     records = []
     for place, members in groups.items():
         record: dict[str, Any] = dict(zip((*grouping, "modalities"), place, strict=True))
-        seeds = {row.entry.seed for row in members}
-        paired = {row.entry.seed for row in members if row.pair is not None}
+        seeds = {row.entry.seeds for row in members}
+        paired = {row.entry.seeds for row in members if row.pair is not None}
         record |= {"num_seeds": len(seeds), "num_pairs": len(paired)}
         alone = members[0] if len(members) == 1 else None
         interval = "seeds" if len(seeds) > 1 else "clients" if alone is not None else None
         intervals: list[Interval | None] = []
         for name in SUMMARIES:
-            scored = ((row.entry.seed, row.scores) for row in members if row.scores is not None)
+            scored = ((row.entry.seeds, row.scores) for row in members if row.scores is not None)
             by_seed = _by_seed((seed, scores.own.values[name]) for seed, scores in scored)
             limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, None)
             record |= _columns(name, by_seed, limits, (0, 1) if score.is_share else None)
             intervals.append(limits)
-            averages = _by_seed((row.entry.seed, _unweighted(row, name)) for row in members)
+            averages = _by_seed((row.entry.seeds, _unweighted(row, name)) for row in members)
             record[f"unweighted_{name}"] = _mean(averages)
         for name in SUMMARIES:
-            differences = _by_seed((row.entry.seed, row.points[name]) for row in members)
+            differences = _by_seed((row.entry.seeds, row.points[name]) for row in members)
             limits = (
                 t_interval(differences) if interval == "seeds" else _over_clients(alone, name, partial(points, score))
             )
             record |= _columns(f"points_{name}", differences, limits if differences else None)
             record[f"p_{name}"] = t_test(differences)
             # Percent of some of the pairs alone would leave out those whose baseline failed.
-            percent = [(row.entry.seed, row.gains[name]) for row in members if row.pair is not None]
+            percent = [(row.entry.seeds, row.gains[name]) for row in members if row.pair is not None]
             by_seed = _by_seed(percent) if all(value is not None for _, value in percent) else []
             limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, partial(gain, score))
             record |= _columns(f"gain_{name}", by_seed, limits if by_seed else None)
             record[f"gain_{name}_rounds"] = _each_once(row.pair.rounds[name] for row in members if row.pair is not None)
         for name in COMPUTE:
-            took = [(row.entry.seed, getattr(row.compute, name)) for row in members]
+            took = [(row.entry.seeds, getattr(row.compute, name)) for row in members]
             record[name] = _mean(_by_seed(took)) if all(value is not None for _, value in took) else None
         record["run_notes"] = _noted(members)
         record["last5_rounds"] = _each_once(map(_last_rounds, members))
@@ -541,9 +550,9 @@ def _frame(records: Sequence[Mapping[str, Any]], types: Mapping[str, Any], colum
     return pl.DataFrame(records, schema={name: types.get(name, pl.Float64) for name in columns})
 
 
-def _by_seed(pairs: Iterable[tuple[int, float | None]]) -> list[float]:
+def _by_seed(pairs: Iterable[tuple[Seeds, float | None]]) -> list[float]:
     """One value per seed, the mean over its settings; in order of seeds."""
-    values: dict[int, list[float]] = {}
+    values: dict[Seeds, list[float]] = {}
     for seed, value in pairs:
         if value is not None:
             values.setdefault(seed, []).append(value)
@@ -596,8 +605,8 @@ def _over_clients(row: Row | None, name: str, of_sides: Callable[[Any, Any], Any
         sides.append(found)
     values, weights = paired_arrays(*sides)
     if of_sides is None:
-        return bootstrap_interval(values[0], weights[0], row.entry.seed)
-    return bootstrap_interval(values, weights, row.entry.seed, of_sides=of_sides)
+        return bootstrap_interval(values[0], weights[0], row.entry.seeds.federation)
+    return bootstrap_interval(values, weights, row.entry.seeds.federation, of_sides=of_sides)
 
 
 def _to_target(members: Sequence[Row]) -> dict[str, Any]:

@@ -174,13 +174,13 @@ def _end(up_to: int | None) -> str:
 
 
 def _place(setting: Mapping[str, str], row: Row) -> tuple[Any, ...]:
-    return (*sorted(setting.items()), row.entry.seed, row.modalities)
+    return (*sorted(setting.items()), row.entry.seeds, row.modalities)
 
 
 def _obstacle(row: Row, against: Row | None) -> str | None:
     """Why two rows are no pair."""
     if against is None:
-        return f"seed {row.entry.seed}: there is no finished run of the baseline for every setting"
+        return f"seed {row.entry.seeds}: there is no finished run of the baseline for every setting"
     here, there = row.federation, against.federation
     if here is None or there is None:
         return "a run does not say which federation it had, so it is not paired"

@@ -15,8 +15,9 @@ from blossom_ray.results.run import MANIFEST_FILE, Run
 from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.scenario.phrases import shortened
 from blossom_ray.scenario.structure import child_value, split_path
+from blossom_ray.seeding import Seeds
 from blossom_ray.sweeps.folder import Sweep, is_sweep
-from blossom_ray.sweeps.grid import short_labels, value_text
+from blossom_ray.sweeps.grid import SEED_KEYS, short_labels, value_text
 from blossom_ray.text import quoted
 
 Source = str | Path | Run | Sweep
@@ -32,7 +33,7 @@ class Entry:
         place: Where it lies, for people.
         run: The run; None for a cell that has not begun, or whose folder is damaged.
         status: `finished`, or why it is not used.
-        seed: The seed.
+        seeds: The seeds of federation and training.
         identity: Equal for runs of the same simulation.
         given: Value by path of the keys that its sweep varies.
         setting: Value, as a short word, by each key in which the entries differ; set by `with_settings`.
@@ -41,7 +42,7 @@ class Entry:
     place: str
     run: Run | None
     status: str
-    seed: int
+    seeds: Seeds
     identity: str
     given: Mapping[str, Any]
     setting: Mapping[str, str]
@@ -110,7 +111,7 @@ def with_settings(entries: Sequence[Entry]) -> list[Entry]:
     groups: dict[str, list[Entry]] = {}
     for entry, setting in zip(entries, settings, strict=True):
         if entry.run is not None:
-            groups.setdefault(repr((entry.seed, setting)), []).append(entry)
+            groups.setdefault(repr((entry.seeds, setting)), []).append(entry)
     for group in groups.values():
         keys |= dict.fromkeys(_differing(group))
     return [replace(entry, setting=setting) for entry, setting in zip(entries, _settings(entries, keys), strict=True)]
@@ -177,13 +178,13 @@ def _entries(source: Source) -> Iterable[Entry]:
                 status, run = _status(opened), opened
             except BlossomError as error:
                 status = str(error)
-        yield Entry(str(folder), run, status, cell.seed, cell.identity, cell.setting, {})
+        yield Entry(str(folder), run, status, cell.seeds, cell.identity, cell.setting, {})
 
 
 def _run_entry(run: Run) -> Entry:
     scenario = run.scenario
     place = "a run in memory" if run.path is None else str(run.path)
-    return Entry(place, run, _status(run), scenario.seed, identity(scenario), {}, {})
+    return Entry(place, run, _status(run), scenario.seeds, identity(scenario), {}, {})
 
 
 def _status(run: Run) -> str:
@@ -194,11 +195,11 @@ def _status(run: Run) -> str:
 
 
 def _differing(entries: Sequence[Entry]) -> list[str]:
-    """Keys in which the scenarios of some runs differ, seed left out; a kind stands for its section if it can."""
+    """Keys in which the scenarios of some runs differ, seeds left out; a kind stands for its section if it can."""
     if len(entries) < 2:
         return []
     leaves = [
-        _leaves({key: value for key, value in entry.tree.items() if key not in (NAME, "seed")}) for entry in entries
+        _leaves({key: value for key, value in entry.tree.items() if key not in (NAME, *SEED_KEYS)}) for entry in entries
     ]
     paths = dict.fromkeys(path for each in leaves for path in each)
     paths = dict.fromkeys(path for path in paths if len({repr(each.get(path)) for each in leaves}) > 1)

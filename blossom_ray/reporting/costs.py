@@ -94,4 +94,4 @@ def _runs(variants: Sequence[Variant]) -> Iterator[tuple[Variant, Run]]:
 
 
 def _run_name(variant: Variant, run: Run) -> str:
-    return ", ".join(part for part in (variant.name, f"seed {run.scenario.seed}") if part)
+    return ", ".join(part for part in (variant.name, f"seed {run.scenario.seeds}") if part)

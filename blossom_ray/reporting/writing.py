@@ -156,7 +156,7 @@ def _lead(variants: Sequence[Variant]) -> str:
     runs = [run for variant in variants for run in variant.runs]
     if len(runs) == 1:
         return "" if runs[0].path is None else runs[0].path.name
-    seeds = sorted({run.scenario.seed for run in runs})
+    seeds = sorted({run.scenario.seeds for run in runs})
     return f"{len(runs)} runs: {len(variants)} settings, seeds {', '.join(map(str, seeds))}"
 
 
@@ -182,7 +182,7 @@ def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:
         if isinstance(sharing, str)
         else ", ".join(f"{name} {scope}" for name, scope in sharing.items()),
         "rounds": f"{run.rounds.height - 1} of {scenario.rounds}",
-        "seed": str(scenario.seed),
+        "seed": str(scenario.seeds),
         "status": run.status,
         "started (UTC)": str(manifest.get("started_at") or "")[:16].replace("T", " "),
         "blossom-ray": str(versions.get("blossom-ray", "")) if isinstance(versions, dict) else "",
@@ -191,7 +191,7 @@ def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:
 
 
 def _scenarios(variants: Sequence[Variant]) -> dict[str, str]:
-    """One resolved scenario per setting; the seeds of a setting differ in the seed alone."""
+    """One resolved scenario per setting; the runs of a setting differ in their seeds alone."""
     return {
         variant.name or variant.runs[0].scenario.name: scenario_yaml(variant.runs[0].scenario) for variant in variants
     }

@@ -24,12 +24,15 @@ def numbers_tree(scenario: Scenario) -> dict[str, Any]:
     """The settings that a run's numbers follow from, defaults spelled out, as JSON values.
 
     Without the name, `checkpoint`, `failures`, all of `execution` but `chunk_size`, and keys of later versions at their
-    defaults. Callables appear by their qualified name: two processes have no more in common.
+    defaults, or where they say no more than another key. Callables appear by their qualified name: two processes have
+    no more in common.
     """
     tree = plain_tree(scenario, defaults=True)
     for place_only in ("name", "checkpoint", "failures"):
         del tree[place_only]
     tree["execution"] = {"chunk_size": scenario.execution.chunk_size}
+    if scenario.seeds.training == scenario.seeds.federation:
+        del tree["training_seed"]
     for (*path, key), default in _ADDED_LATER.items():
         section = reduce(lambda branch, name: branch[name], path, tree)
         if key in section and section[key] == default:

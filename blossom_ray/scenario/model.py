@@ -25,6 +25,7 @@ from blossom_ray.scenario.sections import (
     Training,
 )
 from blossom_ray.scores import Score, Task
+from blossom_ray.seeding import Seeds
 
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
 SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
@@ -36,7 +37,10 @@ class Scenario(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "scenario"
     """Name of the scenario; the run folder is named after it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """The seed. Same seed: same federation (partition, splits, initial blocks) for every sharing scheme."""
+    """The seed. Same seed: same federation (data, partition, splits, initial blocks) for every sharing scheme."""
+    training_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The seed of initial blocks, cohorts, batches and dropout alone; `seed` is that of generated data, partition and
+    splits then. So either can be varied while the other stays. null: `seed` is both."""
     rounds: Annotated[int, Field(ge=1, le=1_000_000_000)]
     """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
     task: Task = "classification"
@@ -97,6 +101,11 @@ class Scenario(Section):
         from blossom_ray.scenario.reader import override_scenario
 
         return override_scenario(self, values)
+
+    @property
+    def seeds(self) -> Seeds:
+        """The seed of the federation and the seed of training."""
+        return Seeds(self.seed, self.seed if self.training_seed is None else self.training_seed)
 
     @property
     def num_clients(self) -> int:

@@ -70,7 +70,7 @@ def submit(
     metadata = {
         "blossom_ray": version("blossom-ray"),
         "scenario": scenario.name,
-        "seed": str(scenario.seed),
+        "seed": str(scenario.seeds),
         "rounds": str(scenario.rounds),
         "out": f"{out}/{job_id}",
         "python": python,

@@ -25,6 +25,7 @@ from blossom_ray.locations import local_path
 from blossom_ray.results.run import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario.identity import identity
 from blossom_ray.scenario.read_back import ReadBack, read_back
+from blossom_ray.seeding import Seeds
 from blossom_ray.storage import own_folder, read_file, replacing
 from blossom_ray.sweeps.grid import Cell
 
@@ -47,8 +48,15 @@ class SweepCell(ReadBack):
     """Value by path of the keys that the sweep varies, as JSON values; `name` where scenarios differ."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """The seed."""
+    training_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The seed of training, where it is another one."""
     rounds: Annotated[int, Field(ge=1)]
     """Number of rounds."""
+
+    @property
+    def seeds(self) -> Seeds:
+        """The seed of the federation and the seed of training."""
+        return Seeds(self.seed, self.seed if self.training_seed is None else self.training_seed)
 
     @field_validator("folder")
     @classmethod
@@ -128,10 +136,11 @@ class Sweep:
                     identity=cell.identity,
                     setting=dict(cell.setting),
                     seed=cell.scenario.seed,
+                    training_seed=cell.scenario.training_seed,
                     rounds=cell.scenario.rounds,
                 )
         sweep = cls(path, tuple(known.values()))
-        tree = {"format": FORMAT, "cells": [cell.model_dump() for cell in sweep.cells]}
+        tree = {"format": FORMAT, "cells": [cell.model_dump(exclude_defaults=True) for cell in sweep.cells]}
         try:
             for added in sweep.cells:
                 own_folder(path / added.folder)

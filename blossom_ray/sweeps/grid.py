@@ -19,6 +19,8 @@ from blossom_ray.scenario.identity import identity
 from blossom_ray.scenario.overrides import parse_assignment
 from blossom_ray.text import quoted
 
+SEED_KEYS = ("seed", "training_seed")
+"""Keys that are no setting: runs that differ in them alone are repetitions of one another."""
 _MAX_TEXT_CHARACTERS = 40
 _OPENING, _CLOSING = "[{", "]}"
 
@@ -42,8 +44,8 @@ class Cell:
 
     Attributes:
         scenario: What is run.
-        setting: Value by path of the keys that the sweep varies, `seed` left out.
-        name: Legible, made of the settings and the seed; unique within a sweep.
+        setting: Value by path of the keys that the sweep varies, seeds left out.
+        name: Legible, made of the settings and the seeds; unique within a sweep.
         identity: Equal for scenarios that give the same numbers.
     """
 
@@ -242,7 +244,7 @@ def _named(found: Sequence[tuple[Scenario, dict[str, Any]]], *, several_names: b
             name = f"{name}-{key[:6]}"
         names.add(name)
         setting = {"name": scenario.name} if several_names else {}
-        setting |= {path: _as_json(value) for path, value in values.items() if path != "seed"}
+        setting |= {path: _as_json(value) for path, value in values.items() if path not in SEED_KEYS}
         yield Cell(scenario, setting, name, key)
     if problems:
         raise ScenarioError(tuple(problems))
