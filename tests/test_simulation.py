@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossom_ray import Run, Scenario, simulate
+from blossom_ray import Dataset, Run, Scenario, simulate
+from blossom_ray.data.dataset import Pieces
 
 
 def run(scenario: Scenario, **changes: Any) -> Run:
@@ -147,3 +148,22 @@ def test_a_run_notes_where_statistics_of_different_modality_sets_are_averaged(
     notes = simulate(small_scenario.override(changes)).manifest["notes"]
     assert [note.partition(":")[0] for note in notes] == blocks
     assert all("model.norm_statistics: same-modalities averages them within each modality set" in n for n in notes)
+
+
+def test_a_run_notes_how_many_test_windows_overlap_training_windows() -> None:
+    """One recording of eight windows, of which two are tested with; and four recordings of two, split by recording."""
+    values = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    tree = {
+        "rounds": 1,
+        "data": {"dataset": "custom"},
+        "clients": [{"count": 1, "modalities": ["acc"]}],
+        "model": {"encoders": {"acc": {"kind": "mlp"}}},
+        "execution": {"runtime": "local"},
+    }
+    scenario = Scenario.model_validate(tree)
+    labels, names = np.arange(8) % 2, ("no", "yes")
+    one = Dataset({"acc": values}, labels, names, pieces=Pieces(np.zeros(8, np.int64), 0.5))
+    (note,) = simulate(scenario, data=one).manifest["notes"]
+    assert note.startswith("100 % of test windows have half of their steps in common with a training window")
+    several = Dataset({"acc": values}, labels, names, pieces=Pieces(np.arange(8) // 2, 0.5))
+    assert simulate(scenario.override({"data.split": "recording"}), data=several).manifest["notes"] == []
