@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from enum import IntEnum, unique
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,22 +30,6 @@ class Purpose(IntEnum):
     CENTRAL_TRAINING = 12
     VALIDATION = 13
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
-
-
-class Seeds(NamedTuple):
-    """The two seeds of a run, the same number unless a scenario gives two.
-
-    Attributes:
-        federation: Of generated data, partition, matching, splits and the held-out set.
-        training: Of initial values, cohorts, batches and dropout.
-    """
-
-    federation: int
-    training: int
-
-    def __str__(self) -> str:
-        same = self.federation == self.training
-        return str(self.federation) if same else f"{self.federation} (training {self.training})"
 
 
 def generator(seed: int, purpose: Purpose, round_index: int = 0, client_index: int = 0) -> np.random.Generator:

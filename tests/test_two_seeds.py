@@ -9,7 +9,7 @@ import pytest
 from blossom_ray import Run, Scenario, compare, simulate, sweep
 from blossom_ray.preparation import prepare
 from blossom_ray.scenario.identity import identity, numbers_tree
-from blossom_ray.seeding import Seeds
+from blossom_ray.scenario.model import Seeds
 from blossom_ray.server import initial_server
 from blossom_ray.sweeps.folder import Sweep
 

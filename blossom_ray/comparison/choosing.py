@@ -14,9 +14,9 @@ from blossom_ray.comparison.run_scores import ALL, VALIDATION, split_column, val
 from blossom_ray.comparison.run_selection import Entry, varied_keys
 from blossom_ray.errors import InputError
 from blossom_ray.scenario import Scenario
+from blossom_ray.scenario.model import Seeds
 from blossom_ray.scenario.phrases import did_you_mean, listed, shortened
 from blossom_ray.scores import SCORES, SUFFIXES, Score
-from blossom_ray.seeding import Seeds
 from blossom_ray.sweeps.grid import Cell
 
 Summary = Literal["final", "last5", "best"]

@@ -28,8 +28,8 @@ from blossom_ray.comparison.run_scores import (
 )
 from blossom_ray.comparison.run_selection import Entry, Source, collect, varied_keys
 from blossom_ray.errors import BlossomError, InputError
+from blossom_ray.scenario.model import Seeds
 from blossom_ray.scores import Score, default_score
-from blossom_ray.seeding import Seeds
 from blossom_ray.sweeps.grid import value_text
 from blossom_ray.text import brief, quoted
 

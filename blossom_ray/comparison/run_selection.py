@@ -13,9 +13,9 @@ from blossom_ray.errors import BlossomError, InputError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.results.run import MANIFEST_FILE, Run
 from blossom_ray.scenario.identity import identity, numbers_tree
+from blossom_ray.scenario.model import Seeds
 from blossom_ray.scenario.phrases import shortened
 from blossom_ray.scenario.structure import child_value, split_path
-from blossom_ray.seeding import Seeds
 from blossom_ray.sweeps.folder import Sweep, is_sweep
 from blossom_ray.sweeps.grid import SEED_KEYS, short_labels, value_text
 from blossom_ray.text import quoted

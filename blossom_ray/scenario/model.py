@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -25,10 +25,25 @@ from blossom_ray.scenario.sections import (
     Training,
 )
 from blossom_ray.scores import Score, Task
-from blossom_ray.seeding import Seeds
 
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
 SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
+
+
+class Seeds(NamedTuple):
+    """The two seeds of a run, the same number unless a scenario gives two.
+
+    Attributes:
+        federation: Of generated data, partition, matching, splits and the held-out set.
+        training: Of initial values, cohorts, batches and dropout.
+    """
+
+    federation: int
+    training: int
+
+    def __str__(self) -> str:
+        same = self.federation == self.training
+        return str(self.federation) if same else f"{self.federation} (training {self.training})"
 
 
 class Scenario(Section):

@@ -24,8 +24,8 @@ from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.locations import local_path
 from blossom_ray.results.run import MANIFEST_FILE, Run, locked
 from blossom_ray.scenario.identity import identity
+from blossom_ray.scenario.model import Seeds
 from blossom_ray.scenario.read_back import ReadBack, read_back
-from blossom_ray.seeding import Seeds
 from blossom_ray.storage import own_folder, read_file, replacing
 from blossom_ray.sweeps.grid import Cell
 
