@@ -88,7 +88,9 @@ def simulate(
         >>> run = simulate(scenario)
         >>> run.rounds["accuracy"][-1]
     """
-    check_runnable(scenario if data is None else with_dataset(scenario, data))
+    checked = check_runnable(scenario if data is None else with_dataset(scenario, data))
+    if isinstance(scenario.clients, str):
+        scenario = scenario.with_clients(checked.groups)
     check_address(scenario, address)
     if out is not None:
         out = local_path(out, "out")
@@ -119,13 +121,16 @@ def simulate(
     return Run.from_records(kept, scenario, tuple(scenario.profiles()), manifest, late)
 
 
-def check_runnable(scenario: Scenario) -> None:
+def check_runnable(scenario: Scenario) -> Scenario:
     """Find out before anything starts whether the data can be read and divided, and own code be imported.
+
+    Returns:
+        The scenario, in the place of `clients: from-data` with the groups that the data give.
 
     Raises:
         ScenarioError: They cannot.
     """
-    Inspector().check(scenario)
+    return Inspector().check(scenario)
 
 
 def check_address(scenario: Scenario, address: str | None) -> None:

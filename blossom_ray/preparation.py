@@ -36,6 +36,7 @@ class Preparation:
         left_out: What is not in the data, and rows that no client has, by reason.
         notes: What else is to be known of the data and their division, in a line each.
         class_names: Name of each class, or of each target of a regression.
+        client_names: What the user's data call each client, or its subjects; empty where samples are dealt.
         seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
     """
 
@@ -47,6 +48,7 @@ class Preparation:
     fingerprint: str
     partition: str
     left_out: tuple[LeftOut, ...] = ()
+    client_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class Preparation:
                 "num_held_out": self.num_held_out,
                 "clients": Counter(profile.modality_set for profile in self.population.profiles),
                 "left_out": [asdict(entry) for entry in self.left_out],
+                "client_names": list(self.client_names),
             },
         }
 
@@ -143,10 +146,12 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     )
     dataset = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).load()
     dataset.check_task(scenario.task)
-    federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
+    sets = tuple(profile.modalities for profile in population.profiles)
+    federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed, sets)
     num_unused = dataset.num_samples - federation.num_samples
     unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
     overlap = federation.overlap(dataset.pieces)
+    fingerprint = dataset.fingerprint()
     shards = write_shards(dataset, federation, population.profiles, folder)
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
     if held_out is not None:
@@ -171,11 +176,12 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         population=population,
         shards=shards,
         num_held_out=0 if held_out is None else held_out.num_samples,
-        fingerprint=dataset.fingerprint(),
+        fingerprint=fingerprint,
         partition=federation.digest(),
         left_out=dataset.left_out + unused,
-        notes=() if overlap is None else (str(overlap),),
         class_names=tuple(dataset.class_names),
+        notes=dataset.notes + (() if overlap is None else (str(overlap),)),
+        client_names=federation.names,
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _POLL_S = 0.5
-_NO_SCORES = CLIENT_COLUMNS | SOME_COLUMNS
+_NO_SCORES = {*CLIENT_COLUMNS, *SOME_COLUMNS, "name"}
 
 
 def followed(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, None, None]:

@@ -102,16 +102,17 @@ def inspect(
         if target not in DATASETS:
             from blossom_ray.data.federation import build_federation
 
-            federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed)
+            sets = tuple(profile.modalities for profile in scenario.profiles())
+            federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed, sets)
             parts = shares(dataset, federation)
     profiles = tuple(scenario.profiles())
     if as_json:
         values = {"dataset": scenario.data.dataset, **plain_summary(summary), "fingerprint": fingerprint}
         if parts is not None:
             values["clients"] = [
-                {"client": share.client, "modalities": list(profile.modalities), "train": share.num_train,
-                 "validation": share.num_validation, "test": share.num_test, "labels": dict(share.labels),
-                 "subjects": share.num_subjects}
+                {"client": share.client, "name": share.name or None, "modalities": list(profile.modalities),
+                 "train": share.num_train, "validation": share.num_validation, "test": share.num_test,
+                 "labels": dict(share.labels), "subjects": share.num_subjects}
                 for share, profile in zip(parts, profiles, strict=True)
             ]  # fmt: skip
         print_json(values)

@@ -16,6 +16,7 @@ from blossom_ray.errors import InputError
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.model import Seeds
 from blossom_ray.scenario.phrases import did_you_mean, listed, shortened
+from blossom_ray.scenario.sections import GivenPartition
 from blossom_ray.scores import SCORES, SUFFIXES, Score
 from blossom_ray.sweeps.grid import Cell
 
@@ -113,7 +114,8 @@ def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str])
     tuned_keys(tune, tuple(dict.fromkeys(key for cell in cells for key in cell.setting)))
     for cell in cells:
         scenario = cell.scenario
-        if scenario.data.validation_fraction == 0:
+        # Splits that the data give may have validation rows without it.
+        if scenario.data.validation_fraction == 0 and not isinstance(scenario.data.partition, GivenPartition):
             raise InputError(f"cell {cell.name}: data.validation_fraction is 0; {_NEEDS_ROWS}")
         _check_metric(choose, _expected_scores(scenario))
     return VALIDATION + choose.removeprefix(VALIDATION)
@@ -122,7 +124,7 @@ def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str])
 def _expected_scores(scenario: Scenario) -> list[str]:
     """The scores on validation that a run of this scenario will have, of all clients first."""
     names = [score.name for score in (*SCORES[scenario.task], *scenario.own_scores)] + ["loss"]
-    sets = {group.modality_set for group in scenario.clients}
+    sets = {group.modality_set for group in scenario.groups}
     known = [
         *names,
         *(f"{name}{end}" for end in SUFFIXES for name in names),

@@ -72,14 +72,17 @@ def shares_view(found: Sequence[ClientShare], profiles: Sequence[ClientProfile])
     """One row for each of the first clients: its modalities, its samples, and those of each class by its number."""
     has_subjects = found[0].num_subjects is not None
     classes = [str(index) for index in range(len(found[0].labels))]
+    names = ["name"] if any(share.name for share in found) else []
     validates = any(share.num_validation for share in found)
     splits = ["train", "validation", "test"] if validates else ["train", "test"]
-    table = plain_table("client", "modalities", *splits, *(["subjects"] if has_subjects else []), *classes)
+    subject_title = ["subjects"] if has_subjects else []
+    table = plain_table("client", *names, "modalities", *splits, *subject_title, *classes)
     for share, profile in list(zip(found, profiles, strict=True))[:MOST_CLIENTS_SHOWN]:
+        name = [share.name] if names else []
         subjects = [str(share.num_subjects)] if has_subjects else []
         counts = [_number(number) for number in share.labels.values()]
         sizes = [share.num_train, *([share.num_validation] if validates else []), share.num_test]
-        table.add_row(str(share.client), profile.modality_set, *map(str, sizes), *subjects, *counts)
+        table.add_row(str(share.client), *name, profile.modality_set, *map(str, sizes), *subjects, *counts)
     title = line("clients, with their samples by class", "bold")
     rest = len(found) - MOST_CLIENTS_SHOWN
     more = [line(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import NoneType
 from typing import Any
@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels
+from blossom_ray.data.clients import Origin, Place, check_recordings
+from blossom_ray.data.dataset import Dataset, FloatArray, Labels
 from blossom_ray.data.labels import (
+    RowValues,
     check_binary,
     check_finite,
     checked_names,
     encode_classes,
+    encode_ids,
     encode_sets,
+    encode_splits,
     encode_subjects,
     row_values,
+    used_values,
 )
 from blossom_ray.errors import DataError
 from blossom_ray.scores import Task
@@ -36,6 +41,9 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     subjects: Any = None,
     held_out: tuple[Arrays, Any] | None = None,
+    clients: Any = None,
+    recordings: Any = None,
+    splits: Any = None,
 ) -> Dataset:
     """A data set from NumPy arrays, PyTorch tensors, or whatever `np.asarray` takes.
 
@@ -51,10 +59,16 @@ def from_arrays(
             Left out: the labels that occur, sorted. In a regression the names of the targets.
         subjects: (N,) whole numbers from 0 or text, whose sample it is; None where samples belong to nobody.
         held_out: Inputs and labels of a global test set that no client trains on.
+        clients: (N,) whole numbers or text, whose each sample is, for `data.partition: {kind: given}`. A modality that
+            a client does not own is NaN, or None in a list, throughout its rows.
+        recordings: (N,) whole numbers or text, of which recording each sample is: those of one recording stand on one
+            side of the splits of all clients.
+        splits: (N,) `train`, `validation`, `test` for a client's own splits, `held-out` for the global test set (None
+            as client and recording will do there). Without clients `test` is `held-out`.
 
     Raises:
         DataError: Something is no array of numbers, has another length, or is not finite; a label is none of the
-            classes.
+            classes; what is said of clients, recordings and splits contradicts itself.
 
     Examples:
         >>> dataset = from_arrays({"acc": np.zeros((4, 64, 3)), "gyro": np.ones((4, 64, 3))}, ["sit", "run"] * 2)
@@ -67,26 +81,108 @@ def from_arrays(
     if held_out is not None:
         parts.append(_array("held-out labels", held_out[1], task))
     encoded, names = _encoded(parts, task, class_names)
+    arrays = _inputs(inputs, "modality", has_gaps=clients is not None)
+    rows = _Rows(len(encoded[0]), clients, recordings, splits, subjects)
     test_set = None
     if held_out is not None:
         test_set = Dataset(_inputs(held_out[0], "held-out modality"), encoded[1], names)
-    return Dataset(_inputs(inputs, "modality"), encoded[0], names, _subjects(subjects), test_set)
+    others = rows.splits < 0
+    if others.any():
+        if held_out is not None:
+            raise DataError("splits say 'held-out', while held_out is given; expected one of the two")
+        test_set = Dataset(_rows_of(arrays, others), encoded[0][others], names)
+        arrays, encoded[0] = _rows_of(arrays, ~others), encoded[0][~others]
+    return rows.dataset(arrays, encoded[0], names, test_set)
 
 
-def _inputs(inputs: Arrays, what: str) -> dict[str, FloatArray]:
+class _Rows:
+    """What is said of rows beside inputs and labels, encoded: by `splits`, -1 of them are held out."""
+
+    def __init__(self, number: int, clients: Any, recordings: Any, splits: Any, subjects: Any) -> None:
+        self.splits = np.zeros(number, np.int64)
+        if splits is not None:
+            values = self._values("splits", splits, number)
+            self.splits = encode_splits(values, _place("splits"), has_clients=clients is not None)
+        if (self.splits < 0).all():
+            raise DataError("splits say 'train' in no row; expected it in some")
+        self._shared = np.flatnonzero(self.splits >= 0)
+        self._subjects, self._subject_names = self._encoded("subjects", subjects, encode_subjects)
+        self._clients, self._client_names = self._encoded("clients", clients, encode_ids)
+        self._recordings, self._recording_names = self._encoded("recordings", recordings, encode_ids)
+
+    def dataset(
+        self, inputs: dict[str, FloatArray], labels: Labels, names: tuple[str, ...], held_out: Dataset | None
+    ) -> Dataset:
+        """The data set of the rows that are not held out."""
+        splits = self.splits[self._shared] if self._clients is not None and (self.splits > 0).any() else None
+        if splits is not None and self._recordings is not None:
+            origin = Origin(recording=self._place("recordings"), recording_names=self._recording_names)
+            check_recordings(self._recordings, splits, origin)
+        return Dataset(
+            inputs=inputs,
+            labels=labels,
+            class_names=names,
+            subjects=self._subjects,
+            held_out=held_out,
+            recordings=self._recordings,
+            clients=self._clients,
+            splits=splits,
+            client_names=self._client_names,
+            subject_names=self._subject_names,
+        )
+
+    def _place(self, name: str) -> Place:
+        place = _place(name)
+        return lambda row: place(int(self._shared[row]))
+
+    def _encoded(self, name: str, given: Any, encode: Callable[..., Any]) -> tuple[Any, tuple[str, ...]]:
+        if given is None:
+            return None, ()
+        values = self._values(name, given, len(self.splits))
+        numbers, names = encode(used_values(values.distinct, values.codes[self._shared]), self._place(name))
+        return numbers, names
+
+    @staticmethod
+    def _values(name: str, given: Any, number: int) -> RowValues:
+        values = row_values(_plain_values(name, given))
+        if len(values.codes) != number:
+            raise DataError(f"{name} have shape ({len(values.codes)},); expected {number} rows, as many as labels")
+        return values
+
+
+def _place(name: str) -> Place:
+    return lambda row: f"{name}, row {row}"
+
+
+def _rows_of(arrays: Mapping[str, FloatArray], rows: npt.NDArray[np.bool_]) -> dict[str, FloatArray]:
+    for modality, values in arrays.items():
+        if len(values) != len(rows):
+            raise DataError(f"modality {modality!r} has {len(values)} rows; expected {len(rows)}, as many as labels")
+    return {modality: values[rows] for modality, values in arrays.items()}
+
+
+def _inputs(inputs: Arrays, what: str, *, has_gaps: bool = False) -> dict[str, FloatArray]:
     if not isinstance(inputs, Mapping):
         raise DataError(f"inputs are of type {type(inputs).__name__}; expected a mapping from modality to array")
     arrays = {}
     for modality, values in inputs.items():
-        array = _numbers(f"{what} {modality!r}", values)
+        array = _numbers(f"{what} {modality!r}", _without_gaps(values) if has_gaps else values)
         arrays[modality] = array[:, np.newaxis] if array.ndim == 1 else array
     return arrays
 
 
-def _subjects(subjects: Any) -> IntArray | None:
-    if subjects is None:
-        return None
-    return encode_subjects(row_values(_plain_values("subjects", subjects)), lambda row: f"subjects, row {row}")
+def _without_gaps(values: Any) -> Any:
+    """NaN throughout in the place of each null of a list or column; what has none is left as it is."""
+    num_nulls = getattr(values, "null_count", 0)
+    if num_nulls() if callable(num_nulls) else num_nulls:
+        values = _listed(values)
+    is_list = isinstance(values, list | tuple) or getattr(values, "dtype", None) == np.dtype(object)
+    rows = list(values) if is_list else []
+    present = next((row for row in rows if row is not None), None)
+    if present is None or all(row is not None for row in rows):
+        return values
+    gap = np.full(np.shape(present), np.nan, np.float32)
+    return [gap if row is None else row for row in rows]
 
 
 def _array(name: str, labels: Any, task: Task) -> Any:

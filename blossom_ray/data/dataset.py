@@ -12,11 +12,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.data.clients import (
+    SPLITS,
+    GivenClients,
+    Origin,
+    check_owned,
+    check_recordings,
+    check_splits,
+    owned_modalities,
+)
 from blossom_ray.data.strata import strata
 from blossom_ray.errors import DataError
 from blossom_ray.scores import Task
@@ -80,6 +90,8 @@ class Targets:
         recordings: (N,) int64, 0..R-1: samples with the same number share material that must not stand in a training
             and in a test split. None where no two samples do.
         pieces: The recordings that samples are pieces of, or None where the data set does not tell.
+        clients: The clients of the data, or None where the data do not say whose their samples are.
+        subject_names: What the subjects are called, by number; empty where their numbers are their names.
     """
 
     labels: IntArray
@@ -87,6 +99,8 @@ class Targets:
     subjects: IntArray | None = None
     recordings: IntArray | None = None
     pieces: Pieces | None = None
+    clients: GivenClients | None = None
+    subject_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,8 @@ class Dataset:
     """Samples of several modalities with their labels.
 
     Attributes:
-        inputs: Modality to array (N, *shape), float32, finite. Rows of all modalities belong together.
+        inputs: Modality to array (N, *shape), float32, finite. Rows of all modalities belong together. Where the data
+            say whose samples they are, a modality that a client does not own is NaN throughout its rows.
         labels: (N,) int64, 0..len(class_names)-1 (classification); (N, len(class_names)) float32, 0 or 1 (multilabel)
             or any finite values (regression).
         class_names: Name of each class, or of each target of a regression.
@@ -103,9 +118,16 @@ class Dataset:
         recordings: (N,) int64, as in `Targets`, or None.
         left_out: What is not in it and not in its held-out set, by reason.
         pieces: As in `Targets`, or None. No part of the fingerprint: it is told by the inputs, or by files' names.
+        clients: (N,) int64, 0..K-1: whose each sample is, for `data.partition: {kind: given}`; or None.
+        splits: (N,) int64: 0 to train on, 1 to validate on, 2 to test on, for its client; or None. With clients alone.
+        client_names: What the clients are called, by number; empty: by their numbers.
+        subject_names: What the subjects are called, by number; empty: by their numbers.
+        notes: What a reader of the numbers should know of it.
 
     Raises:
-        DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite.
+        DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite; a
+            client that has a modality in some of its rows alone, or no row of a split that others have; a recording in
+            several splits.
     """
 
     inputs: Mapping[str, FloatArray]
@@ -116,6 +138,11 @@ class Dataset:
     recordings: IntArray | None = None
     left_out: tuple[LeftOut, ...] = ()
     pieces: Pieces | None = None
+    clients: IntArray | None = None
+    splits: IntArray | None = None
+    client_names: tuple[str, ...] = ()
+    subject_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Mapping):
@@ -126,14 +153,17 @@ class Dataset:
             raise DataError("the data set has no modality")
         _check_names(self.inputs, self.class_names)
         _check_labels(self.labels, self.class_names)
-        pieces = None if self.pieces is None else self.pieces.recordings
-        for name, numbers in (("subject", self.subjects), ("recording", self.recordings), ("recording", pieces)):
+        for name, numbers in (
+            ("subject", self.subjects), ("client", self.clients), ("split", self.splits),
+            ("recording", self.recordings), ("recording", None if self.pieces is None else self.pieces.recordings),
+        ):  # fmt: skip
             if numbers is not None:
                 _check_array(f"{name}s", numbers, np.int64, self.num_samples)
                 if numbers.ndim != 1:
                     raise DataError(f"{name}s have shape {numbers.shape}; expected one {name} per sample")
                 if name == "recording" and numbers.min() < 0:
                     raise DataError(f"recordings begin at {numbers.min()}; expected numbers from 0")
+        self._check_clients()
         for modality, values in self.inputs.items():
             _check_array(f"modality {modality!r}", values, np.float32, self.num_samples)
             if values.ndim < 2 or 0 in values.shape:
@@ -144,8 +174,17 @@ class Dataset:
             for start in range(0, len(values), _ROWS_AT_ONCE):
                 rows = values[start : start + _ROWS_AT_ONCE]
                 if not np.isfinite(rows).all():
-                    row = start + _first_not_finite(rows)
-                    raise DataError(f"modality {modality!r}, row {row}: a value is not finite")
+                    wrong = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+                    if self.clients is not None:
+                        wrong &= ~np.isnan(rows).reshape(len(rows), -1).all(axis=1)
+                    if wrong.any():
+                        row = start + int(wrong.argmax())
+                        raise DataError(f"modality {modality!r}, row {row}: a value is not finite")
+            if self.clients is not None:
+                place = partial(_place_in, f"modality {modality!r}")
+                check_owned(self.clients, self._client_names, is_missing(values), place)
+        if self.clients is not None:
+            self._modalities_of_clients()
         if self.held_out is not None and not isinstance(self.held_out, Dataset):
             raise DataError(f"the held-out set is of type {type(self.held_out).__name__}; expected a Dataset")
         if self.held_out is not None:
@@ -184,9 +223,40 @@ class Dataset:
 
     @property
     def targets(self) -> Targets:
-        """A stratum per sample, subjects and recordings."""
-        found = targets_of(self.labels, self.num_classes, self.subjects)
-        return replace(found, recordings=self.recordings, pieces=self.pieces)
+        """A stratum per sample, subjects, recordings and clients."""
+        return replace(
+            targets_of(self.labels, self.num_classes, self.subjects),
+            recordings=self.recordings,
+            pieces=self.pieces,
+            clients=self.given_clients,
+            subject_names=self.subject_names,
+        )
+
+    @property
+    def given_clients(self) -> GivenClients | None:
+        """The clients of the data, or None where the data do not say whose their samples are."""
+        if self.clients is None:
+            return None
+        return GivenClients(self._client_names, self.clients, self._modalities_of_clients(), self.splits)
+
+    def without_clients(self) -> Dataset:
+        """The data set for a partition that does not ask whose the samples are.
+
+        Raises:
+            DataError: A client lacks a modality, so its samples cannot be another's.
+        """
+        given = self.given_clients
+        if given is None:
+            return self
+        for name, modalities in zip(given.names, given.modalities, strict=True):
+            missing = sorted(self.inputs.keys() - set(modalities))
+            if missing:
+                raise DataError(
+                    f"modality {missing[0]!r} is missing in the rows of client {name!r}; expected it in all rows, or "
+                    f"data.partition: {{kind: given}}"
+                )
+        note = "clients say whose the samples are, and are not used: data.partition: {kind: given} uses them"
+        return replace(self, clients=None, splits=None, client_names=(), notes=(*self.notes, note))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names, shapes and values: equal for equal data, whatever file they came from."""
@@ -196,18 +266,67 @@ class Dataset:
             arrays["subjects"] = self.subjects
         if self.recordings is not None:
             arrays["recordings"] = self.recordings
+        if self.clients is not None:
+            arrays["clients"] = self.clients
+        if self.splits is not None:
+            arrays["splits"] = self.splits
         for name, values in arrays.items():
             digest.update(f"{name}{values.shape}{values.dtype}".encode())
+            if self.clients is not None and name in self.inputs:
+                values = np.where(np.isnan(values), np.float32(np.nan), values)  # of the many NaNs there are, one
             digest.update(np.ascontiguousarray(values).data)
         digest.update("\0".join(self.class_names).encode())
+        if self.clients is not None:
+            digest.update("\0".join(("", *self._client_names)).encode())
         if self.held_out is not None:
             digest.update(self.held_out.fingerprint().encode())
         return digest.hexdigest()
 
     @property
+    def _client_names(self) -> tuple[str, ...]:
+        assert self.clients is not None, "asked where there are clients"
+        return self.client_names or tuple(map(str, range(int(self.clients.max()) + 1)))
+
+    def _modalities_of_clients(self) -> tuple[tuple[str, ...], ...]:
+        """By client, what it owns: all of its rows are alike in that."""
+        assert self.clients is not None, "asked where there are clients"
+        missing = {modality: is_missing(values) for modality, values in self.inputs.items()}
+        return owned_modalities(self.clients, self._client_names, missing, Origin())
+
+    def _check_clients(self) -> None:
+        if self.clients is None:
+            if self.splits is not None:
+                raise DataError("splits are given, while clients are not; expected clients, whose splits they are")
+            return
+        numbers = np.unique(self.clients)
+        names = self._client_names if numbers[0] >= 0 else ()
+        if len(numbers) != len(names) or numbers[-1] != len(names) - 1:
+            expected = f"0 to {len(names) - 1}, each in some row" if names else "numbers from 0"
+            raise DataError(
+                f"clients are {len(numbers)} numbers from {numbers[0]} to {numbers[-1]}; expected {expected}"
+            )
+        if len(set(names)) < len(names):
+            raise DataError("client_names has a name twice; expected different names")
+        if self.splits is None:
+            return
+        wrong = (self.splits < 0) | (self.splits >= len(SPLITS))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise DataError(f"splits, row {row} is {self.splits[row]}; expected 0 (train), 1 (validation) or 2 (test)")
+        check_splits(self.clients, names, self.splits, Origin())
+        if self.recordings is not None:
+            check_recordings(self.recordings, self.splits, Origin())
+
+    @property
     def _is_binary(self) -> bool:
         own = bool(((self.labels == 0) | (self.labels == 1)).all())
         return own and (self.held_out is None or self.held_out._is_binary)
+
+
+def is_missing(values: FloatArray) -> npt.NDArray[np.bool_]:
+    """Whether each row (N, *shape) is NaN throughout, by its first value: no other NaN passes the checks."""
+    missing: npt.NDArray[np.bool_] = np.isnan(values.reshape(len(values), -1)[:, 0])
+    return missing
 
 
 def targets_of(labels: Labels, num_classes: int, subjects: IntArray | None) -> Targets:
@@ -261,6 +380,10 @@ def _described(dataset: Dataset) -> str:
     if labels.ndim == 1:
         return f"{labels.dtype}, one per sample"
     return f"{labels.dtype}, {labels.shape[1]} per sample"
+
+
+def _place_in(name: str, row: int) -> str:
+    return f"{name}, row {row}"
 
 
 def _first_not_finite(values: npt.NDArray[Any]) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from blossom_ray.data.clients import SPLITS, GivenClients
 from blossom_ray.data.dataset import IntArray, Pieces, Targets
 from blossom_ray.data.overlap import Overlap, overlap
 from blossom_ray.data.partition import PartitionError, partition
@@ -17,7 +18,16 @@ from blossom_ray.data.sources import open_source
 from blossom_ray.data.split import Split, split_parts
 from blossom_ray.errors import InputError
 from blossom_ray.scenario.datasets import DATASETS
-from blossom_ray.scenario.sections import CustomData, Data, Downloaded, TableData
+from blossom_ray.scenario.sections import (
+    ClientGroup,
+    Clients,
+    CustomData,
+    Data,
+    Downloaded,
+    GivenPartition,
+    SubjectPartition,
+    TableData,
+)
 from blossom_ray.scores import Task
 
 
@@ -32,6 +42,7 @@ class Federation:
         validation_ends: (num_clients + 1,) int64, as `train_ends`.
         test: Test rows, in the same order.
         test_ends: (num_clients + 1,) int64, as `train_ends`.
+        names: What the user's data call each client, or its subjects; empty where clients are drawn from samples.
     """
 
     train: IntArray
@@ -40,6 +51,7 @@ class Federation:
     validation_ends: IntArray
     test: IntArray
     test_ends: IntArray
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, splits: Sequence[Split]) -> Self:
@@ -113,7 +125,9 @@ class Federation:
         return digest.hexdigest()
 
 
-def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) -> Federation:
+def build_federation(
+    data: Data, targets: Targets, num_clients: int, seed: int, modality_sets: Sequence[tuple[str, ...]] = ()
+) -> Federation:
     """Divide a data set over clients, and each client's part into train, validation and test.
 
     The result depends on these arguments alone, so every sharing scheme of one seed meets the same federation.
@@ -123,14 +137,57 @@ def build_federation(data: Data, targets: Targets, num_clients: int, seed: int) 
         targets: Labels and subjects of the data set.
         num_clients: Number of clients, >= 1.
         seed: The scenario's seed.
+        modality_sets: The modalities of each client, sorted, as in `partition`.
 
     Raises:
         PartitionError: The partition or the split cannot be met.
     """
     if data.draws == "reference":
         return Federation.of(reference_splits(data, targets, num_clients, seed))
-    parts = partition(data.partition, targets, num_clients, seed)
-    return Federation.of(split_parts(parts, data, targets, seed))
+    parts = partition(data.partition, targets, num_clients, seed, modality_sets)
+    given = targets.clients
+    if isinstance(data.partition, GivenPartition) and given is not None and given.splits is not None:
+        splits = _given_splits(parts, data, targets, given.splits, seed)
+    else:
+        splits = split_parts(parts, data, targets, seed)
+    return replace(Federation.of(splits), names=tuple(_names(data, targets, parts)))
+
+
+def _given_splits(parts: Sequence[IntArray], data: Data, targets: Targets, given: IntArray, seed: int) -> list[Split]:
+    """The splits of the data; where they have none to validate on, that is drawn from the rows to train on."""
+    splits = [Split(*(rows[given[rows] == part] for part in range(len(SPLITS)))) for rows in parts]
+    if data.validation_fraction and any(len(split.validation) for split in splits):
+        found = f"is {data.validation_fraction:g}, while the data say which rows are to validate on"
+        raise PartitionError("data.validation_fraction", found, "0")
+    if not data.validation_fraction:
+        return splits
+    halves = {"test_fraction": data.validation_fraction, "validation_fraction": 0.0}
+    divided = split_parts([split.train for split in splits], data.model_copy(update=halves), targets, seed)
+    return [Split(own.train, own.test, split.test) for own, split in zip(divided, splits, strict=True)]
+
+
+def groups_of(given: GivenClients) -> tuple[ClientGroup, ...]:
+    """The groups of clients that data give: one of each modality set, in sorted order of these."""
+    members = given.members()
+    return tuple(
+        ClientGroup(count=len(members[modalities]), modalities=modalities)
+        for modalities in sorted(members, key=lambda modalities: "+".join(modalities))
+    )
+
+
+def _names(data: Data, targets: Targets, parts: Sequence[IntArray]) -> Iterator[str]:
+    """What the user calls each client, or the subjects that it has."""
+    match data.partition:
+        case GivenPartition():
+            assert targets.clients is not None, "the partition asks for them"
+            yield from (targets.clients.names[int(targets.clients.owners[rows[0]])] for rows in parts)
+        case SubjectPartition():
+            assert targets.subjects is not None, "the partition asks for them"
+            for rows in parts:
+                subjects = np.unique(targets.subjects[rows]).tolist()
+                yield ", ".join(
+                    targets.subject_names[each] if targets.subject_names else str(each) for each in subjects
+                )
 
 
 class Examination(NamedTuple):
@@ -141,15 +198,17 @@ class Examination(NamedTuple):
             what was found and what is expected, as in `errors.Problem`; empty when the federation can be built.
         notes: What is to be known of the federation, in a line each.
         has_validation: Whether some client has a validation split; None where the federation cannot be built.
+        clients: The groups of clients, as the scenario or the data give them; none where there are problems.
     """
 
     problems: list[tuple[str, str, str]]
     notes: list[str]
     has_validation: bool | None = None
+    clients: tuple[ClientGroup, ...] = ()
 
 
 def examine_federation(
-    data: Data, modalities: tuple[str, ...], num_clients: int, seed: int, task: Task = "classification"
+    data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task = "classification"
 ) -> Examination:
     """Find out what dividing a scenario's data over its clients comes to.
 
@@ -157,9 +216,11 @@ def examine_federation(
     """
     try:
         targets = open_source(data, modalities, seed, task).targets()
-        federation = build_federation(data, targets, num_clients, seed)
+        groups = _groups(clients, targets)
+        sets = [tuple(sorted(group.modalities)) for group in groups for _ in range(group.count)]
+        federation = build_federation(data, targets, len(sets), seed, sets)
         found = federation.overlap(targets.pieces)
-        return Examination([], [str(found)] if found else [], bool(federation.num_validation.any()))
+        return Examination([], [str(found)] if found else [], bool(federation.num_validation.any()), groups)
     except InputError as error:
         return Examination(_as_problems(error, data), [])
 
@@ -176,6 +237,15 @@ def _as_problems(error: InputError, data: Data) -> list[tuple[str, str, str]]:
     if isinstance(data, CustomData) and data.factory is None:
         return [("data.factory", found.removeprefix("data.factory "), expected)]
     return [("data", f"cannot be used ({error})", "a data set that can be loaded")]
+
+
+def _groups(clients: Clients, targets: Targets) -> tuple[ClientGroup, ...]:
+    if not isinstance(clients, str):
+        return clients
+    if targets.clients is None:
+        found, expected = "is 'from-data', but the data do not say whose their samples are", "groups of clients"
+        raise PartitionError("clients", found, f"{expected}, or data with clients")
+    return groups_of(targets.clients)
 
 
 def _ends(parts: Sequence[IntArray]) -> IntArray:

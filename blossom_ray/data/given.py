@@ -9,7 +9,7 @@ from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.table_writer import write_table
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.sections import CustomData, TableData
+from blossom_ray.scenario.sections import CustomData, GivenPartition, TableData
 
 
 def with_dataset(scenario: Scenario, dataset: Dataset) -> Scenario:
@@ -39,6 +39,8 @@ def with_table(scenario: Scenario, dataset: Dataset, folder: Path) -> Scenario:
         RunFolderError: The file cannot be written.
     """
     section = _section(scenario, dataset)
+    if not isinstance(section.partition, GivenPartition):
+        dataset = dataset.without_clients()
     name = dataset.fingerprint()
     if dataset.left_out:
         name = hashlib.sha256(f"{name}{dataset.left_out}".encode()).hexdigest()

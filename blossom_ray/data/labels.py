@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.data.clients import HELD_OUT, SPLITS
 from blossom_ray.data.dataset import FloatArray, IntArray
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.phrases import shortened, shown
@@ -40,6 +41,14 @@ def row_values(values: Iterable[Any]) -> RowValues:
     numbers: dict[Any, int] = {}
     codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
     return RowValues(tuple(numbers), np.array(codes, np.int64))
+
+
+def used_values(distinct: Sequence[Any], codes: IntArray) -> RowValues:
+    """Values of rows without those that no row has."""
+    used = np.unique(codes[codes >= 0])
+    numbers = np.full(len(distinct) + 1, -1, np.int64)
+    numbers[used] = np.arange(len(used))
+    return RowValues([distinct[number] for number in used.tolist()], numbers[codes])
 
 
 def encode_classes(
@@ -141,8 +150,54 @@ def checked_names(class_names: Sequence[str] | None, defaults: Sequence[str], pl
     return tuple(class_names)
 
 
-def encode_subjects(values: RowValues, place: Place, is_needed: npt.NDArray[np.bool_] | None = None) -> IntArray:
-    """Subjects (N,) int64 as numbers from 0, -1 for none.
+def encode_ids(
+    values: RowValues, place: Place, is_needed: npt.NDArray[np.bool_] | None = None
+) -> tuple[IntArray, tuple[str, ...]]:
+    """Clients or recordings (N,) int64, counted from 0 in sorted order, -1 for none; and what they are called.
+
+    Args:
+        values: Of N rows.
+        place: Where a row stands.
+        is_needed: (N,): whether a row must have one. None: all must.
+
+    Raises:
+        DataError: A value is neither text nor a whole number; or null where one is needed.
+    """
+    expected = "a whole number, or text"
+    _check_given(values, place, expected, np.ones(len(values.codes), np.bool_) if is_needed is None else is_needed)
+    ids = _text_or_whole(values, place, expected)
+    found = sorted(set(ids))
+    numbers = {value: number for number, value in enumerate(found)}
+    return np.array([*(numbers[value] for value in ids), -1], np.int64)[values.codes], tuple(map(str, found))
+
+
+def encode_splits(values: RowValues, place: Place, *, has_clients: bool) -> IntArray:
+    """The part of each row (N,) int64: its place in `SPLITS`, or -1 for the held-out global test set.
+
+    Args:
+        values: Of N rows: `train` and `held-out`; with clients also `validation` and `test`, their own. Without
+            clients `test` means `held-out`.
+        place: Where a row stands.
+        has_clients: Whether the data say whose each row is.
+
+    Raises:
+        DataError: A row says something else.
+    """
+    numbers = {name: number for number, name in enumerate(SPLITS)} if has_clients else {"train": 0, "test": -1}
+    numbers[HELD_OUT] = -1
+    wrong = ~np.array([*(value in numbers for value in values.distinct), False])[values.codes]
+    if wrong.any():
+        row = int(wrong.argmax())
+        value = values.distinct[values.codes[row]] if values.codes[row] >= 0 else None
+        hint = " (and 'validation' with data.partition: {kind: given})" if value == "validation" else ""
+        raise DataError(f"{place(row)} {shown(value)}; expected {' or '.join(map(repr, numbers))}{hint}")
+    return np.array([numbers[value] for value in values.distinct], np.int64)[values.codes]
+
+
+def encode_subjects(
+    values: RowValues, place: Place, is_needed: npt.NDArray[np.bool_] | None = None
+) -> tuple[IntArray, tuple[str, ...]]:
+    """Subjects (N,) int64 as numbers from 0, -1 for none; and what they are called, where these are not their numbers.
 
     Whole numbers stay as they are, unless one is too large for that; those and text are counted in sorted order.
 
@@ -158,10 +213,12 @@ def encode_subjects(values: RowValues, place: Place, is_needed: npt.NDArray[np.b
     _check_given(values, place, expected, np.ones(len(values.codes), np.bool_) if is_needed is None else is_needed)
     subjects = _text_or_whole(values, place, expected)
     _check_each([isinstance(value, str) or value >= 0 for value in subjects], values, place, expected)
+    names: list[Any] = []
     if any(isinstance(value, str) or value > np.iinfo(np.int64).max for value in subjects):
-        numbers = {value: number for number, value in enumerate(sorted(set(subjects)))}
+        names = sorted(set(subjects))
+        numbers = {value: number for number, value in enumerate(names)}
         subjects = [numbers[value] for value in subjects]
-    return np.array([*subjects, -1], np.int64)[values.codes]
+    return np.array([*subjects, -1], np.int64)[values.codes], tuple(map(str, names))
 
 
 def _check_given(values: RowValues, place: Place, expected: str, is_needed: npt.NDArray[np.bool_]) -> None:

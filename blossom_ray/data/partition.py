@@ -6,13 +6,16 @@ Each rule gives every row an owner, so parts are disjoint and complete by constr
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 
+from blossom_ray.data.clients import DifferentClientsError
 from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.errors import DataError
 from blossom_ray.scenario.sections import (
     DirichletPartition,
+    GivenPartition,
     IidPartition,
     Partition,
     QuantityPartition,
@@ -45,17 +48,21 @@ class PartitionError(DataError):
         return f"{self.path} {self.found}; expected {self.expected}"
 
 
-def partition(spec: Partition, targets: Targets, num_clients: int, seed: int) -> list[IntArray]:
+def partition(
+    spec: Partition, targets: Targets, num_clients: int, seed: int, modality_sets: Sequence[tuple[str, ...]] = ()
+) -> list[IntArray]:
     """Divide the rows of a data set over clients.
 
     Every client gets at least 2 rows (`min_samples` where the rule has it). The parts are drawn first, then matched
-    to clients at random, so a client's id says nothing about the size of its part.
+    to clients at random, so a client's id says nothing about the size of its part. Where the parts are given, nothing
+    is drawn: of each modality set the data's clients follow each other in the order of their names.
 
     Args:
         spec: The rule.
-        targets: Labels and subjects of all rows.
+        targets: Labels, subjects and given clients of all rows.
         num_clients: Number of clients, >= 1.
         seed: The scenario's seed.
+        modality_sets: The modalities of each client, sorted; for given clients alone.
 
     Returns:
         For each client its rows, sorted, int64. Disjoint, and complete together.
@@ -64,6 +71,8 @@ def partition(spec: Partition, targets: Targets, num_clients: int, seed: int) ->
         PartitionError: The rule cannot be met with this data set and number of clients, or has more than ten million
             proportions to draw (classes times clients).
     """
+    if isinstance(spec, GivenPartition):
+        return _parts(_given(targets, modality_sets), num_clients)
     num_rows = len(targets.labels)
     fewest = spec.min_samples if isinstance(spec, DirichletPartition | QuantityPartition) else _FEWEST_SAMPLES
     if num_clients * fewest > num_rows:
@@ -87,6 +96,21 @@ def partition(spec: Partition, targets: Targets, num_clients: int, seed: int) ->
         case SubjectPartition():
             owners = _whole_subjects(targets.subjects, num_clients, generator(seed, Purpose.PARTITION))
     return _parts(matching[owners], num_clients)
+
+
+def _given(targets: Targets, modality_sets: Sequence[tuple[str, ...]]) -> IntArray:
+    """The owner of each row, as the data say."""
+    given = targets.clients
+    if given is None:
+        found = "is 'given', but the data do not say whose their samples are"
+        raise PartitionError("data.partition.kind", found, "another kind, or data with clients")
+    try:
+        order = given.matched(modality_sets)
+    except DifferentClientsError as error:
+        raise PartitionError("clients", *error.args) from None
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return places[given.owners]
 
 
 def _parts(owners: IntArray, num_clients: int) -> list[IntArray]:

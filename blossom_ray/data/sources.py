@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from blossom_ray.scenario.sections import (
     CustomData,
     Data,
     Downloaded,
+    GivenPartition,
     IemocapData,
     KuHarData,
     MeldData,
@@ -167,20 +168,16 @@ class _CustomSource:
         if found.held_out is not None and found.held_out.class_names != found.class_names:
             raise DataError("data.factory returned a held-out set with other class names; expected the same")
         found.check_task(self._task)
-        return _only(found, self.modalities)
+        found = _only(found, self.modalities)
+        return found if isinstance(self._spec.partition, GivenPartition) else found.without_clients()
 
 
 def _only(dataset: Dataset, modalities: tuple[str, ...]) -> Dataset:
     """The data set without the modalities that no client owns."""
     if set(dataset.inputs) == set(modalities):
         return dataset
-    return Dataset(
+    return replace(
+        dataset,
         inputs={modality: dataset.inputs[modality] for modality in modalities},
-        labels=dataset.labels,
-        class_names=dataset.class_names,
-        subjects=dataset.subjects,
         held_out=None if dataset.held_out is None else _only(dataset.held_out, modalities),
-        recordings=dataset.recordings,
-        left_out=dataset.left_out,
-        pieces=dataset.pieces,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, is_missing
 from blossom_ray.data.federation import Federation
 
 _ROWS_AT_ONCE = 1024
@@ -68,6 +68,7 @@ class ClientShare:
         num_test: Samples of its test split.
         labels: As in `DatasetSummary`, of all together.
         num_subjects: Number of subjects among them, or None.
+        name: What the user's data call the client, or its subjects; "" where samples are dealt.
     """
 
     client: int
@@ -76,6 +77,7 @@ class ClientShare:
     num_test: int
     labels: Mapping[str, float]
     num_subjects: int | None
+    name: str = ""
 
 
 def summarise(dataset: Dataset) -> DatasetSummary:
@@ -88,7 +90,7 @@ def summarise(dataset: Dataset) -> DatasetSummary:
         num_samples=dataset.num_samples,
         labels=_labels(dataset, np.arange(dataset.num_samples)),
         num_subjects=_num_subjects(dataset, np.arange(dataset.num_samples)),
-        modalities={modality: _value_range(values) for modality, values in dataset.inputs.items()},
+        modalities={modality: _value_range(_present(dataset, values)) for modality, values in dataset.inputs.items()},
         memory_bytes=sum(values.nbytes for values in arrays),
         held_out=None if dataset.held_out is None else summarise(dataset.held_out),
         left_out=dataset.left_out,
@@ -108,6 +110,7 @@ def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
                 num_test=len(federation.test_rows(client)),
                 labels=_labels(dataset, rows),
                 num_subjects=_num_subjects(dataset, rows),
+                name=federation.names[client] if federation.names else "",
             )
         )
     return found
@@ -126,6 +129,12 @@ def _labels(dataset: Dataset, rows: IntArray) -> dict[str, float]:
 
 def _num_subjects(dataset: Dataset, rows: IntArray) -> int | None:
     return None if dataset.subjects is None else len(np.unique(dataset.subjects[rows]))
+
+
+def _present(dataset: Dataset, values: FloatArray) -> FloatArray:
+    """The rows of a modality without those of clients that lack it."""
+    missing = is_missing(values) if dataset.clients is not None else np.zeros(0, np.bool_)
+    return values[~missing] if missing.any() else values
 
 
 def _value_range(values: FloatArray) -> ValueRange:

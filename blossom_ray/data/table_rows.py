@@ -8,45 +8,12 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from blossom_ray.data.column_files import ColumnFile, is_text
-from blossom_ray.data.dataset import IntArray
-from blossom_ray.data.labels import Place, RowValues, encode_subjects
+from blossom_ray.data.labels import Place, RowValues, used_values
 from blossom_ray.data.tensor_columns import is_number
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.phrases import shown
-
-_TRAIN, _HELD_OUT = "train", ("test", "held-out")
-
-
-def held_out_rows(files: Sequence[ColumnFile], column: str | None) -> npt.NDArray[np.bool_]:
-    """Whether each row is one of the held-out global test set (N,); none is without a column that says so.
-
-    Raises:
-        DataError: A row says something else than `train`, `test` or `held-out`.
-    """
-    if column is None:
-        return np.zeros(sum(file.num_rows for file in files), np.bool_)
-    known = (_TRAIN, *_HELD_OUT)
-    values = values_of(files, column)
-    wrong = ~np.array([*(value in known for value in values.distinct), False])[values.codes]
-    if wrong.any():
-        row = int(wrong.argmax())
-        value = values.distinct[values.codes[row]] if values.codes[row] >= 0 else None
-        expected = " or ".join(map(repr, known))
-        raise DataError(f"{places(files, column)(row)} {shown(value)}; expected {expected}")
-    return np.array([value != _TRAIN for value in values.distinct], np.bool_)[values.codes]
-
-
-def subject_numbers(files: Sequence[ColumnFile], column: str, is_held_out: npt.NDArray[np.bool_]) -> IntArray:
-    """The subject of each row (N,), as `encode_subjects` numbers them; -1 for none, as held-out rows may have.
-
-    Raises:
-        DataError: A row is neither a whole number from 0 nor text, or null although it is not held out.
-    """
-    return encode_subjects(values_of(files, column), places(files, column), ~is_held_out)
 
 
 def values_of(files: Sequence[ColumnFile], column: str) -> RowValues:
@@ -73,7 +40,7 @@ def values_of(files: Sequence[ColumnFile], column: str) -> RowValues:
                 parts.append(np.array([*own, -1], np.int64)[indices])
             else:
                 parts.append(np.array(own, np.int64))
-    return _used(tuple(numbers), np.concatenate(parts))
+    return used_values(tuple(numbers), np.concatenate(parts))
 
 
 def places(files: Sequence[ColumnFile], column: str) -> Place:
@@ -86,11 +53,3 @@ def places(files: Sequence[ColumnFile], column: str) -> Place:
         return f"{files[number].name}, column {column!r}, row {row - first_row}"
 
     return place
-
-
-def _used(distinct: Sequence[Any], codes: IntArray) -> RowValues:
-    """Without the values of dictionaries that no row has."""
-    used = np.unique(codes[codes >= 0])
-    numbers = np.full(len(distinct) + 1, -1, np.int64)
-    numbers[used] = np.arange(len(used))
-    return RowValues([distinct[number] for number in used.tolist()], numbers[codes])

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut
+from blossom_ray.data.clients import HELD_OUT, SPLITS
+from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, is_missing
 from blossom_ray.errors import RunFolderError
 from blossom_ray.locations import local_path
 
@@ -28,10 +29,14 @@ class Notes:
     Attributes:
         left_out: As in `Dataset`.
         has_recordings: Whether the column `recording` is the data set's recordings, and no modality.
+        client_names: What the clients are called, in their order.
+        subject_names: As in `Dataset`.
     """
 
     left_out: tuple[LeftOut, ...] = ()
     has_recordings: bool = False
+    client_names: tuple[str, ...] = ()
+    subject_names: tuple[str, ...] = ()
 
 
 NOTES = TypeAdapter(Notes)
@@ -40,9 +45,11 @@ NOTES = TypeAdapter(Notes)
 def write_table(dataset: Dataset, path: str | Path) -> Path:
     """Write a data set as one Arrow file, which `dataset: table` reads with the same values and fingerprint.
 
-    Columns: a fixed-shape tensor per modality, `label` (the class's number, or a list of float32), `subject` and
-    `split` (`train`, then `test` for the held-out set), and `recording` where samples share recordings. What is left
-    out of the data set is noted in the file. Class names stand in no file: give them as `data.class_names`.
+    Columns: a fixed-shape tensor per modality, null where a client lacks it, `label` (the class's number, or a list of
+    float32), `subject` and `split` (`train`, then `test` for the held-out set), and `recording` where samples share
+    recordings. Where the data say whose samples they are, `client`, and `split` has the clients' own splits and
+    `held-out`: read it with `data.partition: {kind: given}`. What is left out of the data set is noted in the file.
+    Class names stand in no file: give them as `data.class_names`.
 
     Args:
         dataset: What to write. No modality may be called as one of these columns.
@@ -55,17 +62,21 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
         RunFolderError: The file cannot be written.
     """
     target = local_path(path, "path")
-    for column in ("label", "subject", "split", *(() if dataset.recordings is None else ("recording",))):
+    optional = {"recording": dataset.recordings, "client": dataset.clients}
+    for column in ("label", "subject", "split", *(name for name, rows in optional.items() if rows is not None)):
         if column in dataset.inputs:
             raise RunFolderError(f"{target}: a modality is called {column!r}, as a column is; expected another name")
-    parts = {"train": dataset} | ({} if dataset.held_out is None else {"test": dataset.held_out})
-    temporary, schema = target.with_name(f".{target.name}.{os.getpid()}.partial"), _schema(dataset)
+    held_out = "test" if dataset.clients is None else HELD_OUT
+    parts = {"train": dataset} | ({} if dataset.held_out is None else {held_out: dataset.held_out})
+    given = dataset.given_clients
+    names = () if given is None else given.names
+    temporary, schema = target.with_name(f".{target.name}.{os.getpid()}.partial"), _schema(dataset, names)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for split, part in parts.items():
                 for start in range(0, part.num_samples, _ROWS_AT_ONCE):
-                    writer.write_batch(_batch(part, slice(start, start + _ROWS_AT_ONCE), split, schema))
+                    writer.write_batch(_batch(part, slice(start, start + _ROWS_AT_ONCE), split, schema, names))
         temporary.replace(target)
     except OSError as error:
         with suppress(OSError):
@@ -74,7 +85,7 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
     return target
 
 
-def _schema(dataset: Dataset) -> Any:
+def _schema(dataset: Dataset, client_names: tuple[str, ...]) -> Any:
     fields = {
         modality: pa.fixed_shape_tensor(pa.float32(), shape) for modality, shape in sorted(dataset.input_shapes.items())
     }
@@ -85,11 +96,13 @@ def _schema(dataset: Dataset) -> Any:
     fields["split"] = pa.string()
     if dataset.recordings is not None:
         fields["recording"] = pa.int64()
-    notes = Notes(dataset.left_out, dataset.recordings is not None)
+    if dataset.clients is not None:
+        fields["client"] = pa.string()
+    notes = Notes(dataset.left_out, dataset.recordings is not None, client_names, dataset.subject_names)
     return pa.schema(fields, None if notes == Notes() else {NOTES_KEY: NOTES.dump_json(notes)})
 
 
-def _batch(part: Dataset, rows: slice, split: str, schema: Any) -> Any:
+def _batch(part: Dataset, rows: slice, split: str, schema: Any, client_names: tuple[str, ...]) -> Any:
     labels = part.labels[rows]
     columns = {
         modality: _tensors(values[rows], schema.field(modality).type) for modality, values in part.inputs.items()
@@ -100,11 +113,18 @@ def _batch(part: Dataset, rows: slice, split: str, schema: Any) -> Any:
     columns["recording"] = (
         pa.nulls(len(labels), pa.int64()) if part.recordings is None else pa.array(part.recordings[rows])
     )
-    columns["split"] = pa.array([split] * len(labels))
+    columns["client"], columns["split"] = pa.nulls(len(labels), pa.string()), pa.array([split] * len(labels))
+    if part.clients is not None:
+        columns["client"] = pa.array([client_names[client] for client in part.clients[rows]])
+    if part.splits is not None:
+        columns["split"] = pa.array([SPLITS[number] for number in part.splits[rows]])
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
 def _tensors(values: FloatArray, type_: Any) -> Any:
     # Arrow's own way from NumPy makes the strides a part of the type, which say nothing where a dimension is 1.
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.ExtensionArray.from_storage(type_, pa.FixedSizeListArray.from_arrays(flat, type_.storage_type.list_size))
+    missing = is_missing(values)
+    mask = pa.array(missing) if missing.any() else None
+    storage = pa.FixedSizeListArray.from_arrays(flat, type_.storage_type.list_size, mask=mask)
+    return pa.ExtensionArray.from_storage(type_, storage)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,17 +23,18 @@ class Place:
         file: Name of the file.
         column: Name of the column.
         first_row: Number in the file of row 0.
+        rows: The numbers of the rows behind `first_row`, where some are left out.
     """
 
     file: str
     column: str
     first_row: int = 0
+    rows: npt.NDArray[np.int64] | None = None
 
     def error(self, row: int, found: str, expected: str) -> DataError:
         """What is wrong with a row."""
-        return DataError(
-            f"{self.file}, column {self.column!r}, row {self.first_row + row} {found}; expected {expected}"
-        )
+        number = self.first_row + (row if self.rows is None else int(self.rows[row]))
+        return DataError(f"{self.file}, column {self.column!r}, row {number} {found}; expected {expected}")
 
 
 def check_numeric(type_: Any, file: str, column: str) -> None:
@@ -87,6 +89,19 @@ def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None) -> Flo
     if not is_finite.all():
         raise place.error(int((~is_finite).argmax()), "holds a value that is not finite", "finite numbers")
     return rows
+
+
+def present_rows(column: Any) -> npt.NDArray[np.bool_]:
+    """Whether each row of an Arrow array is there, and not null (N,)."""
+    present: npt.NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
+    return present
+
+
+def chosen_rows(column: Any, is_chosen: npt.NDArray[np.bool_]) -> Any:
+    """An Arrow array with these rows alone."""
+    if isinstance(column, pa.ExtensionArray):  # which Arrow cannot filter in all of its versions
+        return pa.ExtensionArray.from_storage(column.type, column.storage.filter(pa.array(is_chosen)))
+    return column.filter(pa.array(is_chosen))
 
 
 def is_number(type_: Any) -> bool:

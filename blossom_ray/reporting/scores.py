@@ -10,6 +10,7 @@ import polars as pl
 from blossom_ray.comparison.formats import BELOW
 from blossom_ray.comparison.pairing import rounds_text
 from blossom_ray.comparison.run_scores import ALL
+from blossom_ray.console.tables import format_score
 from blossom_ray.reporting.charts import Curve, curves, distributions
 from blossom_ray.reporting.parts import ReportFigure, ReportSection, ReportTable
 from blossom_ray.reporting.variants import Variant, format_mean, headline_scores, scale
@@ -28,6 +29,8 @@ SCORINGS = {
 """Words for each kind of scoring, by its columns in the table `rounds`; on the clients' test splits first."""
 MOST_PANELS_OF_CLIENTS = 12
 """With more categories, the dots of single clients can no longer be told apart; the tables remain."""
+MOST_CLIENTS_NAMED = 50
+"""Of more, the table `clients` of the run has the names."""
 
 
 def curve_section(variants: Sequence[Variant]) -> ReportSection:
@@ -71,14 +74,28 @@ def client_section(variants: Sequence[Variant]) -> ReportSection:
             last = scored.filter(pl.col("round") == scored["round"].max())
             for own, value in last.select("modalities", score.name).iter_rows():
                 groups.setdefault(own, {}).setdefault(variant.name, []).append(scale(score.name) * value)
+    tables = _named_clients(variants, score)
     if not groups or sum(map(len, groups.values())) > MOST_PANELS_OF_CLIENTS:
-        return ReportSection("Clients")
+        return ReportSection("Clients", [], tables)
     caption = (
         f"{score.label} of every client in the last scored round: dots, median and quartiles; the whiskers end at the "
         "10th and 90th percentile."
     )
     figure = distributions(dict(sorted(groups.items())), x_label=_axis_label(score))
-    return ReportSection("Clients", [ReportFigure("clients", figure, caption)])
+    return ReportSection("Clients", [ReportFigure("clients", figure, caption)], tables)
+
+
+def _named_clients(variants: Sequence[Variant], score: Score) -> list[ReportTable]:
+    """Who the clients of a single run are, where its data call them by name."""
+    runs = [run for variant in variants for run in variant.runs]
+    if len(runs) > 1 or "name" not in runs[0].clients.columns:
+        return []
+    scored = runs[0].clients.filter(pl.col(score.name).is_not_null())
+    last = scored.filter(pl.col("round") == scored["round"].max()).head(MOST_CLIENTS_NAMED)
+    found = last.select("client", "name", "modalities", "num_test_examples", score.name)
+    rows = [[str(client), name, own, str(number), format_score(score, value)]
+            for client, name, own, number, value in found.iter_rows()]  # fmt: skip
+    return [ReportTable(["client", "name", "modality set", "test samples", score.label], rows)]
 
 
 def _loss_figure(variants: Sequence[Variant]) -> ReportFigure:

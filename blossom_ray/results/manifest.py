@@ -28,6 +28,8 @@ class ManifestData(ReadBack):
     """Samples of the held-out set that is scored."""
     clients: dict[str, int] = Field(default_factory=dict)
     """Number of clients by modality set."""
+    client_names: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """What the user's data call each client, or its subjects; empty where samples were dealt."""
 
 
 class ManifestKernels(ReadBack):

@@ -447,8 +447,18 @@ class Run:
 
     @property
     def clients(self) -> pl.DataFrame:
-        """One row per round and client that trained or was scored."""
-        return self._frame("clients")
+        """One row per round and client that trained or was scored.
+
+        The column `name` says what the user's data call the client, or its subjects, where they do.
+        """
+        import polars as pl
+
+        frame, data = self._frame("clients"), self.manifest.get("data") or {}
+        names = data.get("client_names") or []
+        if not names:
+            return frame
+        name = pl.col("client").replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
+        return frame.select("round", "client", name.alias("name"), pl.all().exclude("round", "client"))
 
     @property
     def blocks(self) -> pl.DataFrame:

@@ -40,12 +40,16 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         sections: The top-level values of a scenario that are right in themselves. A check runs where all that it
             compares is there.
     """
-    data, clients, model = sections.get("data"), sections.get("clients"), sections.get("model")
     found: list[Finding] = []
+    if isinstance(sections.get("clients"), str):
+        found += _from_data(sections.get("data"))
+        sections = {name: section for name, section in sections.items() if name != "clients"}
+    data, clients, model = sections.get("data"), sections.get("clients"), sections.get("model")
     if data is not None:
         found += _data(data)
         found += _fractions(data)
         found += _draws(data)
+        found += _given(data)
     if data is not None and "task" in sections:
         found += _task(data, sections["task"])
     if isinstance(data, spec.PtbXlData) and "task" in sections:
@@ -150,6 +154,18 @@ def _ptb_xl_task(data: spec.PtbXlData, task: str) -> Iterator[Finding]:
     if suited[data.labels] != task:
         expected = " or ".join(f"{labels!r} with task: {name}" for labels, name in suited.items())
         yield Finding("data.labels", f"is {data.labels!r}, while task is {task!r}", expected)
+
+
+def _from_data(data: spec.Data | None) -> Iterator[Finding]:
+    if data is not None and not isinstance(data.partition, spec.GivenPartition):
+        found = f"is 'from-data', while data.partition.kind is {data.partition.kind!r}"
+        yield Finding("clients", found, "groups of clients, or data.partition: {kind: given}")
+
+
+def _given(data: spec.Data) -> Iterator[Finding]:
+    if isinstance(data.partition, spec.GivenPartition) and not isinstance(data, spec.TableData | spec.CustomData):
+        found = f"is 'given', while data.dataset is {data.dataset!r}, which does not say whose its samples are"
+        yield Finding("data.partition.kind", found, "another kind, or dataset: table or custom")
 
 
 def _exists(path: str) -> bool:

@@ -14,6 +14,8 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "validation_fraction"): 0.0,
     ("model", "fusion", "norm"): "none",
     ("evaluation", "per_class"): "final",
+    ("data", "client_column"): None,
+    ("data", "recording_column"): None,
     ("evaluation", "split"): "test",
     ("stop",): None,
 }

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from blossom_ray.blocks import ClientProfile, SharingScheme
+from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.scenario.compat import filled
 from blossom_ray.scenario.sections import (
     Checkpoint,
     ClientGroup,
+    Clients,
     Data,
     EngineName,
     Evaluation,
@@ -65,8 +67,9 @@ class Scenario(Section):
     `training.min_batch_size` where they are left out, and refuses other values. Its faulty state is not repeated."""
     data: Data
     """The data set, its partition over clients and the clients' test splits."""
-    clients: Annotated[tuple[ClientGroup, ...], Field(strict=False, min_length=1)]
-    """Groups of clients by the modalities that they own."""
+    clients: Clients
+    """Groups of clients by the modalities that they own, or `from-data`: those that the data give. The latter goes with
+    `data.partition: {kind: given}`, and the scenario of a run has the groups that were found."""
     model: Model
     """The late-fusion model."""
     sharing: SchemeName | dict[str, ScopeName] = "private-head-fusion"
@@ -123,9 +126,21 @@ class Scenario(Section):
         return Seeds(self.seed, self.seed if self.training_seed is None else self.training_seed)
 
     @property
+    def groups(self) -> tuple[ClientGroup, ...]:
+        """The groups of clients.
+
+        Raises:
+            ScenarioError: They are `from-data`, and nobody has looked at the data yet.
+        """
+        if isinstance(self.clients, str):
+            found, expected = "is 'from-data', and the data have not been read", "the scenario of a run, or groups"
+            raise ScenarioError((Problem("clients", found, expected),))
+        return self.clients
+
+    @property
     def num_clients(self) -> int:
         """Number of registered clients."""
-        return sum(group.count for group in self.clients)
+        return sum(group.count for group in self.groups)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -135,7 +150,11 @@ class Scenario(Section):
     @property
     def modality_sets(self) -> tuple[str, ...]:
         """The modality sets of the clients, sorted, such as `acc` and `acc+gyro`."""
-        return tuple(sorted({group.modality_set for group in self.clients}))
+        return tuple(sorted({group.modality_set for group in self.groups}))
+
+    def with_clients(self, groups: tuple[ClientGroup, ...]) -> Scenario:
+        """The scenario with these groups of clients, instead of `clients: from-data`."""
+        return self.model_copy(update={"clients": groups})
 
     def with_engines(self, engines: Mapping[str, EngineName]) -> Scenario:
         """The scenario with an engine for each of its modality sets, instead of `training.engine: auto`."""
@@ -157,7 +176,7 @@ class Scenario(Section):
     def profiles(self) -> Iterator[ClientProfile]:
         """The clients in the order of their ids."""
         index = 0
-        for group in self.clients:
+        for group in self.groups:
             modalities = tuple(sorted(group.modalities))
             for _ in range(group.count):
                 yield ClientProfile(index, modalities, group.group)

@@ -121,6 +121,8 @@ def _accepts(hint: Hint) -> str:
         return f"one of the kinds {listed(f'`{kind}`' for kind in hint.kinds)}"
     if hint.section is not None:
         return "a section"
+    if hint.item is not None and hint.item.section is not None and hint.members:
+        return " or ".join(map(_accepts, hint.members))
     if hint.item is not None and hint.item.section is not None:
         return "a list of sections, at least one" if hint.key is None else "a section by name"
     if hint.item is not None and hint.item.kinds:

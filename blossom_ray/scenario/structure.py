@@ -88,12 +88,12 @@ class Hint:
 
     @property
     def item(self) -> Hint | None:
-        """The values of a map or the items of a list, or None where this is neither."""
+        """The values of a map or the items of a list, be it one member of a union; None where this is neither."""
         if get_origin(self.type) is dict:
             return Hint.of(get_args(self.type)[1])
         if get_origin(self.type) is tuple:
             return Hint.of(get_args(self.type)[0])
-        return None
+        return next((member.item for member in self.members if member.item is not None), None)
 
     def constraint(self, name: str) -> Any:
         """The value of a constraint (`ge`, `gt`, `le`, `lt`, `min_length`, `pattern`), or None."""
@@ -106,7 +106,7 @@ class Hint:
             return section_fields(self.section).get(str(part))
         if get_origin(self.type) is tuple and not isinstance(part, int):
             return None
-        if self.item is not None:
+        if not self.members:
             return self.item
         children = (member.child(part) for member in self.members)
         return next((child for child in children if child is not None), None)

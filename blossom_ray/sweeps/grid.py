@@ -211,9 +211,7 @@ def _read(
 ) -> Scenario:
     values = {**{path: value for path, value in overrides.items() if path not in setting}, **setting}
     if isinstance(base, Scenario):
-        scenario = base.override(values)
-        inspector.check(scenario)
-        return scenario
+        return inspector.check(base.override(values))
     sources = {path: f"--set {path}" for path in overrides} | {path: f"--vary {path}" for path in setting}
     return inspector.read(base, values, sources)
 

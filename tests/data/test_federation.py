@@ -11,7 +11,7 @@ from blossom_ray.data.dataset import Targets
 from blossom_ray.data.federation import build_federation, examine_federation
 from blossom_ray.data.synthetic import synthetic_targets
 from blossom_ray.data.uci_har import UciHar
-from blossom_ray.scenario.sections import CustomData, SyntheticData, UciHarData
+from blossom_ray.scenario.sections import ClientGroup, CustomData, Data, SyntheticData, UciHarData
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
 
@@ -20,8 +20,9 @@ def spec_of(**values: Any) -> SyntheticData:
     return SyntheticData.model_validate({"dataset": "synthetic", **values})
 
 
-def problems_of(*arguments: Any) -> list[tuple[str, str, str]]:
-    found = examine_federation(*arguments)
+def problems_of(data: Data, num_clients: int) -> list[tuple[str, str, str]]:
+    groups = (ClientGroup(count=num_clients, modalities=("acc",)),)
+    found = examine_federation(data, ("acc",), groups, 0)
     assert not found.notes
     return found.problems
 
@@ -78,12 +79,12 @@ def test_the_federation_depends_on_the_seed() -> None:
 
 
 def test_no_problems() -> None:
-    assert problems_of(spec_of(), ("acc",), 10, 0) == []
+    assert problems_of(spec_of(), 10) == []
 
 
 def test_problems_of_the_partition_have_its_path() -> None:
     spec = spec_of(samples=40, partition={"kind": "dirichlet"})
-    assert problems_of(spec, ("acc",), 10, 0) == [
+    assert problems_of(spec, 10) == [
         (
             "data.partition.min_samples",
             "is 10, which 40 samples over 10 clients cannot give",
@@ -94,7 +95,7 @@ def test_problems_of_the_partition_have_its_path() -> None:
 
 def test_problems_of_the_split_have_its_path() -> None:
     spec = spec_of(split="subject", subjects=10, partition={"kind": "subject"})
-    assert problems_of(spec, ("acc",), 10, 0) == [
+    assert problems_of(spec, 10) == [
         (
             "data.split",
             "is 'subject', but client 0 has samples of one subject alone",
@@ -106,16 +107,16 @@ def test_problems_of_the_split_have_its_path() -> None:
 def test_problems_of_files_stand_at_the_path(tmp_path: Path) -> None:
     expected = "the official 'UCI HAR Dataset.zip' or its unpacked folder"
     missing = str(tmp_path / "har.zip")
-    ((path, found, accepted),) = problems_of(UciHarData(dataset="uci-har", path=missing), ("acc",), 2, 0)
+    ((path, found, accepted),) = problems_of(UciHarData(dataset="uci-har", path=missing), 2)
     assert (path, accepted) == ("data.path", expected)
     assert found.startswith(f"is {missing!r}, which cannot be used (")
     assert "does not exist" in found
-    assert problems_of(UciHarData(dataset="uci-har"), ("acc",), 2, 0) == [("data.path", "is missing", expected)]
+    assert problems_of(UciHarData(dataset="uci-har"), 2) == [("data.path", "is missing", expected)]
 
 
 def test_problems_of_own_data_stand_at_data() -> None:
     data = CustomData(dataset="custom", factory="no_such_module_here:make")
-    ((path, found, _),) = problems_of(data, ("acc",), 2, 0)
+    ((path, found, _),) = problems_of(data, 2)
     assert path == "data"
     assert "there is no module 'no_such_module_here'" in found
 

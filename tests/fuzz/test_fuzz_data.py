@@ -271,7 +271,7 @@ def check_dataset(case: DatasetCase, folder: Path) -> None:
         return
     assert len(dataset.fingerprint()) == 64
     scenario = custom_scenario(lambda: dataset, case.partition)
-    found = examine_federation(scenario.data, scenario.modalities, 2, 0).problems
+    found = examine_federation(scenario.data, scenario.modalities, scenario.clients, 0).problems
     assert all(path.startswith("data") and text and expected for path, text, expected in found)
     loaded = outcome(lambda: open_source(scenario.data, scenario.modalities, 0).load())
     assert isinstance(loaded, Dataset | InputError)

@@ -31,7 +31,7 @@ data:
   # Choices: synthetic, uci-har, ku-har, ptb-xl, av-mnist, meld, iemocap, table, custom.
   dataset: synthetic
 
-# Groups of clients by the modalities that they own.
+# Groups of clients by the modalities that they own, or `from-data`: those that the data give.
 clients:
   # Number of clients.
   - count: 2

@@ -144,7 +144,7 @@ def test_all_problems_come_at_once_in_line_order(scenario_file):
         "a.yaml:6: clients.1.modalities is ['acc', 'acc']; expected each modality once",
         "a.yaml:9: data.test_fraction is nan; expected a number above 0 and below 1",
         "a.yaml:10: data.partition is 'iid'; expected a mapping with the key 'kind': "
-        "one of iid, dirichlet, subject, quantity",
+        "one of iid, dirichlet, subject, quantity, given",
         f"a.yaml:13: model.encoders.acc.kind is 'conv-gur'; expected one of {kinds}; did you mean 'conv-gru'?",
         "a.yaml:15: training.schedule.every is missing; expected an integer of at least 1",
         "a.yaml:18: training.optimizer.momentm is not a known key; "

@@ -25,7 +25,7 @@ from blossom_ray.scenario.sections.base import (
     Rate,
     Section,
 )
-from blossom_ray.scenario.sections.clients import ClientGroup
+from blossom_ray.scenario.sections.clients import ClientGroup, Clients
 from blossom_ray.scenario.sections.data import (
     CustomData,
     Data,
@@ -62,6 +62,7 @@ from blossom_ray.scenario.sections.model import (
 )
 from blossom_ray.scenario.sections.partition import (
     DirichletPartition,
+    GivenPartition,
     IidPartition,
     Partition,
     QuantityPartition,
@@ -103,6 +104,7 @@ __all__ = [
     "ClientGroup",
     "ClientOptimizer",
     "ClientResources",
+    "Clients",
     "ConcatFusion",
     "ConstantSchedule",
     "Conv1dEncoder",
@@ -133,6 +135,7 @@ __all__ = [
     "Fraction",
     "Fusion",
     "GatedFusion",
+    "GivenPartition",
     "GruEncoder",
     "Head",
     "IemocapData",

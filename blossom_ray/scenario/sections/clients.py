@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -30,3 +30,6 @@ class ClientGroup(Section):
     def modality_set(self) -> str:
         """The modality set as one word, sorted, such as `acc+gyro`."""
         return "+".join(sorted(self.modalities))
+
+
+Clients = Annotated[tuple[ClientGroup, ...], Field(strict=False, min_length=1)] | Literal["from-data"]

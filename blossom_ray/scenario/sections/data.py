@@ -145,9 +145,16 @@ class TableData(DataKeys):
     labels that occur, sorted. In a regression the names of the targets."""
     subject_column: str | None = None
     """Whose sample a row is, whole numbers or text. Default: the column `subject` if there is one."""
+    client_column: str | None = None
+    """Which client's row it is, whole numbers or text, with `data.partition: {kind: given}`. Default: the column
+    `client`. Clients that have no value of a modality in any row do not own it."""
+    recording_column: str | None = None
+    """Which recording a row comes from, whole numbers or text: the rows of one stand on one side of the splits of all
+    clients. Default: the column `recording`, with `split: recording` or `partition: {kind: given}`."""
     split_column: str | None = None
-    """`train`: a row that the clients share. `test` or `held-out`: one of the held-out global test set. Default: the
-    column `split` if there is one, else the clients share all rows."""
+    """`train`: a row that the clients share. `test` or `held-out`: one of the held-out global test set. With
+    `data.partition: {kind: given}`, `train`, `validation` and `test` are the client's own splits, and `held-out` is
+    the held-out set. Default: the column `split` if there is one, else the clients share all rows."""
 
 
 class CustomData(DataKeys):

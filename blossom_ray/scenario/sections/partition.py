@@ -44,6 +44,13 @@ class QuantityPartition(Section):
     """Fewest samples a client may end with; the draw is repeated until every client has them."""
 
 
+class GivenPartition(Section):
+    """Each client has the samples that are its own, as own data say (the column `client` of a table)."""
+
+    kind: Literal["given"]
+
+
 Partition = Annotated[
-    IidPartition | DirichletPartition | SubjectPartition | QuantityPartition, Field(discriminator="kind")
+    IidPartition | DirichletPartition | SubjectPartition | QuantityPartition | GivenPartition,
+    Field(discriminator="kind"),
 ]

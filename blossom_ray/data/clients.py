@@ -1,0 +1,217 @@
+"""Clients as own data give them: whose each sample is, what a client owns, and which rows it trains and tests on."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from blossom_ray.errors import DataError
+
+IntArray = npt.NDArray[np.int64]
+Place = Callable[[int], str]
+
+SPLITS = ("train", "validation", "test")
+"""The parts of a client's rows, in the order in which its shard has them."""
+HELD_OUT = "held-out"
+_SIDES = (*SPLITS, HELD_OUT)  # -1, the number of a held-out row, finds the last
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class GivenClients:
+    """The clients of a data set.
+
+    Attributes:
+        names: What the user calls them, sorted: numbers by size, text by its letters.
+        owners: (N,) int64: whose each sample is, as a place in `names`.
+        modalities: By client, the modalities that it owns, sorted.
+        splits: (N,) int64: the place in `SPLITS` of the part that each sample is of, or None where the data do not
+            say.
+        source: Where they stand, for messages.
+    """
+
+    names: tuple[str, ...]
+    owners: IntArray
+    modalities: tuple[tuple[str, ...], ...]
+    splits: IntArray | None = None
+    source: str = "clients"
+
+    def members(self) -> dict[tuple[str, ...], list[int]]:
+        """The clients that own exactly the same modalities, in the order of `names`; sets are sorted."""
+        found: dict[tuple[str, ...], list[int]] = {modalities: [] for modalities in sorted(set(self.modalities))}
+        for client, modalities in enumerate(self.modalities):
+            found[modalities].append(client)
+        return found
+
+    def matched(self, modality_sets: Sequence[tuple[str, ...]]) -> list[int]:
+        """Which of them each client of a scenario is: the next in the order of `names` that owns exactly its set.
+
+        Args:
+            modality_sets: The modalities of each client of the scenario, sorted.
+
+        Raises:
+            DifferentClientsError: The scenario's clients are not as many of each set as these.
+        """
+        members = self.members()
+        wanted = Counter(modality_sets)
+        for modalities in sorted({*wanted, *members}):
+            if wanted[modalities] != len(members.get(modalities, ())):
+                raise DifferentClientsError(*self._difference(modalities, wanted, members))
+        waiting = {modalities: deque(clients) for modalities, clients in members.items()}
+        return [waiting[modalities].popleft() for modalities in modality_sets]
+
+    def _difference(
+        self,
+        modalities: tuple[str, ...],
+        wanted: Mapping[tuple[str, ...], int],
+        members: Mapping[tuple[str, ...], list[int]],
+    ) -> tuple[str, str]:
+        own, others = members.get(modalities, []), [each for each in members if each != modalities]
+        word = "+".join(modalities)
+        found = f"{_clients(wanted[modalities])} with {word}, while {self.source} has {_clients(len(own))}"
+        if own:
+            found += f" with values of exactly these: {self._named(own)}"
+        elif others:
+            first = members[others[0]]
+            found += f" with values of exactly these; {self._named(first)} with {'+'.join(others[0])}"
+        return f"have {found}", "as many clients of each modality set as the data have, or clients: from-data"
+
+    def _named(self, clients: Sequence[int]) -> str:
+        names = ", ".join(repr(self.names[client]) for client in clients[:_MOST_NAMED])
+        return f"{names}, ..." if len(clients) > _MOST_NAMED else names
+
+
+class DifferentClientsError(Exception):
+    """A scenario's clients are other ones than those of the data: what was found, and what is expected."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Words for where rows stand, by what they say.
+
+    Attributes:
+        client: Of a row's client.
+        split: Of its split.
+        recording: Of its recording.
+        recording_names: What the recordings are called; empty where their numbers are their names.
+    """
+
+    client: Place = field(default=lambda row: f"clients, row {row}")
+    split: Place = field(default=lambda row: f"splits, row {row}")
+    recording: Place = field(default=lambda row: f"recordings, row {row}")
+    recording_names: tuple[str, ...] = ()
+
+
+def check_splits(owners: IntArray, names: Sequence[str], splits: IntArray, origin: Origin) -> None:
+    """Refuse given splits that leave a client without a part that it needs.
+
+    Args:
+        owners: (N,): whose each row is.
+        names: What the clients are called.
+        splits: (N,): as in `GivenClients`.
+        origin: Where rows stand.
+
+    Raises:
+        DataError: A client has no row to train on; or none of a part that others have; or there are rows to validate on
+            and none to test on.
+    """
+    counts = np.zeros((len(names), len(SPLITS)), np.int64)
+    np.add.at(counts, (owners, splits), 1)
+    used = counts.sum(axis=0) > 0
+    if used[1] and not used[2]:
+        row = int((splits == 1).argmax())
+        raise DataError(f"{origin.split(row)} is 'validation', while no row is 'test'; expected 'test' in some")
+    for part, name in enumerate(SPLITS):
+        lacking = np.flatnonzero(counts[:, part] == 0)
+        if len(lacking) and (part == 0 or used[part]):
+            client = int(lacking[0])
+            row = int((owners == client).argmax())
+            others = ", which other clients have" if part else ""
+            raise DataError(
+                f"{origin.split(row)} is {SPLITS[splits[row]]!r}, and no row of client {names[client]!r} is {name!r}"
+                f"{others}; expected {name!r} in some of its rows"
+            )
+
+
+def check_recordings(recordings: IntArray, splits: IntArray, origin: Origin) -> None:
+    """Refuse a recording that stands in several parts, be they of one client or of several.
+
+    Args:
+        recordings: (N,): the recording of each row, or -1 for none.
+        splits: (N,): as in `GivenClients`, and -1 for a row of the held-out set.
+        origin: Where rows stand.
+
+    Raises:
+        DataError: One does.
+    """
+    rows = np.flatnonzero(recordings >= 0)
+    numbers, first, places = np.unique(recordings[rows], return_index=True, return_inverse=True)
+    differs = splits[rows] != splits[rows][first][places]
+    if differs.any():
+        at = int(differs.argmax())
+        row, other = int(rows[at]), int(rows[first[places[at]]])
+        number = int(numbers[places[at]])
+        name = origin.recording_names[number] if origin.recording_names else number
+        raise DataError(
+            f"{origin.recording(row)} is {name!r}, in {_SIDES[splits[row]]!r}, as is {origin.recording(other)}, in "
+            f"{_SIDES[splits[other]]!r}; expected one split for all rows of a recording"
+        )
+
+
+def check_owned(owners: IntArray, names: Sequence[str], is_missing: npt.NDArray[np.bool_], place: Place) -> None:
+    """Refuse a modality that a client has in some of its rows.
+
+    Args:
+        owners: (N,): whose each row is.
+        names: What the clients are called.
+        is_missing: (N,): whether the modality is.
+        place: Where its rows stand.
+
+    Raises:
+        DataError: A client has it in some rows, and in others not.
+    """
+    num_missing = np.bincount(owners, is_missing, minlength=len(names))
+    is_torn = (num_missing > 0) & (num_missing < np.bincount(owners, minlength=len(names)))
+    wrong = is_missing & is_torn[owners]
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"{place(row)} is missing, while client {names[owners[row]]!r} has it in other rows; expected it in all "
+            f"rows of a client, or in none"
+        )
+
+
+def owned_modalities(
+    owners: IntArray, names: Sequence[str], missing: Mapping[str, npt.NDArray[np.bool_]], origin: Origin
+) -> tuple[tuple[str, ...], ...]:
+    """By client, the modalities that it owns, sorted.
+
+    Args:
+        owners: (N,): whose each row is; every client has some.
+        names: What the clients are called.
+        missing: By modality, whether each row misses it, as `check_owned` lets it pass.
+        origin: Where rows stand.
+
+    Raises:
+        DataError: A client owns none.
+    """
+    first = np.unique(owners, return_index=True)[1]
+    found = tuple(
+        tuple(modality for modality in sorted(missing) if not missing[modality][row]) for row in first.tolist()
+    )
+    for client, modalities in enumerate(found):
+        if not modalities:
+            row = int(first[client])
+            raise DataError(
+                f"{origin.client(row)} is {names[client]!r}, a client without values of {', '.join(sorted(missing))}; "
+                f"expected values of one of them in all of its rows"
+            )
+    return found
+
+
+def _clients(number: int) -> str:
+    return "1 client" if number == 1 else f"{number} clients"
