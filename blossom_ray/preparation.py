@@ -15,10 +15,11 @@ from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.federation import build_federation
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
 from blossom_ray.data.sources import open_source
+from blossom_ray.data.standardization import standardized
 from blossom_ray.sampling import Population
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.identity import numbers_tree
-from blossom_ray.scenario.sections import Custom, EngineName
+from blossom_ray.scenario.sections import Custom, CustomData, EngineName, TableData
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
     overlap = federation.overlap(dataset.pieces)
     fingerprint = dataset.fingerprint()
+    if isinstance(scenario.data, TableData | CustomData) and scenario.data.standardize:
+        dataset = standardized(dataset, federation, population.profiles)
     shards = write_shards(dataset, federation, population.profiles, folder)
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
     if held_out is not None:

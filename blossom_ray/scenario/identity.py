@@ -16,6 +16,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("evaluation", "per_class"): "final",
     ("data", "client_column"): None,
     ("data", "recording_column"): None,
+    ("data", "standardize"): False,
     ("evaluation", "split"): "test",
     ("stop",): None,
 }

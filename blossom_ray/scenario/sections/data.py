@@ -155,6 +155,9 @@ class TableData(DataKeys):
     """`train`: a row that the clients share. `test` or `held-out`: one of the held-out global test set. With
     `data.partition: {kind: given}`, `train`, `validation` and `test` are the client's own splits, and `held-out` is
     the held-out set. Default: the column `split` if there is one, else the clients share all rows."""
+    standardize: bool = False
+    """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
+    together: each feature of a vector, the last dimension of a sequence, the first of an image."""
 
 
 class CustomData(DataKeys):
@@ -166,6 +169,9 @@ class CustomData(DataKeys):
     set is given as `simulate(scenario, data=...)`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the factory."""
+    standardize: bool = False
+    """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
+    together: each feature of a vector, the last dimension of a sequence, the first of an image."""
 
     @field_validator("factory")
     @classmethod
