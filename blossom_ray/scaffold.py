@@ -10,13 +10,17 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from blossom_ray.data.clients import SPLITS
+from blossom_ray.data.dataset import Targets
 from blossom_ray.data.table import Table
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.inspection import Inspector
 from blossom_ray.scenario import Scenario
 from blossom_ray.scenario.checks import input_shapes
 from blossom_ray.scenario.packaged import packaged_scenarios
-from blossom_ray.scenario.phrases import did_you_mean, one_of, shown
+from blossom_ray.scenario.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.scenario.sections import SyntheticData, TableData
 from blossom_ray.scenario.yaml_tree import parse_yaml, resolve_scalar
 from blossom_ray.scores import TASKS, Task
@@ -38,11 +42,17 @@ _CLIENTS_FORM = "COUNT:MODALITY,MODALITY for each group, such as '3:acc 4:acc,gy
 _PARTITION_FORM = "KIND or KIND:ALPHA, such as iid or dirichlet:0.5"
 
 
+FROM_DATA = "from-data"
 _LONGEST_NAME = 64
 _LEGAL = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{_LONGEST_NAME - 1}}}")
 """As the scenario's `ModalityName`."""
 _MOST_MODALITIES = 8
 """Of more, columns of plain numbers are suggested as one modality, and clients that have them all."""
+_TABLE_ROUNDS = 30
+_TABLE_SHARING = "full-model"
+_TABLE_OPTIMIZER = {"kind": "adam", "lr": 0.003}
+"""With `data.standardize`, what learns on tables of very different units and sizes: a head of its own, or SGD at the
+quickstart's rate, has too few samples of a client to begin with."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,10 @@ class TableSketch:
         shapes: Modality to the shape of a sample.
         left_out: Why each other column is no modality.
         num_rows: Rows that clients share.
-        task: The first task that the labels can serve.
+        num_subjects: Subjects with several of them, 0 where they belong to none.
+        keys: Of the `data` section, what columns ask for.
+        seen: What these columns are taken for.
+        task: The first task that the labels can serve, or the one that was asked for.
         class_names: Names of classes or targets.
         problems: What keeps a scenario from being written.
     """
@@ -63,6 +76,9 @@ class TableSketch:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     num_rows: int = 0
+    num_subjects: int = 0
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
     task: Task = "classification"
     class_names: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -76,7 +92,7 @@ class Choices:
         name: The scenario's name.
         dataset: A key of `STARTING_POINTS`.
         path: `data.path`, or None.
-        clients: Groups of clients, such as `3:acc 3:gyro 4:acc,gyro`.
+        clients: Groups of clients, such as `3:acc 3:gyro 4:acc,gyro`, or `from-data`.
         sharing: A sharing scheme.
         rounds: Number of rounds.
         partition: Such as `iid` or `dirichlet:0.5`.
@@ -93,30 +109,36 @@ class Choices:
     table: TableSketch = TableSketch()
 
 
-def suggested(dataset: str, path: str | None, name: str) -> Choices:
+def suggested(
+    dataset: str, path: str | None, name: str, partition: str | None = None, task: Task | None = None
+) -> Choices:
     """The choices for a data set if nothing else is said: those of its packaged scenario; for a table by its columns.
 
     Args:
         dataset: A data set; of one that is unknown, `scaffold` tells.
         path: `data.path`, or None.
         name: What the scenario is to be called; made a valid name.
+        partition: How samples are to be divided, where that is known.
+        task: What a table's labels are for; None: the first task that they can serve.
     """
     tree = _tree(dataset)
     groups = [(str(group["count"]), group["modalities"]) for group in tree["clients"]]
-    partition = ":".join(str(value) for value in tree["data"]["partition"].values())
-    table = TableSketch()
+    usual = ":".join(str(value) for value in tree["data"]["partition"].values())
+    table, clients, sharing, rounds = TableSketch(), "", tree["sharing"], tree["rounds"]
     if dataset == "table":
-        table = _sketch(path)
+        table = _sketch(path, partition, task)
         groups = _table_groups(table) or groups
-        partition = "iid"
+        usual = table.keys.get("partition", "iid")
+        clients = FROM_DATA if usual == "given" else ""
+        sharing, rounds = _TABLE_SHARING, _TABLE_ROUNDS
     return Choices(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:100] or "scenario",
         dataset=dataset,
         path=path,
-        clients=" ".join(f"{count}:{','.join(modalities)}" for count, modalities in groups),
-        sharing=tree["sharing"],
-        rounds=tree["rounds"],
-        partition=partition,
+        clients=clients or " ".join(f"{count}:{','.join(modalities)}" for count, modalities in groups),
+        sharing=sharing,
+        rounds=rounds,
+        partition=partition or usual,
         table=table,
     )
 
@@ -132,20 +154,27 @@ def scaffold(choices: Choices) -> Scenario:
         found = "is 'custom', which takes code" if choices.dataset == "custom" else shown(choices.dataset)
         near = did_you_mean(choices.dataset, STARTING_POINTS)
         problems.append(Problem("data.dataset", found, one_of(STARTING_POINTS) + near, source="--dataset"))
-    groups, wrong_groups = _groups(choices.clients)
-    problems += [*wrong_groups, *choices.table.problems]
-    modalities = list(dict.fromkeys(name for group in groups for name in group["modalities"]))
     tree = _tree(choices.dataset)
+    clients: Any = FROM_DATA
+    modalities = list(choices.table.columns)
+    if choices.clients.strip() != FROM_DATA:
+        groups, wrong_groups = _groups(choices.clients)
+        problems += wrong_groups
+        clients = groups or tree["clients"]
+        modalities = list(dict.fromkeys(name for group in groups for name in group["modalities"]))
+    problems += choices.table.problems
     values: dict[str, tuple[Any, str]] = {
         "name": (choices.name, "--out"),
-        "clients": (groups or tree["clients"], "--clients"),
+        "clients": (clients, "--clients"),
         "sharing": (choices.sharing, "--sharing"),
         "rounds": (choices.rounds, "--rounds"),
         **_data(choices, tree, modalities),
         "data.partition": (_partition(choices.partition), "--partition"),
     }
-    if groups:
+    if modalities:
         values["model.encoders"] = (_encoders(choices, tree, modalities), "--clients")
+    if choices.dataset == "table":
+        values["training.optimizer"] = (_TABLE_OPTIMIZER, "--dataset")
     if choices.table.problems:  # anything else would follow from them
         raise ScenarioError(tuple(problems))
     overrides = {key: value for key, (value, _) in values.items()}
@@ -200,8 +229,10 @@ def _data(choices: Choices, tree: dict[str, Any], modalities: list[str]) -> dict
         case "table":
             columns = choices.table.columns
             renamed = {name: {"column": columns[name]} for name in modalities if columns.get(name, name) != name}
+            section = {"dataset": "table", **({"modalities": renamed} if renamed else {}), "standardize": True}
+            section |= {key: value for key, value in choices.table.keys.items() if key != "partition"}
             return {
-                "data": ({"dataset": "table", **({"modalities": renamed} if renamed else {})}, "--dataset"),
+                "data": (section, "--dataset"),
                 "data.path": (choices.path, "--path"),
                 "task": (choices.table.task, "--path"),
             }
@@ -235,43 +266,51 @@ def _encoder(shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _table_groups(table: TableSketch) -> list[tuple[str, list[str]]]:
-    """Groups of clients: some with each modality, some with all; as many as there are rows to train and test with."""
+    """Groups of clients: some with each modality, some with all; as many as there is something to divide for."""
     names = list(table.columns)
+    most = table.num_subjects if table.keys.get("partition") == "subject" else table.num_rows // 2
     if len(names) in range(2, _MOST_MODALITIES + 1):
         for alone, together in ((3, 4), (1, 1)):
-            if 2 * (alone * len(names) + together) <= table.num_rows:
+            if alone * len(names) + together <= most:
                 return [*((str(alone), [name]) for name in names), (str(together), names)]
-    return [(str(min(10, max(1, table.num_rows // 2))), names)] if names else []
+    return [(str(min(10, max(1, most))), names)] if names else []
 
 
-def _sketch(path: str | None) -> TableSketch:
+def _sketch(path: str | None, partition: str | None, task: Task | None) -> TableSketch:
     """What the table at a path holds; nothing where it cannot be read, which the checks of the scenario tell."""
     if path is None:
         return TableSketch()
     try:
-        shapes, reasons = _table(path, "classification").columns()
+        keys = _keys(path, partition)
+        table = _table(path, "classification", keys)
+        shapes, reasons = table.columns()
+        whole = [column for column, shape in shapes.items() if shape == () and table.is_whole(column)]
     except DataError:
         return TableSketch()
+    told = [*reasons.values()]
+    if 0 < len(whole) < len(shapes):  # where there is nothing else, they are what there is to learn from
+        shapes = {column: shape for column, shape in shapes.items() if column not in whole}
+        told.append(f"{listed(whole)}: whole numbers, as ids and counts are; data.modalities takes what is measured")
     columns = _modalities(shapes)
     sketch = TableSketch(
         columns=columns,
         shapes={name: shapes[column] if isinstance(column, str) else () for name, column in columns.items()},
-        left_out=tuple(reasons.values()),
+        left_out=tuple(told),
+        keys=keys,
     )
     refused: dict[tuple[str, str], list[str]] = {}
-    for task in TASKS:
-        table = _table(path, task)
+    for each in TASKS if task is None else (task,):
+        table = _table(path, each, keys, columns)
         try:
-            num_rows = len(table.targets().labels)
+            targets = table.targets()
         except DataError as error:
             found, _, expected = str(error).partition("; expected ")
-            refused.setdefault((found, expected), []).append(task)
+            refused.setdefault((found, expected), []).append(each)
         else:
             if columns:
-                return replace(sketch, num_rows=num_rows, task=task, class_names=table.class_names)
-            found = f"is {path!r}, which has no column for a modality" + "".join(
-                f"; {reason}" for reason in reasons.values()
-            )
+                sketch = replace(sketch, num_rows=len(targets.labels), task=each, class_names=table.class_names)
+                return _with_subjects(sketch, targets, partition)
+            found = f"is {path!r}, which has no column for a modality" + "".join(f"; {reason}" for reason in told)
             return replace(sketch, problems=(Problem("data.path", found, "a column of numbers", source="--path"),))
     problems = []
     for (found, expected), tasks in refused.items():
@@ -282,8 +321,58 @@ def _sketch(path: str | None) -> TableSketch:
     return replace(sketch, problems=tuple(problems))
 
 
-def _table(path: str, task: Task) -> Table:
-    return Table(TableData(dataset="table", path=path), (), task)
+def _keys(path: str, partition: str | None) -> dict[str, Any]:
+    """What the columns of a table ask for in the `data` section, `partition` by its kind alone.
+
+    Raises:
+        DataError: The table cannot be read.
+    """
+    names = _table(path, "classification", {}).names
+    by_recording = {"split": "recording"} if "recording" in names else {}
+    if partition not in (None, "given"):
+        return by_recording
+    if "client" in names:
+        return {"partition": "given", **by_recording}
+    if "subject" not in names:
+        return by_recording
+    by_subject = {"partition": "given", "client_column": "subject", **by_recording}
+    if partition == "given":
+        return by_subject
+    # A subject that lacks a modality is a client that lacks it; else subjects can be dealt to any clients.
+    some, all_ = (_table(path, "classification", keys).columns()[0] for keys in ({}, by_subject))
+    return by_subject if len(all_) > len(some) else by_recording
+
+
+def _with_subjects(sketch: TableSketch, targets: Targets, partition: str | None) -> TableSketch:
+    """The sketch with what its rows say of clients, subjects, recordings and splits."""
+    keys, seen = dict(sketch.keys), []
+    # With a row to train on and one to test on, a subject makes a client.
+    sizes = np.unique(targets.subjects, return_counts=True)[1] if targets.subjects is not None else np.zeros(0)
+    num_subjects = int((sizes > 1).sum())
+    given = targets.clients
+    if given is not None:
+        column = keys.get("client_column", "client")
+        sets = [f"{len(clients)} with {'+'.join(own)}" for own, clients in given.members().items()]
+        seen.append(f"{column}: {len(given.names)} clients, {listed(sets)}")
+        if given.splits is not None:
+            counts = zip(SPLITS, np.bincount(given.splits, minlength=len(SPLITS)).tolist(), strict=True)
+            seen.append(f"split: {listed(f'{count:,} {name}' for name, count in counts)} rows")
+    elif num_subjects > 1 and partition is None:
+        keys["partition"] = "subject"
+        seen.append(f"subject: {len(sizes):,} subjects, each whole with one client")
+    if targets.recordings is not None:
+        num_recordings = len(np.unique(targets.recordings))
+        seen.append(f"recording: {num_recordings:,} recordings, each whole in one split (data.split: recording)")
+    return replace(sketch, keys=keys, num_subjects=num_subjects, seen=tuple(seen))
+
+
+def _table(path: str, task: Task, keys: Mapping[str, Any], columns: Mapping[str, Any] | None = None) -> Table:
+    """A table with these modalities, by name, and their columns."""
+    columns = columns or {}
+    section: dict[str, Any] = {"dataset": "table", "path": path, **keys}
+    section["modalities"] = {name: {"column": column} for name, column in columns.items()}
+    section["partition"] = {"kind": keys.get("partition", "iid")}
+    return Table(TableData.model_validate(section), tuple(columns), task)
 
 
 def _modalities(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | list[str]]:

@@ -104,7 +104,7 @@ def test_a_table_tells_its_modalities_shapes_and_task(task: str, command: Comman
         "remark": ["text is no modality"] * 60,
         "ragged": [[1.0] * (1 + row % 2) for row in range(60)],
         "label": labels[task],
-        "subject": draw.integers(0, 6, 60),
+        "subject": np.arange(60) % 20,
     }
     pl.DataFrame(columns).write_parquet(tmp_path / "own.parquet")
     outcome = command("init", "--dataset", "table", "--path", "own.parquet")
@@ -129,15 +129,15 @@ ROWS = list(range(40))
 
 def test_what_pandas_leaves_behind_is_no_modality(command: Command, tmp_path: Path) -> None:
     indices = dict.fromkeys(("__index_level_0__", "Unnamed: 0", "Unnamed: 0.1", "time", "subject"), ROWS)
-    write_table(tmp_path, gyro=ROWS, **indices)
+    write_table(tmp_path, gyro=[row / 2 for row in ROWS], **indices)
     table = pq.read_table(tmp_path / "rows.parquet")
     described = {"index_columns": ["__index_level_0__", "time", "subject", {"kind": "range"}], "columns": []}
     pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), tmp_path / "rows.parquet")
     outcome = command("init", *TABLE)
     assert (outcome.exit_code, outcome.err) == (0, "")
     assert outcome.out.splitlines() == [
-        "scenario.yaml: 10 clients, 20 rounds, modalities acc, gyro",
-        "task: classification, 2 classes: sit, walk",
+        "scenario.yaml: 10 clients, 30 rounds, modalities acc, gyro",
+        "task: classification, 2 classes: sit, walk (labels are text or whole numbers; --task chooses another)",
         "no modality: rows.parquet, column '__index_level_0__' is the index of a frame of pandas",
         "no modality: rows.parquet, column 'Unnamed: 0' is the index of a frame of pandas",
         "no modality: rows.parquet, column 'Unnamed: 0.1' is the index of a frame of pandas",
@@ -196,15 +196,15 @@ def test_as_many_clients_are_suggested_as_a_table_has_rows_for(num_rows: int, co
 @pytest.mark.parametrize(
     ("label", "task", "said"),
     [
-        (np.arange(40) % 3 + 0.0, "classification", "task: classification, 3 classes: 0, 1, 2"),
-        (np.arange(40) / 2, "regression", "task: regression, 1 targets: label"),
-        ([["a"], ["a", "b"]] * 20, "multilabel", "task: multilabel, 2 classes: a, b"),
+        (np.arange(40) % 3 + 0.0, "classification", "3 classes: 0, 1, 2 (labels are text or whole numbers"),
+        (np.arange(40) / 2, "regression", "1 targets: label (labels are numbers that are not whole"),
+        ([["a"], ["a", "b"]] * 20, "multilabel", "2 classes: a, b (labels are lists of names, or of 0 and 1"),
     ],
 )
 def test_the_task_that_is_chosen_is_told(label: Any, task: str, said: str, command: Command, tmp_path: Path) -> None:
     write_table(tmp_path, label=label)
     outcome = command("init", *TABLE)
-    assert said in outcome.out.splitlines()
+    assert f"task: {task}, {said}; --task chooses another)" in outcome.out.splitlines()
     told = json.loads(command("init", *TABLE, "--force", "--json").out)
     assert (told["task"], told["left_out"]) == (task, [])
     assert simulate(Scenario.load(tmp_path / "scenario.yaml", TINY)).status == "finished"
@@ -367,3 +367,42 @@ def test_a_wrong_flag_that_cannot_be_asked_for_again_is_told(tmp_path: Path) -> 
     exit_code, screen = on_a_terminal(tmp_path, ["--yes", "--dataset", "uci-har"], "")
     assert exit_code == 2
     assert "--path: data.path is null" in screen
+
+
+def test_whole_numbers_are_no_modality_beside_others(command: Command, tmp_path: Path) -> None:
+    write_table(tmp_path, trial=ROWS, session=ROWS, depth=[row / 4 for row in ROWS])
+    outcome = command("init", *TABLE)
+    assert "modalities acc, depth\n" in outcome.out
+    told = "no modality: trial, session: whole numbers, as ids and counts are; data.modalities takes what is measured"
+    assert told in outcome.out.splitlines()
+    table = pq.read_table(tmp_path / "rows.parquet").select(["label", "trial", "session"])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    outcome = command("init", *TABLE, "--force")
+    assert "modalities session, trial\n" in outcome.out  # there is nothing else to learn from
+
+
+def test_another_task_may_be_chosen(command: Command, tmp_path: Path) -> None:
+    write_table(tmp_path, label=np.arange(40) % 3)
+    outcome = command("init", *TABLE, "--task", "regression")
+    assert "task: regression, 1 targets: label" in outcome.out.splitlines()
+    assert Scenario.load(tmp_path / "scenario.yaml").task == "regression"
+    for arguments, found in (
+        ((*TABLE, "--task", "clustering"), "--task: is 'clustering'; expected one of classification, multilabel, regr"),
+        (("--task", "regression"), "--task: is for a table, while --dataset is 'synthetic'; expected one of"),
+    ):
+        outcome = command("init", *arguments, "--force")
+        assert outcome.exit_code == 2
+        assert found in outcome.err
+
+
+def test_a_partition_that_is_asked_for_leaves_the_clients_of_the_data_aside(command: Command, tmp_path: Path) -> None:
+    write_table(tmp_path, client=[row % 4 for row in ROWS], gyro=[row / 2 for row in ROWS])
+    outcome = command("init", *TABLE, "--partition", "iid")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    written = Scenario.load(tmp_path / "scenario.yaml")
+    assert (written.data.partition.kind, written.modalities, written.num_clients) == ("iid", ("acc", "gyro"), 10)
+    outcome = command("init", *TABLE, "--clients", "3:acc 1:acc,gyro", "--force")
+    assert outcome.exit_code == 2
+    assert "have 3 clients with acc, while column 'client' has 0 clients with values of exactly these; '0', '1'" in (
+        outcome.err
+    )

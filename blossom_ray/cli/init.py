@@ -15,12 +15,18 @@ from blossom_ray.cli.options import Json, app
 from blossom_ray.cli.output import print_json, say, say_text
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.locations import local_path
+from blossom_ray.text import quoted
 
 if TYPE_CHECKING:
     from blossom_ray.scaffold import Choices
     from blossom_ray.scenario import Scenario
 
 _DEFAULT_OUT = "scenario.yaml"
+_WHY = {
+    "classification": "labels are text or whole numbers",
+    "multilabel": "labels are lists of names, or of 0 and 1",
+    "regression": "labels are numbers that are not whole",
+}
 _SUGGESTED = ("--clients", "--partition", "--sharing", "--rounds")
 
 
@@ -40,7 +46,9 @@ def init(
     path: Annotated[str | None, typer.Option("--path", help="Where its files are: data.path.")] = None,
     clients: Annotated[
         str | None,
-        typer.Option("--clients", metavar="GROUPS", help="Who owns what, such as '3:acc 3:gyro 4:acc,gyro'."),
+        typer.Option(
+            "--clients", metavar="GROUPS", help="Who owns what, such as '3:acc 3:gyro 4:acc,gyro', or from-data."
+        ),
     ] = None,
     sharing: Annotated[
         str | None,
@@ -56,6 +64,10 @@ def init(
             autocompletion=completion.partitions,
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="What a table's labels are for: classification, multilabel, regression."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help=f"The file to write; {_DEFAULT_OUT} unless given.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Write all keys, those with their defaults, too.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
@@ -66,17 +78,18 @@ def init(
 
     What it writes has been checked with its data, and runs as it stands.
     """
+    from blossom_ray.scaffold import FROM_DATA
     from blossom_ray.scenario.commented import commented_yaml
     from blossom_ray.scenario.phrases import listed
 
     given: dict[str, Any] = {
         "dataset": dataset, "path": path, "clients": clients, "partition": partition, "sharing": sharing,
-        "rounds": rounds, "out": None if out is None else str(out),
+        "rounds": rounds, "task": task, "out": None if out is None else str(out),
     }  # fmt: skip
     answers = {key: value for key, value in given.items() if value is not None}
     is_asking = not (yes or as_json) and sys.stdin.isatty() and sys.stdout.isatty()
     if is_asking:
-        _ask(answers, [key for key in given if key not in answers])
+        _ask(answers, [key for key in given if key not in answers and key != "task"])
     while True:
         target = local_path(answers.get("out", _DEFAULT_OUT), "--out")
         try:
@@ -89,10 +102,16 @@ def init(
             _ask(answers, wrong)
         else:
             break
-    _write(target, _heading(target) + commented_yaml(scenario, defaults=full))
+    # The data are asked again when it is run; what they gave now is told below.
+    is_from_data = choices.clients.strip() == FROM_DATA
+    written = scenario.model_copy(update={"clients": FROM_DATA}) if is_from_data else scenario
+    _write(target, _heading(target) + commented_yaml(written, defaults=full))
     facts = {"clients": scenario.num_clients, "rounds": scenario.rounds, "modalities": list(scenario.modalities)}
     if as_json:
-        table = {"task": scenario.task, "left_out": list(choices.table.left_out)} if choices.dataset == "table" else {}
+        table: dict[str, Any] = {}
+        if choices.dataset == "table":
+            left_out, seen = list(choices.table.left_out), list(choices.table.seen)
+            table = {"task": scenario.task, "left_out": left_out, "seen": seen}
         print_json({"scenario": str(target), **facts, **table})
     else:
         names = ", ".join(scenario.modalities)
@@ -100,7 +119,9 @@ def init(
         if choices.dataset == "table":
             what = "targets" if scenario.task == "regression" else "classes"
             classes = choices.table.class_names
-            lines.append(f"task: {scenario.task}, {len(classes)} {what}: {listed(classes)}")
+            why = f" ({_WHY[scenario.task]}; --task chooses another)" if task is None else ""
+            lines.append(f"task: {scenario.task}, {len(classes)} {what}: {listed(classes)}{why}")
+            lines += choices.table.seen
         lines += (f"no modality: {reason}" for reason in choices.table.left_out)
         say(*lines, f"run it: blossom-ray simulate {shlex.quote(str(target))}")
 
@@ -112,8 +133,13 @@ def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Sce
         ScenarioError: With every problem found, that of the file to write among them.
     """
     from blossom_ray.scaffold import scaffold, suggested
+    from blossom_ray.scores import TASKS
 
-    choices = suggested(answers.get("dataset", "synthetic"), answers.get("path"), target.stem)
+    dataset, task = answers.get("dataset", "synthetic"), answers.get("task")
+    if task is not None and (task not in TASKS or dataset != "table"):
+        found = f"is {quoted(task)}" if task not in TASKS else f"is for a table, while --dataset is {quoted(dataset)}"
+        raise ScenarioError((Problem("", found, f"one of {', '.join(TASKS)}, with a table", source="--task"),))
+    choices = suggested(dataset, answers.get("path"), target.stem, answers.get("partition"), task)
     named = {field.name for field in dataclasses.fields(choices)}
     problems = _target_problems(target, force=force)
     choices = dataclasses.replace(choices, **{key: value for key, value in answers.items() if key in named})
