@@ -108,6 +108,11 @@ def _given(targets: Targets, modality_sets: Sequence[tuple[str, ...]]) -> IntArr
         order = given.matched(modality_sets)
     except DifferentClientsError as error:
         raise PartitionError("clients", *error.args) from None
+    sizes = np.bincount(given.owners)
+    if given.splits is None and sizes.min() < _FEWEST_SAMPLES:
+        found = f"is 'given', while {given.source} has {sizes.min()} row of {given.names[int(sizes.argmin())]!r}"
+        expected = f"at least {_FEWEST_SAMPLES} rows of each client, one to train on and one to test on"
+        raise PartitionError("data.partition.kind", found, expected)
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
     return places[given.owners]

@@ -211,6 +211,13 @@ def test_groups_must_agree_with_the_data(groups: list[tuple[int, str]], found: s
     assert expected == "as many clients of each modality set as the data have, or clients: from-data"
 
 
+@refusing
+def test_a_client_of_one_row_is_named(kind: Kind, tmp_path: Path) -> None:
+    spec, targets = kind(tmp_path, rows_of(client=changed(OWNERS, r0="z")))
+    with pytest.raises(PartitionError, match=r"has 1 row of 'z'; expected at least 2 rows of each client"):
+        federation_of(spec, targets, (*SETS, ("acc", "gyro")))
+
+
 def changed(values: list[Any], **rows: Any) -> list[Any]:
     """A column with other values in the rows r0, r1, ..."""
     values = [*values]
