@@ -85,7 +85,11 @@ def test_folders_of_runs_and_sweeps(folder: Path) -> None:
 
 
 def test_keys_follow_from_the_scenario_that_is_typed(folder: Path) -> None:
-    assert bash(folder, "simulate", "own.yaml", "--set", "model.fu") == ["model.fusion.kind=", "model.fusion.dim="]
+    assert bash(folder, "simulate", "own.yaml", "--set", "model.fu") == [
+        "model.fusion.kind=",
+        "model.fusion.dim=",
+        "model.fusion.norm=",
+    ]
     keys = bash(folder, "simulate", "own.yaml", "--set", "")
     assert {"rounds=", "clients.0.count=", "model.encoders.acc.dim=", "training.optimizer.lr="} <= set(keys)
     assert not any(key.startswith(("clients.1", "model.encoders.gyro", "runs")) for key in keys)

@@ -229,7 +229,7 @@ def test_every_key_given_twice_names_its_lines_and_the_other_checks_go_on(scenar
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a.yaml: is empty; expected a mapping with the keys name, seed, rounds"),
+        ("", "a.yaml: is empty; expected a mapping with the keys name, seed, training_seed"),
         ("# nothing\n", "a.yaml: is empty; expected a mapping"),
         ("- 1\n", "a.yaml: is [1]; expected a mapping"),
         ("rounds\n", "a.yaml: is 'rounds'; expected a mapping"),

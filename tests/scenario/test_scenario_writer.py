@@ -73,7 +73,7 @@ def test_all_defaults_are_spelled_out_and_floats_are_exact():
     assert "  clients_per_round: 1.0\n" in text
     assert "{kind: sgd, lr: 0.05, momentum: 0.0, weight_decay: 1e-05, nesterov: false}" in text
     assert "  timeout_s: 1800.0\n" in text
-    assert text.startswith("name: scenario\nseed: 0\nrounds: 3\n")
+    assert text.startswith("name: scenario\nseed: 0\ntraining_seed: null\nrounds: 3\n")
 
 
 def test_callables_are_written_by_name():
