@@ -110,7 +110,12 @@ class Choices:
 
 
 def suggested(
-    dataset: str, path: str | None, name: str, partition: str | None = None, task: Task | None = None
+    dataset: str,
+    path: str | None,
+    name: str,
+    partition: str | None = None,
+    task: Task | None = None,
+    label: str | None = None,
 ) -> Choices:
     """The choices for a data set if nothing else is said: those of its packaged scenario; for a table by its columns.
 
@@ -120,13 +125,14 @@ def suggested(
         name: What the scenario is to be called; made a valid name.
         partition: How samples are to be divided, where that is known.
         task: What a table's labels are for; None: the first task that they can serve.
+        label: The column with a table's labels; None: `label`.
     """
     tree = _tree(dataset)
     groups = [(str(group["count"]), group["modalities"]) for group in tree["clients"]]
     usual = ":".join(str(value) for value in tree["data"]["partition"].values())
     table, clients, sharing, rounds = TableSketch(), "", tree["sharing"], tree["rounds"]
     if dataset == "table":
-        table = _sketch(path, partition, task)
+        table = _sketch(path, partition, task, label)
         groups = _table_groups(table) or groups
         usual = table.keys.get("partition", "iid")
         clients = FROM_DATA if usual == "given" else ""
@@ -276,12 +282,12 @@ def _table_groups(table: TableSketch) -> list[tuple[str, list[str]]]:
     return [(str(min(10, max(1, most))), names)] if names else []
 
 
-def _sketch(path: str | None, partition: str | None, task: Task | None) -> TableSketch:
+def _sketch(path: str | None, partition: str | None, task: Task | None, label: str | None) -> TableSketch:
     """What the table at a path holds; nothing where it cannot be read, which the checks of the scenario tell."""
     if path is None:
         return TableSketch()
     try:
-        keys = _keys(path, partition)
+        keys = _keys(path, partition, {} if label is None else {"label_column": label})
         table = _table(path, "classification", keys)
         shapes, reasons = table.columns()
         whole = [column for column, shape in shapes.items() if shape == () and table.is_whole(column)]
@@ -316,19 +322,19 @@ def _sketch(path: str | None, partition: str | None, task: Task | None) -> Table
     for (found, expected), tasks in refused.items():
         note = f"for task: {', '.join(tasks)}" if len(refused) > 1 else None
         if "has no column 'label'" in found:
-            note = "a scenario names another column as data.label_column"
+            note = "--label names another column"
         problems.append(Problem("data.path", f"is {path!r}: {found}", expected, source="--path", note=note))
     return replace(sketch, problems=tuple(problems))
 
 
-def _keys(path: str, partition: str | None) -> dict[str, Any]:
-    """What the columns of a table ask for in the `data` section, `partition` by its kind alone.
+def _keys(path: str, partition: str | None, labels: Mapping[str, Any]) -> dict[str, Any]:
+    """What the columns of a table ask for in the `data` section, `partition` by its kind alone, besides its labels.
 
     Raises:
         DataError: The table cannot be read.
     """
     names = _table(path, "classification", {}).names
-    by_recording = {"split": "recording"} if "recording" in names else {}
+    by_recording = {**labels, **({"split": "recording"} if "recording" in names else {})}
     if partition not in (None, "given"):
         return by_recording
     if "client" in names:
@@ -339,7 +345,7 @@ def _keys(path: str, partition: str | None) -> dict[str, Any]:
     if partition == "given":
         return by_subject
     # A subject that lacks a modality is a client that lacks it; else subjects can be dealt to any clients.
-    some, all_ = (_table(path, "classification", keys).columns()[0] for keys in ({}, by_subject))
+    some, all_ = (_table(path, "classification", keys).columns()[0] for keys in (labels, by_subject))
     return by_subject if len(all_) > len(some) else by_recording
 
 

@@ -262,8 +262,24 @@ def test_a_table_without_labels(command: Command, tmp_path: Path) -> None:
     outcome = command("init", *TABLE)
     assert outcome.err == (
         "--path: data.path is 'rows.parquet': rows.parquet has no column 'label' (its columns: 'acc', 'y'); expected "
-        "it in every file (a scenario names another column as data.label_column)\n"
+        "it in every file (--label names another column)\n"
     )
+
+
+def test_labels_stand_in_a_column_that_is_named(command: Command, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"acc": [1.0, 2.0] * 20, "y": [0.5, 1.5] * 20}), tmp_path / "rows.parquet")
+    outcome = command("init", *TABLE, "--label", "y")
+    assert "task: regression, 1 targets: y" in outcome.out
+    scenario = Scenario.load(tmp_path / "scenario.yaml", TINY)
+    assert (scenario.task, scenario.modalities) == ("regression", ("acc",))
+    assert simulate(scenario).status == "finished"
+    for arguments, found in (
+        ((*TABLE, "--label", "z"), "no column 'z' (its columns: 'acc', 'y')"),
+        (("--label", "y"), "--label: is 'y', while --dataset is 'synthetic'; expected a column of a table"),
+    ):
+        outcome = command("init", *arguments, "--force")
+        assert outcome.exit_code == 2
+        assert found in outcome.err
 
 
 def test_all_that_is_wrong_is_said_at_once(command: Command, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _WHY = {
     "regression": "labels are numbers that are not whole",
 }
 _SUGGESTED = ("--clients", "--partition", "--sharing", "--rounds")
+_OF_TABLES = ("task", "label")
 
 
 @app.command(
@@ -68,6 +69,10 @@ def init(
         str | None,
         typer.Option("--task", help="What a table's labels are for: classification, multilabel, regression."),
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="COLUMN", help="The column with a table's labels; label unless given."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help=f"The file to write; {_DEFAULT_OUT} unless given.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Write all keys, those with their defaults, too.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
@@ -84,12 +89,12 @@ def init(
 
     given: dict[str, Any] = {
         "dataset": dataset, "path": path, "clients": clients, "partition": partition, "sharing": sharing,
-        "rounds": rounds, "task": task, "out": None if out is None else str(out),
+        "rounds": rounds, "task": task, "label": label, "out": None if out is None else str(out),
     }  # fmt: skip
     answers = {key: value for key, value in given.items() if value is not None}
     is_asking = not (yes or as_json) and sys.stdin.isatty() and sys.stdout.isatty()
     if is_asking:
-        _ask(answers, [key for key in given if key not in answers and key != "task"])
+        _ask(answers, [key for key in given if key not in answers and key not in _OF_TABLES])
     while True:
         target = local_path(answers.get("out", _DEFAULT_OUT), "--out")
         try:
@@ -139,7 +144,11 @@ def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Sce
     if task is not None and (task not in TASKS or dataset != "table"):
         found = f"is {quoted(task)}" if task not in TASKS else f"is for a table, while --dataset is {quoted(dataset)}"
         raise ScenarioError((Problem("", found, f"one of {', '.join(TASKS)}, with a table", source="--task"),))
-    choices = suggested(dataset, answers.get("path"), target.stem, answers.get("partition"), task)
+    label = answers.get("label")
+    if label is not None and dataset != "table":
+        found = f"is {quoted(label)}, while --dataset is {quoted(dataset)}"
+        raise ScenarioError((Problem("", found, "a column of a table", source="--label"),))
+    choices = suggested(dataset, answers.get("path"), target.stem, answers.get("partition"), task, label)
     named = {field.name for field in dataclasses.fields(choices)}
     problems = _target_problems(target, force=force)
     choices = dataclasses.replace(choices, **{key: value for key, value in answers.items() if key in named})
