@@ -341,7 +341,9 @@ def test_simulate_as_json(command: Command, scenario: Callable[..., str], tmp_pa
 def test_a_round_as_json_holds_its_whole_record_as_the_page_says(
     command: Command, scenario: Callable[..., str], tmp_path: Path
 ) -> None:
-    outcome = command("simulate", scenario(), "--json", "--set", "evaluation.fine_tune.epochs=1")
+    evaluation = ("evaluation.fine_tune={every: 1}", "evaluation.per_class=every")
+    settings = (*evaluation, "data.validation_fraction=0.2", "stop={patience: 2}")
+    outcome = command("simulate", scenario(), "--json", *(word for key in settings for word in ("--set", key)))
     *rounds, _ = [json.loads(line) for line in outcome.out.splitlines()]
     run = Run.open(the_run(tmp_path / "runs"))
     summary = set(run.rounds.columns) - set(TABLES["rounds"])
@@ -352,13 +354,14 @@ def test_a_round_as_json_holds_its_whole_record_as_the_page_says(
         for name in re.findall(r"`(\w+)`", names)
     }
     keys = {"round", "learning_rate", "seconds", "cohort", "blocks", "training", "evaluation", "fine_tuned"}
-    keys |= {"classes", "failures", "actors"}
+    keys |= {"validation", "fine_tuned_validation", "classes", "failures", "actors", "stopped"}
     last = rounds[-1]
     assert set(last) - summary == keys
     assert keys <= listed.keys()
-    for key in ("blocks", "training", "evaluation", "fine_tuned", "classes"):
+    for key in ("blocks", "training", "evaluation", "validation", "fine_tuned", "fine_tuned_validation", "classes"):
         assert {name for entry in last[key] for name in entry} == listed[key], key
     assert set(last["seconds"]) == listed["seconds"]
+    assert set(last["stopped"]) == listed["stopped"] - {"stop"}
     assert last["cohort"] == [0, 1, 2, 3, 4]
     rows = run.clients.filter(pl.col("round") == 2)
     assert [entry["loss"] for entry in last["training"]] == rows["train_loss"].to_list()

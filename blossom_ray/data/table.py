@@ -313,8 +313,10 @@ class Table:
     @cached_property
     def _recording_column(self) -> str | None:
         spec = self._spec
-        is_asked = self._is_given or self._notes.has_recordings or spec.split == "recording"
-        return self._optional_column(spec.recording_column, "recording") if spec.recording_column or is_asked else None
+        # `write_table` wrote the column where it has noted it.
+        named = spec.recording_column or ("recording" if self._notes.has_recordings else None)
+        is_asked = named is not None or self._is_given or spec.split == "recording"
+        return self._optional_column(named, "recording") if is_asked else None
 
     @cached_property
     def _recordings(self) -> IntArray | None:

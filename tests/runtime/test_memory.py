@@ -112,8 +112,10 @@ def test_a_client_that_never_fits_ends_the_run_with_one_cause_and_one_hint(scena
         exit_code, message, _ = simulated(placed, address)
     assert exit_code == 1
     cause, hint = message.splitlines()
-    assert cause.startswith("error: round 1, training: actor 0 with client ")
-    assert cause.endswith("was lost once because it was killed because the machine ran out of memory")
+    # Ray may choose the driver actor, too, which knows of no client.
+    whose = ("error: round 1, training: actor 0 with client ", "error: the driver actor was killed ")
+    assert cause.startswith(whose)
+    assert cause.endswith("was killed because the machine ran out of memory")
     assert hint.startswith("hint: fewer actors")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from blossom_ray import Scenario, ScenarioError, compare, simulate
 from blossom_ray.errors import RunError
-from blossom_ray.results.tables import CLIENT_COLUMNS, ROUND_COLUMNS
+from blossom_ray.results.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS
 from blossom_ray.scenario.sections import Metric
 from blossom_ray.scores import OTHER_COLUMNS
 from blossom_ray.tasks import task_rules
@@ -140,7 +140,7 @@ def test_names_that_are_taken(small_scenario: Scenario, name: str, message: str)
 
 
 def test_no_column_of_the_tables_can_be_taken() -> None:
-    assert {*ROUND_COLUMNS, *CLIENT_COLUMNS} == OTHER_COLUMNS
+    assert {*ROUND_COLUMNS, *CLIENT_COLUMNS, *SOME_COLUMNS} == OTHER_COLUMNS
 
 
 def test_functions_that_cannot_be_found_are_told_before_a_run(small_scenario: Scenario) -> None:
