@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
@@ -27,6 +27,8 @@ SCORINGS = {
     "held_out/{}": "held-out set",
 }
 """Words for each kind of scoring, by its columns in the table `rounds`; on the clients' test splits first."""
+Split = Literal["test", "validation"]
+_PREFIX: dict[Split, str] = {"test": "", "validation": "validation/"}
 MOST_PANELS_OF_CLIENTS = 12
 """With more categories, the dots of single clients can no longer be told apart; the tables remain."""
 MOST_CLIENTS_NAMED = 50
@@ -35,11 +37,11 @@ MOST_CLIENTS_NAMED = 50
 
 def curve_section(variants: Sequence[Variant]) -> ReportSection:
     """Each score over rounds, then the loss, one panel per panel of the variants; then what was scored last."""
-    figures = []
+    figures, split = [], _scored_split(variants)
     for score in headline_scores(variants)[:2]:
-        panels = _panels(variants, score.name, score.label)
+        panels = _panels(variants, f"{_PREFIX[split]}{score.name}", score.label)
         caption = (
-            f"{score.label} after each scored round: mean over clients, weighted by test samples. {_band(variants)}"
+            f"{score.label} after each scored round: mean over clients, weighted by {split} samples. {_band(variants)}"
         )
         figures.append(ReportFigure(f"curve-{score.name}", _curves(panels, score), caption))
     figures.append(_loss_figure(variants))
@@ -48,16 +50,17 @@ def curve_section(variants: Sequence[Variant]) -> ReportSection:
 
 def modality_section(variants: Sequence[Variant]) -> ReportSection:
     """The first score by modality set: a panel per set, or all sets in one where there is one variant."""
-    score = headline_scores(variants)[0]
-    sets = sorted({end for variant in variants for end in variant.modality_sets()})
+    score, split = headline_scores(variants)[0], _scored_split(variants)
+    column = f"{_PREFIX[split]}{score.name}"
+    sets = sorted({end for variant in variants for end in variant.modality_sets(f"{_PREFIX[split]}{{}}")})
     if len(variants) == 1:
         title = f"{score.label} by modality set"
-        panels = {title: [variants[0].curve(f"{score.name}/{own}", label=own) for own in sets]}
+        panels = {title: [variants[0].curve(f"{column}/{own}", label=own) for own in sets]}
     elif len({variant.panel for variant in variants}) == 1:
-        panels = {own: [variant.curve(f"{score.name}/{own}") for variant in variants] for own in sets}
+        panels = {own: [variant.curve(f"{column}/{own}") for variant in variants] for own in sets}
     else:
         panels = {}
-    caption = f"{score.label} of the clients that own exactly these modalities."
+    caption = f"{score.label} of the clients that own exactly these modalities, on their {split} splits."
     if any(len(variant.runs) > 1 for variant in variants):
         caption += f" {_band(variants)}"
     figures = [ReportFigure("modality-sets", _curves(panels, score), caption)] if panels else []
@@ -98,15 +101,23 @@ def _named_clients(variants: Sequence[Variant], score: Score) -> list[ReportTabl
     return [ReportTable(["client", "name", "modality set", "test samples", score.label], rows)]
 
 
+def _scored_split(variants: Sequence[Variant]) -> Split:
+    """Which of the clients' splits every scored round scores: the test split, unless all runs score that once."""
+    splits = {run.scenario.evaluation.split for variant in variants for run in variant.runs}
+    return "validation" if splits == {"validation"} else "test"
+
+
 def _loss_figure(variants: Sequence[Variant]) -> ReportFigure:
+    split = _scored_split(variants)
+    loss = f"{_PREFIX[split]}loss"
     if len(variants) == 1:
-        names = {"loss": "test", "train_loss": "training"}
+        names = {loss: split, "train_loss": "training"}
         lines = [variants[0].curve(column, label=name) for column, name in names.items()]
         panels = {"loss": [Curve(line.label, line.x, line.y) for line in lines if line.y]}
-        caption = "Mean loss on the clients' test splits after each round, and on the samples seen while training."
+        caption = f"Mean loss on the clients' {split} splits after each round, and on the samples seen while training."
     else:
-        panels = _panels(variants, "loss", "loss")
-        caption = f"Mean loss on the clients' test splits after each round. {_band(variants)}"
+        panels = _panels(variants, loss, "loss")
+        caption = f"Mean loss on the clients' {split} splits after each round. {_band(variants)}"
     return ReportFigure("curve-loss", curves(panels, x_label="round", y_label="loss"), caption)
 
 

@@ -45,6 +45,19 @@ def test_one_run_shows_its_scores_with_the_spread_over_clients(runs: list[Run]) 
     assert set(lines(section, "curve-loss")) == {"test", "training"}
 
 
+def test_curves_are_those_of_validation_splits_where_test_splits_are_scored_once(runs: list[Run]) -> None:
+    keys = {"data.validation_fraction": 0.2, "evaluation.split": "validation"}
+    once = simulate(runs[0].scenario.override(keys))
+    section = curve_section([Variant("", [once])])
+    (line,) = lines(section, "curve-accuracy").values()
+    assert line.get_ydata().tolist() == pytest.approx([100 * value for value in once.rounds["validation/accuracy"]])
+    assert set(lines(section, "curve-loss")) == {"validation", "training"}
+    assert all("validation s" in figure.caption for figure in section.figures)
+    assert set(lines(modality_section([Variant("", [once])]), "modality-sets")) == {"a", "a+b"}
+    # With a run whose test splits are scored all along, these are what both have.
+    assert set(lines(curve_section([Variant("1", [once]), Variant("2", runs)]), "curve-loss")) == {"1", "2"}
+
+
 def test_a_variant_of_two_seeds_shows_their_mean_and_its_interval(runs: list[Run]) -> None:
     section = curve_section([Variant("two", runs)])
     line = lines(section, "curve-loss")["test"]
