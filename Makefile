@@ -16,7 +16,8 @@ types:
 	mypy
 
 test:
-	python -m pytest -n 2 --dist loadgroup
+	python -m pytest -n 2 --dist loadfile -m "not ray"
+	python -m pytest -m ray
 
 golden:
 	python tests/golden/renew.py

@@ -29,14 +29,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
 
 
-@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n 2 --dist loadgroup` a file stays in one process, and one process has all tests that start Ray."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @dataclass(frozen=True)
 class Outcome:
     exit_code: int
