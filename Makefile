@@ -1,5 +1,5 @@
 # `make check` is what CI runs: format, lint, types, layers, tests. It uses the active Python environment.
-.PHONY: check format lint types test golden same-bits docs site end-to-end
+.PHONY: check format lint types test long golden same-bits docs site end-to-end
 
 check: lint types test
 
@@ -17,7 +17,10 @@ types:
 
 test:
 	python -m pytest -n 2 --dist loadfile -m "not ray"
-	python -m pytest -m ray
+	python -m pytest -m "ray and not long"
+
+long:
+	python -m pytest -m long
 
 golden:
 	python tests/golden/renew.py

@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_disturbed_runs_have_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
     script = str(REPOSITORY / "benchmarks" / "faults.py")
     short = ["--undisturbed", "1", "--rounds", "6", "--kills", "1"]
