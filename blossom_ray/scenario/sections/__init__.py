@@ -39,6 +39,7 @@ from blossom_ray.scenario.sections.data import (
     UciHarData,
 )
 from blossom_ray.scenario.sections.execution import ClientResources, Execution
+from blossom_ray.scenario.sections.metric import Metric
 from blossom_ray.scenario.sections.model import (
     AttentionFusion,
     ConcatFusion,
@@ -68,7 +69,7 @@ from blossom_ray.scenario.sections.partition import (
     QuantityPartition,
     SubjectPartition,
 )
-from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, FineTune, Metric, Stop
+from blossom_ray.scenario.sections.run import Checkpoint, Evaluation, Failures, Stop
 from blossom_ray.scenario.sections.server import (
     CustomServerOptimizer,
     FedAdagrad,
@@ -88,6 +89,7 @@ from blossom_ray.scenario.sections.training import (
     ConstantSchedule,
     CosineSchedule,
     EngineName,
+    FineTune,
     Schedule,
     Sgd,
     StepSchedule,

@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from blossom_ray.scenario.sections.base import Factory, Fraction, Positive, Rate, Section, check_factory
-
-MetricName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
-
-
-class FineTune(Section):
-    """Every scored client also trains a copy of its model on its own training split, and is scored with that copy too.
-
-    The run goes on as if it had not.
-    """
-
-    epochs: Positive = 1
-    """Passes over the training split."""
-    blocks: Literal["all", "fusion-head", "head"] = "all"
-    """Blocks that are tuned; frozen ones never are."""
-    lr: Rate | None = None
-    """Learning rate; null: that of `training.optimizer`. Batch size and the rest of the optimizer are those of
-    `training`."""
-    every: Positive | None = None
-    """Rounds between two such scorings, a multiple of `evaluation.every`; null: in the last round alone."""
-
-
-class Metric(Section):
-    """A metric of your own: `function(labels, outputs, **options)` of one client's test samples gives a number."""
-
-    function: Factory
-    """`module:attribute` of the function, or, from Python, the function itself."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments for the function."""
-    lower_is_better: bool = False
-    """Whether smaller values are better, as for an error; comparisons look for the best round by it."""
-    is_share: bool = False
-    """Whether it runs from 0 to 1 and comparisons show it in percent."""
-
-    _function = field_validator("function")(check_factory)
+from blossom_ray.scenario.sections.base import Fraction, Positive, Section
+from blossom_ray.scenario.sections.metric import Metric, MetricName
+from blossom_ray.scenario.sections.training import FineTune
 
 
 class Evaluation(Section):

@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blossom_ray.scenario.sections.base import NonNegative, Positive, Probability, Rate, Section
+from blossom_ray.scenario.sections.base import (
+    NonNegative,
+    Positive,
+    Probability,
+    Rate,
+    Section,
+)
 
 
 class Sgd(Section):
@@ -137,3 +143,20 @@ class Training(Section):
         if self.engine == "auto":
             raise ValueError("training.engine is 'auto'; expected one that has been chosen")
         return self.engine if isinstance(self.engine, str) else self.engine[modality_set]
+
+
+class FineTune(Section):
+    """Every scored client also trains a copy of its model on its own training split, and is scored with that copy too.
+
+    The run goes on as if it had not.
+    """
+
+    epochs: Positive = 1
+    """Passes over the training split."""
+    blocks: Literal["all", "fusion-head", "head"] = "all"
+    """Blocks that are tuned; frozen ones never are."""
+    lr: Rate | None = None
+    """Learning rate; null: that of `training.optimizer`. Batch size and the rest of the optimizer are those of
+    `training`."""
+    every: Positive | None = None
+    """Rounds between two such scorings, a multiple of `evaluation.every`; null: in the last round alone."""
