@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 
 from blossom_ray import Scenario, simulation
-from blossom_ray.blocks import BlockInstance, Scope
 from blossom_ray.checkpoint import CheckpointStore, Session, write_clients
-from blossom_ray.client import ClientState
-from blossom_ray.preparation import Preparation
+from blossom_ray.clients.plan import ClientState
+from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.runtime import actors, cluster
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.local import LocalRuntime
+from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.server import Server
 
 

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.scenario.sections import Model, Training
-from blossom_ray.training.local_training import LocalResult, train_locally
-from blossom_ray.training.vectorized import ClientTask, VectorizedEngine
+from blossom_ray.clients.local_training import LocalResult, train_locally
+from blossom_ray.clients.options import Training
+from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.models.options import Model
 
 BATCH_SIZE = 16
 ROUND: dict[str, Any] = {"learning_rate": 0.05, "seed": 0, "round_index": 1}

@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from engines import MODELS, ROUND, make_tasks, train_in_turn
 
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.scenario.sections import Model, Training
-from blossom_ray.training.vectorized import ClientTask, VectorizedEngine
+from blossom_ray.clients.options import Training
+from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.models.options import Model
 
 BATCH_SIZE = 16
 # Kernels on a GPU add in another order than on a CPU, and TF32 is off: differences of single precision.

@@ -16,8 +16,8 @@ import tracemalloc
 from pathlib import Path
 
 from blossom_ray import Scenario
-from blossom_ray.preparation import prepare
 from blossom_ray.runtime.local import LocalRuntime
+from blossom_ray.runtime.preparation import prepare
 from blossom_ray.server import initial_server
 from blossom_ray.simulation import run_rounds
 

@@ -35,9 +35,9 @@ import pyarrow.parquet as pq
 import torch  # noqa: F401  # for the children
 
 from blossom_ray import Run, Scenario, sweep
-from blossom_ray.api import recorded
-from blossom_ray.results.table_files import read_table
-from blossom_ray.results.tables import TABLES
+from blossom_ray.runs.session import recorded
+from blossom_ray.runs.table_files import read_table
+from blossom_ray.runs.tables import TABLES
 from blossom_ray.storage import remove
 
 ROUNDS, KILLED_AFTER = 8, 6

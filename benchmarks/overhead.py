@@ -26,13 +26,13 @@ from typing import Any
 from peers.workload import Watch
 from torch import nn
 
-import blossom_ray.client_host
+import blossom_ray.clients.host
 from blossom_ray import Scenario, simulate
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.scenario.sections import Training
-from blossom_ray.training.evaluation import Scored
-from blossom_ray.training.local_training import LocalResult
-from blossom_ray.training.vectorized import ClientTask
+from blossom_ray.clients.local_training import LocalResult
+from blossom_ray.clients.options import Training
+from blossom_ray.clients.scoring import Scored
+from blossom_ray.clients.stacked import ClientTask
+from blossom_ray.clients.workspace import Workspace
 
 NUM_PARAMETERS = 100_000
 INPUT_SIZE, FUSED, CLASSES = 8, 8, 4
@@ -68,7 +68,7 @@ def no_training(_kind: str, workspace: Workspace) -> NoTraining:
     return NoTraining(workspace)
 
 
-blossom_ray.client_host.make_engine = no_training
+blossom_ray.clients.host.make_engine = no_training
 
 
 def main() -> None:

@@ -18,20 +18,20 @@ from typing import Any
 
 import torch
 
-import blossom_ray.client_host
+import blossom_ray.clients.host
+import blossom_ray.clients.stacked.engine
 import blossom_ray.rounds
 import blossom_ray.simulation
-import blossom_ray.training.vectorized.engine
 from blossom_ray import Scenario, simulate
-from blossom_ray.aggregation import Accumulator
-from blossom_ray.client_host import ClientHost
+from blossom_ray.algorithms.selection import Population
+from blossom_ray.clients.engines import SequentialEngine
+from blossom_ray.clients.host import ClientHost
+from blossom_ray.clients.stacked import VectorizedEngine
+from blossom_ray.clients.stacked.optimizer import StackOptimizer
+from blossom_ray.clients.stacked.stack import Stack
+from blossom_ray.core.sums import Accumulator
 from blossom_ray.data.shards import ShardReader
-from blossom_ray.sampling import Population
-from blossom_ray.scenario.overrides import parse_assignment
-from blossom_ray.training.engine import SequentialEngine
-from blossom_ray.training.vectorized import VectorizedEngine
-from blossom_ray.training.vectorized.optimizer import StackOptimizer
-from blossom_ray.training.vectorized.stack import Stack
+from blossom_ray.reading.overrides import parse_assignment
 
 Place = tuple[Any, str]
 PHASES: dict[str, tuple[Place, ...]] = {
@@ -41,14 +41,14 @@ PHASES: dict[str, tuple[Place, ...]] = {
     "engine around its steps": ((VectorizedEngine, "train"),),
     "clients one after the other": ((SequentialEngine, "train"),),
     "blocks into the stack": ((Stack, "load"),),
-    "samples into the stack": ((blossom_ray.training.vectorized.engine, "_Shards"),),
+    "samples into the stack": ((blossom_ray.clients.stacked.engine, "_Shards"),),
     "forward, loss": ((VectorizedEngine, "_train_stack"),),
     "backward": ((torch.autograd, "grad"),),
     "optimizer": ((StackOptimizer, "step"),),
     "blocks out of the stack": ((Stack, "read"),),
     "client drift": ((Stack, "distances"),),
-    "check that updates are finite": ((blossom_ray.client_host, "check_finite"),),
-    "sums within chunks": ((blossom_ray.client_host, "weighted_sum"),),
+    "check that updates are finite": ((blossom_ray.clients.host, "check_finite"),),
+    "sums within chunks": ((blossom_ray.clients.host, "weighted_sum"),),
     "sums over chunks, average": ((Accumulator, "add"), (Accumulator, "average")),
     "server step": ((blossom_ray.simulation, "server_step"),),
     "round record": ((blossom_ray.simulation, "round_record"),),

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from blossom_ray import Run
-from blossom_ray.data.federation import build_federation
+from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.sources import open_source
 
 SETTINGS = {"5-5-0": "uci-har-exclusive", "3-3-4": "uci-har-incomplete"}

@@ -20,10 +20,10 @@ import torch
 from torch.nn import functional as F
 
 from blossom_ray import Scenario
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.preparation import Preparation, prepare
-from blossom_ray.seeding import Purpose, generator, torch_seed
-from blossom_ray.training.local_training import read_only_tensor, train_locally
+from blossom_ray.clients.local_training import read_only_tensor, train_locally
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.core.seeding import Purpose, generator, torch_seed
+from blossom_ray.runtime.preparation import Preparation, prepare
 
 RATE = 0.05
 

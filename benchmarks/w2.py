@@ -27,7 +27,7 @@ import torch
 from uci_har_round import check_same_result, plain
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.preparation import Preparation, prepare
+from blossom_ray.runtime.preparation import Preparation, prepare
 
 NUM_PROCESSES = 2
 

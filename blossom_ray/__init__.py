@@ -12,46 +12,46 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from blossom_ray.api import simulate
-    from blossom_ray.blocks import BlockInstance, Scope, SharingScheme
-    from blossom_ray.comparison.comparing import Comparison, compare
+    from blossom_ray.core.blocks import BlockInstance, Scope, SharingScheme
+    from blossom_ray.core.records import RoundRecord
     from blossom_ray.data.arrays import from_arrays
     from blossom_ray.data.dataset import Dataset
-    from blossom_ray.data.table_writer import write_table
+    from blossom_ray.data.table.writer import write_table
     from blossom_ray.errors import BlossomError, DataError, RunError, ScenarioError
-    from blossom_ray.metrics import personalization_gain
-    from blossom_ray.records import RoundRecord
-    from blossom_ray.reporting import report
-    from blossom_ray.reporting.live import live_figure
-    from blossom_ray.results.run import Run
-    from blossom_ray.scenario import Scenario
-    from blossom_ray.sweeps.folder import Sweep
-    from blossom_ray.sweeps.sweeping import sweep
+    from blossom_ray.reading.scenario import Scenario
+    from blossom_ray.runs.folder import Run
+    from blossom_ray.runs.session import simulate
+    from blossom_ray.studies.comparison.comparing import Comparison, compare
+    from blossom_ray.studies.reports import report
+    from blossom_ray.studies.reports.live import live_figure
+    from blossom_ray.studies.sweeps.folder import Sweep
+    from blossom_ray.studies.sweeps.sweeping import sweep
+    from blossom_ray.tasks.summary import personalization_gain
 
     __version__: str
 
 _HOME = {
-    "BlockInstance": "blocks",
+    "BlockInstance": "core.blocks",
     "BlossomError": "errors",
-    "Comparison": "comparison.comparing",
+    "Comparison": "studies.comparison.comparing",
     "DataError": "errors",
     "Dataset": "data.dataset",
-    "RoundRecord": "records",
-    "Run": "results.run",
+    "RoundRecord": "core.records",
+    "Run": "runs.folder",
     "RunError": "errors",
-    "Scenario": "scenario",
+    "Scenario": "reading.scenario",
     "ScenarioError": "errors",
-    "Scope": "blocks",
-    "SharingScheme": "blocks",
-    "Sweep": "sweeps.folder",
-    "compare": "comparison.comparing",
+    "Scope": "core.blocks",
+    "SharingScheme": "core.blocks",
+    "Sweep": "studies.sweeps.folder",
+    "compare": "studies.comparison.comparing",
     "from_arrays": "data.arrays",
-    "live_figure": "reporting.live",
-    "personalization_gain": "metrics",
-    "report": "reporting",
-    "simulate": "api",
-    "sweep": "sweeps.sweeping",
-    "write_table": "data.table_writer",
+    "live_figure": "studies.reports.live",
+    "personalization_gain": "tasks.summary",
+    "report": "studies.reports",
+    "simulate": "runs.session",
+    "sweep": "studies.sweeps.sweeping",
+    "write_table": "data.table.writer",
 }
 
 __all__ = [

@@ -26,18 +26,18 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from blossom_ray.blocks import BlockInstance, Scope
-from blossom_ray.client import ClientState, SentBlock
+from blossom_ray.clients.plan import ClientState, SentBlock
+from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.errors import RunFolderError
-from blossom_ray.scenario.read_back import ReadBack, read_back
+from blossom_ray.reading.read_back import ReadBack, read_back
 from blossom_ray.server import Server
 from blossom_ray.storage import own_folder, read_file, regular, remove, save_synced, sync, write_synced, writing
 
 FORMAT = 1
 TABLES = "tables"
-"""The entry of an index that says what the run's tables hold up to its round, as `results/table_sums.py` has it."""
+"""The entry of an index that says what the run's tables hold up to its round, as `runs/table_sums.py` has it."""
 STOP = "stop"
-"""The entry of an index that says how far early stopping is, as `early_stopping.py` has it."""
+"""The entry of an index that says how far early stopping is, as `scenario/early_stopping.py` has it."""
 _INDEX = "checkpoint.json"
 _SERVER = "server.safetensors"
 _DIGITS = 6
@@ -55,7 +55,7 @@ class Session:
         folder: An empty folder for the clients' shards; it must outlive the run.
         checkpoints: The folder of the run's checkpoints, None to keep none.
         resume: The rounds whose checkpoints may be gone on from, each with what the tables hold up to it, as
-            `results/table_sums.py` has it; None to begin anew.
+            `runs/table_sums.py` has it; None to begin anew.
         run: The run's id, for those who watch.
     """
 
@@ -89,7 +89,7 @@ class Checkpoint:
 
     @property
     def stop(self) -> Mapping[str, Any]:
-        """How far early stopping was, as `early_stopping.py` has it.
+        """How far early stopping was, as `scenario/early_stopping.py` has it.
 
         Raises:
             RunFolderError: It does not say so.

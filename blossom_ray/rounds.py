@@ -8,13 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from blossom_ray.aggregation import Accumulator, Total
-from blossom_ray.blocks import BlockInstance, Scope
-from blossom_ray.client import ClientPlan
-from blossom_ray.errors import RunError
-from blossom_ray.metrics import class_scores, summarize, total, trained_summary
-from blossom_ray.preparation import Preparation
-from blossom_ray.records import (
+from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients
+from blossom_ray.clients.options import FineTune
+from blossom_ray.clients.plan import ClientPlan
+from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.core.phrases import listed
+from blossom_ray.core.records import (
     ActorRound,
     BlockRound,
     ClassScores,
@@ -24,15 +23,16 @@ from blossom_ray.records import (
     RoundRecord,
     Scoring,
 )
+from blossom_ray.core.scores import Task, default_score
+from blossom_ray.core.seeding import Purpose
+from blossom_ray.core.sums import Accumulator, Total
+from blossom_ray.errors import RunError
+from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Runtime
-from blossom_ray.sampling import Population, Signature, cohort_size, draw_clients
-from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.phrases import listed
-from blossom_ray.scenario.sections import FineTune
-from blossom_ray.scores import Task, default_score
-from blossom_ray.seeding import Purpose
+from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.server import Server
 from blossom_ray.tasks import Tally, task_rules
+from blossom_ray.tasks.summary import class_scores, summarize, total, trained_summary
 
 
 @dataclass(frozen=True)

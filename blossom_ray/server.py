@@ -9,13 +9,13 @@ from hashlib import sha256
 
 import numpy as np
 
-from blossom_ray import server_optimizer
-from blossom_ray.aggregation import Total
-from blossom_ray.blocks import FUSION, HEAD, BlockInstance, ClientProfile
-from blossom_ray.client import ClientPlan, SentBlock
-from blossom_ray.custom_server_optimizer import OptimizerState
+from blossom_ray.algorithms import server_optimizers as server_optimizer
+from blossom_ray.algorithms.custom_server_optimizer import OptimizerState
+from blossom_ray.algorithms.options import ServerOptimizer
+from blossom_ray.clients.plan import ClientPlan, SentBlock
+from blossom_ray.core.blocks import FUSION, HEAD, BlockInstance, ClientProfile
+from blossom_ray.core.sums import Total
 from blossom_ray.errors import RunError
-from blossom_ray.scenario.sections import ServerOptimizer
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
         section: The scenario's `server.optimizer` section.
     """
     # torch is needed here only; a process that just watches a run imports this module without it.
-    from blossom_ray.models.workspace import Workspace
+    from blossom_ray.clients.workspace import Workspace
 
     blocks: dict[BlockInstance, ServerBlock] = {}
     for profile in profiles:

@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 
-from blossom_ray.blocks import CENTRAL, BlockInstance
 from blossom_ray.checkpoint import STOP, TABLES, CheckpointStore, Session, check_compatible
-from blossom_ray.early_stopping import EarlyStopping
-from blossom_ray.preparation import Preparation, prepare
-from blossom_ray.records import RoundRecord, Scoring, Stopped
-from blossom_ray.results.table_files import record_rows
-from blossom_ray.results.table_sums import NO_ROWS, TableSums, extended
+from blossom_ray.clients.schedule import learning_rate
+from blossom_ray.core.blocks import CENTRAL, BlockInstance
+from blossom_ray.core.records import RoundRecord, Scoring, Stopped
+from blossom_ray.reading.scenario import Scenario
 from blossom_ray.rounds import (
     evaluate,
     evaluate_round,
@@ -25,9 +23,11 @@ from blossom_ray.rounds import (
     undefined_note,
     untrained_note,
 )
+from blossom_ray.runs.table_files import record_rows
+from blossom_ray.runs.table_sums import NO_ROWS, TableSums, extended
 from blossom_ray.runtime.base import Runtime
-from blossom_ray.scenario import Scenario
-from blossom_ray.schedule import learning_rate
+from blossom_ray.runtime.preparation import Preparation, prepare
+from blossom_ray.scenario.early_stopping import EarlyStopping
 from blossom_ray.server import Server, initial_server, mixed_statistics, server_step
 
 
@@ -81,9 +81,9 @@ def run(
         RunError: A client or an actor failed.
     """
     # torch comes with these; a process that just watches a run imports this module without.
-    from blossom_ray.planning.measurement import measured
     from blossom_ray.runtime.central import CentralRuntime
     from blossom_ray.runtime.kernels import gathered, kernels
+    from blossom_ray.runtime.measurement import measured
 
     preparation = measured(prepare(scenario, session.folder), num_workers)
     store = CheckpointStore(session.checkpoints, scenario.checkpoint.keep) if session.checkpoints else None

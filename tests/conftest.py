@@ -16,7 +16,7 @@ import pytest
 
 from blossom_ray import Run, simulate
 from blossom_ray.cli import main
-from blossom_ray.scenario import Scenario
+from blossom_ray.reading.scenario import Scenario
 
 REPOSITORY = Path(__file__).parent.parent
 UCI_HAR_ZIP = REPOSITORY.parent / "shared" / "data" / "UCI-HAR" / "UCI HAR Dataset.zip"

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.aggregation import Accumulator, PartialSum, weighted_sum
+from blossom_ray.core.sums import Accumulator, PartialSum, weighted_sum
 
 
 def vector(*values: float) -> np.ndarray:

@@ -26,8 +26,8 @@ from blossom_ray import (
     personalization_gain,
     simulate,
 )
-from blossom_ray.api import resumed
 from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.runs.session import resumed
 
 TABLES = ("rounds", "clients", "blocks")
 

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from blossom_ray.blocks import BlockInstance, ClientProfile, Scope, SharingScheme, block_names
+from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope, SharingScheme, block_names
 
 BOTH = ClientProfile(4, ("acc", "gyro"), "home")
 

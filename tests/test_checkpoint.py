@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blossom_ray.blocks import BlockInstance, Scope
+from blossom_ray.algorithms.options import FedAdam
+from blossom_ray.algorithms.server_optimizers import init
 from blossom_ray.checkpoint import (
     CheckpointStore,
     check_compatible,
@@ -13,11 +14,10 @@ from blossom_ray.checkpoint import (
     read_clients,
     write_clients,
 )
-from blossom_ray.client import ClientState, SentBlock
+from blossom_ray.clients.plan import ClientState, SentBlock
+from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.errors import RunFolderError
-from blossom_ray.scenario.sections import FedAdam
 from blossom_ray.server import Server, ServerBlock
-from blossom_ray.server_optimizer import init
 
 SHARED = BlockInstance("encoder/acc", Scope.SHARED)
 GROUP = BlockInstance("fusion", Scope.GROUP, "hôme/1")

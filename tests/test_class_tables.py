@@ -14,11 +14,11 @@ import torch
 from torchmetrics.functional import classification as reference
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import recorded, resumed
+from blossom_ray.algorithms.selection import Population
 from blossom_ray.checkpoint import _index_checksum
 from blossom_ray.errors import RunFolderError
-from blossom_ray.results.tables import TABLES
-from blossom_ray.sampling import Population
+from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.tables import TABLES
 from blossom_ray.scenario.identity import identity, numbers_tree
 
 NUM_CLASSES = 3
@@ -146,8 +146,8 @@ def as_by_an_earlier_version(folder: Path) -> None:
 
     Sums of the other tables are those that such a version wrote: a column without a value does not count.
     """
-    from blossom_ray.results.table_files import read_table
-    from blossom_ray.results.table_sums import sums_by_round
+    from blossom_ray.runs.table_files import read_table
+    from blossom_ray.runs.table_sums import sums_by_round
 
     tables = {name: read_table(folder, name) for name in ("rounds", "clients", "blocks", "failures")}
     tables["clients"] = tables["clients"].drop_columns(["rounds_trained"])

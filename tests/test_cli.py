@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 
 from blossom_ray import Run, Scenario
 from blossom_ray.cli.round_json import round_json
-from blossom_ray.records import ActorRound, Failure, RoundRecord
-from blossom_ray.results.tables import TABLES
+from blossom_ray.core.records import ActorRound, Failure, RoundRecord
+from blossom_ray.runs.tables import TABLES
 
 QUICKSTART = Path(__file__).parent.parent / "scenarios" / "quickstart.yaml"
 

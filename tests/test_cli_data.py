@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from downloads import DOWNLOADS
 
 from blossom_ray.cli import main
-from blossom_ray.scenario.datasets import DATASETS
+from blossom_ray.data.facts import DATASETS
 
 
 @dataclass(frozen=True)

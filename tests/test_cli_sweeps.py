@@ -13,11 +13,11 @@ from conftest import Command, Outcome
 from rich.console import Console
 
 from blossom_ray import Run, Scenario, Sweep
-from blossom_ray.records import Progress
+from blossom_ray.cli.console.sweeps import LiveSweepView, PlainSweepView
+from blossom_ray.core.records import Progress
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.sweeps.grid import Axis, expand
-from blossom_ray.sweeps.sweeping import CellEvent
-from blossom_ray.sweeps.view import LiveSweepView, PlainSweepView
+from blossom_ray.studies.sweeps.grid import Axis, expand
+from blossom_ray.studies.sweeps.sweeping import CellEvent
 
 GRID = ("--vary", "sharing=full-model,local", "--seeds", "2")
 
@@ -262,7 +262,7 @@ def test_the_live_view_shows_progress_cells_and_failures(small_scenario: Scenari
 
 
 def test_lines_tell_rounds_now_and_then(small_scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blossom_ray.sweeps.view._TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("blossom_ray.cli.console.sweeps._TELL_EVERY_S", 0.0)
     (cell,) = expand([small_scenario])
     console = Console(file=io.StringIO(), width=30)
     with PlainSweepView([cell], console) as view:

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from blossom_ray.aggregation import PartialSum, weighted_sum
-from blossom_ray.blocks import BlockInstance
-from blossom_ray.client import ChunkTraining, SentBlock
-from blossom_ray.client_host import ClientHost
+from blossom_ray.algorithms.selection import Chunk
+from blossom_ray.clients.host import ClientHost
+from blossom_ray.clients.plan import ChunkTraining, SentBlock
+from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.records import Scoring
+from blossom_ray.core.sums import PartialSum, weighted_sum
 from blossom_ray.errors import ClientError
-from blossom_ray.preparation import Preparation, prepare
-from blossom_ray.records import Scoring
-from blossom_ray.sampling import Chunk
-from blossom_ray.scenario import Scenario
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.server import initial_server
 
 ACC = Chunk(0, (0, 1))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from blossom_ray import Scenario
-from blossom_ray.client_host import ClientHost
-from blossom_ray.preparation import prepare
-from blossom_ray.records import Scoring
+from blossom_ray.clients.host import ClientHost
+from blossom_ray.core.records import Scoring
+from blossom_ray.runtime.preparation import prepare
 from blossom_ray.server import initial_server
 
 NUM_CLIENTS = 1500

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.api import recorded, resumed
-from blossom_ray.blocks import BlockInstance, Scope
-from blossom_ray.client_host import ClientHost
-from blossom_ray.contributions import mean_embedding
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.preparation import prepare
-from blossom_ray.results.run import Run
+from blossom_ray.clients.contributions import mean_embedding
+from blossom_ray.clients.host import ClientHost
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.runs.folder import Run
+from blossom_ray.runs.session import recorded, resumed
 from blossom_ray.runtime.local import LocalRuntime
+from blossom_ray.runtime.preparation import prepare
 from blossom_ray.server import initial_server
 from blossom_ray.simulation import run_rounds
 

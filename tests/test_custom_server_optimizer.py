@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from blossom_ray import Run, Scenario, ScenarioError, simulate
-from blossom_ray.api import recorded, resumed
-from blossom_ray.custom_server_optimizer import custom_init, custom_step
+from blossom_ray.algorithms.custom_server_optimizer import custom_init, custom_step
+from blossom_ray.algorithms.options import CustomServerOptimizer
 from blossom_ray.errors import InputError, RunError
-from blossom_ray.scenario.sections import CustomServerOptimizer
+from blossom_ray.runs.session import recorded, resumed
 
 
 class Momentum:

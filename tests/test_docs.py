@@ -10,9 +10,9 @@ import pytest
 from doc_pages import DOCS, PAGES, REPOSITORY, page_name, prose
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.blocks import SCHEME_NAMES, Scope
-from blossom_ray.results.tables import TABLES
-from blossom_ray.scores import SCORES, TASKS, Task
+from blossom_ray.core.blocks import SCHEME_NAMES, Scope
+from blossom_ray.core.scores import SCORES, TASKS, Task
+from blossom_ray.runs.tables import TABLES
 
 
 def anchors(page: Path) -> set[str]:

@@ -13,16 +13,16 @@ import pytest
 from conftest import SMALL, Command
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import events, recorded, resumed
 from blossom_ray.checkpoint import CheckpointStore
-from blossom_ray.early_stopping import EarlyStopping
+from blossom_ray.core.records import ClientEvaluation, RoundRecord, Stopped
 from blossom_ray.errors import DriverLostError, RunFolderError, ScenarioError
-from blossom_ray.records import ClientEvaluation, RoundRecord, Stopped
-from blossom_ray.results.run import RunWriter
+from blossom_ray.runs.folder import RunWriter
+from blossom_ray.runs.session import events, recorded, resumed
+from blossom_ray.scenario.early_stopping import EarlyStopping
 from blossom_ray.simulation import Event, LateScores
-from blossom_ray.sweeps.folder import Sweep
-from blossom_ray.sweeps.grid import Axis, expand
-from blossom_ray.sweeps.sweeping import run_cells
+from blossom_ray.studies.sweeps.folder import Sweep
+from blossom_ray.studies.sweeps.grid import Axis, expand
+from blossom_ray.studies.sweeps.sweeping import run_cells
 
 SCORED = (ClientEvaluation(0, 4, 1.0, {}, 0, 0.0),)
 
@@ -371,7 +371,7 @@ def test_a_driver_that_is_lost_at_the_very_end_is_replaced(
                 losses.append(event.record.round_index)
                 raise DriverLostError("the driver actor died")
 
-    monkeypatch.setattr("blossom_ray.api.events", lossy)
+    monkeypatch.setattr("blossom_ray.runs.session.events", lossy)
     records = [*recorded(stopped, tmp_path)]
     assert [record.round_index for record in records] == run.rounds["round"].to_list()
     replaced = Run.open(tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.scenario.yaml_tree import parse_yaml
+from blossom_ray.reading.yaml_tree import parse_yaml
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))

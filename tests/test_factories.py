@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from blossom_ray.core.factories import resolve_factory
 from blossom_ray.errors import InputError
-from blossom_ray.factories import resolve_factory
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_not_callable() -> None:
 
 
 def test_own_code_of_a_model_is_looked_for_before_a_run(small_scenario):
-    from blossom_ray.factories import factory_problems
+    from blossom_ray.core.factories import factory_problems
 
     changes = {"model.head": {"kind": "custom", "factory": "no_such_module:build"}}
     ((path, found, expected),) = factory_problems(dict(small_scenario.override(changes)))

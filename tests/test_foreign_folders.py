@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from blossom_ray import Run, Scenario, compare, report, sweep
-from blossom_ray.api import recorded, resumed
-from blossom_ray.background.process import stop
 from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.errors import BlossomError, InputError, RunFolderError
-from blossom_ray.results.tables import TABLES
+from blossom_ray.runs.background import stop
+from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.tables import TABLES
+from blossom_ray.runs.tracking.targets import open_tracker, parse_target
 from blossom_ray.storage import MOST_JSON_BYTES, appending, new_temporary, read_file, remove, replacing
-from blossom_ray.sweeps.folder import Sweep
-from blossom_ray.tracking.targets import open_tracker, parse_target
+from blossom_ray.studies.sweeps.folder import Sweep
 
 PARTIALS = (
     ".manifest.json.partial", ".scenario.yaml.partial", ".report.html.partial", ".process.json.partial",

@@ -19,9 +19,9 @@ from conftest import Command
 from downloads import DOWNLOADS
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.scaffold import STARTING_POINTS
-from blossom_ray.scenario.datasets import DATASETS
-from blossom_ray.scenario.sections import TableData
+from blossom_ray.data.facts import DATASETS
+from blossom_ray.data.options import TableData
+from blossom_ray.reading.init import STARTING_POINTS
 
 TINY: dict[str, Any] = {"rounds": 1, "execution.runtime": "local"}
 

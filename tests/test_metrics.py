@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from blossom_ray.core.records import ClientEvaluation
 from blossom_ray.errors import DataError
-from blossom_ray.metrics import personalization_gain, summarize
-from blossom_ray.records import ClientEvaluation
 from blossom_ray.tasks.classification import classification_scores
+from blossom_ray.tasks.summary import personalization_gain, summarize
 
 
 def evaluation(client, num_examples, loss, confusion):

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import resumed
 from blossom_ray.checkpoint import CheckpointStore
+from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.models.build import build_client_model
-from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.rounds import held_out_clients
-from blossom_ray.seeding import Purpose, generator
+from blossom_ray.runs.session import resumed
+from blossom_ray.runtime.preparation import Preparation, prepare
 
 BATCH_NORM: dict[str, Any] = {"kind": "mlp", "hidden": [8], "norm": "batch", "dropout": 0.1}
 BY_SET = "same-modalities"

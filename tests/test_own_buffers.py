@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import resumed
 from blossom_ray.models.flat import block_layout
+from blossom_ray.runs.session import resumed
 
 
 class Scaled(nn.Linear):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from blossom_ray import Run, Scenario, simulate, sweep
-from blossom_ray.api import resumed
 from blossom_ray.errors import RunFolderError
-from blossom_ray.own_code import changed_own_code, own_code_checksums
+from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
+from blossom_ray.runs.session import resumed
 
 HEAD = """\
 from pathlib import Path

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.metadata import Metadata
 
-from blossom_ray.scenario.reference import json_schema
+from blossom_ray.reading.reference import json_schema
 
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

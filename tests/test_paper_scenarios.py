@@ -12,9 +12,9 @@ from conftest import REPOSITORY
 from scipy import stats
 
 from blossom_ray import Scenario, Sweep, compare, simulate, sweep
-from blossom_ray.api import check_runnable
-from blossom_ray.scenario.overrides import parse_assignment
-from blossom_ray.scenario.reader import inspect_scenario
+from blossom_ray.reading.overrides import parse_assignment
+from blossom_ray.reading.scenario import inspect_scenario
+from blossom_ray.runs.session import check_runnable
 
 FOLDER = REPOSITORY / "scenarios" / "paper"
 PATHS = sorted(FOLDER.glob("*.yaml"))

@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import recorded, resumed
 from blossom_ray.checkpoint import checksum
 from blossom_ray.errors import RunFolderError
-from blossom_ray.results.run import unfinished_run
+from blossom_ray.runs.folder import unfinished_run
+from blossom_ray.runs.session import recorded, resumed
 from blossom_ray.scenario.writer import scenario_yaml
 
 

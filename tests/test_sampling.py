@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.blocks import ClientProfile
-from blossom_ray.sampling import Population, cohort_size
+from blossom_ray.algorithms.selection import Population, cohort_size
+from blossom_ray.core.blocks import ClientProfile
 
 ACC, GYRO = ("acc",), ("gyro",)
 

@@ -11,8 +11,8 @@ from conftest import REPOSITORY
 from downloads import DOWNLOADS
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import check_runnable
 from blossom_ray.models.build import build_client_model
+from blossom_ray.runs.session import check_runnable
 from blossom_ray.scenario.checks import input_shapes
 
 SCENARIOS = sorted((REPOSITORY / "scenarios").glob("*.yaml"))

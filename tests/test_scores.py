@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from blossom_ray.scores import SCORES, TASKS, default_score, find_score
+from blossom_ray.core.scores import SCORES, TASKS, default_score, find_score
 
 
 def test_each_task_has_scores_of_its_own_names() -> None:

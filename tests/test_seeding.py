@@ -1,6 +1,6 @@
 import itertools
 
-from blossom_ray.seeding import Purpose, generator, stable_number, torch_seed
+from blossom_ray.core.seeding import Purpose, generator, stable_number, torch_seed
 
 
 def test_every_part_of_the_key_counts() -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blossom_ray.aggregation import Total
-from blossom_ray.blocks import BlockInstance, Scope
-from blossom_ray.client import SentBlock
-from blossom_ray.scenario.sections import FedAdam, FedAvg
+from blossom_ray.algorithms.options import FedAdam, FedAvg
+from blossom_ray.algorithms.server_optimizers import init
+from blossom_ray.clients.plan import SentBlock
+from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.core.sums import Total
 from blossom_ray.server import Server, ServerBlock, server_step
-from blossom_ray.server_optimizer import init
 
 HEAD = BlockInstance("head", Scope.SHARED)
 FUSION = BlockInstance("fusion", Scope.SHARED)

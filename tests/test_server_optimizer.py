@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.scenario.sections import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
-from blossom_ray.server_optimizer import init, step
+from blossom_ray.algorithms.options import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
+from blossom_ray.algorithms.server_optimizers import init, step
 
 SECTIONS = [
     FedAvg(kind="fedavg", lr=0.5),

@@ -24,15 +24,15 @@ from hypothesis import strategies as st
 
 from blossom_ray import BlossomError, Run, RunError, ScenarioError, simulate
 from blossom_ray.cli import commands
-from blossom_ray.comparison import formats
-from blossom_ray.comparison.comparing import compare
-from blossom_ray.console.tables import line, plain_table
-from blossom_ray.console.terminal import terminal
+from blossom_ray.cli.console.terminal import terminal
+from blossom_ray.core.locations import local_path
 from blossom_ray.errors import InputError, Problem
-from blossom_ray.locations import local_path
-from blossom_ray.reporting.charts import Curve, bars, curves, distributions, figure_style, heat_map, stacked_areas
-from blossom_ray.reporting.svg import inline_svg
-from blossom_ray.scenario import Scenario
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.studies.comparison import formats
+from blossom_ray.studies.comparison.comparing import compare
+from blossom_ray.studies.reports.charts import Curve, bars, curves, distributions, figure_style, heat_map, stacked_areas
+from blossom_ray.studies.reports.svg import inline_svg
+from blossom_ray.studies.tables import line, plain_table
 from blossom_ray.text import brief, printable, quoted
 
 HOSTILE = (

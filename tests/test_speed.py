@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.scenario.sections import Model, Training
-from blossom_ray.training.local_training import train_locally
-from blossom_ray.training.vectorized import ClientTask, VectorizedEngine
+from blossom_ray.clients.local_training import train_locally
+from blossom_ray.clients.options import Training
+from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.models.options import Model
 
 NUM_CLIENTS, NUM_SAMPLES, NUM_TURNS = 16, 80, 7
 # Far below what `benchmarks/engines.py` measures, so that noise does not decide.

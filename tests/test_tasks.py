@@ -12,9 +12,9 @@ import pytest
 from pyarrow import feather
 
 from blossom_ray import DataError, Dataset, Run, Scenario, ScenarioError, from_arrays, simulate, write_table
+from blossom_ray.core.records import RoundRecord
+from blossom_ray.core.scores import SCORES, Task, default_score
 from blossom_ray.data.dataset import LeftOut
-from blossom_ray.records import RoundRecord
-from blossom_ray.scores import SCORES, Task, default_score
 
 OTHER_TASKS: list[Task] = ["multilabel", "regression"]
 VECTORS = {name: {"kind": "vector", "shape": (6,), "distinguishable_classes": 2} for name in ("acc", "gyro")}

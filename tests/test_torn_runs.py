@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from blossom_ray import Run, Scenario, compare, report, simulate
-from blossom_ray.api import recorded, resumed
-from blossom_ray.background.attachment import followed
 from blossom_ray.errors import RunFolderError
-from blossom_ray.results.run import MANIFEST_FILE, SCENARIO_FILE
-from blossom_ray.results.table_files import read_table
-from blossom_ray.results.tables import TABLES
+from blossom_ray.runs.attachment import followed
+from blossom_ray.runs.folder import MANIFEST_FILE, SCENARIO_FILE
+from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.table_files import read_table
+from blossom_ray.runs.tables import TABLES
 
 ROUNDS = 8
 KILLED_AFTER = 7

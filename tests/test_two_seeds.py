@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from blossom_ray import Run, Scenario, compare, simulate, sweep
-from blossom_ray.preparation import prepare
+from blossom_ray.runtime.preparation import prepare
 from blossom_ray.scenario.identity import identity, numbers_tree
-from blossom_ray.scenario.model import Seeds
+from blossom_ray.scenario.tree import Seeds
 from blossom_ray.server import initial_server
-from blossom_ray.sweeps.folder import Sweep
+from blossom_ray.studies.sweeps.folder import Sweep
 
 
 @pytest.fixture

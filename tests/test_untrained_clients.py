@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from blossom_ray import Run, Scenario, compare, simulate
-from blossom_ray.metrics import trained_summary
-from blossom_ray.records import ClientEvaluation
+from blossom_ray.core.records import ClientEvaluation
+from blossom_ray.tasks.summary import trained_summary
 
 TEN: dict[str, Any] = {
     "clients": [{"count": 5, "modalities": ["acc"]}, {"count": 5, "modalities": ["acc", "gyro"]}],

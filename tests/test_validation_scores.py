@@ -17,16 +17,16 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.background.attachment import followed
-from blossom_ray.data.federation import build_federation
+from blossom_ray.clients.workspace import client_workspace
+from blossom_ray.core.records import RoundRecord
+from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.shards import Shard
 from blossom_ray.data.sources import open_source
 from blossom_ray.errors import ScenarioError
-from blossom_ray.models.workspace import client_workspace
-from blossom_ray.preparation import Preparation, prepare
-from blossom_ray.records import RoundRecord
+from blossom_ray.reading.overrides import parse_assignment
+from blossom_ray.runs.attachment import followed
 from blossom_ray.runtime.local import LocalRuntime
-from blossom_ray.scenario.overrides import parse_assignment
+from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.server import Server, initial_server
 from blossom_ray.simulation import run_rounds

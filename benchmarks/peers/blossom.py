@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from blossom_ray import Scenario
-from blossom_ray.api import events
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.preparation import Preparation, prepare
-from blossom_ray.records import RoundRecord
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.core.records import RoundRecord
+from blossom_ray.core.seeding import Purpose, generator
+from blossom_ray.reading.overrides import parse_assignment
+from blossom_ray.runs.session import events
 from blossom_ray.runtime.local import LocalRuntime
-from blossom_ray.scenario.overrides import parse_assignment
-from blossom_ray.seeding import Purpose, generator
+from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.server import Server, initial_server
 from blossom_ray.simulation import RunInfo, run_rounds
 from workload import NUM_SAMPLES, Outcome, TwoModalityMlp, Watch, Workload, parser_of_contender

@@ -14,13 +14,13 @@ from blossom_ray.cli import completion
 from blossom_ray.cli.options import Json, app
 from blossom_ray.cli.output import fail, print_json, say
 from blossom_ray.cli.round_json import round_json
+from blossom_ray.core.locations import local_path
 from blossom_ray.errors import RunError
-from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
-    from blossom_ray.results.run import Run
-    from blossom_ray.scenario import Scenario
-    from blossom_ray.tracking import Target
+    from blossom_ray.reading.scenario import Scenario
+    from blossom_ray.runs.folder import Run
+    from blossom_ray.runs.tracking import Target
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.runs)]
 BackgroundRun = Annotated[
@@ -35,7 +35,7 @@ def detached(
     scenario: Scenario, folder: Path, address: str | None, targets: Sequence[Target], *, as_json: bool
 ) -> None:
     """Start a run in the background, and say how to get at it."""
-    from blossom_ray.background.process import start
+    from blossom_ray.runs.background import start
 
     pid = start(scenario, folder, address, targets)
     if as_json:
@@ -52,10 +52,10 @@ def detached(
 @app.command(epilog="Example: blossom-ray attach runs/quickstart/20261123T120000Z-4f1c")
 def attach(run: RunFolder, as_json: Json = False) -> None:
     """Watch a run that goes on elsewhere, from its first round to its result. Ctrl-C ends the watching alone."""
-    from blossom_ray.background.attachment import followed
-    from blossom_ray.console.terminal import terminal
-    from blossom_ray.console.views import choose_view, final_summary
-    from blossom_ray.results.run import Run
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.cli.console.views import choose_view, final_summary
+    from blossom_ray.runs.attachment import followed
+    from blossom_ray.runs.folder import Run
 
     run = local_path(run, "the run")
     scenario = Run.open(run).scenario
@@ -82,14 +82,14 @@ def attach(run: RunFolder, as_json: Json = False) -> None:
 @app.command("stop", epilog="Example: blossom-ray stop runs/quickstart/20261123T120000Z-4f1c")
 def stop_run(run: BackgroundRun) -> None:
     """End a run that --detach has started, after the round in progress and with a checkpoint. Twice ends it at once."""
-    from blossom_ray.background.process import stop
+    from blossom_ray.runs.background import stop
 
     run = local_path(run, "the run")
     say(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
 
 
 def _leave(run: Path) -> NoReturn:
-    from blossom_ray.background.process import PROCESS_FILE
+    from blossom_ray.runs.background import PROCESS_FILE
 
     quoted = shlex.quote(str(run))
     # A run that another terminal shows is ended there.

@@ -13,12 +13,12 @@ import typer
 from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import fail, print_json, say, say_log
+from blossom_ray.core.locations import local_path
+from blossom_ray.core.temporary import temporary_folder
 from blossom_ray.errors import InputError, RunError
-from blossom_ray.locations import local_path
-from blossom_ray.temporary import temporary_folder
 
 if TYPE_CHECKING:
-    from blossom_ray.submission.jobs import Job, Jobs
+    from blossom_ray.studies.jobs.jobs import Job, Jobs
 
 _MOST_SHOWN = 20
 _MOST_ENVIRONMENT_BYTES = 2**20
@@ -79,8 +79,8 @@ def submit(
     """
     checked = load_scenario(scenario, settings, seed, with_uris=False)
 
-    from blossom_ray.submission import packing, runs
-    from blossom_ray.submission.jobs import Jobs, checked_address
+    from blossom_ray.studies.jobs import packing, runs
+    from blossom_ray.studies.jobs.jobs import Jobs, checked_address
 
     if checked.execution.runtime == "local":
         raise InputError("execution.runtime is local; expected ray for a job on a cluster")
@@ -136,8 +136,8 @@ def list_jobs(
     """List the jobs, the newest first."""
     from datetime import UTC, datetime
 
-    from blossom_ray.console.tables import format_seconds
-    from blossom_ray.submission.jobs import Jobs
+    from blossom_ray.studies.jobs.jobs import Jobs
+    from blossom_ray.studies.tables import format_seconds
 
     found = [job for job in Jobs(address).all() if everything or "blossom_ray" in job.metadata]
     for job in found:
@@ -162,7 +162,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Until the job ends; its success is the exit code.")] = False,
 ) -> None:
     """Show what a job has printed."""
-    from blossom_ray.submission.jobs import Jobs
+    from blossom_ray.studies.jobs.jobs import Jobs
 
     jobs = Jobs(address)
     jobs.get(job)
@@ -175,7 +175,7 @@ def logs(
 @jobs_app.command(epilog="Example: blossom-ray jobs stop quickstart-1f0c9a3e --address http://head:8265")
 def stop(job: JobId, address: JobsAddress = None) -> None:
     """End a job. Its complete rounds and checkpoints can be fetched, and gone on with by `resume`."""
-    from blossom_ray.submission.jobs import Jobs
+    from blossom_ray.studies.jobs.jobs import Jobs
 
     jobs = Jobs(address)
     say(f"{job}: asked to end" if jobs.stop(job) else f"{job}: has ended already ({jobs.get(job).status})")
@@ -190,9 +190,9 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Bring a job's run folder home, from whatever node it lies on; of a job that goes on, its complete rounds."""
-    from blossom_ray.results.run import Run
-    from blossom_ray.submission import runs
-    from blossom_ray.submission.jobs import Jobs
+    from blossom_ray.runs.folder import Run
+    from blossom_ray.studies.jobs import runs
+    from blossom_ray.studies.jobs.jobs import Jobs
 
     found = runs.fetch(Jobs(address), job, local_path(out, "--out"), with_checkpoints=checkpoints)
     if not found:
@@ -233,7 +233,7 @@ def _leaving(jobs: Jobs, job_id: str) -> Iterator[None]:
 
 
 def _runtime_environment(path: Path) -> dict[str, Any]:
-    from blossom_ray.scenario.yaml_tree import parse_yaml
+    from blossom_ray.reading.yaml_tree import parse_yaml
     from blossom_ray.storage import read_file
 
     try:

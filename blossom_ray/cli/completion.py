@@ -21,7 +21,7 @@ from blossom_ray.cli.output import say
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from blossom_ray.scenario.structure import Hint
+    from blossom_ray.core.structure import Hint
 
 _MOST_FOLDERS = 500
 _MOST_OFFERED = 200
@@ -30,7 +30,7 @@ _BASH = ("_BLOSSOM_RAY_COMPLETE", "complete_bash")
 
 def scenarios(incomplete: str) -> list[str]:
     """Scenario files in the folder that is typed and one level below it, and names of packaged scenarios."""
-    from blossom_ray.scenario.packaged import packaged_scenarios
+    from blossom_ray.reading.packaged import packaged_scenarios
 
     def is_scenario(path: Path) -> bool:
         return path.suffix in (".yaml", ".yml")
@@ -65,7 +65,7 @@ def trackers(incomplete: str) -> list[str]:
 
 def datasets(incomplete: str) -> list[str]:
     """Names of data sets."""
-    from blossom_ray.scenario.datasets import DATASETS
+    from blossom_ray.data.facts import DATASETS
 
     return _offered([*DATASETS], incomplete)
 
@@ -77,15 +77,15 @@ def datasets_and_scenarios(incomplete: str) -> list[str]:
 
 def sharing(incomplete: str) -> list[str]:
     """Names of sharing schemes."""
-    from blossom_ray.blocks import SCHEME_NAMES
+    from blossom_ray.core.blocks import SCHEME_NAMES
 
     return _offered([*SCHEME_NAMES], incomplete)
 
 
 def partitions(incomplete: str) -> list[str]:
     """Kinds of partition."""
-    from blossom_ray.scenario.sections.data_keys import DataKeys
-    from blossom_ray.scenario.structure import field_hint
+    from blossom_ray.core.structure import field_hint
+    from blossom_ray.data.data_keys import DataKeys
 
     return _offered([*field_hint(DataKeys.model_fields["partition"]).kinds], incomplete)
 
@@ -175,8 +175,8 @@ def _below(base: Path, begun: str, levels: int) -> Iterator[Path]:
 
 def _tree(path: Path) -> Mapping[str, Any]:
     """A scenario file as plain values, or nothing where it cannot be read."""
-    from blossom_ray.scenario.packaged import scenario_path
-    from blossom_ray.scenario.yaml_tree import parse_yaml
+    from blossom_ray.reading.packaged import scenario_path
+    from blossom_ray.reading.yaml_tree import parse_yaml
     from blossom_ray.storage import read_file
 
     try:
@@ -189,16 +189,16 @@ def _tree(path: Path) -> Mapping[str, Any]:
 
 def _keys(tree: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
     """Each key that `--set` takes: its path, what it may be set to, its meaning."""
-    from blossom_ray.scenario import Scenario
-    from blossom_ray.scenario.structure import Hint
+    from blossom_ray.core.structure import Hint
+    from blossom_ray.reading.scenario import Scenario
 
     return _keys_below("", Hint(Scenario), tree, "")
 
 
 def _keys_below(path: str, hint: Hint, value: Any, meaning: str) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
-    from blossom_ray.scenario.phrases import sentences, shortened
-    from blossom_ray.scenario.sections import Section
-    from blossom_ray.scenario.structure import Hint, field_hint
+    from blossom_ray.core.phrases import sentences, shortened
+    from blossom_ray.core.section import Section
+    from blossom_ray.core.structure import Hint, field_hint
 
     if hint.kinds:
         key = str(hint.discriminator)
@@ -231,7 +231,7 @@ def _default(field: FieldInfo) -> Any:
 
 def _values(hint: Hint, value: Any) -> tuple[str, ...]:
     """What a key accepts where that is a list, else the value that it has."""
-    from blossom_ray.scenario.structure import literal_values
+    from blossom_ray.core.structure import literal_values
     from blossom_ray.scenario.writer import flow_yaml
 
     listed = literal_values(hint) or tuple(known for member in hint.members for known in literal_values(member))

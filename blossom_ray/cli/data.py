@@ -16,13 +16,13 @@ from blossom_ray.cli.interruption import interruptible
 from blossom_ray.cli.loading import load_scenario, parse_settings
 from blossom_ray.cli.options import Json, Seed, Settings, app
 from blossom_ray.cli.output import print_json, say
+from blossom_ray.core.locations import local_path
 from blossom_ray.errors import DataError, InputError, ScenarioError
-from blossom_ray.locations import local_path
 from blossom_ray.text import quoted
 
 if TYPE_CHECKING:
     from blossom_ray.data.dataset import Dataset
-    from blossom_ray.scenario import Scenario
+    from blossom_ray.reading.scenario import Scenario
 
 data_app = typer.Typer(
     name="data",
@@ -52,16 +52,16 @@ def list_datasets(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """List the data sets: what they hold, where to get them, which file to give."""
-    from blossom_ray.console.data import facts_text
-    from blossom_ray.console.terminal import terminal
-    from blossom_ray.scenario.datasets import DATASETS
+    from blossom_ray.cli.console.data import facts_text
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.data.facts import DATASETS
 
     found: dict[str, Path] = {}
     if path is not None:
         path = local_path(path, "--path")
         if not os.path.exists(path):
             raise InputError(f"--path is {str(path)!r}, which does not exist; expected a folder or an archive")
-        from blossom_ray.data.detection import find
+        from blossom_ray.data.sets.detection import find
 
         found = find(path)
     console = terminal()
@@ -86,10 +86,10 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a data set holds; with a scenario, also what each of its clients gets."""
-    from blossom_ray.console.data import plain_summary, shares_view, summary_view
-    from blossom_ray.console.terminal import terminal
+    from blossom_ray.cli.console.data import plain_summary, shares_view, summary_view
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.data.facts import DATASETS
     from blossom_ray.data.summary import shares, summarise
-    from blossom_ray.scenario.datasets import DATASETS
 
     console = terminal()
     with interruptible() as interruption:
@@ -100,7 +100,7 @@ def inspect(
         summary, fingerprint = summarise(dataset), dataset.fingerprint()
         parts = None
         if target not in DATASETS:
-            from blossom_ray.data.federation import build_federation
+            from blossom_ray.data.division.federation import build_federation
 
             sets = tuple(profile.modalities for profile in scenario.profiles())
             federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed, sets)
@@ -134,8 +134,8 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Decode a data set into the cache, so that runs find it there. The cache is where BLOSSOM_RAY_CACHE says."""
-    from blossom_ray.console.tables import format_bytes, format_seconds
-    from blossom_ray.data.cache import cache_folder, entries
+    from blossom_ray.data.files.cache import cache_folder, entries
+    from blossom_ray.studies.tables import format_bytes, format_seconds
 
     started = time.monotonic()
     with interruptible() as interruption:
@@ -168,8 +168,8 @@ def _loaded(scenario: Scenario) -> Dataset:
     Raises:
         DataError: It cannot be read; where it can be had is said, too.
     """
+    from blossom_ray.data.facts import DATASETS
     from blossom_ray.data.sources import open_source
-    from blossom_ray.scenario.datasets import DATASETS
 
     try:
         return open_source(scenario.data, scenario.modalities, scenario.seed).load()
@@ -185,8 +185,8 @@ def _scenario(target: str, path: Path | None, modalities: list[str], settings: l
     Raises:
         InputError: It is neither, or what is asked for is not right.
     """
-    from blossom_ray.scenario.datasets import DATASETS
-    from blossom_ray.scenario.packaged import scenario_path
+    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.reading.packaged import scenario_path
 
     if target in DATASETS:
         return _scenario_of_named(target, path, modalities, settings, seed)
@@ -204,9 +204,8 @@ def _scenario(target: str, path: Path | None, modalities: list[str], settings: l
 def _scenario_of_named(
     name: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None
 ) -> Scenario:
-    from blossom_ray.scenario import Scenario
-    from blossom_ray.scenario.datasets import DATASETS
-    from blossom_ray.scenario.reader import override_scenario
+    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.reading.scenario import Scenario, override_scenario
 
     facts = DATASETS[name]
     overrides, problems = parse_settings(settings)
@@ -249,8 +248,8 @@ def _progress_shown(*, as_json: bool) -> Iterator[None]:
     """A bar on a terminal while a loader works; nothing elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from blossom_ray.console.terminal import terminal
-    from blossom_ray.data.progress import listening
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.data.files.progress import listening
 
     console = terminal(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -13,7 +13,7 @@ from blossom_ray.cli.output import print_json
 from blossom_ray.errors import BlossomError
 
 if TYPE_CHECKING:
-    from blossom_ray.doctor import Check
+    from blossom_ray.cli.console.doctor_checks import Check
 
 _MARKS = {"good": "ok", "warning": "note", "refused": "no"}
 _STYLES = {"good": "green", "warning": "yellow", "refused": "bold red"}
@@ -25,9 +25,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what this machine has for a run and what would be refused on it; exit code 1 if something is missing."""
-    from blossom_ray.console.tables import line
-    from blossom_ray.console.terminal import terminal
-    from blossom_ray.doctor import checks
+    from blossom_ray.cli.console.doctor_checks import checks
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.studies.tables import line
 
     found = [*checks(), *(_start_checks() if start else ())]
     if as_json:
@@ -46,7 +46,7 @@ def doctor(
 
 
 def _start_checks() -> Iterator[Check]:
-    from blossom_ray.doctor import Check
+    from blossom_ray.cli.console.doctor_checks import Check
     from blossom_ray.runtime.cluster import probe
 
     started = time.perf_counter()

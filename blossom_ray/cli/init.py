@@ -13,13 +13,13 @@ import typer
 from blossom_ray.cli import completion
 from blossom_ray.cli.options import Json, app
 from blossom_ray.cli.output import print_json, say, say_text
+from blossom_ray.core.locations import local_path
 from blossom_ray.errors import Problem, ScenarioError
-from blossom_ray.locations import local_path
 from blossom_ray.text import quoted
 
 if TYPE_CHECKING:
-    from blossom_ray.scaffold import Choices
-    from blossom_ray.scenario import Scenario
+    from blossom_ray.reading.init import Choices
+    from blossom_ray.reading.scenario import Scenario
 
 _DEFAULT_OUT = "scenario.yaml"
 _WHY = {
@@ -83,9 +83,9 @@ def init(
 
     What it writes has been checked with its data, and runs as it stands.
     """
-    from blossom_ray.scaffold import FROM_DATA
-    from blossom_ray.scenario.commented import commented_yaml
-    from blossom_ray.scenario.phrases import listed
+    from blossom_ray.core.phrases import listed
+    from blossom_ray.reading.commented import commented_yaml
+    from blossom_ray.reading.init import FROM_DATA
 
     given: dict[str, Any] = {
         "dataset": dataset, "path": path, "clients": clients, "partition": partition, "sharing": sharing,
@@ -137,8 +137,8 @@ def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Sce
     Raises:
         ScenarioError: With every problem found, that of the file to write among them.
     """
-    from blossom_ray.scaffold import scaffold, suggested
-    from blossom_ray.scores import TASKS
+    from blossom_ray.core.scores import TASKS
+    from blossom_ray.reading.init import scaffold, suggested
 
     dataset, task = answers.get("dataset", "synthetic"), answers.get("task")
     if task is not None and (task not in TASKS or dataset != "table"):
@@ -183,10 +183,10 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
     """Ask for these values, in order, and put them among the answers; each suggestion follows from those before."""
     from rich.prompt import IntPrompt, Prompt
 
-    from blossom_ray.blocks import SCHEME_NAMES
-    from blossom_ray.console.terminal import terminal
-    from blossom_ray.scaffold import STARTING_POINTS, suggested
-    from blossom_ray.scenario.datasets import DATASETS
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.core.blocks import SCHEME_NAMES
+    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.reading.init import STARTING_POINTS, suggested
 
     console = terminal()
     known, default = None, None

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from blossom_ray.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
-    from blossom_ray.inspection import Inspector
-    from blossom_ray.scenario import Scenario
-    from blossom_ray.tracking import Target
+    from blossom_ray.reading.inspection import Inspector
+    from blossom_ray.reading.scenario import Scenario
+    from blossom_ray.runs.tracking import Target
 
 
 def load_scenario(
@@ -27,7 +27,7 @@ def load_scenario(
     Raises:
         ScenarioError: With every problem found.
     """
-    from blossom_ray.inspection import Inspector
+    from blossom_ray.reading.inspection import Inspector
 
     overrides, problems = parse_settings(settings or [])
     sources = {key: f"--set {key}" for key in overrides}
@@ -45,7 +45,7 @@ def load_scenario(
 
 def parse_settings(settings: Sequence[str], option: str = "--set") -> tuple[dict[str, Any], list[Problem]]:
     """Value by dotted path of options such as `--set`, and what is wrong with others."""
-    from blossom_ray.scenario.reader import parse_assignment
+    from blossom_ray.reading.scenario import parse_assignment
 
     problems: list[Problem] = []
     overrides: dict[str, Any] = {}
@@ -67,8 +67,8 @@ def checked_targets(track: Sequence[str] | None) -> list[Target]:
     """
     if not track:
         return []
-    from blossom_ray.tracking import parse_target
-    from blossom_ray.tracking.targets import check_target
+    from blossom_ray.runs.tracking import parse_target
+    from blossom_ray.runs.tracking.targets import check_target
 
     targets = [*dict.fromkeys(parse_target(text) for text in track)]
     for target in targets:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, NoReturn
 
 from blossom_ray.errors import RunError
-from blossom_ray.results.json_lines import json_line
+from blossom_ray.runs.json_lines import json_line
 from blossom_ray.text import printable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

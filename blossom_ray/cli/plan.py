@@ -10,7 +10,7 @@ import typer
 from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import print_json
-from blossom_ray.temporary import temporary_folder
+from blossom_ray.core.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from blossom_ray.runtime.placement import Room
@@ -37,9 +37,9 @@ def plan(
     """
     checked = load_scenario(scenario, settings, seed)
 
-    from blossom_ray.console.plan import plan_values, plan_view
-    from blossom_ray.console.terminal import terminal
-    from blossom_ray.planning.plan import make_plan
+    from blossom_ray.cli.console.plan import plan_values, plan_view
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.studies.plan import make_plan
 
     room, where = _room()
     with temporary_folder() as folder:

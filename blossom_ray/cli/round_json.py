@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
-from blossom_ray.records import BlockRound, RoundRecord
+from blossom_ray.core.records import BlockRound, RoundRecord
 
 
 def round_json(record: RoundRecord) -> dict[str, Any]:

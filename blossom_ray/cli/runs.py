@@ -15,13 +15,13 @@ from blossom_ray.cli.loading import checked_targets, load_scenario
 from blossom_ray.cli.options import Address, Json, ScenarioPath, Seed, Settings, Track, app
 from blossom_ray.cli.output import print_json, say, warn
 from blossom_ray.cli.round_json import round_json
+from blossom_ray.core.locations import local_path
 from blossom_ray.errors import InputError
-from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
-    from blossom_ray.records import RoundRecord
-    from blossom_ray.scenario import Scenario
-    from blossom_ray.tracking import Target
+    from blossom_ray.core.records import RoundRecord
+    from blossom_ray.reading.scenario import Scenario
+    from blossom_ray.runs.tracking import Target
 
 
 @app.command(epilog="Example: blossom-ray simulate scenarios/quickstart.yaml --set sharing=full-model --seed 1")
@@ -45,8 +45,8 @@ def simulate(
         out = local_path(out, "--out")
         checked = load_scenario(scenario, settings, seed)
 
-        from blossom_ray.api import check_address, continued
-        from blossom_ray.results.run import kept_if_begun, new_run_folder, unfinished_run
+        from blossom_ray.runs.folder import kept_if_begun, new_run_folder, unfinished_run
+        from blossom_ray.runs.session import check_address, continued
 
         check_address(checked, address)
         targets = checked_targets(track)
@@ -75,8 +75,8 @@ def resume(
     let a run that has finished go on, too.
     """
     with interruptible() as interruption:
-        from blossom_ray.api import check_address, checked_resumption, resumed
-        from blossom_ray.results.run import SCENARIO_FILE, Run
+        from blossom_ray.runs.folder import SCENARIO_FILE, Run
+        from blossom_ray.runs.session import check_address, checked_resumption, resumed
 
         run = local_path(run, "the run")
         opened = Run.open(run)
@@ -104,7 +104,7 @@ def resume(
 
 def _check_no_cell(run: Path, before: Scenario, now: Scenario) -> None:
     """Refuse to give a cell of a sweep other rounds than its neighbours have."""
-    from blossom_ray.sweeps.folder import Sweep, is_sweep
+    from blossom_ray.studies.sweeps.folder import Sweep, is_sweep
 
     parent = run.absolute().parent
     if now.rounds == before.rounds or not is_sweep(parent):
@@ -126,10 +126,10 @@ def _follow(
     as_json: bool,
 ) -> None:
     """Show a run's rounds as they come, and its result at the end."""
-    from blossom_ray.console.terminal import terminal
-    from blossom_ray.console.views import choose_view, final_summary
-    from blossom_ray.results.run import Run
-    from blossom_ray.tracking import Tracking
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.cli.console.views import choose_view, final_summary
+    from blossom_ray.runs.folder import Run
+    from blossom_ray.runs.tracking import Tracking
 
     console = terminal()
     with Tracking(targets, scenario, folder, warn) as tracking, closing(records):

@@ -17,7 +17,7 @@ from blossom_ray.text import quoted
 @app.command(epilog="Example: blossom-ray validate scenarios/quickstart.yaml --set data.partition.alpha=0.1")
 def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = None, as_json: Json = False) -> None:
     """Check a scenario and whether its data can be divided over its clients, without running it."""
-    from blossom_ray.inspection import Inspector
+    from blossom_ray.reading.inspection import Inspector
 
     inspector = Inspector()
     try:
@@ -44,8 +44,8 @@ def scenarios(
     as_json: Json = False,
 ) -> None:
     """List the scenarios that come with the package, or print one. Other commands take them by name."""
-    from blossom_ray.scenario.packaged import packaged_scenarios, shows
-    from blossom_ray.scenario.phrases import did_you_mean
+    from blossom_ray.core.phrases import did_you_mean
+    from blossom_ray.reading.packaged import packaged_scenarios, shows
 
     texts = {key: path.read_text(encoding="utf-8") for key, path in packaged_scenarios().items()}
     if name is not None:
@@ -64,7 +64,7 @@ def scenarios(
     else:
         from rich.table import Table
 
-        from blossom_ray.console.terminal import terminal
+        from blossom_ray.cli.console.terminal import terminal
 
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(no_wrap=True, min_width=max(map(len, texts)))
@@ -81,6 +81,6 @@ def schema(
     ] = False,
 ) -> None:
     """Print the JSON Schema of scenario files, for editors."""
-    from blossom_ray.scenario.reference import json_schema, reference_markdown
+    from blossom_ray.reading.reference import json_schema, reference_markdown
 
     say_text((reference_markdown().rstrip() if markdown else json.dumps(json_schema(), indent=2)) + "\n")

@@ -17,15 +17,15 @@ from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, parse_settings
 from blossom_ray.cli.options import Address, Json, Settings, Track, app
 from blossom_ray.cli.output import print_json, say, say_text, warn
+from blossom_ray.core.locations import local_path
 from blossom_ray.errors import BlossomError, InputError, Problem, ScenarioError
-from blossom_ray.locations import local_path
 
 if TYPE_CHECKING:
-    from blossom_ray.comparison.comparing import Comparison
-    from blossom_ray.results.run import Run
-    from blossom_ray.sweeps.grid import Axis, Cell
-    from blossom_ray.sweeps.sweeping import CellEvent
-    from blossom_ray.tracking import Target, Tracking
+    from blossom_ray.runs.folder import Run
+    from blossom_ray.runs.tracking import Target, Tracking
+    from blossom_ray.studies.comparison.comparing import Comparison
+    from blossom_ray.studies.sweeps.grid import Axis, Cell
+    from blossom_ray.studies.sweeps.sweeping import CellEvent
 
 
 class Form(StrEnum):
@@ -109,8 +109,8 @@ def sweep(
         out = None if out is None else local_path(out, "--out")
         cells = _checked_cells(scenarios, vary or [], seeds, settings or [])
 
-        from blossom_ray.comparison.choosing import check_choice
-        from blossom_ray.sweeps.sweeping import default_folder
+        from blossom_ray.studies.comparison.choosing import check_choice
+        from blossom_ray.studies.sweeps.sweeping import default_folder
 
         # What is tuned is told by what it is chosen by: its test scores are nobody's business.
         column = check_choice(cells, choose, tune or [])
@@ -188,7 +188,7 @@ def compare(
 
     Intervals are over seeds (Student t); with a single seed over its clients (bootstrap), in brackets.
     """
-    from blossom_ray.comparison.comparing import compare as compare_runs
+    from blossom_ray.studies.comparison.comparing import compare as compare_runs
 
     overrides, problems = parse_settings(baseline or [], "--baseline")
     if problems:
@@ -209,12 +209,12 @@ def compare(
 
 
 def _show(found: Comparison, asked: GainOf | None, form: Form) -> None:
-    from blossom_ray.comparison import formats
+    from blossom_ray.studies.comparison import formats
 
     gain_of = found.summary if asked is None else asked.value
     match form:
         case Form.TABLE:
-            from blossom_ray.console.terminal import terminal
+            from blossom_ray.cli.console.terminal import terminal
 
             console = terminal()
             console.print(formats.terminal(found, gain_of, console.width))
@@ -232,8 +232,8 @@ def _show_choice(
     folder: Path, cells: Sequence[Cell], choose: str, tune: Sequence[str], *, may_fail: bool, as_json: bool
 ) -> None:
     """What was chosen among the cells of this command, and how the runs with it compare."""
-    from blossom_ray.comparison.comparing import compare as compare_runs
-    from blossom_ray.sweeps.folder import Sweep
+    from blossom_ray.studies.comparison.comparing import compare as compare_runs
+    from blossom_ray.studies.sweeps.folder import Sweep
 
     known = {cell.identity: cell for cell in Sweep.open(folder).cells}
     own = Sweep(folder, tuple(known[cell.identity] for cell in cells))
@@ -252,7 +252,7 @@ def _show_choice(
 
 def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:
     """All cells of the grid, or every problem of the options, or else of the cells."""
-    from blossom_ray.sweeps.grid import expand, parse_axis, parse_seeds
+    from blossom_ray.studies.sweeps.grid import expand, parse_axis, parse_seeds
 
     overrides, problems = parse_settings(settings)
     axes: list[Axis] = []
@@ -290,11 +290,11 @@ def _follow(
     as_json: bool,
 ) -> int:
     """Show the cells as they go, and the tally at the end; the number of cells that failed."""
-    from blossom_ray.comparison.run_notes import run_notes
-    from blossom_ray.console.terminal import terminal
-    from blossom_ray.sweeps.grid import value_text
-    from blossom_ray.sweeps.sweeping import run_cells
-    from blossom_ray.sweeps.view import choose_sweep_view
+    from blossom_ray.cli.console.sweeps import choose_sweep_view
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.studies.comparison.run_notes import run_notes
+    from blossom_ray.studies.sweeps.grid import value_text
+    from blossom_ray.studies.sweeps.sweeping import run_cells
 
     console = terminal()
     ends: Counter[str] = Counter()
@@ -340,7 +340,7 @@ class _Trackings:
 
     def follow(self, event: CellEvent) -> None:
         """Hand on what happened to a cell."""
-        from blossom_ray.tracking import Tracking
+        from blossom_ray.runs.tracking import Tracking
 
         key = event.cell.identity
         if event.kind == "started":
@@ -366,7 +366,7 @@ def _count(event: CellEvent, ends: Counter[str], failures: list[CellEvent], inte
 
 def _run_of(event: CellEvent) -> Run | None:
     """The run of a cell that has ended; None where it goes on, or has none that can be read."""
-    from blossom_ray.results.run import Run
+    from blossom_ray.runs.folder import Run
 
     if event.kind in ("started", "round"):
         return None

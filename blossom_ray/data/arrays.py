@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Origin, Place, check_recordings
 from blossom_ray.data.dataset import Dataset, FloatArray, Labels
 from blossom_ray.data.labels import (
@@ -26,7 +27,6 @@ from blossom_ray.data.labels import (
     used_values,
 )
 from blossom_ray.errors import DataError
-from blossom_ray.scores import Task
 
 Arrays = Mapping[str, Any]
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import (
     SPLITS,
     GivenClients,
@@ -29,7 +30,6 @@ from blossom_ray.data.clients import (
 )
 from blossom_ray.data.strata import strata
 from blossom_ray.errors import DataError
-from blossom_ray.scores import Task
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

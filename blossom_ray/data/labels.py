@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.core.phrases import shortened, shown
 from blossom_ray.data.clients import HELD_OUT, SPLITS
 from blossom_ray.data.dataset import FloatArray, IntArray
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.phrases import shortened, shown
 
 _MOST_BITS = 256  # more than any type of Arrow has
 

@@ -15,10 +15,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.blocks import ClientProfile
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.arrow_files import ArrowFiles, ByteArray, copy_batches, write_labels, write_samples
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels
-from blossom_ray.data.federation import Federation
+from blossom_ray.data.division.federation import Federation
 
 _LABELS = "labels"
 _CLIENTS = "clients"

@@ -6,34 +6,32 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-from blossom_ray.data.av_mnist import AvMnist
+from blossom_ray.core.factories import resolve_factory
+from blossom_ray.core.scores import Task
+from blossom_ray.data.audio_text_data import AvMnistData, IemocapData, MeldData
 from blossom_ray.data.dataset import Dataset, Targets
-from blossom_ray.data.iemocap import Iemocap
-from blossom_ray.data.ku_har import KuHar
-from blossom_ray.data.meld import Meld
-from blossom_ray.data.ptb_xl import PtbXl
-from blossom_ray.data.remote import local_path
-from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
-from blossom_ray.data.table import Table
-from blossom_ray.data.uci_har import UciHar
-from blossom_ray.errors import OWN_CODE_RAISES, DataError, shown_error
-from blossom_ray.factories import resolve_factory
-from blossom_ray.scenario.datasets import DATASETS
-from blossom_ray.scenario.sections import (
-    AvMnistData,
+from blossom_ray.data.division_options import GivenPartition
+from blossom_ray.data.facts import DATASETS
+from blossom_ray.data.files.remote import local_path
+from blossom_ray.data.options import (
     CustomData,
     Data,
     Downloaded,
-    GivenPartition,
-    IemocapData,
     KuHarData,
-    MeldData,
     PtbXlData,
     SyntheticData,
     TableData,
     UciHarData,
 )
-from blossom_ray.scores import Task
+from blossom_ray.data.sets.av_mnist import AvMnist
+from blossom_ray.data.sets.iemocap import Iemocap
+from blossom_ray.data.sets.ku_har import KuHar
+from blossom_ray.data.sets.meld import Meld
+from blossom_ray.data.sets.ptb_xl import PtbXl
+from blossom_ray.data.sets.synthetic import synthetic_dataset, synthetic_targets
+from blossom_ray.data.sets.uci_har import UciHar
+from blossom_ray.data.table.source import Table
+from blossom_ray.errors import OWN_CODE_RAISES, DataError, shown_error
 
 
 class DataSource(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, is_missing
-from blossom_ray.data.federation import Federation
+from blossom_ray.data.division.federation import Federation
 
 _ROWS_AT_ONCE = 1024
 

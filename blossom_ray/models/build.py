@@ -13,16 +13,35 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
+from blossom_ray.core.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
+from blossom_ray.core.factories import resolve_factory
+from blossom_ray.core.section import Custom, Factory
+from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
 from blossom_ray.errors import OWN_CODE_RAISES, InputError, shown_error
-from blossom_ray.factories import resolve_factory
-from blossom_ray.models import encoders, fusion
+from blossom_ray.models import encoders, fusion, heads
 from blossom_ray.models.flat import block_layout
-from blossom_ray.models.heads import MlpHead
 from blossom_ray.models.late_fusion import LateFusionModel, OwnModule, held_blocks, output_problem
+from blossom_ray.models.options import (
+    AttentionFusion,
+    ConcatFusion,
+    Conv1dEncoder,
+    Conv2dEncoder,
+    ConvGruEncoder,
+    CustomEncoder,
+    CustomFusion,
+    CustomHead,
+    Encoder,
+    Fusion,
+    GatedFusion,
+    GruEncoder,
+    Head,
+    LinearHead,
+    MeanFusion,
+    MlpEncoder,
+    MlpHead,
+    Model,
+)
 from blossom_ray.models.prototype import Prototype
-from blossom_ray.scenario import sections
-from blossom_ray.seeding import Purpose, stable_number, torch_seed
 
 _PROBE_SIZE = 2
 """Samples in the batch of zeros that own code is tried with."""
@@ -31,7 +50,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def build_client_model(
-    model: sections.Model, input_shapes: Shapes, num_outputs: int, owned: Iterable[str], seed: int
+    model: Model, input_shapes: Shapes, num_outputs: int, owned: Iterable[str], seed: int
 ) -> LateFusionModel:
     """The model of a client that owns the modalities `owned`.
 
@@ -64,7 +83,7 @@ def build_client_model(
     )
 
 
-def build_block(name: str, model: sections.Model, input_shapes: Shapes, num_outputs: int, seed: int) -> nn.Module:
+def build_block(name: str, model: Model, input_shapes: Shapes, num_outputs: int, seed: int) -> nn.Module:
     """One block with its initial values (PyTorch's default initialisation).
 
     Args:
@@ -81,7 +100,7 @@ def build_block(name: str, model: sections.Model, input_shapes: Shapes, num_outp
     return _build(name, model, input_shapes, embedding_dims(model, input_shapes), num_outputs, seed)
 
 
-def embedding_dims(model: sections.Model, input_shapes: Shapes) -> dict[str, int]:
+def embedding_dims(model: Model, input_shapes: Shapes) -> dict[str, int]:
     """Width of each encoder's embedding by modality, sorted; own encoders are built and tried to find out.
 
     Raises:
@@ -94,19 +113,19 @@ def embedding_dims(model: sections.Model, input_shapes: Shapes) -> dict[str, int
             known = ", ".join(sorted(input_shapes))
             raise InputError(f"{where} is for a modality that the data do not have; expected one of {known}")
         match section:
-            case sections.CustomEncoder():
+            case CustomEncoder():
                 shape = input_shapes[modality]
                 with _initial_values(encoder_block(modality), 0):
                     module = _custom(section, where, shape)
                     dims[modality] = _probe(module, torch.zeros(_PROBE_SIZE, *shape), where)
-            case sections.Conv1dEncoder():
+            case Conv1dEncoder():
                 dims[modality] = section.dim or section.channels[-1]
             case _:
                 dims[modality] = section.dim
     return dims
 
 
-def _own_modules(model: sections.Model, dims: Mapping[str, int], num_outputs: int) -> dict[str, OwnModule]:
+def _own_modules(model: Model, dims: Mapping[str, int], num_outputs: int) -> dict[str, OwnModule]:
     """What the blocks of own code have to give, by block name."""
     parts: dict[str, tuple[str, object, int]] = {
         encoder_block(name): (f"model.encoders.{name}", section, dims[name]) for name, section in model.encoders.items()
@@ -116,13 +135,13 @@ def _own_modules(model: sections.Model, dims: Mapping[str, int], num_outputs: in
     return {
         name: OwnModule(f"{where} ({_factory_name(section.factory)})", width)
         for name, (where, section, width) in parts.items()
-        if isinstance(section, sections.Custom)
+        if isinstance(section, Custom)
     }
 
 
 def _build(
     name: str,
-    model: sections.Model,
+    model: Model,
     input_shapes: Shapes,
     dims: Mapping[str, int],
     num_outputs: int,
@@ -159,23 +178,23 @@ def _initial_values(name: str, seed: int) -> Iterator[None]:
         yield
 
 
-def _encoder(section: sections.Encoder, shape: tuple[int, ...], where: str) -> nn.Module:
-    if isinstance(section, sections.CustomEncoder):
+def _encoder(section: Encoder, shape: tuple[int, ...], where: str) -> nn.Module:
+    if isinstance(section, CustomEncoder):
         module = _custom(section, where, shape)
         _probe(module, torch.zeros(_PROBE_SIZE, *shape), where)
         return module
     options = section.model_dump(exclude={"kind"})
     try:
         match section:
-            case sections.MlpEncoder():
+            case MlpEncoder():
                 return encoders.MlpEncoder(shape, **options)
-            case sections.Conv1dEncoder():
+            case Conv1dEncoder():
                 return encoders.Conv1dEncoder(shape, **options)
-            case sections.ConvGruEncoder():
+            case ConvGruEncoder():
                 return encoders.ConvGruEncoder(shape, **options)
-            case sections.GruEncoder():
+            case GruEncoder():
                 return encoders.GruEncoder(shape, **options)
-            case sections.Conv2dEncoder():
+            case Conv2dEncoder():
                 return encoders.Conv2dEncoder(shape, **options)
             case _:
                 assert_never(section)
@@ -183,37 +202,37 @@ def _encoder(section: sections.Encoder, shape: tuple[int, ...], where: str) -> n
         raise InputError(f"{where} ({section.kind}): {error}") from error
 
 
-def _fusion(section: sections.Fusion, dims: Mapping[str, int]) -> nn.Module:
+def _fusion(section: Fusion, dims: Mapping[str, int]) -> nn.Module:
     match section:
-        case sections.AttentionFusion():
+        case AttentionFusion():
             return fusion.AttentionFusion(dims, section.dim, section.norm)
-        case sections.ConcatFusion():
+        case ConcatFusion():
             return fusion.ConcatFusion(dims, section.dim, section.norm)
-        case sections.MeanFusion():
+        case MeanFusion():
             return fusion.MeanFusion(dims, section.dim, section.norm)
-        case sections.GatedFusion():
+        case GatedFusion():
             return fusion.GatedFusion(dims, section.dim, section.norm)
-        case sections.CustomFusion():
+        case CustomFusion():
             return _custom(section, "model.fusion", dict(dims))
         case _:
             assert_never(section)
 
 
-def _fusion_dim(section: sections.Fusion, dims: Mapping[str, int]) -> int:
-    if not isinstance(section, sections.CustomFusion):
+def _fusion_dim(section: Fusion, dims: Mapping[str, int]) -> int:
+    if not isinstance(section, CustomFusion):
         return section.dim
     with _initial_values(FUSION, 0):
         embeddings = {name: torch.zeros(_PROBE_SIZE, dim) for name, dim in dims.items()}
         return _probe(_fusion(section, dims), embeddings, "model.fusion")
 
 
-def _head(section: sections.Head, input_dim: int, num_outputs: int) -> nn.Module:
+def _head(section: Head, input_dim: int, num_outputs: int) -> nn.Module:
     match section:
-        case sections.MlpHead():
-            return MlpHead(input_dim, num_outputs, **section.model_dump(exclude={"kind"}))
-        case sections.LinearHead():
+        case MlpHead():
+            return heads.MlpHead(input_dim, num_outputs, **section.model_dump(exclude={"kind"}))
+        case LinearHead():
             return nn.Linear(input_dim, num_outputs)
-        case sections.CustomHead():
+        case CustomHead():
             module = _custom(section, "model.head", input_dim, num_outputs)
             _probe(module, torch.zeros(_PROBE_SIZE, input_dim), "model.head", width=num_outputs)
             return module
@@ -221,11 +240,11 @@ def _head(section: sections.Head, input_dim: int, num_outputs: int) -> nn.Module
             assert_never(section)
 
 
-def _factory_name(factory: sections.Factory) -> str:
+def _factory_name(factory: Factory) -> str:
     return factory if isinstance(factory, str) else getattr(factory, "__qualname__", type(factory).__qualname__)
 
 
-def _custom(section: sections.Custom, where: str, *arguments: object) -> nn.Module:
+def _custom(section: Custom, where: str, *arguments: object) -> nn.Module:
     factory = resolve_factory(section.factory, f"{where}.factory")
     try:
         module = factory(*arguments, **section.options)

@@ -12,7 +12,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
+from blossom_ray.core.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
 from blossom_ray.errors import InputError
 
 MissingRule = Literal["mask", "zero-embedding", "zero-input", "prototype"]

@@ -14,23 +14,23 @@ from typing import Any
 
 import ray
 
-from blossom_ray.aggregation import PartialSum
-from blossom_ray.blocks import BlockInstance
+from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.client import ChunkEvaluation, SentBlock
+from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
+from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.records import ActorRound, Failure, Scoring
+from blossom_ray.core.sums import PartialSum
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError, RunFolderError
-from blossom_ray.preparation import Preparation
-from blossom_ray.records import ActorRound, Failure, Scoring
+from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
 from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue
 from blossom_ray.runtime.kernels import Kernels
 from blossom_ray.runtime.placement import actor_of_client, num_actors
+from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.runtime.recovery import Loss, Recovery, check_room
-from blossom_ray.sampling import Chunk
-from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.sections import Execution
+from blossom_ray.scenario.execution import Execution
 
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
 _STARTING_PER_CORE = 4

@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
-from blossom_ray.aggregation import PartialSum, Vector, weighted_sum
-from blossom_ray.blocks import BlockInstance
+from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.records import ActorRound, ClientTraining, Failure, Scoring
+from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
+from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.records import ActorRound, ClientTraining, Failure, Scoring
+from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
 from blossom_ray.runtime.kernels import Kernels
-from blossom_ray.sampling import Chunk
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from blossom_ray.records import ActorRound, ClientEvaluation, ClientTraining
-from blossom_ray.sampling import Chunk
+from blossom_ray.algorithms.selection import Chunk
+from blossom_ray.core.records import ActorRound, ClientEvaluation, ClientTraining
 
 
 @dataclass(eq=False)

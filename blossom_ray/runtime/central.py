@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossom_ray.aggregation import PartialSum
-from blossom_ray.blocks import BlockInstance, ClientProfile
+from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.client import ChunkEvaluation, SentBlock
+from blossom_ray.clients.engines import check_finite
+from blossom_ray.clients.local_training import LocalResult, Trainer, cut, kept_modalities, seeded_dropout
+from blossom_ray.clients.options import Training
+from blossom_ray.clients.phases import Phase
+from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
+from blossom_ray.clients.workspace import Workspace, client_workspace
+from blossom_ray.core.blocks import BlockInstance, ClientProfile
+from blossom_ray.core.records import ActorRound, ClientTraining, Failure, Scoring
+from blossom_ray.core.seeding import Purpose, generator, torch_seed
+from blossom_ray.core.sums import PartialSum
 from blossom_ray.errors import ClientError, RunError
-from blossom_ray.models.workspace import Workspace, client_workspace
-from blossom_ray.preparation import Preparation
-from blossom_ray.records import ActorRound, ClientTraining, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, Runtime
 from blossom_ray.runtime.kernels import Kernels
-from blossom_ray.sampling import Chunk
-from blossom_ray.scenario.sections import Training
-from blossom_ray.seeding import Purpose, generator, torch_seed
-from blossom_ray.training.engine import check_finite
-from blossom_ray.training.local_training import LocalResult, Trainer, cut, kept_modalities, seeded_dropout
-from blossom_ray.training.phases import Phase
+from blossom_ray.runtime.preparation import Preparation
 
 
 class CentralRuntime:

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from blossom_ray.blocks import BlockInstance
-from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.preparation import Preparation
-from blossom_ray.records import ClientTraining, Scoring
+from blossom_ray.algorithms.selection import Chunk
+from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
+from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.records import ClientTraining, Scoring
 from blossom_ray.runtime.kernels import Kernels, kernels
-from blossom_ray.sampling import Chunk
+from blossom_ray.runtime.preparation import Preparation
 
 if TYPE_CHECKING:
-    from blossom_ray.client_host import ClientHost
+    from blossom_ray.clients.host import ClientHost
 
 Buffers = Mapping[str, np.ndarray]
 # Block instances with their versions; their values follow as arguments of their own, in this order.
@@ -52,7 +52,7 @@ class ClientActor:
         import torch
 
         # Imported here, so that actors get ready while the data are being prepared elsewhere.
-        from blossom_ray.client_host import ClientHost
+        from blossom_ray.clients.host import ClientHost
 
         torch.set_num_threads(1)
         if 0 < num_gpus < 1:

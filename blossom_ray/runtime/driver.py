@@ -16,13 +16,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from blossom_ray.checkpoint import Session
 from blossom_ray.errors import DriverLostError
-from blossom_ray.preparation import Preparation
+from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.actors import ActorRuntime, spawn_clients
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.cluster import HeadNode, offered_room, ray_errors
 from blossom_ray.runtime.cluster import session as session_of_ray
+from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.runtime.prometheus import exported
-from blossom_ray.scenario import Scenario
 
 Loop = Callable[[Scenario, Session, Callable[[Preparation], Runtime], Callable[[], bool], int], Iterator[Any]]
 # Items of the event stream that may wait for whoever watches: the loop does not run far ahead of the run folder.

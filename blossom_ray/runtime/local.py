@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from blossom_ray.blocks import BlockInstance
+from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.client import ChunkEvaluation, SentBlock
-from blossom_ray.client_host import ClientHost
+from blossom_ray.clients.host import ClientHost
+from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
+from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.records import ActorRound, Failure, Scoring
 from blossom_ray.errors import ClientError
-from blossom_ray.preparation import Preparation
-from blossom_ray.records import ActorRound, Failure, Scoring
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
 from blossom_ray.runtime.kernels import Kernels
-from blossom_ray.sampling import Chunk
+from blossom_ray.runtime.preparation import Preparation
 
 
 class LocalRuntime:

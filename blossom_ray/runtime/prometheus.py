@@ -1,4 +1,4 @@
-"""Hands a run's metrics to Ray, whose agents serve them to Prometheus on every node. What they are: `telemetry.py`."""
+"""Hands a run's metrics to Ray, whose agents serve them to Prometheus. What they are: `runtime/telemetry.py`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import psutil
 from ray.util.metrics import Counter, Gauge
 
-from blossom_ray.records import RoundRecord
-from blossom_ray.scenario import Scenario
-from blossom_ray.telemetry import METRICS, RUN_TAGS, Metric, readings
+from blossom_ray.core.records import RoundRecord
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.telemetry import METRICS, RUN_TAGS, Metric, readings
 
 
 def exported(events: Iterator[Any], scenario: Scenario, run: str) -> Iterator[Any]:

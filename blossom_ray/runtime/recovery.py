@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from blossom_ray.core.records import Failure
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError
-from blossom_ray.records import Failure
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.placement import Room
-from blossom_ray.scenario.sections import ClientResources, Failures
+from blossom_ray.scenario.execution import ClientResources
+from blossom_ray.scenario.sections import Failures
 
 Loss = ActorLostError | ActorTimeoutError
 _PHASES = {"train": "training", "evaluate": "evaluation"}

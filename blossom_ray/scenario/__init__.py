@@ -1,5 +1,1 @@
-"""Scenarios: the typed sections, the YAML reader and its error messages."""
-
-from blossom_ray.scenario.model import Scenario
-
-__all__ = ["Scenario"]
+"""The tree of a scenario, which composes all options, and what is checked across sections."""

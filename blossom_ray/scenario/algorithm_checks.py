@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blossom_ray.blocks import CENTRAL, SCHEME_NAMES, Scope, SharingScheme, block_names, encoder_block
-from blossom_ray.scenario import sections as spec
-from blossom_ray.scenario.phrases import Finding, shown
+from blossom_ray.algorithms.options import FedAvg, Server
+from blossom_ray.clients.options import Training
+from blossom_ray.core.blocks import CENTRAL, SCHEME_NAMES, Scope, SharingScheme, block_names, encoder_block
+from blossom_ray.core.phrases import Finding, shown
+from blossom_ray.data.division_clients import ClientGroup
+from blossom_ray.models.options import Model
+from blossom_ray.scenario.sections import Evaluation
 
 
 def algorithm_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
@@ -56,7 +60,7 @@ def _central(sections: Mapping[str, Any]) -> Iterator[Finding]:
         "training.min_batch_size": (1, "1"),
         "server.clients_per_round": (1.0, "1.0"),
         "server.weighting": ("samples", "'samples'"),
-        "server.optimizer": (spec.FedAvg(kind="fedavg"), "'fedavg' with a learning rate of 1"),
+        "server.optimizer": (FedAvg(kind="fedavg"), "'fedavg' with a learning rate of 1"),
         "model.norm_statistics": ("shared", "'shared'"),
     }
     for path, (value, expected) in plain.items():
@@ -69,7 +73,7 @@ def _central(sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("model.missing", "is 'prototype', while sharing is 'central'", "another rule")
 
 
-def _alternation(training: spec.Training, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+def _alternation(training: Training, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
     if training.alternate is None:
         return
     trained = {scope for scope in scopes.values() if scope is not Scope.FROZEN}
@@ -79,13 +83,13 @@ def _alternation(training: spec.Training, scopes: Mapping[str, Scope]) -> Iterat
         yield Finding("training.alternate", found + "block is private", expected)
 
 
-def _entropies(task: str, server: spec.Server) -> Iterator[Finding]:
+def _entropies(task: str, server: Server) -> Iterator[Finding]:
     if server.weighting == "entropy" and task != "classification":
         found = f"is 'entropy', while the task is {task!r}, which has no probabilities of classes"
         yield Finding("server.weighting", found, "'samples' or 'uniform'")
 
 
-def _tuned_blocks(evaluation: spec.Evaluation, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+def _tuned_blocks(evaluation: Evaluation, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
     section = evaluation.fine_tune
     if section is None or section.blocks == "all":
         return
@@ -95,12 +99,12 @@ def _tuned_blocks(evaluation: spec.Evaluation, scopes: Mapping[str, Scope]) -> I
         yield Finding("evaluation.fine_tune.blocks", found, "'all', or blocks that are not frozen")
 
 
-def _stacks(training: spec.Training) -> bool:
+def _stacks(training: Training) -> bool:
     """Whether the scenario insists on stacks, for all clients or for some."""
     return "vectorized" in ([training.engine] if isinstance(training.engine, str) else training.engine.values())
 
 
-def _engine(training: spec.Training) -> Iterator[Finding]:
+def _engine(training: Training) -> Iterator[Finding]:
     if _stacks(training) and training.modality_dropout > 0:
         found = f"asks for 'vectorized', while training.modality_dropout is {training.modality_dropout}"
         yield Finding("training.engine", found, "'sequential' or 'auto', or a modality_dropout of 0")
@@ -109,7 +113,7 @@ def _engine(training: spec.Training) -> Iterator[Finding]:
         yield Finding("training.engine", found, "'sequential' or 'auto', or a min_batch_size of 1")
 
 
-def _prototypes_in_training(model: spec.Model, training: spec.Training) -> Iterator[Finding]:
+def _prototypes_in_training(model: Model, training: Training) -> Iterator[Finding]:
     if model.missing != "prototype":
         return
     if _stacks(training):
@@ -122,7 +126,7 @@ def _prototypes_in_training(model: spec.Model, training: spec.Training) -> Itera
 
 
 def _prototypes_of_encoders(
-    model: spec.Model, clients: tuple[spec.ClientGroup, ...], scopes: Mapping[str, Scope]
+    model: Model, clients: tuple[ClientGroup, ...], scopes: Mapping[str, Scope]
 ) -> Iterator[Finding]:
     if model.missing != "prototype":
         return

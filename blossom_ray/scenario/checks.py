@@ -7,14 +7,43 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from blossom_ray.blocks import ANY_ENCODER, SharingScheme, block_names, encoder_block, is_encoder
-from blossom_ray.locations import is_uri
-from blossom_ray.scenario import sections as spec
+from blossom_ray.algorithms.options import Server
+from blossom_ray.clients.options import CosineSchedule, Sgd, Training
+from blossom_ray.core.blocks import ANY_ENCODER, SharingScheme, block_names, encoder_block, is_encoder
+from blossom_ray.core.locations import is_uri
+from blossom_ray.core.phrases import Finding, did_you_mean, listed, one_of, shown
+from blossom_ray.core.scores import OTHER_COLUMNS, SCORES, SUFFIXES, Task
+from blossom_ray.data.division_clients import ClientGroup
+from blossom_ray.data.division_options import (
+    DirichletPartition,
+    GivenPartition,
+    IidPartition,
+    Partition,
+    QuantityPartition,
+)
+from blossom_ray.data.facts import DATASETS, num_subjects, shapes_of
+from blossom_ray.data.options import (
+    CustomData,
+    Data,
+    Downloaded,
+    PtbXlData,
+    SyntheticData,
+    SyntheticModality,
+    TableData,
+)
+from blossom_ray.models.options import (
+    Conv1dEncoder,
+    Conv2dEncoder,
+    ConvGruEncoder,
+    CustomFusion,
+    Encoder,
+    MlpHead,
+    Model,
+)
 from blossom_ray.scenario.algorithm_checks import algorithm_problems
 from blossom_ray.scenario.compat import compat_problems
-from blossom_ray.scenario.datasets import DATASETS, num_subjects, shapes_of
-from blossom_ray.scenario.phrases import Finding, did_you_mean, listed, one_of, shown
-from blossom_ray.scores import OTHER_COLUMNS, SCORES, SUFFIXES, Task
+from blossom_ray.scenario.execution import Execution
+from blossom_ray.scenario.sections import Evaluation, Stop
 
 # Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
 _MOST_SAMPLES = 10_000_000
@@ -52,7 +81,7 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         found += _given(data)
     if data is not None and "task" in sections:
         found += _task(data, sections["task"])
-    if isinstance(data, spec.PtbXlData) and "task" in sections:
+    if isinstance(data, PtbXlData) and "task" in sections:
         found += _ptb_xl_task(data, sections["task"])
     if model is not None and clients is not None:
         found += _modalities(model, clients)
@@ -96,7 +125,7 @@ def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
         sections: As for `cross_problems`.
     """
     data = sections.get("data")
-    if not isinstance(data, spec.Downloaded | spec.TableData) or data.path is None or _exists(data.path):
+    if not isinstance(data, Downloaded | TableData) or data.path is None or _exists(data.path):
         return []
     return [Finding("data.path", f"{shown(data.path)}, which does not exist", DATASETS[data.dataset].download)]
 
@@ -114,33 +143,33 @@ def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("stop", "asks for validation splits, and no client has one", f"{expected}, or null")
 
 
-def input_shapes(data: spec.Data, modalities: Iterable[str]) -> dict[str, tuple[int, ...]]:
+def input_shapes(data: Data, modalities: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Shape of one sample by modality, where the scenario alone tells it."""
     match data:
-        case spec.SyntheticData():
-            default = spec.SyntheticModality()
+        case SyntheticData():
+            default = SyntheticModality()
             listed_modalities = {name: data.modalities.get(name, default) for name in modalities}
             return {name: section.shape or _DEFAULT_SHAPES[section.kind] for name, section in listed_modalities.items()}
-        case spec.CustomData() | spec.TableData():
+        case CustomData() | TableData():
             return {}
         case _:
             shapes = shapes_of(data)
             return {name: shapes[name] for name in modalities if name in shapes}
 
 
-def _data(data: spec.Data) -> Iterator[Finding]:
-    if isinstance(data, spec.SyntheticData):
+def _data(data: Data) -> Iterator[Finding]:
+    if isinstance(data, SyntheticData):
         yield from _synthetic(data)
-    if isinstance(data, spec.Downloaded) and data.path is None:
+    if isinstance(data, Downloaded) and data.path is None:
         facts = DATASETS[data.dataset]
         yield Finding("data.path", "is null", f"{facts.download}; get it from {facts.page}")
 
 
-def _task(data: spec.Data, task: Task) -> Iterator[Finding]:
+def _task(data: Data, task: Task) -> Iterator[Finding]:
     tasks = DATASETS[data.dataset].tasks
     if task not in tasks:
         yield Finding("task", f"{shown(task)}, which the labels of {data.dataset} do not serve", one_of(tasks))
-    if isinstance(data, spec.SyntheticData):
+    if isinstance(data, SyntheticData):
         limit, what = (data.targets, "targets") if task == "regression" else (data.classes, "classes")
         for name, modality in data.modalities.items():
             groups = modality.distinguishable_classes
@@ -149,21 +178,21 @@ def _task(data: spec.Data, task: Task) -> Iterator[Finding]:
                 yield Finding(f"data.modalities.{name}.distinguishable_classes", f"is {groups}", expected)
 
 
-def _ptb_xl_task(data: spec.PtbXlData, task: str) -> Iterator[Finding]:
+def _ptb_xl_task(data: PtbXlData, task: str) -> Iterator[Finding]:
     suited = {"single": "classification", "multi": "multilabel"}
     if suited[data.labels] != task:
         expected = " or ".join(f"{labels!r} with task: {name}" for labels, name in suited.items())
         yield Finding("data.labels", f"is {data.labels!r}, while task is {task!r}", expected)
 
 
-def _from_data(data: spec.Data | None) -> Iterator[Finding]:
-    if data is not None and not isinstance(data.partition, spec.GivenPartition):
+def _from_data(data: Data | None) -> Iterator[Finding]:
+    if data is not None and not isinstance(data.partition, GivenPartition):
         found = f"is 'from-data', while data.partition.kind is {data.partition.kind!r}"
         yield Finding("clients", found, "groups of clients, or data.partition: {kind: given}")
 
 
-def _given(data: spec.Data) -> Iterator[Finding]:
-    if isinstance(data.partition, spec.GivenPartition) and not isinstance(data, spec.TableData | spec.CustomData):
+def _given(data: Data) -> Iterator[Finding]:
+    if isinstance(data.partition, GivenPartition) and not isinstance(data, TableData | CustomData):
         found = f"is 'given', while data.dataset is {data.dataset!r}, which does not say whose its samples are"
         yield Finding("data.partition.kind", found, "another kind, or dataset: table or custom")
 
@@ -175,7 +204,7 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _synthetic(data: spec.SyntheticData) -> Iterator[Finding]:
+def _synthetic(data: SyntheticData) -> Iterator[Finding]:
     for key, number in (("samples", data.samples), ("held_out_samples", data.held_out_samples)):
         if number > _MOST_SAMPLES:
             yield Finding(f"data.{key}", shown(number), f"at most {_MOST_SAMPLES:,}; larger data come in as own data")
@@ -195,7 +224,7 @@ def _synthetic(data: spec.SyntheticData) -> Iterator[Finding]:
                 yield Finding(f"data.{key}", found, "a number of subjects in data.subjects, or another choice")
 
 
-def _synthetic_sizes(data: spec.SyntheticData) -> Iterator[Finding]:
+def _synthetic_sizes(data: SyntheticData) -> Iterator[Finding]:
     for name, modality in data.modalities.items():
         num_values = math.prod(modality.shape or _DEFAULT_SHAPES[modality.kind])
         if num_values > _MOST_VALUES_OF_A_SAMPLE:
@@ -203,7 +232,7 @@ def _synthetic_sizes(data: spec.SyntheticData) -> Iterator[Finding]:
             yield Finding(f"data.modalities.{name}.shape", shown(modality.shape), expected)
 
 
-def _modalities(model: spec.Model, clients: tuple[spec.ClientGroup, ...]) -> Iterator[Finding]:
+def _modalities(model: Model, clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
     owned: dict[str, None] = {}
     for index, group in enumerate(clients):
         for position, modality in enumerate(group.modalities):
@@ -218,14 +247,14 @@ def _modalities(model: spec.Model, clients: tuple[spec.ClientGroup, ...]) -> Ite
             yield Finding(f"model.encoders.{modality}", "is an encoder that no client can train", expected)
 
 
-def _data_modalities(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
-    if isinstance(data, spec.SyntheticData):
+def _data_modalities(data: Data, model: Model) -> Iterator[Finding]:
+    if isinstance(data, SyntheticData):
         for name in data.modalities:
             if name not in model.encoders:
                 expected = f"a modality with an encoder: {listed(model.encoders)}"
                 near = did_you_mean(name, model.encoders)
                 yield Finding(f"data.modalities.{name}", "is a modality without an encoder", expected + near)
-    if isinstance(data, spec.Downloaded):
+    if isinstance(data, Downloaded):
         known = shapes_of(data)
         for name in model.encoders:
             if name not in known:
@@ -234,7 +263,7 @@ def _data_modalities(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
                 yield Finding(f"model.encoders.{name}", found, expected)
 
 
-def _encoder_shapes(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
+def _encoder_shapes(data: Data, model: Model) -> Iterator[Finding]:
     for name, shape in input_shapes(data, model.encoders).items():
         family = _family(data, name, shape)
         if len(shape) != len(_DEFAULT_SHAPES[family]):
@@ -251,18 +280,18 @@ def _encoder_shapes(data: spec.Data, model: spec.Model) -> Iterator[Finding]:
             yield Finding(f"{path}.channels", found, "fewer layers or larger samples")
 
 
-def _family(data: spec.Data, modality: str, shape: tuple[int, ...]) -> str:
-    if isinstance(data, spec.SyntheticData):
+def _family(data: Data, modality: str, shape: tuple[int, ...]) -> str:
+    if isinstance(data, SyntheticData):
         return data.modalities[modality].kind if modality in data.modalities else "sequence"
     return next(family for family, default in _DEFAULT_SHAPES.items() if len(default) == len(shape))
 
 
-def _last_map(encoder: spec.Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _last_map(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Length, or height and width, after all layers, as `models/encoders.py` builds them; () where none apply."""
     match encoder:
-        case spec.Conv1dEncoder() | spec.ConvGruEncoder():
+        case Conv1dEncoder() | ConvGruEncoder():
             kernels, stride, pool, sides = (encoder.kernel_size,) * len(encoder.channels), 1, 2, shape[:1]
-        case spec.Conv2dEncoder():
+        case Conv2dEncoder():
             kernels, stride, sides = _kernel_sizes(encoder), encoder.stride, shape[1:]
             pool = 2 if encoder.max_pool else 1
         case _:
@@ -274,19 +303,19 @@ def _last_map(encoder: spec.Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
     return sides
 
 
-def _kernel_sizes(encoder: spec.Conv2dEncoder) -> tuple[int, ...]:
+def _kernel_sizes(encoder: Conv2dEncoder) -> tuple[int, ...]:
     sizes = encoder.kernel_size
     return sizes if isinstance(sizes, tuple) else (sizes,) * len(encoder.channels)
 
 
-def _kernels(model: spec.Model) -> Iterator[Finding]:
+def _kernels(model: Model) -> Iterator[Finding]:
     for name, encoder in model.encoders.items():
-        if isinstance(encoder, spec.Conv2dEncoder) and len(_kernel_sizes(encoder)) != len(encoder.channels):
+        if isinstance(encoder, Conv2dEncoder) and len(_kernel_sizes(encoder)) != len(encoder.channels):
             expected = f"one number, or {len(encoder.channels)} of them, as many as channels"
             yield Finding(f"model.encoders.{name}.kernel_size", shown(encoder.kernel_size), expected)
 
 
-def _fractions(data: spec.Data) -> Iterator[Finding]:
+def _fractions(data: Data) -> Iterator[Finding]:
     if data.test_fraction + data.validation_fraction >= 1:
         found = (
             f"is {data.validation_fraction:g}, which beside data.test_fraction {data.test_fraction:g} leaves no samples"
@@ -294,12 +323,12 @@ def _fractions(data: spec.Data) -> Iterator[Finding]:
         yield Finding("data.validation_fraction", found + " to train on", "two fractions that sum to less than 1")
 
 
-def _normed_widths(model: spec.Model) -> Iterator[Finding]:
+def _normed_widths(model: Model) -> Iterator[Finding]:
     """One feature normalised by itself is zero, whatever it was."""
     widths: dict[str, int] = {}
-    if not isinstance(model.fusion, spec.CustomFusion) and model.fusion.norm in ("layer", "group"):
+    if not isinstance(model.fusion, CustomFusion) and model.fusion.norm in ("layer", "group"):
         widths["fusion.dim"] = model.fusion.dim
-    if isinstance(model.head, spec.MlpHead) and model.head.norm in ("layer", "group"):
+    if isinstance(model.head, MlpHead) and model.head.norm in ("layer", "group"):
         widths |= {f"head.hidden.{position}": width for position, width in enumerate(model.head.hidden)}
     for path, width in widths.items():
         if width == 1:
@@ -307,15 +336,15 @@ def _normed_widths(model: spec.Model) -> Iterator[Finding]:
             yield Finding(f"model.{path}", f"is 1, while norm is {norm!r}", "at least 2 features, or another norm")
 
 
-def _draws(data: spec.Data) -> Iterator[Finding]:
+def _draws(data: Data) -> Iterator[Finding]:
     """What the reference's code cannot draw."""
     if data.draws != "reference":
         return
     partition = data.partition
-    if not isinstance(partition, spec.IidPartition | spec.DirichletPartition):
+    if not isinstance(partition, IidPartition | DirichletPartition):
         found = f"is {partition.kind!r}, while data.draws is 'reference'"
         yield Finding("data.partition.kind", found, "'iid' or 'dirichlet'")
-    elif isinstance(partition, spec.DirichletPartition) and partition.equal_sizes:
+    elif isinstance(partition, DirichletPartition) and partition.equal_sizes:
         yield Finding("data.partition.equal_sizes", "is true, while data.draws is 'reference'", "false")
     if data.split != "sample":
         yield Finding("data.split", f"is {data.split!r}, while data.draws is 'reference'", "'sample'")
@@ -324,7 +353,7 @@ def _draws(data: spec.Data) -> Iterator[Finding]:
         yield Finding("data.validation_fraction", found, "0, or data.draws: seed")
 
 
-def _client_counts(data: spec.Data, num_clients: int) -> Iterator[Finding]:
+def _client_counts(data: Data, num_clients: int) -> Iterator[Finding]:
     partition = data.partition
     num_splits = 3 if data.validation_fraction else 2
     if partition.kind == "subject":
@@ -334,7 +363,7 @@ def _client_counts(data: spec.Data, num_clients: int) -> Iterator[Finding]:
             found = f"is 'subject', while {found_subjects} subjects stand against {num_clients} clients"
             why = f", for data.split: {data.split} puts whole subjects into each split" if each > 1 else ""
             yield Finding("data.partition.kind", found, f"at least {each} per client{why}")
-    if isinstance(data, spec.SyntheticData):
+    if isinstance(data, SyntheticData):
         if data.samples < num_splits * num_clients:
             expected = f"at least {num_splits * num_clients}, {num_splits} for each of {num_clients} clients"
             yield Finding("data.samples", f"is {data.samples}", expected)
@@ -344,15 +373,15 @@ def _client_counts(data: spec.Data, num_clients: int) -> Iterator[Finding]:
             yield Finding("data.partition.min_samples", found, expected)
 
 
-def _min_samples(partition: spec.Partition) -> int:
+def _min_samples(partition: Partition) -> int:
     match partition:
-        case spec.DirichletPartition() | spec.QuantityPartition():
+        case DirichletPartition() | QuantityPartition():
             return partition.min_samples
         case _:
             return 0
 
 
-def _sharing_map(sharing: Mapping[str, str], model: spec.Model) -> Iterator[Finding]:
+def _sharing_map(sharing: Mapping[str, str], model: Model) -> Iterator[Finding]:
     blocks = block_names(model.encoders)
     known = (ANY_ENCODER, *blocks)
     for block in sharing:
@@ -370,7 +399,7 @@ def _sharing_map(sharing: Mapping[str, str], model: spec.Model) -> Iterator[Find
         yield Finding("sharing", f"says nothing about {listed(uncovered)}", each)
 
 
-def _group_labels(sharing: Mapping[str, str], clients: tuple[spec.ClientGroup, ...]) -> Iterator[Finding]:
+def _group_labels(sharing: Mapping[str, str], clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
     for index, group in enumerate(clients):
         blocks = [block for block, scope in sharing.items() if scope == "group" and _may_hold(group, block)]
         if blocks and not group.group:
@@ -378,31 +407,31 @@ def _group_labels(sharing: Mapping[str, str], clients: tuple[spec.ClientGroup, .
             yield Finding(f"clients.{index}.group", found, "a label for every group of clients")
 
 
-def _may_hold(group: spec.ClientGroup, block: str) -> bool:
+def _may_hold(group: ClientGroup, block: str) -> bool:
     return block == ANY_ENCODER or not is_encoder(block) or block in map(encoder_block, group.modalities)
 
 
-def _cohort(server: spec.Server, num_clients: int) -> Iterator[Finding]:
+def _cohort(server: Server, num_clients: int) -> Iterator[Finding]:
     size = server.clients_per_round
     if isinstance(size, int) and size > num_clients:
         expected = f"at most {num_clients}, the number of clients"
         yield Finding("server.clients_per_round", f"is {size}", expected)
 
 
-def _fine_tuning_rounds(evaluation: spec.Evaluation) -> Iterator[Finding]:
+def _fine_tuning_rounds(evaluation: Evaluation) -> Iterator[Finding]:
     section = evaluation.fine_tune
     if section is not None and section.every is not None and section.every % evaluation.every:
         expected = f"a multiple of {evaluation.every}, since evaluation.every is {evaluation.every}"
         yield Finding("evaluation.fine_tune.every", f"is {section.every}", expected)
 
 
-def _held_out_rounds(evaluation: spec.Evaluation) -> Iterator[Finding]:
+def _held_out_rounds(evaluation: Evaluation) -> Iterator[Finding]:
     if evaluation.split == "validation" and evaluation.held_out == "every":
         found = "is 'every', while evaluation.split is 'validation', which scores the held-out set once"
         yield Finding("evaluation.held_out", found, "'final' or 'never'")
 
 
-def _stop(stop: spec.Stop, sections: Mapping[str, Any]) -> Iterator[Finding]:
+def _stop(stop: Stop, sections: Mapping[str, Any]) -> Iterator[Finding]:
     rounds = sections.get("rounds")
     if rounds is not None and stop.min_rounds > rounds:
         yield Finding("stop.min_rounds", f"is {stop.min_rounds}", f"at most {rounds}, the number of rounds")
@@ -419,7 +448,7 @@ def _stop(stop: spec.Stop, sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("stop.metric", shown(stop.metric), expected + did_you_mean(metric, known))
 
 
-def _metric_names(evaluation: spec.Evaluation) -> Iterator[Finding]:
+def _metric_names(evaluation: Evaluation) -> Iterator[Finding]:
     taken = OTHER_COLUMNS | {score.name for scores in SCORES.values() for score in scores}
     for name in evaluation.metrics:
         path = f"evaluation.metrics.{name}"
@@ -429,20 +458,20 @@ def _metric_names(evaluation: spec.Evaluation) -> Iterator[Finding]:
             yield Finding(path, f"ends with one of {listed(SUFFIXES)}, as summaries over clients do", "another name")
 
 
-def _training(training: spec.Training) -> Iterator[Finding]:
+def _training(training: Training) -> Iterator[Finding]:
     optimizer, schedule = training.optimizer, training.schedule
     if training.min_batch_size > training.batch_size:
         expected = f"at most {training.batch_size}, the batch size"
         yield Finding("training.min_batch_size", f"is {training.min_batch_size}", expected)
-    if isinstance(optimizer, spec.Sgd) and optimizer.nesterov and optimizer.momentum == 0:
+    if isinstance(optimizer, Sgd) and optimizer.nesterov and optimizer.momentum == 0:
         found = "is true, while momentum is 0"
         yield Finding("training.optimizer.nesterov", found, "false, or a momentum above 0")
-    if isinstance(schedule, spec.CosineSchedule) and schedule.min_lr > optimizer.lr:
+    if isinstance(schedule, CosineSchedule) and schedule.min_lr > optimizer.lr:
         expected = f"at most {optimizer.lr}, the learning rate of the optimizer"
         yield Finding("training.schedule.min_lr", f"is {schedule.min_lr}", expected)
 
 
-def _engines(training: spec.Training, clients: tuple[spec.ClientGroup, ...]) -> Iterator[Finding]:
+def _engines(training: Training, clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
     if isinstance(training.engine, str):
         return
     known = tuple(sorted({group.modality_set for group in clients}))
@@ -455,14 +484,14 @@ def _engines(training: spec.Training, clients: tuple[spec.ClientGroup, ...]) -> 
         yield Finding("training.engine", f"says nothing about {listed(missing)}", "an engine for every modality set")
 
 
-def _gpu_share(execution: spec.Execution) -> Iterator[Finding]:
+def _gpu_share(execution: Execution) -> Iterator[Finding]:
     share = execution.client_resources.num_gpus
     if 0 < share < _LEAST_SHARE:
         expected = f"0, or at least {_LEAST_SHARE}, the smallest part of a GPU that Ray gives"
         yield Finding("execution.client_resources.num_gpus", f"is {share:g}", expected)
 
 
-def _actor_per_client(training: spec.Training, execution: spec.Execution) -> Iterator[Finding]:
+def _actor_per_client(training: Training, execution: Execution) -> Iterator[Finding]:
     if execution.runtime == "local" or execution.clients_per_actor != 1 or training.engine == "auto":
         return
     if training.may_stack:

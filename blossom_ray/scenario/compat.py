@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blossom_ray.scenario.phrases import Finding, shown
+from blossom_ray.core.phrases import Finding, shown
 
 _REFERENCE: dict[str, Any] = {
     "data.draws": "reference",

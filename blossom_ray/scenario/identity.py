@@ -7,7 +7,7 @@ import json
 from functools import reduce
 from typing import Any
 
-from blossom_ray.scenario.model import Scenario
+from blossom_ray.scenario.tree import ScenarioTree
 from blossom_ray.scenario.writer import plain_tree
 
 _ADDED_LATER: dict[tuple[str, ...], Any] = {
@@ -23,7 +23,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
 
 
-def numbers_tree(scenario: Scenario) -> dict[str, Any]:
+def numbers_tree(scenario: ScenarioTree) -> dict[str, Any]:
     """The settings that a run's numbers follow from, defaults spelled out, as JSON values.
 
     Without the name, `checkpoint`, `failures`, all of `execution` but `chunk_size`, and keys of later versions at their
@@ -44,7 +44,7 @@ def numbers_tree(scenario: Scenario) -> dict[str, Any]:
     return plain
 
 
-def identity(scenario: Scenario) -> str:
+def identity(scenario: ScenarioTree) -> str:
     """SHA-256 (hex) over `numbers_tree`: equal for scenarios that give the same numbers on the same data."""
     return hashlib.sha256(json.dumps(numbers_tree(scenario), sort_keys=True).encode()).hexdigest()
 

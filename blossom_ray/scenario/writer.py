@@ -11,16 +11,16 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
+from blossom_ray.core.phrases import shown
+from blossom_ray.core.section import Section
 from blossom_ray.errors import Problem, ScenarioError
-from blossom_ray.scenario.model import Scenario
-from blossom_ray.scenario.phrases import shown
-from blossom_ray.scenario.sections import Section
+from blossom_ray.scenario.tree import ScenarioTree
 
 # Bare, these are no text in one version of YAML or another.
 _NOT_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 
 
-def scenario_yaml(scenario: Scenario) -> str:
+def scenario_yaml(scenario: ScenarioTree) -> str:
     """The resolved scenario as YAML 1.2: all defaults spelled out, in the order of the reference.
 
     Reading the text gives an equal scenario. A callable is written as `module:qualname`; one that no module holds
@@ -32,7 +32,7 @@ def scenario_yaml(scenario: Scenario) -> str:
     return _dumped(written_tree(scenario))
 
 
-def written_tree(scenario: Scenario) -> dict[str, Any]:
+def written_tree(scenario: ScenarioTree) -> dict[str, Any]:
     """What `scenario_yaml` writes, as a tree of plain values; callables by `module:qualname`.
 
     Raises:

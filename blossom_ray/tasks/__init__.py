@@ -1,14 +1,14 @@
-"""The tasks: what a model is trained for and scored by. `scores.py` has the names of the scores."""
+"""The tasks: what a model is trained for and scored by. `core/scores.py` has the names of the scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from blossom_ray.scenario.sections import Metric
-from blossom_ray.scores import Task
+from blossom_ray.core.scores import Task
 from blossom_ray.tasks.base import ClassCounts, Tally, TaskRules
 from blossom_ray.tasks.classification import Classification
 from blossom_ray.tasks.multilabel import Multilabel
+from blossom_ray.tasks.options import Metric
 from blossom_ray.tasks.own_metrics import WithMetrics
 from blossom_ray.tasks.regression import Regression
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from blossom_ray.core.scores import SCORES, Task
 from blossom_ray.errors import DataError
-from blossom_ray.scores import SCORES, Task
 
 IntArray = npt.NDArray[np.int64]
 DoubleArray = npt.NDArray[np.float64]

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 from blossom_ray import Run, Scenario, Sweep
-from blossom_ray.comparison.run_scores import run_scores
-from blossom_ray.sweeps.folder import is_sweep
+from blossom_ray.studies.comparison.run_scores import run_scores
+from blossom_ray.studies.sweeps.folder import is_sweep
 
 HERE = Path(__file__).parent
 VARIED = ("rounds", "model.fusion.kind", "model.norm_statistics", "sharing")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from blossom_ray.comparison.intervals import holm, t_interval, t_test
+from blossom_ray.studies.comparison.intervals import holm, t_interval, t_test
 
 CELLS = Path(__file__).parents[2] / "docs" / "results" / "paper-grid.csv"
 METRICS = {"accuracy": "accuracy", "macro_f1_present": "macro-F1"}

@@ -14,9 +14,9 @@ import pytest
 from scipy import stats
 
 from blossom_ray import Run, Scenario, compare, simulate
-from blossom_ray.comparison import formats
+from blossom_ray.core.records import ClassScores, RoundRecord
 from blossom_ray.errors import InputError
-from blossom_ray.records import ClassScores, RoundRecord
+from blossom_ray.studies.comparison import formats
 
 FEDERATION = {"data": {"fingerprint": "f", "partition": "p", "task": "classification", "num_classes": 2}}
 Scores = Mapping[tuple[str, str], tuple[float | None, float | None]]

@@ -15,13 +15,13 @@ from rich.console import Console
 from scipy import stats
 
 from blossom_ray import Run, Scenario, compare
-from blossom_ray.blocks import BlockInstance, Scope
-from blossom_ray.comparison import formats
-from blossom_ray.comparison.choosing import check_choice
-from blossom_ray.comparison.comparing import Comparison
+from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.core.records import BlockRound, ClientEvaluation, RoundRecord
 from blossom_ray.errors import InputError
-from blossom_ray.records import BlockRound, ClientEvaluation, RoundRecord
-from blossom_ray.sweeps.grid import Axis, expand
+from blossom_ray.studies.comparison import formats
+from blossom_ray.studies.comparison.choosing import check_choice
+from blossom_ray.studies.comparison.comparing import Comparison
+from blossom_ray.studies.sweeps.grid import Axis, expand
 
 ALL = "all clients"
 LR = "training.optimizer.lr"

@@ -4,9 +4,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from blossom_ray.blocks import BlockInstance, ClientProfile, Scope
-from blossom_ray.console.live import LiveView
-from blossom_ray.console.tables import (
+from blossom_ray.cli.console.live import LiveView
+from blossom_ray.cli.console.views import PlainView, choose_view, final_summary
+from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.core.records import ActorRound, BlockRound, ClientEvaluation, Failure, RoundRecord
+from blossom_ray.core.scores import default_score
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runs.folder import Run
+from blossom_ray.studies.tables import (
     CURVE_WIDTH,
     failure_line,
     format_bytes,
@@ -15,11 +20,6 @@ from blossom_ray.console.tables import (
     score_table,
     sparkline,
 )
-from blossom_ray.console.views import PlainView, choose_view, final_summary
-from blossom_ray.records import ActorRound, BlockRound, ClientEvaluation, Failure, RoundRecord
-from blossom_ray.results.run import Run
-from blossom_ray.scenario import Scenario
-from blossom_ray.scores import default_score
 
 LONG_SET = "accelerometer+gyroscope+magnetometer"
 PROFILES = (ClientProfile(0, ("acc",)), ClientProfile(1, ("acc",)), ClientProfile(2, tuple(LONG_SET.split("+"))))

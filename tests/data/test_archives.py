@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blossom_ray.data.archives import open_archive
+from blossom_ray.data.files.archives import open_archive
 from blossom_ray.errors import DataError
 
 MEMBERS = {"0.Stand/1_a.csv": b"1,2\n3,4\n", "0.Stand/2_a.csv": b"5,6\n", "notes.txt": b"read me"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from official_files import tone, write_clip
 from scipy.io import wavfile
 
-from blossom_ray.data.audio import decibels, mel_filters, mel_power, read_clip, read_wav, resampled
+from blossom_ray.data.sets.audio import decibels, mel_filters, mel_power, read_clip, read_wav, resampled
 from blossom_ray.errors import DataError
 
 

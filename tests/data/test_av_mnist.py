@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from official_files import SPEAKERS, idx, mnist_image, tone, write_av_mnist, write_mnist, write_spoken_digits
 
-from blossom_ray.data.audio import decibels, mel_power
-from blossom_ray.data.av_mnist import AvMnist
+from blossom_ray.data.audio_text_data import MelSpectrogram
 from blossom_ray.data.dataset import LeftOut
-from blossom_ray.data.mnist import normalised, read_mnist
-from blossom_ray.data.spoken_digits import Recording, list_recordings, open_spoken_digits
+from blossom_ray.data.sets.audio import decibels, mel_power
+from blossom_ray.data.sets.av_mnist import AvMnist
+from blossom_ray.data.sets.mnist import normalised, read_mnist
+from blossom_ray.data.sets.spoken_digits import Recording, list_recordings, open_spoken_digits
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.sections import MelSpectrogram
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/AV-MNIST"
 SMALL = MelSpectrogram(rate_hz=8000, duration_ms=400, window=256, hop=200, mels=8, channels=2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blossom_ray.data.cache import FOLDER_VARIABLE, Arrays, cache_folder, cached
+from blossom_ray.data.files.cache import FOLDER_VARIABLE, Arrays, cache_folder, cached
 from blossom_ray.errors import DataError
 
 KEY = {"source": [["a.csv", 12]], "rate": 100, "zscore": True}
@@ -184,7 +184,7 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from blossom_ray.data.cache import cached
+from blossom_ray.data.files.cache import cached
 
 def build():
     time.sleep(0.3)

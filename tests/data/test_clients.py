@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from blossom_ray import Dataset, from_arrays, write_table
 from blossom_ray.data.dataset import Targets
-from blossom_ray.data.federation import Federation, build_federation, examine_federation
-from blossom_ray.data.partition import PartitionError
+from blossom_ray.data.division.federation import Federation, build_federation, examine_federation
+from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.division_clients import ClientGroup
+from blossom_ray.data.options import CustomData, TableData
 from blossom_ray.data.sources import open_source
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.sections import ClientGroup, CustomData, TableData
 
 NUM_ROWS = 24
 OWNERS = ["b", "a", "c", "b", "a", "c"] * 4

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from blossom_ray.data.archives import open_archive
-from blossom_ray.data.csv_tables import check_unique, read_rows, whole_number
+from blossom_ray.data.files.archives import open_archive
+from blossom_ray.data.files.csv_tables import check_unique, read_rows, whole_number
 from blossom_ray.errors import DataError
 
 PLAIN = 'number,said,other\n1,"Well, yes",a\n2,"no;\nnever",b\n'

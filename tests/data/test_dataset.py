@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blossom_ray.core.scores import TASKS, Task
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.errors import DataError
-from blossom_ray.scores import TASKS, Task
 
 GOOD: dict[str, Any] = {
     "inputs": {"acc": np.ones((3, 4), np.float32)},

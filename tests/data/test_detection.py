@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from downloads import DOWNLOADS
 
-from blossom_ray.data.detection import LANDMARKS, find
-from blossom_ray.scenario.datasets import DATASETS
+from blossom_ray.data.facts import DATASETS
+from blossom_ray.data.sets.detection import LANDMARKS, find
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from blossom_ray.data.dataset import Targets
-from blossom_ray.data.federation import build_federation, examine_federation
-from blossom_ray.data.synthetic import synthetic_targets
-from blossom_ray.data.uci_har import UciHar
-from blossom_ray.scenario.sections import ClientGroup, CustomData, Data, SyntheticData, UciHarData
+from blossom_ray.data.division.federation import build_federation, examine_federation
+from blossom_ray.data.division_clients import ClientGroup
+from blossom_ray.data.options import CustomData, Data, SyntheticData, UciHarData
+from blossom_ray.data.sets.synthetic import synthetic_targets
+from blossom_ray.data.sets.uci_har import UciHar
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from official_files import SENTENCES, tone, write_iemocap
 
-from blossom_ray.data.iemocap import CLASS_NAMES, Iemocap
-from blossom_ray.data.speech import speech_frames
-from blossom_ray.data.text import text_vectors
+from blossom_ray.data.audio_text_data import SpeechFrames, TextTokens
+from blossom_ray.data.sets.iemocap import CLASS_NAMES, Iemocap
+from blossom_ray.data.sets.speech import speech_frames
+from blossom_ray.data.sets.text import text_vectors
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.sections import SpeechFrames, TextTokens
 
 AUDIO, TEXT = SpeechFrames(frames=12, mels=6), TextTokens(tokens=7, dim=16)
 # By name, so the women of a dialogue come first: F000 neu, F001 ang, F003 neu, M000 hap, M001 exc, M002 sad; F002 and

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blossom_ray.data.cache import FOLDER_VARIABLE
-from blossom_ray.data.ku_har import CLASS_NAMES, PAPER_CLASS_NAMES, SUBSAMPLES, KuHar
+from blossom_ray.data.files.cache import FOLDER_VARIABLE
+from blossom_ray.data.sets.ku_har import CLASS_NAMES, PAPER_CLASS_NAMES, SUBSAMPLES, KuHar
 from blossom_ray.errors import DataError
-from blossom_ray.scenario import Scenario
+from blossom_ray.reading.scenario import Scenario
 
 LABELS = [0, 0, 1, 5, 8, 11, 14, 15, 16, 17]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from official_files import MELD_COLUMNS, meld_rows, tone, write_clip, write_meld, write_meld_csv, write_wav
 
-from blossom_ray.data.meld import EMOTIONS, PAPER_EMOTIONS, Meld
-from blossom_ray.data.speech import speech_frames
-from blossom_ray.data.text import text_vectors
+from blossom_ray.data.audio_text_data import SpeechFrames, TextTokens
+from blossom_ray.data.sets.meld import EMOTIONS, PAPER_EMOTIONS, Meld
+from blossom_ray.data.sets.speech import speech_frames
+from blossom_ray.data.sets.text import text_vectors
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.sections import SpeechFrames, TextTokens
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/MELD"
 AUDIO, TEXT = SpeechFrames(frames=20, mels=6), TextTokens(tokens=7, dim=16)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from blossom_ray.data.dataset import Pieces, Targets
-from blossom_ray.data.federation import Federation, build_federation
-from blossom_ray.data.overlap import Overlap
-from blossom_ray.data.split import Split
-from blossom_ray.data.uci_har import UciHar
-from blossom_ray.scenario.sections import UciHarData
+from blossom_ray.data.division.federation import Federation, build_federation
+from blossom_ray.data.division.overlap import Overlap
+from blossom_ray.data.division.split import Split
+from blossom_ray.data.options import UciHarData
+from blossom_ray.data.sets.uci_har import UciHar
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
 

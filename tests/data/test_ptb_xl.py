@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blossom_ray.data import ptb_xl_official
-from blossom_ray.data.cache import FOLDER_VARIABLE
-from blossom_ray.data.ptb_xl import PtbXl
-from blossom_ray.data.ptb_xl_official import NUM_OF_SUPERCLASS, NUM_RECORDS
-from blossom_ray.data.ptb_xl_records import LEADS, SUPERCLASSES
+from blossom_ray.data.files.cache import FOLDER_VARIABLE
+from blossom_ray.data.sets import ptb_xl_official
+from blossom_ray.data.sets.ptb_xl import PtbXl
+from blossom_ray.data.sets.ptb_xl_official import NUM_OF_SUPERCLASS, NUM_RECORDS
+from blossom_ray.data.sets.ptb_xl_records import LEADS, SUPERCLASSES
 from blossom_ray.errors import DataError
-from blossom_ray.scenario import Scenario
+from blossom_ray.reading.scenario import Scenario
 
 SUBSET = Path(__file__).parents[3] / "shared/data/PTB-XL-subset"
 COLUMNS = ["ecg_id", "patient_id", "age", "report", "scp_codes", "strat_fold", "filename_lr", "filename_hr"]

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.data.dataset import Targets
-from blossom_ray.data.federation import build_federation
-from blossom_ray.data.partition import PartitionError
-from blossom_ray.data.reference import reference_splits
-from blossom_ray.data.uci_har import UciHar
-from blossom_ray.scenario.sections import SyntheticData
+from blossom_ray.data.division.blossom_code import reference_splits
+from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.options import SyntheticData
+from blossom_ray.data.sets.uci_har import UciHar
 
 # Samples of each activity in the official training part of UCI-HAR, in label order, and the ten client sizes that
 # PAPER.md gives for them.

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from blossom_ray import DataError, Scenario, ScenarioError, simulate
-from blossom_ray.data.remote import local_path
-from blossom_ray.locations import is_uri
+from blossom_ray.core.locations import is_uri
+from blossom_ray.data.files.remote import local_path
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from blossom_ray.blocks import ClientProfile
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.federation import Federation, build_federation
+from blossom_ray.data.division.federation import Federation, build_federation
+from blossom_ray.data.division.split import Split
+from blossom_ray.data.options import SyntheticData, SyntheticModality
+from blossom_ray.data.sets.synthetic import synthetic_dataset
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
-from blossom_ray.data.split import Split
-from blossom_ray.data.synthetic import synthetic_dataset
 from blossom_ray.errors import DataError, RunFolderError
-from blossom_ray.scenario.sections import SyntheticData, SyntheticModality
 
 PROFILES = [
     ClientProfile(0, ("acc",)),

@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 from official_files import write_av_mnist, write_iemocap, write_meld
 
+from blossom_ray.data.audio_text_data import AvMnistData, IemocapData, MeldData, TextTokens
 from blossom_ray.data.dataset import Dataset
+from blossom_ray.data.options import CustomData, SyntheticData, UciHarData
 from blossom_ray.data.sources import open_source
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.sections import (
-    AvMnistData,
-    CustomData,
-    IemocapData,
-    MeldData,
-    SyntheticData,
-    TextTokens,
-    UciHarData,
-)
 
 
 def own_dataset(rows: int = 6, class_names: tuple[str, ...] = ("no", "yes")) -> Dataset:

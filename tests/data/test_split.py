@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.data.dataset import Pieces, Targets
-from blossom_ray.data.partition import PartitionError
-from blossom_ray.data.split import Split, split_parts
-from blossom_ray.scenario.sections import SyntheticData
+from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.division.split import Split, split_parts
+from blossom_ray.data.options import SyntheticData
 
 
 def spec_of(**values: Any) -> SyntheticData:

@@ -7,10 +7,10 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from blossom_ray import Dataset
-from blossom_ray.blocks import ClientProfile
-from blossom_ray.data.federation import Federation
-from blossom_ray.data.split import Split
-from blossom_ray.data.standardization import standardized
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.division.split import Split
+from blossom_ray.data.division.standardization import standardized
 
 PROFILES = (ClientProfile(0, ("a",)), ClientProfile(1, ("a", "b")))
 CHANNELS = {(5,): -1, (7, 3): -1, (2, 6, 4): 1, (2, 2, 2, 2): None}

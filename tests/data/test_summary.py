@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.federation import Federation
-from blossom_ray.data.split import Split
+from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.division.split import Split
 from blossom_ray.data.summary import shares, summarise
 
 INPUTS = {"m": np.array([[[0.0], [2.0]], [[4.0], [6.0]], [[-2.0], [2.0]]], np.float32)}

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.synthetic import synthetic_dataset, synthetic_targets
-from blossom_ray.data.synthetic_views import ceiling, seen_outputs, views
+from blossom_ray.data.options import SyntheticData, SyntheticModality
+from blossom_ray.data.sets.synthetic import synthetic_dataset, synthetic_targets
+from blossom_ray.data.sets.synthetic_views import ceiling, seen_outputs, views
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.sections import SyntheticData, SyntheticModality
-from blossom_ray.scores import Task
 
 
 def spec_of(modalities: dict[str, SyntheticModality] | None = None, **values: object) -> SyntheticData:

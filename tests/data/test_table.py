@@ -17,13 +17,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from blossom_ray.core.scores import Task
 from blossom_ray.data.arrays import from_arrays
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.table import Table
-from blossom_ray.data.table_writer import write_table
+from blossom_ray.data.options import TableData
+from blossom_ray.data.table.source import Table
+from blossom_ray.data.table.writer import write_table
 from blossom_ray.errors import DataError, RunFolderError
-from blossom_ray.scenario.sections import TableData
-from blossom_ray.scores import Task
 
 ACC = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
 GOOD: dict[str, Any] = {"acc": ACC.tolist(), "label": ["run", "sit", "run", "lie"]}
@@ -751,7 +751,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from blossom_ray.data.table import Table
+from blossom_ray.data.table.source import Table
 from blossom_ray.scenario.sections import TableData
 def highest_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

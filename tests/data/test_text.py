@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.data.text import text_key, text_vectors, word_vector, words
+from blossom_ray.data.audio_text_data import TextTokens
+from blossom_ray.data.sets.text import text_key, text_vectors, word_vector, words
 from blossom_ray.errors import DataError
-from blossom_ray.scenario.sections import TextTokens
 
 
 def tokens(**values: object) -> TextTokens:

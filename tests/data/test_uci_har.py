@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.uci_har import CLASS_NAMES, UciHar
+from blossom_ray.data.sets.uci_har import CLASS_NAMES, UciHar
 from blossom_ray.errors import DataError
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"

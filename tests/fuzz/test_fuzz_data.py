@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from mutations import LONGEST_CASE_S, ByteEdit, byte_edits, damaged, few, outcome
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.federation import examine_federation
+from blossom_ray.data.division.federation import examine_federation
+from blossom_ray.data.sets.uci_har import UciHar
 from blossom_ray.data.sources import open_source
-from blossom_ray.data.uci_har import UciHar
 from blossom_ray.errors import BlossomError, DataError, InputError
-from blossom_ray.scenario import Scenario
+from blossom_ray.reading.scenario import Scenario
 
 NUM_ROWS = {"train": 6, "test": 3}
 TOP = "UCI HAR Dataset/"

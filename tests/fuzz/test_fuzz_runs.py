@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import LONGEST_CASE_S, ByteEdit, TreeEdit, byte_edits, changed, damaged, few, outcome, tree_edits
 
-from blossom_ray.api import recorded, resumed
 from blossom_ray.checkpoint import _index_checksum
 from blossom_ray.errors import BlossomError, InputError
-from blossom_ray.results.run import MANIFEST_FILE, SCENARIO_FILE, Run
-from blossom_ray.scenario import Scenario
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runs.folder import MANIFEST_FILE, SCENARIO_FILE, Run
+from blossom_ray.runs.session import recorded, resumed
 
 NUM_ROUNDS = 4
 STOP_AFTER = 3

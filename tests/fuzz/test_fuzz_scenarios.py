@@ -30,7 +30,7 @@ from mutations import (
 
 from blossom_ray.cli.loading import load_scenario
 from blossom_ray.errors import BlossomError, ScenarioError
-from blossom_ray.scenario.yaml_tree import parse_yaml
+from blossom_ray.reading.yaml_tree import parse_yaml
 
 FILES = tuple(path.read_bytes() for path in sorted((REPOSITORY / "scenarios").glob("*.yaml")))
 TREES = (SMALL, *(document.root.plain() for text in FILES if (document := parse_yaml(text.decode())).root is not None))

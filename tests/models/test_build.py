@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from blossom_ray.errors import InputError
 from blossom_ray.models.build import build_block, build_client_model, embedding_dims
-from blossom_ray.scenario.sections import Model
+from blossom_ray.models.options import Model
 
 CONV_GRU = {"kind": "conv-gru"}
 HAR: dict[str, Any] = {"encoders": {"acc": CONV_GRU, "gyro": CONV_GRU}, "head": {"kind": "mlp"}}

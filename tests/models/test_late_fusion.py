@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.late_fusion import LateFusionModel, held_blocks
-from blossom_ray.scenario import sections
+from blossom_ray.models.options import AttentionFusion, ConcatFusion, Fusion, GatedFusion, MeanFusion, Model
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"acc.x": (8, 3), "gyro": (1, 8, 8), "text": (5,)}
 FUSIONS = (
-    sections.AttentionFusion(kind="attention", dim=6),
-    sections.ConcatFusion(kind="concat", dim=6),
-    sections.MeanFusion(kind="mean", dim=6),
-    sections.GatedFusion(kind="gated", dim=6),
+    AttentionFusion(kind="attention", dim=6),
+    ConcatFusion(kind="concat", dim=6),
+    MeanFusion(kind="mean", dim=6),
+    GatedFusion(kind="gated", dim=6),
 )
 
 
-def section(missing: str = "mask", fusion: sections.Fusion = FUSIONS[0]) -> sections.Model:
-    return sections.Model.model_validate(
+def section(missing: str = "mask", fusion: Fusion = FUSIONS[0]) -> Model:
+    return Model.model_validate(
         {
             "encoders": {
                 "acc.x": {"kind": "conv-gru", "channels": [4], "dim": 5},
@@ -38,9 +38,7 @@ def section(missing: str = "mask", fusion: sections.Fusion = FUSIONS[0]) -> sect
     )
 
 
-def client_model(
-    owned: tuple[str, ...], missing: str = "mask", fusion: sections.Fusion = FUSIONS[0]
-) -> LateFusionModel:
+def client_model(owned: tuple[str, ...], missing: str = "mask", fusion: Fusion = FUSIONS[0]) -> LateFusionModel:
     return build_client_model(section(missing, fusion), SHAPES, 3, owned, seed=7)
 
 
@@ -53,7 +51,7 @@ def inputs(owned: tuple[str, ...], batch_size: int = 4) -> dict[str, Tensor]:
 @pytest.mark.parametrize("missing", ["mask", "zero-embedding", "zero-input"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("owned", [("acc.x",), ("gyro", "text"), ("acc.x", "gyro", "text")])
-def test_logits_for_every_rule_and_modality_set(missing: str, fusion: sections.Fusion, owned: tuple[str, ...]) -> None:
+def test_logits_for_every_rule_and_modality_set(missing: str, fusion: Fusion, owned: tuple[str, ...]) -> None:
     model = client_model(owned, missing, fusion)
     model.train()
     assert model(inputs(owned)).shape == (4, 3)
@@ -63,7 +61,7 @@ def test_logits_for_every_rule_and_modality_set(missing: str, fusion: sections.F
 
 
 @pytest.mark.parametrize("fusion", [FUSIONS[0], FUSIONS[2]])
-def test_mask_output_depends_on_nothing_of_an_absent_modality(fusion: sections.Fusion) -> None:
+def test_mask_output_depends_on_nothing_of_an_absent_modality(fusion: Fusion) -> None:
     model = client_model(("acc.x",), fusion=fusion)
     before = model(inputs(("acc.x",)))
     block: Any = model.blocks["fusion"]
@@ -71,7 +69,7 @@ def test_mask_output_depends_on_nothing_of_an_absent_modality(fusion: sections.F
         for index in (1, 2):
             for parameter in block.projections[index].parameters():
                 parameter.add_(1.0)
-        if isinstance(fusion, sections.AttentionFusion):
+        if isinstance(fusion, AttentionFusion):
             block.scores.weight[:, 5:] += 1.0
             block.scores.bias[1:] += 1.0
     assert torch.equal(model(inputs(tuple(SHAPES))), before)
@@ -90,7 +88,7 @@ def test_zero_embedding_gives_attention_to_absent_modalities() -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_zero_input_equals_a_client_that_owns_zeros(fusion: sections.Fusion) -> None:
+def test_zero_input_equals_a_client_that_owns_zeros(fusion: Fusion) -> None:
     batch = inputs(tuple(SHAPES)) | {name: torch.zeros(4, *SHAPES[name]) for name in ("gyro", "text")}
     stands_in = client_model(("acc.x",), "zero-input", fusion)({"acc.x": batch["acc.x"]})
     torch.testing.assert_close(stands_in, client_model(tuple(SHAPES), "mask", fusion)(batch))

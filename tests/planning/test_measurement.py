@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.client_host import ClientHost
-from blossom_ray.planning.measurement import ChunkProbe, _fastest, measured
-from blossom_ray.preparation import Preparation, prepare
-from blossom_ray.scenario.sections import EngineName
+from blossom_ray.clients.host import ClientHost
+from blossom_ray.clients.options import EngineName
+from blossom_ray.runtime.measurement import ChunkProbe, _fastest, measured
+from blossom_ray.runtime.preparation import Preparation, prepare
 
 SETS = ("acc", "acc+gyro", "gyro")
 MIXED: dict[str, EngineName] = {"acc": "vectorized", "acc+gyro": "sequential", "gyro": "sequential"}

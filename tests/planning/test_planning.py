@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from blossom_ray import Scenario, simulate
 from blossom_ray.cli import app
 from blossom_ray.errors import InputError
-from blossom_ray.planning.plan import Plan, make_plan
 from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, this_machine
+from blossom_ray.studies.plan import Plan, make_plan
 
 TWO_CORES = Room(num_cpus=2, num_gpus=0, memory_bytes=16 * 2**30)
 ON_RAY = {"execution.runtime": "ray"}

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from blossom_ray import Run, Scenario, report, simulate
 from blossom_ray.cli import main
 from blossom_ray.errors import InputError, RunFolderError
-from blossom_ray.results.run import RunWriter
+from blossom_ray.runs.folder import RunWriter
 from blossom_ray.scenario.writer import scenario_yaml
 
 CHROMIUM = next(

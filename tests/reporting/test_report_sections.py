@@ -7,14 +7,14 @@ import polars as pl
 import pytest
 
 from blossom_ray import Run, Scenario, compare, simulate
-from blossom_ray.comparison.run_selection import collect
-from blossom_ray.records import ClientEvaluation, RoundRecord
-from blossom_ray.reporting.charts import figure_style
-from blossom_ray.reporting.compared import comparison_section, variants_of
-from blossom_ray.reporting.costs import failure_section, time_section, traffic_section
-from blossom_ray.reporting.parts import ReportSection
-from blossom_ray.reporting.scores import client_section, curve_section, modality_section
-from blossom_ray.reporting.variants import Variant, format_mean, format_value, headline_scores
+from blossom_ray.core.records import ClientEvaluation, RoundRecord
+from blossom_ray.studies.comparison.run_selection import collect
+from blossom_ray.studies.reports.charts import figure_style
+from blossom_ray.studies.reports.compared import comparison_section, variants_of
+from blossom_ray.studies.reports.costs import failure_section, time_section, traffic_section
+from blossom_ray.studies.reports.parts import ReportSection
+from blossom_ray.studies.reports.scores import client_section, curve_section, modality_section
+from blossom_ray.studies.reports.variants import Variant, format_mean, format_value, headline_scores
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from pages import PageTable, ReportPage
 from rich.console import Console
 
 from blossom_ray import Run, Scenario, compare, report, simulate
-from blossom_ray.comparison import formats
-from blossom_ray.data.federation import build_federation
+from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.sources import open_source
+from blossom_ray.studies.comparison import formats
 
 SCHEMES = ("full-model", "private-head")
 RULES = ("mask", "zero-embedding")
@@ -259,7 +259,7 @@ def percent(part: int, whole: int) -> str:
 
 
 def test_old_manifests_leave_out_what_they_do_not_say(tiny: Scenario) -> None:
-    from blossom_ray.reporting.federation import federation_section
+    from blossom_ray.studies.reports.federation import federation_section
 
     run = simulate(tiny)
     assert isinstance(run, Run)

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blossom_ray.blocks import ClientProfile
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.records import ClassScores, ClientEvaluation, ClientTraining, RoundRecord
 from blossom_ray.errors import RunFolderError
-from blossom_ray.records import ClassScores, ClientEvaluation, ClientTraining, RoundRecord
-from blossom_ray.results.late_scores import late_entry, with_late_scores, without_late_scores
-from blossom_ray.results.run import Run, RunWriter
-from blossom_ray.results.table_files import in_memory_tables, read_table
-from blossom_ray.results.table_sums import lost_rows, sums_by_round
+from blossom_ray.runs.folder import Run, RunWriter
+from blossom_ray.runs.late_scores import late_entry, with_late_scores, without_late_scores
+from blossom_ray.runs.table_files import in_memory_tables, read_table
+from blossom_ray.runs.table_sums import lost_rows, sums_by_round
 
 PROFILES = tuple(ClientProfile(index, ("acc",)) for index in range(4))
 

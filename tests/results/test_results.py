@@ -11,12 +11,12 @@ from conftest import REPOSITORY
 from polars.testing import assert_frame_equal
 
 from blossom_ray import simulate
-from blossom_ray.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
 from blossom_ray.errors import RunFolderError, ScenarioError
-from blossom_ray.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
-from blossom_ray.results.run import Run, RunWriter, new_run_folder
-from blossom_ray.results.table_files import read_table
-from blossom_ray.scenario import Scenario
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runs.folder import Run, RunWriter, new_run_folder
+from blossom_ray.runs.table_files import read_table
 
 PROFILES = (
     ClientProfile(0, ("acc",)),

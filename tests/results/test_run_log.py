@@ -13,10 +13,10 @@ import pytest
 from conftest import REPOSITORY
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import recorded, resumed
+from blossom_ray.core.records import Failure, RoundRecord
 from blossom_ray.errors import RunError, RunFolderError
-from blossom_ray.records import Failure, RoundRecord
-from blossom_ray.results.run_log import LOG_FILE, LOGGER, RunLog
+from blossom_ray.runs.log import LOG_FILE, LOGGER, RunLog
+from blossom_ray.runs.session import recorded, resumed
 
 
 def lines(folder: Path | None) -> list[dict[str, Any]]:

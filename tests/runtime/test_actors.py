@@ -15,10 +15,10 @@ from ray import cloudpickle
 from torch import nn
 
 from blossom_ray import RunError, Scenario, simulate
-from blossom_ray.client_host import ClientHost
+from blossom_ray.clients.host import ClientHost
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError
-from blossom_ray.preparation import Preparation, prepare
 from blossom_ray.runtime import actors
+from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.server import initial_server
 from blossom_ray.simulation import run_rounds
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import recorded, resumed
-from blossom_ray.results.run import MANIFEST_FILE
+from blossom_ray.runs.folder import MANIFEST_FILE
+from blossom_ray.runs.session import recorded, resumed
 from blossom_ray.runtime.kernels import gathered, kernels
 
 

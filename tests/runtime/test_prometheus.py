@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from blossom_ray import Scenario
-from blossom_ray.api import recorded
-from blossom_ray.results.run import new_run_folder
-from blossom_ray.telemetry import METRICS
+from blossom_ray.runs.folder import new_run_folder
+from blossom_ray.runs.session import recorded
+from blossom_ray.runtime.telemetry import METRICS
 
 pytestmark = pytest.mark.ray
 _PATIENCE_S = 120.0

@@ -15,15 +15,16 @@ from ray import cloudpickle
 from torch import nn
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import events
+from blossom_ray.algorithms.selection import Chunk
+from blossom_ray.core.records import RoundRecord, Scoring
 from blossom_ray.errors import ActorLostError, ClientError, RunError
-from blossom_ray.records import RoundRecord, Scoring
+from blossom_ray.runs.session import events
 from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor
 from blossom_ray.runtime.placement import Room
 from blossom_ray.runtime.recovery import Recovery, check_room
-from blossom_ray.sampling import Chunk
-from blossom_ray.scenario.sections import ClientResources, Failures
+from blossom_ray.scenario.execution import ClientResources
+from blossom_ray.scenario.sections import Failures
 from blossom_ray.simulation import LateScores, RunInfo
 
 # Actors cannot import this file.

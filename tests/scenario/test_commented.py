@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blossom_ray import Scenario
-from blossom_ray.scenario.commented import commented_yaml
-from blossom_ray.scenario.packaged import packaged_scenarios
-from blossom_ray.scenario.reader import inspect_scenario
+from blossom_ray.reading.commented import commented_yaml
+from blossom_ray.reading.packaged import packaged_scenarios
+from blossom_ray.reading.scenario import inspect_scenario
 
 SMALLEST = """\
 rounds: 3
@@ -27,7 +27,7 @@ rounds: 3
 
 # The data set, its partition over clients and the clients' test splits.
 data:
-  # Generated samples; the formula stands in `blossom_ray/data/synthetic.py` and in the docs.
+  # Generated samples; the formula stands in `blossom_ray/data/sets/synthetic.py` and in the docs.
   # Choices: synthetic, uci-har, ku-har, ptb-xl, av-mnist, meld, iemocap, table, custom.
   dataset: synthetic
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blossom_ray import Scenario
-from blossom_ray.scenario.packaged import packaged_scenarios, scenario_path, shows
+from blossom_ray.reading.packaged import packaged_scenarios, scenario_path, shows
 
 REPOSITORY = Path(__file__).parents[2]
 

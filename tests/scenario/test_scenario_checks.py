@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from blossom_ray.reading.scenario import inspect_scenario
 from blossom_ray.scenario.checks import cross_problems, input_shapes
-from blossom_ray.scenario.reader import inspect_scenario
 
 BASE = """\
 rounds: 2
@@ -330,8 +330,8 @@ def test_the_real_uci_har_path_is_accepted(problems):
 
 
 def test_known_shapes_agree_with_the_data_sources():
-    from blossom_ray.data.synthetic import synthetic_dataset
-    from blossom_ray.scenario.sections import SyntheticData, SyntheticModality
+    from blossom_ray.data.options import SyntheticData, SyntheticModality
+    from blossom_ray.data.sets.synthetic import synthetic_dataset
 
     data = SyntheticData(
         dataset="synthetic",

@@ -7,9 +7,8 @@ import re
 import pytest
 
 from blossom_ray.errors import ScenarioError
-from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.overrides import apply_overrides, parse_assignment
-from blossom_ray.scenario.reader import inspect_scenario, read_scenario
+from blossom_ray.reading.overrides import apply_overrides, parse_assignment
+from blossom_ray.reading.scenario import Scenario, inspect_scenario, read_scenario
 
 SMALL = """\
 rounds: 2

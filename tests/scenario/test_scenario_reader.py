@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.errors import Problem, ScenarioError
-from blossom_ray.scenario import Scenario
-from blossom_ray.scenario.reader import inspect_scenario, read_scenario
-from blossom_ray.scenario.yaml_tree import parse_yaml, resolve_scalar
+from blossom_ray.reading.scenario import Scenario, inspect_scenario, read_scenario
+from blossom_ray.reading.yaml_tree import parse_yaml, resolve_scalar
 
 QUICKSTART = """\
 name: quickstart

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from blossom_ray.scenario.model import Scenario
-from blossom_ray.scenario.reference import json_schema, reference_markdown
+from blossom_ray.reading.reference import json_schema, reference_markdown
+from blossom_ray.reading.scenario import Scenario
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "scenario-reference.md"
 
@@ -49,7 +49,7 @@ def test_the_schema_is_plain_json_of_draft_2020_12():
 
 def test_validation_loads_no_heavy_package():
     code = (
-        "import sys, blossom_ray.scenario.reader, blossom_ray.scenario.reference\n"
+        "import sys, blossom_ray.reading.scenario, blossom_ray.reading.reference\n"
         "print(sorted({'torch', 'ray', 'polars', 'numpy', 'pyarrow'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from blossom_ray.errors import RunError
-from blossom_ray.submission import archive
-from blossom_ray.submission.runs import _unpack
+from blossom_ray.studies.jobs import archive
+from blossom_ray.studies.jobs.runs import _unpack
 
 
 def lines_of(folder: Path, *names: str) -> list[str]:

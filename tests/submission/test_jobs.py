@@ -3,7 +3,7 @@
 import pytest
 
 from blossom_ray.errors import InputError, RunError
-from blossom_ray.submission.jobs import Jobs, check_with_ray, checked_address
+from blossom_ray.studies.jobs.jobs import Jobs, check_with_ray, checked_address
 
 
 @pytest.mark.parametrize("address", ["http://head:8265", "https://head", "http://[::1]:8265/", "http://head:1/ray"])

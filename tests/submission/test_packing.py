@@ -14,8 +14,8 @@ import pytest
 from blossom_ray import Scenario
 from blossom_ray.errors import InputError
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.submission import selection
-from blossom_ray.submission.packing import SCENARIO, Package, pack
+from blossom_ray.studies.jobs import selection
+from blossom_ray.studies.jobs.packing import SCENARIO, Package, pack
 
 HEAD = """\
 import torch

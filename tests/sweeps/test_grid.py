@@ -9,7 +9,15 @@ import pytest
 from conftest import REPOSITORY
 
 from blossom_ray import Scenario, ScenarioError
-from blossom_ray.sweeps.grid import Axis, expand, parse_axis, parse_seeds, setting_name, short_labels, value_text
+from blossom_ray.studies.sweeps.grid import (
+    Axis,
+    expand,
+    parse_axis,
+    parse_seeds,
+    setting_name,
+    short_labels,
+    value_text,
+)
 
 QUICKSTART = REPOSITORY / "scenarios" / "quickstart.yaml"
 

@@ -19,13 +19,13 @@ import pytest
 
 from blossom_ray import Run, Scenario, Sweep, compare, simulate, sweep
 from blossom_ray.errors import InputError, RunFolderError
-from blossom_ray.results.run import RunWriter
+from blossom_ray.runs.folder import RunWriter
 from blossom_ray.runtime.placement import Room
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.sweeps.cell_placement import fitting_jobs, placed, settled, without_ray
-from blossom_ray.sweeps.folder import sweep_lock
-from blossom_ray.sweeps.grid import Axis, Cell, expand
-from blossom_ray.sweeps.sweeping import CellEvent, default_folder, run_cells
+from blossom_ray.studies.sweeps.cell_placement import fitting_jobs, placed, settled, without_ray
+from blossom_ray.studies.sweeps.folder import sweep_lock
+from blossom_ray.studies.sweeps.grid import Axis, Cell, expand
+from blossom_ray.studies.sweeps.sweeping import CellEvent, default_folder, run_cells
 
 SCHEMES = Axis("sharing", ("full-model", "local"))
 # Raises in the second round, where it is told to.
@@ -295,7 +295,7 @@ def test_an_interrupt_keeps_complete_rounds(
 def test_one_sweep_at_a_time_works_in_a_folder(
     small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blossom_ray.sweeps.folder._LOCK_PATIENCE_S", 0.3)
+    monkeypatch.setattr("blossom_ray.studies.sweeps.folder._LOCK_PATIENCE_S", 0.3)
     cells = expand([small_scenario])
     with sweep_lock(tmp_path / "s"), pytest.raises(RunFolderError, match="its sweep is going on in another process"):
         next(run_cells(tmp_path / "s", cells))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from blossom_ray.metrics import class_scores
 from blossom_ray.tasks import Tally, task_rules
+from blossom_ray.tasks.summary import class_scores
 
 RULES = task_rules("classification")
 

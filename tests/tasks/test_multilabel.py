@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional import classification as reference
 
+from blossom_ray.core.scores import SCORES
 from blossom_ray.errors import DataError
-from blossom_ray.scores import SCORES
 from blossom_ray.tasks import Multilabel
 
 RULES = Multilabel()

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from blossom_ray import Scenario, ScenarioError, compare, simulate
+from blossom_ray.core.scores import OTHER_COLUMNS
 from blossom_ray.errors import RunError
-from blossom_ray.results.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS
-from blossom_ray.scenario.sections import Metric
-from blossom_ray.scores import OTHER_COLUMNS
+from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS
 from blossom_ray.tasks import task_rules
+from blossom_ray.tasks.options import Metric
 
 
 def top(labels: np.ndarray, outputs: np.ndarray, *, k: int = 1) -> float:

@@ -16,15 +16,15 @@ from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import recorded, resumed
-from blossom_ray.blocks import BlockInstance, Scope
+from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.core.records import BlockRound, Failure, Progress, RoundRecord
 from blossom_ray.errors import InputError
-from blossom_ray.records import BlockRound, Failure, Progress, RoundRecord
+from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.tracking import Target, Tracking, parse_target
+from blossom_ray.runs.tracking.base import Value, tracked_values
+from blossom_ray.runs.tracking.mlflow import RUN_TAG, metric_name
+from blossom_ray.runs.tracking.targets import check_target
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.tracking import Target, Tracking, parse_target
-from blossom_ray.tracking.base import Value, tracked_values
-from blossom_ray.tracking.mlflow import RUN_TAG, metric_name
-from blossom_ray.tracking.targets import check_target
 
 
 @pytest.fixture

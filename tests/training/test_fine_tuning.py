@@ -8,8 +8,8 @@ import pytest
 from conftest import REPOSITORY
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.api import recorded, resumed
 from blossom_ray.errors import ClientError
+from blossom_ray.runs.session import recorded, resumed
 
 # Full batches and no dropout: an epoch is one step of gradient descent, whatever the order of samples.
 FULL_BATCHES: dict[str, Any] = {

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.scenario.sections import LinearHead, Model, Training
-from blossom_ray.training.local_training import LocalResult, kept_modalities, train_locally
-from blossom_ray.training.phases import Phase
+from blossom_ray.clients.local_training import LocalResult, kept_modalities, train_locally
+from blossom_ray.clients.options import Training
+from blossom_ray.clients.phases import Phase
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.models.options import LinearHead, Model
 
 SHAPES = {"acc": (4,), "gyro": (3,)}
 RNG = np.random.default_rng(0)
@@ -67,7 +68,7 @@ def reference(space: Workspace, make_optimizer: Any, order: list[list[int]]) -> 
     ],
 )
 def test_training_equals_the_plain_loop(optimizer: dict[str, Any], make: Any) -> None:
-    from blossom_ray.seeding import Purpose, generator
+    from blossom_ray.core.seeding import Purpose, generator
 
     order = generator(0, Purpose.TRAINING, 1, 0).permutation(10).tolist()
     batches = [order[0:4], order[4:8], order[8:10]]

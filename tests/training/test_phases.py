@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from blossom_ray.blocks import ClientProfile, SharingScheme, block_names
-from blossom_ray.scenario.sections import FineTune, Training
-from blossom_ray.training.phases import Phase, training_phases, tuning_phase
+from blossom_ray.clients.options import FineTune, Training
+from blossom_ray.clients.phases import Phase, training_phases, tuning_phase
+from blossom_ray.core.blocks import ClientProfile, SharingScheme, block_names
 
 CLIENT = ClientProfile(0, ("acc", "gyro"))
 BODY = frozenset({"encoder/acc", "encoder/gyro", "fusion"})

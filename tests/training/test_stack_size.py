@@ -10,12 +10,12 @@ import torch
 from test_vectorized import ENCODERS, assert_same_result, make_tasks, training, workspace
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from blossom_ray.clients.engines import StackedEngine
+from blossom_ray.clients.local_training import LocalResult
+from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
+from blossom_ray.clients.stacked.stack_size import StackSize
+from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import ClientError
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.training.engine import StackedEngine
-from blossom_ray.training.local_training import LocalResult
-from blossom_ray.training.vectorized import ClientTask, VectorizedEngine
-from blossom_ray.training.vectorized.stack_size import StackSize
 
 ROUND: dict[str, Any] = {"learning_rate": 0.1, "seed": 0, "round_index": 1}
 SIZES = (9, 4, 11, 7, 9, 3, 5, 8)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from blossom_ray import Scenario, compare, simulate
+from blossom_ray.core.records import ClientEvaluation
 from blossom_ray.errors import ClientError, RunError
-from blossom_ray.metrics import summarize
-from blossom_ray.records import ClientEvaluation
-from blossom_ray.scenario.sections import Metric
 from blossom_ray.tasks import task_rules
+from blossom_ray.tasks.options import Metric
+from blossom_ray.tasks.summary import summarize
 
 DIVERGING = {"rounds": 1, "training.batch_size": 64, "training.optimizer": {"kind": "sgd", "lr": 1e20}}
 

@@ -10,15 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from blossom_ray.models.workspace import Workspace
-from blossom_ray.scenario.sections import Model, Training
-from blossom_ray.training.evaluation import Scored, evaluate_locally
-from blossom_ray.training.local_training import LocalResult, train_locally
-from blossom_ray.training.phases import Phase
-from blossom_ray.training.vectorized import ClientTask, VectorizedEngine, can_vectorize
-from blossom_ray.training.vectorized.batches import stacked_batches
-from blossom_ray.training.vectorized.descent import Descent
-from blossom_ray.training.vectorized.layers import stacked_affine
+from blossom_ray.clients.local_training import LocalResult, train_locally
+from blossom_ray.clients.options import Training
+from blossom_ray.clients.phases import Phase
+from blossom_ray.clients.scoring import Scored, evaluate_locally
+from blossom_ray.clients.stacked import ClientTask, VectorizedEngine, can_vectorize
+from blossom_ray.clients.stacked.batches import stacked_batches
+from blossom_ray.clients.stacked.descent import Descent
+from blossom_ray.clients.stacked.layers import stacked_affine
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.models.options import Model
 
 NUM_CLASSES = 3
 SEQUENCES = {"acc": (8, 3), "gyro": (8, 2)}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.training.weighting import LOWEST_ENTROPY, client_weight, entropies
+from blossom_ray.clients.weighting import LOWEST_ENTROPY, client_weight, entropies
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("samples", 12.0), ("uniform", 1.0), ("entropy", 4.0)])

@@ -1,0 +1,101 @@
+"""Who takes part in a round, and the chunks that a cohort is cut into.
+
+Both follow from the scenario alone, so that placement on processes can never change a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.seeding import Purpose, generator
+
+Signature = tuple[tuple[str, ...], str]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Clients of one modality set and group whose updates are summed together.
+
+    Attributes:
+        index: Position in the order of all chunks.
+        clients: Client ids, ascending.
+    """
+
+    index: int
+    clients: tuple[int, ...]
+
+    def without(self, client: int) -> Chunk:
+        """The chunk without one of its clients."""
+        return Chunk(self.index, tuple(other for other in self.clients if other != client))
+
+
+class Population:
+    """The registered clients and their chunks.
+
+    Clients are ordered by (modality set, group, id) and cut every `size` clients; a cohort's chunks are the parts of
+    these that were drawn. A chunk is what an actor holds, trains and sums, so the cut is made wide enough for
+    `chunk_size` clients to be drawn from it on average.
+
+    Args:
+        profiles: All clients in the order of their ids.
+        chunk_size: Clients of one chunk that train in an average round.
+        clients_per_round: As in the scenario: a fraction (float) or a number of clients (int).
+    """
+
+    def __init__(self, profiles: Sequence[ClientProfile], chunk_size: int, clients_per_round: float | int) -> None:
+        self.profiles = tuple(profiles)
+        self._cohort_size = cohort_size(clients_per_round, len(self.profiles))
+        self._chunk_size = math.ceil(chunk_size * len(self.profiles) / self._cohort_size)
+
+    @cached_property
+    def signatures(self) -> Mapping[Signature, tuple[int, ...]]:
+        """Clients by (modality set, group), in sorted order of both."""
+        members: dict[Signature, list[int]] = {}
+        for profile in self.profiles:
+            members.setdefault((profile.modalities, profile.group), []).append(profile.index)
+        return {signature: tuple(members[signature]) for signature in sorted(members)}
+
+    def representatives(self) -> tuple[ClientProfile, ...]:
+        """One client of each signature."""
+        return tuple(self.profiles[members[0]] for members in self.signatures.values())
+
+    @cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """All chunks of all registered clients."""
+        parts = [
+            clients[start : start + self._chunk_size]
+            for clients in self.signatures.values()
+            for start in range(0, len(clients), self._chunk_size)
+        ]
+        return tuple(Chunk(index, part) for index, part in enumerate(parts))
+
+    def cohort(self, seed: int, round_index: int) -> tuple[int, ...]:
+        """The clients of one round, ascending: drawn without replacement, every client equally likely."""
+        return draw_clients(len(self.profiles), self._cohort_size, seed, Purpose.COHORT, round_index)
+
+    def cut(self, clients: Iterable[int]) -> tuple[Chunk, ...]:
+        """The chunks of some clients, in the order of all chunks, without the empty ones."""
+        drawn = set(clients)
+        parts = (Chunk(chunk.index, tuple(c for c in chunk.clients if c in drawn)) for chunk in self.chunks)
+        return tuple(part for part in parts if part.clients)
+
+
+def cohort_size(clients_per_round: float | int, num_clients: int) -> int:
+    """Number of clients per round: an int as it is, a fraction of all clients rounded down, at least one."""
+    if isinstance(clients_per_round, int):
+        return clients_per_round
+    return max(1, math.floor(clients_per_round * num_clients + 1e-9))
+
+
+def draw_clients(num_clients: int, size: int, seed: int, purpose: Purpose, round_index: int) -> tuple[int, ...]:
+    """`size` of `num_clients` client ids without replacement, ascending."""
+    if size == num_clients:
+        return tuple(range(num_clients))
+    drawn = generator(seed, purpose, round_index).choice(num_clients, size, replace=False)
+    return tuple(int(client) for client in np.sort(drawn))

@@ -1,1 +1,0 @@
-"""Runs without their terminal: the process, and watching it from another one."""

@@ -1,0 +1,1 @@
+"""What a terminal shows: tables, a line per round, the live view."""

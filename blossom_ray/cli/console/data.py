@@ -1,0 +1,121 @@
+"""How the console shows data sets: what is known of them, their numbers, and how they are divided over clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.data.facts import DatasetFacts
+from blossom_ray.data.summary import ClientShare, DatasetSummary
+from blossom_ray.studies.tables import format_bytes, line, plain_table
+
+MOST_CLIENTS_SHOWN = 50
+
+
+def facts_text(name: str, facts: DatasetFacts, found: Path | None) -> Text:
+    """A data set as a paragraph of lines, one for each thing that is known of it.
+
+    Args:
+        name: What scenarios call it.
+        facts: What is known.
+        found: Where it lies, or None where it was not found or not looked for.
+    """
+    shapes = ", ".join(f"{modality} {shape}" for modality, shape in facts.shapes.items())
+    lines = {
+        "holds": facts.holds,
+        "modalities": shapes or "as the scenario says",
+        "classes": facts.classes,
+        "task": " or ".join(facts.tasks),
+        "held-out": facts.held_out,
+        "file": facts.download,
+        "from": facts.page,
+        "licence": facts.licence,
+        "needs": f'pip install "blossom-ray[{facts.extra}]"' if facts.extra else "",
+        "found": "" if found is None else str(found),
+    }
+    text = line(f"{name}: {facts.title}", "bold").append("\n")
+    for label, value in lines.items():
+        if value:
+            text.append(line(f"  {label:<11}{value}", "not bold")).append("\n")
+    return text
+
+
+def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> RenderableType:
+    """Labels, modalities and size of a data set, the held-out set beside it."""
+    held_out = summary.held_out
+    labels = plain_table(_label_title(summary), "samples" if summary.task != "regression" else "mean", "held-out")
+    for index, (name, number) in enumerate(summary.labels.items()):
+        other = "" if held_out is None else _number(held_out.labels[name])
+        labels.add_row(f"{index} {name}", _number(number), other)
+    labels.add_section()
+    labels.add_row("all samples", f"{summary.num_samples:,}", "" if held_out is None else f"{held_out.num_samples:,}")
+    if summary.num_subjects is not None:
+        others = held_out.num_subjects if held_out is not None else None
+        labels.add_row("subjects", f"{summary.num_subjects:,}", "" if others is None else f"{others:,}")
+    memory = summary.memory_bytes + (0 if held_out is None else held_out.memory_bytes)
+    return Group(
+        line(f"{title}: {summary.task}, {format_bytes(memory)} in memory", "bold"),
+        labels,
+        _modality_table(summary),
+        *(line(str(entry)) for entry in summary.left_out),
+        line(f"fingerprint {fingerprint}"),
+    )
+
+
+def shares_view(found: Sequence[ClientShare], profiles: Sequence[ClientProfile]) -> RenderableType:
+    """One row for each of the first clients: its modalities, its samples, and those of each class by its number."""
+    has_subjects = found[0].num_subjects is not None
+    classes = [str(index) for index in range(len(found[0].labels))]
+    names = ["name"] if any(share.name for share in found) else []
+    validates = any(share.num_validation for share in found)
+    splits = ["train", "validation", "test"] if validates else ["train", "test"]
+    subject_title = ["subjects"] if has_subjects else []
+    table = plain_table("client", *names, "modalities", *splits, *subject_title, *classes)
+    for share, profile in list(zip(found, profiles, strict=True))[:MOST_CLIENTS_SHOWN]:
+        name = [share.name] if names else []
+        subjects = [str(share.num_subjects)] if has_subjects else []
+        counts = [_number(number) for number in share.labels.values()]
+        sizes = [share.num_train, *([share.num_validation] if validates else []), share.num_test]
+        table.add_row(str(share.client), *name, profile.modality_set, *map(str, sizes), *subjects, *counts)
+    title = line("clients, with their samples by class", "bold")
+    rest = len(found) - MOST_CLIENTS_SHOWN
+    more = [line(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []
+    return Group(title, table, *more)
+
+
+def _modality_table(summary: DatasetSummary) -> Table:
+    table = plain_table("modality", "shape", "lowest", "highest", "mean", "deviation")
+    for modality, values in summary.modalities.items():
+        numbers = (values.low, values.high, values.mean, values.deviation)
+        table.add_row(modality, str(values.shape), *(f"{number:.4g}" for number in numbers))
+    return table
+
+
+def _label_title(summary: DatasetSummary) -> str:
+    return "target" if summary.task == "regression" else "class"
+
+
+def _number(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+
+
+def plain_summary(summary: DatasetSummary) -> Mapping[str, object]:
+    """A summary as plain values, for JSON."""
+    return {
+        "task": summary.task,
+        "samples": summary.num_samples,
+        "labels": dict(summary.labels),
+        "subjects": summary.num_subjects,
+        "modalities": {
+            name: {**vars(values), "shape": list(values.shape)} for name, values in summary.modalities.items()
+        },
+        "memory_bytes": summary.memory_bytes,
+        "left_out": [asdict(entry) for entry in summary.left_out],
+        "held_out": None if summary.held_out is None else plain_summary(summary.held_out),
+    }

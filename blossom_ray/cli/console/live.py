@@ -1,0 +1,203 @@
+"""The live view of a run on a terminal: progress, scores, traffic, actors and failures on one screen."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.records import RoundRecord
+from blossom_ray.core.scores import default_score
+from blossom_ray.studies.tables import (
+    ASCII_BARS,
+    BARS,
+    actor_summary,
+    actor_table,
+    block_summary,
+    block_table,
+    failure_line,
+    format_seconds,
+    line,
+    modality_suffixes,
+    score_table,
+    split_prefix,
+    title,
+)
+
+if TYPE_CHECKING:
+    from blossom_ray.reading.scenario import Scenario
+
+# Redrawn so often, however many rounds a second there are: drawing takes milliseconds of a core that may be training.
+_DRAWN_PER_SECOND = 2
+_SHOWN_FAILURES = 3
+# More actors are summed up in a line, whatever room there is.
+_MOST_ACTOR_ROWS = 16
+# A round that has gone on for longer is said to be going on.
+_SILENCE_S = 2.0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the screen, and what stands for it where there is no room."""
+
+    full: RenderableType
+    short: RenderableType | None = None
+
+
+class LiveView:
+    """Progress, scores by modality set, traffic by block, actors and failures.
+
+    What does not fit on the screen gives way to a line that sums it up: actors first, then blocks. The view leaves the
+    screen when the run ends well, since `final_summary` says the same; it stays when the run fails.
+
+    Args:
+        scenario: What is run.
+        profiles: All clients.
+        console: A terminal.
+        clock: Seconds of a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        profiles: Sequence[ClientProfile],
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scenario, self._console, self._clock = scenario, console, clock
+        self._num_clients = Counter(profile.modality_set for profile in profiles)
+        self._pace = Pace(scenario.rounds)
+        self._curves: dict[str, list[float]] = {}
+        # Where the last round alone has scores on test splits, the curves are of those of all rounds.
+        self._prefix = "" if scenario.evaluation.split == "test" else "validation/"
+        self._record: RoundRecord | None = None
+        self._since_s = clock()
+        self._scored: Mapping[str, float] = {}
+        self._failures: list[str] = []
+        self._replaced: Counter[int] = Counter()
+        self._bars = ASCII_BARS if console.options.ascii_only else BARS
+        # A thread of Rich draws while `update` is called from another.
+        self._lock = Lock()
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=_DRAWN_PER_SECOND)
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.transient = kind is None
+        self._live.stop()
+
+    def update(self, record: RoundRecord) -> None:
+        """Take the round in. Scores of a round without evaluation stay those of the last one."""
+        with self._lock:
+            self._pace.add(record)
+            self._record, self._since_s = record, self._clock()
+            self._failures += [failure_line(record.round_index, failure) for failure in record.failures]
+            self._replaced.update({actor.actor: actor.times_replaced for actor in record.actors})
+            if record.num_evaluated:
+                self._scored = record.metrics
+                name = self._prefix + default_score(self._scenario.task).name
+                for row in ("", *modality_suffixes(record.metrics, self._prefix)):
+                    if f"{name}{row}" in record.metrics:
+                        self._curves.setdefault(row, []).append(record.metrics[f"{name}{row}"])
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            parts = [*self._parts()]
+        # Shortened from the last one on, until all of them fit.
+        shortened = [index for index in reversed(range(len(parts))) if parts[index].short is not None]
+        drawn = [part.full for part in parts]
+        heights = [len(self._console.render_lines(part, pad=False)) for part in drawn]
+        for index in shortened:
+            if sum(heights) < self._console.height:
+                break
+            short = parts[index].short
+            assert short is not None, "only those that can be shortened are"
+            drawn[index], heights[index] = short, len(self._console.render_lines(short, pad=False))
+        return Group(*drawn)
+
+    def _parts(self) -> Iterator[_Part]:
+        record = self._record
+        yield _Part(line(title(self._scenario), "bold"))
+        yield _Part(self._progress())
+        if self._failures:
+            # Above the tables: what does not fit on the screen at all is cut off below.
+            yield _Part(self._failure_lines(_SHOWN_FAILURES), self._failure_lines(1))
+        if self._scored:
+            curves = self._curves if split_prefix(self._scored) == self._prefix else {}
+            yield _Part(score_table(self._scored, self._num_clients, self._scenario.task, curves, self._bars))
+        if record is not None:
+            yield _Part(block_table(record), line(block_summary(record)))
+            if record.actors:
+                summary = line(actor_summary(record, self._replaced))
+                is_many = len(record.actors) > _MOST_ACTOR_ROWS
+                yield _Part(summary if is_many else actor_table(record, self._replaced), summary)
+
+    def _failure_lines(self, num_shown: int) -> RenderableType:
+        count = len(self._failures)
+        head = f"{count} failure{'s' * (count > 1)}" + (f", the last {num_shown}:" if count > num_shown else ":")
+        shown = [line(text, "red") for text in (head, *(f"  {failure}" for failure in self._failures[-num_shown:]))]
+        for text in shown:
+            text.no_wrap, text.overflow = True, "ellipsis"
+        return Group(*shown)
+
+    def _progress(self) -> RenderableType:
+        rounds, record = self._scenario.rounds, self._record
+        waited_s = self._clock() - self._since_s
+        is_silent = waited_s >= _SILENCE_S
+        if record is None:
+            return line("starting" + (f", {format_seconds(waited_s)}" if is_silent else ""))
+        done = record.round_index
+        grid = Table.grid(padding=(0, 2))
+        cells: list[RenderableType] = [
+            f"round {done}/{rounds}",
+            ProgressBar(rounds, done, width=16),
+            f"{format_seconds(self._pace.last_s)} (mean {format_seconds(self._pace.mean_s)})",
+        ]
+        if is_silent and done < rounds:
+            cells.append(f"next for {format_seconds(waited_s)}")
+        if self._pace.left_s is not None:
+            cells.append(f"left {format_seconds(max(0.0, self._pace.left_s - waited_s))}")
+        grid.add_row(*cells)
+        return grid
+
+
+class Pace:
+    """Seconds per round so far, and what is left at that pace. Round 0 trains nothing and does not count."""
+
+    def __init__(self, num_rounds: int) -> None:
+        self._num_rounds = num_rounds
+        self._total_s = 0.0
+        self._done = 0
+        self.last_s = 0.0
+
+    def add(self, record: RoundRecord) -> None:
+        """Take one more round in."""
+        self.last_s = record.seconds.get("total", 0.0)
+        if record.round_index > 0:
+            self._total_s += self.last_s
+            self._done += 1
+            self._num_left = self._num_rounds - record.round_index
+
+    @property
+    def mean_s(self) -> float:
+        """Mean over the rounds that trained."""
+        return self._total_s / self._done if self._done else self.last_s
+
+    @property
+    def left_s(self) -> float | None:
+        """None before the first round and after the last."""
+        return self.mean_s * self._num_left if self._done and self._num_left else None

@@ -1,0 +1,156 @@
+"""The `training` section: what a client does with its shard in a round."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blossom_ray.core.section import NonNegative, Positive, Probability, Rate, Section
+
+
+class Sgd(Section):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"]
+    lr: Rate = 0.05
+    """Learning rate."""
+    momentum: Probability = 0.0
+    """Momentum."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty."""
+    nesterov: bool = False
+    """Nesterov momentum (needs momentum > 0)."""
+
+
+class _AdamLike(Section):
+    lr: Rate = 1e-3
+    """Learning rate."""
+    beta1: Probability = 0.9
+    """Decay of the first moment."""
+    beta2: Probability = 0.999
+    """Decay of the second moment."""
+    eps: Rate = 1e-8
+    """Added to the denominator."""
+
+
+class Adam(_AdamLike):
+    """Adam (Kingma and Ba 2015)."""
+
+    kind: Literal["adam"]
+    weight_decay: NonNegative = 0.0
+    """L2 penalty."""
+
+
+class AdamW(_AdamLike):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    kind: Literal["adamw"]
+    weight_decay: NonNegative = 1e-2
+    """Decoupled weight decay."""
+
+
+ClientOptimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
+
+
+class ConstantSchedule(Section):
+    """The same learning rate in every round."""
+
+    kind: Literal["constant"]
+
+
+class CosineSchedule(Section):
+    """From the optimizer's learning rate in round 1 to `min_lr` in the last round, along half a cosine."""
+
+    kind: Literal["cosine"]
+    min_lr: NonNegative = 0.0
+    """Learning rate of the last round."""
+
+
+class StepSchedule(Section):
+    """The learning rate is multiplied by `factor` after every `every` rounds."""
+
+    kind: Literal["step"]
+    every: Positive
+    """Rounds between two steps."""
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of each step."""
+
+
+EngineName = Literal["sequential", "vectorized"]
+Schedule = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="kind")]
+
+
+class Alternate(Section):
+    """FedRep (Collins et al. 2021): private blocks first, then the others; one part stands still for the other."""
+
+    private_epochs: Positive = 1
+    """Epochs in which the private blocks are trained."""
+    shared_epochs: Positive = 1
+    """Epochs in which all other blocks are trained."""
+
+
+class Training(Section):
+    """What a client does with its shard in a round."""
+
+    local_epochs: Positive = 1
+    """Passes over the training split per round; not used with `alternate`."""
+    alternate: Alternate | None = None
+    """Train private and other blocks in turns, instead of together for `local_epochs`; null: together."""
+    batch_size: Positive = 16
+    """Samples per optimizer step; the last batch of an epoch may be smaller."""
+    min_batch_size: Positive = 1
+    """Batches with fewer samples are left out; the only batch of an epoch never is. 2: as the paper's code."""
+    optimizer: ClientOptimizer = Sgd(kind="sgd")
+    """The clients' optimizer. Its state is new in each round unless `keep_optimizer_state`."""
+    schedule: Schedule = ConstantSchedule(kind="constant")
+    """The learning rate as a function of the round."""
+    engine: Literal["auto", "sequential", "vectorized"] | dict[str, EngineName] = "sequential"
+    """How the clients of a chunk are computed: one after the other, or at once on stacked blocks. A step agrees within
+    rounding; over rounds the difference grows as it does between processors. Stacking pays with many clients and small
+    dense, recurrent or attention models. A stacked chunk stays in one actor. `auto` times both before round 1; the run
+    folder's `scenario.yaml` says what was chosen, as a map from modality set (`acc+gyro`) to engine, which is accepted
+    here too."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """In what the forward pass computes matrix products and convolutions, in training and in evaluation. `bfloat16`
+    (automatic mixed precision) is for GPUs; parameters, gradients, optimizers and averages stay float32."""
+    proximal_mu: NonNegative = 0.0
+    """FedProx (Li et al. 2020): mu/2 times the squared distance of the blocks that are not private from the values
+    received is added to the loss. 0: FedAvg."""
+    modality_dropout: Probability = 0.0
+    """Probability that a batch does without a modality of a client that owns several; one of them always stays."""
+    keep_optimizer_state: bool = False
+    """Whether each client keeps its own optimizer state (momentum, moments) from round to round."""
+
+    @property
+    def may_stack(self) -> bool:
+        """Whether the clients of some modality set may be stacked."""
+        engines = {self.engine} if isinstance(self.engine, str) else set(self.engine.values())
+        return not engines <= {"sequential"}
+
+    def engine_of(self, modality_set: str) -> EngineName:
+        """The engine of the clients of one modality set.
+
+        Raises:
+            ValueError: It is still to be chosen (`auto`).
+        """
+        if self.engine == "auto":
+            raise ValueError("training.engine is 'auto'; expected one that has been chosen")
+        return self.engine if isinstance(self.engine, str) else self.engine[modality_set]
+
+
+class FineTune(Section):
+    """Every scored client also trains a copy of its model on its own training split, and is scored with that copy too.
+
+    The run goes on as if it had not.
+    """
+
+    epochs: Positive = 1
+    """Passes over the training split."""
+    blocks: Literal["all", "fusion-head", "head"] = "all"
+    """Blocks that are tuned; frozen ones never are."""
+    lr: Rate | None = None
+    """Learning rate; null: that of `training.optimizer`. Batch size and the rest of the optimizer are those of
+    `training`."""
+    every: Positive | None = None
+    """Rounds between two such scorings, a multiple of `evaluation.every`; null: in the last round alone."""

@@ -1,0 +1,223 @@
+"""A client as values: what it goes by, what it is sent, what it keeps and what it sends back.
+
+`clients/host.py` has the code that trains and scores clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from blossom_ray.algorithms.options import Weighting
+from blossom_ray.clients.options import FineTune, Training
+from blossom_ray.core.blocks import (
+    BlockInstance,
+    ClientProfile,
+    SharingScheme,
+    block_names,
+    prototype_block,
+    statistics_block,
+)
+from blossom_ray.core.records import ClientEvaluation, ClientTraining
+from blossom_ray.core.scores import Task
+from blossom_ray.core.sums import PartialSum, Vector
+from blossom_ray.models.options import Model
+from blossom_ray.tasks import Tally
+from blossom_ray.tasks.options import Metric
+
+# Buffers by block and name, as NumPy arrays: normalisation statistics that stay with a client, counters.
+LocalState = dict[str, dict[str, np.ndarray]]
+# State of a client's optimizer by block and name, as NumPy arrays.
+OptimizerState = dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """What every client of a run goes by; small, and the same in every process.
+
+    Attributes:
+        model: The scenario's `model` section.
+        training: Its `training` section.
+        scheme: The sharing scheme.
+        seed: Its seed.
+        input_shapes: Shape of one sample by modality.
+        num_outputs: Number of classes, or of targets.
+        evaluation_batch_size: Samples per forward pass in evaluation.
+        fine_tune: The scenario's `evaluation.fine_tune` section.
+        task: The scenario's task.
+        metrics: Its `evaluation.metrics` section.
+        weighting: Its `server.weighting`.
+        prototypes: With `model.missing: prototype` the modalities that some client lacks, sorted.
+        split_blocks: With `model.norm_statistics: same-modalities` the blocks that several modality sets hold in
+            common and whose running statistics are therefore block instances of their own, one per modality set.
+    """
+
+    model: Model
+    training: Training
+    scheme: SharingScheme
+    seed: int
+    input_shapes: Mapping[str, tuple[int, ...]]
+    num_outputs: int
+    evaluation_batch_size: int
+    fine_tune: FineTune | None = None
+    task: Task = "classification"
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    weighting: Weighting = "samples"
+    prototypes: tuple[str, ...] = ()
+    split_blocks: frozenset[str] = frozenset()
+    _patterns: dict[tuple[object, ...], tuple[dict[str, BlockInstance], tuple[str, ...]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def held_blocks(self, client: ClientProfile) -> Mapping[str, BlockInstance]:
+        """The block instances that a client holds, by block name."""
+        held = self.model.encoders if self.model.missing == "zero-input" else client.modalities
+        lacking = (modality for modality in self.prototypes if modality not in client.modalities)
+        return self._instances(client, held, lacking)
+
+    def trained_blocks(self, client: ClientProfile) -> Mapping[str, BlockInstance]:
+        """The block instances that a client trains or measures: of its own modalities, and not frozen."""
+        return self._instances(client, client.modalities, self.measured_prototypes(client), trained_only=True)
+
+    def own_parts(self, client: ClientProfile) -> tuple[str, ...]:
+        """What of a client's model its own training alone changes, in words: private blocks, local statistics."""
+        trained = self.trained_blocks(client).items()
+        private = tuple(sorted(name for name, instance in trained if instance.is_private))
+        return (*private, "normalisation statistics") if self.model.norm_statistics == "local" else private
+
+    def measured_prototypes(self, client: ClientProfile) -> tuple[str, ...]:
+        """The modalities of a client whose prototypes it contributes to."""
+        return tuple(modality for modality in self.prototypes if modality in client.modalities)
+
+    def sent_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
+        """The block instances that a client receives, in a fixed order: all that it holds but the private ones."""
+        return self._exchanged(client, self.held_blocks(client))
+
+    def returned_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
+        """The block instances that a client sends back, in a fixed order: all that it trains but the private ones."""
+        return self._exchanged(client, self.trained_blocks(client))
+
+    def cut(
+        self, instances: Iterable[BlockInstance], blocks: Mapping[str, Vector], num_parameters: Mapping[str, int]
+    ) -> dict[BlockInstance, Vector]:
+        """The values of block instances that a client is sent or sends back, out of its whole blocks.
+
+        Args:
+            instances: Some of `sent_blocks` or `returned_blocks`, in whose order the values are given.
+            blocks: Each block's vector by name, its parameters before its running statistics.
+            num_parameters: By block name, how many values of the vector are parameters.
+
+        Returns:
+            Views.
+        """
+        values: dict[BlockInstance, Vector] = {}
+        split = {statistics_block(name): name for name in self.split_blocks}
+        for instance in instances:
+            if instance.name in split:
+                name = split[instance.name]
+                values[instance] = blocks[name][num_parameters[name] :]
+            elif instance.name in self.split_blocks:
+                values[instance] = blocks[instance.name][: num_parameters[instance.name]]
+            else:
+                values[instance] = blocks[instance.name]
+        return values
+
+    def joined(self, client: ClientProfile, sent: Mapping[BlockInstance, SentBlock]) -> dict[str, Vector]:
+        """The whole blocks of a client by name, but for the private ones, out of what it is sent: the inverse of `cut`.
+
+        Args:
+            client: The client; the result is the same for all of its modality set and group.
+            sent: Every block instance that it is sent.
+        """
+        whole: dict[str, Vector] = {}
+        for name, instance in self.held_blocks(client).items():
+            if instance.is_private:
+                continue
+            whole[name] = sent[instance].values
+            if name in self.split_blocks:
+                whole[name] = np.concatenate([whole[name], sent[instance.statistics(client)].values])
+        return whole
+
+    def _exchanged(self, client: ClientProfile, held: Mapping[str, BlockInstance]) -> tuple[BlockInstance, ...]:
+        shared = [instance for instance in held.values() if not instance.is_private]
+        return (*shared, *(instance.statistics(client) for instance in shared if instance.name in self.split_blocks))
+
+    def _instances(
+        self, client: ClientProfile, modalities: Iterable[str], prototypes: Iterable[str], *, trained_only: bool = False
+    ) -> Mapping[str, BlockInstance]:
+        # Clients of one modality set and group differ in the key of private blocks alone.
+        kind = (tuple(modalities), tuple(prototypes), client.modalities, client.group, trained_only)
+        if kind not in self._patterns:
+            names = (*block_names(kind[0]), *map(prototype_block, kind[1]))
+            instances = {name: self.scheme.instance(name, client) for name in names}
+            pattern = {name: i for name, i in instances.items() if i.is_trained or not trained_only}
+            self._patterns[kind] = pattern, tuple(name for name, i in pattern.items() if i.is_private)
+        pattern, private = self._patterns[kind]
+        return {**pattern, **{name: self.scheme.instance(name, client) for name in private}} if private else pattern
+
+
+@dataclass(frozen=True)
+class SentBlock:
+    """The current value of a block instance, as sent to clients.
+
+    Attributes:
+        version: Counts the values that the instance has had; a client that holds this version is not sent it again.
+        values: (size,) float32. May be read-only memory that processes share.
+    """
+
+    version: int
+    values: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class ClientState:
+    """What a client keeps between rounds; never changed in place, so that clients can share what is equal.
+
+    Attributes:
+        private: Values of its private blocks by name; a block that it never trained has its initial value.
+        local_state: Its normalisation state.
+        optimizer_state: State of its optimizer, with `training.keep_optimizer_state`.
+        versions: Version of each block instance that it was sent last.
+        rounds_trained: Rounds in which it has trained; None where a checkpoint of an earlier version does not say.
+    """
+
+    private: Mapping[str, Vector] = field(default_factory=dict)
+    local_state: LocalState = field(default_factory=dict)
+    optimizer_state: OptimizerState = field(default_factory=dict)
+    versions: Mapping[BlockInstance, int] = field(default_factory=dict)
+    rounds_trained: int | None = 0
+
+
+@dataclass(frozen=True)
+class ChunkTraining:
+    """What training a chunk, or the part of a chunk that one host holds, sends back.
+
+    Attributes:
+        records: One per client, in client order.
+        blocks: Per block instance that is not private, in a fixed order: the partial sum if all of the chunk's
+            clients are here and there are several, else each client's own values, stacked (clients, size) float32.
+        bytes_down: Bytes sent to these clients by block instance.
+        bytes_up: Bytes that they sent back by block instance.
+    """
+
+    records: tuple[ClientTraining, ...]
+    blocks: Mapping[BlockInstance, PartialSum | np.ndarray]
+    bytes_down: Mapping[BlockInstance, int]
+    bytes_up: Mapping[BlockInstance, int]
+
+
+@dataclass(frozen=True)
+class ChunkEvaluation:
+    """Scores of a chunk's clients.
+
+    Attributes:
+        records: One per client, in client order.
+        tally: Of these clients together.
+        bytes_down: Bytes sent to these clients by block instance.
+    """
+
+    records: tuple[ClientEvaluation, ...]
+    tally: Tally
+    bytes_down: Mapping[BlockInstance, int]

@@ -1,0 +1,90 @@
+"""The clients' optimizers on the tensors of a stack: one call of a fused kernel per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blossom_ray.clients.optimizers import fused_step, moment_names
+from blossom_ray.clients.options import ClientOptimizer, Sgd
+from blossom_ray.clients.plan import OptimizerState
+from blossom_ray.clients.stacked.stack import Stack
+
+
+class StackOptimizer:
+    """SGD, Adam or AdamW for each client of a stack: what `BlockOptimizer` does for one.
+
+    Args:
+        section: The scenario's `training.optimizer` section.
+        stack: Holds the clients; the parameters that it trains now are stepped in place.
+        learning_rate: The round's learning rate.
+        states: Each client's state to go on from, by block; empty for a new one.
+    """
+
+    def __init__(
+        self, section: ClientOptimizer, stack: Stack, learning_rate: float, states: Sequence[OptimizerState]
+    ) -> None:
+        self._section, self._learning_rate, self._blocks = section, learning_rate, stack.trained_blocks
+        self._moments = {key: stack.new_rows(len(states)) for key in moment_names(section)}
+        self._num_steps = np.zeros(len(states), dtype=np.int64)
+        for client, state in enumerate(states):
+            for name in self._blocks if state else ():
+                for key, blocks in self._moments.items():
+                    blocks[name].write(state[name][key][np.newaxis], first_row=client)
+                self._num_steps[client] = state[name].get("step", 0)
+
+        # Of each moment as many tensors (K, *shape) as there are parameters.
+        self._moment_tensors = [
+            [tensor for rows in blocks.values() for tensor in rows.tensors.values()]
+            for blocks in self._moments.values()
+        ]
+        # Adam corrects its moments by the number of steps. Where clients differ in it, having kept their state from
+        # other rounds, each client's part of a tensor is stepped as a tensor of its own.
+        self._by_client = len(set(self._num_steps.tolist())) > 1
+        counts = self._num_steps if self._by_client else self._num_steps[:1]
+        num_tensors = len(stack.parameters)
+        self._counters = [[torch.tensor(float(n), device=stack.device) for n in counts] for _ in range(num_tensors)]
+
+    @torch.no_grad()
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """One step of the first clients, in place.
+
+        Args:
+            parameters: The stack's parameters, (K, *shape) each, of the clients that take part. All of them, but for
+                SGD without momentum, which needs nothing to know them by.
+            gradients: Of the same shapes.
+        """
+        if not parameters:
+            return
+        num_clients = len(parameters[0])
+        self._num_steps[:num_clients] += 1
+        fused_step(
+            self._section,
+            self._learning_rate,
+            self._parts(parameters),
+            # The fused kernels take both for arrays in the same order.
+            self._parts([gradient.contiguous() for gradient in gradients]),
+            moments=[self._parts([tensor[:num_clients] for tensor in tensors]) for tensors in self._moment_tensors],
+            counters=[counter for counters in self._counters for counter in counters[:num_clients]],
+        )
+
+    def states(self) -> list[OptimizerState]:
+        """Copies of each client's state, by block and name."""
+        num_clients = len(self._num_steps)
+        states: list[OptimizerState] = [{name: {} for name in self._blocks} for _ in range(num_clients)]
+        for key, blocks in self._moments.items():
+            for name, rows in blocks.items():
+                for state, vector in zip(states, rows.read(num_clients), strict=True):
+                    state[name][key] = vector.copy()
+        if not isinstance(self._section, Sgd):
+            for state, steps in zip(states, self._num_steps, strict=True):
+                for block in state.values():
+                    block["step"] = np.array(steps, dtype=np.float32)
+        return states
+
+    def _parts(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the kernels step as a tensor of its own: all clients' rows together, or each row."""
+        return [row for tensor in tensors for row in tensor.unbind()] if self._by_client else list(tensors)

@@ -1,0 +1,202 @@
+"""A stack: the blocks of several clients, row by row, and one model that computes on all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from blossom_ray.clients.plan import LocalState
+from blossom_ray.clients.stacked.batches import StackedBatch
+from blossom_ray.clients.stacked.lanes import Lanes
+from blossom_ray.clients.stacked.layers import LayerTensors, StackedDropout
+from blossom_ray.clients.stacked.rows import BlockRows
+from blossom_ray.clients.stacked.support import stacked_layer
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.core.blocks import encoder_block
+from blossom_ray.core.sums import Vector
+from blossom_ray.models.late_fusion import LateFusionModel
+
+
+class Stack:
+    """Room for several clients with the same model.
+
+    The model is a copy of the workspace's, with its layers exchanged for stacked ones: the forward pass, and with it
+    the rule for missing modalities, is the same code.
+
+    Args:
+        workspace: What the clients' model looks like, and which of its blocks are trained. It is not changed.
+        capacity: The most clients that the stack can hold.
+
+    Attributes:
+        capacity: As given.
+        device: Where the tensors lie.
+        model: Takes owned modality to (K * B, *shape) and gives logits (K * B, O), as `lanes.py` describes.
+        lanes: The batch that it computes on.
+        parameters: The parameters that are trained now, of the clients that take part, (K, *shape) each, in a fixed
+            order.
+        trained_blocks: Names of the blocks that are trained now.
+        num_parameters: Values of each block's vector that are parameters.
+        has_dropout: Whether training draws dropout masks.
+    """
+
+    def __init__(self, workspace: Workspace, capacity: int) -> None:
+        self._flat, self._trained, self._initial_state = workspace.flat, workspace.trained, workspace.initial_state
+        self.capacity, self.device, self.lanes = capacity, workspace.device, Lanes()
+        self._rows, self._local = {}, {}
+        for name, flat in self._flat.items():
+            self._rows[name] = BlockRows((*flat.layout.parameters, *flat.layout.buffers), capacity, self.device)
+            self._local[name] = {
+                key: torch.zeros(capacity, *buffer.shape, dtype=buffer.dtype, device=self.device)
+                for key, buffer in flat.module.named_buffers()
+                if key not in self._rows[name].tensors
+            }
+        self.trained_blocks = tuple(self._trained)
+        self.num_parameters = {name: flat.num_parameters for name, flat in self._flat.items()}
+        self._active: dict[str, dict[str, Tensor]] = {name: {} for name in self._flat}
+        self.parameters: list[Tensor] = []
+        self.model = self._stacked_model(workspace.model)
+        self.has_dropout = any(isinstance(layer, StackedDropout) for layer in self.model.modules())
+
+    def new_rows(self, capacity: int) -> dict[str, BlockRows]:
+        """Zeros in the shape of the parameters, by block that is trained now."""
+        layouts = {name: self._trained[name].layout.parameters for name in self.trained_blocks}
+        return {name: BlockRows(entries, capacity, self.device) for name, entries in layouts.items()}
+
+    def load(self, blocks: Sequence[Mapping[str, Vector]], states: Sequence[LocalState]) -> None:
+        """Copy clients in, one after the other from the first row on. The arrays are not modified or kept.
+
+        Args:
+            blocks: Each client's blocks by name.
+            states: Each client's local normalisation state; empty for the initial one.
+
+        Raises:
+            ValueError: A block has another shape or type than the workspace's.
+        """
+        for name, flat in self._flat.items():
+            vectors = _together([client[name] for client in blocks])
+            if vectors.shape[1:] != (flat.size,) or vectors.dtype != np.float32:
+                found = f"{vectors.dtype}{vectors.shape[1:]}"
+                raise ValueError(f"vectors of {name} are {found}; expected float32{(flat.size,)}")
+            self._rows[name].write(vectors, num_rows=len(blocks))
+            for key, buffer in self._local[name].items():
+                values = [(state or self._initial_state)[name][key] for state in states]
+                buffer[: len(states)] = torch.from_numpy(np.stack(values))
+        self._embed_zeros(len(blocks))
+
+    def read(self, num_clients: int) -> tuple[list[dict[str, Vector]], list[LocalState]]:
+        """Copies of the first clients' trained blocks, and of their local normalisation state.
+
+        The vectors are rows of one matrix per block: whoever keeps one for long copies it.
+        """
+        blocks: list[dict[str, Vector]] = [{} for _ in range(num_clients)]
+        states: list[LocalState] = [{} for _ in range(num_clients)]
+        for name in self._trained:
+            for own, vector in zip(blocks, self._rows[name].read(num_clients), strict=True):
+                own[name] = vector
+        for name, buffers in self._local.items():
+            values = {key: buffer[:num_clients].cpu().numpy() for key, buffer in buffers.items()}
+            for client, state in enumerate(states if values else ()):
+                state[name] = {key: np.array(rows[client]) for key, rows in values.items()}
+        return blocks, states
+
+    def distances(self, blocks: Sequence[Mapping[str, Vector]]) -> list[dict[str, float]]:
+        """How far the first clients' trained blocks are from these: L2 norm of the change of parameters, by name."""
+        num_clients = len(blocks)
+        found = {
+            name: self._rows[name]
+            .distances(_together([client[name] for client in blocks]), num_clients, self.num_parameters[name])
+            .tolist()
+            for name in self._trained
+        }
+        return [{name: distances[k] for name, distances in found.items()} for k in range(num_clients)]
+
+    def enter(self, batch: StackedBatch) -> None:
+        """Make `batch` the one that the model computes on, and its clients those that take part."""
+        if len(batch.counts) != self.lanes.num_clients:
+            self._activate(len(batch.counts))
+        self.lanes.enter(batch)
+
+    def train_only(self, names: Collection[str]) -> None:
+        """Enter training mode; of the blocks that can be trained, these are, and the others stand still."""
+        self.trained_blocks = tuple(name for name in self._trained if name in names)
+        # A block without parameters cannot be frozen: its dropout is at work in any phase.
+        still = {name for name in self._trained if name not in names and self.num_parameters[name]}
+        for name, block in self.model.blocks.items():
+            block.train(name in self._training_blocks and name not in still)
+        self._activate(self.lanes.num_clients)
+
+    def evaluate(self) -> None:
+        """Enter evaluation mode."""
+        self.model.eval()
+
+    def _stacked_model(self, model: LateFusionModel) -> LateFusionModel:
+        model.train()
+        self._training_blocks = {name for name, block in model.blocks.items() if block.training}
+        model.eval()
+        # What deepcopy finds in its memo it takes for a copy already made: a layer's stacked form takes its place.
+        exchanged: dict[int, object] = {}
+        for name in model.blocks:
+            for module, layer in self._stacked_layers(name):
+                exchanged[id(module)] = layer
+        self._constants: list[tuple[nn.Module, tuple[int, ...], _Constant]] = []
+        for modality in model.embedding_dims:
+            name = encoder_block(modality)
+            if name in model.unowned_blocks:
+                constant = _Constant(self.lanes)
+                encoder = copy.deepcopy(model.blocks[name], exchanged).eval()
+                self._constants.append((encoder, model.input_shapes[modality], constant))
+                exchanged[id(model.blocks[name])] = constant
+        stacked = copy.deepcopy(model, exchanged)
+        stacked.own_modules = {}  # made of PyTorch's layers alone, so that the try when it was built says it all
+        return stacked
+
+    def _stacked_layers(self, name: str) -> list[tuple[nn.Module, nn.Module]]:
+        layers = []
+        for path, module in self._flat[name].module.named_modules():
+            prefix = f"{path}." if path else ""
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            tensors = LayerTensors({key: prefix + key for key, _ in own}, self._active[name])
+            layer = stacked_layer(module, tensors, self.lanes)
+            if layer is not None:
+                layers.append((module, layer))
+        return layers
+
+    def _activate(self, num_clients: int) -> None:
+        """Let the layers see the first rows."""
+        self.lanes.num_clients = num_clients
+        self.parameters = []
+        for name, rows in self._rows.items():
+            tensors = rows.tensors | self._local[name]
+            self._active[name].update((key, tensor[:num_clients].detach()) for key, tensor in tensors.items())
+            if name in self.trained_blocks:
+                own = [self._active[name][entry.name] for entry in self._flat[name].layout.parameters]
+                self.parameters += [parameter.requires_grad_() for parameter in own]
+
+    @torch.no_grad()
+    def _embed_zeros(self, num_clients: int) -> None:
+        """Set the embeddings that stand for missing modalities; nothing changes them until the next `load`."""
+        self._activate(num_clients)
+        for encoder, shape, constant in self._constants:
+            constant.embeddings = encoder(torch.zeros(num_clients, *shape, device=self.device))
+
+
+def _together(vectors: Sequence[Vector]) -> Vector:
+    """The vectors as rows, (K, size), or (1, size) where all are the same object: a block as it was sent."""
+    first = vectors[0]
+    return first[np.newaxis] if all(vector is first for vector in vectors) else np.stack(vectors)
+
+
+class _Constant(nn.Module):
+    """Stands for an encoder whose input is zeros and that is not trained: gives (K * B, E) whatever it is given."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        super().__init__()
+        self._lanes = lanes
+        self.embeddings = torch.zeros(0)
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.embeddings[: self._lanes.num_clients].repeat_interleave(self._lanes.num_rows, dim=0)

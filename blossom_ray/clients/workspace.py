@@ -1,0 +1,119 @@
+"""A client model with its block vectors: memory that clients of one modality set take turns in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from blossom_ray.clients.plan import ClientPlan, LocalState
+from blossom_ray.core.blocks import ClientProfile, is_prototype
+from blossom_ray.core.scores import Task
+from blossom_ray.core.sums import Vector
+from blossom_ray.models.build import build_client_model
+from blossom_ray.models.flat import FlatBlock
+from blossom_ray.models.late_fusion import Precision
+from blossom_ray.models.options import Model
+from blossom_ray.tasks import task_rules
+from blossom_ray.tasks.options import Metric
+
+
+class Workspace:
+    """One late-fusion model whose blocks are flat vectors, loaded and read per client.
+
+    Args:
+        section: The scenario's `model` section.
+        input_shapes: Shape of one sample by modality, for all modalities of the federation.
+        num_outputs: Number of classes, or of targets.
+        owned: Modalities of the clients that work here.
+        frozen: Names of blocks that are never trained.
+        seed: The scenario's seed; initial values follow from it per block name.
+        task: What the model learns; its loss and its scores are `rules`.
+        metrics: The scenario's `evaluation.metrics` section.
+        device: Where the model computes.
+        precision: In what its matrix products and convolutions compute.
+    """
+
+    def __init__(
+        self,
+        section: Model,
+        input_shapes: Mapping[str, tuple[int, ...]],
+        num_outputs: int,
+        *,
+        owned: tuple[str, ...],
+        frozen: frozenset[str] = frozenset(),
+        seed: int,
+        task: Task = "classification",
+        metrics: Mapping[str, Metric] | None = None,
+        device: torch.device | str = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        self.device = torch.device(device)
+        self.num_outputs = num_outputs
+        self.rules = task_rules(task, metrics)
+        self.model = build_client_model(section, input_shapes, num_outputs, owned, seed).to(self.device)
+        self.model.precision = precision
+        self.flat: dict[str, FlatBlock] = {}
+        for name, module in self.model.blocks.items():
+            trained = name not in frozen and name not in self.model.unowned_blocks
+            # A prototype is nothing but an averaged statistic, whoever keeps those of normalisation layers.
+            statistics = "shared" if is_prototype(name) else section.norm_statistics
+            self.flat[name] = FlatBlock(module, statistics, trained=trained)
+        self._active = frozenset(self.trained)
+        self.initial_blocks: dict[str, Vector] = {name: flat.read() for name, flat in self.flat.items()}
+        self.initial_state: LocalState = self.local_state()
+
+    @property
+    def trained(self) -> dict[str, FlatBlock]:
+        """The blocks that local training changes, by name."""
+        return {name: flat for name, flat in self.flat.items() if flat.trained}
+
+    @property
+    def num_parameters(self) -> dict[str, int]:
+        """How many values of each block's vector are parameters, by name; they come first."""
+        return {name: flat.num_parameters for name, flat in self.flat.items()}
+
+    def train_only(self, names: frozenset[str]) -> None:
+        """Let training change only these of the `trained` blocks; the others stand still as frozen blocks do."""
+        if names == self._active:
+            return
+        self._active = frozenset(names)
+        for name, flat in self.trained.items():
+            for parameter in flat.module.parameters():
+                parameter.requires_grad_(name in names)
+        self.model.eval()  # which blocks train is looked at when training mode is entered
+
+    def load(self, blocks: Mapping[str, Vector], local_state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Copy a client's blocks and local normalisation state in. The arrays are not modified or kept."""
+        for name, flat in self.flat.items():
+            flat.load(blocks[name])
+            flat.load_local_state(local_state.get(name, {}))
+
+    def local_state(self) -> LocalState:
+        """Copies of the buffers that are the client's own: counters, constants, under `local` running statistics."""
+        states = ((name, flat.local_state()) for name, flat in self.flat.items())
+        return {name: state for name, state in states if state}
+
+
+def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.device | str = "cpu") -> Workspace:
+    """The memory in which clients with the modalities of `profile` are computed.
+
+    Args:
+        plan: What every client goes by.
+        profile: One of the clients.
+        device: Where the model computes.
+    """
+    frozen = frozenset(name for name, instance in plan.held_blocks(profile).items() if not instance.is_trained)
+    return Workspace(
+        plan.model,
+        plan.input_shapes,
+        plan.num_outputs,
+        owned=profile.modalities,
+        frozen=frozen,
+        seed=plan.seed,
+        task=plan.task,
+        metrics=plan.metrics,
+        device=device,
+        precision=plan.training.precision,
+    )

@@ -1,1 +1,0 @@
-"""Runs beside each other: pairs, gains, intervals, and the formats of the table."""

@@ -1,0 +1,1 @@
+"""Words without PyTorch: what everything else speaks of."""

@@ -1,0 +1,313 @@
+"""What a round leaves behind: small frozen values that cross processes and become rows of the run's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from blossom_ray.core.blocks import BlockInstance
+
+
+class Scoring(StrEnum):
+    """What a client's model is scored on, and in which state; in the order in which a round does it."""
+
+    OWN_TEST = "own test split"
+    VALIDATION = "own validation split"
+    FINE_TUNED = "own test split, after local fine-tuning"
+    FINE_TUNED_VALIDATION = "own validation split, after local fine-tuning"
+    HELD_OUT = "held-out set"
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether validation rows are scored, and no test rows."""
+        return self in (Scoring.VALIDATION, Scoring.FINE_TUNED_VALIDATION)
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether a copy is scored that was trained further."""
+        return self in (Scoring.FINE_TUNED, Scoring.FINE_TUNED_VALIDATION)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its scores begin with in summaries and tables."""
+        return _PREFIXES[self]
+
+    @property
+    def label(self) -> str:
+        """What it is called in the tables of classes."""
+        return self.prefix.rstrip("/") or "test"
+
+    @classmethod
+    def of_column(cls, name: str) -> Scoring:
+        """What a score in this column is about."""
+        return next(
+            scoring for scoring in sorted(cls, key=lambda each: -len(each.prefix)) if name.startswith(scoring.prefix)
+        )
+
+
+_PREFIXES = {
+    Scoring.OWN_TEST: "",
+    Scoring.VALIDATION: "validation/",
+    Scoring.FINE_TUNED: "fine_tuned/",
+    Scoring.FINE_TUNED_VALIDATION: "validation/fine_tuned/",
+    Scoring.HELD_OUT: "held_out/",
+}
+
+
+@dataclass(frozen=True)
+class ClientTraining:
+    """One client's local training in one round.
+
+    Attributes:
+        client: The client's id.
+        num_examples: Training samples seen, over all local epochs.
+        weight: The client's weight in averages: the same number, unless `server.weighting` says otherwise.
+        num_steps: Optimizer steps of the model that the client then has: its own ones, or those of a central model.
+        loss: Mean training loss over the samples seen, before each step.
+        drift: L2 norm of local minus received parameters after local training, by block name.
+        bytes_down: Bytes of blocks sent to the client for training.
+        bytes_up: Bytes of blocks that the client sent back.
+        seconds: Time spent on this client.
+        rounds_trained: Rounds in which the client has trained so far, this one included; None where that is not known.
+    """
+
+    client: int
+    num_examples: int
+    weight: float
+    num_steps: int
+    loss: float
+    drift: Mapping[str, float]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+    rounds_trained: int | None = None
+
+
+@dataclass(frozen=True)
+class ClientEvaluation:
+    """One client's scores on its own test or validation split, or on the held-out global test set.
+
+    Attributes:
+        client: The client's id.
+        num_examples: Samples scored.
+        loss: Mean loss over them.
+        scores: The task's scores by name, as in `SCORES`; None where the samples do not define one.
+        bytes_down: Bytes of blocks sent to the client for evaluation.
+        seconds: Time spent on this client.
+        rounds_trained: Rounds in which the client has trained so far, this one included; None where that is not known.
+    """
+
+    client: int
+    num_examples: int
+    loss: float
+    scores: Mapping[str, float | None]
+    bytes_down: int
+    seconds: float
+    rounds_trained: int | None = None
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How one class fared in one round, over the samples of all scored clients of one modality set.
+
+    Attributes:
+        scoring: On which samples, and in which state, as the columns of the scores have it: `test`, `validation`,
+            `fine_tuned`, `validation/fine_tuned` or `held_out`.
+        modalities: The modality set; "" for the clients of all sets together.
+        index: Number of the class.
+        name: Its name.
+        num_true: Samples of the class.
+        num_predicted: Samples that it was predicted for.
+        num_correct: Those of them that are of the class.
+        recall: `num_correct / num_true`, None without samples of the class.
+        precision: `num_correct / num_predicted`, None where it is never predicted.
+        f1: `2 num_correct / (num_true + num_predicted)`, None where it is neither there nor predicted.
+        auroc: Area under the ROC curve in a multilabel task, None where the samples do not define it.
+        predicted_as: Samples of the class by the class that was predicted for them, those with any; empty in a
+            multilabel task, and for the clients of all sets together.
+    """
+
+    scoring: str
+    modalities: str
+    index: int
+    name: str
+    num_true: int
+    num_predicted: int
+    num_correct: int
+    recall: float | None
+    precision: float | None
+    f1: float | None
+    auroc: float | None = None
+    predicted_as: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockRound:
+    """One block instance in one round. Private copies of a block are reported together, with key "".
+
+    Attributes:
+        instance: The block instance.
+        contributors: Clients that trained it in this round.
+        weight: Sum of their weights.
+        bytes_down: Bytes of it sent to clients in this round (training and evaluation).
+        bytes_up: Bytes of it that clients sent back.
+        update_norm: L2 norm of the server's step, new minus old parameters (0 where nobody contributed).
+        client_drift: Mean over contributors of the L2 norm of local minus received parameters, weighted by
+            `num_examples`; None where nobody contributed.
+    """
+
+    instance: BlockInstance
+    contributors: int
+    weight: float
+    bytes_down: int
+    bytes_up: int
+    update_norm: float
+    client_drift: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that went wrong in a round, and what was done about it.
+
+    Attributes:
+        phase: `set-up`, `training`, `evaluation`, `checkpoint` or `end` (digests and memory after the last round).
+        clients: Ids of the clients concerned.
+        actor: Number of the actor concerned, None in the local runtime.
+        cause: One line.
+        action: `repeated`: the work was done again, with the same results. `dropped`: the round went on without
+            these clients.
+    """
+
+    phase: str
+    clients: tuple[int, ...]
+    actor: int | None
+    cause: str
+    action: str
+
+
+@dataclass(frozen=True)
+class ActorRound:
+    """One client actor in one round, as the round ended.
+
+    Attributes:
+        actor: Its number.
+        num_clients: Clients that live in it.
+        seconds: Time spent on its clients in the round, training and evaluation.
+        memory_bytes: Resident set of its process after its last training, pages shared with others included; None
+            before it trains.
+        times_replaced: How often it was lost in the round, and another took its place.
+    """
+
+    actor: int
+    num_clients: int
+    seconds: float
+    memory_bytes: int | None
+    times_replaced: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Where a run with `stop` ended, and its best round.
+
+    Attributes:
+        round: The last round.
+        best_round: The round with the best validation score; None where no round had a finite one.
+        metric: The score by which it is the best: a column of the table `rounds`, such as `validation/accuracy`.
+        value: Its score.
+        reason: `patience`: the score had not got better for so long. `rounds`: it was the scenario's last round.
+    """
+
+    round: int
+    best_round: int | None
+    metric: str
+    value: float | None
+    reason: Literal["patience", "rounds"]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """Everything that one round reports. Round 0 is the untrained model.
+
+    Attributes:
+        round_index: The round.
+        learning_rate: The clients' learning rate, None in round 0.
+        cohort: Ids of the clients that trained, in order.
+        training: One entry per client of the cohort, in order of id.
+        evaluation: One entry per client scored on its test split, in order of id; empty in rounds without that.
+        validation: One entry per client scored on its validation split, in order of id; empty in rounds without that.
+        fine_tuned: As `evaluation`, after local fine-tuning; empty in rounds without it.
+        fine_tuned_validation: As `validation`, after local fine-tuning.
+        metrics: Summary of the round by name, as in `docs/semantics.md`: `train_loss`; per metric `accuracy`
+            (mean over clients weighted by test samples), `accuracy_pooled`, `accuracy_p10`, `accuracy_p50`,
+            `accuracy_p90` (spread over clients), `accuracy/<modality set>`; `fine_tuned/` before any of these;
+            `validation/` before any of all these; `held_out/accuracy/<modality set>`.
+        blocks: One entry per block instance.
+        seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
+        failures: What went wrong, in the order in which it was noticed.
+        actors: One entry per client actor; none in the local runtime.
+        classes: One entry per scoring, modality set and class, where `evaluation.per_class` asks for it; none in a
+            regression.
+        stopped: Why the run ends with this round, where the scenario has `stop`; None while it goes on.
+    """
+
+    round_index: int
+    learning_rate: float | None
+    cohort: tuple[int, ...]
+    training: tuple[ClientTraining, ...]
+    evaluation: tuple[ClientEvaluation, ...]
+    metrics: Mapping[str, float]
+    blocks: tuple[BlockRound, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    fine_tuned: tuple[ClientEvaluation, ...] = ()
+    actors: tuple[ActorRound, ...] = ()
+    classes: tuple[ClassScores, ...] = ()
+    validation: tuple[ClientEvaluation, ...] = ()
+    fine_tuned_validation: tuple[ClientEvaluation, ...] = ()
+    stopped: Stopped | None = None
+
+    @property
+    def num_evaluated(self) -> int:
+        """Clients that were scored on their test or validation split."""
+        return len({scored.client for scored in (*self.evaluation, *self.validation)})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What somebody who watches needs of a round.
+
+    Attributes:
+        round_index: The round.
+        metrics: Summary of the round, as in `RoundRecord`.
+        seconds: Wall time of the round.
+        phases: Wall time by phase, as in `RoundRecord.seconds`.
+        learning_rate: The clients' learning rate, None in round 0.
+        blocks: One entry per block instance.
+        num_failures: What went wrong.
+        stopped: As in `RoundRecord`.
+    """
+
+    round_index: int
+    metrics: Mapping[str, float]
+    seconds: float
+    phases: Mapping[str, float] = field(default_factory=dict)
+    learning_rate: float | None = None
+    blocks: tuple[BlockRound, ...] = ()
+    num_failures: int = 0
+    stopped: Stopped | None = None
+
+    @classmethod
+    def of(cls, record: RoundRecord) -> Progress:
+        """The progress that a record stands for."""
+        return cls(
+            record.round_index,
+            dict(record.metrics),
+            record.seconds.get("total", 0.0),
+            dict(record.seconds),
+            record.learning_rate,
+            record.blocks,
+            len(record.failures),
+            record.stopped,
+        )

@@ -1,0 +1,1 @@
+"""Who gets which samples: partition, splits, the held-out set."""

@@ -1,0 +1,245 @@
+"""Which client has which rows, for training, validation and testing: all that a seed fixes about the data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from blossom_ray.core.scores import Task
+from blossom_ray.data.clients import SPLITS, GivenClients
+from blossom_ray.data.dataset import IntArray, Pieces, Targets
+from blossom_ray.data.division.blossom_code import reference_splits
+from blossom_ray.data.division.overlap import Overlap, overlap
+from blossom_ray.data.division.partition import PartitionError, partition
+from blossom_ray.data.division.split import Split, split_parts
+from blossom_ray.data.division_clients import ClientGroup, Clients
+from blossom_ray.data.division_options import GivenPartition, SubjectPartition
+from blossom_ray.data.facts import DATASETS
+from blossom_ray.data.options import CustomData, Data, Downloaded, TableData
+from blossom_ray.data.sources import open_source
+from blossom_ray.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Train, validation and test rows of all clients, in three flat arrays.
+
+    Attributes:
+        train: Train rows of client 0, then of client 1, and so on; int64.
+        train_ends: (num_clients + 1,) int64: client k has `train[train_ends[k] : train_ends[k + 1]]`.
+        validation: Validation rows, in the same order; none where the scenario asks for none.
+        validation_ends: (num_clients + 1,) int64, as `train_ends`.
+        test: Test rows, in the same order.
+        test_ends: (num_clients + 1,) int64, as `train_ends`.
+        names: What the user's data call each client, or its subjects; empty where clients are drawn from samples.
+    """
+
+    train: IntArray
+    train_ends: IntArray
+    validation: IntArray
+    validation_ends: IntArray
+    test: IntArray
+    test_ends: IntArray
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, splits: Sequence[Split]) -> Self:
+        """The federation of these clients, in the order of their ids."""
+        train, validation, test = zip(*splits, strict=True)
+        return cls(
+            np.concatenate(train), _ends(train),
+            np.concatenate(validation), _ends(validation),
+            np.concatenate(test), _ends(test),
+        )  # fmt: skip
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return len(self.train_ends) - 1
+
+    @property
+    def num_train(self) -> IntArray:
+        """(num_clients,) int64: training samples of each client."""
+        return np.diff(self.train_ends)
+
+    @property
+    def num_validation(self) -> IntArray:
+        """(num_clients,) int64: validation samples of each client."""
+        return np.diff(self.validation_ends)
+
+    @property
+    def num_test(self) -> IntArray:
+        """(num_clients,) int64: test samples of each client."""
+        return np.diff(self.test_ends)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all clients together, for whatever they are."""
+        return len(self.train) + len(self.validation) + len(self.test)
+
+    def train_rows(self, client: int) -> IntArray:
+        """The client's training rows in the data set, sorted; a view."""
+        return self.train[self.train_ends[client] : self.train_ends[client + 1]]
+
+    def validation_rows(self, client: int) -> IntArray:
+        """The client's validation rows in the data set, sorted; a view."""
+        return self.validation[self.validation_ends[client] : self.validation_ends[client + 1]]
+
+    def test_rows(self, client: int) -> IntArray:
+        """The client's test rows in the data set, sorted; a view."""
+        return self.test[self.test_ends[client] : self.test_ends[client + 1]]
+
+    def rows(self, client: int) -> IntArray:
+        """The client's train rows, then its validation rows, then its test rows."""
+        return np.concatenate([self.train_rows(client), self.validation_rows(client), self.test_rows(client)])
+
+    def overlap(self, pieces: Pieces | None) -> Overlap | None:
+        """How many test windows have a part of themselves in a training window; None where none has.
+
+        Args:
+            pieces: The recordings that the data set's samples are pieces of, where it tells.
+        """
+        if pieces is None:
+            return None
+        clients = range(self.num_clients)
+        return overlap(pieces, [*map(self.train_rows, clients)], [*map(self.test_rows, clients)])
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over all rows: equal where every client has the same rows for the same purposes."""
+        digest = hashlib.sha256()
+        # Without validation rows the digest is that of runs from before there were any.
+        validation = (self.validation, self.validation_ends) if len(self.validation) else ()
+        for rows in (self.train, self.train_ends, self.test, self.test_ends, *validation):
+            digest.update(np.ascontiguousarray(rows, dtype="<i8").data)
+        return digest.hexdigest()
+
+
+def build_federation(
+    data: Data, targets: Targets, num_clients: int, seed: int, modality_sets: Sequence[tuple[str, ...]] = ()
+) -> Federation:
+    """Divide a data set over clients, and each client's part into train, validation and test.
+
+    The result depends on these arguments alone, so every sharing scheme of one seed meets the same federation.
+
+    Args:
+        data: The scenario's `data` section.
+        targets: Labels and subjects of the data set.
+        num_clients: Number of clients, >= 1.
+        seed: The scenario's seed.
+        modality_sets: The modalities of each client, sorted, as in `partition`.
+
+    Raises:
+        PartitionError: The partition or the split cannot be met.
+    """
+    if data.draws == "reference":
+        return Federation.of(reference_splits(data, targets, num_clients, seed))
+    parts = partition(data.partition, targets, num_clients, seed, modality_sets)
+    given = targets.clients
+    if isinstance(data.partition, GivenPartition) and given is not None and given.splits is not None:
+        splits = _given_splits(parts, data, targets, given.splits, seed)
+    else:
+        splits = split_parts(parts, data, targets, seed)
+    return replace(Federation.of(splits), names=tuple(_names(data, targets, parts)))
+
+
+def _given_splits(parts: Sequence[IntArray], data: Data, targets: Targets, given: IntArray, seed: int) -> list[Split]:
+    """The splits of the data; where they have none to validate on, that is drawn from the rows to train on."""
+    splits = [Split(*(rows[given[rows] == part] for part in range(len(SPLITS)))) for rows in parts]
+    if data.validation_fraction and any(len(split.validation) for split in splits):
+        found = f"is {data.validation_fraction:g}, while the data say which rows are to validate on"
+        raise PartitionError("data.validation_fraction", found, "0")
+    if not data.validation_fraction:
+        return splits
+    halves = {"test_fraction": data.validation_fraction, "validation_fraction": 0.0}
+    divided = split_parts([split.train for split in splits], data.model_copy(update=halves), targets, seed)
+    return [Split(own.train, own.test, split.test) for own, split in zip(divided, splits, strict=True)]
+
+
+def groups_of(given: GivenClients) -> tuple[ClientGroup, ...]:
+    """The groups of clients that data give: one of each modality set, in sorted order of these."""
+    members = given.members()
+    return tuple(
+        ClientGroup(count=len(members[modalities]), modalities=modalities)
+        for modalities in sorted(members, key=lambda modalities: "+".join(modalities))
+    )
+
+
+def _names(data: Data, targets: Targets, parts: Sequence[IntArray]) -> Iterator[str]:
+    """What the user calls each client, or the subjects that it has."""
+    match data.partition:
+        case GivenPartition():
+            assert targets.clients is not None, "the partition asks for them"
+            yield from (targets.clients.names[int(targets.clients.owners[rows[0]])] for rows in parts)
+        case SubjectPartition():
+            assert targets.subjects is not None, "the partition asks for them"
+            for rows in parts:
+                subjects = np.unique(targets.subjects[rows]).tolist()
+                yield ", ".join(
+                    targets.subject_names[each] if targets.subject_names else str(each) for each in subjects
+                )
+
+
+class Examination(NamedTuple):
+    """What `validate` says of a scenario's data.
+
+    Attributes:
+        problems: What keeps them from being divided over the clients: for each problem its path inside the scenario,
+            what was found and what is expected, as in `errors.Problem`; empty when the federation can be built.
+        notes: What is to be known of the federation, in a line each.
+        has_validation: Whether some client has a validation split; None where the federation cannot be built.
+        clients: The groups of clients, as the scenario or the data give them; none where there are problems.
+    """
+
+    problems: list[tuple[str, str, str]]
+    notes: list[str]
+    has_validation: bool | None = None
+    clients: tuple[ClientGroup, ...] = ()
+
+
+def examine_federation(
+    data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task = "classification"
+) -> Examination:
+    """Find out what dividing a scenario's data over its clients comes to.
+
+    Labels and subjects are read, and inputs only where they cannot be had without (own data).
+    """
+    try:
+        targets = open_source(data, modalities, seed, task).targets()
+        groups = _groups(clients, targets)
+        sets = [tuple(sorted(group.modalities)) for group in groups for _ in range(group.count)]
+        federation = build_federation(data, targets, len(sets), seed, sets)
+        found = federation.overlap(targets.pieces)
+        return Examination([], [str(found)] if found else [], bool(federation.num_validation.any()), groups)
+    except InputError as error:
+        return Examination(_as_problems(error, data), [])
+
+
+def _as_problems(error: InputError, data: Data) -> list[tuple[str, str, str]]:
+    if isinstance(error, PartitionError):
+        return [(error.path, error.found, error.expected)]
+    if isinstance(data, Downloaded):
+        found = "is missing" if data.path is None else f"is {data.path!r}, which cannot be used ({error})"
+        return [("data.path", found, DATASETS[data.dataset].download)]
+    found, _, expected = str(error).partition("; expected ")
+    if isinstance(data, TableData):
+        return [("data.path", f"is {data.path!r}: {found}", expected)]
+    if isinstance(data, CustomData) and data.factory is None:
+        return [("data.factory", found.removeprefix("data.factory "), expected)]
+    return [("data", f"cannot be used ({error})", "a data set that can be loaded")]
+
+
+def _groups(clients: Clients, targets: Targets) -> tuple[ClientGroup, ...]:
+    if not isinstance(clients, str):
+        return clients
+    if targets.clients is None:
+        found, expected = "is 'from-data', but the data do not say whose their samples are", "groups of clients"
+        raise PartitionError("clients", found, f"{expected}, or data with clients")
+    return groups_of(targets.clients)
+
+
+def _ends(parts: Sequence[IntArray]) -> IntArray:
+    return np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)

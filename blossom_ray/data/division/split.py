@@ -1,0 +1,230 @@
+"""Clients' train, validation and test splits: by sample, by whole subject, or by whole recording."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from blossom_ray.core.seeding import Purpose, generator
+from blossom_ray.data.dataset import IntArray, Targets
+from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.options import Data
+
+_ALL_CLIENTS = 1
+"""What stands in the round's place of the key of a draw that all clients share; their own draws have 0."""
+_MOST_DRAWS = 100
+_TRAIN, _VALIDATION, _TEST = range(3)
+
+_Sides = npt.NDArray[np.int64]
+
+
+class Split(NamedTuple):
+    """One client's rows by what they are for, each sorted, int64.
+
+    Attributes:
+        train: Rows to train on, >= 1.
+        validation: Rows to choose on; none where `data.validation_fraction` is 0.
+        test: Rows to test on, >= 1.
+    """
+
+    train: IntArray
+    validation: IntArray
+    test: IntArray
+
+
+def split_parts(parts: Sequence[IntArray], spec: Data, targets: Targets, seed: int) -> list[Split]:
+    """Divide each client's rows into train, validation and test rows.
+
+    The test rows are drawn first and the validation rows from what is left, by a draw of its own: whether and how many
+    rows are for validation changes no test row.
+
+    By sample: floor(fraction * n) rows of a client's n are drawn for the test split, and as many for the validation
+    split, at least 1, with at least 1 left for training. By subject: whole subjects are drawn until the split has at
+    least its fraction of the client's rows; one subject is always left. By recording or common subject: as by sample,
+    with the recordings or subjects of all clients in the place of one client's rows. Each is for one purpose at all
+    clients, and a client's splits are what it has of them, so their sizes follow the fractions only on average. The
+    draw is repeated, up to 100 times, until each client has some for each purpose. Where samples share recordings, a
+    split by sample is one by recording; where the partition deals whole subjects to clients, one by common subject is
+    one by subject.
+
+    Args:
+        parts: The rows of each client, in the order of their ids, int64.
+        spec: The scenario's `data` section; `split`, `test_fraction` and `validation_fraction` count.
+        targets: Subjects and recordings of all rows of the data set; labels do not count.
+        seed: The scenario's seed.
+
+    Returns:
+        The splits of each client.
+
+    Raises:
+        PartitionError: A client with too few rows, subjects or recordings for its splits.
+    """
+    fewest, what = 2, "one to train on and one to test on"
+    if spec.validation_fraction:
+        fewest, what = 3, "one each for training, validation and testing"
+    for client, rows in enumerate(parts):
+        if len(rows) < fewest:
+            raise PartitionError(
+                "data.partition",
+                f"leaves client {client} with {len(rows)} samples",
+                f"at least {fewest} samples per client, {what}",
+            )
+    groups = _common_groups(spec, targets)
+    if groups is not None:
+        by_group = _common_sides([groups[rows] for rows in parts], int(groups.max()) + 1, spec, seed)
+        sides = [by_group[groups[rows]] for rows in parts]
+    elif spec.split == "sample":
+        sides = [_by_sample(len(rows), spec, seed, client) for client, rows in enumerate(parts)]
+    else:
+        sides = [_by_subject(rows, spec, targets.subjects, seed, client) for client, rows in enumerate(parts)]
+    return [
+        Split(*(np.sort(rows[own == side]) for side in (_TRAIN, _VALIDATION, _TEST)))
+        for rows, own in zip(parts, sides, strict=True)
+    ]
+
+
+def _by_sample(num_rows: int, spec: Data, seed: int, client: int) -> _Sides:
+    sides = np.zeros(num_rows, np.int64)
+    num_test = min(max(_part(spec.test_fraction, num_rows), 1), num_rows - 1)
+    sides[generator(seed, Purpose.SPLIT, 0, client).permutation(num_rows)[:num_test]] = _TEST
+    if spec.validation_fraction:
+        left = np.flatnonzero(sides == _TRAIN)
+        _check_room(len(left), num_rows, "samples", spec, client)
+        num_validation = min(max(_part(spec.validation_fraction, num_rows), 1), len(left) - 1)
+        drawn = generator(seed, Purpose.VALIDATION, 0, client).permutation(len(left))[:num_validation]
+        sides[left[drawn]] = _VALIDATION
+    return sides
+
+
+def _by_subject(rows: IntArray, spec: Data, subjects: IntArray | None, seed: int, client: int) -> _Sides:
+    if subjects is None:
+        raise PartitionError(
+            "data.split",
+            f"is {spec.split!r}, but the samples belong to no subject",
+            "'sample', or a data set with subjects",
+        )
+    _, positions, sizes = np.unique(subjects[rows], return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        raise PartitionError(
+            "data.split",
+            f"is {spec.split!r}, but client {client} has samples of one subject alone",
+            "'sample', or at least two subjects per client",
+        )
+    sides = np.zeros(len(sizes), np.int64)
+    test_draw = generator(seed, Purpose.SPLIT, 0, client)
+    sides[_first_with(spec.test_fraction * len(rows), sizes, test_draw)] = _TEST
+    if spec.validation_fraction:
+        left = np.flatnonzero(sides == _TRAIN)
+        _check_room(len(left), len(sizes), "subjects", spec, client)
+        validation_draw = generator(seed, Purpose.VALIDATION, 0, client)
+        drawn = _first_with(spec.validation_fraction * len(rows), sizes[left], validation_draw)
+        sides[left[drawn]] = _VALIDATION
+    return sides[positions]
+
+
+def _first_with(num_rows: float, sizes: IntArray, draw: np.random.Generator) -> IntArray:
+    """The first groups in random order that have so many rows together, and never all of them."""
+    order = draw.permutation(len(sizes))
+    num_short = int((np.cumsum(sizes[order]) < num_rows - 1e-9).sum())
+    return order[: min(num_short + 1, len(sizes) - 1)]
+
+
+def _common_groups(spec: Data, targets: Targets) -> IntArray | None:
+    """The recording or subject of each sample, from 0, where all clients share one draw of these; else None."""
+    if spec.split == "sample" or (spec.split == "recording" and targets.recordings is not None):
+        return targets.recordings
+    # Subjects that are dealt to clients as a whole have one purpose at all of them by any draw of their client.
+    if spec.split == "subject" or (spec.split == "common-subject" and spec.partition.kind == "subject"):
+        return None
+    if spec.split == "recording":
+        groups, expected = None if targets.pieces is None else targets.pieces.recordings, "'sample'"
+    else:
+        groups, expected = targets.subjects, "'sample', or a data set with subjects"
+    if groups is None:
+        if spec.split == "recording" and targets.subjects is not None:
+            expected = "'common-subject', since the data tell subjects"
+        what = "subject" if spec.split == "common-subject" else "recording that is known"
+        raise PartitionError("data.split", f"is {spec.split!r}, but the samples belong to no {what}", expected)
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+
+def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Data, seed: int) -> _Sides:
+    """What each group is for, by draws of no client: what one of them tests with, no other trains on.
+
+    Args:
+        groups: Of each client, the groups of its rows.
+        num_groups: Number of groups of all clients.
+        spec: As in `split_parts`.
+        seed: The scenario's seed.
+    """
+    sides = np.zeros(num_groups, np.int64)
+    owned = [np.unique(own) for own in groups]
+    sides = _drawn(sides, owned, spec.test_fraction, _TEST, spec, seed)
+    if spec.validation_fraction:
+        left = [own[sides[own] == _TRAIN] for own in owned]
+        for client, (own, rest) in enumerate(zip(owned, left, strict=True)):
+            _check_room(len(rest), len(own), _NAMES[spec.split] + "s", spec, client)
+        sides = _drawn(sides, left, spec.validation_fraction, _VALIDATION, spec, seed)
+    return sides
+
+
+def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int, spec: Data, seed: int) -> _Sides:
+    """The sides with some of what is for training put on another one, such that each client keeps and gets some.
+
+    Args:
+        sides: (num_groups,).
+        owned: Of each client its groups that are for training.
+        fraction: Part of all groups that are drawn, rounded down, at least 1, with at least 1 left.
+        side: `_TEST` or `_VALIDATION`.
+        spec: For messages.
+        seed: The scenario's seed.
+    """
+    purpose, name = (Purpose.SPLIT, "testing") if side == _TEST else (Purpose.VALIDATION, "validation")
+    left = np.flatnonzero(sides == _TRAIN)
+    number = min(max(_part(fraction, len(sides)), 1), len(left) - 1)
+    flat = np.concatenate(owned)
+    starts = np.cumsum([0, *map(len, owned)])[:-1]
+    sizes = np.array([len(own) for own in owned])
+    fewest, lacking = len(owned) + 1, (0, name)
+    for attempt in range(_MOST_DRAWS):
+        order = generator(seed, purpose, _ALL_CLIENTS, attempt).permutation(len(left))
+        found = sides.copy()
+        found[left[order[:number]]] = side
+        counts = np.add.reduceat(found[flat] == side, starts, dtype=np.int64)
+        is_short = (counts == 0) | (counts == sizes)
+        if not is_short.any():
+            return found
+        if is_short.sum() < fewest:
+            client = int(is_short.argmax())
+            fewest, lacking = int(is_short.sum()), (client, name if counts[client] == 0 else "training")
+    client, what = lacking
+    group = _NAMES[spec.split]
+    raise PartitionError(
+        "data.split",
+        f"is {spec.split!r}, and {number} of {len(sides)} {group}s, drawn for {name}, leave client {client} without a "
+        f"{group} for {what} ({_MOST_DRAWS} draws tried; it has {sizes[client]})",
+        f"larger parts, fewer clients, or another fraction; a {group} has one purpose at all clients",
+    )
+
+
+_NAMES = {"sample": "recording", "recording": "recording", "common-subject": "subject"}
+"""What each split that all clients share draws."""
+
+
+def _check_room(num_left: int, num_all: int, what: str, spec: Data, client: int) -> None:
+    if num_left < 2:
+        raise PartitionError(
+            "data.validation_fraction",
+            f"is {spec.validation_fraction:g}, but client {client} has {num_all} {what}, {num_all - num_left} of them "
+            f"in its test split, which leaves none for validation beside one for training",
+            f"more {what} per client (fewer clients), or a smaller data.test_fraction",
+        )
+
+
+def _part(fraction: float, number: int) -> int:
+    """The whole part; the tolerance is for products such as 0.29 * 100, which floating point puts just below 29."""
+    return math.floor(fraction * number + 1e-9)

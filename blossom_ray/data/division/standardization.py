@@ -1,0 +1,79 @@
+"""Modalities of own data brought to mean 0 and deviation 1, by what clients train on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray
+from blossom_ray.data.division.federation import Federation
+
+_ROWS_AT_ONCE = 1024
+
+
+def standardized(dataset: Dataset, federation: Federation, profiles: Sequence[ClientProfile]) -> Dataset:
+    """The data set with each channel at mean 0 and deviation 1 over the training rows of the clients that own it.
+
+    Validation, test and held-out rows are brought to the same scale and count for nothing. Clients would find mean and
+    deviation together from sums alone. A constant channel becomes 0. Channels: each feature of a vector (F,), the last
+    dimension of a sequence (time, channels), the first of an image (channels, height, width); of other shapes, all
+    values are one.
+
+    Args:
+        dataset: Not modified.
+        federation: Which rows clients train on.
+        profiles: The clients in the order of their ids.
+    """
+    scales = {}
+    for modality, values in dataset.inputs.items():
+        owners = [profile.index for profile in profiles if modality in profile.modalities]
+        scales[modality] = _scale(values, np.concatenate([federation.train_rows(client) for client in owners]))
+    held_out = dataset.held_out
+    if held_out is not None:
+        held_out = replace(held_out, inputs=_scaled(held_out.inputs, scales))
+    return replace(dataset, inputs=_scaled(dataset.inputs, scales), held_out=held_out)
+
+
+_Scale = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def _scaled(inputs: Mapping[str, FloatArray], scales: Mapping[str, _Scale]) -> dict[str, FloatArray]:
+    found = {}
+    for name, values in inputs.items():
+        mean, deviation = scales[name]
+        found[name] = np.empty_like(values)
+        for start in range(0, len(values), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            found[name][rows] = (values[rows] - mean) / deviation
+    return found
+
+
+def _scale(values: FloatArray, train: IntArray) -> _Scale:
+    """Mean and deviation by channel, shaped to go with a row; of a constant channel the deviation is 1."""
+    axes = _other_axes(values.ndim - 1)
+    pieces = [train[start : start + _ROWS_AT_ONCE] for start in range(0, len(train), _ROWS_AT_ONCE)]
+    number = len(train) * math.prod(values.shape[axis] for axis in axes[1:])
+    mean = sum(values[piece].sum(axis=axes, dtype=np.float64, keepdims=True)[0] for piece in pieces) / number
+    squares = sum(np.square(values[piece] - mean).sum(axis=axes, keepdims=True)[0] for piece in pieces)
+    first = values[train[:1]].min(axis=axes, keepdims=True)[0]
+    # Rounding may leave a constant channel with a tiny deviation, and dividing by that would blow it up.
+    is_constant = np.logical_and.reduce([(values[piece] == first).all(axis=axes, keepdims=True)[0] for piece in pieces])
+    return mean, np.where(is_constant, 1.0, np.sqrt(squares / number))
+
+
+def _other_axes(num_dimensions: int) -> tuple[int, ...]:
+    """All dimensions of an array of samples but that of channels."""
+    match num_dimensions:
+        case 1:
+            return (0,)
+        case 2:
+            return (0, 1)
+        case 3:
+            return (0, 2, 3)
+        case _:
+            return tuple(range(num_dimensions + 1))

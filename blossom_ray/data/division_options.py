@@ -1,0 +1,56 @@
+"""How samples are divided over clients."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blossom_ray.core.section import Rate, Section
+
+
+class IidPartition(Section):
+    """Samples are dealt at random; client sizes differ by at most one."""
+
+    kind: Literal["iid"]
+
+
+class DirichletPartition(Section):
+    """Label skew: class proportions over clients are drawn from a symmetric Dirichlet distribution."""
+
+    kind: Literal["dirichlet"]
+    alpha: Rate = 0.5
+    """Concentration. Small values give each client few classes; large values approach `iid`."""
+    min_samples: Annotated[int, Field(ge=2, le=1_000_000_000)] = 10
+    """Fewest samples a client may end with; the draw is repeated until every client has them."""
+    equal_sizes: bool = False
+    """False: proportions per class over clients, so sizes differ (Yurochkin et al. 2019, the paper's choice).
+    True: a class mix per client and equal sizes (Hsu et al. 2019)."""
+
+
+class SubjectPartition(Section):
+    """Each client gets the whole recordings of one or more subjects."""
+
+    kind: Literal["subject"]
+
+
+class QuantityPartition(Section):
+    """Quantity skew: client sizes are drawn from a symmetric Dirichlet distribution, labels are dealt at random."""
+
+    kind: Literal["quantity"]
+    alpha: Rate = 1.0
+    """Concentration. Small values give a few large clients; large values approach equal sizes."""
+    min_samples: Annotated[int, Field(ge=2, le=1_000_000_000)] = 10
+    """Fewest samples a client may end with; the draw is repeated until every client has them."""
+
+
+class GivenPartition(Section):
+    """Each client has the samples that are its own, as own data say (the column `client` of a table)."""
+
+    kind: Literal["given"]
+
+
+Partition = Annotated[
+    IidPartition | DirichletPartition | SubjectPartition | QuantityPartition | GivenPartition,
+    Field(discriminator="kind"),
+]

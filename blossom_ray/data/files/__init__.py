@@ -1,0 +1,1 @@
+"""Archives, the cache, and files elsewhere."""

@@ -1,0 +1,96 @@
+"""Data at a URI: what is elsewhere is copied into the cache once, and read from there.
+
+Arrow's own file systems are asked first (`file`, `s3`, `gs`, `hdfs`, `abfs`), then fsspec (`http`, `https`, and what
+the user has installed). Credentials are theirs to find.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import fsspec
+import pyarrow as pa
+from filelock import FileLock
+from pyarrow import fs
+
+from blossom_ray.core.locations import is_uri
+from blossom_ray.data.files.cache import cache_folder
+from blossom_ray.errors import DataError
+
+_EXPECTED = "a path, or a URI that Arrow or fsspec can read, such as s3://bucket/file or file:///folder/file"
+
+
+def local_path(path: str) -> str:
+    """Where the files at a path or URI can be read on this machine.
+
+    What is not at `file://` is copied into `remote/` in the cache folder, under a key of the URI and of the sizes and
+    times of its files, so that a changed file is copied again. Where a server tells no times (http), a change that
+    keeps the size goes unnoticed.
+
+    Args:
+        path: `data.path`. A plain path is returned as it is.
+
+    Raises:
+        DataError: Nothing is there, it cannot be read, or there is no room for it.
+    """
+    if not is_uri(path):
+        return path
+    parts = urlsplit(path)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise DataError(f"data.path is {path!r}, which names the host {parts.netloc!r}; expected file:///...")
+        return url2pathname(parts.path)
+    try:
+        filesystem, place = _opened(path)
+        files = _files(filesystem, place)
+        if not files:
+            raise DataError(f"data.path is {path!r}, where nothing is; expected a file or a folder")
+        return str(_copied(path, filesystem, place, files))
+    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+        raise DataError(f"data.path is {path!r}, which cannot be read ({error}); expected {_EXPECTED}") from error
+
+
+def _opened(uri: str) -> tuple[Any, str]:
+    """A file system of Arrow's, and the place in it."""
+    try:
+        filesystem, place = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        found, place = fsspec.core.url_to_fs(uri)
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(found))
+    return filesystem, str(place).rstrip("/")
+
+
+def _files(filesystem: Any, place: str) -> list[Any]:
+    """The file at a place, or the files below it, by path."""
+    found = filesystem.get_file_info(place)
+    if found.type == fs.FileType.Directory:
+        below = filesystem.get_file_info(fs.FileSelector(place, recursive=True))
+        return sorted((info for info in below if info.type == fs.FileType.File), key=lambda info: info.path)
+    return [found] if found.type == fs.FileType.File else []
+
+
+def _copied(uri: str, filesystem: Any, place: str, files: list[Any]) -> Path:
+    """The copy in the cache, made now if it is not there. It gets its name when it is whole."""
+    facts = [uri, [(info.path, info.size, info.mtime_ns) for info in files]]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    root = cache_folder() / "remote"
+    # With the name that the data have there: messages and suffixes go by it.
+    entry, name = root / key, place.rpartition("/")[2]
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{key}.lock"):
+        if not entry.exists():
+            unfinished = root / f".{key}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed; the lock is ours
+            for info in files:
+                target = Path(os.path.normpath(unfinished / name / os.path.relpath(info.path, place)))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fs.copy_files(info.path, str(target), filesystem, fs.LocalFileSystem())
+            unfinished.replace(entry)
+    return entry / name

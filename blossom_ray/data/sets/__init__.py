@@ -1,0 +1,1 @@
+"""The official data sets and generated data, a file for each."""

@@ -1,0 +1,260 @@
+"""KU-HAR: an open data set for human activity recognition, from the official files, version 5.
+
+90 people, 18 activities, accelerometer (m/s²) and gyroscope (rad/s) of a phone at the waist, interpolated to 100 Hz.
+Two of the official files are read: the 20,750 windows of 3 s (`3.Time_domain_subsamples.zip`), which do not say whose
+they are, or the trimmed recordings (`2.Trimmed_interpolated_data.zip`), which do, cut here into windows of 3 s.
+
+Source: Sikder & Nahid, "KU-HAR: An open dataset for heterogeneous human activity recognition", Pattern Recognition
+Letters 146, 2021; Mendeley Data, doi:10.17632/45f952y38r.5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Pieces, Targets, left_out
+from blossom_ray.data.files.archives import Archive, is_file, open_archive
+from blossom_ray.data.files.cache import Arrays, cached
+from blossom_ray.data.files.progress import tracked
+from blossom_ray.data.sets.content import rows_lacking
+from blossom_ray.data.sets.windows import standardised
+from blossom_ray.errors import DataError
+
+MODALITIES = ("acc", "gyro")
+CLASS_NAMES = (
+    "Stand", "Sit", "Talk-sit", "Talk-stand", "Stand-sit", "Lay", "Lay-stand", "Pick", "Jump", "Push-up", "Sit-up",
+    "Walk", "Walk-backwards", "Walk-circle", "Run", "Stair-up", "Stair-down", "Table-tennis",
+)  # fmt: skip
+PAPER_CLASS_NAMES = ("Stand", "Sit", "Lay", "Jump", "Walk", "Run", "Stair-up", "Stair-down")
+WINDOW_STEPS = 300
+NUM_WINDOWS = 20_750
+SUBSAMPLES = "KU-HAR_time_domain_subsamples_20750x300.csv"
+RECORDINGS = "0.Stand/"
+
+_NUM_RECORDINGS = 1945
+# Three axes of both sensors, one after the other; the class, the length and the number of the window.
+_SUBSAMPLE_COLUMNS = 6 * WINDOW_STEPS + 3
+# Time (ms), x, y, z of the accelerometer; the same of the gyroscope.
+_RECORDING_COLUMNS = 8
+_RECORDING = re.compile(r"(?P<label>\d{1,2})\.[^/]+/(?P<subject>\d{1,9})_[^/]*\.csv", re.IGNORECASE)
+_OF_A_CLASS = re.compile(r"\d{1,2}\..*/.*")
+_LARGEST_TABLE_BYTES = 1_000_000_000
+_DECODING = 1
+_CUTTING = 2
+
+Windows = Literal["official", "recordings"]
+
+
+class KuHar:
+    """The data set as a source. There is no official test part, so none is held out.
+
+    Smaller cuts of the official files are accepted.
+
+    Args:
+        path: The official zip, the folder that it unpacks to, or for `official` windows the CSV file itself.
+        modalities: Some of `acc` and `gyro`.
+        windows: `official`: as cut by the authors, without subjects. `recordings`: cut from the trimmed recordings,
+            one after the other from the first step on; what is left at the end is dropped, and so are the zeros with
+            which the file of a sensor that stopped earlier is filled up. The number at the head of a file's name is
+            the subject.
+        classes: `all`: the 18 of `CLASS_NAMES`. `paper`: the 8 of `PAPER_CLASS_NAMES`; other windows are left out.
+        rate_hz: 100, or 50: every second step, without a filter.
+        zscore: Whether each axis of each window is brought to mean 0 and deviation 1; a constant axis becomes 0.
+
+    Raises:
+        DataError: A modality that the data set does not have, or a path in the home of nobody.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        modalities: tuple[str, ...] = MODALITIES,
+        windows: Windows = "official",
+        classes: Literal["all", "paper"] = "all",
+        rate_hz: Literal[100, 50] = 100,
+        zscore: bool = False,
+    ) -> None:
+        for modality in modalities:
+            if modality not in MODALITIES:
+                raise DataError(f"ku-har has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
+        try:
+            self._path = Path(path).expanduser()
+        except RuntimeError as error:
+            raise DataError(f"{path}: {error}; expected a zip file or a folder") from error
+        self._modalities = tuple(sorted(modalities))
+        self._windows = windows
+        self._class_names = CLASS_NAMES if classes == "all" else PAPER_CLASS_NAMES
+        self._every = 100 // rate_hz
+        self._zscore = zscore
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that `load` gives, sorted."""
+        return self._modalities
+
+    def targets(self) -> Targets:
+        """Labels, and subjects and recordings of windows of recordings. The files are decoded once and cached.
+
+        Raises:
+            DataError: The archive or one of its files is missing, damaged or not as announced.
+        """
+        arrays, _ = self._decoded()
+        rows, labels, subjects = self._chosen(arrays)
+        return Targets(labels, len(self._class_names), subjects, pieces=_recordings(arrays, rows))
+
+    def load(self) -> Dataset:
+        """Inputs (N, 300, 3) float32 by modality, (N, 150, 3) at 50 Hz; labels in the order of the class names.
+
+        Raises:
+            DataError: The archive or one of its files is missing, damaged or not as announced.
+        """
+        arrays, missing = self._decoded()
+        rows, labels, subjects = self._chosen(arrays)
+        inputs = {}
+        for modality in self._modalities:
+            steps = np.ascontiguousarray(arrays[modality][rows, :: self._every])
+            inputs[modality] = standardised(steps) if self._zscore else steps
+        others = len(arrays["labels"]) - len(rows)
+        if others:
+            missing += (LeftOut("windows of other classes (data.classes: paper)", others),)
+        pieces = _recordings(arrays, rows)
+        return Dataset(inputs, labels, self._class_names, subjects, left_out=missing, pieces=pieces)
+
+    def _chosen(self, arrays: Arrays) -> tuple[IntArray, IntArray, IntArray | None]:
+        """Rows of the classes asked for, their labels and subjects."""
+        new_labels = np.full(len(CLASS_NAMES), -1, np.int64)
+        for number, name in enumerate(self._class_names):
+            new_labels[CLASS_NAMES.index(name)] = number
+        labels = new_labels[arrays["labels"]]
+        rows = np.flatnonzero(labels >= 0)
+        if len(rows) == 0:
+            raise DataError(f"{self._path.name} has no window of {', '.join(self._class_names)}; expected some")
+        subjects = arrays["subjects"][rows] if "subjects" in arrays else None
+        return rows, labels[rows], subjects
+
+    def _decoded(self) -> tuple[Arrays, tuple[LeftOut, ...]]:
+        if self._windows == "official":
+            with self._open(SUBSAMPLES) as (archive, member):
+                key: dict[str, object] = {"decoding": _DECODING, "files": archive.states([member])}
+                arrays = cached("ku-har", key, lambda: _subsamples(archive, member))
+            return arrays, rows_lacking("windows", len(arrays["labels"]), NUM_WINDOWS)
+        with self._open(RECORDINGS) as (archive, _):
+            recordings = [member for member in archive.members() if _RECORDING.fullmatch(member)]
+            key = {"decoding": _CUTTING, "files": archive.states(recordings)}
+            arrays = cached("ku-har", key, lambda: _cut(archive, recordings))
+            others = [member for member in archive.members() if _is_unknown(member)]
+        short = [name for name, number in zip(recordings, arrays["num_windows"], strict=True) if number == 0]
+        return arrays, (
+            *left_out(f"recordings in which both sensors have fewer than {WINDOW_STEPS} steps", short),
+            *rows_lacking("recordings", len(recordings), _NUM_RECORDINGS),
+            *left_out("files whose names are no recording's, as <class>.<name>/<subject>_<any>.csv", others),
+        )
+
+    @contextmanager
+    def _open(self, landmark: str) -> Iterator[tuple[Archive, str]]:
+        """The archive, and the name of its table: any `.csv` that `path` names itself."""
+        is_table = self._windows == "official" and self._path.suffix.lower() == ".csv" and is_file(self._path)
+        path, member = (self._path.parent, self._path.name) if is_table else (self._path, landmark)
+        with open_archive(path, landmark=member, largest_bytes=_LARGEST_TABLE_BYTES) as archive:
+            yield archive, member
+
+
+def _recordings(arrays: Arrays, rows: IntArray) -> Pieces | None:
+    """Of windows that were cut here; they do not overlap."""
+    if "num_windows" not in arrays:
+        return None
+    numbers = np.repeat(np.arange(len(arrays["num_windows"])), arrays["num_windows"])[rows]
+    return Pieces(np.unique(numbers, return_inverse=True)[1].astype(np.int64))
+
+
+def _is_unknown(member: str) -> bool:
+    """Whether a file could be a recording by its folder or its suffix, and is none by its name."""
+    is_candidate = _OF_A_CLASS.fullmatch(member) or member.lower().endswith(".csv")
+    return bool(is_candidate) and not _RECORDING.fullmatch(member)
+
+
+def _check_twice(archive: Archive, what: str, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Refuse a copy that has the same content under two names."""
+    names: dict[bytes, str] = {}
+    for name, content in contents:
+        digest = hashlib.sha256(content).digest()
+        if digest in names:
+            raise DataError(f"{archive.name}: {names[digest]} and {name} are the same; expected each {what} once")
+        names[digest] = name
+
+
+def _subsamples(archive: Archive, member: str) -> Arrays:
+    (name,) = tracked([member], "reading windows")
+    table = archive.table(name, _SUBSAMPLE_COLUMNS, np.float32, delimiter=",")
+    labels = _checked_labels(archive, member, table[:, 6 * WINDOW_STEPS])
+    if len(table) > NUM_WINDOWS:
+        raise DataError(f"{archive.name}: {member} has {len(table)} rows; expected at most {NUM_WINDOWS}")
+    missing = set(range(len(CLASS_NAMES))) - set(labels.tolist())
+    if len(table) == NUM_WINDOWS and missing:
+        absent = ", ".join(CLASS_NAMES[label] for label in sorted(missing))
+        raise DataError(f"{archive.name}: {member} has no window of {absent}; expected all {len(CLASS_NAMES)} classes")
+    _check_twice(archive, "window", ((f"{member}, row {row}", line.tobytes()) for row, line in enumerate(table, 1)))
+    axes = table[:, : 6 * WINDOW_STEPS].reshape(len(table), 2, 3, WINDOW_STEPS)
+    return {"acc": _windows(axes[:, 0]), "gyro": _windows(axes[:, 1]), "labels": labels}
+
+
+def _windows(axes: FloatArray) -> FloatArray:
+    return np.ascontiguousarray(axes.transpose(0, 2, 1))
+
+
+def _checked_labels(archive: Archive, member: str, column: FloatArray) -> IntArray:
+    wrong = ~np.isin(column, np.arange(len(CLASS_NAMES)))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"{archive.name}: {member}, row {row + 1}: class {column[row]:g}; expected 0 to {len(CLASS_NAMES) - 1}"
+        )
+    return column.astype(np.int64)
+
+
+def _cut(archive: Archive, recordings: list[str]) -> Arrays:
+    if len(recordings) > _NUM_RECORDINGS:
+        raise DataError(f"{archive.name} has {len(recordings)} recordings; expected at most {_NUM_RECORDINGS}")
+    pieces: list[FloatArray] = []
+    contents: list[tuple[str, bytes]] = []
+    labels: list[int] = []
+    subjects: list[int] = []
+    for member in tracked(recordings, "cutting recordings"):
+        name = _RECORDING.fullmatch(member)
+        assert name is not None
+        label = int(name["label"])
+        if label >= len(CLASS_NAMES):
+            raise DataError(f"{archive.name}: {member}: class {label}; expected 0 to {len(CLASS_NAMES) - 1}")
+        table = archive.table(member, _RECORDING_COLUMNS, np.float32, delimiter=",")
+        if np.array_equal(table[0], np.arange(_RECORDING_COLUMNS)):
+            raise DataError(f"{archive.name}: {member} begins with numbers of its columns; expected measurements alone")
+        contents.append((member, hashlib.sha256(table.tobytes()).digest()))
+        num_windows = _num_recorded(table) // WINDOW_STEPS
+        pieces.append(table[: num_windows * WINDOW_STEPS].reshape(num_windows, WINDOW_STEPS, _RECORDING_COLUMNS))
+        labels += [label] * num_windows
+        subjects += [int(name["subject"])] * num_windows
+    _check_twice(archive, "recording", contents)
+    if not labels:
+        raise DataError(f"{archive.name} has no recording of {WINDOW_STEPS} steps; expected the trimmed recordings")
+    windows = np.concatenate(pieces)
+    return {
+        "acc": np.ascontiguousarray(windows[:, :, 1:4]),
+        "gyro": np.ascontiguousarray(windows[:, :, 5:8]),
+        "labels": np.array(labels, np.int64),
+        "subjects": np.array(subjects, np.int64),
+        "num_windows": np.array([len(piece) for piece in pieces], np.int64),
+    }
+
+
+def _num_recorded(table: FloatArray) -> int:
+    """Steps up to the last one that both sensors recorded; zeros fill up the shorter one."""
+    recorded = [np.flatnonzero(table[:, columns].any(axis=1)) for columns in (slice(0, 4), slice(4, 8))]
+    return min(int(steps[-1]) + 1 if len(steps) else 0 for steps in recorded)

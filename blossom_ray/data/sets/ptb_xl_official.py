@@ -1,0 +1,221 @@
+"""PTB-XL's official distribution: two tables, and one pair of WFDB files for each record, decoded by `wfdb`."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blossom_ray.core.temporary import temporary_folder
+from blossom_ray.data.dataset import IntArray, left_out
+from blossom_ray.data.files.archives import Archive, open_archive
+from blossom_ray.data.files.cache import Arrays, cached
+from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
+from blossom_ray.data.files.progress import tracked
+from blossom_ray.data.sets.content import rows_lacking
+from blossom_ray.data.sets.ptb_xl_records import (
+    LARGEST_MEMBER_BYTES,
+    LEADS,
+    LEADS_OF,
+    NUM_RECORDS,
+    NUM_STEPS,
+    SUPERCLASSES,
+    ByteArray,
+    Records,
+)
+from blossom_ray.errors import DataError
+
+NUM_OF_SUPERCLASS = {"NORM": 9514, "MI": 5469, "STTC": 5235, "CD": 4898, "HYP": 2649}
+DATABASE = "ptbxl_database.csv"
+STATEMENTS = "scp_statements.csv"
+
+_RECORD = re.compile(r"records100/\d{5}/\d{5}_lr")
+_DECODING = 1
+
+
+def read_official(path: Path) -> Records:
+    """The records of the official zip or of the folder that it unpacks to; a cut of them has a shorter table.
+
+    Only tables are read at once. Signals are decoded when they are first asked for, and cached.
+
+    Raises:
+        DataError: An archive, table or record is missing, damaged or not as announced; `signals` raises it too.
+    """
+    with _open_official(path) as archive:
+        superclass_of = _superclass_of_code(archive)
+        rows = read_rows(archive, DATABASE, ("patient_id", "scp_codes", "strat_fold", "filename_lr"))
+        place = f"{archive.name}: {DATABASE}"
+        superclasses = np.zeros((len(rows), len(SUPERCLASSES)), np.uint8)
+        for number, row in enumerate(rows):
+            for code in _codes(row["scp_codes"], f"{place}, record {number + 1}"):
+                if code in superclass_of:
+                    superclasses[number, SUPERCLASSES.index(superclass_of[code])] = 1
+        _check_counts(superclasses, place)
+        names = [row["filename_lr"] for row in rows]
+        for number, name in enumerate(names, start=1):
+            if not _RECORD.fullmatch(name):
+                raise DataError(
+                    f"{place}, record {number}: filename_lr is {name[:60]!r}; expected such as "
+                    f"records100/00000/00001_lr"
+                )
+            identity = rows[number - 1].get("ecg_id")
+            if identity is not None and whole_number(identity) != _number_of(name):
+                raise DataError(
+                    f"{place}, record {number}: ecg_id is {identity[:40]!r} and filename_lr {name}; "
+                    f"expected the same number in both"
+                )
+        check_unique(place, "record", (str(_number_of(name)) for name in names))
+        headers = (member for member in archive.members() if member.startswith("records100/") and member[-4:] == ".hea")
+        unknown = sorted({member.removesuffix(".hea") for member in headers} - set(names))
+    return Records(
+        superclasses=superclasses,
+        folds=_integers(rows, "strat_fold", 1, 10, place),
+        patients=_integers(rows, "patient_id", 0, 2**53, place),
+        signals=lambda: _decoded(path, names),
+        names=names,
+        left_out=(
+            *rows_lacking("records", len(rows), NUM_RECORDS),
+            *left_out(f"signals without a row in {DATABASE}", unknown),
+        ),
+        scale=0.001,
+    )
+
+
+def _open_official(path: Path) -> AbstractContextManager[Archive]:
+    return open_archive(path, landmark=DATABASE, largest_bytes=LARGEST_MEMBER_BYTES)
+
+
+def _number_of(name: str) -> int:
+    return int(name.rpartition("/")[2].removesuffix("_lr"))
+
+
+def _superclass_of_code(archive: Archive) -> dict[str, str]:
+    """Superclass of each diagnostic code; codes of form and rhythm have none."""
+    found = {}
+    rows = read_rows(archive, STATEMENTS, ("diagnostic", "diagnostic_class"))
+    # The first column has no name, until pandas saves the table again.
+    code = next((column for column in ("Unnamed: 0", "", "scp_code") if column in rows[0]), None)
+    if code is None:
+        raise DataError(
+            f"{archive.name}: {STATEMENTS} has no column of codes among {', '.join(rows[0])[:200]}; expected one "
+            "without a name"
+        )
+    for number, row in enumerate(rows, start=1):
+        if whole_number(row["diagnostic"]) != 1:
+            continue
+        if row["diagnostic_class"] not in SUPERCLASSES:
+            raise DataError(
+                f"{archive.name}: {STATEMENTS}: {row[code]} has diagnostic_class {row['diagnostic_class'][:40]!r}; "
+                f"expected one of {', '.join(SUPERCLASSES)}"
+            )
+        if not row[code] or row[code].isdecimal():
+            raise DataError(f"{archive.name}: {STATEMENTS}, row {number} is for {row[code]!r}; expected a code as NORM")
+        found[row[code]] = row["diagnostic_class"]
+    return found
+
+
+def _codes(text: str, place: str) -> Mapping[str, float]:
+    """Statements of a record with their likelihood, which does not count: 0 says that it is unknown."""
+    try:
+        codes = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        codes = None
+    if not isinstance(codes, dict):
+        raise DataError(f"{place}: scp_codes are {text[:60]!r}; expected such as {{'NORM': 100.0, 'SR': 0.0}}")
+    return codes
+
+
+def _integers(rows: list[Row], column: str, low: int, high: int, place: str) -> IntArray:
+    """A column of integers, which the official table writes as 15709.0."""
+    found = np.zeros(len(rows), np.int64)
+    for number, row in enumerate(rows):
+        value = whole_number(row[column])
+        if value is None or not low <= value <= high:
+            expected = f"an integer from {low} to {high}" if high < 100 else "a number of a patient"
+            raise DataError(f"{place}, record {number + 1}: {column} is {row[column][:40]!r}; expected {expected}")
+        found[number] = value
+    return found
+
+
+def _check_counts(superclasses: ByteArray, place: str) -> None:
+    if len(superclasses) > NUM_RECORDS:
+        raise DataError(
+            f"{place} has {len(superclasses):,} records; expected version 1.0.3, which has {NUM_RECORDS:,} (earlier "
+            f"versions hold duplicates)"
+        )
+    counts = dict(zip(SUPERCLASSES, superclasses.sum(axis=0, dtype=np.int64).tolist(), strict=True))
+    if len(superclasses) == NUM_RECORDS and counts != NUM_OF_SUPERCLASS:
+        raise DataError(f"{place} has {counts} records of the superclasses; expected {NUM_OF_SUPERCLASS}")
+
+
+def _decoded(path: Path, names: list[str]) -> Arrays:
+    with _open_official(path) as archive:
+        files = [f"{name}.{suffix}" for name in names for suffix in ("hea", "dat")]
+        key = {"decoding": _DECODING, "files": archive.fingerprint(files)}
+        return cached("ptb-xl", key, lambda: _decode(archive, names))
+
+
+def _decode(archive: Archive, names: list[str]) -> Arrays:
+    """Microvolts by modality, (N, 1000, 6) int16."""
+    signals = {modality: np.empty((len(names), NUM_STEPS, 6), np.int16) for modality in LEADS_OF}
+    with temporary_folder() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # wfdb 4.3 calls what pandas 3 has deprecated
+        wfdb = _import_wfdb()
+        for number, name in enumerate(tracked(names, "decoding records")):
+            microvolts = _decode_one(archive, name, folder, wfdb)
+            for modality, leads in LEADS_OF.items():
+                signals[modality][number] = microvolts[:, leads]
+    return signals
+
+
+def _import_wfdb() -> Any:
+    try:
+        import wfdb
+    except ImportError as error:
+        raise DataError(
+            f"ptb-xl needs the package wfdb to decode its records ({error}); expected it: "
+            f'pip install "blossom-ray[ecg]"'
+        ) from error
+    return wfdb
+
+
+def _decode_one(archive: Archive, name: str, folder: Path, wfdb: Any) -> np.ndarray:
+    """One record, (1000, 12) int16 in microvolts. wfdb reads files, so both are put into `folder` for it."""
+    short = name.rsplit("/", maxsplit=1)[-1]
+    place = f"{archive.name}: {name}"
+    header = archive.read(f"{name}.hea")
+    text = header.decode("latin1").splitlines()
+    lines = [line.split() for line in text if line.strip() and not line.startswith("#")]
+    # A header may name any other file, or one on the network: it is read only if it names the record's own.
+    if not lines or lines[0][:4] != [short, "12", "100", str(NUM_STEPS)]:
+        raise DataError(f"{place}.hea begins with {header[:60]!r}; expected '{short} 12 100 {NUM_STEPS}'")
+    if [line[:2] for line in lines[1:]] != [[f"{short}.dat", "16"]] * len(LEADS):
+        raise DataError(f"{place}.hea: expected {len(LEADS)} lines that begin with '{short}.dat 16'")
+    files = {folder / f"{short}.hea": header, folder / f"{short}.dat": archive.read(f"{name}.dat")}
+    try:
+        for file, content in files.items():
+            file.write_bytes(content)
+        record = wfdb.rdrecord(str(folder / short), physical=False, return_res=16)
+        digital, leads = record.d_signal, tuple(str(lead).upper() for lead in record.sig_name)
+        microvolts = np.rint((digital.astype(np.float64) - record.baseline) * (1000 / np.array(record.adc_gain)))
+    except OSError as error:
+        raise DataError(f"{place} cannot be put into {folder} to decode it ({error.strerror or error})") from error
+    except Exception as error:  # of many types
+        raise DataError(f"{place} cannot be decoded ({type(error).__name__}: {error}); download it again") from error
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+    if leads != LEADS or set(record.units) != {"mV"}:
+        raise DataError(f"{place}.hea: leads {', '.join(leads)}; expected {', '.join(LEADS)} in mV")
+    if digital.shape != (NUM_STEPS, len(LEADS)) or (digital == np.iinfo(np.int16).min).any():
+        raise DataError(f"{place}.dat lacks samples; expected {NUM_STEPS} of {len(LEADS)} leads")
+    if not (np.abs(microvolts) <= np.iinfo(np.int16).max).all():
+        raise DataError(f"{place}.hea: a gain that makes it {np.nanmax(np.abs(microvolts))} µV; expected below 32,768")
+    whole: np.ndarray = microvolts.astype(np.int16)
+    return whole

@@ -1,0 +1,115 @@
+"""The Free Spoken Digit Dataset: recordings of the digits 0..9 by name, speaker and index.
+
+Source: Z. Jackson and contributors, "Free Spoken Digit Dataset (FSDD)".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from blossom_ray.data.dataset import LeftOut, left_out
+from blossom_ray.data.files.archives import Archive, open_archive
+from blossom_ray.data.sets.content import check_content, rows_lacking
+from blossom_ray.errors import DataError
+
+_FOLDER = "recordings"
+_LANDMARK = f"{_FOLDER}/0_jackson_0.wav"  # in every release: the first speaker's first recording
+_NAME = re.compile(_FOLDER + r"/(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]{1,6})\.(?:wav|WAV)")
+_OFFICIAL = (300,) * 10
+_NUM_TEST = 5
+"""Recordings 0 to 4 of each speaker and digit are the official test part."""
+
+
+@dataclass(frozen=True, order=True)
+class Recording:
+    """One spoken digit.
+
+    Attributes:
+        digit: 0..9.
+        speaker: First name, such as `jackson`.
+        index: Number among the recordings of this digit by this speaker, from 0.
+        member: Its path inside the archive.
+    """
+
+    digit: int
+    speaker: str
+    index: int
+    member: str
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it belongs to the official test part."""
+        return self.index < _NUM_TEST
+
+
+@contextmanager
+def open_spoken_digits(folder: Path) -> Iterator[Archive]:
+    """Open the recordings, wherever they lie in a folder: a zip of any name, a folder, or `recordings` itself.
+
+    Raises:
+        DataError: They are not there.
+    """
+    with open_archive(_holder(folder), landmark=_LANDMARK) as archive:
+        yield archive
+
+
+def list_recordings(archive: Archive) -> list[Recording]:
+    """All recordings by digit, speaker and index.
+
+    Raises:
+        DataError: Two files are the same recording, or there are as many as in the official files, and not as many of
+            each digit.
+    """
+    found = (_NAME.fullmatch(member) for member in archive.members())
+    recordings = sorted(
+        Recording(int(match["digit"]), match["speaker"], int(match["index"]), match.string)
+        for match in found
+        if match is not None
+    )
+    for one, next_one in pairwise(recordings):
+        if (one.digit, one.speaker, one.index) == (next_one.digit, next_one.speaker, next_one.index):
+            raise DataError(
+                f"{archive.name} has {one.member} and {next_one.member}; expected each recording of a digit once"
+            )
+    digits = np.array([recording.digit for recording in recordings], np.int64)
+    check_content(archive.name, digits, _OFFICIAL, [str(digit) for digit in range(len(_OFFICIAL))])
+    return recordings
+
+
+def recordings_left_out(archive: Archive) -> tuple[LeftOut, ...]:
+    """Files beside the recordings that are none by their names, and how many of the official ones are not there."""
+    sounds = [member for member in archive.members() if member.startswith(f"{_FOLDER}/")]
+    unknown = [member for member in sounds if not _NAME.fullmatch(member)]
+    return (
+        *left_out("files whose names are no recording's, as <digit>_<speaker>_<index>.wav", unknown),
+        *rows_lacking("recordings", len(sounds) - len(unknown), sum(_OFFICIAL)),
+    )
+
+
+def _holder(folder: Path) -> Path:
+    """The folder, or the one zip in it, that holds the recordings; unpacked ones come before a zip."""
+    if _holds(folder):
+        return folder
+    zips = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".zip" and _holds(file)]
+    if not zips:
+        raise DataError(
+            f"{folder} holds no {_LANDMARK}; expected the Free Spoken Digit Dataset there, as a zip or a folder"
+        )
+    if len(zips) > 1:
+        raise DataError(f"{folder} has recordings in {zips[0].name} and in {zips[1].name}; expected one of them")
+    return zips[0]
+
+
+def _holds(path: Path) -> bool:
+    try:
+        with open_archive(path, landmark=_LANDMARK, depth=1):
+            return True
+    except DataError:
+        return False

@@ -1,0 +1,142 @@
+"""From sentences to vectors of their words: hashed, or by a pretrained model that lies on disk."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from blossom_ray.core.seeding import Purpose, generator, stable_number
+from blossom_ray.data.audio_text_data import TextTokens
+from blossom_ray.data.dataset import FloatArray
+from blossom_ray.data.files.archives import open_archive
+from blossom_ray.data.files.progress import tracked
+from blossom_ray.errors import DataError
+
+_HASHING = 1
+"""Raised when hashed vectors of the same words change, so that cached ones are not used."""
+_GRAM_LENGTHS = (3, 4, 5)
+_WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
+_APOSTROPHES = str.maketrans("\u2018\u2019\u0092\u0091", "''''")
+_SENTENCES_AT_ONCE = 64
+_VECTORS = "text"  # what the key of a draw begins with, so that other draws have other streams
+
+
+def text_vectors(sentences: Sequence[str], settings: TextTokens) -> FloatArray:
+    """The vectors of each sentence's first words or tokens.
+
+    Args:
+        sentences: N texts.
+        settings: How many vectors, how wide, and whose.
+
+    Returns:
+        (N, settings.tokens, settings.dim) float32; zeros behind the end of a sentence.
+
+    Raises:
+        DataError: The pretrained model is missing, damaged or of another width; or `transformers` is not installed.
+    """
+    if settings.model is None:
+        return _hashed(sentences, settings.tokens, settings.dim)
+    return _pretrained(sentences, settings.tokens, settings.dim, settings.model)
+
+
+def text_key(settings: TextTokens) -> dict[str, object]:
+    """All that vectors follow from besides the sentences, for the key of `cache.cached`.
+
+    Raises:
+        DataError: The pretrained model is missing.
+    """
+    key: dict[str, object] = {"tokens": settings.tokens, "dim": settings.dim}
+    if settings.model is None:
+        return {**key, "hashing": _HASHING}
+    with open_archive(_folder(settings.model), landmark="config.json") as archive:
+        return {**key, "model": archive.states(archive.members())}
+
+
+def words(sentence: str) -> list[str]:
+    """Words (with what follows an apostrophe) and signs of a sentence, in lower case.
+
+    `words("You\u2019re late!")` is `["you're", "late", "!"]`.
+    """
+    return _WORD.findall(sentence.lower().translate(_APOSTROPHES))
+
+
+def word_vector(word: str, dim: int) -> npt.NDArray[np.float32]:
+    """A vector that depends on the word alone, of root mean square 1; words with common parts have similar ones.
+
+    Each string of 3 to 5 characters in the word (`<` and `>` stand for its ends), and the whole of it, has a vector
+    of independent normal values. Their sum, scaled, is the word's. Nothing is trained, so no client's text says
+    anything about another's.
+
+    Args:
+        word: Any text.
+        dim: Width.
+
+    Source: the subwords of Bojanowski et al. 2017 (arXiv:1607.04606), with random vectors instead of trained ones.
+    """
+    marked = f"<{word}>"
+    grams = {marked[start : start + size] for size in _GRAM_LENGTHS for start in range(len(marked) - size + 1)}
+    total = np.zeros(dim)
+    for gram in sorted({marked, *grams}):
+        total += generator(stable_number(_VECTORS), Purpose.DATA, 0, stable_number(gram)).standard_normal(dim)
+    return np.asarray(total / np.sqrt(np.square(total).mean()), np.float32)
+
+
+def _hashed(sentences: Sequence[str], num_tokens: int, dim: int) -> FloatArray:
+    known: dict[str, npt.NDArray[np.float32]] = {}
+    vectors = np.zeros((len(sentences), num_tokens, dim), np.float32)
+    for row, sentence in enumerate(tracked(sentences, "words")):
+        for position, word in enumerate(words(sentence)[:num_tokens]):
+            if word not in known:
+                known[word] = word_vector(word, dim)
+            vectors[row, position] = known[word]
+    return vectors
+
+
+def _pretrained(sentences: Sequence[str], num_tokens: int, dim: int, path: str) -> FloatArray:
+    transformers, torch = _module("transformers"), _module("torch")
+    folder = _folder(path)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    except Exception as error:  # the library raises what its parts raise: OSError, ValueError, KeyError, ...
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(f"data.text.model {folder} cannot be loaded ({reason}); expected a saved model") from error
+    if model.config.hidden_size != dim:
+        raise DataError(f"data.text.dim is {dim}; expected {model.config.hidden_size}, the width of {folder.name}")
+    vectors = np.zeros((len(sentences), num_tokens, dim), np.float32)
+    for start in tracked(range(0, len(sentences), _SENTENCES_AT_ONCE), "tokens"):
+        part = slice(start, start + _SENTENCES_AT_ONCE)
+        batch: Any = tokenizer(
+            list(sentences[part]), padding="max_length", truncation=True, max_length=num_tokens, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            states = model(**batch).last_hidden_state
+        vectors[part] = (states * batch["attention_mask"][:, :, None]).float().numpy()
+    return vectors
+
+
+def _folder(path: str) -> Path:
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"data.text.model {path}: {error}; expected a folder") from error
+    if not folder.is_dir():
+        raise DataError(f"data.text.model {path} is no folder; expected one with a model that `transformers` saved")
+    return folder
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"a pretrained text model needs {name}, which is not installed; pip install 'blossom-ray[text]'"
+        ) from error

@@ -1,1 +1,0 @@
-"""What a run would take: bytes, seconds, and the largest setting that fits."""

@@ -1,0 +1,1 @@
+"""From files to a checked scenario, and back to people. Alone knows YAML."""

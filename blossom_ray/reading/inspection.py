@@ -1,0 +1,130 @@
+"""Whether a scenario can be run: its own values, the data that it needs, and own code that it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blossom_ray.core.factories import factory_problems
+from blossom_ray.core.locations import is_uri
+from blossom_ray.core.scores import Task
+from blossom_ray.data.division.federation import Examination, examine_federation
+from blossom_ray.data.division_clients import ClientGroup, Clients
+from blossom_ray.data.options import Data
+from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.reading.scenario import Reading, Scenario, inspect_scenario
+from blossom_ray.scenario.checks import cross_problems, missing_validation
+from blossom_ray.scenario.writer import plain_tree
+
+
+class Inspector:
+    """Checks scenarios one after the other; data that several of them share are looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Examination] = {}
+
+    def read(
+        self, path: Path, overrides: Mapping[str, Any], sources: Mapping[str, str], *, with_uris: bool = True
+    ) -> Scenario:
+        """The scenario of a file with some values replaced, its data and own code checked.
+
+        Args:
+            path: The file.
+            overrides: Value by dotted path.
+            sources: Where each override came from, such as `--set rounds`.
+            with_uris: Whether data at a URI are looked at; they may be within reach of another machine alone.
+
+        Returns:
+            The scenario. In the place of `clients: from-data` it has the groups that the data give, where these were
+            looked at.
+
+        Raises:
+            ScenarioError: With every problem found.
+        """
+        reading = inspect_scenario(path, overrides, sources)
+        groups: tuple[ClientGroup, ...] = ()
+        problems = [*reading.problems]
+        if with_uris or not _is_elsewhere(reading):
+            groups, found = self._looked_at(reading)
+            problems += (problem for problem in found if problem not in problems)
+        problems += [reading.problem(*problem) for problem in factory_problems(reading.sections)]
+        if problems or reading.scenario is None:
+            problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
+            raise ScenarioError(tuple(problems))
+        return reading.scenario.with_clients(groups) if groups else reading.scenario
+
+    def check(self, scenario: Scenario) -> Scenario:
+        """Find out whether the data of a scenario can be read and divided, and own code be imported.
+
+        Returns:
+            The scenario, in the place of `clients: from-data` with the groups that the data give.
+
+        Raises:
+            ScenarioError: They cannot.
+        """
+        examined = self._examination(scenario.data, scenario.modalities, scenario.clients, scenario.seed, scenario.task)
+        checked, found = scenario, _problems(examined, dict(scenario))
+        if isinstance(scenario.clients, str) and not found:
+            checked = scenario.with_clients(examined.clients)
+            found += cross_problems(dict(checked))
+        found += factory_problems(dict(scenario))
+        if found:
+            raise ScenarioError(tuple(Problem(*problem) for problem in found))
+        return checked
+
+    def notes(self, scenario: Scenario) -> list[str]:
+        """What is to be known of the federation of a scenario that was found right, in a line each."""
+        return self._examination(
+            scenario.data, scenario.modalities, scenario.groups, scenario.seed, scenario.task
+        ).notes
+
+    def _looked_at(self, reading: Reading) -> tuple[tuple[ClientGroup, ...], list[Problem]]:
+        """The clients that the data of a scenario give where it leaves that to them, and what is wrong with these."""
+        sections = reading.sections
+        known = {problem.path.split(".")[0] for problem in reading.problems}
+        if not {"data", "clients", "seed", "task"} <= sections.keys() or known & {"data", "clients"}:
+            return (), []
+        clients = sections["clients"]
+        if isinstance(clients, str):
+            if "model" not in sections:
+                return (), []
+            owned = set(sections["model"].encoders)
+        else:
+            owned = {modality for group in clients for modality in group.modalities}
+        # A modality that the data do not have is reported already, at its encoder.
+        owned -= {problem.path.removeprefix("model.encoders.") for problem in reading.problems}
+        seed, task = sections["seed"], sections["task"]
+        examined = self._examination(sections["data"], tuple(sorted(owned)), clients, seed, task)
+        groups, found = examined.clients if isinstance(clients, str) else (), _problems(examined, sections)
+        if groups:
+            found += cross_problems({**sections, "clients": groups})
+        return groups, [reading.problem(*problem) for problem in found]
+
+    def _examination(
+        self, data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task
+    ) -> Examination:
+        key = _key(data, modalities, clients, seed, task)
+        if key not in self._known:
+            found = self._known[key] = examine_federation(data, modalities, clients, seed, task)
+            # With the clients that it leaves to the data, it is the same federation.
+            self._known[_key(data, modalities, found.clients, seed, task)] = found
+        return self._known[key]
+
+
+def _problems(found: Examination, sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    missing = missing_validation(sections) if found.has_validation is False else ()
+    return [*found.problems, *missing]
+
+
+def _key(data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task) -> str:
+    """What a federation follows from."""
+    groups = clients if isinstance(clients, str) else [plain_tree(group, defaults=True) for group in clients]
+    # Callables by what they are in this process: two of one name need not be the same.
+    return json.dumps([plain_tree(data, defaults=True), modalities, groups, seed, task], default=id)
+
+
+def _is_elsewhere(reading: Reading) -> bool:
+    path = getattr(reading.sections.get("data"), "path", None)
+    return path is not None and is_uri(path)

@@ -1,0 +1,169 @@
+"""The rounds of a run that another process writes: records from its tables, as they come."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blossom_ray.core.blocks import (BlockInstance, Scope)
+from blossom_ray.errors import RunError, RunFolderError
+from blossom_ray.core.records import (BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord)
+from blossom_ray.runs.folder import (Run, locked)
+from blossom_ray.runs.tables import (CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_POLL_S = 0.5
+_NO_SCORES = {*CLIENT_COLUMNS, *SOME_COLUMNS, "name"}
+
+
+def followed(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, None, None]:
+    """A run's rounds from the first one on, until it ends. Nothing of the run changes if the iterator is closed.
+
+    Args:
+        folder: The run's folder.
+        poll_s: Seconds between two looks.
+
+    Yields:
+        What the tables hold of each round: no drift by client, no rows for actors, no scores after fine-tuning, none
+        of single classes.
+
+    Raises:
+        RunFolderError: There is no run, or it is damaged.
+        RunError: Its process is gone, and it has not ended.
+    """
+    seen = -1
+    while True:
+        run = Run.open(folder)
+        # Asked before the rows are read: what is written until the end is then among them.
+        is_going_on = run.status == "running"
+        has_writer = is_going_on and _is_held(folder)
+        if not has_writer:
+            run.check()
+        for record in _records(run, seen):
+            seen = record.round_index
+            yield record
+        if not is_going_on:
+            return
+        if not has_writer and Run.open(folder).status == "running":
+            raise RunError(
+                f"{folder}: the process of this run is gone, after round {seen}",
+                f"go on with: blossom-ray resume {shlex.quote(str(folder))}",
+            )
+        time.sleep(poll_s)
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process writes the folder."""
+    try:
+        os.close(locked(folder))
+    except RunFolderError:
+        return True
+    return False
+
+
+def _records(run: Run, after: int) -> list[RoundRecord]:
+    import polars as pl
+
+    rounds = run.rounds.filter(pl.col("round") > after)
+    if rounds.is_empty():
+        return []
+    parts = {
+        name: frame.filter(pl.col("round") > after).partition_by("round", as_dict=True)
+        for name, frame in (("clients", run.clients), ("blocks", run.blocks), ("failures", run.failures))
+    }
+    return [
+        _record(row, *(_rows(parts[name].get((row["round"],))) for name in ("clients", "blocks", "failures")))
+        for row in rounds.to_dicts()
+    ]
+
+
+def _rows(frame: pl.DataFrame | None) -> list[dict[str, Any]]:
+    return [] if frame is None else frame.to_dicts()
+
+
+def _record(
+    row: dict[str, Any], clients: list[dict[str, Any]], blocks: list[dict[str, Any]], failures: list[dict[str, Any]]
+) -> RoundRecord:
+    trained = [client for client in clients if client["num_train_examples"] is not None]
+    tested = [client for client in clients if client["num_test_examples"] is not None]
+    validated = [client for client in clients if client.get("num_validation_examples") is not None]
+    seconds = {"total": row["seconds"], "train": row["seconds_train"], "evaluate": row["seconds_evaluate"]}
+    return RoundRecord(
+        round_index=row["round"],
+        learning_rate=row["learning_rate"],
+        cohort=tuple(client["client"] for client in trained),
+        training=tuple(_training(client) for client in trained),
+        evaluation=tuple(_evaluation(client) for client in tested),
+        metrics={name: value for name, value in row.items() if name not in ROUND_COLUMNS and value is not None},
+        blocks=tuple(_block(block) for block in blocks),
+        seconds={name: value for name, value in seconds.items() if value is not None},
+        failures=_failures(failures),
+        validation=tuple(_validation(client) for client in validated),
+    )
+
+
+def _training(client: dict[str, Any]) -> ClientTraining:
+    return ClientTraining(
+        client=client["client"],
+        num_examples=client["num_train_examples"],
+        weight=client["weight"],
+        num_steps=client["num_steps"],
+        loss=client["train_loss"],
+        drift={},
+        bytes_down=client["bytes_down"],
+        bytes_up=client["bytes_up"],
+        seconds=client["train_seconds"],
+        rounds_trained=client["rounds_trained"],
+    )
+
+
+def _evaluation(client: dict[str, Any]) -> ClientEvaluation:
+    return ClientEvaluation(
+        client=client["client"],
+        num_examples=client["num_test_examples"],
+        loss=client["loss"],
+        scores={name: value for name, value in client.items() if name not in _NO_SCORES and "/" not in name},
+        bytes_down=client["evaluate_bytes_down"] or 0,
+        seconds=client["evaluate_seconds"] or 0.0,
+        rounds_trained=client["rounds_trained"],
+    )
+
+
+def _validation(client: dict[str, Any]) -> ClientEvaluation:
+    """Bytes and seconds of a client that was scored on both splits are told with the test split."""
+    found = {
+        name.removeprefix("validation/"): value for name, value in client.items() if name.startswith("validation/")
+    }
+    is_alone = client["num_test_examples"] is None
+    return ClientEvaluation(
+        client=client["client"],
+        num_examples=client["num_validation_examples"],
+        loss=found.pop("loss"),
+        scores={name: value for name, value in found.items() if "/" not in name},
+        bytes_down=client["evaluate_bytes_down"] if is_alone else 0,
+        seconds=client["evaluate_seconds"] if is_alone else 0.0,
+        rounds_trained=client["rounds_trained"],
+    )
+
+
+def _block(block: dict[str, Any]) -> BlockRound:
+    values = {name: value for name, value in block.items() if name not in ("round", "block", "scope", "key")}
+    return BlockRound(BlockInstance(block["block"], Scope(block["scope"]), block["key"]), **values)
+
+
+def _failures(rows: list[dict[str, Any]]) -> tuple[Failure, ...]:
+    """One per event: the table has a row for each client concerned."""
+    clients: dict[int, list[int]] = {}
+    for row in rows:
+        clients.setdefault(row["event"], []).append(row["client"])
+    first = {row["event"]: row for row in reversed(rows)}
+    return tuple(
+        Failure(row["phase"], tuple(clients[event]), row["actor"], row["cause"], row["action"])
+        for event, row in sorted(first.items())
+    )

@@ -1,0 +1,272 @@
+"""The tables of a run: their columns, and how a round record becomes rows. Files are `table_files.py`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blossom_ray.core.blocks import (ClientProfile)
+from blossom_ray.core.records import (ClientEvaluation, ClientTraining, RoundRecord, Scoring)
+
+Value = int | float | str | None
+Columns = dict[str, Sequence[Value]]
+
+ROUND_COLUMNS = {
+    "round": "int32",
+    "learning_rate": "double",
+    "num_clients": "int32",
+    "num_evaluated": "int32",
+    "num_examples": "int64",
+    "seconds": "double",
+    "seconds_train": "double",
+    "seconds_evaluate": "double",
+    "bytes_down": "int64",
+    "bytes_up": "int64",
+}
+"""Column to Arrow type. Behind them stands one `double` column per summary metric, in order of appearance."""
+
+CLIENT_COLUMNS = {
+    "round": "int32",
+    "client": "int32",
+    "modalities": "string",
+    "group": "string",
+    "num_train_examples": "int64",
+    "weight": "double",
+    "num_steps": "int64",
+    "train_loss": "double",
+    "bytes_down": "int64",
+    "bytes_up": "int64",
+    "train_seconds": "double",
+    "num_test_examples": "int64",
+    "loss": "double",
+    "evaluate_bytes_down": "int64",
+    "evaluate_seconds": "double",
+    "rounds_trained": "int32",
+}
+"""Behind them stands one `double` column per score of the task and, from the first round with them on, for the loss and
+scores after local fine-tuning, `fine_tuned/<score>`, and on the validation split, `validation/<score>` and
+`validation/fine_tuned/<score>`."""
+SOME_COLUMNS = {"num_validation_examples": "int64"}
+"""Column to Arrow type, where that is not `double`, of those that stand behind a table's own in some runs only."""
+
+BLOCK_COLUMNS = {
+    "round": "int32",
+    "block": "string",
+    "scope": "string",
+    "key": "string",
+    "contributors": "int32",
+    "weight": "double",
+    "bytes_down": "int64",
+    "bytes_up": "int64",
+    "update_norm": "double",
+    "client_drift": "double",
+}
+FAILURE_COLUMNS = {
+    "round": "int32",
+    "event": "int32",
+    "phase": "string",
+    "client": "int32",
+    "actor": "int32",
+    "cause": "string",
+    "action": "string",
+}
+CLASS_COLUMNS = {
+    "round": "int32",
+    "scoring": "string",
+    "modalities": "string",
+    "class": "int32",
+    "name": "string",
+    "num_true": "int64",
+    "num_predicted": "int64",
+    "num_correct": "int64",
+    "recall": "double",
+    "precision": "double",
+    "f1": "double",
+    "auroc": "double",
+}
+CONFUSION_COLUMNS = {
+    "round": "int32",
+    "scoring": "string",
+    "modalities": "string",
+    "label": "int32",
+    "predicted": "int32",
+    "count": "int64",
+}
+_TRAINED = ("num_train_examples", "weight", "num_steps", "train_loss", "bytes_down", "bytes_up", "train_seconds")
+OPTIONAL_COLUMNS = {
+    "rounds": (("learning_rate",), ("seconds",), ("seconds_train",), ("seconds_evaluate",)),
+    "clients": (
+        _TRAINED,
+        ("num_test_examples", "loss"),
+        ("num_validation_examples", "validation/loss"),
+        ("evaluate_bytes_down", "evaluate_seconds"),
+        ("rounds_trained",),
+    ),
+    "blocks": (("client_drift",),),
+    "failures": (("actor",),),
+    "classes": (("recall",), ("precision",), ("f1",), ("auroc",)),
+    "confusion": (),
+}
+"""Columns that may be null, those of one group together, in tables that have them. Metrics may be, too; no others."""
+TABLES = {
+    "rounds": ROUND_COLUMNS,
+    "clients": CLIENT_COLUMNS,
+    "blocks": BLOCK_COLUMNS,
+    "failures": FAILURE_COLUMNS,
+    "classes": CLASS_COLUMNS,
+    "confusion": CONFUSION_COLUMNS,
+}
+LATER_TABLES = ("classes", "confusion")
+"""Tables that runs of earlier versions lack; there they are empty."""
+LATER_COLUMNS = {"clients": ("rounds_trained",)}
+"""Columns, by table, that runs of earlier versions lack; there they are null."""
+
+
+def table_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[str, Columns]:
+    """The rows that one round adds to each table, by table name and column.
+
+    Args:
+        record: The round.
+        profiles: All clients in the order of their ids.
+    """
+    return {
+        "rounds": _round_row(record),
+        "clients": _client_rows(record, profiles),
+        "blocks": _block_rows(record),
+        "failures": _failure_rows(record),
+        "classes": _class_rows(record),
+        "confusion": _confusion_rows(record),
+    }
+
+
+def _round_row(record: RoundRecord) -> Columns:
+    seconds = record.seconds
+    row = {
+        "round": record.round_index,
+        "learning_rate": record.learning_rate,
+        "num_clients": len(record.cohort),
+        "num_evaluated": record.num_evaluated,
+        "num_examples": sum(training.num_examples for training in record.training),
+        "seconds": seconds.get("total"),
+        "seconds_train": seconds.get("train"),
+        "seconds_evaluate": seconds.get("evaluate"),
+        "bytes_down": sum(block.bytes_down for block in record.blocks),
+        "bytes_up": sum(block.bytes_up for block in record.blocks),
+    }
+    return {name: [value] for name, value in (row | dict(record.metrics)).items()}
+
+
+def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Columns:
+    trained = {training.client: training for training in record.training}
+    tested = {evaluation.client: evaluation for evaluation in record.evaluation}
+    validated = {evaluation.client: evaluation for evaluation in record.validation}
+    clients = sorted(trained.keys() | tested.keys() | validated.keys())
+    trainings = [trained.get(client) for client in clients]
+    tests = [tested.get(client) for client in clients]
+    scored = [[each[client] for each in (tested, validated) if client in each] for client in clients]
+    return {
+        "round": [record.round_index] * len(clients),
+        "client": clients,
+        "modalities": [profiles[client].modality_set for client in clients],
+        "group": [profiles[client].group for client in clients],
+        "num_train_examples": _values(trainings, "num_examples"),
+        "weight": _values(trainings, "weight"),
+        "num_steps": _values(trainings, "num_steps"),
+        "train_loss": _values(trainings, "loss"),
+        "bytes_down": _values(trainings, "bytes_down"),
+        "bytes_up": _values(trainings, "bytes_up"),
+        "train_seconds": _values(trainings, "seconds"),
+        "num_test_examples": _values(tests, "num_examples"),
+        "loss": _values(tests, "loss"),
+        "evaluate_bytes_down": [sum(each.bytes_down for each in both) if both else None for both in scored],
+        "evaluate_seconds": [sum(each.seconds for each in both) if both else None for both in scored],
+        "rounds_trained": [
+            None if entry is None else entry.rounds_trained
+            for entry in (tested.get(client) or validated.get(client) or trained.get(client) for client in clients)
+        ],
+        **_score_columns(record, clients),
+    }
+
+
+def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
+    """Scores on each split, before and after local fine-tuning; no columns for what the round has not."""
+    columns: Columns = {}
+    if record.validation:
+        validated = {evaluation.client: evaluation for evaluation in record.validation}
+        columns["num_validation_examples"] = _values([validated.get(client) for client in clients], "num_examples")
+    for scoring, evaluations in (
+        (Scoring.OWN_TEST, record.evaluation),
+        (Scoring.VALIDATION, record.validation),
+        (Scoring.FINE_TUNED, record.fine_tuned),
+        (Scoring.FINE_TUNED_VALIDATION, record.fine_tuned_validation),
+    ):
+        prefix = scoring.prefix
+        # The loss on the test split is a column of its own.
+        own = {each.client: {**({"loss": each.loss} if prefix else {}), **each.scores} for each in evaluations}
+        for name in next(iter(own.values()), {}):
+            columns[prefix + name] = [own.get(client, {}).get(name) for client in clients]
+    return columns
+
+
+def _failure_rows(record: RoundRecord) -> Columns:
+    """A row per event and client concerned."""
+    rows = [(event, failure, client) for event, failure in enumerate(record.failures) for client in failure.clients]
+    return {
+        "round": [record.round_index] * len(rows),
+        "event": [event for event, _, _ in rows],
+        "phase": [failure.phase for _, failure, _ in rows],
+        "client": [client for _, _, client in rows],
+        "actor": [failure.actor for _, failure, _ in rows],
+        "cause": [failure.cause for _, failure, _ in rows],
+        "action": [failure.action for _, failure, _ in rows],
+    }
+
+
+def _class_rows(record: RoundRecord) -> Columns:
+    classes = record.classes
+    return {
+        "round": [record.round_index] * len(classes),
+        "scoring": [entry.scoring for entry in classes],
+        "modalities": [entry.modalities for entry in classes],
+        "class": [entry.index for entry in classes],
+        "name": [entry.name for entry in classes],
+        "num_true": [entry.num_true for entry in classes],
+        "num_predicted": [entry.num_predicted for entry in classes],
+        "num_correct": [entry.num_correct for entry in classes],
+        "recall": [entry.recall for entry in classes],
+        "precision": [entry.precision for entry in classes],
+        "f1": [entry.f1 for entry in classes],
+        "auroc": [entry.auroc for entry in classes],
+    }
+
+
+def _confusion_rows(record: RoundRecord) -> Columns:
+    """A row per pair of classes that some sample has."""
+    rows = [(entry, predicted, count) for entry in record.classes for predicted, count in entry.predicted_as.items()]
+    return {
+        "round": [record.round_index] * len(rows),
+        "scoring": [entry.scoring for entry, _, _ in rows],
+        "modalities": [entry.modalities for entry, _, _ in rows],
+        "label": [entry.index for entry, _, _ in rows],
+        "predicted": [predicted for _, predicted, _ in rows],
+        "count": [count for _, _, count in rows],
+    }
+
+
+def _block_rows(record: RoundRecord) -> Columns:
+    blocks = record.blocks
+    return {
+        "round": [record.round_index] * len(blocks),
+        "block": [block.instance.name for block in blocks],
+        "scope": [str(block.instance.scope) for block in blocks],
+        "key": [block.instance.key for block in blocks],
+        "contributors": [block.contributors for block in blocks],
+        "weight": [block.weight for block in blocks],
+        "bytes_down": [block.bytes_down for block in blocks],
+        "bytes_up": [block.bytes_up for block in blocks],
+        "update_norm": [block.update_norm for block in blocks],
+        "client_drift": [block.client_drift for block in blocks],
+    }
+
+
+def _values(entries: Sequence[ClientTraining | ClientEvaluation | None], name: str) -> list[Value]:
+    return [None if entry is None else getattr(entry, name) for entry in entries]

@@ -1,0 +1,50 @@
+"""What a tracker is, and the values that it gets of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from blossom_ray.core.records import (Progress)
+
+
+class Tracker(Protocol):
+    """Writes the rounds of one run somewhere else."""
+
+    def write(self, progress: Progress) -> None:
+        """Write one round. Rounds come in order; after a resumption some may come once more, with the same scores."""
+
+    def close(self, status: str) -> None:
+        """End it, with the run's status: `finished`, `failed` or `interrupted`."""
+
+
+class Value(NamedTuple):
+    """One number of a round.
+
+    Attributes:
+        group: What it is about: `seconds`, `bytes_down` and so on; "" for summary metrics.
+        name: Its name in the group: a phase, a block instance, a column of the table `rounds`.
+        number: The value.
+    """
+
+    group: str
+    name: str
+    number: float
+
+
+def tracked_values(progress: Progress) -> Iterator[Value]:
+    """All numbers of a round but those of single clients."""
+    for name, number in progress.metrics.items():
+        yield Value("", name, number)
+    if progress.learning_rate is not None:
+        yield Value("", "learning_rate", progress.learning_rate)
+    yield Value("", "failures", progress.num_failures)
+    for phase, seconds in progress.phases.items():
+        yield Value("seconds", phase, seconds)
+    for block in progress.blocks:
+        name = str(block.instance)
+        yield Value("bytes_down", name, block.bytes_down)
+        yield Value("bytes_up", name, block.bytes_up)
+        yield Value("update_norm", name, block.update_norm)
+        if block.client_drift is not None:
+            yield Value("client_drift", name, block.client_drift)

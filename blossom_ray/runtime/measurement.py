@@ -1,0 +1,198 @@
+"""What a sample costs on this machine, by modality set and engine: timed on a few batches before the first round.
+
+The choice of `training.engine: auto` follows from it, and where clients are placed. Timing uses a model and engines of
+its own: no client's state is read or changed, and no generator is drawn from that a round draws from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from blossom_ray.clients.engines import Engine, make_engine
+from blossom_ray.clients.options import EngineName
+from blossom_ray.clients.stacked import ClientTask, can_vectorize, training_obstacle
+from blossom_ray.clients.workspace import client_workspace
+from blossom_ray.core.section import Custom
+from blossom_ray.errors import ClientError
+from blossom_ray.models.options import Model
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.placement import actor_of_client, largest_load
+from blossom_ray.runtime.preparation import Preparation
+
+# Batches of a client that are timed: what it costs beside them, such as loading its blocks, is spread over so many.
+_NUM_BATCHES = 5
+# One after the other, clients cost the same each: some of the chunk tell what all of it would take.
+_SEQUENTIAL_FRACTION = 0.25
+# The first step of an engine sets up memory and kernels; it takes this many samples of each client, untimed.
+_WARM_UP_SAMPLES = 2
+
+
+def measured(preparation: Preparation, num_workers: int = 1) -> Preparation:
+    """Settle the engine of every modality set, and find out what a sample costs where placement asks for it.
+
+    Sets are timed where an engine is to be chosen (`training.engine: auto`), and on Ray where there are several, which
+    placement has to weigh against each other. A set whose model cannot be stacked takes the sequential engine. On GPUs,
+    which this process may not have, nothing is timed: what can be stacked is. Nor is a model with own code, which may
+    fail or hang: that is to happen in an actor, which can be replaced. `auto` then takes the sequential engine.
+
+    Args:
+        preparation: The prepared federation.
+        num_workers: Actors that compute at once.
+    """
+    scenario = preparation.scenario
+    is_chosen, is_own_code = scenario.training.engine != "auto", has_own_code(scenario.model)
+    on_ray, on_gpu = scenario.execution.runtime == "ray", uses_gpu(scenario)
+    if is_chosen and (on_gpu or not on_ray or is_own_code or len(scenario.modality_sets) == 1):
+        return preparation
+    if is_own_code:
+        return preparation.with_engines(dict.fromkeys(scenario.modality_sets, "sequential"))
+    probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
+    if on_gpu:
+        return preparation.with_engines({name: probe.engines[-1] for name, probe in probes.items()})
+    seconds = {}
+    for name, probe in probes.items():
+        engines = (scenario.training.engine_of(name),) if is_chosen else probe.engines
+        seconds[name] = _training_seconds(probe, engines)
+    preparation = replace(preparation, seconds_per_sample=seconds)
+    return preparation if is_chosen else preparation.with_engines(_fastest(preparation, num_workers))
+
+
+def _fastest(preparation: Preparation, num_workers: int) -> dict[str, EngineName]:
+    """The engines with which a round of all clients takes least.
+
+    Not simply the faster one of each set: a stacked chunk stays in one actor, and the others may have nothing to do
+    meanwhile. From the faster ones on, sets go back to one client after the other as long as the round gets shorter.
+    """
+    chunks, execution = preparation.population.chunks, preparation.scenario.execution
+
+    def round_seconds(engines: Mapping[str, EngineName]) -> float:
+        settled = preparation.with_engines(engines)
+        costs, stacked = settled.costs(), settled.stacked_chunks()
+        return largest_load(actor_of_client(execution, chunks, costs, num_workers, stacked=stacked), costs)
+
+    best: dict[str, EngineName] = {
+        name: min(times, key=times.__getitem__, default="sequential")
+        for name, times in preparation.seconds_per_sample.items()
+    }
+    least = round_seconds(best)
+    improves = True
+    while improves:
+        improves = False
+        for name in [name for name, engine in best.items() if engine == "vectorized"]:
+            parted: dict[str, EngineName] = {**best, name: "sequential"}
+            if round_seconds(parted) < least:
+                best, least, improves = parted, round_seconds(parted), True
+    return best
+
+
+def uses_gpu(scenario: Scenario) -> bool:
+    """Whether clients compute on GPUs."""
+    return scenario.execution.runtime == "ray" and scenario.execution.client_resources.num_gpus > 0
+
+
+def has_own_code(model: Model) -> bool:
+    """Whether a part of the model is code of the user's."""
+    return any(isinstance(part, Custom) for part in (*model.encoders.values(), model.fusion, model.head))
+
+
+class ChunkProbe:
+    """The first chunk of a modality set, with initial blocks, to be timed in this process.
+
+    Args:
+        preparation: The prepared federation.
+        modality_set: Such as `acc+gyro`.
+
+    Attributes:
+        engines: Those that can compute it, the sequential one first.
+    """
+
+    def __init__(self, preparation: Preparation, modality_set: str) -> None:
+        self._preparation, self._plan = preparation, preparation.plan
+        population, execution = preparation.population, preparation.scenario.execution
+        chunk = next(c for c in population.chunks if population.profiles[c.clients[0]].modality_set == modality_set)
+        # A chunk of all clients is wider where few of them train in a round.
+        self._clients = chunk.clients[: execution.chunk_size]
+        self._workspace = client_workspace(self._plan, population.profiles[chunk.clients[0]])
+        together = execution.runtime == "local" or execution.clients_per_actor != 1
+        obstacle = can_vectorize(self._workspace) or training_obstacle(self._plan.training)
+        stacks = together and len(self._clients) > 1 and obstacle is None
+        self.engines: tuple[EngineName, ...] = ("sequential", "vectorized") if stacks else ("sequential",)
+
+    def training_seconds(self, engine: EngineName) -> float:
+        """Seconds that a training sample takes, seen once.
+
+        Raises:
+            ClientError: A client's own code raised.
+        """
+        section = self._plan.training.model_copy(update={"local_epochs": 1})
+        rate, seed = section.optimizer.lr, self._plan.seed
+
+        def train(computes: Engine, tasks: list[ClientTask]) -> None:
+            computes.train(tasks, section, learning_rate=rate, seed=seed, round_index=0)
+
+        return self._seconds(engine, train, section.batch_size, test=False)
+
+    def evaluation_seconds(self, engine: EngineName) -> float:
+        """Seconds that scoring a test sample takes.
+
+        Raises:
+            ClientError: A client's own code raised.
+        """
+        batch_size = self._plan.evaluation_batch_size
+
+        def evaluate(computes: Engine, tasks: list[ClientTask]) -> None:
+            computes.evaluate(tasks, batch_size, round_index=0)
+
+        return self._seconds(engine, evaluate, batch_size, test=True)
+
+    def _seconds(
+        self, engine: EngineName, action: Callable[[Engine, list[ClientTask]], None], batch_size: int, *, test: bool
+    ) -> float:
+        clients = self._clients
+        if engine == "sequential":
+            clients = clients[: math.ceil(_SEQUENTIAL_FRACTION * len(clients))]
+        with _one_thread(), self._preparation.open_shards() as shards:
+            tasks = []
+            for client in clients:
+                shard = shards.shard(client)
+                inputs, labels = shard.test() if test else shard.train()
+                tasks.append(ClientTask(client, self._workspace.initial_blocks, inputs, labels))
+            computes = make_engine(engine, self._workspace)
+            action(computes, [_first(task, _WARM_UP_SAMPLES) for task in tasks])
+            timed = [_first(task, _NUM_BATCHES * batch_size) for task in tasks]
+            # The thread's own time: actors that are starting on the same cores do not count.
+            started = time.thread_time()
+            action(computes, timed)
+            seconds = time.thread_time() - started
+        return seconds / sum(len(task.labels) for task in timed)
+
+
+def _training_seconds(probe: ChunkProbe, engines: tuple[EngineName, ...]) -> dict[EngineName, float]:
+    """Seconds per sample by engine; empty where training fails, which is the round's to deal with."""
+    try:
+        return {engine: probe.training_seconds(engine) for engine in engines}
+    except ClientError:
+        return {}
+
+
+def _first(task: ClientTask, num_samples: int) -> ClientTask:
+    inputs: dict[str, np.ndarray] = {name: values[:num_samples] for name, values in task.inputs.items()}
+    return replace(task, inputs=inputs, labels=task.labels[:num_samples])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread, as in an actor."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,238 @@
+"""From a scenario to a federation that can be run: data loaded, divided, written as shards; the clients' plan."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from blossom_ray.algorithms.selection import Population
+from blossom_ray.clients.options import EngineName
+from blossom_ray.clients.plan import ClientPlan
+from blossom_ray.core.blocks import FUSION, HEAD, Scope, SharingScheme, encoder_block, is_prototype
+from blossom_ray.core.section import Custom
+from blossom_ray.data.dataset import Dataset, LeftOut
+from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.standardization import standardized
+from blossom_ray.data.options import CustomData, TableData
+from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
+from blossom_ray.data.sources import open_source
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.scenario.identity import numbers_tree
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that a runtime and the loop need, small enough to be sent to every process.
+
+    Attributes:
+        scenario: The scenario.
+        plan: What every client goes by.
+        population: The clients and their chunks.
+        shards: Where their shards lie.
+        num_held_out: Samples of the held-out global test set, which lies beside them; 0 where there is none to score.
+        fingerprint: SHA-256 (hex) of the data.
+        partition: SHA-256 (hex) over which rows each client has for training, validation and testing.
+        left_out: What is not in the data, and rows that no client has, by reason.
+        notes: What else is to be known of the data and their division, in a line each.
+        class_names: Name of each class, or of each target of a regression.
+        client_names: What the user's data call each client, or its subjects; empty where samples are dealt.
+        seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
+    """
+
+    scenario: Scenario
+    plan: ClientPlan
+    population: Population
+    shards: ShardIndex
+    num_held_out: int
+    fingerprint: str
+    partition: str
+    left_out: tuple[LeftOut, ...] = ()
+    client_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there is a held-out global test set to score."""
+        return self.num_held_out > 0
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether some client has a validation split."""
+        return bool(self.shards.num_validation.any())
+
+    def with_engines(self, engines: Mapping[str, EngineName]) -> Preparation:
+        """The same federation with an engine for each of its modality sets."""
+        scenario = self.scenario.with_engines(engines)
+        return replace(self, scenario=scenario, plan=replace(self.plan, training=scenario.training))
+
+    def costs(self) -> list[float]:
+        """What a round of each client costs, in seconds or another unit common to all.
+
+        Training samples times the seconds of one where these were measured for every modality set, else times the
+        number of modalities.
+        """
+        training, found = self.scenario.training, self.seconds_per_sample
+        seconds = {name: times[training.engine_of(name)] for name, times in found.items() if times}
+        are_measured = len(seconds) == len(self.scenario.modality_sets)
+        weights = np.empty(len(self.population.profiles))
+        for (modalities, _), clients in self.population.signatures.items():
+            weights[list(clients)] = seconds["+".join(modalities)] if are_measured else len(modalities)
+        return [float(cost) for cost in self.shards.num_train * weights]
+
+    def stacked_chunks(self) -> frozenset[int]:
+        """Indices of the chunks whose clients are stacked, and so must stay together."""
+        training, profiles = self.scenario.training, self.population.profiles
+        return frozenset(
+            chunk.index
+            for chunk in self.population.chunks
+            if training.engine_of(profiles[chunk.clients[0]].modality_set) == "vectorized"
+        )
+
+    def open_shards(self, buffers: Mapping[str, np.ndarray] | None = None) -> ShardReader:
+        """Read shards in this process: from the memory-mapped files, or from `buffers` of `pack_shards`."""
+        if buffers is None:
+            return ShardReader(self.shards)
+        return ShardReader.from_buffers(self.shards, buffers)
+
+    def pack_shards(self, clients: Sequence[int]) -> dict[str, np.ndarray]:
+        """These clients' rows of their own modalities, and the held-out set in these, as Arrow data in memory."""
+        owned = {modality for client in clients for modality in self.population.profiles[client].modalities}
+        held_out = pack_held_out(self.shards, sorted(owned)) if self.has_held_out else {}
+        return {**pack(self.shards, clients), **held_out}
+
+    def facts(self) -> dict[str, object]:
+        """What a run that goes on from a checkpoint must agree with: all that its numbers follow from."""
+        return {"scenario": numbers_tree(self.scenario), "data_fingerprint": self.fingerprint}
+
+    def describe(self) -> Mapping[str, object]:
+        """What the run's manifest says about the data."""
+        training = self.scenario.training
+        return {
+            "engines": {name: training.engine_of(name) for name in self.scenario.modality_sets},
+            "seconds_per_sample": {name: dict(times) for name, times in self.seconds_per_sample.items()},
+            "data": {
+                "fingerprint": self.fingerprint,
+                "partition": self.partition,
+                "task": self.plan.task,
+                "num_classes": self.plan.num_outputs,
+                "class_names": list(self.class_names),
+                "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
+                "num_train": int(self.shards.num_train.sum()),
+                "num_validation": int(self.shards.num_validation.sum()),
+                "num_test": int(self.shards.num_test.sum()),
+                "num_held_out": self.num_held_out,
+                "clients": Counter(profile.modality_set for profile in self.population.profiles),
+                "left_out": [asdict(entry) for entry in self.left_out],
+                "client_names": list(self.client_names),
+            },
+        }
+
+
+def prepare(scenario: Scenario, folder: Path) -> Preparation:
+    """Load, divide and shard the data of a scenario.
+
+    Args:
+        scenario: The scenario.
+        folder: An empty folder for the shards; it must outlive the run.
+
+    Raises:
+        DataError: The data cannot be read, or cannot be divided as the scenario asks.
+    """
+    population = Population(
+        tuple(scenario.profiles()), scenario.execution.chunk_size, scenario.server.clients_per_round
+    )
+    dataset = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).load()
+    dataset.check_task(scenario.task)
+    sets = tuple(profile.modalities for profile in population.profiles)
+    federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed, sets)
+    num_unused = dataset.num_samples - federation.num_samples
+    unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
+    overlap = federation.overlap(dataset.pieces)
+    fingerprint = dataset.fingerprint()
+    if isinstance(scenario.data, TableData | CustomData) and scenario.data.standardize:
+        dataset = standardized(dataset, federation, population.profiles)
+    shards = write_shards(dataset, federation, population.profiles, folder)
+    held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
+    if held_out is not None:
+        write_held_out(held_out, folder)
+    plan = ClientPlan(
+        model=scenario.model,
+        training=scenario.training,
+        scheme=_with_frozen_code(scenario, dataset),
+        seed=scenario.seeds.training,
+        input_shapes=dataset.input_shapes,
+        num_outputs=dataset.num_classes,
+        evaluation_batch_size=scenario.evaluation.batch_size,
+        fine_tune=scenario.evaluation.fine_tune,
+        task=scenario.task,
+        metrics=scenario.evaluation.metrics,
+        weighting=scenario.server.weighting,
+        prototypes=_prototypes(scenario, population),
+    )
+    return Preparation(
+        scenario=scenario,
+        plan=replace(plan, split_blocks=_split_blocks(plan, population)),
+        population=population,
+        shards=shards,
+        num_held_out=0 if held_out is None else held_out.num_samples,
+        fingerprint=fingerprint,
+        partition=federation.digest(),
+        left_out=dataset.left_out + unused,
+        class_names=tuple(dataset.class_names),
+        notes=dataset.notes + (() if overlap is None else (str(overlap),)),
+        client_names=federation.names,
+    )
+
+
+def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
+    """The scheme, with the scope `frozen` for own code whose parameters come frozen: nobody trains or averages it."""
+    from blossom_ray.models.build import build_block
+
+    model, scheme = scenario.model, scenario.scheme
+    sections: dict[str, object] = {encoder_block(name): section for name, section in model.encoders.items()}
+    sections |= {FUSION: model.fusion, HEAD: model.head}
+    frozen = {}
+    for name, section in sections.items():
+        if isinstance(section, Custom):
+            block = build_block(name, model, dataset.input_shapes, dataset.num_classes, scenario.seeds.training)
+            parameters = list(block.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                frozen[name] = Scope.FROZEN
+    return SharingScheme({**scheme.scopes, **frozen}) if frozen else scheme
+
+
+def _prototypes(scenario: Scenario, population: Population) -> tuple[str, ...]:
+    """The modalities that some client lacks, where prototypes stand for them."""
+    if scenario.model.missing != "prototype":
+        return ()
+    owned = [set(profile.modalities) for profile in population.representatives()]
+    return tuple(modality for modality in scenario.modalities if any(modality not in own for own in owned))
+
+
+def _split_blocks(plan: ClientPlan, population: Population) -> frozenset[str]:
+    """The blocks whose running statistics each modality set has for itself, as `ClientPlan.split_blocks` has them."""
+    from blossom_ray.models.build import build_block
+    from blossom_ray.models.flat import block_layout
+
+    model = plan.model
+    if model.norm_statistics != "same-modalities":
+        return frozenset()
+    holders: defaultdict[str, set[str]] = defaultdict(set)
+    for profile in population.representatives():
+        for name, instance in plan.held_blocks(profile).items():
+            if instance.scope in (Scope.SHARED, Scope.GROUP) and not is_prototype(name):
+                holders[name].add(profile.modality_set)
+    return frozenset(
+        name
+        for name, sets in holders.items()
+        if len(sets) > 1
+        and block_layout(
+            build_block(name, model, plan.input_shapes, plan.num_outputs, plan.seed), model.norm_statistics
+        ).buffers
+    )

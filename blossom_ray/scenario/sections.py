@@ -1,0 +1,72 @@
+"""The `evaluation`, `stop`, `checkpoint` and `failures` sections: what a run scores, when it ends, what it keeps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blossom_ray.clients.options import FineTune
+from blossom_ray.core.section import Fraction, Positive, Section
+from blossom_ray.tasks.options import Metric, MetricName
+
+
+class Evaluation(Section):
+    """When and on what the new blocks are scored."""
+
+    every: Positive = 1
+    """Rounds between two evaluations; the last round and the untrained model (round 0) are always scored."""
+    clients: Fraction = 1.0
+    """Fraction of all clients that score the new blocks on their own test split, drawn anew each time."""
+    split: Literal["test", "validation"] = "test"
+    """What scored rounds read. `test`: the clients' test splits, and their validation splits where there are any.
+    `validation`: these alone; the test splits and the held-out set are scored once, in the last round or, with `stop`,
+    with the blocks of the best round. What is chosen by scores is then not chosen by those that are reported."""
+    held_out: Literal["never", "final", "every"] = "final"
+    """When the held-out global test set, if the data set has one, is scored besides."""
+    per_class: Literal["never", "final", "every"] = "final"
+    """When scores and confusion of single classes are kept, in the tables `classes` and `confusion`: never, in the last
+    round, or in every round that is scored."""
+    fine_tune: FineTune | None = None
+    """Score the clients after local fine-tuning as well; null: never."""
+    metrics: dict[MetricName, Metric] = Field(default_factory=dict)
+    """Metrics of your own by name, besides the scores of the task; each is a column of the tables."""
+    batch_size: Positive = 256
+    """Samples per forward pass."""
+
+
+class Stop(Section):
+    """Early stopping: the run ends once its scores on the clients' validation splits have not got better for a while.
+
+    The test splits are then reported for the best round, whose blocks are kept as a checkpoint.
+    """
+
+    metric: str | None = None
+    """The score on the validation splits that is watched: a column of the table `rounds` such as `macro_f1_all`,
+    `loss` or `accuracy/acc+gyro`, read with `validation/` before it; null: the first score of the task."""
+    patience: Positive
+    """Scored rounds without a better value after which the run ends. An equal value is not better, nor is one that is
+    null or not finite."""
+    min_rounds: Positive = 1
+    """The first round that may be the last one."""
+
+
+class Checkpoint(Section):
+    """What a run keeps so that it can be resumed. Only runs with a run folder have checkpoints."""
+
+    every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 5
+    """Rounds between two checkpoints; 0: none, but that of the best round with `stop`."""
+    keep: Positive = 2
+    """Checkpoints that are kept, the newest ones; with `stop` those of best rounds besides."""
+
+
+class Failures(Section):
+    """What happens when a client or its actor fails in training."""
+
+    max_retries: Annotated[int, Field(ge=0, le=1_000_000_000)] = 3
+    """How often the same work is tried again in a new actor after one was lost. Its clients are restored and its work
+    is repeated, with the same results. An error that a client's own code raises is not tried again."""
+    on_failure: Literal["stop", "drop"] = "stop"
+    """What follows. `stop`: the run ends. `drop`: the round goes on without these clients, and says so."""
+    min_clients: Positive = 1
+    """Fewest clients that a round may be left with; with fewer the run ends."""

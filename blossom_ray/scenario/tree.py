@@ -1,0 +1,151 @@
+"""The scenario: one immutable tree that, with nothing else, fixes a run's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from blossom_ray.algorithms.options import Server
+from blossom_ray.clients.options import EngineName, Training
+from blossom_ray.core.blocks import ClientProfile, SharingScheme
+from blossom_ray.core.scores import Score, Task
+from blossom_ray.core.section import Section
+from blossom_ray.data.division_clients import ClientGroup, Clients
+from blossom_ray.data.options import Data
+from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.models.options import Model
+from blossom_ray.scenario.compat import filled
+from blossom_ray.scenario.execution import Execution
+from blossom_ray.scenario.sections import Checkpoint, Evaluation, Failures, Stop
+
+ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
+SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
+
+
+class Seeds(NamedTuple):
+    """The two seeds of a run, the same number unless a scenario gives two.
+
+    Attributes:
+        federation: Of generated data, partition, matching, splits and the held-out set.
+        training: Of initial values, cohorts, batches and dropout.
+    """
+
+    federation: int
+    training: int
+
+    def __str__(self) -> str:
+        same = self.federation == self.training
+        return str(self.federation) if same else f"{self.federation} (training {self.training})"
+
+
+class ScenarioTree(Section):
+    """The sections of a scenario. `reading/scenario.py` adds the ways in and out of files: `Scenario`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "scenario"
+    """Name of the scenario; the run folder is named after it."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """The seed. Same seed: same federation (data, partition, splits, initial blocks) for every sharing scheme."""
+    training_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The seed of initial blocks, cohorts, batches and dropout alone; `seed` is that of generated data, partition and
+    splits then. So either can be varied while the other stays. null: `seed` is both."""
+    rounds: Annotated[int, Field(ge=1, le=1_000_000_000)]
+    """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
+    task: Task = "classification"
+    """What is learned: one class per sample, any number of classes (`multilabel`), or numbers (`regression`)."""
+    compat: Literal["blossom-reference"] | None = None
+    """Repeat the mathematics of the paper's published code: sets `data.draws`, `model.missing`, `training.schedule` and
+    `training.min_batch_size` where they are left out, and refuses other values. Its faulty state is not repeated."""
+    data: Data
+    """The data set, its partition over clients and the clients' test splits."""
+    clients: Clients
+    """Groups of clients by the modalities that they own, or `from-data`: those that the data give. The latter goes with
+    `data.partition: {kind: given}`, and the scenario of a run has the groups that were found."""
+    model: Model
+    """The late-fusion model."""
+    sharing: SchemeName | dict[str, ScopeName] = "private-head-fusion"
+    """A named scheme, or a map from block name (`encoder/<modality>`, `encoder/*`, `fusion`, `head`) to scope.
+    `central` is no federation but the pooled reference: one model, trained on all clients' training splits in one
+    place. It bounds no personalised model, whose clients keep blocks of their own."""
+    training: Training = Training()
+    """Local training."""
+    server: Server = Server()
+    """Cohort and server optimizer."""
+    evaluation: Evaluation = Evaluation()
+    """Scoring."""
+    stop: Stop | None = None
+    """When the run ends before its last round; null: never."""
+    checkpoint: Checkpoint = Checkpoint()
+    """What is kept for resuming."""
+    failures: Failures = Failures()
+    """Lost actors and failing clients."""
+    execution: Execution = Execution()
+    """Where and how the clients run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_compat(cls, tree: Any) -> Any:
+        return filled(tree) if isinstance(tree, Mapping) else tree
+
+    @property
+    def seeds(self) -> Seeds:
+        """The seed of the federation and the seed of training."""
+        return Seeds(self.seed, self.seed if self.training_seed is None else self.training_seed)
+
+    @property
+    def groups(self) -> tuple[ClientGroup, ...]:
+        """The groups of clients.
+
+        Raises:
+            ScenarioError: They are `from-data`, and nobody has looked at the data yet.
+        """
+        if isinstance(self.clients, str):
+            found, expected = "is 'from-data', and the data have not been read", "the scenario of a run, or groups"
+            raise ScenarioError((Problem("clients", found, expected),))
+        return self.clients
+
+    @property
+    def num_clients(self) -> int:
+        """Number of registered clients."""
+        return sum(group.count for group in self.groups)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All modalities of the federation, sorted."""
+        return tuple(sorted(self.model.encoders))
+
+    @property
+    def modality_sets(self) -> tuple[str, ...]:
+        """The modality sets of the clients, sorted, such as `acc` and `acc+gyro`."""
+        return tuple(sorted({group.modality_set for group in self.groups}))
+
+    def with_clients(self, groups: tuple[ClientGroup, ...]) -> Self:
+        """The scenario with these groups of clients, instead of `clients: from-data`."""
+        return self.model_copy(update={"clients": groups})
+
+    def with_engines(self, engines: Mapping[str, EngineName]) -> Self:
+        """The scenario with an engine for each of its modality sets, instead of `training.engine: auto`."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"engine": dict(engines)})})
+
+    @property
+    def own_scores(self) -> tuple[Score, ...]:
+        """The user's own metrics, in the order of `evaluation.metrics`."""
+        return tuple(
+            Score(name, name, metric.lower_is_better, metric.is_share)
+            for name, metric in self.evaluation.metrics.items()
+        )
+
+    @property
+    def scheme(self) -> SharingScheme:
+        """The sharing scheme."""
+        return SharingScheme.of(self.sharing)
+
+    def profiles(self) -> Iterator[ClientProfile]:
+        """The clients in the order of their ids."""
+        index = 0
+        for group in self.groups:
+            modalities = tuple(sorted(group.modalities))
+            for _ in range(group.count):
+                yield ClientProfile(index, modalities, group.group)
+                index += 1

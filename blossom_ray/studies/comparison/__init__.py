@@ -1,0 +1,1 @@
+"""Runs compared: pairs, gains and intervals."""

@@ -1,0 +1,230 @@
+"""Which runs are compared, and by what they differ: folders of runs and sweeps become entries with settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+from blossom_ray.core.locations import local_path
+from blossom_ray.core.phrases import shortened
+from blossom_ray.core.structure import child_value, split_path
+from blossom_ray.errors import BlossomError, InputError, RunFolderError
+from blossom_ray.runs.folder import MANIFEST_FILE, Run
+from blossom_ray.scenario.identity import identity, numbers_tree
+from blossom_ray.scenario.tree import Seeds
+from blossom_ray.studies.sweeps.folder import Sweep, is_sweep
+from blossom_ray.studies.sweeps.grid import SEED_KEYS, short_labels, value_text
+from blossom_ray.text import quoted
+
+Source = str | Path | Run | Sweep
+NAME = "name"
+NOT_BEGUN = "not begun"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run, or a cell that has not begun.
+
+    Attributes:
+        place: Where it lies, for people.
+        run: The run; None for a cell that has not begun, or whose folder is damaged.
+        status: `finished`, or why it is not used.
+        seeds: The seeds of federation and training.
+        identity: Equal for runs of the same simulation.
+        given: Value by path of the keys that its sweep varies.
+        setting: Value, as a short word, by each key in which the entries differ; set by `with_settings`.
+    """
+
+    place: str
+    run: Run | None
+    status: str
+    seeds: Seeds
+    identity: str
+    given: Mapping[str, Any]
+    setting: Mapping[str, str]
+
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        """All that the run's numbers follow from; what the sweep says of it where there is no run."""
+        if self.run is None:
+            return {}
+        return {NAME: self.run.scenario.name, **numbers_tree(self.run.scenario)}
+
+    def value(self, path: str) -> Any:
+        """The value at a path, as the run has it, or as its sweep gives it where there is no run."""
+        if self.run is None:
+            return self.given.get(path)
+        return reduce(child_value, split_path(path, self.tree), self.tree)
+
+
+def each_source(sources: Iterable[object]) -> list[Source]:
+    """The sources one by one, be they given so or as a list, a generator, or `Sweep.runs`.
+
+    Raises:
+        InputError: One is nothing that holds runs.
+    """
+    found: list[Source] = []
+    for source in sources:
+        if isinstance(source, str | Path | Run | Sweep):
+            found.append(source)
+        elif isinstance(source, Mapping):
+            found += each_source(source.values())
+        elif isinstance(source, Iterable) and not isinstance(source, bytes):
+            found += each_source(source)
+        else:
+            raise InputError(
+                f"a source of runs is {shortened(repr(source))} ({type(source).__name__}); expected the folder of a "
+                "run or of a sweep, a Run, a Sweep, or a list of them"
+            )
+    return found
+
+
+def collect(sources: Iterable[Source | Iterable[Source]]) -> list[Entry]:
+    """The entries of all sources: cells of sweeps in their order, runs as given, each simulation once.
+
+    Raises:
+        RunFolderError: A source is neither a run nor a sweep, or is damaged.
+        InputError: There are no runs at all, or a source is none.
+    """
+    found: dict[str, Entry] = {}
+    for source in each_source(sources):
+        for entry in _entries(source):
+            before = found.get(entry.identity)
+            # The same simulation twice has the same numbers; one that has finished is worth more.
+            if before is None or (before.status != "finished" and entry.status == "finished"):
+                found[entry.identity] = entry if before is None else replace(entry, given=before.given or entry.given)
+    if not found:
+        raise InputError("there are no runs to compare; expected folders of runs or sweeps")
+    return with_settings(list(found.values()))
+
+
+def with_settings(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries with their settings: the keys that sweeps vary, and those that tell other runs apart."""
+    keys = dict.fromkeys(key for entry in entries for key in entry.given)
+    if NAME not in keys and len({entry.tree.get(NAME) for entry in entries if entry.run is not None}) > 1:
+        keys = {NAME: None, **keys}
+    settings = _settings(entries, keys)
+    groups: dict[str, list[Entry]] = {}
+    for entry, setting in zip(entries, settings, strict=True):
+        if entry.run is not None:
+            groups.setdefault(repr((entry.seeds, setting)), []).append(entry)
+    for group in groups.values():
+        keys |= dict.fromkeys(_differing(group))
+    return [replace(entry, setting=setting) for entry, setting in zip(entries, _settings(entries, keys), strict=True)]
+
+
+def varied_keys(option: str, names: Iterable[str], keys: Sequence[str]) -> tuple[str, ...]:
+    """Keys in which runs differ, of which each is given by its path or by its short label, such as `lr`.
+
+    Args:
+        option: What they are given for.
+        names: What is given.
+        keys: The keys that there are.
+
+    Raises:
+        InputError: One is none of these.
+    """
+    labels = {label: key for key, label in short_labels(keys).items()}
+    found = tuple(dict.fromkeys(labels.get(name, name) for name in names))
+    for name in found:
+        if name not in keys:
+            varied = ", ".join(keys) or "nothing but the seed"
+            raise InputError(f"{option} is {quoted(name)}; expected keys in which the runs differ: {varied}")
+    return found
+
+
+def _settings(entries: Sequence[Entry], keys: Iterable[str]) -> list[dict[str, str]]:
+    """The value of each key in words: those of a sweep's command where it is one of them."""
+    settings: list[dict[str, str]] = [{} for _ in entries]
+    for key in keys:
+        words: dict[str, str] = {}
+        for entry in entries:
+            if key in entry.given:
+                words.setdefault(repr(entry.value(key)), value_text(entry.given[key]))
+        for entry, setting in zip(entries, settings, strict=True):
+            value = entry.value(key)
+            setting[key] = words.get(repr(value), "" if value is None else value_text(value))
+    return settings
+
+
+def _entries(source: Source) -> Iterable[Entry]:
+    if isinstance(source, Run):
+        source.check()
+        yield _run_entry(source)
+        return
+    if isinstance(source, str | Path):
+        path = local_path(source, "the run")
+        if not is_sweep(path):
+            if not os.path.exists(path / MANIFEST_FILE):  # False for what is no path at all, too
+                found = "has neither manifest.json nor sweep.json" if os.path.isdir(path) else "is no folder"
+                raise RunFolderError(f"{path}: {found}; expected the folder of a run or of a sweep")
+            given = Run.open(path)
+            given.check()
+            yield _run_entry(given)
+            return
+        source = Sweep.open(path)
+    for cell in source.cells:
+        folder = source.path / cell.folder
+        run: Run | None = None
+        status = NOT_BEGUN
+        if (folder / MANIFEST_FILE).exists():
+            try:
+                opened = Run.open(folder)
+                opened.check()
+                status, run = _status(opened), opened
+            except BlossomError as error:
+                status = str(error)
+        yield Entry(str(folder), run, status, cell.seeds, cell.identity, cell.setting, {})
+
+
+def _run_entry(run: Run) -> Entry:
+    scenario = run.scenario
+    place = "a run in memory" if run.path is None else str(run.path)
+    return Entry(place, run, _status(run), scenario.seeds, identity(scenario), {}, {})
+
+
+def _status(run: Run) -> str:
+    error = run.manifest.get("error")
+    if run.status == "failed" and isinstance(error, dict):
+        return f"failed: {str(error.get('message')).splitlines()[0]}"
+    return run.status
+
+
+def _differing(entries: Sequence[Entry]) -> list[str]:
+    """Keys in which the scenarios of some runs differ, seeds left out; a kind stands for its section if it can."""
+    if len(entries) < 2:
+        return []
+    leaves = [
+        _leaves({key: value for key, value in entry.tree.items() if key not in (NAME, *SEED_KEYS)}) for entry in entries
+    ]
+    paths = dict.fromkeys(path for each in leaves for path in each)
+    paths = dict.fromkeys(path for path in paths if len({repr(each.get(path)) for each in leaves}) > 1)
+    kinds = [path for path in paths if path.rpartition(".")[2] in ("kind", "dataset")]
+    for kind in kinds:
+        section = kind.rpartition(".")[0]
+        below = [path for path in paths if path.startswith(f"{section}.") and path != kind]
+        by_kind: dict[str, set[str]] = {}
+        for each in leaves:
+            by_kind.setdefault(repr(each.get(kind)), set()).add(repr([each.get(path) for path in below]))
+        needs_all = any(len(texts) > 1 for texts in by_kind.values())
+        for path in below:
+            del paths[path]
+        if needs_all and kind in paths:
+            paths = {section if path == kind else path: None for path in paths}
+    return list(paths)
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Values by dotted path; a list is one value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= _leaves(value, f"{path}.")
+        else:
+            found[path] = value
+    return found

@@ -1,0 +1,176 @@
+"""The parts of a report on scores: curves over rounds, modality sets, clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import polars as pl
+
+from blossom_ray.core.scores import Score
+from blossom_ray.studies.comparison.formats import BELOW
+from blossom_ray.studies.comparison.pairing import rounds_text
+from blossom_ray.studies.comparison.run_scores import ALL
+from blossom_ray.studies.reports.charts import Curve, curves, distributions
+from blossom_ray.studies.reports.parts import ReportFigure, ReportSection, ReportTable
+from blossom_ray.studies.reports.variants import Variant, format_mean, headline_scores, scale
+from blossom_ray.studies.tables import format_score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCORINGS = {
+    "{}": "",
+    "{}_trained": "clients that trained",
+    "fine_tuned/{}": "after fine-tuning",
+    "validation/{}": "validation split",
+    "held_out/{}": "held-out set",
+}
+"""Words for each kind of scoring, by its columns in the table `rounds`; on the clients' test splits first."""
+Split = Literal["test", "validation"]
+_PREFIX: dict[Split, str] = {"test": "", "validation": "validation/"}
+MOST_PANELS_OF_CLIENTS = 12
+"""With more categories, the dots of single clients can no longer be told apart; the tables remain."""
+MOST_CLIENTS_NAMED = 50
+"""Of more, the table `clients` of the run has the names."""
+
+
+def curve_section(variants: Sequence[Variant]) -> ReportSection:
+    """Each score over rounds, then the loss, one panel per panel of the variants; then what was scored last."""
+    figures, split = [], _scored_split(variants)
+    for score in headline_scores(variants)[:2]:
+        panels = _panels(variants, f"{_PREFIX[split]}{score.name}", score.label)
+        caption = (
+            f"{score.label} after each scored round: mean over clients, weighted by {split} samples. {_band(variants)}"
+        )
+        figures.append(ReportFigure(f"curve-{score.name}", _curves(panels, score), caption))
+    figures.append(_loss_figure(variants))
+    return ReportSection("Scores over rounds", figures, _score_tables(variants))
+
+
+def modality_section(variants: Sequence[Variant]) -> ReportSection:
+    """The first score by modality set: a panel per set, or all sets in one where there is one variant."""
+    score, split = headline_scores(variants)[0], _scored_split(variants)
+    column = f"{_PREFIX[split]}{score.name}"
+    sets = sorted({end for variant in variants for end in variant.modality_sets(f"{_PREFIX[split]}{{}}")})
+    if len(variants) == 1:
+        title = f"{score.label} by modality set"
+        panels = {title: [variants[0].curve(f"{column}/{own}", label=own) for own in sets]}
+    elif len({variant.panel for variant in variants}) == 1:
+        panels = {own: [variant.curve(f"{column}/{own}") for variant in variants] for own in sets}
+    else:
+        panels = {}
+    caption = f"{score.label} of the clients that own exactly these modalities, on their {split} splits."
+    if any(len(variant.runs) > 1 for variant in variants):
+        caption += f" {_band(variants)}"
+    figures = [ReportFigure("modality-sets", _curves(panels, score), caption)] if panels else []
+    return ReportSection("Modality sets", figures)
+
+
+def client_section(variants: Sequence[Variant]) -> ReportSection:
+    """The first score of every client in the last scored round."""
+    score = headline_scores(variants)[0]
+    groups: dict[str, dict[str, list[float]]] = {}
+    for variant in variants:
+        for run in variant.runs:
+            scored = run.clients.filter(pl.col(score.name).is_not_null())
+            last = scored.filter(pl.col("round") == scored["round"].max())
+            for own, value in last.select("modalities", score.name).iter_rows():
+                groups.setdefault(own, {}).setdefault(variant.name, []).append(scale(score.name) * value)
+    tables = _named_clients(variants, score)
+    if not groups or sum(map(len, groups.values())) > MOST_PANELS_OF_CLIENTS:
+        return ReportSection("Clients", [], tables)
+    caption = (
+        f"{score.label} of every client in the last scored round: dots, median and quartiles; the whiskers end at the "
+        "10th and 90th percentile."
+    )
+    figure = distributions(dict(sorted(groups.items())), x_label=_axis_label(score))
+    return ReportSection("Clients", [ReportFigure("clients", figure, caption)], tables)
+
+
+def _named_clients(variants: Sequence[Variant], score: Score) -> list[ReportTable]:
+    """Who the clients of a single run are, where its data call them by name."""
+    runs = [run for variant in variants for run in variant.runs]
+    if len(runs) > 1 or "name" not in runs[0].clients.columns:
+        return []
+    scored = runs[0].clients.filter(pl.col(score.name).is_not_null())
+    last = scored.filter(pl.col("round") == scored["round"].max()).head(MOST_CLIENTS_NAMED)
+    found = last.select("client", "name", "modalities", "num_test_examples", score.name)
+    rows = [[str(client), name, own, str(number), format_score(score, value)]
+            for client, name, own, number, value in found.iter_rows()]  # fmt: skip
+    return [ReportTable(["client", "name", "modality set", "test samples", score.label], rows)]
+
+
+def _scored_split(variants: Sequence[Variant]) -> Split:
+    """Which of the clients' splits every scored round scores: the test split, unless all runs score that once."""
+    splits = {run.scenario.evaluation.split for variant in variants for run in variant.runs}
+    return "validation" if splits == {"validation"} else "test"
+
+
+def _loss_figure(variants: Sequence[Variant]) -> ReportFigure:
+    split = _scored_split(variants)
+    loss = f"{_PREFIX[split]}loss"
+    if len(variants) == 1:
+        names = {loss: split, "train_loss": "training"}
+        lines = [variants[0].curve(column, label=name) for column, name in names.items()]
+        panels = {"loss": [Curve(line.label, line.x, line.y) for line in lines if line.y]}
+        caption = f"Mean loss on the clients' {split} splits after each round, and on the samples seen while training."
+    else:
+        panels = _panels(variants, loss, "loss")
+        caption = f"Mean loss on the clients' {split} splits after each round. {_band(variants)}"
+    return ReportFigure("curve-loss", curves(panels, x_label="round", y_label="loss"), caption)
+
+
+def _panels(variants: Sequence[Variant], column: str, title: str) -> dict[str, list[Curve]]:
+    panels: dict[str, list[Curve]] = {}
+    for variant in variants:
+        curve = variant.curve(column)
+        if curve.y:
+            panels.setdefault(variant.panel or title, []).append(curve)
+    return panels or {title: []}
+
+
+def _curves(panels: Mapping[str, Sequence[Curve]], score: Score) -> Figure:
+    return curves(panels, x_label="round", y_label=_axis_label(score))
+
+
+def _score_tables(variants: Sequence[Variant]) -> list[ReportTable]:
+    """What was scored last, each kind of scoring by itself; a table per panel."""
+    scores = headline_scores(variants)
+    columns = ["last scored round", *(score.label for score in scores), "loss", "round"]
+    rows: dict[str, list[list[str]]] = {}
+    for variant in variants:
+        rows.setdefault(variant.panel, []).extend(_score_rows(variant, scores))
+    are_many = len(rows) > 1
+    return [
+        ReportTable(columns, found, f"{panel}, last scored round" if are_many else "", is_folded=are_many)
+        for panel, found in rows.items()
+    ]
+
+
+def _score_rows(variant: Variant, scores: Sequence[Score]) -> Iterator[list[str]]:
+    for kind, words in SCORINGS.items():
+        title = " ".join(filter(None, (", ".join(filter(None, (variant.label, words))) or ALL, variant.marks)))
+        sets = variant.modality_sets(kind)
+        if sets and not variant.last(kind, ""):
+            yield [title]
+        for end in ("", *(f"/{own}" for own in sets)):
+            if last := variant.last(kind, end):
+                names = [*(score.name for score in scores), "loss"]
+                values = [[row.get(f"{kind.format(name)}{end}") for row in last] for name in names]
+                known = [[value for value in each if value is not None] for each in values]
+                rounds = rounds_text(sorted({row["round"] for row in last})) or "-"
+                yield [f"{BELOW}{end[1:]}" if end else title, *map(format_mean, names, known), rounds]
+
+
+def _axis_label(score: Score) -> str:
+    return f"{score.label} (%)" if score.is_share else score.label
+
+
+def _band(variants: Sequence[Variant]) -> str:
+    if all(len(variant.runs) == 1 for variant in variants):
+        return "The band reaches from the 10th to the 90th percentile over clients."
+    return (
+        "The band, which may leave the frame, is the 95 % interval over seeds; with one seed, it reaches from the 10th "
+        "to the 90th percentile over clients."
+    )

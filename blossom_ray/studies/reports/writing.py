@@ -1,0 +1,206 @@
+"""From run folders to the report's files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from blossom_ray.core.locations import local_path
+from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.runs.folder import Run
+from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.storage import replacing
+from blossom_ray.studies.comparison.comparing import Comparison, compare_entries
+from blossom_ray.studies.comparison.run_notes import run_notes
+from blossom_ray.studies.comparison.run_scores import metric_columns
+from blossom_ray.studies.comparison.run_selection import NOT_BEGUN, Entry, Source, collect, each_source
+from blossom_ray.studies.reports.charts import figure_style
+from blossom_ray.studies.reports.classes import class_section
+from blossom_ray.studies.reports.compared import choice_section, comparison_section, variants_of
+from blossom_ray.studies.reports.costs import failure_section, time_section, traffic_section
+from blossom_ray.studies.reports.federation import federation_section
+from blossom_ray.studies.reports.page import render_page
+from blossom_ray.studies.reports.parts import ReportSection
+from blossom_ray.studies.reports.scores import client_section, curve_section, modality_section
+from blossom_ray.studies.reports.svg import FIGURE_FORMATS, save_figure
+from blossom_ray.studies.reports.variants import Variant
+from blossom_ray.text import brief
+
+PAGE_NAME = "report.html"
+_MOST_NAMED = 5
+
+
+def report(
+    *sources: Source | Iterable[Source],
+    out: str | Path | None = None,
+    figures: str | Path | None = None,
+    title: str | None = None,
+    choose: str | None = None,
+    tune: str | Sequence[str] = (),
+) -> list[Path]:
+    """Write one HTML page, which needs no network, about a run, a sweep, or several of them side by side.
+
+    Args:
+        sources: Run folders, folders of sweeps, such opened, or lists of them.
+        out: The page; None: `report.html` in the folder of a single source, else in the working directory.
+        figures: Folder for every figure as SVG and as PDF, for a paper; None: none are written.
+        title: Its heading; None: the names of the scenarios.
+        choose: As in `compare`: the page is then about the runs with the values that were chosen on validation.
+        tune: The keys whose values are chosen.
+
+    Returns:
+        The files written, the page first.
+
+    Raises:
+        RunFolderError: A source is no run and no sweep or is damaged, or a file cannot be written.
+        InputError: No run has a complete round yet, or there is nothing to choose from.
+
+    Examples:
+        >>> from blossom_ray import report
+        >>> report("sweeps/quickstart", figures="figures")
+    """
+    page_path = None if out is None else local_path(out, "out")
+    if page_path is not None and page_path.is_dir():
+        raise InputError(f"out is '{page_path}', which is a folder; expected a file")
+    figures = None if figures is None else local_path(figures, "figures")
+    given = each_source(sources)
+    entries = collect(given)
+    finished = [entry.run for entry in entries if entry.run is not None and entry.status == "finished"]
+    comparison = None
+    if len(finished) > 1 or choose is not None or tune:
+        comparison = compare_entries(entries, choose=choose, tune=tune)
+        entries = _chosen(entries, comparison)
+    baseline = () if comparison is None else tuple(comparison.baseline)
+    told = [] if comparison is None else [note.text for note in comparison.run_notes]
+    runs = [entry.run for entry in entries if entry.run is not None]
+    notes = list(dict.fromkeys([*told, *(note.text for note in run_notes(("", run) for run in runs))]))
+    variants = variants_of(entries, baseline, notes if len(runs) > 1 else ())
+    if not variants:
+        found = "; ".join(f"{entry.place}: {entry.status}" for entry in entries[:_MOST_NAMED])
+        raise InputError(f"no run has a complete round yet ({found}); expected at least one that has")
+    names = dict.fromkeys(run.scenario.name for variant in variants for run in variant.runs)
+    with figure_style():
+        compared = [] if comparison is None else _comparison_sections(entries, comparison, finished)
+        noted = _note_section(variants, told)
+        of_runs = _sections(variants)
+        federation = federation_section([run for variant in variants for run in variant.runs])
+        sections = [section for section in (federation, *compared, noted, *of_runs) if not section.is_empty]
+        page = render_page(
+            title=title or ", ".join(names),
+            lead="; ".join(filter(None, (_lead(variants), *_left_out(entries)))),
+            facts=_facts(variants),
+            sections=sections,
+            scenarios=_scenarios(variants),
+        )
+        path = page_path or _default_path(given)
+        _write(path, page)
+        written = [path]
+        for figure in (figure for section in sections for figure in section.figures):
+            if figures is not None:
+                written += [save_figure(figure.figure, figures, figure.name, form) for form in FIGURE_FORMATS]
+    return written
+
+
+def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
+    scored = [variant for variant in variants if variant.rounds.height]
+    of_scores = (curve_section, modality_section, class_section, client_section)
+    scores = [section(scored) for section in of_scores] if scored else []
+    return [*scores, traffic_section(variants), time_section(variants), failure_section(variants)]
+
+
+def _comparison_sections(
+    entries: Sequence[Entry], comparison: Comparison, finished: Sequence[Run]
+) -> Iterator[ReportSection]:
+    """The comparison by the task's score, and by the same one on the held-out set where a run has it."""
+    if comparison.choice is not None:
+        yield choice_section(comparison.choice)
+    own = comparison_section("Comparison", comparison)
+    yield own
+    held_out = f"held_out/{comparison.metric}"
+    if any(metric_columns(run, held_out) for run in finished):
+        other = compare_entries(entries, metric=held_out)
+        yield comparison_section("Comparison on the held-out set", other, told=own.notes)
+
+
+def _chosen(entries: list[Entry], comparison: Comparison) -> list[Entry]:
+    """The entries that are left where values of some keys were chosen, without these keys."""
+    choice = comparison.choice
+    if choice is None:
+        return entries
+    kept = set(comparison.runs["run"])
+    return [
+        replace(entry, setting={key: word for key, word in entry.setting.items() if key not in choice.keys})
+        for entry in entries
+        if entry.place in kept
+    ]
+
+
+def _note_section(variants: Sequence[Variant], told: Sequence[str]) -> ReportSection:
+    """What the runs noted of themselves, but for what the comparison tells; numbered on from there."""
+    notes = run_notes((variant.name, run) for variant in variants for run in variant.runs)
+    if sum(len(variant.runs) for variant in variants) == 1:
+        return ReportSection("Notes", notes=[note.text for note in notes])
+    numbers = {text: number for number, text in enumerate(variants[0].notes, 1)}
+    return ReportSection("Notes", notes=[f"[{numbers[note.text]}] {note}" for note in notes if note.text not in told])
+
+
+def _default_path(sources: Sequence[Source]) -> Path:
+    folder = sources[0] if len(sources) == 1 else Path()
+    if isinstance(folder, str | Path):
+        return local_path(folder, "the run") / PAGE_NAME
+    return (folder.path or Path()) / PAGE_NAME
+
+
+def _lead(variants: Sequence[Variant]) -> str:
+    runs = [run for variant in variants for run in variant.runs]
+    if len(runs) == 1:
+        return "" if runs[0].path is None else runs[0].path.name
+    seeds = sorted({run.scenario.seeds for run in runs})
+    return f"{len(runs)} runs: {len(variants)} settings, seeds {', '.join(map(str, seeds))}"
+
+
+def _left_out(entries: Sequence[Entry]) -> list[str]:
+    """Runs that have not begun, cannot be read, or are not whole: nothing of them is in the page."""
+    absent = [entry for entry in entries if entry.run is None]
+    missing = [Path(entry.place).name for entry in absent if entry.status == NOT_BEGUN]
+    told = [f"not used: {entry.status}" for entry in absent if entry.status != NOT_BEGUN]
+    return [*told, f"not used: {brief(', '.join(missing))}: {NOT_BEGUN}"] if missing else told
+
+
+def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:
+    """What a single run was, in a few words each; nothing for several."""
+    runs = [run for variant in variants for run in variant.runs]
+    if len(runs) > 1:
+        return {}
+    run: Run = runs[0]
+    scenario, manifest = run.scenario, run.manifest
+    sharing = scenario.sharing
+    versions = manifest.get("versions", {})
+    found = {
+        "sharing": sharing
+        if isinstance(sharing, str)
+        else ", ".join(f"{name} {scope}" for name, scope in sharing.items()),
+        "rounds": f"{run.rounds.height - 1} of {scenario.rounds}",
+        "seed": str(scenario.seeds),
+        "status": run.status,
+        "started (UTC)": str(manifest.get("started_at") or "")[:16].replace("T", " "),
+        "blossom-ray": str(versions.get("blossom-ray", "")) if isinstance(versions, dict) else "",
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _scenarios(variants: Sequence[Variant]) -> dict[str, str]:
+    """One resolved scenario per setting; the runs of a setting differ in their seeds alone."""
+    return {
+        variant.name or variant.runs[0].scenario.name: scenario_yaml(variant.runs[0].scenario) for variant in variants
+    }
+
+
+def _write(path: Path, page: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{path}: {error.strerror or error}; expected a file that can be written") from error

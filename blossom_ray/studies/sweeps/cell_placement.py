@@ -1,0 +1,139 @@
+"""How many cells of a sweep run at a time, and where each lives: that decides how fast, never what is computed."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+
+import psutil
+
+from blossom_ray.errors import InputError
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room
+
+# A cell takes two processes, one with the loop and one with clients, or both in one with the data in memory.
+_CELL_MEMORY_BYTES = 2 * ACTOR_MEMORY_BYTES
+
+
+def fitting_jobs(scenarios: Sequence[Scenario], room: Room) -> int:
+    """How many cells run at a time unless told otherwise: one per core, as far as memory and GPUs go.
+
+    One core each finishes a grid sooner than all cores for one cell after the other (docs/sweeps.md): nothing waits
+    for a slower client. Scenarios that say how their clients are placed get what they ask for.
+
+    Args:
+        scenarios: Those of the cells.
+        room: What the cluster, or this machine, offers.
+    """
+    return max(1, min(math.floor(room.memory_bytes / _CELL_MEMORY_BYTES), *(_fits(each, room) for each in scenarios)))
+
+
+def checked_jobs(jobs: int | None, scenarios: Sequence[Scenario], room: Room) -> int:
+    """The number of cells at a time that was asked for, or `fitting_jobs`.
+
+    Raises:
+        InputError: It is below 1, or so many do not fit into Ray's room.
+    """
+    fitting = fitting_jobs(scenarios, room)
+    if jobs is None:
+        return fitting
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}; expected at least 1")
+    on_ray = [scenario for scenario in scenarios if scenario.execution.runtime == "ray"]
+    if on_ray and jobs > fitting:
+        raise InputError(f"jobs is {jobs}; expected at most {fitting}, since no more cells at a time fit into {room}")
+    return jobs
+
+
+def settled(scenarios: Sequence[Scenario], jobs: int | None, room: Room, *, has_cluster: bool) -> list[Scenario]:
+    """The cells' scenarios: `without_ray` where there is no cluster and no more than a core for each cell.
+
+    Args:
+        scenarios: Those of the cells.
+        jobs: Cells at a time; None: `fitting_jobs`.
+        room: What this machine offers.
+        has_cluster: Whether Ray runs already.
+    """
+    num_lanes = min(jobs or fitting_jobs(scenarios, room), len(scenarios))
+    if has_cluster or room.num_cpus / num_lanes >= 2:
+        return [*scenarios]
+    return [without_ray(scenario) for scenario in scenarios]
+
+
+def placed(scenario: Scenario, share: float) -> Scenario:
+    """A cell's scenario with its clients packed into one actor per core of its share.
+
+    Args:
+        scenario: What is run. Where it says how many clients share an actor, or asks for GPUs, nothing is changed.
+        share: CPU cores of the cell.
+    """
+    if not _is_packed(scenario):
+        return scenario
+    num_actors = max(1, math.floor(share + 1e-9))
+    return scenario.override(
+        {
+            "execution.clients_per_actor": math.ceil(scenario.num_clients / num_actors),
+            "execution.client_resources.num_cpus": min(1.0, share),
+        }
+    )
+
+
+def without_ray(scenario: Scenario) -> Scenario:
+    """A cell's scenario for a process of its own instead of actors, where it leaves its runtime open.
+
+    Numbers do not depend on it, and on one machine it is sooner done: one process per cell, which serves many cells,
+    instead of a new driver actor and client actor for each.
+
+    Args:
+        scenario: What is run. Where it says `execution.runtime` or how its clients are placed, asks for GPUs, or holds
+            own code that only this process has, nothing is changed.
+    """
+    if "runtime" in scenario.execution.model_fields_set or not _is_packed(scenario) or not _can_travel(scenario):
+        return scenario
+    return scenario.override({"execution.runtime": "local"})
+
+
+def machine_room() -> Room:
+    """What this machine offers without Ray: the cores that this process may use, and free memory."""
+    return Room(float(len(os.sched_getaffinity(0))), 0.0, float(psutil.virtual_memory().available))
+
+
+def has_cluster(address: str | None = None) -> bool:
+    """Whether Ray runs already: a session of this process, or a cluster that an address or `RAY_ADDRESS` names.
+
+    Args:
+        address: As in `cluster.session`.
+    """
+    if (address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        return True
+    if "ray" not in sys.modules:
+        return False
+    from blossom_ray.runtime import cluster
+
+    return cluster.is_running()
+
+
+def _can_travel(scenario: Scenario) -> bool:
+    try:
+        return b"__main__" not in pickle.dumps(scenario)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+
+
+def _is_packed(scenario: Scenario) -> bool:
+    execution = scenario.execution
+    is_free = execution.clients_per_actor == "auto" and execution.client_resources.num_gpus == 0
+    return execution.runtime == "ray" and is_free
+
+
+def _fits(scenario: Scenario, room: Room) -> int:
+    execution = scenario.execution
+    if execution.runtime == "local" or _is_packed(scenario):
+        return math.floor(room.num_cpus)
+    if execution.clients_per_actor == "auto":
+        return 1
+    num_actors = math.ceil(scenario.num_clients / execution.clients_per_actor)
+    return room.num_actors(execution.client_resources) // num_actors

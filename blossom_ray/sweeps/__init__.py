@@ -1,1 +1,0 @@
-"""Many runs: which cells a sweep has, and how they are run side by side, resumed and shown."""

@@ -1,9 +1,0 @@
-"""Experiment trackers: they take the rounds of a run as they come and write them for TensorBoard or MLflow.
-
-A tracker consumes round records, as a view does; a run knows nothing of it.
-"""
-
-from blossom_ray.tracking.following import Tracking
-from blossom_ray.tracking.targets import Target, parse_target
-
-__all__ = ["Target", "Tracking", "parse_target"]
