@@ -32,6 +32,7 @@ docs:
 	blossom-ray schema --markdown > docs/scenario-reference.md
 	blossom-ray schema > blossom_ray/scenario/scenario.schema.json
 	python docs/tools/cli_reference.py > docs/cli-reference.md
+	python docs/tools/rooms.py
 
 site:
 	python -m mkdocs build --strict

@@ -10,8 +10,8 @@ from hashlib import sha256
 import numpy as np
 
 from blossom_ray.algorithms import server_optimizers as server_optimizer
-from blossom_ray.algorithms.custom_server_optimizer import OptimizerState
 from blossom_ray.algorithms.options import ServerOptimizer
+from blossom_ray.algorithms.server_optimizers import OptimizerState
 from blossom_ray.clients.plan import ClientPlan, SentBlock
 from blossom_ray.core.blocks import FUSION, HEAD, BlockInstance, ClientProfile
 from blossom_ray.core.sums import Total

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 
 from blossom_ray.checkpoint import STOP, TABLES, CheckpointStore, Session, check_compatible
-from blossom_ray.clients.schedule import learning_rate
+from blossom_ray.clients.options import learning_rate
 from blossom_ray.core.blocks import CENTRAL, BlockInstance
 from blossom_ray.core.records import RoundRecord, Scoring, Stopped
 from blossom_ray.reading.scenario import Scenario

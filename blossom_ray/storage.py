@@ -3,7 +3,7 @@
 A folder may come from elsewhere. What is written stays in it, whatever links lie there: a file is made anew under a
 temporary name, and one that grows in place must have no other name. What is read is a regular file of bounded size:
 no pipe, no device, nothing without an end. What a full disk means stands here as well; what stands in the files is the
-business of `checkpoint.py` and `results/`.
+business of `checkpoint.py` and `runs/`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from blossom_ray.errors import RunFolderError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+import fcntl
+import socket
+import tempfile
+from contextlib import suppress
 
 _HINT = "make space, then go on from the last checkpoint with: blossom-ray resume RUN (the run folder)"
 _NO_FILE = "is a pipe, a device or a socket; expected a regular file"
@@ -195,3 +201,58 @@ def _number(error: Exception) -> int | None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
+
+
+_PREFIX = "blossom-ray-"
+_OWNER = ".owner"
+
+
+@contextmanager
+def temporary_folder(kind: str = "") -> Iterator[Path]:
+    """A folder that is gone afterwards, or, where this process is killed, once another one makes such a folder.
+
+    Args:
+        kind: A word for its name.
+    """
+    _sweep(Path(tempfile.gettempdir()))
+    descriptor = None
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{kind}-" if kind else _PREFIX) as name:
+            folder = Path(name) / "files"
+            folder.mkdir()
+            descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+            # A file system without locks, or a full one: the folder is then swept by nobody else.
+            with suppress(OSError):
+                # Before the file is there, nobody else asks for the lock.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (Path(name) / _OWNER).write_text(socket.gethostname(), encoding="utf-8")
+            yield folder
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders whose owners are gone. Whatever cannot be looked at or removed stays."""
+    with suppress(OSError):
+        for entry in list(os.scandir(parent)):
+            if entry.name.startswith(_PREFIX):
+                with suppress(OSError):
+                    _remove_if_abandoned(entry.path)
+
+
+def _remove_if_abandoned(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        opened = os.fstat(descriptor)
+        if opened.st_uid != os.geteuid():
+            return
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        owner = os.open(_OWNER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
+        with os.fdopen(owner, "rb") as file:
+            is_ours = file.read(1024) == socket.gethostname().encode()
+        # Held, so that of two that sweep one removes it.
+        if is_ours and os.path.samestat(os.lstat(path), opened):
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(descriptor)

@@ -17,7 +17,7 @@ from conftest import Command
 from ruamel.yaml import YAML
 
 from blossom_ray import Run, Scenario
-from blossom_ray.cli.round_json import round_json
+from blossom_ray.cli.output import round_json
 from blossom_ray.core.records import ActorRound, Failure, RoundRecord
 from blossom_ray.runs.tables import TABLES
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from blossom_ray import Run, Scenario, ScenarioError, simulate
-from blossom_ray.algorithms.custom_server_optimizer import custom_init, custom_step
 from blossom_ray.algorithms.options import CustomServerOptimizer
+from blossom_ray.algorithms.server_optimizers import custom_init, custom_step
 from blossom_ray.errors import InputError, RunError
 from blossom_ray.runs.session import recorded, resumed
 

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from blossom_ray.cli import app
-from blossom_ray.cli.console import doctor_checks as doctor
+from blossom_ray.cli import app, doctor
 from blossom_ray.runtime.placement import Room
 
 GIB = 2**30

@@ -14,7 +14,7 @@ from blossom_ray.errors import BlossomError, InputError, RunFolderError
 from blossom_ray.runs.background import stop
 from blossom_ray.runs.session import recorded, resumed
 from blossom_ray.runs.tables import TABLES
-from blossom_ray.runs.tracking.targets import open_tracker, parse_target
+from blossom_ray.runs.tracking.following import open_tracker, parse_target
 from blossom_ray.storage import MOST_JSON_BYTES, appending, new_temporary, read_file, remove, replacing
 from blossom_ray.studies.sweeps.folder import Sweep
 

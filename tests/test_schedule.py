@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.clients.options import ConstantSchedule, CosineSchedule, StepSchedule
-from blossom_ray.clients.schedule import learning_rate
+from blossom_ray.clients.options import ConstantSchedule, CosineSchedule, StepSchedule, learning_rate
 
 
 def test_constant_is_the_base_in_every_round():

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from blossom_ray.core.temporary import temporary_folder
+from blossom_ray.storage import temporary_folder
 
 OWN = """\
 import sys, time
-from blossom_ray.core.temporary import temporary_folder
+from blossom_ray.storage import temporary_folder
 
 with temporary_folder("data") as folder:
     (folder / "shard").write_text("mine")

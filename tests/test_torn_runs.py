@@ -14,8 +14,8 @@ import pytest
 
 from blossom_ray import Run, Scenario, compare, report, simulate
 from blossom_ray.errors import RunFolderError
-from blossom_ray.runs.attachment import followed
 from blossom_ray.runs.folder import MANIFEST_FILE, SCENARIO_FILE
+from blossom_ray.runs.following import followed
 from blossom_ray.runs.session import recorded, resumed
 from blossom_ray.runs.table_files import read_table
 from blossom_ray.runs.tables import TABLES

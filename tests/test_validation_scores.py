@@ -24,7 +24,7 @@ from blossom_ray.data.shards import Shard
 from blossom_ray.data.sources import open_source
 from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.overrides import parse_assignment
-from blossom_ray.runs.attachment import followed
+from blossom_ray.runs.following import followed
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.scenario.writer import scenario_yaml

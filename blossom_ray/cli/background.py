@@ -12,8 +12,7 @@ import typer
 
 from blossom_ray.cli import completion
 from blossom_ray.cli.options import Json, app
-from blossom_ray.cli.output import fail, print_json, say
-from blossom_ray.cli.round_json import round_json
+from blossom_ray.cli.output import fail, print_json, round_json, say
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import RunError
 
@@ -54,8 +53,8 @@ def attach(run: RunFolder, as_json: Json = False) -> None:
     """Watch a run that goes on elsewhere, from its first round to its result. Ctrl-C ends the watching alone."""
     from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.cli.console.views import choose_view, final_summary
-    from blossom_ray.runs.attachment import followed
     from blossom_ray.runs.folder import Run
+    from blossom_ray.runs.following import followed
 
     run = local_path(run, "the run")
     scenario = Run.open(run).scenario

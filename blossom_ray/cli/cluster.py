@@ -14,8 +14,8 @@ from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import fail, print_json, say, say_log
 from blossom_ray.core.locations import local_path
-from blossom_ray.core.temporary import temporary_folder
 from blossom_ray.errors import InputError, RunError
+from blossom_ray.storage import temporary_folder
 
 if TYPE_CHECKING:
     from blossom_ray.studies.jobs.jobs import Job, Jobs

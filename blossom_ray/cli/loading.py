@@ -68,7 +68,7 @@ def checked_targets(track: Sequence[str] | None) -> list[Target]:
     if not track:
         return []
     from blossom_ray.runs.tracking import parse_target
-    from blossom_ray.runs.tracking.targets import check_target
+    from blossom_ray.runs.tracking.following import check_target
 
     targets = [*dict.fromkeys(parse_target(text) for text in track)]
     for target in targets:

@@ -10,7 +10,7 @@ import typer
 from blossom_ray.cli.loading import load_scenario
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import print_json
-from blossom_ray.core.temporary import temporary_folder
+from blossom_ray.storage import temporary_folder
 
 if TYPE_CHECKING:
     from blossom_ray.runtime.placement import Room

@@ -13,8 +13,7 @@ from blossom_ray.cli.background import Detach, RunFolder, detached
 from blossom_ray.cli.interruption import Interruption, interruptible
 from blossom_ray.cli.loading import checked_targets, load_scenario
 from blossom_ray.cli.options import Address, Json, ScenarioPath, Seed, Settings, Track, app
-from blossom_ray.cli.output import print_json, say, warn
-from blossom_ray.cli.round_json import round_json
+from blossom_ray.cli.output import print_json, round_json, say, warn
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import InputError
 

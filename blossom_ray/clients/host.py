@@ -29,9 +29,8 @@ from blossom_ray.clients.stacked import ClientTask
 from blossom_ray.clients.state_files import state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile
-from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring
+from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, Traffic
 from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
-from blossom_ray.core.traffic import Traffic
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.errors import RunFolderError
 from blossom_ray.tasks import task_rules

@@ -1,6 +1,6 @@
 """The shape of a scenario as data: which keys a section has, which kinds a union has, what lies at a path.
 
-Reads the annotations of `sections/`, so that messages, overrides and the reference need no list of their own.
+Reads the annotations of the sections, so that messages, overrides and the reference need no list of their own.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from blossom_ray.core.section import Section
-from blossom_ray.data.division_options import IidPartition, Partition
+from blossom_ray.data.partition_options import IidPartition, Partition
 
 
 class DataKeys(Section):

@@ -10,7 +10,6 @@ from blossom_ray.core.factories import resolve_factory
 from blossom_ray.core.scores import Task
 from blossom_ray.data.audio_text_data import AvMnistData, IemocapData, MeldData
 from blossom_ray.data.dataset import Dataset, Targets
-from blossom_ray.data.division_options import GivenPartition
 from blossom_ray.data.facts import DATASETS
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.options import (
@@ -23,6 +22,7 @@ from blossom_ray.data.options import (
     TableData,
     UciHarData,
 )
+from blossom_ray.data.partition_options import GivenPartition
 from blossom_ray.data.sets.av_mnist import AvMnist
 from blossom_ray.data.sets.iemocap import Iemocap
 from blossom_ray.data.sets.ku_har import KuHar

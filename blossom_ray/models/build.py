@@ -18,9 +18,9 @@ from blossom_ray.core.factories import resolve_factory
 from blossom_ray.core.section import Custom, Factory
 from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
 from blossom_ray.errors import OWN_CODE_RAISES, InputError, shown_error
-from blossom_ray.models import encoders, fusion, heads
+from blossom_ray.models import encoders, fusion
 from blossom_ray.models.flat import block_layout
-from blossom_ray.models.late_fusion import LateFusionModel, OwnModule, held_blocks, output_problem
+from blossom_ray.models.late_fusion import LateFusionModel, OwnModule, Prototype, held_blocks, output_problem
 from blossom_ray.models.options import (
     AttentionFusion,
     ConcatFusion,
@@ -41,7 +41,6 @@ from blossom_ray.models.options import (
     MlpHead,
     Model,
 )
-from blossom_ray.models.prototype import Prototype
 
 _PROBE_SIZE = 2
 """Samples in the batch of zeros that own code is tried with."""
@@ -229,7 +228,7 @@ def _fusion_dim(section: Fusion, dims: Mapping[str, int]) -> int:
 def _head(section: Head, input_dim: int, num_outputs: int) -> nn.Module:
     match section:
         case MlpHead():
-            return heads.MlpHead(input_dim, num_outputs, **section.model_dump(exclude={"kind"}))
+            return fusion.MlpHead(input_dim, num_outputs, **section.model_dump(exclude={"kind"}))
         case LinearHead():
             return nn.Linear(input_dim, num_outputs)
         case CustomHead():

@@ -3,7 +3,7 @@
 scenario.yaml     the resolved scenario
 manifest.json     status, times, and whatever describes the run
 rounds, clients, ...       tables; their names and columns stand in `tables.py`
-log.jsonl         what happened, written by `run_log.py`
+log.jsonl         what happened, written by `log.py`
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ the event and is listed in `docs/watching.md`. The same goes to whatever handler
 
 from __future__ import annotations
 
+
+
+
 import logging
 import os
 from dataclasses import asdict
@@ -15,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.core.records import (Failure, RoundRecord)
-from blossom_ray.runs.json_lines import (json_line)
 from blossom_ray.core.scores import (SCORES, Task)
 from blossom_ray.storage import appending, writing
+
+
+
+import json
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
 
 LOG_FILE = "log.jsonl"
 LOGGER = "blossom_ray.run"
@@ -182,3 +191,21 @@ def _drop_half_line(descriptor: int) -> None:
             break
         end = start
     os.ftruncate(descriptor, end)
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """An object as JSON without line breaks; infinity and NaN, which JSON does not have, become null."""
+    # The one control character that is left as it is.
+    return json.dumps(_finite(values), allow_nan=False).replace("\x7f", r"\u007f")
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if isfinite(value) else None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value

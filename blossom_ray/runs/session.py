@@ -29,7 +29,7 @@ from blossom_ray.runtime.kernels import gathered
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.simulation import CheckpointKept, Event, LateScores, RunInfo, run
-from blossom_ray.core.temporary import (temporary_folder)
+from blossom_ray.storage import (temporary_folder)
 
 
 @overload
@@ -177,7 +177,7 @@ def events(
         session = Session(shards, (checkpoints or folder / "checkpoints").absolute(), resume, run_id)
         if scenario.execution.runtime == "local":
             from blossom_ray.runtime.local import LocalRuntime
-            from blossom_ray.runtime.shielding import shielded
+            from blossom_ray.runtime.local import (shielded)
 
             yield from shielded(run(scenario, session, LocalRuntime, stopping))
         else:

@@ -23,14 +23,13 @@ from blossom_ray.core.sums import PartialSum
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
-from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
 from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue
 from blossom_ray.runtime.kernels import Kernels
 from blossom_ray.runtime.placement import actor_of_client, num_actors
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.runtime.recovery import Loss, Recovery, check_room
-from blossom_ray.scenario.execution import Execution
+from blossom_ray.runtime.recovery import Call, Loss, Recovery, Slot, check_room
+from blossom_ray.scenario.sections import Execution
 
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
 _STARTING_PER_CORE = 4

@@ -15,7 +15,7 @@ import psutil
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.errors import InputError
-from blossom_ray.scenario.execution import ClientResources, Execution
+from blossom_ray.scenario.sections import ClientResources, Execution
 
 # Memory of one actor process once torch is imported, without models and shards (measured: 173 MiB unique).
 ACTOR_MEMORY_BYTES = 175 * 2**20

@@ -9,7 +9,7 @@ from blossom_ray.algorithms.options import FedAvg, Server
 from blossom_ray.clients.options import Training
 from blossom_ray.core.blocks import CENTRAL, SCHEME_NAMES, Scope, SharingScheme, block_names, encoder_block
 from blossom_ray.core.phrases import Finding, shown
-from blossom_ray.data.division_clients import ClientGroup
+from blossom_ray.data.partition_options import ClientGroup
 from blossom_ray.models.options import Model
 from blossom_ray.scenario.sections import Evaluation
 

@@ -13,14 +13,6 @@ from blossom_ray.core.blocks import ANY_ENCODER, SharingScheme, block_names, enc
 from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import Finding, did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import OTHER_COLUMNS, SCORES, SUFFIXES, Task
-from blossom_ray.data.division_clients import ClientGroup
-from blossom_ray.data.division_options import (
-    DirichletPartition,
-    GivenPartition,
-    IidPartition,
-    Partition,
-    QuantityPartition,
-)
 from blossom_ray.data.facts import DATASETS, num_subjects, shapes_of
 from blossom_ray.data.options import (
     CustomData,
@@ -30,6 +22,14 @@ from blossom_ray.data.options import (
     SyntheticData,
     SyntheticModality,
     TableData,
+)
+from blossom_ray.data.partition_options import (
+    ClientGroup,
+    DirichletPartition,
+    GivenPartition,
+    IidPartition,
+    Partition,
+    QuantityPartition,
 )
 from blossom_ray.models.options import (
     Conv1dEncoder,
@@ -42,8 +42,7 @@ from blossom_ray.models.options import (
 )
 from blossom_ray.scenario.algorithm_checks import algorithm_problems
 from blossom_ray.scenario.compat import compat_problems
-from blossom_ray.scenario.execution import Execution
-from blossom_ray.scenario.sections import Evaluation, Stop
+from blossom_ray.scenario.sections import Evaluation, Execution, Stop
 
 # Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
 _MOST_SAMPLES = 10_000_000

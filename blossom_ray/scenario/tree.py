@@ -12,13 +12,12 @@ from blossom_ray.clients.options import EngineName, Training
 from blossom_ray.core.blocks import ClientProfile, SharingScheme
 from blossom_ray.core.scores import Score, Task
 from blossom_ray.core.section import Section
-from blossom_ray.data.division_clients import ClientGroup, Clients
 from blossom_ray.data.options import Data
+from blossom_ray.data.partition_options import ClientGroup, Clients
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.models.options import Model
 from blossom_ray.scenario.compat import filled
-from blossom_ray.scenario.execution import Execution
-from blossom_ray.scenario.sections import Checkpoint, Evaluation, Failures, Stop
+from blossom_ray.scenario.sections import Checkpoint, Evaluation, Execution, Failures, Stop
 
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
 SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]

@@ -16,8 +16,8 @@ from blossom_ray import Dataset, from_arrays, write_table
 from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import Federation, build_federation, examine_federation
 from blossom_ray.data.division.partition import PartitionError
-from blossom_ray.data.division_clients import ClientGroup
 from blossom_ray.data.options import CustomData, TableData
+from blossom_ray.data.partition_options import ClientGroup
 from blossom_ray.data.sources import open_source
 from blossom_ray.errors import DataError
 

@@ -9,8 +9,8 @@ import pytest
 
 from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import build_federation, examine_federation
-from blossom_ray.data.division_clients import ClientGroup
 from blossom_ray.data.options import CustomData, Data, SyntheticData, UciHarData
+from blossom_ray.data.partition_options import ClientGroup
 from blossom_ray.data.sets.synthetic import synthetic_targets
 from blossom_ray.data.sets.uci_har import UciHar
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.division.partition import PartitionError, partition
-from blossom_ray.data.division_options import Partition
+from blossom_ray.data.partition_options import Partition
 
 SPEC = TypeAdapter(Partition)
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.options import SyntheticData, SyntheticModality
-from blossom_ray.data.sets.synthetic import synthetic_dataset, synthetic_targets
-from blossom_ray.data.sets.synthetic_views import ceiling, seen_outputs, views
+from blossom_ray.data.sets.synthetic import ceiling, seen_outputs, synthetic_dataset, synthetic_targets, views
 from blossom_ray.errors import DataError
 
 

@@ -20,7 +20,7 @@ from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files.cache import FOLDER_VARIABLE
 from blossom_ray.data.sets.ku_har import KuHar
 from blossom_ray.data.sets.ptb_xl import PtbXl
-from blossom_ray.data.sets.ptb_xl_records import LEADS
+from blossom_ray.data.sets.ptb_xl_files import LEADS
 from blossom_ray.errors import DataError
 
 DATABASE = b"""ecg_id,patient_id,scp_codes,strat_fold,filename_lr

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from blossom_ray.errors import InputError
 from blossom_ray.models.encoders import Conv2dEncoder, ConvGruEncoder
 from blossom_ray.models.flat import Entry, FlatBlock, NormStatistics, block_layout
-from blossom_ray.models.heads import MlpHead
+from blossom_ray.models.fusion import MlpHead
 
 
 def mlp() -> nn.Module:

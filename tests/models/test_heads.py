@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from blossom_ray.models.encoders import feature_norm
-from blossom_ray.models.heads import MlpHead
+from blossom_ray.models.fusion import MlpHead
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.errors import InputError
 from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, actor_of_client, largest_load, num_actors
-from blossom_ray.scenario.execution import Execution
+from blossom_ray.scenario.sections import Execution
 
 LAPTOP = Room(num_cpus=2, num_gpus=0, memory_bytes=16 * 2**30)
 GPU_BOX = Room(num_cpus=16, num_gpus=2, memory_bytes=128 * 2**30)

@@ -19,12 +19,10 @@ from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.core.records import RoundRecord, Scoring
 from blossom_ray.errors import ActorLostError, ClientError, RunError
 from blossom_ray.runs.session import events
-from blossom_ray.runtime.calls import Call, Slot
 from blossom_ray.runtime.client_actor import ClientActor
 from blossom_ray.runtime.placement import Room
-from blossom_ray.runtime.recovery import Recovery, check_room
-from blossom_ray.scenario.execution import ClientResources
-from blossom_ray.scenario.sections import Failures
+from blossom_ray.runtime.recovery import Call, Recovery, Slot, check_room
+from blossom_ray.scenario.sections import ClientResources, Failures
 from blossom_ray.simulation import LateScores, RunInfo
 
 # Actors cannot import this file.

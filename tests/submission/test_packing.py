@@ -14,7 +14,7 @@ import pytest
 from blossom_ray import Scenario
 from blossom_ray.errors import InputError
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.studies.jobs import selection
+from blossom_ray.studies.jobs import packing
 from blossom_ray.studies.jobs.packing import SCENARIO, Package, pack
 
 HEAD = """\
@@ -294,7 +294,7 @@ def test_what_is_included_is_a_file_or_a_folder(
 def test_too_many_files_are_refused(
     small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "_MOST_ENTRIES", 50)
+    monkeypatch.setattr(packing, "_MOST_ENTRIES", 50)
     # Links from each folder into the next two make of 20 folders thousands.
     for number in range(20):
         (here / "mine" / str(number)).mkdir(parents=True)

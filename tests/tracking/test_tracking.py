@@ -22,8 +22,8 @@ from blossom_ray.errors import InputError
 from blossom_ray.runs.session import recorded, resumed
 from blossom_ray.runs.tracking import Target, Tracking, parse_target
 from blossom_ray.runs.tracking.base import Value, tracked_values
+from blossom_ray.runs.tracking.following import check_target
 from blossom_ray.runs.tracking.mlflow import RUN_TAG, metric_name
-from blossom_ray.runs.tracking.targets import check_target
 from blossom_ray.scenario.writer import scenario_yaml
 
 

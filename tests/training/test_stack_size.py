@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blossom_ray.clients.engines import StackedEngine
 from blossom_ray.clients.local_training import LocalResult
 from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
-from blossom_ray.clients.stacked.stack_size import StackSize
+from blossom_ray.clients.stacked.stack import StackSize
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import ClientError
 

@@ -21,10 +21,8 @@ from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.clients.scoring import Scored
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.descent import descent_of
-from blossom_ray.clients.stacked.optimizer import StackOptimizer
-from blossom_ray.clients.stacked.proximal import ProximalTerm
-from blossom_ray.clients.stacked.stack import Stack
-from blossom_ray.clients.stacked.stack_size import DeviceMemory, StackSize, memory_of
+from blossom_ray.clients.stacked.optimizer import ProximalTerm, StackOptimizer
+from blossom_ray.clients.stacked.stack import DeviceMemory, Stack, StackSize, memory_of
 from blossom_ray.clients.stacked.support import can_vectorize
 from blossom_ray.clients.weighting import entropies
 from blossom_ray.clients.workspace import Workspace

@@ -8,16 +8,16 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.lanes import Lanes
 from blossom_ray.clients.stacked.layers import (
     LayerTensors,
+    StackedBatchNorm,
     StackedConvolution,
     StackedDropout,
     StackedGroupNorm,
     StackedLinear,
 )
-from blossom_ray.clients.stacked.normalization import StackedBatchNorm
 from blossom_ray.clients.stacked.recurrence import StackedGru
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models import encoders, fusion
-from blossom_ray.models.heads import MlpHead
+from blossom_ray.models.fusion import MlpHead
 
 _CONTAINERS: tuple[type[nn.Module], ...] = (
     encoders.MlpEncoder,

@@ -21,8 +21,8 @@ from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.division.split import Split
-from blossom_ray.data.division_options import DirichletPartition, IidPartition
 from blossom_ray.data.options import Data
+from blossom_ray.data.partition_options import DirichletPartition, IidPartition
 
 _SEED = 42
 _MAX_DRAWS = 11

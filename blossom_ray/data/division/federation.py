@@ -16,10 +16,9 @@ from blossom_ray.data.division.blossom_code import reference_splits
 from blossom_ray.data.division.overlap import Overlap, overlap
 from blossom_ray.data.division.partition import PartitionError, partition
 from blossom_ray.data.division.split import Split, split_parts
-from blossom_ray.data.division_clients import ClientGroup, Clients
-from blossom_ray.data.division_options import GivenPartition, SubjectPartition
 from blossom_ray.data.facts import DATASETS
 from blossom_ray.data.options import CustomData, Data, Downloaded, TableData
+from blossom_ray.data.partition_options import ClientGroup, Clients, GivenPartition, SubjectPartition
 from blossom_ray.data.sources import open_source
 from blossom_ray.errors import InputError
 

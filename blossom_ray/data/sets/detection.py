@@ -8,14 +8,14 @@ from itertools import islice
 from pathlib import Path
 
 from blossom_ray.data.files.archives import open_archive
-from blossom_ray.data.sets import iemocap, ku_har, meld, mnist, ptb_xl_official, uci_har
+from blossom_ray.data.sets import iemocap, ku_har, meld, mnist, ptb_xl_files, uci_har
 from blossom_ray.errors import DataError
 
 LANDMARKS: Mapping[str, tuple[str, ...]] = {
     "uci-har": (uci_har.LANDMARK,),
     "ku-har": (ku_har.SUBSAMPLES, ku_har.RECORDINGS),
     # A prepared file has an array of this name.
-    "ptb-xl": (ptb_xl_official.DATABASE, "signal.npy"),
+    "ptb-xl": (ptb_xl_files.DATABASE, "signal.npy"),
     "av-mnist": mnist.LANDMARKS,
     "meld": (meld.LANDMARK,),
     "iemocap": (iemocap.LANDMARK,),

@@ -18,9 +18,7 @@ import numpy as np
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, LeftOut, Targets, left_out, targets_of
 from blossom_ray.data.files.archives import is_file
 from blossom_ray.data.files.cache import Arrays
-from blossom_ray.data.sets.ptb_xl_official import read_official
-from blossom_ray.data.sets.ptb_xl_prepared import PREPARED, read_prepared
-from blossom_ray.data.sets.ptb_xl_records import LEADS_OF, SUPERCLASSES, Records
+from blossom_ray.data.sets.ptb_xl_files import LEADS_OF, PREPARED, SUPERCLASSES, Records, read_official, read_prepared
 from blossom_ray.data.sets.windows import standardised
 from blossom_ray.errors import DataError
 

@@ -5,7 +5,7 @@ Sample i of modality m is
     x_i = signal_m * c_i + subject_shift * S[m, subject_i] + e_i
 
 with noise e_i ~ N(0, 1) in each value and content c_i by task. Patterns S, and T below, have root mean square 1
-(`patterns.py`).
+(`patterns`).
 
 Classification: y_i is one of C classes, equally likely. Modality m sees the view v_m(y), one of k_m groups of classes
 (`distinguishable_classes`; k_m = C: the label itself), and c_i = a_i T[m, v_m(y_i)] with a_i ~ U(0.75, 1.25). For
@@ -26,6 +26,9 @@ Regression: T targets in the place of the classes, y_it ~ N(0, 1), and a_i = 1.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,8 +36,6 @@ from blossom_ray.core.scores import Task
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targets, targets_of
 from blossom_ray.data.options import SyntheticData, SyntheticModality
-from blossom_ray.data.sets.patterns import patterns
-from blossom_ray.data.sets.synthetic_views import modality_section, num_seen, seen_outputs, views
 from blossom_ray.errors import DataError
 
 _DEFAULT_SHAPES = {"sequence": (64, 3), "image": (1, 16, 16), "vector": (32,)}
@@ -193,3 +194,131 @@ def _sample_shape(section: SyntheticModality, modality: str) -> tuple[int, ...]:
             f"expected {len(default)} numbers for kind {section.kind}: {_AXES[section.kind]}"
         )
     return shape
+
+
+def views(spec: SyntheticData, modality: str, labels: IntArray) -> IntArray:
+    """The group of classes that a modality sees (classification): v_m(y) in `synthetic.py`.
+
+    Args:
+        spec: The scenario's `data` section.
+        modality: Its name.
+        labels: (N,) int64.
+
+    Returns:
+        (N,) int64, 0..k_m-1.
+
+    Raises:
+        DataError: A modality tells apart more classes than there are.
+    """
+    num_groups = num_seen(spec, modality, spec.classes)
+    if num_groups == spec.classes:
+        return labels
+    stride = math.prod(_seen_before(spec, modality, spec.classes))
+    if num_groups > 1:
+        stride = min(stride, (spec.classes - 1) // (num_groups - 1))
+    return (labels // stride) % num_groups
+
+
+def seen_outputs(spec: SyntheticData, modality: str, num_outputs: int) -> tuple[int, ...]:
+    """The classes (multilabel) or targets (regression) that a modality sees: V_m in `synthetic.py`.
+
+    Args:
+        spec: The scenario's `data` section.
+        modality: Its name.
+        num_outputs: Number of classes or targets.
+
+    Raises:
+        DataError: A modality sees more than there are.
+    """
+    number = num_seen(spec, modality, num_outputs)
+    if number == num_outputs:
+        return tuple(range(num_outputs))
+    offset = sum(_seen_before(spec, modality, num_outputs))
+    return tuple((offset + position) % num_outputs for position in range(number))
+
+
+def ceiling(spec: SyntheticData, modalities: Iterable[str]) -> float:
+    """The best accuracy of a classification from these modalities: distinct combinations of views / number of classes.
+
+    It is reached without noise and with equally frequent classes; no modality at all gives 1 / C.
+
+    Raises:
+        DataError: A modality tells apart more classes than there are.
+    """
+    labels = np.arange(spec.classes, dtype=np.int64)
+    columns = [views(spec, modality, labels).tolist() for modality in modalities]
+    return len(set(zip(*columns, strict=True))) / spec.classes if columns else 1 / spec.classes
+
+
+def modality_section(spec: SyntheticData, modality: str) -> SyntheticModality:
+    """The section of a modality; the defaults where the scenario does not list it."""
+    return spec.modalities[modality] if modality in spec.modalities else SyntheticModality()
+
+
+def num_seen(spec: SyntheticData, modality: str, num_outputs: int) -> int:
+    """k_m: groups of classes, classes or targets that a modality tells apart.
+
+    Raises:
+        DataError: More than there are.
+    """
+    number = modality_section(spec, modality).distinguishable_classes
+    if number is None:
+        return num_outputs
+    if number > num_outputs:
+        raise DataError(
+            f"data.modalities.{modality}.distinguishable_classes is {number}; "
+            f"expected at most {num_outputs}, the number of classes or targets"
+        )
+    return number
+
+
+def _seen_before(spec: SyntheticData, modality: str, num_outputs: int) -> Iterator[int]:
+    for other in sorted(spec.modalities):
+        number = num_seen(spec, other, num_outputs)
+        if other < modality and number < num_outputs:
+            yield number
+
+
+_NUM_WAVES = 3
+_HIGHEST_FREQUENCY = 8
+
+
+def patterns(kind: str, shape: tuple[int, ...], number: int, draw: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Patterns of root mean square 1, smooth along time and space.
+
+    Args:
+        kind: `sequence`: sums of sinusoids over time. `image`: sums of plane waves. `vector`: Gaussian values.
+        shape: Shape of one pattern: (time, channels), (channels, height, width) or (features,).
+        number: How many.
+        draw: Source of random numbers.
+
+    Returns:
+        (number, *shape) float64.
+    """
+    match kind:
+        case "sequence":
+            drawn = _smooth_sequences(shape[0], (number, shape[1]), draw)
+        case "image":
+            drawn = _smooth_images(shape, number, draw)
+        case _:
+            drawn = draw.standard_normal((number, *shape))
+    axes = tuple(range(1, drawn.ndim))
+    return np.asarray(drawn / np.sqrt(np.square(drawn).mean(axis=axes, keepdims=True)))
+
+
+def _smooth_sequences(num_steps: int, channels: tuple[int, int], draw: np.random.Generator) -> npt.NDArray[np.float64]:
+    frequencies = draw.integers(1, _HIGHEST_FREQUENCY + 1, size=(channels[0], 1, channels[1], _NUM_WAVES))
+    phases = draw.uniform(0, 2 * np.pi, size=frequencies.shape)
+    time = np.arange(num_steps).reshape(1, -1, 1, 1) / num_steps
+    return np.asarray(np.sin(2 * np.pi * frequencies * time + phases).sum(axis=-1))
+
+
+def _smooth_images(shape: tuple[int, ...], number: int, draw: np.random.Generator) -> npt.NDArray[np.float64]:
+    channels, height, width = shape
+    size = (number, channels, 1, 1, _NUM_WAVES)
+    down = draw.integers(0, _HIGHEST_FREQUENCY // 2 + 1, size=size)
+    across = draw.integers(1, _HIGHEST_FREQUENCY // 2 + 1, size=size)
+    phases = draw.uniform(0, 2 * np.pi, size=size)
+    rows = np.arange(height).reshape(1, 1, -1, 1, 1) / height
+    columns = np.arange(width).reshape(1, 1, 1, -1, 1) / width
+    return np.asarray(np.cos(2 * np.pi * (down * rows + across * columns) + phases).sum(axis=-1))

@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import GivenClients, Origin, check_owned, check_recordings, check_splits, owned_modalities
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targets, targets_of
-from blossom_ray.data.division_options import GivenPartition
 from blossom_ray.data.labels import Place as RowPlace
 from blossom_ray.data.labels import encode_ids, encode_splits, encode_subjects, used_values
 from blossom_ray.data.options import TableData, TableModality
+from blossom_ray.data.partition_options import GivenPartition
 from blossom_ray.data.table.columns import ColumnFile, open_column_files
 from blossom_ray.data.table.labels import read_labels
 from blossom_ray.data.table.rows import places, values_of

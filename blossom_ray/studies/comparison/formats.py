@@ -15,7 +15,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from blossom_ray.runs.json_lines import json_line
+from blossom_ray.runs.log import json_line
 from blossom_ray.studies.comparison.choosing import BUDGET, Choice, Summary
 from blossom_ray.studies.comparison.comparing import BEST_NOTES, MARK, Comparison
 from blossom_ray.studies.comparison.grouping import key_labels

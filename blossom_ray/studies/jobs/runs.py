@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.core.locations import is_uri
-from blossom_ray.core.temporary import temporary_folder
 from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import MANIFEST_FILE, Run, locked
-from blossom_ray.storage import writing
+from blossom_ray.storage import temporary_folder, writing
 from blossom_ray.studies.jobs import archive
 from blossom_ray.studies.jobs.jobs import Jobs, check_with_ray
 from blossom_ray.studies.jobs.packing import SCENARIO, Package

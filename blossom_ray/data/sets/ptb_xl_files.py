@@ -1,35 +1,64 @@
-"""PTB-XL's official distribution: two tables, and one pair of WFDB files for each record, decoded by `wfdb`."""
+"""What a source of PTB-XL records gives, whatever its files: labels, folds and patients at once, signals on demand.
+
+The official records and a prepared file are read here; `ptb_xl.py` chooses rows and makes a data set of them.
+"""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from blossom_ray.core.temporary import temporary_folder
-from blossom_ray.data.dataset import IntArray, left_out
+from blossom_ray.data.dataset import IntArray, LeftOut, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.cache import Arrays, cached
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
 from blossom_ray.data.files.progress import tracked
 from blossom_ray.data.sets.content import rows_lacking
-from blossom_ray.data.sets.ptb_xl_records import (
-    LARGEST_MEMBER_BYTES,
-    LEADS,
-    LEADS_OF,
-    NUM_RECORDS,
-    NUM_STEPS,
-    SUPERCLASSES,
-    ByteArray,
-    Records,
-)
 from blossom_ray.errors import DataError
+from blossom_ray.storage import temporary_folder
+
+ByteArray = npt.NDArray[np.uint8]
+
+SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
+LEADS = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
+LEADS_OF = {"i_to_avf": slice(0, 6), "v1_to_v6": slice(6, 12)}
+NUM_STEPS = 1000
+NUM_RECORDS = 21_799
+LARGEST_MEMBER_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Records:
+    """All records of a source, in its order.
+
+    Attributes:
+        superclasses: (N, 5) uint8: 1 where the record has the superclass, in the order of `SUPERCLASSES`.
+        folds: (N,) int64: the official stratified fold, 1 to 10.
+        patients: (N,) int64, or None where the source does not say.
+        signals: Gives modality to (N, 1000, 6) int16.
+        names: Of each record.
+        left_out: What is not among them.
+        scale: What a unit of `signals` stands for: 0.001 mV in the official files.
+    """
+
+    superclasses: ByteArray
+    folds: IntArray
+    patients: IntArray | None
+    signals: Callable[[], Arrays]
+    names: Sequence[str]
+    left_out: tuple[LeftOut, ...]
+    scale: float
+
 
 NUM_OF_SUPERCLASS = {"NORM": 9514, "MI": 5469, "STTC": 5235, "CD": 4898, "HYP": 2649}
 DATABASE = "ptbxl_database.csv"
@@ -219,3 +248,68 @@ def _decode_one(archive: Archive, name: str, folder: Path, wfdb: Any) -> np.ndar
         raise DataError(f"{place}.hea: a gain that makes it {np.nanmax(np.abs(microvolts))} µV; expected below 32,768")
     whole: np.ndarray = microvolts.astype(np.int16)
     return whole
+
+
+PREPARED = "ptbxl_subset_100hz.npz"
+
+_FOLD_OF_SPLIT = {"train": 1, "val": 9, "test": 10}
+
+
+def read_prepared(path: Path) -> Records:
+    """The records of a prepared file.
+
+    Raises:
+        DataError: It is missing, damaged, or an array is missing or of another type or shape.
+    """
+    with open_archive(path, landmark="signal.npy", largest_bytes=LARGEST_MEMBER_BYTES) as archive:
+        signal = _array(archive, "signal", np.int16, 3)
+        num_records = len(signal)
+        arrays = {name: _array(archive, name, kind, axes) for name, kind, axes in _ARRAYS}
+    leads, classes = arrays["leads"].tolist(), arrays["classes"].tolist()
+    if signal.shape[1:] != (NUM_STEPS, len(LEADS)) or [lead.upper() for lead in leads] != list(LEADS):
+        raise DataError(
+            f"{path.name}: signal has shape {signal.shape} and leads {leads}; expected (records, {NUM_STEPS}, "
+            f"{len(LEADS)}) and {', '.join(LEADS)}"
+        )
+    if sorted(classes) != sorted(SUPERCLASSES):
+        raise DataError(f"{path.name}: classes are {classes}; expected {', '.join(SUPERCLASSES)}")
+    label, split = arrays["label"], arrays["split"]
+    if label.shape != (num_records, len(classes)) or split.shape != (num_records,) or label.max(initial=0) > 1:
+        raise DataError(
+            f"{path.name}: label has shape {label.shape} and split {split.shape}; expected a row of 0 and 1 and a "
+            f"split for each of {num_records} records"
+        )
+    unknown = set(split.tolist()) - set(_FOLD_OF_SPLIT)
+    if unknown:
+        raise DataError(f"{path.name}: split has {min(unknown)!r}; expected one of {', '.join(_FOLD_OF_SPLIT)}")
+    return Records(
+        superclasses=label[:, [classes.index(name) for name in SUPERCLASSES]],
+        folds=np.array([_FOLD_OF_SPLIT[name] for name in split.tolist()], np.int64),
+        patients=None,
+        signals=lambda: {modality: signal[:, :, leads] for modality, leads in LEADS_OF.items()},
+        names=[f"row {row}" for row in range(1, num_records + 1)],
+        left_out=rows_lacking("records", num_records, NUM_RECORDS),
+        scale=float(arrays["scale"]),
+    )
+
+
+_ARRAYS: tuple[tuple[str, type[np.generic], int], ...] = (
+    ("leads", np.str_, 1),
+    ("classes", np.str_, 1),
+    ("split", np.str_, 1),
+    ("label", np.uint8, 2),
+    ("scale", np.float32, 0),
+)
+
+
+def _array(archive: Archive, name: str, kind: type[np.generic], num_axes: int) -> np.ndarray:
+    try:
+        values: np.ndarray = np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+    except (ValueError, EOFError, TypeError, MemoryError, OverflowError) as error:  # a header that announces anything
+        raise DataError(f"{archive.name}: {name}.npy is no array ({error}); download it again") from error
+    if not np.issubdtype(values.dtype, kind) or values.ndim != num_axes:
+        raise DataError(
+            f"{archive.name}: {name} is {values.dtype} with {values.ndim} axes; expected {kind.__name__} with "
+            f"{num_axes}"
+        )
+    return values
