@@ -23,14 +23,14 @@ from typing import Annotated
 import psutil
 from pydantic import Field
 
-from blossom_ray.runs.session import (continued)
 from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
-from blossom_ray.runs.folder import (MANIFEST_FILE, locked)
+from blossom_ray.reading.read_back import ReadBack, read_back
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.reading.read_back import (ReadBack, read_back)
+from blossom_ray.runs.folder import MANIFEST_FILE, locked
+from blossom_ray.runs.session import continued
+from blossom_ray.runs.tracking import Target, Tracking
 from blossom_ray.storage import appending, read_file, replacing, writing
 from blossom_ray.text import printable
-from blossom_ray.runs.tracking import (Target, Tracking)
 
 PROCESS_FILE = "process.json"
 OUTPUT_FILE = "output.log"

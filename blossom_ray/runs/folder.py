@@ -22,19 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from blossom_ray.core.blocks import (ClientProfile)
 from blossom_ray.checkpoint import CheckpointStore
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.locations import local_path
+from blossom_ray.core.records import Progress, RoundRecord, Scoring, Stopped
 from blossom_ray.errors import BlossomError, RunFolderError
-from blossom_ray.core.locations import (local_path)
-from blossom_ray.core.records import (Progress, RoundRecord, Scoring, Stopped)
-from blossom_ray.runs.late_scores import (late_entry, with_late_scores, without_late_scores)
-from blossom_ray.runs.manifest import (Manifest, Status)
-from blossom_ray.runs.table_files import (TableStream, in_memory_tables, read_table)
-from blossom_ray.runs.table_sums import (NO_ROWS, TableSums, check_sums, extended, lost_rows, sums_by_round, told_loss)
-from blossom_ray.runs.tables import (ROUND_COLUMNS, TABLES, table_rows)
-from blossom_ray.reading.scenario import Scenario
-from blossom_ray.reading.read_back import (read_back)
-from blossom_ray.reading.scenario import (recorded_scenario)
+from blossom_ray.reading.read_back import read_back
+from blossom_ray.reading.scenario import Scenario, recorded_scenario
+from blossom_ray.runs.late_scores import late_entry, with_late_scores, without_late_scores
+from blossom_ray.runs.manifest import Manifest, Status
+from blossom_ray.runs.table_files import TableStream, in_memory_tables, read_table
+from blossom_ray.runs.table_sums import NO_ROWS, TableSums, check_sums, extended, lost_rows, sums_by_round, told_loss
+from blossom_ray.runs.tables import ROUND_COLUMNS, TABLES, table_rows
 from blossom_ray.storage import read_file, replacing, writing
 
 if TYPE_CHECKING:

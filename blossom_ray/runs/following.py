@@ -9,11 +9,11 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blossom_ray.core.blocks import (BlockInstance, Scope)
+from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
 from blossom_ray.errors import RunError, RunFolderError
-from blossom_ray.core.records import (BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord)
-from blossom_ray.runs.folder import (Run, locked)
-from blossom_ray.runs.tables import (CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS)
+from blossom_ray.runs.folder import Run, locked
+from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS
 
 if TYPE_CHECKING:
     import polars as pl

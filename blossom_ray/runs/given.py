@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.table.writer import (write_table)
+from blossom_ray.data.options import CustomData, TableData
+from blossom_ray.data.partition_options import GivenPartition
+from blossom_ray.data.table.writer import write_table
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.data.options import (CustomData, TableData)
-from blossom_ray.data.partition_options import (GivenPartition)
 
 
 def with_dataset(scenario: Scenario, dataset: Dataset) -> Scenario:

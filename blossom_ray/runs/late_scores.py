@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from blossom_ray.core.blocks import (ClientProfile)
-from blossom_ray.core.records import (RoundRecord, Scoring)
-from blossom_ray.runs.table_files import (table_schema, widened)
-from blossom_ray.runs.tables import (CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS, TABLES, Columns, Value, table_rows)
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.records import RoundRecord, Scoring
+from blossom_ray.runs.table_files import table_schema, widened
+from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS, TABLES, Columns, Value, table_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,26 +7,19 @@ the event and is listed in `docs/watching.md`. The same goes to whatever handler
 
 from __future__ import annotations
 
-
-
-
+import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from blossom_ray.core.records import (Failure, RoundRecord)
-from blossom_ray.core.scores import (SCORES, Task)
+from blossom_ray.core.records import Failure, RoundRecord
+from blossom_ray.core.scores import SCORES, Task
 from blossom_ray.storage import appending, writing
-
-
-
-import json
-from collections.abc import Mapping
-from math import isfinite
-from typing import Any
 
 LOG_FILE = "log.jsonl"
 LOGGER = "blossom_ray.run"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blossom_ray.reading.read_back import (ReadBack)
+from blossom_ray.reading.read_back import ReadBack
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 

@@ -11,11 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blossom_ray.core.blocks import (ClientProfile, Scope)
+from blossom_ray.core.blocks import ClientProfile, Scope
+from blossom_ray.core.phrases import one_of, shortened
+from blossom_ray.core.records import RoundRecord
 from blossom_ray.errors import RunFolderError
-from blossom_ray.core.records import (RoundRecord)
-from blossom_ray.runs.tables import (LATER_COLUMNS, LATER_TABLES, OPTIONAL_COLUMNS, SOME_COLUMNS, TABLES, Columns, table_rows)
-from blossom_ray.core.phrases import (one_of, shortened)
+from blossom_ray.runs.tables import (
+    LATER_COLUMNS,
+    LATER_TABLES,
+    OPTIONAL_COLUMNS,
+    SOME_COLUMNS,
+    TABLES,
+    Columns,
+    table_rows,
+)
 from blossom_ray.storage import new_temporary, regular, replacing, sync
 
 if TYPE_CHECKING:

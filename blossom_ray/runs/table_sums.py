@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from blossom_ray.errors import RunFolderError
-from blossom_ray.runs.tables import (TABLES)
+from blossom_ray.runs.tables import TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blossom_ray.core.blocks import (ClientProfile)
-from blossom_ray.core.records import (ClientEvaluation, ClientTraining, RoundRecord, Scoring)
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.records import ClientEvaluation, ClientTraining, RoundRecord, Scoring
 
 Value = int | float | str | None
 Columns = dict[str, Sequence[Value]]

@@ -3,7 +3,6 @@
 A tracker consumes round records, as a view does; a run knows nothing of it.
 """
 
-from blossom_ray.runs.tracking.following import (Tracking)
-from blossom_ray.runs.tracking.following import (Target, parse_target)
+from blossom_ray.runs.tracking.following import Target, Tracking, parse_target
 
 __all__ = ["Target", "Tracking", "parse_target"]

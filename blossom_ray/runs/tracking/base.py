@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from blossom_ray.core.records import (Progress)
+from blossom_ray.core.records import Progress
 
 
 class Tracker(Protocol):

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-
-
-
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-from blossom_ray.errors import BlossomError
-from blossom_ray.core.records import (Progress, RoundRecord)
-from blossom_ray.runs.folder import (Run)
-from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runs.tracking.base import (Tracker)
-
-
-
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
-from blossom_ray.errors import InputError
-from blossom_ray.core.locations import (local_path)
+from blossom_ray.core.locations import local_path
+from blossom_ray.core.records import Progress, RoundRecord
+from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runs.folder import Run
+from blossom_ray.runs.tracking.base import Tracker
 from blossom_ray.storage import own_folder, writing
 from blossom_ray.text import quoted
-from blossom_ray.runs.tracking.base import (Tracker)
 
 
 class Tracking:
@@ -105,6 +93,7 @@ class Tracking:
                 where = "before its end" if self._last_round is None else f"at round {self._last_round}"
                 self._warn(f"--track {target} was given up {where}, the run goes on: {cause}")
 
+
 _ACCEPTED = "tensorboard, tensorboard:FOLDER, mlflow or mlflow:URI"
 
 
@@ -152,7 +141,7 @@ def check_target(target: Target) -> None:
             f"--track {target}: needs {package}, which is not installed; pip install 'blossom-ray[tracking]'"
         )
     if target.kind == "mlflow":
-        from blossom_ray.runs.tracking.mlflow import (check_server)
+        from blossom_ray.runs.tracking.mlflow import check_server
 
         check_server(target.place)
 
@@ -168,13 +157,13 @@ def open_tracker(target: Target, scenario: Scenario, folder: Path) -> Tracker:
     """
     match target.kind:
         case "tensorboard":
-            from blossom_ray.runs.tracking.tensorboard import (TensorBoardTracker)
+            from blossom_ray.runs.tracking.tensorboard import TensorBoardTracker
 
             with writing(folder):
                 own_folder(folder / "tensorboard")
             place = folder / "tensorboard" if target.place is None else Path(target.place, scenario.name, folder.name)
             return TensorBoardTracker(place, scenario)
         case "mlflow":
-            from blossom_ray.runs.tracking.mlflow import (MlflowTracker)
+            from blossom_ray.runs.tracking.mlflow import MlflowTracker
 
             return MlflowTracker(target.place, scenario, folder.name)

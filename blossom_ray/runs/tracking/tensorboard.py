@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from blossom_ray.core.records import (Progress)
+from blossom_ray.core.records import Progress
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runs.tracking.base import tracked_values
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.runs.tracking.base import (tracked_values)
 
 
 class TensorBoardTracker:
