@@ -31,7 +31,8 @@ from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.server import Server
-from blossom_ray.tasks import Tally, task_rules
+from blossom_ray.tasks import task_rules
+from blossom_ray.tasks.base import Tally
 from blossom_ray.tasks.summary import class_scores, summarize, total, trained_summary
 
 

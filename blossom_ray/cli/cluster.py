@@ -15,7 +15,6 @@ from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
 from blossom_ray.cli.output import fail, print_json, say, say_log
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import InputError, RunError
-from blossom_ray.storage import temporary_folder
 
 if TYPE_CHECKING:
     from blossom_ray.studies.jobs.jobs import Job, Jobs
@@ -79,6 +78,7 @@ def submit(
     """
     checked = load_scenario(scenario, settings, seed, with_uris=False)
 
+    from blossom_ray.storage import temporary_folder
     from blossom_ray.studies.jobs import packing, runs
     from blossom_ray.studies.jobs.jobs import Jobs, checked_address
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import resource
+import shutil
+import socket
+import tempfile
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,27 +21,15 @@ from blossom_ray.cli.output import print_json
 from blossom_ray.errors import BlossomError
 
 if TYPE_CHECKING:
-    pass  # MOVED
+    from blossom_ray.runtime.placement import Room
 
-
-import os
-import platform
-import resource
-import shutil
-import socket
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
-from typing import Literal
-
-import psutil
-from packaging.requirements import Requirement
-
-from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, num_actors
-from blossom_ray.scenario.sections import Execution
-
+Level = Literal["good", "warning", "refused"]
+GIB = 2**30
+# Measured: an actor process holds 42 descriptors, and Ray's own processes share the limit per process.
+_DESCRIPTORS_PER_ACTOR = 42
+_MAX_SOCKET_PATH = 107  # bytes, Linux
+# Ray appends this to its folder: /session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store
+_SOCKET_SUFFIX_BYTES = 66
 _MARKS = {"good": "ok", "warning": "note", "refused": "no"}
 _STYLES = {"good": "green", "warning": "yellow", "refused": "bold red"}
 
@@ -44,7 +40,6 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what this machine has for a run and what would be refused on it; exit code 1 if something is missing."""
-    # MOVED
     from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.studies.tables import line
 
@@ -65,7 +60,6 @@ def doctor(
 
 
 def _start_checks() -> Iterator[Check]:
-    # MOVED
     from blossom_ray.runtime.cluster import probe
 
     started = time.perf_counter()
@@ -75,15 +69,6 @@ def _start_checks() -> Iterator[Check]:
         yield Check("Ray starts", "refused", str(error))
     else:
         yield Check("Ray starts", "good", f"{time.perf_counter() - started:.1f} s with one process; it offers {room}")
-
-
-Level = Literal["good", "warning", "refused"]
-GIB = 2**30
-# Measured: an actor process holds 42 descriptors, and Ray's own processes share the limit per process.
-_DESCRIPTORS_PER_ACTOR = 42
-_MAX_SOCKET_PATH = 107  # bytes, Linux
-# Ray appends this to its folder: /session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store
-_SOCKET_SUFFIX_BYTES = 66
 
 
 @dataclass(frozen=True)
@@ -105,6 +90,8 @@ class Check:
 
 def checks() -> Iterator[Check]:
     """All checks, one after the other; none of them starts a process or changes anything."""
+    import psutil
+
     yield python_check(platform.python_version_tuple()[:2])
     yield from package_checks()
     room = machine_room()
@@ -123,7 +110,10 @@ def checks() -> Iterator[Check]:
 
 def machine_room() -> Room:
     """What Ray would offer if it were started here now."""
+    import psutil
     import torch
+
+    from blossom_ray.runtime.placement import Room
 
     available = len(os.sched_getaffinity(0))
     # Ray leaves 30 % of the memory to its object store.
@@ -140,6 +130,10 @@ def python_check(found: tuple[str, ...]) -> Check:
 
 def package_checks() -> Iterator[Check]:
     """The packages that a run needs, against the versions that this package asks for."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    from packaging.requirements import Requirement
+
     for text in requires("blossom-ray") or []:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -161,6 +155,9 @@ def processor_check(num_cpus: float) -> Check:
 
 def memory_check(available_bytes: int, room: Room) -> Check:
     """Free memory, as the number of clients that can have an actor of their own."""
+    from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, num_actors
+    from blossom_ray.scenario.sections import Execution
+
     found = f"{available_bytes / GIB:.1f} GiB free"
     fitting = room.num_actors(Execution().client_resources)
     if available_bytes < 2 * GIB:

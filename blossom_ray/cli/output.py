@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from blossom_ray.core.records import BlockRound, RoundRecord
 from blossom_ray.errors import RunError
-from blossom_ray.runs.log import json_line
 from blossom_ray.text import printable
+
+if TYPE_CHECKING:
+    from blossom_ray.core.records import BlockRound, RoundRecord
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -40,6 +41,8 @@ def say_log(text: str) -> None:
 
 def print_json(values: Mapping[str, Any]) -> None:
     """Print one object on one line; infinity and NaN, which JSON does not have, become null."""
+    from blossom_ray.runs.log import json_line
+
     print(json_line(values), flush=True)
 
 

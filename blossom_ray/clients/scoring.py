@@ -10,7 +10,7 @@ import torch
 
 from blossom_ray.clients.local_training import read_only_tensor
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.tasks import Tally
+from blossom_ray.tasks.base import Tally
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The tables of a run: their columns, and how a round record becomes rows. Files are `table_files.py`'s."""
+"""The tables of a run: their columns, and how a round record becomes rows. Files are `runs/table_files.py`'s."""
 
 from __future__ import annotations
 

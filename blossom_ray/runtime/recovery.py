@@ -1,4 +1,4 @@
-"""What is done about failures: the scenario's policy decides, `actors.py` acts, and each event is noted.
+"""What is done about failures: the scenario's policy decides, `runtime/actors.py` acts, and each event is noted.
 
 No Ray here: an actor that is lost comes as an `ActorLostError` or `ActorTimeoutError` whose cause is a phrase that
 follows the actor's name, such as "died: its process ended unexpectedly".

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from blossom_ray.core.scores import Task
-from blossom_ray.tasks.base import ClassCounts, Tally, TaskRules
-from blossom_ray.tasks.classification import Classification
-from blossom_ray.tasks.multilabel import Multilabel
-from blossom_ray.tasks.options import Metric
-from blossom_ray.tasks.own_metrics import WithMetrics
-from blossom_ray.tasks.regression import Regression
 
-__all__ = ["ClassCounts", "Classification", "Multilabel", "Regression", "Tally", "TaskRules", "task_rules"]
+if TYPE_CHECKING:  # the options of a task are read without torch
+    from blossom_ray.tasks.base import TaskRules
+    from blossom_ray.tasks.options import Metric
 
 
 def task_rules(task: Task, metrics: Mapping[str, Metric] | None = None) -> TaskRules:
@@ -25,11 +22,17 @@ def task_rules(task: Task, metrics: Mapping[str, Metric] | None = None) -> TaskR
     Raises:
         InputError: A metric's function cannot be found.
     """
+    from blossom_ray.tasks.own_metrics import WithMetrics
+
     rules = _rules(task)
     return WithMetrics(rules, metrics) if metrics else rules
 
 
 def _rules(task: Task) -> TaskRules:
+    from blossom_ray.tasks.classification import Classification
+    from blossom_ray.tasks.multilabel import Multilabel
+    from blossom_ray.tasks.regression import Regression
+
     match task:
         case "classification":
             return Classification()

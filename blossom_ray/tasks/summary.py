@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from blossom_ray.core.records import ClassScores, ClientEvaluation
 from blossom_ray.errors import DataError
-from blossom_ray.tasks import Tally, TaskRules
+from blossom_ray.tasks.base import Tally, TaskRules
 
 PERCENTILES = (10, 50, 90)
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from blossom_ray.tasks import Tally, task_rules
+from blossom_ray.tasks import task_rules
+from blossom_ray.tasks.base import Tally
 from blossom_ray.tasks.summary import class_scores
 
 RULES = task_rules("classification")

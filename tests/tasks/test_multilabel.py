@@ -13,7 +13,7 @@ from torchmetrics.functional import classification as reference
 
 from blossom_ray.core.scores import SCORES
 from blossom_ray.errors import DataError
-from blossom_ray.tasks import Multilabel
+from blossom_ray.tasks.multilabel import Multilabel
 
 RULES = Multilabel()
 # Class 0: positives at 2 and -1, negatives at 1 and -3: three of four pairs won; predicted at 2 and 1, one hit.

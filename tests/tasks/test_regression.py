@@ -13,7 +13,7 @@ from sklearn import metrics as reference
 
 from blossom_ray.core.scores import SCORES
 from blossom_ray.errors import DataError
-from blossom_ray.tasks import Regression
+from blossom_ray.tasks.regression import Regression
 
 RULES = Regression()
 LABELS = np.array([[1, 10], [2, 10], [3, 10]], np.float32)

@@ -29,7 +29,7 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import Vector
 from blossom_ray.data.dataset import IntArray
-from blossom_ray.tasks import TaskRules
+from blossom_ray.tasks.base import TaskRules
 
 _MAX_VALUES = 2**26
 """The most values (256 MiB) in the shards of one stack, which are copied into one tensor, and in its blocks. A client
