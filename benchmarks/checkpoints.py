@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from blossom_ray import Scenario, simulation
-from blossom_ray.checkpoint import CheckpointStore, Session, write_clients
+from blossom_ray.checkpoint import CheckpointStore, Session
 from blossom_ray.clients.plan import ClientState
+from blossom_ray.clients.state_files import write_clients
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.runtime import actors, cluster
 from blossom_ray.runtime.base import Runtime

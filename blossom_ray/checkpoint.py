@@ -5,7 +5,7 @@
                                the run's tables up to this round, with `stop` the best round so far, checksums of all
                                files and of itself
         server.safetensors     values and optimizer state of every shared block instance
-        clients-0.safetensors  states of the clients of one host, written by the host itself
+        clients-0.safetensors  states of the clients of one host, written by the host itself: `clients/state_files.py`
 
 A checkpoint is written under a temporary name and gets its own once all of it is on disk, so it is whole or absent.
 No pickles: reading a checkpoint runs no code.
@@ -15,23 +15,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from blossom_ray.clients.plan import ClientState, SentBlock
+from blossom_ray.clients.plan import SentBlock
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.read_back import ReadBack, read_back
 from blossom_ray.server import Server
-from blossom_ray.storage import own_folder, read_file, regular, remove, save_synced, sync, write_synced, writing
+from blossom_ray.storage import (
+    own_folder,
+    read_file,
+    refuse_foreign,
+    regular,
+    remove,
+    save_synced,
+    sync,
+    write_synced,
+    writing,
+)
 
 FORMAT = 1
 TABLES = "tables"
@@ -105,7 +113,7 @@ class Checkpoint:
         Raises:
             RunFolderError: It does not hold these blocks, though its checksums say that it is whole.
         """
-        with _strangeness_told(self.folder):
+        with refuse_foreign(self.folder):
             return self._restored(server)
 
     def _restored(self, server: Server) -> Server:
@@ -265,75 +273,6 @@ def _name(round_index: int) -> str:
     return f"{round_index:0{_DIGITS}}"
 
 
-def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
-    """Write clients' states into one file.
-
-    Args:
-        path: The file, in a folder of `CheckpointStore.begin`.
-        states: State by client id.
-
-    Raises:
-        StorageError: The disk is full.
-    """
-    clients = sorted(states)
-    instances = sorted({instance for state in states.values() for instance in state.versions})
-    versions = np.full((len(clients), len(instances)), -1, dtype=np.int64)
-    tensors: dict[str, np.ndarray] = {}
-    for row, client in enumerate(clients):
-        state = states[client]
-        for column, instance in enumerate(instances):
-            versions[row, column] = state.versions.get(instance, -1)
-        tensors |= {f"{client}\0private\0{name}": values for name, values in state.private.items()}
-        for kind, nested in (("local", state.local_state), ("optimizer", state.optimizer_state)):
-            tensors |= {
-                f"{client}\0{kind}\0{block}\0{name}": values
-                for block, arrays in nested.items()
-                for name, values in arrays.items()
-            }
-    trained = [states[client].rounds_trained for client in clients]
-    tensors |= {
-        "clients": np.array(clients, dtype=np.int64),
-        "versions": versions,
-        "rounds_trained": np.array([-1 if number is None else number for number in trained], dtype=np.int64),
-    }
-    described = json.dumps([[i.name, str(i.scope), i.key] for i in instances])
-    with writing(path):
-        save_synced(path, tensors, {"instances": described})
-
-
-def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, ClientState]:
-    """Read the states of some clients, whichever files they are in.
-
-    Args:
-        paths: All client files of a checkpoint.
-        clients: Ids; a client that no file has gets no entry.
-
-    Raises:
-        RunFolderError: A file is damaged, or nothing that `write_clients` writes.
-    """
-    wanted, states = set(clients), {}
-    for path in paths:
-        with _strangeness_told(path), safe_open(path, framework="numpy") as file:
-            described = json.loads(file.metadata()["instances"])
-            instances = [BlockInstance(name, Scope(scope), key) for name, scope, key in described]
-            versions = file.get_tensor("versions")
-            rows = {int(client): row for row, client in enumerate(file.get_tensor("clients"))}
-            names = file.keys()
-            trained = file.get_tensor("rounds_trained") if "rounds_trained" in names else np.full(len(rows), -1)
-            here = wanted & rows.keys()
-            parts: dict[int, list[str]] = {client: [] for client in here}
-            for name in names:
-                client = name.partition("\0")[0]
-                if "\0" in name and int(client) in here:
-                    parts[int(client)].append(name)
-            for client in here:
-                held = {i: int(v) for i, v in zip(instances, versions[rows[client]], strict=True) if v >= 0}
-                state = _client_state({name: file.get_tensor(name) for name in parts[client]}, held)
-                number = int(trained[rows[client]])
-                states[client] = replace(state, rounds_trained=None if number < 0 else number)
-    return states
-
-
 def check_compatible(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another scenario or other data. The number of rounds may differ: a run may go on to more.
 
@@ -372,32 +311,11 @@ def differences(
     return found
 
 
-@contextmanager
-def _strangeness_told(path: Path) -> Iterator[None]:
-    """Say where it was that a file did not hold what it should; only a file that someone made up gets so far."""
-    try:
-        yield
-    except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise RunFolderError(f"{path}: is no checkpoint of this run ({type(error).__name__}: {error})") from error
-
-
 def _check_like(what: str, values: np.ndarray, expected: np.ndarray) -> None:
     if (values.shape, values.dtype) != (expected.shape, expected.dtype):
         raise ValueError(
             f"{what} are {values.dtype}{list(values.shape)}; expected {expected.dtype}{list(expected.shape)}"
         )
-
-
-def _client_state(tensors: Mapping[str, np.ndarray], versions: Mapping[BlockInstance, int]) -> ClientState:
-    private: dict[str, np.ndarray] = {}
-    nested: dict[str, dict[str, dict[str, np.ndarray]]] = {"local": {}, "optimizer": {}}
-    for name, values in tensors.items():
-        _, kind, block, *rest = name.split("\0")
-        if kind == "private":
-            private[block] = values
-        else:
-            nested[kind].setdefault(block, {})[rest[0]] = values
-    return ClientState(private, nested["local"], nested["optimizer"], versions)
 
 
 def _server_tensors(server: Server) -> dict[str, np.ndarray]:

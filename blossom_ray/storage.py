@@ -70,6 +70,19 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def refuse_foreign(path: Path) -> Iterator[None]:
+    """Say which file or folder of a checkpoint did not hold what it should; only one that somebody made up gets so far.
+
+    Raises:
+        RunFolderError: Reading it failed, for whatever reason.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RunFolderError(f"{path}: is no checkpoint of this run ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file as a whole or not at all: yields a temporary path, which then takes the place of `path`."""
     temporary = new_temporary(path)

@@ -11,10 +11,9 @@ from blossom_ray.checkpoint import (
     CheckpointStore,
     check_compatible,
     differences,
-    read_clients,
-    write_clients,
 )
 from blossom_ray.clients.plan import ClientState, SentBlock
+from blossom_ray.clients.state_files import read_clients, write_clients
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.errors import RunFolderError
 from blossom_ray.server import Server, ServerBlock

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from blossom_ray.algorithms.selection import Chunk
-from blossom_ray.checkpoint import read_clients, write_clients
 from blossom_ray.clients.contributions import client_weights, with_prototypes
 from blossom_ray.clients.engines import Engine, check_finite, make_engine
 from blossom_ray.clients.fine_tuning import fine_tuned
@@ -26,7 +25,7 @@ from blossom_ray.clients.local_training import LocalResult
 from blossom_ray.clients.phases import training_phases
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.clients.stacked import ClientTask
-from blossom_ray.clients.state_files import state_problem
+from blossom_ray.clients.state_files import read_clients, state_problem, write_clients
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile
 from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, Traffic

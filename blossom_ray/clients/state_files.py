@@ -1,21 +1,95 @@
-"""Whether a client's state from a checkpoint is one that this run could have written.
+"""The part of a checkpoint that a host writes: its clients' states, in one safetensors file.
 
-Checksums find damage; this finds files that are whole and hold something else.
+Checksums, which `checkpoint.py` looks after, find damage; `state_problem` finds files that are whole and hold something
+else than this run could have written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 
 from blossom_ray.clients.optimizers import counter_names, moment_names
 from blossom_ray.clients.plan import ClientPlan, ClientState
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.storage import refuse_foreign, save_synced, writing
 
 # Shape and dtype by name.
 _Kinds = dict[str, tuple[tuple[int, ...], np.dtype]]
+
+
+def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
+    """Write clients' states into one file.
+
+    Args:
+        path: The file, in a folder of `CheckpointStore.begin`.
+        states: State by client id.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    clients = sorted(states)
+    instances = sorted({instance for state in states.values() for instance in state.versions})
+    versions = np.full((len(clients), len(instances)), -1, dtype=np.int64)
+    tensors: dict[str, np.ndarray] = {}
+    for row, client in enumerate(clients):
+        state = states[client]
+        for column, instance in enumerate(instances):
+            versions[row, column] = state.versions.get(instance, -1)
+        tensors |= {f"{client}\0private\0{name}": values for name, values in state.private.items()}
+        for kind, nested in (("local", state.local_state), ("optimizer", state.optimizer_state)):
+            tensors |= {
+                f"{client}\0{kind}\0{block}\0{name}": values
+                for block, arrays in nested.items()
+                for name, values in arrays.items()
+            }
+    trained = [states[client].rounds_trained for client in clients]
+    tensors |= {
+        "clients": np.array(clients, dtype=np.int64),
+        "versions": versions,
+        "rounds_trained": np.array([-1 if number is None else number for number in trained], dtype=np.int64),
+    }
+    described = json.dumps([[i.name, str(i.scope), i.key] for i in instances])
+    with writing(path):
+        save_synced(path, tensors, {"instances": described})
+
+
+def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, ClientState]:
+    """Read the states of some clients, whichever files they are in.
+
+    Args:
+        paths: All client files of a checkpoint.
+        clients: Ids; a client that no file has gets no entry.
+
+    Raises:
+        RunFolderError: A file is damaged, or nothing that `write_clients` writes.
+    """
+    wanted, states = set(clients), {}
+    for path in paths:
+        with refuse_foreign(path), safe_open(path, framework="numpy") as file:
+            described = json.loads(file.metadata()["instances"])
+            instances = [BlockInstance(name, Scope(scope), key) for name, scope, key in described]
+            versions = file.get_tensor("versions")
+            rows = {int(client): row for row, client in enumerate(file.get_tensor("clients"))}
+            names = file.keys()
+            trained = file.get_tensor("rounds_trained") if "rounds_trained" in names else np.full(len(rows), -1)
+            here = wanted & rows.keys()
+            parts: dict[int, list[str]] = {client: [] for client in here}
+            for name in names:
+                client = name.partition("\0")[0]
+                if "\0" in name and int(client) in here:
+                    parts[int(client)].append(name)
+            for client in here:
+                held = {i: int(v) for i, v in zip(instances, versions[rows[client]], strict=True) if v >= 0}
+                number = int(trained[rows[client]])
+                tensors = {name: file.get_tensor(name) for name in parts[client]}
+                states[client] = _client_state(tensors, held, None if number < 0 else number)
+    return states
 
 
 def state_problem(state: ClientState, plan: ClientPlan, profile: ClientProfile, workspace: Workspace) -> str | None:
@@ -40,6 +114,20 @@ def state_problem(state: ClientState, plan: ClientPlan, profile: ClientProfile, 
         or _nested_differ("optimizer state", optimizer, state.optimizer_state)
         or _unknown_versions(state, plan, profile)
     )
+
+
+def _client_state(
+    tensors: Mapping[str, np.ndarray], versions: Mapping[BlockInstance, int], rounds_trained: int | None
+) -> ClientState:
+    private: dict[str, np.ndarray] = {}
+    nested: dict[str, dict[str, dict[str, np.ndarray]]] = {"local": {}, "optimizer": {}}
+    for name, values in tensors.items():
+        _, kind, block, *rest = name.split("\0")
+        if kind == "private":
+            private[block] = values
+        else:
+            nested[kind].setdefault(block, {})[rest[0]] = values
+    return ClientState(private, nested["local"], nested["optimizer"], versions, rounds_trained)
 
 
 def _kinds(arrays: Mapping[str, np.ndarray]) -> _Kinds:
