@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -60,6 +62,49 @@ def test_importing_is_cheap(code: str) -> None:
 def test_validate_needs_neither_torch_nor_ray() -> None:
     code = f"import sys\nfrom blossom_ray.cli import app\nsys.argv[1:] = ['validate', {QUICKSTART!r}]"
     assert not heavy_modules_after(f"{code}\napp(standalone_mode=False)") & {"torch", "ray"}
+
+
+# Imports the modules that it is given without packages that it is given, as if these were not installed.
+IMPORT_WITHOUT = """
+import importlib, sys
+from importlib.machinery import ModuleSpec
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self) if name.partition(".")[0] in sys.argv[1].split(",") else None
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"{spec.name} is needed")
+
+sys.meta_path.insert(0, Missing())
+for name in sys.argv[2:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        print(name, error)
+"""
+COMPUTES = ("clients", "models", "runtime", "studies.plan", "tasks", "runs.tracking.tensorboard")
+ON_RAY = ("runtime", "studies.jobs")
+
+
+@pytest.mark.parametrize(("package", "users"), [("torch", COMPUTES), ("ray", ON_RAY)])
+def test_who_watches_a_run_needs_neither_torch_nor_ray(package: str, users: tuple[str, ...]) -> None:
+    modules = [found.name for found in pkgutil.walk_packages(blossom_ray.__path__, "blossom_ray.")]
+    assert {"blossom_ray.simulation", "blossom_ray.runs.session", "blossom_ray.cli.commands"} < {*modules}
+    parts = tuple(f"blossom_ray.{part}" for part in users)
+    without = [name for name in modules if not f"{name}.".startswith(tuple(f"{part}." for part in parts))]
+    done = python("-c", IMPORT_WITHOUT, package, *(name for name in without if not name.endswith("__main__")))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@pytest.mark.ray
+def test_a_run_on_ray_loads_no_torch_in_the_process_that_watches_it(tmp_path: Path) -> None:
+    code = (
+        "from blossom_ray import Scenario, simulate\n"
+        f"scenario = Scenario.load({QUICKSTART!r}, {{'rounds': 1, 'execution.runtime': 'ray'}})\n"
+        f"assert simulate(scenario, out={str(tmp_path)!r}).status == 'finished'"
+    )
+    assert "torch" not in heavy_modules_after(code)
 
 
 def test_version() -> None:

@@ -22,21 +22,21 @@ def task_rules(task: Task, metrics: Mapping[str, Metric] | None = None) -> TaskR
     Raises:
         InputError: A metric's function cannot be found.
     """
-    from blossom_ray.tasks.own_metrics import WithMetrics
+    if metrics:
+        from blossom_ray.tasks.own_metrics import WithMetrics
 
-    rules = _rules(task)
-    return WithMetrics(rules, metrics) if metrics else rules
-
-
-def _rules(task: Task) -> TaskRules:
-    from blossom_ray.tasks.classification import Classification
-    from blossom_ray.tasks.multilabel import Multilabel
-    from blossom_ray.tasks.regression import Regression
-
+        return WithMetrics(task_rules(task), metrics)
+    # torch comes with these; whoever only adds tallies does without it.
     match task:
         case "classification":
+            from blossom_ray.tasks.classification import Classification
+
             return Classification()
         case "multilabel":
+            from blossom_ray.tasks.multilabel import Multilabel
+
             return Multilabel()
         case "regression":
+            from blossom_ray.tasks.regression import Regression
+
             return Regression()
