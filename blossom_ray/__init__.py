@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from blossom_ray.runs.folder import Run
     from blossom_ray.runs.session import simulate
     from blossom_ray.studies.comparison.comparing import Comparison, compare
-    from blossom_ray.studies.reports import report
     from blossom_ray.studies.reports.live import live_figure
+    from blossom_ray.studies.reports.report import report
     from blossom_ray.studies.sweeps.folder import Sweep
     from blossom_ray.studies.sweeps.sweeping import sweep
     from blossom_ray.tasks.summary import personalization_gain
@@ -48,7 +48,7 @@ _HOME = {
     "from_arrays": "data.arrays",
     "live_figure": "studies.reports.live",
     "personalization_gain": "tasks.summary",
-    "report": "studies.reports",
+    "report": "studies.reports.report",
     "simulate": "runs.session",
     "sweep": "studies.sweeps.sweeping",
     "write_table": "data.table.writer",

@@ -31,7 +31,7 @@ from blossom_ray.reading.scenario import Scenario
 from blossom_ray.studies.comparison import formats
 from blossom_ray.studies.comparison.comparing import compare
 from blossom_ray.studies.reports.charts import Curve, bars, curves, distributions, figure_style, heat_map, stacked_areas
-from blossom_ray.studies.reports.svg import inline_svg
+from blossom_ray.studies.reports.page import inline_svg
 from blossom_ray.studies.tables import line, plain_table
 from blossom_ray.text import brief, printable, quoted
 

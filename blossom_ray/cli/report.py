@@ -36,7 +36,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML page, without network: curves, modality sets, clients, communication, time, scenario."""
-    from blossom_ray.studies.reports import report as write_report
+    from blossom_ray.studies.reports.report import report as write_report
 
     written = write_report(*runs, out=out, figures=figures, title=title, choose=choose, tune=tune or ())
     if as_json:

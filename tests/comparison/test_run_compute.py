@@ -101,6 +101,13 @@ def test_of_a_client_that_never_trained_no_row_says_how_much_its_tuning_took(mak
     assert (found.num_examples, found.num_steps, found.bytes_up) == (None, None, 10)
 
 
+def test_before_the_first_fine_tuning_nothing_says_what_it_took(make: Make) -> None:
+    runs = [make(sharing=name, tuned={2: (0, 1, 2, 3, 4)}) for name in ("full-model", "local")]
+    assert run_compute(runs[0], is_tuned=True, up_to=1).num_examples is None
+    found = compare(*runs, up_to=1)
+    assert the_row(found, sharing="local", scoring="plain")["num_examples"] == 150
+
+
 def test_the_counts_are_those_of_a_run(small_scenario: Scenario) -> None:
     """Against the plan: ceil(n / batch) steps of each client in each round, twice as many in two epochs."""
     scenario = small_scenario.override({"rounds": 3, "evaluation.fine_tune": {"epochs": 2}})

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from blossom_ray.studies.reports.charts import Curve, bars, curves, distributions, figure_style, heat_map, stacked_areas
-from blossom_ray.studies.reports.style import SERIES
+from blossom_ray.studies.reports.charts import (
+    SERIES,
+    Curve,
+    bars,
+    curves,
+    distributions,
+    figure_style,
+    heat_map,
+    stacked_areas,
+)
 
 
 @pytest.fixture(autouse=True)

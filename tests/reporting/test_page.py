@@ -7,11 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from blossom_ray.studies.reports.charts import Curve, curves, figure_style
-from blossom_ray.studies.reports.page import render_page
-from blossom_ray.studies.reports.parts import ReportFigure, ReportSection, ReportTable
-from blossom_ray.studies.reports.style import INK, SERIES
-from blossom_ray.studies.reports.svg import inline_svg
+from blossom_ray.studies.reports.charts import INK, SERIES, Curve, curves, figure_style
+from blossom_ray.studies.reports.page import ReportFigure, ReportSection, ReportTable, inline_svg, render_page
 
 EVIL = "<script>alert(1)</script>&\"'"
 

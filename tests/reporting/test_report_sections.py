@@ -10,11 +10,11 @@ from blossom_ray import Run, Scenario, compare, simulate
 from blossom_ray.core.records import ClientEvaluation, RoundRecord
 from blossom_ray.studies.comparison.run_selection import collect
 from blossom_ray.studies.reports.charts import figure_style
-from blossom_ray.studies.reports.compared import comparison_section, variants_of
-from blossom_ray.studies.reports.costs import failure_section, time_section, traffic_section
-from blossom_ray.studies.reports.parts import ReportSection
+from blossom_ray.studies.reports.federation import failure_section, time_section, traffic_section
+from blossom_ray.studies.reports.page import ReportSection
+from blossom_ray.studies.reports.report import comparison_section
 from blossom_ray.studies.reports.scores import client_section, curve_section, modality_section
-from blossom_ray.studies.reports.variants import Variant, format_mean, format_value, headline_scores
+from blossom_ray.studies.reports.variants import Variant, format_mean, format_value, headline_scores, variants_of
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,8 @@ def _tuning(run: Run, clients: pl.DataFrame) -> tuple[float, float] | None:
     if section is None or "fine_tuned/loss" not in clients.columns:
         return None
     tuned = clients.drop_nulls("fine_tuned/loss")
+    if tuned.is_empty():
+        return None
     last = tuned.filter(tuned["round"] == tuned["round"].max())["client"].to_list()
     alternate = training.alternate
     epochs = training.local_epochs if alternate is None else alternate.private_epochs + alternate.shared_epochs

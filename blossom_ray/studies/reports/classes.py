@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
-from blossom_ray.studies.reports.parts import ReportSection, ReportTable
+from blossom_ray.studies.reports.page import ReportSection, ReportTable
 from blossom_ray.studies.reports.variants import Variant, format_mean
 
 MOST_CLASSES = 25
@@ -23,7 +23,11 @@ _KEY = ("scoring", "modalities", "class", "name")
 
 def class_section(variants: Sequence[Variant]) -> ReportSection:
     """Recall by class of several settings, a table per panel; of few, scores and confusion of each class as well."""
-    found = [(variant, frame) for variant in variants if not (frame := _last_classes(variant)).is_empty()]
+    found = [
+        (variant, frame)
+        for variant in variants
+        if not (frame := _last_rounds(run.classes for run in variant.runs)).is_empty()
+    ]
     if not found:
         return ReportSection("Classes")
     tables = [*_recall_tables(found)] if len(found) > 1 else []
@@ -58,7 +62,7 @@ def _recall_tables(found: Sequence[tuple[Variant, pl.DataFrame]]) -> Iterator[Re
 
 def _class_tables(variant: Variant, frame: pl.DataFrame, *, is_folded: bool) -> Iterator[ReportTable]:
     """A table per scoring, of the clients of all modality sets where they were scored on samples of their own."""
-    confusion = _last_confusion(variant)
+    confusion = _last_rounds(run.confusion for run in variant.runs)
     sums = frame.group_by(_KEY, maintain_order=True).agg(pl.col(_COUNTS).sum(), pl.col("auroc").mean())
     whole = sums.filter(pl.col("modalities") == "")["scoring"].unique().to_list()
     for (scoring, own), rows in sums.group_by("scoring", "modalities", maintain_order=True):
@@ -104,13 +108,5 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _last_classes(variant: Variant) -> pl.DataFrame:
-    return pl.concat([_last_round(run.classes) for run in variant.runs])
-
-
-def _last_confusion(variant: Variant) -> pl.DataFrame:
-    return pl.concat([_last_round(run.confusion) for run in variant.runs])
-
-
-def _last_round(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.filter(pl.col("round") == pl.col("round").max())
+def _last_rounds(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat([frame.filter(pl.col("round") == pl.col("round").max()) for frame in frames])

@@ -1,61 +1,107 @@
-"""The report as one HTML file: no network, no scripts, light and dark, every name escaped."""
+"""What a report is made of, and how it becomes one HTML file: no network, no scripts, light and dark, names escaped.
+
+Figures stand in it as SVG, in the page's own colours; for a paper they are written as files.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
+from blossom_ray.errors import RunFolderError
+from blossom_ray.storage import replacing
 from blossom_ray.studies.comparison.formats import BELOW
-from blossom_ray.studies.reports.parts import ReportSection, ReportTable
-from blossom_ray.studies.reports.style import SERIES
-from blossom_ray.studies.reports.svg import inline_svg
+from blossom_ray.studies.reports.charts import GRID, INK, MUTED, SERIES, figure_style
 from blossom_ray.text import printable
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURE_FORMATS = ("svg", "pdf")
 # What follows a number: `± 1.2`, or limits, then a unit or a mark.
 _INTERVAL = re.compile(r"(?<=\d) (?:± [\d.]|\[[-+\d.]).*$")
 _LONG = 40
+_VARIABLES = {INK: "--ink", GRID: "--grid", MUTED: "--muted"} | {
+    look.color: f"--series-{index}" for index, look in enumerate(SERIES)
+}
+_COLOR = re.compile("|".join(_VARIABLES))
+# A name in a figure is text between tags, without < and >.
+_TAG = re.compile(r"<[^>]*>")
+_REFERENCE = re.compile(r'(?:url\(|href=")#([^)"]+)')
+_ID = re.compile(r' id="([^"]*)"')
+_NOISE = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|\n\s*", re.DOTALL)
+# Coordinates in points; nobody sees a hundredth of one.
+_COORDINATES = re.compile(r' (?:d|x|y|transform|points|width|height)="[^"]*"')
+_DECIMALS = re.compile(r"(\.\d\d)\d+")
+# Markers of a line, which all say how they look.
+_MARKERS = re.compile(r'(<g clip-path="[^"]*")>((?:<use [^>]*?( style="[^"]*")/>)(?:<use [^>]*?\3/>)*)</g>')
 
 
 @dataclass(frozen=True)
-class _PageFigure:
-    svg: Markup
+class ReportTable:
+    """A table of texts.
+
+    Attributes:
+        columns: Headings.
+        rows: One sequence of cells per row; the first cell names the row. One that begins with two spaces stands below
+            the row before. A shorter row lacks its last cells.
+        title: What stands above it.
+        is_folded: Whether a reader has to open it, by its title.
+        shares: Of some cells, by row and place in it, a share of 1 that they are shaded by.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    is_folded: bool = False
+    shares: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure with what it is called in files and what it shows.
+
+    Attributes:
+        name: File name without its ending; no two figures of a report share it.
+        figure: The figure.
+        caption: A sentence or two below it.
+    """
+
+    name: str
+    figure: Figure
     caption: str
 
 
 @dataclass(frozen=True)
-class _PageCell:
-    """A cell with its class, `i` of an interval and `text` of what may be long, and its shade in percent."""
+class ReportSection:
+    """A part of a report.
 
-    text: str
-    kind: str = ""
-    shade: int | None = None
-
-
-@dataclass(frozen=True)
-class _PageTable:
-    """A table whose numbers stand below each other: those with an interval in two cells.
-
-    `columns` are headings with the number of cells below each; a row is the cell that names it and the others.
+    Attributes:
+        title: Its heading.
+        text: Paragraphs at its beginning.
+        figures: Figures in order.
+        tables: Tables in order, below the figures.
+        notes: Sentences below them.
     """
 
     title: str
-    is_folded: bool
-    columns: Sequence[tuple[str, int]]
-    rows: Sequence[tuple[str, Sequence[_PageCell]]]
+    figures: Sequence[ReportFigure] = ()
+    tables: Sequence[ReportTable] = ()
+    notes: Sequence[str] = ()
+    text: Sequence[str] = ()
 
-
-@dataclass(frozen=True)
-class _PageSection:
-    title: str
-    text: Sequence[str]
-    notes: Sequence[str]
-    figures: Sequence[_PageFigure]
-    tables: Sequence[_PageTable]
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.text or self.figures or self.tables or self.notes)
 
 
 def render_page(
@@ -75,10 +121,19 @@ def render_page(
         sections: What it shows.
         scenarios: Resolved scenarios as YAML, by the name of their run.
     """
+
+    def show(value: object) -> object:
+        """Text without control characters, and figures as they are."""
+        return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    def svg(figure: ReportFigure) -> Markup:
+        # Matplotlib escapes the texts of a figure, `inline_svg` the description.
+        return Markup(inline_svg(figure.figure, name=figure.name, description=figure.caption))
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("blossom_ray.studies.reports", "."),
         autoescape=True,
-        finalize=_shown,
+        finalize=show,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
@@ -87,51 +142,101 @@ def render_page(
         title=title,
         lead=lead,
         facts=facts,
-        sections=[_page_section(section) for section in sections],
+        sections=sections,
         scenarios=scenarios,
         series=SERIES,
         below=BELOW,
+        svg=svg,
+        align=_align,
     )
 
 
-def _shown(value: object) -> object:
-    """A value as a page shows it: text without control characters, and figures as they are."""
-    return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+class _Cell(NamedTuple):
+    """A cell with its class, `i` of an interval and `text` of what may be long, and its shade in percent."""
+
+    text: str
+    kind: str = ""
+    shade: int | None = None
 
 
-def _page_section(section: ReportSection) -> _PageSection:
-    figures = [
-        # Markup: Matplotlib escapes the texts of a figure, `inline_svg` the description.
-        _PageFigure(Markup(inline_svg(figure.figure, name=figure.name, description=figure.caption)), figure.caption)
-        for figure in section.figures
-    ]
-    return _PageSection(section.title, section.text, section.notes, figures, [*map(_page_table, section.tables)])
+def _align(table: ReportTable) -> tuple[list[tuple[str, int]], list[tuple[str, list[_Cell]]]]:
+    """A table whose numbers stand below each other: those with an interval in two cells.
 
-
-def _page_table(table: ReportTable) -> _PageTable:
-    cells = [row[1:] for row in table.rows]
+    Returns:
+        Headings with the number of cells below each; rows as the cell that names them and the others.
+    """
     has_interval = [
-        any(_INTERVAL.search(row[place]) for row in cells if len(row) > place)
-        for place in range(len(table.columns) - 1)
+        any(_INTERVAL.search(row[place]) for row in table.rows if len(row) > place)
+        for place in range(1, len(table.columns))
     ]
     first, *others = table.columns
     columns = [(first, 1), *((name, 1 + has) for name, has in zip(others, has_interval, strict=True))]
-    rows = [
-        (name, [*_page_cells(number, cells, has_interval, table.shares)])
-        for number, (name, *cells) in enumerate(table.rows)
-    ]
-    return _PageTable(table.title, table.is_folded, columns, rows)
+
+    def cells(number: int, row: Sequence[str]) -> Iterator[_Cell]:
+        for place, (text, is_double) in enumerate(zip(row, has_interval, strict=False), 1):
+            found = _INTERVAL.search(text) if is_double else None
+            share = table.shares.get((number, place))
+            if found is not None:
+                yield _Cell(text[: found.start()])
+            else:
+                yield _Cell(text, "text" if len(text) > _LONG else "", None if share is None else round(100 * share))
+            if is_double:
+                yield _Cell("" if found is None else found.group().strip(), "i")
+
+    return columns, [(name, [*cells(number, row)]) for number, (name, *row) in enumerate(table.rows)]
 
 
-def _page_cells(
-    number: int, row: Sequence[str], has_interval: Sequence[bool], shares: Mapping[tuple[int, int], float]
-) -> Iterator[_PageCell]:
-    for place, (text, is_double) in enumerate(zip(row, has_interval, strict=False), 1):
-        found = _INTERVAL.search(text) if is_double else None
-        share = shares.get((number, place))
-        if found is not None:
-            yield _PageCell(text[: found.start()])
-        else:
-            yield _PageCell(text, "text" if len(text) > _LONG else "", None if share is None else round(100 * share))
-        if is_double:
-            yield _PageCell("" if found is None else found.group().strip(), "i")
+def inline_svg(figure: Figure, *, name: str, description: str) -> str:
+    """A figure as an `<svg>` element whose colours are CSS variables of the page.
+
+    Args:
+        figure: Drawn under `figure_style`.
+        name: Starts every id in it, so that figures of one page do not share any.
+        description: What it shows, for those who do not see it. Plain text.
+    """
+    target = StringIO()
+    with figure_style():
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    text = target.getvalue()
+    svg = _smaller(text[text.index("<svg") :], name)
+    label = printable(description).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"',
+        lambda match: f'<svg role="img" aria-label="{label}" {match[1]}',
+        svg,
+        count=1,
+    )
+
+
+def _smaller(svg: str, name: str) -> str:
+    """The same picture in the page's colours, with less around it: a page may have a thousand curves."""
+    svg = _NOISE.sub("", svg.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', ""))
+    used = dict.fromkeys(found for tag in _TAG.findall(svg) for found in _REFERENCE.findall(tag))
+    ids = {old: f"{name}-{number}" for number, old in enumerate(used)}
+
+    def smaller(match: re.Match[str]) -> str:
+        tag = match.group().replace("xlink:href", "href")
+        tag = _ID.sub(lambda found: f' id="{ids[found[1]]}"' if found[1] in ids else "", tag)
+        tag = _REFERENCE.sub(lambda found: found.group().replace(found[1], ids[found[1]]), tag)
+        tag = _COORDINATES.sub(lambda found: _DECIMALS.sub(r"\1", found.group()), tag)
+        return _COLOR.sub(lambda found: f"var({_VARIABLES[found.group()]})", tag)
+
+    svg = _TAG.sub(smaller, svg)
+    return _MARKERS.sub(lambda match: f"{match[1]}{match[3]}>{match[2].replace(match[3], '')}</g>", svg)
+
+
+def save_figure(figure: Figure, folder: Path, name: str, file_format: str) -> Path:
+    """Write a figure as `<folder>/<name>.<format>`, for a paper.
+
+    Raises:
+        RunFolderError: The file cannot be written.
+    """
+    path = folder / f"{name}.{file_format}"
+    metadata = {"CreationDate": None} if file_format == "pdf" else {"Date": None}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with figure_style(), replacing(path) as temporary:
+            figure.savefig(temporary, format=file_format, metadata=metadata, facecolor="white")
+    except OSError as error:
+        raise RunFolderError(f"{path}: {error.strerror or error}; expected a folder that can be written") from error
+    return path

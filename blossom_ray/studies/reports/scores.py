@@ -12,7 +12,7 @@ from blossom_ray.studies.comparison.formats import BELOW
 from blossom_ray.studies.comparison.pairing import rounds_text
 from blossom_ray.studies.comparison.run_scores import ALL
 from blossom_ray.studies.reports.charts import Curve, curves, distributions
-from blossom_ray.studies.reports.parts import ReportFigure, ReportSection, ReportTable
+from blossom_ray.studies.reports.page import ReportFigure, ReportSection, ReportTable
 from blossom_ray.studies.reports.variants import Variant, format_mean, headline_scores, scale
 from blossom_ray.studies.tables import format_score
 

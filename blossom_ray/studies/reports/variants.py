@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from blossom_ray.core.scores import Score, default_score
+from blossom_ray.studies.comparison.grouping import grouping_of
 from blossom_ray.studies.comparison.intervals import Interval, t_interval
 from blossom_ray.studies.comparison.run_scores import score_of
+from blossom_ray.studies.comparison.run_selection import Entry
 from blossom_ray.studies.reports.charts import Curve
 from blossom_ray.studies.tables import shown_scores
 
@@ -91,6 +93,24 @@ class Variant:
         around = [f"{column}_p10", f"{column}_p90"]
         edges = [_scaled(known[edge], factor) for edge in around if edge in known.columns]
         return Curve(name, known["round"].to_list(), _scaled(known[column], factor), *edges)
+
+
+def variants_of(entries: Sequence[Entry], baseline: Sequence[str], notes: Sequence[str] = ()) -> list[Variant]:
+    """The runs among some entries by setting, in order, in the panels that the tables of a comparison have.
+
+    Args:
+        entries: With their settings. Those without a run, or without a complete round, are left out.
+        baseline: The keys whose values stand side by side in a panel.
+        notes: The numbered notes of runs.
+    """
+    used = [(entry.setting, entry.run) for entry in entries if entry.run is not None and entry.run.rounds.height]
+    settings = [setting for setting, _ in used]
+    grouping = grouping_of(settings, [*settings[0]] if settings else [], baseline)
+    return [
+        Variant(name, [run for _, run in members], panel, notes)
+        for panel, names in grouping.panels(used, lambda pair: pair[0]).items()
+        for name, members in names.items()
+    ]
 
 
 def headline_scores(variants: Sequence[Variant]) -> tuple[Score, ...]:

@@ -1,9 +1,10 @@
-"""From run folders to the report's files."""
+"""From run folders to the report's files: which sections there are, and those that set runs beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 from blossom_ray.core.locations import local_path
@@ -11,22 +12,39 @@ from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.runs.folder import Run
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.storage import replacing
+from blossom_ray.studies.comparison.choosing import Choice
 from blossom_ray.studies.comparison.comparing import Comparison, compare_entries
+from blossom_ray.studies.comparison.formats import (
+    choice_table,
+    choice_title,
+    comparison_title,
+    interval_text,
+    panel_tables,
+    remarks,
+)
 from blossom_ray.studies.comparison.run_notes import run_notes
-from blossom_ray.studies.comparison.run_scores import metric_columns
+from blossom_ray.studies.comparison.run_scores import ALL, metric_columns
 from blossom_ray.studies.comparison.run_selection import NOT_BEGUN, Entry, Source, collect, each_source
-from blossom_ray.studies.reports.charts import figure_style
+from blossom_ray.studies.reports.charts import figure_style, heat_map
 from blossom_ray.studies.reports.classes import class_section
-from blossom_ray.studies.reports.compared import choice_section, comparison_section, variants_of
-from blossom_ray.studies.reports.costs import failure_section, time_section, traffic_section
-from blossom_ray.studies.reports.federation import federation_section
-from blossom_ray.studies.reports.page import render_page
-from blossom_ray.studies.reports.parts import ReportSection
+from blossom_ray.studies.reports.federation import failure_section, federation_section, time_section, traffic_section
+from blossom_ray.studies.reports.page import (
+    FIGURE_FORMATS,
+    ReportFigure,
+    ReportSection,
+    ReportTable,
+    render_page,
+    save_figure,
+)
 from blossom_ray.studies.reports.scores import client_section, curve_section, modality_section
-from blossom_ray.studies.reports.svg import FIGURE_FORMATS, save_figure
-from blossom_ray.studies.reports.variants import Variant
+from blossom_ray.studies.reports.variants import Variant, variants_of
 from blossom_ray.text import brief
 
+_SUMMARIES = {
+    "final": "last scored round",
+    "last5": "mean of the last five rounds that both were scored in",
+    "best": "round of the best score",
+}
 PAGE_NAME = "report.html"
 _MOST_NAMED = 5
 
@@ -102,6 +120,39 @@ def report(
     return written
 
 
+def comparison_section(title: str, comparison: Comparison, told: Sequence[str] = ()) -> ReportSection:
+    """The tables of a comparison with its notes, below a heat map of the differences where there is a baseline.
+
+    Args:
+        title: Heading of the section.
+        comparison: What was compared.
+        told: Notes that stand elsewhere.
+    """
+    tables, gain_of = [], comparison.summary
+    for panel in panel_tables(comparison, gain_of):
+        words = [part for part in (panel.title, "single runs") if part]
+        tables.append(_table(panel.header, panel.rows, panel.title))
+        tables.append(replace(_table(panel.run_header, panel.runs, ", ".join(words)), is_folded=True))
+    notes = [f"{comparison_title(comparison, gain_of)}.", *remarks(comparison, gain_of)]
+    return ReportSection(title, _difference_figures(comparison), tables, [note for note in notes if note not in told])
+
+
+def choice_section(choice: Choice) -> ReportSection:
+    """Which values were chosen on validation, for each setting of the other keys, and what was tried."""
+    header, rows = choice_table(choice)
+    num = len(choice.settings)
+    columns = [", ".join(header[:num]) or "chosen", *header[num:]]
+    cells = [[", ".join(row[:num]) or "for all", *row[num:]] for row in rows]
+    notes = [f"{choice_title(choice)}.", *choice.notes]
+    return ReportSection("Chosen on validation", tables=[ReportTable(columns, cells)], notes=notes)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> ReportTable:
+    """A table without the columns that say nothing, such as means over the clients of a held-out set."""
+    has_any = [any(cells[place : place + 1] not in ([], ["-"], [""]) for cells in rows) for place in range(len(header))]
+    return ReportTable([*compress(header, has_any)], [[*compress(cells, has_any)] for cells in rows], title)
+
+
 def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
     scored = [variant for variant in variants if variant.rounds.height]
     of_scores = (curve_section, modality_section, class_section, client_section)
@@ -121,6 +172,30 @@ def _comparison_sections(
     if any(metric_columns(run, held_out) for run in finished):
         other = compare_entries(entries, metric=held_out)
         yield comparison_section("Comparison on the held-out set", other, told=own.notes)
+
+
+def _difference_figures(comparison: Comparison) -> list[ReportFigure]:
+    grouping, points = comparison.grouping, f"points_{comparison.summary}"
+    shown = [row for row in comparison.table.to_dicts() if row["modalities"] == ALL and row[points] is not None]
+    panels = grouping.panels(shown, dict)
+    if not panels:
+        return []
+    names = list(dict.fromkeys(name for row in panels.values() for name in row))
+    cells = [[row[name][0] if name in row else None for name in names] for row in panels.values()]
+    values = [[None if cell is None else cell[points] for cell in row] for row in cells]
+    below = {
+        (i, j): interval_text(cell, points, lambda value: f"{value:+.1f}")
+        for i, row in enumerate(cells) for j, cell in enumerate(row) if cell is not None
+    }  # fmt: skip
+    unit, unit_words = ("points", "percent points") if comparison.is_share else ("difference", "the score")
+    figure = heat_map([panel or "difference" for panel in panels], names, values, unit, below)
+    baseline = ", ".join(comparison.baseline.values())
+    caption = (
+        f"Difference to {baseline} in {unit_words}, positive where better: "
+        f"{_SUMMARIES[comparison.summary]}, mean over seeds, with its 95 % interval: ± over seeds, "
+        "in brackets over the clients of one."
+    )
+    return [ReportFigure("gains", figure, caption)]
 
 
 def _chosen(entries: list[Entry], comparison: Comparison) -> list[Entry]:
