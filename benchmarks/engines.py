@@ -87,7 +87,7 @@ def main() -> None:
 def build(shapes: dict[str, tuple[int, ...]], model: dict[str, Any]) -> Workspace:
     encoders = dict.fromkeys(shapes, model["encoder"])
     section = Model.model_validate({"encoders": encoders, "fusion": model["fusion"], "head": model["head"]})
-    return Workspace(section, shapes, model["num_outputs"], owned=tuple(shapes), seed=0)
+    return Workspace(section, shapes, model["num_outputs"], owned=tuple(shapes), seed=0, task="classification")
 
 
 def make_tasks(

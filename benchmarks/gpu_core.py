@@ -74,7 +74,15 @@ def run_model(
     section = Model.model_validate(
         {"encoders": dict.fromkeys(shapes, encoder), "fusion": model["fusion"], "head": head}
     )
-    space = Workspace(section, shapes, model["num_outputs"], owned=tuple(shapes), seed=0, device=arguments.device)
+    space = Workspace(
+        section,
+        shapes,
+        model["num_outputs"],
+        owned=tuple(shapes),
+        seed=0,
+        task="classification",
+        device=arguments.device,
+    )
     training = Training.model_validate({"batch_size": BATCH_SIZE, "optimizer": {"kind": "sgd"}})
     tasks = make_tasks(space, shapes, 1, arguments.steps * BATCH_SIZE, model["num_outputs"])
     check_same(space, tasks * 3, training)

@@ -66,7 +66,7 @@ def finished_runs(out: Path) -> dict[Case, Run]:
 def ceiling(run: Run) -> float:
     """The macro-F1 over all classes that a perfect classifier would reach: absent classes count 0."""
     scenario = run.scenario
-    targets = open_source(scenario.data, scenario.modalities, scenario.seed).targets()
+    targets = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).targets()
     federation = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed)
     present = [
         len(np.unique(targets.labels[federation.test_rows(client)])) / targets.num_classes

@@ -64,7 +64,9 @@ def make_workspace(preparation: Preparation, client: int, missing: str = "mask")
     owned = preparation.population.profiles[client].modalities
     if (owned, missing) not in SPACES:
         model = plan.model.model_copy(update={"missing": missing})
-        space = Workspace(model, plan.input_shapes, plan.num_outputs, owned=owned, seed=plan.seed)
+        space = Workspace(
+            model, plan.input_shapes, plan.num_outputs, owned=owned, seed=plan.seed, task="classification"
+        )
         SPACES[owned, missing] = space
     space = SPACES[owned, missing]
     space.load(space.initial_blocks, space.initial_state)

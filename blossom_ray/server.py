@@ -68,7 +68,9 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
         instances = [i for i in plan.sent_blocks(profile) if i not in blocks]
         if not instances:
             continue
-        workspace = Workspace(plan.model, plan.input_shapes, plan.num_outputs, owned=profile.modalities, seed=plan.seed)
+        workspace = Workspace(
+            plan.model, plan.input_shapes, plan.num_outputs, owned=profile.modalities, seed=plan.seed, task=plan.task
+        )
         initial = plan.cut(instances, workspace.initial_blocks, workspace.num_parameters)
         for instance, values in initial.items():
             num_parameters = workspace.num_parameters.get(instance.name, 0)

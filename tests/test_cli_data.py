@@ -9,12 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 from downloads import DOWNLOADS
 
+from blossom_ray import from_arrays, write_table
 from blossom_ray.cli import main
+from blossom_ray.cli.loading import load_scenario
 from blossom_ray.data.facts import DATASETS
+from blossom_ray.runtime.preparation import prepare
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,38 @@ def test_inspect_follows_the_task_that_an_option_asks_for(data: Command, tmp_pat
     (values,) = data("inspect", "ptb-xl", "--path", path, "--set", "data.labels=multi", "--json").json()
     assert values["task"] == "multilabel"
     assert (values["samples"], values["held_out"]["samples"]) == (180, 30)
+
+
+TABLE_OF_NUMBERS = """
+rounds: 1
+task: regression
+data: {dataset: table, path: rows.arrow, partition: {kind: given}}
+clients: from-data
+model: {encoders: {acc: {kind: mlp}}}
+execution: {runtime: local}
+"""
+
+
+@pytest.mark.parametrize("case", ["multilabel", "regression", "a table of numbers"])
+def test_inspect_and_prepare_show_the_data_set_that_a_run_has(case: str, data: Command, tmp_path: Path) -> None:
+    """Before, the task of the scenario was dropped, and that of classification was shown or refused."""
+    words = [str(REPOSITORY / "scenarios" / "multilabel.yaml"), "--set", "data.samples=200"]
+    if case == "regression":
+        words = [str(REPOSITORY / "scenarios/quickstart.yaml"), "--set", "task=regression", "--set", "data.targets=6"]
+    if case == "a table of numbers":
+        rows = {"acc": np.eye(12, dtype=np.float32)}
+        write_table(from_arrays(rows, np.arange(12) / 7, task="regression", clients=np.arange(12) // 6), "rows.arrow")
+        Path("numbers.yaml").write_text(TABLE_OF_NUMBERS)
+        words = ["numbers.yaml"]
+    outcome = data("inspect", *words, "--json")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    (values,) = outcome.json()
+    scenario = load_scenario(Path(words[0]), words[2::2], None)
+    prepared = prepare(scenario, tmp_path / "shards")
+    assert (values["task"], values["fingerprint"]) == (scenario.task, prepared.fingerprint)
+    assert [client["train"] for client in values["clients"]] == prepared.shards.num_train.tolist()
+    (ready,) = data("prepare", *words, "--json").json()
+    assert ready["samples"] == values["samples"]
 
 
 def test_inspect_a_scenario_shows_its_clients(data: Command, windows: str) -> None:

@@ -30,7 +30,7 @@ def scenario(small_scenario: Scenario) -> Scenario:
 
 
 def owner_workspace(scenario: Scenario) -> Workspace:
-    return Workspace(scenario.model, {"acc": (8, 2), "gyro": (8, 2)}, 3, owned=("acc",), seed=0)
+    return Workspace(scenario.model, {"acc": (8, 2), "gyro": (8, 2)}, 3, owned=("acc",), seed=0, task="classification")
 
 
 def test_the_mean_embedding_by_hand(scenario: Scenario) -> None:
@@ -70,7 +70,9 @@ def test_a_prototype_is_the_mean_over_all_training_samples_of_the_owners(scenari
 
 
 def test_it_stands_for_what_is_missing_in_training_and_in_scoring(scenario: Scenario) -> None:
-    space = Workspace(scenario.model, {"acc": (8, 2), "gyro": (8, 2)}, 3, owned=("gyro",), seed=0)
+    space = Workspace(
+        scenario.model, {"acc": (8, 2), "gyro": (8, 2)}, 3, owned=("gyro",), seed=0, task="classification"
+    )
     inputs = {"gyro": torch.randn(4, 8, 2, generator=torch.Generator().manual_seed(0))}
     assert "prototype/acc" not in space.trained
     prototype = np.arange(6, dtype=np.float32)

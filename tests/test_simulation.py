@@ -1,5 +1,7 @@
 """What a whole run reports, checked against what must be true of it."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from blossom_ray import Dataset, Run, Scenario, simulate
 from blossom_ray.data.dataset import Pieces
+from blossom_ray.data.sources import open_source
 
 
 def run(scenario: Scenario, **changes: Any) -> Run:
@@ -167,3 +170,54 @@ def test_a_run_notes_how_many_test_windows_overlap_training_windows() -> None:
     assert note.startswith("100 % of test windows have half of their steps in common with a training window")
     several = Dataset({"acc": values}, labels, names, pieces=Pieces(np.arange(8) // 2, 0.5))
     assert simulate(scenario.override({"data.split": "recording"}), data=several).manifest["notes"] == []
+
+
+def test_a_data_set_that_is_given_keeps_its_pieces_in_the_run_folder(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    tree = {
+        "rounds": 1,
+        "data": {"dataset": "custom", "split": "recording"},
+        "clients": [{"count": 1, "modalities": ["acc"]}],
+        "model": {"encoders": {"acc": {"kind": "mlp"}}},
+        "execution": {"runtime": "local"},
+    }
+    scenario, labels, rows = Scenario.model_validate(tree), np.arange(12) % 2, np.arange(12)
+    for pieces in (Pieces(rows // 3, 0.5), Pieces(rows // 2, 0.5), Pieces(rows // 2)):
+        part = Dataset({"acc": values}, labels, ("no", "yes"), pieces=Pieces(rows, 0.5))
+        data = Dataset({"acc": values}, labels, ("no", "yes"), held_out=part, pieces=pieces)
+        run = simulate(scenario, data=data, out=tmp_path)
+        assert run.manifest["data"] == simulate(scenario, data=data).manifest["data"]
+        read = open_source(run.scenario.data, ("acc",), 0, "classification").load()
+        for found, expected in ((read, data), (read.held_out, part)):
+            assert found is not None
+            assert found.pieces is not None
+            assert expected.pieces is not None
+            assert found.pieces.recordings.tolist() == expected.pieces.recordings.tolist()
+            # One file has one overlap.
+            assert found.pieces.overlap == pieces.overlap
+
+
+@pytest.mark.parametrize("runtime", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_own_data_are_built_once_for_a_run(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data_of_a_run.py").write_text(
+        "import numpy as np\n"
+        "from blossom_ray import from_arrays\n"
+        "def build(log):\n"
+        "    with open(log, 'a') as file:\n"
+        "        file.write('built ')\n"
+        "    return from_arrays({'acc': np.eye(12)}, [0, 1] * 6)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    log = tmp_path / "log"
+    tree = {
+        "rounds": 1,
+        "data": {"dataset": "custom", "factory": "data_of_a_run:build", "options": {"log": str(log)}},
+        "clients": [{"count": 2, "modalities": ["acc"]}],
+        "model": {"encoders": {"acc": {"kind": "mlp"}}},
+        "execution": {"runtime": runtime},
+    }
+    scenario = Scenario.model_validate(tree)
+    fingerprints = [run.manifest["data"]["fingerprint"] for run in (simulate(scenario), simulate(scenario))]
+    assert log.read_text() == "built built "
+    assert fingerprints[0] == fingerprints[1]

@@ -48,7 +48,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def test_stacked_clients_train_faster_than_one_after_the_other() -> None:
-    space = Workspace(W1, SHAPES, 10, owned=tuple(SHAPES), seed=0)
+    space = Workspace(W1, SHAPES, 10, owned=tuple(SHAPES), seed=0, task="classification")
     assert sum(flat.num_parameters for flat in space.flat.values()) == 27_786
     draw = np.random.default_rng(0)
     tasks = [

@@ -91,7 +91,14 @@ def server_of(preparation: Preparation) -> Server:
 def named_parameters(preparation: Preparation, server: Server) -> dict[str, np.ndarray]:
     """The server's blocks as parameters, by the names of the peers' model."""
     plan = preparation.plan
-    space = Workspace(plan.model, plan.input_shapes, plan.num_outputs, owned=tuple(plan.input_shapes), seed=plan.seed)
+    space = Workspace(
+        plan.model,
+        plan.input_shapes,
+        plan.num_outputs,
+        owned=tuple(plan.input_shapes),
+        seed=plan.seed,
+        task="classification",
+    )
     space.load({instance.name: block.sent.values for instance, block in server.blocks.items()}, {})
     blocks = [space.model.blocks[name] for name in ("encoder/first", "encoder/second", "fusion", "head")]
     parameters = [parameter for block in blocks for parameter in block.parameters()]

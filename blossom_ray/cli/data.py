@@ -172,7 +172,7 @@ def _loaded(scenario: Scenario) -> Dataset:
     from blossom_ray.data.sources import open_source
 
     try:
-        return open_source(scenario.data, scenario.modalities, scenario.seed).load()
+        return open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).load()
     except DataError as error:
         facts = DATASETS[scenario.data.dataset]
         hint = [f"{scenario.data.dataset}: give {facts.download}; get it from {facts.page}"] if facts.page else []

@@ -61,8 +61,8 @@ class ClientPlan:
     input_shapes: Mapping[str, tuple[int, ...]]
     num_outputs: int
     evaluation_batch_size: int
+    task: Task
     fine_tune: FineTune | None = None
-    task: Task = "classification"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     weighting: Weighting = "samples"
     prototypes: tuple[str, ...] = ()

@@ -44,7 +44,7 @@ class Workspace:
         owned: tuple[str, ...],
         frozen: frozenset[str] = frozenset(),
         seed: int,
-        task: Task = "classification",
+        task: Task,
         metrics: Mapping[str, Metric] | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "float32",

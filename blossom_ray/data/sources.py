@@ -141,10 +141,12 @@ class _CustomSource:
         self.modalities = modalities
 
     def targets(self) -> Targets:
-        return self._dataset.targets
+        keep_built(self._spec, self._dataset)
+        return self._fitting(self._dataset).targets
 
     def load(self) -> Dataset:
-        return self._dataset
+        built = take_built(self._spec)
+        return self._fitting(self._dataset if built is None else built)
 
     @cached_property
     def _dataset(self) -> Dataset:
@@ -157,6 +159,14 @@ class _CustomSource:
             raise DataError(f"data.factory raised {shown_error(error)}") from error
         if not isinstance(found, Dataset):
             raise DataError(f"data.factory returned {type(found).__name__}; expected a blossom_ray.Dataset")
+        return found
+
+    def _fitting(self, found: Dataset) -> Dataset:
+        """The data set for these modalities, this task and this partition.
+
+        Raises:
+            DataError: It is not for them.
+        """
         missing = [modality for modality in self.modalities if modality not in found.inputs]
         if missing:
             raise DataError(
@@ -168,6 +178,20 @@ class _CustomSource:
         found.check_task(self._task)
         found = _only(found, self.modalities)
         return found if isinstance(self._spec.partition, GivenPartition) else found.without_clients()
+
+
+_built: list[tuple[CustomData, Dataset]] = []
+"""At most one: what a check has built, for the run that follows it, so that no factory works twice for one run."""
+
+
+def keep_built(section: CustomData, dataset: Dataset) -> None:
+    """Keep what a section's factory has returned until `take_built`, or until another data set is kept."""
+    _built[:] = [(section, dataset)]
+
+
+def take_built(section: object) -> Dataset | None:
+    """What was kept for this very section, once; None where nothing was."""
+    return _built.pop()[1] if _built and _built[0][0] is section else None
 
 
 def _only(dataset: Dataset, modalities: tuple[str, ...]) -> Dataset:

@@ -27,7 +27,8 @@ def with_dataset(scenario: Scenario, dataset: Dataset) -> Scenario:
 def with_table(scenario: Scenario, dataset: Dataset, folder: Path) -> Scenario:
     """The scenario with this data set as a file, which other processes read and a run can be resumed from.
 
-    The file is named after the data's fingerprint and what is left out, so runs on the same data share it.
+    The file is named after the data's fingerprint, what is left out and what samples are pieces of, so runs on the
+    same data share it.
 
     Args:
         scenario: With `data: {dataset: custom}` and no factory.
@@ -45,6 +46,9 @@ def with_table(scenario: Scenario, dataset: Dataset, folder: Path) -> Scenario:
     name = dataset.fingerprint()
     if dataset.left_out:
         name = hashlib.sha256(f"{name}{dataset.left_out}".encode()).hexdigest()
+    if dataset.pieces is not None:
+        told = name.encode() + dataset.pieces.recordings.tobytes() + repr(dataset.pieces.overlap).encode()
+        name = hashlib.sha256(told).hexdigest()
     path = folder.absolute() / f"data-{name[:16]}.arrow"
     if not path.exists():
         write_table(dataset, path)

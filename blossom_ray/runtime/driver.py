@@ -15,6 +15,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from blossom_ray.checkpoint import Session
+from blossom_ray.data.dataset import Dataset
+from blossom_ray.data.options import CustomData
+from blossom_ray.data.sources import keep_built, take_built
 from blossom_ray.errors import DriverLostError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.actors import ActorRuntime, spawn_clients
@@ -43,6 +46,11 @@ class DriverActor:
         os.chdir(folder)
         self._scenario, self._session, self._loop = scenario, session, loop
         self._is_stopping = False
+
+    def keep(self, dataset: Dataset) -> None:
+        """Take over what the scenario's own code has built in the process that checked it."""
+        if isinstance(self._scenario.data, CustomData):
+            keep_built(self._scenario.data, dataset)
 
     def events(self) -> Iterator[Any]:
         """Run to the end, or until `stop`."""
@@ -101,6 +109,9 @@ def stream(
         head = HeadNode()
         try:
             with ray_errors("the driver actor", DriverLostError):
+                if (built := take_built(scenario.data)) is not None:
+                    ray.get(driver.keep.remote(built))  # a call of its own, so that the object store lets go of it
+                    del built
                 method = driver.events.options(
                     num_returns="streaming", _generator_backpressure_num_objects=_EVENTS_AHEAD
                 )

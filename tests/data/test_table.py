@@ -752,7 +752,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from blossom_ray.data.table.source import Table
-from blossom_ray.scenario.sections import TableData
+from blossom_ray.data.options import TableData
 def highest_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 section = TableData(dataset="table", path=sys.argv[1])

@@ -30,7 +30,7 @@ def model_section(**changes: Any) -> Model:
 
 def workspace(owned: tuple[str, ...] = ("acc", "gyro"), **changes: Any) -> Workspace:
     frozen = changes.pop("frozen", frozenset())
-    return Workspace(model_section(**changes), SHAPES, 3, owned=owned, frozen=frozen, seed=0)
+    return Workspace(model_section(**changes), SHAPES, 3, owned=owned, frozen=frozen, seed=0, task="classification")
 
 
 def section(optimizer: dict[str, Any] | None = None, **changes: Any) -> Training:

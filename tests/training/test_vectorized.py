@@ -58,7 +58,9 @@ def workspace(
         "head": {"kind": "linear"},
     }
     section = Model.model_validate(tree | changes)
-    return Workspace(section, shapes or SEQUENCES, NUM_CLASSES, owned=owned, frozen=frozenset(frozen), seed=0)
+    return Workspace(
+        section, shapes or SEQUENCES, NUM_CLASSES, owned=owned, frozen=frozenset(frozen), seed=0, task="classification"
+    )
 
 
 def training(optimizer: dict[str, Any] | None = None, **changes: Any) -> Training:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import GivenClients, Origin, check_owned, check_recordings, check_splits, owned_modalities
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targets, targets_of
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.data.labels import Place as RowPlace
 from blossom_ray.data.labels import encode_ids, encode_splits, encode_subjects, used_values
 from blossom_ray.data.options import TableData, TableModality
@@ -35,7 +35,7 @@ from blossom_ray.data.table.tensor_columns import (
     present_rows,
     tensor_rows,
 )
-from blossom_ray.data.table.writer import NOTES, NOTES_KEY, Notes
+from blossom_ray.data.table.writer import NOTES, NOTES_KEY, PIECE_OF, Notes
 from blossom_ray.errors import DataError
 
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
@@ -87,6 +87,7 @@ class Table:
         return replace(
             targets_of(labels[shared], len(names), subjects),
             recordings=self._recordings_of(shared),
+            pieces=self._pieces_of(shared),
             clients=self._given_clients,
             subject_names=() if subjects is None else self._subject_names,
         )
@@ -105,8 +106,9 @@ class Table:
         if others.any():
             rest = {modality: parts[1] for modality, parts in inputs.items()}
             held_out = Dataset(
-                rest, labels[others], names, self._subjects_of(others), recordings=self._recordings_of(others)
-            )
+                rest, labels[others], names, self._subjects_of(others), recordings=self._recordings_of(others),
+                pieces=self._pieces_of(others),
+            )  # fmt: skip
         train = {modality: parts[0] for modality, parts in inputs.items()}
         given = targets.clients
         return Dataset(
@@ -117,6 +119,7 @@ class Table:
             held_out=held_out,
             recordings=targets.recordings,
             left_out=self._notes.left_out,
+            pieces=targets.pieces,
             clients=None if given is None else given.owners,
             splits=None if given is None else given.splits,
             client_names=() if given is None else given.names,
@@ -140,6 +143,7 @@ class Table:
             spec.split_column or "split",
             spec.client_column or "client",
             spec.recording_column or "recording",
+            *([] if self._notes.overlap is None else [PIECE_OF]),
         }
         shapes, reasons = {}, {}
         for column in self._files[0].types:
@@ -323,7 +327,7 @@ class Table:
         if column is None:
             return None
         if self._notes.has_recordings and column == "recording":
-            return self._noted_recordings()
+            return self._noted_numbers("recording")
         place, shared = places(self._files, column), ~self._is_held_out
         recordings, names = encode_ids(values_of(self._files, column), place, shared)
         check_recordings(recordings, self._splits, Origin(recording=place, recording_names=names))
@@ -331,13 +335,23 @@ class Table:
         counted[shared] = np.unique(recordings[shared], return_inverse=True)[1]
         return counted
 
-    def _noted_recordings(self) -> IntArray:
-        """The numbers that `write_table` has written."""
+    def _noted_numbers(self, column: str) -> IntArray:
+        """The recordings that `write_table` has written, -1 for none."""
+        self._check_column(column)
         file = self._files[0]
-        if not pa.types.is_int64(file.types["recording"]):
-            raise DataError(f"{file.name}, column 'recording' is of type {file.types['recording']}; expected int64")
-        rows = [batch["recording"].fill_null(-1).to_numpy() for _, batch in file.batches(["recording"])]
-        return np.concatenate(rows)
+        if not pa.types.is_int64(file.types[column]):
+            raise DataError(f"{file.name}, column {column!r} is of type {file.types[column]}; expected int64")
+        return np.concatenate([batch[column].fill_null(-1).to_numpy() for _, batch in file.batches([column])])
+
+    @cached_property
+    def _pieces(self) -> IntArray | None:
+        return None if self._notes.overlap is None else self._noted_numbers(PIECE_OF)
+
+    def _pieces_of(self, rows: npt.NDArray[np.bool_]) -> Pieces | None:
+        overlap = self._notes.overlap
+        if self._pieces is None or overlap is None or (self._pieces[rows] < 0).any():
+            return None
+        return Pieces(self._pieces[rows], overlap)
 
     def _recordings_of(self, rows: npt.NDArray[np.bool_]) -> IntArray | None:
         if self._recordings is None or (self._recordings[rows] < 0).any():

@@ -18,6 +18,8 @@ from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, is_missing
 from blossom_ray.errors import RunFolderError
 
 _ROWS_AT_ONCE = 4096
+PIECE_OF = "piece_of"
+"""The column of the recordings that samples are pieces of, as in `dataset.Pieces`."""
 NOTES_KEY = b"blossom_ray"
 """Of the file's metadata, for its `Notes` as JSON."""
 
@@ -29,12 +31,14 @@ class Notes:
     Attributes:
         left_out: As in `Dataset`.
         has_recordings: Whether the column `recording` is the data set's recordings, and no modality.
+        overlap: That of the data set's `Pieces`, whose recordings are in the column `piece_of`; None where it has none.
         client_names: What the clients are called, in their order.
         subject_names: As in `Dataset`.
     """
 
     left_out: tuple[LeftOut, ...] = ()
     has_recordings: bool = False
+    overlap: float | None = None
     client_names: tuple[str, ...] = ()
     subject_names: tuple[str, ...] = ()
 
@@ -46,10 +50,10 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
     """Write a data set as one Arrow file, which `dataset: table` reads with the same values and fingerprint.
 
     Columns: a fixed-shape tensor per modality, null where a client lacks it, `label` (the class's number, or a list of
-    float32), `subject` and `split` (`train`, then `test` for the held-out set), and `recording` where samples share
-    recordings. Where the data say whose samples they are, `client`, and `split` has the clients' own splits and
-    `held-out`: read it with `data.partition: {kind: given}`. What is left out of the data set is noted in the file.
-    Class names stand in no file: give them as `data.class_names`.
+    float32), `subject` and `split` (`train`, then `test` for the held-out set), `recording` where samples share
+    recordings, and `piece_of` where they are pieces of recordings. Where the data say whose samples they are, `client`,
+    and `split` has the clients' own splits and `held-out`: read it with `data.partition: {kind: given}`. What is left
+    out of the data set is noted in the file. Class names stand in no file: give them as `data.class_names`.
 
     Args:
         dataset: What to write. No modality may be called as one of these columns.
@@ -62,7 +66,7 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
         RunFolderError: The file cannot be written.
     """
     target = local_path(path, "path")
-    optional = {"recording": dataset.recordings, "client": dataset.clients}
+    optional = {"recording": dataset.recordings, PIECE_OF: dataset.pieces, "client": dataset.clients}
     for column in ("label", "subject", "split", *(name for name, rows in optional.items() if rows is not None)):
         if column in dataset.inputs:
             raise RunFolderError(f"{target}: a modality is called {column!r}, as a column is; expected another name")
@@ -96,9 +100,12 @@ def _schema(dataset: Dataset, client_names: tuple[str, ...]) -> Any:
     fields["split"] = pa.string()
     if dataset.recordings is not None:
         fields["recording"] = pa.int64()
+    if dataset.pieces is not None:
+        fields[PIECE_OF] = pa.int64()
     if dataset.clients is not None:
         fields["client"] = pa.string()
-    notes = Notes(dataset.left_out, dataset.recordings is not None, client_names, dataset.subject_names)
+    overlap = None if dataset.pieces is None else dataset.pieces.overlap
+    notes = Notes(dataset.left_out, dataset.recordings is not None, overlap, client_names, dataset.subject_names)
     return pa.schema(fields, None if notes == Notes() else {NOTES_KEY: NOTES.dump_json(notes)})
 
 
@@ -109,10 +116,10 @@ def _batch(part: Dataset, rows: slice, split: str, schema: Any, client_names: tu
     }
     flat = pa.array(np.ascontiguousarray(labels).reshape(-1))
     columns["label"] = flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1])
-    columns["subject"] = pa.nulls(len(labels), pa.int64()) if part.subjects is None else pa.array(part.subjects[rows])
-    columns["recording"] = (
-        pa.nulls(len(labels), pa.int64()) if part.recordings is None else pa.array(part.recordings[rows])
-    )
+    numbers = {"subject": part.subjects, "recording": part.recordings}
+    numbers[PIECE_OF] = None if part.pieces is None else part.pieces.recordings
+    for name, values in numbers.items():
+        columns[name] = pa.nulls(len(labels), pa.int64()) if values is None else pa.array(values[rows])
     columns["client"], columns["split"] = pa.nulls(len(labels), pa.string()), pa.array([split] * len(labels))
     if part.clients is not None:
         columns["client"] = pa.array([client_names[client] for client in part.clients[rows]])
