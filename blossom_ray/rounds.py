@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients
+from blossom_ray.algorithms.selection import Chunk, Population, Signature, cohort_size, draw_clients, fraction_of
 from blossom_ray.clients.options import FineTune
-from blossom_ray.clients.plan import ClientPlan
-from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock
+from blossom_ray.core.blocks import CENTRAL, BlockInstance, Scope
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.records import (
-    ActorRound,
     BlockRound,
     ClassScores,
     ClientEvaluation,
     ClientTraining,
-    Failure,
     RoundRecord,
     Scoring,
 )
@@ -28,7 +27,7 @@ from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Accumulator, Total
 from blossom_ray.errors import RunError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.base import Runtime
+from blossom_ray.runtime.base import Runtime, RuntimeRound
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.server import Server
 from blossom_ray.tasks import task_rules
@@ -38,33 +37,30 @@ from blossom_ray.tasks.summary import class_scores, summarize, total, trained_su
 
 @dataclass(frozen=True)
 class RoundTraining:
-    """What the cohort of one round did.
+    """What the cohort of one round did; nothing in round 0.
 
     Attributes:
-        learning_rate: The clients' learning rate.
+        learning_rate: The clients' learning rate, None in round 0.
         records: One per client, in client order.
         averages: A_b by block instance, float64; instances without contributors are absent.
-        contributors: Number of clients that trained each instance.
-        weights: Sum of their weights.
         bytes_down: Bytes sent to clients by block instance.
         bytes_up: Bytes sent back by block instance.
         seconds: Wall time.
     """
 
-    learning_rate: float
-    records: tuple[ClientTraining, ...]
-    averages: Mapping[BlockInstance, Total]
-    contributors: Mapping[BlockInstance, int]
-    weights: Mapping[BlockInstance, float]
-    bytes_down: Mapping[BlockInstance, int]
-    bytes_up: Mapping[BlockInstance, int]
-    seconds: float
+    learning_rate: float | None = None
+    records: tuple[ClientTraining, ...] = ()
+    averages: Mapping[BlockInstance, Total] = field(default_factory=dict)
+    bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
+    bytes_up: Mapping[BlockInstance, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
-    def loss(self) -> float:
-        """Mean training loss over all samples seen."""
+    def metrics(self) -> dict[str, float]:
+        """The mean training loss over all samples seen, as in `RoundRecord.metrics`."""
         weight = sum(record.num_examples for record in self.records)
-        return sum(record.num_examples * record.loss for record in self.records) / weight
+        loss_sum = sum(record.num_examples * record.loss for record in self.records)
+        return {"train_loss": loss_sum / weight} if self.records else {}
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,33 @@ class _Scored:
     bytes_down: Counter[BlockInstance]
 
 
+class Trainer(Protocol):
+    """Trains the clients of some chunks: `Runtime.train`, or what stands in its place."""
+
+    def __call__(
+        self,
+        chunks: Sequence[Chunk],
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        learning_rate: float,
+    ) -> Iterator[ChunkUpdate]:
+        """As `Runtime.train`."""
+
+
+def trainer(preparation: Preparation, runtime: Runtime) -> Trainer:
+    """What trains the clients of a run: its runtime, or with `sharing: central` one model in their place."""
+    if preparation.scenario.sharing != CENTRAL:
+        return runtime.train
+    # torch comes with it; a process that just watches a run imports this module without.
+    from blossom_ray.clients.central import CentralModel
+
+    profiles, modalities = preparation.population.profiles, preparation.scenario.modalities
+    return CentralModel(preparation.plan, profiles, modalities, preparation.shards).train
+
+
 def train_round(
-    preparation: Preparation, runtime: Runtime, server: Server, round_index: int, learning_rate: float
+    preparation: Preparation, train: Trainer, server: Server, round_index: int, learning_rate: float
 ) -> RoundTraining:
     """Draw the cohort, train it, and average its updates block by block as they come in."""
     started = time.perf_counter()
@@ -112,7 +133,7 @@ def train_round(
     bytes_down: Counter[BlockInstance] = Counter()
     bytes_up: Counter[BlockInstance] = Counter()
     chunks = population.cut(population.cohort(preparation.scenario.seeds.training, round_index))
-    for update in runtime.train(chunks, server.sent, round_index=round_index, learning_rate=learning_rate):
+    for update in train(chunks, server.sent, round_index=round_index, learning_rate=learning_rate):
         records.extend(update.records)
         for instance, part in update.sums:
             sums[instance].add(part)
@@ -128,8 +149,6 @@ def train_round(
         learning_rate=learning_rate,
         records=tuple(sorted(records, key=lambda record: record.client)),
         averages={instance: total.average() for instance, total in sums.items()},
-        contributors={instance: total.contributors for instance, total in sums.items()},
-        weights={instance: total.weight for instance, total in sums.items()},
         bytes_down=bytes_down,
         bytes_up=bytes_up,
         seconds=time.perf_counter() - started,
@@ -220,7 +239,7 @@ def evaluate(
     if not due:
         return RoundEvaluation()
     scenario, population = preparation.scenario, preparation.population
-    num_scored = max(1, math.floor(scenario.evaluation.clients * len(population.profiles) + 1e-9))
+    num_scored = fraction_of(scenario.evaluation.clients, len(population.profiles))
     drawn = draw_clients(
         len(population.profiles), num_scored, scenario.seeds.training, Purpose.EVALUATION_COHORT, round_index
     )
@@ -271,26 +290,26 @@ def round_record(
     server: Server,
     round_index: int,
     *,
-    training: RoundTraining | None,
     evaluation: RoundEvaluation,
-    update_norms: Mapping[BlockInstance, float],
-    failures: tuple[Failure, ...] = (),
-    actors: tuple[ActorRound, ...] = (),
+    training: RoundTraining | None = None,
+    update_norms: Mapping[BlockInstance, float] | None = None,
+    happened: RuntimeRound | None = None,
 ) -> RoundRecord:
-    """What the round reports, from its two halves; `training` is None for round 0."""
-    seconds = {"train": training.seconds if training else 0.0, "evaluate": evaluation.seconds}
+    """What a round reports: of its two halves, of the server's step (norm by block instance), of the runtime."""
+    training, happened = training or RoundTraining(), happened or RuntimeRound()
+    seconds = {"train": training.seconds, "evaluate": evaluation.seconds}
     return RoundRecord(
         round_index=round_index,
-        learning_rate=training.learning_rate if training else None,
-        cohort=tuple(record.client for record in training.records) if training else (),
-        training=training.records if training else (),
+        learning_rate=training.learning_rate,
+        cohort=tuple(record.client for record in training.records),
+        training=training.records,
         evaluation=evaluation.scored.get(Scoring.OWN_TEST, ()),
-        metrics=({"train_loss": training.loss} if training else {}) | dict(evaluation.metrics),
-        blocks=_block_rounds(preparation, server, training, evaluation, update_norms),
+        metrics=training.metrics | dict(evaluation.metrics),
+        blocks=_block_rounds(preparation, server, training, evaluation, update_norms or {}),
         seconds=seconds | {"total": sum(seconds.values())},
-        failures=failures,
+        failures=happened.failures,
         fine_tuned=evaluation.scored.get(Scoring.FINE_TUNED, ()),
-        actors=actors,
+        actors=happened.actors,
         classes=evaluation.classes,
         validation=evaluation.scored.get(Scoring.VALIDATION, ()),
         fine_tuned_validation=evaluation.scored.get(Scoring.FINE_TUNED_VALIDATION, ()),
@@ -399,7 +418,7 @@ def _may_leave_untrained(preparation: Preparation) -> bool:
 def _block_rounds(
     preparation: Preparation,
     server: Server,
-    training: RoundTraining | None,
+    training: RoundTraining,
     evaluation: RoundEvaluation,
     update_norms: Mapping[BlockInstance, float],
 ) -> tuple[BlockRound, ...]:
@@ -409,7 +428,7 @@ def _block_rounds(
     weights: defaultdict[BlockInstance, float] = defaultdict(float)
     contributors: Counter[BlockInstance] = Counter()
     reported: dict[Signature, dict[str, BlockInstance]] = {}
-    for record in training.records if training else ():
+    for record in training.records:
         profile = preparation.population.profiles[record.client]
         signature = (profile.modalities, profile.group)
         if signature not in reported:
@@ -429,9 +448,8 @@ def _block_rounds(
                 num_examples[together] += record.num_examples
             weights[together] += record.weight
             contributors[together] += 1
-    bytes_down = Counter(training.bytes_down if training else {})
+    bytes_down = Counter(training.bytes_down)
     bytes_down.update(evaluation.bytes_down)
-    bytes_up = training.bytes_up if training else {}
     instances = sorted({*server.blocks, *_private_blocks(preparation)})
     return tuple(
         BlockRound(
@@ -439,7 +457,7 @@ def _block_rounds(
             contributors=contributors[instance],
             weight=weights[instance],
             bytes_down=bytes_down[instance],
-            bytes_up=bytes_up.get(instance, 0),
+            bytes_up=training.bytes_up.get(instance, 0),
             update_norm=update_norms.get(instance, 0.0),
             client_drift=drift_sums[instance] / num_examples[instance] if num_examples[instance] else None,
         )

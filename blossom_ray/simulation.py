@@ -15,17 +15,19 @@ from blossom_ray.core.blocks import CENTRAL, BlockInstance
 from blossom_ray.core.records import RoundRecord, Scoring, Stopped
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.rounds import (
+    RoundTraining,
     evaluate,
     evaluate_round,
     round_record,
     scorings_at_end,
     train_round,
+    trainer,
     undefined_note,
     untrained_note,
 )
 from blossom_ray.runs.table_files import record_rows
 from blossom_ray.runs.table_sums import NO_ROWS, TableSums, extended
-from blossom_ray.runtime.base import Runtime
+from blossom_ray.runtime.base import Pending, Runtime
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.scenario.early_stopping import EarlyStopping
 from blossom_ray.server import Server, initial_server, mixed_statistics, server_step
@@ -81,15 +83,12 @@ def run(
         RunError: A client or an actor failed.
     """
     # torch comes with these; a process that just watches a run imports this module without.
-    from blossom_ray.runtime.central import CentralRuntime
     from blossom_ray.runtime.kernels import gathered, kernels
     from blossom_ray.runtime.measurement import measured
 
     preparation = measured(prepare(scenario, session.folder), num_workers)
     store = CheckpointStore(session.checkpoints, scenario.checkpoint.keep) if session.checkpoints else None
     runtime = start(preparation)
-    if scenario.sharing == CENTRAL:
-        runtime = CentralRuntime(preparation, runtime)
     try:
         profiles = preparation.population.representatives()
         server = initial_server(preparation.plan, profiles, scenario.server.optimizer)
@@ -108,8 +107,9 @@ def run(
                 first_round, sums = checkpoint.round_index + 1, session.resume[checkpoint.round_index]
                 if watched is not None:
                     watched = watched.resumed(checkpoint.stop)
-        used = gathered([kernels(), *runtime.kernels()])
-        facts = {**preparation.describe(), **runtime.describe(), "kernels": used, "parameters": parameters}
+        described = runtime.describe()
+        used = gathered([kernels(), *described.kernels])
+        facts = {**preparation.describe(), **described.entries, "kernels": used, "parameters": parameters}
         yield RunInfo({**facts, "first_round": first_round, "notes": [*notes, *advice]})
         writer, unscored, untrained = _CheckpointWriter(store, preparation, runtime, sums), "", ""
         stopped = watched.end(first_round - 1) if watched is not None else None
@@ -132,18 +132,21 @@ def run(
                 break
         yield from writer.take_kept()
         # One digest over those of all clients: a manifest stays small with ten thousand of them.
-        private = sha256("".join(runtime.private_digests().values()).encode()).hexdigest()
+        described = runtime.describe()
+        private = sha256("".join(described.private_digests.values()).encode()).hexdigest()
         digest = {"shared": server.digest(), "private": private}
         if stopped is not None and (late := _late_scores(preparation, runtime, server, store, stopped)) is not None:
             yield LateScores(late)
             unscored = unscored or undefined_note(late, scenario.task)
+            described = runtime.describe()
         # An actor may have been replaced by one on another node.
-        used = gathered(used, [kernels(), *runtime.kernels()])
-        entries = {"digest": digest, **runtime.describe(), "kernels": used}
+        used = gathered(used, [kernels(), *described.kernels])
+        entries = {"digest": digest, **described.entries, "kernels": used}
         if stopped is not None:
             entries["stopped"] = asdict(stopped)
         # No round's record has room for what goes wrong after the last one.
-        lost = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in runtime.take_failures()]
+        failures = runtime.take_round().failures
+        lost = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in failures]
         found = filter(None, (unscored, untrained))
         yield RunInfo({**entries, "notes": [*notes, *advice, *found, *lost]})
     finally:
@@ -177,7 +180,7 @@ def _late_scores(
         scored={scoring: records for scoring, records in found.scored.items() if scoring in adding},
         metrics={name: value for name, value in found.metrics.items() if Scoring.of_column(name) in adding},
     )
-    record = round_record(preparation, server, number, training=None, evaluation=evaluation, update_norms={})
+    record = round_record(preparation, server, number, evaluation=evaluation)
     return replace(record, blocks=(), seconds={})
 
 
@@ -211,34 +214,22 @@ def run_rounds(
     """
     scenario = preparation.scenario
     base_rate, schedule = scenario.training.optimizer.lr, scenario.training.schedule
-
-    if first_round == 0:
-        evaluation = evaluate_round(preparation, runtime, server, 0)
-        record = round_record(
-            preparation,
-            server,
-            0,
-            training=None,
-            evaluation=evaluation,
-            update_norms={},
-            failures=runtime.take_failures(),
-            actors=runtime.take_actors(),
-        )
-        yield record, server
-    for round_index in range(max(1, first_round), scenario.rounds + 1):
-        rate = learning_rate(schedule, base_rate, round_index, scenario.rounds)
-        training = train_round(preparation, runtime, server, round_index, rate)
-        server, norms = server_step(server, training.averages, scenario.server.optimizer)
+    train = trainer(preparation, runtime)
+    for round_index in range(first_round, scenario.rounds + 1):
+        training, norms = RoundTraining(), dict[BlockInstance, float]()
+        if round_index > 0:
+            rate = learning_rate(schedule, base_rate, round_index, scenario.rounds)
+            training = train_round(preparation, train, server, round_index, rate)
+            server, norms = server_step(server, training.averages, scenario.server.optimizer)
         evaluation = evaluate_round(preparation, runtime, server, round_index)
         record = round_record(
             preparation,
             server,
             round_index,
-            training=training,
             evaluation=evaluation,
+            training=training,
             update_norms=norms,
-            failures=runtime.take_failures(),
-            actors=runtime.take_actors(),
+            happened=runtime.take_round(),
         )
         yield record, server
 
@@ -258,7 +249,7 @@ class _CheckpointWriter:
         self._sums = sums
         self._facts = preparation.facts()
         self._runtime = runtime
-        self._begun: tuple[int, Server, dict[str, object]] | None = None
+        self._begun: tuple[Pending, int, Server, dict[str, object]] | None = None
         self._kept: list[CheckpointKept] = []
 
     def after_round(self, record: RoundRecord, server: Server, watched: EarlyStopping | None, *, is_last: bool) -> None:
@@ -279,10 +270,10 @@ class _CheckpointWriter:
         """Commit what was begun; False if a host was lost over it, which leaves the checkpoints as they were."""
         if self._store is None or self._begun is None:
             return True
-        (round_index, server, entries), self._begun = self._begun, None
-        if not self._runtime.finish_checkpoint():
+        (pending, round_index, server, entries), self._begun = self._begun, None
+        if not pending.wait():
             return False
-        self._runtime.committed(self._store.commit(round_index, server, {**self._facts, **entries}))
+        pending.commit(self._store.commit(round_index, server, {**self._facts, **entries}))
         self._kept.append(CheckpointKept(round_index))
         return True
 
@@ -293,6 +284,6 @@ class _CheckpointWriter:
 
     def _begin(self, round_index: int, server: Server, watched: EarlyStopping | None) -> None:
         assert self._store is not None, "asked for only where checkpoints are kept"
-        self._runtime.begin_checkpoint(self._store.begin(round_index), round_index)
+        pending = self._runtime.save(self._store.begin(round_index), round_index)
         stop = {} if watched is None else {STOP: watched.state}
-        self._begun = (round_index, server, {TABLES: self._sums, **stop})
+        self._begun = (pending, round_index, server, {TABLES: self._sums, **stop})

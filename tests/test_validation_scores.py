@@ -51,7 +51,7 @@ def rounds_of(preparation: Preparation) -> Iterator[tuple[RoundRecord, Server, d
     server = initial_server(preparation.plan, profiles, scenario.server.optimizer)
     try:
         for record, after in run_rounds(preparation, runtime, server):
-            yield record, after, runtime.private_digests()
+            yield record, after, dict(runtime.describe().private_digests)
     finally:
         runtime.close()
 

@@ -90,7 +90,12 @@ def cohort_size(clients_per_round: float | int, num_clients: int) -> int:
     """Number of clients per round: an int as it is, a fraction of all clients rounded down, at least one."""
     if isinstance(clients_per_round, int):
         return clients_per_round
-    return max(1, math.floor(clients_per_round * num_clients + 1e-9))
+    return fraction_of(clients_per_round, num_clients)
+
+
+def fraction_of(fraction: float, number: int) -> int:
+    """A fraction of so many, rounded down, at least one: 0.29 of 100 is 29, though 0.29 * 100 is 28.999999999999996."""
+    return max(1, math.floor(fraction * number + 1e-9))
 
 
 def draw_clients(num_clients: int, size: int, seed: int, purpose: Purpose, round_index: int) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ class ClientHost:
             )
         return ChunkTraining(
             tuple(records),
-            _combined(returned, weights, whole=whole),
+            *_combined(returned, weights, whole=whole),
             dict(down.by_instance),
             dict(up.by_instance),
         )
@@ -372,11 +372,11 @@ def _received(
 
 def _combined(
     returned: Sequence[Mapping[BlockInstance, Vector]], weights: Sequence[float], *, whole: bool
-) -> dict[BlockInstance, PartialSum | np.ndarray]:
-    """What the clients of a chunk send back, as `ChunkTraining.blocks` has it."""
+) -> tuple[dict[BlockInstance, PartialSum], dict[BlockInstance, np.ndarray]]:
+    """What the clients of a chunk send back, as `ChunkTraining.sums` and `rows` have it."""
     if whole and len(returned) > 1:
         return {
             instance: weighted_sum((weight, own[instance]) for weight, own in zip(weights, returned, strict=True))
             for instance in returned[0]
-        }
-    return {instance: np.stack([own[instance] for own in returned]) for instance in returned[0]}
+        }, {}
+    return {}, {instance: np.stack([own[instance] for own in returned]) for instance in returned[0]}

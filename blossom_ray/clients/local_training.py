@@ -225,6 +225,17 @@ def on_device(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as clients do: the number of threads can change the order of sums inside torch."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@contextmanager
 def seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generator, the only one that dropout layers use, and put it back afterwards."""
     devices = [device] if device.type == "cuda" else []

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -196,14 +196,33 @@ class ChunkTraining:
 
     Attributes:
         records: One per client, in client order.
-        blocks: Per block instance that is not private, in a fixed order: the partial sum if all of the chunk's
-            clients are here and there are several, else each client's own values, stacked (clients, size) float32.
+        sums: Per block instance that is not private, in a fixed order, the chunk's partial sum, where all of its
+            clients are here and there are several; empty otherwise.
+        rows: Otherwise, in the same order, each client's own values, stacked (clients, size) float32.
         bytes_down: Bytes sent to these clients by block instance.
         bytes_up: Bytes that they sent back by block instance.
     """
 
     records: tuple[ClientTraining, ...]
-    blocks: Mapping[BlockInstance, PartialSum | np.ndarray]
+    sums: Mapping[BlockInstance, PartialSum]
+    rows: Mapping[BlockInstance, np.ndarray]
+    bytes_down: Mapping[BlockInstance, int]
+    bytes_up: Mapping[BlockInstance, int]
+
+
+@dataclass(frozen=True)
+class ChunkUpdate:
+    """A trained chunk as the loop sees it.
+
+    Attributes:
+        records: One per client, in client order.
+        sums: The chunk's partial sum of each block instance, fetched as it is iterated; iterate it once.
+        bytes_down: Bytes sent to these clients by block instance.
+        bytes_up: Bytes that they sent back by block instance.
+    """
+
+    records: tuple[ClientTraining, ...]
+    sums: Iterator[tuple[BlockInstance, PartialSum]]
     bytes_down: Mapping[BlockInstance, int]
     bytes_up: Mapping[BlockInstance, int]
 

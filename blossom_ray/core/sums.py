@@ -23,12 +23,10 @@ class PartialSum:
     Attributes:
         total: sum of w_k x_k, float64, shape of the block.
         weight: sum of the clients' weights w_k.
-        contributors: Number of clients in the sum.
     """
 
     total: Total
     weight: float
-    contributors: int
 
 
 def weighted_sum(updates: Iterable[tuple[float, Vector]]) -> PartialSum:
@@ -41,7 +39,7 @@ def weighted_sum(updates: Iterable[tuple[float, Vector]]) -> PartialSum:
         ((w_1 x_1 + w_2 x_2) + w_3 x_3) + ..., each product and sum in float64.
     """
     total: Total | None = None
-    weight, contributors = 0.0, 0
+    weight = 0.0
     for client_weight, vector in updates:
         if total is None:
             total = vector.astype(np.float64)
@@ -53,10 +51,9 @@ def weighted_sum(updates: Iterable[tuple[float, Vector]]) -> PartialSum:
             product *= client_weight
             total += product
         weight += client_weight
-        contributors += 1
     if total is None:
         raise ValueError("a partial sum needs at least one update")
-    return PartialSum(total, weight, contributors)
+    return PartialSum(total, weight)
 
 
 class Accumulator:
@@ -64,8 +61,7 @@ class Accumulator:
 
     def __init__(self) -> None:
         self._total: Total | None = None
-        self.weight = 0.0
-        self.contributors = 0
+        self._weight = 0.0
 
     def add(self, part: PartialSum) -> None:
         """Add one chunk's sum. `part.total` is not modified and may be read-only."""
@@ -73,8 +69,7 @@ class Accumulator:
             self._total = part.total.copy()
         else:
             self._total += part.total
-        self.weight += part.weight
-        self.contributors += part.contributors
+        self._weight += part.weight
 
     def average(self) -> Total:
         """A_b = sum w_k x_k / sum w_k, float64.
@@ -86,5 +81,5 @@ class Accumulator:
         """
         if self._total is None:
             raise ValueError("no client contributed to this block")
-        average: Total = self._total / self.weight
+        average: Total = self._total / self._weight
         return average

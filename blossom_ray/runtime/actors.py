@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ import ray
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
+from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlock
 from blossom_ray.core.blocks import BlockInstance
-from blossom_ray.core.records import ActorRound, Failure, Scoring
+from blossom_ray.core.records import Scoring
 from blossom_ray.core.sums import PartialSum
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
-from blossom_ray.runtime.client_actor import ClientActor, Manifest, TrainingReport
+from blossom_ray.runtime.base import Description, Pending, RuntimeRound, chunk_sum
+from blossom_ray.runtime.client_actor import ActorDescription, ClientActor, TrainingReport, Versions
 from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue
-from blossom_ray.runtime.kernels import Kernels
 from blossom_ray.runtime.placement import actor_of_client, num_actors
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.runtime.recovery import Call, Loss, Recovery, Slot, check_room
@@ -69,7 +69,6 @@ class ActorRuntime:
         self._slots = [Slot(number, actor, members[number]) for number, actor in enumerate(actors)]
         self._sent: dict[BlockInstance, tuple[int, Any]] = {}
         self._checkpoint_files: tuple[Path, ...] = ()
-        self._checkpointing: dict[Path, tuple[Any, Any]] = {}
         for slot, ready in [(slot, self._set_up(slot)) for slot in self._slots]:
             self._await_set_up(slot, ready)
 
@@ -85,19 +84,19 @@ class ActorRuntime:
         self._send(blocks)
 
         def make(slot: Slot, part: Chunk, whole: bool) -> Call:
-            manifest, refs = self._arguments(part)
+            versions, refs = self._arguments(part)
             returned = len(self._plan.returned_blocks(self._population.profiles[part.clients[0]]))
-            arguments = (manifest, round_index, learning_rate, whole, *refs)
+            arguments = (versions, round_index, learning_rate, whole, *refs)
             return Call(slot, "train", part, round_index, arguments, num_returns=1 + returned)
 
-        for chunk, calls in self._run(chunks, make):
+        for calls in self._run(chunks, make):
             fetched = [(call, self._fetch(call, 0)) for call in calls]
             reports = [(call, report) for call, report in fetched if report is not None]
             for call, report in reports:
                 call.slot.worked(report.records)
                 call.slot.memory_bytes = report.memory_bytes
             if reports:
-                yield self._update(chunk, reports)
+                yield self._update(reports)
 
     def evaluate(
         self,
@@ -111,23 +110,19 @@ class ActorRuntime:
         self._send(blocks)
 
         def make(slot: Slot, part: Chunk, _whole: bool) -> Call:
-            manifest, refs = self._arguments(part)
-            return Call(slot, "evaluate", part, round_index, (manifest, round_index, scoring, *refs))
+            versions, refs = self._arguments(part)
+            return Call(slot, "evaluate", part, round_index, (versions, round_index, scoring, *refs))
 
-        for _, calls in self._run(chunks, make):
+        for calls in self._run(chunks, make):
             for call in calls:
                 scores = self._fetch(call, 0)
                 if scores is not None:
                     call.slot.worked(scores.records)
                     yield scores
 
-    def take_failures(self) -> tuple[Failure, ...]:
-        """What went wrong since the last call."""
-        return self._recovery.take()
-
-    def take_actors(self) -> tuple[ActorRound, ...]:
-        """What each client actor did since the last call."""
-        return tuple(slot.take_round() for slot in self._slots)
+    def take_round(self) -> RuntimeRound:
+        """What went wrong, and what each client actor did, since the last call."""
+        return RuntimeRound(self._recovery.take(), tuple(slot.take_round() for slot in self._slots))
 
     def check_shared(self, folder: Path) -> None:
         """Find out before the first round whether every actor is on a node that sees a folder.
@@ -139,22 +134,22 @@ class ActorRuntime:
             if not sees:
                 raise _not_shared(folder, slot, has_stop=self._keeps_best)
 
-    def begin_checkpoint(self, folder: Path, round_index: int) -> None:
-        """Have every actor write its clients' states after this round into `folder`, in the background."""
-        for slot in self._slots:
-            path = folder / f"clients-{slot.number}.safetensors"
-            self._checkpointing[path] = (slot.actor, slot.actor.begin_checkpoint.remote(path, round_index))
+    def save(self, folder: Path, round_index: int) -> Pending:
+        """Have every actor write its clients' states after this round into `folder`, in the background.
 
-    def finish_checkpoint(self) -> bool:
-        """Wait until the states are on disk; False if an actor was lost over it.
-
-        Raises:
+        Waiting for it raises:
             StorageError: The disk is full.
             RunError: An actor is on a node that does not see the loop's folder, or is not seen from there.
         """
-        begun, self._checkpointing = self._checkpointing, {}
+        begun = []
+        for slot in self._slots:
+            path = folder / f"clients-{slot.number}.safetensors"
+            begun.append((slot, slot.actor, path, slot.actor.begin_checkpoint.remote(path, round_index)))
+        return Pending(partial(self._await_saved, begun), self._commit)
+
+    def _await_saved(self, begun: Sequence[tuple[Slot, Any, Path, Any]]) -> bool:
         whole = True
-        for slot, (path, (actor, ref)) in zip(self._slots, begun.items(), strict=True):
+        for slot, actor, path, ref in begun:
             if slot.actor is not actor:
                 whole = False  # lost in the round since then, and replaced already
                 continue
@@ -174,7 +169,7 @@ class ActorRuntime:
                     raise _not_shared(path.parent, slot, has_stop=self._keeps_best)
         return whole
 
-    def committed(self, checkpoint: Checkpoint) -> None:
+    def _commit(self, checkpoint: Checkpoint) -> None:
         """Repeat work from this checkpoint on, if it has to be repeated."""
         self._checkpoint_files = checkpoint.client_files
         for slot in self._slots:
@@ -187,21 +182,15 @@ class ActorRuntime:
             slot.log.clear()  # what was done since need not be repeated in another actor
         self._ask("set-up", "restore", self._checkpoint_files)
 
-    def private_digests(self) -> dict[int, str]:
-        """SHA-256 (hex) of every client's private state, by client."""
-        digests: dict[int, str] = {}
-        for part in self._ask("end", "private_digests"):
-            digests.update(part)
-        return dict(sorted(digests.items()))
-
-    def describe(self) -> dict[str, object]:
-        """What the run's manifest says about execution."""
-        peak = max(self._ask("end", "peak_memory_bytes"))
-        return {"runtime": "ray", "actors": len(self._slots), "peak_actor_memory_bytes": peak}
-
-    def kernels(self) -> list[Kernels]:
-        """What chooses the CPU kernels of each actor."""
-        return self._ask("end", "kernels")
+    def describe(self) -> Description:
+        """What there is to say of the actors and of the state of their clients."""
+        parts: list[ActorDescription] = self._ask("end", "describe")
+        peak = max(part.peak_memory_bytes for part in parts)
+        return Description(
+            {"runtime": "ray", "actors": len(self._slots), "peak_actor_memory_bytes": peak},
+            dict(sorted(item for part in parts for item in part.private_digests.items())),
+            [part.kernels for part in parts],
+        )
 
     def close(self) -> None:
         """End the actors."""
@@ -249,15 +238,13 @@ class ActorRuntime:
             if instance not in self._sent or self._sent[instance][0] != block.version:
                 self._sent[instance] = (block.version, ray.put(block.values))
 
-    def _arguments(self, part: Chunk) -> tuple[Manifest, list[Any]]:
+    def _arguments(self, part: Chunk) -> tuple[Versions, list[Any]]:
         instances = self._plan.sent_blocks(self._population.profiles[part.clients[0]])
-        manifest = tuple((instance, self._sent[instance][0]) for instance in instances)
-        return manifest, [self._sent[instance][1] for instance in instances]
+        versions = tuple((instance, self._sent[instance][0]) for instance in instances)
+        return versions, [self._sent[instance][1] for instance in instances]
 
-    def _run(
-        self, chunks: Sequence[Chunk], make: Callable[[Slot, Chunk, bool], Call]
-    ) -> Iterator[tuple[Chunk, list[Call]]]:
-        """Submit all chunks, the longest first; yield each in its turn with its calls, one per actor that holds it."""
+    def _run(self, chunks: Sequence[Chunk], make: Callable[[Slot, Chunk, bool], Call]) -> Iterator[list[Call]]:
+        """Submit all chunks, the longest first; yield the calls of each in its turn, one per actor that holds it."""
         calls: dict[int, list[Call]] = {}
         for chunk in sorted(chunks, key=lambda chunk: -sum(self._costs[c] for c in chunk.clients)):
             by_slot: dict[int, list[int]] = {}
@@ -270,15 +257,16 @@ class ActorRuntime:
                 call.slot.open.append(call)
                 calls.setdefault(chunk.index, []).append(call)
         for chunk in chunks:
-            yield chunk, calls.pop(chunk.index)
+            yield calls.pop(chunk.index)
 
-    def _update(self, chunk: Chunk, reports: Sequence[tuple[Call, TrainingReport]]) -> ChunkUpdate:
+    def _update(self, reports: Sequence[tuple[Call, TrainingReport]]) -> ChunkUpdate:
         def sums() -> Iterator[tuple[BlockInstance, PartialSum]]:
-            for position, instance in enumerate(reports[0][1].instances, start=1):
-                yield instance, chunk_sum([(report.records, self._fetch(call, position)) for call, report in reports])
+            first = reports[0][1]
+            for position, instance in enumerate(first.instances, start=1):
+                sent = [(report.records, self._fetch(call, position)) for call, report in reports]
+                yield instance, sent[0][1] if first.is_summed else chunk_sum(sent)
 
         return ChunkUpdate(
-            chunk,
             tuple(sorted((r for _, report in reports for r in report.records), key=lambda record: record.client)),
             sums(),
             _total(report.bytes_down for _, report in reports),

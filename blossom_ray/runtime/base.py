@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
+from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlock
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import ActorRound, ClientTraining, Failure, Scoring
 from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
@@ -19,22 +19,44 @@ from blossom_ray.runtime.kernels import Kernels
 
 
 @dataclass(frozen=True)
-class ChunkUpdate:
-    """A trained chunk as the loop sees it.
+class RuntimeRound:
+    """What happened in a runtime since it was last asked.
 
     Attributes:
-        chunk: The chunk.
-        records: One per client, in client order.
-        sums: The chunk's partial sum of each block instance, fetched as it is iterated; iterate it once.
-        bytes_down: Bytes sent to these clients by block instance.
-        bytes_up: Bytes that they sent back by block instance.
+        failures: What went wrong, in the order in which it was noticed.
+        actors: What each client actor did; none where there are no actors.
     """
 
-    chunk: Chunk
-    records: tuple[ClientTraining, ...]
-    sums: Iterator[tuple[BlockInstance, PartialSum]]
-    bytes_down: Mapping[BlockInstance, int]
-    bytes_up: Mapping[BlockInstance, int]
+    failures: tuple[Failure, ...] = ()
+    actors: tuple[ActorRound, ...] = ()
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a runtime says of itself.
+
+    Attributes:
+        entries: What the run's manifest says about execution.
+        private_digests: SHA-256 (hex) of every client's private state, by client, in ascending order.
+        kernels: What chooses the CPU kernels of each process that holds clients, unless it is this one.
+    """
+
+    entries: Mapping[str, object]
+    private_digests: Mapping[int, str]
+    kernels: Sequence[Kernels] = ()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Clients' states on their way to disk, as part of a checkpoint.
+
+    Attributes:
+        wait: Waits until they are there; False if a host was lost over it, so that there will be no such checkpoint.
+        commit: To be called once the checkpoint is whole: work up to its round need not be repeated any more.
+    """
+
+    wait: Callable[[], bool]
+    commit: Callable[[Checkpoint], None] = field(default=lambda _: None)
 
 
 class Runtime(Protocol):
@@ -63,50 +85,30 @@ class Runtime(Protocol):
     ) -> Iterator[ChunkEvaluation]:
         """Score these blocks, in the state and on the samples that `scoring` names."""
 
-    def take_failures(self) -> tuple[Failure, ...]:
-        """What went wrong since the last call."""
+    def take_round(self) -> RuntimeRound:
+        """What happened since the last call, by whatever call it was noticed."""
 
-    def take_actors(self) -> tuple[ActorRound, ...]:
-        """What each client actor did since the last call; nothing where there are no actors."""
-
-    def begin_checkpoint(self, folder: Path, round_index: int) -> None:
+    def save(self, folder: Path, round_index: int) -> Pending:
         """Have every host write its clients' states after this round into `folder`, in the background."""
-
-    def finish_checkpoint(self) -> bool:
-        """Wait until the states of `begin_checkpoint` are on disk; False if a host was lost over it."""
-
-    def committed(self, checkpoint: Checkpoint) -> None:
-        """Take note of a checkpoint that is whole: work up to its round need not be repeated any more."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Give every client the state that it has in a checkpoint."""
 
-    def private_digests(self) -> dict[int, str]:
-        """SHA-256 (hex) of every client's private state, by client."""
-
-    def describe(self) -> dict[str, object]:
-        """What the run's manifest says about execution."""
-
-    def kernels(self) -> Sequence[Kernels]:
-        """What chooses the CPU kernels of each process that holds clients, unless it is this one."""
+    def describe(self) -> Description:
+        """What there is to say of the runtime and of the state of its clients."""
 
     def close(self) -> None:
         """Free everything. May be called twice."""
 
 
-def chunk_sum(
-    pieces: Sequence[tuple[tuple[ClientTraining, ...], PartialSum | np.ndarray]],
-) -> PartialSum:
-    """A chunk's partial sum of one block from what its hosts sent: the same bits however it was divided.
+def chunk_sum(pieces: Sequence[tuple[tuple[ClientTraining, ...], np.ndarray]]) -> PartialSum:
+    """A chunk's partial sum of one block from its clients' own values: the same bits however they were divided.
 
     Args:
-        pieces: Per host its clients' records with the partial sum of the whole chunk (one host), or with their
-            values, stacked (clients, size) float32.
+        pieces: Per host its clients' records with their values, stacked (clients, size) float32.
     """
     updates: list[tuple[int, float, Vector]] = []
-    for records, sent in pieces:
-        if isinstance(sent, PartialSum):
-            return sent
-        updates += [(record.client, record.weight, vector) for record, vector in zip(records, sent, strict=True)]
+    for records, rows in pieces:
+        updates += [(record.client, record.weight, vector) for record, vector in zip(records, rows, strict=True)]
     updates.sort(key=lambda update: update[0])
     return weighted_sum((weight, vector) for _, weight, vector in updates)

@@ -27,18 +27,43 @@ if TYPE_CHECKING:
 
 Buffers = Mapping[str, np.ndarray]
 # Block instances with their versions; their values follow as arguments of their own, in this order.
-Manifest = tuple[tuple[BlockInstance, int], ...]
+Versions = tuple[tuple[BlockInstance, int], ...]
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What comes back of a part of a chunk besides its blocks; `memory_bytes` is the process's resident set now."""
+    """What comes back of a part of a chunk, before its blocks.
+
+    Attributes:
+        records: One per client, in client order.
+        instances: What follows, one object each, in this order.
+        is_summed: Whether each is the chunk's partial sum, and not its clients' own values, stacked.
+        bytes_down: Bytes sent to these clients by block instance.
+        bytes_up: Bytes that they sent back by block instance.
+        memory_bytes: Resident set of the process now.
+    """
 
     records: tuple[ClientTraining, ...]
     instances: tuple[BlockInstance, ...]
+    is_summed: bool
     bytes_down: Mapping[BlockInstance, int]
     bytes_up: Mapping[BlockInstance, int]
     memory_bytes: int
+
+
+@dataclass(frozen=True)
+class ActorDescription:
+    """What an actor says of itself.
+
+    Attributes:
+        peak_memory_bytes: Largest resident set of its process so far, pages shared with others included.
+        private_digests: SHA-256 (hex) of each client's private state, by client.
+        kernels: What chooses the CPU kernels of its process, which may be on another node than the loop.
+    """
+
+    peak_memory_bytes: int
+    private_digests: Mapping[int, str]
+    kernels: Kernels
 
 
 class ClientActor:
@@ -87,31 +112,34 @@ class ClientActor:
     def train(
         self,
         chunk: Chunk,
-        manifest: Manifest,
+        versions: Versions,
         round_index: int,
         learning_rate: float,
         whole: bool,
         *values: np.ndarray,
     ) -> Any:
         """Train clients; returns a report and, as objects of their own, what is sent back of each block."""
-        blocks = _blocks(manifest, values)
+        blocks = _blocks(versions, values)
         part = self._here.train(chunk, blocks, round_index=round_index, learning_rate=learning_rate, whole=whole)
         memory_bytes = psutil.Process().memory_info().rss
-        report = TrainingReport(part.records, tuple(part.blocks), part.bytes_down, part.bytes_up, memory_bytes)
-        return (report, *part.blocks.values()) if part.blocks else report
+        sent = part.sums or part.rows
+        report = TrainingReport(
+            part.records, tuple(sent), bool(part.sums), part.bytes_down, part.bytes_up, memory_bytes
+        )
+        return (report, *sent.values()) if sent else report
 
     def evaluate(
-        self, chunk: Chunk, manifest: Manifest, round_index: int, scoring: Scoring, *values: np.ndarray
+        self, chunk: Chunk, versions: Versions, round_index: int, scoring: Scoring, *values: np.ndarray
     ) -> ChunkEvaluation:
         """Score clients."""
-        return self._here.evaluate(chunk, _blocks(manifest, values), round_index=round_index, scoring=scoring)
+        return self._here.evaluate(chunk, _blocks(versions, values), round_index=round_index, scoring=scoring)
 
-    def replay(self, method: str, chunk: Chunk, manifest: Manifest, round_index: int, *arguments: Any) -> None:
+    def replay(self, method: str, chunk: Chunk, versions: Versions, round_index: int, *arguments: Any) -> None:
         """Do what `train` or `evaluate` does to the clients' states, for its effect alone."""
         if method == "train":
-            self.train(chunk, manifest, round_index, *arguments)
+            self.train(chunk, versions, round_index, *arguments)
         else:
-            self._here.replay_evaluation(chunk, _blocks(manifest, arguments[1:]), round_index=round_index)
+            self._here.replay_evaluation(chunk, _blocks(versions, arguments[1:]), round_index=round_index)
 
     def sees(self, folder: Path) -> bool:
         """Whether a folder of the driver's node is there on this one."""
@@ -129,17 +157,10 @@ class ClientActor:
         """Take the clients' states from a checkpoint's files."""
         self._here.restore(paths)
 
-    def private_digests(self) -> dict[int, str]:
-        """SHA-256 (hex) of each client's private state."""
-        return self._here.private_digest()
-
-    def kernels(self) -> Kernels:
-        """What chooses the CPU kernels of this process, which may be on another node than the loop."""
-        return kernels()
-
-    def peak_memory_bytes(self) -> int:
-        """Largest resident set of this process so far, pages shared with others included."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def describe(self) -> ActorDescription:
+        """What there is to say of this process and of its clients' state."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return ActorDescription(peak, self._here.private_digest(), kernels())
 
     @property
     def _here(self) -> ClientHost:
@@ -147,5 +168,5 @@ class ClientActor:
         return self._host
 
 
-def _blocks(manifest: Manifest, values: Sequence[np.ndarray]) -> dict[BlockInstance, SentBlock]:
-    return {instance: SentBlock(version, array) for (instance, version), array in zip(manifest, values, strict=True)}
+def _blocks(versions: Versions, values: Sequence[np.ndarray]) -> dict[BlockInstance, SentBlock]:
+    return {instance: SentBlock(version, array) for (instance, version), array in zip(versions, values, strict=True)}

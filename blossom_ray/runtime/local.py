@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,12 +14,11 @@ import torch
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.host import ClientHost
-from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
+from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlock
 from blossom_ray.core.blocks import BlockInstance
-from blossom_ray.core.records import ActorRound, Failure, Scoring
+from blossom_ray.core.records import Failure, Scoring
 from blossom_ray.errors import ClientError
-from blossom_ray.runtime.base import ChunkUpdate, chunk_sum
-from blossom_ray.runtime.kernels import Kernels
+from blossom_ray.runtime.base import Description, Pending, RuntimeRound, chunk_sum
 from blossom_ray.runtime.preparation import Preparation
 
 
@@ -58,8 +58,8 @@ class LocalRuntime:
                 if len(chunk.clients) > 1:
                     waiting.append(chunk.without(error.client))
                 continue
-            sums = ((instance, chunk_sum([(part.records, sent)])) for instance, sent in part.blocks.items())
-            yield ChunkUpdate(chunk, part.records, sums, part.bytes_down, part.bytes_up)
+            alone = ((instance, chunk_sum([(part.records, rows)])) for instance, rows in part.rows.items())
+            yield ChunkUpdate(part.records, chain(part.sums.items(), alone), part.bytes_down, part.bytes_up)
 
     def evaluate(
         self,
@@ -73,42 +73,28 @@ class LocalRuntime:
         for chunk in chunks:
             yield self._host.evaluate(chunk, blocks, round_index=round_index, scoring=scoring)
 
-    def take_failures(self) -> tuple[Failure, ...]:
-        """What went wrong since the last call."""
+    def take_round(self) -> RuntimeRound:
+        """The clients that were dropped since the last call."""
         failures, self._failures = tuple(self._failures), []
-        return failures
+        return RuntimeRound(failures)
 
-    def take_actors(self) -> tuple[ActorRound, ...]:
-        """There are none."""
-        return ()
-
-    def begin_checkpoint(self, folder: Path, round_index: int) -> None:
+    def save(self, folder: Path, round_index: int) -> Pending:
         """Write the clients' states after this round into `folder`, in the background."""
         self._host.begin_checkpoint(folder / "clients-0.safetensors", round_index=round_index)
 
-    def finish_checkpoint(self) -> bool:
-        """Wait until they are on disk."""
-        self._host.finish_checkpoint()
-        return True
+        def wait() -> bool:
+            self._host.finish_checkpoint()
+            return True
 
-    def committed(self, checkpoint: Checkpoint) -> None:
-        """Nothing is repeated here."""
+        return Pending(wait)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Give every client the state that it has in a checkpoint."""
         self._host.restore(checkpoint.client_files)
 
-    def private_digests(self) -> dict[int, str]:
-        """SHA-256 (hex) of every client's private state, by client."""
-        return self._host.private_digest()
-
-    def describe(self) -> dict[str, object]:
-        """What the run's manifest says about execution."""
-        return {"runtime": "local", "actors": 0}
-
-    def kernels(self) -> Sequence[Kernels]:
+    def describe(self) -> Description:
         """There are no other processes."""
-        return ()
+        return Description({"runtime": "local", "actors": 0}, self._host.private_digest())
 
     def close(self) -> None:
         """Unmap the shards and give torch its threads back."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from blossom_ray.clients.engines import Engine, make_engine
+from blossom_ray.clients.local_training import one_thread
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.stacked import ClientTask, can_vectorize, training_obstacle
 from blossom_ray.clients.workspace import client_workspace
@@ -158,7 +157,7 @@ class ChunkProbe:
         clients = self._clients
         if engine == "sequential":
             clients = clients[: math.ceil(_SEQUENTIAL_FRACTION * len(clients))]
-        with _one_thread(), self._preparation.open_shards() as shards:
+        with one_thread(), self._preparation.open_shards() as shards:
             tasks = []
             for client in clients:
                 shard = shards.shard(client)
@@ -185,14 +184,3 @@ def _training_seconds(probe: ChunkProbe, engines: tuple[EngineName, ...]) -> dic
 def _first(task: ClientTask, num_samples: int) -> ClientTask:
     inputs: dict[str, np.ndarray] = {name: values[:num_samples] for name, values in task.inputs.items()}
     return replace(task, inputs=inputs, labels=task.labels[:num_samples])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread, as in an actor."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)

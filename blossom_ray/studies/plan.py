@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blossom_ray.algorithms.options import ServerOptimizer
-from blossom_ray.algorithms.selection import cohort_size
+from blossom_ray.algorithms.selection import cohort_size, fraction_of
 from blossom_ray.algorithms.server_optimizers import init
 from blossom_ray.clients.options import ClientOptimizer, Sgd
 from blossom_ray.clients.workspace import Workspace, client_workspace
@@ -258,7 +258,7 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
     plan, population, evaluation = preparation.plan, preparation.population, preparation.scenario.evaluation
     num_clients = len(population.profiles)
     trained_part = cohort_size(preparation.scenario.server.clients_per_round, num_clients) / num_clients
-    scored_part = max(1, math.floor(evaluation.clients * num_clients + 1e-9)) / num_clients / evaluation.every
+    scored_part = fraction_of(evaluation.clients, num_clients) / num_clients / evaluation.every
     down_part = trained_part * (1 - scored_part) + scored_part
     holders: Counter[BlockInstance] = Counter()
     trainers: Counter[BlockInstance] = Counter()
