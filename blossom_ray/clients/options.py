@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from blossom_ray.core.section import NonNegative, Positive, Probability, Rate, Section
+from blossom_ray.models.options import Precision
 
 
 class Sgd(Section):
@@ -112,7 +113,7 @@ class Training(Section):
     dense, recurrent or attention models. A stacked chunk stays in one actor. `auto` times both before round 1; the run
     folder's `scenario.yaml` says what was chosen, as a map from modality set (`acc+gyro`) to engine, which is accepted
     here too."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """In what the forward pass computes matrix products and convolutions, in training and in evaluation. `bfloat16`
     (automatic mixed precision) is for GPUs; parameters, gradients, optimizers and averages stay float32."""
     proximal_mu: NonNegative = 0.0

@@ -13,8 +13,7 @@ from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import Vector
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
-from blossom_ray.models.late_fusion import Precision
-from blossom_ray.models.options import Model
+from blossom_ray.models.options import Model, Precision
 from blossom_ray.tasks import task_rules
 from blossom_ray.tasks.options import Metric
 

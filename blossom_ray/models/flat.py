@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from blossom_ray.errors import InputError
 from blossom_ray.models.late_fusion import Prototype
-
-NormStatistics = Literal["local", "same-modalities", "shared"]
+from blossom_ray.models.options import NormStatistics
 
 
 @dataclass(frozen=True)

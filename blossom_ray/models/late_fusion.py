@@ -6,30 +6,15 @@ Shape suffixes: B batch, E embedding, O outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from blossom_ray.core.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
 from blossom_ray.errors import InputError
-
-MissingRule = Literal["mask", "zero-embedding", "zero-input", "prototype"]
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class OwnModule:
-    """What a block of the user's code has to give.
-
-    Attributes:
-        name: Its place in the scenario and its factory, for messages.
-        width: Width of its output.
-    """
-
-    name: str
-    width: int
+from blossom_ray.models.options import MissingRule, Precision
+from blossom_ray.models.own_code import OwnModule, output_problem
 
 
 class LateFusionModel(nn.Module):
@@ -154,7 +139,8 @@ class LateFusionModel(nn.Module):
         output: Tensor = block(inputs)
         if own is None:
             return output
-        problem = output_problem(output, len(like), own.width, like.device, self.precision)
+        dtypes = {torch.float32, getattr(torch, self.precision)}
+        problem = output_problem(output, len(like), own.width, like.device, dtypes)
         if problem is None and torch.is_grad_enabled() and not output.requires_grad:
             given = inputs.values() if isinstance(inputs, dict) else (inputs,)
             if any(tensor.requires_grad for tensor in (*block.parameters(), *given)):
@@ -173,31 +159,6 @@ class LateFusionModel(nn.Module):
             embedding_1E = self._output(encoder_block(modality), zeros, zeros)
         encoder.train(was_training)
         return embedding_1E
-
-
-def output_problem(
-    output: object, num_rows: int, width: int | None, device: torch.device, precision: Precision = "float32"
-) -> str | None:
-    """What is wrong with the output of own code for a batch, as "<found>; expected <expected>"; None if it is right.
-
-    Args:
-        output: What the module returned.
-        num_rows: Rows of the batch.
-        width: Values in each row; None: any number.
-        device: Where the batch lies.
-        precision: What the model computes in; under autocast, layers give bfloat16.
-    """
-    expected = f"a float32 tensor of shape ({num_rows}, {width or 'dim'})"
-    if not isinstance(output, Tensor):
-        return f"{type(output).__module__}.{type(output).__name__}; expected {expected}".removeprefix("builtins.")
-    is_float = output.dtype == torch.float32 or (precision == "bfloat16" and output.dtype == torch.bfloat16)
-    if not is_float or output.ndim != 2 or len(output) != num_rows:
-        return f"{output.dtype} of shape {tuple(output.shape)}; expected {expected}"
-    if width is not None and output.shape[1] != width:
-        return f"shape {tuple(output.shape)}; expected {expected}"
-    if output.device != device:
-        return f"a tensor on {output.device}; expected one on {device}, where its input lies"
-    return None
 
 
 def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: MissingRule) -> tuple[str, ...]:

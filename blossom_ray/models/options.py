@@ -1,18 +1,77 @@
-"""The `model` section: encoders, fusion, head, and what stands for a missing modality."""
+"""The `model` section: encoders, fusion, head, and what stands for a missing modality.
+
+Each kind says what it takes, how wide its output is, and builds its module; PyTorch is imported there alone. A kind's
+module stands in `models/encoders.py` or `models/fusion.py`; `custom` calls the user's factory instead.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from blossom_ray.core.phrases import Finding, one_of, shown
 from blossom_ray.core.section import Custom, ModalityName, Positive, Probability, Section
+from blossom_ray.core.structure import Hint
+from blossom_ray.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+Shape = tuple[int, ...]
+"""Of one sample, without the batch."""
 FeatureNorm = Literal["batch", "group", "layer", "none"]
+MissingRule = Literal["mask", "zero-embedding", "zero-input", "prototype"]
+NormStatistics = Literal["local", "same-modalities", "shared"]
+Precision = Literal["float32", "bfloat16"]
 Widths = Annotated[tuple[Positive, ...], Field(strict=False)]
 
+_SAMPLES = {1: "a vector", 2: "a sequence", 3: "an image"}
 
-class MlpEncoder(Section):
+
+class _Encoder(Section):
+    if TYPE_CHECKING:
+        dim: Any  # each kind has it at its own place
+
+    kind: str
+    num_axes: ClassVar[int | None] = None
+    """Axes of the samples that it takes: 1 for vectors, 2 for sequences (time, features), 3 for images (channels,
+    height, width); None: any."""
+
+    def problems(self, modality: str, shape: Shape | None) -> Iterator[Finding]:
+        """What is wrong with this encoder for a modality whose samples have this shape; None: it is not known yet."""
+        if shape is not None and self.num_axes not in (None, len(shape)):
+            sample = _SAMPLES.get(len(shape), "an array")
+            found = f"{shown(self.kind)}, while {modality} is {sample} of shape {list(shape)}"
+            yield Finding(f"model.encoders.{modality}.kind", found, one_of(_kinds_for(shape)))
+
+    def embedding_dim(self, shape: Shape, modality: str = "input") -> int:  # noqa: ARG002  # own code asks for both
+        """Width of the embedding; arguments as those of `build`."""
+        width: int = self.dim
+        return width
+
+    def build(self, shape: Shape, modality: str = "input") -> nn.Module:
+        """The module from (B, *shape) to (B, embedding_dim), float32; its values are drawn from torch's generator.
+
+        Args:
+            shape: Shape of one sample.
+            modality: Its place in the scenario, for messages.
+
+        Raises:
+            InputError: It does not take such samples.
+        """
+        for path, found, expected in self.problems(modality, shape):
+            raise InputError(f"{path} {found}; expected {expected}")
+        return self._module(shape)
+
+    @abstractmethod
+    def _module(self, shape: Shape) -> nn.Module: ...
+
+
+class MlpEncoder(_Encoder):
     """Flatten, then linear layers with ReLU and dropout. Any shape."""
 
     kind: Literal["mlp"]
@@ -23,45 +82,91 @@ class MlpEncoder(Section):
     dropout: Probability = 0.0
     """Dropout after each hidden layer."""
 
+    def _module(self, shape: Shape) -> nn.Module:
+        from blossom_ray.models.encoders import Mlp
 
-class Conv1dEncoder(Section):
-    """Convolution over time (ReLU, max-pooling by 2, dropout in each layer), mean over time. Sequences."""
+        return Mlp(math.prod(shape), self.dim, hidden=self.hidden, dropout=self.dropout)
 
-    kind: Literal["conv1d"]
+
+class _Convolutions(_Encoder):
+    def problems(self, modality: str, shape: Shape | None) -> Iterator[Finding]:
+        """As for every encoder; and something is left after all layers."""
+        yield from super().problems(modality, shape)
+        if shape is not None and len(shape) == self.num_axes and 0 in self.last_map(shape):
+            found = f"has so many layers that nothing is left of {modality}'s shape {list(shape)}"
+            yield Finding(f"model.encoders.{modality}.channels", found, "fewer layers or larger samples")
+
+    @abstractmethod
+    def last_map(self, shape: Shape) -> tuple[int, ...]:
+        """Length, or height and width, after all layers; 0 where nothing is left."""
+
+
+class _TimeConvolutions(_Convolutions):
+    num_axes: ClassVar[int | None] = 2
+
     channels: Annotated[Widths, Field(min_length=1)] = (32, 64, 128)
     """Channels of the layers; the time axis is halved by each."""
     kernel_size: Positive = 5
     """Kernel size (odd keeps the length)."""
+
+    def last_map(self, shape: Shape) -> tuple[int, ...]:
+        """The length after all layers."""
+        return _shrunk(shape[:1], (self.kernel_size,) * len(self.channels), pool=2)
+
+
+class Conv1dEncoder(_TimeConvolutions):
+    """Convolution over time (ReLU, max-pooling by 2, dropout in each layer), mean over time. Sequences."""
+
+    kind: Literal["conv1d"]
     dim: Positive | None = None
     """Width of the embedding through a last linear layer; null: the last channels as they are."""
     dropout: Probability = 0.1
     """Dropout after each layer."""
 
+    def embedding_dim(self, shape: Shape, modality: str = "input") -> int:  # noqa: ARG002  # as every encoder
+        """`dim`, or the last channels."""
+        return self.dim or self.channels[-1]
 
-class ConvGruEncoder(Section):
+    def _module(self, shape: Shape) -> nn.Module:
+        from blossom_ray.models.encoders import TimeConvolutions
+
+        return TimeConvolutions(shape[1], self.channels, self.kernel_size, dropout=self.dropout, dim=self.dim)
+
+
+class ConvGruEncoder(_TimeConvolutions):
     """Convolution over time as in `conv1d`, then a GRU, mean over time. Sequences. The paper's HAR and ECG encoder."""
 
     kind: Literal["conv-gru"]
-    channels: Annotated[Widths, Field(min_length=1)] = (32, 64, 128)
-    """Channels of the layers; the time axis is halved by each."""
-    kernel_size: Positive = 5
-    """Kernel size (odd keeps the length)."""
     dim: Positive = 128
     """Width of the GRU and of the embedding."""
     dropout: Probability = 0.1
     """Dropout after each convolution."""
 
+    def _module(self, shape: Shape) -> nn.Module:
+        from blossom_ray.models.encoders import TimeConvolutionsGru
 
-class GruEncoder(Section):
+        return TimeConvolutionsGru(shape[1], self.channels, self.kernel_size, dropout=self.dropout, dim=self.dim)
+
+
+class GruEncoder(_Encoder):
     """A GRU, mean over time. Sequences. The paper's text encoder."""
+
+    num_axes: ClassVar[int | None] = 2
 
     kind: Literal["gru"]
     dim: Positive = 64
     """Width of the GRU and of the embedding."""
 
+    def _module(self, shape: Shape) -> nn.Module:
+        from blossom_ray.models.encoders import MeanGru
 
-class Conv2dEncoder(Section):
+        return MeanGru(shape[1], self.dim)
+
+
+class Conv2dEncoder(_Convolutions):
     """Convolution (ReLU, normalisation, optional max-pooling by 2 in each layer), then a linear layer. Images."""
+
+    num_axes: ClassVar[int | None] = 3
 
     kind: Literal["conv2d"]
     channels: Annotated[Widths, Field(min_length=1)] = (8, 16, 32)
@@ -81,9 +186,61 @@ class Conv2dEncoder(Section):
     dropout: Probability = 0.0
     """Dropout after each layer."""
 
+    @property
+    def kernel_sizes(self) -> tuple[int, ...]:
+        """One for each layer."""
+        return self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,) * len(self.channels)
 
-class CustomEncoder(Custom):
+    def problems(self, modality: str, shape: Shape | None) -> Iterator[Finding]:
+        """As for every encoder; and there is a kernel size for each layer."""
+        if len(self.kernel_sizes) != len(self.channels):
+            expected = f"one number, or {len(self.channels)} of them, as many as channels"
+            yield Finding(f"model.encoders.{modality}.kernel_size", shown(self.kernel_size), expected)
+        yield from super().problems(modality, shape)
+
+    def last_map(self, shape: Shape) -> tuple[int, ...]:
+        """Height and width after all layers."""
+        return _shrunk(shape[1:], self.kernel_sizes, self.stride, pool=2 if self.max_pool else 1)
+
+    def _module(self, shape: Shape) -> nn.Module:
+        from blossom_ray.models.encoders import ImageConvolutions
+
+        return ImageConvolutions(
+            shape[0],
+            self.channels,
+            self.kernel_sizes,
+            self.stride,
+            max_pool=self.max_pool,
+            norm=self.norm,
+            dropout=self.dropout,
+            map_size=None if self.global_pool else math.prod(self.last_map(shape)),
+            dim=self.dim,
+        )
+
+
+class _Own(Custom):
+    num_axes: ClassVar[int | None] = None
+
+    def problems(self, *_: object) -> Iterator[Finding]:
+        """None that could be seen from outside; `build` tries it."""
+        return iter(())
+
+
+class CustomEncoder(_Own):
     """Own encoder: `factory(input_shape, **options)` gives a module that maps (batch, *input_shape) to (batch, dim)."""
+
+    def embedding_dim(self, shape: Shape, modality: str = "input") -> int:
+        """What a module of its own gives for samples of zeros; errors as `build_own`."""
+        return self._built(shape, modality, is_trial=True)[1]
+
+    def build(self, shape: Shape, modality: str = "input") -> nn.Module:
+        """The factory's module, tried on samples of zeros; errors as `build_own`."""
+        return self._built(shape, modality)[0]
+
+    def _built(self, shape: Shape, modality: str, *, is_trial: bool = False) -> tuple[nn.Module, int]:
+        from blossom_ray.models.own_code import build_own
+
+        return build_own(self, f"model.encoders.{modality}", (shape,), inputs=shape, is_trial=is_trial)
 
 
 Encoder = Annotated[
@@ -92,48 +249,108 @@ Encoder = Annotated[
 ]
 
 
-class AttentionFusion(Section):
+def _kinds_for(shape: Shape) -> list[str]:
+    """The kinds of encoders that take samples of this shape, those for any shape last."""
+    kinds = Hint.of(Encoder).kinds
+    return [kind for axes in (len(shape), None) for kind, section in kinds.items() if section.num_axes == axes]
+
+
+def _shrunk(sides: Shape, kernels: tuple[int, ...], stride: int = 1, *, pool: int) -> tuple[int, ...]:
+    """What convolutions, padded by `kernel // 2` and each followed by max-pooling, leave of the sides of a map."""
+    for kernel in kernels:
+        sides = tuple(max(0, (side + 2 * (kernel // 2) - kernel) // stride + 1) // pool for side in sides)
+        if 0 in sides:
+            break
+    return sides
+
+
+class _Fusion(Section):
+    kind: str
+    dim: Positive = 256
+    """Width of the fused representation."""
+    norm: FeatureNorm = "none"
+    """Normalisation of the fused representation."""
+
+    def problems(self) -> Iterator[Finding]:
+        """What is wrong with this fusion."""
+        yield from _normed_alone("model.fusion.dim", self.dim, self.norm)
+
+    def fused_dim(self, embedding_dims: Mapping[str, int]) -> int:  # noqa: ARG002  # own code asks for it
+        """Width of the fused representation."""
+        return self.dim
+
+    def build(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+        """The module from the embeddings (B, E) of present modalities, a dict, to (B, fused_dim).
+
+        Args:
+            embedding_dims: Width of the embedding by modality, for all modalities of the federation.
+        """
+        return self._module(embedding_dims)
+
+    @abstractmethod
+    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module: ...
+
+
+class AttentionFusion(_Fusion):
     """One weight per modality from a softmax over all embeddings; the weighted sum of their projections."""
 
     kind: Literal["attention"]
-    dim: Positive = 256
-    """Width of the fused representation."""
-    norm: FeatureNorm = "none"
-    """Normalisation of the fused representation."""
+
+    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+        from blossom_ray.models.fusion import Attention
+
+        return Attention(embedding_dims, self.dim, self.norm)
 
 
-class ConcatFusion(Section):
+class ConcatFusion(_Fusion):
     """A linear layer over the concatenated embeddings."""
 
     kind: Literal["concat"]
-    dim: Positive = 256
-    """Width of the fused representation."""
-    norm: FeatureNorm = "none"
-    """Normalisation of the fused representation."""
+
+    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+        from blossom_ray.models.fusion import Concatenation
+
+        return Concatenation(embedding_dims, self.dim, self.norm)
 
 
-class MeanFusion(Section):
+class MeanFusion(_Fusion):
     """The mean of the embeddings' projections."""
 
     kind: Literal["mean"]
-    dim: Positive = 256
-    """Width of the fused representation."""
-    norm: FeatureNorm = "none"
-    """Normalisation of the fused representation."""
+
+    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+        from blossom_ray.models.fusion import ProjectedMean
+
+        return ProjectedMean(embedding_dims, self.dim, self.norm)
 
 
-class GatedFusion(Section):
+class GatedFusion(_Fusion):
     """Gated multimodal units (Arevalo et al. 2017): a sigmoid gate per modality and unit, from all embeddings."""
 
     kind: Literal["gated"]
-    dim: Positive = 256
-    """Width of the fused representation."""
-    norm: FeatureNorm = "none"
-    """Normalisation of the fused representation."""
+
+    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+        from blossom_ray.models.fusion import GatedUnits
+
+        return GatedUnits(embedding_dims, self.dim, self.norm)
 
 
-class CustomFusion(Custom):
+class CustomFusion(_Own):
     """Own fusion: `factory(embedding_dims, **options)` gives a module from a dict of (batch, dim) to (batch, d)."""
+
+    def fused_dim(self, embedding_dims: Mapping[str, int]) -> int:
+        """What a module of its own gives for embeddings of zeros; errors as `build_own`."""
+        return self._built(embedding_dims, is_trial=True)[1]
+
+    def build(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+        """The factory's module, tried on embeddings of zeros; errors as `build_own`."""
+        return self._built(embedding_dims)[0]
+
+    def _built(self, embedding_dims: Mapping[str, int], *, is_trial: bool = False) -> tuple[nn.Module, int]:
+        from blossom_ray.models.own_code import build_own
+
+        inputs = {name: (dim,) for name, dim in embedding_dims.items()}
+        return build_own(self, "model.fusion", (dict(embedding_dims),), inputs=inputs, is_trial=is_trial)
 
 
 Fusion = Annotated[
@@ -153,15 +370,43 @@ class MlpHead(Section):
     """Normalisation before the ReLU of each hidden layer: by the batch, or by all features (`layer`) or groups of
     features of each sample."""
 
+    def problems(self) -> Iterator[Finding]:
+        """What is wrong with this head."""
+        for position, width in enumerate(self.hidden):
+            yield from _normed_alone(f"model.head.hidden.{position}", width, self.norm)
+
+    def build(self, input_dim: int, num_outputs: int) -> nn.Module:
+        """`Mlp`, from (B, input_dim) to (B, num_outputs)."""
+        from blossom_ray.models.encoders import Mlp
+
+        return Mlp(input_dim, num_outputs, hidden=self.hidden, dropout=self.dropout, norm=self.norm)
+
 
 class LinearHead(Section):
     """One linear layer to the classes."""
 
     kind: Literal["linear"]
 
+    def problems(self) -> Iterator[Finding]:
+        """None: nothing can be wrong."""
+        return iter(())
 
-class CustomHead(Custom):
+    def build(self, input_dim: int, num_outputs: int) -> nn.Module:
+        """`nn.Linear`, from (B, input_dim) to (B, num_outputs)."""
+        from torch import nn
+
+        return nn.Linear(input_dim, num_outputs)
+
+
+class CustomHead(_Own):
     """Own head: `factory(input_dim, num_outputs, **options)` gives a module from (batch, d) to (batch, outputs)."""
+
+    def build(self, input_dim: int, num_outputs: int) -> nn.Module:
+        """The factory's module, tried on representations of zeros; errors as `build_own`."""
+        from blossom_ray.models.own_code import build_own
+
+        arguments = (input_dim, num_outputs)
+        return build_own(self, "model.head", arguments, inputs=(input_dim,), width=num_outputs)[0]
 
 
 Head = Annotated[MlpHead | LinearHead | CustomHead, Field(discriminator="kind")]
@@ -176,11 +421,43 @@ class Model(Section):
     """How embeddings become one representation."""
     head: Head = MlpHead(kind="mlp")
     """From the fused representation to the outputs."""
-    missing: Literal["mask", "zero-embedding", "zero-input", "prototype"] = "mask"
+    missing: MissingRule = "mask"
     """What stands for a modality that a client does not own, in training and evaluation alike. `mask`: the fusion
     sees only what is there. `zero-embedding`: an embedding of zeros. `zero-input`: an input of zeros through the
     current encoder, which the client then holds without training it. `prototype`: the mean embedding of the clients
     that own the modality, measured after each local training and averaged by the server (PmcmFL, simplified)."""
-    norm_statistics: Literal["local", "same-modalities", "shared"] = "shared"
+    norm_statistics: NormStatistics = "shared"
     """Running statistics of normalisation layers: averaged with their block (`shared`), averaged over the clients that
     own exactly the same modalities (`same-modalities`), or kept by each client (`local`)."""
+
+    def problems(self, input_shapes: Mapping[str, Shape]) -> Iterator[Finding]:
+        """What does not fit together inside the model.
+
+        Args:
+            input_shapes: Shape of one sample by modality, where it is known.
+        """
+        for modality, encoder in self.encoders.items():
+            yield from encoder.problems(modality, input_shapes.get(modality))
+        yield from self.fusion.problems()
+        yield from self.head.problems()
+
+    def embedding_dims(self, input_shapes: Mapping[str, Shape]) -> dict[str, int]:
+        """Width of each encoder's embedding by modality, sorted; own encoders are built and tried to find out.
+
+        Raises:
+            InputError: The data lack a modality of the model, or an own encoder does not do what it should.
+        """
+        for modality in self.encoders:
+            if modality not in input_shapes:
+                known = ", ".join(sorted(input_shapes))
+                where = f"model.encoders.{modality}"
+                raise InputError(f"{where} is for a modality that the data do not have; expected one of {known}")
+        return {
+            name: encoder.embedding_dim(input_shapes[name], name) for name, encoder in sorted(self.encoders.items())
+        }
+
+
+def _normed_alone(path: str, width: int, norm: FeatureNorm) -> Iterator[Finding]:
+    """One feature normalised by itself is zero, whatever it was."""
+    if width == 1 and norm in ("layer", "group"):
+        yield Finding(path, f"is 1, while norm is {norm!r}", "at least 2 features, or another norm")

@@ -31,15 +31,7 @@ from blossom_ray.data.partition_options import (
     Partition,
     QuantityPartition,
 )
-from blossom_ray.models.options import (
-    Conv1dEncoder,
-    Conv2dEncoder,
-    ConvGruEncoder,
-    CustomFusion,
-    Encoder,
-    MlpHead,
-    Model,
-)
+from blossom_ray.models.options import Model
 from blossom_ray.scenario.algorithm_checks import algorithm_problems
 from blossom_ray.scenario.compat import compat_problems
 from blossom_ray.scenario.sections import Evaluation, Execution, Stop
@@ -58,7 +50,6 @@ _AXES = {
     "image": "3 numbers (channels, height, width)",
     "vector": "1 number (features)",
 }
-_WITH_ARTICLE = {"sequence": "a sequence", "image": "an image", "vector": "a vector"}
 
 
 def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
@@ -85,11 +76,9 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
     if model is not None and clients is not None:
         found += _modalities(model, clients)
     if model is not None:
-        found += _kernels(model)
-        found += _normed_widths(model)
+        found += model.problems({} if data is None else _well_shaped(data, model))
     if model is not None and data is not None:
         found += _data_modalities(data, model)
-        found += _encoder_shapes(data, model)
     if data is not None and clients is not None:
         found += _client_counts(data, sum(group.count for group in clients))
     if model is not None and isinstance(sections.get("sharing"), Mapping):
@@ -262,56 +251,13 @@ def _data_modalities(data: Data, model: Model) -> Iterator[Finding]:
                 yield Finding(f"model.encoders.{name}", found, expected)
 
 
-def _encoder_shapes(data: Data, model: Model) -> Iterator[Finding]:
-    for name, shape in input_shapes(data, model.encoders).items():
-        family = _family(data, name, shape)
-        if len(shape) != len(_DEFAULT_SHAPES[family]):
-            continue
-        encoder = model.encoders[name]
-        path = f"model.encoders.{name}"
-        kinds = {"sequence": ("conv1d", "conv-gru", "gru", "mlp"), "image": ("conv2d", "mlp"), "vector": ("mlp",)}
-        accepted = (*kinds[family], "custom")
-        if encoder.kind not in accepted:
-            found = f"{shown(encoder.kind)}, while {name} is {_WITH_ARTICLE[family]} of shape {list(shape)}"
-            yield Finding(f"{path}.kind", found, one_of(accepted))
-        elif 0 in _last_map(encoder, shape):
-            found = f"has so many layers that nothing is left of {name}'s shape {list(shape)}"
-            yield Finding(f"{path}.channels", found, "fewer layers or larger samples")
-
-
-def _family(data: Data, modality: str, shape: tuple[int, ...]) -> str:
+def _well_shaped(data: Data, model: Model) -> dict[str, tuple[int, ...]]:
+    """The shapes that the scenario tells, but for those that are themselves found wrong."""
+    shapes = input_shapes(data, model.encoders)
     if isinstance(data, SyntheticData):
-        return data.modalities[modality].kind if modality in data.modalities else "sequence"
-    return next(family for family, default in _DEFAULT_SHAPES.items() if len(default) == len(shape))
-
-
-def _last_map(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Length, or height and width, after all layers, as `models/encoders.py` builds them; () where none apply."""
-    match encoder:
-        case Conv1dEncoder() | ConvGruEncoder():
-            kernels, stride, pool, sides = (encoder.kernel_size,) * len(encoder.channels), 1, 2, shape[:1]
-        case Conv2dEncoder():
-            kernels, stride, sides = _kernel_sizes(encoder), encoder.stride, shape[1:]
-            pool = 2 if encoder.max_pool else 1
-        case _:
-            return ()
-    for kernel in kernels:
-        sides = tuple(max(0, (side + 2 * (kernel // 2) - kernel) // stride + 1) // pool for side in sides)
-        if 0 in sides:
-            break
-    return sides
-
-
-def _kernel_sizes(encoder: Conv2dEncoder) -> tuple[int, ...]:
-    sizes = encoder.kernel_size
-    return sizes if isinstance(sizes, tuple) else (sizes,) * len(encoder.channels)
-
-
-def _kernels(model: Model) -> Iterator[Finding]:
-    for name, encoder in model.encoders.items():
-        if isinstance(encoder, Conv2dEncoder) and len(_kernel_sizes(encoder)) != len(encoder.channels):
-            expected = f"one number, or {len(encoder.channels)} of them, as many as channels"
-            yield Finding(f"model.encoders.{name}.kernel_size", shown(encoder.kernel_size), expected)
+        axes = {name: len(_DEFAULT_SHAPES[modality.kind]) for name, modality in data.modalities.items()}
+        shapes = {name: shape for name, shape in shapes.items() if len(shape) == axes.get(name, len(shape))}
+    return shapes
 
 
 def _fractions(data: Data) -> Iterator[Finding]:
@@ -320,19 +266,6 @@ def _fractions(data: Data) -> Iterator[Finding]:
             f"is {data.validation_fraction:g}, which beside data.test_fraction {data.test_fraction:g} leaves no samples"
         )
         yield Finding("data.validation_fraction", found + " to train on", "two fractions that sum to less than 1")
-
-
-def _normed_widths(model: Model) -> Iterator[Finding]:
-    """One feature normalised by itself is zero, whatever it was."""
-    widths: dict[str, int] = {}
-    if not isinstance(model.fusion, CustomFusion) and model.fusion.norm in ("layer", "group"):
-        widths["fusion.dim"] = model.fusion.dim
-    if isinstance(model.head, MlpHead) and model.head.norm in ("layer", "group"):
-        widths |= {f"head.hidden.{position}": width for position, width in enumerate(model.head.hidden)}
-    for path, width in widths.items():
-        if width == 1:
-            norm = getattr(model, path.partition(".")[0]).norm
-            yield Finding(f"model.{path}", f"is 1, while norm is {norm!r}", "at least 2 features, or another norm")
 
 
 def _draws(data: Data) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blossom_ray.errors import InputError
-from blossom_ray.models.build import build_block, build_client_model, embedding_dims
+from blossom_ray.models.build import build_block, build_client_model
 from blossom_ray.models.options import Model
 
 CONV_GRU = {"kind": "conv-gru"}
@@ -130,11 +130,14 @@ def test_a_block_that_the_model_has_not() -> None:
 
 def test_inputs_that_do_not_fit_name_the_scenario_path() -> None:
     section = Model.model_validate(HAR)
-    expected = r"model\.encoders\.gyro \(conv-gru\): the input has shape \(1, 28, 28\); expected a sequence"
+    expected = (
+        r"^model\.encoders\.gyro\.kind is 'conv-gru', while gyro is an image of shape \[1, 28, 28\]; "
+        "expected one of conv2d, mlp, custom$"
+    )
     with pytest.raises(InputError, match=expected):
         build_block("encoder/gyro", section, {"acc": (128, 3), "gyro": (1, 28, 28)}, 2, 0)
     with pytest.raises(InputError, match=r"model\.encoders\.gyro is for a modality .* expected one of acc"):
-        embedding_dims(section, {"acc": (128, 3)})
+        section.embedding_dims({"acc": (128, 3)})
 
 
 # --- own code -----------------------------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ def own(**parts: Any) -> dict[str, Any]:
 
 def test_own_blocks_are_put_together_with_ours() -> None:
     section = Model.model_validate(own(fusion=OWN_FUSION, head=OWN_HEAD))
-    assert embedding_dims(section, SHAPES) == {"acc": 5, "gyro": 2}
+    assert section.embedding_dims(SHAPES) == {"acc": 5, "gyro": 2}
     model = build_client_model(section, SHAPES, 3, ("acc", "gyro"), seed=0)
     # 6 x 5 + 5, 5 x 2 + 2, 5 x 7 + 7 and 2 x 7 + 7, 7 x 3.
     assert [len(values(module)) for module in model.blocks.values()] == [35, 12, 63, 21]
@@ -182,7 +185,7 @@ def test_embedding_widths_of_our_kinds() -> None:
             "c": {"kind": "conv2d", "dim": 3},
         }
     }
-    dims = embedding_dims(Model.model_validate(tree), {"a": (9, 1), "b": (9, 1), "c": (1, 9, 9)})
+    dims = Model.model_validate(tree).embedding_dims({"a": (9, 1), "b": (9, 1), "c": (1, 9, 9)})
     assert dims == {"a": 9, "b": 6, "c": 3}
     assert list(dims) == ["a", "b", "c"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,33 +10,39 @@ import torch
 from torch import nn
 
 from blossom_ray.errors import InputError
-from blossom_ray.models.encoders import (
-    Conv1dEncoder,
-    Conv2dEncoder,
-    ConvGruEncoder,
-    GruEncoder,
-    MlpEncoder,
+from blossom_ray.models.options import Conv1dEncoder, Conv2dEncoder, ConvGruEncoder, Encoder, GruEncoder, MlpEncoder
+
+Shape = tuple[int, ...]
+IMAGE = Conv2dEncoder(kind="conv2d")
+AUDIO = Conv2dEncoder(
+    kind="conv2d",
+    channels=(8, 16, 32, 64),
+    kernel_size=(5, 3, 3, 3),
+    stride=2,
+    max_pool=False,
+    global_pool=True,
+    dim=256,
 )
 
-TIME: dict[str, Any] = {"channels": (32, 64, 128), "kernel_size": 5, "dropout": 0.1}
-IMAGE: dict[str, Any] = {
-    "channels": (8, 16, 32),
-    "kernel_size": 3,
-    "stride": 1,
-    "max_pool": True,
-    "norm": "batch",
-    "global_pool": False,
-    "dim": 32,
-    "dropout": 0.0,
-}
-AUDIO: dict[str, Any] = IMAGE | {
-    "channels": (8, 16, 32, 64),
-    "kernel_size": (5, 3, 3, 3),
-    "stride": 2,
-    "max_pool": False,
-    "global_pool": True,
-    "dim": 256,
-}
+
+def conv1d(**options: Any) -> Conv1dEncoder:
+    return Conv1dEncoder(kind="conv1d", **options)
+
+
+def conv_gru(dim: int, **options: Any) -> ConvGruEncoder:
+    return ConvGruEncoder(kind="conv-gru", dim=dim, **options)
+
+
+def conv2d(base: Conv2dEncoder = IMAGE, **options: Any) -> Conv2dEncoder:
+    return base.model_copy(update=options)
+
+
+def gru(dim: int) -> GruEncoder:
+    return GruEncoder(kind="gru", dim=dim)
+
+
+def mlp(**options: Any) -> MlpEncoder:
+    return MlpEncoder(kind="mlp", **options)
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -43,47 +50,48 @@ def num_parameters(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "expected"),
+    ("encoder", "shape", "expected"),
     [
-        (ConvGruEncoder((128, 3), dim=128, **TIME), 150_976),
-        (ConvGruEncoder((1000, 6), dim=64, **TIME), 89_632),
-        (ConvGruEncoder((1000, 80), dim=64, **TIME), 101_472),
-        (GruEncoder((32, 512), dim=64), 110_976),
-        (Conv2dEncoder((1, 28, 28), **IMAGE), 15_248),
-        (Conv2dEncoder((2, 64, 141), **AUDIO), 41_592),
+        (conv_gru(128), (128, 3), 150_976),
+        (conv_gru(64), (1000, 6), 89_632),
+        (conv_gru(64), (1000, 80), 101_472),
+        (gru(64), (32, 512), 110_976),
+        (IMAGE, (1, 28, 28), 15_248),
+        (AUDIO, (2, 64, 141), 41_592),
         # By hand: 6 x 4 + 4 and 4 x 2 + 2.
-        (MlpEncoder((2, 3), hidden=(4,), dim=2, dropout=0.0), 38),
+        (mlp(hidden=(4,), dim=2), (2, 3), 38),
         # By hand: 3 x 4 x 5 + 4, then 4 x 2 + 2.
-        (Conv1dEncoder((8, 3), channels=(4,), kernel_size=5, dim=2, dropout=0.0), 74),
+        (conv1d(channels=(4,), dim=2), (8, 3), 74),
     ],
 )
-def test_encoders_have_the_papers_sizes(encoder: nn.Module, expected: int) -> None:
-    assert num_parameters(encoder) == expected
+def test_encoders_have_the_papers_sizes(encoder: Encoder, shape: Shape, expected: int) -> None:
+    assert num_parameters(encoder.build(shape)) == expected
 
 
 @pytest.mark.parametrize(
     ("encoder", "shape", "width"),
     [
-        (MlpEncoder((2, 3, 4), hidden=(), dim=7, dropout=0.5), (2, 3, 4), 7),
-        (Conv1dEncoder((20, 3), dim=None, **TIME), (20, 3), 128),
-        (Conv1dEncoder((8, 3), dim=5, **TIME), (8, 3), 5),
-        (Conv1dEncoder((8, 3), dim=5, **(TIME | {"kernel_size": 4})), (8, 3), 5),
-        (ConvGruEncoder((21, 3), dim=6, **TIME), (21, 3), 6),
-        (GruEncoder((1, 3), dim=6), (1, 3), 6),
-        (Conv2dEncoder((1, 28, 28), **IMAGE), (1, 28, 28), 32),
-        (Conv2dEncoder((3, 9, 13), **(IMAGE | {"kernel_size": (2, 4, 5)})), (3, 9, 13), 32),
-        (Conv2dEncoder((3, 9, 13), **(IMAGE | {"norm": "group", "dropout": 0.2})), (3, 9, 13), 32),
-        (Conv2dEncoder((3, 9, 13), **(AUDIO | {"norm": "none"})), (3, 9, 13), 256),
+        (mlp(hidden=(), dim=7, dropout=0.5), (2, 3, 4), 7),
+        (conv1d(), (20, 3), 128),
+        (conv1d(dim=5), (8, 3), 5),
+        (conv1d(dim=5, kernel_size=4), (8, 3), 5),
+        (conv_gru(6), (21, 3), 6),
+        (gru(6), (1, 3), 6),
+        (IMAGE, (1, 28, 28), 32),
+        (conv2d(kernel_size=(2, 4, 5)), (3, 9, 13), 32),
+        (conv2d(norm="group", dropout=0.2), (3, 9, 13), 32),
+        (conv2d(AUDIO, norm="none"), (3, 9, 13), 256),
     ],
 )
-def test_an_embedding_per_sample(encoder: nn.Module, shape: tuple[int, ...], width: int) -> None:
-    output = encoder(torch.ones(4, *shape))
+def test_an_embedding_per_sample(encoder: Encoder, shape: Shape, width: int) -> None:
+    assert encoder.embedding_dim(shape) == width
+    output = encoder.build(shape)(torch.ones(4, *shape))
     assert output.shape == (4, width)
     assert output.dtype == torch.float32
 
 
 def test_mlp_encoder_by_hand() -> None:
-    encoder = MlpEncoder((2,), hidden=(2,), dim=1, dropout=0.0)
+    encoder = mlp(hidden=(2,), dim=1).build((2,))
     with torch.no_grad():
         for parameter, values in zip(
             encoder.parameters(), ([[1.0, 1.0], [-1.0, 0.0]], [0.5, 0.0], [[2.0, 3.0]], [1.0]), strict=True
@@ -94,7 +102,7 @@ def test_mlp_encoder_by_hand() -> None:
 
 
 def test_conv1d_encoder_averages_over_time() -> None:
-    encoder = Conv1dEncoder((4, 1), channels=(1,), kernel_size=1, dim=None, dropout=0.0)
+    encoder = conv1d(channels=(1,), kernel_size=1, dropout=0.0).build((4, 1))
     with torch.no_grad():
         for parameter, value in zip(encoder.parameters(), (1.0, 0.0), strict=True):
             parameter.fill_(value)
@@ -104,23 +112,24 @@ def test_conv1d_encoder_averages_over_time() -> None:
 
 @pytest.mark.parametrize(("channels", "num_groups"), [(8, 4), (16, 4), (12, 2), (4, 2), (6, 1), (5, 1), (1, 1)])
 def test_group_normalisation_leaves_two_channels_in_a_group(channels: int, num_groups: int) -> None:
-    encoder = Conv2dEncoder((1, 4, 4), **(IMAGE | {"channels": (channels,), "norm": "group"}))
+    encoder = conv2d(channels=(channels,), norm="group").build((1, 4, 4))
     norms = [module for module in encoder.modules() if isinstance(module, nn.GroupNorm)]
     assert [norm.num_groups for norm in norms] == [num_groups]
 
 
-def test_inputs_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match=r"shape \(1, 28, 28\); expected a sequence \(time, features\)"):
-        ConvGruEncoder((1, 28, 28), dim=4, **TIME)
-    with pytest.raises(InputError, match=r"shape \(3,\); expected a sequence"):
-        GruEncoder((3,), dim=4)
-    with pytest.raises(InputError, match=r"7 time steps, and 3 layers that halve them leave none"):
-        Conv1dEncoder((7, 3), dim=4, **TIME)
-    with pytest.raises(InputError, match=r"shape \(128, 3\); expected an image \(channels, height, width\)"):
-        Conv2dEncoder((128, 3), **IMAGE)
-    with pytest.raises(InputError, match=r"shape \(1, 7, 28\), too small for 3 layers"):
-        Conv2dEncoder((1, 7, 28), **IMAGE)
-    with pytest.raises(InputError, match=r"shape \(1, 3, 28\), too small for 3 layers"):
-        Conv2dEncoder((1, 3, 28), **(IMAGE | {"kernel_size": 2, "stride": 3}))
-    with pytest.raises(InputError, match=r"kernel_size has 2 values; expected one, or 3"):
-        Conv2dEncoder((1, 28, 28), **(IMAGE | {"kernel_size": (3, 3)}))
+@pytest.mark.parametrize(
+    ("encoder", "shape", "message"),
+    [
+        (conv_gru(4), (1, 28, 28), "kind is 'conv-gru', while acc is an image of shape [1, 28, 28]; expected one of c"),
+        (gru(4), (3,), "kind is 'gru', while acc is a vector of shape [3]; expected one of mlp, custom"),
+        (gru(4), (2, 2, 2, 2), "kind is 'gru', while acc is an array of shape [2, 2, 2, 2]; expected one of mlp, c"),
+        (conv1d(), (7, 3), "channels has so many layers that nothing is left of acc's shape [7, 3]; expected fewer"),
+        (IMAGE, (128, 3), "kind is 'conv2d', while acc is a sequence of shape [128, 3]; expected one of conv1d"),
+        (IMAGE, (1, 7, 28), "channels has so many layers that nothing is left of acc's shape [1, 7, 28]; expected"),
+        (conv2d(kernel_size=2, stride=3), (1, 3, 28), "channels has so many layers that nothing is left of acc's"),
+        (conv2d(kernel_size=(3, 3)), (1, 28, 28), "kernel_size is [3, 3]; expected one number, or 3 of them"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(encoder: Encoder, shape: Shape, message: str) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(f"model.encoders.acc.{message}")):
+        encoder.build(shape, "acc")

@@ -14,31 +14,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blossom_ray.errors import InputError
-from blossom_ray.models.encoders import Conv2dEncoder, ConvGruEncoder
-from blossom_ray.models.flat import Entry, FlatBlock, NormStatistics, block_layout
-from blossom_ray.models.fusion import MlpHead
+from blossom_ray.models.encoders import Mlp
+from blossom_ray.models.flat import Entry, FlatBlock, block_layout
+from blossom_ray.models.options import Conv2dEncoder, ConvGruEncoder, NormStatistics
 
 
 def mlp() -> nn.Module:
-    return MlpHead(3, 2, hidden=(4,), dropout=0.0, norm="batch")
+    return Mlp(3, 2, hidden=(4,), dropout=0.0, norm="batch")
 
 
 def conv2d() -> nn.Module:
-    return Conv2dEncoder(
-        (3, 1, 1),
-        channels=(4, 4),
-        kernel_size=1,
-        stride=1,
-        max_pool=False,
-        norm="batch",
-        global_pool=True,
-        dim=2,
-        dropout=0.0,
-    )
+    section = Conv2dEncoder(kind="conv2d", channels=(4, 4), kernel_size=1, max_pool=False, global_pool=True, dim=2)
+    return section.build((3, 1, 1))
 
 
 def conv_gru() -> nn.Module:
-    return ConvGruEncoder((8, 3), channels=(4,), kernel_size=3, dim=5, dropout=0.0)
+    return ConvGruEncoder(kind="conv-gru", channels=(4,), kernel_size=3, dim=5, dropout=0.0).build((8, 3))
 
 
 INPUT_SHAPES: dict[Callable[[], nn.Module], tuple[int, ...]] = {mlp: (3,), conv2d: (3, 1, 1), conv_gru: (8, 3)}

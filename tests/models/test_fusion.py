@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from blossom_ray.models.fusion import AttentionFusion, ConcatFusion, GatedFusion, MeanFusion
+from blossom_ray.models.fusion import Attention, Concatenation, GatedUnits, ProjectedMean
 
-FUSIONS = (AttentionFusion, ConcatFusion, MeanFusion, GatedFusion)
+FUSIONS = (Attention, Concatenation, ProjectedMean, GatedUnits)
 DIMS = {"acc": 3, "gyro": 2, "mag.x": 4}
 
 
@@ -32,15 +32,15 @@ def fill(module: nn.Module, **values: float) -> None:
 @pytest.mark.parametrize(
     ("fusion", "expected"),
     [
-        (AttentionFusion({"acc": 128, "gyro": 128}, 256), 66_562),
-        (ConcatFusion({"acc": 128, "gyro": 128}, 256), 65_792),
-        (AttentionFusion({"a": 64, "b": 64}, 128), 16_898),
-        (ConcatFusion({"a": 64, "b": 64}, 128), 16_512),
-        (AttentionFusion({"audio": 256, "image": 32}, 128), 37_698),
-        (ConcatFusion({"audio": 256, "image": 32}, 128), 36_992),
+        (Attention({"acc": 128, "gyro": 128}, 256), 66_562),
+        (Concatenation({"acc": 128, "gyro": 128}, 256), 65_792),
+        (Attention({"a": 64, "b": 64}, 128), 16_898),
+        (Concatenation({"a": 64, "b": 64}, 128), 16_512),
+        (Attention({"audio": 256, "image": 32}, 128), 37_698),
+        (Concatenation({"audio": 256, "image": 32}, 128), 36_992),
         # By hand: (3 + 1) x 2 + (2 + 1) x 2; the gates besides (5 + 1) x 2 twice.
-        (MeanFusion({"acc": 3, "gyro": 2}, 2), 14),
-        (GatedFusion({"acc": 3, "gyro": 2}, 2), 38),
+        (ProjectedMean({"acc": 3, "gyro": 2}, 2), 14),
+        (GatedUnits({"acc": 3, "gyro": 2}, 2), 38),
     ],
 )
 def test_fusions_have_the_papers_sizes(fusion: nn.Module, expected: int) -> None:
@@ -53,15 +53,15 @@ def one_by_one(fusion: nn.Module, acc: float, gyro: float) -> float:
 
 def test_fusions_by_hand() -> None:
     dims = {"acc": 1, "gyro": 1}
-    mean = MeanFusion(dims, 1)
+    mean = ProjectedMean(dims, 1)
     fill(mean, projections_0_weight=2.0, projections_1_weight=3.0, bias=1.0)
     assert one_by_one(mean, 1.0, 2.0) == 5.0  # (2 + 1 + 6 + 1) / 2
 
-    concat = ConcatFusion(dims, 1)
+    concat = Concatenation(dims, 1)
     fill(concat, weight=2.0, bias=1.0)
     assert one_by_one(concat, 1.0, 2.0) == 7.0
 
-    attention = AttentionFusion(dims, 1)
+    attention = Attention(dims, 1)
     fill(
         attention,
         scores_weight=0.0,
@@ -74,7 +74,7 @@ def test_fusions_by_hand() -> None:
         attention.scores.bias.copy_(torch.tensor([math.log(3.0), 0.0]))
     assert one_by_one(attention, 1.0, 2.0) == pytest.approx(0.75 * 3.0 + 0.25 * 7.0)
 
-    gated = GatedFusion(dims, 1)
+    gated = GatedUnits(dims, 1)
     fill(
         gated,
         gates_0_weight=1.0,
@@ -93,14 +93,14 @@ def test_fusions_by_hand() -> None:
 )
 @settings(deadline=None, max_examples=15)
 def test_attention_weights_sum_to_one_over_the_present(present: tuple[str, ...], seed: int) -> None:
-    weights = AttentionFusion(DIMS, 6).weights(embeddings(present, seed))
+    weights = Attention(DIMS, 6).weights(embeddings(present, seed))
     assert weights.shape == (5, len(present))
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(5))
 
 
 @pytest.mark.parametrize("absent", DIMS)
 def test_absent_modality_leaves_attention_as_its_logit_at_minus_infinity(absent: str) -> None:
-    fusion = AttentionFusion(DIMS, 6)
+    fusion = Attention(DIMS, 6)
     present = {name: values for name, values in embeddings().items() if name != absent}
     masked = fusion(present)
     zeros = {**present, absent: torch.zeros(5, DIMS[absent])}
@@ -110,7 +110,7 @@ def test_absent_modality_leaves_attention_as_its_logit_at_minus_infinity(absent:
 
 
 def test_one_modality_alone_has_all_attention() -> None:
-    fusion = AttentionFusion(DIMS, 6)
+    fusion = Attention(DIMS, 6)
     only = embeddings(("gyro",))
     torch.testing.assert_close(fusion(only), fusion.projections[1](only["gyro"]), rtol=0, atol=0)
 
@@ -123,9 +123,9 @@ def test_absent_modality_does_not_touch_its_own_parameters(kind: type[nn.Module]
     for name in ("projections.1.weight", "projections.1.bias", "gates.1.weight", "gates.1.bias"):
         assert gradients.get(name) is None
     reader = {
-        AttentionFusion: "scores.weight",
-        ConcatFusion: "projection.weight",
-        GatedFusion: "gates.0.weight",
+        Attention: "scores.weight",
+        Concatenation: "projection.weight",
+        GatedUnits: "gates.0.weight",
     }
     if kind in reader:
         gradient = gradients[reader[kind]]
@@ -153,7 +153,7 @@ def test_order_of_embeddings_does_not_matter(kind: type[nn.Module]) -> None:
 
 
 def test_concat_reads_an_absent_modality_as_zeros() -> None:
-    fusion = ConcatFusion(DIMS, 6)
+    fusion = Concatenation(DIMS, 6)
     present = embeddings(("acc",))
     zeros = {name: torch.zeros(5, dim) for name, dim in DIMS.items()}
     assert torch.equal(fusion(present), fusion({**zeros, **present}))

@@ -6,18 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from blossom_ray.models.encoders import feature_norm
-from blossom_ray.models.fusion import MlpHead
+from blossom_ray.models.encoders import Mlp, feature_norm
 
 
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
-        (MlpHead(256, 6, hidden=(64,), dropout=0.1, norm="none"), 16_838),
-        (MlpHead(256, 8, hidden=(64,), dropout=0.1, norm="none"), 16_968),
-        (MlpHead(128, 5, hidden=(64,), dropout=0.1, norm="none"), 8_581),
-        (MlpHead(128, 10, hidden=(256, 128), dropout=0.3, norm="batch"), 67_978),
-        (MlpHead(3, 2, hidden=(), dropout=0.3, norm="batch"), 8),
+        (Mlp(256, 6, hidden=(64,), dropout=0.1, norm="none"), 16_838),
+        (Mlp(256, 8, hidden=(64,), dropout=0.1, norm="none"), 16_968),
+        (Mlp(128, 5, hidden=(64,), dropout=0.1, norm="none"), 8_581),
+        (Mlp(128, 10, hidden=(256, 128), dropout=0.3, norm="batch"), 67_978),
+        (Mlp(3, 2, hidden=(), dropout=0.3, norm="batch"), 8),
     ],
 )
 def test_heads_have_the_papers_sizes(head: nn.Module, expected: int) -> None:
@@ -27,7 +26,7 @@ def test_heads_have_the_papers_sizes(head: nn.Module, expected: int) -> None:
 def test_layer_and_group_normalisation_are_pytorchs() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(5, 6)
-    layer, group = (MlpHead(6, 3, hidden=(8,), dropout=0.0, norm=norm) for norm in ("layer", "group"))
+    layer, group = (Mlp(6, 3, hidden=(8,), dropout=0.0, norm=norm) for norm in ("layer", "group"))
     for head, expected in ((layer, nn.LayerNorm(8)), (group, nn.GroupNorm(4, 8))):
         first, norm, _, _, last = head.layers
         assert [tensor.shape for tensor in norm.parameters()] == [tensor.shape for tensor in expected.parameters()]
@@ -45,7 +44,7 @@ def test_layer_and_group_normalisation_are_pytorchs() -> None:
 
 
 def test_normalisation_comes_before_relu_and_dropout_last() -> None:
-    head = MlpHead(4, 2, hidden=(3,), dropout=0.5, norm="batch")
+    head = Mlp(4, 2, hidden=(3,), dropout=0.5, norm="batch")
     kinds = [type(layer) for layer in head.layers]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Linear]
     assert head(torch.zeros(5, 4)).shape == (5, 2)

@@ -16,24 +16,7 @@ from blossom_ray.clients.stacked.layers import (
 )
 from blossom_ray.clients.stacked.recurrence import StackedGru
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.models import encoders, fusion
-from blossom_ray.models.fusion import MlpHead
-
-_CONTAINERS: tuple[type[nn.Module], ...] = (
-    encoders.MlpEncoder,
-    encoders.Conv1dEncoder,
-    encoders.ConvGruEncoder,
-    encoders.GruEncoder,
-    encoders.Conv2dEncoder,
-    fusion.AttentionFusion,
-    fusion.ConcatFusion,
-    fusion.MeanFusion,
-    fusion.GatedFusion,
-    MlpHead,
-    nn.Sequential,
-    nn.ModuleList,
-)
-"""Modules with a forward pass that treats each row alike and leaves parameters to their layers."""
+from blossom_ray.models.encoders import RowWise
 
 _ROW_WISE: tuple[type[nn.Module], ...] = (
     nn.AvgPool1d,
@@ -45,12 +28,14 @@ _ROW_WISE: tuple[type[nn.Module], ...] = (
     nn.LeakyReLU,
     nn.MaxPool1d,
     nn.MaxPool2d,
+    nn.ModuleList,
     nn.ReLU,
+    nn.Sequential,
     nn.SiLU,
     nn.Sigmoid,
     nn.Tanh,
 )
-"""Layers without parameters that treat each row alike: they need no stacked form."""
+"""Layers without parameters of their own that treat each row alike: they need no stacked form."""
 
 _STACKED: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
@@ -111,7 +96,7 @@ def stacked_layer(module: nn.Module, tensors: LayerTensors, lanes: Lanes) -> nn.
 
 def _obstacle(module: nn.Module) -> str | None:
     # Exact types: a subclass may do anything in its forward pass.
-    if type(module) not in (*_CONTAINERS, *_ROW_WISE, *_STACKED):
+    if type(module) not in (*_ROW_WISE, *_STACKED) and RowWise not in type(module).__bases__:
         return "has no stacked form"
     if module._forward_hooks or module._forward_pre_hooks:
         return "has forward hooks"
