@@ -35,10 +35,10 @@ def test_every_required_package_is_looked_at() -> None:
 
 
 def test_memory_is_told_as_the_clients_that_get_an_actor_of_their_own() -> None:
-    # 2 cores at 0.2 each: ten actors; 1 GiB for actors of 175 MiB: five.
-    assert "up to 10 clients" in doctor.memory_check(16 * GIB, Room(2, 0, 11 * GIB)).advice
-    assert "up to 5 clients" in doctor.memory_check(3 * GIB, Room(2, 0, 1 * GIB)).advice
-    assert doctor.memory_check(GIB, Room(2, 0, GIB)).level == "refused"
+    # 2 cores at 0.2 each: ten actors; 70 % of 2.1 GiB for actors of 175 MiB: eight.
+    assert "up to 10 clients" in doctor.memory_check(Room(2, 0, 16 * GIB)).advice
+    assert "up to 8 clients" in doctor.memory_check(Room(2, 0, 2.1 * GIB)).advice
+    assert doctor.memory_check(Room(2, 0, GIB)).level == "refused"
 
 
 @pytest.mark.parametrize(

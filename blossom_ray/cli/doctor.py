@@ -92,11 +92,13 @@ def checks() -> Iterator[Check]:
     """All checks, one after the other; none of them starts a process or changes anything."""
     import psutil
 
+    from blossom_ray.runtime.placement import this_machine
+
     yield python_check(platform.python_version_tuple()[:2])
     yield from package_checks()
-    room = machine_room()
-    yield processor_check(room.num_cpus)
-    yield memory_check(psutil.virtual_memory().available, room)
+    room = this_machine()
+    yield processor_check(room)
+    yield memory_check(room)
     yield gpu_check()
     yield shared_memory_check(Path("/dev/shm"), psutil.virtual_memory().total)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -106,19 +108,6 @@ def checks() -> Iterator[Check]:
     yield disk_check("working folder", Path.cwd(), shutil.disk_usage)
     yield socket_path_check(folder / "ray" if "RAY_TMPDIR" not in os.environ else folder)
     yield loopback_check()
-
-
-def machine_room() -> Room:
-    """What Ray would offer if it were started here now."""
-    import psutil
-    import torch
-
-    from blossom_ray.runtime.placement import Room
-
-    available = len(os.sched_getaffinity(0))
-    # Ray leaves 30 % of the memory to its object store.
-    memory = 0.7 * psutil.virtual_memory().available
-    return Room(float(available), float(torch.cuda.device_count()), memory)
 
 
 def python_check(found: tuple[str, ...]) -> Check:
@@ -148,19 +137,20 @@ def package_checks() -> Iterator[Check]:
         yield Check(requirement.name, "good" if fits else "refused", found, advice)
 
 
-def processor_check(num_cpus: float) -> Check:
+def processor_check(machine: Room) -> Check:
     """Cores that this process may use."""
-    return Check("processor", "good", f"{num_cpus:g} cores", f"packed clients run in {num_cpus:g} actors")
+    cores = f"{machine.num_cpus:g}"
+    return Check("processor", "good", f"{cores} cores", f"packed clients run in {cores} actors")
 
 
-def memory_check(available_bytes: int, room: Room) -> Check:
+def memory_check(machine: Room) -> Check:
     """Free memory, as the number of clients that can have an actor of their own."""
     from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, num_actors
     from blossom_ray.scenario.sections import Execution
 
-    found = f"{available_bytes / GIB:.1f} GiB free"
+    found, room = f"{machine.memory_bytes / GIB:.1f} GiB free", machine.on_ray()
     fitting = room.num_actors(Execution().client_resources)
-    if available_bytes < 2 * GIB:
+    if machine.memory_bytes < 2 * GIB:
         return Check("memory", "refused", found, "a run on Ray takes about 2 GiB; execution.runtime=local takes less")
     num_own = max((n for n in range(1, fitting + 1) if num_actors(Execution(), n, room) == n), default=0)
     actor_mib = ACTOR_MEMORY_BYTES // 2**20

@@ -59,4 +59,4 @@ def _room() -> tuple[Room, str]:
             return offered_room(), f"the cluster at {os.environ['RAY_ADDRESS']}"
     from blossom_ray.runtime.placement import this_machine
 
-    return this_machine(), "this machine; Ray is not started"
+    return this_machine().on_ray(), "this machine; Ray is not started"

@@ -22,7 +22,7 @@ import ray.exceptions
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError
 from blossom_ray.runtime.address import check_sent_token
 from blossom_ray.runtime.joining import check_joined, join, loopback
-from blossom_ray.runtime.placement import Room
+from blossom_ray.runtime.placement import Room, allowed_cpus
 
 # What a call raises when the process or node that it ran on is gone.
 LOST = (
@@ -166,7 +166,8 @@ def _start_alone(options: dict[str, Any]) -> None:
     before = set(psutil.Process().children())
     try:
         with loopback():
-            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+            # Ray would count cores that this process may not run on.
+            ray.init("local", num_cpus=allowed_cpus(), include_dashboard=False, _node_ip_address="127.0.0.1", **options)
     except BaseException:
         ray.shutdown()
         # Ray knows nothing of a node that did not come up.

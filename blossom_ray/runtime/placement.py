@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import psutil
 
@@ -26,7 +28,7 @@ _OBJECT_STORE_PART = 0.3
 
 @dataclass(frozen=True)
 class Room:
-    """What the cluster offers.
+    """What a cluster or a machine offers.
 
     Attributes:
         num_cpus: CPU cores.
@@ -46,19 +48,78 @@ class Room:
             limits.append(math.floor(self.num_gpus) * math.floor(1 / resources.num_gpus + 1e-9))
         return math.floor(min(limits) + 1e-9)
 
+    def on_ray(self) -> Room:
+        """What Ray offers of this: it keeps 30 % of the free memory for objects, and leaves the rest to actors."""
+        return replace(self, memory_bytes=(1 - _OBJECT_STORE_PART) * self.memory_bytes)
+
     def __str__(self) -> str:
         return f"{self.num_cpus:g} CPU cores, {self.num_gpus:g} GPUs and {self.memory_bytes / 2**30:.1f} GiB of memory"
 
 
-def this_machine() -> Room:
-    """What Ray would offer on this machine, without starting it.
+def this_machine(root: Path = Path("/")) -> Room:
+    """What this process may use of its machine now: whole cores, GPUs that PyTorch finds, and free memory.
 
-    Ray takes all cores, keeps 30 % of the memory that is free for objects, and leaves the rest to actors.
+    Memory stays within the limits of its control groups (version 1 or 2), as a container or a batch system sets them.
+
+    Args:
+        root: Where the system's folders `dev`, `proc` and `sys` are.
     """
+    free = [float(psutil.virtual_memory().available), *map(_unused_memory, _control_groups(root))]
+    return Room(float(allowed_cpus(root)), _num_gpus(root), min(free))
+
+
+def allowed_cpus(root: Path = Path("/")) -> int:
+    """Cores that this process may run on (a cpuset, `taskset`), within its control groups' quota; at least one."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min([own, *map(_quota, _control_groups(root))])))
+
+
+def _num_gpus(root: Path) -> float:
+    # Importing torch takes seconds: not where there is no driver of NVIDIA, WSL or AMD to be asked.
+    if not any((root / "dev" / device).exists() for device in ("nvidiactl", "dxg", "kfd")):
+        return 0.0
     from torch import cuda
 
-    memory_bytes = (1 - _OBJECT_STORE_PART) * psutil.virtual_memory().available
-    return Room(float(psutil.cpu_count() or 1), float(cuda.device_count()), memory_bytes)
+    return float(cuda.device_count())
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The folders of this process's control groups and of all above them, whose limits hold as well."""
+    for line in _words(root / "proc/self/cgroup", "\n"):
+        _, controllers, path = line.split(":", 2)
+        # Version 2 names no controllers. A container may see itself at the top, whatever it is called outside.
+        mount, group = root / "sys/fs/cgroup" / controllers, PurePosixPath(path)
+        if ".." in group.parts:
+            yield mount
+        else:
+            yield from (mount / each.relative_to("/") for each in (group, *group.parents))
+
+
+def _quota(group: Path) -> float:
+    """Cores' worth of time that a control group gets."""
+    match _words(group / "cpu.max") or [*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")]:
+        case [quota, period] if quota not in ("max", "-1"):
+            return int(quota) / int(period)
+    return math.inf
+
+
+def _unused_memory(group: Path) -> float:
+    """Bytes that a control group may still take; what it holds of files that nobody uses is given back on demand."""
+    limit = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
+    used = _words(group / "memory.current") or _words(group / "memory.usage_in_bytes")
+    if not limit or not used or limit == ["max"]:
+        return math.inf
+    kinds = dict(line.split(" ", 1) for line in _words(group / "memory.stat", "\n"))
+    unused_files = int(kinds.get("total_inactive_file") or kinds.get("inactive_file") or 0)
+    return max(0, int(limit[0]) - int(used[0]) + unused_files)
+
+
+def _words(path: Path, separator: str | None = None) -> list[str]:
+    """What a file of the kernel says; nothing where there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip().split(separator)
+    except OSError:
+        return []
 
 
 def num_actors(execution: Execution, num_clients: int, room: Room, *, whole_chunks: bool = False) -> int:

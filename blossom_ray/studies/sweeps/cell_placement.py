@@ -8,8 +8,6 @@ import pickle
 import sys
 from collections.abc import Sequence
 
-import psutil
-
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room
@@ -94,11 +92,6 @@ def without_ray(scenario: Scenario) -> Scenario:
     if "runtime" in scenario.execution.model_fields_set or not _is_packed(scenario) or not _can_travel(scenario):
         return scenario
     return scenario.override({"execution.runtime": "local"})
-
-
-def machine_room() -> Room:
-    """What this machine offers without Ray: the cores that this process may use, and free memory."""
-    return Room(float(len(os.sched_getaffinity(0))), 0.0, float(psutil.virtual_memory().available))
 
 
 def has_cluster(address: str | None = None) -> bool:

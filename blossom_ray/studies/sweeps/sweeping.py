@@ -17,8 +17,9 @@ from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import MANIFEST_FILE, Run, RunWriter
 from blossom_ray.runs.session import check_address, continued, describe_host
+from blossom_ray.runtime.placement import this_machine
 from blossom_ray.scenario.writer import scenario_yaml
-from blossom_ray.studies.sweeps.cell_placement import checked_jobs, has_cluster, machine_room, placed, settled
+from blossom_ray.studies.sweeps.cell_placement import checked_jobs, has_cluster, placed, settled
 from blossom_ray.studies.sweeps.cell_process import CellProcess
 from blossom_ray.studies.sweeps.folder import Sweep, sweep_lock
 from blossom_ray.studies.sweeps.grid import Axis, Cell, expand
@@ -181,7 +182,7 @@ def _run_side_by_side(
     address: str | None,
 ) -> Generator[CellEvent, None, None]:
     with ExitStack() as stack:
-        room = machine_room()
+        room = this_machine()
         scenarios = settled([cell.scenario for cell in cells], jobs, room, has_cluster=has_cluster(address))
         cells = [replace(cell, scenario=scenario) for cell, scenario in zip(cells, scenarios, strict=True)]
         if any(cell.scenario.execution.runtime == "ray" for cell in cells):

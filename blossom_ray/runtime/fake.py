@@ -1,0 +1,134 @@
+"""A runtime without models, data or processes: what the loop makes of its clients can be computed by hand."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from blossom_ray.algorithms.selection import Chunk
+from blossom_ray.checkpoint import Checkpoint
+from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, ClientPlan, SentBlock
+from blossom_ray.core.blocks import BlockInstance, ClientProfile
+from blossom_ray.core.records import ClientEvaluation, ClientTraining, Failure, Scoring
+from blossom_ray.core.sums import Vector, weighted_sum
+from blossom_ray.runtime.base import Description, Pending, RuntimeRound
+from blossom_ray.tasks import task_rules
+
+
+@dataclass(frozen=True)
+class FakeClient:
+    """What a client answers whenever it is asked.
+
+    Attributes:
+        step: What it adds to each value of the blocks that it trains, times the learning rate.
+        num_examples: Training samples, which are its weight, and samples scored, all of class 0.
+        num_correct: How many of these it takes for class 0; the others for class 1.
+        loss: Its loss in training and scoring.
+        fails_in: Rounds in which it fails in training, and is dropped.
+    """
+
+    step: float = 1.0
+    num_examples: int = 1
+    num_correct: int = 0
+    loss: float = 0.0
+    fails_in: Collection[int] = ()
+
+
+class FakeRuntime:
+    """A `Runtime` of fake clients in a classification, without memory: they are sent every block anew.
+
+    Args:
+        plan: What every client goes by.
+        profiles: All clients in the order of their ids.
+        clients: What each of them answers.
+    """
+
+    def __init__(self, plan: ClientPlan, profiles: Sequence[ClientProfile], clients: Sequence[FakeClient]) -> None:
+        self._plan, self._profiles, self._clients = plan, profiles, clients
+        self._failures: list[Failure] = []
+
+    def train(
+        self,
+        chunks: Sequence[Chunk],
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        learning_rate: float,
+    ) -> Iterator[ChunkUpdate]:
+        """Each client adds its step to what it was sent."""
+        for chunk in chunks:
+            records: list[ClientTraining] = []
+            updates: defaultdict[BlockInstance, list[tuple[float, Vector]]] = defaultdict(list)
+            down, up = Counter[BlockInstance](), Counter[BlockInstance]()
+            for number in chunk.clients:
+                client, profile = self._clients[number], self._profiles[number]
+                if round_index in client.fails_in:
+                    self._failures.append(Failure("training", (number,), None, "fails", "dropped"))
+                    continue
+                received = {instance: blocks[instance].values for instance in self._plan.sent_blocks(profile)}
+                returned = {instance: blocks[instance].values for instance in self._plan.returned_blocks(profile)}
+                step = np.float32(learning_rate * client.step)
+                for instance, values in returned.items():
+                    updates[instance].append((client.num_examples, values + step))
+                down.update({instance: values.nbytes for instance, values in received.items()})
+                up.update({instance: values.nbytes for instance, values in returned.items()})
+                records.append(
+                    ClientTraining(
+                        client=number,
+                        num_examples=client.num_examples,
+                        weight=client.num_examples,
+                        num_steps=1,
+                        loss=client.loss,
+                        drift={i.name: abs(float(step)) * math.sqrt(v.size) for i, v in returned.items()},
+                        bytes_down=sum(values.nbytes for values in received.values()),
+                        bytes_up=sum(values.nbytes for values in returned.values()),
+                        seconds=0.0,
+                    )
+                )
+            if records:
+                sums = ((instance, weighted_sum(own)) for instance, own in updates.items())
+                yield ChunkUpdate(tuple(records), sums, down, up)
+
+    def evaluate(
+        self,
+        chunks: Sequence[Chunk],
+        blocks: Mapping[BlockInstance, SentBlock],
+        *,
+        round_index: int,
+        scoring: Scoring,
+    ) -> Iterator[ChunkEvaluation]:
+        """Each client takes some samples of class 0 for class 0 and the others for class 1, whatever the blocks are."""
+        del blocks, round_index, scoring
+        rules = task_rules(self._plan.task)
+        for number in (number for chunk in chunks for number in chunk.clients):
+            client = self._clients[number]
+            predictions = (np.arange(client.num_examples) >= client.num_correct).astype(np.int64)
+            tally = rules.tally(np.zeros_like(predictions), predictions, self._plan.num_outputs)
+            scores = rules.scores(tally)
+            record = ClientEvaluation(number, client.num_examples, client.loss, scores, bytes_down=0, seconds=0.0)
+            yield ChunkEvaluation((record,), tally, {})
+
+    def take_round(self) -> RuntimeRound:
+        """Who was dropped since the last call."""
+        failures, self._failures = tuple(self._failures), []
+        return RuntimeRound(failures)
+
+    def save(self, folder: Path, round_index: int) -> Pending:
+        """There is nothing to write."""
+        del folder, round_index
+        return Pending(lambda: True)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """There is nothing to restore."""
+
+    def describe(self) -> Description:
+        """There is nothing to say."""
+        return Description({"runtime": "fake"}, {})
+
+    def close(self) -> None:
+        """There is nothing to free."""
