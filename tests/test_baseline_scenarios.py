@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.core.blocks import SCHEME_NAMES
 from blossom_ray.runs.session import check_runnable
-from blossom_ray.studies.comparison.run_compute import run_compute
+from blossom_ray.studies.comparison.scores import run_compute
 
 FOLDER = REPOSITORY / "scenarios" / "baselines"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -292,7 +292,7 @@ def _follow(
     """Show the cells as they go, and the tally at the end; the number of cells that failed."""
     from blossom_ray.cli.console.sweeps import choose_sweep_view
     from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.studies.comparison.run_notes import run_notes
+    from blossom_ray.studies.comparison.notes import run_notes
     from blossom_ray.studies.sweeps.grid import value_text
     from blossom_ray.studies.sweeps.sweeping import run_cells
 

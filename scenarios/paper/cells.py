@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from blossom_ray import Run, Scenario, Sweep
-from blossom_ray.studies.comparison.run_scores import run_scores
+from blossom_ray.studies.comparison.scores import run_scores
 from blossom_ray.studies.sweeps.folder import is_sweep
 
 HERE = Path(__file__).parent

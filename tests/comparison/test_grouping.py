@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from blossom_ray.studies.comparison.grouping import grouping_of
+from blossom_ray.studies.comparison.entries import grouping_of
 
 KEYS = {"data.partition": ("iid", "dirichlet"), "model.missing": ("mask", "zero-input"), "sharing": ("a", "b")}
 ALL_SETTINGS = [dict(zip(KEYS, values, strict=True)) for values in product(*KEYS.values())]

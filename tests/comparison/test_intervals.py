@@ -13,7 +13,7 @@ from scipy import stats
 
 from blossom_ray.core.scores import Score
 from blossom_ray.studies.comparison.intervals import bootstrap_interval, holm, t_interval, t_test
-from blossom_ray.studies.comparison.pairing import gain
+from blossom_ray.studies.comparison.rows import gain
 
 VALUES = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=2, max_size=12)
 

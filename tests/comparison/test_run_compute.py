@@ -16,7 +16,7 @@ from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
 from blossom_ray.studies.comparison import formats
 from blossom_ray.studies.comparison.comparing import Comparison
-from blossom_ray.studies.comparison.run_compute import Compute, run_compute
+from blossom_ray.studies.comparison.scores import Compute, run_compute
 
 Make = Callable[..., Run]
 STEPS = (1, 2, 3, 4, 5)

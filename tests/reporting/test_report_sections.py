@@ -8,7 +8,7 @@ import pytest
 
 from blossom_ray import Run, Scenario, compare, simulate
 from blossom_ray.core.records import ClientEvaluation, RoundRecord
-from blossom_ray.studies.comparison.run_selection import collect
+from blossom_ray.studies.comparison.entries import collect
 from blossom_ray.studies.reports.charts import figure_style
 from blossom_ray.studies.reports.federation import failure_section, time_section, traffic_section
 from blossom_ray.studies.reports.page import ReportSection

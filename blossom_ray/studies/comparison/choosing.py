@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from blossom_ray.core.phrases import did_you_mean, listed, shortened
-from blossom_ray.core.scores import SCORES, SUFFIXES, Score
+from blossom_ray.core.scores import SCORES, SUFFIXES
 from blossom_ray.data.partition_options import GivenPartition
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.tree import Seeds
-from blossom_ray.studies.comparison.grouping import key_labels
-from blossom_ray.studies.comparison.run_scores import ALL, VALIDATION, split_column, validation_columns
-from blossom_ray.studies.comparison.run_selection import Entry, varied_keys
+from blossom_ray.studies.comparison.entries import RunEntry, key_labels, own_scores, varied_keys
+from blossom_ray.studies.comparison.rows import all_stop, make_rows, runs_frame, table_frame
+from blossom_ray.studies.comparison.scores import ALL, VALIDATION, Summary, score_of, split_column, validation_columns
 from blossom_ray.studies.sweeps.grid import Cell
 
-Summary = Literal["final", "last5", "best"]
 COLUMNS = ("validation", "validation_low", "validation_high")
 BUDGET = ("num_values", "num_runs", "num_rounds")
 # Means over the same scores in another order differ by rounding.
@@ -78,23 +77,6 @@ class Choice:
         return table.join(found, on=on, how="left", maintain_order="left")
 
 
-def tuned_keys(tune: str | Iterable[str], keys: Sequence[str]) -> Words:
-    """The keys whose values are chosen, by their paths.
-
-    Args:
-        tune: Paths or short labels.
-        keys: The keys in which the runs differ.
-
-    Raises:
-        InputError: None is given, or one is not among the keys.
-    """
-    found = varied_keys("tune", [tune] if isinstance(tune, str) else tune, keys)
-    if not found:
-        varied = ", ".join(keys) or "nothing but the seed"
-        raise InputError(f"tune names no key to choose values of; expected some in which the runs differ: {varied}")
-    return found
-
-
 def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str]) -> str | None:
     """The column that values are chosen by; a sweep that none could be chosen from is refused before anything runs.
 
@@ -111,7 +93,7 @@ def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str])
         if tune:
             raise InputError(NO_SCORE)
         return None
-    tuned_keys(tune, tuple(dict.fromkeys(key for cell in cells for key in cell.setting)))
+    _tuned_keys(tune, tuple(dict.fromkeys(key for cell in cells for key in cell.setting)))
     for cell in cells:
         scenario = cell.scenario
         # Splits that the data give may have validation rows without it.
@@ -121,56 +103,9 @@ def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str])
     return VALIDATION + choose.removeprefix(VALIDATION)
 
 
-def _expected_scores(scenario: Scenario) -> list[str]:
-    """The scores on validation that a run of this scenario will have, of all clients first."""
-    names = [score.name for score in (*SCORES[scenario.task], *scenario.own_scores)] + ["loss"]
-    sets = {group.modality_set for group in scenario.groups}
-    known = [
-        *names,
-        *(f"{name}{end}" for end in SUFFIXES for name in names),
-        *(f"{n}/{s}" for n in names for s in sets),
-    ]
-    return [*known, *(f"fine_tuned/{name}" for name in known if scenario.evaluation.fine_tune is not None)]
-
-
-def validation_metric(asked: str, entries: Iterable[Entry]) -> str:
-    """The column that a choice is made by: `validation/accuracy` for `accuracy`.
-
-    Raises:
-        InputError: No run has it, or a finished run has no scores on validation rows at all.
-    """
-    known: dict[str, None] = {}
-    for entry in entries:
-        if entry.run is not None and entry.status == "finished":
-            columns = validation_columns(entry.run)
-            if not columns:
-                raise InputError(f"{entry.place} has no scores on validation rows; {_NEEDS_ROWS}")
-            known |= dict.fromkeys(name.removeprefix(VALIDATION) for name in columns)
-    if known:
-        _check_metric(asked, known)
-    return VALIDATION + asked.removeprefix(VALIDATION)
-
-
-def _check_metric(asked: str, known: Iterable[str]) -> None:
-    name, known = asked.removeprefix(VALIDATION), list(known)
-    if name not in known:
-        plain = [each for each in known if not split_column(each)[1]]
-        raise InputError(
-            f"choose is {shortened(asked)!r}; expected a score on validation: {listed(plain[:_MOST_NAMED])}"
-            f"{did_you_mean(name, known)}"
-        )
-
-
 def choose_values(
-    entries: Sequence[Entry],
-    tuned: Words,
-    table: pl.DataFrame,
-    runs: pl.DataFrame,
-    *,
-    metric: str,
-    summary: Summary,
-    score: Score,
-) -> tuple[Choice, list[Entry]]:
+    entries: Sequence[RunEntry], choose: str, tune: str | Iterable[str], by: Summary | None, up_to: int | None
+) -> tuple[Choice, list[RunEntry]]:
     """Take the values of some keys, for every setting of the others, whose mean over seeds is the best one.
 
     All seeds of a setting get the same values. Values without a score for one of its seeds are not chosen from; of
@@ -178,12 +113,10 @@ def choose_values(
 
     Args:
         entries: All runs, with their settings.
-        tuned: The keys whose values are chosen.
-        table: Of the comparison of these runs by the metric: a row per setting, with scores and intervals.
-        runs: Of the same comparison: a row per run.
-        metric: The column that it was made by, from `validation_metric`.
-        summary: The score that counts.
-        score: What the metric is about.
+        choose: The score on validation that counts, such as `accuracy`.
+        tune: The keys whose values are chosen, by paths or short labels.
+        by: Which score of a run; None: the best where runs stop early, else the mean of the last five.
+        up_to: The last round that counts; None: each run's last.
 
     Returns:
         What was chosen, and the runs with these values, their settings without the tuned keys.
@@ -191,46 +124,53 @@ def choose_values(
     Raises:
         InputError: There is nothing to choose from.
     """
+    metric = _validation_metric(choose, entries)
     keys = tuple(entries[0].setting)
+    tuned = _tuned_keys(tune, keys)
     others = tuple(key for key in keys if key not in tuned)
-    only = split_column(metric)[1] or ALL
-    means = {_words(row, keys): row for row in table.to_dicts() if row["modalities"] == only}
+    score = score_of(metric, own_scores(entries))
+    wanted, only = split_column(metric)
+    rows = [row for row in make_rows(entries, metric, score, None, up_to) if row.metric == wanted]
+    summary = by or ("best" if all_stop(rows) else "last5")
+    table = table_frame(rows, keys, score).to_dicts()
+    means = {_words(row, keys): row for row in table if row["modalities"] == (only or ALL)}
     by_run = {
         (_words(row, keys), Seeds(row["seed"], row["training_seed"])): row
-        for row in runs.to_dicts()
+        for row in runs_frame(rows, keys).to_dicts()
         if row["modalities"] in (ALL, only)
     }
     order = [*dict.fromkeys(_words(entry.setting, tuned) for entry in entries)]
-    groups: dict[Words, list[Entry]] = {}
+    groups: dict[Words, list[RunEntry]] = {}
     for entry in entries:
         groups.setdefault(_words(entry.setting, others), []).append(entry)
     tried: list[dict[str, Any]] = []
     chosen: list[dict[str, Any]] = []
-    kept: list[Entry] = []
+    kept: list[RunEntry] = []
     notes: list[str] = []
     edges: dict[str, list[str]] = {}
     labels = key_labels(keys)
     for group in groups.values():
         setting = {key: group[0].setting[key] for key in others}
         name = ", ".join(setting.values())
+        of = f"{name}: " if name else ""
         seeds = sorted({entry.seeds for entry in group})
-        rows = []
+        options = []
         for values in sorted({_words(entry.setting, tuned) for entry in group}, key=order.index):
             place = {**setting, **dict(zip(tuned, values, strict=True))}
             words = _words(place, keys)
             note = _missing({seed: by_run.get((words, seed)) for seed in seeds}, summary)
-            rows.append({**place, **_mean(means.get(words), summary), "is_chosen": False, "note": note})
+            options.append({**place, **_mean(means.get(words), summary), "is_chosen": False, "note": note})
         notes += [
-            f"{_of(name)}{_named(row, tuned, labels)} is not chosen from: {row['note']}" for row in rows if row["note"]
+            f"{of}{_named(row, tuned, labels)} is not chosen from: {row['note']}" for row in options if row["note"]
         ]
-        best = _best([row for row in rows if row["note"] is None], -1 if score.lower_is_better else 1)
+        best = _best([row for row in options if row["note"] is None], -1 if score.lower_is_better else 1)
         if len(best) > 1:
             equal = " and ".join(_named(row, tuned, labels) for row in best)
-            notes.append(f"{_of(name)}{equal} are equal on validation; the first is taken")
-        tried += rows
-        budget = {"num_values": len(rows), **_spent(group)}
+            notes.append(f"{of}{equal} are equal on validation; the first is taken")
+        tried += options
+        budget = {"num_values": len(options), **_spent(group)}
         if not best:
-            notes.append(f"{_of(name)}nothing is chosen, since no values have a score for every seed")
+            notes.append(f"{of}nothing is chosen, since no values have a score for every seed")
             chosen.append({**setting, **budget})
             continue
         best[0]["is_chosen"] = True
@@ -265,12 +205,65 @@ def choose_values(
     return choice, kept
 
 
+def _tuned_keys(tune: str | Iterable[str], keys: Sequence[str]) -> Words:
+    """The keys whose values are chosen, by their paths.
+
+    Args:
+        tune: Paths or short labels.
+        keys: The keys in which the runs differ.
+
+    Raises:
+        InputError: None is given, or one is not among the keys.
+    """
+    found = varied_keys("tune", [tune] if isinstance(tune, str) else tune, keys)
+    if not found:
+        varied = ", ".join(keys) or "nothing but the seed"
+        raise InputError(f"tune names no key to choose values of; expected some in which the runs differ: {varied}")
+    return found
+
+
+def _expected_scores(scenario: Scenario) -> list[str]:
+    """The scores on validation that a run of this scenario will have, of all clients first."""
+    names = [score.name for score in (*SCORES[scenario.task], *scenario.own_scores)] + ["loss"]
+    sets = {group.modality_set for group in scenario.groups}
+    known = [
+        *names,
+        *(f"{name}{end}" for end in SUFFIXES for name in names),
+        *(f"{n}/{s}" for n in names for s in sets),
+    ]
+    return [*known, *(f"fine_tuned/{name}" for name in known if scenario.evaluation.fine_tune is not None)]
+
+
+def _validation_metric(asked: str, entries: Iterable[RunEntry]) -> str:
+    """The column that a choice is made by: `validation/accuracy` for `accuracy`.
+
+    Raises:
+        InputError: No run has it, or a finished run has no scores on validation rows at all.
+    """
+    known: dict[str, None] = {}
+    for entry in entries:
+        if entry.finished is not None:
+            columns = validation_columns(entry.finished)
+            if not columns:
+                raise InputError(f"{entry.place} has no scores on validation rows; {_NEEDS_ROWS}")
+            known |= dict.fromkeys(name.removeprefix(VALIDATION) for name in columns)
+    if known:
+        _check_metric(asked, known)
+    return VALIDATION + asked.removeprefix(VALIDATION)
+
+
+def _check_metric(asked: str, known: Iterable[str]) -> None:
+    name, known = asked.removeprefix(VALIDATION), list(known)
+    if name not in known:
+        plain = [each for each in known if not split_column(each)[1]]
+        raise InputError(
+            f"choose is {shortened(asked)!r}; expected a score on validation: {listed(plain[:_MOST_NAMED])}"
+            f"{did_you_mean(name, known)}"
+        )
+
+
 def _words(row: Mapping[str, Any], keys: Iterable[str]) -> Words:
     return tuple(row[key] for key in keys)
-
-
-def _of(name: str) -> str:
-    return f"{name}: " if name else ""
 
 
 def _named(row: Mapping[str, Any], tuned: Iterable[str], labels: Mapping[str, str]) -> str:
@@ -304,13 +297,13 @@ def _best(rows: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     return [row for row in rows if math.isclose(sign * row["validation"], best, rel_tol=_ROUNDING, abs_tol=_ROUNDING)]
 
 
-def _spent(group: Iterable[Entry]) -> dict[str, int]:
+def _spent(group: Iterable[RunEntry]) -> dict[str, int]:
     """The runs that were begun, and the rounds that they trained."""
     runs = [entry.run for entry in group if entry.run is not None]
     return {"num_runs": len(runs), "num_rounds": sum(max(0, run.rounds.height - 1) for run in runs)}
 
 
-def _edges(group: Sequence[Entry], chosen: Words, tuned: Words, labels: Mapping[str, str]) -> Iterator[str]:
+def _edges(group: Sequence[RunEntry], chosen: Words, tuned: Words, labels: Mapping[str, str]) -> Iterator[str]:
     """Numbers that were chosen and are the smallest or largest tried."""
     for key, word in zip(tuned, chosen, strict=True):
         values = {entry.setting[key]: entry.value(key) for entry in group}

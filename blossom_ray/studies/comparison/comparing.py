@@ -2,80 +2,46 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from statistics import median
 from typing import Any
 
 import polars as pl
 
-from blossom_ray.core.scores import Score, default_score
-from blossom_ray.errors import BlossomError, InputError
-from blossom_ray.scenario.tree import Seeds
-from blossom_ray.studies.comparison.by_class import CLASS_SCORES, by_class
-from blossom_ray.studies.comparison.choosing import (
-    NO_SCORE,
-    Choice,
-    Summary,
-    choose_values,
-    tuned_keys,
-    validation_metric,
+from blossom_ray.core.scores import default_score
+from blossom_ray.errors import InputError
+from blossom_ray.studies.comparison.choosing import NO_SCORE, Choice, choose_values
+from blossom_ray.studies.comparison.entries import (
+    CLASS_SCORES,
+    SCORING,
+    Grouping,
+    RunEntry,
+    Source,
+    by_class,
+    collect,
+    grouping_of,
+    key_labels,
+    own_scores,
+    varied_keys,
 )
-from blossom_ray.studies.comparison.grouping import Grouping, grouping_of, key_labels
-from blossom_ray.studies.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
-from blossom_ray.studies.comparison.pairing import PLAIN, ROUNDS, SCORING, Row, Rows, gain, points, rounds_text
-from blossom_ray.studies.comparison.run_compute import COMPUTE, Compute
-from blossom_ray.studies.comparison.run_notes import RunNote, kernel_notes, run_notes
-from blossom_ray.studies.comparison.run_scores import (
-    SUMMARIES,
-    VALIDATION,
-    client_scores,
-    paired_arrays,
-    score_of,
-    split_column,
+from blossom_ray.studies.comparison.notes import (
+    RunNote,
+    compute_notes,
+    kernel_notes,
+    run_notes,
+    score_notes,
+    setting_in_words,
 )
-from blossom_ray.studies.comparison.run_selection import Entry, Source, collect, varied_keys
+from blossom_ray.studies.comparison.rows import Row, all_stop, make_rows, pair_rows, runs_frame, table_frame
+from blossom_ray.studies.comparison.scores import VALIDATION, Summary, score_of
 from blossom_ray.studies.sweeps.grid import value_text
 from blossom_ray.text import brief, quoted
 
-_TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
-_GAINS = tuple(f"gain_{name}" for name in SUMMARIES)
-_POINTS = tuple(f"points_{name}" for name in SUMMARIES)
-_UNWEIGHTED = tuple(f"unweighted_{name}" for name in SUMMARIES)
-_P = tuple(f"{start}_{name}" for start in ("p", "p_holm") for name in SUMMARIES)
-_GAIN_ROUNDS = tuple(f"{name}_rounds" for name in _GAINS)
-_RUN_COLUMNS = (
-    "seed", "training_seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_UNWEIGHTED, *_POINTS,
-    *_GAINS, *_GAIN_ROUNDS, *COMPUTE, *_TO_TARGET, "note", "run_notes", "run",
-)  # fmt: skip
-_TABLE_COLUMNS = (
-    "modalities", "num_seeds", "num_pairs",
-    *(f"{name}{end}" for name in (*SUMMARIES, *_POINTS, *_GAINS) for end in ("", "_low", "_high")),
-    *_UNWEIGHTED, *_P,
-    "last5_rounds", *_GAIN_ROUNDS, "interval", *COMPUTE, *_TO_TARGET, "num_reached",
-    "run_notes",
-)  # fmt: skip
-MARK = "*"
-"""Behind a gain that is over other rounds than the scores beside it, and a score that is over others than most."""
-BEST_NOTES = (
-    "best is optimistic: its round is chosen on the test scores that it then reports",
-    "best is the test score of the round with the best validation score",
-    "best is optimistic: its round is chosen on the validation scores that it then reports",
-    "best is compared between runs alone that have validation scores, or that have none",
-)
-"""How the best round was chosen; a note about it begins with one of these."""
-_ONCE_NOTE = (
-    "a test split that was scored once, at the end (evaluation.split: validation), has that score as final, and no "
-    "last 5, best or rounds to a target"
-)
-_STOP_NOTE = "runs that stop early (stop) count by their own last or best rounds, not by those that both were scored in"
-_FEW_SEEDS = 3
-_MODALITIES = "modalities"
-# Another share of the compute than this makes a difference that a reader should know of.
-_UNEQUAL = 0.01
 DEFAULT_BASELINE = {"sharing": "full-model"}
+_MODALITIES = "modalities"
+_GOING_ON = "a run that has not finished goes on with: blossom-ray resume RUN; cells of a sweep with its own command"
+ROUNDS = "rounds"
+"""The key whose values, where it is the baseline's, are compared by where each run ended."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +114,23 @@ class Comparison:
 
     def notes_of(self, row: Mapping[str, Any]) -> list[int]:
         """Places in `run_notes`, from 1 on, of those that concern a row of `table`."""
-        setting = _in_words(row, self.keys)
+        setting = setting_in_words(row, self.keys)
         return [number for number, note in enumerate(self.run_notes, 1) if setting in note.runs]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of some runs: the arguments of `compare`, which says what each means."""
+
+    metric: str | None = None
+    baseline: Mapping[str, Any] | None = None
+    by: Sequence[str] | None = None
+    target: float | None = None
+    up_to: int | None = None
+    per_class: bool = False
+    choose: str | None = None
+    tune: str | Sequence[str] = ()
+    choose_by: Summary | None = None
 
 
 def compare(
@@ -204,111 +185,63 @@ def compare(
     """
     if up_to is not None and up_to < 1:
         raise InputError(f"up_to is {up_to}; expected a round from 1 on")
-    return compare_entries(
-        collect(sources),
-        metric=metric,
-        baseline=baseline,
-        by=by,
-        target=target,
-        up_to=up_to,
-        per_class=per_class,
-        choose=choose,
-        tune=tune,
-        choose_by=choose_by,
-    )
+    question = Question(metric, baseline, by, target, up_to, per_class, choose, tune, choose_by)
+    return compare_entries(collect(sources), question)
 
 
-def compare_entries(
-    entries: Sequence[Entry],
-    *,
-    metric: str | None = None,
-    baseline: Mapping[str, Any] | None = None,
-    by: Sequence[str] | None = None,
-    target: float | None = None,
-    up_to: int | None = None,
-    per_class: bool = False,
-    choose: str | None = None,
-    tune: str | Sequence[str] = (),
-    choose_by: Summary | None = None,
-) -> Comparison:
+def compare_entries(entries: Sequence[RunEntry], question: Question) -> Comparison:
     """As `compare`, of runs that have been collected."""
-    asked, given, choice = metric, entries, None
-    if choose is not None:
+    metric, up_to, given, choice = question.metric, question.up_to, entries, None
+    if question.choose is not None:
         if metric is not None and metric.startswith(VALIDATION):
             raise InputError(f"the metric is {quoted(metric)}, which values are chosen on; expected a test score")
-        choice, entries = _chosen(entries, choose, tune, choose_by, up_to)
-    elif tune:
+        choice, entries = choose_values(entries, question.choose, question.tune, question.choose_by, up_to)
+    elif question.tune:
         raise InputError(NO_SCORE)
-    if per_class:
+    if question.per_class:
         entries, metric = by_class(entries, metric)
     metric = metric or _default_metric(entries)
-    score = score_of(metric, [*_own_scores(entries), *(CLASS_SCORES if per_class else ())])
-    rows = Rows(entries, metric, score, target, up_to)
-    keys = tuple(rows.rows[0].setting)
-    chosen = _baseline(rows.rows, keys, baseline)
-    grouping = _grouping(keys, by)
+    score = score_of(metric, [*own_scores(entries), *(CLASS_SCORES if question.per_class else ())])
+    rows = make_rows(entries, metric, score, question.target, up_to)
+    notes = [row.note for row in rows if row.note is not None and row.entry.finished is not None]
+    keys = tuple(rows[0].setting)
+    baseline, grouping = _baseline(rows, keys, question.baseline), _grouping(keys, question.by)
     # Runs whose rounds were chosen count as they are.
-    rows.pair(chosen, own_ends=ROUNDS in chosen or (choice is not None and ROUNDS in choice.keys))
-    table = _table_frame(rows.rows, grouping, score)
-    part = "class" if per_class else _MODALITIES
-    used = [
-        (_in_words(entry.setting, grouping), entry.run)
-        for entry in entries
-        if entry.run is not None and entry.status == "finished"
-    ]
+    own_ends = ROUNDS in baseline or (choice is not None and ROUNDS in choice.keys)
+    notes += pair_rows(rows, baseline, score, own_ends=own_ends)
+    table = table_frame(rows, grouping, score)
+    used = [(setting_in_words(entry.setting, grouping), entry.finished) for entry in entries if entry.finished]
+    notes += [*score_notes(rows, table, score), *compute_notes(rows, grouping), *kernel_notes(used)]
+    if any(entry.run is not None and entry.status != "finished" for entry in given):
+        notes.append(_GOING_ON)
+    part = "class" if question.per_class else _MODALITIES
     return Comparison(
-        metric=asked or metric,
+        metric=question.metric or metric,
         lower_is_better=score.lower_is_better,
         is_share=score.is_share,
         keys=grouping,
-        baseline=chosen,
-        target=target,
+        baseline=baseline,
+        target=question.target,
         up_to=up_to,
         part=part,
-        runs=_runs_frame(rows.rows, keys).rename({_MODALITIES: part}),
+        runs=runs_frame(rows, keys).rename({_MODALITIES: part}),
         table=(table if choice is None else choice.beside(table, grouping)).rename({_MODALITIES: part}),
         unused=tuple((entry.place, entry.status) for entry in given if entry.status != "finished"),
         run_notes=run_notes(used),
-        summary=_usual_summary(rows.rows),
+        summary=_usual_summary(rows),
         choice=choice,
-        notes=tuple(
-            dict.fromkeys(
-                rows.notes
-                + _notes(rows.rows, table, score)
-                + _on_compute(rows.rows, grouping)
-                + kernel_notes(used)
-                + _going_on(given)
-            )
-        ),
+        notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def _chosen(
-    entries: Sequence[Entry], choose: str, tune: str | Sequence[str], by: Summary | None, up_to: int | None
-) -> tuple[Choice, list[Entry]]:
-    metric = validation_metric(choose, entries)
-    tuned = tuned_keys(tune, tuple(entries[0].setting))
-    score = score_of(metric, _own_scores(entries))
-    wanted, keys = split_column(metric)[0], tuple(entries[0].setting)
-    rows = [row for row in Rows(entries, metric, score, None, up_to).rows if row.metric == wanted]
-    table, runs = _table_frame(rows, keys, score), _runs_frame(rows, keys)
-    summary = by or ("best" if _all_stop(rows) else "last5")
-    return choose_values(entries, tuned, table, runs, metric=metric, summary=summary, score=score)
 
 
 def _usual_summary(rows: Sequence[Row]) -> Summary:
     scores = [row.scores for row in rows if row.scores is not None]
     if scores and all(each.is_once for each in scores):
         return "final"
-    return "best" if _all_stop(rows) else "last5"
+    return "best" if all_stop(rows) else "last5"
 
 
-def _all_stop(rows: Sequence[Row]) -> bool:
-    runs = [row.entry.run for row in rows if row.scores is not None]
-    return len(runs) > 0 and all(run is not None and run.scenario.stop is not None for run in runs)
-
-
-def _default_metric(entries: Sequence[Entry]) -> str:
+def _default_metric(entries: Sequence[RunEntry]) -> str:
     """What the task of the runs is judged by.
 
     Raises:
@@ -318,11 +251,6 @@ def _default_metric(entries: Sequence[Entry]) -> str:
     if len(tasks) > 1:
         raise InputError(f"the runs have the tasks {', '.join(tasks)}; expected a metric that they share")
     return default_score(next(iter(tasks), "classification")).name
-
-
-def _own_scores(entries: Sequence[Entry]) -> list[Score]:
-    """The metrics that the runs bring along."""
-    return [score for entry in entries if entry.run is not None for score in entry.run.scenario.own_scores]
 
 
 def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any] | None) -> dict[str, str]:
@@ -348,282 +276,3 @@ def _grouping(keys: tuple[str, ...], by: Sequence[str] | None) -> tuple[str, ...
     grouping = varied_keys("by", by, keys)
     # A mean of plain and fine-tuned scores is the score of nothing.
     return (*grouping, SCORING) if SCORING in keys and SCORING not in grouping else grouping
-
-
-def _in_words(setting: Mapping[str, Any], keys: Iterable[str]) -> str:
-    """The setting of a run, which is the same for its plain and its fine-tuned scores."""
-    return ", ".join(str(setting[key]) for key in keys if key != SCORING)
-
-
-def _row_in_words(row: Row, keys: Iterable[str]) -> str:
-    """The setting of a row."""
-    return ", ".join(row.setting[key] for key in keys if (key, row.setting[key]) != (SCORING, PLAIN))
-
-
-def _notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
-    seeds = {row.entry.seeds for row in rows if row.scores is not None}
-    notes = _best_notes(rows)
-    num_pairs = table["num_pairs"].max()
-    if (number := table["p_final"].count()) > 0:
-        notes.append(f"p: t test paired by seed; Holm: p adjusted for the {number} comparisons of this table")
-    if isinstance(num_pairs, int) and 2 <= num_pairs <= _FEW_SEEDS:
-        notes.append(
-            f"{num_pairs} seeds: that a difference has the same sign in each is no evidence, since by chance one in "
-            f"{2 ** (num_pairs - 1)} has"
-        )
-    federations = {seed.federation for seed in seeds}
-    if len(federations) < len(seeds):
-        notes.append(
-            f"{len(seeds)} pairs of seeds in {len(federations)} federation{'s' * (len(federations) > 1)}: intervals "
-            "over them do not cover how federations differ"
-        )
-    if len(seeds) == 1:
-        notes.append("one seed: there is no interval over seeds; those in brackets are over its clients alone")
-    if len({_last_rounds(row) for row in rows} - {None}) > 1:
-        notes.append(f"{MARK} last 5 over other rounds than in most rows, since fewer or others were scored")
-    if any(row.pair is not None and any(row.pair.rounds.values()) for row in rows):
-        notes.append(f"{MARK} gain over the rounds alone that both were scored in; scores beside it are over their own")
-    if any(row.scores is not None and row.scores.is_once for row in rows):
-        notes.append(_ONCE_NOTE)
-    if any(row.pair is not None and row.pair.is_apart and _all_stop([row]) for row in rows):
-        notes.append(_STOP_NOTE)
-    if score.lower_is_better:
-        notes.append("lower scores are better here; positive points and gains are lower scores")
-    return notes
-
-
-def _on_compute(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
-    """Which rows took more or less to compute than what they are compared with."""
-    sides: dict[tuple[str, str], list[tuple[Compute, Compute]]] = {}
-    for row, against in _compared(rows):
-        names = (_row_in_words(row, keys), _row_in_words(against, keys))
-        if row.compute is not None and against.compute is not None and names[0] != names[1]:
-            sides.setdefault(names, []).append((row.compute, against.compute))
-    unequal: dict[str, list[str]] = {}
-    for (name, other), pairs in sides.items():
-        ratios = {
-            "samples": _ratio([(own.num_examples, base.num_examples) for own, base in pairs]),
-            "steps": _ratio([(own.num_steps, base.num_steps) for own, base in pairs]),
-        }
-        times: dict[str, list[str]] = {}
-        for word, ratio in ratios.items():
-            if ratio is not None and abs(ratio - 1) > _UNEQUAL:
-                times.setdefault(f"{ratio:.3g} x", []).append(word)
-        if times:
-            parts = [f"{ratio} the {' and '.join(words)}" for ratio, words in times.items()]
-            unequal.setdefault(f"{' and '.join(parts)} of {other}", []).append(name)
-    return [f"unequal compute: {'; '.join(names)}: {times}" for times, names in unequal.items()]
-
-
-def _compared(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
-    """Rows with their baseline's; where none has one, with the one of the same federation that took least."""
-    pairs = [(row, row.pair.against) for row in rows if row.pair is not None]
-    if pairs:
-        yield from pairs
-        return
-    alike: dict[Any, list[Row]] = {}
-    for row in rows:
-        if row.scores is not None and row.federation is not None:
-            alike.setdefault((row.federation, row.modalities), []).append(row)
-    for members in alike.values():
-        least = min(members, key=_took)
-        yield from ((row, least) for row in members)
-
-
-def _took(row: Row) -> list[float]:
-    """Samples, then steps, to order rows by; what is not known comes last."""
-    numbers = [] if row.compute is None else [row.compute.num_examples, row.compute.num_steps]
-    return [math.inf if number is None else number for number in numbers] or [math.inf]
-
-
-def _ratio(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:
-    """How many times as much the first ones are together; None where one of them is not known."""
-    known = [(own, base) for own, base in pairs if own is not None and base]
-    if len(known) < len(pairs):
-        return None
-    return math.fsum(own for own, _ in known) / math.fsum(base for _, base in known)
-
-
-def _best_notes(rows: Sequence[Row]) -> list[str]:
-    """How the best rounds were chosen, with the numbers of runs where that was not in one way."""
-    runs: dict[str, set[str]] = {}
-    for row in rows:
-        if row.scores is not None and row.scores.own.rounds["best"]:
-            is_validated = row.scores.judge.startswith(VALIDATION)
-            note = BEST_NOTES[2 if row.metric.startswith(VALIDATION) else 1 if is_validated else 0]
-            runs.setdefault(note, set()).add(row.entry.identity)
-    if len(runs) < 2:
-        return list(runs)
-    return [*(f"{note} ({len(each)} run{'s' * (len(each) > 1)})" for note, each in runs.items()), BEST_NOTES[3]]
-
-
-def _going_on(entries: Sequence[Entry]) -> list[str]:
-    """What to do about runs that have begun and not finished."""
-    if all(entry.run is None or entry.status == "finished" for entry in entries):
-        return []
-    return ["a run that has not finished goes on with: blossom-ray resume RUN; cells of a sweep with its own command"]
-
-
-def _runs_frame(rows: Sequence[Row], keys: Sequence[str]) -> pl.DataFrame:
-    records = []
-    for row in rows:
-        scores = row.scores
-        values: dict[str, Any] = {**{key: row.setting[key] for key in keys}, "seed": row.entry.seeds.federation}
-        values["training_seed"] = row.entry.seeds.training
-        values |= {"modalities": row.modalities, "status": row.entry.status}
-        values |= {name: None if scores is None else scores.own.values[name] for name in SUMMARIES}
-        values["best_round"] = None if scores is None else next(iter(scores.own.rounds["best"]), None)
-        values["last5_rounds"] = _last_rounds(row)
-        values |= {f"unweighted_{name}": _unweighted(row, name) for name in SUMMARIES}
-        values |= {f"points_{name}": row.points[name] for name in SUMMARIES}
-        values |= {f"gain_{name}": row.gains[name] for name in SUMMARIES}
-        values |= {f"gain_{name}_rounds": None if row.pair is None else row.pair.rounds[name] for name in SUMMARIES}
-        values |= {name: None if row.compute is None else getattr(row.compute, name) for name in COMPUTE}
-        values["rounds_to_target"] = None if scores is None else scores.target_round
-        values["bytes_down_to_target"] = None if scores is None else scores.bytes_down
-        values["bytes_up_to_target"] = None if scores is None else scores.bytes_up
-        records.append({**values, "note": row.note, "run_notes": _noted([row]), "run": row.entry.place})
-    words = dict.fromkeys(
-        (*keys, "modalities", "status", "last5_rounds", *_GAIN_ROUNDS, "note", "run_notes", "run"), pl.String
-    )
-    counts = dict.fromkeys(("seed", "training_seed", "best_round", *_TO_TARGET), pl.Int64)
-    return _frame(records, {**words, **counts}, [*keys, *_RUN_COLUMNS])
-
-
-def _table_frame(rows: Sequence[Row], grouping: Sequence[str], score: Score) -> pl.DataFrame:
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if row.scores is not None:
-            groups.setdefault((*(row.setting[key] for key in grouping), row.modalities), []).append(row)
-    records = []
-    for place, members in groups.items():
-        record: dict[str, Any] = dict(zip((*grouping, "modalities"), place, strict=True))
-        seeds = {row.entry.seeds for row in members}
-        paired = {row.entry.seeds for row in members if row.pair is not None}
-        record |= {"num_seeds": len(seeds), "num_pairs": len(paired)}
-        alone = members[0] if len(members) == 1 else None
-        interval = "seeds" if len(seeds) > 1 else "clients" if alone is not None else None
-        intervals: list[Interval | None] = []
-        for name in SUMMARIES:
-            scored = ((row.entry.seeds, row.scores) for row in members if row.scores is not None)
-            by_seed = _by_seed((seed, scores.own.values[name]) for seed, scores in scored)
-            limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, None)
-            record |= _columns(name, by_seed, limits, (0, 1) if score.is_share else None)
-            intervals.append(limits)
-            averages = _by_seed((row.entry.seeds, _unweighted(row, name)) for row in members)
-            record[f"unweighted_{name}"] = _mean(averages)
-        for name in SUMMARIES:
-            differences = _by_seed((row.entry.seeds, row.points[name]) for row in members)
-            limits = (
-                t_interval(differences) if interval == "seeds" else _over_clients(alone, name, partial(points, score))
-            )
-            record |= _columns(f"points_{name}", differences, limits if differences else None)
-            record[f"p_{name}"] = t_test(differences)
-            # Percent of some of the pairs alone would leave out those whose baseline failed.
-            percent = [(row.entry.seeds, row.gains[name]) for row in members if row.pair is not None]
-            by_seed = _by_seed(percent) if all(value is not None for _, value in percent) else []
-            limits = t_interval(by_seed) if interval == "seeds" else _over_clients(alone, name, partial(gain, score))
-            record |= _columns(f"gain_{name}", by_seed, limits if by_seed else None)
-            record[f"gain_{name}_rounds"] = _each_once(row.pair.rounds[name] for row in members if row.pair is not None)
-        for name in COMPUTE:
-            took = [(row.entry.seeds, getattr(row.compute, name)) for row in members]
-            record[name] = _mean(_by_seed(took)) if all(value is not None for _, value in took) else None
-        record["run_notes"] = _noted(members)
-        record["last5_rounds"] = _each_once(map(_last_rounds, members))
-        record["interval"] = interval if any(intervals) else None
-        records.append(record | _to_target(members))
-    for name in SUMMARIES:
-        for record, p in zip(records, holm([record[f"p_{name}"] for record in records]), strict=True):
-            record[f"p_holm_{name}"] = p
-    words = dict.fromkeys((*grouping, "modalities", "last5_rounds", *_GAIN_ROUNDS, "interval", "run_notes"), pl.String)
-    counts = dict.fromkeys(("num_seeds", "num_pairs", "num_reached"), pl.Int64)
-    return _frame(records, {**words, **counts}, [*grouping, *_TABLE_COLUMNS])
-
-
-def _noted(rows: Iterable[Row]) -> str | None:
-    return _each_once(note.text for note in run_notes(("", row.entry.run) for row in rows if row.entry.run is not None))
-
-
-def _last_rounds(row: Row) -> str | None:
-    return None if row.scores is None else rounds_text(row.scores.own.rounds["last5"])
-
-
-def _each_once(texts: Iterable[str | None]) -> str | None:
-    return "; ".join(dict.fromkeys(filter(None, texts))) or None
-
-
-def _frame(records: Sequence[Mapping[str, Any]], types: Mapping[str, Any], columns: Sequence[str]) -> pl.DataFrame:
-    """A frame with these columns, floats where no type is said, whether or not there are records."""
-    return pl.DataFrame(records, schema={name: types.get(name, pl.Float64) for name in columns})
-
-
-def _by_seed(pairs: Iterable[tuple[Seeds, float | None]]) -> list[float]:
-    """One value per seed, the mean over its settings; in order of seeds."""
-    values: dict[Seeds, list[float]] = {}
-    for seed, value in pairs:
-        if value is not None:
-            values.setdefault(seed, []).append(value)
-    return [math.fsum(each) / len(each) for _, each in sorted(values.items())]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
-
-
-def _columns(
-    name: str, by_seed: Sequence[float], limits: Interval | None, bounds: Interval | None = None
-) -> dict[str, float | None]:
-    """Mean and limits, within bounds where all values are; an interval that leaves them says nothing more out there."""
-    low, high = limits or (None, None)
-    if bounds and limits and all(bounds[0] <= value <= bounds[1] for value in by_seed):
-        low, high = max(limits[0], bounds[0]), min(limits[1], bounds[1])
-    return {name: _mean(by_seed), f"{name}_low": low, f"{name}_high": high}
-
-
-def _unweighted(row: Row, name: str) -> float | None:
-    """The mean over clients, each of them counting once; None where the tables have no scores of single clients."""
-    if row.scores is None or row.entry.run is None:
-        return None
-    found = _client_scores(row, row.scores.own.rounds[name])
-    return _mean([score for score, _ in found.values()]) if found else None
-
-
-def _client_scores(row: Row, rounds: tuple[int, ...]) -> dict[int, tuple[float, float]] | None:
-    try:
-        return None if row.entry.run is None else client_scores(row.entry.run, row.metric, row.modalities, rounds)
-    except BlossomError:
-        return None
-
-
-def _over_clients(row: Row | None, name: str, of_sides: Callable[[Any, Any], Any] | None) -> Interval | None:
-    """The bootstrap interval of one run's score, or, with `of_sides`, of its gain or points over the baseline's run."""
-    if row is None or row.scores is None:
-        return None
-    over = [(row, row.scores.own)]
-    if of_sides is not None:
-        if row.pair is None:
-            return None
-        over = [(row, row.pair.own), (row.pair.against, row.pair.base)]
-    sides = []
-    for each, its in over:
-        found = _client_scores(each, its.rounds[name])
-        if not found:
-            return None
-        sides.append(found)
-    values, weights = paired_arrays(*sides)
-    if of_sides is None:
-        return bootstrap_interval(values[0], weights[0], row.entry.seeds.federation)
-    return bootstrap_interval(values, weights, row.entry.seeds.federation, of_sides=of_sides)
-
-
-def _to_target(members: Sequence[Row]) -> dict[str, Any]:
-    reached = [row.scores for row in members if row.scores is not None and row.scores.target_round is not None]
-    missing = [math.inf] * (len(members) - len(reached))
-    columns = {
-        "rounds_to_target": [scores.target_round for scores in reached],
-        "bytes_down_to_target": [scores.bytes_down for scores in reached],
-        "bytes_up_to_target": [scores.bytes_up for scores in reached],
-    }
-    medians = {name: median([float(value or 0) for value in values] + missing) for name, values in columns.items()}
-    finite = {name: value if math.isfinite(value) else None for name, value in medians.items()}
-    return {**finite, "num_reached": len(reached)}

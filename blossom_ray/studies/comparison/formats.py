@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from blossom_ray.runs.log import json_line
-from blossom_ray.studies.comparison.choosing import BUDGET, Choice, Summary
-from blossom_ray.studies.comparison.comparing import BEST_NOTES, MARK, Comparison
-from blossom_ray.studies.comparison.grouping import key_labels
-from blossom_ray.studies.comparison.run_scores import ALL, SUMMARIES
+from blossom_ray.studies.comparison.choosing import BUDGET, Choice
+from blossom_ray.studies.comparison.comparing import Comparison
+from blossom_ray.studies.comparison.entries import key_labels
+from blossom_ray.studies.comparison.notes import BEST_NOTES, MARK
+from blossom_ray.studies.comparison.scores import ALL, SUMMARIES, Summary
 from blossom_ray.studies.tables import format_bytes, format_count, line, plain_table
 from blossom_ray.text import printable
 
 _WIDE = 100
-_COMPUTE = ("samples", "steps", "down", "up")
 BELOW = "  "
 """What the first cell of a modality set begins with, which stands below its setting."""
 HEADINGS = {"final": "final", "last5": "last 5", "best": "best"}
@@ -36,6 +36,21 @@ _LATEX = {
 # An underscore inside a word is none of them, nor is a bracket that no link follows.
 _MARKUP = re.compile(r"[\\`*<>|~$]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _FORMULA = ("=", "+", "-", "@")
+_Row = Mapping[str, Any]
+_Settings = Mapping[str, Sequence[_Row]]
+_Text = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table: its heading, and its cell in a row of one of the comparison's frames.
+
+    A narrow terminal has no room for one that `is_extra`.
+    """
+
+    heading: str
+    cell: Callable[[_Row], str]
+    is_extra: bool = False
 
 
 def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> RenderableType:
@@ -53,30 +68,28 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
         for key in comparison.keys
         if rows and key not in (*grouping.above, *grouping.beside)
     ]
-    parts: list[RenderableType] = _choice_section(comparison)
-    parts += [line(", ".join([comparison_title(comparison, gain_of), *fixed]), "bold")]
+    parts: list[RenderableType] = []
+    if (choice := comparison.choice) is not None:
+        header, chosen = choice_table(choice, joined=True)
+        table = plain_table(*header)
+        for cells in chosen:
+            table.add_row(*cells)
+        parts += [line(choice_title(choice), "bold"), table]
+        parts += [*(line(f"note: {note}") for note in choice.notes), line("")]
+    parts.append(line(", ".join([comparison_title(comparison, gain_of), *fixed]), "bold"))
     if not rows:
         parts.append(line("no run has finished, so there is nothing to compare"))
-    several_counts = comparison.table["num_seeds"].n_unique() > 1
-    headings = [*(["seeds"] if several_counts else []), *_headings(comparison, gain_of)]
-    left_out = {HEADINGS[name] for name in SUMMARIES if name != gain_of} | {"unweighted"} if width < _WIDE else set()
-    kept = [heading not in left_out for heading in headings]
+    columns = [*_seed_columns(comparison), *_score_columns(comparison, gain_of, brief=True)]
+    columns = [column for column in columns if width >= _WIDE or not column.is_extra]
     for title, settings in grouping.panels(rows, dict).items():
         if title:
             parts += [line(""), line(title, "bold")]
-        lines = _nested(
-            comparison,
-            settings,
-            lambda row: compress(_cells(comparison, row, gain_of, brief=True, several_counts=several_counts), kept),
-        )
-        parts.append(_table(comparison, compress(headings, kept), lines))
+        parts.append(_table(comparison, columns, settings))
         if comparison.target is not None:
-            parts.append(_table(comparison, _target_headings(comparison), _nested(comparison, settings, _target_cells)))
+            parts.append(_table(comparison, _target_columns(comparison), settings))
     if rows:
         parts.append(_compute_table(comparison, rows))
-    parts += [line(f"not used: {place}: {status}") for place, status in comparison.unused]
-    parts += [line(text) for text in _numbered(comparison)]
-    parts += [line(f"note: {note}") for note in _shown_notes(comparison, gain_of)]
+    parts += [line(text) for text in remarks(comparison, gain_of, note="note: ")]
     return Group(*parts)
 
 
@@ -122,31 +135,19 @@ def csv(comparison: Comparison) -> str:
 
 def json_text(comparison: Comparison) -> str:
     """Everything that the comparison holds, on one line."""
-    tree = {
-        "metric": comparison.metric,
-        "lower_is_better": comparison.lower_is_better,
-        "is_share": comparison.is_share,
-        "keys": list(comparison.keys),
-        "baseline": dict(comparison.baseline),
-        "target": comparison.target,
-        "up_to": comparison.up_to,
-        "part": comparison.part,
-        "table": comparison.table.to_dicts(),
-        "runs": comparison.runs.to_dicts(),
-        "run_notes": [{"note": note.text, "runs": dict(note.runs)} for note in comparison.run_notes],
-        "unused": [{"run": place, "status": status} for place, status in comparison.unused],
-        "notes": list(comparison.notes),
-    }
-    if (choice := comparison.choice) is not None:
-        tree["choice"] = {
-            "metric": choice.metric,
-            "summary": choice.summary,
-            "keys": list(choice.keys),
-            "table": choice.table.to_dicts(),
-            "tried": choice.tried.to_dicts(),
-            "notes": list(choice.notes),
-        }
+    tree = _plain(comparison, "metric lower_is_better is_share keys baseline target up_to part table runs")
+    tree["run_notes"] = [{"note": note.text, "runs": dict(note.runs)} for note in comparison.run_notes]
+    tree["unused"] = [{"run": place, "status": status} for place, status in comparison.unused]
+    tree["notes"] = comparison.notes
+    if comparison.choice is not None:
+        tree["choice"] = _plain(comparison.choice, "metric summary keys table tried notes")
     return json_line(tree)
+
+
+def _plain(value: Comparison | Choice, names: str) -> dict[str, Any]:
+    """Some attributes, frames as a list of their rows."""
+    found = {name: getattr(value, name) for name in names.split()}
+    return {name: each.to_dicts() if isinstance(each, pl.DataFrame) else each for name, each in found.items()}
 
 
 def choice_title(choice: Choice) -> str:
@@ -155,29 +156,22 @@ def choice_title(choice: Choice) -> str:
     return f"chosen by {choice.metric}{unit}, {HEADINGS[choice.summary]}, mean over seeds"
 
 
-def choice_table(choice: Choice) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what was chosen, a row per setting: its score on validation, and what was tried."""
-    labels = key_labels((*choice.settings, *choice.keys))
-    score = _score_text(choice)
+def choice_table(choice: Choice, *, joined: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was chosen, a row per setting: its score on validation, and what was tried.
+
+    Args:
+        choice: What was chosen.
+        joined: Whether the values of a setting share one cell.
+    """
+    labels = [*key_labels((*choice.settings, *choice.keys)).values()]
+    num, score = len(choice.settings) if joined else 0, _score_text(choice)
     rows = []
     for row in choice.table.to_dicts():
         words = [row[key] or "-" for key in (*choice.settings, *choice.keys)]
-        scored = _with_interval(row, "validation", score, over_seeds=row["interval"] == "seeds")
-        rows.append([*words, scored, *(str(row[name]) for name in BUDGET)])
-    return [*labels.values(), "validation", "values", "runs", "rounds"], rows
-
-
-def _choice_section(comparison: Comparison) -> list[RenderableType]:
-    choice = comparison.choice
-    if choice is None:
-        return []
-    header, rows = choice_table(choice)
-    num = len(choice.settings)
-    table = plain_table(", ".join(header[:num]) or "chosen", *header[num:])
-    for row in rows:
-        table.add_row(", ".join(row[:num]) or "for all", *row[num:])
-    notes = [line(f"note: {note}") for note in choice.notes]
-    return [line(choice_title(choice), "bold"), table, *notes, line("")]
+        first = [", ".join(words[:num]) or "for all"] if joined else []
+        rows.append([*first, *words[num:], _with_interval(row, "validation", score), *(str(row[n]) for n in BUDGET)])
+    first = [", ".join(labels[:num]) or "chosen"] if joined else []
+    return [*first, *labels[num:], "validation", "values", "runs", "rounds"], rows
 
 
 def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
@@ -196,62 +190,18 @@ def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
     return text
 
 
-def remarks(comparison: Comparison, gain_of: Summary) -> list[str]:
-    """What stands below a table: runs that are not used, notes of the runs with their numbers, notes on the numbers."""
+def remarks(comparison: Comparison, gain_of: Summary, note: str = "") -> list[str]:
+    """What stands below a table: runs that are not used, notes of the runs with their numbers, notes on the numbers.
+
+    Args:
+        comparison: What was compared.
+        gain_of: The score whose gains are shown.
+        note: What the notes on the numbers begin with.
+    """
     unused = [f"not used: {place}: {status}" for place, status in comparison.unused]
-    return [*unused, *_numbered(comparison), *_shown_notes(comparison, gain_of)]
-
-
-def _shown_notes(comparison: Comparison, gain_of: Summary) -> list[str]:
-    return [note for note in comparison.notes if gain_of == "best" or not note.startswith(BEST_NOTES)]
-
-
-def _numbered(comparison: Comparison) -> list[str]:
-    return [f"[{number}] {note}" for number, note in enumerate(comparison.run_notes, 1)]
-
-
-def _marks(comparison: Comparison, row: Mapping[str, Any]) -> str:
-    """The numbers of the runs' notes that concern a row."""
-    return " ".join(f"[{number}]" for number in comparison.notes_of(row))
-
-
-def _compute_table(comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What each setting took, which is the same for all its modality sets."""
-    grouping = comparison.grouping
-    varied = [key for key in comparison.keys if key in (*grouping.above, *grouping.beside)]
-    grouping = replace(grouping, above=(), beside=varied)
-    table = plain_table(grouping.heading, *_COMPUTE)
-    table.padding = (0, 1, 0, 0)
-    for setting, members in grouping.panels(rows, dict)[""].items():
-        table.add_row(setting or ALL, *_compute_cells(members[0]))
-    return table
-
-
-def _nested(
-    comparison: Comparison,
-    settings: Mapping[str, Sequence[Mapping[str, Any]]],
-    cells: Callable[[Mapping[str, Any]], Iterable[str]],
-) -> list[list[str]]:
-    """Lines of a table whose first column has the setting, in the line of all clients, and modality sets below it."""
-    lines = []
-    for setting, rows in settings.items():
-        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, rows[0]))))
-        if setting and rows[0][comparison.part] != ALL:
-            lines.append([marked])
-        lines += [
-            [marked if row[comparison.part] == ALL else f"{BELOW}{row[comparison.part]}", *cells(row)] for row in rows
-        ]
-    return lines
-
-
-def _table(comparison: Comparison, headings: Iterable[str], lines: Sequence[Sequence[str]]) -> Table:
-    table = plain_table(comparison.grouping.heading or comparison.part, *headings)
-    table.padding = (0, 1, 0, 0)
-    for cells in lines:
-        if not cells[0].startswith(BELOW):
-            table.add_section()
-        table.add_row(*cells)
-    return table
+    numbered = [f"[{number}] {text}" for number, text in enumerate(comparison.run_notes, 1)]
+    shown = [text for text in comparison.notes if gain_of == "best" or not text.startswith(BEST_NOTES)]
+    return [*unused, *numbered, *(f"{note}{text}" for text in shown)]
 
 
 @dataclass(frozen=True)
@@ -277,21 +227,15 @@ class PanelTables:
 def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
     """The tables of `terminal`, in order, each with its single runs."""
     grouping = comparison.grouping
-    end = ["rounds", "seeds"] if comparison.table["num_seeds"].n_unique() > 1 else ["rounds"]
-    header = [grouping.heading or comparison.part, *_headings(comparison, gain_of), *end, *_COMPUTE]
-    run_header = ["run", *(HEADINGS[name] for name in _shown(gain_of)), "unweighted"]
-    run_header += [_difference(comparison), "gain %"] if comparison.baseline else []
-    run_header += ["rounds", "folder"]
+    columns = [*_score_columns(comparison, gain_of, brief=False), _LAST_ROUNDS, *_seed_columns(comparison)]
+    header = [grouping.heading or comparison.part, *(column.heading for column in (*columns, *_COMPUTE))]
+    run_columns = _run_columns(comparison, gain_of)
     runs = grouping.panels((row for row in comparison.runs.to_dicts() if row["final"] is not None), dict)
 
-    def cells(row: Mapping[str, Any]) -> Iterator[str]:
-        yield from _cells(comparison, row, gain_of, brief=False, several_counts=False)
-        yield from (row["last5_rounds"] or "-", str(row["num_seeds"]))[: len(end)]
-
-    def with_compute(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[list[str]]:
+    def with_compute(settings: _Settings) -> Iterator[list[str]]:
         for name, rows in settings.items():
-            first, *others = _nested(comparison, {name: rows}, cells)
-            yield first + [""] * (len(header) - len(_COMPUTE) - len(first)) + _compute_cells(rows[0])
+            first, *others = _nested(comparison, {name: rows}, columns)
+            yield first + [""] * (1 + len(columns) - len(first)) + [column.cell(rows[0]) for column in _COMPUTE]
             yield from others
 
     def run_rows(title: str) -> Iterator[list[str]]:
@@ -301,115 +245,29 @@ def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
                 if not is_whole or row[comparison.part] == ALL:
                     own = [] if is_whole else [row[comparison.part]]
                     words = [*filter(None, (name, f"seed {row['seed']}", *own))]
-                    yield [", ".join(words), *_run_cells(comparison, row, gain_of)]
+                    yield [", ".join(words), *(column.cell(row) for column in run_columns)]
 
+    run_header = ["run", *(column.heading for column in run_columns)]
     return [
         PanelTables(title, header, [*with_compute(settings)], run_header, [*run_rows(title)])
         for title, settings in grouping.panels(comparison.table.to_dicts(), dict).items()
     ]
 
 
-def _run_cells(comparison: Comparison, row: Mapping[str, Any], gain_of: Summary) -> Iterator[str]:
-    score, points = _score_text(comparison), _points_text(comparison)
-    for name in (*_shown(gain_of), f"unweighted_{gain_of}"):
-        yield "-" if row[name] is None else score(row[name])
-    if comparison.baseline:
-        mark = f" {MARK}" if row[f"gain_{gain_of}_rounds"] else ""
-        difference, gain = row[f"points_{gain_of}"], row[f"gain_{gain_of}"]
-        yield "-" if difference is None else points(difference) + mark
-        yield "-" if gain is None else f"{gain:+.1f}{mark}"
-    yield from (row["last5_rounds"] or "-", Path(row["run"]).name)
-
-
 def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one table of all settings."""
     labels = comparison.labels
-    header = [*(labels[key] for key in comparison.keys), comparison.part, "seeds"]
-    header += [*_headings(comparison, gain_of), *_COMPUTE, *_target_headings(comparison)]
-    header += ["notes"] if comparison.run_notes else []
-    rows = []
-    for row in comparison.table.to_dicts():
-        cells = [*(str(row[key]) for key in comparison.keys), row[comparison.part]]
-        cells += _cells(comparison, row, gain_of, brief=False, several_counts=True)
-        cells += _compute_cells(row)
-        cells += _target_cells(row) if comparison.target is not None else []
-        rows.append(cells + ([_marks(comparison, row)] if comparison.run_notes else []))
-    return header, rows
+    columns = [_SEEDS, *_score_columns(comparison, gain_of, brief=False), *_COMPUTE, *_target_columns(comparison)]
+    if comparison.run_notes:
+        columns.append(_Column("notes", partial(_marks, comparison)))
+    header = [*(labels[key] for key in comparison.keys), comparison.part, *(column.heading for column in columns)]
+    return header, [
+        [*(str(row[key]) for key in comparison.keys), row[comparison.part], *(column.cell(row) for column in columns)]
+        for row in comparison.table.to_dicts()
+    ]
 
 
-def _cells(
-    comparison: Comparison, row: Mapping[str, Any], gain_of: Summary, *, brief: bool, several_counts: bool
-) -> Iterator[str]:
-    """Seeds, scores and gain of a row; a brief one has intervals of one score and of its points alone."""
-    over_seeds = row["interval"] == "seeds"
-    usual = next(iter(Counter(comparison.table["last5_rounds"].drop_nulls()).most_common(1)), (None,))[0]
-    score = _score_text(comparison)
-    if several_counts:
-        yield str(row["num_seeds"])
-    for name in _shown(gain_of):
-        text = _with_interval(
-            row, name, score, over_seeds=over_seeds, shows_interval=not brief or name == gain_of, brief=brief
-        )
-        yield f"{text} {MARK}" if name == "last5" and row["last5_rounds"] not in (usual, None) else text
-    unweighted = row[f"unweighted_{gain_of}"]
-    yield "-" if unweighted is None else score(unweighted)
-    if comparison.baseline:
-        mark = f" {MARK}" if row[f"gain_{gain_of}_rounds"] else ""
-        yield _with_interval(row, f"points_{gain_of}", _points_text(comparison), over_seeds=over_seeds) + mark
-        for name in _p_columns(comparison, gain_of):
-            yield _p_text(row[name])
-        yield _with_interval(
-            row, f"gain_{gain_of}", lambda value: f"{value:+.1f}", over_seeds=over_seeds, shows_interval=not brief
-        ) + (mark if row[f"gain_{gain_of}"] is not None else "")
-
-
-def _shown(gain_of: Summary) -> list[str]:
-    """The scores of a table; the best one, which is chosen on test scores, where it is asked for alone."""
-    return [name for name in SUMMARIES if name != "best" or gain_of == "best"]
-
-
-def _headings(comparison: Comparison, gain_of: Summary) -> list[str]:
-    headings = [*(HEADINGS[name] for name in _shown(gain_of)), "unweighted"]
-    if comparison.baseline:
-        with_p = ["p", "Holm"][: len(_p_columns(comparison, gain_of))]
-        headings += [_difference(comparison), *with_p, "gain %"]
-    return headings
-
-
-def _p_columns(comparison: Comparison, gain_of: Summary) -> list[str]:
-    """The columns of p, where there is any."""
-    return [f"{name}_{gain_of}" for name in ("p", "p_holm")] if comparison.table[f"p_{gain_of}"].count() else []
-
-
-def _difference(comparison: Comparison) -> str:
-    return "points" if comparison.is_share else "difference"
-
-
-def _p_text(p: float | None) -> str:
-    return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
-
-
-def _with_interval(
-    row: Mapping[str, Any],
-    name: str,
-    text: Callable[[float], str],
-    *,
-    over_seeds: bool,
-    shows_interval: bool = True,
-    brief: bool = False,
-) -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if value is None:
-        return "-"
-    if low is None or not shows_interval:
-        return text(value)
-    if over_seeds and brief and not _is_symmetric(value, low, high):
-        # Cut at 0 or 100 %: so wide that decimals say nothing.
-        return f"{text(value)} [{100 * low:.0f}, {100 * high:.0f}]"
-    return f"{text(value)} {interval_text(row, name, text)}"
-
-
-def interval_text(row: Mapping[str, Any], name: str, text: Callable[[float], str]) -> str:
+def interval_text(row: _Row, name: str, text: _Text) -> str:
     """The interval of one of a row's numbers: ± over seeds, in brackets over clients or where it was cut at a bound."""
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     if low is None:
@@ -419,35 +277,159 @@ def interval_text(row: Mapping[str, Any], name: str, text: Callable[[float], str
     return f"[{text(low)}, {text(high)}]"
 
 
+def _seed_columns(comparison: Comparison) -> list[_Column]:
+    """How many seeds a row has, where not all have as many."""
+    return [_SEEDS] if comparison.table["num_seeds"].n_unique() > 1 else []
+
+
+def _score_columns(comparison: Comparison, gain_of: Summary, *, brief: bool) -> list[_Column]:
+    """Scores, points and gain of a row; if brief, with intervals of one score and of its points alone."""
+    score, points, gain = _score_text(comparison), f"points_{gain_of}", f"gain_{gain_of}"
+    usual = next(iter(Counter(comparison.table["last5_rounds"].drop_nulls()).most_common(1)), (None,))[0]
+
+    def score_cell(name: str, row: _Row) -> str:
+        text = _with_interval(row, name, score, shows_interval=not brief or name == gain_of, brief=brief)
+        return f"{text} {MARK}" if name == "last5" and row["last5_rounds"] not in (usual, None) else text
+
+    def gain_cell(row: _Row) -> str:
+        text = _with_interval(row, gain, "{:+.1f}".format, shows_interval=not brief)
+        return text if row[gain] is None else text + _gain_mark(row, gain_of)
+
+    columns = [_Column(HEADINGS[name], partial(score_cell, name), is_extra=name != gain_of) for name in _shown(gain_of)]
+    columns.append(_Column("unweighted", _plain_cell(f"unweighted_{gain_of}", score), is_extra=True))
+    if comparison.baseline:
+        text = _points_text(comparison)
+        columns.append(
+            _Column(_difference(comparison), lambda row: _with_interval(row, points, text) + _gain_mark(row, gain_of))
+        )
+        if comparison.table[f"p_{gain_of}"].count():
+            words = {"p": f"p_{gain_of}", "Holm": f"p_holm_{gain_of}"}
+            columns += [_Column(heading, _plain_cell(name, _p_text)) for heading, name in words.items()]
+        columns.append(_Column("gain %", gain_cell))
+    return columns
+
+
+def _run_columns(comparison: Comparison, gain_of: Summary) -> list[_Column]:
+    """The columns of single runs."""
+    score = _score_text(comparison)
+
+    def marked(name: str, text: _Text) -> Callable[[_Row], str]:
+        return lambda row: "-" if row[name] is None else text(row[name]) + _gain_mark(row, gain_of)
+
+    columns = [_Column(HEADINGS[name], _plain_cell(name, score)) for name in _shown(gain_of)]
+    columns.append(_Column("unweighted", _plain_cell(f"unweighted_{gain_of}", score)))
+    if comparison.baseline:
+        columns.append(_Column(_difference(comparison), marked(f"points_{gain_of}", _points_text(comparison))))
+        columns.append(_Column("gain %", marked(f"gain_{gain_of}", "{:+.1f}".format)))
+    return [*columns, _LAST_ROUNDS, _Column("folder", lambda row: Path(row["run"]).name)]
+
+
+def _target_columns(comparison: Comparison) -> list[_Column]:
+    """What it took to reach the target; none where none was asked for."""
+    if comparison.target is None:
+        return []
+    target = _score_text(comparison)(comparison.target)
+    return [
+        _Column(f"rounds to {target}", _plain_cell("rounds_to_target", "{:g}".format)),
+        _Column("down to it", _plain_cell("bytes_down_to_target", format_bytes)),
+        _Column("up to it", _plain_cell("bytes_up_to_target", format_bytes)),
+        _Column("reached", lambda row: f"{row['num_reached']}/{row['num_seeds']}"),
+    ]
+
+
+def _plain_cell(name: str, text: _Text) -> Callable[[_Row], str]:
+    return lambda row: "-" if row[name] is None else text(row[name])
+
+
+_SEEDS = _Column("seeds", lambda row: str(row["num_seeds"]))
+_LAST_ROUNDS = _Column("rounds", lambda row: row["last5_rounds"] or "-")
+_COMPUTE = [
+    _Column("samples", _plain_cell("num_examples", format_count)),
+    _Column("steps", _plain_cell("num_steps", format_count)),
+    _Column("down", _plain_cell("bytes_down", format_bytes)),
+    _Column("up", _plain_cell("bytes_up", format_bytes)),
+]
+
+
+def _compute_table(comparison: Comparison, rows: Sequence[_Row]) -> Table:
+    """What each setting took, which is the same for all its modality sets."""
+    grouping = comparison.grouping
+    varied = [key for key in comparison.keys if key in (*grouping.above, *grouping.beside)]
+    grouping = replace(grouping, above=(), beside=varied)
+    table = plain_table(grouping.heading, *(column.heading for column in _COMPUTE))
+    table.padding = (0, 1, 0, 0)
+    for setting, members in grouping.panels(rows, dict)[""].items():
+        table.add_row(setting or ALL, *(column.cell(members[0]) for column in _COMPUTE))
+    return table
+
+
+def _table(comparison: Comparison, columns: Sequence[_Column], settings: _Settings) -> Table:
+    table = plain_table(comparison.grouping.heading or comparison.part, *(column.heading for column in columns))
+    table.padding = (0, 1, 0, 0)
+    for cells in _nested(comparison, settings, columns):
+        if not cells[0].startswith(BELOW):
+            table.add_section()
+        table.add_row(*cells)
+    return table
+
+
+def _nested(comparison: Comparison, settings: _Settings, columns: Sequence[_Column]) -> list[list[str]]:
+    """Lines of a table whose first column has the setting, in the line of all clients, and modality sets below it."""
+    lines = []
+    for setting, rows in settings.items():
+        marked = " ".join(filter(None, (setting or ALL, _marks(comparison, rows[0]))))
+        if setting and rows[0][comparison.part] != ALL:
+            lines.append([marked])
+        for row in rows:
+            first = marked if row[comparison.part] == ALL else f"{BELOW}{row[comparison.part]}"
+            lines.append([first, *(column.cell(row) for column in columns)])
+    return lines
+
+
+def _marks(comparison: Comparison, row: _Row) -> str:
+    """The numbers of the runs' notes that concern a row."""
+    return " ".join(f"[{number}]" for number in comparison.notes_of(row))
+
+
+def _gain_mark(row: _Row, gain_of: Summary) -> str:
+    return f" {MARK}" if row[f"gain_{gain_of}_rounds"] else ""
+
+
+def _shown(gain_of: Summary) -> list[Summary]:
+    """The scores of a table; the best one, which is chosen on test scores, where it is asked for alone."""
+    return [name for name in SUMMARIES if name != "best" or gain_of == "best"]
+
+
+def _difference(comparison: Comparison) -> str:
+    return "points" if comparison.is_share else "difference"
+
+
+def _p_text(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def _with_interval(row: _Row, name: str, text: _Text, *, shows_interval: bool = True, brief: bool = False) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if value is None:
+        return "-"
+    if low is None or not shows_interval:
+        return text(value)
+    if brief and row["interval"] == "seeds" and not _is_symmetric(value, low, high):
+        # Cut at 0 or 100 %: so wide that decimals say nothing.
+        return f"{text(value)} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{text(value)} {interval_text(row, name, text)}"
+
+
 def _is_symmetric(value: float, low: float, high: float) -> bool:
     return math.isclose(high - value, value - low, rel_tol=1e-6, abs_tol=1e-12)
 
 
-def _compute_cells(row: Mapping[str, Any]) -> list[str]:
-    counts = ("-" if row[name] is None else format_count(row[name]) for name in ("num_examples", "num_steps"))
-    return [*counts, *(format_bytes(row[name]) for name in ("bytes_down", "bytes_up"))]
+def _score_text(comparison: Comparison | Choice) -> _Text:
+    return (lambda value: f"{100 * value:.1f}") if comparison.is_share else "{:.3f}".format
 
 
-def _target_headings(comparison: Comparison) -> list[str]:
-    if comparison.target is None:
-        return []
-    return [f"rounds to {_score_text(comparison)(comparison.target)}", "down to it", "up to it", "reached"]
-
-
-def _target_cells(row: Mapping[str, Any]) -> list[str]:
-    reached = f"{row['num_reached']}/{row['num_seeds']}"
-    if row["rounds_to_target"] is None:
-        return ["-", "-", "-", reached]
-    traffic = [format_bytes(row[f"bytes_{way}_to_target"]) for way in ("down", "up")]
-    return [f"{row['rounds_to_target']:g}", *traffic, reached]
-
-
-def _score_text(comparison: Comparison | Choice) -> Callable[[float], str]:
-    return (lambda value: f"{100 * value:.1f}") if comparison.is_share else (lambda value: f"{value:.3f}")
-
-
-def _points_text(comparison: Comparison) -> Callable[[float], str]:
-    return (lambda value: f"{value:+.1f}") if comparison.is_share else (lambda value: f"{value:+.3f}")
+def _points_text(comparison: Comparison) -> _Text:
+    return ("{:+.1f}" if comparison.is_share else "{:+.3f}").format
 
 
 def _latex_row(cells: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from scipy.special import stdtr, stdtrit  # a tenth of what scipy.stats takes to
 
 from blossom_ray.core.seeding import Purpose, generator
 
-FloatArray = npt.NDArray[np.float64]
+Float64Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
 NUM_RESAMPLES = 10_000
@@ -75,12 +75,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def bootstrap_interval(
-    values: FloatArray,
-    weights: FloatArray,
+    values: Float64Array,
+    weights: Float64Array,
     seed: int,
     level: float = 0.95,
     *,
-    of_sides: Callable[[FloatArray, FloatArray], FloatArray] | None = None,
+    of_sides: Callable[[Float64Array, Float64Array], Float64Array] | None = None,
 ) -> Interval | None:
     """The percentile interval of a weighted mean over clients, or of what two such means make together.
 
@@ -103,7 +103,7 @@ def bootstrap_interval(
         return None
     draws = generator(seed, Purpose.BOOTSTRAP)
     shares = np.full(num_clients, 1 / num_clients)
-    found: list[FloatArray] = []
+    found: list[Float64Array] = []
     at_once = max(1, _COUNTS_AT_ONCE // num_clients)
     for start in range(0, NUM_RESAMPLES, at_once):
         counts = draws.multinomial(num_clients, shares, size=min(at_once, NUM_RESAMPLES - start)).astype(np.float64)

@@ -13,7 +13,8 @@ from blossom_ray.runs.folder import Run
 from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.storage import replacing
 from blossom_ray.studies.comparison.choosing import Choice
-from blossom_ray.studies.comparison.comparing import Comparison, compare_entries
+from blossom_ray.studies.comparison.comparing import Comparison, Question, compare_entries
+from blossom_ray.studies.comparison.entries import NOT_BEGUN, RunEntry, Source, collect, each_source
 from blossom_ray.studies.comparison.formats import (
     choice_table,
     choice_title,
@@ -22,9 +23,8 @@ from blossom_ray.studies.comparison.formats import (
     panel_tables,
     remarks,
 )
-from blossom_ray.studies.comparison.run_notes import run_notes
-from blossom_ray.studies.comparison.run_scores import ALL, metric_columns
-from blossom_ray.studies.comparison.run_selection import NOT_BEGUN, Entry, Source, collect, each_source
+from blossom_ray.studies.comparison.notes import run_notes
+from blossom_ray.studies.comparison.scores import ALL, metric_columns
 from blossom_ray.studies.reports.charts import figure_style, heat_map
 from blossom_ray.studies.reports.classes import class_section
 from blossom_ray.studies.reports.federation import failure_section, federation_section, time_section, traffic_section
@@ -84,10 +84,10 @@ def report(
     figures = None if figures is None else local_path(figures, "figures")
     given = each_source(sources)
     entries = collect(given)
-    finished = [entry.run for entry in entries if entry.run is not None and entry.status == "finished"]
+    finished = [entry.finished for entry in entries if entry.finished is not None]
     comparison = None
     if len(finished) > 1 or choose is not None or tune:
-        comparison = compare_entries(entries, choose=choose, tune=tune)
+        comparison = compare_entries(entries, Question(choose=choose, tune=tune))
         entries = _chosen(entries, comparison)
     baseline = () if comparison is None else tuple(comparison.baseline)
     told = [] if comparison is None else [note.text for note in comparison.run_notes]
@@ -139,12 +139,9 @@ def comparison_section(title: str, comparison: Comparison, told: Sequence[str] =
 
 def choice_section(choice: Choice) -> ReportSection:
     """Which values were chosen on validation, for each setting of the other keys, and what was tried."""
-    header, rows = choice_table(choice)
-    num = len(choice.settings)
-    columns = [", ".join(header[:num]) or "chosen", *header[num:]]
-    cells = [[", ".join(row[:num]) or "for all", *row[num:]] for row in rows]
+    header, rows = choice_table(choice, joined=True)
     notes = [f"{choice_title(choice)}.", *choice.notes]
-    return ReportSection("Chosen on validation", tables=[ReportTable(columns, cells)], notes=notes)
+    return ReportSection("Chosen on validation", tables=[ReportTable(header, rows)], notes=notes)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> ReportTable:
@@ -161,7 +158,7 @@ def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
 
 
 def _comparison_sections(
-    entries: Sequence[Entry], comparison: Comparison, finished: Sequence[Run]
+    entries: Sequence[RunEntry], comparison: Comparison, finished: Sequence[Run]
 ) -> Iterator[ReportSection]:
     """The comparison by the task's score, and by the same one on the held-out set where a run has it."""
     if comparison.choice is not None:
@@ -170,7 +167,7 @@ def _comparison_sections(
     yield own
     held_out = f"held_out/{comparison.metric}"
     if any(metric_columns(run, held_out) for run in finished):
-        other = compare_entries(entries, metric=held_out)
+        other = compare_entries(entries, Question(metric=held_out))
         yield comparison_section("Comparison on the held-out set", other, told=own.notes)
 
 
@@ -198,7 +195,7 @@ def _difference_figures(comparison: Comparison) -> list[ReportFigure]:
     return [ReportFigure("gains", figure, caption)]
 
 
-def _chosen(entries: list[Entry], comparison: Comparison) -> list[Entry]:
+def _chosen(entries: list[RunEntry], comparison: Comparison) -> list[RunEntry]:
     """The entries that are left where values of some keys were chosen, without these keys."""
     choice = comparison.choice
     if choice is None:
@@ -235,7 +232,7 @@ def _lead(variants: Sequence[Variant]) -> str:
     return f"{len(runs)} runs: {len(variants)} settings, seeds {', '.join(map(str, seeds))}"
 
 
-def _left_out(entries: Sequence[Entry]) -> list[str]:
+def _left_out(entries: Sequence[RunEntry]) -> list[str]:
     """Runs that have not begun, cannot be read, or are not whole: nothing of them is in the page."""
     absent = [entry for entry in entries if entry.run is None]
     missing = [Path(entry.place).name for entry in absent if entry.status == NOT_BEGUN]

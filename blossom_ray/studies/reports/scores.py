@@ -9,8 +9,8 @@ import polars as pl
 
 from blossom_ray.core.scores import Score
 from blossom_ray.studies.comparison.formats import BELOW
-from blossom_ray.studies.comparison.pairing import rounds_text
-from blossom_ray.studies.comparison.run_scores import ALL
+from blossom_ray.studies.comparison.rows import rounds_text
+from blossom_ray.studies.comparison.scores import ALL
 from blossom_ray.studies.reports.charts import Curve, curves, distributions
 from blossom_ray.studies.reports.page import ReportFigure, ReportSection, ReportTable
 from blossom_ray.studies.reports.variants import Variant, format_mean, headline_scores, scale

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from blossom_ray.core.scores import Score, default_score
-from blossom_ray.studies.comparison.grouping import grouping_of
+from blossom_ray.studies.comparison.entries import RunEntry, grouping_of
 from blossom_ray.studies.comparison.intervals import Interval, t_interval
-from blossom_ray.studies.comparison.run_scores import score_of
-from blossom_ray.studies.comparison.run_selection import Entry
+from blossom_ray.studies.comparison.scores import score_of
 from blossom_ray.studies.reports.charts import Curve
 from blossom_ray.studies.tables import shown_scores
 
@@ -95,7 +94,7 @@ class Variant:
         return Curve(name, known["round"].to_list(), _scaled(known[column], factor), *edges)
 
 
-def variants_of(entries: Sequence[Entry], baseline: Sequence[str], notes: Sequence[str] = ()) -> list[Variant]:
+def variants_of(entries: Sequence[RunEntry], baseline: Sequence[str], notes: Sequence[str] = ()) -> list[Variant]:
     """The runs among some entries by setting, in order, in the panels that the tables of a comparison have.
 
     Args:

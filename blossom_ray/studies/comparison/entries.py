@@ -1,32 +1,54 @@
-"""Which runs are compared, and by what they differ: folders of runs and sweeps become entries with settings."""
+"""Which runs are compared, and by what they differ: folders of runs and sweeps become entries with settings.
+
+Here, too, is how settings are set out for people, and how single classes take the place of modality sets.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import polars as pl
 
 from blossom_ray.core.locations import local_path
-from blossom_ray.core.phrases import shortened
+from blossom_ray.core.phrases import one_of, shortened
+from blossom_ray.core.scores import Score
 from blossom_ray.core.structure import child_value, split_path
 from blossom_ray.errors import BlossomError, InputError, RunFolderError
 from blossom_ray.runs.folder import MANIFEST_FILE, Run
+from blossom_ray.runs.tables import ROUND_COLUMNS
 from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.scenario.tree import Seeds
+from blossom_ray.studies.comparison.scores import ALL, split_column
 from blossom_ray.studies.sweeps.folder import Sweep, is_sweep
 from blossom_ray.studies.sweeps.grid import SEED_KEYS, short_labels, value_text
 from blossom_ray.text import quoted
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Source = str | Path | Run | Sweep
 NAME = "name"
+SCORING, PLAIN, FINE_TUNED = "scoring", "plain", "fine-tuned"
+"""The key that tells scores after local fine-tuning from plain ones, where runs have both."""
 NOT_BEGUN = "not begun"
+CLASS_SCORES = (
+    *(Score(name, name, chance="classes") for name in ("recall", "precision", "f1")),
+    Score("auroc", "AUROC", chance=0.5),
+)
+"""The scores of a class, by their columns in the table `classes`."""
+_CLASS_COLUMNS = tuple(score.name for score in CLASS_SCORES)
+_PREFIXES = {"test": "", **{name: f"{name}/" for name in ("validation", "fine_tuned", "held_out")}}
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunEntry:
     """A run, or a cell that has not begun.
 
     Attributes:
@@ -46,6 +68,11 @@ class Entry:
     identity: str
     given: Mapping[str, Any]
     setting: Mapping[str, str]
+
+    @property
+    def finished(self) -> Run | None:
+        """The run, where it has finished: no other is used."""
+        return self.run if self.status == "finished" else None
 
     @cached_property
     def tree(self) -> dict[str, Any]:
@@ -83,14 +110,14 @@ def each_source(sources: Iterable[object]) -> list[Source]:
     return found
 
 
-def collect(sources: Iterable[Source | Iterable[Source]]) -> list[Entry]:
+def collect(sources: Iterable[Source | Iterable[Source]]) -> list[RunEntry]:
     """The entries of all sources: cells of sweeps in their order, runs as given, each simulation once.
 
     Raises:
         RunFolderError: A source is neither a run nor a sweep, or is damaged.
         InputError: There are no runs at all, or a source is none.
     """
-    found: dict[str, Entry] = {}
+    found: dict[str, RunEntry] = {}
     for source in each_source(sources):
         for entry in _entries(source):
             before = found.get(entry.identity)
@@ -102,19 +129,24 @@ def collect(sources: Iterable[Source | Iterable[Source]]) -> list[Entry]:
     return with_settings(list(found.values()))
 
 
-def with_settings(entries: Sequence[Entry]) -> list[Entry]:
+def with_settings(entries: Sequence[RunEntry]) -> list[RunEntry]:
     """The entries with their settings: the keys that sweeps vary, and those that tell other runs apart."""
     keys = dict.fromkeys(key for entry in entries for key in entry.given)
     if NAME not in keys and len({entry.tree.get(NAME) for entry in entries if entry.run is not None}) > 1:
         keys = {NAME: None, **keys}
     settings = _settings(entries, keys)
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[RunEntry]] = {}
     for entry, setting in zip(entries, settings, strict=True):
         if entry.run is not None:
             groups.setdefault(repr((entry.seeds, setting)), []).append(entry)
     for group in groups.values():
         keys |= dict.fromkeys(_differing(group))
     return [replace(entry, setting=setting) for entry, setting in zip(entries, _settings(entries, keys), strict=True)]
+
+
+def own_scores(entries: Iterable[RunEntry]) -> list[Score]:
+    """The metrics that the runs bring along."""
+    return [score for entry in entries if entry.run is not None for score in entry.run.scenario.own_scores]
 
 
 def varied_keys(option: str, names: Iterable[str], keys: Sequence[str]) -> tuple[str, ...]:
@@ -137,7 +169,102 @@ def varied_keys(option: str, names: Iterable[str], keys: Sequence[str]) -> tuple
     return found
 
 
-def _settings(entries: Sequence[Entry], keys: Iterable[str]) -> list[dict[str, str]]:
+@dataclass(frozen=True)
+class Grouping:
+    """Where the value of each key stands, in the tables of a comparison, heat maps and panels of curves alike.
+
+    Attributes:
+        above: Keys whose values head a table or a panel: there is one for each combination.
+        beside: Keys whose values tell the rows of a table, or the curves of a panel, apart.
+        labels: A short name for each of all keys.
+    """
+
+    above: Sequence[str]
+    beside: Sequence[str]
+    labels: Mapping[str, str]
+
+    def panel(self, setting: Mapping[str, Any]) -> str:
+        """What heads the table of a setting: `partition iid, missing mask`; "" where there is one table alone."""
+        return ", ".join(f"{self.labels[key]} {setting[key]}" for key in self.above)
+
+    def name(self, setting: Mapping[str, Any]) -> str:
+        """What tells a setting apart there: `full-model, fine-tuned`; "" where it has no others."""
+        return ", ".join(str(setting[key]) for key in self.beside if (key, setting[key]) != (SCORING, PLAIN))
+
+    @property
+    def heading(self) -> str:
+        """What the names are values of: `sharing`; "" where all are empty."""
+        return ", ".join(self.labels[key] for key in self.beside if key != SCORING)
+
+    def panels(
+        self, items: Iterable[_Item], setting: Callable[[_Item], Mapping[str, Any]]
+    ) -> dict[str, dict[str, list[_Item]]]:
+        """Items by panel and name of their settings, in order."""
+        found: dict[str, dict[str, list[_Item]]] = {}
+        for item in items:
+            place = setting(item)
+            found.setdefault(self.panel(place), {}).setdefault(self.name(place), []).append(item)
+        return found
+
+
+def grouping_of(settings: Sequence[Mapping[str, Any]], keys: Sequence[str], baseline: Iterable[str]) -> Grouping:
+    """The grouping of some settings: a scheme and what it is compared with stand beside each other.
+
+    Args:
+        settings: With a value for each key.
+        keys: The keys. Those whose value is the same in all settings stand nowhere.
+        baseline: The keys in which settings are compared with one of them; where none of these varies, nor the
+            scoring, the last key that does takes their place.
+    """
+    varied = [key for key in keys if len({setting[key] for setting in settings}) > 1]
+    beside = [key for key in varied if key in (*baseline, SCORING)] or varied[-1:]
+    return Grouping([key for key in varied if key not in beside], beside, key_labels(keys))
+
+
+def key_labels(keys: Iterable[str]) -> dict[str, str]:
+    """A short name for each key: `fusion` for `model.fusion.kind`."""
+    return {key: "scenario" if key == "name" else label for key, label in short_labels(keys).items()}
+
+
+def by_class(entries: Sequence[RunEntry], asked: str | None) -> tuple[list[RunEntry], str]:
+    """The entries with runs whose rounds have the columns `<score>/<class>` in place of their own summaries.
+
+    Args:
+        entries: What is compared.
+        asked: `recall`, `precision`, `f1` or `auroc`, after `held_out/` or `fine_tuned/` and before `/<modality set>`
+            where it is of these; None: `recall`, or `auroc` in a multilabel task.
+
+    Returns:
+        The entries, and the metric without its modality set.
+
+    Raises:
+        InputError: No such score, or no run has it.
+    """
+    used = [entry.finished for entry in entries if entry.finished is not None]
+    is_multilabel = any(run.scenario.task == "multilabel" for run in used)
+    metric, modalities = split_column(asked or ("auroc" if is_multilabel else "recall"))
+    prefix, _, score = metric.rpartition("/")
+    scoring = next((name for name, start in _PREFIXES.items() if start == f"{prefix}/"), "test")
+    if score not in _CLASS_COLUMNS:
+        raise InputError(f"the metric of a class is {shortened(metric)!r}; expected {one_of(_CLASS_COLUMNS)}")
+    sets = dict.fromkeys(
+        name for run in used for name in run.classes.filter(pl.col("scoring") == scoring)["modalities"].to_list()
+    )
+    if modalities not in sets and used:
+        if not sets:
+            raise InputError(
+                f"no run has scores of single classes ({scoring}); expected runs of a classification or a multilabel "
+                "task whose evaluation.per_class is final or every"
+            )
+        expected = [f"{metric}/{name}" if name else metric for name in sorted(sets)]
+        raise InputError(f"the metric is {shortened(asked or metric)!r}; expected {one_of(expected)}")
+    return [
+        entry if entry.finished is None else replace(entry, run=_class_view(entry.finished, modalities))
+        for entry in entries
+    ], metric
+
+
+def _settings(entries: Sequence[RunEntry], keys: Iterable[str]) -> list[dict[str, str]]:
     """The value of each key in words: those of a sweep's command where it is one of them."""
     settings: list[dict[str, str]] = [{} for _ in entries]
     for key in keys:
@@ -151,7 +278,7 @@ def _settings(entries: Sequence[Entry], keys: Iterable[str]) -> list[dict[str, s
     return settings
 
 
-def _entries(source: Source) -> Iterable[Entry]:
+def _entries(source: Source) -> Iterable[RunEntry]:
     if isinstance(source, Run):
         source.check()
         yield _run_entry(source)
@@ -178,13 +305,13 @@ def _entries(source: Source) -> Iterable[Entry]:
                 status, run = _status(opened), opened
             except BlossomError as error:
                 status = str(error)
-        yield Entry(str(folder), run, status, cell.seeds, cell.identity, cell.setting, {})
+        yield RunEntry(str(folder), run, status, cell.seeds, cell.identity, cell.setting, {})
 
 
-def _run_entry(run: Run) -> Entry:
+def _run_entry(run: Run) -> RunEntry:
     scenario = run.scenario
     place = "a run in memory" if run.path is None else str(run.path)
-    return Entry(place, run, _status(run), scenario.seeds, identity(scenario), {}, {})
+    return RunEntry(place, run, _status(run), scenario.seeds, identity(scenario), {}, {})
 
 
 def _status(run: Run) -> str:
@@ -194,7 +321,7 @@ def _status(run: Run) -> str:
     return run.status
 
 
-def _differing(entries: Sequence[Entry]) -> list[str]:
+def _differing(entries: Sequence[RunEntry]) -> list[str]:
     """Keys in which the scenarios of some runs differ, seeds left out; a kind stands for its section if it can."""
     if len(entries) < 2:
         return []
@@ -228,3 +355,29 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         else:
             found[path] = value
     return found
+
+
+def _class_view(run: Run, modalities: str) -> Run:
+    """The run with scores of classes, over the clients of one modality set or "" for all, as columns of its rounds."""
+    classes = run.classes.filter(pl.col("modalities") == modalities)
+    names = dict(classes.select("class", "name").unique(maintain_order=True).rows())
+    times = Counter(names.values())
+    labels = {
+        number: f"{name} (class {number})" if times[name] > 1 or name == ALL else name for number, name in names.items()
+    }
+    rounds = run.rounds.select(*ROUND_COLUMNS)
+    for scoring, prefix in _PREFIXES.items():
+        for number, label in labels.items():
+            own = classes.filter(pl.col("scoring") == scoring, pl.col("class") == number)
+            columns = [
+                pl.col(score).alias(f"{prefix}{score}/{label}") for score in _CLASS_COLUMNS if own[score].count()
+            ]
+            rounds = rounds.join(own.select("round", *columns), on="round", how="left", maintain_order="left")
+    manifest = {key: value for key, value in run.manifest.items() if key != "tables"}  # which are sums of other columns
+
+    def table(name: str) -> pa.Table:
+        frame: pl.DataFrame = rounds if name == "rounds" else getattr(run, name)
+        found: Any = frame.to_arrow()
+        return found
+
+    return Run(None, manifest, table, run.scenario)

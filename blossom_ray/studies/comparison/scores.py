@@ -1,26 +1,34 @@
-"""The scores of one run in a few numbers: the last one, the best one, the mean of the last five, what a score cost."""
+"""One run in a few numbers: its last score, its best one, the mean of the last five, and what they took to compute."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
+import polars as pl
 
+from blossom_ray.core.phrases import did_you_mean, shortened
 from blossom_ray.core.scores import Score, default_score, find_score
+from blossom_ray.errors import InputError
 from blossom_ray.runs.folder import Run
 from blossom_ray.runs.tables import ROUND_COLUMNS
 
 ALL = "all clients"
 """The row over all clients, beside those of modality sets, none of which can have this name."""
-SUMMARIES = ("final", "last5", "best")
+Summary = Literal["final", "last5", "best"]
+SUMMARIES: tuple[Summary, ...] = ("final", "last5", "best")
 NUM_LAST = 5
+# In an error message: runs may have hundreds of columns.
+_MOST_NAMED = 8
 VALIDATION = "validation/"
 """What a column's name begins with that is about the clients' validation splits."""
-_PREFIXES = (VALIDATION, "held_out/", "fine_tuned/")
+TUNED = "fine_tuned/"
+"""What a column's name begins with that is about scores after local fine-tuning."""
+_PREFIXES = (VALIDATION, "held_out/", TUNED)
+COMPUTE = ("num_examples", "num_steps", "bytes_down", "bytes_up")
+TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,9 @@ class RunScores:
         judged: Score by round in that column, the sign turned where lower ones are better.
         is_once: Whether a test split was scored once, at the end: `final` is its score, and there are no others.
         own: The summaries of all of them.
-        target_round: The first round that reaches the target, None where none does or none is asked for.
-        bytes_down: Bytes sent to clients of the whole federation up to that round, round 0 included; None as it is.
-        bytes_up: Bytes that they sent back, as `bytes_down`.
+        to_target: By name in `TO_TARGET`, the first round that reaches the target, and the bytes that the clients of
+            the whole federation were sent and sent back up to it, round 0 included. Empty where no round does or no
+            target is asked for.
     """
 
     scored: Mapping[int, float]
@@ -58,9 +66,7 @@ class RunScores:
     judged: Mapping[int, float]
     is_once: bool
     own: Summaries
-    target_round: int | None
-    bytes_down: int | None
-    bytes_up: int | None
+    to_target: Mapping[str, int]
 
     def over(self, rounds: Iterable[int]) -> Summaries | None:
         """The summaries over some of the scored rounds, as `summaries`."""
@@ -90,10 +96,22 @@ def metric_columns(run: Run, metric: str) -> dict[str, str]:
     return {name: metric if name == ALL else f"{metric}/{name}" for name in (*columns, *sets)}
 
 
-def metric_names(run: Run) -> list[str]:
-    """The metrics that a run's rounds have, without the modality sets."""
-    names = dict.fromkeys(split_column(column)[0] for column in run.rounds.columns)
-    return [name for name in names if name not in ROUND_COLUMNS]
+def find_metric(asked: str, runs: Sequence[Run]) -> tuple[str, str]:
+    """The metric that is asked for, and the one modality set, "" for all, where a column of such a set is.
+
+    Raises:
+        InputError: No run has such a column.
+    """
+    columns = dict.fromkeys(column for run in runs for column in run.rounds.columns if column != "round")
+    names = dict.fromkeys(name for column in columns if (name := split_column(column)[0]) not in ROUND_COLUMNS)
+    if asked in names or not runs:
+        return asked, ""
+    if asked in columns:
+        return split_column(asked)
+    first = [*names][:_MOST_NAMED]
+    more = f" or another of the {len(columns)} columns of the table rounds" if len(columns) > len(first) else ""
+    near = did_you_mean(asked, [*names, *columns])
+    raise InputError(f"the metric is {shortened(asked)!r}; expected one of {', '.join(first)}{more}{near}")
 
 
 def split_column(column: str) -> tuple[str, str]:
@@ -113,7 +131,7 @@ def validation_columns(run: Run) -> list[str]:
 def tuned_metric(metric: str) -> str:
     """The same metric after local fine-tuning: `fine_tuned/accuracy`, `validation/fine_tuned/accuracy`."""
     start = VALIDATION if metric.startswith(VALIDATION) else ""
-    return f"{start}fine_tuned/{metric.removeprefix(start)}"
+    return f"{start}{TUNED}{metric.removeprefix(start)}"
 
 
 def _judge(run: Run, column: str) -> str:
@@ -157,20 +175,13 @@ def run_scores(
     if own is None:
         return None
     sign = -1 if lower_is_better else 1
-    target_round = None
+    to_target: dict[str, int] = {}
     if target is not None and not is_once:
-        target_round = next((number for number, score in scored.items() if sign * score >= sign * target), None)
-    until = [row for row in table if target_round is not None and row[0] <= target_round]
-    return RunScores(
-        scored=scored,
-        judge=judge,
-        judged=judged,
-        is_once=is_once,
-        own=own,
-        target_round=target_round,
-        bytes_down=sum(row[1] for row in until) if until else None,
-        bytes_up=sum(row[2] for row in until) if until else None,
-    )
+        reached = next((number for number, score in scored.items() if sign * score >= sign * target), None)
+        if reached is not None:
+            until = [(down, up) for number, down, up, *_ in table if number <= reached]
+            to_target = dict(zip(TO_TARGET, (reached, *map(sum, zip(*until, strict=True))), strict=True))
+    return RunScores(scored, judge, judged, is_once, own, to_target)
 
 
 def summaries(scored: Mapping[int, float], judged: Mapping[int, float], *, is_once: bool) -> Summaries | None:
@@ -214,8 +225,6 @@ def client_scores(
         modality_set: Clients with these modalities, or `ALL`.
         rounds: A client's score is the mean over those of them in which it was scored.
     """
-    import polars as pl
-
     clients = run.clients
     column = metric.removesuffix("_trained")
     if column != metric:
@@ -231,9 +240,65 @@ def client_scores(
     return {client: (score, weight) for client, score, weight in grouped.sort("client").rows() if weight > 0}
 
 
-def paired_arrays(*sides: Mapping[int, tuple[float, float]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Scores and weights, (sides, clients), of the clients that all sides have."""
-    common = sorted(set[int].intersection(*(set(side) for side in sides)))
-    values = np.array([[side[client][0] for client in common] for side in sides])
-    weights = np.array([[side[client][1] for client in common] for side in sides])
-    return values, weights
+@dataclass(frozen=True)
+class Compute:
+    """The training behind a run's scores, evaluation left out of samples and steps.
+
+    Attributes:
+        num_examples: Training samples seen, over all clients and rounds.
+        num_steps: Optimizer steps that a model goes through, one after the other: the mean over a round's clients,
+            summed over rounds. None where the tables do not say.
+        bytes_down: Bytes sent to clients, round 0 and evaluation included.
+        bytes_up: Bytes that they sent back.
+    """
+
+    num_examples: float | None
+    num_steps: float | None
+    bytes_down: float
+    bytes_up: float
+
+
+def run_compute(run: Run, *, is_tuned: bool = False, up_to: int | None = None) -> Compute:
+    """What a run took up to a round.
+
+    Args:
+        run: The run.
+        is_tuned: Whether it is about the scores after local fine-tuning. They also took the epochs of the last one,
+            whose copies of the models are those that were scored.
+        up_to: The last round that counts; None: the run's last.
+    """
+    rounds, clients = (
+        table if up_to is None else table.filter(table["round"] <= up_to) for table in (run.rounds, run.clients)
+    )
+    per_round = clients.drop_nulls("num_steps").group_by("round").agg(pl.col("num_steps").mean())
+    # Nobody trained, or, as in older runs of a central model, steps were not counted.
+    steps = math.fsum(per_round["num_steps"]) or None
+    tuning = _tuning(run, clients) if is_tuned else (0.0, 0.0)
+    return Compute(
+        num_examples=None if tuning is None else sum(rounds["num_examples"]) + tuning[0],
+        num_steps=None if tuning is None or steps is None else steps + tuning[1],
+        bytes_down=sum(rounds["bytes_down"]),
+        bytes_up=sum(rounds["bytes_up"]),
+    )
+
+
+def _tuning(run: Run, clients: pl.DataFrame) -> tuple[float, float] | None:
+    """Samples of the last fine-tuning, and its steps in the mean over clients; None where the tables do not say.
+
+    A client that was tuned before it has ever trained has no row that says how many training samples it has.
+    """
+    training, section = run.scenario.training, run.scenario.evaluation.fine_tune
+    if section is None or f"{TUNED}loss" not in clients.columns:
+        return None
+    tuned = clients.drop_nulls(f"{TUNED}loss")
+    if tuned.is_empty():
+        return None
+    last = tuned.filter(tuned["round"] == tuned["round"].max())["client"].to_list()
+    alternate = training.alternate
+    epochs = training.local_epochs if alternate is None else alternate.private_epochs + alternate.shared_epochs
+    trained = clients.drop_nulls("num_train_examples").group_by("client").agg(pl.col("num_train_examples").first())
+    seen = {client: number / epochs for client, number in trained.rows()}
+    if not set(last) <= seen.keys():
+        return None
+    steps = [math.ceil(seen[client] / training.batch_size) for client in last]
+    return section.epochs * math.fsum(seen[client] for client in last), section.epochs * sum(steps) / len(steps)
