@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
 
 QUICKSTART = Path(__file__).parent.parent / "scenarios" / "quickstart.yaml"
 # Kind of fault: the title of the processes that it strikes, and how many of them (None: all).

@@ -15,7 +15,7 @@ from rich.console import Console
 from blossom_ray import Run, Scenario, Sweep
 from blossom_ray.cli.console.sweeps import LiveSweepView, PlainSweepView
 from blossom_ray.core.records import Progress
-from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.studies.sweeps.grid import Axis, expand
 from blossom_ray.studies.sweeps.sweeping import CellEvent
 

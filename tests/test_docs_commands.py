@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from blossom_ray import Scenario, simulate, sweep
 from blossom_ray.cli import app
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.reading.yaml_tree import parse_yaml
-from blossom_ray.scenario.writer import scenario_yaml
 
 BLOCKS = fenced_blocks()
 # Of the examples in help, which have no comments: those that need a cluster, a run that goes on, or downloaded data.

@@ -155,7 +155,7 @@ def test_the_scenario_of_a_run_has_the_groups_that_were_found(scenario: Scenario
 
 
 def test_sweep_resume_and_plan_know_the_clients(scenario: Scenario, command: Command, tmp_path: Path) -> None:
-    from blossom_ray.scenario.writer import scenario_yaml
+    from blossom_ray.reading.writer import scenario_yaml
 
     (tmp_path / "s.yaml").write_text(scenario_yaml(scenario), encoding="utf-8")
     arguments = ("sweep", "s.yaml", "--vary", "sharing=local", "--out", "sweep", "--jobs", "1", "--json")

@@ -20,7 +20,7 @@ from runtime.clusters import assert_same_as_undisturbed
 from started_cluster import PATIENCE_S, StartedCluster, started_cluster
 
 from blossom_ray import Run, Scenario
-from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

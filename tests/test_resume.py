@@ -22,9 +22,9 @@ from safetensors.numpy import save_file
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.checkpoint import checksum
 from blossom_ray.errors import RunFolderError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import unfinished_run
 from blossom_ray.runs.session import recorded, resumed
-from blossom_ray.scenario.writer import scenario_yaml
 
 
 @pytest.fixture

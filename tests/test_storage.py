@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.errors import RunFolderError, StorageError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.session import recorded, resumed
-from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.storage import replacing, save_synced, writing
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
 
 PATIENCE_S = 240.0
 

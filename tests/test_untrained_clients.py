@@ -147,7 +147,7 @@ def test_where_it_is_not_known_there_is_no_summary() -> None:
 
 
 def test_the_summary_on_the_console_has_them_apart(small_scenario: Scenario, tmp_path: Path, command: Any) -> None:
-    from blossom_ray.scenario.writer import scenario_yaml
+    from blossom_ray.reading.writer import scenario_yaml
 
     scenario = small_scenario.override({**TEN, "rounds": 2, "sharing": "private-head"})
     (tmp_path / "scenario.yaml").write_text(scenario_yaml(scenario))

@@ -24,10 +24,10 @@ from blossom_ray.data.shards import Shard
 from blossom_ray.data.sources import open_source
 from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.overrides import parse_assignment
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.following import followed
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import Preparation, prepare
-from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.server import Server, initial_server
 from blossom_ray.simulation import run_rounds
 

@@ -232,7 +232,7 @@ def _default(field: FieldInfo) -> Any:
 def _values(hint: Hint, value: Any) -> tuple[str, ...]:
     """What a key accepts where that is a list, else the value that it has."""
     from blossom_ray.core.structure import literal_values
-    from blossom_ray.scenario.writer import flow_yaml
+    from blossom_ray.reading.writer import flow_yaml
 
     listed = literal_values(hint) or tuple(known for member in hint.members for known in literal_values(member))
     if listed:

@@ -84,8 +84,8 @@ def init(
     What it writes has been checked with its data, and runs as it stands.
     """
     from blossom_ray.core.phrases import listed
-    from blossom_ray.reading.commented import commented_yaml
     from blossom_ray.reading.init import FROM_DATA
+    from blossom_ray.reading.writer import commented_yaml
 
     given: dict[str, Any] = {
         "dataset": dataset, "path": path, "clients": clients, "partition": partition, "sharing": sharing,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blossom_ray.core.section import NonNegative, Positive, Probability, Rate, Section
+from blossom_ray.core.section import Finding, NonNegative, Positive, Probability, Rate, Section
 from blossom_ray.models.options import Precision
 
 
@@ -23,6 +24,11 @@ class Sgd(Section):
     """L2 penalty."""
     nesterov: bool = False
     """Nesterov momentum (needs momentum > 0)."""
+
+    def conflicts(self) -> Iterator[Finding]:
+        """Nesterov momentum without momentum."""
+        if self.nesterov and self.momentum == 0:
+            yield Finding("nesterov", "is true, while momentum is 0", "false, or a momentum above 0")
 
 
 class _AdamLike(Section):
@@ -129,6 +135,24 @@ class Training(Section):
         """Whether the clients of some modality set may be stacked."""
         engines = {self.engine} if isinstance(self.engine, str) else set(self.engine.values())
         return not engines <= {"sequential"}
+
+    @property
+    def must_stack(self) -> bool:
+        """Whether stacks are asked for, for all clients or for some."""
+        return "vectorized" in ([self.engine] if isinstance(self.engine, str) else self.engine.values())
+
+    def conflicts(self) -> Iterator[Finding]:
+        """A schedule that ends above where it begins, smallest batches above the batch size, what stacks cannot do."""
+        if self.min_batch_size > self.batch_size:
+            expected = f"at most {self.batch_size}, the batch size"
+            yield Finding("min_batch_size", f"is {self.min_batch_size}", expected)
+        if isinstance(self.schedule, CosineSchedule) and self.schedule.min_lr > self.optimizer.lr:
+            expected = f"at most {self.optimizer.lr}, the learning rate of the optimizer"
+            yield Finding("schedule.min_lr", f"is {self.schedule.min_lr}", expected)
+        for key, plain in (("modality_dropout", 0), ("min_batch_size", 1)):
+            if self.must_stack and (value := getattr(self, key)) > plain:
+                found = f"asks for 'vectorized', while training.{key} is {value}"
+                yield Finding("engine", found, f"'sequential' or 'auto', or a {key} of {plain}")
 
     def engine_of(self, modality_set: str) -> EngineName:
         """The engine of the clients of one modality set.

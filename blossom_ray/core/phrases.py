@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from blossom_ray.core.structure import Hint, literal_values, section_fields
 
@@ -15,14 +15,6 @@ _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters, digits, '.', '_' and '-', starting with a letter or digit",
     r"^[A-Za-z0-9][A-Za-z0-9_.-]*$": "letters, digits, '.', '_' and '-', starting with a letter or digit",
 }
-
-
-class Finding(NamedTuple):
-    """A problem without its place: the dotted path and the two phrases of `errors.Problem`."""
-
-    path: str
-    found: str
-    expected: str
 
 
 def accepted(hint: Hint) -> str:

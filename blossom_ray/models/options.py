@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from blossom_ray.core.phrases import Finding, one_of, shown
-from blossom_ray.core.section import Custom, ModalityName, Positive, Probability, Section
+from blossom_ray.core.phrases import one_of, shown
+from blossom_ray.core.section import Custom, Finding, ModalityName, Positive, Probability, Section
 from blossom_ray.core.structure import Hint
 from blossom_ray.errors import InputError
 

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from blossom_ray.core.blocks import SCHEME_NAMES
-from blossom_ray.core.phrases import MOST, Finding, accepted, did_you_mean, is_factory, listed, one_of, shown
-from blossom_ray.core.section import Section
+from blossom_ray.core.phrases import MOST, accepted, did_you_mean, is_factory, listed, one_of, shown
+from blossom_ray.core.section import Finding, Section
 from blossom_ray.core.structure import Hint, Part, join_path, section_fields
 
 _KEY = "[key]"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from blossom_ray.core.phrases import Finding, shown
+from blossom_ray.core.phrases import shown
+from blossom_ray.core.section import Finding
 from blossom_ray.core.structure import Part, child_value, field_hint, hint_at, join_path, section_fields, split_path
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.reading.yaml_tree import parse_yaml, resolve_scalar

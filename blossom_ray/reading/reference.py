@@ -9,10 +9,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from blossom_ray.core.phrases import accepted, is_factory, listed
-from blossom_ray.core.section import Section
+from blossom_ray.core.section import Section, plain_tree
 from blossom_ray.core.structure import Hint, field_hint, section_fields
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.scenario.writer import plain_tree
 
 _INTRODUCTION = """\
 # Scenario reference

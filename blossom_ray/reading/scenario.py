@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError, create_model
 
-from blossom_ray.core.phrases import Finding, accepted, did_you_mean, shown
-from blossom_ray.core.section import Section
+from blossom_ray.core.phrases import accepted, did_you_mean, shown
+from blossom_ray.core.section import Finding, Section, plain_tree
 from blossom_ray.core.structure import Hint, Part, split_path
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.reading.messages import findings
@@ -20,9 +20,8 @@ from blossom_ray.reading.overrides import apply_overrides, parse_assignment
 from blossom_ray.reading.packaged import packaged_scenarios, scenario_path
 from blossom_ray.reading.yaml_tree import Document, Node, parse_yaml
 from blossom_ray.scenario.checks import cross_problems, missing_data
-from blossom_ray.scenario.compat import filled
+from blossom_ray.scenario.compat import apply_compat
 from blossom_ray.scenario.tree import ScenarioTree
-from blossom_ray.scenario.writer import plain_tree
 from blossom_ray.storage import RefusedFileError, read_file
 from blossom_ray.text import brief
 
@@ -205,7 +204,6 @@ def _checked(
     with_data: bool = True,
 ) -> Reading:
     changed, found = apply_overrides(tree, overrides)
-    changed = filled(changed)
     scenario: Scenario | None = None
     num_left = 0
     try:
@@ -215,7 +213,7 @@ def _checked(
         errors = error.errors(include_url=False)
         num_left = max(0, len(errors) - _MAX_PROBLEMS)
         found += findings(errors[:_MAX_PROBLEMS], Scenario)
-        sections = _right_sections(changed, {str(detail["loc"][0]) for detail in errors if detail["loc"]})
+        sections = _right_sections(apply_compat(changed), {str(detail["loc"][0]) for detail in errors if detail["loc"]})
     found += cross_problems(sections)
     if with_data:
         found += missing_data(sections)

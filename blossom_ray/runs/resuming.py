@@ -8,9 +8,9 @@ from blossom_ray.checkpoint import CheckpointStore, differences
 from blossom_ray.clients.options import learning_rate
 from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.reading.writer import written_tree
 from blossom_ray.rounds import scorings_due
 from blossom_ray.runs.folder import Run
-from blossom_ray.scenario.writer import written_tree
 
 
 def check_same(run: Run, scenario: Scenario) -> None:

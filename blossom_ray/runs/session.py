@@ -20,6 +20,7 @@ from blossom_ray.errors import DriverLostError, InputError, StorageError
 from blossom_ray.reading.inspection import Inspector
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import CHECKPOINTS, MANIFEST_FILE, EndStatus, Run, RunWriter, kept_if_begun, new_run_folder
 from blossom_ray.runs.given import with_dataset, with_table
 from blossom_ray.runs.log import RunLog
@@ -27,7 +28,6 @@ from blossom_ray.runs.resuming import check_rounds, check_same
 from blossom_ray.runs.table_sums import TableSums
 from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
 from blossom_ray.runtime.kernels import gathered
-from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.simulation import CheckpointKept, Event, LateScores, RunInfo, run
 from blossom_ray.storage import temporary_folder
 

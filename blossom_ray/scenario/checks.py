@@ -1,18 +1,31 @@
-"""Checks across sections: values that are right in themselves and cannot stand together."""
+"""Checks across sections: values that are right in themselves and cannot stand together. A rule is one function.
+
+What one section can see by itself is its own method `conflicts`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from blossom_ray.algorithms.options import Server
-from blossom_ray.clients.options import CosineSchedule, Sgd, Training
-from blossom_ray.core.blocks import ANY_ENCODER, SharingScheme, block_names, encoder_block, is_encoder
+from blossom_ray.algorithms.options import FedAvg, Server
+from blossom_ray.clients.options import Training
+from blossom_ray.core.blocks import (
+    ANY_ENCODER,
+    CENTRAL,
+    SCHEME_NAMES,
+    Scope,
+    SharingScheme,
+    block_names,
+    encoder_block,
+    is_encoder,
+)
 from blossom_ray.core.locations import is_uri
-from blossom_ray.core.phrases import Finding, did_you_mean, listed, one_of, shown
-from blossom_ray.core.scores import OTHER_COLUMNS, SCORES, SUFFIXES, Task
+from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
+from blossom_ray.core.scores import SCORES, SUFFIXES, Task
+from blossom_ray.core.section import Finding, find_conflicts
 from blossom_ray.data.facts import DATASETS, num_subjects, shapes_of
 from blossom_ray.data.options import (
     CustomData,
@@ -32,14 +45,12 @@ from blossom_ray.data.partition_options import (
     QuantityPartition,
 )
 from blossom_ray.models.options import Model
-from blossom_ray.scenario.algorithm_checks import algorithm_problems
-from blossom_ray.scenario.compat import compat_problems
+from blossom_ray.scenario.compat import compat_conflicts
 from blossom_ray.scenario.sections import Evaluation, Execution, Stop
 
 # Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
 _MOST_SAMPLES = 10_000_000
 _MOST_VALUES_OF_A_SAMPLE = 100_000_000
-_LEAST_SHARE = 0.0001
 _DEFAULT_SHAPES: dict[str, tuple[int, ...]] = {
     "sequence": (64, 3),
     "image": (1, 16, 16),
@@ -52,57 +63,39 @@ _AXES = {
 }
 
 
+_RULES: list[tuple[tuple[str, ...], Callable[..., Iterator[Finding]]]] = []
+_Rule = TypeVar("_Rule", bound=Callable[..., Iterator[Finding]])
+
+
+def _rule(check: _Rule) -> _Rule:
+    """A rule, which runs where all sections that its parameters name are there and right in themselves.
+
+    Beside the sections, a parameter can be `from_data` (the text, in the place of `clients`), `num_clients`, `scopes`
+    (by block), and `sections` (all of them).
+    """
+    code = check.__code__
+    _RULES.append((code.co_varnames[: code.co_argcount], check))
+    return check
+
+
 def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
-    """Everything that does not fit together.
+    """Everything that does not fit together, within sections and across them.
 
     Args:
         sections: The top-level values of a scenario that are right in themselves. A check runs where all that it
             compares is there.
     """
-    found: list[Finding] = []
+    found = [finding for name, section in sections.items() for finding in find_conflicts(section, name)]
     if isinstance(sections.get("clients"), str):
-        found += _from_data(sections.get("data"))
-        sections = {name: section for name, section in sections.items() if name != "clients"}
-    data, clients, model = sections.get("data"), sections.get("clients"), sections.get("model")
-    if data is not None:
-        found += _data(data)
-        found += _fractions(data)
-        found += _draws(data)
-        found += _given(data)
-    if data is not None and "task" in sections:
-        found += _task(data, sections["task"])
-    if isinstance(data, PtbXlData) and "task" in sections:
-        found += _ptb_xl_task(data, sections["task"])
-    if model is not None and clients is not None:
-        found += _modalities(model, clients)
-    if model is not None:
-        found += model.problems({} if data is None else _well_shaped(data, model))
-    if model is not None and data is not None:
-        found += _data_modalities(data, model)
-    if data is not None and clients is not None:
-        found += _client_counts(data, sum(group.count for group in clients))
-    if model is not None and isinstance(sections.get("sharing"), Mapping):
-        found += _sharing_map(sections["sharing"], model)
-    if clients is not None and isinstance(sections.get("sharing"), Mapping):
-        found += _group_labels(sections["sharing"], clients)
-    if clients is not None and "server" in sections:
-        found += _cohort(sections["server"], sum(group.count for group in clients))
-    if "training" in sections:
-        found += _training(sections["training"])
-    if "evaluation" in sections:
-        found += _fine_tuning_rounds(sections["evaluation"])
-        found += _held_out_rounds(sections["evaluation"])
-        found += _metric_names(sections["evaluation"])
-    if sections.get("stop") is not None:
-        found += _stop(sections["stop"], sections)
-    found += algorithm_problems(sections)
-    found += compat_problems(sections)
-    if clients is not None and "training" in sections:
-        found += _engines(sections["training"], clients)
-    if "execution" in sections:
-        found += _gpu_share(sections["execution"])
-    if "training" in sections and "execution" in sections:
-        found += _actor_per_client(sections["training"], sections["execution"])
+        sections = {"from_data" if name == "clients" else name: section for name, section in sections.items()}
+    known = {name: section for name, section in sections.items() if section is not None} | {"sections": sections}
+    if "clients" in known:
+        known["num_clients"] = sum(group.count for group in known["clients"])
+    if scopes := _scopes(sections):
+        known["scopes"] = scopes
+    for needed, check in _RULES:
+        if all(name in known for name in needed):
+            found += check(*(known[name] for name in needed))
     return found
 
 
@@ -145,6 +138,7 @@ def input_shapes(data: Data, modalities: Iterable[str]) -> dict[str, tuple[int, 
             return {name: shapes[name] for name in modalities if name in shapes}
 
 
+@_rule
 def _data(data: Data) -> Iterator[Finding]:
     if isinstance(data, SyntheticData):
         yield from _synthetic(data)
@@ -153,6 +147,7 @@ def _data(data: Data) -> Iterator[Finding]:
         yield Finding("data.path", "is null", f"{facts.download}; get it from {facts.page}")
 
 
+@_rule
 def _task(data: Data, task: Task) -> Iterator[Finding]:
     tasks = DATASETS[data.dataset].tasks
     if task not in tasks:
@@ -166,19 +161,22 @@ def _task(data: Data, task: Task) -> Iterator[Finding]:
                 yield Finding(f"data.modalities.{name}.distinguishable_classes", f"is {groups}", expected)
 
 
-def _ptb_xl_task(data: PtbXlData, task: str) -> Iterator[Finding]:
+@_rule
+def _ptb_xl_task(data: Data, task: Task) -> Iterator[Finding]:
     suited = {"single": "classification", "multi": "multilabel"}
-    if suited[data.labels] != task:
+    if isinstance(data, PtbXlData) and suited[data.labels] != task:
         expected = " or ".join(f"{labels!r} with task: {name}" for labels, name in suited.items())
         yield Finding("data.labels", f"is {data.labels!r}, while task is {task!r}", expected)
 
 
-def _from_data(data: Data | None) -> Iterator[Finding]:
-    if data is not None and not isinstance(data.partition, GivenPartition):
-        found = f"is 'from-data', while data.partition.kind is {data.partition.kind!r}"
+@_rule
+def _from_data(data: Data, from_data: str) -> Iterator[Finding]:
+    if not isinstance(data.partition, GivenPartition):
+        found = f"is {from_data!r}, while data.partition.kind is {data.partition.kind!r}"
         yield Finding("clients", found, "groups of clients, or data.partition: {kind: given}")
 
 
+@_rule
 def _given(data: Data) -> Iterator[Finding]:
     if isinstance(data.partition, GivenPartition) and not isinstance(data, TableData | CustomData):
         found = f"is 'given', while data.dataset is {data.dataset!r}, which does not say whose its samples are"
@@ -220,6 +218,7 @@ def _synthetic_sizes(data: SyntheticData) -> Iterator[Finding]:
             yield Finding(f"data.modalities.{name}.shape", shown(modality.shape), expected)
 
 
+@_rule
 def _modalities(model: Model, clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
     owned: dict[str, None] = {}
     for index, group in enumerate(clients):
@@ -235,6 +234,7 @@ def _modalities(model: Model, clients: tuple[ClientGroup, ...]) -> Iterator[Find
             yield Finding(f"model.encoders.{modality}", "is an encoder that no client can train", expected)
 
 
+@_rule
 def _data_modalities(data: Data, model: Model) -> Iterator[Finding]:
     if isinstance(data, SyntheticData):
         for name in data.modalities:
@@ -251,6 +251,12 @@ def _data_modalities(data: Data, model: Model) -> Iterator[Finding]:
                 yield Finding(f"model.encoders.{name}", found, expected)
 
 
+@_rule
+def _model(model: Model, sections: Mapping[str, Any]) -> Iterator[Finding]:
+    data = sections.get("data")
+    yield from model.problems({} if data is None else _well_shaped(data, model))
+
+
 def _well_shaped(data: Data, model: Model) -> dict[str, tuple[int, ...]]:
     """The shapes that the scenario tells, but for those that are themselves found wrong."""
     shapes = input_shapes(data, model.encoders)
@@ -260,6 +266,7 @@ def _well_shaped(data: Data, model: Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+@_rule
 def _fractions(data: Data) -> Iterator[Finding]:
     if data.test_fraction + data.validation_fraction >= 1:
         found = (
@@ -268,6 +275,7 @@ def _fractions(data: Data) -> Iterator[Finding]:
         yield Finding("data.validation_fraction", found + " to train on", "two fractions that sum to less than 1")
 
 
+@_rule
 def _draws(data: Data) -> Iterator[Finding]:
     """What the reference's code cannot draw."""
     if data.draws != "reference":
@@ -285,6 +293,7 @@ def _draws(data: Data) -> Iterator[Finding]:
         yield Finding("data.validation_fraction", found, "0, or data.draws: seed")
 
 
+@_rule
 def _client_counts(data: Data, num_clients: int) -> Iterator[Finding]:
     partition = data.partition
     num_splits = 3 if data.validation_fraction else 2
@@ -313,7 +322,10 @@ def _min_samples(partition: Partition) -> int:
             return 0
 
 
-def _sharing_map(sharing: Mapping[str, str], model: Model) -> Iterator[Finding]:
+@_rule
+def _sharing_map(sharing: str | Mapping[str, str], model: Model) -> Iterator[Finding]:
+    if isinstance(sharing, str):
+        return
     blocks = block_names(model.encoders)
     known = (ANY_ENCODER, *blocks)
     for block in sharing:
@@ -331,7 +343,10 @@ def _sharing_map(sharing: Mapping[str, str], model: Model) -> Iterator[Finding]:
         yield Finding("sharing", f"says nothing about {listed(uncovered)}", each)
 
 
-def _group_labels(sharing: Mapping[str, str], clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+@_rule
+def _group_labels(sharing: str | Mapping[str, str], clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+    if isinstance(sharing, str):
+        return
     for index, group in enumerate(clients):
         blocks = [block for block, scope in sharing.items() if scope == "group" and _may_hold(group, block)]
         if blocks and not group.group:
@@ -343,6 +358,7 @@ def _may_hold(group: ClientGroup, block: str) -> bool:
     return block == ANY_ENCODER or not is_encoder(block) or block in map(encoder_block, group.modalities)
 
 
+@_rule
 def _cohort(server: Server, num_clients: int) -> Iterator[Finding]:
     size = server.clients_per_round
     if isinstance(size, int) and size > num_clients:
@@ -350,27 +366,18 @@ def _cohort(server: Server, num_clients: int) -> Iterator[Finding]:
         yield Finding("server.clients_per_round", f"is {size}", expected)
 
 
-def _fine_tuning_rounds(evaluation: Evaluation) -> Iterator[Finding]:
-    section = evaluation.fine_tune
-    if section is not None and section.every is not None and section.every % evaluation.every:
-        expected = f"a multiple of {evaluation.every}, since evaluation.every is {evaluation.every}"
-        yield Finding("evaluation.fine_tune.every", f"is {section.every}", expected)
-
-
-def _held_out_rounds(evaluation: Evaluation) -> Iterator[Finding]:
-    if evaluation.split == "validation" and evaluation.held_out == "every":
-        found = "is 'every', while evaluation.split is 'validation', which scores the held-out set once"
-        yield Finding("evaluation.held_out", found, "'final' or 'never'")
-
-
-def _stop(stop: Stop, sections: Mapping[str, Any]) -> Iterator[Finding]:
-    rounds = sections.get("rounds")
-    if rounds is not None and stop.min_rounds > rounds:
+@_rule
+def _stop_rounds(stop: Stop, rounds: int) -> Iterator[Finding]:
+    if stop.min_rounds > rounds:
         yield Finding("stop.min_rounds", f"is {stop.min_rounds}", f"at most {rounds}, the number of rounds")
-    if stop.metric is None or not {"task", "evaluation", "clients"} <= sections.keys():
+
+
+@_rule
+def _stop_metric(stop: Stop, task: Task, evaluation: Evaluation, clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+    if stop.metric is None:
         return
-    own, sets = tuple(sections["evaluation"].metrics), {group.modality_set for group in sections["clients"]}
-    pooled = [score.name for score in SCORES[sections["task"]]]
+    own, sets = tuple(evaluation.metrics), {group.modality_set for group in clients}
+    pooled = [score.name for score in SCORES[task]]
     names = ["loss", *pooled, *own]
     plain = [*names, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES if suffix != "_pooled")]
     known = [*plain, *(f"{name}_pooled" for name in pooled), *(f"{name}/{one}" for name in names for one in sets)]
@@ -380,29 +387,7 @@ def _stop(stop: Stop, sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("stop.metric", shown(stop.metric), expected + did_you_mean(metric, known))
 
 
-def _metric_names(evaluation: Evaluation) -> Iterator[Finding]:
-    taken = OTHER_COLUMNS | {score.name for scores in SCORES.values() for score in scores}
-    for name in evaluation.metrics:
-        path = f"evaluation.metrics.{name}"
-        if name in taken:
-            yield Finding(path, "is the name of a column that runs have already", "another name")
-        if name.endswith(SUFFIXES):
-            yield Finding(path, f"ends with one of {listed(SUFFIXES)}, as summaries over clients do", "another name")
-
-
-def _training(training: Training) -> Iterator[Finding]:
-    optimizer, schedule = training.optimizer, training.schedule
-    if training.min_batch_size > training.batch_size:
-        expected = f"at most {training.batch_size}, the batch size"
-        yield Finding("training.min_batch_size", f"is {training.min_batch_size}", expected)
-    if isinstance(optimizer, Sgd) and optimizer.nesterov and optimizer.momentum == 0:
-        found = "is true, while momentum is 0"
-        yield Finding("training.optimizer.nesterov", found, "false, or a momentum above 0")
-    if isinstance(schedule, CosineSchedule) and schedule.min_lr > optimizer.lr:
-        expected = f"at most {optimizer.lr}, the learning rate of the optimizer"
-        yield Finding("training.schedule.min_lr", f"is {schedule.min_lr}", expected)
-
-
+@_rule
 def _engines(training: Training, clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
     if isinstance(training.engine, str):
         return
@@ -416,16 +401,107 @@ def _engines(training: Training, clients: tuple[ClientGroup, ...]) -> Iterator[F
         yield Finding("training.engine", f"says nothing about {listed(missing)}", "an engine for every modality set")
 
 
-def _gpu_share(execution: Execution) -> Iterator[Finding]:
-    share = execution.client_resources.num_gpus
-    if 0 < share < _LEAST_SHARE:
-        expected = f"0, or at least {_LEAST_SHARE}, the smallest part of a GPU that Ray gives"
-        yield Finding("execution.client_resources.num_gpus", f"is {share:g}", expected)
-
-
+@_rule
 def _actor_per_client(training: Training, execution: Execution) -> Iterator[Finding]:
     if execution.runtime == "local" or execution.clients_per_actor != 1 or training.engine == "auto":
         return
     if training.may_stack:
         found = "is 1, while training.engine is 'vectorized', which keeps a chunk of clients in one actor"
         yield Finding("execution.clients_per_actor", found, "auto or a larger number, or training.engine: sequential")
+
+
+def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
+    """The scope of every block; empty where `model` or `sharing` is wrong."""
+    model, sharing = sections.get("model"), sections.get("sharing")
+    if model is None or sharing is None or (isinstance(sharing, str) and sharing not in SCHEME_NAMES):
+        return {}
+    try:
+        scheme = SharingScheme.of(sharing)
+        return {block: scheme.scope(block) for block in block_names(model.encoders)}
+    except KeyError:
+        return {}  # a block without a scope is a problem of its own
+
+
+@_rule
+def _central(sharing: str | Mapping[str, str], sections: Mapping[str, Any]) -> Iterator[Finding]:
+    """Where one model is trained there is nothing to average, to weigh or to keep by client."""
+    if sharing != CENTRAL:
+        return
+    plain: dict[str, tuple[object, str]] = {
+        "training.keep_optimizer_state": (False, "false"),
+        "training.proximal_mu": (0.0, "0"),
+        "training.min_batch_size": (1, "1"),
+        "server.clients_per_round": (1.0, "1.0"),
+        "server.weighting": ("samples", "'samples'"),
+        "server.optimizer": (FedAvg(kind="fedavg"), "'fedavg' with a learning rate of 1"),
+        "model.norm_statistics": ("shared", "'shared'"),
+    }
+    for path, (value, expected) in plain.items():
+        section, key = path.split(".")
+        found = getattr(sections.get(section), key, value)
+        if found != value:
+            yield Finding(path, f"{shown(getattr(found, 'kind', found))}, while sharing is 'central'", expected)
+    model = sections.get("model")
+    if model is not None and model.missing == "prototype":
+        yield Finding("model.missing", "is 'prototype', while sharing is 'central'", "another rule")
+
+
+@_rule
+def _alternation(training: Training, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+    if training.alternate is None:
+        return
+    trained = {scope for scope in scopes.values() if scope is not Scope.FROZEN}
+    if Scope.PRIVATE not in trained or trained == {Scope.PRIVATE}:
+        found = f"alternates between private blocks and others, while {'no' if trained - {Scope.PRIVATE} else 'every'} "
+        expected = "a sharing scheme with private blocks and others, such as private-head, or null"
+        yield Finding("training.alternate", found + "block is private", expected)
+
+
+@_rule
+def _entropies(task: Task, server: Server) -> Iterator[Finding]:
+    if server.weighting == "entropy" and task != "classification":
+        found = f"is 'entropy', while the task is {task!r}, which has no probabilities of classes"
+        yield Finding("server.weighting", found, "'samples' or 'uniform'")
+
+
+@_rule
+def _tuned_blocks(evaluation: Evaluation, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+    section = evaluation.fine_tune
+    if section is None or section.blocks == "all":
+        return
+    tuned = section.blocks.split("-")
+    if all(scopes[block] is Scope.FROZEN for block in tuned):
+        found = f"is {section.blocks!r}, while sharing freezes what it would tune"
+        yield Finding("evaluation.fine_tune.blocks", found, "'all', or blocks that are not frozen")
+
+
+@_rule
+def _prototypes_in_training(model: Model, training: Training) -> Iterator[Finding]:
+    if model.missing != "prototype":
+        return
+    if training.must_stack:
+        found = "asks for 'vectorized', while model.missing is 'prototype'"
+        yield Finding("training.engine", found, "'sequential' or 'auto'")
+    if training.modality_dropout > 0:
+        found = f"is {training.modality_dropout}, while model.missing is 'prototype'"
+        expected = "0: a client is not sent the prototypes of its own modalities"
+        yield Finding("training.modality_dropout", found, expected)
+
+
+@_rule
+def _prototypes_of_encoders(
+    model: Model, clients: tuple[ClientGroup, ...], scopes: Mapping[str, Scope]
+) -> Iterator[Finding]:
+    if model.missing != "prototype":
+        return
+    for modality in model.encoders:
+        scope = scopes[encoder_block(modality)]
+        is_lacked = any(modality not in group.modalities for group in clients)
+        if is_lacked and scope not in (Scope.SHARED, Scope.FROZEN):
+            found = f"is 'prototype', while encoder/{modality} has the scope {scope}, so its copies embed differently"
+            yield Finding("model.missing", found, "shared or frozen encoders, or another rule")
+
+
+@_rule
+def _compat(compat: str, sections: Mapping[str, Any]) -> Iterator[Finding]:
+    yield from compat_conflicts(compat, sections)

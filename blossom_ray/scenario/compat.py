@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blossom_ray.core.phrases import Finding, shown
+from blossom_ray.core.phrases import shown
+from blossom_ray.core.section import Finding
 
 _REFERENCE: dict[str, Any] = {
     "data.draws": "reference",
@@ -16,7 +17,7 @@ _REFERENCE: dict[str, Any] = {
 _OPTIONAL_SECTIONS = ("training",)
 
 
-def filled(tree: Mapping[str, Any]) -> dict[str, Any]:
+def apply_compat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A scenario's tree with what its `compat` asks for in the places that say nothing.
 
     Args:
@@ -33,14 +34,13 @@ def filled(tree: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def compat_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
-    """What contradicts `compat`.
+def compat_conflicts(compat: str, sections: Mapping[str, Any]) -> Iterator[Finding]:
+    """What contradicts `compat: blossom-reference`.
 
     Args:
+        compat: The scenario's `compat`.
         sections: The top-level values of a scenario that are right in themselves.
     """
-    if sections.get("compat") != "blossom-reference":
-        return
     for path, value in _REFERENCE.items():
         name, key = path.split(".")
         if name not in sections:
@@ -48,5 +48,5 @@ def compat_problems(sections: Mapping[str, Any]) -> Iterator[Finding]:
         found = getattr(sections[name], key)
         wanted = value["kind"] if isinstance(value, Mapping) else value
         if getattr(found, "kind", found) != wanted:
-            text = f"{shown(getattr(found, 'kind', found))}, while compat is 'blossom-reference'"
+            text = f"{shown(getattr(found, 'kind', found))}, while compat is {compat!r}"
             yield Finding(path, text, f"{wanted!r}, or no compat")

@@ -7,8 +7,8 @@ import json
 from functools import reduce
 from typing import Any
 
+from blossom_ray.core.section import plain_tree
 from blossom_ray.scenario.tree import ScenarioTree
-from blossom_ray.scenario.writer import plain_tree
 
 _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "validation_fraction"): 0.0,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from blossom_ray.clients.options import FineTune
-from blossom_ray.core.section import Fraction, Positive, Section
+from blossom_ray.core.phrases import listed
+from blossom_ray.core.scores import OTHER_COLUMNS, SCORES, SUFFIXES
+from blossom_ray.core.section import Finding, Fraction, Positive, Section
 from blossom_ray.tasks.options import Metric, MetricName
+
+_LEAST_SHARE = 0.0001
 
 
 class Evaluation(Section):
@@ -33,6 +38,24 @@ class Evaluation(Section):
     """Metrics of your own by name, besides the scores of the task; each is a column of the tables."""
     batch_size: Positive = 256
     """Samples per forward pass."""
+
+    def conflicts(self) -> Iterator[Finding]:
+        """Fine-tuning between two evaluations, the held-out set scored too often, names of metrics that are taken."""
+        tuned = self.fine_tune
+        if tuned is not None and tuned.every is not None and tuned.every % self.every:
+            expected = f"a multiple of {self.every}, since evaluation.every is {self.every}"
+            yield Finding("fine_tune.every", f"is {tuned.every}", expected)
+        if self.split == "validation" and self.held_out == "every":
+            found = "is 'every', while evaluation.split is 'validation', which scores the held-out set once"
+            yield Finding("held_out", found, "'final' or 'never'")
+        taken = OTHER_COLUMNS | {score.name for scores in SCORES.values() for score in scores}
+        for name in self.metrics:
+            path = f"metrics.{name}"
+            if name in taken:
+                yield Finding(path, "is the name of a column that runs have already", "another name")
+            if name.endswith(SUFFIXES):
+                found = f"ends with one of {listed(SUFFIXES)}, as summaries over clients do"
+                yield Finding(path, found, "another name")
 
 
 class Stop(Section):
@@ -79,6 +102,12 @@ class ClientResources(Section):
     """Fraction of a CPU core."""
     num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Fraction of a GPU; also the cap on its memory. 0: the CPU is used."""
+
+    def conflicts(self) -> Iterator[Finding]:
+        """A smaller part of a GPU than there is."""
+        if 0 < self.num_gpus < _LEAST_SHARE:
+            expected = f"0, or at least {_LEAST_SHARE}, the smallest part of a GPU that Ray gives"
+            yield Finding("num_gpus", f"is {self.num_gpus:g}", expected)
 
 
 class Execution(Section):

@@ -16,7 +16,7 @@ from blossom_ray.data.options import Data
 from blossom_ray.data.partition_options import ClientGroup, Clients
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.models.options import Model
-from blossom_ray.scenario.compat import filled
+from blossom_ray.scenario.compat import apply_compat
 from blossom_ray.scenario.sections import Checkpoint, Evaluation, Execution, Failures, Stop
 
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
@@ -85,7 +85,7 @@ class ScenarioTree(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_compat(cls, tree: Any) -> Any:
-        return filled(tree) if isinstance(tree, Mapping) else tree
+        return apply_compat(tree) if isinstance(tree, Mapping) else tree
 
     @property
     def seeds(self) -> Seeds:

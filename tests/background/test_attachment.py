@@ -23,11 +23,11 @@ from runtime.clusters import assert_same_as_undisturbed
 from blossom_ray import Run, RunError, Scenario, simulate
 from blossom_ray.core.records import Failure, RoundRecord
 from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.background import OUTPUT_FILE, PROCESS_FILE, start, stop
 from blossom_ray.runs.folder import RunWriter
 from blossom_ray.runs.following import followed
 from blossom_ray.runs.session import recorded
-from blossom_ray.scenario.writer import scenario_yaml
 
 PATIENCE_S = 120.0
 

@@ -21,8 +21,8 @@ from blossom_ray import Run, Scenario, compare, personalization_gain, simulate
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClientEvaluation, RoundRecord
 from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import RunWriter
-from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.studies.comparison import formats
 from blossom_ray.studies.comparison.comparing import Comparison
 

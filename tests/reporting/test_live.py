@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from blossom_ray import Scenario, live_figure, simulate
 from blossom_ray.core.records import ClientEvaluation, RoundRecord
 from blossom_ray.errors import InputError
-from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
 
 
 def record(index: int, **metrics: float) -> RoundRecord:

@@ -11,7 +11,7 @@ from typing import Any
 import polars.testing
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
 
 PATIENCE_S = 240.0
 

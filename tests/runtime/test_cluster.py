@@ -18,8 +18,8 @@ from ray import exceptions
 
 from blossom_ray import Scenario
 from blossom_ray.errors import ActorLostError, ClientError, RunError, StorageError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runtime.cluster import START_LIMIT, HeadNode, ray_errors, session
-from blossom_ray.scenario.writer import scenario_yaml
 
 
 def is_loopback(text: str) -> bool:

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blossom_ray import Scenario
-from blossom_ray.reading.commented import commented_yaml
 from blossom_ray.reading.packaged import packaged_scenarios
 from blossom_ray.reading.scenario import inspect_scenario
+from blossom_ray.reading.writer import commented_yaml
 
 SMALLEST = """\
 rounds: 3

@@ -8,8 +8,8 @@ import pytest
 
 from blossom_ray import Scenario, simulate
 from blossom_ray.errors import ScenarioError
-from blossom_ray.scenario.compat import filled
-from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
+from blossom_ray.scenario.compat import apply_compat
 
 
 def test_what_it_sets(small_scenario: Scenario) -> None:
@@ -23,12 +23,12 @@ def test_what_it_sets(small_scenario: Scenario) -> None:
 
 def test_without_it_nothing_is_set(small_scenario: Scenario) -> None:
     tree = {"rounds": 3, "model": {}}
-    assert filled(tree) == tree
+    assert apply_compat(tree) == tree
     assert small_scenario.compat is None
 
 
 def test_a_scenario_without_a_training_section_gets_one() -> None:
-    tree = filled({"compat": "blossom-reference", "data": {"draws": "seed"}, "model": "no mapping"})
+    tree = apply_compat({"compat": "blossom-reference", "data": {"draws": "seed"}, "model": "no mapping"})
     assert tree["training"] == {"schedule": {"kind": "constant"}, "min_batch_size": 2}
     assert tree["data"] == {"draws": "seed"}
     assert tree["model"] == "no mapping"

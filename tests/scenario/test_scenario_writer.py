@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.scenario import Scenario, read_scenario
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.scenario.identity import identity, numbers_tree
-from blossom_ray.scenario.writer import scenario_yaml
 
 SMALL = {
     "rounds": 3,

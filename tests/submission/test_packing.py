@@ -13,7 +13,7 @@ import pytest
 
 from blossom_ray import Scenario
 from blossom_ray.errors import InputError
-from blossom_ray.scenario.writer import scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.studies.jobs import packing
 from blossom_ray.studies.jobs.packing import SCENARIO, Package, pack
 
@@ -232,23 +232,23 @@ def test_ignore_files_say_what_stays_here(
     small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {
-        "repository/.git/HEAD": "", "repository/.gitignore": "*.log\n/work/mine/\nbuild/\n!keep.log\n/top.txt\n",
-        "repository/work/mine/sub/.gitignore": "!b.log\nc.*\n", "repository/work/mine/.rayignore": "**/big.bin\n",
-        "repository/work/mine/.dockerignore": "*\n",
+        "repository/.git/HEAD": "", "repository/.gitignore": "*.log\n/more/mine/\nbuild/\n!keep.log\n/top.txt\n",
+        "repository/more/mine/sub/.gitignore": "!b.log\nc.*\n", "repository/more/mine/.rayignore": "**/big.bin\n",
+        "repository/more/mine/.dockerignore": "*\n",
     } | {
-        f"repository/work/mine/{name}": "1"
+        f"repository/more/mine/{name}": "1"
         for name in ("a.txt", "a.log", "keep.log", "build/x", "sub/b.log", "sub/c.txt", "sub/big.bin", "top.txt")
     }  # fmt: skip
     for name, text in files.items():
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(text, encoding="utf-8")
-    monkeypatch.chdir(here / "repository" / "work")
+    monkeypatch.chdir(here / "repository" / "more")
     package = packed(small_scenario, tmp_path_factory, includes=[Path("mine")])
-    # `/work/mine/` is ignored as a whole, and was named in spite of it.
+    # `/more/mine/` is ignored as a whole, and was named in spite of it.
     assert names(package) == {SCENARIO, "mine/a.txt", "mine/keep.log", "mine/sub/b.log", "mine/top.txt"}
     assert [str(each) for each in package.left_out] == [
         "mine/a.log (named by .gitignore)", "mine/build (named by .gitignore)",
-        "mine/sub/big.bin (named by work/mine/.rayignore)", "mine/sub/c.txt (named by work/mine/sub/.gitignore)",
+        "mine/sub/big.bin (named by more/mine/.rayignore)", "mine/sub/c.txt (named by more/mine/sub/.gitignore)",
     ]  # fmt: skip
 
 

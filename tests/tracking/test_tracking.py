@@ -19,12 +19,12 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, Failure, Progress, RoundRecord
 from blossom_ray.errors import InputError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.session import recorded, resumed
 from blossom_ray.runs.tracking import Target, Tracking, parse_target
 from blossom_ray.runs.tracking.base import Value, tracked_values
 from blossom_ray.runs.tracking.following import check_target
 from blossom_ray.runs.tracking.mlflow import RUN_TAG, metric_name
-from blossom_ray.scenario.writer import scenario_yaml
 
 
 @pytest.fixture

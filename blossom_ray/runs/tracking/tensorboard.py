@@ -8,8 +8,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from blossom_ray.core.records import Progress
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.tracking.base import tracked_values
-from blossom_ray.scenario.writer import scenario_yaml
 
 
 class TensorBoardTracker:

@@ -19,9 +19,10 @@ from typing import Any
 from pathspec import GitIgnoreSpec
 
 from blossom_ray.core.locations import is_uri
+from blossom_ray.core.section import plain_tree
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.scenario.writer import plain_tree, scenario_yaml
+from blossom_ray.reading.writer import scenario_yaml
 
 SCENARIO = "blossom-ray-job.yaml"
 PACKAGE = "blossom_ray"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import Run
-from blossom_ray.scenario.writer import scenario_yaml
 from blossom_ray.storage import replacing
 from blossom_ray.studies.comparison.choosing import Choice
 from blossom_ray.studies.comparison.comparing import Comparison, Question, compare_entries

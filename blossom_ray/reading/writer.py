@@ -1,4 +1,4 @@
-"""A scenario as YAML in which every key is explained, in the words of the sections.
+"""From a scenario back to YAML: bare, or with every key explained in the words of the sections.
 
 An explanation is the beginning of a field's description: as many sentences as go on a line, at least one. It stands
 above the first key that it is about.
@@ -6,21 +6,108 @@ above the first key that it is about.
 
 from __future__ import annotations
 
+import io
+import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from blossom_ray.core.phrases import listed, sentences
-from blossom_ray.core.section import Section
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
+
+from blossom_ray.core.phrases import listed, sentences, shown
+from blossom_ray.core.section import Section, plain_tree
 from blossom_ray.core.structure import Hint, field_hint, literal_values
 from blossom_ray.data.data_keys import DataKeys
-from blossom_ray.reading.scenario import Scenario
-from blossom_ray.scenario.writer import flow_yaml
+from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.scenario.tree import ScenarioTree
+
+# Bare, these are no text in one version of YAML or another.
+_NOT_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
+
 
 _WIDTH = 116
 
 
-def commented_yaml(scenario: Scenario, *, defaults: bool) -> str:
+def scenario_yaml(scenario: ScenarioTree) -> str:
+    """The resolved scenario as YAML 1.2: all defaults spelled out, in the order of the reference.
+
+    Reading the text gives an equal scenario. A callable is written as `module:qualname`; one that no module holds
+    (a lambda, a function inside a function) is written the same way, and refused when the text is read.
+
+    Raises:
+        ScenarioError: An option of a factory is nothing that YAML can hold.
+    """
+    return _dumped(written_tree(scenario))
+
+
+def written_tree(scenario: ScenarioTree) -> dict[str, Any]:
+    """What `scenario_yaml` writes, as a tree of plain values; callables by `module:qualname`.
+
+    Raises:
+        ScenarioError: As `scenario_yaml`.
+    """
+    tree: dict[str, Any] = _writable(plain_tree(scenario, defaults=True), "")
+    return tree
+
+
+def flow_yaml(value: Any, path: str) -> str:
+    """A value without sections in one line of YAML 1.2, such as `[acc, gyro]`.
+
+    Args:
+        value: What a key of a scenario holds.
+        path: The key's dotted path, for messages.
+
+    Raises:
+        ScenarioError: It is nothing that YAML can hold.
+    """
+    # In a list, since a document of a scalar ends with a line of its own.
+    return _dumped([_writable(value, path)], flow=True).strip()[1:-1]
+
+
+def _dumped(tree: Any, *, flow: bool | None = None) -> str:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _QuotingRepresenter
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel annotates its default alone
+    # No folding: a folded text with escapes may read back with a space more or less.
+    yaml.width = 10**9
+    # Escaped: the emitter would write some of Unicode's line breaks as they are, and they would read back as others.
+    yaml.allow_unicode = False
+    if flow is not None:
+        yaml.default_flow_style = flow
+    stream = io.StringIO()
+    yaml.dump(tree, stream)
+    return stream.getvalue()
+
+
+class _QuotingRepresenter(SafeRepresenter):
+    """Quotes every text that is not a plain word, rather than trust that a reader sees the same in it bare."""
+
+
+def _quoted(representer: SafeRepresenter, text: str) -> ScalarNode:
+    is_word = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./+-]*", text) and text.lower() not in _NOT_WORDS
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_word else '"')
+
+
+_QuotingRepresenter.add_representer(str, _quoted)
+
+
+def _writable(value: Any, path: str) -> Any:
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _writable(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(item, f"{path}.{index}") for index, item in enumerate(value)]
+    if callable(value):
+        name = getattr(value, "__qualname__", f"{type(value).__qualname__}()")
+        return f"{getattr(value, '__module__', type(value).__module__)}:{name}"
+    expected = "text, a number, true, false, null, or a list or mapping of them"
+    raise ScenarioError((Problem(path, shown(value), expected),))
+
+
+def commented_yaml(scenario: ScenarioTree, *, defaults: bool) -> str:
     """The scenario as YAML 1.2 with comments. Reading the text gives an equal scenario.
 
     Args:
@@ -31,7 +118,7 @@ def commented_yaml(scenario: Scenario, *, defaults: bool) -> str:
         ScenarioError: An option of a factory is nothing that YAML can hold.
     """
     writer = _Writer(defaults=defaults)
-    return "\n".join(writer.section_lines(scenario, Hint(Scenario), ())).lstrip("\n") + "\n"
+    return "\n".join(writer.section_lines(scenario, Hint(type(scenario)), ())).lstrip("\n") + "\n"
 
 
 class _Writer:
