@@ -46,6 +46,11 @@ class BlossomError(Exception):
         return "\n".join(printable(str(line)) for line in self.args)
 
 
+def first_line(error: object) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def shown_error(error: BaseException) -> str:
     """An exception of own code as text: its type, what it says, and in its first line which line of code it was."""
     name = type(error).__name__

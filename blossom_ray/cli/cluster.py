@@ -61,7 +61,8 @@ def submit(
     ] = None,
     limit_mib: Annotated[int, typer.Option("--limit-mib", min=1, help="Refuse to take more along, in MiB.")] = 100,
     out: Annotated[
-        str, typer.Option("--out", help="Folder for the run, on the node of its driver or shared by all nodes.")
+        str,
+        typer.Option("--out", help="Folder for the run, on the node of its driver or shared by all; or a URI (s3://)."),
     ] = "~/blossom-ray-jobs",
     python: Annotated[str, typer.Option("--python", help="The interpreter on the nodes.")] = "python",
     runtime_env: Annotated[
@@ -81,11 +82,13 @@ def submit(
     from blossom_ray.storage import temporary_folder
     from blossom_ray.studies.jobs import packing, runs
     from blossom_ray.studies.jobs.jobs import Jobs, checked_address
+    from blossom_ray.studies.jobs.storage import check_out
 
     if checked.execution.runtime == "local":
         raise InputError("execution.runtime is local; expected ray for a job on a cluster")
     environment = {} if runtime_env is None else _runtime_environment(local_path(runtime_env, "--runtime-env"))
     runs.check_environment(environment)
+    check_out(out)
     place = checked_address(address)
     with temporary_folder("job") as folder:
         packed = packing.pack(

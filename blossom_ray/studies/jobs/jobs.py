@@ -23,7 +23,7 @@ from ray.runtime_env import RuntimeEnv
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
-from blossom_ray.errors import InputError, RunError
+from blossom_ray.errors import InputError, RunError, first_line
 from blossom_ray.runtime.address import check_sent_token, is_host
 from blossom_ray.runtime.joining import use_token
 from blossom_ray.text import quoted
@@ -192,11 +192,11 @@ class Jobs:
             ) from error
         except (OSError, requests.exceptions.RequestException) as error:
             raise RunError(
-                f"no Jobs API of a Ray cluster answers at {self.address}: {_first_line(error)}",
+                f"no Jobs API of a Ray cluster answers at {self.address}: {first_line(error)}",
                 "it is the dashboard's address, port 8265 unless told otherwise: ray start --head --dashboard-host=...",
             ) from error
         except (RuntimeError, ValueError, RayStateApiException) as error:
-            raise RunError(f"the Jobs API at {self.address} refused: {_first_line(error)}") from error
+            raise RunError(f"the Jobs API at {self.address} refused: {first_line(error)}") from error
 
 
 def checked_address(address: str | None) -> str:
@@ -233,7 +233,7 @@ def check_with_ray(environment: Mapping[str, Any]) -> None:
     try:
         json.dumps(RuntimeEnv(**environment))
     except (TypeError, ValueError, OSError) as error:
-        raise InputError(f"--runtime-env: {_first_line(error)}; expected a runtime environment of Ray") from error
+        raise InputError(f"--runtime-env: {first_line(error)}; expected a runtime environment of Ray") from error
 
 
 def _headers() -> dict[str, str] | None:
@@ -274,7 +274,3 @@ def _job(details: JobDetails) -> Job:
         node_ip=None if details.driver_info is None else details.driver_info.node_ip_address,
         exit_code=details.driver_exit_code,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

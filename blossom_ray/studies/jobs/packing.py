@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
 
 from pathspec import GitIgnoreSpec
 
+from blossom_ray.core.factories import own_code
 from blossom_ray.core.locations import is_uri
-from blossom_ray.core.section import plain_tree
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
@@ -208,7 +207,7 @@ def _whole(selection: Selection) -> Selection:
 def _own_code(scenario: Scenario) -> Iterator[Path]:
     """Files of modules below the working directory that are imported, and packages that the scenario names, whole."""
     here = Path.cwd()
-    named = {name.partition(":")[0].partition(".")[0] for name in _factories(plain_tree(scenario, defaults=False))}
+    named = {str(code).partition(":")[0].partition(".")[0] for _, code, _ in own_code(dict(scenario))}
     for name, module in sorted(sys.modules.items()):
         origin = getattr(module, "__file__", None)
         if origin is None or not (file := Path(origin)).is_relative_to(here) or name.partition(".")[0] == "blossom_ray":
@@ -218,18 +217,6 @@ def _own_code(scenario: Scenario) -> Iterator[Path]:
         yield file
         if name in named and file.name == "__init__.py":
             yield file.parent
-
-
-def _factories(value: Any) -> Iterator[str]:
-    """Every `module:attribute` of a scenario."""
-    if isinstance(value, dict):
-        if isinstance(value.get("factory"), str):
-            yield value["factory"]
-        for item in value.values():
-            yield from _factories(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _factories(item)
 
 
 EXCLUDES = (

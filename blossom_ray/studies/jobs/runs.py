@@ -1,4 +1,4 @@
-"""A scenario as a job, and the job's run folder home. Both go through the Jobs API alone."""
+"""A scenario as a job, and the job's run folder home: from the URI that it went to, else through the Jobs API alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from blossom_ray.core.locations import is_uri
 from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
@@ -27,6 +29,7 @@ from blossom_ray.storage import temporary_folder, writing
 from blossom_ray.studies.jobs import archive
 from blossom_ray.studies.jobs.jobs import Jobs, check_with_ray
 from blossom_ray.studies.jobs.packing import SCENARIO, Package
+from blossom_ray.studies.jobs.storage import below, download
 
 OUT = "~/blossom-ray-jobs"
 """Where runs of jobs lie on the node of their driver, unless told otherwise."""
@@ -50,8 +53,9 @@ def submit(
         jobs: The cluster's jobs.
         scenario: What was packed.
         package: What the job takes along.
-        out: Folder on the node of the driver, or one that all nodes share; the run folder is
-            `<out>/<job id>/<name>/<run id>`.
+        out: Folder on the node of the driver, or one that all nodes share, or a URI that `check_out` takes; the run
+            folder is `<out>/<job id>/<name>/<run id>`. One of `file://` is written where it is, any other is a copy of
+            a folder in `OUT`.
         python: The interpreter on the nodes.
         runtime_env: More of Ray's runtime environment, such as `{"pip": [...], "env_vars": {...}}`; one that
             `check_environment` takes.
@@ -64,14 +68,20 @@ def submit(
     """
     job_id = f"{scenario.name}-{secrets.token_hex(4)}"
     # Others on the node have no business in the run folder, nor in what Ray has unpacked.
-    simulate = f"{_shell(python)} -m blossom_ray simulate {SCENARIO} --out {_shell(f'{out}/{job_id}')}"
+    place, module = below(out, job_id), "blossom_ray"
+    folder = place
+    if is_uri(out):
+        is_local = urlsplit(out).scheme == "file"
+        folder = url2pathname(urlsplit(place).path) if is_local else f"{OUT}/{job_id}"
+        module += "" if is_local else f".studies.jobs.storage {_shell(folder)} {_shell(place)}"
+    simulate = f"{_shell(python)} -m {module} simulate {SCENARIO} --out {_shell(folder)}"
     command = f"umask 077; chmod go= . ; exec {simulate}"
     metadata = {
         "blossom_ray": version("blossom-ray"),
         "scenario": scenario.name,
         "seed": str(scenario.seeds),
         "rounds": str(scenario.rounds),
-        "out": f"{out}/{job_id}",
+        "out": place,
         "python": python,
     }
     jobs.submit(
@@ -99,8 +109,8 @@ def check_environment(environment: Mapping[str, Any]) -> None:
 def fetch(jobs: Jobs, job_id: str, out: Path, *, with_checkpoints: bool = True) -> list[Path]:
     """Bring a job's run folder home; of a job that goes on, its complete rounds.
 
-    A small job on the node of the run's driver prints the folder as text, since a job's log is the one thing that the
-    Jobs API hands out from any node.
+    A run at a URI is read there. Of one in a folder of the cluster, a small job on the node of the run's driver prints
+    the folder as text, since a job's log is the one thing that the Jobs API hands out from any node.
 
     Args:
         jobs: The cluster's jobs.
@@ -120,9 +130,18 @@ def fetch(jobs: Jobs, job_id: str, out: Path, *, with_checkpoints: bool = True) 
     job = jobs.get(job_id)
     if "out" not in job.metadata:
         raise InputError(f"job {job_id} was not submitted by blossom-ray; expected one of `blossom-ray jobs list`")
-    text = _printed(jobs, job_id, job.metadata, job.node_ip, () if with_checkpoints else ("checkpoints",))
+    names = () if with_checkpoints else ("checkpoints",)
     with temporary_folder("fetch") as folder:
-        _unpack(text, folder, job_id)
+        if is_uri(place := job.metadata["out"]):
+            shared = Path(url2pathname(urlsplit(place).path)).parent
+            if urlsplit(place).scheme == "file" and not shared.is_dir():
+                raise RunError(
+                    f"job {job_id} has its run at {place}, and there is no {shared} on this machine",
+                    "mount it here; of a run whose --out is the path alone, the job's log brings the folder home",
+                )
+            download(place, folder, names)
+        else:
+            _unpack(_printed(jobs, job_id, job.metadata, job.node_ip, names), folder, job_id)
         return [_moved(found.parent, out) for found in sorted(folder.glob(f"*/*/{MANIFEST_FILE}"))]
 
 
