@@ -15,7 +15,7 @@ import pytest
 from blossom_ray import Run, Scenario, compare, report, simulate
 from blossom_ray.errors import RunFolderError
 from blossom_ray.runs.folder import MANIFEST_FILE, SCENARIO_FILE
-from blossom_ray.runs.following import followed
+from blossom_ray.runs.following import follow
 from blossom_ray.runs.session import recorded, resumed
 from blossom_ray.runs.table_files import read_table
 from blossom_ray.runs.tables import TABLES
@@ -239,7 +239,7 @@ def test_a_torn_run_of_an_earlier_version_is_noticed_by_its_own_sums(
 @pytest.mark.parametrize("damage", [*DAMAGES, None])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "use", [compare, report, lambda folder: list(followed(folder)), lambda folder: Run.open(folder).check()]
+    "use", [compare, report, lambda folder: list(follow(folder)), lambda folder: Run.open(folder).check()]
 )  # fmt: skip
 def test_a_finished_run_that_is_not_whole_is_refused(
     finished: Path, name: str, damage: Callable[[pa.Table], pa.Table] | None, use: Callable[[Path], object]

@@ -25,7 +25,7 @@ from blossom_ray.data.sources import open_source
 from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.overrides import parse_assignment
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.following import followed
+from blossom_ray.runs.following import follow
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.server import Server, initial_server
@@ -227,7 +227,7 @@ def test_without_validation_rows_their_scores_are_refused(
 def test_an_attached_terminal_sees_them(scenario: Scenario, run: Run) -> None:
     assert run.path is not None
     written = [*simulate(scenario, stream=True)]
-    for found, record in zip(followed(run.path, poll_s=0.01), written, strict=True):
+    for found, record in zip(follow(run.path, poll_s=0.01), written, strict=True):
         assert [(each.client, each.num_examples, each.loss, dict(each.scores)) for each in found.validation] == [
             (each.client, each.num_examples, each.loss, dict(each.scores)) for each in record.validation
         ]

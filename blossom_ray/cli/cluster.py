@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blossom_ray.cli.loading import load_scenario
-from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app, load_scenario
 from blossom_ray.cli.output import fail, print_json, say, say_log
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import InputError, RunError

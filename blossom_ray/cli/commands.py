@@ -22,10 +22,10 @@ from blossom_ray.errors import BlossomError, ClientError, InputError, ScenarioEr
 from blossom_ray.text import brief
 
 # In the order of --help.
-from blossom_ray.cli import init, runs, background, plan, scenarios, sweeps, report, cluster, data, doctor  # isort: skip
+from blossom_ray.cli import init, runs, plan, scenarios, sweeps, report, cluster, data, doctor  # isort: skip
 
 __all__ = [
-    "app", "background", "cluster", "data", "doctor", "init", "plan", "report", "run", "runs", "scenarios", "sweeps",
+    "app", "cluster", "data", "doctor", "init", "plan", "report", "run", "runs", "scenarios", "sweeps",
 ]  # fmt: skip
 
 _LONGEST_USAGE = 300

@@ -13,8 +13,7 @@ import typer
 
 from blossom_ray.cli import completion
 from blossom_ray.cli.interruption import interruptible
-from blossom_ray.cli.loading import load_scenario, parse_settings
-from blossom_ray.cli.options import Json, Seed, Settings, app
+from blossom_ray.cli.options import Json, Seed, Settings, app, load_scenario, parse_settings
 from blossom_ray.cli.output import print_json, say
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import DataError, InputError, ScenarioError

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blossom_ray.cli.loading import load_scenario
-from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app, load_scenario
 from blossom_ray.cli.output import print_json
 from blossom_ray.storage import temporary_folder
 

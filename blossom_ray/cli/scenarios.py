@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from blossom_ray.cli.loading import load_scenario
-from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app
+from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app, load_scenario
 from blossom_ray.cli.output import print_json, say, say_text
 from blossom_ray.errors import InputError, ScenarioError
 from blossom_ray.text import quoted

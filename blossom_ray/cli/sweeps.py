@@ -14,8 +14,7 @@ import typer
 
 from blossom_ray.cli import completion
 from blossom_ray.cli.interruption import Interruption, interruptible
-from blossom_ray.cli.loading import checked_targets, parse_settings
-from blossom_ray.cli.options import Address, Json, Settings, Track, app
+from blossom_ray.cli.options import Address, Json, Settings, Track, app, parse_settings, track_targets
 from blossom_ray.cli.output import print_json, say, say_text, warn
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import BlossomError, InputError, Problem, ScenarioError
@@ -114,7 +113,7 @@ def sweep(
 
         # What is tuned is told by what it is chosen by: its test scores are nobody's business.
         column = check_choice(cells, choose, tune or [])
-        trackings = _Trackings(checked_targets(track))
+        trackings = _Trackings(track_targets(track))
         folder = out or default_folder(cells)
         choosing = (
             [] if choose is None else ["--choose", choose, *(word for key in tune or [] for word in ("--tune", key))]

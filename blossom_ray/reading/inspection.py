@@ -15,7 +15,7 @@ from blossom_ray.data.division.federation import Examination, examine_federation
 from blossom_ray.data.options import Data
 from blossom_ray.data.partition_options import ClientGroup, Clients
 from blossom_ray.errors import Problem, ScenarioError
-from blossom_ray.reading.scenario import Reading, Scenario, inspect_scenario
+from blossom_ray.reading.scenario import Inspection, Scenario, inspect_scenario
 from blossom_ray.scenario.checks import cross_problems, missing_validation
 
 
@@ -47,7 +47,7 @@ class Inspector:
         groups: tuple[ClientGroup, ...] = ()
         problems = [*reading.problems]
         if with_uris or not _is_elsewhere(reading):
-            groups, found = self._looked_at(reading)
+            groups, found = self._look_at_data(reading)
             problems += (problem for problem in found if problem not in problems)
         problems += [reading.problem(*problem) for problem in factory_problems(reading.sections)]
         if problems or reading.scenario is None:
@@ -64,7 +64,7 @@ class Inspector:
         Raises:
             ScenarioError: They cannot.
         """
-        examined = self._examination(scenario.data, scenario.modalities, scenario.clients, scenario.seed, scenario.task)
+        examined = self._examine(scenario.data, scenario.modalities, scenario.clients, scenario.seed, scenario.task)
         checked, found = scenario, _problems(examined, dict(scenario))
         if isinstance(scenario.clients, str) and not found:
             checked = scenario.with_clients(examined.clients)
@@ -76,11 +76,9 @@ class Inspector:
 
     def notes(self, scenario: Scenario) -> list[str]:
         """What is to be known of the federation of a scenario that was found right, in a line each."""
-        return self._examination(
-            scenario.data, scenario.modalities, scenario.groups, scenario.seed, scenario.task
-        ).notes
+        return self._examine(scenario.data, scenario.modalities, scenario.groups, scenario.seed, scenario.task).notes
 
-    def _looked_at(self, reading: Reading) -> tuple[tuple[ClientGroup, ...], list[Problem]]:
+    def _look_at_data(self, reading: Inspection) -> tuple[tuple[ClientGroup, ...], list[Problem]]:
         """The clients that the data of a scenario give where it leaves that to them, and what is wrong with these."""
         sections = reading.sections
         known = {problem.path.split(".")[0] for problem in reading.problems}
@@ -96,15 +94,13 @@ class Inspector:
         # A modality that the data do not have is reported already, at its encoder.
         owned -= {problem.path.removeprefix("model.encoders.") for problem in reading.problems}
         seed, task = sections["seed"], sections["task"]
-        examined = self._examination(sections["data"], tuple(sorted(owned)), clients, seed, task)
+        examined = self._examine(sections["data"], tuple(sorted(owned)), clients, seed, task)
         groups, found = examined.clients if isinstance(clients, str) else (), _problems(examined, sections)
         if groups:
             found += cross_problems({**sections, "clients": groups})
         return groups, [reading.problem(*problem) for problem in found]
 
-    def _examination(
-        self, data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task
-    ) -> Examination:
+    def _examine(self, data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task) -> Examination:
         key = _key(data, modalities, clients, seed, task)
         if key not in self._known:
             found = self._known[key] = examine_federation(data, modalities, clients, seed, task)
@@ -125,6 +121,6 @@ def _key(data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, t
     return json.dumps([plain_tree(data, defaults=True), modalities, groups, seed, task], default=id)
 
 
-def _is_elsewhere(reading: Reading) -> bool:
+def _is_elsewhere(reading: Inspection) -> bool:
     path = getattr(reading.sections.get("data"), "path", None)
     return path is not None and is_uri(path)

@@ -22,7 +22,7 @@ _EXPECTED = {
 
 
 @dataclass(frozen=True)
-class _Place:
+class _ErrorPath:
     """Where an error stands: the path without pydantic's tags, and the hints there and one level up."""
 
     parts: tuple[Part, ...]
@@ -45,7 +45,7 @@ def findings(errors: Sequence[ErrorDetails], root: type[Section]) -> list[Findin
         errors: What `ValidationError.errors()` gives.
         root: The section that was validated.
     """
-    placed = [(_place(error["loc"], root), error) for error in errors]
+    placed = [(_error_path(error["loc"], root), error) for error in errors]
     entered = {union for place, _ in placed for union in place.entered_unions}
     kept = [
         _finding(place, error)
@@ -55,7 +55,7 @@ def findings(errors: Sequence[ErrorDetails], root: type[Section]) -> list[Findin
     return list(dict.fromkeys(kept))
 
 
-def _place(loc: tuple[Part, ...], root: type[Section]) -> _Place:
+def _error_path(loc: tuple[Part, ...], root: type[Section]) -> _ErrorPath:
     hint: Hint | None = Hint(root)
     parent: Hint | None = None
     parts: list[Part] = []
@@ -64,20 +64,20 @@ def _place(loc: tuple[Part, ...], root: type[Section]) -> _Place:
     while rest:
         part = rest.pop(0)
         if part == _KEY:
-            return _Place(tuple(parts), parent and parent.key, parent, True, None, tuple(entered))
+            return _ErrorPath(tuple(parts), parent and parent.key, parent, True, None, tuple(entered))
         if hint is not None and hint.kinds:
             hint = Hint(hint.kinds[str(part)])
             continue
         if hint is not None and len(hint.members) > 1:
             if not rest:
-                return _Place(tuple(parts), hint, parent, False, tuple(parts), tuple(entered))
+                return _ErrorPath(tuple(parts), hint, parent, False, tuple(parts), tuple(entered))
             entered.append(tuple(parts))
             # The tag names the member in pydantic's words; the next part tells which member it is in ours.
             hint = next((member for member in hint.members if member.child(rest[0]) is not None), None)
             continue
         parts.append(part)
         parent, hint = _member(hint), None if hint is None else hint.child(part)
-    return _Place(tuple(parts), hint, parent, False, None, tuple(entered))
+    return _ErrorPath(tuple(parts), hint, parent, False, None, tuple(entered))
 
 
 def _member(hint: Hint | None) -> Hint | None:
@@ -93,7 +93,7 @@ def _is_consequence(error: ErrorDetails) -> bool:
     return len(value) >= int(error["ctx"]["min_length"])
 
 
-def _finding(place: _Place, error: ErrorDetails) -> Finding:
+def _finding(place: _ErrorPath, error: ErrorDetails) -> Finding:
     path, hint, value = join_path(place.parts), place.hint, error["input"]
     expected = _EXPECTED.get(path) or (accepted(hint) if hint is not None else "another value")
     match error["type"]:
@@ -122,7 +122,7 @@ def _near(value: Any, hint: Hint) -> str:
     return did_you_mean(value, known) if isinstance(value, str) else ""
 
 
-def _unknown_key(path: str, place: _Place) -> Finding:
+def _unknown_key(path: str, place: _ErrorPath) -> Finding:
     assert place.parent is not None, "only sections refuse keys"
     assert place.parent.section is not None, "only sections refuse keys"
     known = section_fields(place.parent.section)

@@ -86,7 +86,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> tu
             problems.append(Finding(path, "has half of a surrogate pair", "Unicode text"))
             continue
         try:
-            changed = _Setting(changed, overrides).replaced(changed, parts, value, ())
+            changed = _Override(changed, overrides).replace(changed, parts, value, ())
         except _PathError as error:
             problems.append(Finding(path, error.found, error.expected))
     return changed, problems
@@ -110,7 +110,7 @@ class _PathError(Exception):
 
 
 @dataclass(frozen=True)
-class _Setting:
+class _Override:
     """One override at work.
 
     Attributes:
@@ -121,7 +121,7 @@ class _Setting:
     root: Mapping[str, Any]
     overrides: Mapping[str, Any]
 
-    def replaced(self, tree: Any, parts: Sequence[Part], value: Any, above: tuple[Part, ...]) -> Any:
+    def replace(self, tree: Any, parts: Sequence[Part], value: Any, above: tuple[Part, ...]) -> Any:
         """`tree`, which stands at `above`, with `value` at `parts` below it. Nothing is modified in place."""
         if not parts:
             return value
@@ -131,7 +131,7 @@ class _Setting:
                 found = f"leads nowhere, since {join_path(above)} is a list of {len(tree)} entries"
                 raise _PathError(found, "an index, counted from 0")
             entries = list(tree)
-            entries[part] = self.replaced(entries[part], rest, value, here)
+            entries[part] = self.replace(entries[part], rest, value, here)
             return entries
         if not isinstance(tree, Mapping):
             found = f"leads nowhere, since {join_path(above)} {shown(tree)}"
@@ -139,7 +139,7 @@ class _Setting:
         below = tree.get(part)
         if rest and below is None:
             below = self._new_section(here)
-        mapping = {**tree, part: self.replaced(below, rest, value, here)}
+        mapping = {**tree, part: self.replace(below, rest, value, here)}
         return mapping if rest else self._without_old_kind(mapping, tree.get(part), above, part)
 
     def _new_section(self, parts: tuple[Part, ...]) -> dict[str, Any]:

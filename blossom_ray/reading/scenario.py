@@ -16,7 +16,7 @@ from blossom_ray.core.section import Finding, Section, plain_tree
 from blossom_ray.core.structure import Hint, Part, split_path
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.reading.messages import findings
-from blossom_ray.reading.overrides import apply_overrides, parse_assignment
+from blossom_ray.reading.overrides import apply_overrides
 from blossom_ray.reading.packaged import packaged_scenarios, scenario_path
 from blossom_ray.reading.yaml_tree import Document, Node, parse_yaml
 from blossom_ray.scenario.checks import cross_problems, missing_data
@@ -24,8 +24,6 @@ from blossom_ray.scenario.compat import apply_compat
 from blossom_ray.scenario.tree import ScenarioTree
 from blossom_ray.storage import RefusedFileError, read_file
 from blossom_ray.text import brief
-
-__all__ = ["Place", "Reading", "inspect_scenario", "override_scenario", "parse_assignment", "read_scenario"]
 
 MAX_FILE_BYTES = 2**20
 _MAX_PROBLEMS = 50  # nobody reads more, and looking for near names takes its time
@@ -43,7 +41,7 @@ class Scenario(ScenarioTree):
         Raises:
             ScenarioError: With every problem found, each with file, line and path.
         """
-        return read_scenario(path, overrides or {})
+        return _scenario_or_raise(inspect_scenario(path, overrides))
 
     def override(self, values: Mapping[str, Any]) -> Scenario:
         """A new scenario with some values replaced by dotted path, checked again.
@@ -67,7 +65,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Inspection:
     """What became of a scenario file.
 
     Attributes:
@@ -80,24 +78,15 @@ class Reading:
     scenario: Scenario | None
     problems: tuple[Problem, ...]
     sections: Mapping[str, Any]
-    _places: _Places
+    _origins: _Origins
 
     def locate(self, path: str) -> Place:
         """Where the value at a dotted path stands; for a missing key, the section that lacks it."""
-        return self._places.locate(path)
+        return self._origins.locate(path)
 
     def problem(self, path: str, found: str, expected: str) -> Problem:
         """A further problem of this scenario, with its place."""
-        return self._places.problem(Finding(path, found, expected))
-
-
-def read_scenario(path: str | Path, overrides: Mapping[str, Any]) -> Scenario:
-    """The scenario in a file (YAML 1.2), or a packaged one by name, with some values replaced by dotted path.
-
-    Raises:
-        ScenarioError: With every problem found, each with file, line and path.
-    """
-    return _scenario_or_raise(inspect_scenario(path, overrides))
+        return self._origins.problem(Finding(path, found, expected))
 
 
 def recorded_scenario(path: Path) -> Scenario:
@@ -126,8 +115,8 @@ def override_scenario(
     """
     tree = plain_tree(scenario, defaults=False)
     labels = {key: (sources or {}).get(key, _OVERRIDE) for key in values}
-    places = _Places(None, None, tree, labels)
-    return _scenario_or_raise(_checked(tree, places, values, ()))
+    origins = _Origins(None, None, tree, labels)
+    return _scenario_or_raise(_check(tree, origins, values, ()))
 
 
 def inspect_scenario(
@@ -136,7 +125,7 @@ def inspect_scenario(
     sources: Mapping[str, str] | None = None,
     *,
     with_data: bool = True,
-) -> Reading:
+) -> Inspection:
     """Read and check a scenario file; wrong content is reported, never raised.
 
     Args:
@@ -149,24 +138,24 @@ def inspect_scenario(
     labels = {key: (sources or {}).get(key, _OVERRIDE) for key in overrides}
     document = _read_document(scenario_path(Path(path)))
     tree = None if document.root is None else document.root.plain()
-    places = _Places(str(path), document.root, tree, labels)
+    origins = _Origins(str(path), document.root, tree, labels)
     problems = tuple(
         dataclasses.replace(problem, path=brief(problem.path), found=brief(problem.found), file=str(path))
         for problem in document.problems
     )
     if document.root is None:
-        return Reading(None, _most(problems), {}, places)
+        return Inspection(None, _limit(problems), {}, origins)
     if not isinstance(tree, Mapping):
         wrong = "is empty" if tree is None else shown(tree)
         finding = Finding("", wrong, accepted(Hint(Scenario)))
-        return Reading(None, _most((*problems, places.problem(finding))), {}, places)
-    return _checked(tree, places, overrides, problems, with_data=with_data)
+        return Inspection(None, _limit((*problems, origins.problem(finding))), {}, origins)
+    return _check(tree, origins, overrides, problems, with_data=with_data)
 
 
-def _scenario_or_raise(reading: Reading) -> Scenario:
-    if reading.scenario is None:
-        raise ScenarioError(reading.problems)
-    return reading.scenario
+def _scenario_or_raise(inspection: Inspection) -> Scenario:
+    if inspection.scenario is None:
+        raise ScenarioError(inspection.problems)
+    return inspection.scenario
 
 
 def _read_document(path: Path) -> Document:
@@ -195,14 +184,14 @@ def _unreadable(found: str, other: str = "") -> Document:
     return Document(None, (Problem("", found, f"a scenario file (YAML 1.2){other}"),))
 
 
-def _checked(
+def _check(
     tree: Mapping[str, Any],
-    places: _Places,
+    origins: _Origins,
     overrides: Mapping[str, Any],
     problems: tuple[Problem, ...],
     *,
     with_data: bool = True,
-) -> Reading:
+) -> Inspection:
     changed, found = apply_overrides(tree, overrides)
     scenario: Scenario | None = None
     num_left = 0
@@ -217,12 +206,12 @@ def _checked(
     found += cross_problems(sections)
     if with_data:
         found += missing_data(sections)
-    problems = (*problems, *(places.problem(finding) for finding in dict.fromkeys(found)))
+    problems = (*problems, *(origins.problem(finding) for finding in dict.fromkeys(found)))
     in_order = tuple(sorted(problems, key=lambda problem: (problem.source is not None, problem.line or 0)))
-    return Reading(None if problems else scenario, _most(in_order, num_left), sections, places)
+    return Inspection(None if problems else scenario, _limit(in_order, num_left), sections, origins)
 
 
-def _most(problems: tuple[Problem, ...], num_left: int = 0) -> tuple[Problem, ...]:
+def _limit(problems: tuple[Problem, ...], num_left: int = 0) -> tuple[Problem, ...]:
     """The first problems, and in a last one how many more there are.
 
     Args:
@@ -250,7 +239,7 @@ def _fields(section: Section) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Places:
+class _Origins:
     """Where the values of a tree came from: lines of a file, and overrides.
 
     Attributes:

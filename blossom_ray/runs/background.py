@@ -73,7 +73,7 @@ def start(scenario: Scenario, folder: Path, address: str | None = None, targets:
     try:
         while _manifest_version(folder) == before:
             if not _is_there(pid, folder) and _manifest_version(folder) == before:
-                raise _no_beginning(_printed(output, log_start))
+                raise _start_error(_read_output(output, log_start))
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         with suppress(ProcessLookupError):
@@ -91,7 +91,7 @@ def stop(folder: Path) -> int:
         InputError: No run goes on in the background there, or not on this machine, or it is somebody else's.
         RunFolderError: What the folder says of its process cannot be.
     """
-    entry = _entry(folder)
+    entry = _read_process(folder)
     if entry is None:
         raise InputError(f"{folder}: no run goes on there in the background; expected one that --detach has started")
     if entry.host != socket.gethostname():
@@ -110,7 +110,7 @@ def stop(folder: Path) -> int:
     raise InputError(f"{folder}: the process of its run is gone; go on with: blossom-ray resume {folder}")
 
 
-def _printed(output: Path, start: int) -> str:
+def _read_output(output: Path, start: int) -> str:
     """What a process has written behind a place of its output, as much of it as is read by anyone."""
     with appending(output) as log:
         return os.pread(log, _MOST_PRINTED_BYTES, start).decode(errors="replace").strip()
@@ -143,7 +143,7 @@ def _runs_into(arguments: Sequence[str], folder: Path) -> bool:
             return False
 
 
-def _no_beginning(printed: str) -> RunError:
+def _start_error(printed: str) -> RunError:
     """Why a process ended before its run began: its own error message, or all that it printed."""
     messages = re.split(r"^error: ", printed, flags=re.MULTILINE)[1:]
     if messages:
@@ -152,7 +152,7 @@ def _no_beginning(printed: str) -> RunError:
     return RunError("the process of the run ended before the run began", f"it printed: {printed or 'nothing'}")
 
 
-class _Entry(ReadBack):
+class _Process(ReadBack):
     """What a process says of itself."""
 
     pid: Annotated[int, Field(gt=1, le=10_000_000)]
@@ -161,7 +161,7 @@ class _Entry(ReadBack):
     """The machine that it runs on."""
 
 
-def _entry(folder: Path) -> _Entry | None:
+def _read_process(folder: Path) -> _Process | None:
     """What the process has written of itself; None where there is none."""
     path = folder / PROCESS_FILE
     try:
@@ -170,7 +170,7 @@ def _entry(folder: Path) -> _Entry | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: cannot be read: {error}") from error
-    return read_back(_Entry, tree, path)
+    return read_back(_Process, tree, path)
 
 
 def main() -> None:

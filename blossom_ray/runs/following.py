@@ -22,7 +22,7 @@ _POLL_S = 0.5
 _NO_SCORES = {*CLIENT_COLUMNS, *SOME_COLUMNS, "name"}
 
 
-def followed(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, None, None]:
+def follow(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, None, None]:
     """A run's rounds from the first one on, until it ends. Nothing of the run changes if the iterator is closed.
 
     Args:

@@ -26,7 +26,7 @@ from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.background import OUTPUT_FILE, PROCESS_FILE, start, stop
 from blossom_ray.runs.folder import RunWriter
-from blossom_ray.runs.following import followed
+from blossom_ray.runs.following import follow
 from blossom_ray.runs.session import recorded
 
 PATIENCE_S = 120.0
@@ -56,7 +56,7 @@ class Head(torch.nn.Module):
 HELD = """\
 import os, sys, time
 
-if "background.process import main" in sys.orig_argv[2]:
+if "runs.background import main" in sys.orig_argv[2]:
     with open("held.partial", "w") as file:
         file.write(str(os.getpid()))
     os.rename("held.partial", "held")
@@ -84,14 +84,14 @@ def test_records_from_tables_are_those_that_were_written(small_scenario: Scenari
         for record in simulate(small_scenario, stream=True)
     ]
     writer = RunWriter(tmp_path / "run", scenario_yaml(small_scenario), {})
-    records = followed(tmp_path / "run", poll_s=0.01)
+    records = follow(tmp_path / "run", poll_s=0.01)
     profiles = tuple(small_scenario.profiles())
     for record in written:
         writer.write(record, profiles)
         assert next(records) == record
     writer.close("finished")
     assert list(records) == []
-    assert list(followed(tmp_path / "run")) == written
+    assert list(follow(tmp_path / "run")) == written
 
 
 def test_a_run_whose_process_is_gone_is_told(small_scenario: Scenario, tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_a_run_whose_process_is_gone_is_told(small_scenario: Scenario, tmp_path:
     command = [sys.executable, "-c", code, str(tmp_path / "run"), scenario_yaml(small_scenario)]
     subprocess.run(command, check=True)
     with pytest.raises(RunError, match=r"run: the process of this run is gone, after round -1\nhint: go on with: blos"):
-        list(followed(tmp_path / "run"))
+        list(follow(tmp_path / "run"))
     with pytest.raises(RunFolderError, match="does not exist"):
-        list(followed(tmp_path / "none"))
+        list(follow(tmp_path / "none"))
 
 
 @pytest.fixture
@@ -132,14 +132,14 @@ def has_ended(pid: int) -> bool:
 def test_a_run_in_the_background_goes_on_until_it_is_stopped(endless: tuple[Scenario, Path, int]) -> None:
     scenario, folder, pid = endless
     assert os.getsid(pid) == pid != os.getsid(0)
-    records = followed(folder, poll_s=0.05)
+    records = follow(folder, poll_s=0.05)
     assert [next(records).round_index for _ in range(3)] == [0, 1, 2]
     records.close()
     assert Run.open(folder).status == "running"
     with pytest.raises(RunFolderError, match="its run is going on in another process; expected one that has ended"):
         start(scenario, folder)
     assert stop(folder) == pid
-    assert [record.round_index for record in followed(folder, poll_s=0.05)][:3] == [0, 1, 2]
+    assert [record.round_index for record in follow(folder, poll_s=0.05)][:3] == [0, 1, 2]
     wait_for(lambda: has_ended(pid), "the process to end")
     assert Run.open(folder).status == "interrupted"
     assert not (folder / PROCESS_FILE).exists()
@@ -155,7 +155,7 @@ def test_a_run_goes_on_in_the_background_where_it_was_stopped(small_scenario: Sc
         next(records)
     assert Run.open(folder).status == "interrupted"
     start(small_scenario, folder)
-    assert [record.round_index for record in followed(folder)] == [0, 1, 2]
+    assert [record.round_index for record in follow(folder)] == [0, 1, 2]
     assert_same_as_undisturbed(Run.open(folder), small_scenario)
 
 
@@ -351,7 +351,7 @@ def test_a_ray_session_of_its_own_outlives_the_terminal_and_ends_with_the_run(
         os.killpg(terminal.pid, signal.SIGKILL)
     assert found is not None
     folder, process = Path(found[1]), psutil.Process(int(found[2]))
-    records = followed(folder)
+    records = follow(folder)
     try:
         assert next(records).round_index == 0
         session = process.children(recursive=True)

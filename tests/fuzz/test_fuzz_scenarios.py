@@ -28,7 +28,7 @@ from mutations import (
     tree_edits,
 )
 
-from blossom_ray.cli.loading import load_scenario
+from blossom_ray.cli.options import load_scenario
 from blossom_ray.errors import BlossomError, ScenarioError
 from blossom_ray.reading.yaml_tree import parse_yaml
 

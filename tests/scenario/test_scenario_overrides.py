@@ -8,7 +8,7 @@ import pytest
 
 from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.overrides import apply_overrides, parse_assignment
-from blossom_ray.reading.scenario import Scenario, inspect_scenario, read_scenario
+from blossom_ray.reading.scenario import Scenario, inspect_scenario
 
 SMALL = """\
 rounds: 2
@@ -32,7 +32,7 @@ def small(tmp_path):
 
 def test_values_are_replaced(small):
     values = {"clients.0.count": 7, "training.optimizer.lr": 0.1, "sharing": "local", "model.encoders.acc.dim": 6}
-    scenario = read_scenario(small, values)
+    scenario = Scenario.load(small, values)
     assert scenario.clients[0].count == 7
     assert scenario.training.optimizer.lr == 0.1
     assert scenario.training.optimizer.momentum == 0.9
@@ -41,14 +41,14 @@ def test_values_are_replaced(small):
 
 
 def test_sections_that_are_missing_are_made_with_their_default_kind(small):
-    scenario = read_scenario(small, {"server.optimizer.lr": 0.5, "evaluation.every": 3, "model.fusion.dim": 4})
+    scenario = Scenario.load(small, {"server.optimizer.lr": 0.5, "evaluation.every": 3, "model.fusion.dim": 4})
     assert (scenario.server.optimizer.kind, scenario.server.optimizer.lr) == ("fedavg", 0.5)
     assert (scenario.model.fusion.kind, scenario.model.fusion.dim) == ("attention", 4)
     assert scenario.evaluation.every == 3
 
 
 def test_a_new_kind_keeps_what_it_knows_and_drops_the_rest(small):
-    scenario = read_scenario(small, {"training.optimizer.kind": "adam", "model.encoders.acc.kind": "gru"})
+    scenario = Scenario.load(small, {"training.optimizer.kind": "adam", "model.encoders.acc.kind": "gru"})
     assert scenario.training.optimizer.lr == 0.5
     assert scenario.training.optimizer.kind == "adam"
     assert scenario.model.encoders["acc"].dim == 5
@@ -101,7 +101,7 @@ def test_a_value_inside_an_override_belongs_to_it(small):
 )
 def test_a_path_that_leads_nowhere(small, path, message):
     with pytest.raises(ScenarioError, match=re.escape(f"override: {message}")) as caught:
-        read_scenario(small, {path: 1})
+        Scenario.load(small, {path: 1})
     assert len(caught.value.problems) == 1
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.errors import Problem, ScenarioError
-from blossom_ray.reading.scenario import Scenario, inspect_scenario, read_scenario
+from blossom_ray.reading.scenario import Scenario, inspect_scenario
 from blossom_ray.reading.yaml_tree import parse_yaml, resolve_scalar
 
 QUICKSTART = """\
@@ -82,7 +82,7 @@ def test_the_designs_example_loads(scenario_file):
 
 def test_a_fraction_and_a_number_of_clients_stay_apart(scenario_file):
     path = scenario_file(SMALL + "server: {clients_per_round: 1}\n")
-    assert type(read_scenario(path, {}).server.clients_per_round) is int
+    assert type(Scenario.load(path).server.clients_per_round) is int
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_all_problems_come_at_once_in_line_order(scenario_file):
         "a.yaml:22: execution.clients_per_actor is 'all'; expected auto or an integer of at least 1",
     ]
     with pytest.raises(ScenarioError, match=re.escape("a.yaml:1: rounds is 0")) as caught:
-        read_scenario(path, {})
+        Scenario.load(path)
     assert len(caught.value.problems) == 14
     assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
 

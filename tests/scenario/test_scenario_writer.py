@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.errors import ScenarioError
-from blossom_ray.reading.scenario import Scenario, read_scenario
+from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.scenario.identity import identity, numbers_tree
 
@@ -34,7 +34,7 @@ def read_back(text: str) -> Scenario:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scenario.yaml"
         path.write_text(text, encoding="utf-8", newline="")
-        return read_scenario(path, {})
+        return Scenario.load(path)
 
 
 @settings(deadline=None, max_examples=60)
