@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from blossom_ray import Scenario, simulation
-from blossom_ray.checkpoint import CheckpointStore, Session
+from blossom_ray import Scenario
+from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.clients.plan import ClientState
 from blossom_ray.clients.state_files import write_clients
 from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.runs import loop
 from blossom_ray.runtime import actors, cluster
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.local import LocalRuntime
@@ -68,16 +69,16 @@ def overhead(scenario: Scenario, folder: Path | None) -> str:
 
 def timed_run(scenario: Scenario, folder: Path | None) -> tuple[float, float]:
     """Seconds of the rounds, and seconds of them in calls of the checkpoint writer."""
-    writer: Any = simulation._CheckpointWriter
+    writer: Any = loop._CheckpointWriter
     stopwatch = Stopwatch()
     methods = {name: getattr(writer, name) for name in ("after_round", "commit")}
     for name, method in methods.items():
         setattr(writer, name, stopwatch.timed(method))
     try:
         with TemporaryDirectory(dir=folder) as name:
-            session = Session(Path(name) / "shards", Path(name) / "checkpoints")
-            session.folder.mkdir()
-            events = simulation.run(scenario, session, starter(scenario))
+            shards = Path(name) / "shards"
+            shards.mkdir()
+            events = loop.run(scenario, starter(scenario), shards=shards, checkpoints=Path(name) / "checkpoints")
             next(events)  # data and actors are ready
             started = time.perf_counter()
             for _ in events:
@@ -91,7 +92,7 @@ def timed_run(scenario: Scenario, folder: Path | None) -> tuple[float, float]:
 def starter(scenario: Scenario) -> Callable[[Preparation], Runtime]:
     if scenario.execution.runtime == "local":
         return LocalRuntime
-    handles = actors.spawn_clients(scenario)
+    handles = actors.spawn_clients(scenario, stacks=scenario.training.may_stack)
     return lambda preparation: actors.ActorRuntime(preparation, handles)
 
 

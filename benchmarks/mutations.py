@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 import torch  # noqa: F401  # for the children
 
 from blossom_ray import Run, Scenario, sweep
-from blossom_ray.runs.session import recorded
+from blossom_ray.runs.session import record_run
 from blossom_ray.runs.table_files import read_table
 from blossom_ray.runs.tables import TABLES
 from blossom_ray.storage import remove
@@ -74,7 +74,7 @@ def make_originals(folder: Path) -> int:
     """`killed`, `finished`, `sweep`, and `other`, from which parts are swapped in."""
     scenario = victim()
     for name, seed in (("finished", 0), ("other", 1)):
-        records = recorded(scenario.override({"seed": seed}), folder / name)
+        records = record_run(scenario.override({"seed": seed}), folder / name)
         for record in records:
             if (name, record.round_index) == ("finished", KILLED_AFTER):
                 shutil.copytree(folder / name, folder / "killed")

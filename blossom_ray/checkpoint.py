@@ -51,28 +51,6 @@ _SERVER = "server.safetensors"
 _DIGITS = 6
 
 
-IN_MEMORY = "in-memory"
-"""Stands for the id of a run without a folder."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """Where a run keeps what outlives a process, and where it goes on from.
-
-    Attributes:
-        folder: An empty folder for the clients' shards; it must outlive the run.
-        checkpoints: The folder of the run's checkpoints, None to keep none.
-        resume: The rounds whose checkpoints may be gone on from, each with what the tables hold up to it, as
-            `runs/table_sums.py` has it; None to begin anew.
-        run: The run's id, for those who watch.
-    """
-
-    folder: Path
-    checkpoints: Path | None = None
-    resume: Mapping[int, Mapping[str, Any]] | None = None
-    run: str = IN_MEMORY
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A whole checkpoint.

@@ -27,7 +27,7 @@ from blossom_ray import (
     simulate,
 )
 from blossom_ray.errors import InputError, RunFolderError
-from blossom_ray.runs.session import resumed
+from blossom_ray.runs.session import resume_run
 
 TABLES = ("rounds", "clients", "blocks")
 
@@ -336,5 +336,5 @@ def test_whoever_has_the_last_record_has_a_finished_run(
         return
     assert run.status in ("interrupted", "failed")
     assert run.rounds.height == rounds
-    assert [record.round_index for record in resumed(small_scenario, folder)][-1] == small_scenario.rounds
+    assert [record.round_index for record in resume_run(small_scenario, folder)][-1] == small_scenario.rounds
     assert Run.open(folder).manifest["digest"] == simulate(small_scenario).manifest["digest"]

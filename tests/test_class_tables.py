@@ -17,7 +17,7 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.algorithms.selection import Population
 from blossom_ray.checkpoint import _index_checksum
 from blossom_ray.errors import RunFolderError
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runs.tables import TABLES
 from blossom_ray.scenario.identity import identity, numbers_tree
 
@@ -187,7 +187,7 @@ def earlier(small_scenario: Scenario, tmp_path: Path) -> tuple[Scenario, Path]:
     """Two of six rounds, three of five clients each."""
     scenario = small_scenario.override({"rounds": 6, "server.clients_per_round": 3, "checkpoint.every": 1})
     folder = tmp_path / "run"
-    records = recorded(scenario, folder)
+    records = record_run(scenario, folder)
     for _ in range(3):
         next(records)
     records.close()
@@ -206,7 +206,7 @@ def test_a_run_of_an_earlier_version_is_readable(earlier: tuple[Scenario, Path])
 def test_a_run_of_an_earlier_version_goes_on(earlier: tuple[Scenario, Path], tmp_path: Path) -> None:
     """How often clients trained before is not known, so nothing is said of it."""
     scenario, folder = earlier
-    for _ in resumed(scenario, folder):
+    for _ in resume_run(scenario, folder):
         pass
     run, whole = Run.open(folder), simulate(scenario, out=tmp_path / "whole")
     run.check()

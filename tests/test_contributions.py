@@ -14,7 +14,7 @@ from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.runs.folder import Run
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.server import initial_server
@@ -114,11 +114,11 @@ def test_the_first_round_is_that_of_an_embedding_of_zeros(scenario: Scenario) ->
 def test_they_are_in_the_checkpoint(scenario: Scenario, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"rounds": 5, "checkpoint.every": 2, "server.optimizer": {"kind": "fedadam"}}
     long = scenario.override(changes)
-    records = recorded(long, tmp_path / "run")
+    records = record_run(long, tmp_path / "run")
     for _ in range(4):
         next(records)
     records.close()
-    for _ in resumed(long, tmp_path / "run"):
+    for _ in resume_run(long, tmp_path / "run"):
         pass
     run = Run.open(tmp_path / "run")
     assert run.manifest["digest"] == simulate(long).manifest["digest"]

@@ -12,7 +12,7 @@ from blossom_ray import Run, Scenario, ScenarioError, simulate
 from blossom_ray.algorithms.options import CustomServerOptimizer
 from blossom_ray.algorithms.server_optimizers import custom_init, custom_step
 from blossom_ray.errors import InputError, RunError
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 
 
 class Momentum:
@@ -83,11 +83,11 @@ def test_it_has_the_bits_of_the_built_in_one(small_scenario: Scenario) -> None:
 def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(small_scenario: Scenario, tmp_path: Path) -> None:
     changes = {"server.optimizer": {"kind": "custom", "factory": Momentum}, "rounds": 4, "checkpoint.every": 2}
     scenario = small_scenario.override(changes)
-    records = recorded(scenario, tmp_path)
+    records = record_run(scenario, tmp_path)
     for _ in range(4):
         next(records)
     records.close()
-    for _ in resumed(scenario, tmp_path):
+    for _ in resume_run(scenario, tmp_path):
         pass
     run = Run.open(tmp_path)
     assert run.manifest["first_round"] > 0

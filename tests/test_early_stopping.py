@@ -17,9 +17,9 @@ from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.core.records import ClientEvaluation, RoundRecord, Stopped
 from blossom_ray.errors import DriverLostError, RunFolderError, ScenarioError
 from blossom_ray.runs.folder import RunWriter
-from blossom_ray.runs.session import events, recorded, resumed
+from blossom_ray.runs.loop import Event, LateScores
+from blossom_ray.runs.session import events, record_run, resume_run
 from blossom_ray.scenario.early_stopping import EarlyStopping
-from blossom_ray.simulation import Event, LateScores
 from blossom_ray.studies.sweeps.folder import Sweep
 from blossom_ray.studies.sweeps.grid import Axis, expand
 from blossom_ray.studies.sweeps.sweeping import run_cells
@@ -316,14 +316,14 @@ def test_checkpoints_of_the_best_rounds_are_kept(
 
 def begin(scenario: Scenario, folder: Path, rounds: int) -> None:
     """Run some rounds, round 0 included, and break off in the middle of the next."""
-    records = recorded(scenario, folder)
+    records = record_run(scenario, folder)
     for _ in range(rounds):
         next(records)
     records.close()
 
 
 def finish(scenario: Scenario, folder: Path) -> Run:
-    for _ in resumed(scenario, folder):
+    for _ in resume_run(scenario, folder):
         pass
     return Run.open(folder)
 
@@ -352,7 +352,7 @@ def test_a_run_that_fails_over_its_last_scores_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(RunWriter, "write_late", fails)
         with pytest.raises(OSError, match="goes away"):
-            [*recorded(stopped, tmp_path)]
+            [*record_run(stopped, tmp_path)]
     broken = Run.open(tmp_path)
     assert broken.status == "failed"
     assert ("late_scores" in broken.manifest) == is_written
@@ -372,7 +372,7 @@ def test_a_driver_that_is_lost_at_the_very_end_is_replaced(
                 raise DriverLostError("the driver actor died")
 
     monkeypatch.setattr("blossom_ray.runs.session.events", lossy)
-    records = [*recorded(stopped, tmp_path)]
+    records = [*record_run(stopped, tmp_path)]
     assert [record.round_index for record in records] == run.rounds["round"].to_list()
     replaced = Run.open(tmp_path)
     replaced.check()
@@ -421,7 +421,7 @@ def test_resume_has_nothing_to_do_for_a_run_that_stopped_early(run: Run, copied:
 def test_a_cell_of_a_sweep_that_stopped_early_is_not_run_again(stopped: Scenario, tmp_path: Path) -> None:
     cells = expand([stopped], [Axis("stop.patience", (1,))], None, None)
     folder = Sweep.create(tmp_path, cells).folder(cells[0].identity)
-    records = [*recorded(cells[0].scenario, folder)]
+    records = [*record_run(cells[0].scenario, folder)]
     assert records[-1].stopped is not None
     assert records[-1].round_index < stopped.rounds
     assert [event.kind for event in run_cells(tmp_path, cells)] == ["skipped"]

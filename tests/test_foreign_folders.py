@@ -12,7 +12,7 @@ from blossom_ray import Run, Scenario, compare, report, sweep
 from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.errors import BlossomError, InputError, RunFolderError
 from blossom_ray.runs.background import stop
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runs.tables import TABLES
 from blossom_ray.runs.tracking.following import open_tracker, parse_target
 from blossom_ray.storage import MOST_JSON_BYTES, appending, new_temporary, read_file, remove, replacing
@@ -42,7 +42,7 @@ def scenario() -> Scenario:
 @pytest.fixture(scope="module")
 def originals(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("originals")
-    records = recorded(scenario, folder / "killed")
+    records = record_run(scenario, folder / "killed")
     for record in records:
         if record.round_index == 3:
             shutil.copytree(folder / "killed", folder / "run")
@@ -79,7 +79,7 @@ def outcome(use: Callable[[], object]) -> object:
 
 
 def go_on(scenario: Scenario, folder: Path) -> None:
-    for _ in resumed(scenario, folder):
+    for _ in resume_run(scenario, folder):
         pass
 
 

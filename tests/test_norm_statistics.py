@@ -19,7 +19,7 @@ from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.models.build import build_client_model
 from blossom_ray.rounds import held_out_clients
-from blossom_ray.runs.session import resumed
+from blossom_ray.runs.session import resume_run
 from blossom_ray.runtime.preparation import Preparation, prepare
 
 BATCH_NORM: dict[str, Any] = {"kind": "mlp", "hidden": [8], "norm": "batch", "dropout": 0.1}
@@ -300,7 +300,7 @@ def test_a_resumed_run_goes_on_with_each_sets_statistics(scenario: Scenario, tmp
     whole = simulate(scenario, out=tmp_path / "whole")
     part = simulate(scenario.override({"rounds": 2}), out=tmp_path / "part")
     assert part.path is not None
-    list(resumed(scenario, part.path))
+    list(resume_run(scenario, part.path))
     run = Run.open(part.path)
     assert run.manifest["digest"] == whole.manifest["digest"]
     for name in ("rounds", "blocks"):

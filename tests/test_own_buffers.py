@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.models.flat import block_layout
-from blossom_ray.runs.session import resumed
+from blossom_ray.runs.session import resume_run
 
 
 class Scaled(nn.Linear):
@@ -68,7 +68,7 @@ def test_a_resumed_run_has_the_state_of_buffers(small_scenario: Scenario, tmp_pa
     whole = simulate(scenario, out=tmp_path / "whole")
     part = simulate(scenario.override({"rounds": 2}), out=tmp_path / "part")
     assert part.path is not None
-    list(resumed(scenario, part.path))
+    list(resume_run(scenario, part.path))
     assert Run.open(part.path).manifest["digest"] == whole.manifest["digest"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from blossom_ray import Run, Scenario, simulate, sweep
 from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
-from blossom_ray.runs.session import resumed
+from blossom_ray.runs.session import resume_run
 
 HEAD = """\
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_a_run_that_goes_on_with_changed_code_says_so(own: Scenario) -> None:
     records.close()  # type: ignore[attr-defined]
     (folder,) = Path("runs/small").iterdir()
     CHANGES["mine.deep"]()
-    assert len(list(resumed(own, folder))) > 0
+    assert len(list(resume_run(own, folder))) > 0
     (note,) = (note for note in Run.open(folder).manifest["notes"] if "own code" in note)
     assert note == "own code has changed since round 1: mine.deep"
 

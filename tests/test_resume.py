@@ -23,8 +23,8 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.checkpoint import checksum
 from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.folder import unfinished_run
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.resuming import unfinished_run
+from blossom_ray.runs.session import record_run, resume_run
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def assert_same(run: Run, other: Run) -> None:
 
 def begin(scenario: Scenario, folder: Path, rounds: int) -> None:
     """Run some rounds, round 0 included, and break off in the middle of the next."""
-    records = recorded(scenario, folder)
+    records = record_run(scenario, folder)
     for _ in range(rounds):
         next(records)
     records.close()
 
 
 def finish(scenario: Scenario, folder: Path) -> Run:
-    for _ in resumed(scenario, folder):
+    for _ in resume_run(scenario, folder):
         pass
     return Run.open(folder)
 
@@ -83,7 +83,7 @@ def test_resumed_equals_undisturbed(scenario: Scenario, tmp_path: Path, rounds: 
 
 def test_resuming_twice_and_without_checkpoints_gives_the_same(scenario: Scenario, tmp_path: Path) -> None:
     begin(scenario, tmp_path / "run", 4)
-    again = resumed(scenario, tmp_path / "run")
+    again = resume_run(scenario, tmp_path / "run")
     # Rounds 0 to 3 are done; the checkpoint of round 2 leads on to 3, once more, and to 4.
     assert [next(again).round_index for _ in range(2)] == [3, 4]
     again.close()
@@ -248,7 +248,7 @@ def test_a_run_that_is_younger_than_its_first_checkpoint_begins_anew(scenario: S
 
 
 def test_a_run_that_goes_on_elsewhere_is_refused(scenario: Scenario, tmp_path: Path) -> None:
-    records = recorded(scenario, tmp_path / "run")
+    records = record_run(scenario, tmp_path / "run")
     next(records)
     with pytest.raises(RunFolderError, match="going on in another process"):
         finish(scenario, tmp_path / "run")
@@ -258,7 +258,7 @@ def test_a_run_that_goes_on_elsewhere_is_refused(scenario: Scenario, tmp_path: P
 def test_the_newest_unfinished_run_of_a_scenario_is_found(scenario: Scenario, tmp_path: Path) -> None:
     begin(scenario, tmp_path / "small" / "1", 2)
     begin(scenario.override({"seed": 1}), tmp_path / "small" / "2", 2)
-    for _ in recorded(scenario, tmp_path / "small" / "3"):
+    for _ in record_run(scenario, tmp_path / "small" / "3"):
         pass
     moved = scenario.override({"execution.clients_per_actor": 2})
     assert unfinished_run(tmp_path, moved) == tmp_path / "small" / "1"
@@ -321,7 +321,7 @@ def words(process: psutil.Process) -> str:
 def test_a_lost_driver_is_replaced(scenario: Scenario, tmp_path: Path, ray_session: None) -> None:
     placed = scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": 5, "rounds": 12})
     killed = False
-    for record in recorded(placed, tmp_path / "run"):
+    for record in record_run(placed, tmp_path / "run"):
         if record.round_index == 5 and not killed:
             drivers = [
                 process for process in psutil.Process().children(recursive=True) if "ray::DriverActor" in words(process)

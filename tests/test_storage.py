@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.errors import RunFolderError, StorageError
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.storage import replacing, save_synced, writing
 
 
@@ -97,7 +97,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 ) -> None:
     """Whatever is the first that does not fit: rows of a table, a column that comes late, a checkpoint."""
     scenario = small_scenario.override({"rounds": 60, "checkpoint.every": every, "sharing": "private-head"})
-    records = recorded(scenario, disk.folder / "run")
+    records = record_run(scenario, disk.folder / "run")
     done = [next(records).round_index for _ in range(first)]
     disk.fill()
     with pytest.raises(StorageError, match="No space left on device") as caught:
@@ -107,7 +107,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert kept.rounds["round"].to_list() == done
     assert set(kept.clients["round"]) == set(done)
     disk.make_space()
-    for _ in resumed(scenario, disk.folder / "run"):
+    for _ in resume_run(scenario, disk.folder / "run"):
         pass
     assert_same(Run.open(disk.folder / "run"), scenario)
     assert not list(disk.folder.glob("run/**/.*"))

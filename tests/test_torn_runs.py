@@ -16,7 +16,7 @@ from blossom_ray import Run, Scenario, compare, report, simulate
 from blossom_ray.errors import RunFolderError
 from blossom_ray.runs.folder import MANIFEST_FILE, SCENARIO_FILE
 from blossom_ray.runs.following import follow
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runs.table_files import read_table
 from blossom_ray.runs.tables import TABLES
 
@@ -49,15 +49,15 @@ def scenario() -> Scenario:
 def originals(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that finished, one as a kill after round 7 leaves it, and another run."""
     folder = tmp_path_factory.mktemp("originals")
-    for _ in recorded(scenario, folder / "finished"):
+    for _ in record_run(scenario, folder / "finished"):
         pass
-    records = recorded(scenario, folder / "interrupted")
+    records = record_run(scenario, folder / "interrupted")
     for record in records:
         if record.round_index == KILLED_AFTER:
             shutil.copytree(folder / "interrupted", folder / "killed")
             break
     records.close()
-    for _ in recorded(scenario.override({"seed": 1}), folder / "other"):
+    for _ in record_run(scenario.override({"seed": 1}), folder / "other"):
         pass
     return folder
 
@@ -134,7 +134,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def go_on(scenario: Scenario, folder: Path) -> None:
-    for _ in resumed(scenario, folder):
+    for _ in resume_run(scenario, folder):
         pass
 
 

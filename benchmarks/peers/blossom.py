@@ -20,11 +20,12 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.reading.overrides import parse_assignment
+from blossom_ray.runs import loop
 from blossom_ray.runs.session import events
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.server import Server, initial_server
-from blossom_ray.simulation import RunInfo, run_rounds
+from blossom_ray.simulation import run_rounds
 from workload import NUM_SAMPLES, Outcome, TwoModalityMlp, Watch, Workload, parser_of_contender
 
 W1 = Path(__file__).parents[1] / "w1.yaml"
@@ -119,8 +120,8 @@ def run_round_one(scenario: Scenario) -> tuple[RoundRecord, str]:
     """One round on actors: its record, and the digest of the blocks after it."""
     seen = list(events(scenario.override({"rounds": 1})))
     records = [event for event in seen if isinstance(event, RoundRecord)]
-    facts = [event for event in seen if isinstance(event, RunInfo)]
-    digest = facts[-1].entries["digest"]
+    facts = [event for event in seen if isinstance(event, loop.Outcome)]
+    digest = facts[-1].digest
     assert isinstance(digest, dict)
     return records[-1], str(digest["shared"])
 

@@ -63,18 +63,19 @@ def simulate(
         out = local_path(out, "--out")
         checked = load_scenario(scenario, settings, seed)
 
-        from blossom_ray.runs.folder import kept_if_begun, new_run_folder, unfinished_run
-        from blossom_ray.runs.session import check_address, continued
+        from blossom_ray.runs.folder import new_run_folder, remove_if_unbegun
+        from blossom_ray.runs.resuming import unfinished_run
+        from blossom_ray.runs.session import check_address, continue_run
 
         check_address(checked, address)
         targets = track_targets(track)
         unfinished = unfinished_run(out, checked) if resume_newest else None
         folder = interruption.folder = unfinished or new_run_folder(out, checked.name)
-        with kept_if_begun(folder):
+        with remove_if_unbegun(folder):
             if detach:
                 _detach(checked, folder, address, targets, as_json=as_json)
                 return
-            records = continued(checked, folder, interruption.is_asked, address)
+            records = continue_run(checked, folder, interruption.is_asked, address)
             _follow(checked, folder, records, interruption, targets, as_json=as_json)
 
 
@@ -94,7 +95,8 @@ def resume(
     """
     with interruptible() as interruption:
         from blossom_ray.runs.folder import SCENARIO_FILE, Run
-        from blossom_ray.runs.session import check_address, checked_resumption, resumed
+        from blossom_ray.runs.resuming import check_resumption
+        from blossom_ray.runs.session import check_address, resume_run
 
         run = local_path(run, "the run")
         opened = Run.open(run)
@@ -103,7 +105,7 @@ def resume(
         if settings or not is_done:
             checked = load_scenario(run / SCENARIO_FILE, settings, None)
             _check_no_cell(run, opened.scenario, checked)
-            checked_resumption(checked, run)
+            check_resumption(checked, run)
             is_done = is_done and (is_early or checked.rounds == opened.scenario.rounds)
         if is_done:
             opened.check()
@@ -116,7 +118,7 @@ def resume(
         if detach:
             _detach(checked, run, address, targets, as_json=as_json)
             return
-        records = resumed(checked, run, interruption.is_asked, address)
+        records = resume_run(checked, run, interruption.is_asked, address)
         _follow(checked, run, records, interruption, targets, as_json=as_json)
 
 

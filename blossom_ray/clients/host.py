@@ -324,7 +324,7 @@ class ClientHost:
 
     def _engine(self, profile: ClientProfile) -> Engine:
         if profile.modalities not in self._engines:
-            workspace, engine = self._workspace(profile), self._plan.training.engine_of(profile.modality_set)
+            workspace, engine = self._workspace(profile), self._plan.engines[profile.modality_set]
             self._engines[profile.modalities] = make_engine(engine, workspace)
         return self._engines[profile.modalities]
 

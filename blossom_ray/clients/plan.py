@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from blossom_ray.algorithms.options import Weighting
-from blossom_ray.clients.options import FineTune, Training
+from blossom_ray.clients.options import EngineName, FineTune, Training
 from blossom_ray.core.blocks import (
     BlockInstance,
     ClientProfile,
@@ -49,6 +49,7 @@ class ClientPlan:
         task: The scenario's task.
         metrics: Its `evaluation.metrics` section.
         weighting: Its `server.weighting`.
+        engines: The engine of each modality set; empty until they are chosen where `training.engine` is `auto`.
         prototypes: With `model.missing: prototype` the modalities that some client lacks, sorted.
         split_blocks: With `model.norm_statistics: same-modalities` the blocks that several modality sets hold in
             common and whose running statistics are therefore block instances of their own, one per modality set.
@@ -65,6 +66,7 @@ class ClientPlan:
     fine_tune: FineTune | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     weighting: Weighting = "samples"
+    engines: Mapping[str, EngineName] = field(default_factory=dict)
     prototypes: tuple[str, ...] = ()
     split_blocks: frozenset[str] = frozenset()
     _patterns: dict[tuple[object, ...], tuple[dict[str, BlockInstance], tuple[str, ...]]] = field(

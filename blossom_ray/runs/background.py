@@ -27,7 +27,7 @@ from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderErro
 from blossom_ray.reading.read_back import ReadBack, read_back
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import MANIFEST_FILE, locked
-from blossom_ray.runs.session import continued
+from blossom_ray.runs.session import continue_run
 from blossom_ray.runs.tracking import Target, Tracking
 from blossom_ray.storage import appending, read_file, replacing, writing
 from blossom_ray.text import printable
@@ -188,7 +188,7 @@ def main() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, interrupt)
     entry = {"pid": os.getpid(), "host": socket.gethostname()}
-    records = continued(scenario, folder, lambda: bool(signals), address)
+    records = continue_run(scenario, folder, lambda: bool(signals), address)
     try:
         with writing(folder), replacing(folder / PROCESS_FILE) as temporary:
             temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")

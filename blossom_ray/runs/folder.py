@@ -26,7 +26,7 @@ from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import Progress, RoundRecord, Scoring, Stopped
-from blossom_ray.errors import BlossomError, RunFolderError
+from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.read_back import read_back
 from blossom_ray.reading.scenario import Scenario, recorded_scenario
 from blossom_ray.runs.late_scores import late_entry, with_late_scores, without_late_scores
@@ -81,7 +81,7 @@ def new_run_folder(out: Path | None, name: str) -> Path:
 
 
 @contextmanager
-def kept_if_begun(folder: Path) -> Iterator[None]:
+def remove_if_unbegun(folder: Path) -> Iterator[None]:
     """Take a new run's folder away again where what is done with it fails before there is a run in it."""
     try:
         yield
@@ -100,30 +100,6 @@ def _remove_unbegun(folder: Path) -> None:
             folder.parent.rmdir()  # unless there are other runs
     finally:
         os.close(lock)
-
-
-def unfinished_run(out: Path, scenario: Scenario) -> Path | None:
-    """The newest run of a scenario that has not finished and whose process is gone; None if there is none.
-
-    Args:
-        out: Folder of all runs.
-        scenario: What the run must have been given; where it runs, checkpoints and failures may differ. With
-            `training.engine: auto`, a run that has chosen its engines is taken.
-    """
-    for folder in sorted((out / scenario.name).glob("*/"), reverse=True):
-        with suppress(BlossomError):
-            run = Run.open(folder)
-            if run.status != "finished" and _may_go_on(run.scenario, scenario):
-                os.close(locked(folder))
-                return folder
-    return None
-
-
-def _may_go_on(recorded: Scenario, given: Scenario) -> bool:
-    if given.training.engine == "auto" and not isinstance(recorded.training.engine, str):
-        given = given.with_engines(recorded.training.engine)
-    free = {"execution", "checkpoint", "failures"}
-    return recorded.model_dump(exclude=free) == given.model_dump(exclude=free)
 
 
 class RunWriter:

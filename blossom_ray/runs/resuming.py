@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from blossom_ray.checkpoint import CheckpointStore, differences
 from blossom_ray.clients.options import learning_rate
-from blossom_ray.errors import RunFolderError
+from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import written_tree
 from blossom_ray.rounds import scorings_due
-from blossom_ray.runs.folder import Run
+from blossom_ray.runs.folder import CHECKPOINTS, Run, locked
 
 
-def check_same(run: Run, scenario: Scenario) -> None:
+def unfinished_run(out: Path, scenario: Scenario) -> Path | None:
+    """The newest run of a scenario that has not finished and whose process is gone; None if there is none.
+
+    Args:
+        out: Folder of all runs.
+        scenario: What the run must have been given; where it runs, checkpoints and failures may differ. With
+            `training.engine: auto`, a run that has chosen its engines is taken.
+    """
+    free = {"execution", "checkpoint", "failures"}
+    for folder in sorted((out / scenario.name).glob("*/"), reverse=True):
+        with suppress(BlossomError):
+            run = Run.open(folder)
+            given = _with_engines_of(run, scenario)
+            if run.status != "finished" and run.scenario.model_dump(exclude=free) == given.model_dump(exclude=free):
+                os.close(locked(folder))
+                return folder
+    return None
+
+
+def check_resumption(scenario: Scenario, folder: Path) -> tuple[Scenario, int | None]:
+    """Find out before anything starts whether a run may go on as a scenario.
+
+    Returns:
+        The scenario with the engines that the run has chosen, and the last of its rounds that stays as it is; None
+        where all do.
+
+    Raises:
+        RunFolderError: There is no run, or it belongs to another scenario; or its rounds are not those of a run that
+            had the new number of rounds from the start.
+    """
+    run = Run.open(folder)
+    scenario = _with_engines_of(run, scenario)
+    _check_same(run, scenario)
+    if scenario.rounds == run.scenario.rounds:
+        return scenario, None
+    return scenario, _last_same_round(run, scenario, folder / CHECKPOINTS)
+
+
+def _with_engines_of(run: Run, scenario: Scenario) -> Scenario:
+    """What a run goes on as: where a scenario leaves the engines to the run, with those that it has chosen."""
+    chosen = run.scenario.training.engine
+    if scenario.training.engine != "auto" or isinstance(chosen, str):
+        return scenario
+    return scenario.with_engines(chosen)
+
+
+def _check_same(run: Run, scenario: Scenario) -> None:
     """Refuse a scenario whose numbers are other ones than the run's; its number of rounds aside.
 
     Raises:
@@ -30,12 +78,12 @@ def check_same(run: Run, scenario: Scenario) -> None:
         raise RunFolderError(f"{run.path}: is of another scenario:", *(f"  {difference}" for difference in found))
 
 
-def check_rounds(run: Run, scenario: Scenario, checkpoints: Path) -> int | None:
+def _last_same_round(run: Run, scenario: Scenario, checkpoints: Path) -> int | None:
     """Whether a run can go on to another number of rounds with the bits of a run that had it from the start.
 
     Args:
         run: The run, in a folder.
-        scenario: What it goes on as, `check_same` with its own.
+        scenario: What it goes on as, the same as its own.
         checkpoints: The folder of its checkpoints.
 
     Returns:

@@ -7,12 +7,13 @@ import platform
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, overload
 
-from blossom_ray.checkpoint import IN_MEMORY, Session
+from blossom_ray.clients.options import EngineName
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.data.dataset import Dataset
@@ -21,15 +22,26 @@ from blossom_ray.reading.inspection import Inspector
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.folder import CHECKPOINTS, MANIFEST_FILE, EndStatus, Run, RunWriter, kept_if_begun, new_run_folder
+from blossom_ray.runs.folder import (
+    CHECKPOINTS,
+    MANIFEST_FILE,
+    EndStatus,
+    Run,
+    RunWriter,
+    new_run_folder,
+    remove_if_unbegun,
+)
 from blossom_ray.runs.given import with_dataset, with_table
 from blossom_ray.runs.log import RunLog
-from blossom_ray.runs.resuming import check_rounds, check_same
+from blossom_ray.runs.loop import CheckpointKept, Event, LateScores, Outcome, Setup, run
+from blossom_ray.runs.resuming import check_resumption
 from blossom_ray.runs.table_sums import TableSums
 from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
 from blossom_ray.runtime.kernels import gathered
-from blossom_ray.simulation import CheckpointKept, Event, LateScores, RunInfo, run
 from blossom_ray.storage import temporary_folder
+
+IN_MEMORY = "in-memory"
+"""Stands for the id of a run without a folder."""
 
 
 @overload
@@ -98,7 +110,7 @@ def simulate(
             scenario = with_table(scenario, data, out)
         scenario_yaml(scenario)  # what no file can hold is refused before there is a folder
         folder = new_run_folder(out, scenario.name)
-        records = recorded(scenario, folder, address=address)
+        records = record_run(scenario, folder, address=address)
         if stream:
             return records
         for _ in records:
@@ -109,15 +121,17 @@ def simulate(
     manifest, kept, late = _circumstances(scenario), [], None
     for event in _events_with(scenario, data, address):
         match event:
-            case RunInfo():
+            case Setup():
                 manifest |= event.entries
-                scenario = _settled(scenario, event)
+                scenario = _resolved(scenario, event)
             case RoundRecord():
                 kept.append(event)
             case LateScores():
                 late = event.record
             case CheckpointKept():
                 pass
+            case Outcome():
+                manifest |= event.entries
     return Run.from_records(kept, scenario, tuple(scenario.profiles()), manifest, late)
 
 
@@ -159,30 +173,35 @@ def events(
     stopping: Callable[[], bool] = lambda: False,
     address: str | None = None,
     run_id: str = IN_MEMORY,
-) -> Iterator[Event]:
-    """What a run reports as it goes: facts, round records, facts.
+    engines: Mapping[str, EngineName] | None = None,
+) -> Generator[Event, None, None]:
+    """What a run reports as it goes, from this process or from a driver actor. Closing it ends what computes.
 
     Args:
         scenario: What to run.
         checkpoints: The folder of the run's checkpoints; None: a temporary one, for replacing lost actors only.
-        resume: The rounds whose checkpoints may be gone on from, as in `Session`; None to begin anew.
+        resume: The rounds whose checkpoints may be gone on from, each with what the tables hold up to it; None to
+            begin anew.
         stopping: Asked again and again; True ends the run after the round in progress.
         address: The Ray cluster, as in `simulate`.
         run_id: What those who watch know the run by.
+        engines: Those that this run has chosen before.
     """
     with temporary_folder() as folder:
         shards = folder / "shards"
         shards.mkdir()
         # Whole paths: actors on a cluster have other working directories.
-        session = Session(shards, (checkpoints or folder / "checkpoints").absolute(), resume, run_id)
+        kept = (checkpoints or folder / "checkpoints").absolute()
+        loop = partial(run, shards=shards, checkpoints=kept, resume=resume, engines=engines)
         if scenario.execution.runtime == "local":
             from blossom_ray.runtime.local import LocalRuntime, shielded
 
-            yield from shielded(run(scenario, session, LocalRuntime, stopping))
+            yield from shielded(loop(scenario, LocalRuntime, stopping))
         else:
             from blossom_ray.runtime.driver import stream
 
-            yield from stream(scenario, session, run, stopping, address)
+            shared = kept.parent if scenario.checkpoint.every or scenario.stop else None
+            yield from stream(scenario, loop, run_id, stopping, shared=shared, address=address)
 
 
 def _events_with(scenario: Scenario, data: Dataset | None, address: str | None) -> Iterator[Event]:
@@ -196,7 +215,7 @@ def _events_with(scenario: Scenario, data: Dataset | None, address: str | None) 
             yield from events(with_table(scenario, data, folder), address=address)
 
 
-def recorded(
+def record_run(
     scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False, address: str | None = None
 ) -> Generator[RoundRecord, None, None]:
     """Run a scenario into a run folder; yields each round's record once it is on disk.
@@ -207,15 +226,15 @@ def recorded(
         stopping: Asked again and again; True ends the run after the round in progress, with a checkpoint.
         address: The Ray cluster, as in `simulate`.
     """
-    with kept_if_begun(folder):
+    with remove_if_unbegun(folder):
         writer = RunWriter(folder, scenario_yaml(scenario), _circumstances(scenario))
-    yield from _written(scenario, writer, stopping, address)
+    yield from Session(scenario, writer, stopping, address).rounds()
 
 
-def resumed(
+def resume_run(
     scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False, address: str | None = None
 ) -> Generator[RoundRecord, None, None]:
-    """Go on with a run that was interrupted, failed or was killed, from its newest checkpoint; yields as `recorded`.
+    """Go on with a run that was interrupted, failed or was killed, from its newest checkpoint; yields as `record_run`.
 
     With more rounds, a run that has finished goes on, too.
 
@@ -223,16 +242,16 @@ def resumed(
         scenario: The run's scenario; only its `execution` (but for `chunk_size`), `checkpoint`, `failures` and
             `rounds` may differ from what the run began with.
         folder: The run's folder.
-        stopping: As in `recorded`.
-        address: As in `recorded`.
+        stopping: As in `record_run`.
+        address: As in `record_run`.
 
     Raises:
         RunFolderError: The folder holds no run, the run is going on, or it belongs to another scenario; or its rounds
             are not those of a run that had the new number of rounds from the start.
     """
-    run = Run.open(folder)
-    before, manifest = run.scenario, run.manifest
-    scenario, same_up_to = checked_resumption(scenario, folder)
+    opened = Run.open(folder)
+    before, manifest = opened.scenario, opened.manifest
+    scenario, same_up_to = check_resumption(scenario, folder)
     present = own_code_checksums(scenario)
     changed = changed_own_code(manifest.get("own_code"), present)
     writer = RunWriter.reopen(folder)
@@ -245,111 +264,138 @@ def resumed(
         told = f"own code has changed since round {writer.last_round}: {', '.join(changed)}"
         earlier = manifest.get("own_code_changes")
         writer.update(own_code=present, own_code_changes=[*(earlier if isinstance(earlier, list) else ()), told])
-    yield from _written(scenario, writer, stopping, address)
+    yield from Session(scenario, writer, stopping, address).rounds()
 
 
-def checked_resumption(scenario: Scenario, folder: Path) -> tuple[Scenario, int | None]:
-    """Find out before anything starts whether a run may go on as a scenario.
-
-    Returns:
-        The scenario with the engines that the run has chosen, and the last of its rounds that stays as it is; None
-        where all do.
-
-    Raises:
-        RunFolderError: As `resumed`.
-    """
-    run = Run.open(folder)
-    recorded_one = run.scenario
-    chosen = recorded_one.training.engine
-    if scenario.training.engine == "auto" and not isinstance(chosen, str):
-        scenario = scenario.with_engines(chosen)
-    check_same(run, scenario)
-    if scenario.rounds == recorded_one.rounds:
-        return scenario, None
-    return scenario, check_rounds(run, scenario, folder / "checkpoints")
-
-
-def continued(
+def continue_run(
     scenario: Scenario, folder: Path, stopping: Callable[[], bool] = lambda: False, address: str | None = None
 ) -> Generator[RoundRecord, None, None]:
-    """Run a scenario into a folder, from the start where there is no run yet: `recorded` or `resumed`."""
-    if (folder / MANIFEST_FILE).exists():
-        return resumed(scenario, folder, stopping, address)
-    return recorded(scenario, folder, stopping, address)
+    """Run a scenario into a folder, from the start where there is no run yet: `record_run` or `resume_run`."""
+    begin = resume_run if (folder / MANIFEST_FILE).exists() else record_run
+    return begin(scenario, folder, stopping, address)
 
 
-def _written(
-    scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool], address: str | None
-) -> Generator[RoundRecord, None, None]:
-    profiles = tuple(scenario.profiles())
-    status: EndStatus = "interrupted"
-    failure: Exception | None = None
-    last: RoundRecord | None = None
-    is_over = False
-    log = RunLog(writer.folder, scenario.name, scenario.task)
-    try:
-        log.started(writer.last_round)
-        for event in _restarted(scenario, writer, log, stopping, address):
-            match event:
-                case RunInfo():
-                    settled = _settled(scenario, event)
-                    if settled is not scenario:
-                        writer.settle(scenario_yaml(settled))
-                    notes, changes = event.entries["notes"], writer.recorded.get("own_code_changes", [])
-                    assert isinstance(notes, list), "the loop notes what it finds"
-                    used = event.entries["kernels"]
-                    assert isinstance(used, list), "the loop says what computes"
-                    if event.entries.get("first_round") != 0:
-                        # A run that goes on elsewhere has been computed by the kernels of both places.
-                        used = gathered(writer.recorded.get("kernels", ()), used)
-                    writer.update(**{**event.entries, "notes": [*notes, *changes], "kernels": used})
-                    if "first_round" in event.entries:
-                        log.prepared(event.entries)
-                    is_over = is_over or "stopped" in event.entries
-                case LateScores():
-                    writer.write_late(event.record, profiles)
-                case CheckpointKept():
-                    writer.sync()
-                    log.checkpoint(event.round_index)
-                case RoundRecord():
-                    # The log first: a round that is in the tables has been yielded, even if the disk is full now.
-                    log.round(event)
-                    writer.write(event, profiles)
-                    if event.round_index == scenario.rounds or event.stopped is not None:
-                        # Whoever has the last record may go away: the run has ended then.
-                        last = event
-                    else:
-                        yield event
-        if is_over or (scenario.stop is None and writer.last_round == scenario.rounds):
-            status = "finished"
-    except Exception as error:
-        status, failure = "failed", error
-        details = getattr(error, "details", "")
-        with suppress(StorageError):
-            writer.update(error={"type": type(error).__name__, "message": str(error), "details": details})
-        raise
-    finally:
-        # A disk that has no room for the last words must not hide why the run failed.
-        with _undisturbed(), suppress(StorageError) if status == "failed" else nullcontext():
-            try:
-                log.ended(status, writer.last_round, failure)
-            finally:
-                log.close()
-                writer.close(status)
-    if last is not None:
-        yield last
+class Session:
+    """A run on its way into its folder: where events come from, who records them, and what follows a lost driver.
+
+    Args:
+        scenario: What is run.
+        writer: The run's folder; closed when the rounds end, however they do.
+        stopping: Asked again and again; True ends the run after the round in progress.
+        address: The Ray cluster, as in `simulate`.
+    """
+
+    def __init__(
+        self, scenario: Scenario, writer: RunWriter, stopping: Callable[[], bool], address: str | None
+    ) -> None:
+        self._scenario, self._writer, self._stopping, self._address = scenario, writer, stopping, address
+        self._profiles = tuple(scenario.profiles())
+        self._log = RunLog(writer.folder, scenario.name, scenario.task)
+        self._engines: Mapping[str, EngineName] | None = None
+        self._losses: list[dict[str, object]] = []
+        self._is_over = False
+
+    def rounds(self) -> Generator[RoundRecord, None, None]:
+        """Yields each round's record once it is on disk, the last one when the folder has been closed.
+
+        Closing the iterator first ends what computes (see `events`), then the folder: the run is interrupted. Whoever
+        has the last record may go away: the run has finished then.
+        """
+        status: EndStatus = "interrupted"
+        failure: Exception | None = None
+        last: RoundRecord | None = None
+        try:
+            self._log.started(self._writer.last_round)
+            while True:
+                try:
+                    with closing(self._source()) as source:
+                        for event in source:
+                            self._record(event)
+                            if isinstance(event, RoundRecord):
+                                if event.round_index == self._scenario.rounds or event.stopped is not None:
+                                    last = event
+                                else:
+                                    yield event
+                    break
+                except DriverLostError as error:
+                    self._note_loss(error)
+                    if len(self._losses) > self._scenario.failures.max_retries:
+                        raise
+            if self._is_over or (self._scenario.stop is None and self._writer.last_round == self._scenario.rounds):
+                status = "finished"
+        except Exception as error:
+            status, failure = "failed", error
+            details = getattr(error, "details", "")
+            with suppress(StorageError):
+                self._writer.update(error={"type": type(error).__name__, "message": str(error), "details": details})
+            raise
+        finally:
+            # A disk that has no room for the last words must not hide why the run failed.
+            with _no_signals(), suppress(StorageError) if status == "failed" else nullcontext():
+                try:
+                    self._log.ended(status, self._writer.last_round, failure)
+                finally:
+                    self._log.close()
+                    self._writer.close(status)
+        if last is not None:
+            yield last
+
+    def _source(self) -> Generator[Event, None, None]:
+        """The events of one attempt, from what the tables hold on."""
+        writer = self._writer
+        writer.drop_late()
+        resume = None if writer.last_round is None else writer.checkpoints()
+        folder = writer.folder
+        return events(
+            self._scenario, folder / CHECKPOINTS, resume, self._stopping, self._address, folder.name, self._engines
+        )
+
+    def _record(self, event: Event) -> None:
+        writer = self._writer
+        match event:
+            case Setup():
+                if writer.last_round is not None:
+                    writer.forget_after(event.first_round - 1)
+                if self._scenario.training.engine == "auto" and self._engines is None:
+                    # The file says what was chosen, so that running it gives the same bits again.
+                    writer.settle(scenario_yaml(_resolved(self._scenario, event)))
+                self._engines = event.engines
+                # A run that goes on elsewhere has been computed by the kernels of both places.
+                self._update(event, add_kernels=event.first_round != 0)
+                self._log.prepared(event.entries)
+            case RoundRecord():
+                # The log first: a round that is in the tables has been yielded, even if the disk is full now.
+                self._log.round(event)
+                writer.write(event, self._profiles)
+            case CheckpointKept():
+                writer.sync()
+                self._log.checkpoint(event.round_index)
+            case LateScores():
+                writer.write_late(event.record, self._profiles)
+            case Outcome():
+                self._update(event, add_kernels=True)
+                self._is_over = self._is_over or event.stopped is not None
+
+    def _update(self, facts: Setup | Outcome, *, add_kernels: bool) -> None:
+        recorded = self._writer.recorded
+        notes = [*facts.notes, *recorded.get("own_code_changes", ())]
+        used = gathered(recorded.get("kernels", ()) if add_kernels else (), facts.kernels)
+        self._writer.update(**{**facts.entries, "notes": notes, "kernels": used})
+
+    def _note_loss(self, error: DriverLostError) -> None:
+        """`driver_losses` in the manifest has each with the last round before it, and the cause."""
+        self._log.driver_lost(self._writer.last_round, error.cause)
+        self._losses.append({"after_round": self._writer.last_round, "cause": error.cause})
+        self._writer.update(driver_losses=self._losses)
 
 
-def _settled(scenario: Scenario, info: RunInfo) -> Scenario:
-    """The scenario with the engines that the run has chosen, where it was left to choose."""
-    engines = info.entries.get("engines")
-    if scenario.training.engine != "auto" or not isinstance(engines, dict):
-        return scenario
-    return scenario.with_engines(engines)
+def _resolved(scenario: Scenario, setup: Setup) -> Scenario:
+    """The scenario as it is kept: where it left the engines to the run, it says which ones were chosen."""
+    return scenario.with_engines(setup.engines) if scenario.training.engine == "auto" else scenario
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _no_signals() -> Iterator[None]:
     """Let signals wait, so that no Ctrl-C leaves a run folder half closed."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -359,36 +405,6 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _restarted(
-    scenario: Scenario, writer: RunWriter, log: RunLog, stopping: Callable[[], bool], address: str | None
-) -> Iterator[Event]:
-    """A run's events; if its driver actor is lost, those of another one that goes on from the last checkpoint.
-
-    Each loss is an entry of `driver_losses` in the manifest: the last round before it, and the cause.
-    """
-    losses: list[dict[str, object]] = []
-    for attempt in range(scenario.failures.max_retries + 1):
-        try:
-            folder = writer.folder
-            writer.drop_late()
-            resume = None if writer.last_round is None else writer.checkpoints()
-            for event in events(scenario, folder / CHECKPOINTS, resume, stopping, address, run_id=folder.name):
-                if isinstance(event, RunInfo) and "first_round" in event.entries:
-                    scenario = _settled(scenario, event)
-                    first_round = event.entries["first_round"]
-                    assert isinstance(first_round, int), "the loop says where it begins"
-                    if writer.last_round is not None:
-                        writer.forget_after(first_round - 1)
-                yield event
-            return
-        except DriverLostError as error:
-            log.driver_lost(writer.last_round, error.cause)
-            losses.append({"after_round": writer.last_round, "cause": error.cause})
-            writer.update(driver_losses=losses)
-            if attempt == scenario.failures.max_retries:
-                raise
 
 
 def _circumstances(scenario: Scenario) -> dict[str, object]:

@@ -372,18 +372,19 @@ def _client_actor(execution: Execution) -> Any:
     return actor_type.remote(resources.num_gpus)
 
 
-def spawn_clients(scenario: Scenario, num_started: int = 0) -> list[Any]:
+def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> list[Any]:
     """Start the actors that will hold the clients, a few at a time; the last ones may still be starting.
 
     Args:
-        scenario: The scenario. Where an engine is still to be chosen, as many are started as are needed in any case.
+        scenario: The scenario.
         num_started: Actors that are there already.
+        stacks: Whether some chunk is stacked, or may be: as many are started as are needed in any case.
     """
     room = offered_room()
     actors: list[Any] = []
     starting: list[Any] = []
     execution = scenario.execution
-    wanted = num_actors(execution, scenario.num_clients, room, whole_chunks=scenario.training.may_stack)
+    wanted = num_actors(execution, scenario.num_clients, room, whole_chunks=stacks)
     for _ in range(wanted - num_started):
         if len(starting) >= _STARTING_PER_CORE * max(1.0, room.num_cpus):
             done, starting = ray.wait(starting, num_returns=1, timeout=_START_TIMEOUT_S)

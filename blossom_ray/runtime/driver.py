@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from blossom_ray.checkpoint import Session
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.options import CustomData
 from blossom_ray.data.sources import keep_built, take_built
@@ -25,9 +24,10 @@ from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.cluster import HeadNode, offered_room, ray_errors
 from blossom_ray.runtime.cluster import session as session_of_ray
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.runtime.prometheus import exported
+from blossom_ray.runtime.prometheus import RunMetrics
 
-Loop = Callable[[Scenario, Session, Callable[[Preparation], Runtime], Callable[[], bool], int], Iterator[Any]]
+Loop = Callable[[Scenario, Callable[[Preparation], Runtime], Callable[[], bool], int], Iterator[Any]]
+"""What a driver runs: `run` of `runs/loop.py`, with its folders."""
 # Items of the event stream that may wait for whoever watches: the loop does not run far ahead of the run folder.
 _EVENTS_AHEAD = 2
 
@@ -37,14 +37,15 @@ class DriverActor:
 
     Args:
         scenario: The scenario.
-        session: Folders, and where to go on from.
-        loop: `simulation.run`.
+        loop: What is run.
+        run_id: What those who watch know the run by.
+        shared: A folder that the nodes of all clients must see, if there is any.
         folder: The working directory of whoever started the run; a cluster's processes are born elsewhere.
     """
 
-    def __init__(self, scenario: Scenario, session: Session, loop: Loop, folder: Path) -> None:
+    def __init__(self, scenario: Scenario, loop: Loop, run_id: str, shared: Path | None, folder: Path) -> None:
         os.chdir(folder)
-        self._scenario, self._session, self._loop = scenario, session, loop
+        self._scenario, self._loop, self._run_id, self._shared = scenario, loop, run_id, shared
         self._is_stopping = False
 
     def keep(self, dataset: Dataset) -> None:
@@ -54,21 +55,24 @@ class DriverActor:
 
     def events(self) -> Iterator[Any]:
         """Run to the end, or until `stop`."""
-        actors = spawn_clients(self._scenario)
+        actors = spawn_clients(self._scenario, stacks=self._scenario.training.may_stack)
 
         def start(preparation: Preparation) -> Runtime:
             # With `training.engine: auto` it shows only now whether clients are stacked, or may have an actor each.
-            actors.extend(spawn_clients(preparation.scenario, num_started=len(actors)))
+            stacks = bool(preparation.stacked_chunks())
+            actors.extend(spawn_clients(self._scenario, len(actors), stacks=stacks))
             runtime = ActorRuntime(preparation, actors)
-            if (self._scenario.checkpoint.every or self._scenario.stop) and self._session.checkpoints:
-                runtime.check_shared(self._session.checkpoints.parent)
+            if self._shared is not None:
+                runtime.check_shared(self._shared)
             # A record of a thousand clients sets the garbage collector off, and modules are most of what it looks at.
             gc.freeze()
             return runtime
 
         at_once = min(len(actors), max(1, int(offered_room().num_cpus)))
-        events = self._loop(self._scenario, self._session, start, lambda: self._is_stopping, at_once)
-        yield from exported(events, self._scenario, self._session.run)
+        metrics = RunMetrics(self._scenario, self._run_id)
+        for event in self._loop(self._scenario, start, lambda: self._is_stopping, at_once):
+            metrics.record(event)
+            yield event
 
     def stop(self) -> None:
         """Have the run end after the round in progress. Answered while `events` runs, in a thread of its own."""
@@ -77,11 +81,13 @@ class DriverActor:
 
 def stream(
     scenario: Scenario,
-    session: Session,
     loop: Loop,
+    run_id: str,
     stopping: Callable[[], bool] = lambda: False,
+    *,
+    shared: Path | None = None,
     address: str | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Run a loop in a driver actor and yield what it yields.
 
     Joins the Ray session that this process already has, or the cluster at `address`, or starts one on this machine
@@ -89,9 +95,10 @@ def stream(
 
     Args:
         scenario: The scenario.
-        session: Folders, seen by all nodes unless shards go through the object store, and where to go on from.
-        loop: `simulation.run`.
+        loop: What is run; it is sent to the driver actor.
+        run_id: What those who watch know the run by.
         stopping: Asked every second or so; True ends the run after the round in progress.
+        shared: A folder that the nodes of all clients must see, if there is any.
         address: The cluster's, as in `cluster.session`.
 
     Raises:
@@ -104,7 +111,7 @@ def stream(
         # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(
-            scenario, session, loop, Path.cwd()
+            scenario, loop, run_id, shared, Path.cwd()
         )
         head = HeadNode()
         try:

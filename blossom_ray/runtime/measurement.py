@@ -33,7 +33,9 @@ _SEQUENTIAL_FRACTION = 0.25
 _WARM_UP_SAMPLES = 2
 
 
-def measured(preparation: Preparation, num_workers: int = 1) -> Preparation:
+def choose_engines(
+    preparation: Preparation, num_workers: int = 1, chosen: Mapping[str, EngineName] | None = None
+) -> Preparation:
     """Settle the engine of every modality set, and find out what a sample costs where placement asks for it.
 
     Sets are timed where an engine is to be chosen (`training.engine: auto`), and on Ray where there are several, which
@@ -44,23 +46,26 @@ def measured(preparation: Preparation, num_workers: int = 1) -> Preparation:
     Args:
         preparation: The prepared federation.
         num_workers: Actors that compute at once.
+        chosen: What this run has chosen before, which it keeps.
     """
-    scenario = preparation.scenario
-    is_chosen, is_own_code = scenario.training.engine != "auto", has_own_code(scenario.model)
-    on_ray, on_gpu = scenario.execution.runtime == "ray", uses_gpu(scenario)
-    if is_chosen and (on_gpu or not on_ray or is_own_code or len(scenario.modality_sets) == 1):
-        return preparation
+    scenario, engines = preparation.scenario, preparation.plan.engines or chosen or {}
+    is_own_code, on_ray, on_gpu = has_own_code(scenario.model), scenario.execution.runtime == "ray", uses_gpu(scenario)
+    if engines and (on_gpu or not on_ray or is_own_code or len(scenario.modality_sets) == 1):
+        return _with_engines(preparation, engines)
     if is_own_code:
-        return preparation.with_engines(dict.fromkeys(scenario.modality_sets, "sequential"))
+        return _with_engines(preparation, dict.fromkeys(scenario.modality_sets, "sequential"))
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     if on_gpu:
-        return preparation.with_engines({name: probe.engines[-1] for name, probe in probes.items()})
-    seconds = {}
-    for name, probe in probes.items():
-        engines = (scenario.training.engine_of(name),) if is_chosen else probe.engines
-        seconds[name] = _training_seconds(probe, engines)
+        return _with_engines(preparation, {name: probe.engines[-1] for name, probe in probes.items()})
+    seconds = {
+        name: _training_seconds(probe, (engines[name],) if engines else probe.engines) for name, probe in probes.items()
+    }
     preparation = replace(preparation, seconds_per_sample=seconds)
-    return preparation if is_chosen else preparation.with_engines(_fastest(preparation, num_workers))
+    return _with_engines(preparation, engines or _fastest(preparation, num_workers))
+
+
+def _with_engines(preparation: Preparation, engines: Mapping[str, EngineName]) -> Preparation:
+    return replace(preparation, plan=replace(preparation.plan, engines=engines))
 
 
 def _fastest(preparation: Preparation, num_workers: int) -> dict[str, EngineName]:
@@ -72,7 +77,7 @@ def _fastest(preparation: Preparation, num_workers: int) -> dict[str, EngineName
     chunks, execution = preparation.population.chunks, preparation.scenario.execution
 
     def round_seconds(engines: Mapping[str, EngineName]) -> float:
-        settled = preparation.with_engines(engines)
+        settled = _with_engines(preparation, engines)
         costs, stacked = settled.costs(), settled.stacked_chunks()
         return largest_load(actor_of_client(execution, chunks, costs, num_workers, stacked=stacked), costs)
 

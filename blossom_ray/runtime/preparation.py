@@ -66,19 +66,14 @@ class Preparation:
         """Whether some client has a validation split."""
         return bool(self.shards.num_validation.any())
 
-    def with_engines(self, engines: Mapping[str, EngineName]) -> Preparation:
-        """The same federation with an engine for each of its modality sets."""
-        scenario = self.scenario.with_engines(engines)
-        return replace(self, scenario=scenario, plan=replace(self.plan, training=scenario.training))
-
     def costs(self) -> list[float]:
         """What a round of each client costs, in seconds or another unit common to all.
 
         Training samples times the seconds of one where these were measured for every modality set, else times the
         number of modalities.
         """
-        training, found = self.scenario.training, self.seconds_per_sample
-        seconds = {name: times[training.engine_of(name)] for name, times in found.items() if times}
+        found = self.seconds_per_sample
+        seconds = {name: times[self.plan.engines[name]] for name, times in found.items() if times}
         are_measured = len(seconds) == len(self.scenario.modality_sets)
         weights = np.empty(len(self.population.profiles))
         for (modalities, _), clients in self.population.signatures.items():
@@ -87,11 +82,11 @@ class Preparation:
 
     def stacked_chunks(self) -> frozenset[int]:
         """Indices of the chunks whose clients are stacked, and so must stay together."""
-        training, profiles = self.scenario.training, self.population.profiles
+        engines, profiles = self.plan.engines, self.population.profiles
         return frozenset(
             chunk.index
             for chunk in self.population.chunks
-            if training.engine_of(profiles[chunk.clients[0]].modality_set) == "vectorized"
+            if engines[profiles[chunk.clients[0]].modality_set] == "vectorized"
         )
 
     def open_shards(self, buffers: Mapping[str, np.ndarray] | None = None) -> ShardReader:
@@ -108,13 +103,14 @@ class Preparation:
 
     def facts(self) -> dict[str, object]:
         """What a run that goes on from a checkpoint must agree with: all that its numbers follow from."""
-        return {"scenario": numbers_tree(self.scenario), "data_fingerprint": self.fingerprint}
+        tree = numbers_tree(self.scenario)
+        if self.scenario.training.engine == "auto":
+            tree["training"]["engine"] = dict(self.plan.engines)
+        return {"scenario": tree, "data_fingerprint": self.fingerprint}
 
     def describe(self) -> Mapping[str, object]:
-        """What the run's manifest says about the data."""
-        training = self.scenario.training
+        """What the run's manifest says about the data, and about what was timed."""
         return {
-            "engines": {name: training.engine_of(name) for name in self.scenario.modality_sets},
             "seconds_per_sample": {name: dict(times) for name, times in self.seconds_per_sample.items()},
             "data": {
                 "fingerprint": self.fingerprint,
@@ -161,6 +157,9 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
     if held_out is not None:
         write_held_out(held_out, folder)
+    engines: dict[str, EngineName] = {}
+    if scenario.training.engine != "auto":
+        engines = {name: scenario.training.engine_of(name) for name in scenario.modality_sets}
     plan = ClientPlan(
         model=scenario.model,
         training=scenario.training,
@@ -173,6 +172,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         task=scenario.task,
         metrics=scenario.evaluation.metrics,
         weighting=scenario.server.weighting,
+        engines=engines,
         prototypes=_prototypes(scenario, population),
     )
     return Preparation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -13,29 +12,31 @@ from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.telemetry import METRICS, RUN_TAGS, Metric, readings
 
 
-def exported(events: Iterator[Any], scenario: Scenario, run: str) -> Iterator[Any]:
-    """Pass a loop's events on; what each round tells also goes to Ray.
-
-    Ray collects it every 10 s or so, so what a run of a few seconds tells may never be seen.
+class RunMetrics:
+    """Tells Ray what each round of a run tells. Ray collects it every 10 s or so: a run of a few seconds may be missed.
 
     Args:
-        events: What `simulation.run` yields.
         scenario: The scenario.
-        run: The run's id.
+        run_id: The run's id.
     """
-    tags = dict(zip(RUN_TAGS, (scenario.name, run), strict=True))
-    made = {name: _made(name, metric, tags) for name, metric in METRICS.items()}
-    profiles, process = tuple(scenario.profiles()), psutil.Process()
-    for event in events:
-        if isinstance(event, RoundRecord):
-            memory_bytes = process.memory_info().rss
-            for reading in readings(event, profiles, scenario.task, scenario.rounds, memory_bytes):
-                metric = made[reading.metric]
-                if isinstance(metric, Gauge):
-                    metric.set(reading.value, dict(reading.tags))
-                elif reading.value > 0:  # Ray refuses to add nothing
-                    metric.inc(reading.value, dict(reading.tags))
-        yield event
+
+    def __init__(self, scenario: Scenario, run_id: str) -> None:
+        tags = dict(zip(RUN_TAGS, (scenario.name, run_id), strict=True))
+        self._scenario, self._profiles = scenario, tuple(scenario.profiles())
+        self._made = {name: _made(name, metric, tags) for name, metric in METRICS.items()}
+        self._process = psutil.Process()
+
+    def record(self, event: Any) -> None:
+        """Take note of what a run's loop yields; only rounds are told."""
+        if not isinstance(event, RoundRecord):
+            return
+        memory_bytes, scenario = self._process.memory_info().rss, self._scenario
+        for reading in readings(event, self._profiles, scenario.task, scenario.rounds, memory_bytes):
+            metric = self._made[reading.metric]
+            if isinstance(metric, Gauge):
+                metric.set(reading.value, dict(reading.tags))
+            elif reading.value > 0:  # Ray refuses to add nothing
+                metric.inc(reading.value, dict(reading.tags))
 
 
 def _made(name: str, metric: Metric, tags: dict[str, str]) -> Counter | Gauge:

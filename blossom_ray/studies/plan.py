@@ -19,7 +19,7 @@ from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.measurement import ChunkProbe, has_own_code, measured, uses_gpu
+from blossom_ray.runtime.measurement import ChunkProbe, choose_engines, has_own_code, uses_gpu
 from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, actor_of_client, largest_load, num_actors
 from blossom_ray.runtime.preparation import Preparation, prepare
 
@@ -121,7 +121,7 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
     """
     execution, on_ray = scenario.execution, scenario.execution.runtime == "ray"
     num_cores = max(1, math.floor(room.num_cpus)) if on_ray else 1
-    preparation = measured(prepare(scenario, folder), num_cores)
+    preparation = choose_engines(prepare(scenario, folder), num_cores)
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     is_timed = not uses_gpu(scenario) and (probe if probe is not None else not has_own_code(scenario.model))
     if is_timed:
@@ -160,7 +160,7 @@ def _set_plan(preparation: Preparation, modality_set: str, num_parameters: int) 
         validation_samples=int(shards.num_validation[members].sum()),
         test_samples=int(shards.num_test[members].sum()),
         parameters=num_parameters,
-        engine=preparation.scenario.training.engine_of(modality_set),
+        engine=preparation.plan.engines[modality_set],
         seconds_per_sample={str(e): s for e, s in preparation.seconds_per_sample.get(modality_set, {}).items()},
     )
 
@@ -195,7 +195,7 @@ def _seconds(
         return max(largest_load(actor_of, costs), sum(costs) / num_cores)
 
     part = cohort_size(scenario.server.clients_per_round, num_clients) / num_clients
-    scoring = {name: probe.evaluation_seconds(training.engine_of(name)) for name, probe in probes.items()}
+    scoring = {name: probe.evaluation_seconds(preparation.plan.engines[name]) for name, probe in probes.items()}
     shards, reads_test = preparation.shards, scenario.evaluation.split == "test"
     num_scored = (shards.num_validation + reads_test * shards.num_test).tolist()
     scores = [num_scored[profile.index] * scoring[profile.modality_set] for profile in population.profiles]
@@ -323,7 +323,7 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
 def _model_bytes(preparation: Preparation, profile: ClientProfile, num_values: int) -> int:
     """Values, gradients and optimizer state of the models that a modality set needs in a process."""
     training = preparation.plan.training
-    stacked = training.engine_of(profile.modality_set) == "vectorized"
+    stacked = preparation.plan.engines[profile.modality_set] == "vectorized"
     num_models = 1 + (preparation.scenario.execution.chunk_size if stacked else 0)
     return num_models * _FLOAT32 * num_values * (2 + _client_states(training.optimizer))
 

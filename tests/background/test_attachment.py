@@ -27,7 +27,7 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.background import OUTPUT_FILE, PROCESS_FILE, start, stop
 from blossom_ray.runs.folder import RunWriter
 from blossom_ray.runs.following import follow
-from blossom_ray.runs.session import recorded
+from blossom_ray.runs.session import record_run
 
 PATIENCE_S = 120.0
 
@@ -151,7 +151,7 @@ def test_a_run_in_the_background_goes_on_until_it_is_stopped(endless: tuple[Scen
 def test_a_run_goes_on_in_the_background_where_it_was_stopped(small_scenario: Scenario, tmp_path: Path) -> None:
     """Whoever follows it finds it running, not ended as it was before."""
     folder = tmp_path / "run"
-    with closing(recorded(small_scenario, folder)) as records:
+    with closing(record_run(small_scenario, folder)) as records:
         next(records)
     assert Run.open(folder).status == "interrupted"
     start(small_scenario, folder)
@@ -308,7 +308,7 @@ def test_ctrl_c_ends_the_watching_alone(endless: tuple[Scenario, Path, int]) -> 
 
 def test_a_run_of_another_terminal_is_watched_and_ended_there(small_scenario: Scenario, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with closing(recorded(small_scenario, folder)) as records:
+    with closing(record_run(small_scenario, folder)) as records:
         next(records)
         assert left(folder) == ["", f"the run goes on; watch it again: blossom-ray attach {folder}"]
         assert [record.round_index for record in records] == [1, 2]

@@ -22,7 +22,7 @@ from blossom_ray.checkpoint import _index_checksum
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import MANIFEST_FILE, SCENARIO_FILE, Run
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 
 NUM_ROUNDS = 4
 STOP_AFTER = 3
@@ -83,9 +83,9 @@ class Originals:
 def originals() -> Originals:
     """Made once in a process; they are copied before they are damaged."""
     folder = Path(mkdtemp(prefix="blossom-ray-fuzz-"))
-    for _ in recorded(small_scenario(), folder / "finished"):
+    for _ in record_run(small_scenario(), folder / "finished"):
         pass
-    records = recorded(small_scenario(), folder / "interrupted")
+    records = record_run(small_scenario(), folder / "interrupted")
     for record in records:
         if record.round_index == STOP_AFTER:
             shutil.copytree(folder / "interrupted", folder / "killed")
@@ -150,7 +150,7 @@ def check_resuming(case: RunCase, folder: Path) -> None:
     started = time.monotonic()
     original = originals().killed if case.was_killed else originals().interrupted
     path = damaged_copy(original, case, folder / "resumed", lambda path: path.name != SCENARIO_FILE)
-    ended = outcome(lambda: list(resumed(small_scenario(), path)))
+    ended = outcome(lambda: list(resume_run(small_scenario(), path)))
     if isinstance(ended, BlossomError):
         assert str(path) in str(ended)
     else:
@@ -177,7 +177,7 @@ def test_a_damaged_run_goes_on_right_or_not_at_all(case: RunCase, tmp_path_facto
 def test_the_undamaged_run_goes_on(state: str, tmp_path: Path) -> None:
     shutil.copytree(getattr(originals(), state), tmp_path / "run")
     assert Run.open(tmp_path / "run").rounds["round"].to_list() == list(range(STOP_AFTER + 1))
-    for _ in resumed(small_scenario(), tmp_path / "run"):
+    for _ in resume_run(small_scenario(), tmp_path / "run"):
         pass
     assert Run.open(tmp_path / "run").manifest["digest"] == originals().digest
 

@@ -13,7 +13,7 @@ from torch import nn
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.options import EngineName
-from blossom_ray.runtime.measurement import ChunkProbe, _fastest, measured
+from blossom_ray.runtime.measurement import ChunkProbe, _fastest, choose_engines
 from blossom_ray.runtime.preparation import Preparation, prepare
 
 SETS = ("acc", "acc+gyro", "gyro")
@@ -32,10 +32,9 @@ def timed(preparation: Preparation, **seconds: Mapping[EngineName, float]) -> Pr
 
 
 def test_every_set_gets_an_engine_and_the_times_that_it_follows_from(preparation: Preparation) -> None:
-    settled = measured(preparation)
-    engines = settled.scenario.training.engine
-    assert isinstance(engines, dict)
-    assert settled.plan.training is settled.scenario.training
+    settled = choose_engines(preparation)
+    engines = settled.plan.engines
+    assert settled.scenario is preparation.scenario, "a scenario never changes"
     assert tuple(engines) == tuple(settled.seconds_per_sample) == SETS
     # One client of gyro alone: nothing to stack.
     assert engines["gyro"] == "sequential"
@@ -45,7 +44,7 @@ def test_every_set_gets_an_engine_and_the_times_that_it_follows_from(preparation
         assert engines[name] == min(times, key=times.__getitem__)
         assert all(0 < seconds < 1 for seconds in times.values())
     described: Any = settled.describe()
-    assert described["engines"] == engines
+    assert described["seconds_per_sample"] == settled.seconds_per_sample
 
 
 def test_the_slower_engine_of_each_set_is_left(preparation: Preparation) -> None:
@@ -72,13 +71,15 @@ def test_a_set_is_not_stacked_where_that_would_leave_actors_idle(small_scenario:
 
 
 def test_an_engine_that_is_named_is_neither_timed_nor_chosen_anew(preparation: Preparation) -> None:
-    forced = preparation.with_engines(dict.fromkeys(SETS, "sequential"))
-    assert measured(forced) is forced
+    before = dict.fromkeys(SETS, "sequential")
+    forced = choose_engines(preparation, chosen=before)
+    assert (forced.plan.engines, forced.seconds_per_sample) == (before, {})
+    assert choose_engines(forced) == forced
 
 
 def test_several_sets_on_ray_are_timed_for_placement(small_scenario: Scenario, tmp_path: Path) -> None:
     on_ray = prepare(small_scenario.override({"execution.runtime": "ray"}), tmp_path)
-    settled = measured(on_ray)
+    settled = choose_engines(on_ray)
     assert settled.scenario == on_ray.scenario
     assert {name: set(times) for name, times in settled.seconds_per_sample.items()} == {s: {"sequential"} for s in SETS}
     seconds = [settled.seconds_per_sample[profile.modality_set]["sequential"] for profile in on_ray.scenario.profiles()]
@@ -93,8 +94,8 @@ def test_without_times_a_client_costs_its_samples_times_its_modalities(preparati
 
 def test_on_gpus_what_can_be_stacked_is_stacked_untimed(small_scenario: Scenario, tmp_path: Path) -> None:
     gpu = {"execution.runtime": "ray", "execution.client_resources.num_gpus": 0.1}
-    settled = measured(prepare(small_scenario.override(AUTO | gpu), tmp_path))
-    assert settled.scenario.training.engine == {"acc": "vectorized", "acc+gyro": "vectorized", "gyro": "sequential"}
+    settled = choose_engines(prepare(small_scenario.override(AUTO | gpu), tmp_path))
+    assert settled.plan.engines == {"acc": "vectorized", "acc+gyro": "vectorized", "gyro": "sequential"}
     assert settled.seconds_per_sample == {}
 
 
@@ -119,8 +120,8 @@ def test_own_code_may_fail_or_hang_so_it_is_never_run_for_timing(
         "model.head": {"kind": "custom", "factory": lambda _, num_outputs: Deadly(num_outputs)},
         "sharing": "full-model",
     }
-    settled = measured(prepare(small_scenario.override(settings | own), tmp_path))
-    engines = [settled.scenario.training.engine_of(name) for name in SETS]
+    settled = choose_engines(prepare(small_scenario.override(settings | own), tmp_path))
+    engines = [settled.plan.engines[name] for name in SETS]
     assert engines == ["sequential"] * len(SETS)
     assert settled.seconds_per_sample == {}
     assert settled.costs()[3] == 2 * settled.shards.num_train[3]

@@ -16,7 +16,7 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.core.records import Failure, RoundRecord
 from blossom_ray.errors import RunError, RunFolderError
 from blossom_ray.runs.log import LOG_FILE, LOGGER, RunLog
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 
 
 def lines(folder: Path | None) -> list[dict[str, Any]]:
@@ -53,13 +53,13 @@ def test_the_log_of_a_run(small_scenario: Scenario, tmp_path: Path) -> None:
 
 def test_a_resumed_run_goes_on_behind_what_is_there(small_scenario: Scenario, tmp_path: Path) -> None:
     scenario, folder = small_scenario.override({"rounds": 3, "checkpoint.every": 1}), tmp_path / "run"
-    with closing(recorded(scenario, folder)) as records:
+    with closing(record_run(scenario, folder)) as records:
         for _ in range(3):
             next(records)
     assert events(folder)[-1] == ("end", 2)
     assert lines(folder)[-1]["status"] == "interrupted"
     before = (folder / LOG_FILE).read_text(encoding="utf-8")
-    for _ in resumed(scenario, folder):
+    for _ in resume_run(scenario, folder):
         pass
     assert (folder / LOG_FILE).read_text(encoding="utf-8").startswith(before)
     added = events(folder)[before.count("\n") :]
@@ -81,7 +81,7 @@ def test_a_run_that_fails_says_why(small_scenario: Scenario, tmp_path: Path) -> 
 def test_runs_that_go_on_at_once_keep_to_their_own_files(small_scenario: Scenario, tmp_path: Path) -> None:
     """Same run id, two folders: as two sweeps into different places have them."""
     folders = [tmp_path / place / "same" for place in ("here", "there")]
-    for _ in zip(*(recorded(small_scenario, folder) for folder in folders), strict=True):
+    for _ in zip(*(record_run(small_scenario, folder) for folder in folders), strict=True):
         pass
     for folder in folders:
         assert [event for event, _ in events(folder)].count("round") == 3
@@ -91,7 +91,7 @@ def test_runs_that_go_on_at_once_keep_to_their_own_files(small_scenario: Scenari
 def test_nobody_listens_any_more_when_a_run_has_ended(small_scenario: Scenario, tmp_path: Path) -> None:
     handlers = [*logging.getLogger(LOGGER).handlers]
     simulate(small_scenario, out=tmp_path)
-    with closing(recorded(small_scenario, tmp_path / "run")) as records:
+    with closing(record_run(small_scenario, tmp_path / "run")) as records:
         next(records)
     assert logging.getLogger(LOGGER).handlers == handlers
 
@@ -125,7 +125,7 @@ def test_half_a_line_is_taken_out_before_the_next_one(tmp_path: Path, left: str,
 def test_a_log_that_cannot_be_written_is_said_as_of_any_file(small_scenario: Scenario, tmp_path: Path) -> None:
     (tmp_path / "run" / LOG_FILE).mkdir(parents=True)
     with pytest.raises(RunFolderError, match=r"log\.jsonl: Is a directory; expected a folder that can be written"):
-        list(recorded(small_scenario, tmp_path / "run"))
+        list(record_run(small_scenario, tmp_path / "run"))
 
 
 def test_a_program_that_sets_logging_up_gets_the_same_as_text(
@@ -141,5 +141,5 @@ def test_a_program_that_sets_logging_up_gets_the_same_as_text(
 def test_the_page_lists_every_event() -> None:
     page = (REPOSITORY / "docs" / "watching.md").read_text(encoding="utf-8").split("## The log")[1].split("\n## ")[0]
     listed = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
-    source = (REPOSITORY / "blossom_ray" / "results" / "run_log.py").read_text(encoding="utf-8")
+    source = (REPOSITORY / "blossom_ray" / "runs" / "log.py").read_text(encoding="utf-8")
     assert listed == set(re.findall(r"self\.event\(\s*\"(\w+)\"", source))

@@ -32,7 +32,7 @@ def on_ray(small_scenario: Scenario) -> Scenario:
 
 def start(scenario: Scenario, folder: Path) -> tuple[Preparation, actors.ActorRuntime]:
     preparation = prepare(scenario, folder)
-    handles = actors.spawn_clients(scenario)
+    handles = actors.spawn_clients(scenario, stacks=scenario.training.may_stack)
     return preparation, actors.ActorRuntime(preparation, handles)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.errors import RunError
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 
 # Full batches and no dropout: an epoch is one step of gradient descent, whatever the order of samples.
 FULL_BATCHES: dict[str, Any] = {
@@ -100,11 +100,11 @@ def test_every_rule_for_missing_modalities_trains(central: Scenario, missing: st
 
 def test_a_resumed_run_is_the_same(central: Scenario, tmp_path: Path) -> None:
     scenario = central.override({"rounds": 6, "checkpoint.every": 2, "model.head.norm": "batch"})
-    records = recorded(scenario, tmp_path / "run")
+    records = record_run(scenario, tmp_path / "run")
     for _ in range(5):
         next(records)
     records.close()
-    for _ in resumed(scenario, tmp_path / "run"):
+    for _ in resume_run(scenario, tmp_path / "run"):
         pass
     assert_same_bits(Run.open(tmp_path / "run"), simulate(scenario))
 

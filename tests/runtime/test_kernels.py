@@ -13,7 +13,7 @@ import torch
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.runs.folder import MANIFEST_FILE
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runtime.kernels import gathered, kernels
 
 
@@ -70,14 +70,14 @@ def test_a_run_says_what_computed_it(small_scenario: Scenario) -> None:
 
 def test_a_run_that_goes_on_elsewhere_says_both(small_scenario: Scenario, tmp_path: Path) -> None:
     scenario, folder = small_scenario.override({"rounds": 4, "checkpoint.every": 1}), tmp_path / "run"
-    records = recorded(scenario, folder)
+    records = record_run(scenario, folder)
     for _ in range(3):
         next(records)
     records.close()
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
     manifest["kernels"][0]["processor"] = "Another"
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
-    for _ in resumed(scenario, folder):
+    for _ in resume_run(scenario, folder):
         pass
     found = Run.open(folder).manifest["kernels"]
     assert [each["processor"] for each in found] == ["Another", kernels()["processor"]]

@@ -13,7 +13,7 @@ import pytest
 
 from blossom_ray import Scenario
 from blossom_ray.runs.folder import new_run_folder
-from blossom_ray.runs.session import recorded
+from blossom_ray.runs.session import record_run
 from blossom_ray.runtime.telemetry import METRICS
 
 pytestmark = pytest.mark.ray
@@ -51,7 +51,7 @@ def test_a_scrape_of_the_node_finds_what_the_records_say(
     changes: dict[str, Any] = {"rounds": 50, "execution.runtime": "ray", "execution.clients_per_actor": 5}
     scenario = small_scenario.override(changes)
     folder = new_run_folder(tmp_path, scenario.name)
-    with closing(recorded(scenario, folder)) as records:
+    with closing(record_run(scenario, folder)) as records:
         seen = [next(records) for _ in range(3)]
         # The loop waits while nobody takes its records, so what it tells stands still, too.
         give_up, before, text = time.monotonic() + _PATIENCE_S, "", ""

@@ -18,12 +18,13 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.core.records import RoundRecord, Scoring
 from blossom_ray.errors import ActorLostError, ClientError, RunError
+from blossom_ray.runs.loop import LateScores, Outcome, Setup
 from blossom_ray.runs.session import events
 from blossom_ray.runtime.client_actor import ClientActor
 from blossom_ray.runtime.placement import Room
+from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.runtime.recovery import Call, Recovery, Slot, check_room
 from blossom_ray.scenario.sections import ClientResources, Failures
-from blossom_ray.simulation import LateScores, RunInfo
 
 # Actors cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -95,17 +96,20 @@ def run_here(scenario: Scenario) -> tuple[list[RoundRecord], dict[str, Any]]:
     """Run with the loop in this process, so that a patched actor class is used; only the clients are actors."""
     import tempfile
 
-    from blossom_ray.checkpoint import Session
+    from blossom_ray.runs.loop import run
     from blossom_ray.runtime import actors
-    from blossom_ray.simulation import run
 
     records, facts = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(Path(folder) / "shards", Path(folder) / "checkpoints")
-        session.folder.mkdir()
-        handles = actors.spawn_clients(scenario)
-        for event in run(scenario, session, lambda preparation: actors.ActorRuntime(preparation, handles)):
-            if isinstance(event, RunInfo):
+        shards = Path(folder) / "shards"
+        shards.mkdir()
+        handles = actors.spawn_clients(scenario, stacks=scenario.training.may_stack)
+
+        def start(preparation: Preparation) -> actors.ActorRuntime:
+            return actors.ActorRuntime(preparation, handles)
+
+        for event in run(scenario, start, shards=shards, checkpoints=Path(folder) / "checkpoints"):
+            if isinstance(event, Setup | Outcome):
                 facts |= event.entries
             elif isinstance(event, RoundRecord):
                 records.append(event)

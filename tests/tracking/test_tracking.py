@@ -20,7 +20,7 @@ from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, Failure, Progress, RoundRecord
 from blossom_ray.errors import InputError
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runs.tracking import Target, Tracking, parse_target
 from blossom_ray.runs.tracking.base import Value, tracked_values
 from blossom_ray.runs.tracking.following import check_target
@@ -186,13 +186,16 @@ def test_a_resumed_run_goes_on_where_it_was_tracked(small_scenario: Scenario, tm
         (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
         return run
 
-    with Tracking(targets, scenario, folder, warnings.append) as tracking, closing(recorded(scenario, folder)) as first:
+    with (
+        Tracking(targets, scenario, folder, warnings.append) as tracking,
+        closing(record_run(scenario, folder)) as first,
+    ):
         for _ in range(3):
             tracking.write(next(first))
     assert kept().info.status == "KILLED"
     assert texts(folder / "tensorboard", "status") == ["interrupted"]
     with Tracking(targets, scenario, folder, warnings.append) as tracking:
-        for record in resumed(scenario, folder):
+        for record in resume_run(scenario, folder):
             tracking.write(record)
     assert kept().info.status == "FINISHED"
     assert warnings == []

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.errors import ClientError
-from blossom_ray.runs.session import recorded, resumed
+from blossom_ray.runs.session import record_run, resume_run
 
 # Full batches and no dropout: an epoch is one step of gradient descent, whatever the order of samples.
 FULL_BATCHES: dict[str, Any] = {
@@ -136,11 +136,11 @@ def test_a_resumed_run_with_all_switches_is_the_same(small_scenario: Scenario, t
             "evaluation.fine_tune": {"every": 1},
         }
     )
-    records = recorded(scenario, tmp_path / "run")
+    records = record_run(scenario, tmp_path / "run")
     for _ in range(4):
         next(records)
     records.close()
-    for _ in resumed(scenario, tmp_path / "run"):
+    for _ in resume_run(scenario, tmp_path / "run"):
         pass
     run, whole = Run.open(tmp_path / "run"), simulate(scenario)
     assert_same_run(whole, run)

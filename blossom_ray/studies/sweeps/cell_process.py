@@ -23,7 +23,7 @@ from pathlib import Path
 from blossom_ray.core.records import Progress
 from blossom_ray.errors import RunError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runs.session import continued
+from blossom_ray.runs.session import continue_run
 
 _STOP = "stop"
 _HINT = "put it into a module, or use execution.runtime ray"
@@ -144,7 +144,7 @@ def main() -> None:
 
 def _run(task: _Task, connection: Connection, stop: threading.Event) -> _End:
     try:
-        for record in continued(task.scenario, task.folder, stop.is_set):
+        for record in continue_run(task.scenario, task.folder, stop.is_set):
             connection.send(Progress.of(record))
     except BrokenPipeError:
         raise

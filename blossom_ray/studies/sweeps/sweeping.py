@@ -17,7 +17,7 @@ from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import MANIFEST_FILE, Run, RunWriter
-from blossom_ray.runs.session import check_address, continued, describe_host
+from blossom_ray.runs.session import check_address, continue_run, describe_host
 from blossom_ray.runtime.placement import this_machine
 from blossom_ray.studies.sweeps.cell_placement import checked_jobs, has_cluster, placed, settled
 from blossom_ray.studies.sweeps.cell_process import CellProcess
@@ -269,7 +269,7 @@ class _Lane:
         if cell.scenario.execution.runtime == "local":
             yield from process.run(cell.scenario, folder, self.stop)
         else:
-            with closing(continued(placed(cell.scenario, self.share), folder, self.stop)) as records:
+            with closing(continue_run(placed(cell.scenario, self.share), folder, self.stop)) as records:
                 for record in records:
                     yield Progress.of(record)
 
