@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from blossom_ray import Scenario, simulate
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import ActorRound, BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
-from blossom_ray.runtime.telemetry import METRICS, RUN_TAGS, Reading, readings
+from blossom_ray.runtime.prometheus import METRICS, RUN_TAGS, Reading, readings
 
 DASHBOARD = REPOSITORY / "docs" / "grafana-dashboard.json"
 # Ray's own metrics that the dashboard shows, with the labels that it uses; `test_prometheus.py` finds them served.

@@ -24,11 +24,11 @@ from blossom_ray.core.sums import PartialSum
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound, chunk_sum
-from blossom_ray.runtime.client_actor import ActorDescription, ClientActor, TrainingReport, Versions
+from blossom_ray.runtime.client_actor import ClientActor, TrainingReport, Versions
 from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue
 from blossom_ray.runtime.placement import actor_of_client, num_actors
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.runtime.recovery import Call, Loss, Recovery, Slot, check_room
+from blossom_ray.runtime.recovery import Call, Lost, Recovery, Slot, check_room
 from blossom_ray.scenario.sections import Execution
 
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
@@ -156,9 +156,9 @@ class ActorRuntime:
             try:
                 get(ref, self._execution.timeout_s)
                 get(slot.actor.finish_checkpoint.remote(), self._execution.timeout_s)
-            except (ActorLostError, ActorTimeoutError) as loss:
-                self._recovery.must_repeat(slot, "checkpoint", 1, loss)
-                self._replace(slot, loss)
+            except (ActorLostError, ActorTimeoutError) as lost:
+                self._recovery.must_repeat(slot, "checkpoint", 1, lost)
+                self._replace(slot, lost)
                 whole = False
             except RunFolderError as error:
                 if num_nodes() == 1:
@@ -184,12 +184,11 @@ class ActorRuntime:
 
     def describe(self) -> Description:
         """What there is to say of the actors and of the state of their clients."""
-        parts: list[ActorDescription] = self._ask("end", "describe")
-        peak = max(part.peak_memory_bytes for part in parts)
+        peaks, digests, kernels = zip(*self._ask("end", "describe"), strict=True)
         return Description(
-            {"runtime": "ray", "actors": len(self._slots), "peak_actor_memory_bytes": peak},
-            dict(sorted(item for part in parts for item in part.private_digests.items())),
-            [part.kernels for part in parts],
+            {"runtime": "ray", "actors": len(self._slots), "peak_actor_memory_bytes": max(peaks)},
+            dict(sorted(item for part in digests for item in part.items())),
+            kernels,
         )
 
     def close(self) -> None:
@@ -213,9 +212,9 @@ class ActorRuntime:
         while True:
             try:
                 return self._await_ready(slot, ready)
-            except ActorLostError as loss:
+            except ActorLostError as lost:
                 attempts += 1
-                self._recovery.must_repeat(slot, "set-up", attempts, loss)
+                self._recovery.must_repeat(slot, "set-up", attempts, lost)
                 slot.actor = _client_actor(self._execution)
                 slot.times_replaced += 1
                 ready = self._set_up(slot)
@@ -279,8 +278,8 @@ class ActorRuntime:
             try:
                 self._await_turn(call)
                 result = get(call.refs[position])
-            except (ActorLostError, ActorTimeoutError) as loss:
-                self._lose(call, loss)
+            except (ActorLostError, ActorTimeoutError) as lost:
+                self._recover(call, lost)
             except ClientError as error:
                 self._recovery.drop_client(call, error)
                 call.part = call.part.without(error.client)
@@ -311,7 +310,7 @@ class ActorRuntime:
             if earlier is call:
                 return
 
-    def _lose(self, noticed: Call, loss: Loss) -> None:
+    def _recover(self, noticed: Call, lost: Lost) -> None:
         """An actor died or hung: repeat or drop the call that it was at, as the scenario says, in another actor.
 
         That is the first call without a result; if all have one, the one whose result could not be fetched.
@@ -319,13 +318,13 @@ class ActorRuntime:
         slot = noticed.slot
         unfinished = (call for call in slot.open if call.refs[0] is not None and not has_succeeded(call.refs[0]))
         culprit = next(unfinished, noticed)
-        if self._recovery.must_drop(culprit, loss):
+        if self._recovery.must_drop(culprit, lost):
             self._forget(culprit)
-        self._replace(slot, loss)
+        self._replace(slot, lost)
 
-    def _replace(self, slot: Slot, loss: Loss) -> None:
+    def _replace(self, slot: Slot, lost: Lost) -> None:
         """Start a new actor in place of a lost one, and bring its clients to where they were."""
-        logging.getLogger(__name__).info("actor %d is replaced: it %s", slot.number, loss.cause)
+        logging.getLogger(__name__).info("actor %d is replaced: it %s", slot.number, lost.cause)
         ray.kill(slot.actor)
         slot.actor = _client_actor(self._execution)
         slot.times_replaced += 1
@@ -351,10 +350,10 @@ class ActorRuntime:
         while True:
             try:
                 return get(ref, self._execution.timeout_s)
-            except (ActorLostError, ActorTimeoutError) as loss:
+            except (ActorLostError, ActorTimeoutError) as lost:
                 attempts += 1
-                self._recovery.must_repeat(slot, phase, attempts, loss)
-                self._replace(slot, loss)
+                self._recovery.must_repeat(slot, phase, attempts, lost)
+                self._replace(slot, lost)
                 ref = getattr(slot.actor, method).remote(*arguments)
 
 

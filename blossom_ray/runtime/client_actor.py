@@ -51,21 +51,6 @@ class TrainingReport:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
-class ActorDescription:
-    """What an actor says of itself.
-
-    Attributes:
-        peak_memory_bytes: Largest resident set of its process so far, pages shared with others included.
-        private_digests: SHA-256 (hex) of each client's private state, by client.
-        kernels: What chooses the CPU kernels of its process, which may be on another node than the loop.
-    """
-
-    peak_memory_bytes: int
-    private_digests: Mapping[int, str]
-    kernels: Kernels
-
-
 class ClientActor:
     """One client or several in a process of their own.
 
@@ -157,10 +142,13 @@ class ClientActor:
         """Take the clients' states from a checkpoint's files."""
         self._here.restore(paths)
 
-    def describe(self) -> ActorDescription:
-        """What there is to say of this process and of its clients' state."""
+    def describe(self) -> tuple[int, dict[int, str], Kernels]:
+        """The largest resident set of this process so far in bytes, with what `Description` has of its clients and it.
+
+        Pages that it shares with others are counted.
+        """
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return ActorDescription(peak, self._here.private_digest(), kernels())
+        return peak, self._here.private_digest(), kernels()
 
     @property
     def _here(self) -> ClientHost:

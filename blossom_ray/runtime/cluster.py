@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -19,13 +18,13 @@ import psutil
 import ray
 import ray.exceptions
 
-from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError
-from blossom_ray.runtime.address import check_sent_token
-from blossom_ray.runtime.joining import check_joined, join, loopback
+from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError, first_line
+from blossom_ray.runtime.address import check_sent_token, is_listening
+from blossom_ray.runtime.joining import check_joined, join, joined_place, loopback
 from blossom_ray.runtime.placement import Room, allowed_cpus
 
 # What a call raises when the process or node that it ran on is gone.
-LOST = (
+_GONE = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.OutOfMemoryError,
@@ -112,18 +111,14 @@ class HeadNode:
     """The node with the cluster's control service, without which Ray ends every process that has to do with it."""
 
     def __init__(self) -> None:
-        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        self._address = (host.strip("[]"), int(port))
+        self._place = joined_place()
 
     def is_there(self) -> bool:
         """Whether the control service takes connections; asked a few times, since one may fail under load."""
         for _ in range(_HEAD_ATTEMPTS):
-            try:
-                socket.create_connection(self._address, timeout=_HEAD_TIMEOUT_S).close()
-            except OSError:
-                time.sleep(_HEAD_PAUSE_S)
-            else:
+            if is_listening(self._place, _HEAD_TIMEOUT_S):
                 return True
+            time.sleep(_HEAD_PAUSE_S)
         return False
 
     def check(self) -> None:
@@ -134,7 +129,7 @@ class HeadNode:
         """
         if not self.is_there():
             raise RunError(
-                f"the head node of the Ray cluster at {self._address[0]}:{self._address[1]} died or cannot be reached",
+                f"the head node of the Ray cluster at {self._place} died or cannot be reached",
                 "blossom-ray resume RUN (the run folder) goes on from the last checkpoint, on another cluster or alone",
             )
 
@@ -146,28 +141,25 @@ def _start(address: str, source: str) -> None:
     if address != "local":
         join(address, source, options)
         return
-    try:
-        _start_alone(options)
-    except Exception as error:
-        if _TIMED_OUT not in str(error):
-            raise _no_session(error) from error
-    else:
-        return
-    # A machine that is busy now may take a multiple; whoever has chosen a limit has that one, and a second try.
-    os.environ.setdefault(START_LIMIT, str(_LONG_START_S))
-    try:
-        _start_alone(options)
-    except Exception as error:  # a node that does not come up is a plain one
-        raise _no_session(error) from error
+    with loopback():
+        for is_second_try in (False, True):
+            try:
+                _start_alone(options)
+            except Exception as error:  # a node that does not come up is a plain one
+                if is_second_try or _TIMED_OUT not in str(error):
+                    raise _no_session(error) from error
+            else:
+                return
+            # A machine that is busy now may take a multiple; whoever has chosen a limit has that one again.
+            os.environ.setdefault(START_LIMIT, str(_LONG_START_S))
 
 
 def _start_alone(options: dict[str, Any]) -> None:
     """Start a session of this machine alone; one that fails leaves no process behind."""
     before = set(psutil.Process().children())
     try:
-        with loopback():
-            # Ray would count cores that this process may not run on.
-            ray.init("local", num_cpus=allowed_cpus(), include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+        # Ray would count cores that this process may not run on.
+        ray.init("local", num_cpus=allowed_cpus(), include_dashboard=False, _node_ip_address="127.0.0.1", **options)
     except BaseException:
         ray.shutdown()
         # Ray knows nothing of a node that did not come up.
@@ -191,7 +183,7 @@ def _end(processes: list[psutil.Process]) -> None:
 
 def _no_session(error: Exception) -> RunError:
     """Why there is no Ray session: one cause, one hint."""
-    reason = _first_line(error)
+    reason = first_line(error)
     if _TIMED_OUT in reason:
         return RunError(
             f"Ray did not start within its time limit, {os.environ[START_LIMIT]} s in a second try",
@@ -291,13 +283,13 @@ def _translated(error: Exception, lost: type[ActorLostError]) -> Exception:
                 "make space under RAY_TMPDIR (/tmp/ray if it is not set), or train fewer clients at once "
                 "(server.clients_per_round)",
             )
-        case _ if isinstance(error, LOST):
-            return lost(*_loss(error))
+        case _ if isinstance(error, _GONE):
+            return lost(*_why_lost(error))
         case _:
-            return RunError(f"Ray failed: {type(error).__name__}: {_first_line(error)}", _LOGS)
+            return RunError(f"Ray failed: {type(error).__name__}: {first_line(error)}", _LOGS)
 
 
-def _loss(error: Exception) -> tuple[str, str]:
+def _why_lost(error: Exception) -> tuple[str, str]:
     """Why an actor is gone, as a phrase that follows its name, and what one can do about it."""
     text = str(error)
     if isinstance(error, ray.exceptions.OutOfMemoryError) or _OUT_OF_MEMORY in text:
@@ -309,11 +301,6 @@ def _loss(error: Exception) -> tuple[str, str]:
     if isinstance(error, ray.exceptions.ObjectLostError):
         return f"lost what it had sent ({type(error).__name__})", _LOGS
     return "died: its process ended unexpectedly", _LOGS
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "no message"
 
 
 def has_succeeded(ref: Any) -> bool:

@@ -1,24 +1,25 @@
 """How this process becomes part of a Ray cluster: what is looked at before, and why it cannot.
 
 Ray itself waits two minutes for a cluster that is not there, or for one that wants a token, and then ends the process.
+So the cluster is asked before Ray is, for which there is no public way; nor is there for two other things below. A
+version of Ray that has these parts no more is told of in a line, or left to its own words.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private import ray_constants, services
-from ray._private.utils import check_version_info, compute_version_info
-from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled; its stub leaves the class out
+from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from blossom_ray.errors import RunError
+from blossom_ray.errors import RunError, first_line
 from blossom_ray.runtime.address import HostPort, check_service, check_token, is_listening, parse_address
 
 # The same code gives the same bits only with the same versions of these on all nodes.
@@ -41,15 +42,12 @@ def join(address: str, source: str, options: dict[str, Any]) -> None:
     place = parse_address(address, source) or _found_here()
     stays_here = place.is_loopback and not is_listening(_seen_from_outside(place))
     check_service(place)
-    _check_cluster(place)
-    try:
-        with loopback(allowed=stays_here):
+    _check_entry(place)
+    with loopback(allowed=stays_here):
+        try:
             ray.init(str(place), **options)
-    except Exception as error:  # Ray has no class of its own for it
-        raise RunError(
-            f"the Ray cluster at {place} could not be joined: {str(error).strip().partition(chr(10))[0]}",
-            f"run this on a node of the cluster (ray start --address={place}), or from elsewhere: blossom-ray submit",
-        ) from error
+        except Exception as error:  # Ray has no class of its own for it
+            raise _refused(place, error) from error
     _check_nodes()
 
 
@@ -63,13 +61,18 @@ def check_joined(address: str, source: str) -> None:
     place = parse_address(address, source)
     if place is None:
         return
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    joined = {HostPort(host.strip("[]"), int(port))}
-    if place not in joined and _seen_from_outside(place) not in joined:
+    joined = joined_place()
+    if joined not in (place, _seen_from_outside(place)):
         raise RunError(
-            f"this process is in the Ray session at {host}:{port} already, not in that at {place}",
+            f"this process is in the Ray session at {joined} already, not in that at {place}",
             "leave it first: ray.shutdown()",
         )
+
+
+def joined_place() -> HostPort:
+    """Where the control service of the session is that this process has."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return HostPort(host.strip("[]"), int(port))
 
 
 @contextmanager
@@ -78,21 +81,57 @@ def loopback(*, allowed: bool = True) -> Iterator[None]:
 
     Ray's processes listen on loopback alone if that is their node's address. The switch is an environment variable
     that Ray reads when it is imported, which may be long ago.
+
+    Raises:
+        RunError: This version of Ray has no such switch, and would listen where others can reach it.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = before and not allowed
+    constants = _private("_private", "ray_constants")
+    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    if before is None:
+        if allowed:
+            raise RunError(
+                f"Ray {ray.__version__} cannot be kept to the loopback address by this version of blossom-ray",
+                "another version of either, or a cluster to join: --address HOST:PORT",
+            )
+        yield
+        return
+    constants.ENABLE_RAY_CLUSTER = before and not allowed
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+def use_token() -> bool:
+    """Send the token that is at hand from now on; False if there is none, or RAY_AUTH_MODE says otherwise.
+
+    A token is in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+
+    Raises:
+        InputError: What is at hand cannot be sent.
+    """
+    check_token()
+    module = "_private.authentication.authentication_token_setup"
+    enable = _private(module, "maybe_enable_token_auth_if_token_available")
+    # Ray before 2.59 leaves it to RAY_AUTH_MODE.
+    return enable is not None and bool(enable(warn_if_disabled=False))
+
+
+def _private(module: str, name: str) -> Any:
+    """A part of Ray that has no public name; None in a version that has it no more."""
+    try:
+        return getattr(import_module(f"ray.{module}"), name, None)
+    except ImportError:
+        return None
 
 
 def _found_here() -> HostPort:
     """The cluster that was started on this machine."""
-    try:
-        found = services.canonicalize_bootstrap_address("auto")
-    except ConnectionError:  # Ray's word for none
-        found = None
+    find = _private("_private.services", "canonicalize_bootstrap_address")
+    found = None
+    if find is not None:
+        with suppress(ConnectionError):  # Ray's word for none
+            found = find("auto")
     place = None if found is None else parse_address(found)
     if place is None:
         raise RunError(
@@ -103,16 +142,26 @@ def _found_here() -> HostPort:
 
 
 def _seen_from_outside(place: HostPort) -> HostPort:
-    return HostPort(services.resolve_ip_for_localhost(place.host), place.port)
+    """The same place as Ray takes it where a loopback address is not to be taken as it is."""
+    return HostPort(get_node_ip_address(), place.port) if place.host in ("localhost", "127.0.0.1", "::1") else place
 
 
-def _check_cluster(place: HostPort) -> None:
-    """Find out whether the cluster lets us in and has our versions of Ray and Python.
+def _check_entry(place: HostPort) -> None:
+    """Find out whether the cluster lets us in. A token is sent only to one that asks for one."""
+    client = _private("_raylet", "GcsClient")
 
-    A token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) goes to a cluster that asks for one.
-    """
+    def ask() -> None:
+        client(address=str(place)).internal_kv_get(b"CLUSTER_METADATA", b"cluster")
+
     try:
-        metadata = _metadata(place)
+        # A Ray that cannot be asked so says in its own words what is wrong.
+        with _quiet(), suppress(AttributeError, TypeError):
+            try:
+                ask()
+            except ray.exceptions.AuthenticationError:
+                if not use_token():
+                    raise
+                ask()
     except ray.exceptions.AuthenticationError as error:
         raise RunError(
             f"the Ray cluster at {place} asks for a token, and there is none here or a wrong one",
@@ -120,48 +169,9 @@ def _check_cluster(place: HostPort) -> None:
         ) from error
     except ray.exceptions.RayError as error:
         raise RunError(
-            f"no Ray cluster could be joined at {place}: {str(error).strip().partition(chr(10))[0]}",
+            f"no Ray cluster could be joined at {place}: {first_line(error)}",
             "the address is that of the control service: port 6379 unless told otherwise",
         ) from error
-    try:
-        check_version_info(metadata, "this machine")
-    except RuntimeError as error:
-        ours, theirs = compute_version_info(), (metadata["ray_version"], metadata["python_version"])
-        raise RunError(
-            f"the Ray cluster at {place} has Ray {theirs[0]} on Python {theirs[1]}, and here is Ray {ours[0]} on "
-            f"Python {ours[1]}",
-            "install the same versions here, or use blossom-ray submit, which runs on the cluster's own",
-        ) from error
-
-
-def use_token() -> bool:
-    """Send the token that is at hand from now on; False if there is none, or RAY_AUTH_MODE says otherwise.
-
-    Raises:
-        InputError: What is at hand cannot be sent.
-    """
-    check_token()
-    try:
-        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-    except ImportError:  # Ray before 2.59 leaves it to RAY_AUTH_MODE
-        return False
-    return bool(maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
-
-
-def _metadata(place: HostPort) -> dict[str, Any]:
-    """What the cluster was started with. A token is sent only to one that asks for it."""
-    with _quiet():
-        try:
-            return _asked(place)
-        except ray.exceptions.AuthenticationError:
-            if not use_token():
-                raise
-        return _asked(place)
-
-
-def _asked(place: HostPort) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(GcsClient(address=str(place)).internal_kv_get(b"CLUSTER_METADATA", b"cluster"))
-    return found
 
 
 @contextmanager
@@ -177,6 +187,21 @@ def _quiet() -> Iterator[None]:
         os.close(before)
 
 
+def _refused(place: HostPort, error: Exception) -> RunError:
+    """Why Ray could not join a cluster."""
+    match re.findall(r"(?:Ray|Python): (\S+)", str(error)):
+        case [ray_there, python_there, ray_here, python_here]:
+            return RunError(
+                f"the Ray cluster at {place} has Ray {ray_there} on Python {python_there}, and here is Ray "
+                f"{ray_here} on Python {python_here}",
+                "install the same versions here, or use blossom-ray submit, which runs on the cluster's own",
+            )
+    return RunError(
+        f"the Ray cluster at {place} could not be joined: {first_line(error)}",
+        f"run this on a node of the cluster (ray start --address={place}), or from elsewhere: blossom-ray submit",
+    )
+
+
 def _check_nodes() -> None:
     """Find out whether every node has this package, and the libraries that make the bits, in our versions.
 
@@ -187,13 +212,11 @@ def _check_nodes() -> None:
         # Not a function of this module, which a node without the package could not import.
         from importlib.metadata import PackageNotFoundError, version
 
-        found = {}
+        found = dict.fromkeys(names, "none")
         for name in names:
-            try:
+            with suppress(PackageNotFoundError):
                 # Builds for another device ("+cpu", "+cu130") are the same version.
                 found[name] = version(name).partition("+")[0]
-            except PackageNotFoundError:
-                found[name] = "none"
         return found
 
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}

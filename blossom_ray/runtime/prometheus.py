@@ -1,15 +1,81 @@
-"""Hands a run's metrics to Ray, whose agents serve them to Prometheus. What they are: `runtime/telemetry.py`."""
+"""What a run tells Prometheus: names, tags and values of its metrics, which Ray's agents serve.
+
+Tags name the run, blocks, modality sets and kinds of actors, never a client, a group or a single actor: a federation
+of ten thousand clients has as many time series as one of ten.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Literal
 
 import psutil
-from ray.util.metrics import Counter, Gauge
+from ray.util import metrics as ray_metrics
 
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import RoundRecord
+from blossom_ray.core.scores import SCORES, Task
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.telemetry import METRICS, RUN_TAGS, Metric, readings
+
+RUN_TAGS = ("scenario", "run")
+"""Tags of every metric: the scenario's name and the run id."""
+
+ALL_CLIENTS = "all"
+"""Value of the tag `modalities` for a mean over all clients."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. Ray exports it as `ray_<name>`, a counter as `ray_<name>_total`.
+
+    Attributes:
+        kind: A counter is added to, a gauge is set.
+        description: What it counts, with its unit.
+        tags: Its tags besides `RUN_TAGS`.
+    """
+
+    kind: Literal["counter", "gauge"]
+    description: str
+    tags: tuple[str, ...] = ()
+
+
+METRICS: Mapping[str, Metric] = {
+    "blossom_rounds": Metric("counter", "Rounds done, round 0 included."),
+    "blossom_round": Metric("gauge", "Index of the last round done."),
+    "blossom_rounds_planned": Metric("gauge", "Index of the last round that the scenario asks for."),
+    "blossom_phase_seconds": Metric("counter", "Wall time in seconds: train (with aggregation), evaluate.", ("phase",)),
+    "blossom_round_seconds": Metric("gauge", "Wall time of the last round in seconds, by phase.", ("phase",)),
+    "blossom_client_seconds": Metric(
+        "counter", "Time in seconds that clients took, summed over them.", ("modalities", "phase")
+    ),
+    "blossom_clients_trained": Metric("counter", "Clients that trained, summed over rounds.", ("modalities",)),
+    "blossom_block_bytes": Metric(
+        "counter", "Bytes of a block sent down to clients and up to the server.", ("block", "scope", "direction")
+    ),
+    "blossom_score": Metric(
+        "gauge", "Scores and loss of the last evaluated round, mean over clients.", ("score", "modalities")
+    ),
+    "blossom_validation_score": Metric("gauge", "The same on validation splits.", ("score", "modalities")),
+    "blossom_train_loss": Metric("gauge", "Mean training loss of the last round."),
+    "blossom_failures": Metric("counter", "Failures: lost actors, failed clients.", ("phase", "action")),
+    "blossom_actors": Metric("gauge", "Processes of the run.", ("kind",)),
+    "blossom_actors_replaced": Metric("counter", "Actors that were lost and replaced.", ("kind",)),
+    "blossom_actor_memory_bytes": Metric("gauge", "Resident sets in bytes, summed over processes.", ("kind",)),
+    "blossom_actor_memory_max_bytes": Metric("gauge", "Largest resident set of a process in bytes.", ("kind",)),
+}
+"""By name. Spilled bytes are not among them: Ray has them as `ray_spill_manager_objects_bytes`."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A value for a metric: the new one of a gauge, or what a counter goes up by."""
+
+    metric: str
+    value: float
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunMetrics:
@@ -33,14 +99,91 @@ class RunMetrics:
         memory_bytes, scenario = self._process.memory_info().rss, self._scenario
         for reading in readings(event, self._profiles, scenario.task, scenario.rounds, memory_bytes):
             metric = self._made[reading.metric]
-            if isinstance(metric, Gauge):
+            if isinstance(metric, ray_metrics.Gauge):
                 metric.set(reading.value, dict(reading.tags))
             elif reading.value > 0:  # Ray refuses to add nothing
                 metric.inc(reading.value, dict(reading.tags))
 
 
-def _made(name: str, metric: Metric, tags: dict[str, str]) -> Counter | Gauge:
-    kind = Counter if metric.kind == "counter" else Gauge
+def _made(name: str, metric: Metric, tags: dict[str, str]) -> ray_metrics.Counter | ray_metrics.Gauge:
+    kind = ray_metrics.Counter if metric.kind == "counter" else ray_metrics.Gauge
     made = kind(name, description=metric.description, tag_keys=(*RUN_TAGS, *metric.tags))
     made.set_default_tags(tags)
     return made
+
+
+def readings(
+    record: RoundRecord, profiles: Sequence[ClientProfile], task: Task, num_rounds: int, driver_memory_bytes: int
+) -> Iterator[Reading]:
+    """What one round tells.
+
+    Args:
+        record: The round.
+        profiles: All clients in the order of their ids.
+        task: The run's task.
+        num_rounds: The scenario's `rounds`.
+        driver_memory_bytes: Resident set of the process that runs the loop.
+    """
+    yield Reading("blossom_rounds", 1)
+    yield Reading("blossom_round", record.round_index)
+    yield Reading("blossom_rounds_planned", num_rounds)
+    for phase in ("train", "evaluate"):
+        seconds = record.seconds.get(phase, 0.0)
+        yield Reading("blossom_phase_seconds", seconds, {"phase": phase})
+        yield Reading("blossom_round_seconds", seconds, {"phase": phase})
+    yield from _client_readings(record, profiles)
+    yield from _block_readings(record)
+    yield from _score_readings(record, task)
+    for (phase, action), count in Counter((failure.phase, failure.action) for failure in record.failures).items():
+        yield Reading("blossom_failures", count, {"phase": phase, "action": action})
+    yield from _actor_readings(record, driver_memory_bytes)
+
+
+def _client_readings(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Iterator[Reading]:
+    trained: Counter[str] = Counter()
+    seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for training in record.training:
+        owned = profiles[training.client].modality_set
+        trained[owned] += 1
+        seconds[owned, "train"] += training.seconds
+    splits = (record.evaluation, record.validation, record.fine_tuned, record.fine_tuned_validation)
+    for evaluation in chain(*splits):
+        seconds[profiles[evaluation.client].modality_set, "evaluate"] += evaluation.seconds
+    for owned, count in trained.items():
+        yield Reading("blossom_clients_trained", count, {"modalities": owned})
+    for (owned, phase), total in seconds.items():
+        yield Reading("blossom_client_seconds", total, {"modalities": owned, "phase": phase})
+
+
+def _block_readings(record: RoundRecord) -> Iterator[Reading]:
+    sent: Counter[tuple[str, str, str]] = Counter()
+    for block in record.blocks:
+        name, scope = block.instance.name, str(block.instance.scope)
+        sent[name, scope, "down"] += block.bytes_down
+        sent[name, scope, "up"] += block.bytes_up
+    for (name, scope, direction), num_bytes in sent.items():
+        yield Reading("blossom_block_bytes", num_bytes, {"block": name, "scope": scope, "direction": direction})
+
+
+def _score_readings(record: RoundRecord, task: Task) -> Iterator[Reading]:
+    if "train_loss" in record.metrics:
+        yield Reading("blossom_train_loss", record.metrics["train_loss"])
+    names = {"loss", *(score.name for score in SCORES[task])}
+    for column, value in record.metrics.items():
+        metric = "blossom_validation_score" if column.startswith("validation/") else "blossom_score"
+        score, _, owned = column.removeprefix("validation/").partition("/")
+        if score in names:
+            yield Reading(metric, value, {"score": score, "modalities": owned or ALL_CLIENTS})
+
+
+def _actor_readings(record: RoundRecord, driver_memory_bytes: int) -> Iterator[Reading]:
+    driver, clients = {"kind": "driver"}, {"kind": "client"}
+    yield Reading("blossom_actors", 1, driver)
+    yield Reading("blossom_actor_memory_bytes", driver_memory_bytes, driver)
+    yield Reading("blossom_actor_memory_max_bytes", driver_memory_bytes, driver)
+    yield Reading("blossom_actors", len(record.actors), clients)
+    if replaced := sum(actor.times_replaced for actor in record.actors):
+        yield Reading("blossom_actors_replaced", replaced, clients)
+    if memory := [actor.memory_bytes for actor in record.actors if actor.memory_bytes is not None]:
+        yield Reading("blossom_actor_memory_bytes", sum(memory), clients)
+        yield Reading("blossom_actor_memory_max_bytes", max(memory), clients)

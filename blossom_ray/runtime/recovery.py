@@ -16,7 +16,7 @@ from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, R
 from blossom_ray.runtime.placement import Room
 from blossom_ray.scenario.sections import ClientResources, Failures
 
-Loss = ActorLostError | ActorTimeoutError
+Lost = ActorLostError | ActorTimeoutError
 _PHASES = {"train": "training", "evaluate": "evaluation"}
 
 
@@ -36,10 +36,12 @@ class Recovery:
         failures, self._failures = tuple(self._failures), []
         return failures
 
-    def must_drop(self, call: Call, loss: Loss) -> bool:
-        """Whether the clients of a call are left out of the round, since an actor was lost once more over it.
+    def must_drop(self, call: Call, lost: Lost) -> bool:
+        """Note that an actor was lost over a call; whether its clients are left out of the round.
 
-        Otherwise the call is to be repeated in another actor.
+        With `max_retries: 2` the first and the second loss have it repeated in another actor (False). At the third its
+        clients are dropped with `on_failure: drop` (True), if it trains and none of its results is in the averages;
+        else the run ends.
 
         Raises:
             ActorLostError: It was repeated often enough, and the run is to stop.
@@ -49,26 +51,26 @@ class Recovery:
         phase = _PHASES[call.method]
         is_dropped = call.attempts > self._policy.max_retries
         if is_dropped and not (phase == "training" and self._may_drop(call)):
-            raise self._ending(call.slot, call.part.clients, f"round {call.round_index}, {phase}", call.attempts, loss)
-        self._note(phase, call.part.clients, call.slot, loss.cause, "dropped" if is_dropped else "repeated")
+            raise self._ending(call.slot, call.part.clients, f"round {call.round_index}, {phase}", call.attempts, lost)
+        self._note(phase, call.part.clients, call.slot, lost.cause, "dropped" if is_dropped else "repeated")
         return is_dropped
 
-    def must_repeat(self, slot: Slot, phase: str, attempts: int, loss: Loss) -> None:
+    def must_repeat(self, slot: Slot, phase: str, attempts: int, lost: Lost) -> None:
         """Note an actor that was lost outside of training and evaluation; its work is to be repeated in another.
 
         Args:
             slot: Where the actor was.
             phase: `set-up`, `checkpoint` or `end`.
             attempts: How often actors were lost over this.
-            loss: What happened.
+            lost: What happened.
 
         Raises:
             ActorLostError: It was repeated often enough.
             ActorTimeoutError: The same, where the actor hangs.
         """
         if attempts > self._policy.max_retries:
-            raise self._ending(slot, slot.clients, phase, attempts, loss)
-        self._note(phase, slot.clients, slot, loss.cause, "repeated")
+            raise self._ending(slot, slot.clients, phase, attempts, lost)
+        self._note(phase, slot.clients, slot, lost.cause, "repeated")
 
     def drop_client(self, call: Call, error: ClientError) -> None:
         """Note that a client whose own code failed is left out of the round.
@@ -88,10 +90,10 @@ class Recovery:
         self._failures.append(Failure(phase, tuple(clients), slot.number, cause, action))
 
     @staticmethod
-    def _ending(slot: Slot, clients: Sequence[int], when: str, attempts: int, loss: Loss) -> Loss:
+    def _ending(slot: Slot, clients: Sequence[int], when: str, attempts: int, lost: Lost) -> Lost:
         times = "once" if attempts == 1 else f"{attempts} times, the last time"
-        return type(loss)(
-            f"{when}: actor {slot.number} with {_clients(clients)} was lost {times} because it {loss.cause}", loss.hint
+        return type(lost)(
+            f"{when}: actor {slot.number} with {_clients(clients)} was lost {times} because it {lost.cause}", lost.hint
         )
 
 
@@ -122,7 +124,11 @@ def _clients(clients: Sequence[int]) -> str:
 
 @dataclass(eq=False)
 class Slot:
-    """An actor, and what it takes to put another in its place.
+    """A place for an actor, with what it takes to put another one there.
+
+    Say that clients 3 and 4 live in slot 1, the last checkpoint is of round 6, and the actor dies while client 4 is
+    trained in round 8. The next actor gets both clients, their states of round 6 from the checkpoint, and all calls of
+    the log again: those of round 7 for their effect alone, the `open` ones of round 8 for their results, too.
 
     Attributes:
         number: Position among the actors.

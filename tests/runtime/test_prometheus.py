@@ -14,7 +14,7 @@ import pytest
 from blossom_ray import Scenario
 from blossom_ray.runs.folder import new_run_folder
 from blossom_ray.runs.session import record_run
-from blossom_ray.runtime.telemetry import METRICS
+from blossom_ray.runtime.prometheus import METRICS
 
 pytestmark = pytest.mark.ray
 _PATIENCE_S = 120.0
