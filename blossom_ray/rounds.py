@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from blossom_ray.algorithms.selection import Chunk, Population, Signature, cohort_size, draw_clients, fraction_of
+from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
 from blossom_ray.clients.options import FineTune
-from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock
+from blossom_ray.clients.plan import ChunkUpdate, ClientPlan
 from blossom_ray.core.blocks import CENTRAL, BlockInstance, Scope
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.records import (
@@ -97,21 +96,11 @@ class _Scored:
     bytes_down: Counter[BlockInstance]
 
 
-class Trainer(Protocol):
-    """Trains the clients of some chunks: `Runtime.train`, or what stands in its place."""
-
-    def __call__(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        learning_rate: float,
-    ) -> Iterator[ChunkUpdate]:
-        """As `Runtime.train`."""
+Train = Callable[..., Iterator[ChunkUpdate]]
+"""`Runtime.train`, or what is called like it in its place."""
 
 
-def trainer(preparation: Preparation, runtime: Runtime) -> Trainer:
+def trainer(preparation: Preparation, runtime: Runtime) -> Train:
     """What trains the clients of a run: its runtime, or with `sharing: central` one model in their place."""
     if preparation.scenario.sharing != CENTRAL:
         return runtime.train
@@ -123,7 +112,7 @@ def trainer(preparation: Preparation, runtime: Runtime) -> Trainer:
 
 
 def train_round(
-    preparation: Preparation, train: Trainer, server: Server, round_index: int, learning_rate: float
+    preparation: Preparation, train: Train, server: Server, round_index: int, learning_rate: float
 ) -> RoundTraining:
     """Draw the cohort, train it, and average its updates block by block as they come in."""
     started = time.perf_counter()
