@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,20 @@ class ActorRuntime:
             return Call(slot, "train", part, round_index, arguments, num_returns=1 + returned)
 
         for calls in self._run(chunks, make):
-            fetched = [(call, self._fetch(call, 0)) for call in calls]
-            reports = [(call, report) for call, report in fetched if report is not None]
-            for call, report in reports:
-                call.slot.worked(report.records)
-                call.slot.memory_bytes = report.memory_bytes
+            reports: list[tuple[Call, TrainingReport]] = []
+            down, up = Counter[BlockInstance](), Counter[BlockInstance]()
+            for call in calls:
+                report: TrainingReport | None = self._fetch(call, 0)
+                if report is not None:
+                    call.slot.worked(report.records)
+                    call.slot.memory_bytes = report.memory_bytes
+                    down.update(report.bytes_down)
+                    up.update(report.bytes_up)
+                    reports.append((call, report))
             if reports:
-                yield self._update(reports)
+                records = (record for _, report in reports for record in report.records)
+                by_client = tuple(sorted(records, key=lambda record: record.client))
+                yield ChunkUpdate(by_client, self._sums(reports), down, up)
 
     def evaluate(
         self,
@@ -258,19 +266,12 @@ class ActorRuntime:
         for chunk in chunks:
             yield calls.pop(chunk.index)
 
-    def _update(self, reports: Sequence[tuple[Call, TrainingReport]]) -> ChunkUpdate:
-        def sums() -> Iterator[tuple[BlockInstance, PartialSum]]:
-            first = reports[0][1]
-            for position, instance in enumerate(first.instances, start=1):
-                sent = [(report.records, self._fetch(call, position)) for call, report in reports]
-                yield instance, sent[0][1] if first.is_summed else chunk_sum(sent)
-
-        return ChunkUpdate(
-            tuple(sorted((r for _, report in reports for r in report.records), key=lambda record: record.client)),
-            sums(),
-            _total(report.bytes_down for _, report in reports),
-            _total(report.bytes_up for _, report in reports),
-        )
+    def _sums(self, reports: Sequence[tuple[Call, TrainingReport]]) -> Iterator[tuple[BlockInstance, PartialSum]]:
+        """The partial sums of a chunk, fetched one after the other."""
+        first = reports[0][1]
+        for position, instance in enumerate(first.instances, start=1):
+            sent = [(report.records, self._fetch(call, position)) for call, report in reports]
+            yield instance, sent[0][1] if first.is_summed else chunk_sum(sent)
 
     def _fetch(self, call: Call, position: int) -> Any:
         """One of a call's results; None where its clients were dropped. What was lost on the way is done again."""
@@ -355,14 +356,6 @@ class ActorRuntime:
                 self._recovery.must_repeat(slot, phase, attempts, lost)
                 self._replace(slot, lost)
                 ref = getattr(slot.actor, method).remote(*arguments)
-
-
-def _total(counts: Iterable[Mapping[BlockInstance, int]]) -> dict[BlockInstance, int]:
-    total: dict[BlockInstance, int] = {}
-    for part in counts:
-        for instance, count in part.items():
-            total[instance] = total.get(instance, 0) + count
-    return total
 
 
 def _client_actor(execution: Execution) -> Any:

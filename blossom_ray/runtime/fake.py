@@ -70,26 +70,19 @@ class FakeRuntime:
                 if round_index in client.fails_in:
                     self._failures.append(Failure("training", (number,), None, "fails", "dropped"))
                     continue
-                received = {instance: blocks[instance].values for instance in self._plan.sent_blocks(profile)}
-                returned = {instance: blocks[instance].values for instance in self._plan.returned_blocks(profile)}
-                step = np.float32(learning_rate * client.step)
-                for instance, values in returned.items():
-                    updates[instance].append((client.num_examples, values + step))
-                down.update({instance: values.nbytes for instance, values in received.items()})
-                up.update({instance: values.nbytes for instance, values in returned.items()})
-                records.append(
-                    ClientTraining(
-                        client=number,
-                        num_examples=client.num_examples,
-                        weight=client.num_examples,
-                        num_steps=1,
-                        loss=client.loss,
-                        drift={i.name: abs(float(step)) * math.sqrt(v.size) for i, v in returned.items()},
-                        bytes_down=sum(values.nbytes for values in received.values()),
-                        bytes_up=sum(values.nbytes for values in returned.values()),
-                        seconds=0.0,
-                    )
-                )
+                step, drift = np.float32(learning_rate * client.step), dict[str, float]()
+                received, returned = Counter[BlockInstance](), Counter[BlockInstance]()
+                for instance in self._plan.sent_blocks(profile):
+                    received[instance] = blocks[instance].values.nbytes
+                for instance in self._plan.returned_blocks(profile):
+                    updates[instance].append((client.num_examples, blocks[instance].values + step))
+                    drift[instance.name] = abs(float(step)) * math.sqrt(blocks[instance].values.size)
+                    returned[instance] = blocks[instance].values.nbytes
+                traffic = received.total(), returned.total()
+                weight, seconds = client.num_examples, 0.0
+                records.append(ClientTraining(number, weight, weight, 1, client.loss, drift, *traffic, seconds))
+                down.update(received)
+                up.update(returned)
             if records:
                 sums = ((instance, weighted_sum(own)) for instance, own in updates.items())
                 yield ChunkUpdate(tuple(records), sums, down, up)

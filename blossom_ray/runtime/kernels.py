@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,25 +56,16 @@ def gathered(*parts: Iterable[Kernels]) -> list[dict[str, Any]]:
         parts: Descriptions of processes at one time, such as the beginning and the end of a run. A description that
             several times have counts with the most processes that one of them had.
     """
-    most: list[dict[str, Any]] = []
+    known: dict[str, Kernels] = {}
+    most: Counter[str] = Counter()
     for part in parts:
-        here: list[dict[str, Any]] = []
+        here: Counter[str] = Counter()
         for described in part:
-            _same_as(here, described)[_COUNT] += described[_COUNT]
-        for described in here:
-            same = _same_as(most, described)
-            same[_COUNT] = max(same[_COUNT], described[_COUNT])
-    return most
-
-
-def _same_as(known: list[dict[str, Any]], described: Kernels) -> dict[str, Any]:
-    """The one that says the same, added where there is none yet."""
-    new = {**described, _COUNT: 0}
-    for each in known:
-        if {**each, _COUNT: 0} == new:
-            return each
-    known.append(new)
-    return new
+            same = json.dumps({**described, _COUNT: 0}, sort_keys=True)
+            known.setdefault(same, described)
+            here[same] += described[_COUNT]
+        most |= here
+    return [{**known[same], _COUNT: count} for same, count in most.items()]
 
 
 def _processor() -> str:
