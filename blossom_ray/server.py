@@ -9,9 +9,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from blossom_ray.algorithms import server_optimizers as server_optimizer
-from blossom_ray.algorithms.options import ServerOptimizer
-from blossom_ray.algorithms.server_optimizers import OptimizerState
+from blossom_ray.algorithms.server_optimizers import OptimizerState, ServerOptimizer
 from blossom_ray.clients.plan import ClientPlan, SentBlock
 from blossom_ray.core.blocks import FUSION, HEAD, BlockInstance, ClientProfile
 from blossom_ray.core.sums import Total
@@ -74,9 +72,7 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
         initial = plan.cut(instances, workspace.initial_blocks, workspace.num_parameters)
         for instance, values in initial.items():
             num_parameters = workspace.num_parameters.get(instance.name, 0)
-            blocks[instance] = ServerBlock(
-                SentBlock(0, values), num_parameters, server_optimizer.init(section, num_parameters)
-            )
+            blocks[instance] = ServerBlock(SentBlock(0, values), num_parameters, section.init(num_parameters))
     return Server({instance: blocks[instance] for instance in sorted(blocks)})
 
 
@@ -125,7 +121,7 @@ def server_step(
         block = server.blocks[instance]
         old, split = block.sent.values, block.num_parameters
         new = average.astype(np.float32)
-        new[:split], state = server_optimizer.step(section, block.optimizer_state, old[:split], average[:split])
+        new[:split], state = section.step(block.optimizer_state, old[:split], average[:split])
         # Not `np.linalg.norm`: its last bit depends on how many threads BLAS has in this process.
         norms[instance] = float(np.sqrt(np.square(new[:split].astype(np.float64) - old[:split]).sum()))
         if not math.isfinite(norms[instance]):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from blossom_ray.clients.options import learning_rate
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.rounds import RoundTraining, evaluate_round, round_record, train_round, trainer
@@ -42,7 +41,7 @@ def run_rounds(
     for round_index in range(first_round, scenario.rounds + 1):
         training, norms = RoundTraining(), dict[BlockInstance, float]()
         if round_index > 0:
-            rate = learning_rate(schedule, base_rate, round_index, scenario.rounds)
+            rate = schedule.learning_rate(base_rate, round_index, scenario.rounds)
             training = train_round(preparation, train, server, round_index, rate)
             server, norms = server_step(server, training.averages, scenario.server.optimizer)
         evaluation = evaluate_round(preparation, runtime, server, round_index)

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blossom_ray.algorithms.options import FedAdam
-from blossom_ray.algorithms.server_optimizers import init
+from blossom_ray.algorithms.server_optimizers import FedAdam
 from blossom_ray.checkpoint import (
     CheckpointStore,
     check_compatible,
@@ -26,9 +25,7 @@ FACTS: dict[str, Any] = {"scenario": {"seed": 0, "training": {"batch_size": 4}},
 def server(version: int) -> Server:
     section = FedAdam(kind="fedadam")
     blocks = {
-        instance: ServerBlock(
-            SentBlock(version, np.arange(3, dtype=np.float32) * version + number), 2, init(section, 2)
-        )
+        instance: ServerBlock(SentBlock(version, np.arange(3, dtype=np.float32) * version + number), 2, section.init(2))
         for number, instance in enumerate((SHARED, GROUP))
     }
     return Server(blocks)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from blossom_ray import Run, Scenario, ScenarioError, simulate
-from blossom_ray.algorithms.options import CustomServerOptimizer
-from blossom_ray.algorithms.server_optimizers import custom_init, custom_step
+from blossom_ray.algorithms.server_optimizers import CustomServerOptimizer
 from blossom_ray.errors import InputError, RunError
 from blossom_ray.runs.session import record_run, resume_run
 
@@ -65,10 +64,10 @@ def returning(init: Any = None, step: Any = None) -> CustomServerOptimizer:
 def test_by_hand() -> None:
     # m = 2, x = 1 + 2 = 3; then delta = 1 - 3 = -2, m = 0.5 * 2 - 2 = -1, x = 3 - 1 = 2
     own = section(Momentum, momentum=0.5)
-    state, current = custom_init(own, 1), np.array([1.0], dtype=np.float32)
-    current, state = custom_step(own, state, current, np.array([3.0]))
+    state, current = own.init(1), np.array([1.0], dtype=np.float32)
+    current, state = own.step(state, current, np.array([3.0]))
     assert (current.tolist(), state["m"].tolist()) == ([3.0], [2.0])
-    current, state = custom_step(own, state, current, np.array([1.0]))
+    current, state = own.step(state, current, np.array([1.0]))
     assert (current.tolist(), state["m"].tolist()) == ([2.0], [-1.0])
     assert current.dtype == np.float32
 
@@ -111,8 +110,8 @@ def test_inputs_are_read_only_and_results_are_copies() -> None:
             return kept["block"], dict(state)
 
     own, current = section(Meddling), np.ones(2, dtype=np.float32)
-    state = custom_init(own, 2)
-    new, later = custom_step(own, state, current, np.zeros(2))
+    state = own.init(2)
+    new, later = own.step(state, current, np.zeros(2))
     assert not kept["is_writeable"].any()
     assert not np.shares_memory(new, kept["block"])
     assert later["m"].flags.writeable
@@ -130,7 +129,7 @@ def test_inputs_are_read_only_and_results_are_copies() -> None:
 )
 def test_states_that_no_checkpoint_could_hold(init: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        custom_init(returning(init), 3)
+        returning(init).init(3)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +146,12 @@ def test_states_that_no_checkpoint_could_hold(init: Any, message: str) -> None:
 def test_steps_that_are_none(step: Any, message: str) -> None:
     own = returning(step=step)
     with pytest.raises(RunError, match=message):
-        custom_step(own, custom_init(own, 3), np.ones(3, dtype=np.float32), np.ones(3))
+        own.step(own.init(3), np.ones(3, dtype=np.float32), np.ones(3))
 
 
 def test_an_object_without_the_methods() -> None:
     with pytest.raises(InputError, match=r"server\.optimizer\.factory gave dict without init and step"):
-        custom_init(section(dict), 3)
+        section(dict).init(3)
 
 
 def test_errors_of_the_users_code_say_where_they_were_raised(small_scenario: Scenario) -> None:
@@ -165,7 +164,7 @@ def test_errors_of_the_users_code_say_where_they_were_raised(small_scenario: Sce
     ):
         simulate(small_scenario.override({"server.optimizer": {"kind": "custom", "factory": Bad}}))
     with pytest.raises(InputError, match=r"init raised TypeError: .*unexpected keyword argument 'speed'"):
-        custom_init(section(Momentum, speed=3), 1)
+        section(Momentum, speed=3).init(1)
 
 
 def test_code_that_cannot_be_found_is_told_before_a_run(small_scenario: Scenario) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blossom_ray.algorithms.options import FedAdam, FedAvg
-from blossom_ray.algorithms.server_optimizers import init
+from blossom_ray.algorithms.server_optimizers import FedAdam, FedAvg
 from blossom_ray.clients.plan import SentBlock
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.sums import Total
@@ -20,7 +19,7 @@ FUSION = BlockInstance("fusion", Scope.SHARED)
 def server(section: FedAvg | FedAdam, *values: float, num_parameters: int | None = None) -> Server:
     vector = np.array(values, dtype=np.float32)
     size = len(values) if num_parameters is None else num_parameters
-    block = ServerBlock(SentBlock(0, vector), size, init(section, size))
+    block = ServerBlock(SentBlock(0, vector), size, section.init(size))
     return Server({FUSION: block, HEAD: block})
 
 

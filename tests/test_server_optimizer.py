@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.algorithms.options import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
-from blossom_ray.algorithms.server_optimizers import init, step
+from blossom_ray.algorithms.server_optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 
 SECTIONS = [
     FedAvg(kind="fedavg", lr=0.5),
@@ -18,9 +17,9 @@ BY_KIND = pytest.mark.parametrize("section", SECTIONS, ids=lambda section: secti
 
 def two_steps(section, averages=(3.0, 1.0)):
     """The block and the state after two rounds that start from 1."""
-    current, state, seen = np.array([1.0], dtype=np.float32), init(section, 1), []
+    current, state, seen = np.array([1.0], dtype=np.float32), section.init(1), []
     for average in averages:
-        current, state = step(section, state, current, np.array([average]))
+        current, state = section.step(state, current, np.array([average]))
         seen.append(float(current[0]))
     return seen, state
 
@@ -33,7 +32,7 @@ def test_fedavg_by_hand():
 def test_fedavg_with_rate_one_is_the_average_itself():
     current = np.array([1e8, 1.0], dtype=np.float32)
     average = np.array([0.1, 1 / 3])
-    new, _ = step(FedAvg(kind="fedavg"), {}, current, average)
+    new, _ = FedAvg(kind="fedavg").step({}, current, average)
     np.testing.assert_array_equal(new, average.astype(np.float32))
 
 
@@ -76,7 +75,7 @@ def test_fedyogi_by_hand():
 
 
 def test_the_second_moment_starts_at_tau_squared():
-    state = init(FedAdam(kind="fedadam", tau=0.1), 3)
+    state = FedAdam(kind="fedadam", tau=0.1).init(3)
     assert state["second_moment"] == pytest.approx([0.01, 0.01, 0.01])
     assert state["momentum"].tolist() == [0, 0, 0]
 
@@ -86,35 +85,35 @@ def test_the_second_moment_starts_at_tau_squared():
 def test_fedavgm_without_momentum_is_fedavg(values, rate):
     average = np.array(values)
     current = np.ones(len(values), dtype=np.float32)
-    plain, _ = step(FedAvg(kind="fedavg", lr=rate), {}, current, average)
+    plain, _ = FedAvg(kind="fedavg", lr=rate).step({}, current, average)
     section = FedAvgM(kind="fedavgm", lr=rate, momentum=0.0)
-    state = init(section, len(values))
+    state = section.init(len(values))
     for _ in range(2):
-        new, state = step(section, state, current, average)
+        new, state = section.step(state, current, average)
         np.testing.assert_array_equal(new, plain)
 
 
 def test_adam_without_memory_moves_by_the_rate_in_the_sign_of_delta():
     section = FedAdam(kind="fedadam", lr=0.5, beta1=0.0, beta2=0.0, tau=1e-12)
     current = np.zeros(2, dtype=np.float32)
-    new, _ = step(section, init(section, 2), current, np.array([3.0, -0.2]))
+    new, _ = section.step(section.init(2), current, np.array([3.0, -0.2]))
     assert new == pytest.approx([0.5, -0.5])
 
 
 @BY_KIND
 def test_an_average_equal_to_the_block_changes_nothing(section):
     current = np.array([0.1, -2.5, 3e-8], dtype=np.float32)
-    new, _ = step(section, init(section, 3), current, current.astype(np.float64))
+    new, _ = section.step(section.init(3), current, current.astype(np.float64))
     np.testing.assert_array_equal(new, current)
 
 
 @BY_KIND
 def test_inputs_are_not_modified_and_types_are_kept(section):
     current, average = np.array([1.0, 2.0], dtype=np.float32), np.array([0.5, 4.0])
-    state = init(section, 2)
+    state = section.init(2)
     for array in (current, average, *state.values()):
         array.flags.writeable = False
-    new, later = step(section, state, current, average)
+    new, later = section.step(state, current, average)
     assert new.dtype == np.float32
     assert not np.shares_memory(new, average)
     assert all(array.dtype == np.float64 for array in later.values())
@@ -124,8 +123,6 @@ def test_inputs_are_not_modified_and_types_are_kept(section):
 @BY_KIND
 def test_a_state_rebuilt_from_its_arrays_goes_on_with_the_same_bits(section):
     current, average = np.array([1.0, 2.0], dtype=np.float32), np.array([0.5, 4.0])
-    current, state = step(section, init(section, 2), current, average)
+    current, state = section.step(section.init(2), current, average)
     rebuilt = {name: array.copy() for name, array in state.items()}
-    np.testing.assert_array_equal(
-        step(section, state, current, average)[0], step(section, rebuilt, current, average)[0]
-    )
+    np.testing.assert_array_equal(section.step(state, current, average)[0], section.step(rebuilt, current, average)[0])

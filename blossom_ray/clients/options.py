@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
 from blossom_ray.core.section import Finding, NonNegative, Positive, Probability, Rate, Section
 from blossom_ray.models.options import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors: TypeAlias = Sequence[Tensor]
+
+FusedStep: TypeAlias = "Callable[[Tensors, Tensors, Sequence[Tensors], Tensors], None]"
+"""One step of all parameters in place, by one call of PyTorch's fused kernel.
+
+From `parameters`, float32 of any shapes; `gradients` of the same shapes, their values in the same order in memory, not
+modified; `moments`, for each of an optimizer's `moments` a tensor for each parameter, zeros at first, updated; and
+`counters`, where it has some the steps so far of each parameter, () float32, updated.
+"""
 
 
 class Sgd(Section):
@@ -30,6 +44,35 @@ class Sgd(Section):
         if self.nesterov and self.momentum == 0:
             yield Finding("nesterov", "is true, while momentum is 0", "false, or a momentum above 0")
 
+    counters: ClassVar[tuple[str, ...]] = ()
+    """What it remembers as one number per block."""
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What it remembers in the shape of the parameters."""
+        return ("momentum",) if self.momentum else ()
+
+    def fused_step(self, learning_rate: float) -> FusedStep:
+        """The step at a learning rate."""
+        from torch.optim.sgd import sgd
+
+        def step(parameters: Tensors, gradients: Tensors, moments: Sequence[Tensors], _: Tensors) -> None:
+            buffers: list[Tensor | None] = [*moments[0]] if moments else [None] * len(parameters)
+            sgd(
+                list(parameters),
+                list(gradients),
+                buffers,
+                fused=True,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+                lr=learning_rate,
+                dampening=0.0,
+                nesterov=self.nesterov,
+                maximize=False,
+            )
+
+        return step
+
 
 class _AdamLike(Section):
     lr: Rate = 1e-3
@@ -41,9 +84,45 @@ class _AdamLike(Section):
     eps: Rate = 1e-8
     """Added to the denominator."""
 
+    if TYPE_CHECKING:
+        weight_decay: float  # each kind has its own default
+    is_decoupled: ClassVar[bool]
+    moments: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+    """What it remembers in the shape of the parameters."""
+    counters: ClassVar[tuple[str, ...]] = ("step",)
+    """What it remembers as one number per block."""
+
+    def fused_step(self, learning_rate: float) -> FusedStep:
+        """The step at a learning rate."""
+        from torch.optim.adam import adam
+
+        def step(parameters: Tensors, gradients: Tensors, moments: Sequence[Tensors], counters: Tensors) -> None:
+            first_moments, second_moments = moments
+            adam(
+                list(parameters),
+                list(gradients),
+                list(first_moments),
+                list(second_moments),
+                [],
+                list(counters),
+                fused=True,
+                decoupled_weight_decay=self.is_decoupled,
+                amsgrad=False,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                lr=learning_rate,
+                weight_decay=self.weight_decay,
+                eps=self.eps,
+                maximize=False,
+            )
+
+        return step
+
 
 class Adam(_AdamLike):
     """Adam (Kingma and Ba 2015)."""
+
+    is_decoupled: ClassVar[bool] = False
 
     kind: Literal["adam"]
     weight_decay: NonNegative = 0.0
@@ -53,6 +132,8 @@ class Adam(_AdamLike):
 class AdamW(_AdamLike):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
+    is_decoupled: ClassVar[bool] = True
+
     kind: Literal["adamw"]
     weight_decay: NonNegative = 1e-2
     """Decoupled weight decay."""
@@ -61,21 +142,47 @@ class AdamW(_AdamLike):
 ClientOptimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
 
 
-class ConstantSchedule(Section):
+class _Schedule(Section):
+    def learning_rate(self, base: float, round_index: int, num_rounds: int) -> float:
+        """The learning rate of one round.
+
+        Args:
+            base: The learning rate of the clients' optimizer, > 0.
+            round_index: The round t, 1..num_rounds.
+            num_rounds: Number of rounds T of the whole run.
+        """
+        assert 1 <= round_index <= num_rounds, f"round {round_index} of {num_rounds}"
+        return self._rate(base, round_index, num_rounds)
+
+    @abstractmethod
+    def _rate(self, base: float, round_index: int, num_rounds: int) -> float: ...
+
+
+class ConstantSchedule(_Schedule):
     """The same learning rate in every round."""
 
     kind: Literal["constant"]
 
+    def _rate(self, base: float, round_index: int, num_rounds: int) -> float:  # noqa: ARG002  # as every schedule
+        return base
 
-class CosineSchedule(Section):
+
+class CosineSchedule(_Schedule):
     """From the optimizer's learning rate in round 1 to `min_lr` in the last round, along half a cosine."""
 
     kind: Literal["cosine"]
     min_lr: NonNegative = 0.0
     """Learning rate of the last round."""
 
+    def _rate(self, base: float, round_index: int, num_rounds: int) -> float:
+        # Loshchilov and Hutter 2017 (arXiv:1608.03983), equation 5, without restarts; base where T is 1.
+        progress = (round_index - 1) / max(num_rounds - 1, 1)
+        remaining = (1 + math.cos(math.pi * progress)) / 2
+        # As a mixture both ends come out exactly; min + (base - min) * remaining may miss base by a bit.
+        return remaining * base + (1 - remaining) * self.min_lr
 
-class StepSchedule(Section):
+
+class StepSchedule(_Schedule):
     """The learning rate is multiplied by `factor` after every `every` rounds."""
 
     kind: Literal["step"]
@@ -83,6 +190,9 @@ class StepSchedule(Section):
     """Rounds between two steps."""
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Factor of each step."""
+
+    def _rate(self, base: float, round_index: int, num_rounds: int) -> float:  # noqa: ARG002  # as every schedule
+        return base * self.factor ** ((round_index - 1) // self.every)
 
 
 EngineName = Literal["sequential", "vectorized"]
@@ -180,31 +290,3 @@ class FineTune(Section):
     `training`."""
     every: Positive | None = None
     """Rounds between two such scorings, a multiple of `evaluation.every`; null: in the last round alone."""
-
-
-def learning_rate(schedule: Schedule, base: float, round_index: int, num_rounds: int) -> float:
-    """The learning rate of one round.
-
-    Args:
-        schedule: The scenario's `training.schedule`.
-        base: The learning rate of the clients' optimizer, > 0.
-        round_index: The round t, 1..num_rounds.
-        num_rounds: Number of rounds T of the whole run.
-
-    Returns:
-        `constant`: base. `step`: base * factor^floor((t - 1) / every). `cosine`: half a cosine from exactly
-        base in round 1 to exactly `min_lr` in round T; base where T is 1.
-
-    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983), equation 5, without restarts.
-    """
-    assert 1 <= round_index <= num_rounds, f"round {round_index} of {num_rounds}"
-    match schedule:
-        case ConstantSchedule():
-            return base
-        case StepSchedule():
-            return base * schedule.factor ** ((round_index - 1) // schedule.every)
-        case CosineSchedule():
-            progress = (round_index - 1) / max(num_rounds - 1, 1)
-            remaining = (1 + math.cos(math.pi * progress)) / 2
-            # As a mixture both ends come out exactly; min + (base - min) * remaining may miss base by a bit.
-            return remaining * base + (1 - remaining) * schedule.min_lr

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from blossom_ray.clients.optimizers import counter_names, moment_names
 from blossom_ray.clients.plan import ClientPlan, ClientState
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
@@ -137,9 +136,8 @@ def _kinds(arrays: Mapping[str, np.ndarray]) -> _Kinds:
 def _optimizer_kinds(plan: ClientPlan, num_parameters: int) -> _Kinds:
     single = np.dtype(np.float32)
     section = plan.training.optimizer
-    return dict.fromkeys(moment_names(section), ((num_parameters,), single)) | dict.fromkeys(
-        counter_names(section), ((), single)
-    )
+    moments = dict.fromkeys(section.moments, ((num_parameters,), single))
+    return moments | dict.fromkeys(section.counters, ((), single))
 
 
 def _differs(what: str, expected: object, found: object) -> str | None:

@@ -41,12 +41,12 @@ class _Encoder(Section):
     """Axes of the samples that it takes: 1 for vectors, 2 for sequences (time, features), 3 for images (channels,
     height, width); None: any."""
 
-    def problems(self, modality: str, shape: Shape | None) -> Iterator[Finding]:
-        """What is wrong with this encoder for a modality whose samples have this shape; None: it is not known yet."""
-        if shape is not None and self.num_axes not in (None, len(shape)):
+    def misfits(self, shape: Shape, modality: str = "input") -> Iterator[Finding]:
+        """Why it does not take samples of this shape; paths begin at the section, as those of `conflicts`."""
+        if self.num_axes not in (None, len(shape)):
             sample = _SAMPLES.get(len(shape), "an array")
             found = f"{shown(self.kind)}, while {modality} is {sample} of shape {list(shape)}"
-            yield Finding(f"model.encoders.{modality}.kind", found, one_of(_kinds_for(shape)))
+            yield Finding("kind", found, one_of(_kinds_for(shape)))
 
     def embedding_dim(self, shape: Shape, modality: str = "input") -> int:  # noqa: ARG002  # own code asks for both
         """Width of the embedding; arguments as those of `build`."""
@@ -63,8 +63,8 @@ class _Encoder(Section):
         Raises:
             InputError: It does not take such samples.
         """
-        for path, found, expected in self.problems(modality, shape):
-            raise InputError(f"{path} {found}; expected {expected}")
+        for path, found, expected in (*self.conflicts(), *self.misfits(shape, modality)):
+            raise InputError(f"model.encoders.{modality}.{path} {found}; expected {expected}")
         return self._module(shape)
 
     @abstractmethod
@@ -89,12 +89,12 @@ class MlpEncoder(_Encoder):
 
 
 class _Convolutions(_Encoder):
-    def problems(self, modality: str, shape: Shape | None) -> Iterator[Finding]:
+    def misfits(self, shape: Shape, modality: str = "input") -> Iterator[Finding]:
         """As for every encoder; and something is left after all layers."""
-        yield from super().problems(modality, shape)
-        if shape is not None and len(shape) == self.num_axes and 0 in self.last_map(shape):
+        yield from super().misfits(shape, modality)
+        if len(shape) == self.num_axes and 0 in self.last_map(shape):
             found = f"has so many layers that nothing is left of {modality}'s shape {list(shape)}"
-            yield Finding(f"model.encoders.{modality}.channels", found, "fewer layers or larger samples")
+            yield Finding("channels", found, "fewer layers or larger samples")
 
     @abstractmethod
     def last_map(self, shape: Shape) -> tuple[int, ...]:
@@ -191,12 +191,11 @@ class Conv2dEncoder(_Convolutions):
         """One for each layer."""
         return self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,) * len(self.channels)
 
-    def problems(self, modality: str, shape: Shape | None) -> Iterator[Finding]:
-        """As for every encoder; and there is a kernel size for each layer."""
+    def conflicts(self) -> Iterator[Finding]:
+        """Kernel sizes for another number of layers."""
         if len(self.kernel_sizes) != len(self.channels):
             expected = f"one number, or {len(self.channels)} of them, as many as channels"
-            yield Finding(f"model.encoders.{modality}.kernel_size", shown(self.kernel_size), expected)
-        yield from super().problems(modality, shape)
+            yield Finding("kernel_size", shown(self.kernel_size), expected)
 
     def last_map(self, shape: Shape) -> tuple[int, ...]:
         """Height and width after all layers."""
@@ -218,16 +217,14 @@ class Conv2dEncoder(_Convolutions):
         )
 
 
-class _Own(Custom):
+class CustomEncoder(Custom):
+    """Own encoder: `factory(input_shape, **options)` gives a module that maps (batch, *input_shape) to (batch, dim)."""
+
     num_axes: ClassVar[int | None] = None
 
-    def problems(self, *_: object) -> Iterator[Finding]:
+    def misfits(self, *_: object) -> Iterator[Finding]:
         """None that could be seen from outside; `build` tries it."""
         return iter(())
-
-
-class CustomEncoder(_Own):
-    """Own encoder: `factory(input_shape, **options)` gives a module that maps (batch, *input_shape) to (batch, dim)."""
 
     def embedding_dim(self, shape: Shape, modality: str = "input") -> int:
         """What a module of its own gives for samples of zeros; errors as `build_own`."""
@@ -271,9 +268,9 @@ class _Fusion(Section):
     norm: FeatureNorm = "none"
     """Normalisation of the fused representation."""
 
-    def problems(self) -> Iterator[Finding]:
-        """What is wrong with this fusion."""
-        yield from _normed_alone("model.fusion.dim", self.dim, self.norm)
+    def conflicts(self) -> Iterator[Finding]:
+        """A single feature that is normalised by itself."""
+        yield from _normed_alone("dim", self.dim, self.norm)
 
     def fused_dim(self, embedding_dims: Mapping[str, int]) -> int:  # noqa: ARG002  # own code asks for it
         """Width of the fused representation."""
@@ -335,7 +332,7 @@ class GatedFusion(_Fusion):
         return GatedUnits(embedding_dims, self.dim, self.norm)
 
 
-class CustomFusion(_Own):
+class CustomFusion(Custom):
     """Own fusion: `factory(embedding_dims, **options)` gives a module from a dict of (batch, dim) to (batch, d)."""
 
     def fused_dim(self, embedding_dims: Mapping[str, int]) -> int:
@@ -370,10 +367,10 @@ class MlpHead(Section):
     """Normalisation before the ReLU of each hidden layer: by the batch, or by all features (`layer`) or groups of
     features of each sample."""
 
-    def problems(self) -> Iterator[Finding]:
-        """What is wrong with this head."""
+    def conflicts(self) -> Iterator[Finding]:
+        """A single feature that is normalised by itself."""
         for position, width in enumerate(self.hidden):
-            yield from _normed_alone(f"model.head.hidden.{position}", width, self.norm)
+            yield from _normed_alone(f"hidden.{position}", width, self.norm)
 
     def build(self, input_dim: int, num_outputs: int) -> nn.Module:
         """`Mlp`, from (B, input_dim) to (B, num_outputs)."""
@@ -387,10 +384,6 @@ class LinearHead(Section):
 
     kind: Literal["linear"]
 
-    def problems(self) -> Iterator[Finding]:
-        """None: nothing can be wrong."""
-        return iter(())
-
     def build(self, input_dim: int, num_outputs: int) -> nn.Module:
         """`nn.Linear`, from (B, input_dim) to (B, num_outputs)."""
         from torch import nn
@@ -398,7 +391,7 @@ class LinearHead(Section):
         return nn.Linear(input_dim, num_outputs)
 
 
-class CustomHead(_Own):
+class CustomHead(Custom):
     """Own head: `factory(input_dim, num_outputs, **options)` gives a module from (batch, d) to (batch, outputs)."""
 
     def build(self, input_dim: int, num_outputs: int) -> nn.Module:
@@ -429,17 +422,6 @@ class Model(Section):
     norm_statistics: NormStatistics = "shared"
     """Running statistics of normalisation layers: averaged with their block (`shared`), averaged over the clients that
     own exactly the same modalities (`same-modalities`), or kept by each client (`local`)."""
-
-    def problems(self, input_shapes: Mapping[str, Shape]) -> Iterator[Finding]:
-        """What does not fit together inside the model.
-
-        Args:
-            input_shapes: Shape of one sample by modality, where it is known.
-        """
-        for modality, encoder in self.encoders.items():
-            yield from encoder.problems(modality, input_shapes.get(modality))
-        yield from self.fusion.problems()
-        yield from self.head.problems()
 
     def embedding_dims(self, input_shapes: Mapping[str, Shape]) -> dict[str, int]:
         """Width of each encoder's embedding by modality, sorted; own encoders are built and tried to find out.

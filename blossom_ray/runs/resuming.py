@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from blossom_ray.checkpoint import CheckpointStore, differences
-from blossom_ray.clients.options import learning_rate
 from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import written_tree
@@ -102,7 +101,7 @@ def _last_same_round(run: Run, scenario: Scenario, checkpoints: Path) -> int | N
         )
     base, schedule = scenario.training.optimizer.lr, scenario.training.schedule
     for number in range(1, done + 1):
-        rates = [learning_rate(schedule, base, number, each.rounds) for each in (before, scenario)]
+        rates = [schedule.learning_rate(base, number, each.rounds) for each in (before, scenario)]
         if rates[0] != rates[1]:
             raise RunFolderError(
                 f"{run.path}: had the learning rate {rates[0]:g} in round {number}, and with {scenario.rounds} rounds "

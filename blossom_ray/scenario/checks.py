@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from blossom_ray.algorithms.options import FedAvg, Server
+from blossom_ray.algorithms.options import Server
+from blossom_ray.algorithms.server_optimizers import FedAvg
 from blossom_ray.clients.options import Training
 from blossom_ray.core.blocks import (
     ANY_ENCODER,
@@ -252,18 +253,12 @@ def _data_modalities(data: Data, model: Model) -> Iterator[Finding]:
 
 
 @_rule
-def _model(model: Model, sections: Mapping[str, Any]) -> Iterator[Finding]:
-    data = sections.get("data")
-    yield from model.problems({} if data is None else _well_shaped(data, model))
-
-
-def _well_shaped(data: Data, model: Model) -> dict[str, tuple[int, ...]]:
-    """The shapes that the scenario tells, but for those that are themselves found wrong."""
-    shapes = input_shapes(data, model.encoders)
-    if isinstance(data, SyntheticData):
-        axes = {name: len(_DEFAULT_SHAPES[modality.kind]) for name, modality in data.modalities.items()}
-        shapes = {name: shape for name, shape in shapes.items() if len(shape) == axes.get(name, len(shape))}
-    return shapes
+def _encoder_shapes(data: Data, model: Model) -> Iterator[Finding]:
+    for name, shape in input_shapes(data, model.encoders).items():
+        modality = data.modalities.get(name) if isinstance(data, SyntheticData) else None
+        if modality is None or len(shape) == len(_DEFAULT_SHAPES[modality.kind]):  # else the shape is what is wrong
+            for finding in model.encoders[name].misfits(shape, name):
+                yield finding._replace(path=f"model.encoders.{name}.{finding.path}")
 
 
 @_rule

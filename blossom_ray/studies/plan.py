@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blossom_ray.algorithms.options import ServerOptimizer
 from blossom_ray.algorithms.selection import cohort_size, fraction_of
-from blossom_ray.algorithms.server_optimizers import init
-from blossom_ray.clients.options import ClientOptimizer, Sgd
+from blossom_ray.algorithms.server_optimizers import ServerOptimizer
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.errors import InputError
@@ -325,13 +323,9 @@ def _model_bytes(preparation: Preparation, profile: ClientProfile, num_values: i
     training = preparation.plan.training
     stacked = preparation.plan.engines[profile.modality_set] == "vectorized"
     num_models = 1 + (preparation.scenario.execution.chunk_size if stacked else 0)
-    return num_models * _FLOAT32 * num_values * (2 + _client_states(training.optimizer))
-
-
-def _client_states(optimizer: ClientOptimizer) -> int:
-    return int(optimizer.momentum > 0) if isinstance(optimizer, Sgd) else 2
+    return num_models * _FLOAT32 * num_values * (2 + len(training.optimizer.moments))
 
 
 def _server_states(optimizer: ServerOptimizer) -> int:
     """Vectors as long as a block that the server optimizer keeps of it; a user's own may keep other lengths, too."""
-    return sum(array.size for array in init(optimizer, 1).values())
+    return sum(array.size for array in optimizer.init(1).values())

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossom_ray.clients.optimizers import fused_step, moment_names
-from blossom_ray.clients.options import ClientOptimizer, Sgd
+from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.core.sums import Vector
@@ -28,8 +27,9 @@ class StackOptimizer:
     def __init__(
         self, section: ClientOptimizer, stack: Stack, learning_rate: float, states: Sequence[OptimizerState]
     ) -> None:
-        self._section, self._learning_rate, self._blocks = section, learning_rate, stack.trained_blocks
-        self._moments = {key: stack.new_rows(len(states)) for key in moment_names(section)}
+        self._section, self._blocks = section, stack.trained_blocks
+        self._fused_step = section.fused_step(learning_rate)
+        self._moments = {key: stack.new_rows(len(states)) for key in section.moments}
         self._num_steps = np.zeros(len(states), dtype=np.int64)
         for client, state in enumerate(states):
             for name in self._blocks if state else ():
@@ -62,14 +62,12 @@ class StackOptimizer:
             return
         num_clients = len(parameters[0])
         self._num_steps[:num_clients] += 1
-        fused_step(
-            self._section,
-            self._learning_rate,
+        self._fused_step(
             self._parts(parameters),
             # The fused kernels take both for arrays in the same order.
             self._parts([gradient.contiguous() for gradient in gradients]),
-            moments=[self._parts([tensor[:num_clients] for tensor in tensors]) for tensors in self._moment_tensors],
-            counters=[counter for counters in self._counters for counter in counters[:num_clients]],
+            [self._parts([tensor[:num_clients] for tensor in tensors]) for tensors in self._moment_tensors],
+            [counter for counters in self._counters for counter in counters[:num_clients]],
         )
 
     def states(self) -> list[OptimizerState]:
@@ -80,10 +78,10 @@ class StackOptimizer:
             for name, rows in blocks.items():
                 for state, vector in zip(states, rows.read(num_clients), strict=True):
                     state[name][key] = vector.copy()
-        if not isinstance(self._section, Sgd):
+        for key in self._section.counters:
             for state, steps in zip(states, self._num_steps, strict=True):
                 for block in state.values():
-                    block["step"] = np.array(steps, dtype=np.float32)
+                    block[key] = np.array(steps, dtype=np.float32)
         return states
 
     def _parts(self, tensors: Sequence[Tensor]) -> list[Tensor]:
