@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
-from blossom_ray.clients.options import FineTune
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan
 from blossom_ray.core.blocks import CENTRAL, BlockInstance, Scope
-from blossom_ray.core.phrases import listed
 from blossom_ray.core.records import (
     BlockRound,
     ClassScores,
@@ -21,7 +18,6 @@ from blossom_ray.core.records import (
     RoundRecord,
     Scoring,
 )
-from blossom_ray.core.scores import Task, default_score
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Accumulator, Total
 from blossom_ray.errors import RunError
@@ -145,49 +141,53 @@ def train_round(
 
 
 def scorings_due(
-    scenario: Scenario, round_index: int, *, has_held_out: bool, has_validation: bool
+    scenario: Scenario, round_index: int, *, has_held_out: bool, has_validation: bool, is_end: bool | None = None
 ) -> frozenset[Scoring]:
     """What the blocks are scored on after a round; nothing in a round that is left out.
 
-    With `stop` the last round is like any other: what is scored at a run's end is scored with the best round's blocks.
+    Args:
+        scenario: The scenario.
+        round_index: The round.
+        has_held_out: Whether there is a held-out global test set.
+        has_validation: Whether some client has a validation split.
+        is_end: Whether these are the scores that the run ends with; None: those of the last round are. With `stop` that
+            is like any other, and those of the best round are.
     """
-    is_last = round_index == scenario.rounds
-    if round_index % scenario.evaluation.every != 0 and not is_last:
+    section, is_last = scenario.evaluation, round_index == scenario.rounds
+    if is_end is None:
+        is_end = is_last and scenario.stop is None
+    if round_index % section.every != 0 and not is_last and not is_end:
         return frozenset()
-    is_end = is_last and scenario.stop is None
-    return _due(scenario, round_index, is_end=is_end, has_held_out=has_held_out, has_validation=has_validation)
+    tuned_of = {Scoring.OWN_TEST: Scoring.FINE_TUNED, Scoring.VALIDATION: Scoring.FINE_TUNED_VALIDATION}
+    due = {Scoring.VALIDATION} if has_validation else set()
+    if section.split == "test" or is_end:
+        due.add(Scoring.OWN_TEST)
+    tuning = section.fine_tune
+    if tuning is not None and round_index > 0 and (is_end or (tuning.every and round_index % tuning.every == 0)):
+        due |= {tuned_of[scoring] for scoring in due}
+    if has_held_out and (section.held_out == "every" or (section.held_out == "final" and is_end)):
+        due.add(Scoring.HELD_OUT)
+    return frozenset(due)
 
 
-def scorings_at_end(
-    scenario: Scenario, round_index: int, *, has_held_out: bool, has_validation: bool
-) -> tuple[frozenset[Scoring], frozenset[Scoring]]:
+def scorings_at_end(preparation: Preparation, round_index: int) -> tuple[frozenset[Scoring], frozenset[Scoring]]:
     """What the blocks of the best round are scored on at the end of a run with `stop`.
 
     Returns:
         All that is scored then, and what of it adds scores: the rest was scored after that round, and is done again
         where scores of single classes are kept at a run's end alone.
     """
-    at_end, before = (
-        _due(scenario, round_index, is_end=is_end, has_held_out=has_held_out, has_validation=has_validation)
-        for is_end in (True, False)
-    )
+    scenario = preparation.scenario
+    before, at_end = (_due(preparation, round_index, is_end=is_end) for is_end in (False, True))
     adds_classes = scenario.evaluation.per_class == "final" and scenario.task != "regression"
     return at_end if adds_classes else at_end - before, at_end - before
 
 
-def _due(
-    scenario: Scenario, round_index: int, *, is_end: bool, has_held_out: bool, has_validation: bool
-) -> frozenset[Scoring]:
-    section = scenario.evaluation
-    tuned_of = {Scoring.OWN_TEST: Scoring.FINE_TUNED, Scoring.VALIDATION: Scoring.FINE_TUNED_VALIDATION}
-    due = {Scoring.VALIDATION} if has_validation else set()
-    if section.split == "test" or is_end:
-        due.add(Scoring.OWN_TEST)
-    if _is_fine_tuning_due(section.fine_tune, round_index, is_last=is_end):
-        due |= {tuned_of[scoring] for scoring in due}
-    if has_held_out and (section.held_out == "every" or (section.held_out == "final" and is_end)):
-        due.add(Scoring.HELD_OUT)
-    return frozenset(due)
+def _due(preparation: Preparation, round_index: int, *, is_end: bool) -> frozenset[Scoring]:
+    has_held_out, has_validation = preparation.has_held_out, preparation.has_validation
+    return scorings_due(
+        preparation.scenario, round_index, has_held_out=has_held_out, has_validation=has_validation, is_end=is_end
+    )
 
 
 def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, round_index: int) -> RoundEvaluation:
@@ -195,13 +195,8 @@ def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, r
 
     Where it asks for it, score them after local fine-tuning as well, and on the held-out set.
     """
-    due = scorings_due(
-        preparation.scenario,
-        round_index,
-        has_held_out=preparation.has_held_out,
-        has_validation=preparation.has_validation,
-    )
     is_end = round_index == preparation.scenario.rounds and preparation.scenario.stop is None
+    due = _due(preparation, round_index, is_end=is_end)
     return evaluate(preparation, runtime, server, round_index, due, is_end=is_end)
 
 
@@ -305,60 +300,14 @@ def round_record(
     )
 
 
-def undefined_note(record: RoundRecord, task: Task) -> str:
-    """What to say of a round in which models gave outputs that are not finite; "" where all are."""
-    score = default_score(task).name
-    kinds = {
-        Scoring.OWN_TEST: "their own test samples",
-        Scoring.VALIDATION: "their own validation samples",
-        Scoring.FINE_TUNED: "their own test samples after fine-tuning",
-        Scoring.FINE_TUNED_VALIDATION: "their own validation samples after fine-tuning",
-        Scoring.HELD_OUT: "the held-out set",
-    }
-    found = [
-        where
-        for scoring, where in kinds.items()
-        if any(math.isnan(value) for name, value in record.metrics.items() if name.startswith(scoring.prefix + score))
-    ]
-    if not found:
-        return ""
-    scored = (*record.evaluation, *record.validation, *record.fine_tuned, *record.fine_tuned_validation)
-    clients = sorted({each.client for each in scored if math.isnan(each.scores[score] or 0)})
-    whose = f" of client {clients[0]}" + (f" and {len(clients) - 1} others" if clients[1:] else "") if clients else ""
-    return (
-        f"round {record.round_index}: outputs{whose} on {' and '.join(found)} are not finite, so these scores are "
-        "undefined (NaN); a smaller training.optimizer.lr, or inputs of smaller scale"
-    )
-
-
-def untrained_note(preparation: Preparation, record: RoundRecord) -> str:
-    """What to say of clients that were scored with parts of their own that were never trained; "" where there are none.
-
-    Args:
-        preparation: The prepared federation.
-        record: A round that was scored.
-    """
-    if not _may_leave_untrained(preparation):
-        return ""
-    profiles, plan = preparation.population.profiles, preparation.plan
-    scored = record.evaluation or record.validation
-    untrained = [profiles[entry.client] for entry in scored if entry.rounds_trained == 0]
-    parts = sorted({part for profile in untrained for part in plan.own_parts(profile)})
-    if not parts:
-        return ""
-    prefix = "" if record.evaluation else Scoring.VALIDATION.prefix
-    metric = f"{prefix}{default_score(plan.task).name}_trained"
-    without = f"; {metric} is the score without them" if metric in record.metrics else ""
-    return (
-        f"{len(untrained)} of {len(scored)} scored clients never trained: their own {listed(parts)} have "
-        f"initial values{without}"
-    )
-
-
-def _is_fine_tuning_due(section: FineTune | None, round_index: int, *, is_last: bool) -> bool:
-    if section is None or round_index == 0:
+def may_leave_untrained(preparation: Preparation) -> bool:
+    """Whether clients may be scored with parts of their own that were never trained."""
+    scenario, population = preparation.scenario, preparation.population
+    num_clients = len(population.profiles)
+    trains_all = cohort_size(scenario.server.clients_per_round, num_clients) == num_clients
+    if trains_all and scenario.failures.on_failure != "drop":
         return False
-    return is_last or (section.every is not None and round_index % section.every == 0)
+    return any(preparation.plan.own_parts(profile) for profile in population.representatives())
 
 
 def _score(
@@ -389,19 +338,9 @@ def _summary(preparation: Preparation, scored: _Scored) -> dict[str, float]:
     pooled = task_rules(plan.task, plan.metrics).scores(total(scored.tallies.values()))
     sets = [profiles[record.client].modality_set for record in scored.records]
     summary = summarize(scored.records, sets, pooled)
-    if _may_leave_untrained(preparation):
+    if may_leave_untrained(preparation):
         summary |= trained_summary(scored.records, sets, [*pooled])
     return summary
-
-
-def _may_leave_untrained(preparation: Preparation) -> bool:
-    """Whether clients may be scored with parts of their own that were never trained."""
-    scenario, population = preparation.scenario, preparation.population
-    num_clients = len(population.profiles)
-    trains_all = cohort_size(scenario.server.clients_per_round, num_clients) == num_clients
-    if trains_all and scenario.failures.on_failure != "drop":
-        return False
-    return any(preparation.plan.own_parts(profile) for profile in population.representatives())
 
 
 def _block_rounds(

@@ -13,17 +13,17 @@ from typing import Any
 
 from blossom_ray.checkpoint import STOP, TABLES, CheckpointStore, check_compatible
 from blossom_ray.clients.options import EngineName
-from blossom_ray.core.blocks import CENTRAL
 from blossom_ray.core.records import RoundRecord, Scoring, Stopped
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.rounds import evaluate, round_record, scorings_at_end, undefined_note, untrained_note
+from blossom_ray.rounds import evaluate, round_record, scorings_at_end
+from blossom_ray.runs.notes import statistics_notes, undefined_note, untrained_note
 from blossom_ray.runs.table_files import record_rows
 from blossom_ray.runs.table_sums import NO_ROWS, TableSums, extended
 from blossom_ray.runtime.base import Pending, Runtime
 from blossom_ray.runtime.kernels import Kernels, gathered, kernels
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.scenario.early_stopping import EarlyStopping
-from blossom_ray.server import Server, initial_server, mixed_statistics
+from blossom_ray.server import Server, initial_server
 from blossom_ray.simulation import run_rounds
 
 
@@ -148,7 +148,7 @@ def run(
     try:
         server = initial_server(preparation.plan, preparation.population.representatives(), scenario.server.optimizer)
         parameters = {str(instance): block.num_parameters for instance, block in server.blocks.items()}
-        advice = (*map(str, preparation.left_out), *preparation.notes, *_statistics_notes(preparation, server))
+        advice = (*map(str, preparation.left_out), *preparation.notes, *statistics_notes(preparation, server))
         first_round, notes, sums, watched = 0, tuple[str, ...](), NO_ROWS, EarlyStopping.of(scenario)
         if store is not None and resume is not None:
             checkpoint, notes = store.newest(resume)
@@ -202,29 +202,13 @@ def run(
             store.abandon()
 
 
-def _statistics_notes(preparation: Preparation, server: Server) -> Iterator[str]:
-    if preparation.scenario.sharing == CENTRAL:
-        return
-    for instance in mixed_statistics(server, preparation.plan, preparation.population.representatives()):
-        yield (
-            f"{instance}: running statistics of normalisation are averaged over clients of different modality sets, "
-            "which can spoil their scores; model.norm_statistics: same-modalities averages them within each modality "
-            "set, local not at all"
-        )
-
-
 def _late_scores(
     preparation: Preparation, runtime: Runtime, server: Server, store: CheckpointStore | None, stopped: Stopped
 ) -> RoundRecord | None:
     """Score what is scored once with the blocks of the best round, private ones and local state as of then."""
     # Without any score, no round is better than the last.
     number = stopped.best_round or stopped.round
-    due, adding = scorings_at_end(
-        preparation.scenario,
-        number,
-        has_held_out=preparation.has_held_out,
-        has_validation=preparation.has_validation,
-    )
+    due, adding = scorings_at_end(preparation, number)
     if not due:
         return None
     if number != stopped.round:
