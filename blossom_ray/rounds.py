@@ -6,18 +6,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan
 from blossom_ray.core.blocks import CENTRAL, BlockInstance, Scope
-from blossom_ray.core.records import (
-    BlockRound,
-    ClassScores,
-    ClientEvaluation,
-    ClientTraining,
-    RoundRecord,
-    Scoring,
-)
+from blossom_ray.core.records import BlockRound, ClassScores, ClientEvaluation, ClientTraining, RoundRecord, Scoring
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Accumulator, Total
 from blossom_ray.errors import RunError
@@ -75,21 +69,6 @@ class RoundEvaluation:
     bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
     seconds: float = 0.0
     classes: tuple[ClassScores, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """What scoring some clients gives.
-
-    Attributes:
-        records: One per client, in client order.
-        tallies: Sums over the clients of each modality set.
-        bytes_down: Bytes sent to clients by block instance.
-    """
-
-    records: tuple[ClientEvaluation, ...]
-    tallies: Mapping[str, Tally]
-    bytes_down: Counter[BlockInstance]
 
 
 Train = Callable[..., Iterator[ChunkUpdate]]
@@ -227,36 +206,38 @@ def evaluate(
     drawn = draw_clients(
         len(population.profiles), num_scored, scenario.seeds.training, Purpose.EVALUATION_COHORT, round_index
     )
-    scored: dict[Scoring, _Scored] = {}
+    keeps_classes = scenario.evaluation.per_class == "every" or (scenario.evaluation.per_class == "final" and is_end)
+    scored: dict[Scoring, tuple[ClientEvaluation, ...]] = {}
     metrics: dict[str, float] = {}
     bytes_down: Counter[BlockInstance] = Counter()
+    classes: list[ClassScores] = []
     for scoring in (each for each in Scoring if each in due):
-        if scoring is Scoring.HELD_OUT:
+        is_held_out = scoring is Scoring.HELD_OUT
+        if is_held_out:
             clients = held_out_clients(preparation.plan, population)
         else:
             num_rows = preparation.shards.num_validation if scoring.is_validation else preparation.shards.num_test
             clients = tuple(client for client in drawn if num_rows[client])
-        # Blocks are sent with the first scoring that needs them: the others cost no traffic.
-        scored[scoring] = _score(preparation, runtime, server, round_index, clients, scoring)
-        bytes_down.update(scored[scoring].bytes_down)
-        summary = _summary(preparation, scored[scoring])
-        if scoring is Scoring.HELD_OUT:
-            # Each modality set's models are scored on the same samples: all together are none.
-            summary = {name: value for name, value in summary.items() if "/" in name}
-        metrics |= {f"{scoring.prefix}{name}": value for name, value in summary.items()}
-    classes: tuple[ClassScores, ...] = ()
-    if scenario.evaluation.per_class == "every" or (scenario.evaluation.per_class == "final" and is_end):
-        rules, names = task_rules(preparation.plan.task), preparation.class_names
-        classes = tuple(
-            entry
-            for scoring, each in scored.items()
-            if each.records
-            for entry in class_scores(
-                scoring.label, each.tallies, rules, names, with_total=scoring is not Scoring.HELD_OUT
-            )
-        )
-    records = {scoring: each.records for scoring, each in scored.items()}
-    return RoundEvaluation(records, metrics, bytes_down, time.perf_counter() - started, classes)
+        records: list[ClientEvaluation] = []
+        tallies: dict[str, Tally] = {}
+        chunks = population.cut(clients)
+        for part in runtime.evaluate(chunks, server.sent, round_index=round_index, scoring=scoring):
+            records.extend(part.records)
+            # Blocks are sent with the first scoring that needs them: the others cost no traffic.
+            bytes_down.update(part.bytes_down)
+            owned = population.profiles[part.records[0].client].modality_set
+            tallies[owned] = tallies[owned] + part.tally if owned in tallies else part.tally
+        scored[scoring] = tuple(sorted(records, key=lambda record: record.client))
+        if not records:
+            continue
+        for name, value in _summary(preparation, scored[scoring], tallies).items():
+            # On the held-out set each modality set's models are scored on the same samples: all together are none.
+            if "/" in name or not is_held_out:
+                metrics[f"{scoring.prefix}{name}"] = value
+        if keeps_classes:
+            rules, names = task_rules(preparation.plan.task), preparation.class_names
+            classes += class_scores(scoring.label, tallies, rules, names, with_total=not is_held_out)
+    return RoundEvaluation(scored, metrics, bytes_down, time.perf_counter() - started, tuple(classes))
 
 
 def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...]:
@@ -310,36 +291,16 @@ def may_leave_untrained(preparation: Preparation) -> bool:
     return any(preparation.plan.own_parts(profile) for profile in population.representatives())
 
 
-def _score(
-    preparation: Preparation,
-    runtime: Runtime,
-    server: Server,
-    round_index: int,
-    clients: Sequence[int],
-    scoring: Scoring,
-) -> _Scored:
-    records: list[ClientEvaluation] = []
-    bytes_down: Counter[BlockInstance] = Counter()
-    tallies: dict[str, Tally] = {}
-    profiles = preparation.population.profiles
-    chunks = preparation.population.cut(clients)
-    for part in runtime.evaluate(chunks, server.sent, round_index=round_index, scoring=scoring):
-        records.extend(part.records)
-        modality_set = profiles[part.records[0].client].modality_set
-        tallies[modality_set] = tallies[modality_set] + part.tally if modality_set in tallies else part.tally
-        bytes_down.update(part.bytes_down)
-    return _Scored(tuple(sorted(records, key=lambda record: record.client)), tallies, bytes_down)
-
-
-def _summary(preparation: Preparation, scored: _Scored) -> dict[str, float]:
-    if not scored.records:
-        return {}
+def _summary(
+    preparation: Preparation, records: Sequence[ClientEvaluation], tallies: Mapping[str, Tally]
+) -> dict[str, float]:
+    """The metrics of one scoring, from its records and the sums over the clients of each modality set."""
     profiles, plan = preparation.population.profiles, preparation.plan
-    pooled = task_rules(plan.task, plan.metrics).scores(total(scored.tallies.values()))
-    sets = [profiles[record.client].modality_set for record in scored.records]
-    summary = summarize(scored.records, sets, pooled)
+    pooled = task_rules(plan.task, plan.metrics).scores(total(tallies.values()))
+    sets = [profiles[record.client].modality_set for record in records]
+    summary = summarize(records, sets, pooled)
     if may_leave_untrained(preparation):
-        summary |= trained_summary(scored.records, sets, [*pooled])
+        summary |= trained_summary(records, sets, [*pooled])
     return summary
 
 
@@ -351,24 +312,18 @@ def _block_rounds(
     update_norms: Mapping[BlockInstance, float],
 ) -> tuple[BlockRound, ...]:
     """One entry per instance on the server, and one per block name for all private copies of it together."""
+    plan, population = preparation.plan, preparation.population
     drift_sums: defaultdict[BlockInstance, float] = defaultdict(float)
     num_examples: Counter[BlockInstance] = Counter()
     weights: defaultdict[BlockInstance, float] = defaultdict(float)
     contributors: Counter[BlockInstance] = Counter()
     reported: dict[Signature, dict[str, BlockInstance]] = {}
     for record in training.records:
-        profile = preparation.population.profiles[record.client]
+        profile = population.profiles[record.client]
         signature = (profile.modalities, profile.group)
         if signature not in reported:
-            trained = preparation.plan.trained_blocks(profile)
-            reported[signature] = {
-                **{
-                    name: BlockInstance(name, Scope.PRIVATE)
-                    for name, instance in trained.items()
-                    if instance.is_private
-                },
-                **{instance.name: instance for instance in preparation.plan.returned_blocks(profile)},
-            }
+            returned = {instance.name: instance for instance in plan.returned_blocks(profile)}
+            reported[signature] = {**_private(plan.trained_blocks(profile)), **returned}
         for name, together in reported[signature].items():
             # A prototype is measured anew, so it drifts from nothing; statistics are no parameters.
             if name in record.drift:
@@ -378,7 +333,8 @@ def _block_rounds(
             contributors[together] += 1
     bytes_down = Counter(training.bytes_down)
     bytes_down.update(evaluation.bytes_down)
-    instances = sorted({*server.blocks, *_private_blocks(preparation)})
+    private = (_private(plan.held_blocks(profile)).values() for profile in population.representatives())
+    instances = sorted({*server.blocks, *chain.from_iterable(private)})
     return tuple(
         BlockRound(
             instance=instance,
@@ -393,11 +349,6 @@ def _block_rounds(
     )
 
 
-def _private_blocks(preparation: Preparation) -> set[BlockInstance]:
-    held = (preparation.plan.held_blocks(profile) for profile in preparation.population.representatives())
-    return {
-        BlockInstance(name, Scope.PRIVATE)
-        for blocks in held
-        for name, instance in blocks.items()
-        if instance.is_private
-    }
+def _private(blocks: Mapping[str, BlockInstance]) -> dict[str, BlockInstance]:
+    """By name the private ones of a client's blocks, each as the instance that stands for all clients' copies of it."""
+    return {name: BlockInstance(name, Scope.PRIVATE) for name, instance in blocks.items() if instance.is_private}

@@ -11,7 +11,6 @@ import pytest
 
 from blossom_ray import RunError, Scenario
 from blossom_ray.algorithms.selection import Population
-from blossom_ray.algorithms.server_optimizers import init
 from blossom_ray.clients.plan import ClientPlan, SentBlock
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, RoundRecord
@@ -74,7 +73,7 @@ def untrained(preparation: Preparation) -> Server:
     section = preparation.scenario.server.optimizer
     instances = {i for profile in preparation.population.profiles for i in preparation.plan.sent_blocks(profile)}
     zeros = SentBlock(0, np.zeros(2, np.float32))
-    return Server({instance: ServerBlock(zeros, 2, init(section, 2)) for instance in sorted(instances)})
+    return Server({instance: ServerBlock(zeros, 2, section.init(2)) for instance in sorted(instances)})
 
 
 def values(server: Server, instance: BlockInstance) -> list[float]:
