@@ -16,9 +16,9 @@ from blossom_ray.clients.engines import check_finite
 from blossom_ray.clients.local_training import LocalResult, Trainer, cut, kept_modalities, one_thread, seeded_dropout
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.phases import Phase
-from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock
+from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlocks
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.blocks import BlockInstance, ClientProfile
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import ClientTraining
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import PartialSum
@@ -45,12 +45,7 @@ class CentralModel:
         self._owner = ClientProfile(0, modalities)
 
     def train(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        learning_rate: float,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, learning_rate: float
     ) -> Iterator[ChunkUpdate]:
         """Train on everybody's samples, as `Runtime.train` does; one update, which is the new model itself.
 
@@ -84,9 +79,7 @@ class CentralModel:
         )
         yield ChunkUpdate(records, sums, {}, {})
 
-    def _trained(
-        self, blocks: Mapping[BlockInstance, SentBlock], round_index: int, learning_rate: float
-    ) -> LocalResult:
+    def _trained(self, blocks: SentBlocks, round_index: int, learning_rate: float) -> LocalResult:
         section, seed = self._plan.training, self._plan.seed
         workspace = self._workspace
         workspace.load({instance.name: sent.values for instance, sent in blocks.items()}, workspace.initial_state)

@@ -126,7 +126,7 @@ class ClientPlan:
                 values[instance] = blocks[instance.name]
         return values
 
-    def joined(self, client: ClientProfile, sent: Mapping[BlockInstance, SentBlock]) -> dict[str, Vector]:
+    def joined(self, client: ClientProfile, sent: SentBlocks) -> dict[str, Vector]:
         """The whole blocks of a client by name, but for the private ones, out of what it is sent: the inverse of `cut`.
 
         Args:
@@ -171,6 +171,10 @@ class SentBlock:
 
     version: int
     values: Vector
+
+
+SentBlocks = Mapping[BlockInstance, SentBlock]
+"""The current value of every block instance that is not private."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import ray
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlock
+from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import Scoring
 from blossom_ray.core.sums import PartialSum
@@ -74,12 +74,7 @@ class ActorRuntime:
             self._await_set_up(slot, ready)
 
     def train(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        learning_rate: float,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, learning_rate: float
     ) -> Iterator[ChunkUpdate]:
         """Train the chunks' clients on these blocks."""
         self._send(blocks)
@@ -107,12 +102,7 @@ class ActorRuntime:
                 yield ChunkUpdate(by_client, self._sums(reports), down, up)
 
     def evaluate(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        scoring: Scoring,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, scoring: Scoring
     ) -> Iterator[ChunkEvaluation]:
         """Score these blocks, in the state and on the samples that `scoring` names."""
         self._send(blocks)
@@ -239,7 +229,7 @@ class ActorRuntime:
                 )
         get(ready)
 
-    def _send(self, blocks: Mapping[BlockInstance, SentBlock]) -> None:
+    def _send(self, blocks: SentBlocks) -> None:
         """Put each new version of a block into the object store, once, and let go of the one before it."""
         for instance, block in blocks.items():
             if instance not in self._sent or self._sent[instance][0] != block.version:

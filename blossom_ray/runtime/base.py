@@ -11,8 +11,7 @@ import numpy as np
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlock
-from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
 from blossom_ray.core.records import ActorRound, ClientTraining, Failure, Scoring
 from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
 from blossom_ray.runtime.kernels import Kernels
@@ -66,22 +65,12 @@ class Runtime(Protocol):
     """
 
     def train(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        learning_rate: float,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, learning_rate: float
     ) -> Iterator[ChunkUpdate]:
         """Train the chunks' clients on these blocks."""
 
     def evaluate(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        scoring: Scoring,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, scoring: Scoring
     ) -> Iterator[ChunkEvaluation]:
         """Score these blocks, in the state and on the samples that `scoring` names."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
-from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, ClientPlan, SentBlock
+from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, ClientPlan, SentBlocks
 from blossom_ray.core.blocks import BlockInstance, ClientProfile
 from blossom_ray.core.records import ClientEvaluation, ClientTraining, Failure, Scoring
 from blossom_ray.core.sums import Vector, weighted_sum
@@ -53,12 +53,7 @@ class FakeRuntime:
         self._failures: list[Failure] = []
 
     def train(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        learning_rate: float,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, learning_rate: float
     ) -> Iterator[ChunkUpdate]:
         """Each client adds its step to what it was sent."""
         for chunk in chunks:
@@ -88,12 +83,7 @@ class FakeRuntime:
                 yield ChunkUpdate(tuple(records), sums, down, up)
 
     def evaluate(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        scoring: Scoring,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, scoring: Scoring
     ) -> Iterator[ChunkEvaluation]:
         """Each client takes some samples of class 0 for class 0 and the others for class 1, whatever the blocks are."""
         del blocks, round_index, scoring

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -14,8 +14,7 @@ import torch
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.host import ClientHost
-from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlock
-from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
 from blossom_ray.core.records import Failure, Scoring
 from blossom_ray.errors import ClientError
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound, chunk_sum
@@ -38,12 +37,7 @@ class LocalRuntime:
         torch.set_num_threads(1)
 
     def train(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        learning_rate: float,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, learning_rate: float
     ) -> Iterator[ChunkUpdate]:
         """Train the chunks' clients on these blocks."""
         waiting = list(reversed(chunks))
@@ -62,12 +56,7 @@ class LocalRuntime:
             yield ChunkUpdate(part.records, chain(part.sums.items(), alone), part.bytes_down, part.bytes_up)
 
     def evaluate(
-        self,
-        chunks: Sequence[Chunk],
-        blocks: Mapping[BlockInstance, SentBlock],
-        *,
-        round_index: int,
-        scoring: Scoring,
+        self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, scoring: Scoring
     ) -> Iterator[ChunkEvaluation]:
         """Score these blocks, in the state and on the samples that `scoring` names."""
         for chunk in chunks:
