@@ -13,7 +13,7 @@ from conftest import Command, Outcome
 from rich.console import Console
 
 from blossom_ray import Run, Scenario, Sweep
-from blossom_ray.cli.console.sweeps import LiveSweepView, PlainSweepView
+from blossom_ray.cli.console.sweeps import sweep_view
 from blossom_ray.core.records import Progress
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.studies.sweeps.grid import Axis, expand
@@ -249,11 +249,11 @@ def test_the_live_view_shows_progress_cells_and_failures(small_scenario: Scenari
     )
     console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True)
     folder = Path("s")
-    with LiveSweepView(cells, console) as view:
+    with sweep_view(cells, console) as show:
         for cell in cells[:2]:
-            view.update(CellEvent("started", cell, folder))
-            view.update(CellEvent("round", cell, folder, Progress(4, {"accuracy": 0.625}, 2.0)))
-        view.update(CellEvent("failed", cells[1], folder, error="its process was ended by SIGKILL"))
+            show(CellEvent("started", cell, folder))
+            show(CellEvent("round", cell, folder, Progress(4, {"accuracy": 0.625}, 2.0)))
+        show(CellEvent("failed", cells[1], folder, error="its process was ended by SIGKILL"))
         shown = console.file.getvalue()  # type: ignore[attr-defined]
     last = shown[shown.rindex("1 of 3 cells") :]
     assert "left " in last
@@ -265,8 +265,8 @@ def test_lines_tell_rounds_now_and_then(small_scenario: Scenario, monkeypatch: p
     monkeypatch.setattr("blossom_ray.cli.console.sweeps._TELL_EVERY_S", 0.0)
     (cell,) = expand([small_scenario])
     console = Console(file=io.StringIO(), width=30)
-    with PlainSweepView([cell], console) as view:
-        view.update(CellEvent("round", cell, Path("s"), Progress(1, {"accuracy": 0.5, "loss": 1.0}, 0.25)))
+    with sweep_view([cell], console) as show:
+        show(CellEvent("round", cell, Path("s"), Progress(1, {"accuracy": 0.5, "loss": 1.0}, 0.25)))
     assert console.file.getvalue() == (  # type: ignore[attr-defined]
         "[0/1] round     small  round 1/2  accuracy 50.0 %  0.25 s a round\n"
     )

@@ -125,8 +125,8 @@ def resume(
 @app.command(epilog="Example: blossom-ray attach runs/quickstart/20261123T120000Z-4f1c")
 def attach(run: RunFolder, as_json: Json = False) -> None:
     """Watch a run that goes on elsewhere, from its first round to its result. Ctrl-C ends the watching alone."""
+    from blossom_ray.cli.console.runs import choose_view, final_summary
     from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.cli.console.views import choose_view, final_summary
     from blossom_ray.runs.folder import Run
     from blossom_ray.runs.following import follow
 
@@ -185,8 +185,8 @@ def _follow(
     as_json: bool,
 ) -> None:
     """Show a run's rounds as they come, and its result at the end."""
+    from blossom_ray.cli.console.runs import choose_view, final_summary
     from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.cli.console.views import choose_view, final_summary
     from blossom_ray.runs.folder import Run
     from blossom_ray.runs.tracking import Tracking
 

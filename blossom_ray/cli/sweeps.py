@@ -289,7 +289,7 @@ def _follow(
     as_json: bool,
 ) -> int:
     """Show the cells as they go, and the tally at the end; the number of cells that failed."""
-    from blossom_ray.cli.console.sweeps import choose_sweep_view
+    from blossom_ray.cli.console.sweeps import sweep_view
     from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.studies.comparison.notes import run_notes
     from blossom_ray.studies.sweeps.grid import value_text
@@ -308,11 +308,11 @@ def _follow(
                 _print_event(event, _run_of(event), validation_only=column is not None)
         else:
             say(f"{len(cells)} cells in {folder}")
-            with choose_sweep_view(cells, console, column) as view:
+            with sweep_view(cells, console, column) as show:
                 for event in events:
                     _count(event, ends, failures, interruption)
                     trackings.follow(event)
-                    view.update(event)
+                    show(event)
                     if (run := _run_of(event)) is not None:
                         noted.append((", ".join(map(value_text, event.cell.setting.values())), run))
     if interruption.signals and sum(ends.values()) - ends["interrupted"] < len(cells):

@@ -1,9 +1,8 @@
-"""The words and tables of the console: numbers with units, scores by modality set, traffic by block."""
+"""Numbers with their units, and tables of texts, as the console, reports and comparisons show them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -11,16 +10,9 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from blossom_ray.core.records import ActorRound, Failure, RoundRecord, Stopped
-from blossom_ray.core.scores import SCORES, Score, Task, default_score, find_score
+from blossom_ray.core.scores import SCORES, Score, Task
 from blossom_ray.text import printable
 
-if TYPE_CHECKING:
-    from blossom_ray.reading.scenario import Scenario
-
-BARS = "▁▂▃▄▅▆▇█"
-ASCII_BARS = "_.-=+*#@"
-CURVE_WIDTH = 12
 # Columns of words; all others but the first are numbers.
 _LEFT = ("scope", "curve", "state")
 
@@ -69,27 +61,6 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def title(scenario: Scenario) -> str:
-    """One line on what is run: `quickstart, private-head-fusion, 10 clients, 20 rounds`."""
-    sharing = scenario.sharing
-    if isinstance(sharing, dict):
-        sharing_text = " + ".join(f"{block} {scope}" for block, scope in sharing.items())
-    else:
-        sharing_text = sharing
-    most = "at most " if scenario.stop is not None else ""
-    return f"{scenario.name}, {sharing_text}, {scenario.num_clients} clients, {most}{scenario.rounds} rounds"
-
-
-def stopped_line(stopped: Stopped, scenario: Scenario) -> str:
-    """Why a run with `stop` ended, and its best round, in a line."""
-    how = "stopped early after" if stopped.reason == "patience" else "ended with"
-    if stopped.best_round is None or stopped.value is None:
-        return f"{how} round {stopped.round}; no round has a finite {stopped.metric}"
-    score = find_score(stopped.metric, scenario.own_scores) or default_score(scenario.task)
-    best = f"the best {stopped.metric}, {format_score(score, stopped.value)}, is that of round {stopped.best_round}"
-    return f"{how} round {stopped.round}; {best}"
-
-
 def modality_suffixes(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
     """The modality sets that a summary has scores for, as the ends of its names: `/acc`, `/acc+gyro`.
 
@@ -100,135 +71,6 @@ def modality_suffixes(metrics: Mapping[str, float], prefix: str = "") -> list[st
     """
     start = f"{prefix}loss/"  # which every task has
     return [name[len(start) - 1 :] for name in metrics if name.startswith(start)]
-
-
-def split_prefix(metrics: Mapping[str, float]) -> str:
-    """What the names of the scores begin with that are shown first: those on test splits, where these were scored."""
-    return "" if "loss" in metrics else "validation/"
-
-
-def score_table(
-    metrics: Mapping[str, float],
-    num_clients: Mapping[str, int],
-    task: Task,
-    curves: Mapping[str, Sequence[float]] | None = None,
-    bars: str = BARS,
-) -> Table:
-    """Scores by modality set, then over all clients, then what else the summary has.
-
-    That is: over the clients that have trained, where others are scored with blocks of their own that never were;
-    on validation splits; after fine-tuning; on the held-out set. In a round that scores validation splits alone, all of
-    them are of these.
-
-    Args:
-        metrics: The summary of an evaluated round.
-        num_clients: Number of clients by modality set.
-        task: The task, whose scores are the columns.
-        curves: Values of the task's first score so far by modality set as `modality_suffixes` gives it, "" for all
-            clients; drawn as a last column. None: no such column.
-        bars: Characters for the curves, from low to high.
-    """
-    scores = shown_scores(task)
-    columns = ["modalities", "clients", *(score.label for score in scores), "loss"]
-    table = plain_table(*columns, *([] if curves is None else ["curve"]))
-
-    first = split_prefix(metrics)
-
-    def add(label: str, clients: str, prefix: str, suffix: str) -> None:
-        values = [format_score(score, metrics.get(f"{prefix}{score.name}{suffix}")) for score in scores]
-        cells = [clients, *values, f"{metrics[f'{prefix}loss{suffix}']:.3f}"]
-        if curves is not None:
-            cells.append(sparkline(curves.get(suffix, ()) if prefix == first else (), bars))
-        table.add_row(label, *cells)
-
-    for suffix in modality_suffixes(metrics, first):
-        add(suffix[1:], str(num_clients[suffix[1:]]), first, suffix)
-    table.add_section()
-    everyone = str(sum(num_clients.values()))
-    for label, prefix in (
-        ("all clients", ""),
-        ("validation", "validation/"),
-        ("fine-tuned", "fine_tuned/"),
-        ("validation, fine-tuned", "validation/fine_tuned/"),
-    ):
-        if f"{prefix}loss" in metrics:
-            add(label, everyone, prefix, "")
-        if (
-            prefix == first
-            and metrics.get(f"{prefix}loss_trained", metrics[f"{prefix}loss"]) != metrics[f"{prefix}loss"]
-        ):
-            add("that trained", "", prefix, "_trained")
-    table.add_section()
-    for suffix in modality_suffixes(metrics, "held_out/"):
-        add(f"held-out {suffix[1:]}", "", "held_out/", suffix)
-    return table
-
-
-def block_table(record: RoundRecord) -> Table:
-    """One row per block instance: who trained it, what was sent, how far the server moved it."""
-    table = plain_table("block", "scope", "clients", "down", "up", "update")
-    for block in record.blocks:
-        table.add_row(
-            str(block.instance),
-            str(block.instance.scope),
-            str(block.contributors),
-            format_bytes(block.bytes_down),
-            format_bytes(block.bytes_up),
-            f"{block.update_norm:.3g}",
-        )
-    return table
-
-
-def block_summary(record: RoundRecord) -> str:
-    """The traffic of a round in a line."""
-    blocks = record.blocks
-    down, up = sum(block.bytes_down for block in blocks), sum(block.bytes_up for block in blocks)
-    return f"{_counted(len(blocks), 'block')}: down {format_bytes(down)}, up {format_bytes(up)}"
-
-
-def actor_table(record: RoundRecord, replaced: Mapping[int, int]) -> Table:
-    """One row per client actor: its clients, its state, the share of the round that it computed, its memory.
-
-    Args:
-        record: The round.
-        replaced: How often each actor was replaced so far.
-    """
-    table = plain_table("actor", "clients", "state", "busy", "memory")
-    for actor in record.actors:
-        times = replaced[actor.actor]
-        table.add_row(
-            str(actor.actor),
-            str(actor.num_clients),
-            f"replaced {times}x" if times else "up",
-            _percent(_busy(record, actor)),
-            "-" if actor.memory_bytes is None else format_bytes(actor.memory_bytes),
-        )
-    return table
-
-
-def actor_summary(record: RoundRecord, replaced: Mapping[int, int]) -> str:
-    """The actors in a line: how many, how many of them replaced, and mean and range of what `actor_table` has."""
-    parts = [_counted(len(record.actors), "actor")]
-    if times := sum(replaced.values()):
-        parts.append(f"replaced {times}x")
-    busy = [share for actor in record.actors if (share := _busy(record, actor)) is not None]
-    if busy:
-        parts.append(f"busy {_percent(min(busy))} to {_percent(max(busy))}")
-    memory = [actor.memory_bytes for actor in record.actors if actor.memory_bytes is not None]
-    if memory:
-        parts.append(f"memory {format_bytes(sum(memory))}, at most {format_bytes(max(memory))} each")
-    return ", ".join(parts)
-
-
-def failure_line(round_index: int, failure: Failure) -> str:
-    """A failure in a line: `round 3, training, actor 2, client 7 and 4 others: died: ...; repeated`."""
-    where = [f"round {round_index}", failure.phase]
-    if failure.actor is not None:
-        where.append(f"actor {failure.actor}")
-    if failure.clients:
-        first, *others = failure.clients
-        where.append(f"client {first}" + (f" and {_counted(len(others), 'other')}" if others else ""))
-    return f"{', '.join(where)}: {failure.cause.splitlines()[0]}; {failure.action}"
 
 
 def line(text: str, style: str = "") -> Text:
@@ -252,27 +94,3 @@ def plain_table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(line(name), no_wrap=True, justify="left" if name in _LEFT else "right")
     return table
-
-
-def sparkline(values: Sequence[float], bars: str = BARS) -> str:
-    """The whole history in at most `CURVE_WIDTH` bars, from its lowest to its highest value."""
-    if not values:
-        return ""
-    num_bars = min(len(values), CURVE_WIDTH)
-    shown = [values[i * (len(values) - 1) // max(num_bars - 1, 1)] for i in range(num_bars)]
-    low, span = min(shown), max(shown) - min(shown)
-    return "".join(bars[round((value - low) / span * (len(bars) - 1)) if span else 0] for value in shown)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _busy(record: RoundRecord, actor: ActorRound) -> float | None:
-    """The share of the round's wall time that an actor computed, None where there is no time to speak of."""
-    total = record.seconds.get("total", 0.0)
-    return actor.seconds / total if total else None
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"

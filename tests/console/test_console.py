@@ -4,22 +4,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from blossom_ray.cli.console.live import LiveView
-from blossom_ray.cli.console.views import PlainView, choose_view, final_summary
+from blossom_ray.cli.console.rounds import CURVE_WIDTH, failure_line, score_table, sparkline
+from blossom_ray.cli.console.runs import LiveView, PlainView, choose_view, final_summary
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import ActorRound, BlockRound, ClientEvaluation, Failure, RoundRecord
 from blossom_ray.core.scores import default_score
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
-from blossom_ray.studies.tables import (
-    CURVE_WIDTH,
-    failure_line,
-    format_bytes,
-    format_score,
-    format_seconds,
-    score_table,
-    sparkline,
-)
+from blossom_ray.studies.tables import format_bytes, format_score, format_seconds
 
 LONG_SET = "accelerometer+gyroscope+magnetometer"
 PROFILES = (ClientProfile(0, ("acc",)), ClientProfile(1, ("acc",)), ClientProfile(2, tuple(LONG_SET.split("+"))))

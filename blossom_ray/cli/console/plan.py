@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from blossom_ray.studies.tables import format_bytes, format_seconds, line, plain_table, title
+from blossom_ray.cli.console.rounds import title
+from blossom_ray.studies.tables import format_bytes, format_seconds, line, plain_table
 
 if TYPE_CHECKING:
     from blossom_ray.reading.scenario import Scenario

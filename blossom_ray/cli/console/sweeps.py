@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -24,111 +22,40 @@ _TELL_EVERY_S = 60.0
 _ENDS = ("skipped", "finished", "failed", "interrupted")
 
 
-class SweepView(Protocol):
-    """Shows the events of one sweep: a context manager that is updated with each of them."""
+@contextmanager
+def sweep_view(
+    cells: Sequence[Cell], console: Console, column: str | None = None
+) -> Iterator[Callable[[CellEvent], None]]:
+    """A live view on a terminal, lines off one; yields what shows an event.
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def update(self, event: CellEvent) -> None:
-        """Show one more event."""
-
-
-def choose_sweep_view(cells: Sequence[Cell], console: Console, column: str | None = None) -> SweepView:
-    """A live view on a terminal, lines off one.
+    The live view leaves the screen when the sweep ends well; lines, which are for logs and pipes, are not wrapped.
 
     Args:
         cells: The sweep's cells.
         console: Where it is shown.
         column: The score that is shown, such as `validation/accuracy`; None: what each cell's task is judged by.
     """
-    return (LiveSweepView if console.is_terminal else PlainSweepView)(cells, console, column)
+    tally = _Tally(cells, column)
+    if not console.is_terminal:
+        told_s = time.monotonic()
 
+        def tell(event: CellEvent) -> None:
+            nonlocal told_s
+            tally.add(event)
+            if event.kind != "round" or time.monotonic() - told_s >= _TELL_EVERY_S:
+                told_s = time.monotonic()
+                console.print(line(tally.text(event)), soft_wrap=True)
 
-class PlainSweepView:
-    """A line when a cell begins and ends, now and then one on a round: for logs and pipes. Lines are not wrapped."""
+        yield tell
+        return
+    with Live(tally.picture(), console=console, auto_refresh=False) as live:
 
-    def __init__(self, cells: Sequence[Cell], console: Console, column: str | None = None) -> None:
-        self._console = console
-        self._tally = _Tally(cells, column)
-        self._told_s = time.monotonic()
+        def draw(event: CellEvent) -> None:
+            tally.add(event)
+            live.update(tally.picture(), refresh=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def update(self, event: CellEvent) -> None:
-        """Print the event's line."""
-        self._tally.add(event)
-        if event.kind == "round" and time.monotonic() - self._told_s < _TELL_EVERY_S:
-            return
-        self._told_s = time.monotonic()
-        parts = [f"{self._tally.place()} {event.kind:<8}  {event.cell.name}", *self._details(event)]
-        if event.kind in _ENDS and event.kind != "skipped" and self._tally.left_s is not None:
-            parts.append(f"left {format_seconds(self._tally.left_s)}")
-        self._console.print(line("  ".join(parts)), soft_wrap=True)
-
-    def _details(self, event: CellEvent) -> list[str]:
-        if event.kind == "failed":
-            return [str(event.error).splitlines()[0]]
-        if event.kind in ("finished", "interrupted", "round"):
-            return self._tally.words(event.cell)
-        return []
-
-
-class LiveSweepView:
-    """Progress over all cells, the cells in progress, and what failed, redrawn with each event."""
-
-    def __init__(self, cells: Sequence[Cell], console: Console, column: str | None = None) -> None:
-        self._tally = _Tally(cells, column)
-        self._running: dict[str, Cell] = {}
-        self._failed: dict[str, str] = {}
-        self._live = Live(self._render(), console=console, auto_refresh=False)
-
-    def __enter__(self) -> Self:
-        self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.transient = kind is None
-        self._live.stop()
-
-    def update(self, event: CellEvent) -> None:
-        """Redraw with the event."""
-        self._tally.add(event)
-        if event.kind in _ENDS:
-            self._running.pop(event.cell.identity, None)
-        else:
-            self._running[event.cell.identity] = event.cell
-        if event.kind == "failed":
-            self._failed[event.cell.name] = str(event.error).splitlines()[0]
-        self._live.update(self._render(), refresh=True)
-
-    def _render(self) -> RenderableType:
-        tally = self._tally
-        grid = Table.grid(padding=(0, 2))
-        cells: list[RenderableType] = [f"{tally.num_ended} of {tally.num_cells} cells"]
-        cells.append(ProgressBar(tally.num_rounds, tally.num_done, width=24))
-        if tally.left_s is not None:
-            cells.append(f"left {format_seconds(tally.left_s)}")
-        grid.add_row(*cells)
-        parts: list[RenderableType] = [grid]
-        if self._running:
-            table = plain_table("cell", "round", "score", "a round")
-            for cell in self._running.values():
-                table.add_row(cell.name, *tally.columns(cell))
-            parts.append(table)
-        parts += [line(f"failed: {name}: {text}", "red") for name, text in self._failed.items()]
-        return Group(*parts)
+        yield draw
+        live.transient = True
 
 
 class _Tally:
@@ -136,32 +63,17 @@ class _Tally:
 
     def __init__(self, cells: Sequence[Cell], column: str | None) -> None:
         self._column = column
-        self.num_cells = len(cells)
-        self.num_rounds = sum(cell.scenario.rounds for cell in cells)
+        self._num_cells = len(cells)
+        self._num_rounds = sum(cell.scenario.rounds for cell in cells)
+        # By identity: rounds that are done, or given up with their cells; the last round; its score, or an earlier one.
         self._rounds: dict[str, int] = {}
         self._last: dict[str, Progress] = {}
         self._scores: dict[str, float] = {}
-        self._ends: Counter[str] = Counter()
+        self._running: dict[str, Cell] = {}
+        self._failed: dict[str, str] = {}
+        self._num_ended = 0
         self._begun_s: float | None = None
         self._num_timed = 0
-
-    @property
-    def num_ended(self) -> int:
-        """Cells that have ended, one way or another."""
-        return self._ends.total()
-
-    @property
-    def num_done(self) -> int:
-        """Rounds that are done, or given up with their cells."""
-        return sum(self._rounds.values())
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds for the rounds that are left; None before the first round and after the last."""
-        left = self.num_rounds - self.num_done
-        if self._begun_s is None or not self._num_timed or not left:
-            return None
-        return (time.monotonic() - self._begun_s) / self._num_timed * left
 
     def add(self, event: CellEvent) -> None:
         """Take one more event in."""
@@ -171,45 +83,62 @@ class _Tally:
         if event.progress is not None:
             self._rounds[key] = event.progress.round_index
             self._last[key] = event.progress
-            metrics = event.progress.metrics
-            score = metrics.get(self._column) if self._column else _score(event.cell, event.progress)
+            name, metrics = default_score(event.cell.scenario.task).name, event.progress.metrics
+            score = metrics.get(self._column) if self._column else metrics.get(name, metrics.get(f"validation/{name}"))
             if score is not None:
                 self._scores[key] = score
             self._num_timed += event.progress.round_index > 0
-        if event.kind in _ENDS:
-            self._ends[event.kind] += 1
-            self._rounds[key] = event.cell.scenario.rounds
+        if event.kind not in _ENDS:
+            self._running[key] = event.cell
+            return
+        self._running.pop(key, None)
+        self._num_ended += 1
+        self._rounds[key] = event.cell.scenario.rounds
+        if event.kind == "failed":
+            self._failed[event.cell.name] = str(event.error).splitlines()[0]
 
-    def place(self) -> str:
-        """How many cells have ended, such as `[ 3/12]`."""
-        total = str(self.num_cells)
-        return f"[{self.num_ended:>{len(total)}}/{total}]"
+    def text(self, event: CellEvent) -> str:
+        """An event in a line: `[ 3/12] finished  sharing=local  round 20/20  accuracy 61.2 %  0.25 s a round`."""
+        total = str(self._num_cells)
+        parts = [f"[{self._num_ended:>{len(total)}}/{total}] {event.kind:<8}  {event.cell.name}"]
+        if event.kind == "failed":
+            parts.append(self._failed[event.cell.name])
+        elif event.kind in ("finished", "interrupted", "round") and event.cell.identity in self._last:
+            rounds, score, seconds = self._columns(event.cell)
+            label = self._column or default_score(event.cell.scenario.task).label
+            parts += [f"round {rounds}", *([f"{label} {score}"] if score else []), f"{seconds} a round"]
+        if event.kind in _ENDS and event.kind != "skipped":
+            parts += self._left()
+        return "  ".join(parts)
 
-    def words(self, cell: Cell) -> list[str]:
-        """The last round of a cell in words."""
-        if cell.identity not in self._last:
+    def picture(self) -> RenderableType:
+        """Progress over all cells, the cells in progress, and what failed."""
+        grid = Table.grid(padding=(0, 2))
+        bar = ProgressBar(self._num_rounds, sum(self._rounds.values()), width=24)
+        grid.add_row(f"{self._num_ended} of {self._num_cells} cells", bar, *self._left())
+        parts: list[RenderableType] = [grid]
+        if self._running:
+            table = plain_table("cell", "round", "score", "a round")
+            for cell in self._running.values():
+                table.add_row(cell.name, *self._columns(cell))
+            parts.append(table)
+        return Group(*parts, *(line(f"failed: {name}: {text}", "red") for name, text in self._failed.items()))
+
+    def _left(self) -> list[str]:
+        """How long the rounds that are left will take; nothing before the first round and after the last."""
+        left = self._num_rounds - sum(self._rounds.values())
+        if self._begun_s is None or not self._num_timed or not left:
             return []
-        rounds, score, seconds = self.columns(cell)
-        return [
-            f"round {rounds}",
-            *([f"{self._column or default_score(cell.scenario.task).label} {score}"] if score else []),
-            f"{seconds} a round",
-        ]
+        return [f"left {format_seconds((time.monotonic() - self._begun_s) / self._num_timed * left)}"]
 
-    def columns(self, cell: Cell) -> tuple[str, str, str]:
+    def _columns(self, cell: Cell) -> tuple[str, str, str]:
         """Round, score and seconds of the last round of a cell; empty where there is none yet."""
-        last = self._last.get(cell.identity)
+        last, score, task = self._last.get(cell.identity), self._scores.get(cell.identity), cell.scenario.task
         if last is None:
             return "", "", ""
-        score, task = self._scores.get(cell.identity), cell.scenario.task
         about = (self._column and find_score(self._column, cell.scenario.own_scores)) or default_score(task)
         return (
             f"{last.round_index}/{cell.scenario.rounds}",
             "" if score is None else format_score(about, score),
             format_seconds(last.seconds),
         )
-
-
-def _score(cell: Cell, progress: Progress) -> float | None:
-    name = default_score(cell.scenario.task).name
-    return progress.metrics.get(name, progress.metrics.get(f"validation/{name}"))

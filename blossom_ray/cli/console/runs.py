@@ -1,4 +1,7 @@
-"""The live view of a run on a terminal: progress, scores, traffic, actors and failures on one screen."""
+"""What a person sees of a run: a live view on a terminal, a line per round elsewhere, a summary at the end.
+
+A view consumes round records and knows nothing of who makes them.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.records import RoundRecord
-from blossom_ray.core.scores import default_score
-from blossom_ray.studies.tables import (
+from blossom_ray.cli.console.rounds import (
     ASCII_BARS,
     BARS,
     actor_summary,
@@ -26,16 +26,27 @@ from blossom_ray.studies.tables import (
     block_summary,
     block_table,
     failure_line,
+    score_table,
+    split_prefix,
+    stopped_line,
+    title,
+)
+from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.core.records import RoundRecord
+from blossom_ray.core.scores import default_score
+from blossom_ray.studies.tables import (
+    format_bytes,
+    format_score,
     format_seconds,
     line,
     modality_suffixes,
-    score_table,
-    split_prefix,
-    title,
+    plain_table,
+    shown_scores,
 )
 
 if TYPE_CHECKING:
     from blossom_ray.reading.scenario import Scenario
+    from blossom_ray.runs.folder import Run
 
 # Redrawn so often, however many rounds a second there are: drawing takes milliseconds of a core that may be training.
 _DRAWN_PER_SECOND = 2
@@ -44,6 +55,59 @@ _SHOWN_FAILURES = 3
 _MOST_ACTOR_ROWS = 16
 # A round that has gone on for longer is said to be going on.
 _SILENCE_S = 2.0
+
+
+def choose_view(scenario: Scenario, profiles: Sequence[ClientProfile], console: Console) -> LiveView | PlainView:
+    """A live view on a terminal, a line per round off one."""
+    return LiveView(scenario, profiles, console) if console.is_terminal else PlainView(scenario, console)
+
+
+class PlainView:
+    """One line per round and one per failure: for logs and pipes. Lines are not wrapped."""
+
+    def __init__(self, scenario: Scenario, console: Console) -> None:
+        self._scenario = scenario
+        self._console = console
+        self._pace = Pace(scenario.rounds)
+
+    def __enter__(self) -> Self:
+        self._print(title(self._scenario))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def update(self, record: RoundRecord) -> None:
+        """Print the round's line, and one for each of its failures."""
+        self._pace.add(record)
+        metrics, rounds = record.metrics, self._scenario.rounds
+        parts = [
+            f"round {record.round_index:>{len(str(rounds))}}/{rounds}",
+            format_seconds(self._pace.last_s),
+        ]
+        if "train_loss" in metrics:
+            parts.append(f"train loss {metrics['train_loss']:.3f}")
+        for prefix in ("", "validation/"):
+            if f"{prefix}loss" in metrics:
+                parts.append(f"{prefix.replace('/', ' ')}loss {metrics[f'{prefix}loss']:.3f}")
+                shown = shown_scores(self._scenario.task)
+                parts += [f"{score.label} {format_score(score, metrics.get(prefix + score.name))}" for score in shown]
+        parts += [
+            f"up {format_bytes(sum(block.bytes_up for block in record.blocks))}",
+            f"down {format_bytes(sum(block.bytes_down for block in record.blocks))}",
+        ]
+        if self._pace.left_s is not None and record.stopped is None:
+            parts.append(f"left {format_seconds(self._pace.left_s)}")
+        self._print("  ".join(parts))
+        for failure in record.failures:
+            self._print(f"  {failure_line(record.round_index, failure)}")
+        if record.stopped is not None:
+            self._print(stopped_line(record.stopped, self._scenario))
+
+    def _print(self, text: str) -> None:
+        self._console.print(line(text), soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -173,6 +237,31 @@ class LiveView:
             cells.append(f"left {format_seconds(max(0.0, self._pace.left_s - waited_s))}")
         grid.add_row(*cells)
         return grid
+
+
+def final_summary(run: Run) -> RenderableType:
+    """The end of a run: scores of the last evaluated round or the best one, bytes by block, time, where it is kept."""
+    import polars as pl
+
+    num_clients = Counter(profile.modality_set for profile in run.scenario.profiles())
+    parts: list[RenderableType] = [line(f"{title(run.scenario)}: {run.status}", "bold")]
+    if run.stopped is not None:
+        parts.append(line(f"{stopped_line(run.stopped, run.scenario)}, whose scores these are"))
+    if final := run.final:
+        parts.append(score_table(final, num_clients, run.scenario.task))
+    traffic = plain_table("block", "scope", "down", "up")
+    totals = run.blocks.group_by("block", "scope", "key", maintain_order=True)
+    for block, scope, key, down, up in totals.agg(pl.col("bytes_down", "bytes_up").sum()).iter_rows():
+        traffic.add_row(str(BlockInstance(block, Scope(scope), key)), scope, format_bytes(down), format_bytes(up))
+    traffic.add_section()
+    rounds = run.rounds
+    down, up, seconds = rounds.select(pl.col("bytes_down", "bytes_up", "seconds").sum()).row(0)
+    traffic.add_row("all blocks", "", format_bytes(down), format_bytes(up))
+    parts += [traffic, line(f"{format_seconds(seconds)} for {rounds.height} rounds, round 0 included")]
+    parts += [line(f"note: {note}") for note in run.manifest.get("notes", ())]
+    if run.path is not None:
+        parts.append(line(str(run.path)))
+    return Group(*parts)
 
 
 class Pace:
