@@ -208,7 +208,7 @@ def compare(
 
 
 def _show(found: Comparison, asked: GainOf | None, form: Form) -> None:
-    from blossom_ray.studies.comparison import formats
+    from blossom_ray.studies.comparison import formats, panels
 
     gain_of = found.summary if asked is None else asked.value
     match form:
@@ -216,7 +216,7 @@ def _show(found: Comparison, asked: GainOf | None, form: Form) -> None:
             from blossom_ray.cli.console.terminal import terminal
 
             console = terminal()
-            console.print(formats.terminal(found, gain_of, console.width))
+            console.print(panels.terminal(found, gain_of, console.width))
         case Form.CSV:
             say_text(formats.csv(found))
         case Form.MARKDOWN:

@@ -16,7 +16,7 @@ from scipy import stats
 from blossom_ray import Run, Scenario, compare, simulate
 from blossom_ray.core.records import ClassScores, RoundRecord
 from blossom_ray.errors import InputError
-from blossom_ray.studies.comparison import formats
+from blossom_ray.studies.comparison import formats, panels
 
 FEDERATION = {"data": {"fingerprint": "f", "partition": "p", "task": "classification", "num_classes": 2}}
 Scores = Mapping[tuple[str, str], tuple[float | None, float | None]]
@@ -120,7 +120,7 @@ def test_a_run_has_the_scores_of_its_table(small_scenario: Scenario, tmp_path: P
 
 def test_every_format_names_the_classes(make: Callable[..., Run]) -> None:
     found = compare(make({("test", ""): (0.5, 0.25)}), per_class=True)
-    header, rows = formats.flat_table(found, "final")
+    header, rows = panels.flat_table(found, "final")
     assert header[0] == "class"
     assert [row[0] for row in rows] == ["walk", "sit/stand"]
     assert "sit/stand" in formats.markdown(found, "final")

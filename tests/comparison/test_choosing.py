@@ -18,7 +18,7 @@ from blossom_ray import Run, Scenario, compare
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClientEvaluation, RoundRecord
 from blossom_ray.errors import InputError
-from blossom_ray.studies.comparison import formats
+from blossom_ray.studies.comparison import formats, panels
 from blossom_ray.studies.comparison.choosing import check_choice
 from blossom_ray.studies.comparison.comparing import Comparison
 from blossom_ray.studies.sweeps.grid import Axis, expand
@@ -117,7 +117,7 @@ def notes_on(found: Comparison) -> str:
 
 def printed(found: Comparison, gain_of: Any = "last5", width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, no_color=True)
-    console.print(formats.terminal(found, gain_of, width))
+    console.print(panels.terminal(found, gain_of, width))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 

@@ -23,7 +23,7 @@ from blossom_ray.core.records import BlockRound, ClientEvaluation, RoundRecord
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import RunWriter
-from blossom_ray.studies.comparison import formats
+from blossom_ray.studies.comparison import formats, panels
 from blossom_ray.studies.comparison.comparing import Comparison
 
 ALL = "all clients"
@@ -129,7 +129,7 @@ def test_up_to_a_round_the_rest_does_not_count(make: Make) -> None:
     assert (local["final"], local["best"], local["rounds_to_target"]) == (0.5, 0.5, None)
     assert local["last5"] == pytest.approx(0.4)
     assert local["gain_final"] == pytest.approx(25.0)
-    assert formats.comparison_title(found, "final").endswith("up to round 2")
+    assert panels.comparison_title(found, "final").endswith("up to round 2")
     assert compare(*runs, up_to=3).table.equals(compare(*runs).table)
 
 
@@ -589,7 +589,7 @@ def paired(make: Make) -> Comparison:
 
 def printed(comparison: Comparison, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, no_color=True)
-    console.print(formats.terminal(comparison, "last5", width))
+    console.print(panels.terminal(comparison, "last5", width))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from blossom_ray.core.scores import Score
-from blossom_ray.studies.comparison.intervals import bootstrap_interval, holm, t_interval, t_test
-from blossom_ray.studies.comparison.rows import gain
+from blossom_ray.studies.comparison.intervals import bootstrap_interval, gain, holm, t_interval, t_test
 
 VALUES = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=2, max_size=12)
 

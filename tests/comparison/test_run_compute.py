@@ -14,7 +14,7 @@ from rich.console import Console
 from blossom_ray import Run, Scenario, compare, simulate
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
-from blossom_ray.studies.comparison import formats
+from blossom_ray.studies.comparison import formats, panels
 from blossom_ray.studies.comparison.comparing import Comparison
 from blossom_ray.studies.comparison.scores import Compute, run_compute
 
@@ -184,7 +184,7 @@ def test_every_format_has_the_columns(make: Make) -> None:
     runs = [make([(0, 1, 2, 3, 4)] * 100, sharing=name) for name in ("full-model", "local")]
     found = compare(*runs)
     console = Console(file=io.StringIO(), width=80, no_color=True)
-    console.print(formats.terminal(found, "last5", 80))
+    console.print(panels.terminal(found, "last5", 80))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert "sharing samples steps down up" in lines
     assert lines.count("full-model 15.0 k 300 10.1 kB 1.0 kB") == 1, "once, not by modality set"
@@ -226,7 +226,7 @@ def test_a_note_says_in_what_and_in_which_runs_kernels_differ(make: Make) -> Non
         "runs were computed by other kernels, which moves scores as noise does: MKL_CBWR not set in "
         "full-model (2 of 2 runs), local (1 of 2 runs); COMPATIBLE in local (1 of 2 runs)"
     ]
-    assert kernel_notes(found)[0] in formats.remarks(found, "last5"), "so the report has it, too"
+    assert kernel_notes(found)[0] in panels.remarks(found, "last5"), "so the report has it, too"
 
 
 def test_processes_of_one_run_may_differ_and_versions_count(make: Make) -> None:

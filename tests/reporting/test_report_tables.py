@@ -18,7 +18,7 @@ from rich.console import Console
 from blossom_ray import Run, Scenario, compare, report, simulate
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.sources import open_source
-from blossom_ray.studies.comparison import formats
+from blossom_ray.studies.comparison import panels
 
 SCHEMES = ("full-model", "private-head")
 RULES = ("mask", "zero-embedding")
@@ -67,7 +67,7 @@ def unfolded(page: ReportPage, section: str) -> list[PageTable]:
 
 def console_lines(folder: Path) -> Iterator[str]:
     console = Console(file=io.StringIO(), width=160, no_color=True)
-    console.print(formats.terminal(compare(*folders(folder)), "last5", 160))
+    console.print(panels.terminal(compare(*folders(folder)), "last5", 160))
     yield from console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 

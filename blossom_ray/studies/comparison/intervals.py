@@ -1,24 +1,39 @@
-"""What means and differences are worth: Student's t over seeds, Holm's correction, a bootstrap over clients."""
+"""Gains, and what means and gains are worth: Student's t over seeds, Holm's correction, a bootstrap over clients."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr, stdtrit  # a tenth of what scipy.stats takes to import
 
+from blossom_ray.core.scores import Score
 from blossom_ray.core.seeding import Purpose, generator
 
 Float64Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
+OfSides = Callable[[Any, Any], Any]
+"""The gain or the points of two scores, or of two arrays of them."""
 
 NUM_RESAMPLES = 10_000
 # Counts drawn at once: 16 MB of them, however many clients there are.
 _COUNTS_AT_ONCE = 2_000_000
 # Differences that vary by less than this share of themselves vary by rounding alone.
 _ROUNDING = 1e-9
+
+
+def gain(score: Score, own: Number, base: Number) -> Number:
+    """The gain in percent of the baseline's score, positive where the own one is better."""
+    return (-1 if score.lower_is_better else 1) * 100 * (own - base) / abs(base)
+
+
+def points(score: Score, own: Number, base: Number) -> Number:
+    """The difference, positive where the own score is better: percent points of shares, else in the score's unit."""
+    return (-1 if score.lower_is_better else 1) * (100 if score.is_share else 1) * (own - base)
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
@@ -80,7 +95,7 @@ def bootstrap_interval(
     seed: int,
     level: float = 0.95,
     *,
-    of_sides: Callable[[Float64Array, Float64Array], Float64Array] | None = None,
+    of_sides: OfSides | None = None,
 ) -> Interval | None:
     """The percentile interval of a weighted mean over clients, or of what two such means make together.
 

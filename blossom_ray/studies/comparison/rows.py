@@ -6,14 +6,13 @@ A gain is taken between two rows that differ in the baseline's keys alone, over 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from blossom_ray.core.scores import Score
@@ -21,7 +20,16 @@ from blossom_ray.errors import BlossomError
 from blossom_ray.runs.folder import Run
 from blossom_ray.scenario.tree import Seeds
 from blossom_ray.studies.comparison.entries import FINE_TUNED, PLAIN, SCORING, RunEntry
-from blossom_ray.studies.comparison.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
+from blossom_ray.studies.comparison.intervals import (
+    Interval,
+    OfSides,
+    bootstrap_interval,
+    gain,
+    holm,
+    points,
+    t_interval,
+    t_test,
+)
 from blossom_ray.studies.comparison.scores import (
     ALL,
     COMPUTE,
@@ -41,9 +49,6 @@ from blossom_ray.studies.comparison.scores import (
     tuned_metric,
 )
 
-OfSides = Callable[[Any, Any], Any]
-"""The gain or the points of two scores, or of two arrays of them."""
-Number = TypeVar("Number", float, npt.NDArray[np.float64])
 _GAIN_ROUNDS = tuple(f"gain_{name}_rounds" for name in SUMMARIES)
 _UNWEIGHTED = tuple(f"unweighted_{name}" for name in SUMMARIES)
 _POINTS, _GAINS = (tuple(f"{start}_{name}" for name in SUMMARIES) for start in ("points", "gain"))
@@ -267,16 +272,6 @@ def rounds_text(rounds: Sequence[int]) -> str | None:
     if len(rounds) > 2 and last - first == len(rounds) - 1:
         return f"{first} to {last}"
     return ", ".join(map(str, rounds)) if len(rounds) <= NUM_LAST else f"{len(rounds)} of {first} to {last}"
-
-
-def gain(score: Score, own: Number, base: Number) -> Number:
-    """The gain in percent of the baseline's score, positive where the own one is better."""
-    return (-1 if score.lower_is_better else 1) * 100 * (own - base) / abs(base)
-
-
-def points(score: Score, own: Number, base: Number) -> Number:
-    """The difference, positive where the own score is better: percent points of shares, else in the score's unit."""
-    return (-1 if score.lower_is_better else 1) * (100 if score.is_share else 1) * (own - base)
 
 
 def _place(setting: Mapping[str, str], row: Row) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from blossom_ray.errors import RunFolderError
 from blossom_ray.storage import replacing
-from blossom_ray.studies.comparison.formats import BELOW
+from blossom_ray.studies.comparison.panels import BELOW
 from blossom_ray.studies.reports.charts import GRID, INK, MUTED, SERIES, figure_style
 from blossom_ray.text import printable
 

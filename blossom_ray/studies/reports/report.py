@@ -15,7 +15,8 @@ from blossom_ray.storage import replacing
 from blossom_ray.studies.comparison.choosing import Choice
 from blossom_ray.studies.comparison.comparing import Comparison, Question, compare_entries
 from blossom_ray.studies.comparison.entries import NOT_BEGUN, RunEntry, Source, collect, each_source
-from blossom_ray.studies.comparison.formats import (
+from blossom_ray.studies.comparison.notes import run_notes
+from blossom_ray.studies.comparison.panels import (
     choice_table,
     choice_title,
     comparison_title,
@@ -23,7 +24,6 @@ from blossom_ray.studies.comparison.formats import (
     panel_tables,
     remarks,
 )
-from blossom_ray.studies.comparison.notes import run_notes
 from blossom_ray.studies.comparison.scores import ALL, metric_columns
 from blossom_ray.studies.reports.charts import figure_style, heat_map
 from blossom_ray.studies.reports.classes import class_section

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import polars as pl
 
 from blossom_ray.core.scores import Score
-from blossom_ray.studies.comparison.formats import BELOW
+from blossom_ray.studies.comparison.panels import BELOW
 from blossom_ray.studies.comparison.rows import rounds_text
 from blossom_ray.studies.comparison.scores import ALL
 from blossom_ray.studies.reports.charts import Curve, curves, distributions
