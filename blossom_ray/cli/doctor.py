@@ -90,8 +90,6 @@ class Check:
 
 def checks() -> Iterator[Check]:
     """All checks, one after the other; none of them starts a process or changes anything."""
-    import psutil
-
     from blossom_ray.runtime.placement import this_machine
 
     yield python_check(platform.python_version_tuple()[:2])
@@ -100,7 +98,7 @@ def checks() -> Iterator[Check]:
     yield processor_check(room)
     yield memory_check(room)
     yield gpu_check()
-    yield shared_memory_check(Path("/dev/shm"), psutil.virtual_memory().total)
+    yield shared_memory_check(Path("/dev/shm"), room.memory_bytes)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield descriptor_check(soft, hard)
     folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
@@ -172,17 +170,15 @@ def gpu_check() -> Check:
     return Check("GPU", "good", ", ".join(f"{name}, {size:.0f} GiB" for name, size in zip(names, sizes, strict=True)))
 
 
-def shared_memory_check(folder: Path, total_bytes: int) -> Check:
+def shared_memory_check(folder: Path, free_memory_bytes: float) -> Check:
     """The file system that Ray's object store lies in."""
     if not folder.is_dir():
         return Check("shared memory", "warning", f"no {folder}", "Ray's object store falls back to disk, which is slow")
     size = shutil.disk_usage(folder).free
     found = f"{size / GIB:.1f} GiB free in {folder}"
-    # Ray asks for 30 % of the memory.
-    if size < 0.3 * total_bytes:
-        advice = (
-            f"Ray would take {0.3 * total_bytes / GIB:.1f} GiB; in Docker: --shm-size={0.3 * total_bytes / GIB:.0f}g"
-        )
+    wanted = 0.3 * free_memory_bytes  # what Ray asks for
+    if size < wanted:
+        advice = f"Ray would take {wanted / GIB:.1f} GiB; in Docker: --shm-size={wanted / GIB:.0f}g"
         return Check("shared memory", "warning", found, advice)
     return Check("shared memory", "good", found)
 
