@@ -20,7 +20,6 @@ import polars as pl
 
 from blossom_ray import Run
 from blossom_ray.data.division.federation import build_federation
-from blossom_ray.data.sources import open_source
 
 SETTINGS = {"5-5-0": "uci-har-exclusive", "3-3-4": "uci-har-incomplete"}
 RULES = ("mask", "zero-input")
@@ -66,7 +65,7 @@ def finished_runs(out: Path) -> dict[Case, Run]:
 def ceiling(run: Run) -> float:
     """The macro-F1 over all classes that a perfect classifier would reach: absent classes count 0."""
     scenario = run.scenario
-    targets = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).targets()
+    targets = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).targets()
     federation = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed)
     present = [
         len(np.unique(targets.labels[federation.test_rows(client)])) / targets.num_classes

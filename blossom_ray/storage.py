@@ -94,6 +94,26 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Write a folder as a whole or not at all: yields a new one, which then takes the place of `path`.
+
+    Whoever calls holds a lock, so what lies there unfinished is of a process that was killed.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    before = unfinished / ".replaced"
+    try:
+        yield unfinished
+        if path.exists():
+            path.replace(before)
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(path / before.name, ignore_errors=True)
+
+
 def new_temporary(path: Path) -> Path:
     """A new, empty file for what is to become `path`; a link that lies there goes, and not what it leads to."""
     temporary = path.with_name(f".{path.name}.partial")

@@ -12,6 +12,20 @@ from blossom_ray.data.sets.ku_har import CLASS_NAMES, PAPER_CLASS_NAMES, SUBSAMP
 from blossom_ray.data.sets.ptb_xl_files import LEADS, NUM_STEPS, SUPERCLASSES
 
 
+def uci_har(folder: Path) -> Path:
+    """Both parts of six windows of each activity, of two subjects."""
+    draw, labels = np.random.default_rng(0), np.arange(36) % 6 + 1
+    for part in ("train", "test"):
+        signals = folder / part / "Inertial Signals"
+        signals.mkdir(parents=True)
+        np.savetxt(folder / part / f"y_{part}.txt", labels, fmt="%d")
+        np.savetxt(folder / part / f"subject_{part}.txt", 1 + np.arange(36) // 18, fmt="%d")
+        for signal in ("body_acc", "body_gyro", "total_acc"):
+            for axis in "xyz":
+                np.savetxt(signals / f"{signal}_{axis}_{part}.txt", draw.normal(size=(36, 128)), fmt="%.4g")
+    return folder
+
+
 def ku_har(folder: Path) -> Path:
     """A table of windows of the paper's classes, 30 of each."""
     labels = np.repeat([CLASS_NAMES.index(name) for name in PAPER_CLASS_NAMES], 30)

@@ -17,7 +17,7 @@ from downloads import DOWNLOADS
 from blossom_ray import from_arrays, write_table
 from blossom_ray.cli import main
 from blossom_ray.cli.options import load_scenario
-from blossom_ray.data.facts import DATASETS
+from blossom_ray.data.options import DATASETS
 from blossom_ray.runtime.preparation import prepare
 
 

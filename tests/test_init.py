@@ -19,8 +19,8 @@ from conftest import Command
 from downloads import DOWNLOADS
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.data.facts import DATASETS
-from blossom_ray.data.options import TableData
+from blossom_ray.data.options import DATASETS
+from blossom_ray.data.sets.table import TableData
 from blossom_ray.reading.init import STARTING_POINTS
 
 TINY: dict[str, Any] = {"rounds": 1, "execution.runtime": "local"}

@@ -13,7 +13,6 @@ from downloads import DOWNLOADS
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.models.build import build_client_model
 from blossom_ray.runs.session import check_runnable
-from blossom_ray.scenario.checks import input_shapes
 
 SCENARIOS = sorted((REPOSITORY / "scenarios").glob("*.yaml"))
 
@@ -137,7 +136,7 @@ def test_scenarios_have_the_papers_models(
     path = REPOSITORY / "scenarios" / f"{name}.yaml"
     for kind, expected in (("attention", attention), ("concat", concat)):
         scenario = Scenario.load(path, {"data.path": str(tmp_path), "model.fusion.kind": kind})
-        shapes = input_shapes(scenario.data, scenario.modalities)
+        shapes = scenario.data.input_shapes(scenario.modalities)
         model = build_client_model(scenario.model, shapes, num_classes, scenario.modalities, seed=0)
         assert sum(parameter.numel() for parameter in model.parameters()) == expected
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from data_sets import open_source
 
 from blossom_ray import Dataset, Run, Scenario, simulate
 from blossom_ray.data.dataset import Pieces
-from blossom_ray.data.sources import open_source
 
 
 def run(scenario: Scenario, **changes: Any) -> Run:

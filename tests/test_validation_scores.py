@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import SMALL, Command
+from data_sets import open_source
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,7 +22,6 @@ from blossom_ray.clients.workspace import client_workspace
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.shards import Shard
-from blossom_ray.data.sources import open_source
 from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.overrides import parse_assignment
 from blossom_ray.reading.writer import scenario_yaml

@@ -65,7 +65,7 @@ def trackers(incomplete: str) -> list[str]:
 
 def datasets(incomplete: str) -> list[str]:
     """Names of data sets."""
-    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.data.options import DATASETS
 
     return _offered([*DATASETS], incomplete)
 
@@ -85,9 +85,9 @@ def sharing(incomplete: str) -> list[str]:
 def partitions(incomplete: str) -> list[str]:
     """Kinds of partition."""
     from blossom_ray.core.structure import field_hint
-    from blossom_ray.data.data_keys import DataKeys
+    from blossom_ray.data.division.options import Division
 
-    return _offered([*field_hint(DataKeys.model_fields["partition"]).kinds], incomplete)
+    return _offered([*field_hint(Division.model_fields["partition"]).kinds], incomplete)
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:

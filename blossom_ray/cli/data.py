@@ -53,16 +53,16 @@ def list_datasets(
     """List the data sets: what they hold, where to get them, which file to give."""
     from blossom_ray.cli.console.data import facts_text
     from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.data.options import DATASETS
 
     found: dict[str, Path] = {}
     if path is not None:
         path = local_path(path, "--path")
         if not os.path.exists(path):
             raise InputError(f"--path is {str(path)!r}, which does not exist; expected a folder or an archive")
-        from blossom_ray.data.sets.detection import find
+        from blossom_ray.data.options import find_downloads
 
-        found = find(path)
+        found = find_downloads(path)
     console = terminal()
     for name, facts in DATASETS.items():
         if as_json:
@@ -87,7 +87,7 @@ def inspect(
     """Show what a data set holds; with a scenario, also what each of its clients gets."""
     from blossom_ray.cli.console.data import plain_summary, shares_view, summary_view
     from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.data.options import DATASETS
     from blossom_ray.data.summary import shares, summarise
 
     console = terminal()
@@ -167,13 +167,10 @@ def _loaded(scenario: Scenario) -> Dataset:
     Raises:
         DataError: It cannot be read; where it can be had is said, too.
     """
-    from blossom_ray.data.facts import DATASETS
-    from blossom_ray.data.sources import open_source
-
     try:
-        return open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).load()
+        return scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
     except DataError as error:
-        facts = DATASETS[scenario.data.dataset]
+        facts = scenario.data.facts
         hint = [f"{scenario.data.dataset}: give {facts.download}; get it from {facts.page}"] if facts.page else []
         raise DataError(*error.args, *hint) from error
 
@@ -184,7 +181,7 @@ def _scenario(target: str, path: Path | None, modalities: list[str], settings: l
     Raises:
         InputError: It is neither, or what is asked for is not right.
     """
-    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.data.options import DATASETS
     from blossom_ray.reading.packaged import scenario_path
 
     if target in DATASETS:
@@ -203,7 +200,7 @@ def _scenario(target: str, path: Path | None, modalities: list[str], settings: l
 def _scenario_of_named(
     name: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None
 ) -> Scenario:
-    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.data.options import DATASETS
     from blossom_ray.reading.scenario import Scenario, override_scenario
 
     facts = DATASETS[name]

@@ -185,7 +185,7 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
 
     from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.core.blocks import SCHEME_NAMES
-    from blossom_ray.data.facts import DATASETS
+    from blossom_ray.data.options import DATASETS
     from blossom_ray.reading.init import STARTING_POINTS, suggested
 
     console = terminal()

@@ -28,7 +28,6 @@ from blossom_ray.data.clients import (
     check_splits,
     owned_modalities,
 )
-from blossom_ray.data.strata import strata
 from blossom_ray.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]
@@ -84,7 +83,7 @@ class Targets:
     """What a partition needs of a data set: a stratum per sample and subjects, without the inputs.
 
     Attributes:
-        labels: (N,) int64, 0..num_classes-1: the classes of `classification`, else the strata of `data.strata`.
+        labels: (N,) int64, 0..num_classes-1: the classes of `classification`, else those of `strata`.
         num_classes: Number of classes or strata.
         subjects: (N,) int64, or None where samples belong to no subject.
         recordings: (N,) int64, 0..R-1: samples with the same number share material that must not stand in a training
@@ -340,6 +339,46 @@ def targets_of(labels: Labels, num_classes: int, subjects: IntArray | None) -> T
     if labels.ndim == 1:
         return Targets(np.asarray(labels, np.int64), num_classes, subjects)
     return Targets(*strata(np.asarray(labels, np.float32)), subjects)
+
+
+NUM_QUANTILE_BINS = 10
+
+
+def strata(labels: FloatArray) -> tuple[IntArray, int]:
+    """The stratum of each sample, and how many strata there are.
+
+    Labels of 0 and 1 alone (multilabel): the rarest class that the sample has, ties to the first; a sample without
+    any is in the last stratum, C. Combinations of classes would make thousands of strata of one sample each where
+    classes are many; the rarest class is what a skew has to be seen in.
+
+    Other labels (regression): the tenth of the data set that the value of the first target lies in. Equal values
+    share a stratum, so strata of a target with few values are uneven, and some may be empty.
+
+    Args:
+        labels: (N, C) or (N, T) float32, finite.
+
+    Returns:
+        Strata (N,) int64, 0..S-1, and S: C + 1 or 10.
+
+    Source: the rarest label first as in iterative stratification, Sechidis et al. 2011
+    (doi:10.1007/978-3-642-23808-6_10).
+    """
+    if ((labels == 0) | (labels == 1)).all():
+        return _rarest_class(labels), labels.shape[1] + 1
+    return _quantile_bin(labels[:, 0].astype(np.float64)), NUM_QUANTILE_BINS
+
+
+def _rarest_class(labels: FloatArray) -> IntArray:
+    has_class = labels == 1
+    from_rare = np.argsort(has_class.sum(axis=0), kind="stable")
+    found: IntArray = from_rare[has_class[:, from_rare].argmax(axis=1)].astype(np.int64)
+    found[~has_class.any(axis=1)] = labels.shape[1]
+    return found
+
+
+def _quantile_bin(values: npt.NDArray[np.float64]) -> IntArray:
+    edges = np.quantile(values, np.arange(1, NUM_QUANTILE_BINS) / NUM_QUANTILE_BINS)
+    return np.searchsorted(edges, values, side="left").astype(np.int64)
 
 
 def _check_labels(labels: Any, class_names: tuple[str, ...]) -> None:

@@ -16,14 +16,13 @@ from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import TASKS, Task
 from blossom_ray.data.clients import SPLITS
 from blossom_ray.data.dataset import Targets
-from blossom_ray.data.options import SyntheticData, TableData
-from blossom_ray.data.table.source import Table
+from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.data.sets.table import Table, TableData
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.reading.inspection import Inspector
 from blossom_ray.reading.packaged import packaged_scenarios
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.yaml_tree import parse_yaml, resolve_scalar
-from blossom_ray.scenario.checks import input_shapes
 from blossom_ray.text import quoted
 
 STARTING_POINTS: Mapping[str, str] = {
@@ -254,7 +253,7 @@ def _encoders(choices: Choices, tree: dict[str, Any], modalities: Iterable[str])
         known = tree["model"]["encoders"]
         shapes = {}
         if choices.dataset == "synthetic":
-            shapes = input_shapes(SyntheticData(dataset="synthetic"), modalities)
+            shapes = SyntheticData(dataset="synthetic").input_shapes(modalities)
     return {name: known.get(name) or _encoder(shapes.get(name, ())) for name in modalities}
 
 
@@ -290,7 +289,7 @@ def _sketch(path: str | None, partition: str | None, task: Task | None, label: s
         keys = _keys(path, partition, {} if label is None else {"label_column": label})
         table = _table(path, "classification", keys)
         shapes, reasons = table.columns()
-        whole = [column for column, shape in shapes.items() if shape == () and table.is_whole(column)]
+        whole = [column for column, shape in shapes.items() if shape == () and table.rows.is_whole(column)]
     except DataError:
         return TableSketch()
     told = [*reasons.values()]
@@ -333,7 +332,7 @@ def _keys(path: str, partition: str | None, labels: Mapping[str, Any]) -> dict[s
     Raises:
         DataError: The table cannot be read.
     """
-    names = _table(path, "classification", {}).names
+    names = _table(path, "classification", {}).rows.names
     by_recording = {**labels, **({"split": "recording"} if "recording" in names else {})}
     if partition not in (None, "given"):
         return by_recording
@@ -378,7 +377,7 @@ def _table(path: str, task: Task, keys: Mapping[str, Any], columns: Mapping[str,
     section: dict[str, Any] = {"dataset": "table", "path": path, **keys}
     section["modalities"] = {name: {"column": column} for name, column in columns.items()}
     section["partition"] = {"kind": keys.get("partition", "iid")}
-    return Table(TableData.model_validate(section), tuple(columns), task)
+    return TableData.model_validate(section).open(tuple(columns), 0, task)
 
 
 def _modalities(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | list[str]]:

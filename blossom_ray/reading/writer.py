@@ -19,7 +19,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from blossom_ray.core.phrases import listed, sentences, shown
 from blossom_ray.core.section import Section, plain_tree
 from blossom_ray.core.structure import Hint, field_hint, literal_values
-from blossom_ray.data.data_keys import DataKeys
+from blossom_ray.data.division.options import Division
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.scenario.tree import ScenarioTree
 
@@ -136,7 +136,7 @@ class _Writer:
         """
         fields = type(section).model_fields
         # What makes a data set this one goes before what all data sets have.
-        for name in sorted(fields, key=lambda name: (name != hint.discriminator, name in DataKeys.model_fields)):
+        for name in sorted(fields, key=lambda name: (name != hint.discriminator, name in Division.model_fields)):
             if not self._defaults and name not in section.model_fields_set:
                 continue
             own = field_hint(fields[name])

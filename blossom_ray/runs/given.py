@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.options import CustomData, TableData
-from blossom_ray.data.partition_options import GivenPartition
+from blossom_ray.data.division.options import GivenPartition
+from blossom_ray.data.sets.custom import CustomData
+from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.table.writer import write_table
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.reading.scenario import Scenario

@@ -15,8 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.options import CustomData
-from blossom_ray.data.sources import keep_built, take_built
+from blossom_ray.data.sets.custom import CustomData, keep_built, take_built
 from blossom_ray.errors import DriverLostError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.actors import ActorRuntime, spawn_clients

@@ -17,9 +17,8 @@ from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.standardization import standardized
-from blossom_ray.data.options import CustomData, TableData
+from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
-from blossom_ray.data.sources import open_source
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.identity import numbers_tree
 
@@ -143,7 +142,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     population = Population(
         tuple(scenario.profiles()), scenario.execution.chunk_size, scenario.server.clients_per_round
     )
-    dataset = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).load()
+    dataset = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
     dataset.check_task(scenario.task)
     sets = tuple(profile.modalities for profile in population.profiles)
     federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed, sets)
@@ -151,7 +150,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
     overlap = federation.overlap(dataset.pieces)
     fingerprint = dataset.fingerprint()
-    if isinstance(scenario.data, TableData | CustomData) and scenario.data.standardize:
+    if isinstance(scenario.data, OwnData) and scenario.data.standardize:
         dataset = standardized(dataset, federation, population.profiles)
     shards = write_shards(dataset, federation, population.profiles, folder)
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out

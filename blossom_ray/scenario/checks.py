@@ -5,8 +5,7 @@ What one section can see by itself is its own method `conflicts`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,17 +26,7 @@ from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import SCORES, SUFFIXES, Task
 from blossom_ray.core.section import Finding, find_conflicts
-from blossom_ray.data.facts import DATASETS, num_subjects, shapes_of
-from blossom_ray.data.options import (
-    CustomData,
-    Data,
-    Downloaded,
-    PtbXlData,
-    SyntheticData,
-    SyntheticModality,
-    TableData,
-)
-from blossom_ray.data.partition_options import (
+from blossom_ray.data.division.options import (
     ClientGroup,
     DirichletPartition,
     GivenPartition,
@@ -45,24 +34,13 @@ from blossom_ray.data.partition_options import (
     Partition,
     QuantityPartition,
 )
+from blossom_ray.data.options import Data
+from blossom_ray.data.sets.base import Download, OwnData
+from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.data.sets.table import TableData
 from blossom_ray.models.options import Model
 from blossom_ray.scenario.compat import compat_conflicts
 from blossom_ray.scenario.sections import Evaluation, Execution, Stop
-
-# Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
-_MOST_SAMPLES = 10_000_000
-_MOST_VALUES_OF_A_SAMPLE = 100_000_000
-_DEFAULT_SHAPES: dict[str, tuple[int, ...]] = {
-    "sequence": (64, 3),
-    "image": (1, 16, 16),
-    "vector": (32,),
-}
-_AXES = {
-    "sequence": "2 numbers (time, channels)",
-    "image": "3 numbers (channels, height, width)",
-    "vector": "1 number (features)",
-}
-
 
 _RULES: list[tuple[tuple[str, ...], Callable[..., Iterator[Finding]]]] = []
 _Rule = TypeVar("_Rule", bound=Callable[..., Iterator[Finding]])
@@ -107,9 +85,9 @@ def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
         sections: As for `cross_problems`.
     """
     data = sections.get("data")
-    if not isinstance(data, Downloaded | TableData) or data.path is None or _exists(data.path):
+    if not isinstance(data, Download | TableData) or data.path is None or _exists(data.path):
         return []
-    return [Finding("data.path", f"{shown(data.path)}, which does not exist", DATASETS[data.dataset].download)]
+    return [Finding("data.path", f"{shown(data.path)}, which does not exist", data.facts.download)]
 
 
 def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
@@ -125,49 +103,9 @@ def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("stop", "asks for validation splits, and no client has one", f"{expected}, or null")
 
 
-def input_shapes(data: Data, modalities: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shape of one sample by modality, where the scenario alone tells it."""
-    match data:
-        case SyntheticData():
-            default = SyntheticModality()
-            listed_modalities = {name: data.modalities.get(name, default) for name in modalities}
-            return {name: section.shape or _DEFAULT_SHAPES[section.kind] for name, section in listed_modalities.items()}
-        case CustomData() | TableData():
-            return {}
-        case _:
-            shapes = shapes_of(data)
-            return {name: shapes[name] for name in modalities if name in shapes}
-
-
-@_rule
-def _data(data: Data) -> Iterator[Finding]:
-    if isinstance(data, SyntheticData):
-        yield from _synthetic(data)
-    if isinstance(data, Downloaded) and data.path is None:
-        facts = DATASETS[data.dataset]
-        yield Finding("data.path", "is null", f"{facts.download}; get it from {facts.page}")
-
-
 @_rule
 def _task(data: Data, task: Task) -> Iterator[Finding]:
-    tasks = DATASETS[data.dataset].tasks
-    if task not in tasks:
-        yield Finding("task", f"{shown(task)}, which the labels of {data.dataset} do not serve", one_of(tasks))
-    if isinstance(data, SyntheticData):
-        limit, what = (data.targets, "targets") if task == "regression" else (data.classes, "classes")
-        for name, modality in data.modalities.items():
-            groups = modality.distinguishable_classes
-            if groups is not None and groups > limit:
-                expected = f"at most {limit}, the number of {what}"
-                yield Finding(f"data.modalities.{name}.distinguishable_classes", f"is {groups}", expected)
-
-
-@_rule
-def _ptb_xl_task(data: Data, task: Task) -> Iterator[Finding]:
-    suited = {"single": "classification", "multi": "multilabel"}
-    if isinstance(data, PtbXlData) and suited[data.labels] != task:
-        expected = " or ".join(f"{labels!r} with task: {name}" for labels, name in suited.items())
-        yield Finding("data.labels", f"is {data.labels!r}, while task is {task!r}", expected)
+    yield from data.task_problems(task)
 
 
 @_rule
@@ -179,7 +117,7 @@ def _from_data(data: Data, from_data: str) -> Iterator[Finding]:
 
 @_rule
 def _given(data: Data) -> Iterator[Finding]:
-    if isinstance(data.partition, GivenPartition) and not isinstance(data, TableData | CustomData):
+    if isinstance(data.partition, GivenPartition) and not isinstance(data, OwnData):
         found = f"is 'given', while data.dataset is {data.dataset!r}, which does not say whose its samples are"
         yield Finding("data.partition.kind", found, "another kind, or dataset: table or custom")
 
@@ -189,34 +127,6 @@ def _exists(path: str) -> bool:
         return is_uri(path) or Path(path).expanduser().exists()
     except (OSError, RuntimeError):  # a name too long for a file, a folder that may not be entered, no such home
         return False
-
-
-def _synthetic(data: SyntheticData) -> Iterator[Finding]:
-    for key, number in (("samples", data.samples), ("held_out_samples", data.held_out_samples)):
-        if number > _MOST_SAMPLES:
-            yield Finding(f"data.{key}", shown(number), f"at most {_MOST_SAMPLES:,}; larger data come in as own data")
-    for key, number in (("classes", data.classes), ("subjects", data.subjects or 0)):
-        if number > data.samples:
-            yield Finding(f"data.{key}", shown(number), f"at most {data.samples}, the number of samples")
-    yield from _synthetic_sizes(data)
-    for name, modality in data.modalities.items():
-        path = f"data.modalities.{name}"
-        if modality.shape is not None and len(modality.shape) != len(_DEFAULT_SHAPES[modality.kind]):
-            expected = f"{_AXES[modality.kind]} for the kind {modality.kind}"
-            yield Finding(f"{path}.shape", shown(modality.shape), expected)
-    if data.subjects is None:
-        for key, value in (("split", data.split), ("partition.kind", data.partition.kind)):
-            if value in ("subject", "common-subject"):
-                found = f"is {value!r}, while data.subjects is null"
-                yield Finding(f"data.{key}", found, "a number of subjects in data.subjects, or another choice")
-
-
-def _synthetic_sizes(data: SyntheticData) -> Iterator[Finding]:
-    for name, modality in data.modalities.items():
-        num_values = math.prod(modality.shape or _DEFAULT_SHAPES[modality.kind])
-        if num_values > _MOST_VALUES_OF_A_SAMPLE:
-            expected = f"at most {_MOST_VALUES_OF_A_SAMPLE:,} values in a sample"
-            yield Finding(f"data.modalities.{name}.shape", shown(modality.shape), expected)
 
 
 @_rule
@@ -243,8 +153,8 @@ def _data_modalities(data: Data, model: Model) -> Iterator[Finding]:
                 expected = f"a modality with an encoder: {listed(model.encoders)}"
                 near = did_you_mean(name, model.encoders)
                 yield Finding(f"data.modalities.{name}", "is a modality without an encoder", expected + near)
-    if isinstance(data, Downloaded):
-        known = shapes_of(data)
+    if isinstance(data, Download):
+        known = data.shapes
         for name in model.encoders:
             if name not in known:
                 found = f"is an encoder of a modality that {data.dataset} does not have"
@@ -254,11 +164,9 @@ def _data_modalities(data: Data, model: Model) -> Iterator[Finding]:
 
 @_rule
 def _encoder_shapes(data: Data, model: Model) -> Iterator[Finding]:
-    for name, shape in input_shapes(data, model.encoders).items():
-        modality = data.modalities.get(name) if isinstance(data, SyntheticData) else None
-        if modality is None or len(shape) == len(_DEFAULT_SHAPES[modality.kind]):  # else the shape is what is wrong
-            for finding in model.encoders[name].misfits(shape, name):
-                yield finding._replace(path=f"model.encoders.{name}.{finding.path}")
+    for name, shape in data.input_shapes(model.encoders).items():
+        for finding in model.encoders[name].misfits(shape, name):
+            yield finding._replace(path=f"model.encoders.{name}.{finding.path}")
 
 
 @_rule
@@ -293,7 +201,7 @@ def _client_counts(data: Data, num_clients: int) -> Iterator[Finding]:
     partition = data.partition
     num_splits = 3 if data.validation_fraction else 2
     if partition.kind == "subject":
-        found_subjects = num_subjects(data)
+        found_subjects = data.num_subjects
         each = num_splits if data.split in ("subject", "common-subject") else 1
         if found_subjects is not None and found_subjects < each * num_clients:
             found = f"is 'subject', while {found_subjects} subjects stand against {num_clients} clients"

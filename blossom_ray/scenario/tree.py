@@ -12,8 +12,8 @@ from blossom_ray.clients.options import EngineName, Training
 from blossom_ray.core.blocks import ClientProfile, SharingScheme
 from blossom_ray.core.scores import Score, Task
 from blossom_ray.core.section import Section
+from blossom_ray.data.division.options import ClientGroup, Clients
 from blossom_ray.data.options import Data
-from blossom_ray.data.partition_options import ClientGroup, Clients
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.models.options import Model
 from blossom_ray.scenario.compat import apply_compat

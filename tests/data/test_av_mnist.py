@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import opened
 from official_files import SPEAKERS, idx, mnist_image, tone, write_av_mnist, write_mnist, write_spoken_digits
 
-from blossom_ray.data.audio_text_data import MelSpectrogram
 from blossom_ray.data.dataset import LeftOut
 from blossom_ray.data.sets.audio import decibels, mel_power
-from blossom_ray.data.sets.av_mnist import AvMnist
+from blossom_ray.data.sets.av_mnist import MelSpectrogram
 from blossom_ray.data.sets.mnist import normalised, read_mnist
 from blossom_ray.data.sets.spoken_digits import Recording, list_recordings, open_spoken_digits
 from blossom_ray.errors import DataError
@@ -35,7 +35,7 @@ def rows_of(images: np.ndarray, part: str) -> list[int]:
 
 
 def test_pairs_have_one_digit_and_each_recording_once(files: Path) -> None:
-    dataset = AvMnist(files, spectrogram=SMALL).load()
+    dataset = opened("av-mnist", files, spectrogram=SMALL).load()
     held_out = dataset.held_out
     assert held_out is not None
     assert dataset.input_shapes == held_out.input_shapes == {"image": (1, 28, 28), "audio": (2, 8, 17)}
@@ -53,7 +53,7 @@ def test_pairs_have_one_digit_and_each_recording_once(files: Path) -> None:
 
 
 def test_the_spectrogram_is_that_of_the_recording(files: Path) -> None:
-    dataset = AvMnist(files, modalities=("audio",), spectrogram=SMALL).load()
+    dataset = opened("av-mnist", files, modalities=("audio",), spectrogram=SMALL).load()
     assert set(dataset.inputs) == {"audio"}
     signal = np.zeros(3200)
     sound = tone(300 + 200 * 3 + 20 * 1 + 6, 0.26, 8000) / 2**15
@@ -67,7 +67,7 @@ def test_the_spectrogram_is_that_of_the_recording(files: Path) -> None:
 
 def test_targets_are_those_of_the_data_set(files: Path) -> None:
     for pairs in (None, 73):
-        source = AvMnist(files, modalities=("image",), pairs=pairs)
+        source = opened("av-mnist", files, modalities=("image",), pairs=pairs)
         targets, dataset = source.targets(), source.load()
         assert targets.labels.tolist() == dataset.labels.tolist()
         assert targets.subjects.tolist() == dataset.subjects.tolist()
@@ -77,7 +77,7 @@ def test_targets_are_those_of_the_data_set(files: Path) -> None:
 
 
 def test_recordings_are_used_again_evenly_and_told(files: Path) -> None:
-    dataset = AvMnist(files, spectrogram=SMALL, pairs=100, held_out_pairs=40).load()
+    dataset = opened("av-mnist", files, spectrogram=SMALL, pairs=100, held_out_pairs=40).load()
     assert dataset.num_samples == 100
     assert len(set(rows_of(dataset.inputs["image"], "train"))) == 100
     uses = np.bincount(dataset.recordings)
@@ -91,7 +91,7 @@ def test_recordings_are_used_again_evenly_and_told(files: Path) -> None:
 
 def test_the_pairing_follows_its_seed(files: Path) -> None:
     def images(seed: int) -> bytes:
-        return AvMnist(files, modalities=("image",), pairing_seed=seed).load().inputs["image"].tobytes()
+        return opened("av-mnist", files, modalities=("image",), pairing_seed=seed).load().inputs["image"].tobytes()
 
     assert images(0) == images(0)
     assert images(0) != images(1)
@@ -121,8 +121,8 @@ def torchvision_layout(files: Path, target: Path) -> Path:
 
 @pytest.mark.parametrize("layout", [folder_above, packed_recordings, torchvision_layout])
 def test_layouts_give_the_same_data(layout: Callable[[Path, Path], Path], files: Path, tmp_path: Path) -> None:
-    expected = AvMnist(files, spectrogram=SMALL).load().fingerprint()
-    assert AvMnist(layout(files, tmp_path), spectrogram=SMALL).load().fingerprint() == expected
+    expected = opened("av-mnist", files, spectrogram=SMALL).load().fingerprint()
+    assert opened("av-mnist", layout(files, tmp_path), spectrogram=SMALL).load().fingerprint() == expected
 
 
 def test_names_of_recordings(files: Path) -> None:
@@ -167,7 +167,7 @@ IMAGES = "train-images-idx3-ubyte.gz"
 )
 def test_faults_of_mnist(name: str, content: bytes | None, message: str, files: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        AvMnist(replaced(files, tmp_path, name, content), modalities=("image",)).load()
+        opened("av-mnist", replaced(files, tmp_path, name, content), modalities=("image",)).load()
 
 
 @pytest.mark.parametrize(
@@ -180,32 +180,32 @@ def test_faults_of_mnist(name: str, content: bytes | None, message: str, files: 
 def test_faults_of_recordings(name: str, content: bytes | None, message: str, files: Path, tmp_path: Path) -> None:
     path = replaced(files, tmp_path, f"free-spoken-digit-dataset/recordings/{name}", content)
     with pytest.raises(DataError, match=message):
-        AvMnist(path, spectrogram=SMALL).load()
+        opened("av-mnist", path, spectrogram=SMALL).load()
 
 
 def test_a_digit_that_nobody_speaks(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     write_spoken_digits(tmp_path, indices=(0,))
     with pytest.raises(DataError, match=r"no recording of the digit 0 is in the train part; expected all ten digits"):
-        AvMnist(tmp_path).targets()
+        opened("av-mnist", tmp_path).targets()
 
 
 def test_what_cannot_be_paired(files: Path) -> None:
     with pytest.raises(
         DataError, match=r"data.pairs asks for 13 images of the digit 0 .* has 12; expected fewer pairs"
     ):
-        AvMnist(files, pairs=121).targets()
+        opened("av-mnist", files, pairs=121).targets()
     with pytest.raises(DataError, match=r"data.held_out_pairs asks for 13 images of the digit 0 in the test part"):
-        AvMnist(files, modalities=("image",), held_out_pairs=130).load()
+        opened("av-mnist", files, modalities=("image",), held_out_pairs=130).load()
     with pytest.raises(DataError, match=r"av-mnist has no modality 'video'; expected some of audio, image"):
-        AvMnist(files, modalities=("video",))
+        opened("av-mnist", files, modalities=("video",))
     with pytest.raises(DataError, match=r"expected a folder"):
-        AvMnist("~nobody-of-this-name/mnist")
+        opened("av-mnist", "~nobody-of-this-name/mnist")
     for path in ("no/where", files / LABELS):
         with pytest.raises(DataError, match=r"cannot be read .*; expected a folder"):
-            AvMnist(path).targets()
+            opened("av-mnist", path).targets()
     with pytest.raises(DataError, match=r"holds no train-labels-idx1-ubyte.gz; expected the four files of MNIST"):
-        AvMnist(files / "free-spoken-digit-dataset").targets()
+        opened("av-mnist", files / "free-spoken-digit-dataset").targets()
 
 
 @pytest.mark.data
@@ -221,24 +221,24 @@ def test_the_official_files() -> None:
     images = normalised(read_mnist(OFFICIAL, "train").pixels)
     assert abs(float(images.mean(dtype=np.float64))) < 1e-3
     assert abs(float(images.std(dtype=np.float64)) - 1) < 1e-3
-    dataset = AvMnist(OFFICIAL, spectrogram=SMALL).load()
+    dataset = opened("av-mnist", OFFICIAL, spectrogram=SMALL).load()
     assert np.bincount(dataset.labels).tolist() == [270] * 10
     assert np.bincount(dataset.held_out.labels).tolist() == [30] * 10
     assert np.bincount(dataset.subjects).tolist() == [450] * 6
     assert np.bincount(dataset.held_out.subjects).tolist() == [50] * 6
-    everything = AvMnist(OFFICIAL, modalities=("image",), pairs=54_210).targets()
+    everything = opened("av-mnist", OFFICIAL, modalities=("image",), pairs=54_210).targets()
     assert np.bincount(everything.labels).tolist() == [5421] * 10
     with pytest.raises(DataError, match=r"asks for 5422 images of the digit 5"):
-        AvMnist(OFFICIAL, pairs=54_220).targets()
+        opened("av-mnist", OFFICIAL, pairs=54_220).targets()
 
 
 def test_recordings_of_other_names_are_counted_and_named(files: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(files, tmp_path / "copy")
     recordings = next(folder.rglob("recordings"))
-    expected = AvMnist(folder, spectrogram=SMALL).load()
+    expected = opened("av-mnist", folder, spectrogram=SMALL).load()
     (recordings / "0_jackson_5.wav").rename(recordings / "0_jackson_5.WAV")
     shutil.copy(recordings / "0_jackson_6.wav", recordings / "0_jackson_6 (1).wav")
-    found = AvMnist(folder, spectrogram=SMALL).load()
+    found = opened("av-mnist", folder, spectrogram=SMALL).load()
     assert found.fingerprint() == expected.fingerprint()
     assert set(found.left_out) - set(expected.left_out) == {
         LeftOut(
@@ -249,11 +249,11 @@ def test_recordings_of_other_names_are_counted_and_named(files: Path, tmp_path: 
     }
     shutil.copy(recordings / "0_jackson_6.wav", recordings / "0_jackson_06.wav")
     with pytest.raises(DataError, match=r"0_jackson_06.wav and recordings/0_jackson_6.wav; expected each"):
-        AvMnist(folder, spectrogram=SMALL).load()
+        opened("av-mnist", folder, spectrogram=SMALL).load()
 
 
 def test_images_and_recordings_in_no_pair_are_counted(files: Path) -> None:
-    dataset = AvMnist(files, spectrogram=SMALL, pairs=20, held_out_pairs=10).load()
+    dataset = opened("av-mnist", files, spectrogram=SMALL, pairs=20, held_out_pairs=10).load()
     counts = {entry.what: entry.count for entry in dataset.left_out}
     assert counts["images of the train part in no pair (data.pairs)"] == 120 - 20
     assert counts["images of the train part that the official files have and this copy has not"] == 60_000 - 120
@@ -265,4 +265,4 @@ def test_recordings_in_two_zips(files: Path, tmp_path: Path) -> None:
     packed = next(folder.glob("*.zip"))
     shutil.copy(packed, packed.with_name("old.ZIP"))
     with pytest.raises(DataError, match=r"has recordings in .*zip and in old.ZIP; expected one of them"):
-        AvMnist(folder, spectrogram=SMALL).targets()
+        opened("av-mnist", folder, spectrogram=SMALL).targets()

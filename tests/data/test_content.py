@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blossom_ray.data.sets.content import check_content
+from blossom_ray.data.sets.base import check_content
 from blossom_ray.errors import DataError
 
 

@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 from downloads import DOWNLOADS
 
-from blossom_ray.data.facts import DATASETS
-from blossom_ray.data.sets.detection import LANDMARKS, find
+from blossom_ray.data.options import SECTIONS
+from blossom_ray.data.options import find_downloads as find
+from blossom_ray.data.sets.base import Download
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def test_every_data_set_that_is_downloaded_can_be_found() -> None:
-    assert set(LANDMARKS) == {name for name, facts in DATASETS.items() if facts.page}
+    downloads = {name for name, section in SECTIONS.items() if issubclass(section, Download)}
+    assert downloads == {name for name, section in SECTIONS.items() if section.facts.page}
+    assert all(SECTIONS[name].landmarks for name in downloads)
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)

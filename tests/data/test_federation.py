@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import opened, synthetic_targets
 
 from blossom_ray.data.dataset import Targets
-from blossom_ray.data.division.federation import build_federation, examine_federation
-from blossom_ray.data.options import CustomData, Data, SyntheticData, UciHarData
-from blossom_ray.data.partition_options import ClientGroup
-from blossom_ray.data.sets.synthetic import synthetic_targets
-from blossom_ray.data.sets.uci_har import UciHar
+from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.options import ClientGroup
+from blossom_ray.data.examination import examine_federation
+from blossom_ray.data.options import Data
+from blossom_ray.data.sets.custom import CustomData
+from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.data.sets.uci_har import UciHarData
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
 
@@ -23,7 +26,7 @@ def spec_of(**values: Any) -> SyntheticData:
 
 def problems_of(data: Data, num_clients: int) -> list[tuple[str, str, str]]:
     groups = (ClientGroup(count=num_clients, modalities=("acc",)),)
-    found = examine_federation(data, ("acc",), groups, 0)
+    found = examine_federation(data, ("acc",), groups, 0, "classification")
     assert not found.notes
     return found.problems
 
@@ -135,7 +138,7 @@ def test_subjects_of_uci_har_do_not_cross_sides() -> None:
     data = UciHarData.model_validate(
         {"dataset": "uci-har", "path": str(OFFICIAL), "partition": {"kind": "subject"}, "split": "subject"}
     )
-    targets = UciHar(OFFICIAL).targets()
+    targets = opened("uci-har", OFFICIAL).targets()
     assert targets.subjects is not None
     federation = build_federation(data, targets, 5, 0)
     seen: list[int] = []

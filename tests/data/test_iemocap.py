@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import opened
 from official_files import SENTENCES, tone, write_iemocap
 
-from blossom_ray.data.audio_text_data import SpeechFrames, TextTokens
-from blossom_ray.data.sets.iemocap import CLASS_NAMES, Iemocap
-from blossom_ray.data.sets.speech import speech_frames
-from blossom_ray.data.sets.text import text_vectors
+from blossom_ray.data.sets.base import DataSource
+from blossom_ray.data.sets.iemocap import CLASS_NAMES
+from blossom_ray.data.sets.speech import SpeechFrames, speech_frames
+from blossom_ray.data.sets.text import TextTokens, text_vectors
 from blossom_ray.errors import DataError
 
 AUDIO, TEXT = SpeechFrames(frames=12, mels=6), TextTokens(tokens=7, dim=16)
@@ -26,8 +27,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_iemocap(tmp_path_factory.mktemp("iemocap") / "IEMOCAP_full_release")
 
 
-def iemocap(path: Path, **options: object) -> Iemocap:
-    return Iemocap(path, **{"audio": AUDIO, "text": TEXT, **options})
+def iemocap(path: Path, **options: object) -> DataSource:
+    return opened("iemocap", path, **{"audio": AUDIO, "text": TEXT, **options})
 
 
 def test_labels_and_speakers_by_hand(files: Path) -> None:

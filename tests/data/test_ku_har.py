@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import opened
 
 from blossom_ray.data.files.cache import FOLDER_VARIABLE
-from blossom_ray.data.sets.ku_har import CLASS_NAMES, PAPER_CLASS_NAMES, SUBSAMPLES, KuHar
+from blossom_ray.data.sets.ku_har import CLASS_NAMES, PAPER_CLASS_NAMES, SUBSAMPLES
 from blossom_ray.errors import DataError
 from blossom_ray.reading.scenario import Scenario
 
@@ -65,7 +66,7 @@ def as_file(text: str, folder: Path) -> Path:
 def test_every_layout_gives_the_same_windows(
     layout: Callable[[str, Path], Path], subsamples: str, tmp_path: Path
 ) -> None:
-    source = KuHar(layout(subsamples, tmp_path))
+    source = opened("ku-har", layout(subsamples, tmp_path))
     dataset = source.load()
     assert dataset.labels.tolist() == LABELS
     assert dataset.class_names == CLASS_NAMES
@@ -80,7 +81,7 @@ def test_every_layout_gives_the_same_windows(
 
 def test_the_papers_classes_rate_and_standardisation(subsamples: str, tmp_path: Path) -> None:
     options = {"classes": "paper", "rate_hz": 50, "zscore": True, "modalities": ("gyro",)}
-    source = KuHar(as_zip(subsamples, tmp_path), **options)
+    source = opened("ku-har", as_zip(subsamples, tmp_path), **options)
     dataset = source.load()
     assert dataset.class_names == PAPER_CLASS_NAMES
     # Stand, Sit, Lay, Jump, Walk, Run, Stair-up, Stair-down; the last window (Table-tennis) is left out.
@@ -95,13 +96,13 @@ def test_the_papers_classes_rate_and_standardisation(subsamples: str, tmp_path: 
 
 def test_the_table_is_read_once(subsamples: str, tmp_path: Path, own_cache: Path) -> None:
     path = as_zip(subsamples, tmp_path)
-    first = KuHar(path).load()
-    second = KuHar(path, classes="paper").targets()
+    first = opened("ku-har", path).load()
+    second = opened("ku-har", path, classes="paper").targets()
     assert [entry.name[:7] for entry in own_cache.iterdir() if not entry.name.startswith(".")] == ["ku-har-"]
     assert len(second.labels) == len(first.labels) - 1
     # Another content under the same name is read anew.
     as_zip(table(signals(1), [3]), tmp_path)
-    assert KuHar(path).targets().labels.tolist() == [3]
+    assert opened("ku-har", path).targets().labels.tolist() == [3]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_faults_of_the_table_are_named(
     change: Callable[[str], str], message: str, subsamples: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=rf"KU-HAR_time_domain_subsamples_20750x300.csv.*{message}"):
-        KuHar(as_zip(change(subsamples), tmp_path)).load()
+        opened("ku-har", as_zip(change(subsamples), tmp_path)).load()
 
 
 @pytest.mark.slow
@@ -128,14 +129,14 @@ def test_the_whole_table_has_all_classes_and_no_more_rows(tmp_path: Path) -> Non
         return "".join(f"{'0,' * 1800}{label},300,1\n" for label in labels)
 
     with pytest.raises(DataError, match=r"has no window of Table-tennis; expected all 18 classes"):
-        KuHar(as_zip(rows([*range(17), *[0] * (20_750 - 17)]), tmp_path)).targets()
+        opened("ku-har", as_zip(rows([*range(17), *[0] * (20_750 - 17)]), tmp_path)).targets()
     with pytest.raises(DataError, match=r"has 20751 rows; expected at most 20750"):
-        KuHar(as_zip(rows([*range(18), *[0] * (20_751 - 18)]), tmp_path)).targets()
+        opened("ku-har", as_zip(rows([*range(18), *[0] * (20_751 - 18)]), tmp_path)).targets()
 
 
 def test_a_cut_without_the_papers_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"zip has no window of Stand, Sit, Lay, .*; expected some"):
-        KuHar(as_zip(table(signals(1), [17]), tmp_path), classes="paper").targets()
+        opened("ku-har", as_zip(table(signals(1), [17]), tmp_path), classes="paper").targets()
 
 
 # --- recordings ---------------------------------------------------------------------------------------------------
@@ -169,14 +170,14 @@ def write_recordings(folder: Path, recordings: dict[str, np.ndarray]) -> Path:
 
 
 def test_recordings_are_cut_into_windows_with_subjects(tmp_path: Path) -> None:
-    dataset = KuHar(write_recordings(tmp_path, RECORDINGS), windows="recordings").load()
+    dataset = opened("ku-har", write_recordings(tmp_path, RECORDINGS), windows="recordings").load()
     assert dataset.labels.tolist() == [0, 0, 0, 11]
     assert dataset.subjects is not None
     assert dataset.subjects.tolist() == [1001, 1001, 1002, 1001]
     first = RECORDINGS["0.Stand/1001_A_1.csv"].astype(np.float32)
     np.testing.assert_allclose(dataset.inputs["acc"][1], first[300:600, 1:4], rtol=1e-5)
     np.testing.assert_allclose(dataset.inputs["gyro"][0], first[:300, 5:8], rtol=1e-5)
-    targets = KuHar(write_recordings(tmp_path, RECORDINGS), windows="recordings").targets()
+    targets = opened("ku-har", write_recordings(tmp_path, RECORDINGS), windows="recordings").targets()
     assert targets.subjects is not None
     for pieces in (dataset.pieces, targets.pieces):
         assert pieces is not None
@@ -186,33 +187,33 @@ def test_recordings_are_cut_into_windows_with_subjects(tmp_path: Path) -> None:
 def test_recordings_that_cannot_be_cut(tmp_path: Path) -> None:
     short = {"0.Stand/1001_A_1.csv": recording(20, 20, 20, 0)}
     with pytest.raises(DataError, match="has no recording of 300 steps; expected the trimmed recordings"):
-        KuHar(write_recordings(tmp_path, short), windows="recordings").targets()
+        opened("ku-har", write_recordings(tmp_path, short), windows="recordings").targets()
     other = {**RECORDINGS, "18.Swim/1001_S_1.csv": recording(300, 300, 300, 0)}
     with pytest.raises(DataError, match=r"18.Swim/1001_S_1.csv: class 18; expected 0 to 17"):
-        KuHar(write_recordings(tmp_path, other), windows="recordings").targets()
+        opened("ku-har", write_recordings(tmp_path, other), windows="recordings").targets()
     narrow = {"0.Stand/1001_A_1.csv": recording(300, 300, 300, 0)[:, :7]}
     with pytest.raises(DataError, match=r"0.Stand/1001_A_1.csv, line 1 has 7 values; expected 8"):
-        KuHar(write_recordings(tmp_path, narrow), windows="recordings").targets()
+        opened("ku-har", write_recordings(tmp_path, narrow), windows="recordings").targets()
 
 
 def test_the_other_official_file_is_told_apart(subsamples: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"2.Trimmed_interpolated_data.zip holds no {SUBSAMPLES}"):
-        KuHar(write_recordings(tmp_path, RECORDINGS)).targets()
+        opened("ku-har", write_recordings(tmp_path, RECORDINGS)).targets()
     with pytest.raises(DataError, match=r"3.Time_domain_subsamples.zip holds no 0.Stand/"):
-        KuHar(as_zip(subsamples, tmp_path), windows="recordings").targets()
+        opened("ku-har", as_zip(subsamples, tmp_path), windows="recordings").targets()
 
 
 def test_a_path_or_modality_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ku-har has no modality 'audio'; expected some of acc, gyro"):
-        KuHar(tmp_path, modalities=("audio",))
-    with pytest.raises(DataError, match=r"expected a zip file or a folder"):
-        KuHar("~nobody-of-that-name/x")
+        opened("ku-har", tmp_path, modalities=("audio",))
+    with pytest.raises(DataError, match=r"expected the official"):
+        opened("ku-har", "~nobody-of-that-name/x")
     with pytest.raises(DataError, match=r"nowhere.csv does not exist"):
-        KuHar(tmp_path / "nowhere.csv").targets()
+        opened("ku-har", tmp_path / "nowhere.csv").targets()
 
 
 def test_from_a_scenario(small_scenario: Scenario, subsamples: str, tmp_path: Path) -> None:
-    from blossom_ray.data.sources import open_source
+    from data_sets import open_source
 
     data = {"dataset": "ku-har", "path": str(as_zip(subsamples, tmp_path)), "classes": "paper", "rate_hz": 50}
     scenario = small_scenario.override({"data": data})
@@ -234,15 +235,15 @@ def test_from_a_scenario(small_scenario: Scenario, subsamples: str, tmp_path: Pa
 def test_a_table_that_was_saved_again_is_the_same(
     saved: Callable[[str], bytes], subsamples: str, tmp_path: Path
 ) -> None:
-    expected = KuHar(as_zip(subsamples, tmp_path)).load()
+    expected = opened("ku-har", as_zip(subsamples, tmp_path)).load()
     (tmp_path / "windows.csv").write_bytes(saved(subsamples))
-    assert KuHar(tmp_path / "windows.csv").load().fingerprint() == expected.fingerprint()
+    assert opened("ku-har", tmp_path / "windows.csv").load().fingerprint() == expected.fingerprint()
 
 
 def test_a_window_that_is_there_twice(subsamples: str, tmp_path: Path) -> None:
     lines = subsamples.splitlines(keepends=True)
     with pytest.raises(DataError, match=r"row 3 and .*, row 11 are the same; expected each window once"):
-        KuHar(as_zip(subsamples + lines[2], tmp_path)).load()
+        opened("ku-har", as_zip(subsamples + lines[2], tmp_path)).load()
 
 
 def test_recordings_that_no_rule_matches_are_named(tmp_path: Path, own_cache: Path) -> None:
@@ -255,7 +256,7 @@ def test_recordings_that_no_rule_matches_are_named(tmp_path: Path, own_cache: Pa
             bundle.writestr(name, "what it holds does not matter")
         bundle.writestr("__MACOSX/0.Stand/._1001_A_1.csv", "x")
         bundle.writestr("0.Stand/._1001_A_1.csv", "x")
-    first, second = (KuHar(path, windows="recordings").load() for _ in range(2))
+    first, second = (opened("ku-har", path, windows="recordings").load() for _ in range(2))
     assert first.labels.tolist() == [0, 0, 0, 11]
     assert first.left_out == second.left_out
     found = [(entry.count, entry.examples) for entry in first.left_out]
@@ -270,14 +271,16 @@ def test_a_recording_that_is_there_twice_or_has_a_header(tmp_path: Path) -> None
     values = recording(300, 300, 300, 1)
     twice = {"0.Stand/1001_A_1 (1).csv": values, "0.Stand/1001_A_1.csv": values}
     with pytest.raises(DataError, match=r"1001_A_1 \(1\).csv and 0.Stand/1001_A_1.csv are the same"):
-        KuHar(write_recordings(tmp_path, twice), windows="recordings").load()
+        opened("ku-har", write_recordings(tmp_path, twice), windows="recordings").load()
     headed = {"0.Stand/1001_A_1.csv": np.concatenate([np.arange(8.0)[None], values])}
     with pytest.raises(DataError, match=r"1001_A_1.csv begins with numbers of its columns"):
-        KuHar(write_recordings(tmp_path, headed), windows="recordings").load()
+        opened("ku-har", write_recordings(tmp_path, headed), windows="recordings").load()
 
 
 def test_windows_of_other_classes_are_counted(subsamples: str, tmp_path: Path) -> None:
-    assert [str(entry) for entry in KuHar(as_zip(subsamples, tmp_path), classes="paper").load().left_out] == [
+    assert [
+        str(entry) for entry in opened("ku-har", as_zip(subsamples, tmp_path), classes="paper").load().left_out
+    ] == [
         "left out: windows that the official files have and this copy has not: 20,740",
         "left out: windows of other classes (data.classes: paper): 1",
     ]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import opened
 from official_files import MELD_COLUMNS, meld_rows, tone, write_clip, write_meld, write_meld_csv, write_wav
 
-from blossom_ray.data.audio_text_data import SpeechFrames, TextTokens
-from blossom_ray.data.sets.meld import EMOTIONS, PAPER_EMOTIONS, Meld
-from blossom_ray.data.sets.speech import speech_frames
-from blossom_ray.data.sets.text import text_vectors
+from blossom_ray.data.sets.base import DataSource
+from blossom_ray.data.sets.meld import EMOTIONS, PAPER_EMOTIONS
+from blossom_ray.data.sets.speech import SpeechFrames, speech_frames
+from blossom_ray.data.sets.text import TextTokens, text_vectors
 from blossom_ray.errors import DataError
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/MELD"
@@ -23,8 +24,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_meld(tmp_path_factory.mktemp("MELD.Raw"))
 
 
-def meld(path: Path, **options: object) -> Meld:
-    return Meld(path, **{"audio": AUDIO, "text": TEXT, **options})
+def meld(path: Path, **options: object) -> DataSource:
+    return opened("meld", path, **{"audio": AUDIO, "text": TEXT, **options})
 
 
 def test_all_classes_by_hand(files: Path) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import opened
 
 from blossom_ray.data.dataset import Pieces, Targets
-from blossom_ray.data.division.federation import Federation, build_federation
-from blossom_ray.data.division.overlap import Overlap
+from blossom_ray.data.division.federation import Federation, Overlap, build_federation
 from blossom_ray.data.division.split import Split
-from blossom_ray.data.options import UciHarData
-from blossom_ray.data.sets.uci_har import UciHar
+from blossom_ray.data.sets.uci_har import UciHarData
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
 
@@ -43,7 +42,7 @@ def test_no_overlap() -> None:
 def targets() -> Targets:
     if not OFFICIAL.is_file():
         pytest.skip(f"the official archive is not at {OFFICIAL}")
-    return UciHar(OFFICIAL).targets()
+    return opened("uci-har", OFFICIAL).targets()
 
 
 @pytest.mark.data

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from blossom_ray.data.dataset import IntArray, Targets
+from blossom_ray.data.division.options import Partition
 from blossom_ray.data.division.partition import PartitionError, partition
-from blossom_ray.data.partition_options import Partition
 
 SPEC = TypeAdapter(Partition)
 

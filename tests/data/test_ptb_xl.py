@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import opened
 
 from blossom_ray.data.files.cache import FOLDER_VARIABLE
 from blossom_ray.data.sets import ptb_xl_files
-from blossom_ray.data.sets.ptb_xl import PtbXl
 from blossom_ray.data.sets.ptb_xl_files import LEADS, NUM_OF_SUPERCLASS, NUM_RECORDS, SUPERCLASSES
 from blossom_ray.errors import DataError
 from blossom_ray.reading.scenario import Scenario
@@ -109,7 +109,7 @@ def as_zip(folder: Path) -> Path:
 
 @pytest.mark.parametrize("layout", [lambda folder: folder, lambda folder: folder.parent, as_zip])
 def test_records_with_one_superclass(layout: Callable[[Path], Path], official: Path) -> None:
-    dataset = PtbXl(layout(official)).load()
+    dataset = opened("ptb-xl", layout(official)).load()
     assert dataset.class_names == ("NORM", "MI", "STTC", "CD", "HYP")
     assert dataset.labels.tolist() == [0, 1]
     assert dataset.subjects is not None
@@ -123,7 +123,7 @@ def test_records_with_one_superclass(layout: Callable[[Path], Path], official: P
 
 
 def test_records_with_any_superclass(official: Path) -> None:
-    source = PtbXl(official, labels="multi", modalities=("v1_to_v6",))
+    source = opened("ptb-xl", official, labels="multi", modalities=("v1_to_v6",))
     dataset = source.load()
     assert dataset.task == "multilabel"
     assert dataset.labels.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]
@@ -134,12 +134,12 @@ def test_records_with_any_superclass(official: Path) -> None:
 
 
 def test_the_validation_fold_goes_to_clients_when_asked(official: Path) -> None:
-    assert PtbXl(official, use_validation_fold=True).load().labels.tolist() == [0, 1, 3]
+    assert opened("ptb-xl", official, use_validation_fold=True).load().labels.tolist() == [0, 1, 3]
 
 
 def test_each_lead_of_each_record_is_standardised(official: Path) -> None:
     write_record(official, 1, np.where(np.arange(12) == 3, 17, digital(1)))
-    values = PtbXl(official, zscore=True).load().inputs["i_to_avf"]
+    values = opened("ptb-xl", official, zscore=True).load().inputs["i_to_avf"]
     assert np.all(values[0, :, 3] == 0)
     np.testing.assert_allclose(values.mean(axis=1), 0, atol=1e-6)
     np.testing.assert_allclose(np.delete(values.std(axis=1).ravel(), 3), 1, atol=1e-5)
@@ -148,30 +148,30 @@ def test_each_lead_of_each_record_is_standardised(official: Path) -> None:
 def test_gain_and_baseline_of_the_header_count(official: Path) -> None:
     changes = {"adc_gain": [200.0] * 12, "baseline": [40] * 12}
     write_record(official, 1, np.full((1000, 12), 240), **changes)
-    assert np.all(PtbXl(official).load().inputs["v1_to_v6"][0] == np.float32(1))
+    assert np.all(opened("ptb-xl", official).load().inputs["v1_to_v6"][0] == np.float32(1))
     write_record(official, 1, np.full((1000, 12), 30000), **changes)
     with pytest.raises(DataError, match=r"00001_lr.hea: a gain that makes it 149800.0 µV; expected below 32,768"):
-        PtbXl(official).load()
+        opened("ptb-xl", official).load()
 
 
 def test_labels_need_no_record_and_no_wfdb(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in official.rglob("*_lr.*"):
         file.unlink()
-    assert PtbXl(official).targets().labels.tolist() == [0, 1]
+    assert opened("ptb-xl", official).targets().labels.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"records100/00000/00001_lr.hea is missing"):
-        PtbXl(official).load()
+        opened("ptb-xl", official).load()
 
 
 def test_signals_are_decoded_once(official: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = as_zip(official)
-    first = PtbXl(path).load()
+    first = opened("ptb-xl", path).load()
     assert [entry.name[:7] for entry in own_cache.iterdir() if not entry.name.startswith(".")] == ["ptb-xl-"]
 
     def fails(*_: object) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(ptb_xl_files, "_decode", fails)
-    again = PtbXl(path, labels="multi").load()
+    again = opened("ptb-xl", path, labels="multi").load()
     assert np.array_equal(again.inputs["i_to_avf"][:2], first.inputs["i_to_avf"])
 
 
@@ -185,7 +185,7 @@ def test_without_wfdb_the_message_says_what_to_install(official: Path, monkeypat
 
     monkeypatch.setattr(builtins, "__import__", without_wfdb)
     with pytest.raises(DataError, match=r'needs the package wfdb .* pip install "blossom-ray\[ecg\]"'):
-        PtbXl(official).load()
+        opened("ptb-xl", official).load()
 
 
 def replace(file: str, old: str, new: str) -> Callable[[Path], None]:
@@ -239,7 +239,7 @@ def test_faults_are_named(fault: str, official: Path) -> None:
     change, message = FAULTS[fault]
     change(official)
     with pytest.raises(DataError, match=message):
-        PtbXl(official).load()
+        opened("ptb-xl", official).load()
 
 
 def test_missing_samples_are_told(official: Path) -> None:
@@ -247,7 +247,7 @@ def test_missing_samples_are_told(official: Path) -> None:
     signal[5, 7] = -32768
     write_record(official, 1, signal)
     with pytest.raises(DataError, match=r"00001_lr.dat lacks samples; expected 1000 of 12 leads"):
-        PtbXl(official).load()
+        opened("ptb-xl", official).load()
 
 
 def all_records() -> list[tuple[str, int, float]]:
@@ -263,32 +263,32 @@ def all_records() -> list[tuple[str, int, float]]:
 def test_the_whole_table_is_counted(official: Path) -> None:
     records = all_records()
     (official / "ptbxl_database.csv").write_text(database(records))
-    assert len(PtbXl(official, labels="multi").targets().labels) > 0
+    assert len(opened("ptb-xl", official, labels="multi").targets().labels) > 0
     (official / "ptbxl_database.csv").write_text(database([*records[:-1], ("{'LVH': 1.0, 'IMI': 1.0}", 1, 1.0)]))
     with pytest.raises(DataError, match=r"has .*'HYP': 26\d\d.* records of the superclasses; expected .*'HYP': 2649"):
-        PtbXl(official).targets()
+        opened("ptb-xl", official).targets()
     (official / "ptbxl_database.csv").write_text(database([*records, records[0]]))
     with pytest.raises(DataError, match=r"has 21,800 records; expected version 1.0.3, which has 21,799"):
-        PtbXl(official).targets()
+        opened("ptb-xl", official).targets()
 
 
 def test_a_cut_without_rows_for_clients(official: Path) -> None:
     (official / "ptbxl_database.csv").write_text(database([("{'NORM': 1.0}", 10, 1.0)]))
     with pytest.raises(DataError, match=r"no record with exactly one superclass in folds 1 to 8; expected some"):
-        PtbXl(official).targets()
+        opened("ptb-xl", official).targets()
     (official / "ptbxl_database.csv").write_text(database([("{'NORM': 1.0}", 1, 1.0)]))
-    assert PtbXl(official).load().held_out is None
+    assert opened("ptb-xl", official).load().held_out is None
 
 
 def test_a_path_or_modality_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ptb-xl has no modality 'audio'; expected some of i_to_avf, v1_to_v6"):
-        PtbXl(tmp_path, modalities=("audio",))
+        opened("ptb-xl", tmp_path, modalities=("audio",))
     with pytest.raises(DataError, match=r"holds no ptbxl_database.csv"):
-        PtbXl(tmp_path).targets()
+        opened("ptb-xl", tmp_path).targets()
     with pytest.raises(DataError, match=r"x.npz does not exist"):
-        PtbXl(tmp_path / "x.npz").targets()
-    with pytest.raises(DataError, match=r"expected a zip file or a folder"):
-        PtbXl("~nobody-of-that-name/x")
+        opened("ptb-xl", tmp_path / "x.npz").targets()
+    with pytest.raises(DataError, match=r"expected the official"):
+        opened("ptb-xl", "~nobody-of-that-name/x")
 
 
 # --- the prepared file --------------------------------------------------------------------------------------------
@@ -308,14 +308,14 @@ def prepared(**changes: Any) -> dict[str, np.ndarray]:
 def test_a_prepared_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "ptbxl_subset_100hz.npz", **prepared())
     for path in (tmp_path, tmp_path / "ptbxl_subset_100hz.npz"):
-        dataset = PtbXl(path).load()
+        dataset = opened("ptb-xl", path).load()
         assert dataset.labels.tolist() == [1, 2]
         assert dataset.subjects is None
         assert dataset.held_out is not None
         assert dataset.held_out.labels.tolist() == [4]
         expected = digital(1)[:, 6:].astype(np.float32) * np.float32(0.002)
         assert np.array_equal(dataset.inputs["v1_to_v6"][1], expected)
-    multi = PtbXl(tmp_path, labels="multi", use_validation_fold=True).load()
+    multi = opened("ptb-xl", tmp_path, labels="multi", use_validation_fold=True).load()
     assert multi.labels.tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 0, 0, 0]]
 
 
@@ -335,7 +335,7 @@ def test_a_prepared_file(tmp_path: Path) -> None:
 def test_faults_of_a_prepared_file(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", **prepared(**changes))
     with pytest.raises(DataError, match=message):
-        PtbXl(tmp_path / "own.npz").targets()
+        opened("ptb-xl", tmp_path / "own.npz").targets()
 
 
 def test_a_prepared_file_that_announces_too_much(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_a_prepared_file_that_announces_too_much(tmp_path: Path) -> None:
         for name, content in members.items():
             bundle.writestr(name, content)
     with pytest.raises(DataError, match=r"own.npz: signal.npy is no array"):
-        PtbXl(tmp_path / "own.npz").targets()
+        opened("ptb-xl", tmp_path / "own.npz").targets()
 
 
 def test_a_prepared_file_that_lacks_an_array(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_prepared_file_that_lacks_an_array(tmp_path: Path) -> None:
     del arrays["split"]
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(DataError, match=r"own.npz: split.npy is missing"):
-        PtbXl(tmp_path / "own.npz").targets()
+        opened("ptb-xl", tmp_path / "own.npz").targets()
 
 
 # --- real records -------------------------------------------------------------------------------------------------
@@ -371,12 +371,12 @@ def subset() -> Path:
 @pytest.mark.data
 def test_the_real_subset(subset: Path) -> None:
     """Counts of its README: single labels of train and test, all labels of both."""
-    dataset = PtbXl(subset, modalities=("i_to_avf",)).load()
+    dataset = opened("ptb-xl", subset, modalities=("i_to_avf",)).load()
     assert dataset.held_out is not None
     assert (dataset.num_samples, dataset.held_out.num_samples) == (1067, 136)
     # Nearly unit deviation per lead and record: it was standardised at 500 Hz.
     np.testing.assert_allclose(dataset.inputs["i_to_avf"].std(axis=1), 1, atol=0.02)
-    multi = PtbXl(subset, modalities=("i_to_avf",), labels="multi", use_validation_fold=True).load()
+    multi = opened("ptb-xl", subset, modalities=("i_to_avf",), labels="multi", use_validation_fold=True).load()
     assert multi.held_out is not None
     assert (multi.num_samples, multi.held_out.num_samples) == (1442 + 183, 194)
     totals = multi.labels.sum(axis=0) + multi.held_out.labels.sum(axis=0)
@@ -396,7 +396,7 @@ def test_real_records_pass_through_the_official_format(subset: Path, tmp_path: P
         write_record(tmp_path / "own", number, arrays["signal"][row].astype(np.int64))
     (tmp_path / "own/ptbxl_database.csv").write_text(database(records))
     (tmp_path / "own/scp_statements.csv").write_text(STATEMENTS)
-    dataset = PtbXl(tmp_path / "own").load()
+    dataset = opened("ptb-xl", tmp_path / "own").load()
     assert [classes[label] for label in dataset.labels] == [
         classes[int(label.argmax())] if classes == list(SUPERCLASSES) else "" for label in arrays["label"][chosen]
     ]
@@ -446,27 +446,27 @@ SAVED_AGAIN = {
 @pytest.mark.parametrize("table", ["ptbxl_database.csv", "scp_statements.csv"])
 @pytest.mark.parametrize("way", SAVED_AGAIN)
 def test_tables_that_were_saved_again_are_the_same(way: str, table: str, official: Path) -> None:
-    expected = PtbXl(official).load().fingerprint()
+    expected = opened("ptb-xl", official).load().fingerprint()
     text = SAVED_AGAIN[way]((official / table).read_text())
     (official / table).write_bytes(text.encode())
-    assert PtbXl(official).load().fingerprint() == expected
+    assert opened("ptb-xl", official).load().fingerprint() == expected
 
 
 def test_statements_that_pandas_saved_again(official: Path) -> None:
-    expected = PtbXl(official).load().fingerprint()
+    expected = opened("ptb-xl", official).load().fingerprint()
     path = official / "scp_statements.csv"
     with_name = "Unnamed: 0" + path.read_text()
     path.write_text(with_name)
-    assert PtbXl(official).load().fingerprint() == expected
+    assert opened("ptb-xl", official).load().fingerprint() == expected
     numbered = [f"{row - 1 if row else ''},{line}" for row, line in enumerate(with_name.splitlines())]
     path.write_text("\n".join(numbered))
-    assert PtbXl(official).load().fingerprint() == expected
+    assert opened("ptb-xl", official).load().fingerprint() == expected
     path.write_text(with_name.replace("Unnamed: 0", "name"))
     with pytest.raises(DataError, match=r"scp_statements.csv has no column of codes among name, "):
-        PtbXl(official).targets()
+        opened("ptb-xl", official).targets()
     path.write_text("\n".join(numbered).replace("Unnamed: 0", "name"))
     with pytest.raises(DataError, match=r"scp_statements.csv, row 1 is for '0'; expected a code as NORM"):
-        PtbXl(official).targets()
+        opened("ptb-xl", official).targets()
 
 
 def test_a_record_that_is_there_twice_and_rows_that_were_mixed_up(official: Path) -> None:
@@ -474,15 +474,15 @@ def test_a_record_that_is_there_twice_and_rows_that_were_mixed_up(official: Path
     path = official / "ptbxl_database.csv"
     path.write_text(text + text[text.index("\n2,") + 1 : text.index("\n3,") + 1])
     with pytest.raises(DataError, match=rf"has two rows for record 2, 2 and {len(RECORDS) + 1}; expected one"):
-        PtbXl(official).targets()
+        opened("ptb-xl", official).targets()
     path.write_text(text.replace("\n3,", "\n30,"))
     with pytest.raises(DataError, match=r"record 3: ecg_id is '30' and filename_lr records100/00000/00003_lr"):
-        PtbXl(official).targets()
+        opened("ptb-xl", official).targets()
 
 
 def test_records_left_out_are_counted_and_named(official: Path) -> None:
     write_record(official, 99, digital(99))
-    found = {entry.what: (entry.count, entry.examples) for entry in PtbXl(official).load().left_out}
+    found = {entry.what: (entry.count, entry.examples) for entry in opened("ptb-xl", official).load().left_out}
     assert found == {
         "records that the official files have and this copy has not": (21_799 - len(RECORDS), ()),
         "signals without a row in ptbxl_database.csv": (1, (name_of(99),)),
@@ -490,7 +490,9 @@ def test_records_left_out_are_counted_and_named(official: Path) -> None:
         "records with several superclasses (data.labels: single)": (2, (name_of(3), name_of(7))),
         "records of fold 9 (data.use_validation_fold: false)": (1, (name_of(5),)),
     }
-    assert {entry.what for entry in PtbXl(official, labels="multi", use_validation_fold=True).load().left_out} == {
+    assert {
+        entry.what for entry in opened("ptb-xl", official, labels="multi", use_validation_fold=True).load().left_out
+    } == {
         "records that the official files have and this copy has not",
         "signals without a row in ptbxl_database.csv",
         "records without a diagnostic superclass",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,8 +13,7 @@ from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.blossom_code import reference_splits
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.partition import PartitionError
-from blossom_ray.data.options import SyntheticData
-from blossom_ray.data.sets.uci_har import UciHar
+from blossom_ray.data.sets.synthetic import SyntheticData
 
 # Samples of each activity in the official training part of UCI-HAR, in label order, and the ten client sizes that
 # PAPER.md gives for them.
@@ -39,7 +39,7 @@ def test_the_ten_client_sizes_of_uci_har() -> None:
 
 @pytest.mark.data
 def test_the_ten_client_sizes_from_the_official_archive(uci_har_zip: Path) -> None:
-    targets = UciHar(uci_har_zip, modalities=("acc", "gyro")).targets()
+    targets = opened("uci-har", uci_har_zip, modalities=("acc", "gyro")).targets()
     federation = build_federation(section({"kind": "dirichlet"}), targets, 10, seed=5)
     assert sorted((federation.num_train + federation.num_test).tolist()) == UCI_HAR_SIZES
     assert (federation.num_test == (0.3 * (federation.num_train + federation.num_test)).astype(int)).all()

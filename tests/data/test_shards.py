@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from data_sets import synthetic_dataset
 
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.split import Split
-from blossom_ray.data.options import SyntheticData, SyntheticModality
-from blossom_ray.data.sets.synthetic import synthetic_dataset
+from blossom_ray.data.sets.synthetic import SyntheticData, SyntheticModality
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
 from blossom_ray.errors import DataError, RunFolderError
 

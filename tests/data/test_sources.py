@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import open_source
 from official_files import write_av_mnist, write_iemocap, write_meld
 
-from blossom_ray.data.audio_text_data import AvMnistData, IemocapData, MeldData, TextTokens
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.options import CustomData, SyntheticData, UciHarData
-from blossom_ray.data.sources import open_source
+from blossom_ray.data.sets.av_mnist import AvMnistData
+from blossom_ray.data.sets.custom import CustomData
+from blossom_ray.data.sets.iemocap import IemocapData
+from blossom_ray.data.sets.meld import MeldData
+from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.data.sets.text import TextTokens
+from blossom_ray.data.sets.uci_har import UciHarData
 from blossom_ray.errors import DataError
 
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data_sets import synthetic_dataset, synthetic_targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.options import SyntheticData, SyntheticModality
-from blossom_ray.data.sets.synthetic import ceiling, seen_outputs, synthetic_dataset, synthetic_targets, views
+from blossom_ray.data.sets.synthetic import SyntheticData, SyntheticModality, ceiling, seen_outputs, views
 from blossom_ray.errors import DataError
 
 

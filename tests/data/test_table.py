@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from blossom_ray.core.scores import Task
 from blossom_ray.data.arrays import from_arrays
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.options import TableData
-from blossom_ray.data.table.source import Table
+from blossom_ray.data.sets.table import Table, TableData
 from blossom_ray.data.table.writer import write_table
 from blossom_ray.errors import DataError, RunFolderError
 
@@ -751,13 +750,14 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from blossom_ray.data.table.source import Table
-from blossom_ray.data.options import TableData
+from blossom_ray.data.files import remote
+from blossom_ray.data.sets.table import TableData
+from blossom_ray.data.table import labels, rows
 def highest_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 section = TableData(dataset="table", path=sys.argv[1])
 before = highest_kib()
-source = Table(section, ("acc",), "classification")
+source = section.open(("acc",), 0, "classification")
 getattr(source, sys.argv[2])()
 print(1024 * (highest_kib() - before))
 """

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.data.audio_text_data import TextTokens
-from blossom_ray.data.sets.text import text_key, text_vectors, word_vector, words
+from blossom_ray.data.sets.text import TextTokens, text_key, text_vectors, word_vector, words
 from blossom_ray.errors import DataError
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import opened
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.sets.uci_har import CLASS_NAMES, UciHar
+from blossom_ray.data.sets.uci_har import CLASS_NAMES
 from blossom_ray.errors import DataError
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
@@ -100,7 +101,7 @@ LAYOUTS = [as_zip, as_zip_with_another_top, as_zip_without_top, as_zip_in_zip, a
 def test_every_layout_gives_the_same_data(
     layout: Callable[[dict[str, bytes], Path], Path], members: dict[str, bytes], tmp_path: Path
 ) -> None:
-    source = UciHar(layout(members, tmp_path))
+    source = opened("uci-har", layout(members, tmp_path))
     dataset = source.load()
     assert dataset.held_out is not None
     assert dataset.class_names == CLASS_NAMES
@@ -117,14 +118,14 @@ def test_every_layout_gives_the_same_data(
 
 
 def test_total_acceleration(members: dict[str, bytes], tmp_path: Path) -> None:
-    dataset = UciHar(as_zip(members, tmp_path), acceleration="total").load()
+    dataset = opened("uci-har", as_zip(members, tmp_path), acceleration="total").load()
     np.testing.assert_allclose(dataset.inputs["acc"][:, :, 1], signals("total_acc_y", "train"), rtol=2e-7)
     np.testing.assert_allclose(dataset.inputs["gyro"][:, :, 1], signals("body_gyro_y", "train"), rtol=2e-7)
 
 
 def test_only_the_modalities_asked_for_are_read(members: dict[str, bytes], tmp_path: Path) -> None:
     kept = {name: content for name, content in members.items() if "gyro" not in name and "total" not in name}
-    source = UciHar(as_zip(kept, tmp_path), modalities=("acc",))
+    source = opened("uci-har", as_zip(kept, tmp_path), modalities=("acc",))
     assert source.modalities == ("acc",)
     assert set(source.load().inputs) == {"acc"}
 
@@ -133,7 +134,7 @@ def test_zscore_per_window_and_axis(members: dict[str, bytes], tmp_path: Path) -
     constant = signals("body_acc_x", "train")
     constant[2] = 0.1
     members[ACC_X] = official_text(constant)
-    values = UciHar(as_zip(members, tmp_path), zscore=True).load().inputs["acc"]
+    values = opened("uci-har", as_zip(members, tmp_path), zscore=True).load().inputs["acc"]
     assert np.all(values[2, :, 0] == 0)
     np.testing.assert_allclose(values.mean(axis=1), 0, atol=1e-6)
     deviations = values.std(axis=1)
@@ -180,26 +181,26 @@ def test_faults_in_the_content_are_named(
 ) -> None:
     path = layout(damaged(members, name, change(members[name])), tmp_path)
     with pytest.raises(DataError, match=message):
-        UciHar(path).load()
+        opened("uci-har", path).load()
 
 
 def test_a_path_that_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.zip does not exist; expected a zip file or a folder"):
-        UciHar(tmp_path / "nowhere.zip").targets()
+        opened("uci-har", tmp_path / "nowhere.zip").targets()
     (tmp_path / "notes.txt").write_text("no zip")
     with pytest.raises(DataError, match=r"notes.txt is not a zip file"):
-        UciHar(tmp_path / "notes.txt").targets()
+        opened("uci-har", tmp_path / "notes.txt").targets()
     with pytest.raises(DataError, match=r"holds no train/y_train.txt"):
-        UciHar(tmp_path).targets()
+        opened("uci-har", tmp_path).targets()
     with pytest.raises(DataError, match=r"uci-har has no modality 'audio'; expected some of acc, gyro"):
-        UciHar(tmp_path, modalities=("audio",))
+        opened("uci-har", tmp_path, modalities=("audio",))
 
 
 def test_a_truncated_zip(members: dict[str, bytes], tmp_path: Path) -> None:
     path = as_zip(members, tmp_path)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match=r"har.zip is not a zip file, or not all of one"):
-        UciHar(path).load()
+        opened("uci-har", path).load()
 
 
 def test_a_zip_with_flipped_bytes(members: dict[str, bytes], tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_a_zip_with_flipped_bytes(members: dict[str, bytes], tmp_path: Path) -> 
     content[start : start + 50] = bytes(50)
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"body_acc_x_train.txt is damaged"):
-        UciHar(path).load()
+        opened("uci-har", path).load()
 
 
 def central_header(content: bytes, name: str) -> int:
@@ -223,7 +224,7 @@ def test_an_encrypted_member(members: dict[str, bytes], tmp_path: Path) -> None:
     content[central_header(content, "train/y_train.txt") + 8] |= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"y_train.txt is encrypted; expected a zip file without a password"):
-        UciHar(path).targets()
+        opened("uci-har", path).targets()
 
 
 def test_a_member_that_announces_too_much(members: dict[str, bytes], tmp_path: Path) -> None:
@@ -233,14 +234,14 @@ def test_a_member_that_announces_too_much(members: dict[str, bytes], tmp_path: P
     content[start : start + 4] = (300_000_000).to_bytes(4, "little")
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"announces 300,000,000 bytes; expected at most 20,000,000"):
-        UciHar(path).targets()
+        opened("uci-har", path).targets()
 
 
 @pytest.fixture(scope="module")
 def official() -> Dataset:
     if not OFFICIAL.is_file():
         pytest.skip(f"the official archive is not at {OFFICIAL}")
-    return UciHar(OFFICIAL).load()
+    return opened("uci-har", OFFICIAL).load()
 
 
 @pytest.mark.data
@@ -277,7 +278,10 @@ def test_neighbouring_official_windows_overlap_by_half(official: Dataset) -> Non
 @pytest.mark.data
 def test_recordings_are_known_without_reading_all_signals(official: Dataset) -> None:
     assert official.pieces is not None
-    for source in (UciHar(OFFICIAL, modalities=("gyro",)), UciHar(OFFICIAL, acceleration="total", zscore=True)):
+    for source in (
+        opened("uci-har", OFFICIAL, modalities=("gyro",)),
+        opened("uci-har", OFFICIAL, acceleration="total", zscore=True),
+    ):
         pieces = source.targets().pieces
         assert pieces is not None
         assert np.array_equal(pieces.recordings, official.pieces.recordings)
@@ -290,7 +294,10 @@ def test_a_recording_goes_on_as_long_as_halves_repeat(members: dict[str, bytes],
     members[ACC_X] = official_text(windows)
     members["train/y_train.txt"] = b"1\n1\n2\n2\n2\n2\n"
     members["train/subject_train.txt"] = b"1\n1\n1\n1\n2\n2\n"
-    for source in (UciHar(as_zip(members, tmp_path)), UciHar(as_zip(members, tmp_path), zscore=True)):
+    for source in (
+        opened("uci-har", as_zip(members, tmp_path)),
+        opened("uci-har", as_zip(members, tmp_path), zscore=True),
+    ):
         dataset, targets = source.load(), source.targets()
         assert dataset.pieces is not None
         assert dataset.pieces.recordings.tolist() == [0, 0, 1, 1, 2, 2]
@@ -299,7 +306,7 @@ def test_a_recording_goes_on_as_long_as_halves_repeat(members: dict[str, bytes],
     windows[4:] = windows[:2]
     members[ACC_X] = official_text(windows)
     members["train/subject_train.txt"] = b"1\n1\n1\n1\n1\n1\n"
-    pieces = UciHar(as_zip(members, tmp_path)).targets().pieces
+    pieces = opened("uci-har", as_zip(members, tmp_path)).targets().pieces
     assert pieces is not None
     assert pieces.recordings.tolist() == [0, 0, 1, 1, 2, 2]
 
@@ -314,7 +321,7 @@ def test_a_member_that_unpacks_to_more_than_it_announces(members: dict[str, byte
     path.write_bytes(content)
     tracemalloc.start()
     with pytest.raises(DataError, match=r"y_train.txt is damaged"):
-        UciHar(path).targets()
+        opened("uci-har", path).targets()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
@@ -326,17 +333,17 @@ def test_other_compressions(members: dict[str, bytes], tmp_path: Path, method: i
         for name, content in members.items():
             bundle.writestr(name, content)
     with pytest.raises(DataError, match=rf"is compressed by method {method}; expected deflate or none"):
-        UciHar(tmp_path / "har.zip").targets()
+        opened("uci-har", tmp_path / "har.zip").targets()
 
 
 def test_white_space_beyond_ascii_is_empty(members: dict[str, bytes], tmp_path: Path) -> None:
     members["train/y_train.txt"] = b"\x85\xa0\n"
     with pytest.raises(DataError, match=r"y_train.txt is empty"):
-        UciHar(as_zip(members, tmp_path)).targets()
+        opened("uci-har", as_zip(members, tmp_path)).targets()
 
 
 def test_many_labels_without_signals_ask_for_no_memory(members: dict[str, bytes], tmp_path: Path) -> None:
     many = b"1\n" * 9_000_000
     path = as_zip({**members, "train/y_train.txt": many, "train/subject_train.txt": many}, tmp_path)
     with pytest.raises(DataError, match=r"has 6 rows; expected 9000000"):
-        UciHar(path).load()
+        opened("uci-har", path).load()

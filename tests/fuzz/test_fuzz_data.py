@@ -16,14 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from conftest import SMALL
+from data_sets import open_source, opened
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import LONGEST_CASE_S, ByteEdit, byte_edits, damaged, few, outcome
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.division.federation import examine_federation
-from blossom_ray.data.sets.uci_har import UciHar
-from blossom_ray.data.sources import open_source
+from blossom_ray.data.examination import examine_federation
 from blossom_ray.errors import BlossomError, DataError, InputError
 from blossom_ray.reading.scenario import Scenario
 
@@ -170,7 +169,7 @@ def check_archive(case: ArchiveCase, folder: Path) -> None:
     path.write_bytes(archive_bytes(case))
     before = sorted(folder.rglob("*"))
     started = time.monotonic()
-    for read in (UciHar(path).targets, UciHar(path, zscore=True).load):
+    for read in (opened("uci-har", path).targets, opened("uci-har", path, zscore=True).load):
         found = outcome(read)
         if isinstance(found, BlossomError):
             assert isinstance(found, DataError)
@@ -192,7 +191,7 @@ def test_any_archive_is_a_data_set_or_a_data_error(case: ArchiveCase, tmp_path_f
 
 def test_the_undamaged_archive_is_read(tmp_path: Path) -> None:
     (tmp_path / "har.zip").write_bytes(zipped(list(MEMBERS.items()), zipfile.ZIP_DEFLATED))
-    dataset = UciHar(tmp_path / "har.zip").load()
+    dataset = opened("uci-har", tmp_path / "har.zip").load()
     assert dataset.labels.tolist() == [0, 1, 2, 3, 4, 5]
     assert dataset.inputs["acc"][0, :2, 0].tolist() == pytest.approx([0.001, 0.002])
 
@@ -271,7 +270,7 @@ def check_dataset(case: DatasetCase, folder: Path) -> None:
         return
     assert len(dataset.fingerprint()) == 64
     scenario = custom_scenario(lambda: dataset, case.partition)
-    found = examine_federation(scenario.data, scenario.modalities, scenario.clients, 0).problems
+    found = examine_federation(scenario.data, scenario.modalities, scenario.clients, 0, "classification").problems
     assert all(path.startswith("data") and text and expected for path, text, expected in found)
     loaded = outcome(lambda: open_source(scenario.data, scenario.modalities, 0).load())
     assert isinstance(loaded, Dataset | InputError)
@@ -314,7 +313,7 @@ def test_what_is_no_file_of_the_data_set_is_refused_at_once(member: str, kind: s
     with pytest.raises(
         DataError, match=r"holds no train/y_train|is not a file|is larger; expected at most|cannot be read"
     ):
-        UciHar(top).load()
+        opened("uci-har", top).load()
 
 
 @pytest.mark.parametrize(
@@ -322,4 +321,4 @@ def test_what_is_no_file_of_the_data_set_is_refused_at_once(member: str, kind: s
 )
 def test_paths_that_hold_no_data_set(path: str) -> None:
     with pytest.raises(DataError):
-        UciHar(path).load()
+        opened("uci-har", path).load()

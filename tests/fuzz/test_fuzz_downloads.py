@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import opened
 from downloads import DOWNLOADS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +19,6 @@ from mutations import LONGEST_CASE_S, ByteEdit, byte_edits, damaged, few, outcom
 
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files.cache import FOLDER_VARIABLE
-from blossom_ray.data.sets.ku_har import KuHar
-from blossom_ray.data.sets.ptb_xl import PtbXl
 from blossom_ray.data.sets.ptb_xl_files import LEADS
 from blossom_ray.errors import DataError
 
@@ -65,8 +64,8 @@ def originals() -> Mapping[str, Mapping[str, bytes]]:
 
 def reader(name: str, folder: Path) -> Callable[[], Dataset]:
     if name == "ku-har":
-        return KuHar(folder).load
-    return PtbXl(folder / "own.npz" if name == "ptb-xl prepared" else folder, labels="multi").load
+        return opened("ku-har", folder).load
+    return opened("ptb-xl", folder / "own.npz" if name == "ptb-xl prepared" else folder, labels="multi").load
 
 
 def check(name: str, files: Mapping[str, bytes], which: int, edits: tuple[ByteEdit, ...], folder: Path) -> None:

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from blossom_ray import Run, Scenario, compare, report, simulate
 from blossom_ray.data.division.federation import build_federation
-from blossom_ray.data.sources import open_source
 from blossom_ray.studies.comparison import panels
 
 SCHEMES = ("full-model", "private-head")
@@ -175,7 +174,7 @@ def test_the_federation_is_told_with_its_figures(folder: Path, page: ReportPage)
     counts = []
     for run in runs_of(folder, "full-model", "mask"):
         scenario = run.scenario
-        targets = open_source(scenario.data, scenario.modalities, scenario.seed, scenario.task).targets()
+        targets = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).targets()
         federation = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed)
         assert len(np.unique(np.concatenate([federation.train, federation.test]))) == 200
         counts.append((int(federation.num_train.sum()), int(federation.num_test.sum())))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blossom_ray.reading.scenario import inspect_scenario
-from blossom_ray.scenario.checks import cross_problems, input_shapes
+from blossom_ray.scenario.checks import cross_problems
 
 BASE = """\
 rounds: 2
@@ -330,8 +330,9 @@ def test_the_real_uci_har_path_is_accepted(problems):
 
 
 def test_known_shapes_agree_with_the_data_sources():
-    from blossom_ray.data.options import SyntheticData, SyntheticModality
-    from blossom_ray.data.sets.synthetic import synthetic_dataset
+    from data_sets import synthetic_dataset
+
+    from blossom_ray.data.sets.synthetic import SyntheticData, SyntheticModality
 
     data = SyntheticData(
         dataset="synthetic",
@@ -340,7 +341,7 @@ def test_known_shapes_agree_with_the_data_sources():
         modalities={"b": SyntheticModality(kind="image"), "c": SyntheticModality(kind="vector")},
     )
     dataset = synthetic_dataset(data, ("a", "b", "c"), 0)
-    assert dataset.input_shapes == input_shapes(data, ("a", "b", "c"))
+    assert dataset.input_shapes == data.input_shapes(("a", "b", "c"))
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "~nobody-has-this-name/x", "a\0b"])

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.data.facts import DatasetFacts
+from blossom_ray.data.sets.base import DatasetFacts
 from blossom_ray.data.summary import ClientShare, DatasetSummary
 from blossom_ray.studies.tables import format_bytes, line, plain_table
 

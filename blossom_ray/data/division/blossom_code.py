@@ -19,16 +19,15 @@ import numpy as np
 
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.dataset import IntArray, Targets
+from blossom_ray.data.division.options import DirichletPartition, Division, IidPartition
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.division.split import Split
-from blossom_ray.data.options import Data
-from blossom_ray.data.partition_options import DirichletPartition, IidPartition
 
 _SEED = 42
 _MAX_DRAWS = 11
 
 
-def reference_splits(data: Data, targets: Targets, num_clients: int, seed: int) -> list[Split]:
+def reference_splits(data: Division, targets: Targets, num_clients: int, seed: int) -> list[Split]:
     """Train and test rows of each client.
 
     Args:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
-from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import SPLITS, GivenClients
 from blossom_ray.data.dataset import IntArray, Pieces, Targets
 from blossom_ray.data.division.blossom_code import reference_splits
-from blossom_ray.data.division.overlap import Overlap, overlap
+from blossom_ray.data.division.options import ClientGroup, Division, GivenPartition, SubjectPartition
 from blossom_ray.data.division.partition import PartitionError, partition
 from blossom_ray.data.division.split import Split, split_parts
-from blossom_ray.data.facts import DATASETS
-from blossom_ray.data.options import CustomData, Data, Downloaded, TableData
-from blossom_ray.data.partition_options import ClientGroup, Clients, GivenPartition, SubjectPartition
-from blossom_ray.data.sources import open_source
-from blossom_ray.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +112,7 @@ class Federation:
 
 
 def build_federation(
-    data: Data, targets: Targets, num_clients: int, seed: int, modality_sets: Sequence[tuple[str, ...]] = ()
+    data: Division, targets: Targets, num_clients: int, seed: int, modality_sets: Sequence[tuple[str, ...]] = ()
 ) -> Federation:
     """Divide a data set over clients, and each client's part into train, validation and test.
 
@@ -145,7 +139,9 @@ def build_federation(
     return replace(Federation.of(splits), names=tuple(_names(data, targets, parts)))
 
 
-def _given_splits(parts: Sequence[IntArray], data: Data, targets: Targets, given: IntArray, seed: int) -> list[Split]:
+def _given_splits(
+    parts: Sequence[IntArray], data: Division, targets: Targets, given: IntArray, seed: int
+) -> list[Split]:
     """The splits of the data; where they have none to validate on, that is drawn from the rows to train on."""
     splits = [Split(*(rows[given[rows] == part] for part in range(len(SPLITS)))) for rows in parts]
     if data.validation_fraction and any(len(split.validation) for split in splits):
@@ -167,7 +163,7 @@ def groups_of(given: GivenClients) -> tuple[ClientGroup, ...]:
     )
 
 
-def _names(data: Data, targets: Targets, parts: Sequence[IntArray]) -> Iterator[str]:
+def _names(data: Division, targets: Targets, parts: Sequence[IntArray]) -> Iterator[str]:
     """What the user calls each client, or the subjects that it has."""
     match data.partition:
         case GivenPartition():
@@ -182,63 +178,56 @@ def _names(data: Data, targets: Targets, parts: Sequence[IntArray]) -> Iterator[
                 )
 
 
-class Examination(NamedTuple):
-    """What `validate` says of a scenario's data.
-
-    Attributes:
-        problems: What keeps them from being divided over the clients: for each problem its path inside the scenario,
-            what was found and what is expected, as in `errors.Problem`; empty when the federation can be built.
-        notes: What is to be known of the federation, in a line each.
-        has_validation: Whether some client has a validation split; None where the federation cannot be built.
-        clients: The groups of clients, as the scenario or the data give them; none where there are problems.
-    """
-
-    problems: list[tuple[str, str, str]]
-    notes: list[str]
-    has_validation: bool | None = None
-    clients: tuple[ClientGroup, ...] = ()
-
-
-def examine_federation(
-    data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task = "classification"
-) -> Examination:
-    """Find out what dividing a scenario's data over its clients comes to.
-
-    Labels and subjects are read, and inputs only where they cannot be had without (own data).
-    """
-    try:
-        targets = open_source(data, modalities, seed, task).targets()
-        groups = _groups(clients, targets)
-        sets = [tuple(sorted(group.modalities)) for group in groups for _ in range(group.count)]
-        federation = build_federation(data, targets, len(sets), seed, sets)
-        found = federation.overlap(targets.pieces)
-        return Examination([], [str(found)] if found else [], bool(federation.num_validation.any()), groups)
-    except InputError as error:
-        return Examination(_as_problems(error, data), [])
-
-
-def _as_problems(error: InputError, data: Data) -> list[tuple[str, str, str]]:
-    if isinstance(error, PartitionError):
-        return [(error.path, error.found, error.expected)]
-    if isinstance(data, Downloaded):
-        found = "is missing" if data.path is None else f"is {data.path!r}, which cannot be used ({error})"
-        return [("data.path", found, DATASETS[data.dataset].download)]
-    found, _, expected = str(error).partition("; expected ")
-    if isinstance(data, TableData):
-        return [("data.path", f"is {data.path!r}: {found}", expected)]
-    if isinstance(data, CustomData) and data.factory is None:
-        return [("data.factory", found.removeprefix("data.factory "), expected)]
-    return [("data", f"cannot be used ({error})", "a data set that can be loaded")]
-
-
-def _groups(clients: Clients, targets: Targets) -> tuple[ClientGroup, ...]:
-    if not isinstance(clients, str):
-        return clients
-    if targets.clients is None:
-        found, expected = "is 'from-data', but the data do not say whose their samples are", "groups of clients"
-        raise PartitionError("clients", found, f"{expected}, or data with clients")
-    return groups_of(targets.clients)
-
-
 def _ends(parts: Sequence[IntArray]) -> IntArray:
     return np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+
+
+_NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Test windows of all clients that have a part in common with a training window.
+
+    Attributes:
+        of_any: Share of those that have it with one of some client, 0 to 1.
+        of_own: Share of those that have it with one of their own client.
+        part: The part of a window that neighbours have in common.
+    """
+
+    of_any: float
+    of_own: float
+    part: float
+
+    def __str__(self) -> str:
+        part = "half" if self.part == 0.5 else f"{100 * self.part:.0f} %"
+        return (
+            f"{100 * self.of_any:.0f} % of test windows have {part} of their steps in common with a training window of "
+            f"some client ({100 * self.of_own:.0f} % with one of their own client), so test scores are optimistic; "
+            "data.split: recording or common-subject keeps them apart"
+        )
+
+
+def overlap(pieces: Pieces, train: Sequence[IntArray], test: Sequence[IntArray]) -> Overlap | None:
+    """The overlap of clients' test windows with their training windows; None where there is none.
+
+    Args:
+        pieces: The recordings of all samples of the data set; consecutive rows of one recording are neighbours.
+        train: Of each client its training rows in the data set.
+        test: Of each client its test rows.
+    """
+    if pieces.overlap == 0:
+        return None
+    trained_by = np.full(len(pieces.recordings), _NOBODY)
+    for client, rows in enumerate(train):
+        trained_by[rows] = client
+    windows = np.concatenate(test)
+    owners = np.repeat(np.arange(len(test)), [len(rows) for rows in test])
+    by_any, by_own = (np.zeros(len(windows), np.bool_) for _ in range(2))
+    for step in (-1, 1):
+        # A window at an end of the data set has itself in the place of a neighbour: no training window.
+        neighbours = np.clip(windows + step, 0, len(trained_by) - 1)
+        is_neighbour = pieces.recordings[neighbours] == pieces.recordings[windows]
+        by_any |= is_neighbour & (trained_by[neighbours] != _NOBODY)
+        by_own |= is_neighbour & (trained_by[neighbours] == owners)
+    return Overlap(float(by_any.mean()), float(by_own.mean()), pieces.overlap) if by_any.any() else None

@@ -13,7 +13,7 @@ import numpy as np
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.clients import DifferentClientsError
 from blossom_ray.data.dataset import IntArray, Targets
-from blossom_ray.data.partition_options import (
+from blossom_ray.data.division.options import (
     DirichletPartition,
     GivenPartition,
     IidPartition,

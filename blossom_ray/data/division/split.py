@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.dataset import IntArray, Targets
+from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.partition import PartitionError
-from blossom_ray.data.options import Data
 
 _ALL_CLIENTS = 1
 """What stands in the round's place of the key of a draw that all clients share; their own draws have 0."""
@@ -36,7 +36,7 @@ class Split(NamedTuple):
     test: IntArray
 
 
-def split_parts(parts: Sequence[IntArray], spec: Data, targets: Targets, seed: int) -> list[Split]:
+def split_parts(parts: Sequence[IntArray], spec: Division, targets: Targets, seed: int) -> list[Split]:
     """Divide each client's rows into train, validation and test rows.
 
     The test rows are drawn first and the validation rows from what is left, by a draw of its own: whether and how many
@@ -87,7 +87,7 @@ def split_parts(parts: Sequence[IntArray], spec: Data, targets: Targets, seed: i
     ]
 
 
-def _by_sample(num_rows: int, spec: Data, seed: int, client: int) -> _Sides:
+def _by_sample(num_rows: int, spec: Division, seed: int, client: int) -> _Sides:
     sides = np.zeros(num_rows, np.int64)
     num_test = min(max(_part(spec.test_fraction, num_rows), 1), num_rows - 1)
     sides[generator(seed, Purpose.SPLIT, 0, client).permutation(num_rows)[:num_test]] = _TEST
@@ -100,7 +100,7 @@ def _by_sample(num_rows: int, spec: Data, seed: int, client: int) -> _Sides:
     return sides
 
 
-def _by_subject(rows: IntArray, spec: Data, subjects: IntArray | None, seed: int, client: int) -> _Sides:
+def _by_subject(rows: IntArray, spec: Division, subjects: IntArray | None, seed: int, client: int) -> _Sides:
     if subjects is None:
         raise PartitionError(
             "data.split",
@@ -133,7 +133,7 @@ def _first_with(num_rows: float, sizes: IntArray, draw: np.random.Generator) -> 
     return order[: min(num_short + 1, len(sizes) - 1)]
 
 
-def _common_groups(spec: Data, targets: Targets) -> IntArray | None:
+def _common_groups(spec: Division, targets: Targets) -> IntArray | None:
     """The recording or subject of each sample, from 0, where all clients share one draw of these; else None."""
     if spec.split == "sample" or (spec.split == "recording" and targets.recordings is not None):
         return targets.recordings
@@ -152,7 +152,7 @@ def _common_groups(spec: Data, targets: Targets) -> IntArray | None:
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
-def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Data, seed: int) -> _Sides:
+def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Division, seed: int) -> _Sides:
     """What each group is for, by draws of no client: what one of them tests with, no other trains on.
 
     Args:
@@ -172,7 +172,7 @@ def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Data, seed:
     return sides
 
 
-def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int, spec: Data, seed: int) -> _Sides:
+def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int, spec: Division, seed: int) -> _Sides:
     """The sides with some of what is for training put on another one, such that each client keeps and gets some.
 
     Args:
@@ -215,7 +215,7 @@ _NAMES = {"sample": "recording", "recording": "recording", "common-subject": "su
 """What each split that all clients share draws."""
 
 
-def _check_room(num_left: int, num_all: int, what: str, spec: Data, client: int) -> None:
+def _check_room(num_left: int, num_all: int, what: str, spec: Division, client: int) -> None:
     if num_left < 2:
         raise PartitionError(
             "data.validation_fraction",

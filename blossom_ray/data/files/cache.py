@@ -11,16 +11,15 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from blossom_ray.errors import DataError
+from blossom_ray.storage import replacing_folder
 
 FOLDER_VARIABLE = "BLOSSOM_RAY_CACHE"
 _INDEX = "index.json"
@@ -72,6 +71,8 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays], *,
     found = _read(entry, facts)
     if found is not None:
         return found
+    from filelock import FileLock  # which imports asyncio
+
     with _writable(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / f".{entry.name}.lock")
@@ -97,21 +98,14 @@ def entries(name: str, folder: Path | None = None) -> dict[Path, int]:
 
 def _built(entry: Path, facts: dict[str, Any], build: Callable[[], Arrays]) -> Arrays:
     root = entry.parent
-    unfinished = root / f".{entry.name}.unfinished"
-    with _writable(root):  # before the work, not after it
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed; the lock is ours
-        unfinished.mkdir()
-    try:
+    with ExitStack() as written:
+        with _writable(root):  # before the work, not after it
+            folder = written.enter_context(replacing_folder(entry))
         arrays = build()
         with _writable(root):
-            _write(unfinished, facts, arrays)
+            _write(folder, facts, arrays)
             del arrays
-            if entry.exists():  # damaged, else it would not be built again
-                os.replace(entry, unfinished / "damaged")
-            os.replace(unfinished, entry)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.rmtree(entry / "damaged", ignore_errors=True)
+            written.close()
     found = _read(entry, facts)
     if found is None:
         raise DataError(f"{entry} was written and cannot be read back; expected a disk that keeps what is written")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ from pyarrow import fs
 from blossom_ray.core.locations import is_uri
 from blossom_ray.data.files.cache import cache_folder
 from blossom_ray.errors import DataError
+from blossom_ray.storage import replacing_folder
 
 _EXPECTED = "a path, or a URI that Arrow or fsspec can read, such as s3://bucket/file or file:///folder/file"
 
@@ -86,11 +86,9 @@ def _copied(uri: str, filesystem: Any, place: str, files: list[Any]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{key}.lock"):
         if not entry.exists():
-            unfinished = root / f".{key}.unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed; the lock is ours
-            for info in files:
-                target = Path(os.path.normpath(unfinished / name / os.path.relpath(info.path, place)))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                fs.copy_files(info.path, str(target), filesystem, fs.LocalFileSystem())
-            unfinished.replace(entry)
+            with replacing_folder(entry) as folder:
+                for info in files:
+                    target = Path(os.path.normpath(folder / name / os.path.relpath(info.path, place)))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    fs.copy_files(info.path, str(target), filesystem, fs.LocalFileSystem())
     return entry / name

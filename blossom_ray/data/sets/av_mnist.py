@@ -10,24 +10,34 @@ Source: the task of Vielzeuf et al. 2018 (arXiv:1808.07275), with the images and
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
+from blossom_ray.core.scores import Task
+from blossom_ray.core.section import Positive, Section
 from blossom_ray.core.seeding import Purpose, generator
-from blossom_ray.data.audio_text_data import MelSpectrogram
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached
 from blossom_ray.data.files.progress import tracked
 from blossom_ray.data.sets.audio import decibels, mel_power, read_wav
-from blossom_ray.data.sets.content import rows_lacking
-from blossom_ray.data.sets.mnist import NUM_DIGITS, NUM_IMAGES, mnist_folder, normalised, read_mnist, read_mnist_labels
+from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, rows_lacking
+from blossom_ray.data.sets.mnist import (
+    LANDMARKS,
+    NUM_DIGITS,
+    NUM_IMAGES,
+    mnist_folder,
+    normalised,
+    read_mnist,
+    read_mnist_labels,
+)
 from blossom_ray.data.sets.spoken_digits import Recording, list_recordings, open_spoken_digits, recordings_left_out
 from blossom_ray.errors import DataError
 
-MODALITIES = ("audio", "image")
 CLASS_NAMES = tuple(str(digit) for digit in range(NUM_DIGITS))
 _DECODING = 1
 """Raised when spectrograms of the same recordings change, so that cached ones are not used."""
@@ -35,50 +45,99 @@ _PURPOSES = {"train": Purpose.DATA, "test": Purpose.HELD_OUT}
 _IMAGES, _RECORDINGS = range(2)  # in the round's place of a draw's key
 
 
+class MelSpectrogram(Section):
+    """How a spoken digit becomes an image of (channels, mels, 1 + rate_hz * duration_ms / 1000 / hop), in dB.
+
+    The default is the paper's, (2, 64, 141).
+    """
+
+    rate_hz: Annotated[int, Field(ge=1000, le=192_000)] = 48_000
+    """Samples per second, to which recordings are brought. They have 8000; more adds no information."""
+    duration_ms: Annotated[int, Field(ge=10, le=10_000)] = 1500
+    """Milliseconds that are kept; shorter recordings are followed by silence. Of 3,000 recordings 2 are longer than
+    1500, 20 longer than 1000."""
+    window: Annotated[int, Field(ge=2, le=65_536)] = 1024
+    """Samples in a frame's window (Hann), and of its Fourier transform."""
+    hop: Annotated[int, Field(ge=1, le=65_536)] = 512
+    """Samples from one frame to the next."""
+    mels: Annotated[int, Field(ge=1, le=512)] = 64
+    """Mel bands between 0 and half of `rate_hz`."""
+    channels: Annotated[int, Field(ge=1, le=8)] = 2
+    """Copies of the spectrogram; recordings have one channel."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the sound that is transformed."""
+        return round(self.rate_hz * self.duration_ms / 1000)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, mels, frames)."""
+        return self.channels, self.mels, 1 + self.num_samples // self.hop
+
+
+class AvMnistData(Download):
+    """MNIST images (LeCun et al.) paired with spoken digits (Free Spoken Digit Dataset) of the same class: 10 digits.
+
+    Modalities `image` (1, 28, 28) and `audio`, a mel spectrogram in dB. Clients share pairs of MNIST's training
+    images and of recordings 5-49 of each speaker and digit; MNIST's test images with recordings 0-4 are the held-out
+    global test set. Subjects are the six speakers. Needs the extra `audio`.
+    """
+
+    facts: ClassVar = DatasetFacts(
+        title="MNIST (LeCun et al.) paired with the Free Spoken Digit Dataset (Jackson et al.) by digit",
+        holds="2,700 pairs by default, each recording once; up to 54,210 with recordings used again; 6 speakers",
+        classes="10 digits",
+        tasks=("classification",),
+        held_out="MNIST's test images with the official test recordings: 300 pairs by default",
+        download="a folder with the four idx files of MNIST and the Free Spoken Digit Dataset (zip or folder)",
+        page="yann.lecun.com/exdb/mnist and github.com/Jakobovski/free-spoken-digit-dataset",
+        licence="CC BY-SA 3.0 (MNIST), CC BY-SA 4.0 (spoken digits)",
+        extra="audio",
+        shapes={"audio": (2, 64, 141), "image": (1, 28, 28)},
+    )
+    landmarks: ClassVar = LANDMARKS
+
+    dataset: Literal["av-mnist"]
+    path: str | None = None
+    """Folder with the four MNIST files (idx, compressed or not) and the Free Spoken Digit Dataset (zip or folder).
+    Relative to the working directory."""
+    pairs: Positive | None = None
+    """Pairs that clients share; no image is used twice. null: each recording once (2,700 pairs). With more pairs than
+    recordings, one comes with several images, and `split: sample` puts it on one side of all clients' splits (but not
+    with `draws: reference`)."""
+    held_out_pairs: Positive | None = None
+    """Pairs of the held-out set. null: each recording once (300 pairs)."""
+    pairing_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = 0
+    """Seed of the pairing. null: the scenario's `seed`, so that pairs differ between seeds."""
+    spectrogram: MelSpectrogram = MelSpectrogram()
+    """How recordings become images."""
+
+    @property
+    def shapes(self) -> Shapes:
+        return {**self.facts.shapes, "audio": self.spectrogram.shape}
+
+    @property
+    def num_subjects(self) -> int:
+        return 6
+
+    def open(self, modalities: tuple[str, ...], seed: int, _task: Task, /) -> AvMnist:
+        seed = seed if self.pairing_seed is None else self.pairing_seed
+        return AvMnist(self, self.files(), self.known(modalities), seed)
+
+
+@dataclass(frozen=True)
 class AvMnist:
     """The data set as a source: pairs of the training parts, and pairs of the test parts as held-out set.
 
     Smaller cuts of both data sets are accepted; every digit must be in each part of both. Spectrograms are computed
     once and kept in the cache.
-
-    Args:
-        path: Folder with the four files of MNIST and with the recordings, as a zip or a folder.
-        modalities: Some of `audio` and `image`; the content of the other is not read.
-        pairs: Pairs that clients share, or None for each recording once.
-        held_out_pairs: Pairs of the held-out set, or None for each recording once.
-        pairing_seed: Seed of the pairing, >= 0.
-        spectrogram: How recordings become images.
-
-    Raises:
-        DataError: A modality that the data set does not have, or a path in the home of nobody.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        modalities: tuple[str, ...] = MODALITIES,
-        pairs: int | None = None,
-        held_out_pairs: int | None = None,
-        pairing_seed: int = 0,
-        spectrogram: MelSpectrogram | None = None,
-    ) -> None:
-        for modality in modalities:
-            if modality not in MODALITIES:
-                raise DataError(f"av-mnist has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
-        try:
-            self._path = Path(path).expanduser()
-        except RuntimeError as error:
-            raise DataError(f"{path}: {error}; expected a folder") from error
-        self._modalities = tuple(sorted(modalities))
-        self._num_pairs = {"train": pairs, "test": held_out_pairs}
-        self._seed = pairing_seed
-        self._settings = MelSpectrogram() if spectrogram is None else spectrogram
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that `load` reads, sorted."""
-        return self._modalities
+    spec: AvMnistData
+    path: Path
+    modalities: tuple[str, ...]
+    seed: int
 
     def targets(self) -> Targets:
         """Digits, speakers and recordings of the training pairs; no image and no sound is read.
@@ -86,7 +145,7 @@ class AvMnist:
         Raises:
             DataError: Files are missing or damaged, or there are fewer images than pairs.
         """
-        folder = mnist_folder(self._path)
+        folder = mnist_folder(self.path)
         with open_spoken_digits(folder) as archive:
             recordings = list_recordings(archive)
         labels = read_mnist_labels(folder, "train")
@@ -99,11 +158,11 @@ class AvMnist:
         Raises:
             DataError: Files are missing or damaged, there are fewer images than pairs, or SciPy is not installed.
         """
-        folder = mnist_folder(self._path)
+        folder = mnist_folder(self.path)
         with open_spoken_digits(folder) as archive:
             recordings = list_recordings(archive)
             missing = recordings_left_out(archive)
-            spectrograms = self._spectrograms(archive, recordings) if "audio" in self._modalities else None
+            spectrograms = self._spectrograms(archive, recordings) if "audio" in self.modalities else None
         held_out = self._part(folder, "test", recordings, spectrograms, None)
         dataset = self._part(folder, "train", recordings, spectrograms, held_out)
         return replace(dataset, left_out=(*missing, *held_out.left_out, *dataset.left_out))
@@ -119,10 +178,10 @@ class AvMnist:
         mnist = read_mnist(folder, part)
         images, sounds = self._paired(part, mnist.labels, recordings)
         inputs = {}
-        if "image" in self._modalities:
+        if "image" in self.modalities:
             inputs["image"] = normalised(mnist.pixels[images])
         if spectrograms is not None:
-            inputs["audio"] = np.repeat(spectrograms[sounds][:, None], self._settings.channels, axis=1)
+            inputs["audio"] = np.repeat(spectrograms[sounds][:, None], self.spec.spectrogram.channels, axis=1)
         targets = _targets(sounds, recordings)
         spoken = sum(recording.is_test == (part == "test") for recording in recordings)
         key = "data.pairs" if part == "train" else "data.held_out_pairs"
@@ -143,7 +202,7 @@ class AvMnist:
         """
         digits = np.array([recording.digit for recording in recordings], np.int64)
         in_part = np.array([recording.is_test == (part == "test") for recording in recordings], np.bool_)
-        num_pairs = self._num_pairs[part]
+        num_pairs = self.spec.pairs if part == "train" else self.spec.held_out_pairs
         images, sounds = [], []
         for digit in range(NUM_DIGITS):
             of_digit = np.flatnonzero(labels == digit)
@@ -157,8 +216,8 @@ class AvMnist:
                     f"{key} asks for {number} images of the digit {digit} in the {part} part, which has "
                     f"{len(of_digit)}; expected fewer pairs, since no image is used twice"
                 )
-            chosen = generator(self._seed, _PURPOSES[part], _IMAGES, digit).permutation(of_digit)
-            order = generator(self._seed, _PURPOSES[part], _RECORDINGS, digit).permutation(spoken)
+            chosen = generator(self.seed, _PURPOSES[part], _IMAGES, digit).permutation(of_digit)
+            order = generator(self.seed, _PURPOSES[part], _RECORDINGS, digit).permutation(spoken)
             images.append(chosen[:number])
             sounds.append(np.resize(order, number))
         return np.concatenate(images), np.concatenate(sounds)
@@ -166,7 +225,7 @@ class AvMnist:
     def _spectrograms(self, archive: Archive, recordings: list[Recording]) -> FloatArray:
         """(recordings, mels, frames) float32, in dB."""
         members = [recording.member for recording in recordings]
-        settings = self._settings.model_dump(exclude={"channels"})
+        settings = self.spec.spectrogram.model_dump(exclude={"channels"})
         key = {"decoding": _DECODING, "recordings": archive.states(members), "spectrogram": settings}
 
         def build() -> dict[str, FloatArray]:
@@ -175,7 +234,7 @@ class AvMnist:
         return np.asarray(cached("av-mnist", key, build)["audio"])
 
     def _spectrogram(self, archive: Archive, member: str) -> FloatArray:
-        settings = self._settings
+        settings = self.spec.spectrogram
         sound = read_wav(
             archive.read(member),
             f"{archive.name}: {member}",

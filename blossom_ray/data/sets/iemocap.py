@@ -11,21 +11,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from blossom_ray.data.audio_text_data import SpeechFrames, TextTokens
+from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, Targets, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.sets.content import check_content, rows_lacking
-from blossom_ray.data.sets.speech import Utterance, dialogues, utterance_sounds, utterance_texts
+from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, check_content, rows_lacking
+from blossom_ray.data.sets.speech import SpeechFrames, Utterance, dialogues, utterance_sounds, utterance_texts
+from blossom_ray.data.sets.text import TextTokens
 from blossom_ray.errors import DataError
 
-MODALITIES = ("audio", "text")
 CLASS_NAMES = ("anger", "happiness", "neutral", "sadness")
 SESSIONS = (1, 2, 3, 4, 5)
-LANDMARK = "Session1/dialog/EmoEvaluation/"
 _LABELS = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
 _CODES = ("ang", "dis", "exc", "fea", "fru", "hap", "neu", "oth", "sad", "sur", "xxx")
 _OFFICIAL = (1103, 2, 1041, 40, 1849, 595, 1708, 3, 1084, 107, 2507)
@@ -55,50 +55,62 @@ class _Turn:
         return f"Session{self.session}/sentences/wav/{dialogue}/{self.name}.wav"
 
 
+class IemocapData(Download):
+    """IEMOCAP (Busso et al. 2008): acted dialogues of ten speakers in five sessions, 4 emotions.
+
+    Classes are anger, happiness (with excitement), neutral and sadness: 5,531 utterances. Modalities `text`
+    (tokens, dim) and `audio` (frames, mels), which needs the extra `audio`.
+    """
+
+    facts: ClassVar = DatasetFacts(
+        title="Interactive Emotional Dyadic Motion Capture database (Busso et al. 2008)",
+        holds="5,531 utterances of 4 emotions, 10 speakers in 5 sessions",
+        classes="4 emotions (happiness includes excitement)",
+        tasks=("classification",),
+        held_out="session 5 by default, or none",
+        download="the unpacked IEMOCAP_full_release, with Session1 to Session5",
+        page="sail.usc.edu/iemocap (on request, no charge)",
+        licence="for research, by agreement with the University of Southern California",
+        extra="audio",
+        shapes={"audio": (400, 80), "text": (32, 512)},
+    )
+    landmarks: ClassVar = ("Session1/dialog/EmoEvaluation/",)
+
+    dataset: Literal["iemocap"]
+    path: str | None = None
+    """The unpacked `IEMOCAP_full_release`, with `Session1` to `Session5`. Relative to the working directory."""
+    held_out_session: Annotated[int, Field(ge=1, le=5)] | None = 5
+    """The session that is the held-out global test set. null: none, clients share all five, as in the paper."""
+    subjects: Literal["speaker", "session"] = "speaker"
+    """What a subject is: one of the ten speakers, or a session of two."""
+    audio: SpeechFrames = SpeechFrames()
+    """The frames of speech."""
+    text: TextTokens = TextTokens()
+    """The vectors of words."""
+
+    @property
+    def shapes(self) -> Shapes:
+        return {"audio": (self.audio.frames, self.audio.mels), "text": (self.text.tokens, self.text.dim)}
+
+    @property
+    def num_subjects(self) -> int:
+        num_sessions = len(SESSIONS) - (self.held_out_session is not None)
+        return num_sessions if self.subjects == "session" else 2 * num_sessions
+
+    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> Iemocap:
+        return Iemocap(self, self.files(), self.known(modalities))
+
+
+@dataclass(frozen=True)
 class Iemocap:
     """The data set as a source: some sessions for the clients, one as held-out set where that is asked for.
 
     Smaller cuts of the official files are accepted. Features are computed once and kept in the cache.
-
-    Args:
-        path: The unpacked release, or the folder or zip that holds it.
-        modalities: Some of `audio` and `text`; the files of the other are not read.
-        held_out_session: 1 to 5, or None for no held-out set.
-        subjects: What a subject is.
-        audio: The frames of speech.
-        text: The vectors of words.
-
-    Raises:
-        DataError: A modality that the data set does not have, or a path in the home of nobody.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        modalities: tuple[str, ...] = MODALITIES,
-        held_out_session: int | None = 5,
-        subjects: Literal["speaker", "session"] = "speaker",
-        audio: SpeechFrames | None = None,
-        text: TextTokens | None = None,
-    ) -> None:
-        for modality in modalities:
-            if modality not in MODALITIES:
-                raise DataError(f"iemocap has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
-        try:
-            self._path = Path(path).expanduser()
-        except RuntimeError as error:
-            raise DataError(f"{path}: {error}; expected a folder") from error
-        self._modalities = tuple(sorted(modalities))
-        self._held_out_session = held_out_session
-        self._subjects = subjects
-        self._audio = SpeechFrames() if audio is None else audio
-        self._text = TextTokens() if text is None else text
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that `load` reads, sorted."""
-        return self._modalities
+    spec: IemocapData
+    path: Path
+    modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
         """Emotions and subjects of the clients' sessions; no text and no sound is read.
@@ -117,32 +129,32 @@ class Iemocap:
         """
         with self._open() as archive:
             turns, missing = _turns(archive)
-            held_out = [turn for turn in turns if turn.session == self._held_out_session]
-            if self._held_out_session is not None and not held_out:
+            held_out = [turn for turn in turns if turn.session == self.spec.held_out_session]
+            if self.spec.held_out_session is not None and not held_out:
                 raise DataError(
-                    f"{archive.name} has no utterance of session {self._held_out_session}; expected some, since "
+                    f"{archive.name} has no utterance of session {self.spec.held_out_session}; expected some, since "
                     "data.held_out_session is that session"
                 )
-            texts = _transcripts(archive) if "text" in self._modalities else {}
+            texts = _transcripts(archive) if "text" in self.modalities else {}
             test = self._dataset(archive, held_out, texts, None) if held_out else None
             return replace(self._dataset(archive, self._shared(turns), texts, test), left_out=missing)
 
     @contextmanager
     def _open(self) -> Iterator[Archive]:
-        with open_archive(self._path, landmark=LANDMARK) as archive:
+        with open_archive(self.path, landmark=self.spec.landmarks[0]) as archive:
             yield archive
 
     def _shared(self, turns: list[_Turn]) -> list[_Turn]:
-        shared = [turn for turn in turns if turn.session != self._held_out_session]
+        shared = [turn for turn in turns if turn.session != self.spec.held_out_session]
         if not shared:
-            raise DataError(f"{self._path} has utterances of the held-out session alone; expected other sessions, too")
+            raise DataError(f"{self.path} has utterances of the held-out session alone; expected other sessions, too")
         return shared
 
     def _targets(self, turns: list[_Turn]) -> Targets:
         labels = np.array([_LABELS[turn.code] for turn in turns], np.int64)
         pieces = dialogues(turn.name for turn in turns)
         sessions = np.array([turn.session - 1 for turn in turns], np.int64)
-        if self._subjects == "session":
+        if self.spec.subjects == "session":
             return Targets(labels, len(CLASS_NAMES), sessions, pieces=pieces)
         is_man = np.array([turn.speaker.endswith("M") for turn in turns], np.int64)
         return Targets(labels, len(CLASS_NAMES), 2 * sessions + is_man, pieces=pieces)
@@ -152,15 +164,15 @@ class Iemocap:
     ) -> Dataset:
         utterances = []
         for turn in turns:
-            if "text" in self._modalities and turn.name not in texts:
+            if "text" in self.modalities and turn.name not in texts:
                 raise DataError(f"{archive.name} has no transcription of {turn.name}; expected one per evaluation")
             text = texts.get(turn.name, "")
             utterances.append(Utterance(turn.name, turn.speaker, _LABELS[turn.code], text, turn.sound))
         inputs: dict[str, FloatArray] = {}
-        if "audio" in self._modalities:
-            inputs["audio"] = utterance_sounds("iemocap", archive, utterances, self._audio)
-        if "text" in self._modalities:
-            inputs["text"] = utterance_texts("iemocap", utterances, self._text)
+        if "audio" in self.modalities:
+            inputs["audio"] = utterance_sounds("iemocap", archive, utterances, self.spec.audio)
+        if "text" in self.modalities:
+            inputs["text"] = utterance_texts("iemocap", utterances, self.spec.text)
         targets = self._targets(turns)
         return Dataset(inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out, pieces=targets.pieces)
 

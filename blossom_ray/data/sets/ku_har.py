@@ -14,20 +14,20 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Pieces, Targets, left_out
 from blossom_ray.data.files.archives import Archive, is_file, open_archive
 from blossom_ray.data.files.cache import Arrays, cached
 from blossom_ray.data.files.progress import tracked
-from blossom_ray.data.sets.content import rows_lacking
-from blossom_ray.data.sets.windows import standardised
+from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, rows_lacking, standardised
 from blossom_ray.errors import DataError
 
-MODALITIES = ("acc", "gyro")
 CLASS_NAMES = (
     "Stand", "Sit", "Talk-sit", "Talk-stand", "Stand-sit", "Lay", "Lay-stand", "Pick", "Jump", "Push-up", "Sit-up",
     "Walk", "Walk-backwards", "Walk-circle", "Run", "Stair-up", "Stair-down", "Table-tennis",
@@ -49,56 +49,69 @@ _LARGEST_TABLE_BYTES = 1_000_000_000
 _DECODING = 1
 _CUTTING = 2
 
-Windows = Literal["official", "recordings"]
+
+class KuHarData(Download):
+    """KU-HAR, version 5 (Sikder & Nahid 2021): 18 activities, 90 people, 100 Hz.
+
+    Modalities `acc` (m/s²) and `gyro` (rad/s), windows of 3 s: (300, 3), or (150, 3) at 50 Hz. There is no official
+    test part, so no held-out set. The paper of BLOSSOM: `classes: paper`, `rate_hz: 50`, `zscore: true`.
+    """
+
+    facts: ClassVar = DatasetFacts(
+        title="KU-HAR, version 5 (Sikder & Nahid 2021)",
+        holds="20,750 windows of 3 s at 100 Hz; from recordings, as many as fit, of 90 people",
+        classes="18 activities, or the paper's 8",
+        tasks=("classification",),
+        held_out="none",
+        download=(
+            "the official '3.Time_domain_subsamples.zip', its folder or CSV file, or with windows: recordings "
+            "'2.Trimmed_interpolated_data.zip' or its folder"
+        ),
+        page="Mendeley Data (doi:10.17632/45f952y38r.5)",
+        licence="CC BY 4.0",
+        shapes={"acc": (300, 3), "gyro": (300, 3)},
+    )
+    landmarks: ClassVar = (SUBSAMPLES, RECORDINGS)
+
+    dataset: Literal["ku-har"]
+    path: str | None = None
+    """The official `3.Time_domain_subsamples.zip`, its folder or its CSV file; with `windows: recordings`
+    `2.Trimmed_interpolated_data.zip` or its folder. Relative to the working directory."""
+    windows: Literal["official", "recordings"] = "official"
+    """`official`: the 20,750 windows as the authors cut them, which do not say whose they are. `recordings`: windows
+    cut here from the trimmed recordings, without overlap, with subjects."""
+    classes: Literal["all", "paper"] = "all"
+    """`all`: 18 activities. `paper`: the 8 Stand, Sit, Lay, Jump, Walk, Run, Stair-up, Stair-down."""
+    rate_hz: Literal[100, 50] = 100
+    """Steps per second: as recorded, or every second step of it, without a filter."""
+    zscore: bool = False
+    """Whether each axis of each window is brought to mean 0 and deviation 1."""
+
+    @property
+    def shapes(self) -> Shapes:
+        return dict.fromkeys(self.facts.shapes, (3 * self.rate_hz, 3))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes asked for, in their order."""
+        return CLASS_NAMES if self.classes == "all" else PAPER_CLASS_NAMES
+
+    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> KuHar:
+        return KuHar(self, self.files(), self.known(modalities))
 
 
+@dataclass(frozen=True)
 class KuHar:
     """The data set as a source. There is no official test part, so none is held out.
 
-    Smaller cuts of the official files are accepted.
-
-    Args:
-        path: The official zip, the folder that it unpacks to, or for `official` windows the CSV file itself.
-        modalities: Some of `acc` and `gyro`.
-        windows: `official`: as cut by the authors, without subjects. `recordings`: cut from the trimmed recordings,
-            one after the other from the first step on; what is left at the end is dropped, and so are the zeros with
-            which the file of a sensor that stopped earlier is filled up. The number at the head of a file's name is
-            the subject.
-        classes: `all`: the 18 of `CLASS_NAMES`. `paper`: the 8 of `PAPER_CLASS_NAMES`; other windows are left out.
-        rate_hz: 100, or 50: every second step, without a filter.
-        zscore: Whether each axis of each window is brought to mean 0 and deviation 1; a constant axis becomes 0.
-
-    Raises:
-        DataError: A modality that the data set does not have, or a path in the home of nobody.
+    Smaller cuts of the official files are accepted. Windows of recordings are cut one after the other from the first
+    step on; what is left at the end is dropped, and so are the zeros with which the file of a sensor that stopped
+    earlier is filled up. The number at the head of a file's name is the subject.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        modalities: tuple[str, ...] = MODALITIES,
-        windows: Windows = "official",
-        classes: Literal["all", "paper"] = "all",
-        rate_hz: Literal[100, 50] = 100,
-        zscore: bool = False,
-    ) -> None:
-        for modality in modalities:
-            if modality not in MODALITIES:
-                raise DataError(f"ku-har has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
-        try:
-            self._path = Path(path).expanduser()
-        except RuntimeError as error:
-            raise DataError(f"{path}: {error}; expected a zip file or a folder") from error
-        self._modalities = tuple(sorted(modalities))
-        self._windows = windows
-        self._class_names = CLASS_NAMES if classes == "all" else PAPER_CLASS_NAMES
-        self._every = 100 // rate_hz
-        self._zscore = zscore
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that `load` gives, sorted."""
-        return self._modalities
+    spec: KuHarData
+    path: Path
+    modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
         """Labels, and subjects and recordings of windows of recordings. The files are decoded once and cached.
@@ -108,7 +121,7 @@ class KuHar:
         """
         arrays, _ = self._decoded()
         rows, labels, subjects = self._chosen(arrays)
-        return Targets(labels, len(self._class_names), subjects, pieces=_recordings(arrays, rows))
+        return Targets(labels, len(self.spec.class_names), subjects, pieces=_recordings(arrays, rows))
 
     def load(self) -> Dataset:
         """Inputs (N, 300, 3) float32 by modality, (N, 150, 3) at 50 Hz; labels in the order of the class names.
@@ -119,29 +132,29 @@ class KuHar:
         arrays, missing = self._decoded()
         rows, labels, subjects = self._chosen(arrays)
         inputs = {}
-        for modality in self._modalities:
-            steps = np.ascontiguousarray(arrays[modality][rows, :: self._every])
-            inputs[modality] = standardised(steps) if self._zscore else steps
+        for modality in self.modalities:
+            steps = np.ascontiguousarray(arrays[modality][rows, :: 100 // self.spec.rate_hz])
+            inputs[modality] = standardised(steps) if self.spec.zscore else steps
         others = len(arrays["labels"]) - len(rows)
         if others:
             missing += (LeftOut("windows of other classes (data.classes: paper)", others),)
         pieces = _recordings(arrays, rows)
-        return Dataset(inputs, labels, self._class_names, subjects, left_out=missing, pieces=pieces)
+        return Dataset(inputs, labels, self.spec.class_names, subjects, left_out=missing, pieces=pieces)
 
     def _chosen(self, arrays: Arrays) -> tuple[IntArray, IntArray, IntArray | None]:
         """Rows of the classes asked for, their labels and subjects."""
         new_labels = np.full(len(CLASS_NAMES), -1, np.int64)
-        for number, name in enumerate(self._class_names):
+        for number, name in enumerate(self.spec.class_names):
             new_labels[CLASS_NAMES.index(name)] = number
         labels = new_labels[arrays["labels"]]
         rows = np.flatnonzero(labels >= 0)
         if len(rows) == 0:
-            raise DataError(f"{self._path.name} has no window of {', '.join(self._class_names)}; expected some")
+            raise DataError(f"{self.path.name} has no window of {', '.join(self.spec.class_names)}; expected some")
         subjects = arrays["subjects"][rows] if "subjects" in arrays else None
         return rows, labels[rows], subjects
 
     def _decoded(self) -> tuple[Arrays, tuple[LeftOut, ...]]:
-        if self._windows == "official":
+        if self.spec.windows == "official":
             with self._open(SUBSAMPLES) as (archive, member):
                 key: dict[str, object] = {"decoding": _DECODING, "files": archive.states([member])}
                 arrays = cached("ku-har", key, lambda: _subsamples(archive, member))
@@ -161,8 +174,8 @@ class KuHar:
     @contextmanager
     def _open(self, landmark: str) -> Iterator[tuple[Archive, str]]:
         """The archive, and the name of its table: any `.csv` that `path` names itself."""
-        is_table = self._windows == "official" and self._path.suffix.lower() == ".csv" and is_file(self._path)
-        path, member = (self._path.parent, self._path.name) if is_table else (self._path, landmark)
+        is_table = self.spec.windows == "official" and self.path.suffix.lower() == ".csv" and is_file(self.path)
+        path, member = (self.path.parent, self.path.name) if is_table else (self.path, landmark)
         with open_archive(path, landmark=member, largest_bytes=_LARGEST_TABLE_BYTES) as archive:
             yield archive, member
 

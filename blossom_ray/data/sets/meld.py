@@ -10,22 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from blossom_ray.data.audio_text_data import SpeechFrames, TextTokens
+from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, Targets, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
-from blossom_ray.data.sets.content import check_content, rows_lacking
-from blossom_ray.data.sets.speech import Utterance, dialogues, utterance_sounds, utterance_texts
+from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, check_content, rows_lacking
+from blossom_ray.data.sets.speech import SpeechFrames, Utterance, dialogues, utterance_sounds, utterance_texts
+from blossom_ray.data.sets.text import TextTokens
 from blossom_ray.errors import DataError
 
-MODALITIES = ("audio", "text")
 EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 PAPER_EMOTIONS = ("anger", "joy", "neutral", "sadness")
-LANDMARK = "test_sent_emo.csv"
 _PAPER_DROPS = frozenset({"All", "Man", "Policeman", "Tag", "Woman"})
 _OFFICIAL = {"train": (1109, 271, 268, 1743, 4710, 683, 1205), "test": (345, 68, 50, 402, 1256, 208, 281)}
 _NO_SOUND = {"train": "dia125_utt3", "test": None}
@@ -52,47 +51,68 @@ class _Part:
     left_out: tuple[LeftOut, ...]
 
 
+class MeldData(Download):
+    """MELD (Poria et al. 2019): utterances from the TV series Friends, 7 emotions.
+
+    Modalities `text` (tokens, dim) and `audio` (frames, mels). Clients share the official training part; the official
+    test part is the held-out global test set; the development part is not used. Subjects are the speakers. `audio`
+    needs the clips and the extra `audio`; `text` alone needs the csv files only.
+    """
+
+    facts: ClassVar = DatasetFacts(
+        title="Multimodal EmotionLines Dataset (Poria et al. 2019): utterances of the series Friends",
+        holds="9,988 utterances of 260 speakers; 8,152 of 244 with the paper's classes",
+        classes="7 emotions, or the paper's 4",
+        tasks=("classification",),
+        held_out="the official test part: 2,610 utterances; 2,180 with the paper's classes",
+        download="the unpacked MELD.Raw, or a folder with its train_sent_emo.csv and test_sent_emo.csv for text alone",
+        page="github.com/declare-lab/MELD (affective-meld.github.io)",
+        licence="GPL-3.0 (annotations); dialogues for research",
+        extra="audio,video",
+        shapes={"audio": (400, 80), "text": (32, 512)},
+    )
+    landmarks: ClassVar = ("test_sent_emo.csv",)
+
+    dataset: Literal["meld"]
+    path: str | None = None
+    """Folder (or zip) with `train_sent_emo.csv` and `test_sent_emo.csv`, such as the unpacked MELD.Raw. Sound is looked
+    for as `dia<D>_utt<U>.wav`, else `.mp4` (extra `video`), in folders whose names contain `train` or `test`. Relative
+    to the working directory."""
+    classes: Literal["all", "paper"] = "all"
+    """`all`: 7 emotions, all speakers. `paper`: anger, joy, neutral and sadness, without the speakers All, Man,
+    Policeman, Tag and Woman."""
+    audio: SpeechFrames = SpeechFrames()
+    """The frames of speech."""
+    text: TextTokens = TextTokens()
+    """The vectors of words."""
+
+    @property
+    def shapes(self) -> Shapes:
+        return {"audio": (self.audio.frames, self.audio.mels), "text": (self.text.tokens, self.text.dim)}
+
+    @property
+    def num_subjects(self) -> int:
+        return 260 if self.classes == "all" else 244
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The emotions asked for, in their order."""
+        return EMOTIONS if self.classes == "all" else PAPER_EMOTIONS
+
+    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> Meld:
+        return Meld(self, self.files(), self.known(modalities))
+
+
+@dataclass(frozen=True)
 class Meld:
     """The data set as a source: the official training part, and the official test part as held-out set.
 
     Smaller cuts of the official files are accepted. Features are computed once and kept in the cache.
-
-    Args:
-        path: Folder or zip with `train_sent_emo.csv` and `test_sent_emo.csv`.
-        modalities: Some of `audio` and `text`; the files of the other are not read.
-        classes: `all`: the 7 of `EMOTIONS`. `paper`: the 4 of `PAPER_EMOTIONS`, without five of the speakers.
-        audio: The frames of speech.
-        text: The vectors of words.
-
-    Raises:
-        DataError: A modality that the data set does not have, or a path in the home of nobody.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        modalities: tuple[str, ...] = MODALITIES,
-        classes: Literal["all", "paper"] = "all",
-        audio: SpeechFrames | None = None,
-        text: TextTokens | None = None,
-    ) -> None:
-        for modality in modalities:
-            if modality not in MODALITIES:
-                raise DataError(f"meld has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
-        try:
-            self._path = Path(path).expanduser()
-        except RuntimeError as error:
-            raise DataError(f"{path}: {error}; expected a folder") from error
-        self._modalities = tuple(sorted(modalities))
-        self._class_names = EMOTIONS if classes == "all" else PAPER_EMOTIONS
-        self._audio = SpeechFrames() if audio is None else audio
-        self._text = TextTokens() if text is None else text
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that `load` reads, sorted."""
-        return self._modalities
+    spec: MeldData
+    path: Path
+    modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
         """Emotions and speakers of the training part; no sound is read.
@@ -102,7 +122,7 @@ class Meld:
         """
         with self._open() as archive:
             part = self._part(archive, "train")
-        return _targets(part.utterances, self._class_names, _speakers(part.utterances))
+        return _targets(part.utterances, self.spec.class_names, _speakers(part.utterances))
 
     def load(self) -> Dataset:
         """Both parts: `text` (N, tokens, dim) and `audio` (N, frames, mels), float32, and the emotions' numbers.
@@ -113,7 +133,7 @@ class Meld:
         with self._open() as archive:
             parts = [self._part(archive, "train"), self._part(archive, "test")]
             missing = parts[0].left_out + parts[1].left_out
-            if "audio" in self._modalities:
+            if "audio" in self.modalities:
                 clips = _clips(archive)
                 parts = [_with_sounds(archive, part, clips) for part in parts]
                 for part in parts:
@@ -126,7 +146,7 @@ class Meld:
 
     @contextmanager
     def _open(self) -> Iterator[Archive]:
-        with open_archive(self._path, landmark=LANDMARK, largest_bytes=_LARGEST_BYTES) as archive:
+        with open_archive(self.path, landmark=self.spec.landmarks[0], largest_bytes=_LARGEST_BYTES) as archive:
             yield archive
 
     def _part(self, archive: Archive, part: Literal["train", "test"]) -> _Part:
@@ -142,7 +162,7 @@ class Meld:
         if not kept:
             raise DataError(f"{archive.name}: {file} has no utterance of these emotions; expected some")
         utterances = [
-            Utterance(_name(row), row["Speaker"], self._class_names.index(row["Emotion"]), row["Utterance"])
+            Utterance(_name(row), row["Speaker"], self.spec.class_names.index(row["Emotion"]), row["Utterance"])
             for row in kept
         ]
         return _Part(part, utterances, frozenset(map(_name, rows)), missing)
@@ -150,12 +170,12 @@ class Meld:
     def _rules(self, part: str) -> list[tuple[str, Callable[[Row], bool]]]:
         """Why rows are left out, and which."""
         by_classes: list[tuple[str, Callable[[Row], bool]]] = [
-            ("of other emotions (data.classes: paper)", lambda row: row["Emotion"] not in self._class_names),
+            ("of other emotions (data.classes: paper)", lambda row: row["Emotion"] not in self.spec.class_names),
             ("by the speakers All, Man, Policeman, Tag, Woman (data.classes: paper)",
              lambda row: row["Speaker"] in _PAPER_DROPS),
         ]  # fmt: skip
         return [
-            *(by_classes if self._class_names == PAPER_EMOTIONS else []),
+            *(by_classes if self.spec.class_names == PAPER_EMOTIONS else []),
             ("whose official clip cannot be decoded", lambda row: _name(row) == _NO_SOUND[part]),
         ]
 
@@ -163,12 +183,12 @@ class Meld:
         self, archive: Archive, utterances: list[Utterance], speakers: list[str], held_out: Dataset | None
     ) -> Dataset:
         inputs: dict[str, FloatArray] = {}
-        if "audio" in self._modalities:
-            inputs["audio"] = utterance_sounds("meld", archive, utterances, self._audio)
-        if "text" in self._modalities:
-            inputs["text"] = utterance_texts("meld", utterances, self._text)
-        targets = _targets(utterances, self._class_names, speakers)
-        return Dataset(inputs, targets.labels, self._class_names, targets.subjects, held_out, pieces=targets.pieces)
+        if "audio" in self.modalities:
+            inputs["audio"] = utterance_sounds("meld", archive, utterances, self.spec.audio)
+        if "text" in self.modalities:
+            inputs["text"] = utterance_texts("meld", utterances, self.spec.text)
+        targets = _targets(utterances, self.spec.class_names, speakers)
+        return Dataset(inputs, targets.labels, self.spec.class_names, targets.subjects, held_out, pieces=targets.pieces)
 
 
 def _rows(archive: Archive, part: str) -> list[Row]:

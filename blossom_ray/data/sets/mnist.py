@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from blossom_ray.data.dataset import FloatArray, IntArray
 from blossom_ray.data.files.archives import open_archive
-from blossom_ray.data.sets.content import check_content
+from blossom_ray.data.sets.base import check_content
 from blossom_ray.errors import DataError
 
 NUM_DIGITS = 10

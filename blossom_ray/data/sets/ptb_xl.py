@@ -8,65 +8,79 @@ PhysioNet, doi:10.13026/kfzx-aw45. Labels and folds as in its `example_physionet
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from blossom_ray.core.scores import Task
+from blossom_ray.core.section import Finding
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, LeftOut, Targets, left_out, targets_of
 from blossom_ray.data.files.archives import is_file
 from blossom_ray.data.files.cache import Arrays
-from blossom_ray.data.sets.ptb_xl_files import LEADS_OF, PREPARED, SUPERCLASSES, Records, read_official, read_prepared
-from blossom_ray.data.sets.windows import standardised
+from blossom_ray.data.sets.base import DatasetFacts, Download, standardised
+from blossom_ray.data.sets.ptb_xl_files import DATABASE, PREPARED, SUPERCLASSES, Records, read_official, read_prepared
 from blossom_ray.errors import DataError
 
-MODALITIES = tuple(LEADS_OF)
 VALIDATION_FOLD = 9
 HELD_OUT_FOLD = 10
 
 
-class PtbXl:
-    """The data set as a source. Fold 10 is held out, as its authors propose; clients share folds 1 to 8.
+class PtbXlData(Download):
+    """PTB-XL 1.0.3 (Wagner et al. 2020): 12-lead electrocardiograms of 10 s at 100 Hz, five diagnostic superclasses.
 
-    Args:
-        path: The official zip or the folder that it unpacks to, or a prepared `.npz` file or a folder with it.
-        modalities: Some of `i_to_avf` and `v1_to_v6`.
-        labels: `single`: records with exactly one superclass, and that class. `multi`: records with at least one,
-            and a column of 0 and 1 for each. The likelihood of statements does not count.
-        use_validation_fold: Whether clients get fold 9 too; else it is left out.
-        zscore: Whether each lead of each record is brought to mean 0 and deviation 1; a constant lead becomes 0.
-
-    Raises:
-        DataError: A modality that the data set does not have, or a path in the home of nobody.
+    Modalities `i_to_avf` (leads I to aVF) and `v1_to_v6` (V1 to V6), each (1000, 6), in mV: the paper's iToAvf and
+    v1ToV6. Clients share the official folds 1 to 8; fold 10 is the held-out global test set. The paper of BLOSSOM:
+    `labels: single`, `zscore: true`.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        modalities: tuple[str, ...] = MODALITIES,
-        labels: Literal["single", "multi"] = "single",
-        use_validation_fold: bool = False,
-        zscore: bool = False,
-    ) -> None:
-        for modality in modalities:
-            if modality not in MODALITIES:
-                raise DataError(f"ptb-xl has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
-        try:
-            self._path = Path(path).expanduser()
-        except RuntimeError as error:
-            raise DataError(f"{path}: {error}; expected a zip file or a folder") from error
-        self._modalities = tuple(sorted(modalities))
-        self._labels = labels
-        self._last_fold = VALIDATION_FOLD if use_validation_fold else VALIDATION_FOLD - 1
-        self._zscore = zscore
+    facts: ClassVar = DatasetFacts(
+        title="PTB-XL 1.0.3 (Wagner et al. 2020)",
+        holds="21,799 electrocardiograms of 10 s at 100 Hz; 16,244 have exactly one label",
+        classes="5 diagnostic superclasses",
+        tasks=("classification", "multilabel"),
+        held_out="the official fold 10: 1,650 records with one label, 2,158 with any",
+        download="the official PTB-XL 1.0.3 zip or its unpacked folder, or a prepared .npz file",
+        page="PhysioNet (doi:10.13026/kfzx-aw45)",
+        licence="CC BY 4.0",
+        extra="ecg",
+        shapes={"i_to_avf": (1000, 6), "v1_to_v6": (1000, 6)},
+    )
+    landmarks: ClassVar = (DATABASE, "signal.npy")  # a prepared file has an array of this name
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that `load` gives, sorted."""
-        return self._modalities
+    dataset: Literal["ptb-xl"]
+    path: str | None = None
+    """The official zip or the folder that it unpacks to (decoding needs the extra `ecg` once, then the cache has it),
+    or a prepared `.npz` file. Relative to the working directory."""
+    labels: Literal["single", "multi"] = "single"
+    """`single`: records with exactly one superclass, for `task: classification`. `multi`: records with at least one,
+    for `task: multilabel`. Statements count whatever their likelihood."""
+    use_validation_fold: bool = False
+    """Whether clients share fold 9, too. Otherwise it is left out."""
+    zscore: bool = False
+    """Whether each lead of each record is brought to mean 0 and deviation 1."""
+
+    def task_problems(self, task: Task) -> Iterator[Finding]:
+        yield from super().task_problems(task)
+        suited = {"single": "classification", "multi": "multilabel"}
+        if suited[self.labels] != task:
+            expected = " or ".join(f"{labels!r} with task: {name}" for labels, name in suited.items())
+            yield Finding("data.labels", f"is {self.labels!r}, while task is {task!r}", expected)
+
+    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> PtbXl:
+        return PtbXl(self, self.files(), self.known(modalities))
+
+
+@dataclass(frozen=True)
+class PtbXl:
+    """The data set as a source. Fold 10 is held out, as its authors propose; clients share folds 1 to 8."""
+
+    spec: PtbXlData
+    path: Path
+    modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
         """Labels, and patients where the source names them; no signal is decoded.
@@ -88,27 +102,31 @@ class PtbXl:
         held_out = self._part(signals, held_out_rows, None) if len(held_out_rows) else None
         return replace(self._part(signals, self._client_rows(), held_out), left_out=self._left_out())
 
+    @property
+    def _last_fold(self) -> int:
+        return VALIDATION_FOLD if self.spec.use_validation_fold else VALIDATION_FOLD - 1
+
     @cached_property
     def _records(self) -> Records:
-        if self._path.suffix.lower() == ".npz":
-            return read_prepared(self._path)
-        if is_file(self._path / PREPARED):
-            return read_prepared(self._path / PREPARED)
-        return read_official(self._path)
+        if self.path.suffix.lower() == ".npz":
+            return read_prepared(self.path)
+        if is_file(self.path / PREPARED):
+            return read_prepared(self.path / PREPARED)
+        return read_official(self.path)
 
     def _client_rows(self) -> IntArray:
         rows = self._rows(1, self._last_fold)
         if len(rows) == 0:
-            kind = "exactly one superclass" if self._labels == "single" else "a superclass"
+            kind = "exactly one superclass" if self.spec.labels == "single" else "a superclass"
             raise DataError(
-                f"{self._path.name} has no record with {kind} in folds 1 to {self._last_fold}; expected some"
+                f"{self.path.name} has no record with {kind} in folds 1 to {self._last_fold}; expected some"
             )
         return rows
 
     def _rows(self, first_fold: int, last_fold: int) -> IntArray:
         records = self._records
         num_labels = records.superclasses.sum(axis=1, dtype=np.int64)
-        has_label = num_labels == 1 if self._labels == "single" else num_labels >= 1
+        has_label = num_labels == 1 if self.spec.labels == "single" else num_labels >= 1
         return np.flatnonzero(has_label & (records.folds >= first_fold) & (records.folds <= last_fold))
 
     def _left_out(self) -> tuple[LeftOut, ...]:
@@ -118,9 +136,10 @@ class PtbXl:
         num_labels = records.superclasses.sum(axis=1, dtype=np.int64)
         is_left = np.ones(len(names), np.bool_)
         is_left[chosen] = False
+        is_single = self.spec.labels == "single"
         reasons = {
             "records without a diagnostic superclass": num_labels == 0,
-            "records with several superclasses (data.labels: single)": (num_labels > 1) & (self._labels == "single"),
+            "records with several superclasses (data.labels: single)": (num_labels > 1) & is_single,
             f"records of fold {VALIDATION_FOLD} (data.use_validation_fold: false)": records.folds == VALIDATION_FOLD,
         }
         found = records.left_out
@@ -130,15 +149,15 @@ class PtbXl:
         return found
 
     def _part(self, signals: Arrays, rows: IntArray, held_out: Dataset | None) -> Dataset:
-        inputs = {modality: self._inputs(signals[modality][rows]) for modality in self._modalities}
+        inputs = {modality: self._inputs(signals[modality][rows]) for modality in self.modalities}
         return Dataset(inputs, self._labels_of(rows), SUPERCLASSES, self._patients_of(rows), held_out)
 
     def _inputs(self, values: np.ndarray) -> FloatArray:
-        return standardised(values) if self._zscore else values * np.float32(self._records.scale)
+        return standardised(values) if self.spec.zscore else values * np.float32(self._records.scale)
 
     def _labels_of(self, rows: IntArray) -> Labels:
         chosen = self._records.superclasses[rows]
-        return chosen.argmax(axis=1).astype(np.int64) if self._labels == "single" else chosen.astype(np.float32)
+        return chosen.argmax(axis=1).astype(np.int64) if self.spec.labels == "single" else chosen.astype(np.float32)
 
     def _patients_of(self, rows: IntArray) -> IntArray | None:
         return None if self._records.patients is None else self._records.patients[rows]

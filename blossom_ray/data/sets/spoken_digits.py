@@ -16,7 +16,7 @@ import numpy as np
 
 from blossom_ray.data.dataset import LeftOut, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.sets.content import check_content, rows_lacking
+from blossom_ray.data.sets.base import check_content, rows_lacking
 from blossom_ray.errors import DataError
 
 _FOLDER = "recordings"

@@ -28,18 +28,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from blossom_ray.core.scores import Task
+from blossom_ray.core.phrases import shown
+from blossom_ray.core.scores import TASKS, Task
+from blossom_ray.core.section import Finding, ModalityName, NonNegative, Positive, Section
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targets, targets_of
-from blossom_ray.data.options import SyntheticData, SyntheticModality
+from blossom_ray.data.sets.base import DataSection, DatasetFacts
 from blossom_ray.errors import DataError
 
-_DEFAULT_SHAPES = {"sequence": (64, 3), "image": (1, 16, 16), "vector": (32,)}
-_AXES = {"sequence": "(time, channels)", "image": "(channels, height, width)", "vector": "(features,)"}
+
+class _Kind(NamedTuple):
+    """A shape family: the shape where none is given, and what its numbers are."""
+
+    shape: tuple[int, ...]
+    axes: str
+
+
+_KINDS = {
+    "sequence": _Kind((64, 3), "time, channels"),
+    "image": _Kind((1, 16, 16), "channels, height, width"),
+    "vector": _Kind((32,), "features"),
+}
+# Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
+_MOST_SAMPLES = 10_000_000
+_MOST_VALUES_OF_A_SAMPLE = 100_000_000
 _ROWS_AT_ONCE = 4096
 _SHARE_OF_POSITIVES = 0.3
 
@@ -47,153 +66,216 @@ _SHARE_OF_POSITIVES = 0.3
 _LABELS, _SUBJECTS, _TEMPLATES, _SUBJECT_PATTERNS, _SAMPLES = range(5)
 
 
-def synthetic_targets(spec: SyntheticData, seed: int, task: Task = "classification") -> Targets:
-    """Strata and subjects of the samples that clients share, without generating inputs.
+class SyntheticModality(Section):
+    """Shape of one synthetic modality and how much it alone tells about the label."""
 
-    Args:
-        spec: The scenario's `data` section.
-        seed: The scenario's seed.
-        task: The scenario's task.
+    kind: Literal["sequence", "image", "vector"] = "sequence"
+    """Shape family: `sequence` (time, channels), `image` (channels, height, width), `vector` (features)."""
+    shape: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    """Shape of one sample. Default: (64, 3) for a sequence, (1, 16, 16) for an image, (32,) for a vector."""
+    distinguishable_classes: Positive | None = None
+    """How many groups of classes this modality tells apart; classes of one group look alike in it. Equal to
+    `classes` (default): sufficient alone. 1: tells nothing. Best accuracy from it alone: this number / `classes`.
+    With `task: multilabel` or `regression`: how many of the classes or targets it sees at all."""
+    signal: NonNegative = 1.0
+    """Root mean square of the class pattern, in units of the noise's standard deviation."""
 
-    Returns:
-        Labels (N,) int64, in classification each class N / C times give or take one; subjects (N,) int64, spread as
-        evenly, or None.
-    """
-    labels = _labels(spec, spec.samples, seed, Purpose.DATA, task)
-    return targets_of(labels, _num_outputs(spec, task), _subjects(spec, spec.samples, seed, Purpose.DATA))
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.shape or _KINDS[self.kind].shape
 
-
-def synthetic_dataset(
-    spec: SyntheticData, modalities: tuple[str, ...], seed: int, task: Task = "classification"
-) -> Dataset:
-    """Generate the samples, and the held-out set if the section asks for one.
-
-    Each modality has its own random streams: the values of one do not depend on which others are generated.
-    The held-out set has the same patterns, other samples and other subjects.
-
-    Args:
-        spec: The scenario's `data` section.
-        modalities: Those to generate. One that `spec.modalities` does not list gets the defaults.
-        seed: The scenario's seed.
-        task: The scenario's task.
-
-    Returns:
-        Inputs (N, *shape) float32 by modality; class names `class 0`, `class 1`, ..., or `target 0`, ...
-
-    Raises:
-        DataError: A shape does not fit its kind, or a modality tells apart more classes than there are.
-    """
-    held_out = None
-    if spec.held_out_samples > 0:
-        held_out = _generate(spec, modalities, spec.held_out_samples, seed, Purpose.HELD_OUT, task, None)
-    return _generate(spec, modalities, spec.samples, seed, Purpose.DATA, task, held_out)
+    def conflicts(self) -> Iterator[Finding]:
+        kind, shape = _KINDS[self.kind], self.sample_shape
+        if math.prod(shape) > _MOST_VALUES_OF_A_SAMPLE:
+            expected = f"at most {_MOST_VALUES_OF_A_SAMPLE:,} values in a sample"
+            yield Finding("shape", shown(self.shape), expected)
+        if len(shape) != len(kind.shape):
+            many = f"{len(kind.shape)} numbers" if len(kind.shape) > 1 else "1 number"
+            yield Finding("shape", shown(self.shape), f"{many} ({kind.axes}) for the kind {self.kind}")
 
 
-def _generate(
-    spec: SyntheticData,
-    modalities: tuple[str, ...],
-    num_samples: int,
-    seed: int,
-    purpose: Purpose,
-    task: Task,
-    held_out: Dataset | None,
-) -> Dataset:
-    labels = _labels(spec, num_samples, seed, purpose, task)
-    subjects = _subjects(spec, num_samples, seed, purpose)
-    name = "target" if task == "regression" else "class"
-    return Dataset(
-        inputs={modality: _inputs(spec, modality, labels, subjects, seed, purpose, task) for modality in modalities},
-        labels=labels,
-        class_names=tuple(f"{name} {number}" for number in range(_num_outputs(spec, task))),
-        subjects=subjects,
-        held_out=held_out,
+class SyntheticData(DataSection):
+    """Generated samples; the formula stands in `blossom_ray/data/sets/synthetic.py` and in the docs."""
+
+    facts: ClassVar = DatasetFacts(
+        title="Generated samples; best attainable accuracy known",
+        holds="data.samples, 2,000 by default",
+        classes="data.classes, 6 by default",
+        tasks=TASKS,
+        held_out="data.held_out_samples, 500 by default",
     )
 
+    dataset: Literal["synthetic"]
+    path: None = None
+    """Not used: synthetic data need no file."""
+    samples: Positive = 2000
+    """Samples over all clients."""
+    classes: Annotated[int, Field(ge=2, le=1_000_000_000)] = 6
+    """Number of classes, equally likely. With `task: multilabel` a sample has each with probability 0.3."""
+    targets: Positive = 1
+    """Number of targets, each standard normal, with `task: regression`."""
+    modalities: dict[ModalityName, SyntheticModality] = Field(default_factory=dict)
+    """Modality by name. A modality that clients own and that is not listed gets the defaults."""
+    subjects: Positive | None = None
+    """Number of subjects that samples are attributed to, or null for none."""
+    subject_shift: NonNegative = 0.0
+    """Root mean square of a pattern that each subject adds to all of its samples, in units of the noise."""
+    held_out_samples: Annotated[int, Field(ge=0, le=1_000_000_000)] = 500
+    """Samples of the held-out global test set that no client trains on."""
 
-def _labels(spec: SyntheticData, num_samples: int, seed: int, purpose: Purpose, task: Task) -> Labels:
-    draw = generator(seed, purpose, _LABELS)
-    match task:
-        case "classification":
-            return _evenly(num_samples, spec.classes, draw)
-        case "multilabel":
-            return (draw.random((num_samples, spec.classes)) < _SHARE_OF_POSITIVES).astype(np.float32)
-        case "regression":
-            return draw.standard_normal((num_samples, spec.targets), dtype=np.float32)
+    @property
+    def num_subjects(self) -> int | None:
+        return self.subjects
+
+    def modality(self, name: str) -> SyntheticModality:
+        """The section of a modality; the defaults where the scenario does not list it."""
+        return self.modalities[name] if name in self.modalities else SyntheticModality()
+
+    def input_shapes(self, modalities: Iterable[str], /) -> dict[str, tuple[int, ...]]:
+        found = {name: self.modality(name) for name in modalities}
+        return {name: each.sample_shape for name, each in found.items() if not any(each.conflicts())}
+
+    def open(self, modalities: tuple[str, ...], seed: int, task: Task, /) -> Synthetic:
+        return Synthetic(self, tuple(sorted(modalities)), seed, task)
+
+    def conflicts(self) -> Iterator[Finding]:
+        for key, number in (("samples", self.samples), ("held_out_samples", self.held_out_samples)):
+            if number > _MOST_SAMPLES:
+                expected = f"at most {_MOST_SAMPLES:,}; larger data come in as own data"
+                yield Finding(key, shown(number), expected)
+        for key, number in (("classes", self.classes), ("subjects", self.subjects or 0)):
+            if number > self.samples:
+                yield Finding(key, shown(number), f"at most {self.samples}, the number of samples")
+        if self.subjects is None:
+            for key, value in (("split", self.split), ("partition.kind", self.partition.kind)):
+                if value in ("subject", "common-subject"):
+                    found = f"is {value!r}, while data.subjects is null"
+                    yield Finding(key, found, "a number of subjects in data.subjects, or another choice")
+
+    def task_problems(self, task: Task) -> Iterator[Finding]:
+        yield from super().task_problems(task)
+        limit, what = (self.targets, "targets") if task == "regression" else (self.classes, "classes")
+        for name, modality in self.modalities.items():
+            groups = modality.distinguishable_classes
+            if groups is not None and groups > limit:
+                expected = f"at most {limit}, the number of {what}"
+                yield Finding(f"data.modalities.{name}.distinguishable_classes", f"is {groups}", expected)
 
 
-def _num_outputs(spec: SyntheticData, task: Task) -> int:
-    return spec.targets if task == "regression" else spec.classes
+@dataclass(frozen=True)
+class Synthetic:
+    """The generated data set as a source.
 
+    Each modality has its own random streams: the values of one do not depend on which others are generated. The
+    held-out set has the same patterns, other samples and other subjects.
+    """
 
-def _subjects(spec: SyntheticData, num_samples: int, seed: int, purpose: Purpose) -> IntArray | None:
-    if spec.subjects is None:
-        return None
-    subjects = _evenly(num_samples, spec.subjects, generator(seed, purpose, _SUBJECTS))
-    return subjects + spec.subjects if purpose is Purpose.HELD_OUT else subjects
+    spec: SyntheticData
+    modalities: tuple[str, ...]
+    seed: int
+    task: Task
+
+    def targets(self) -> Targets:
+        """Strata and subjects of the samples that clients share, without generating inputs.
+
+        Returns:
+            Labels (N,) int64, in classification each class N / C times give or take one; subjects (N,) int64, spread as
+            evenly, or None.
+        """
+        labels, subjects = self._rows(self.spec.samples, Purpose.DATA)
+        return targets_of(labels, self._num_outputs, subjects)
+
+    def load(self) -> Dataset:
+        """Generate the samples, and the held-out set if the section asks for one.
+
+        Returns:
+            Inputs (N, *shape) float32 by modality; class names `class 0`, `class 1`, ..., or `target 0`, ...
+
+        Raises:
+            DataError: A shape does not fit its kind, or a modality tells apart more classes than there are.
+        """
+        number = self.spec.held_out_samples
+        held_out = self._part(number, Purpose.HELD_OUT, None) if number else None
+        return self._part(self.spec.samples, Purpose.DATA, held_out)
+
+    @property
+    def _num_outputs(self) -> int:
+        return self.spec.targets if self.task == "regression" else self.spec.classes
+
+    def _part(self, num_samples: int, purpose: Purpose, held_out: Dataset | None) -> Dataset:
+        labels, subjects = self._rows(num_samples, purpose)
+        name = "target" if self.task == "regression" else "class"
+        return Dataset(
+            inputs={modality: self._inputs(modality, labels, subjects, purpose) for modality in self.modalities},
+            labels=labels,
+            class_names=tuple(f"{name} {number}" for number in range(self._num_outputs)),
+            subjects=subjects,
+            held_out=held_out,
+        )
+
+    def _rows(self, num_samples: int, purpose: Purpose) -> tuple[Labels, IntArray | None]:
+        """Labels and subjects."""
+        spec, draw = self.spec, generator(self.seed, purpose, _LABELS)
+        labels: Labels
+        match self.task:
+            case "classification":
+                labels = _evenly(num_samples, spec.classes, draw)
+            case "multilabel":
+                labels = (draw.random((num_samples, spec.classes)) < _SHARE_OF_POSITIVES).astype(np.float32)
+            case "regression":
+                labels = draw.standard_normal((num_samples, spec.targets), dtype=np.float32)
+        if spec.subjects is None:
+            return labels, None
+        subjects = _evenly(num_samples, spec.subjects, generator(self.seed, purpose, _SUBJECTS))
+        return labels, subjects + spec.subjects if purpose is Purpose.HELD_OUT else subjects
+
+    def _inputs(self, modality: str, labels: Labels, subjects: IntArray | None, purpose: Purpose) -> FloatArray:
+        spec, section, stream = self.spec, self.spec.modality(modality), stable_number(modality)
+        shape, kind = section.sample_shape, _KINDS[section.kind]
+        if len(shape) != len(kind.shape):
+            raise DataError(
+                f"data.modalities.{modality}.shape is {list(shape)}; "
+                f"expected {len(kind.shape)} numbers for kind {section.kind}: ({kind.axes})"
+            )
+        samples = generator(self.seed, purpose, _SAMPLES, stream)
+        seen, weights = self._content(modality, labels, samples)
+        number = num_seen(spec, modality, spec.classes) if labels.ndim == 1 else labels.shape[1]
+        drawn = generator(self.seed, Purpose.DATA, _TEMPLATES, stream)
+        templates = section.signal * patterns(section.kind, shape, number, drawn)
+
+        values = samples.standard_normal((len(labels), *shape), dtype=np.float32)
+        weights = weights.reshape(*weights.shape, *(1 for _ in shape))
+        # Some rows at a time: the patterns of all rows at once would take more memory than the samples.
+        for start in range(0, len(labels), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            for pattern_numbers, weight in zip(seen[rows].T, weights[rows].swapaxes(0, 1), strict=True):
+                values[rows] += (weight * templates[pattern_numbers]).astype(np.float32)
+
+        if spec.subject_shift > 0 and subjects is not None and spec.subjects is not None:
+            drawn = generator(self.seed, purpose, _SUBJECT_PATTERNS, stream)
+            shifts = (spec.subject_shift * patterns(section.kind, shape, spec.subjects, drawn)).astype(np.float32)
+            for start in range(0, len(labels), _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                values[rows] += shifts[subjects[rows] % spec.subjects]
+        return values
+
+    def _content(
+        self, modality: str, labels: Labels, draw: np.random.Generator
+    ) -> tuple[IntArray, npt.NDArray[np.float64]]:
+        """Which patterns make up each sample, (N, terms), and the weight of each of them, (N, terms)."""
+        if self.task == "classification":
+            seen = views(self.spec, modality, np.asarray(labels, np.int64))[:, np.newaxis]
+            return seen, draw.uniform(0.75, 1.25, size=seen.shape)
+        outputs = np.array(seen_outputs(self.spec, modality, labels.shape[1]), np.int64)
+        weights = labels[:, outputs].astype(np.float64)
+        if self.task == "multilabel":
+            weights *= draw.uniform(0.75, 1.25, size=(len(labels), 1))
+        return np.broadcast_to(outputs, weights.shape), weights
 
 
 def _evenly(num_samples: int, num_values: int, draw: np.random.Generator) -> IntArray:
     return draw.permutation(np.arange(num_samples, dtype=np.int64) % num_values)
-
-
-def _inputs(
-    spec: SyntheticData,
-    modality: str,
-    labels: Labels,
-    subjects: IntArray | None,
-    seed: int,
-    purpose: Purpose,
-    task: Task,
-) -> FloatArray:
-    section = modality_section(spec, modality)
-    shape = _sample_shape(section, modality)
-    stream = stable_number(modality)
-    samples = generator(seed, purpose, _SAMPLES, stream)
-    seen, weights = _content(spec, modality, labels, samples, task)
-    number = num_seen(spec, modality, spec.classes) if labels.ndim == 1 else labels.shape[1]
-    drawn = generator(seed, Purpose.DATA, _TEMPLATES, stream)
-    templates = section.signal * patterns(section.kind, shape, number, drawn)
-
-    values = samples.standard_normal((len(labels), *shape), dtype=np.float32)
-    weights = weights.reshape(*weights.shape, *(1 for _ in shape))
-    # Some rows at a time: the patterns of all rows at once would take more memory than the samples.
-    for start in range(0, len(labels), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        for pattern_numbers, weight in zip(seen[rows].T, weights[rows].swapaxes(0, 1), strict=True):
-            values[rows] += (weight * templates[pattern_numbers]).astype(np.float32)
-
-    if spec.subject_shift > 0 and subjects is not None and spec.subjects is not None:
-        drawn = generator(seed, purpose, _SUBJECT_PATTERNS, stream)
-        shifts = (spec.subject_shift * patterns(section.kind, shape, spec.subjects, drawn)).astype(np.float32)
-        for start in range(0, len(labels), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            values[rows] += shifts[subjects[rows] % spec.subjects]
-    return values
-
-
-def _content(
-    spec: SyntheticData, modality: str, labels: Labels, draw: np.random.Generator, task: Task
-) -> tuple[IntArray, npt.NDArray[np.float64]]:
-    """Which patterns make up each sample, (N, terms), and the weight of each of them, (N, terms)."""
-    if task == "classification":
-        seen = views(spec, modality, np.asarray(labels, np.int64))[:, np.newaxis]
-        return seen, draw.uniform(0.75, 1.25, size=seen.shape)
-    outputs = np.array(seen_outputs(spec, modality, labels.shape[1]), np.int64)
-    weights = labels[:, outputs].astype(np.float64)
-    if task == "multilabel":
-        weights *= draw.uniform(0.75, 1.25, size=(len(labels), 1))
-    return np.broadcast_to(outputs, weights.shape), weights
-
-
-def _sample_shape(section: SyntheticModality, modality: str) -> tuple[int, ...]:
-    default = _DEFAULT_SHAPES[section.kind]
-    shape = default if section.shape is None else section.shape
-    if len(shape) != len(default):
-        raise DataError(
-            f"data.modalities.{modality}.shape is {list(shape)}; "
-            f"expected {len(default)} numbers for kind {section.kind}: {_AXES[section.kind]}"
-        )
-    return shape
 
 
 def views(spec: SyntheticData, modality: str, labels: IntArray) -> IntArray:
@@ -250,18 +332,13 @@ def ceiling(spec: SyntheticData, modalities: Iterable[str]) -> float:
     return len(set(zip(*columns, strict=True))) / spec.classes if columns else 1 / spec.classes
 
 
-def modality_section(spec: SyntheticData, modality: str) -> SyntheticModality:
-    """The section of a modality; the defaults where the scenario does not list it."""
-    return spec.modalities[modality] if modality in spec.modalities else SyntheticModality()
-
-
 def num_seen(spec: SyntheticData, modality: str, num_outputs: int) -> int:
     """k_m: groups of classes, classes or targets that a modality tells apart.
 
     Raises:
         DataError: More than there are.
     """
-    number = modality_section(spec, modality).distinguishable_classes
+    number = spec.modality(modality).distinguishable_classes
     if number is None:
         return num_outputs
     if number > num_outputs:

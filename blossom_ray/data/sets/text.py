@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
+from blossom_ray.core.section import Section
 from blossom_ray.core.seeding import Purpose, generator, stable_number
-from blossom_ray.data.audio_text_data import TextTokens
 from blossom_ray.data.dataset import FloatArray
 from blossom_ray.data.files.archives import open_archive
 from blossom_ray.data.files.progress import tracked
@@ -26,6 +27,19 @@ _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 _APOSTROPHES = str.maketrans("\u2018\u2019\u0092\u0091", "''''")
 _SENTENCES_AT_ONCE = 64
 _VECTORS = "text"  # what the key of a draw begins with, so that other draws have other streams
+
+
+class TextTokens(Section):
+    """How a sentence becomes a sequence of (tokens, dim)."""
+
+    tokens: Annotated[int, Field(ge=1, le=512)] = 32
+    """Tokens that are kept; shorter sentences are followed by zeros."""
+    dim: Annotated[int, Field(ge=1, le=8192)] = 512
+    """Width of a token's vector. Of a pretrained model: its hidden size."""
+    model: str | None = None
+    """Folder of a pretrained model as the `transformers` library saves it; its last hidden state is the token's
+    vector. Needs the extra `text`. The paper's: google/mobilebert-uncased. null: words are hashed to fixed random
+    vectors, without any training."""
 
 
 def text_vectors(sentences: Sequence[str], settings: TextTokens) -> FloatArray:

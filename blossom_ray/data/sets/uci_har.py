@@ -12,65 +12,71 @@ Source: Anguita et al., "A Public Domain Dataset for Human Activity Recognition 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Pieces, Targets
 from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.sets.content import rows_lacking
-from blossom_ray.data.sets.windows import standardised
+from blossom_ray.data.sets.base import DatasetFacts, Download, rows_lacking, standardised
 from blossom_ray.errors import DataError
 
-MODALITIES = ("acc", "gyro")
 CLASS_NAMES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")
-LANDMARK = "train/y_train.txt"
 
 _NUM_WINDOWS = {"train": 7352, "test": 2947}
 _WINDOW_STEPS = 128
 _AXES = "xyz"
 
 
+class UciHarData(Download):
+    """Human Activity Recognition Using Smartphones 1.0 (Anguita et al. 2013): 6 activities, 30 subjects.
+
+    Modalities `acc` and `gyro`, windows of (128, 3). Clients share the official training part; the official test
+    part (9 other subjects) is the held-out global test set.
+    """
+
+    facts: ClassVar = DatasetFacts(
+        title="Human Activity Recognition Using Smartphones 1.0 (Anguita et al. 2013)",
+        holds="7,352 windows of 2.56 s at 50 Hz from 21 subjects",
+        classes="6 activities",
+        tasks=("classification",),
+        held_out="the official test part: 2,947 windows of 9 other subjects",
+        download="the official 'UCI HAR Dataset.zip' or its unpacked folder",
+        page="the UCI Machine Learning Repository, data set 240 (doi:10.24432/C54S4K)",
+        licence="CC BY 4.0",
+        shapes={"acc": (128, 3), "gyro": (128, 3)},
+    )
+    landmarks: ClassVar = ("train/y_train.txt",)
+
+    dataset: Literal["uci-har"]
+    path: str | None = None
+    """The official `UCI HAR Dataset.zip`, or the folder it unpacks to. Relative to the working directory."""
+    acceleration: Literal["body", "total"] = "body"
+    """Which acceleration: `body` (gravity removed) or `total`, in g. Angular velocity is in rad/s."""
+    zscore: bool = False
+    """Whether each axis of each window is brought to mean 0 and deviation 1."""
+
+    @property
+    def num_subjects(self) -> int:
+        return 21
+
+    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> UciHar:
+        return UciHar(self, self.files(), self.known(modalities))
+
+
+@dataclass(frozen=True)
 class UciHar:
     """The data set as a source: the official training part, and the official test part as held-out set.
 
     Smaller cuts of the official files are accepted; labels, subjects and signals of a part must agree.
-
-    Args:
-        path: The official zip (also inside the zip that the UCI repository hands out), or the folder that it
-            unpacks to.
-        modalities: Some of `acc` and `gyro`; the files of others are not read.
-        acceleration: `body` (gravity removed) or `total`, in g. Angular velocity is in rad/s.
-        zscore: Whether each axis of each window is brought to mean 0 and deviation 1; a constant axis becomes 0.
-
-    Raises:
-        DataError: A modality that the data set does not have, or a path in the home of nobody.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        modalities: tuple[str, ...] = MODALITIES,
-        acceleration: Literal["body", "total"] = "body",
-        zscore: bool = False,
-    ) -> None:
-        for modality in modalities:
-            if modality not in MODALITIES:
-                raise DataError(f"uci-har has no modality {modality!r}; expected some of {', '.join(MODALITIES)}")
-        try:
-            self._path = Path(path).expanduser()
-        except RuntimeError as error:
-            raise DataError(f"{path}: {error}; expected a zip file or a folder") from error
-        self._modalities = tuple(sorted(modalities))
-        self._signals = {"acc": f"{acceleration}_acc", "gyro": "body_gyro"}
-        self._zscore = zscore
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that `load` reads, sorted."""
-        return self._modalities
+    spec: UciHarData
+    path: Path
+    modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
         """Labels, subjects and recordings of the training part; one axis of one signal is read.
@@ -80,7 +86,7 @@ class UciHar:
         """
         with self._open() as archive:
             labels, subjects = _labels_and_subjects(archive, "train")
-            axis = _axis(archive, "train", self._signals[self._modalities[0]], _AXES[0], len(labels))
+            axis = _axis(archive, "train", self._signal(self.modalities[0]), _AXES[0], len(labels))
         return Targets(labels, len(CLASS_NAMES), subjects, pieces=_overlapping(axis, labels, subjects))
 
     def load(self) -> Dataset:
@@ -93,18 +99,21 @@ class UciHar:
             held_out = self._part(archive, "test", None)
             return self._part(archive, "train", held_out)
 
+    def _signal(self, modality: str) -> str:
+        return f"{self.spec.acceleration}_acc" if modality == "acc" else "body_gyro"
+
     def _open(self) -> AbstractContextManager[Archive]:
-        return open_archive(self._path, landmark=LANDMARK)
+        return open_archive(self.path, landmark=self.spec.landmarks[0])
 
     def _part(self, archive: Archive, part: str, held_out: Dataset | None) -> Dataset:
         labels, subjects = _labels_and_subjects(archive, part)
         inputs = {}
         pieces = None
-        for modality in self._modalities:
-            windows = _windows(archive, part, self._signals[modality], len(labels))
+        for modality in self.modalities:
+            windows = _windows(archive, part, self._signal(modality), len(labels))
             if pieces is None:
                 pieces = _overlapping(windows[:, :, 0], labels, subjects)
-            inputs[modality] = standardised(windows) if self._zscore else windows
+            inputs[modality] = standardised(windows) if self.spec.zscore else windows
         missing = rows_lacking(f"windows of the {part} part", len(labels), _NUM_WINDOWS[part])
         missing += () if held_out is None else held_out.left_out
         return Dataset(inputs, labels, CLASS_NAMES, subjects, held_out, left_out=missing, pieces=pieces)

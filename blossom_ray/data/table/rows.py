@@ -1,19 +1,192 @@
-"""The columns of a table that have one text or whole number per row: labels, splits, subjects."""
+"""The rows of all files of a table one after the other, by column: as samples, or one text or whole number per row."""
 
 from __future__ import annotations
 
+import math
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+from pydantic import ValidationError
 
-from blossom_ray.data.labels import Place, RowValues, used_values
-from blossom_ray.data.table.columns import ColumnFile, is_text
-from blossom_ray.data.table.tensor_columns import is_number
+from blossom_ray.data.dataset import FloatArray, IntArray
+from blossom_ray.data.labels import Place as RowPlace
+from blossom_ray.data.labels import RowValues, used_values
+from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
+from blossom_ray.data.table.tensor_columns import (
+    Place,
+    check_numeric,
+    chosen_rows,
+    is_number,
+    present_rows,
+    tensor_rows,
+)
+from blossom_ray.data.table.writer import NOTES, NOTES_KEY, Notes
 from blossom_ray.errors import DataError
+
+_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
+"""What pandas calls an index without a name, in Parquet and in CSV."""
+
+
+class Samples(NamedTuple):
+    """Some rows of a modality one after the other: whether each is there, and the values (n, *shape) of those."""
+
+    present: npt.NDArray[np.bool_]
+    values: FloatArray
+
+
+class TableRows:
+    """A table of one file or several, whose rows are numbered through.
+
+    Args:
+        path: The file, or the folder of files.
+
+    Attributes:
+        files: The files, in order.
+
+    Raises:
+        DataError: A file cannot be read, or there are no rows.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.files = path, open_column_files(path)
+        if not self.num_rows:
+            raise DataError(f"{path} has no rows; expected a row per sample")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.num_rows for file in self.files)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all columns."""
+        return tuple(self.files[0].types)
+
+    @cached_property
+    def notes(self) -> Notes:
+        """What `write_table` has noted in its file; a folder of several has none."""
+        if len(self.files) > 1 or NOTES_KEY not in self.files[0].metadata:
+            return Notes()
+        try:
+            return NOTES.validate_json(self.files[0].metadata[NOTES_KEY])
+        except ValidationError as error:
+            name = self.files[0].name
+            raise DataError(f"{name} has damaged notes; expected a file as write_table has written it") from error
+
+    def optional_column(self, named: str | None, default: str) -> str | None:
+        """A column that need not be there, unless it is named or another file has it."""
+        if named is None and not any(default in file.types for file in self.files):
+            return None
+        self.check_column(named or default)
+        return named or default
+
+    def check_column(self, column: str) -> None:
+        """Refuse a column that some file lacks."""
+        for file in self.files:
+            if column not in file.types:
+                found = ", ".join(map(repr, file.types)) or "none"
+                raise DataError(
+                    f"{file.name} has no column {column!r} (its columns: {found}); expected it in every file"
+                )
+
+    def check_numeric(self, column: str, *, has_gaps: bool) -> None:
+        """Refuse a column without samples by its type; where samples may lack, a file may have no type for it."""
+        for file in self.files:
+            if not (has_gaps and pa.types.is_null(file.types[column])):
+                check_numeric(file.types[column], file.name, column)
+
+    def is_whole(self, column: str) -> bool:
+        """Whether a column has plain whole numbers by its type, as ids and counts do."""
+        return all(pa.types.is_integer(file.types[column]) for file in self.files)
+
+    def shape(self, column: str, *, has_gaps: bool) -> tuple[int, ...]:
+        """Shape of a sample in a column, () for plain numbers; all values are read.
+
+        Raises:
+            DataError: It cannot be a modality as it is.
+        """
+        self.check_column(column)
+        for file in self.files:
+            if column in file.index_columns or _INDEX.fullmatch(column):
+                raise DataError(f"{file.name}, column {column!r} is the index of a frame of pandas")
+        self.check_numeric(column, has_gaps=has_gaps)
+        shape: tuple[int, ...] = ()
+        for rows in self.samples((column,), None, has_gaps=has_gaps):
+            shape = rows.values.shape[1:] if len(rows.values) else shape
+        return () if is_number(self.files[0].types[column]) else shape
+
+    def place(self, column: str) -> RowPlace:
+        """Words for the place of a row."""
+        return places(self.files, column)
+
+    def values(self, column: str) -> RowValues:
+        """The texts or whole numbers of a column."""
+        return values_of(self.files, column)
+
+    def whole_numbers(self, column: str) -> IntArray:
+        """The numbers of a column that `write_table` has written, -1 for null."""
+        self.check_column(column)
+        file = self.files[0]
+        if not pa.types.is_int64(file.types[column]):
+            raise DataError(f"{file.name}, column {column!r} is of type {file.types[column]}; expected int64")
+        return np.concatenate([batch[column].fill_null(-1).to_numpy() for _, batch in file.batches([column])])
+
+    def is_missing(self, columns: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Whether each row has no value in any of these columns."""
+        parts = [
+            ~np.logical_or.reduce([present_rows(batch[column]) for column in columns])
+            for file in self.files
+            for _, batch in file.batches(columns)
+        ]
+        return np.concatenate(parts)
+
+    def samples(self, columns: Sequence[str], shape: tuple[int, ...] | None, *, has_gaps: bool) -> Iterator[Samples]:
+        """The samples of a modality, some rows at a time, in order.
+
+        Args:
+            columns: Of the modality; several have plain numbers.
+            shape: That of a sample, where the column has flat lists; None: as the column says.
+            has_gaps: Whether rows may lack it.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in self.files:
+            for first_row, batch in file.batches(columns):
+                found = [present_rows(batch[column]) for column in columns]
+                present = np.logical_or.reduce(found) if has_gaps else np.ones_like(found[0])
+                if not present.any():
+                    yield Samples(present, np.empty((0,), np.float32))
+                    continue
+                numbers = None if present.all() else np.flatnonzero(present)
+                arrays = {}
+                for column in columns:
+                    place = Place(file.name, column, first_row, numbers)
+                    values = batch[column] if numbers is None else chosen_rows(batch[column], present)
+                    arrays[column] = tensor_rows(values, place, shapes.get(column))
+                    shapes[column] = arrays[column].shape[1:]
+                    if len(columns) > 1 and shapes[column]:
+                        raise place.error(
+                            0, f"has shape {list(shapes[column])}", "a plain number, as one of several columns"
+                        )
+                place = Place(file.name, columns[0], first_row, numbers)
+                yield Samples(present, _samples(list(arrays.values()), shape, place))
+
+
+def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Place) -> FloatArray:
+    """Samples (n, *shape) from the rows of a modality's columns; plain numbers make a vector."""
+    values = np.stack(columns, axis=1) if columns[0].ndim == 1 else columns[0]
+    if shape is None or values.shape[1:] == shape:
+        return values
+    if values[0].size != math.prod(shape):
+        found = f"has shape {list(values.shape[1:])}, {values[0].size} values"
+        raise place.error(0, found, f"{math.prod(shape)} values, for the shape {list(shape)}")
+    return values.reshape(len(values), *shape)
 
 
 def values_of(files: Sequence[ColumnFile], column: str) -> RowValues:
@@ -43,7 +216,7 @@ def values_of(files: Sequence[ColumnFile], column: str) -> RowValues:
     return used_values(tuple(numbers), np.concatenate(parts))
 
 
-def places(files: Sequence[ColumnFile], column: str) -> Place:
+def places(files: Sequence[ColumnFile], column: str) -> RowPlace:
     """Words for the place of a row of all files together."""
     ends = list(accumulate(file.num_rows for file in files))
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from blossom_ray.core.phrases import did_you_mean, listed, shortened
 from blossom_ray.core.scores import SCORES, SUFFIXES
-from blossom_ray.data.partition_options import GivenPartition
+from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.tree import Seeds

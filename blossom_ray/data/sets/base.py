@@ -1,0 +1,237 @@
+"""What every data set has: its facts, a way to open it, and what the loaders of several have in common.
+
+A data set is a file beside this one: a section of the scenario with its options, its facts, and the loader that `open`
+gives. What is heavy (Arrow, SciPy, PyTorch) is imported when files are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from blossom_ray.core.phrases import one_of, shown
+from blossom_ray.core.scores import Task
+from blossom_ray.core.section import Finding
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
+from blossom_ray.data.division.options import Division
+from blossom_ray.errors import DataError, InputError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class DataSource(Protocol):
+    """A data set that has not been read yet."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that `load` gives, sorted."""
+
+    def targets(self) -> Targets:
+        """Labels and subjects of the samples that clients share; cheap where the data set allows it.
+
+        Raises:
+            DataError: The data set is missing, damaged or not of the announced shape.
+        """
+
+    def load(self) -> Dataset:
+        """All samples of these modalities, and the held-out set where there is one.
+
+        Raises:
+            DataError: The data set is missing, damaged or not of the announced shape.
+        """
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What people ask before they download a data set.
+
+    Attributes:
+        title: Its full name and source.
+        holds: Number and kind of its samples.
+        classes: Number of classes, or how they follow from the options.
+        tasks: The tasks that its labels serve.
+        held_out: What the held-out global test set is, or "none".
+        download: What `data.path` must name, as a phrase that completes "expected ..."; "" where no file is needed.
+        page: Where to get it, as a phrase that completes "get it from ...", or "".
+        licence: Its licence, or "".
+        extra: The extra of this package that decoding needs, as in `pip install "blossom-ray[extra]"`, or "".
+        shapes: Shape of one sample by modality, with the default options; empty where the scenario decides.
+    """
+
+    title: str
+    holds: str
+    classes: str
+    tasks: tuple[Task, ...]
+    held_out: str
+    download: str = ""
+    page: str = ""
+    licence: str = ""
+    extra: str = ""
+    shapes: Shapes = field(default_factory=dict)
+
+
+class DataSection(Division):
+    """The `data` section. Each data set is a subclass."""
+
+    facts: ClassVar[DatasetFacts]
+    """What is known of it without reading it."""
+
+    if TYPE_CHECKING:
+        dataset: str
+
+    def open(self, modalities: tuple[str, ...], seed: int, task: Task, /) -> DataSource:
+        """The data set as a source. Nothing is read or generated yet; files at a URI are brought here.
+
+        Args:
+            modalities: Those that the federation's clients own.
+            seed: The scenario's seed; generated data depend on it, and pairs of `av-mnist` without a seed of their own.
+            task: The scenario's task; own data that are for another one are refused when they are read.
+
+        Raises:
+            DataError: `path` is missing where files are needed, what is at a URI cannot be had, or the data set lacks
+                a modality.
+        """
+        raise NotImplementedError
+
+    @property
+    def num_subjects(self) -> int | None:
+        """Subjects among the samples that clients share in the whole data set, or None where that is unknown."""
+        return None
+
+    def input_shapes(self, _modalities: Iterable[str], /) -> dict[str, tuple[int, ...]]:
+        """Shape of one sample by modality, for those of them of which the section tells it."""
+        return {}
+
+    def task_problems(self, task: Task) -> Iterator[Finding]:
+        """What does not fit the scenario's task."""
+        if task not in self.facts.tasks:
+            found = f"{shown(task)}, which the labels of {self.dataset} do not serve"
+            yield Finding("task", found, one_of(self.facts.tasks))
+
+    def problem(self, error: InputError) -> tuple[str, str, str]:
+        """An error of the source as a problem of the scenario: path, what was found, what is expected."""
+        return "data", f"cannot be used ({error})", "a data set that can be loaded"
+
+
+class Download(DataSection):
+    """A data set that is read from files as one downloads them, named by `path`."""
+
+    landmarks: ClassVar[tuple[str, ...]]
+    """Members of archives and folders of which every copy of the data set has one."""
+
+    if TYPE_CHECKING:
+        path: str | None
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape of one sample by modality, for all modalities of the data set with these options."""
+        return self.facts.shapes
+
+    def input_shapes(self, modalities: Iterable[str], /) -> dict[str, tuple[int, ...]]:
+        return {name: self.shapes[name] for name in modalities if name in self.shapes}
+
+    def files(self) -> Path:
+        """Where the files are on this machine.
+
+        Raises:
+            DataError: `path` is null, in the home of nobody, or a URI whose files cannot be had.
+        """
+        from blossom_ray.data.files.remote import local_path
+
+        if self.path is None:
+            raise DataError(f"data.path is missing; expected {self.facts.download}; get it from {self.facts.page}")
+        path = local_path(self.path)
+        try:
+            return Path(path).expanduser()
+        except RuntimeError as error:
+            raise DataError(f"{path}: {error}; expected {self.facts.download}") from error
+
+    def known(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        """The modalities, sorted.
+
+        Raises:
+            DataError: The data set does not have one of them.
+        """
+        for modality in modalities:
+            if modality not in self.shapes:
+                expected = f"some of {', '.join(self.shapes)}"
+                raise DataError(f"{self.dataset} has no modality {modality!r}; expected {expected}")
+        return tuple(sorted(modalities))
+
+    def conflicts(self) -> Iterator[Finding]:
+        if self.path is None:
+            yield Finding("path", "is null", f"{self.facts.download}; get it from {self.facts.page}")
+
+    def problem(self, error: InputError) -> tuple[str, str, str]:
+        found = "is missing" if self.path is None else f"is {self.path!r}, which cannot be used ({error})"
+        return "data.path", found, self.facts.download
+
+
+class OwnData(DataSection):
+    """The user's own data, which may say whose their samples are."""
+
+    if TYPE_CHECKING:
+        standardize: bool
+
+
+def check_content(name: str, labels: IntArray, official: Sequence[int], class_names: Sequence[str]) -> None:
+    """Refuse a copy with as many rows as the official one and other labels; smaller cuts pass.
+
+    Args:
+        name: What messages call the copy, or its part.
+        labels: (N,) int64, from 0.
+        official: Rows of each class in the official files.
+        class_names: Name of each class.
+
+    Raises:
+        DataError: N is the official number of rows, and a class has more or fewer of them.
+    """
+    counts = np.bincount(labels, minlength=len(official)).tolist()
+    if len(labels) != sum(official) or counts == list(official):
+        return
+    found = next(row for row, pair in enumerate(zip(counts, official, strict=True)) if pair[0] != pair[1])
+    raise DataError(
+        f"{name} has {counts[found]} rows of class {class_names[found]}; expected {official[found]}, as in the "
+        "official files; download it again"
+    )
+
+
+def rows_lacking(what: str, found: int, official: int) -> tuple[LeftOut, ...]:
+    """One entry where a copy has fewer rows than the official files, else none.
+
+    Args:
+        what: Which rows, such as `windows of the train part`.
+        found: Rows of the copy.
+        official: Rows of the official files.
+    """
+    missing = official - found
+    return (LeftOut(f"{what} that the official files have and this copy has not", missing),) if missing > 0 else ()
+
+
+def standardised(windows: npt.NDArray[np.float32 | np.int16]) -> FloatArray:
+    """Each channel of each window brought to mean 0 and deviation 1; a constant channel becomes 0.
+
+    Args:
+        windows: (N, time, channels), in any unit. Not modified.
+
+    Returns:
+        The same shape, float32. Means and deviations are computed in float64.
+    """
+    result = np.empty(windows.shape, np.float32)
+    for start in range(0, len(windows), _WINDOWS_AT_ONCE):
+        values = windows[start : start + _WINDOWS_AT_ONCE].astype(np.float64)
+        centred = values - values.mean(axis=1, keepdims=True)
+        deviation = values.std(axis=1, keepdims=True)
+        # Rounding may leave a constant channel with a tiny deviation, and dividing by that would blow it up.
+        constant = np.ptp(values, axis=1, keepdims=True) == 0
+        result[start : start + _WINDOWS_AT_ONCE] = np.where(constant, 0, centred / np.where(constant, 1, deviation))
+    return result
+
+
+# Float64 copies of a large data set all at once would take several times its size.
+_WINDOWS_AT_ONCE = 1024

@@ -1,0 +1,391 @@
+"""The user's own data as a table: a row per sample, a column per modality, one of labels, maybe subject and split.
+
+Rows count from 0 within their file, as in polars and pandas. What files there are and how columns are read is in
+`data/table/`; here is what the columns mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from blossom_ray.core.scores import TASKS, Task
+from blossom_ray.core.section import ModalityName, Positive, Section
+from blossom_ray.data.clients import GivenClients, Origin, check_owned, check_recordings, check_splits, owned_modalities
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Pieces, Targets, targets_of
+from blossom_ray.data.division.options import GivenPartition
+from blossom_ray.data.labels import Place, encode_ids, encode_splits, encode_subjects, used_values
+from blossom_ray.data.sets.base import DatasetFacts, OwnData
+from blossom_ray.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from blossom_ray.data.table.rows import TableRows
+
+ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+_PIECE_OF = "piece_of"  # as `write_table` calls it
+
+
+class TableModality(Section):
+    """Where a modality stands in a table, and the shape of a sample."""
+
+    column: ColumnNames | None = None
+    """The column, or several columns of plain numbers that make up a vector. Default: the modality's name."""
+    shape: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] | None = None
+    """Shape of a sample, where the column has flat lists of a tensor's values. Default: as the column says."""
+
+
+class TableData(OwnData):
+    """Own data: a Parquet, Arrow or Feather file, or a folder of them, with a row per sample.
+
+    A modality is a column of fixed-shape tensors, of lists (nested lists) of numbers that are equally long in all
+    rows, or of plain numbers.
+    """
+
+    facts: ClassVar = DatasetFacts(
+        title="Own data: a Parquet, Arrow or Feather file, or a folder of them",
+        holds="a row per sample",
+        classes="as the column of labels says",
+        tasks=TASKS,
+        held_out="the rows whose column split says test",
+        download="a Parquet, Arrow or Feather file, or a folder of them",
+    )
+
+    dataset: Literal["table"]
+    path: str
+    """The file, or a folder: all its files are read, in the order of names. Relative to the working directory."""
+    modalities: dict[ModalityName, TableModality] = Field(default_factory=dict)
+    """Modality by name, where its column has another name or needs a shape."""
+    label_column: ColumnNames = "label"
+    """Classification: text or whole numbers. Multilabel: lists of 0 and 1, lists of class names, or several columns
+    of 0 and 1. Regression: numbers, lists of numbers, or several columns of numbers."""
+    class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """Names of the classes in order: text labels must be among them, whole numbers count them from 0. Default: the
+    labels that occur, sorted. In a regression the names of the targets."""
+    subject_column: str | None = None
+    """Whose sample a row is, whole numbers or text. Default: the column `subject` if there is one."""
+    client_column: str | None = None
+    """Which client's row it is, whole numbers or text, with `data.partition: {kind: given}`. Default: the column
+    `client`. Clients that have no value of a modality in any row do not own it."""
+    recording_column: str | None = None
+    """Which recording a row comes from, whole numbers or text: the rows of one stand on one side of the splits of all
+    clients. Default: the column `recording`, with `split: recording` or `partition: {kind: given}`."""
+    split_column: str | None = None
+    """`train`: a row that the clients share. `test` or `held-out`: one of the held-out global test set. With
+    `data.partition: {kind: given}`, `train`, `validation` and `test` are the client's own splits, and `held-out` is
+    the held-out set. Default: the column `split` if there is one, else the clients share all rows."""
+    standardize: bool = False
+    """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
+    together: each feature of a vector, the last dimension of a sequence, the first of an image."""
+
+    def open(self, modalities: tuple[str, ...], _seed: int, task: Task, /) -> Table:
+        return Table(self, tuple(sorted(modalities)), task)
+
+    def problem(self, error: InputError) -> tuple[str, str, str]:
+        found, _, expected = str(error).partition("; expected ")
+        return "data.path", f"is {self.path!r}: {found}", expected
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table as a source. Modalities are read one after the other, some rows at a time."""
+
+    spec: TableData
+    modalities: tuple[str, ...]
+    task: Task
+
+    def targets(self) -> Targets:
+        """Strata, subjects, recordings and clients of the rows that clients share.
+
+        Of the modalities only the types are looked at, and in a given federation who has them.
+
+        Raises:
+            DataError: A file cannot be read, a column is missing or of a wrong type, or a label cannot be used; what
+                rows say of their clients contradicts itself.
+        """
+        for modality in self.modalities:
+            for column in self._columns(modality):
+                self.rows.check_column(column)
+                self.rows.check_numeric(column, has_gaps=self._is_given)
+        shared = ~self._is_held_out
+        subjects = self._subjects_of(shared)
+        labels, names = self._labels
+        return replace(
+            targets_of(labels[shared], len(names), subjects),
+            recordings=self._recordings_of(shared),
+            pieces=self._pieces_of(shared),
+            clients=self._given_clients,
+            subject_names=() if subjects is None else self._subject_names,
+        )
+
+    def load(self) -> Dataset:
+        """All rows: those that clients share, and the held-out set where the table has one.
+
+        Raises:
+            DataError: As `targets`; or a row of a modality is null, of another shape, or holds a value that is not
+                finite.
+        """
+        targets = self.targets()
+        labels, names = self._labels
+        inputs = {modality: self._inputs(modality) for modality in self.modalities}
+        shared, others, held_out = ~self._is_held_out, self._is_held_out, None
+        if others.any():
+            rest = {modality: parts[1] for modality, parts in inputs.items()}
+            held_out = Dataset(
+                rest, labels[others], names, self._subjects_of(others), recordings=self._recordings_of(others),
+                pieces=self._pieces_of(others),
+            )  # fmt: skip
+        train = {modality: parts[0] for modality, parts in inputs.items()}
+        given = targets.clients
+        return Dataset(
+            inputs=train,
+            labels=labels[shared],
+            class_names=names,
+            subjects=targets.subjects,
+            held_out=held_out,
+            recordings=targets.recordings,
+            left_out=self.rows.notes.left_out,
+            pieces=targets.pieces,
+            clients=None if given is None else given.owners,
+            splits=None if given is None else given.splits,
+            client_names=() if given is None else given.names,
+            subject_names=targets.subject_names,
+            notes=tuple(self._unused_columns()),
+        )
+
+    def columns(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+        """Shape of a sample by column, for all columns that can be a modality as they are; of others, why they cannot.
+
+        Plain numbers have the shape (). All values are read. Columns of labels, and of what rows say of subjects,
+        clients, recordings and splits, are in neither.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        spec = self.spec
+        others = {
+            *_listed(spec.label_column),
+            spec.subject_column or "subject",
+            spec.split_column or "split",
+            spec.client_column or "client",
+            spec.recording_column or "recording",
+            *([] if self.rows.notes.overlap is None else [_PIECE_OF]),
+        }
+        shapes, reasons = {}, {}
+        for column in self.rows.names:
+            if column in others:
+                continue
+            try:
+                shapes[column] = self.rows.shape(column, has_gaps=self._is_given)
+            except DataError as error:
+                reasons[column] = str(error).partition("; expected ")[0]
+        return shapes, reasons
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes or targets.
+
+        Raises:
+            DataError: As `targets`.
+        """
+        return self._labels[1]
+
+    @cached_property
+    def rows(self) -> TableRows:
+        """The rows of all files.
+
+        Raises:
+            DataError: A file cannot be read, or there are no rows.
+        """
+        from blossom_ray.data.files.remote import local_path
+        from blossom_ray.data.table.rows import TableRows
+
+        return TableRows(local_path(self.spec.path))
+
+    @property
+    def _is_given(self) -> bool:
+        return isinstance(self.spec.partition, GivenPartition)
+
+    @cached_property
+    def _labels(self) -> tuple[Labels, tuple[str, ...]]:
+        columns = _listed(self.spec.label_column)
+        for column in columns:
+            self.rows.check_column(column)
+        from blossom_ray.data.table.labels import read_labels
+
+        return read_labels(self.rows.files, columns, self.task, self.spec.class_names)
+
+    @cached_property
+    def _splits(self) -> IntArray:
+        """The part of each row, as `encode_splits` has them."""
+        column = self.rows.optional_column(self.spec.split_column, "split")
+        if column is None:
+            return np.zeros(self.rows.num_rows, np.int64)
+        splits = encode_splits(self.rows.values(column), self.rows.place(column), has_clients=self._is_given)
+        if (splits < 0).all():
+            raise DataError(f"{self.rows.path}, column {column!r} says 'train' in no row; expected it in some")
+        return splits
+
+    @cached_property
+    def _is_held_out(self) -> npt.NDArray[np.bool_]:
+        return self._splits < 0
+
+    @cached_property
+    def _subjects(self) -> tuple[IntArray, tuple[str, ...]] | None:
+        column = self.rows.optional_column(self.spec.subject_column, "subject")
+        if column is None:
+            return None
+        return encode_subjects(self.rows.values(column), self.rows.place(column), ~self._is_held_out)
+
+    @property
+    def _subject_names(self) -> tuple[str, ...]:
+        return self.rows.notes.subject_names or (() if self._subjects is None else self._subjects[1])
+
+    def _subjects_of(self, rows: npt.NDArray[np.bool_]) -> IntArray | None:
+        if self._subjects is None or (self._subjects[0][rows] < 0).any():
+            return None
+        return self._subjects[0][rows]
+
+    @cached_property
+    def _given_clients(self) -> GivenClients | None:
+        """The clients of the rows that they share, where the scenario asks for them.
+
+        Raises:
+            DataError: A row does not say whose it is, or what rows say contradicts itself.
+        """
+        if not self._is_given:
+            return None
+        column = self.spec.client_column or "client"
+        self.rows.check_column(column)
+        rows = np.flatnonzero(~self._is_held_out)
+        split_column = self.rows.optional_column(self.spec.split_column, "split") or column
+        origin = Origin(client=self._place(column, rows), split=self._place(split_column, rows))
+        found = self.rows.values(column)
+        owners, names = encode_ids(used_values(found.distinct, found.codes[rows]), origin.client)
+        if self.rows.notes.client_names:
+            owners, names = _renumbered(owners, names, self.rows.notes.client_names)
+        splits = self._splits[rows] if (self._splits > 0).any() else None
+        if splits is not None:
+            check_splits(owners, names, splits, origin)
+        missing = {}
+        for modality in self.modalities:
+            is_missing, modality_column = self.rows.is_missing(self._columns(modality)), self._columns(modality)[0]
+            if (is_missing & self._is_held_out).any():
+                row = int((is_missing & self._is_held_out).argmax())
+                place = self.rows.place(modality_column)(row)
+                raise DataError(f"{place} is null; expected a value in every row of the held-out set")
+            missing[modality] = is_missing[rows]
+            check_owned(owners, names, missing[modality], self._place(modality_column, rows))
+        modalities = owned_modalities(owners, names, missing, origin)
+        return GivenClients(names, owners, modalities, splits, f"column {column!r}")
+
+    def _place(self, column: str, rows: IntArray) -> Place:
+        """Words for the places of some of all rows."""
+        place = self.rows.place(column)
+        return lambda row: place(int(rows[row]))
+
+    def _unused_columns(self) -> Iterator[str]:
+        """What columns would say that the scenario does not ask for."""
+        spec, columns = self.spec, self.rows.names
+        used = {*_listed(spec.label_column), spec.subject_column, spec.split_column}
+        used |= {column for modality in self.modalities for column in self._columns(modality)}
+        if not self._is_given and "client" in columns and "client" not in used:
+            yield (
+                f"column 'client' is not used, since data.partition.kind is {spec.partition.kind!r}; with "
+                "data.partition: {kind: given} its rows are those of one client"
+            )
+        if self._recording_column is None and "recording" in columns and "recording" not in used:
+            yield (
+                "column 'recording' is not used, so rows of one recording may stand in training and in testing; "
+                "data.split: recording keeps them on one side"
+            )
+
+    @cached_property
+    def _recording_column(self) -> str | None:
+        spec = self.spec
+        # `write_table` wrote the column where it has noted it.
+        named = spec.recording_column or ("recording" if self.rows.notes.has_recordings else None)
+        is_asked = named is not None or self._is_given or spec.split == "recording"
+        return self.rows.optional_column(named, "recording") if is_asked else None
+
+    @cached_property
+    def _recordings(self) -> IntArray | None:
+        """The recording of each row, counted from 0 in the rows that clients share; -1 where it has none.
+
+        Raises:
+            DataError: A row that clients share says nothing, or a recording stands in several splits.
+        """
+        column = self._recording_column
+        if column is None:
+            return None
+        if self.rows.notes.has_recordings and column == "recording":
+            return self.rows.whole_numbers("recording")
+        place, shared = self.rows.place(column), ~self._is_held_out
+        recordings, names = encode_ids(self.rows.values(column), place, shared)
+        check_recordings(recordings, self._splits, Origin(recording=place, recording_names=names))
+        counted = np.full_like(recordings, -1)
+        counted[shared] = np.unique(recordings[shared], return_inverse=True)[1]
+        return counted
+
+    @cached_property
+    def _pieces(self) -> IntArray | None:
+        return None if self.rows.notes.overlap is None else self.rows.whole_numbers(_PIECE_OF)
+
+    def _pieces_of(self, rows: npt.NDArray[np.bool_]) -> Pieces | None:
+        overlap = self.rows.notes.overlap
+        if self._pieces is None or overlap is None or (self._pieces[rows] < 0).any():
+            return None
+        return Pieces(self._pieces[rows], overlap)
+
+    def _recordings_of(self, rows: npt.NDArray[np.bool_]) -> IntArray | None:
+        if self._recordings is None or (self._recordings[rows] < 0).any():
+            return None
+        return self._recordings[rows]
+
+    def _columns(self, modality: str) -> tuple[str, ...]:
+        return _listed(self._section(modality).column or modality)
+
+    def _section(self, modality: str) -> TableModality:
+        return self.spec.modalities.get(modality, TableModality())
+
+    def _inputs(self, modality: str) -> tuple[FloatArray, FloatArray]:
+        """The modality's values in the rows that clients share, and in the held-out ones; NaN where it is missing.
+
+        Raises:
+            DataError: As `load`.
+        """
+        num_held_out = int(self._is_held_out.sum())
+        sizes = (len(self._is_held_out) - num_held_out, num_held_out)
+        parts: list[FloatArray] = []
+        filled, first = [0, 0], 0
+        for rows in self.rows.samples(self._columns(modality), self._section(modality).shape, has_gaps=self._is_given):
+            if not parts and len(rows.values):
+                parts = [np.full((size, *rows.values.shape[1:]), np.nan, np.float32) for size in sizes]
+            is_held_out = self._is_held_out[first : first + len(rows.present)]
+            first += len(rows.present)
+            for number, chosen in enumerate((~is_held_out, is_held_out)):
+                end = filled[number] + int(chosen.sum())
+                if len(rows.values):
+                    parts[number][filled[number] : end][rows.present[chosen]] = rows.values[chosen[rows.present]]
+                filled[number] = end
+        if not parts:
+            column = self._columns(modality)[0]
+            raise DataError(f"{self.rows.path}, column {column!r} is null in all rows; expected values in some")
+        return parts[0], parts[1]
+
+
+def _listed(columns: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else columns
+
+
+def _renumbered(owners: IntArray, names: tuple[str, ...], order: tuple[str, ...]) -> tuple[IntArray, tuple[str, ...]]:
+    """Owners as places in another order of the names; one that lacks a name is left aside."""
+    if set(order) != set(names):
+        return owners, names
+    numbers = {name: number for number, name in enumerate(order)}
+    return np.array([numbers[name] for name in names], np.int64)[owners], order
