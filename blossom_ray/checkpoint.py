@@ -25,7 +25,7 @@ from pydantic import Field
 from safetensors.numpy import load_file
 
 from blossom_ray.clients.plan import SentBlock
-from blossom_ray.core.blocks import BlockInstance, Scope
+from blossom_ray.core.blocks import Block, BlockInstance, Scope
 from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.read_back import ReadBack, read_back
 from blossom_ray.server import Server
@@ -98,7 +98,7 @@ class Checkpoint:
         tensors = load_file(self.folder / _SERVER)
         blocks = dict(server.blocks)
         for number, entry in enumerate(self.index["blocks"]):
-            instance = BlockInstance(entry["name"], Scope(entry["scope"]), entry["key"])
+            instance = BlockInstance(Block.named(entry["name"]), Scope(entry["scope"]), entry["key"])
             state = {
                 name.rpartition("/")[2]: values
                 for name, values in tensors.items()

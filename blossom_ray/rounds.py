@@ -10,7 +10,7 @@ from itertools import chain
 
 from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan
-from blossom_ray.core.blocks import CENTRAL, BlockInstance, Scope
+from blossom_ray.core.blocks import CENTRAL, Block, BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClassScores, ClientEvaluation, ClientTraining, RoundRecord, Scoring
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Accumulator, Total
@@ -317,7 +317,7 @@ def _block_rounds(
     num_examples: Counter[BlockInstance] = Counter()
     weights: defaultdict[BlockInstance, float] = defaultdict(float)
     contributors: Counter[BlockInstance] = Counter()
-    reported: dict[Signature, dict[str, BlockInstance]] = {}
+    reported: dict[Signature, dict[Block, BlockInstance]] = {}
     for record in training.records:
         profile = population.profiles[record.client]
         signature = (profile.modalities, profile.group)
@@ -349,6 +349,6 @@ def _block_rounds(
     )
 
 
-def _private(blocks: Mapping[str, BlockInstance]) -> dict[str, BlockInstance]:
+def _private(blocks: Mapping[Block, BlockInstance]) -> dict[Block, BlockInstance]:
     """By name the private ones of a client's blocks, each as the instance that stands for all clients' copies of it."""
     return {name: BlockInstance(name, Scope.PRIVATE) for name, instance in blocks.items() if instance.is_private}

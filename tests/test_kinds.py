@@ -18,6 +18,7 @@ from blossom_ray.algorithms.server_optimizers import ServerOptimizer, ServerRule
 from blossom_ray.clients.options import ClientOptimizer, Schedule
 from blossom_ray.clients.stacked.support import can_vectorize
 from blossom_ray.clients.workspace import Workspace
+from blossom_ray.core.blocks import Block
 from blossom_ray.core.section import Section
 from blossom_ray.core.structure import Hint, section_fields
 from blossom_ray.errors import InputError
@@ -131,7 +132,7 @@ def test_initial_values_are_a_function_of_seed_and_name(part: str, section: Any)
     shape = next(shape for shape in SHAPES if part != "encoders" or not list(section.misfits(shape, "acc")))
     encoder = section if part == "encoders" else {"kind": "mlp", "dim": 6}
     model = Model.model_validate({"encoders": {"acc": encoder}} | ({part: section} if part != "encoders" else {}))
-    block = "encoder/acc" if part == "encoders" else part
+    block = Block.named("encoder/acc" if part == "encoders" else part)
     before = torch.random.get_rng_state()
     first = values(build_block(block, model, {"acc": shape}, 3, seed=7))
     assert torch.equal(torch.random.get_rng_state(), before)

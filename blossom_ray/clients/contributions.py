@@ -15,7 +15,7 @@ from blossom_ray.clients.local_training import LocalResult, read_only_tensor
 from blossom_ray.clients.stacked import ClientTask
 from blossom_ray.clients.weighting import client_weight
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.core.blocks import encoder_block, prototype_block
+from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector
 from blossom_ray.errors import ClientError
 
@@ -72,8 +72,8 @@ def with_prototypes(
     """
     trained = _after(task, result)
     workspace.load(trained.blocks, trained.local_state or workspace.initial_state)
-    prototypes = {
-        prototype_block(modality): mean_embedding(workspace, modality, task.inputs, batch_size)
+    prototypes: dict[str, Vector] = {
+        Block("prototype", modality): mean_embedding(workspace, modality, task.inputs, batch_size)
         for modality in modalities
     }
     return replace(result, blocks={**result.blocks, **prototypes})
@@ -91,7 +91,7 @@ def mean_embedding(workspace: Workspace, modality: str, inputs: Mapping[str, np.
     Returns:
         (E,) float32.
     """
-    encoder = workspace.model.eval().blocks[encoder_block(modality)]
+    encoder = workspace.model.eval().blocks[Block("encoder", modality)]
     samples = read_only_tensor(inputs[modality])
     total = torch.zeros((), dtype=torch.float64, device=workspace.device)
     with torch.inference_mode():

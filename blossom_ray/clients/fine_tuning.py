@@ -11,7 +11,7 @@ from blossom_ray.clients.engines import Engine, check_finite
 from blossom_ray.clients.options import FineTune, Training
 from blossom_ray.clients.phases import tuning_phase
 from blossom_ray.clients.stacked import ClientTask
-from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.blocks import Block, BlockInstance
 from blossom_ray.core.seeding import Purpose
 
 TrainRows = tuple[Mapping[str, np.ndarray], np.ndarray]
@@ -24,7 +24,7 @@ def fine_tuned(
     section: FineTune,
     training: Training,
     *,
-    trained: Mapping[str, BlockInstance],
+    trained: Mapping[Block, BlockInstance],
     seed: int,
     round_index: int,
 ) -> tuple[list[ClientTask], list[float]]:

@@ -20,7 +20,7 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.phases import Phase
 from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.core.blocks import encoder_block
+from blossom_ray.core.blocks import Block
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import Vector
 from blossom_ray.models.flat import FlatBlock
@@ -154,7 +154,7 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, flat in self._anchored.items():
             flat.gradient.add_(_parameters(flat) - self._received[name], alpha=self._section.proximal_mu)
-        resting = {encoder_block(modality) for modality in model.owned if modality not in inputs}
+        resting = {Block("encoder", modality) for modality in model.owned if modality not in inputs}
         self._optimizers[-1].step(resting)
         self._loss_sum += loss.detach() * len(targets)
         self._num_examples += len(targets)

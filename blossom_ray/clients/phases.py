@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from blossom_ray.clients.options import FineTune, Training
-from blossom_ray.core.blocks import FUSION, HEAD, BlockInstance, is_prototype
+from blossom_ray.core.blocks import FUSION, HEAD, Block, BlockInstance
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Phase:
     anchored: frozenset[str] = frozenset()
 
 
-def training_phases(section: Training, trained: Mapping[str, BlockInstance]) -> tuple[Phase, ...]:
+def training_phases(section: Training, trained: Mapping[Block, BlockInstance]) -> tuple[Phase, ...]:
     """How a client trains in a round.
 
     Args:
@@ -51,7 +51,7 @@ def training_phases(section: Training, trained: Mapping[str, BlockInstance]) -> 
     return tuple(phase for phase in phases if phase.blocks)
 
 
-def tuning_phase(section: FineTune, trained: Mapping[str, BlockInstance]) -> Phase:
+def tuning_phase(section: FineTune, trained: Mapping[Block, BlockInstance]) -> Phase:
     """How a client tunes its copy before it is scored; nothing is anchored.
 
     Args:
@@ -62,6 +62,6 @@ def tuning_phase(section: FineTune, trained: Mapping[str, BlockInstance]) -> Pha
     return Phase(section.epochs, names[section.blocks] & _stepped(trained))
 
 
-def _stepped(trained: Mapping[str, BlockInstance]) -> frozenset[str]:
+def _stepped(trained: Mapping[Block, BlockInstance]) -> frozenset[str]:
     """The blocks that an optimizer steps; prototypes are measured afterwards."""
-    return frozenset(name for name in trained if not is_prototype(name))
+    return frozenset(name for name in trained if name.kind != "prototype")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from blossom_ray.clients.plan import ClientPlan, ClientState
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.storage import refuse_foreign, save_synced, writing
 
 # Shape and dtype by name.
@@ -72,7 +72,7 @@ def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, Cli
     for path in paths:
         with refuse_foreign(path), safe_open(path, framework="numpy") as file:
             described = json.loads(file.metadata()["instances"])
-            instances = [BlockInstance(name, Scope(scope), key) for name, scope, key in described]
+            instances = [BlockInstance(Block.named(name), Scope(scope), key) for name, scope, key in described]
             versions = file.get_tensor("versions")
             rows = {int(client): row for row, client in enumerate(file.get_tensor("clients"))}
             names = file.keys()
@@ -101,9 +101,9 @@ def state_problem(state: ClientState, plan: ClientPlan, profile: ClientProfile, 
         workspace: A model of its modality set.
     """
     trained = plan.trained_blocks(profile)
-    private = {name: workspace.initial_blocks[name] for name, instance in trained.items() if instance.is_private}
+    private = {str(name): workspace.initial_blocks[name] for name, instance in trained.items() if instance.is_private}
     kept = trained.keys() & workspace.trained.keys() if plan.training.keep_optimizer_state else set()
-    optimizer = {name: _optimizer_kinds(plan, workspace.flat[name].num_parameters) for name in kept}
+    optimizer: dict[str, _Kinds] = {name: _optimizer_kinds(plan, workspace.flat[name].num_parameters) for name in kept}
     local = {name: _kinds(buffers) for name, buffers in workspace.initial_state.items()}
     return (
         _differs("private blocks", _kinds(private), _kinds(state.private))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from blossom_ray.clients.plan import ClientPlan, LocalState
-from blossom_ray.core.blocks import ClientProfile, is_prototype
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import Vector
 from blossom_ray.models.build import build_client_model
@@ -57,7 +57,7 @@ class Workspace:
         for name, module in self.model.blocks.items():
             trained = name not in frozen and name not in self.model.unowned_blocks
             # A prototype is nothing but an averaged statistic, whoever keeps those of normalisation layers.
-            statistics = "shared" if is_prototype(name) else section.norm_statistics
+            statistics = "shared" if name.kind == "prototype" else section.norm_statistics
             self.flat[name] = FlatBlock(module, statistics, trained=trained)
         self._active = frozenset(self.trained)
         self.initial_blocks: dict[str, Vector] = {name: flat.read() for name, flat in self.flat.items()}

@@ -1,4 +1,4 @@
-"""Blocks and who holds them: block names, scopes, block instances, sharing schemes.
+"""Blocks and who holds them: blocks, scopes, block instances, sharing schemes.
 
 Nothing here knows about tensors. `models/flat.py` binds a block to its vector; everything that averages, counts or
 reports works on `BlockInstance` and never asks which scheme it came from.
@@ -10,16 +10,49 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Self, get_args
 
-FUSION = "fusion"
-HEAD = "head"
-ANY_ENCODER = "encoder/*"
-CENTRAL = "central"
+BlockKind = Literal["encoder", "fusion", "head", "prototype", "statistics"]
+ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
+SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
+SCHEME_NAMES: tuple[SchemeName, ...] = get_args(SchemeName)
+CENTRAL: SchemeName = "central"
 """The scheme without clients that train: one model for all, trained where all samples are."""
-_ENCODER = "encoder/"
-_PROTOTYPE = "prototype/"
-_STATISTICS = "statistics/"
+
+
+class Block(str):
+    """A unit of sharing, which is its own name: `encoder/<modality>`, `fusion`, `head`, `prototype/<modality>`.
+
+    It is equal to that text, sorts, hashes and is written as it; what it is stands beside the text, which nobody takes
+    apart but `named`.
+
+    Args:
+        kind: What it is. A `prototype`, measured and not trained, stands for a missing modality's embedding;
+            `statistics` are a block's running statistics where each modality set has its own.
+        of: The modality, of `statistics` the block; "" where there is one block of its kind.
+    """
+
+    __slots__ = ("kind", "of")
+    kind: BlockKind
+    of: str
+
+    def __new__(cls, kind: BlockKind, of: str = "") -> Self:  # noqa: D102  # see above
+        block = super().__new__(cls, f"{kind}/{of}" if of else kind)
+        block.kind, block.of = kind, of
+        return block
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The block of a name from a scenario or a file; its kind may be none of ours."""
+        kind, _, of = name.partition("/")
+        return cls(kind, of)  # type: ignore[arg-type]  # see above
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Block, (self.kind, self.of)
+
+
+FUSION, HEAD = Block("fusion"), Block("head")
+ANY_ENCODER = Block("encoder", "*")
 
 
 class Scope(StrEnum):
@@ -35,34 +68,9 @@ class Scope(StrEnum):
     __hash__ = str.__hash__
 
 
-def encoder_block(modality: str) -> str:
-    """The name of a modality's encoder block: `encoder/<modality>`."""
-    return _ENCODER + modality
-
-
-def is_encoder(block: str) -> bool:
-    """Whether a block name is that of an encoder."""
-    return block.startswith(_ENCODER)
-
-
-def prototype_block(modality: str) -> str:
-    """The name of the block that stands for a missing modality's embedding: `prototype/<modality>`."""
-    return _PROTOTYPE + modality
-
-
-def is_prototype(block: str) -> bool:
-    """Whether a block name is that of a prototype, which is measured and not trained."""
-    return block.startswith(_PROTOTYPE)
-
-
-def statistics_block(block: str) -> str:
-    """The name of a block's running statistics where each modality set has its own: `statistics/<block>`."""
-    return _STATISTICS + block
-
-
-def block_names(modalities: Iterable[str]) -> tuple[str, ...]:
+def model_blocks(modalities: Iterable[str]) -> tuple[Block, ...]:
     """All blocks of a model over these modalities: the encoders in sorted order, then `fusion`, then `head`."""
-    return (*(encoder_block(modality) for modality in sorted(modalities)), FUSION, HEAD)
+    return (*(Block("encoder", modality) for modality in sorted(modalities)), FUSION, HEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +94,14 @@ class ClientProfile:
 
 
 class BlockInstance(NamedTuple):
-    """One copy of a block: a name and the key of its scope.
+    """One copy of a block: its name and the key of its scope.
 
     The key is "" for a `shared` or `frozen` block, the modality set (`acc+gyro`) for `same-modalities`, the group's
     label for `group` (with the modality set behind a slash where it is about statistics), and the client's id for
     `private`.
     """
 
-    name: str
+    name: Block
     scope: Scope
     key: str = ""
 
@@ -109,9 +117,10 @@ class BlockInstance(NamedTuple):
 
     def statistics(self, client: ClientProfile) -> BlockInstance:
         """The running statistics of this copy that `client` shares with those of its own modality set."""
+        statistics = Block("statistics", self.name)
         if self.scope is Scope.GROUP:
-            return BlockInstance(statistics_block(self.name), Scope.GROUP, f"{self.key}/{client.modality_set}")
-        return BlockInstance(statistics_block(self.name), Scope.SAME_MODALITIES, client.modality_set)
+            return BlockInstance(statistics, Scope.GROUP, f"{self.key}/{client.modality_set}")
+        return BlockInstance(statistics, Scope.SAME_MODALITIES, client.modality_set)
 
     def __str__(self) -> str:
         if not self.key:
@@ -126,7 +135,6 @@ _NAMED: dict[str, dict[str, Scope]] = {
     "local": {ANY_ENCODER: Scope.PRIVATE, FUSION: Scope.PRIVATE, HEAD: Scope.PRIVATE},
     CENTRAL: {ANY_ENCODER: Scope.SHARED, FUSION: Scope.SHARED, HEAD: Scope.SHARED},
 }
-SCHEME_NAMES = tuple(_NAMED)
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,6 @@ class SharingScheme:
 
     Attributes:
         scopes: Scope by block name. `encoder/*` stands for every encoder that has no entry of its own.
-            Names match exactly, never by prefix.
     """
 
     scopes: Mapping[str, Scope]
@@ -154,7 +161,7 @@ class SharingScheme:
     def __reduce__(self) -> tuple[object, ...]:
         return _scheme_from_items, (tuple((name, str(scope)) for name, scope in self.scopes.items()),)
 
-    def scope(self, block: str) -> Scope:
+    def scope(self, block: Block) -> Scope:
         """The scope of a block. A prototype is shared under every scheme: it is there for those who lack the modality.
 
         Raises:
@@ -162,13 +169,13 @@ class SharingScheme:
         """
         if block in self.scopes:
             return self.scopes[block]
-        if is_encoder(block):
+        if block.kind == "encoder":
             return self.scopes[ANY_ENCODER]
-        if is_prototype(block):
+        if block.kind == "prototype":
             return Scope.SHARED
         raise KeyError(block)
 
-    def instance(self, block: str, client: ClientProfile) -> BlockInstance:
+    def instance(self, block: Block, client: ClientProfile) -> BlockInstance:
         """The copy of `block` that `client` holds."""
         scope = self.scope(block)
         key = {

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from blossom_ray.core.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
+from blossom_ray.core.blocks import FUSION, HEAD, Block, model_blocks
 from blossom_ray.core.section import Custom
 from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
 from blossom_ray.errors import InputError
@@ -54,11 +54,13 @@ def build_client_model(
     )
 
 
-def build_block(name: str, model: Model, input_shapes: Mapping[str, Shape], num_outputs: int, seed: int) -> nn.Module:
+def build_block(
+    block: Block, model: Model, input_shapes: Mapping[str, Shape], num_outputs: int, seed: int
+) -> nn.Module:
     """One block with its initial values (PyTorch's default initialisation).
 
     Args:
-        name: Block name: `encoder/<modality>`, `fusion`, `head` or `prototype/<modality>`.
+        block: `encoder/<modality>`, `fusion`, `head` or `prototype/<modality>`.
         model: The scenario's `model` section.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         num_outputs: Number of outputs (classes).
@@ -68,27 +70,25 @@ def build_block(name: str, model: Model, input_shapes: Mapping[str, Shape], num_
         InputError: The block does not fit its input, or own code does not do what it should.
         ValueError: The model has no block of this name.
     """
-    return _build(name, model, input_shapes, model.embedding_dims(input_shapes), num_outputs, seed)
+    return _build(block, model, input_shapes, model.embedding_dims(input_shapes), num_outputs, seed)
 
 
 def _build(
-    name: str, model: Model, input_shapes: Mapping[str, Shape], dims: Mapping[str, int], num_outputs: int, seed: int
+    block: Block, model: Model, input_shapes: Mapping[str, Shape], dims: Mapping[str, int], num_outputs: int, seed: int
 ) -> nn.Module:
-    for lacked, dim in dims.items():
-        if prototype_block(lacked) == name:
-            return Prototype(dim)
-    modality = next((modality for modality in model.encoders if encoder_block(modality) == name), None)
-    with torch_seeded(torch_seed(seed, Purpose.INITIAL_BLOCK, 0, stable_number(name))):
-        if modality is not None:
-            where = f"model.encoders.{modality}"
-            module = model.encoders[modality].build(input_shapes[modality], modality)
-        elif name == FUSION:
-            where, module = "model.fusion", model.fusion.build(dims)
-        elif name == HEAD:
-            where, module = "model.head", model.head.build(model.fusion.fused_dim(dims), num_outputs)
+    if block.kind == "prototype" and block.of in dims:
+        return Prototype(dims[block.of])
+    if block not in model_blocks(model.encoders):
+        names = ", ".join(model_blocks(model.encoders))
+        raise ValueError(f"block is {str(block)!r}; expected one of {names}")
+    where = f"model.encoders.{block.of}" if block.kind == "encoder" else f"model.{block}"
+    with torch_seeded(torch_seed(seed, Purpose.INITIAL_BLOCK, 0, stable_number(block))):
+        if block.kind == "encoder":
+            module = model.encoders[block.of].build(input_shapes[block.of], block.of)
+        elif block.kind == "fusion":
+            module = model.fusion.build(dims)
         else:
-            names = ", ".join(block_names(model.encoders))
-            raise ValueError(f"block is {name!r}; expected one of {names}")
+            module = model.head.build(model.fusion.fused_dim(dims), num_outputs)
     try:
         block_layout(module, model.norm_statistics)
     except InputError as error:
@@ -96,10 +96,10 @@ def _build(
     return module
 
 
-def _own_modules(model: Model, dims: Mapping[str, int], num_outputs: int) -> dict[str, OwnModule]:
+def _own_modules(model: Model, dims: Mapping[str, int], num_outputs: int) -> dict[Block, OwnModule]:
     """What the blocks of own code have to give, by block name."""
-    own = {
-        encoder_block(name): OwnModule.of(section, f"model.encoders.{name}", dims[name])
+    own: dict[Block, OwnModule] = {
+        Block("encoder", name): OwnModule.of(section, f"model.encoders.{name}", dims[name])
         for name, section in model.encoders.items()
         if isinstance(section, Custom)
     }

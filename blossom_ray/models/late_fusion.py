@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.core.blocks import FUSION, HEAD, block_names, encoder_block, prototype_block
+from blossom_ray.core.blocks import FUSION, HEAD, Block, model_blocks
 from blossom_ray.errors import InputError
 from blossom_ray.models.options import MissingRule, Precision
 from blossom_ray.models.own_code import OwnModule, output_problem
@@ -46,13 +46,13 @@ class LateFusionModel(nn.Module):
 
     def __init__(
         self,
-        blocks: Mapping[str, nn.Module],
+        blocks: Mapping[Block, nn.Module],
         *,
         owned: Iterable[str],
         missing: MissingRule,
         input_shapes: Mapping[str, tuple[int, ...]],
         embedding_dims: Mapping[str, int],
-        own_modules: Mapping[str, OwnModule] | None = None,
+        own_modules: Mapping[Block, OwnModule] | None = None,
     ) -> None:
         super().__init__()
         self.owned = tuple(sorted(owned))
@@ -63,10 +63,11 @@ class LateFusionModel(nn.Module):
         names = held_blocks(self.owned, self.embedding_dims, missing)
         if set(blocks) != set(names):
             raise ValueError(f"blocks are {', '.join(sorted(blocks))}; expected {', '.join(names)}")
-        self.blocks: dict[str, nn.Module] = {name: blocks[name] for name in names}
+        self.blocks: dict[Block, nn.Module] = {name: blocks[name] for name in names}
+        self._own_encoders = {modality: Block("encoder", modality) for modality in self.owned}
         # nn.ModuleDict refuses names with a dot, which modalities may have; so modules register by position.
         self._registered = nn.ModuleList(self.blocks.values())
-        own = block_names(self.owned)
+        own = model_blocks(self.owned)
         self.unowned_blocks = tuple(name for name in names if name not in own)
         for name in self.unowned_blocks:
             self.blocks[name].requires_grad_(False)
@@ -115,7 +116,9 @@ class LateFusionModel(nn.Module):
 
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         embeddings = {
-            name: self._output(encoder_block(name), inputs[name], inputs[name]) for name in self.owned if name in inputs
+            name: self._output(encoder, inputs[name], inputs[name])
+            for name, encoder in self._own_encoders.items()
+            if name in inputs
         }
         any_BE = next(iter(embeddings.values()))
         absent = [name for name in self.embedding_dims if name not in embeddings]
@@ -128,40 +131,40 @@ class LateFusionModel(nn.Module):
                     embeddings[name] = self._embedding_of_zeros(name, any_BE).expand(len(any_BE), -1)
             case "prototype":
                 for name in absent:
-                    embeddings[name] = self.blocks[prototype_block(name)](len(any_BE))
+                    embeddings[name] = self.blocks[Block("prototype", name)](len(any_BE))
             case "mask":
                 pass
         return self._output(HEAD, self._output(FUSION, embeddings, any_BE), any_BE)
 
-    def _output(self, name: str, inputs: Tensor | dict[str, Tensor], like: Tensor) -> Tensor:
+    def _output(self, block: Block, inputs: Tensor | dict[str, Tensor], like: Tensor) -> Tensor:
         """What a block gives for a batch with the rows and on the device of `like`; own code's is checked."""
-        block, own = self.blocks[name], self.own_modules.get(name)
-        output: Tensor = block(inputs)
+        module, own = self.blocks[block], self.own_modules.get(block)
+        output: Tensor = module(inputs)
         if own is None:
             return output
         dtypes = {torch.float32, getattr(torch, self.precision)}
         problem = output_problem(output, len(like), own.width, like.device, dtypes)
         if problem is None and torch.is_grad_enabled() and not output.requires_grad:
             given = inputs.values() if isinstance(inputs, dict) else (inputs,)
-            if any(tensor.requires_grad for tensor in (*block.parameters(), *given)):
+            if any(tensor.requires_grad for tensor in (*module.parameters(), *given)):
                 problem = "an output without a gradient while it is trained; expected one that is not detached"
         if problem is not None:
             raise InputError(f"{own.name}: the module gives {problem}")
         return output
 
     def _embedding_of_zeros(self, modality: str, like: Tensor) -> Tensor:
-        encoder = self.blocks[encoder_block(modality)]
+        encoder = self.blocks[Block("encoder", modality)]
         was_training = encoder.training
         encoder.eval()
         # Constant in evaluation mode, so one sample stands for the batch.
         with torch.no_grad():
             zeros = like.new_zeros(1, *self.input_shapes[modality])
-            embedding_1E = self._output(encoder_block(modality), zeros, zeros)
+            embedding_1E = self._output(Block("encoder", modality), zeros, zeros)
         encoder.train(was_training)
         return embedding_1E
 
 
-def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: MissingRule) -> tuple[str, ...]:
+def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: MissingRule) -> tuple[Block, ...]:
     """The names of the blocks that a client's model has.
 
     Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusion and head; under
@@ -174,9 +177,9 @@ def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: Missin
     if not owned or not owned <= modalities:
         found, known = ", ".join(sorted(owned)) or "none", ", ".join(sorted(modalities))
         raise ValueError(f"owned modalities are {found}; expected one or more of {known}")
-    names = block_names(modalities if missing == "zero-input" else owned)
+    names = model_blocks(modalities if missing == "zero-input" else owned)
     if missing == "prototype":
-        names += tuple(prototype_block(modality) for modality in sorted(modalities - owned))
+        names += tuple(Block("prototype", modality) for modality in sorted(modalities - owned))
     return names
 
 

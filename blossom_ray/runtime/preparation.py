@@ -12,7 +12,7 @@ import numpy as np
 from blossom_ray.algorithms.selection import Population
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.plan import ClientPlan
-from blossom_ray.core.blocks import FUSION, HEAD, Scope, SharingScheme, encoder_block, is_prototype
+from blossom_ray.core.blocks import FUSION, HEAD, Block, Scope, SharingScheme
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.federation import build_federation
@@ -194,9 +194,9 @@ def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
     from blossom_ray.models.build import build_block
 
     model, scheme = scenario.model, scenario.scheme
-    sections: dict[str, object] = {encoder_block(name): section for name, section in model.encoders.items()}
+    sections: dict[Block, object] = {Block("encoder", name): section for name, section in model.encoders.items()}
     sections |= {FUSION: model.fusion, HEAD: model.head}
-    frozen = {}
+    frozen: dict[str, Scope] = {}
     for name, section in sections.items():
         if isinstance(section, Custom):
             block = build_block(name, model, dataset.input_shapes, dataset.num_classes, scenario.seeds.training)
@@ -222,10 +222,10 @@ def _split_blocks(plan: ClientPlan, population: Population) -> frozenset[str]:
     model = plan.model
     if model.norm_statistics != "same-modalities":
         return frozenset()
-    holders: defaultdict[str, set[str]] = defaultdict(set)
+    holders: defaultdict[Block, set[str]] = defaultdict(set)
     for profile in population.representatives():
         for name, instance in plan.held_blocks(profile).items():
-            if instance.scope in (Scope.SHARED, Scope.GROUP) and not is_prototype(name):
+            if instance.scope in (Scope.SHARED, Scope.GROUP) and name.kind != "prototype":
                 holders[name].add(profile.modality_set)
     return frozenset(
         name

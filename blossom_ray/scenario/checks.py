@@ -12,16 +12,7 @@ from typing import Any, TypeVar
 from blossom_ray.algorithms.options import Server
 from blossom_ray.algorithms.server_optimizers import FedAvg
 from blossom_ray.clients.options import Training
-from blossom_ray.core.blocks import (
-    ANY_ENCODER,
-    CENTRAL,
-    SCHEME_NAMES,
-    Scope,
-    SharingScheme,
-    block_names,
-    encoder_block,
-    is_encoder,
-)
+from blossom_ray.core.blocks import ANY_ENCODER, CENTRAL, SCHEME_NAMES, Block, Scope, SharingScheme, model_blocks
 from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import SCORES, SUFFIXES, Task
@@ -229,7 +220,7 @@ def _min_samples(partition: Partition) -> int:
 def _sharing_map(sharing: str | Mapping[str, str], model: Model) -> Iterator[Finding]:
     if isinstance(sharing, str):
         return
-    blocks = block_names(model.encoders)
+    blocks = model_blocks(model.encoders)
     known = (ANY_ENCODER, *blocks)
     for block in sharing:
         if block not in known:
@@ -239,7 +230,7 @@ def _sharing_map(sharing: str | Mapping[str, str], model: Model) -> Iterator[Fin
     uncovered = [
         block
         for block in blocks
-        if block not in scheme.scopes and not (is_encoder(block) and ANY_ENCODER in scheme.scopes)
+        if block not in scheme.scopes and not (block.kind == "encoder" and ANY_ENCODER in scheme.scopes)
     ]
     if uncovered:
         each = f"a scope for every block: {listed(blocks)} ({ANY_ENCODER} stands for every encoder)"
@@ -251,14 +242,16 @@ def _group_labels(sharing: str | Mapping[str, str], clients: tuple[ClientGroup, 
     if isinstance(sharing, str):
         return
     for index, group in enumerate(clients):
-        blocks = [block for block, scope in sharing.items() if scope == "group" and _may_hold(group, block)]
+        blocks = [
+            block for block, scope in sharing.items() if scope == "group" and _may_hold(group, Block.named(block))
+        ]
         if blocks and not group.group:
             found = f"is empty, while sharing gives {listed(blocks)} the scope group"
             yield Finding(f"clients.{index}.group", found, "a label for every group of clients")
 
 
-def _may_hold(group: ClientGroup, block: str) -> bool:
-    return block == ANY_ENCODER or not is_encoder(block) or block in map(encoder_block, group.modalities)
+def _may_hold(group: ClientGroup, block: Block) -> bool:
+    return block == ANY_ENCODER or block.kind != "encoder" or block.of in group.modalities
 
 
 @_rule
@@ -320,7 +313,7 @@ def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
         return {}
     try:
         scheme = SharingScheme.of(sharing)
-        return {block: scheme.scope(block) for block in block_names(model.encoders)}
+        return {block: scheme.scope(block) for block in model_blocks(model.encoders)}
     except KeyError:
         return {}  # a block without a scope is a problem of its own
 
@@ -398,7 +391,7 @@ def _prototypes_of_encoders(
     if model.missing != "prototype":
         return
     for modality in model.encoders:
-        scope = scopes[encoder_block(modality)]
+        scope = scopes[Block("encoder", modality)]
         is_lacked = any(modality not in group.modalities for group in clients)
         if is_lacked and scope not in (Scope.SHARED, Scope.FROZEN):
             found = f"is 'prototype', while encoder/{modality} has the scope {scope}, so its copies embed differently"

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from blossom_ray.algorithms.options import Server
 from blossom_ray.clients.options import EngineName, Training
-from blossom_ray.core.blocks import ClientProfile, SharingScheme
+from blossom_ray.core.blocks import ClientProfile, SchemeName, ScopeName, SharingScheme
 from blossom_ray.core.scores import Score, Task
 from blossom_ray.core.section import Section
 from blossom_ray.data.division.options import ClientGroup, Clients
@@ -18,9 +18,6 @@ from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.models.options import Model
 from blossom_ray.scenario.compat import apply_compat
 from blossom_ray.scenario.sections import Checkpoint, Evaluation, Execution, Failures, Stop
-
-ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
-SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
 
 
 class Seeds(NamedTuple):

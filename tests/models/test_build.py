@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from blossom_ray.core.blocks import HEAD, Block
 from blossom_ray.errors import InputError
 from blossom_ray.models.build import build_block, build_client_model
 from blossom_ray.models.options import Model
@@ -106,7 +107,7 @@ def test_initial_values_follow_from_seed_and_name_alone() -> None:
         assert values(module) == values(build_block(name, section, SHAPES, 2, 3))
         assert values(module) != values(build_block(name, section, SHAPES, 2, 4))
     same_kind = Model.model_validate(HAR)
-    acc, gyro = (build_block(f"encoder/{name}", same_kind, HAR_SHAPES, 2, 3) for name in ("acc", "gyro"))
+    acc, gyro = (build_block(Block("encoder", name), same_kind, HAR_SHAPES, 2, 3) for name in ("acc", "gyro"))
     assert values(acc) != values(gyro)
 
 
@@ -118,14 +119,14 @@ def test_the_global_generator_is_left_alone() -> None:
 
 def test_initial_values_do_not_depend_on_the_global_generator() -> None:
     section = Model.model_validate(own(head=OWN_HEAD))
-    first = values(build_block("head", section, SHAPES, 2, 3))
+    first = values(build_block(HEAD, section, SHAPES, 2, 3))
     torch.rand(7)
-    assert values(build_block("head", section, SHAPES, 2, 3)) == first
+    assert values(build_block(HEAD, section, SHAPES, 2, 3)) == first
 
 
 def test_a_block_that_the_model_has_not() -> None:
     with pytest.raises(ValueError, match="block is 'encoder/acc2'; expected one of encoder/acc, encoder/gyro, fusion"):
-        build_block("encoder/acc2", Model.model_validate(SMALL), SHAPES, 2, 0)
+        build_block(Block("encoder", "acc2"), Model.model_validate(SMALL), SHAPES, 2, 0)
 
 
 def test_inputs_that_do_not_fit_name_the_scenario_path() -> None:
@@ -135,7 +136,7 @@ def test_inputs_that_do_not_fit_name_the_scenario_path() -> None:
         "expected one of conv2d, mlp, custom$"
     )
     with pytest.raises(InputError, match=expected):
-        build_block("encoder/gyro", section, {"acc": (128, 3), "gyro": (1, 28, 28)}, 2, 0)
+        build_block(Block("encoder", "gyro"), section, {"acc": (128, 3), "gyro": (1, 28, 28)}, 2, 0)
     with pytest.raises(InputError, match=r"model\.encoders\.gyro is for a modality .* expected one of acc"):
         section.embedding_dims({"acc": (128, 3)})
 
@@ -228,17 +229,17 @@ def test_own_encoders_that_do_not_do_what_they_should(factory: Any, message: str
     tree = own()
     tree["encoders"] = tree["encoders"] | {"acc": {"kind": "custom", "factory": factory}}
     with pytest.raises(InputError, match=message):
-        build_block("encoder/acc", Model.model_validate(tree), SHAPES, 2, 0)
+        build_block(Block("encoder", "acc"), Model.model_validate(tree), SHAPES, 2, 0)
 
 
 def test_own_head_of_the_wrong_width() -> None:
     head = {"kind": "custom", "factory": lambda input_dim, num_outputs: nn.Linear(input_dim, num_outputs + 1)}
     with pytest.raises(InputError, match=r"model\.head: the module gives shape \(2, 4\) .*expected .*\(2, 3\)"):
-        build_block("head", Model.model_validate(own(head=head)), SHAPES, 3, 0)
+        build_block(HEAD, Model.model_validate(own(head=head)), SHAPES, 3, 0)
 
 
 def test_own_lazy_modules_get_their_shape() -> None:
     tree = own()
     tree["encoders"] = {"acc": {"kind": "custom", "factory": lambda _: nn.LazyLinear(4)}}
-    block = build_block("encoder/acc", Model.model_validate(tree), SHAPES, 2, 0)
+    block = build_block(Block("encoder", "acc"), Model.model_validate(tree), SHAPES, 2, 0)
     assert len(values(block)) == 28

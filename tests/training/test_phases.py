@@ -4,7 +4,7 @@ import pytest
 
 from blossom_ray.clients.options import FineTune, Training
 from blossom_ray.clients.phases import Phase, training_phases, tuning_phase
-from blossom_ray.core.blocks import ClientProfile, SharingScheme, block_names
+from blossom_ray.core.blocks import ClientProfile, SharingScheme, model_blocks
 
 CLIENT = ClientProfile(0, ("acc", "gyro"))
 BODY = frozenset({"encoder/acc", "encoder/gyro", "fusion"})
@@ -13,7 +13,7 @@ HEAD = frozenset({"head"})
 
 def trained(scheme: str | dict[str, str]) -> dict[str, Any]:
     sharing = SharingScheme.of(scheme)
-    instances = {name: sharing.instance(name, CLIENT) for name in block_names(CLIENT.modalities)}
+    instances = {name: sharing.instance(name, CLIENT) for name in model_blocks(CLIENT.modalities)}
     return {name: instance for name, instance in instances.items() if instance.is_trained}
 
 

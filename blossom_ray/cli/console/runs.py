@@ -252,7 +252,9 @@ def final_summary(run: Run) -> RenderableType:
     traffic = plain_table("block", "scope", "down", "up")
     totals = run.blocks.group_by("block", "scope", "key", maintain_order=True)
     for block, scope, key, down, up in totals.agg(pl.col("bytes_down", "bytes_up").sum()).iter_rows():
-        traffic.add_row(str(BlockInstance(block, Scope(scope), key)), scope, format_bytes(down), format_bytes(up))
+        traffic.add_row(
+            str(BlockInstance(Block.named(block), Scope(scope), key)), scope, format_bytes(down), format_bytes(up)
+        )
     traffic.add_section()
     rounds = run.rounds
     down, up, seconds = rounds.select(pl.col("bytes_down", "bytes_up", "seconds").sum()).row(0)

@@ -16,7 +16,7 @@ from blossom_ray.clients.stacked.lanes import Lanes
 from blossom_ray.clients.stacked.layers import LayerTensors, StackedDropout
 from blossom_ray.clients.stacked.support import stacked_layer
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.core.blocks import encoder_block
+from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector
 from blossom_ray.models.late_fusion import LateFusionModel
 
@@ -144,7 +144,7 @@ class Stack:
                 exchanged[id(module)] = layer
         self._constants: list[tuple[nn.Module, tuple[int, ...], _Constant]] = []
         for modality in model.embedding_dims:
-            name = encoder_block(modality)
+            name = Block("encoder", modality)
             if name in model.unowned_blocks:
                 constant = _Constant(self.lanes)
                 encoder = copy.deepcopy(model.blocks[name], exchanged).eval()
