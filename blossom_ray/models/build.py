@@ -39,7 +39,7 @@ def build_client_model(
     owned = tuple(owned)
     dims = model.embedding_dims(input_shapes)
     names = held_blocks(owned, model.encoders, model.missing)
-    blocks = {name: _build(name, model, input_shapes, dims, num_outputs, seed) for name in names}
+    blocks = {name: build_block(name, model, input_shapes, num_outputs, seed, dims) for name in names}
     own_modules = {name: own for name, own in _own_modules(model, dims, num_outputs).items() if name in names}
     if FUSION in own_modules and model.missing == "mask":
         present = {name: (dims[name],) for name in sorted(owned)}
@@ -55,7 +55,12 @@ def build_client_model(
 
 
 def build_block(
-    block: Block, model: Model, input_shapes: Mapping[str, Shape], num_outputs: int, seed: int
+    block: Block,
+    model: Model,
+    input_shapes: Mapping[str, Shape],
+    num_outputs: int,
+    seed: int,
+    embedding_dims: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """One block with its initial values (PyTorch's default initialisation).
 
@@ -65,17 +70,13 @@ def build_block(
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         num_outputs: Number of outputs (classes).
         seed: The scenario's seed.
+        embedding_dims: Those of the model, where they are known already.
 
     Raises:
         InputError: The block does not fit its input, or own code does not do what it should.
         ValueError: The model has no block of this name.
     """
-    return _build(block, model, input_shapes, model.embedding_dims(input_shapes), num_outputs, seed)
-
-
-def _build(
-    block: Block, model: Model, input_shapes: Mapping[str, Shape], dims: Mapping[str, int], num_outputs: int, seed: int
-) -> nn.Module:
+    dims = embedding_dims or model.embedding_dims(input_shapes)
     if block.kind == "prototype" and block.of in dims:
         return Prototype(dims[block.of])
     if block not in model_blocks(model.encoders):

@@ -31,7 +31,7 @@ from blossom_ray.cli.console.rounds import (
     stopped_line,
     title,
 )
-from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import default_score
 from blossom_ray.studies.tables import (
