@@ -18,6 +18,7 @@ from blossom_ray.data.labels import (
     check_binary,
     check_finite,
     checked_names,
+    default_names,
     encode_classes,
     encode_ids,
     encode_sets,
@@ -243,14 +244,9 @@ def _encoded(
     if any(isinstance(part, list) or part.shape[1:] != parts[0].shape[1:] for part in parts):
         raise DataError("labels and held-out labels are of different kinds or widths; expected the same for both")
     joined = np.concatenate(list(parts))
-    names = checked_names(class_names, _default_names(task, joined.shape[1]), place)
+    names = checked_names(class_names, default_names(task, joined.shape[1]), place)
     (check_binary if task == "multilabel" else check_finite)(joined, place)
     return [joined[: ends[0]], joined[ends[0] :]], names
-
-
-def _default_names(task: Task, number: int) -> list[str]:
-    what = "class" if task == "multilabel" else "target"
-    return [f"{what} {position}" for position in range(number)]
 
 
 def _numbers(name: str, values: Any) -> FloatArray:

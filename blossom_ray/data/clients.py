@@ -13,6 +13,7 @@ from blossom_ray.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
 Place = Callable[[int], str]
+"""Words for the place of a row, such as `labels, row 3`."""
 
 SPLITS = ("train", "validation", "test")
 """The parts of a client's rows, in the order in which its shard has them."""

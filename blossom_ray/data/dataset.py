@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -180,7 +179,7 @@ class Dataset:
                         row = start + int(wrong.argmax())
                         raise DataError(f"modality {modality!r}, row {row}: a value is not finite")
             if self.clients is not None:
-                place = partial(_place_in, f"modality {modality!r}")
+                place = f"modality {modality!r}, row {{}}".format
                 check_owned(self.clients, self._client_names, is_missing(values), place)
         if self.clients is not None:
             self._modalities_of_clients()
@@ -364,21 +363,14 @@ def strata(labels: FloatArray) -> tuple[IntArray, int]:
     (doi:10.1007/978-3-642-23808-6_10).
     """
     if ((labels == 0) | (labels == 1)).all():
-        return _rarest_class(labels), labels.shape[1] + 1
-    return _quantile_bin(labels[:, 0].astype(np.float64)), NUM_QUANTILE_BINS
-
-
-def _rarest_class(labels: FloatArray) -> IntArray:
-    has_class = labels == 1
-    from_rare = np.argsort(has_class.sum(axis=0), kind="stable")
-    found: IntArray = from_rare[has_class[:, from_rare].argmax(axis=1)].astype(np.int64)
-    found[~has_class.any(axis=1)] = labels.shape[1]
-    return found
-
-
-def _quantile_bin(values: npt.NDArray[np.float64]) -> IntArray:
+        has_class = labels == 1
+        from_rare = np.argsort(has_class.sum(axis=0), kind="stable")
+        rarest: IntArray = from_rare[has_class[:, from_rare].argmax(axis=1)].astype(np.int64)
+        rarest[~has_class.any(axis=1)] = labels.shape[1]
+        return rarest, labels.shape[1] + 1
+    values = labels[:, 0].astype(np.float64)
     edges = np.quantile(values, np.arange(1, NUM_QUANTILE_BINS) / NUM_QUANTILE_BINS)
-    return np.searchsorted(edges, values, side="left").astype(np.int64)
+    return np.searchsorted(edges, values, side="left").astype(np.int64), NUM_QUANTILE_BINS
 
 
 def _check_labels(labels: Any, class_names: tuple[str, ...]) -> None:
@@ -399,8 +391,9 @@ def _check_labels(labels: Any, class_names: tuple[str, ...]) -> None:
     if labels.shape[1:] == (0,):
         raise DataError("the data set has no class names; expected one per class or target")
     if labels.dtype == np.float32:
-        if not np.isfinite(labels).all():
-            raise DataError(f"labels, row {_first_not_finite(labels)}: a value is not finite")
+        is_finite = np.isfinite(labels).all(axis=1)
+        if not is_finite.all():
+            raise DataError(f"labels, row {int(is_finite.argmin())}: a value is not finite")
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(class_names):
@@ -421,14 +414,6 @@ def _described(dataset: Dataset) -> str:
     return f"{labels.dtype}, {labels.shape[1]} per sample"
 
 
-def _place_in(name: str, row: int) -> str:
-    return f"{name}, row {row}"
-
-
-def _first_not_finite(values: npt.NDArray[Any]) -> int:
-    return int(np.argmax(~np.isfinite(values).reshape(len(values), -1).all(axis=1)))
-
-
 def _check_names(inputs: Mapping[Any, Any], class_names: Any) -> None:
     if not isinstance(class_names, tuple | list) or not all(isinstance(name, str) for name in class_names):
         raise DataError("class_names are not a tuple of text; expected the name of each class")
@@ -441,12 +426,8 @@ def _check_names(inputs: Mapping[Any, Any], class_names: Any) -> None:
 
 
 def _check_array(name: str, values: Any, dtype: type[np.generic], length: int) -> None:
-    _check_dtype(name, values, dtype)
-    if values.ndim == 0 or len(values) != length:
-        raise DataError(f"{name} have shape {values.shape}; expected {length} rows, as many as labels")
-
-
-def _check_dtype(name: str, values: Any, dtype: type[np.generic]) -> None:
     if not isinstance(values, np.ndarray) or values.dtype != dtype:
         found = getattr(values, "dtype", type(values).__name__)
         raise DataError(f"{name} have type {found}; expected a NumPy array of {np.dtype(dtype)}")
+    if values.ndim == 0 or len(values) != length:
+        raise DataError(f"{name} have shape {values.shape}; expected {length} rows, as many as labels")

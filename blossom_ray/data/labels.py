@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -11,16 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.core.phrases import shortened, shown
-from blossom_ray.data.clients import HELD_OUT, SPLITS
+from blossom_ray.core.scores import Task
+from blossom_ray.data.clients import HELD_OUT, SPLITS, Place
 from blossom_ray.data.dataset import FloatArray, IntArray
 from blossom_ray.errors import DataError
 
 _MOST_BITS = 256  # more than any type of Arrow has
 
 _CLASSES = "text or a whole number (of floats up to 2^53) for task: classification"
-
-Place = Callable[[int], str]
-"""Words for the place of a row, such as `labels, row 3`."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,12 @@ def check_finite(values: FloatArray, place: Place) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise DataError(f"{place(row)} is {values[row].tolist()}; expected finite numbers in the range of float32")
+
+
+def default_names(task: Task, number: int) -> list[str]:
+    """The names of so many classes or targets that have none."""
+    what = "class" if task == "multilabel" else "target"
+    return [f"{what} {position}" for position in range(number)]
 
 
 def checked_names(class_names: Sequence[str] | None, defaults: Sequence[str], place: Place) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ batch per file.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,11 +109,11 @@ def write_shards(
         RunFolderError: The files cannot be written.
     """
     everyone = np.ones(len(profiles), np.bool_)
-    write_labels(folder / _LABELS, dataset.labels, _own_rows(federation, everyone))
+    _write(folder / _LABELS, dataset.labels, _own_rows(federation, everyone))
     batches = {}
     for modality, samples in dataset.inputs.items():
         owns = np.array([modality in profile.modalities for profile in profiles])
-        write_samples(folder / _file_name(modality), samples, _own_rows(federation, owns))
+        _write(folder / _file_name(modality), samples, _own_rows(federation, owns))
         batches[modality] = _numbered(owns)
     return ShardIndex(
         folder=folder,
@@ -132,8 +133,8 @@ def write_held_out(held_out: Dataset, folder: Path) -> None:
         RunFolderError: The files cannot be written.
     """
     for modality, samples in held_out.inputs.items():
-        write_samples(folder / (_HELD_OUT + _file_name(modality)), samples, [slice(None)])
-    write_labels(folder / (_HELD_OUT + _LABELS), held_out.labels, [slice(None)])
+        _write(folder / (_HELD_OUT + _file_name(modality)), samples, [slice(None)])
+    _write(folder / (_HELD_OUT + _LABELS), held_out.labels, [slice(None)])
 
 
 def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
@@ -153,13 +154,13 @@ def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
     chosen = np.array(clients, np.int64)
     buffers = {
         _CLIENTS: chosen.view(np.uint8),
-        _LABELS: copy_batches(index.folder / _LABELS, index.label_batches[chosen]),
+        _LABELS: _copy_batches(index.folder / _LABELS, index.label_batches[chosen]),
     }
     for modality, batches in index.batches.items():
         numbers = batches[chosen]
         if (numbers >= 0).any():
             name = _file_name(modality)
-            buffers[name] = copy_batches(index.folder / name, numbers[numbers >= 0])
+            buffers[name] = _copy_batches(index.folder / name, numbers[numbers >= 0])
     return buffers
 
 
@@ -174,7 +175,7 @@ def pack_held_out(index: ShardIndex, modalities: Iterable[str]) -> dict[str, Byt
     if not (index.folder / _HELD_OUT).is_dir():
         return {}
     names = (_HELD_OUT + name for name in (_LABELS, *map(_file_name, modalities)))
-    return {name: copy_batches(index.folder / name, np.zeros(1, np.int64)) for name in names}
+    return {name: _copy_batches(index.folder / name, np.zeros(1, np.int64)) for name in names}
 
 
 class ShardReader:
@@ -186,7 +187,7 @@ class ShardReader:
 
     def __init__(self, index: ShardIndex) -> None:
         self._index = index
-        self._files = ArrowFiles(index.folder)
+        self._files = _ArrowFiles(index.folder)
         self._has_held_out = (index.folder / _HELD_OUT).is_dir()
 
     @classmethod
@@ -199,7 +200,7 @@ class ShardReader:
                 They must not change while views are in use.
         """
         reader = cls(_packed(index, np.frombuffer(buffers[_CLIENTS], np.int64)))
-        reader._files = ArrowFiles(buffers)
+        reader._files = _ArrowFiles(buffers)
         reader._has_held_out = _HELD_OUT + _LABELS in buffers
         return reader
 
@@ -214,11 +215,11 @@ class ShardReader:
         if number < 0:
             raise KeyError(client)
         inputs = {
-            modality: self._files.samples(_file_name(modality), int(batches[client]))
+            modality: self._files.array(_file_name(modality), int(batches[client]))
             for modality, batches in self._index.batches.items()
             if batches[client] >= 0
         }
-        labels = self._files.labels(_LABELS, number)
+        labels = self._files.array(_LABELS, number)
         return Shard(inputs, labels, int(self._index.num_train[client]), int(self._index.num_validation[client]))
 
     def held_out(self, modalities: Iterable[str]) -> Shard | None:
@@ -229,8 +230,8 @@ class ShardReader:
         """
         if not self._has_held_out:
             return None
-        inputs = {modality: self._files.samples(_HELD_OUT + _file_name(modality), 0) for modality in modalities}
-        return Shard(inputs, self._files.labels(_HELD_OUT + _LABELS, 0), num_train=0)
+        inputs = {modality: self._files.array(_HELD_OUT + _file_name(modality), 0) for modality in modalities}
+        return Shard(inputs, self._files.array(_HELD_OUT + _LABELS, 0), num_train=0)
 
     def close(self) -> None:
         """Close the files. The memory behind shards is given back when the last view of it goes."""
@@ -272,49 +273,32 @@ def _packed(index: ShardIndex, clients: IntArray) -> ShardIndex:
     )
 
 
-def write_samples(path: Path, samples: FloatArray, batches: Iterable[Rows]) -> None:
-    """Write one batch of samples after the other, each sample flattened into a fixed-size list.
+def _write(path: Path, values: Labels, batches: Iterable[Rows]) -> None:
+    """Write one batch of rows after the other, each row flattened into a fixed-size list.
 
     Args:
         path: The file, without suffix; its folder is made if it does not exist.
-        samples: (N, *shape) float32. `shape` goes into the file's metadata.
+        values: (N, *shape) float32 or int64. `shape` goes into the file's metadata.
         batches: Rows of each batch.
 
     Raises:
         RunFolderError: The file cannot be written.
     """
-    size = math.prod(samples.shape[1:])
-    shape = ",".join(str(length) for length in samples.shape[1:])
-    field = pa.field("sample", pa.list_(pa.field("item", pa.float32(), nullable=False), size), nullable=False)
-    schema = pa.schema([field], metadata={"shape": shape})
-    with _writer(path, schema) as writer:
-        for rows in batches:
-            values = np.ascontiguousarray(samples[rows]).reshape(-1)
-            column = pa.FixedSizeListArray.from_arrays(pa.array(values), type=field.type)
-            writer.write_batch(pa.record_batch([column], schema=schema))
+    item = pa.field("item", pa.from_numpy_dtype(values.dtype), nullable=False)
+    field = pa.field("row", pa.list_(item, math.prod(values.shape[1:])), nullable=False)
+    schema = pa.schema([field], metadata={"shape": json.dumps(values.shape[1:])})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(_file(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for rows in batches:
+                flat = pa.array(np.ascontiguousarray(values[rows]).reshape(-1))
+                column = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
+                writer.write_batch(pa.record_batch([column], schema=schema))
+    except OSError as error:
+        raise RunFolderError(f"{_file(path)} cannot be written: {error}") from error
 
 
-def write_labels(path: Path, labels: Labels, batches: Iterable[Rows]) -> None:
-    """Write one batch of labels after the other.
-
-    Args:
-        path: The file, without suffix; its folder is made if it does not exist.
-        labels: (N,) int64, or (N, C) float32, which are written as samples are.
-        batches: Rows of each batch.
-
-    Raises:
-        RunFolderError: The file cannot be written.
-    """
-    if labels.ndim == 2:
-        write_samples(path, np.asarray(labels, np.float32), batches)
-        return
-    schema = pa.schema([pa.field("label", pa.int64(), nullable=False)])
-    with _writer(path, schema) as writer:
-        for rows in batches:
-            writer.write_batch(pa.record_batch([pa.array(labels[rows])], schema=schema))
-
-
-def copy_batches(path: Path, numbers: IntArray) -> ByteArray:
+def _copy_batches(path: Path, numbers: IntArray) -> ByteArray:
     """Some batches of a file, in this order, as a file of their own in memory.
 
     Args:
@@ -333,7 +317,7 @@ def copy_batches(path: Path, numbers: IntArray) -> ByteArray:
     return np.frombuffer(sink.getvalue(), np.uint8)
 
 
-class ArrowFiles:
+class _ArrowFiles:
     """Files read by name and batch number. Each is opened when it is first needed.
 
     Args:
@@ -343,44 +327,13 @@ class ArrowFiles:
     def __init__(self, source: Path | Mapping[str, ByteArray]) -> None:
         self._source = source
         self._open: dict[str, tuple[Any, Any]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def samples(self, name: str, number: int) -> FloatArray:
-        """A batch of samples, (n, *shape) float32: a read-only view of the file or of the buffer.
-
-        Raises:
-            DataError: The file is missing or damaged.
-        """
-        batch = self._batch(name, number)
-        if name not in self._shapes:
-            self._shapes[name] = tuple(map(int, batch.schema.metadata[b"shape"].split(b",")))
-        values = batch.column(0).values.to_numpy(zero_copy_only=True)
-        return np.asarray(values.reshape(batch.num_rows, *self._shapes[name]))
-
-    def labels(self, name: str, number: int) -> Labels:
-        """A batch of labels, (n,) int64 or (n, C) float32: a read-only view of the file or of the buffer.
+    def array(self, name: str, number: int) -> Any:
+        """A batch, (n, *shape) float32 or int64: a read-only view of the file or of the buffer.
 
         Raises:
             DataError: The file is missing or damaged.
         """
-        batch = self._batch(name, number)
-        if batch.schema.metadata is not None:
-            return self.samples(name, number)
-        return np.asarray(batch.column(0).to_numpy(zero_copy_only=True))
-
-    def close(self) -> None:
-        """Close the files. The memory behind views is given back with the last view of it."""
-        for _, source in self._open.values():
-            source.close()
-        self._open.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _batch(self, name: str, number: int) -> Any:
         with _damage_told(name):
             if name not in self._open:
                 if isinstance(self._source, Path):
@@ -388,21 +341,19 @@ class ArrowFiles:
                 else:
                     source = pa.BufferReader(pa.py_buffer(self._source[name]))
                 self._open[name] = pa.ipc.open_file(source), source
-            return self._open[name][0].get_batch(number)
+            batch = self._open[name][0].get_batch(number)
+        shape = json.loads(batch.schema.metadata[b"shape"])
+        return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *shape)
+
+    def close(self) -> None:
+        """Close the files. The memory behind views is given back with the last view of it."""
+        for _, source in self._open.values():
+            source.close()
+        self._open.clear()
 
 
 def _file(path: Path) -> str:
     return f"{path}{_SUFFIX}"
-
-
-@contextmanager
-def _writer(path: Path, schema: Any) -> Iterator[Any]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(_file(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            yield writer
-    except OSError as error:
-        raise RunFolderError(f"{_file(path)} cannot be written: {error}") from error
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from blossom_ray.core.locations import is_uri
 from blossom_ray.core.scores import Task
 from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.options import ClientGroup, Clients
-from blossom_ray.data.examination import Examination, examine_federation
-from blossom_ray.data.options import Data
+from blossom_ray.data.options import Data, Examination, examine_federation
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.reading.scenario import Inspection, Scenario, inspect_scenario
 from blossom_ray.scenario.checks import cross_problems, missing_validation

@@ -18,7 +18,7 @@ from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.division.partition import PartitionError
-from blossom_ray.data.examination import examine_federation
+from blossom_ray.data.options import examine_federation
 from blossom_ray.data.sets.custom import CustomData
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.errors import DataError

@@ -11,8 +11,7 @@ from data_sets import opened, synthetic_targets
 from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.options import ClientGroup
-from blossom_ray.data.examination import examine_federation
-from blossom_ray.data.options import Data
+from blossom_ray.data.options import Data, examine_federation
 from blossom_ray.data.sets.custom import CustomData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.uci_har import UciHarData

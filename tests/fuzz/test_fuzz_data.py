@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mutations import LONGEST_CASE_S, ByteEdit, byte_edits, damaged, few, outcome
 
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.data.examination import examine_federation
+from blossom_ray.data.options import examine_federation
 from blossom_ray.errors import BlossomError, DataError, InputError
 from blossom_ray.reading.scenario import Scenario
 

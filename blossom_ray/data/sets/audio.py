@@ -5,18 +5,17 @@ Decoding and resampling are SciPy's (extra `audio`), clips PyAV's (extra `video`
 
 from __future__ import annotations
 
-import importlib
 import io
 import itertools
 import math
 import struct
 import warnings
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.data.dataset import FloatArray
+from blossom_ray.data.sets.base import module_of_extra
 from blossom_ray.errors import DataError
 
 DoubleArray = npt.NDArray[np.float64]
@@ -43,7 +42,7 @@ def read_wav(content: bytes, name: str, *, rate_hz: int, longest_s: float) -> Do
         DataError: It is no wav file, or a damaged one, or has no samples, or one that is not finite; or SciPy is
             not installed.
     """
-    wavfile = _module("scipy.io.wavfile", "wav files need SciPy", "audio")
+    wavfile = module_of_extra("scipy.io.wavfile", "wav files need SciPy", "audio")
     try:
         with warnings.catch_warnings():
             # Chunks that SciPy does not know (ffmpeg's LIST) and a size in the header that streaming left at 0.
@@ -73,7 +72,7 @@ def read_clip(content: bytes, name: str, *, rate_hz: int, longest_s: float) -> D
     Raises:
         DataError: It is no clip, or a damaged one, or has no sound; or PyAV is not installed.
     """
-    av = _module("av", "clips (mp4) need PyAV", "video", f", or write wav files beside them: {_WRITE_WAV}")
+    av = module_of_extra("av", "clips (mp4) need PyAV", "video", f", or write wav files beside them: {_WRITE_WAV}")
     longest = math.ceil(longest_s * rate_hz)
     parts: list[npt.NDArray[np.float32]] = []
     try:
@@ -107,7 +106,7 @@ def resampled(signal: DoubleArray, from_hz: int, to_hz: int) -> DoubleArray:
         return signal
     divisor = int(np.gcd(from_hz, to_hz))
     return np.asarray(
-        _module("scipy.signal", "another rate needs SciPy", "audio").resample_poly(
+        module_of_extra("scipy.signal", "another rate needs SciPy", "audio").resample_poly(
             signal, to_hz // divisor, from_hz // divisor
         )
     )
@@ -188,11 +187,3 @@ def _checked(signal: DoubleArray, name: str) -> DoubleArray:
     if not np.isfinite(signal).all():
         raise DataError(f"{name} has a sample that is not finite; expected a sound")
     return signal
-
-
-def _module(name: str, need: str, extra: str, otherwise: str = "") -> ModuleType:
-    """A module that comes with an extra, imported when it is first needed."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise DataError(f"{need}, which is not installed; pip install 'blossom-ray[{extra}]'{otherwise}") from error

@@ -6,9 +6,11 @@ gives. What is heavy (Arrow, SciPy, PyTorch) is imported when files are read.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
@@ -177,6 +179,18 @@ class OwnData(DataSection):
 
     if TYPE_CHECKING:
         standardize: bool
+
+
+def module_of_extra(name: str, need: str, extra: str, otherwise: str = "") -> ModuleType:
+    """A module that comes with an extra of this package, imported when it is first needed.
+
+    Raises:
+        DataError: It is not installed. `need` says what it is needed for, `otherwise` what helps besides.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise DataError(f"{need}, which is not installed; pip install 'blossom-ray[{extra}]'{otherwise}") from error
 
 
 def check_content(name: str, labels: IntArray, official: Sequence[int], class_names: Sequence[str]) -> None:

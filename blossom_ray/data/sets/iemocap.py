@@ -7,8 +7,8 @@ Evaluation 42, 2008.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
@@ -139,10 +139,8 @@ class Iemocap:
             test = self._dataset(archive, held_out, texts, None) if held_out else None
             return replace(self._dataset(archive, self._shared(turns), texts, test), left_out=missing)
 
-    @contextmanager
-    def _open(self) -> Iterator[Archive]:
-        with open_archive(self.path, landmark=self.spec.landmarks[0]) as archive:
-            yield archive
+    def _open(self) -> AbstractContextManager[Archive]:
+        return open_archive(self.path, landmark=self.spec.landmarks[0])
 
     def _shared(self, turns: list[_Turn]) -> list[_Turn]:
         shared = [turn for turn in turns if turn.session != self.spec.held_out_session]

@@ -6,8 +6,8 @@ Source: Poria et al., "MELD: A Multimodal Multi-Party Dataset for Emotion Recogn
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
@@ -144,10 +144,8 @@ class Meld:
             held_out = self._dataset(archive, parts[1].utterances, speakers, None)
             return replace(self._dataset(archive, parts[0].utterances, speakers, held_out), left_out=missing)
 
-    @contextmanager
-    def _open(self) -> Iterator[Archive]:
-        with open_archive(self.path, landmark=self.spec.landmarks[0], largest_bytes=_LARGEST_BYTES) as archive:
-            yield archive
+    def _open(self) -> AbstractContextManager[Archive]:
+        return open_archive(self.path, landmark=self.spec.landmarks[0], largest_bytes=_LARGEST_BYTES)
 
     def _part(self, archive: Archive, part: Literal["train", "test"]) -> _Part:
         rows = _rows(archive, part)

@@ -6,8 +6,7 @@ Source: Z. Jackson and contributors, "Free Spoken Digit Dataset (FSDD)".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -49,15 +48,13 @@ class Recording:
         return self.index < _NUM_TEST
 
 
-@contextmanager
-def open_spoken_digits(folder: Path) -> Iterator[Archive]:
+def open_spoken_digits(folder: Path) -> AbstractContextManager[Archive]:
     """Open the recordings, wherever they lie in a folder: a zip of any name, a folder, or `recordings` itself.
 
     Raises:
         DataError: They are not there.
     """
-    with open_archive(_holder(folder), landmark=_LANDMARK) as archive:
-        yield archive
+    return open_archive(_holder(folder), landmark=_LANDMARK)
 
 
 def list_recordings(archive: Archive) -> list[Recording]:

@@ -17,10 +17,18 @@ from pydantic import Field
 
 from blossom_ray.core.scores import TASKS, Task
 from blossom_ray.core.section import ModalityName, Positive, Section
-from blossom_ray.data.clients import GivenClients, Origin, check_owned, check_recordings, check_splits, owned_modalities
+from blossom_ray.data.clients import (
+    GivenClients,
+    Origin,
+    Place,
+    check_owned,
+    check_recordings,
+    check_splits,
+    owned_modalities,
+)
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.data.division.options import GivenPartition
-from blossom_ray.data.labels import Place, encode_ids, encode_splits, encode_subjects, used_values
+from blossom_ray.data.labels import encode_ids, encode_splits, encode_subjects, used_values
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
 from blossom_ray.errors import DataError, InputError
 

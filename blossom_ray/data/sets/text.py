@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.dataset import FloatArray
 from blossom_ray.data.files.archives import open_archive
 from blossom_ray.data.files.progress import tracked
+from blossom_ray.data.sets.base import module_of_extra
 from blossom_ray.errors import DataError
 
 _HASHING = 1
@@ -114,7 +113,9 @@ def _hashed(sentences: Sequence[str], num_tokens: int, dim: int) -> FloatArray:
 
 
 def _pretrained(sentences: Sequence[str], num_tokens: int, dim: int, path: str) -> FloatArray:
-    transformers, torch = _module("transformers"), _module("torch")
+    transformers, torch = (
+        module_of_extra(name, f"a pretrained text model needs {name}", "text") for name in ("transformers", "torch")
+    )
     folder = _folder(path)
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -145,12 +146,3 @@ def _folder(path: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"data.text.model {path} is no folder; expected one with a model that `transformers` saved")
     return folder
-
-
-def _module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"a pretrained text model needs {name}, which is not installed; pip install 'blossom-ray[text]'"
-        ) from error

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import FloatArray, Labels
-from blossom_ray.data.labels import RowValues, check_binary, checked_names, encode_classes, encode_sets
+from blossom_ray.data.labels import RowValues, check_binary, checked_names, default_names, encode_classes, encode_sets
 from blossom_ray.data.table.columns import ColumnFile, is_text
 from blossom_ray.data.table.rows import places, values_of
-from blossom_ray.data.table.tensor_columns import Place, check_numeric, is_list, tensor_rows
+from blossom_ray.data.table.tensor_columns import BatchPlace, check_numeric, is_list, tensor_rows
 from blossom_ray.errors import DataError
 
 
@@ -45,7 +45,9 @@ def read_labels(
     values = np.concatenate([_numbers(files, column) for column in columns], axis=1)
     if task == "multilabel":
         check_binary(values, place)
-    return values, checked_names(class_names, _default_names(task, columns, values.shape[1]), place)
+    width = values.shape[1]
+    names = columns if len(columns) == width else default_names(task, width)
+    return values, checked_names(class_names, names, place)
 
 
 def _class_values(files: Sequence[ColumnFile], column: str) -> RowValues:
@@ -59,7 +61,7 @@ def _name_lists(files: Sequence[ColumnFile], column: str) -> list[list[str]]:
     known: dict[str, str] = {}
     for file in files:
         for first_row, batch in file.batches([column]):
-            place = Place(file.name, column, first_row)
+            place = BatchPlace(file.name, column, first_row)
             for row, names in enumerate(batch[column].to_pylist()):
                 if names is None:
                     raise place.error(row, "is null", "a label in every row")
@@ -75,7 +77,7 @@ def _numbers(files: Sequence[ColumnFile], column: str) -> FloatArray:
     for file in files:
         check_numeric(file.types[column], file.name, column)
         for first_row, batch in file.batches([column]):
-            place = Place(file.name, column, first_row)
+            place = BatchPlace(file.name, column, first_row)
             rows = tensor_rows(batch[column], place, parts[0].shape[1:] if parts else None)
             if rows.ndim > 2:
                 raise place.error(0, f"has shape {list(rows.shape[1:])}", "a number or a list of numbers")
@@ -89,10 +91,3 @@ def _is_text_list(type_: Any) -> bool:
         return False
     element = type_.value_type
     return is_text(element.value_type if pa.types.is_dictionary(element) else element)
-
-
-def _default_names(task: Task, columns: Sequence[str], width: int) -> list[str]:
-    if len(columns) == width:
-        return list(columns)
-    what = "class" if task == "multilabel" else "target"
-    return [f"{what} {position}" for position in range(width)]

@@ -15,12 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
+from blossom_ray.data.clients import Place
 from blossom_ray.data.dataset import FloatArray, IntArray
-from blossom_ray.data.labels import Place as RowPlace
 from blossom_ray.data.labels import RowValues, used_values
 from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
 from blossom_ray.data.table.tensor_columns import (
-    Place,
+    BatchPlace,
     check_numeric,
     chosen_rows,
     is_number,
@@ -122,7 +122,7 @@ class TableRows:
             shape = rows.values.shape[1:] if len(rows.values) else shape
         return () if is_number(self.files[0].types[column]) else shape
 
-    def place(self, column: str) -> RowPlace:
+    def place(self, column: str) -> Place:
         """Words for the place of a row."""
         return places(self.files, column)
 
@@ -166,7 +166,7 @@ class TableRows:
                 numbers = None if present.all() else np.flatnonzero(present)
                 arrays = {}
                 for column in columns:
-                    place = Place(file.name, column, first_row, numbers)
+                    place = BatchPlace(file.name, column, first_row, numbers)
                     values = batch[column] if numbers is None else chosen_rows(batch[column], present)
                     arrays[column] = tensor_rows(values, place, shapes.get(column))
                     shapes[column] = arrays[column].shape[1:]
@@ -174,11 +174,11 @@ class TableRows:
                         raise place.error(
                             0, f"has shape {list(shapes[column])}", "a plain number, as one of several columns"
                         )
-                place = Place(file.name, columns[0], first_row, numbers)
+                place = BatchPlace(file.name, columns[0], first_row, numbers)
                 yield Samples(present, _samples(list(arrays.values()), shape, place))
 
 
-def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Place) -> FloatArray:
+def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: BatchPlace) -> FloatArray:
     """Samples (n, *shape) from the rows of a modality's columns; plain numbers make a vector."""
     values = np.stack(columns, axis=1) if columns[0].ndim == 1 else columns[0]
     if shape is None or values.shape[1:] == shape:
@@ -216,7 +216,7 @@ def values_of(files: Sequence[ColumnFile], column: str) -> RowValues:
     return used_values(tuple(numbers), np.concatenate(parts))
 
 
-def places(files: Sequence[ColumnFile], column: str) -> RowPlace:
+def places(files: Sequence[ColumnFile], column: str) -> Place:
     """Words for the place of a row of all files together."""
     ends = list(accumulate(file.num_rows for file in files))
 

@@ -16,8 +16,8 @@ from blossom_ray.errors import DataError
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where rows stand, for messages.
+class BatchPlace:
+    """Where the rows of a batch stand, for messages.
 
     Attributes:
         file: Name of the file.
@@ -63,7 +63,7 @@ def check_numeric(type_: Any, file: str, column: str) -> None:
         )
 
 
-def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None) -> FloatArray:
+def tensor_rows(column: Any, place: BatchPlace, shape: tuple[int, ...] | None) -> FloatArray:
     """The rows of a column of a type that `check_numeric` accepts.
 
     Args:
@@ -114,7 +114,7 @@ def is_list(type_: Any) -> bool:
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
 
-def _list_rows(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
+def _list_rows(column: Any, place: BatchPlace, per_row: int) -> tuple[tuple[int, ...], Any]:
     """Shape below this level, and all values one after the other; `per_row` entries of `column` make up a row."""
     if isinstance(column.type, pa.FixedShapeTensorType):
         return _tensors(column, place, per_row)
@@ -134,7 +134,7 @@ def _list_rows(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...]
     return (length, *shape), values
 
 
-def _tensors(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
+def _tensors(column: Any, place: BatchPlace, per_row: int) -> tuple[tuple[int, ...], Any]:
     """As `_list_rows`. Tensors are stored by other dimensions than those they have where the type permutes them."""
     stored = tuple(column.type.shape)
     order = column.type.permutation or range(len(stored))
@@ -151,7 +151,7 @@ def _plain(column: Any) -> Any:
     return values.to_numpy(zero_copy_only=False)
 
 
-def _check_valid(column: Any, place: Place, per_row: int, found: str) -> None:
+def _check_valid(column: Any, place: BatchPlace, per_row: int, found: str) -> None:
     if column.null_count:
         entry = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise place.error(entry // per_row, found, "a value in every row")
