@@ -57,10 +57,10 @@ def test_the_scope_decides_the_key(scope: str, key: str, text: str) -> None:
 
 def test_names_match_exactly_and_never_by_prefix() -> None:
     scheme = SharingScheme.of({"encoder/acc": "private", "encoder/*": "shared", "fusion": "shared", "head": "shared"})
-    assert scheme.scope(Block("encoder", "acc")) is Scope.PRIVATE
-    assert scheme.scope(Block("encoder", "acc2")) is Scope.SHARED
+    assert scheme.scope("encoder/acc") is Scope.PRIVATE
+    assert scheme.scope("encoder/acc2") is Scope.SHARED
     with pytest.raises(KeyError):
-        scheme.scope(Block.named("heads"))
+        scheme.scope("heads")
 
 
 def test_a_scheme_survives_pickling() -> None:
@@ -80,10 +80,17 @@ def test_a_scheme_survives_pickling() -> None:
 def test_a_block_is_its_name_and_knows_what_it_is(block: Block, text: str) -> None:
     assert block == text
     assert hash(block) == hash(text)
+    assert Block.named(block) is block
     assert f"{block}" == str(block) == json.loads(json.dumps(block)) == text
     for again in (Block.named(text), pickle.loads(pickle.dumps(block)), copy.deepcopy(block)):
         assert (again, again.kind, again.of) == (block, block.kind, block.of)
         assert type(again) is Block
+
+
+def test_a_scheme_takes_the_names_of_blocks_for_them() -> None:
+    for name in ("encoder/acc", "prototype/gyro"):
+        instance = SharingScheme.of("full-model").instance(name, BOTH)
+        assert (instance.name, instance.name.kind) == (name, name.split("/")[0])
 
 
 def test_scopes_are_named_as_they_are() -> None:

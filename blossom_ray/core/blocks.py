@@ -43,7 +43,9 @@ class Block(str):
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """The block of a name from a scenario or a file; its kind may be none of ours."""
+        """The block of a name from a scenario or a file, or a block itself; its kind may be none of ours."""
+        if isinstance(name, cls):
+            return name
         kind, _, of = name.partition("/")
         return cls(kind, of)  # type: ignore[arg-type]  # see above
 
@@ -161,7 +163,7 @@ class SharingScheme:
     def __reduce__(self) -> tuple[object, ...]:
         return _scheme_from_items, (tuple((name, str(scope)) for name, scope in self.scopes.items()),)
 
-    def scope(self, block: Block) -> Scope:
+    def scope(self, block: str) -> Scope:
         """The scope of a block. A prototype is shared under every scheme: it is there for those who lack the modality.
 
         Raises:
@@ -169,13 +171,14 @@ class SharingScheme:
         """
         if block in self.scopes:
             return self.scopes[block]
-        if block.kind == "encoder":
+        kind = Block.named(block).kind
+        if kind == "encoder":
             return self.scopes[ANY_ENCODER]
-        if block.kind == "prototype":
+        if kind == "prototype":
             return Scope.SHARED
         raise KeyError(block)
 
-    def instance(self, block: Block, client: ClientProfile) -> BlockInstance:
+    def instance(self, block: str, client: ClientProfile) -> BlockInstance:
         """The copy of `block` that `client` holds."""
         scope = self.scope(block)
         key = {
@@ -183,7 +186,7 @@ class SharingScheme:
             Scope.GROUP: client.group,
             Scope.PRIVATE: str(client.index),
         }.get(scope, "")
-        return BlockInstance(block, scope, key)
+        return BlockInstance(Block.named(block), scope, key)
 
 
 def _scheme_from_items(items: tuple[tuple[str, str], ...]) -> SharingScheme:
