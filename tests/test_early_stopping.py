@@ -16,9 +16,9 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.core.records import ClientEvaluation, RoundRecord, Stopped
 from blossom_ray.errors import DriverLostError, RunFolderError, ScenarioError
-from blossom_ray.runs.folder import RunWriter
 from blossom_ray.runs.loop import Event, LateScores
 from blossom_ray.runs.session import events, record_run, resume_run
+from blossom_ray.runs.writer import RunWriter
 from blossom_ray.scenario.early_stopping import EarlyStopping
 from blossom_ray.studies.sweeps.folder import Sweep
 from blossom_ray.studies.sweeps.grid import Axis, expand
@@ -121,7 +121,7 @@ def test_a_state_says_all_that_a_run_needs_to_go_on(small_scenario: Scenario) ->
     for number, value in enumerate((0.3, 0.4, 0.2), start=1):
         watched = watched.after(record(number, value))
     assert watched.state == {"best_round": 2, "value": 0.4, "num_waited": 1}
-    assert fresh.resumed(watched.state) == watched
+    assert fresh.with_state(watched.state) == watched
 
 
 @pytest.mark.parametrize(

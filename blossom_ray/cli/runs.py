@@ -63,9 +63,9 @@ def simulate(
         out = local_path(out, "--out")
         checked = load_scenario(scenario, settings, seed)
 
-        from blossom_ray.runs.folder import new_run_folder, remove_if_unbegun
         from blossom_ray.runs.resuming import unfinished_run
         from blossom_ray.runs.session import check_address, continue_run
+        from blossom_ray.runs.writer import new_run_folder, remove_if_unbegun
 
         check_address(checked, address)
         targets = track_targets(track)

@@ -26,7 +26,7 @@ from pydantic import Field
 from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
 from blossom_ray.reading.read_back import ReadBack, read_back
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runs.folder import MANIFEST_FILE, locked
+from blossom_ray.runs.folder import MANIFEST_FILE, lock_folder
 from blossom_ray.runs.session import continue_run
 from blossom_ray.runs.tracking import Target, Tracking
 from blossom_ray.storage import appending, read_file, replacing, writing
@@ -57,7 +57,7 @@ def start(scenario: Scenario, folder: Path, address: str | None = None, targets:
         RunError: It ended before that; with what it printed.
         RunFolderError: The run goes on already, or the folder cannot be written.
     """
-    os.close(locked(folder))
+    os.close(lock_folder(folder))
     before = _manifest_version(folder)
     output = folder / OUTPUT_FILE
     # It finds its modules where this one does, whatever lies in the working directory.

@@ -1,4 +1,4 @@
-"""The run folder: written round by round while a run goes on, read by `Run` at any time.
+"""The run folder, read by `Run` at any time; `writer.py` writes it round by round.
 
 scenario.yaml     the resolved scenario
 manifest.json     status, times, and whatever describes the run
@@ -12,29 +12,24 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from blossom_ray.checkpoint import CheckpointStore
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import Progress, RoundRecord, Scoring, Stopped
 from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.read_back import read_back
 from blossom_ray.reading.scenario import Scenario, recorded_scenario
-from blossom_ray.runs.late_scores import late_entry, with_late_scores, without_late_scores
+from blossom_ray.runs.late_scores import with_late_scores
 from blossom_ray.runs.manifest import Manifest, Status
-from blossom_ray.runs.table_files import TableStream, in_memory_tables, read_table
-from blossom_ray.runs.table_sums import NO_ROWS, TableSums, check_sums, extended, lost_rows, sums_by_round, told_loss
-from blossom_ray.runs.tables import ROUND_COLUMNS, TABLES, table_rows
-from blossom_ray.storage import read_file, replacing, writing
+from blossom_ray.runs.table_files import in_memory_tables, read_table
+from blossom_ray.runs.table_sums import check_sums, lost_rows
+from blossom_ray.runs.tables import ROUND_COLUMNS, TABLES
+from blossom_ray.storage import read_file
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,250 +38,12 @@ if TYPE_CHECKING:
 SCENARIO_FILE = "scenario.yaml"
 MANIFEST_FILE = "manifest.json"
 CHECKPOINTS = "checkpoints"
-# Entries of the manifest: what the tables of a run that has ended hold, and a checksum of its scenario.
-_TABLE_SUMS = "tables"
-_SCENARIO_SUM = "scenario_sha256"
-_STOPPED = "stopped"
-_LATE_SCORES = "late_scores"
-# Rounds that a loop on Ray, and so its checkpoints, may be ahead of the tables.
-_MOST_AHEAD = 2
-EndStatus = Literal["finished", "failed", "interrupted"]
-
-
-def new_run_folder(out: Path | None, name: str) -> Path:
-    """Create the folder of a new run: `<out>/<name>/<run id>/`, which no other run has.
-
-    Args:
-        out: Folder of all runs, `runs` in the working directory when None.
-        name: The scenario's name.
-
-    Returns:
-        The folder. The run id is the time in UTC and four hexadecimal digits: `20261123T120000Z-4f1c`.
-
-    Raises:
-        RunFolderError: The folder cannot be created.
-    """
-    parent = (Path("runs") if out is None else out) / name
-    with writing(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        # Drawn from the system: the id keeps runs apart that start in the same second, with the same seed.
-        folder = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-        with writing(folder):
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-        return folder
-
-
-@contextmanager
-def remove_if_unbegun(folder: Path) -> Iterator[None]:
-    """Take a new run's folder away again where what is done with it fails before there is a run in it."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError, RunFolderError):
-            _remove_unbegun(folder)
-        raise
-
-
-def _remove_unbegun(folder: Path) -> None:
-    lock = locked(folder)
-    try:
-        # A folder with a manifest is a whole run folder, be it of a run that failed at once.
-        if not (folder / MANIFEST_FILE).exists():
-            shutil.rmtree(folder)
-            folder.parent.rmdir()  # unless there are other runs
-    finally:
-        os.close(lock)
-
-
-class RunWriter:
-    """Writes a run folder; what a round brought is on disk when `write` returns.
-
-    It holds a lock on the folder while it lives, which goes with its process however that ends.
-
-    Args:
-        folder: The run's folder, created when missing. It must not hold a run yet.
-        scenario_yaml: The resolved scenario as YAML.
-        manifest: Entries of `manifest.json` beside `status`, `started_at` and `ended_at` (UTC, ISO 8601).
-
-    Attributes:
-        sums: What the tables hold up to each round from 0 on.
-
-    Raises:
-        RunFolderError: The folder holds a run already or cannot be written; every method raises it so.
-        StorageError: The disk is full; the same.
-    """
-
-    def __init__(self, folder: Path, scenario_yaml: str, manifest: Mapping[str, Any]) -> None:
-        self.folder = folder
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = locked(folder)
-            with _unlocked_on_error(self._lock):
-                if (folder / MANIFEST_FILE).exists():
-                    raise RunFolderError(f"{folder}: holds a run already; expected a new folder")
-                _write_text(folder / SCENARIO_FILE, scenario_yaml)
-                self._tables = {name: TableStream(folder, name) for name in TABLES}
-        self._manifest: dict[str, Any] = {"status": "running", "started_at": _now(), "ended_at": None}
-        self._manifest[_SCENARIO_SUM] = _text_sum(scenario_yaml)
-        self.sums: list[TableSums] = []
-        # Last of all: a folder with a manifest is a whole run folder.
-        self.update(**manifest)
-
-    @classmethod
-    def reopen(cls, folder: Path) -> Self:
-        """Go on writing the folder of a run that was interrupted, failed or was killed.
-
-        Raises:
-            RunFolderError: There is no such run, its process is still alive, or it is damaged in such a way that no
-                checkpoint leads on from what is left. It is as it was then.
-        """
-        writer = cls.__new__(cls)
-        writer.folder = folder
-        writer._manifest = _read_manifest(folder)
-        with writing(folder):
-            writer._lock = locked(folder)
-            with _unlocked_on_error(writer._lock):
-                check_scenario_sum(folder, writer._manifest)
-                tables = whole_tables(folder)
-                if late := writer._manifest.get(_LATE_SCORES):
-                    tables = without_late_scores(tables, late)
-                lost = lost_rows(tables)
-                writer.sums = sums_by_round(tables)[: None if lost is None else lost[0]]
-                writer.checkpoints(lost and lost[1])  # nothing is written before it is known that the run can go on
-                writer._tables = {
-                    name: TableStream(folder, name, _rounds_up_to(table, len(writer.sums) - 1))
-                    for name, table in tables.items()
-                }
-                for ended in (_TABLE_SUMS, _STOPPED, _LATE_SCORES):
-                    writer._manifest.pop(ended, None)
-        writer.update(status="running", ended_at=None)
-        return writer
-
-    @property
-    def last_round(self) -> int | None:
-        """The last round that is complete, None before the first."""
-        return len(self.sums) - 1 if self.sums else None
-
-    def checkpoints(self, lost: str | None = None) -> dict[int, TableSums]:
-        """The rounds whose checkpoints go on from what the tables hold, with that; empty where there are none.
-
-        Args:
-            lost: What is known to be wrong with the rows behind those that `sums` is about.
-
-        Raises:
-            RunFolderError: There are checkpoints, and rows that they build on are lost.
-        """
-        folder = self.folder / CHECKPOINTS
-        recorded = CheckpointStore(folder, keep=1).recorded_tables()
-        # An earlier version has no rows in tables that it does not know.
-        recorded = {number: sums and {**NO_ROWS, **sums} for number, sums in recorded.items()}
-        there = {number: sums for number, sums in recorded.items() if number < len(self.sums)}
-        usable = [number for number, sums in there.items() if sums is None or sums == self.sums[number]]
-        differing = [(number, sums) for number, sums in there.items() if sums is not None and number not in usable]
-        if not recorded or usable:
-            return {number: self.sums[number] for number in usable}
-        told = [lost] if lost else []
-        if differing:
-            number, sums = differing[0]
-            told.append(told_loss(self.sums, sums, number))
-        elif not lost and min(recorded) >= len(self.sums) + _MOST_AHEAD:
-            told.append(f"rounds ends with round {self.last_round}" if self.sums else "rounds has no rows")
-        if not told:
-            return {}
-        numbers = ", ".join(str(number) for number in sorted(recorded))
-        raise RunFolderError(
-            f"{self.folder}: rows of its tables are lost, and its checkpoints (after round {numbers}) go on from them: "
-            f"{'; '.join(told)}; expected the tables as they were written, or a new run"
-        )
-
-    def settle(self, scenario_yaml: str) -> None:
-        """Replace the scenario by one that says what the run has chosen, so that it gives the same bits again."""
-        with writing(self.folder):
-            _write_text(self.folder / SCENARIO_FILE, scenario_yaml)
-        self.update(**{_SCENARIO_SUM: _text_sum(scenario_yaml)})
-
-    def forget_after(self, round_index: int) -> None:
-        """Take rows of later rounds out again: a run goes on from this one."""
-        with writing(self.folder):
-            for name, table in [*self._tables.items()]:
-                table.close()
-                kept = _rounds_up_to(read_table(self.folder, name), round_index)
-                self._tables[name] = TableStream(self.folder, name, kept)
-        del self.sums[round_index + 1 :]
-
-    def sync(self) -> None:
-        """Wait until all rows are on disk."""
-        with writing(self.folder):
-            for table in self._tables.values():
-                table.sync()
-
-    def write(self, record: RoundRecord, profiles: Sequence[ClientProfile]) -> None:
-        """Append one round to the tables.
-
-        Args:
-            record: The round; rounds come in order.
-            profiles: All clients in the order of their ids.
-        """
-        rows = table_rows(record, profiles)
-        with writing(self.folder):
-            # `rounds` last: readers take its row as the sign that the round is complete.
-            written = {name: self._tables[name].append(rows[name]) for name in (*[*TABLES][1:], "rounds")}
-        self.sums.append(extended(self.sums[-1] if self.sums else NO_ROWS, written))
-
-    def write_late(self, late: RoundRecord, profiles: Sequence[ClientProfile]) -> None:
-        """Put scores into the rows of an earlier round; the run ends with this.
-
-        Args:
-            late: The round, with these scores and nothing else.
-            profiles: All clients in the order of their ids.
-        """
-        # Said before it is done, so that whoever goes on from a half of it can take it out again.
-        self.update(**{_LATE_SCORES: late_entry(late)})
-        self._rewrite(lambda tables: with_late_scores(tables, late, profiles))
-
-    def drop_late(self) -> None:
-        """Take what `write_late` wrote out again: the run goes on."""
-        late = self._manifest.pop(_LATE_SCORES, None)
-        if late is not None:
-            self._rewrite(lambda tables: without_late_scores(tables, late))
-
-    def _rewrite(self, change: Callable[[dict[str, pa.Table]], dict[str, pa.Table]]) -> None:
-        with writing(self.folder):
-            for table in self._tables.values():
-                table.close()
-            tables = change({name: read_table(self.folder, name) for name in TABLES})
-            self._tables = {name: TableStream(self.folder, name, table) for name, table in tables.items()}
-        self.sums = sums_by_round(tables)
-
-    def update(self, **entries: Any) -> None:
-        """Set entries of the manifest, which must be JSON values, and write it."""
-        self._manifest |= entries
-        with writing(self.folder):
-            _write_text(self.folder / MANIFEST_FILE, json.dumps(self._manifest, indent=2) + "\n")
-
-    @property
-    def recorded(self) -> Mapping[str, Any]:
-        """The manifest's entries."""
-        return self._manifest
-
-    def close(self, status: EndStatus) -> None:
-        """End the run: each table becomes one Parquet file, the manifest gets status, time and what the tables hold.
-
-        Raises:
-            StorageError: The disk is full. Tables that are no Parquet files yet can be read and gone on with.
-        """
-        try:
-            with writing(self.folder):
-                for table in self._tables.values():
-                    table.close()
-            sums = self.sums[-1] if self.sums else NO_ROWS
-            self.update(status=status, ended_at=_now(), **{_TABLE_SUMS: sums})
-        finally:
-            os.close(self._lock)
+TABLE_SUMS = "tables"
+"""Entry of the manifest: what the tables of a run that has ended hold, as `table_sums.py` has it."""
+SCENARIO_SUM = "scenario_sha256"
+"""Entry of the manifest: a checksum of its scenario."""
+STOPPED, LATE_SCORES = "stopped", "late_scores"
+"""Entries of the manifest of a run with `stop`, as `manifest.py` has them."""
 
 
 class Run:
@@ -322,7 +79,7 @@ class Run:
                 damaged raises the same when it is first read.
         """
         folder = local_path(path, "the run")
-        return cls(folder, _read_manifest(folder), partial(read_table, folder))
+        return cls(folder, read_manifest(folder), partial(read_table, folder))
 
     def check(self) -> None:
         """Find out whether the run is whole: its scenario and the rows of its tables are those that were written.
@@ -347,7 +104,7 @@ class Run:
             )
         if manifest["status"] != "running":
             for name, table in tables.items():
-                check_sums(table, name, manifest.get(_TABLE_SUMS), self.path)
+                check_sums(table, name, manifest.get(TABLE_SUMS), self.path)
         lost = lost_rows(tables)
         if lost is not None:
             raise RunFolderError(f"{self.path}: rows of its tables are lost or were changed: {lost[1]}")
@@ -391,7 +148,7 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         """What `manifest.json` says: status, times, versions and so on."""
         if self.path is not None and self._manifest["status"] == "running":
-            self._manifest = _read_manifest(self.path)
+            self._manifest = read_manifest(self.path)
         return self._manifest
 
     @property
@@ -403,7 +160,7 @@ class Run:
     @property
     def stopped(self) -> Stopped | None:
         """Where a run with `stop` ended, and its best round; None for others, and until then."""
-        found = self.manifest.get(_STOPPED)
+        found = self.manifest.get(STOPPED)
         names = (field.name for field in fields(Stopped))
         return None if found is None else Stopped(**{name: found[name] for name in names})
 
@@ -466,7 +223,7 @@ class Run:
         """What a run with `stop` scored at its end, as a part of the round to which it belongs; None without any."""
         import polars as pl
 
-        entry = self.manifest.get(_LATE_SCORES)
+        entry = self.manifest.get(LATE_SCORES)
         if entry is None:
             return None
         is_there = pl.col("round") == entry["round"]
@@ -492,7 +249,7 @@ class Run:
         has_ended = self.status != "running"
         table = self._read_table(name)
         if has_ended:
-            check_sums(table, name, self.manifest.get(_TABLE_SUMS), self.path)
+            check_sums(table, name, self.manifest.get(TABLE_SUMS), self.path)
         frame = pl.DataFrame(table)
         if name != "rounds":
             last = self.rounds["round"].to_list()[-1:] or [-1]
@@ -526,21 +283,22 @@ def check_scenario_sum(folder: Path, manifest: Mapping[str, Any]) -> None:
         RunFolderError: It is another one, or cannot be read.
     """
     path = folder / SCENARIO_FILE
-    if _SCENARIO_SUM not in manifest:
+    if SCENARIO_SUM not in manifest:
         return
     try:
         content = read_file(path)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error}") from error
-    if hashlib.sha256(content).hexdigest() != manifest[_SCENARIO_SUM]:
+    if hashlib.sha256(content).hexdigest() != manifest[SCENARIO_SUM]:
         raise RunFolderError(f"{path}: is not the scenario that the run was written with; expected that one, unchanged")
 
 
-def _text_sum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a run's manifest says.
 
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
+    Raises:
+        RunFolderError: No such folder, no run folder, or a damaged manifest.
+    """
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise RunFolderError(f"{folder}: {found}; expected a run folder")
@@ -555,7 +313,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def locked(folder: Path, holder: str = "run") -> int:
+def lock_folder(folder: Path, holder: str = "run") -> int:
     """A lock on a folder, as an open descriptor of it. It goes with the last process that has the descriptor.
 
     Raises:
@@ -570,27 +328,3 @@ def locked(folder: Path, holder: str = "run") -> int:
             f"{folder}: its {holder} is going on in another process; expected one that has ended"
         ) from error
     return descriptor
-
-
-@contextmanager
-def _unlocked_on_error(lock: int) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        os.close(lock)
-        raise
-
-
-def _rounds_up_to(table: pa.Table, round_index: int) -> pa.Table:
-    import pyarrow.compute as pc
-
-    return table.filter(pc.field("round") <= round_index)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from blossom_ray.core.blocks import Block, BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
 from blossom_ray.errors import RunError, RunFolderError
-from blossom_ray.runs.folder import Run, locked
-from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS
+from blossom_ray.runs.folder import Run, lock_folder
+from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS, TRAINED
 
 if TYPE_CHECKING:
     import polars as pl
@@ -61,7 +61,7 @@ def follow(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, None
 def _is_held(folder: Path) -> bool:
     """Whether a process writes the folder."""
     try:
-        os.close(locked(folder))
+        os.close(lock_folder(folder))
     except RunFolderError:
         return True
     return False
@@ -109,18 +109,8 @@ def _record(
 
 
 def _training(client: dict[str, Any]) -> ClientTraining:
-    return ClientTraining(
-        client=client["client"],
-        num_examples=client["num_train_examples"],
-        weight=client["weight"],
-        num_steps=client["num_steps"],
-        loss=client["train_loss"],
-        drift={},
-        bytes_down=client["bytes_down"],
-        bytes_up=client["bytes_up"],
-        seconds=client["train_seconds"],
-        rounds_trained=client["rounds_trained"],
-    )
+    values = {attribute: client[column] for column, attribute in TRAINED.items()}
+    return ClientTraining(client=client["client"], drift={}, rounds_trained=client["rounds_trained"], **values)
 
 
 def _evaluation(client: dict[str, Any]) -> ClientEvaluation:

@@ -5,12 +5,12 @@ A run that goes on to more rounds must have the rows with which its checkpoints 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import RoundRecord, Scoring
-from blossom_ray.runs.table_files import table_schema, widened
+from blossom_ray.runs.table_files import table_schema, widen
 from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS, TABLES, Columns, Value, table_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _BY_SCORING = ("classes", "confusion")
 _ORIGINS = ("num_train_examples", "num_test_examples", "num_validation_examples")
 
 
-def late_entry(late: RoundRecord) -> dict[str, Any]:
+def describe_late_scores(late: RoundRecord) -> dict[str, Any]:
     """What `without_late_scores` must know, as JSON values."""
     found = {Scoring.of_column(name) for name in late.metrics}
     return {
@@ -44,23 +44,20 @@ def with_late_scores(
         late: The round, with these scores and nothing else.
         profiles: All clients in the order of their ids.
     """
-    number, rows = late.round_index, table_rows(late, profiles)
-    scores = {name: _filled(rows[name], TABLES[name]) for name in ("rounds", "clients")}
-    scored = {row["client"]: row for row in _rows(rows["clients"])}
+    rows = {name: _rows(columns) for name, columns in table_rows(late, profiles).items()}
+    by_client = {row["client"]: row for row in rows["clients"]}
 
     def clients(found: list[_Row]) -> list[_Row]:
-        there = {row["client"]: row for row in found}
-        changed = {client: {**row, **_only(scored.get(client, {}), scores["clients"])} for client, row in there.items()}
-        added = {client: row for client, row in scored.items() if client not in there}
-        return [row for _, row in sorted({**changed, **added}.items(), key=lambda pair: int(pair[0] or 0))]
+        there = {row["client"]: {**row, **_scores(by_client.get(row["client"], {}), CLIENT_COLUMNS)} for row in found}
+        return [row for _, row in sorted({**by_client, **there}.items(), key=lambda pair: int(pair[0] or 0))]
 
-    (summary,) = _rows(rows["rounds"])
-    changes: dict[str, _Change] = {
-        "clients": clients,
-        "rounds": lambda found: [{**row, **_only(summary, scores["rounds"])} for row in found],
-    }
-    changes |= {name: _adding(_rows(rows[name])) for name in _BY_SCORING}
-    return _changed(tables, number, changes, {name: list(columns) for name, columns in rows.items()})
+    def rounds(found: list[_Row]) -> list[_Row]:
+        return [{**row, **_scores(rows["rounds"][0], ROUND_COLUMNS)} for row in found]
+
+    changes: dict[str, _Change] = {"clients": clients, "rounds": rounds}
+    changes |= {name: _adding(rows[name]) for name in _BY_SCORING}
+    more = {name: [*dict.fromkeys(column for row in found for column in row)] for name, found in rows.items()}
+    return _changed(tables, late.round_index, changes, more)
 
 
 def without_late_scores(tables: Mapping[str, pa.Table], entry: Mapping[str, Any]) -> dict[str, pa.Table]:
@@ -68,7 +65,7 @@ def without_late_scores(tables: Mapping[str, pa.Table], entry: Mapping[str, Any]
 
     Args:
         tables: All tables of the run, whether or not the scores are in each of them.
-        entry: From `late_entry`.
+        entry: From `describe_late_scores`.
     """
     own = {*ROUND_COLUMNS, *CLIENT_COLUMNS, *SOME_COLUMNS} - {*_TEST}
     prefixes, scorings = entry["prefixes"], entry["classes"]
@@ -92,12 +89,6 @@ def without_late_scores(tables: Mapping[str, pa.Table], entry: Mapping[str, Any]
     return _changed(tables, entry["round"], changes, {})
 
 
-def _filled(columns: Columns, own: Mapping[str, str]) -> list[str]:
-    """Which columns of one round have scores."""
-    kept = [name for name in columns if name not in own or name in _TEST]
-    return [name for name in kept if any(value is not None for value in columns[name])]
-
-
 def _rows(columns: Columns) -> list[_Row]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -106,8 +97,9 @@ def _adding(more: list[_Row]) -> _Change:
     return lambda found: [*found, *more]
 
 
-def _only(row: _Row, names: Collection[str]) -> _Row:
-    return {name: value for name, value in row.items() if name in names}
+def _scores(row: _Row, own: Mapping[str, str]) -> _Row:
+    """What of a row are scores, those that there are."""
+    return {name: value for name, value in row.items() if value is not None and (name not in own or name in _TEST)}
 
 
 def _changed(
@@ -131,6 +123,6 @@ def _changed(
             rows = [{**row, "num_evaluated": num_evaluated} for row in rows]
         schema = table_schema([*table.schema.names, *more.get(name, ())], TABLES[name])
         before, after = table.filter(pc.field("round") < number), table.filter(pc.field("round") > number)
-        parts = [widened(before, schema), pa.Table.from_pylist(rows, schema), widened(after, schema)]
+        parts = [widen(before, schema), pa.Table.from_pylist(rows, schema), widen(after, schema)]
         found[name] = pa.concat_tables(parts)
     return found

@@ -18,7 +18,7 @@ from blossom_ray.reading.scenario import Scenario
 from blossom_ray.rounds import evaluate, round_record, scorings_at_end
 from blossom_ray.runs.notes import statistics_notes, undefined_note, untrained_note
 from blossom_ray.runs.table_files import record_rows
-from blossom_ray.runs.table_sums import NO_ROWS, TableSums, extended
+from blossom_ray.runs.table_sums import NO_ROWS, TableSums, add_rows
 from blossom_ray.runtime.base import Pending, Runtime
 from blossom_ray.runtime.kernels import Kernels, gathered, kernels
 from blossom_ray.runtime.preparation import Preparation, prepare
@@ -158,7 +158,7 @@ def run(
                 runtime.restore(checkpoint)
                 first_round, sums = checkpoint.round_index + 1, resume[checkpoint.round_index]
                 if watched is not None:
-                    watched = watched.resumed(checkpoint.stop)
+                    watched = watched.with_state(checkpoint.stop)
         described, notes = runtime.describe(), (*notes, *advice)
         used = gathered([kernels(), *described.kernels])
         data = preparation.describe()
@@ -249,7 +249,7 @@ class _CheckpointWriter:
         if self._store is None:
             return
         round_index = record.round_index
-        self._sums = extended(self._sums, record_rows(record, self._profiles))
+        self._sums = add_rows(self._sums, record_rows(record, self._profiles))
         is_best = watched is not None and watched.best_round == round_index
         is_due = self._every > 0 and (is_last or (round_index > 0 and round_index % self._every == 0))
         if not is_best and not is_due:

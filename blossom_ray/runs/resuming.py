@@ -11,7 +11,7 @@ from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import written_tree
 from blossom_ray.rounds import scorings_due
-from blossom_ray.runs.folder import CHECKPOINTS, Run, locked
+from blossom_ray.runs.folder import CHECKPOINTS, Run, lock_folder
 
 
 def unfinished_run(out: Path, scenario: Scenario) -> Path | None:
@@ -28,7 +28,7 @@ def unfinished_run(out: Path, scenario: Scenario) -> Path | None:
             run = Run.open(folder)
             given = _with_engines_of(run, scenario)
             if run.status != "finished" and run.scenario.model_dump(exclude=free) == given.model_dump(exclude=free):
-                os.close(locked(folder))
+                os.close(lock_folder(folder))
                 return folder
     return None
 

@@ -22,20 +22,13 @@ from blossom_ray.reading.inspection import Inspector
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.folder import (
-    CHECKPOINTS,
-    MANIFEST_FILE,
-    EndStatus,
-    Run,
-    RunWriter,
-    new_run_folder,
-    remove_if_unbegun,
-)
+from blossom_ray.runs.folder import CHECKPOINTS, MANIFEST_FILE, Run
 from blossom_ray.runs.given import with_dataset, with_table
 from blossom_ray.runs.log import RunLog
 from blossom_ray.runs.loop import CheckpointKept, Event, LateScores, Outcome, Setup, run
 from blossom_ray.runs.resuming import check_resumption
 from blossom_ray.runs.table_sums import TableSums
+from blossom_ray.runs.writer import EndStatus, RunWriter, new_run_folder, remove_if_unbegun
 from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
 from blossom_ray.runtime.kernels import gathered
 from blossom_ray.storage import temporary_folder

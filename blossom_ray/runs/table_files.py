@@ -107,7 +107,7 @@ class TableStream:
         self._writer = pa.ipc.new_stream(self._file, self._schema)
         self._writer.write_batch(pa.RecordBatch.from_pylist([], self._schema))
         if earlier is not None:
-            self._writer.write_table(widened(earlier, self._schema))
+            self._writer.write_table(widen(earlier, self._schema))
         temporary.replace(self._path)
 
     def _stop(self) -> None:
@@ -154,7 +154,7 @@ def record_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> dict[
     return {name: _batch(rows, table_schema(rows, TABLES[name])) for name, rows in table_rows(record, profiles).items()}
 
 
-def widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def widen(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """A table with nulls in the columns of a schema that it has not."""
     import pyarrow as pa
 

@@ -24,9 +24,9 @@ TableSums = Mapping[str, Mapping[str, int | str]]
 NO_ROWS: TableSums = {name: {"rows": 0, "sha256": ""} for name in TABLES}
 
 
-def extended(sums: TableSums, rows: Mapping[str, pa.RecordBatch]) -> TableSums:
+def add_rows(sums: TableSums, rows: Mapping[str, pa.RecordBatch]) -> TableSums:
     """The sums with the rows of one more round."""
-    return {name: _extended(entry, rows[name]) if name in rows else entry for name, entry in sums.items()}
+    return {name: _add_rows(entry, rows[name]) if name in rows else entry for name, entry in sums.items()}
 
 
 def sums_by_round(tables: Mapping[str, pa.Table]) -> list[TableSums]:
@@ -36,7 +36,7 @@ def sums_by_round(tables: Mapping[str, pa.Table]) -> list[TableSums]:
     found: list[TableSums] = []
     sums: TableSums = {name: NO_ROWS[name] for name in tables}
     for round_index in range(num_rounds):
-        sums = {name: _extended(entry, parts[name][round_index]) for name, entry in sums.items()}
+        sums = {name: _add_rows(entry, parts[name][round_index]) for name, entry in sums.items()}
         found.append(sums)
     return found
 
@@ -46,7 +46,7 @@ def total_sums(table: pa.Table, name: str) -> Mapping[str, int | str]:
     last = table["round"][-1].as_py() if table.num_rows else -1
     entry = NO_ROWS[name]
     for part in _by_round(table, last + 1):
-        entry = _extended(entry, part)
+        entry = _add_rows(entry, part)
     return entry
 
 
@@ -74,7 +74,7 @@ def lost_rows(tables: Mapping[str, pa.Table]) -> tuple[int, str] | None:
     return None
 
 
-def told_loss(found: Sequence[TableSums], expected: TableSums, round_index: int) -> str:
+def describe_loss(found: Sequence[TableSums], expected: TableSums, round_index: int) -> str:
     """How the tables differ up to a round from what a checkpoint says: which of them, and what is missing.
 
     Args:
@@ -143,7 +143,7 @@ def _by_round(table: pa.Table, num_rounds: int) -> Iterator[pa.RecordBatch]:
         yield whole.slice(start, end - start)
 
 
-def _extended(entry: Mapping[str, int | str], rows: pa.RecordBatch) -> Mapping[str, int | str]:
+def _add_rows(entry: Mapping[str, int | str], rows: pa.RecordBatch) -> Mapping[str, int | str]:
     if not rows.num_rows:
         return entry
     digest = hashlib.sha256(str(entry["sha256"]).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.records import ClientEvaluation, ClientTraining, RoundRecord, Scoring
+from blossom_ray.core.records import RoundRecord, Scoring
 
 Value = int | float | str | None
 Columns = dict[str, Sequence[Value]]
@@ -91,11 +91,20 @@ CONFUSION_COLUMNS = {
     "predicted": "int32",
     "count": "int64",
 }
-_TRAINED = ("num_train_examples", "weight", "num_steps", "train_loss", "bytes_down", "bytes_up", "train_seconds")
+TRAINED = {
+    "num_train_examples": "num_examples",
+    "weight": "weight",
+    "num_steps": "num_steps",
+    "train_loss": "loss",
+    "bytes_down": "bytes_down",
+    "bytes_up": "bytes_up",
+    "train_seconds": "seconds",
+}
+"""The attribute of `ClientTraining` that each column of `clients` about training holds."""
 OPTIONAL_COLUMNS = {
     "rounds": (("learning_rate",), ("seconds",), ("seconds_train",), ("seconds_evaluate",)),
     "clients": (
-        _TRAINED,
+        tuple(TRAINED),
         ("num_test_examples", "loss"),
         ("num_validation_examples", "validation/loss"),
         ("evaluate_bytes_down", "evaluate_seconds"),
@@ -160,39 +169,29 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
     tested = {evaluation.client: evaluation for evaluation in record.evaluation}
     validated = {evaluation.client: evaluation for evaluation in record.validation}
     clients = sorted(trained.keys() | tested.keys() | validated.keys())
+    scored = [[each[client] for each in (tested, validated) if client in each] for client in clients]
+    seen = [tested.get(client) or validated.get(client) or trained.get(client) for client in clients]
     trainings = [trained.get(client) for client in clients]
     tests = [tested.get(client) for client in clients]
-    scored = [[each[client] for each in (tested, validated) if client in each] for client in clients]
-    return {
+    rows: Columns = {
         "round": [record.round_index] * len(clients),
         "client": clients,
         "modalities": [profiles[client].modality_set for client in clients],
         "group": [profiles[client].group for client in clients],
-        "num_train_examples": _values(trainings, "num_examples"),
-        "weight": _values(trainings, "weight"),
-        "num_steps": _values(trainings, "num_steps"),
-        "train_loss": _values(trainings, "loss"),
-        "bytes_down": _values(trainings, "bytes_down"),
-        "bytes_up": _values(trainings, "bytes_up"),
-        "train_seconds": _values(trainings, "seconds"),
-        "num_test_examples": _values(tests, "num_examples"),
-        "loss": _values(tests, "loss"),
+        **_columns(trainings, **TRAINED),
+        **_columns(tests, num_test_examples="num_examples", loss="loss"),
         "evaluate_bytes_down": [sum(each.bytes_down for each in both) if both else None for both in scored],
         "evaluate_seconds": [sum(each.seconds for each in both) if both else None for both in scored],
-        "rounds_trained": [
-            None if entry is None else entry.rounds_trained
-            for entry in (tested.get(client) or validated.get(client) or trained.get(client) for client in clients)
-        ],
-        **_score_columns(record, clients),
+        **_columns(seen, rounds_trained="rounds_trained"),
     }
+    if record.validation:
+        rows |= _columns([validated.get(client) for client in clients], num_validation_examples="num_examples")
+    return rows | _score_columns(record, clients)
 
 
 def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
     """Scores on each split, before and after local fine-tuning; no columns for what the round has not."""
     columns: Columns = {}
-    if record.validation:
-        validated = {evaluation.client: evaluation for evaluation in record.validation}
-        columns["num_validation_examples"] = _values([validated.get(client) for client in clients], "num_examples")
     for scoring, evaluations in (
         (Scoring.OWN_TEST, record.evaluation),
         (Scoring.VALIDATION, record.validation),
@@ -207,36 +206,33 @@ def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
     return columns
 
 
+def _block_rows(record: RoundRecord) -> Columns:
+    instances = [block.instance for block in record.blocks]
+    return {
+        "round": [record.round_index] * len(instances),
+        "block": [instance.name for instance in instances],
+        "scope": [str(instance.scope) for instance in instances],
+        "key": [instance.key for instance in instances],
+        **_columns(record.blocks, **{name: name for name in [*BLOCK_COLUMNS][4:]}),
+    }
+
+
 def _failure_rows(record: RoundRecord) -> Columns:
     """A row per event and client concerned."""
     rows = [(event, failure, client) for event, failure in enumerate(record.failures) for client in failure.clients]
+    failures = [failure for _, failure, _ in rows]
     return {
         "round": [record.round_index] * len(rows),
         "event": [event for event, _, _ in rows],
-        "phase": [failure.phase for _, failure, _ in rows],
+        **_columns(failures, phase="phase"),
         "client": [client for _, _, client in rows],
-        "actor": [failure.actor for _, failure, _ in rows],
-        "cause": [failure.cause for _, failure, _ in rows],
-        "action": [failure.action for _, failure, _ in rows],
+        **_columns(failures, actor="actor", cause="cause", action="action"),
     }
 
 
 def _class_rows(record: RoundRecord) -> Columns:
-    classes = record.classes
-    return {
-        "round": [record.round_index] * len(classes),
-        "scoring": [entry.scoring for entry in classes],
-        "modalities": [entry.modalities for entry in classes],
-        "class": [entry.index for entry in classes],
-        "name": [entry.name for entry in classes],
-        "num_true": [entry.num_true for entry in classes],
-        "num_predicted": [entry.num_predicted for entry in classes],
-        "num_correct": [entry.num_correct for entry in classes],
-        "recall": [entry.recall for entry in classes],
-        "precision": [entry.precision for entry in classes],
-        "f1": [entry.f1 for entry in classes],
-        "auroc": [entry.auroc for entry in classes],
-    }
+    names = {name: "index" if name == "class" else name for name in [*CLASS_COLUMNS][1:]}
+    return {"round": [record.round_index] * len(record.classes), **_columns(record.classes, **names)}
 
 
 def _confusion_rows(record: RoundRecord) -> Columns:
@@ -244,29 +240,15 @@ def _confusion_rows(record: RoundRecord) -> Columns:
     rows = [(entry, predicted, count) for entry in record.classes for predicted, count in entry.predicted_as.items()]
     return {
         "round": [record.round_index] * len(rows),
-        "scoring": [entry.scoring for entry, _, _ in rows],
-        "modalities": [entry.modalities for entry, _, _ in rows],
-        "label": [entry.index for entry, _, _ in rows],
+        **_columns([entry for entry, _, _ in rows], scoring="scoring", modalities="modalities", label="index"),
         "predicted": [predicted for _, predicted, _ in rows],
         "count": [count for _, _, count in rows],
     }
 
 
-def _block_rows(record: RoundRecord) -> Columns:
-    blocks = record.blocks
+def _columns(entries: Sequence[object | None], **attributes: str) -> Columns:
+    """Columns of what some entries have as attributes; null where there is no entry."""
     return {
-        "round": [record.round_index] * len(blocks),
-        "block": [block.instance.name for block in blocks],
-        "scope": [str(block.instance.scope) for block in blocks],
-        "key": [block.instance.key for block in blocks],
-        "contributors": [block.contributors for block in blocks],
-        "weight": [block.weight for block in blocks],
-        "bytes_down": [block.bytes_down for block in blocks],
-        "bytes_up": [block.bytes_up for block in blocks],
-        "update_norm": [block.update_norm for block in blocks],
-        "client_drift": [block.client_drift for block in blocks],
+        column: [None if entry is None else getattr(entry, attribute) for entry in entries]
+        for column, attribute in attributes.items()
     }
-
-
-def _values(entries: Sequence[ClientTraining | ClientEvaluation | None], name: str) -> list[Value]:
-    return [None if entry is None else getattr(entry, name) for entry in entries]

@@ -77,7 +77,7 @@ class EarlyStopping:
         """What a run that goes on must know, as JSON values."""
         return {"best_round": self.best_round, "value": self.value, "num_waited": self.num_waited}
 
-    def resumed(self, state: Mapping[str, Any]) -> Self:
+    def with_state(self, state: Mapping[str, Any]) -> Self:
         """As it was when `state` was taken."""
         return replace(self, **{name: state[name] for name in self.state})
 

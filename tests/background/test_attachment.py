@@ -25,9 +25,9 @@ from blossom_ray.core.records import Failure, RoundRecord
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.background import OUTPUT_FILE, PROCESS_FILE, start, stop
-from blossom_ray.runs.folder import RunWriter
 from blossom_ray.runs.following import follow
 from blossom_ray.runs.session import record_run
+from blossom_ray.runs.writer import RunWriter
 
 PATIENCE_S = 120.0
 
@@ -96,7 +96,7 @@ def test_records_from_tables_are_those_that_were_written(small_scenario: Scenari
 
 def test_a_run_whose_process_is_gone_is_told(small_scenario: Scenario, tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom blossom_ray.runs.folder import RunWriter\n"
+        "import os, sys\nfrom pathlib import Path\nfrom blossom_ray.runs.writer import RunWriter\n"
         "RunWriter(Path(sys.argv[1]), sys.argv[2], {})\nos._exit(0)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run"), scenario_yaml(small_scenario)]

@@ -22,7 +22,7 @@ from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClientEvaluation, RoundRecord
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.folder import RunWriter
+from blossom_ray.runs.writer import RunWriter
 from blossom_ray.studies.comparison import formats, panels
 from blossom_ray.studies.comparison.comparing import Comparison
 

@@ -14,7 +14,7 @@ from blossom_ray import Run, Scenario, report, simulate
 from blossom_ray.cli import main
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.folder import RunWriter
+from blossom_ray.runs.writer import RunWriter
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

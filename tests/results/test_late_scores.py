@@ -11,10 +11,11 @@ import pytest
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import ClassScores, ClientEvaluation, ClientTraining, RoundRecord
 from blossom_ray.errors import RunFolderError
-from blossom_ray.runs.folder import Run, RunWriter
-from blossom_ray.runs.late_scores import late_entry, with_late_scores, without_late_scores
+from blossom_ray.runs.folder import Run
+from blossom_ray.runs.late_scores import describe_late_scores, with_late_scores, without_late_scores
 from blossom_ray.runs.table_files import in_memory_tables, read_table
 from blossom_ray.runs.table_sums import lost_rows, sums_by_round
+from blossom_ray.runs.writer import RunWriter
 
 PROFILES = tuple(ClientProfile(index, ("acc",)) for index in range(4))
 
@@ -82,7 +83,7 @@ def test_scores_stand_in_the_rows_of_their_round() -> None:
 
 def test_taken_out_again_the_rows_have_their_checksums() -> None:
     tables = in_memory_tables(RECORDS, PROFILES)
-    entry = late_entry(LATE)
+    entry = describe_late_scores(LATE)
     assert entry == {"round": 1, "prefixes": ["", "held_out/"], "classes": ["test"]}
     late = with_late_scores(tables, LATE, PROFILES)
     assert sums_by_round(late) != sums_by_round(tables)

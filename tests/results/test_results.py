@@ -15,8 +15,9 @@ from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
 from blossom_ray.errors import RunFolderError, ScenarioError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runs.folder import Run, RunWriter, new_run_folder
+from blossom_ray.runs.folder import Run
 from blossom_ray.runs.table_files import read_table
+from blossom_ray.runs.writer import RunWriter, new_run_folder
 
 PROFILES = (
     ClientProfile(0, ("acc",)),

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from blossom_ray import Scenario
-from blossom_ray.runs.folder import new_run_folder
 from blossom_ray.runs.session import record_run
+from blossom_ray.runs.writer import new_run_folder
 from blossom_ray.runtime.prometheus import METRICS
 
 pytestmark = pytest.mark.ray

@@ -20,7 +20,7 @@ import pytest
 from blossom_ray import Run, Scenario, Sweep, compare, simulate, sweep
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.folder import RunWriter
+from blossom_ray.runs.writer import RunWriter
 from blossom_ray.runtime.placement import Room
 from blossom_ray.studies.sweeps.cell_placement import fitting_jobs, placed, settled, without_ray
 from blossom_ray.studies.sweeps.folder import sweep_lock

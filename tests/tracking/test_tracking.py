@@ -22,9 +22,9 @@ from blossom_ray.errors import InputError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runs.tracking import Target, Tracking, parse_target
-from blossom_ray.runs.tracking.base import Value, tracked_values
 from blossom_ray.runs.tracking.following import check_target
 from blossom_ray.runs.tracking.mlflow import RUN_TAG, metric_name
+from blossom_ray.runs.tracking.trackers import Value, tracked_values
 
 
 @pytest.fixture

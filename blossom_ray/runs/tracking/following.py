@@ -15,7 +15,7 @@ from blossom_ray.core.records import Progress, RoundRecord
 from blossom_ray.errors import BlossomError, InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
-from blossom_ray.runs.tracking.base import Tracker
+from blossom_ray.runs.tracking.trackers import Tracker
 from blossom_ray.storage import own_folder, writing
 from blossom_ray.text import quoted
 
@@ -157,7 +157,7 @@ def open_tracker(target: Target, scenario: Scenario, folder: Path) -> Tracker:
     """
     match target.kind:
         case "tensorboard":
-            from blossom_ray.runs.tracking.tensorboard import TensorBoardTracker
+            from blossom_ray.runs.tracking.trackers import TensorBoardTracker
 
             with writing(folder):
                 own_folder(folder / "tensorboard")

@@ -17,7 +17,7 @@ from blossom_ray.core.records import Progress
 from blossom_ray.core.section import plain_tree
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runs.tracking.base import Value, tracked_values
+from blossom_ray.runs.tracking.trackers import Value, tracked_values
 
 RUN_TAG = "blossom_ray.run"
 """The tag that holds our run id, by which a resumed run finds its MLflow run again."""

@@ -24,7 +24,7 @@ from urllib.request import url2pathname
 from blossom_ray.core.locations import is_uri
 from blossom_ray.errors import BlossomError, InputError, RunError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runs.folder import MANIFEST_FILE, Run, locked
+from blossom_ray.runs.folder import MANIFEST_FILE, Run, lock_folder
 from blossom_ray.storage import temporary_folder, writing
 from blossom_ray.studies.jobs import archive
 from blossom_ray.studies.jobs.jobs import Jobs, check_with_ray
@@ -226,7 +226,7 @@ def _is_snapshot(folder: Path) -> bool:
     try:
         if Run.open(folder).status != "running":
             return False
-        os.close(locked(folder))
+        os.close(lock_folder(folder))
     except BlossomError:
         return False
     return True

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.reading.read_back import ReadBack, read_back
-from blossom_ray.runs.folder import MANIFEST_FILE, Run, locked
+from blossom_ray.runs.folder import MANIFEST_FILE, Run, lock_folder
 from blossom_ray.scenario.identity import identity
 from blossom_ray.scenario.tree import Seeds
 from blossom_ray.storage import own_folder, read_file, replacing
@@ -192,7 +192,7 @@ def sweep_lock(path: Path) -> Iterator[int]:
     give_up = time.monotonic() + _LOCK_PATIENCE_S
     while True:
         try:
-            lock = locked(path, "sweep")
+            lock = lock_folder(path, "sweep")
             break
         except RunFolderError:
             if time.monotonic() > give_up:

@@ -16,8 +16,9 @@ from blossom_ray.errors import BlossomError, RunFolderError
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.runs.folder import MANIFEST_FILE, Run, RunWriter
+from blossom_ray.runs.folder import MANIFEST_FILE, Run
 from blossom_ray.runs.session import check_address, continue_run, describe_host
+from blossom_ray.runs.writer import RunWriter
 from blossom_ray.runtime.placement import this_machine
 from blossom_ray.studies.sweeps.cell_placement import checked_jobs, has_cluster, placed, settled
 from blossom_ray.studies.sweeps.cell_process import CellProcess

@@ -1,11 +1,14 @@
-"""What a tracker is, and the values that it gets of a round."""
+"""What a tracker is, the values that it gets of a round, and the one that writes event files for TensorBoard."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from blossom_ray.core.records import Progress
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.reading.writer import scenario_yaml
 
 
 class Tracker(Protocol):
@@ -48,3 +51,33 @@ def tracked_values(progress: Progress) -> Iterator[Value]:
         yield Value("update_norm", name, block.update_norm)
         if block.client_drift is not None:
             yield Value("client_drift", name, block.client_drift)
+
+
+class TensorBoardTracker:
+    """A `Tracker` that writes scalars, and the resolved scenario as a text.
+
+    Tags are `accuracy`, `accuracy/acc+gyro`, `bytes_up/encoder/acc` and so on; a step is a round.
+
+    Args:
+        folder: Where the event file goes; a resumed run adds another one.
+        scenario: What is run.
+    """
+
+    def __init__(self, folder: Path, scenario: Scenario) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+        # Four spaces make Markdown show it as it is.
+        lines = scenario_yaml(scenario).splitlines()
+        self._writer.add_text("scenario", "\n".join(f"    {line}" for line in lines))
+
+    def write(self, progress: Progress) -> None:
+        """Write one round, on disk when this returns."""
+        for group, name, number in tracked_values(progress):
+            self._writer.add_scalar(f"{group}/{name}" if group else name, number, progress.round_index)
+        self._writer.flush()
+
+    def close(self, status: str) -> None:
+        """End the file, with the status as a text."""
+        self._writer.add_text("status", status)
+        self._writer.close()
