@@ -1,4 +1,4 @@
-"""The run folder, read by `Run` at any time; `writer.py` writes it round by round.
+"""The run folder, read by `Run` at any time; `runs/writer.py` writes it round by round.
 
 scenario.yaml     the resolved scenario
 manifest.json     status, times, and whatever describes the run

@@ -20,7 +20,7 @@ from blossom_ray.runs.notes import statistics_notes, undefined_note, untrained_n
 from blossom_ray.runs.table_files import record_rows
 from blossom_ray.runs.table_sums import NO_ROWS, TableSums, add_rows
 from blossom_ray.runtime.base import Pending, Runtime
-from blossom_ray.runtime.kernels import Kernels, gathered, kernels
+from blossom_ray.runtime.kernels import Kernels, kernels, merge_kernels
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.scenario.early_stopping import EarlyStopping
 from blossom_ray.server import Server, initial_server
@@ -35,7 +35,7 @@ class Setup:
         engines: The engine of each modality set, also where the scenario left it to the run.
         data: What the manifest says of the data, and of what was timed.
         runtime: What it says of execution.
-        kernels: What computes, as `kernels.gathered` has it.
+        kernels: What computes, as `kernels.merge_kernels` has it.
         parameters: Number of parameters by block instance.
         first_round: The first round that is run: 0, or the one after a checkpoint.
         notes: What a reader of the numbers should know, in a line each.
@@ -160,7 +160,7 @@ def run(
                 if watched is not None:
                     watched = watched.with_state(checkpoint.stop)
         described, notes = runtime.describe(), (*notes, *advice)
-        used = gathered([kernels(), *described.kernels])
+        used = merge_kernels([kernels(), *described.kernels])
         data = preparation.describe()
         yield Setup(preparation.plan.engines, data, described.entries, used, parameters, first_round, notes)
 
@@ -168,8 +168,7 @@ def run(
         stopped = watched.end(first_round - 1) if watched is not None else None
         for record, after in () if stopped else run_rounds(preparation, runtime, server, first_round):
             server = after
-            writer.commit()
-            yield from writer.take_kept()
+            yield from writer.commit()
             if watched is not None:
                 watched = watched.after(record)
                 stopped = watched.end(record.round_index)
@@ -177,10 +176,9 @@ def run(
             undefined = undefined or undefined_note(record, scenario.task)
             untrained = untrained_note(preparation, record) if record.num_evaluated else untrained
             is_last = record.round_index == scenario.rounds or stopped is not None or stopping()
-            writer.after_round(record, server, watched, is_last=is_last)
+            yield from writer.after_round(record, server, watched, is_last=is_last)
             if is_last:
                 break
-        yield from writer.take_kept()
 
         described = runtime.describe()
         # One digest over those of all clients: a manifest stays small with ten thousand of them.
@@ -194,7 +192,7 @@ def run(
         failures = runtime.take_round().failures
         lost = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in failures]
         notes = (*notes, *filter(None, (undefined, untrained)), *lost)
-        used = gathered(used, [kernels(), *described.kernels])
+        used = merge_kernels(used, [kernels(), *described.kernels])
         yield Outcome(digest, described.entries, used, stopped, notes)
     finally:
         runtime.close()
@@ -242,37 +240,35 @@ class _CheckpointWriter:
         self._facts = preparation.facts()
         self._runtime = runtime
         self._begun: tuple[Pending, int, Server, dict[str, object]] | None = None
-        self._kept: list[CheckpointKept] = []
 
-    def after_round(self, record: RoundRecord, server: Server, watched: EarlyStopping | None, *, is_last: bool) -> None:
+    def after_round(
+        self, record: RoundRecord, server: Server, watched: EarlyStopping | None, *, is_last: bool
+    ) -> tuple[CheckpointKept, ...]:
         """Begin a checkpoint where one is due; after the last round and the best one so far, commit it too."""
         if self._store is None:
-            return
+            return ()
         round_index = record.round_index
         self._sums = add_rows(self._sums, record_rows(record, self._profiles))
         is_best = watched is not None and watched.best_round == round_index
         is_due = self._every > 0 and (is_last or (round_index > 0 and round_index % self._every == 0))
         if not is_best and not is_due:
-            return
+            return ()
         self._begin(round_index, server, watched)
-        while (is_last or is_best) and not self.commit():
+        if not is_last and not is_best:
+            return ()
+        while not (kept := self.commit()):
             self._begin(round_index, server, watched)
+        return kept
 
-    def commit(self) -> bool:
-        """Commit what was begun; False if a host was lost over it, which leaves the checkpoints as they were."""
+    def commit(self) -> tuple[CheckpointKept, ...]:
+        """Commit what was begun; nothing if a host was lost over it, which leaves the checkpoints as they were."""
         if self._store is None or self._begun is None:
-            return True
+            return ()
         (pending, round_index, server, entries), self._begun = self._begun, None
         if not pending.wait():
-            return False
+            return ()
         pending.commit(self._store.commit(round_index, server, {**self._facts, **entries}))
-        self._kept.append(CheckpointKept(round_index))
-        return True
-
-    def take_kept(self) -> list[CheckpointKept]:
-        """The checkpoints that were committed since the last call."""
-        kept, self._kept = self._kept, []
-        return kept
+        return (CheckpointKept(round_index),)
 
     def _begin(self, round_index: int, server: Server, watched: EarlyStopping | None) -> None:
         assert self._store is not None, "asked for only where checkpoints are kept"

@@ -30,7 +30,7 @@ from blossom_ray.runs.resuming import check_resumption
 from blossom_ray.runs.table_sums import TableSums
 from blossom_ray.runs.writer import EndStatus, RunWriter, new_run_folder, remove_if_unbegun
 from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
-from blossom_ray.runtime.kernels import gathered
+from blossom_ray.runtime.kernels import merge_kernels
 from blossom_ray.storage import temporary_folder
 
 IN_MEMORY = "in-memory"
@@ -187,9 +187,9 @@ def events(
         kept = (checkpoints or folder / "checkpoints").absolute()
         loop = partial(run, shards=shards, checkpoints=kept, resume=resume, engines=engines)
         if scenario.execution.runtime == "local":
-            from blossom_ray.runtime.local import LocalRuntime, shielded
+            from blossom_ray.runtime.local import LocalRuntime, shield
 
-            yield from shielded(loop(scenario, LocalRuntime, stopping))
+            yield from shield(loop(scenario, LocalRuntime, stopping))
         else:
             from blossom_ray.runtime.driver import stream
 
@@ -372,7 +372,7 @@ class Session:
     def _update(self, facts: Setup | Outcome, *, add_kernels: bool) -> None:
         recorded = self._writer.recorded
         notes = [*facts.notes, *recorded.get("own_code_changes", ())]
-        used = gathered(recorded.get("kernels", ()) if add_kernels else (), facts.kernels)
+        used = merge_kernels(recorded.get("kernels", ()) if add_kernels else (), facts.kernels)
         self._writer.update(**{**facts.entries, "notes": notes, "kernels": used})
 
     def _note_loss(self, error: DriverLostError) -> None:

@@ -49,7 +49,7 @@ def kernels() -> Kernels:
     }
 
 
-def gathered(*parts: Iterable[Kernels]) -> list[dict[str, Any]]:
+def merge_kernels(*parts: Iterable[Kernels]) -> list[dict[str, Any]]:
     """Each of the descriptions of some processes once, with their number.
 
     Args:

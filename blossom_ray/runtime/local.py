@@ -94,7 +94,7 @@ class LocalRuntime:
 Item = TypeVar("Item")
 
 
-def shielded(items: Iterator[Item]) -> Generator[Item, None, None]:
+def shield(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items, each computed under torch's and NumPy's own settings.
 
     What the caller has set, such as `torch.autocast`, `torch.no_grad` or a default type, holds again whenever it has

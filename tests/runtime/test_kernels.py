@@ -14,7 +14,7 @@ import torch
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.runs.folder import MANIFEST_FILE
 from blossom_ray.runs.session import record_run, resume_run
-from blossom_ray.runtime.kernels import gathered, kernels
+from blossom_ray.runtime.kernels import kernels, merge_kernels
 
 
 def described(processes: int, **changes: Any) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def _with(chosen: dict[str, str]) -> dict[str, str]:
 def test_alike_processes_are_counted_and_times_are_not_added() -> None:
     other = described(1, cpu_capability="AVX512")
     start, end = [described(1), other, described(1)], [described(1), other, other, other]
-    assert gathered(start) == [described(2), described(1, cpu_capability="AVX512")]
-    assert gathered(start, end) == [described(2), described(3, cpu_capability="AVX512")]
-    assert gathered(gathered(start), gathered(end)) == gathered(start, end)
+    assert merge_kernels(start) == [described(2), described(1, cpu_capability="AVX512")]
+    assert merge_kernels(start, end) == [described(2), described(3, cpu_capability="AVX512")]
+    assert merge_kernels(merge_kernels(start), merge_kernels(end)) == merge_kernels(start, end)
     assert start[0] == described(1), "what is given stays as it is"
 
 
