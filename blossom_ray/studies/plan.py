@@ -48,7 +48,7 @@ class SetPlan:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Packing:
     """A value of `execution.clients_per_actor`.
 
     Attributes:
@@ -84,7 +84,7 @@ class Plan:
         most_clients_per_actor: Clients in the fullest actor.
         room: What the cluster offers.
         most_actors: How many actors fit: the largest number of clients that can have one each.
-        settings: By value of `execution.clients_per_actor`; empty in the local runtime.
+        packings: By value of `execution.clients_per_actor`; empty in the local runtime.
         memory: What the processes hold.
         blocks: By block instance.
         seconds: None where nothing was timed.
@@ -96,7 +96,7 @@ class Plan:
     most_clients_per_actor: int
     room: Room
     most_actors: int
-    settings: Mapping[str, Setting]
+    packings: Mapping[str, Packing]
     memory: Memory
     blocks: Mapping[BlockInstance, BlockTraffic]
     seconds: RoundSeconds | None
@@ -140,7 +140,7 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
         most_clients_per_actor=max(Counter(actor_of).values()),
         room=room,
         most_actors=room.num_actors(execution.client_resources),
-        settings=_settings(scenario, room, stacks=stacks) if on_ray else {},
+        packings=_packings(scenario, room, stacks=stacks) if on_ray else {},
         memory=memory(preparation, workspaces, actor_of),
         blocks=block_traffic(preparation, workspaces),
         seconds=_seconds(preparation, probes, actor_of, num_cores) if is_timed else None,
@@ -163,23 +163,23 @@ def _set_plan(preparation: Preparation, modality_set: str, num_parameters: int) 
     )
 
 
-def _settings(scenario: Scenario, room: Room, *, stacks: bool) -> dict[str, Setting]:
+def _packings(scenario: Scenario, room: Room, *, stacks: bool) -> dict[str, Packing]:
     """An actor per client, the smallest number per actor that fits, `auto`, and what the scenario says."""
     execution, num_clients = scenario.execution, scenario.num_clients
     fewest = math.ceil(num_clients / max(1, room.num_actors(execution.client_resources)))
-    found: dict[str, Setting] = {}
+    found: dict[str, Packing] = {}
     for value in dict.fromkeys([1, fewest, "auto", execution.clients_per_actor]):
         if value == 1 and stacks:
             refusal = (
                 "execution.clients_per_actor is 1, while training.engine stacks clients, which keeps them together"
             )
-            found[str(value)] = Setting(None, refusal)
+            found[str(value)] = Packing(None, refusal)
             continue
         tried = execution.model_copy(update={"clients_per_actor": value})
         try:
-            found[str(value)] = Setting(num_actors(tried, num_clients, room, whole_chunks=stacks))
+            found[str(value)] = Packing(num_actors(tried, num_clients, room, whole_chunks=stacks))
         except InputError as error:
-            found[str(value)] = Setting(None, str(error))
+            found[str(value)] = Packing(None, str(error))
     return found
 
 

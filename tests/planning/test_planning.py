@@ -39,20 +39,20 @@ def test_clients_chunks_and_actors(plan: Any) -> None:
     }  # fmt: skip
     # 2 cores / 0.2 give ten actors: one for each of the five clients.
     assert (found.actors, found.most_clients_per_actor, found.most_actors) == (5, 1, 10)
-    assert found.settings["1"].actors == 5
+    assert found.packings["1"].actors == 5
     packed = plan(clients__0__count=20)
     assert (packed.actors, packed.most_actors) == (2, 10)
     assert sum(s.clients for s in packed.sets.values()) == 23
-    assert packed.settings["1"].actors is None
-    assert "takes 23 actors for 23 clients; 10 with 0.2 CPU cores" in packed.settings["1"].refusal
+    assert packed.packings["1"].actors is None
+    assert "takes 23 actors for 23 clients; 10 with 0.2 CPU cores" in packed.packings["1"].refusal
     # 23 / 10, rounded up.
-    assert packed.settings["3"].actors == 8
+    assert packed.packings["3"].actors == 8
 
 
 def test_stacked_clients_stay_together(plan: Any) -> None:
     found = plan(training__engine="vectorized")
     assert found.actors == 2
-    assert "stacks clients" in found.settings["1"].refusal
+    assert "stacks clients" in found.packings["1"].refusal
 
 
 def test_a_setting_of_the_scenario_s_own_that_does_not_fit_is_refused(plan: Any) -> None:

@@ -22,7 +22,7 @@ from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.writer import RunWriter
 from blossom_ray.runtime.placement import Room
-from blossom_ray.studies.sweeps.cell_placement import fitting_jobs, placed, settled, without_ray
+from blossom_ray.studies.sweeps.cell_placement import choose_runtimes, fitting_jobs, place_clients, without_ray
 from blossom_ray.studies.sweeps.folder import sweep_lock
 from blossom_ray.studies.sweeps.grid import Axis, Cell, expand
 from blossom_ray.studies.sweeps.sweeping import CellEvent, default_folder, run_cells
@@ -402,12 +402,12 @@ def test_more_than_fits_is_refused(small_scenario: Scenario, tmp_path: Path) -> 
 
 def test_clients_are_packed_into_the_share_of_a_cell(small_scenario: Scenario) -> None:
     ray = small_scenario.override({"execution.runtime": "ray"})
-    one = placed(ray, 1.0).execution
+    one = place_clients(ray, 1.0).execution
     assert (one.clients_per_actor, one.client_resources.num_cpus) == (5, 1.0)
-    assert placed(ray, 2.5).execution.clients_per_actor == 3
-    assert placed(ray, 0.5).execution.client_resources.num_cpus == 0.5
+    assert place_clients(ray, 2.5).execution.clients_per_actor == 3
+    assert place_clients(ray, 0.5).execution.client_resources.num_cpus == 0.5
     for own in (small_scenario, ray.override({"execution.clients_per_actor": 2})):
-        assert placed(own, 1.0) == own
+        assert place_clients(own, 1.0) == own
 
 
 def test_who_leaves_the_runtime_open_gets_processes_without_ray(small_scenario: Scenario) -> None:
@@ -427,7 +427,7 @@ def test_actors_where_a_cell_has_several_cores_or_ray_runs_already(small_scenari
     cells = [Scenario.model_validate(tree)] * 3
 
     def runtimes(jobs: int | None, num_cells: int, *, has_cluster: bool = False) -> set[str]:
-        found = settled(cells[:num_cells], jobs, ROOM, has_cluster=has_cluster)
+        found = choose_runtimes(cells[:num_cells], jobs, ROOM, has_cluster=has_cluster)
         return {scenario.execution.runtime for scenario in found}
 
     assert runtimes(None, 3) == {"local"}

@@ -38,7 +38,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "most_clients_per_actor": plan.most_clients_per_actor,
         "room": vars(plan.room),
         "most_actors": plan.most_actors,
-        "clients_per_actor": {value: vars(setting) for value, setting in plan.settings.items()},
+        "clients_per_actor": {value: vars(packing) for value, packing in plan.packings.items()},
         "memory_bytes": vars(plan.memory),
         "blocks": {str(instance): vars(traffic) for instance, traffic in plan.blocks.items()},
         "seconds_per_round": None if plan.seconds is None else vars(plan.seconds),
@@ -71,8 +71,8 @@ def _placement(plan: Plan, where: str) -> Iterator[RenderableType]:
             ("actors", f"{plan.actors:,}, at most {plan.most_clients_per_actor:,} clients in one"),
             ("an actor each", f"for up to {plan.most_actors:,} clients"),
         ]
-        for value, setting in plan.settings.items():
-            outcome = f"{setting.actors:,} actors" if setting.actors is not None else f"refused: {setting.refusal}"
+        for value, packing in plan.packings.items():
+            outcome = f"{packing.actors:,} actors" if packing.actors is not None else f"refused: {packing.refusal}"
             rows.append((f"clients_per_actor: {value}", outcome))
         rows.append(("largest actor", f"{format_bytes(memory.largest_actor)}, without activations"))
         rows.append(("object store", f"up to {format_bytes(memory.object_store)}"))

@@ -161,11 +161,11 @@ def choose_values(
             note = _missing({seed: by_run.get((words, seed)) for seed in seeds}, summary)
             options.append({**place, **_mean(means.get(words), summary), "is_chosen": False, "note": note})
         notes += [
-            f"{of}{_named(row, tuned, labels)} is not chosen from: {row['note']}" for row in options if row["note"]
+            f"{of}{_in_words(row, tuned, labels)} is not chosen from: {row['note']}" for row in options if row["note"]
         ]
         best = _best([row for row in options if row["note"] is None], -1 if score.lower_is_better else 1)
         if len(best) > 1:
-            equal = " and ".join(_named(row, tuned, labels) for row in best)
+            equal = " and ".join(_in_words(row, tuned, labels) for row in best)
             notes.append(f"{of}{equal} are equal on validation; the first is taken")
         tried += options
         budget = {"num_values": len(options), **_spent(group)}
@@ -266,7 +266,7 @@ def _words(row: Mapping[str, Any], keys: Iterable[str]) -> Words:
     return tuple(row[key] for key in keys)
 
 
-def _named(row: Mapping[str, Any], tuned: Iterable[str], labels: Mapping[str, str]) -> str:
+def _in_words(row: Mapping[str, Any], tuned: Iterable[str], labels: Mapping[str, str]) -> str:
     return ", ".join(f"{labels[key]} {row[key]}" for key in tuned)
 
 

@@ -88,7 +88,7 @@ def report(
     comparison = None
     if len(finished) > 1 or choose is not None or tune:
         comparison = compare_entries(entries, Question(choose=choose, tune=tune))
-        entries = _chosen(entries, comparison)
+        entries = _keep_chosen(entries, comparison)
     baseline = () if comparison is None else tuple(comparison.baseline)
     told = [] if comparison is None else [note.text for note in comparison.run_notes]
     runs = [entry.run for entry in entries if entry.run is not None]
@@ -195,7 +195,7 @@ def _difference_figures(comparison: Comparison) -> list[ReportFigure]:
     return [ReportFigure("gains", figure, caption)]
 
 
-def _chosen(entries: list[RunEntry], comparison: Comparison) -> list[RunEntry]:
+def _keep_chosen(entries: list[RunEntry], comparison: Comparison) -> list[RunEntry]:
     """The entries that are left where values of some keys were chosen, without these keys."""
     choice = comparison.choice
     if choice is None:

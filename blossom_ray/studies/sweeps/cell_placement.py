@@ -29,7 +29,7 @@ def fitting_jobs(scenarios: Sequence[Scenario], room: Room) -> int:
     return max(1, min(math.floor(room.memory_bytes / _CELL_MEMORY_BYTES), *(_fits(each, room) for each in scenarios)))
 
 
-def checked_jobs(jobs: int | None, scenarios: Sequence[Scenario], room: Room) -> int:
+def choose_jobs(jobs: int | None, scenarios: Sequence[Scenario], room: Room) -> int:
     """The number of cells at a time that was asked for, or `fitting_jobs`.
 
     Raises:
@@ -46,7 +46,9 @@ def checked_jobs(jobs: int | None, scenarios: Sequence[Scenario], room: Room) ->
     return jobs
 
 
-def settled(scenarios: Sequence[Scenario], jobs: int | None, room: Room, *, has_cluster: bool) -> list[Scenario]:
+def choose_runtimes(
+    scenarios: Sequence[Scenario], jobs: int | None, room: Room, *, has_cluster: bool
+) -> list[Scenario]:
     """The cells' scenarios: `without_ray` where there is no cluster and no more than a core for each cell.
 
     Args:
@@ -61,7 +63,7 @@ def settled(scenarios: Sequence[Scenario], jobs: int | None, room: Room, *, has_
     return [without_ray(scenario) for scenario in scenarios]
 
 
-def placed(scenario: Scenario, share: float) -> Scenario:
+def place_clients(scenario: Scenario, share: float) -> Scenario:
     """A cell's scenario with its clients packed into one actor per core of its share.
 
     Args:

@@ -68,7 +68,7 @@ class CellProcess:
         Raises:
             RunError: The run failed, its process died, or the scenario holds what no other process can get.
         """
-        connection = self._started()
+        connection = self._connect()
         try:
             connection.send(_Task(scenario, folder))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -83,7 +83,7 @@ class CellProcess:
                     continue
                 message = connection.recv()
             except (EOFError, OSError) as error:
-                raise RunError(f"its process {self._fate()}") from error
+                raise RunError(f"its process {self._wait_for_end()}") from error
             if isinstance(message, _End):
                 if message.error is not None:
                     cause, _, hint = message.error.partition("\nhint: ")
@@ -103,7 +103,7 @@ class CellProcess:
                 self._process.wait()
         self._process = self._connection = None
 
-    def _started(self) -> Connection:
+    def _connect(self) -> Connection:
         if self._connection is None:
             self._connection, there = Pipe()
             os.set_inheritable(there.fileno(), True)
@@ -117,7 +117,7 @@ class CellProcess:
             self._connection.send(list(sys.path))
         return self._connection
 
-    def _fate(self) -> str:
+    def _wait_for_end(self) -> str:
         assert self._process is not None, "asked about a process that was started"
         code = self._process.wait()
         self.close()

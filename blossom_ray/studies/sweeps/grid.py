@@ -138,9 +138,9 @@ def expand(
                     problems.setdefault(problem, []).append(setting_name(setting))
     if problems:
         raise ScenarioError(
-            tuple(_noted(problem, cells, num_cells[problem.file]) for problem, cells in problems.items())
+            tuple(_with_cells(problem, cells, num_cells[problem.file]) for problem, cells in problems.items())
         )
-    return tuple(_named(found, several_names=len({scenario.name for scenario, _ in found}) > 1))
+    return tuple(_name_cells(found, several_names=len({scenario.name for scenario, _ in found}) > 1))
 
 
 def setting_name(setting: Mapping[str, Any]) -> str:
@@ -216,14 +216,14 @@ def _read(
     return inspector.read(base, values, sources)
 
 
-def _noted(problem: Problem, cells: Sequence[str], num_cells: int) -> Problem:
+def _with_cells(problem: Problem, cells: Sequence[str], num_cells: int) -> Problem:
     """A problem with the cells that have it, where the others of its file do not."""
     if len(cells) >= num_cells or not cells[0]:
         return problem
     return dataclasses.replace(problem, note=f"in {len(cells)} of {num_cells} cells, the first is {cells[0]}")
 
 
-def _named(found: Sequence[tuple[Scenario, dict[str, Any]]], *, several_names: bool) -> Iterator[Cell]:
+def _name_cells(found: Sequence[tuple[Scenario, dict[str, Any]]], *, several_names: bool) -> Iterator[Cell]:
     """Cells with unique names; two that give the same numbers are refused."""
     seen: dict[str, str] = {}
     problems = []

@@ -20,7 +20,7 @@ from blossom_ray.runs.folder import MANIFEST_FILE, Run
 from blossom_ray.runs.session import check_address, continue_run, describe_host
 from blossom_ray.runs.writer import RunWriter
 from blossom_ray.runtime.placement import this_machine
-from blossom_ray.studies.sweeps.cell_placement import checked_jobs, has_cluster, placed, settled
+from blossom_ray.studies.sweeps.cell_placement import choose_jobs, choose_runtimes, has_cluster, place_clients
 from blossom_ray.studies.sweeps.cell_process import CellProcess
 from blossom_ray.studies.sweeps.folder import Sweep, sweep_lock
 from blossom_ray.studies.sweeps.grid import Axis, Cell, expand
@@ -184,14 +184,14 @@ def _run_side_by_side(
 ) -> Generator[CellEvent, None, None]:
     with ExitStack() as stack:
         room = this_machine()
-        scenarios = settled([cell.scenario for cell in cells], jobs, room, has_cluster=has_cluster(address))
+        scenarios = choose_runtimes([cell.scenario for cell in cells], jobs, room, has_cluster=has_cluster(address))
         cells = [replace(cell, scenario=scenario) for cell, scenario in zip(cells, scenarios, strict=True)]
         if any(cell.scenario.execution.runtime == "ray" for cell in cells):
             from blossom_ray.runtime import cluster
 
             stack.enter_context(cluster.session(address))
             room = cluster.offered_room()
-        num_lanes = min(checked_jobs(jobs, scenarios, room), len(cells))
+        num_lanes = min(choose_jobs(jobs, scenarios, room), len(cells))
         is_abandoned = threading.Event()
 
         def stop() -> bool:
@@ -270,7 +270,7 @@ class _Lane:
         if cell.scenario.execution.runtime == "local":
             yield from process.run(cell.scenario, folder, self.stop)
         else:
-            with closing(continue_run(placed(cell.scenario, self.share), folder, self.stop)) as records:
+            with closing(continue_run(place_clients(cell.scenario, self.share), folder, self.stop)) as records:
                 for record in records:
                     yield Progress.of(record)
 
