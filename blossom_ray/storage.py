@@ -83,9 +83,14 @@ def refuse_foreign(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file as a whole or not at all: yields a temporary path, which then takes the place of `path`."""
-    temporary = new_temporary(path)
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Write a file as a whole or not at all: yields a temporary path, which then takes the place of `path`.
+
+    Args:
+        path: The file.
+        shared: Whether other processes may write it at the same time.
+    """
+    temporary = new_temporary(path.with_name(f"{path.name}.{os.getpid()}") if shared else path)
     try:
         yield temporary
         sync(temporary)

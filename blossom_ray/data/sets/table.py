@@ -29,7 +29,7 @@ from blossom_ray.data.clients import (
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.labels import encode_ids, encode_splits, encode_subjects, used_values
-from blossom_ray.data.sets.base import DatasetFacts, OwnData
+from blossom_ray.data.sets.base import DatasetFacts, OwnData, path_on_this_machine
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -210,10 +210,9 @@ class Table:
         Raises:
             DataError: A file cannot be read, or there are no rows.
         """
-        from blossom_ray.data.files.remote import local_path
         from blossom_ray.data.table.rows import TableRows
 
-        return TableRows(local_path(self.spec.path))
+        return TableRows(path_on_this_machine(self.spec.path))
 
     @property
     def _is_given(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from blossom_ray.core.locations import local_path
 from blossom_ray.data.clients import HELD_OUT, SPLITS
 from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, is_missing
 from blossom_ray.errors import RunFolderError
+from blossom_ray.storage import replacing
 
 _ROWS_AT_ONCE = 4096
 PIECE_OF = "piece_of"
@@ -74,17 +73,18 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
     parts = {"train": dataset} | ({} if dataset.held_out is None else {held_out: dataset.held_out})
     given = dataset.given_clients
     names = () if given is None else given.names
-    temporary, schema = target.with_name(f".{target.name}.{os.getpid()}.partial"), _schema(dataset, names)
+    schema = _schema(dataset, names)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with (
+            replacing(target, shared=True) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
             for split, part in parts.items():
                 for start in range(0, part.num_samples, _ROWS_AT_ONCE):
                     writer.write_batch(_batch(part, slice(start, start + _ROWS_AT_ONCE), split, schema, names))
-        temporary.replace(target)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise RunFolderError(f"{target} cannot be written: {error}") from error
     return target
 
