@@ -1,4 +1,4 @@
-"""Sequential and vectorised training of the same clients: do they agree, and how fast is each?
+"""Sequential and stacked training of the same clients: do they agree, and how fast is each?
 
     python benchmarks/engines.py --clients 64 --repeats 7
 
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from blossom_ray.clients.local_training import LocalResult, train_locally
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase
+from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
+from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
 
 BATCH_SIZE = 16
-ROUND: dict[str, Any] = {"learning_rate": 0.05, "seed": 0, "round_index": 1}
 W1_ENCODER: dict[str, Any] = {"kind": "mlp", "hidden": [64], "dim": 32}
 W1: dict[str, Any] = {
     "encoder": W1_ENCODER,
@@ -63,20 +63,18 @@ def main() -> None:
     options = {"capacity": arguments.capacity} if arguments.capacity else {}
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread, {arguments.clients} clients, {optimizer}\n")
-    print(
-        "| model | parameters | sequential, ms | vectorised, ms | vectorised, clients/s | ratio | largest difference |"
-    )
+    print("| model | parameters | sequential, ms | stacked, ms | stacked, clients/s | ratio | largest difference |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, (shapes, model) in MODELS.items():
         if arguments.only not in name:
             continue
         space = build(shapes, model)
         tasks = make_tasks(space, shapes, arguments.clients, arguments.steps * BATCH_SIZE, model["num_outputs"])
-        engine = VectorizedEngine(space, **options)
-        sequential = partial(train_in_turn, space, tasks, section)
-        vectorised = partial(engine.train, tasks, section, **ROUND)
-        difference = largest_difference(sequential(), vectorised())
-        times = [(seconds(sequential), seconds(vectorised)) for _ in range(arguments.repeats)]
+        job = make_job(space, section)
+        sequential = partial(SequentialEngine(space).train, tasks, job)
+        stacked = partial(StackedEngine(space, **options).train, tasks, job)
+        difference = largest_difference(sequential(), stacked())
+        times = [(seconds(sequential), seconds(stacked)) for _ in range(arguments.repeats)]
         before, now = (1e3 * median(column) / len(tasks) for column in zip(*times, strict=True))
         ratio = median(one / other for one, other in times)
         num_parameters = sum(flat.num_parameters for flat in space.flat.values())
@@ -105,12 +103,9 @@ def make_tasks(
     ]
 
 
-def train_in_turn(space: Workspace, tasks: list[ClientTask], section: Training) -> list[LocalResult]:
-    results = []
-    for task in tasks:
-        space.load(task.blocks, space.initial_state)
-        results.append(train_locally(space, task.inputs, task.labels, section, client=task.client, **ROUND))
-    return results
+def make_job(space: Workspace, section: Training) -> LocalJob:
+    """One epoch of all blocks."""
+    return LocalJob(section, 0.05, (Phase(1, frozenset(space.trained)),), seed=0, round_index=1)
 
 
 def largest_difference(expected: list[LocalResult], found: list[LocalResult]) -> float:

@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from engines import MODELS, ROUND, make_tasks, train_in_turn
+from engines import MODELS, make_job, make_tasks
 
+from blossom_ray.clients.job import ClientTask, LocalJob
+from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
+from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
 
@@ -84,16 +86,17 @@ def run_model(
         device=arguments.device,
     )
     training = Training.model_validate({"batch_size": BATCH_SIZE, "optimizer": {"kind": "sgd"}})
+    job = make_job(space, training)
     tasks = make_tasks(space, shapes, 1, arguments.steps * BATCH_SIZE, model["num_outputs"])
-    check_same(space, tasks * 3, training)
+    check_same(space, tasks * 3, job)
 
-    alone = seconds(partial(train_in_turn, space, tasks * 4, training), arguments) / 4
+    alone = seconds(partial(SequentialEngine(space).train, tasks * 4, job), arguments) / 4
     print(f"\n{name}, {arguments.steps} steps of batch {BATCH_SIZE}; one after the other: {1 / alone:,.0f} clients/s\n")
     print("| clients in the stack | clients/s | to one after the other | peak memory, MiB |\n|---:|---:|---:|---:|")
     best, size = (0.0, 1), 1
     while size <= arguments.largest:
-        engine = VectorizedEngine(space, capacity=size, max_rows=size * BATCH_SIZE)
-        action = partial(engine.train, [tasks[0]] * size, training, **ROUND)
+        engine = StackedEngine(space, capacity=size, max_rows=size * BATCH_SIZE)
+        action = partial(engine.train, [tasks[0]] * size, job)
         try:
             rate = size / seconds(action, arguments)
         except torch.cuda.OutOfMemoryError:
@@ -110,10 +113,10 @@ def run_model(
     print(f"\nchunk size found: {best[1]} ({best[0]:,.0f} clients/s)")
 
 
-def check_same(space: Workspace, tasks: list[ClientTask], training: Training) -> None:
+def check_same(space: Workspace, tasks: list[ClientTask], job: LocalJob) -> None:
     """Stop where a stack and the clients trained alone do not agree."""
-    alone = train_in_turn(space, tasks, training)
-    stacked = VectorizedEngine(space).train(tasks, training, **ROUND)
+    alone = SequentialEngine(space).train(tasks, job)
+    stacked = StackedEngine(space).train(tasks, job)
     pairs = (
         (one.blocks[name], other.blocks[name]) for one, other in zip(alone, stacked, strict=True) for name in one.blocks
     )

@@ -28,10 +28,7 @@ from torch import nn
 
 import blossom_ray.clients.host
 from blossom_ray import Scenario, simulate
-from blossom_ray.clients.local_training import LocalResult
-from blossom_ray.clients.options import Training
-from blossom_ray.clients.scoring import Scored
-from blossom_ray.clients.stacked import ClientTask
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Scored
 from blossom_ray.clients.workspace import Workspace
 
 NUM_PARAMETERS = 100_000
@@ -44,18 +41,18 @@ class NoTraining:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace, self._trained = workspace, tuple(workspace.trained)
 
-    def train(self, tasks: Sequence[ClientTask], _section: Training, **_round: Any) -> list[tuple[LocalResult, float]]:
+    def train(self, tasks: Sequence[ClientTask], _job: LocalJob) -> list[LocalResult]:
         """What each client got."""
         drift = dict.fromkeys(self._trained, 0.0)
         return [
-            (LocalResult({name: t.blocks[name] for name in self._trained}, {}, {}, len(t.labels), 1, 0.0, drift), 0.0)
+            LocalResult({name: t.blocks[name] for name in self._trained}, {}, {}, len(t.labels), 1, 0.0, drift, 0.0)
             for t in tasks
         ]
 
-    def evaluate(self, tasks: Sequence[ClientTask], _batch_size: int, **_round: Any) -> list[tuple[Scored, float]]:
+    def evaluate(self, tasks: Sequence[ClientTask], _batch_size: int, **_round: Any) -> list[Scored]:
         """As if every sample were rightly found."""
         rules, outputs = self._workspace.rules, self._workspace.num_outputs
-        return [(Scored(rules.tally(task.labels, task.labels, outputs), 0.0), 0.0) for task in tasks]
+        return [Scored(rules.tally(task.labels, task.labels, outputs), 0.0, 0.0) for task in tasks]
 
 
 def encoder(input_shape: tuple[int, ...], dim: int) -> nn.Module:

@@ -24,9 +24,9 @@ import blossom_ray.rounds
 import blossom_ray.simulation
 from blossom_ray import Scenario, simulate
 from blossom_ray.algorithms.selection import Population
-from blossom_ray.clients.engines import SequentialEngine
 from blossom_ray.clients.host import ClientHost
-from blossom_ray.clients.stacked import VectorizedEngine
+from blossom_ray.clients.local_training import SequentialEngine
+from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.stacked.optimizer import StackOptimizer
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.core.sums import Accumulator
@@ -38,11 +38,11 @@ PHASES: dict[str, tuple[Place, ...]] = {
     "cohort and chunks": ((Population, "cohort"), (Population, "cut")),
     "open shards": ((ShardReader, "shard"),),
     "bookkeeping of clients": ((ClientHost, "train"),),
-    "engine around its steps": ((VectorizedEngine, "train"),),
+    "engine around its steps": ((StackedEngine, "train"),),
     "clients one after the other": ((SequentialEngine, "train"),),
     "blocks into the stack": ((Stack, "load"),),
     "samples into the stack": ((blossom_ray.clients.stacked.engine, "_Shards"),),
-    "forward, loss": ((VectorizedEngine, "_train_stack"),),
+    "forward, loss": ((StackedEngine, "_train_stack"),),
     "backward": ((torch.autograd, "grad"),),
     "optimizer": ((StackOptimizer, "step"),),
     "blocks out of the stack": ((Stack, "read"),),

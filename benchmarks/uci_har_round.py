@@ -20,7 +20,8 @@ import torch
 from torch.nn import functional as F
 
 from blossom_ray import Scenario
-from blossom_ray.clients.local_training import read_only_tensor, train_locally
+from blossom_ray.clients.job import ClientTask, LocalJob, Phase
+from blossom_ray.clients.local_training import SequentialEngine, read_only_tensor
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.runtime.preparation import Preparation, prepare
@@ -77,7 +78,8 @@ def ours(preparation: Preparation, client: int) -> dict[str, np.ndarray]:
     inputs, labels = preparation.open_shards().shard(client).train()
     space = make_workspace(preparation, client)
     section = preparation.plan.training
-    result = train_locally(space, inputs, labels, section, learning_rate=RATE, seed=0, round_index=1, client=client)
+    job = LocalJob(section, RATE, (Phase(section.local_epochs, frozenset(space.trained)),), seed=0, round_index=1)
+    (result,) = SequentialEngine(space).train([ClientTask(client, space.initial_blocks, inputs, labels)], job)
     return result.blocks
 
 

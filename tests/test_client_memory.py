@@ -58,7 +58,7 @@ def test_an_idle_client_costs_its_private_blocks_and_less_than_a_kilobyte(tmp_pa
     for chunk in chunks:
         host.train(chunk, server.sent, round_index=1, learning_rate=0.1, whole=True)
         host.evaluate(chunk, server.sent, round_index=1, scoring=Scoring.OWN_TEST)
-    private_bytes = sum(values.nbytes for values in host._states[0].private.values())
+    private_bytes = sum(values.nbytes for values in host._states.settle(0, standing=1).private.values())
     assert private_bytes > 0
     assert (in_use() - before) / NUM_CLIENTS < private_bytes + 1000
     host.close()

@@ -5,22 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from blossom_ray.clients.local_training import train_locally
+from blossom_ray.clients.job import ClientTask, LocalJob, Phase
+from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
+from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
 
 NUM_CLIENTS, NUM_SAMPLES, NUM_TURNS = 16, 80, 7
 # Far below what `benchmarks/engines.py` measures, so that noise does not decide.
 LOWEST_RATIO = 1.3
-ROUND: dict[str, Any] = {"learning_rate": 0.05, "seed": 0, "round_index": 1}
 SHAPES = {"first": (100,), "second": (192,)}
 W1 = Model.model_validate(
     {
@@ -60,15 +59,14 @@ def test_stacked_clients_train_faster_than_one_after_the_other() -> None:
         )
         for client in range(NUM_CLIENTS)
     ]
-    engine = VectorizedEngine(space)
+    job = LocalJob(TRAINING, 0.05, (Phase(1, frozenset(space.trained)),), seed=0, round_index=1)
+    alone, together = SequentialEngine(space), StackedEngine(space)
 
     def in_turn() -> None:
-        for task in tasks:
-            space.load(task.blocks, space.initial_state)
-            train_locally(space, task.inputs, task.labels, TRAINING, client=task.client, **ROUND)
+        alone.train(tasks, job)
 
     def stacked() -> None:
-        engine.train(tasks, TRAINING, **ROUND)
+        together.train(tasks, job)
 
     def ratio() -> float:
         return median(seconds(in_turn) / seconds(stacked) for _ in range(NUM_TURNS))

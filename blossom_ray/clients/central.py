@@ -13,9 +13,9 @@ from torch import Tensor
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.clients.engines import check_finite
-from blossom_ray.clients.local_training import LocalResult, Trainer, cut, kept_modalities, one_thread, seeded_dropout
+from blossom_ray.clients.job import LocalJob, LocalResult, Phase
+from blossom_ray.clients.local_training import Trainer, cut, kept_modalities, one_thread, seeded_dropout
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.phases import Phase
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlocks
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import ClientProfile
@@ -83,8 +83,9 @@ class CentralModel:
         section, seed = self._plan.training, self._plan.seed
         workspace = self._workspace
         workspace.load({instance.name: sent.values for instance, sent in blocks.items()}, workspace.initial_state)
-        trainer = Trainer(workspace, section, learning_rate)
-        trainer.enter(Phase(section.local_epochs, frozenset(workspace.trained)))
+        phase = Phase(section.local_epochs, frozenset(workspace.trained))
+        trainer = Trainer(workspace, LocalJob(section, learning_rate, (phase,), seed, round_index), {})
+        trainer.enter(phase)
         order_generator = generator(seed, Purpose.CENTRAL_TRAINING, round_index)
         drops_generator = generator(seed, Purpose.MODALITY_DROPOUT, round_index)
         with seeded_dropout(torch_seed(seed, Purpose.CENTRAL_TRAINING, round_index), workspace.device):

@@ -8,16 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from blossom_ray.algorithms.options import Weighting
 from blossom_ray.clients.engines import Engine
-from blossom_ray.clients.local_training import LocalResult, read_only_tensor
-from blossom_ray.clients.stacked import ClientTask
-from blossom_ray.clients.weighting import client_weight
+from blossom_ray.clients.job import ClientTask, LocalResult
+from blossom_ray.clients.local_training import evaluation_outputs
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector
 from blossom_ray.errors import ClientError
+
+LOWEST_ENTROPY = 1e-6
+"""Nats. A client that is surer than this of all its predictions weighs no more for it: 1/H would have no bound."""
 
 
 def client_weights(
@@ -39,21 +43,39 @@ def client_weights(
         batch_size: Samples per forward pass.
         round_index: The round.
 
+    Returns:
+        `samples`: n_k, the training samples that the client saw. `uniform`: 1. `entropy`: 1 / H_k, with H_k the mean
+        entropy of its predictions on its training split, in nats.
+
     Raises:
-        ClientError: A client's own code raised.
+        ClientError: A client's own code raised, or has outputs without an entropy.
+
+    Source: McMahan et al. 2017 (arXiv:1602.05629) for `samples`; FLISM (arXiv:2405.11828), its quality-aware
+    aggregation, for `entropy`.
     """
-    entropies: Sequence[float | None] = [None] * len(tasks)
-    if rule == "entropy":
-        trained = [_after(task, result) for task, result in zip(tasks, results, strict=True)]
-        entropies = engine.mean_entropies(trained, batch_size, round_index=round_index)
-        for task, entropy in zip(tasks, entropies, strict=True):
-            if entropy is not None and not math.isfinite(entropy):
-                cause = "outputs on its training samples are not finite, so server.weighting has no entropy"
-                hint = "a smaller training.optimizer.lr, or inputs of smaller scale"
-                raise ClientError(task.client, round_index, cause, hint)
-    return [
-        client_weight(rule, result.num_examples, entropy) for result, entropy in zip(results, entropies, strict=True)
-    ]
+    if rule != "entropy":
+        return [float(result.num_examples) if rule == "samples" else 1.0 for result in results]
+    trained = [task.after(result) for task, result in zip(tasks, results, strict=True)]
+    means = engine.mean_over_samples(trained, entropies, batch_size, round_index=round_index)
+    for task, mean in zip(tasks, means, strict=True):
+        if not math.isfinite(mean):
+            cause = "outputs on its training samples are not finite, so server.weighting has no entropy"
+            hint = "a smaller training.optimizer.lr, or inputs of smaller scale"
+            raise ClientError(task.client, round_index, cause, hint)
+    return [1 / max(mean, LOWEST_ENTROPY) for mean in means]
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """The entropy of each row's softmax, in nats.
+
+    Args:
+        logits: (B, C) float32.
+
+    Returns:
+        (B,) float32, 0 to log C.
+    """
+    log_probabilities = F.log_softmax(logits, dim=1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
 
 
 def with_prototypes(
@@ -70,7 +92,7 @@ def with_prototypes(
 
     Source: PmcmFL (arXiv:2312.13508), with one prototype per modality instead of one per class.
     """
-    trained = _after(task, result)
+    trained = task.after(result)
     workspace.load(trained.blocks, trained.local_state or workspace.initial_state)
     prototypes: dict[str, Vector] = {
         Block("prototype", modality): mean_embedding(workspace, modality, task.inputs, batch_size)
@@ -91,18 +113,12 @@ def mean_embedding(workspace: Workspace, modality: str, inputs: Mapping[str, np.
     Returns:
         (E,) float32.
     """
-    encoder = workspace.model.eval().blocks[Block("encoder", modality)]
-    samples = read_only_tensor(inputs[modality])
+    encoder = workspace.model.blocks[Block("encoder", modality)]
     total = torch.zeros((), dtype=torch.float64, device=workspace.device)
-    with torch.inference_mode():
-        for start in range(0, len(samples), batch_size):
-            # A copy: a module that works in place must not reach the memory that clients share.
-            batch = samples[start : start + batch_size].to(workspace.device, copy=True)
-            total = total + encoder(batch).sum(dim=0, dtype=torch.float64)
-    mean: Vector = np.asarray((total / len(samples)).float().cpu())
+    batches = evaluation_outputs(
+        workspace, {modality: inputs[modality]}, batch_size, lambda batch: encoder(batch[modality])
+    )
+    for _, embeddings in batches:
+        total = total + embeddings.sum(dim=0, dtype=torch.float64)
+    mean: Vector = np.asarray((total / len(inputs[modality])).float().cpu())
     return mean
-
-
-def _after(task: ClientTask, result: LocalResult) -> ClientTask:
-    """The task with the blocks and the state that training left."""
-    return replace(task, blocks={**task.blocks, **result.blocks}, local_state=result.local_state)

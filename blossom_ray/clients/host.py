@@ -1,4 +1,4 @@
-"""The host that keeps clients: their shards, private blocks and state, and what a round does with them.
+"""The host that keeps clients, and what a client does in a round.
 
 A `ClientHost` holds one client or many and knows nothing of where it runs: the local runtime loops over one, a Ray
 actor is a shell around another.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +18,25 @@ import torch
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.clients.contributions import client_weights, with_prototypes
 from blossom_ray.clients.engines import Engine, check_finite, make_engine
-from blossom_ray.clients.fine_tuning import fine_tuned
-from blossom_ray.clients.local_training import LocalResult
-from blossom_ray.clients.phases import training_phases
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, training_phases, tuning_phase
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
-from blossom_ray.clients.stacked import ClientTask
-from blossom_ray.clients.state_files import read_clients, state_problem, write_clients
+from blossom_ray.clients.state_files import INITIAL_STATE, ClientStates, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile
 from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, Traffic
+from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.errors import RunFolderError
 from blossom_ray.tasks import task_rules
 
-# The state of a client that has done nothing yet; one for all of them.
-_INITIAL_STATE = ClientState()
+
+@dataclass(frozen=True)
+class _Turn:
+    """A client that has received its blocks: what its engine needs, and its state by then."""
+
+    task: ClientTask
+    state: ClientState
 
 
 class ClientHost:
@@ -61,11 +62,7 @@ class ClientHost:
         self._device = device
         self._workspaces: dict[tuple[str, ...], Workspace] = {}
         self._engines: dict[tuple[str, ...], Engine] = {}
-        self._states: dict[int, ClientState] = {}
-        # A client's new state waits here until the round goes on, so that a chunk can be trained again.
-        self._staged: dict[int, tuple[int, ClientState]] = {}
-        self._writer = ThreadPoolExecutor(max_workers=1)
-        self._writing: Future[None] | None = None
+        self._states = ClientStates()
 
     @property
     def clients(self) -> tuple[int, ...]:
@@ -88,37 +85,39 @@ class ClientHost:
             blocks: The current value of every block instance that they hold and that is not private.
             round_index: The round. Training the same round again starts from the same state.
             learning_rate: The round's learning rate.
-            whole: Whether these are all clients of the chunk in this round, so that their sum can be sent.
+            whole: Whether these are all clients that the chunk has in this round. Then their sum is sent; where
+                another host has client 6 of the chunk 4, 5, 6, each client's own values are, and whoever has them all
+                adds them up in client order.
 
         Raises:
             ClientError: A client's own code raised, or its update is not finite.
         """
-        down, up, plan = Traffic(), Traffic(), self._plan
-        tasks, states = self._tasks(chunk, blocks, down, accepted=round_index - 1)
-        engine = self._engine(self._profiles[chunk.clients[0]])
-        trained = engine.train(
-            tasks,
-            plan.training,
-            learning_rate=learning_rate,
-            phases=training_phases(plan.training, plan.trained_blocks(self._profiles[chunk.clients[0]])),
-            seed=plan.seed,
-            round_index=round_index,
-        )
-        results = self._with_prototypes(tasks, [result for result, _ in trained])
-        for client, result in zip(chunk.clients, results, strict=True):
-            check_finite(client, round_index, result, "training.optimizer.lr")
-        returned = self._returned(chunk, results)
-        weights = client_weights(
-            plan.weighting, engine, tasks, results, batch_size=plan.evaluation_batch_size, round_index=round_index
-        )
-        records: list[ClientTraining] = []
-        for client, result, (_, seconds), blocks_back, weight, state in zip(
-            chunk.clients, results, trained, returned, weights, states, strict=True
-        ):
-            new_state = self._next_state(client, state, result)
-            self._staged[client] = (round_index, new_state)
-            for instance, values in blocks_back.items():
+        plan, profile = self._plan, self._profiles[chunk.clients[0]]
+        engine, workspace, batch_size = self._engine(profile), self._workspace(profile), plan.evaluation_batch_size
+        down, up = Traffic(), Traffic()
+        turns = self._receive(chunk, blocks, down, standing=round_index - 1)
+        tasks = [turn.task for turn in turns]
+        trained = plan.trained_blocks(profile)
+        phases = training_phases(plan.training, trained)
+        results = engine.train(tasks, LocalJob(plan.training, learning_rate, phases, plan.seed, round_index))
+        if modalities := plan.measured_prototypes(profile):
+            results = [
+                with_prototypes(workspace, task, result, modalities, batch_size=batch_size)
+                for task, result in zip(tasks, results, strict=True)
+            ]
+        for task, result in zip(tasks, results, strict=True):
+            check_finite(task.client, round_index, result, "training.optimizer.lr")
+        weights = client_weights(plan.weighting, engine, tasks, results, batch_size=batch_size, round_index=round_index)
+        private = [name for name, instance in trained.items() if instance.is_private]
+        instances = plan.returned_blocks(profile)
+        records, updates = [], []
+        for turn, result, weight in zip(turns, results, weights, strict=True):
+            client, state = turn.task.client, _state_after(turn.state, result, private)
+            self._states.stage(client, round_index, state)
+            update = plan.cut(instances, result.blocks, workspace.num_parameters)
+            for instance, values in update.items():
                 up.count(client, instance, values.nbytes)
+            updates.append((weight, update))
             records.append(
                 ClientTraining(
                     client=client,
@@ -129,15 +128,12 @@ class ClientHost:
                     drift=result.drift,
                     bytes_down=down.by_client[client],
                     bytes_up=up.by_client[client],
-                    seconds=seconds,
-                    rounds_trained=new_state.rounds_trained,
+                    seconds=result.seconds,
+                    rounds_trained=state.rounds_trained,
                 )
             )
         return ChunkTraining(
-            tuple(records),
-            *_combined(returned, weights, whole=whole),
-            dict(down.by_instance),
-            dict(up.by_instance),
+            tuple(records), *_combine(updates, whole=whole), dict(down.by_instance), dict(up.by_instance)
         )
 
     def evaluate(
@@ -160,62 +156,56 @@ class ClientHost:
         Raises:
             ClientError: A client's own code raised.
         """
-        down = Traffic()
-        tasks, states = self._tasks(chunk, blocks, down, accepted=round_index, scoring=scoring)
-        engine, rules = self._engine(self._profiles[chunk.clients[0]]), task_rules(self._plan.task, self._plan.metrics)
+        plan, profile, down = self._plan, self._profiles[chunk.clients[0]], Traffic()
+        engine, rules = self._engine(profile), task_rules(plan.task, plan.metrics)
+        turns = self._receive(chunk, blocks, down, standing=round_index, scoring=scoring)
+        tasks = [turn.task for turn in turns]
         tuning_seconds = [0.0] * len(tasks)
         if scoring.is_fine_tuned:
-            tasks, tuning_seconds = self._fine_tuned(tasks, engine, round_index)
-        scores = engine.evaluate(tasks, self._plan.evaluation_batch_size, round_index=round_index)
-        self._states.update(zip(chunk.clients, states, strict=True))
-        records = tuple(
-            ClientEvaluation(
-                client=client,
-                num_examples=scored.num_examples,
-                loss=scored.loss_sum / scored.num_examples,
-                scores=rules.scores(scored.tally),
-                bytes_down=down.by_client[client],
-                seconds=seconds + tuned,
-                rounds_trained=state.rounds_trained,
+            tasks, tuning_seconds = self._fine_tune(tasks, engine, round_index)
+        scores = engine.evaluate(tasks, plan.evaluation_batch_size, round_index=round_index)
+        records = []
+        for turn, scored, seconds in zip(turns, scores, tuning_seconds, strict=True):
+            client, num_examples = turn.task.client, scored.tally.num_examples
+            self._states.put(client, turn.state)
+            records.append(
+                ClientEvaluation(
+                    client=client,
+                    num_examples=num_examples,
+                    loss=scored.loss_sum / num_examples,
+                    scores=rules.scores(scored.tally),
+                    bytes_down=down.by_client[client],
+                    seconds=scored.seconds + seconds,
+                    rounds_trained=turn.state.rounds_trained,
+                )
             )
-            for client, (scored, seconds), tuned, state in zip(
-                chunk.clients, scores, tuning_seconds, states, strict=True
-            )
-        )
-        tally = reduce(operator.add, (scored.tally for scored, _ in scores))
-        return ChunkEvaluation(records, tally, dict(down.by_instance))
+        tally = reduce(operator.add, (scored.tally for scored in scores))
+        return ChunkEvaluation(tuple(records), tally, dict(down.by_instance))
 
     def private_digest(self) -> dict[int, str]:
         """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""
-        return {client: self._digest(client) for client in self.clients}
+        return {client: self._states.digest(client) for client in self.clients}
 
     def replay_evaluation(self, chunk: Chunk, blocks: Mapping[BlockInstance, SentBlock], *, round_index: int) -> None:
         """Bring clients into the state in which scoring them would leave them, without scoring."""
+        sent = self._plan.sent_blocks(self._profiles[chunk.clients[0]])
+        versions = {instance: blocks[instance].version for instance in sent}
         for client in chunk.clients:
-            self._settle(client, accepted=round_index)
-            state = self._states.get(client, _INITIAL_STATE)
-            held = self._plan.sent_blocks(self._profiles[client])
-            versions = {instance: blocks[instance].version for instance in held}
-            self._states[client] = replace(state, versions={**state.versions, **versions})
+            state = self._states.settle(client, standing=round_index)
+            self._states.put(client, replace(state, versions={**state.versions, **versions}))
 
     def begin_checkpoint(self, path: Path, *, round_index: int) -> None:
-        """Write all clients' states after a round into a file, in the background.
-
-        States are never changed in place, so what is trained meanwhile does not touch what is written.
-        """
-        for client in list(self._staged):
-            self._settle(client, accepted=round_index)
-        self._writing = self._writer.submit(write_clients, path, dict(self._states))
+        """Write all clients' states after a round into a file, in the background."""
+        self._states.begin_writing(path, standing=round_index)
 
     def finish_checkpoint(self) -> None:
         """Wait until the file is on disk.
 
         Raises:
-            OSError: It could not be written.
+            StorageError: The disk is full.
+            RunFolderError: The file cannot be written.
         """
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+        self._states.finish_writing()
 
     def restore(self, paths: Sequence[Path]) -> None:
         """Take the states of this host's clients from a checkpoint's files.
@@ -229,42 +219,50 @@ class ClientHost:
             problem = state_problem(state, self._plan, profile, self._workspace(profile))
             if problem:
                 raise RunFolderError(f"{paths[0].parent}: is no checkpoint of this run: client {client} has {problem}")
-        self._states = states
-        self._staged.clear()
+        self._states.replace(states)
 
     def close(self) -> None:
         """Unmap the shards."""
-        self._writer.shutdown()
+        self._states.close()
         self._shards.close()
 
-    def _tasks(
+    def _receive(
         self,
         chunk: Chunk,
         blocks: Mapping[BlockInstance, SentBlock],
         down: Traffic,
         *,
-        accepted: int,
+        standing: int,
         scoring: Scoring | None = None,
-    ) -> tuple[list[ClientTask], list[ClientState]]:
-        """What the engine needs of each client, and the clients' states once they have received these blocks.
+    ) -> list[_Turn]:
+        """The chunk's clients once they have received these blocks.
 
-        With `scoring` the samples are those that are scored, else those of the training split. No others are read.
+        Args:
+            chunk: The clients.
+            blocks: The current value of every block instance that they hold and that is not private.
+            down: Where it is noted what had to be sent to them.
+            standing: The last round whose training stands, as `ClientStates` has it.
+            scoring: The samples that are scored; None: those of the training split. No others are read.
         """
-        tasks, states = [], []
-        # Clients that were sent the same share one map of versions: with ten thousand of them it is most of a state.
-        same: dict[tuple[tuple[BlockInstance, int], ...], dict[BlockInstance, int]] = {}
         profile = self._profiles[chunk.clients[0]]
         sent = {instance: blocks[instance] for instance in self._plan.sent_blocks(profile)}
-        joined = self._plan.joined(profile, sent)
+        joined, initial = self._plan.joined(profile, sent), self._workspace(profile).initial_blocks
+        private = [name for name, instance in self._plan.held_blocks(profile).items() if instance.is_private]
+        # Clients that were sent the same share one map of versions: with ten thousand of them it is most of a state.
+        same: dict[tuple[tuple[BlockInstance, int], ...], dict[BlockInstance, int]] = {}
+        turns = []
         for client in chunk.clients:
-            self._settle(client, accepted=accepted)
-            state = self._states.get(client, _INITIAL_STATE)
-            versions = _received(client, state, sent, down)
-            values = {**joined, **self._private(client, state)}
+            state = self._states.settle(client, standing=standing)
+            versions = dict(state.versions)
+            for instance, block in sent.items():
+                if versions.get(instance) != block.version:
+                    versions[instance] = block.version
+                    down.count(client, instance, block.values.nbytes)
+            values: dict[str, Vector] = {**joined, **{name: state.private.get(name, initial[name]) for name in private}}
             inputs, labels = self._samples(client, scoring)
-            tasks.append(ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state))
-            states.append(replace(state, versions=same.setdefault(tuple(versions.items()), versions)))
-        return tasks, states
+            task = ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state)
+            turns.append(_Turn(task, replace(state, versions=same.setdefault(tuple(versions.items()), versions))))
+        return turns
 
     def _samples(self, client: int, scoring: Scoring | None) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
         if scoring is Scoring.HELD_OUT:
@@ -276,51 +274,36 @@ class ClientHost:
             return shard.train()
         return shard.validation() if scoring.is_validation else shard.test()
 
-    def _with_prototypes(self, tasks: Sequence[ClientTask], results: Sequence[LocalResult]) -> list[LocalResult]:
-        """The results with the prototypes that these clients contribute to."""
-        profile = self._profiles[tasks[0].client]
-        modalities = self._plan.measured_prototypes(profile)
-        if not modalities:
-            return list(results)
-        workspace, batch_size = self._workspace(profile), self._plan.evaluation_batch_size
-        return [
-            with_prototypes(workspace, task, result, modalities, batch_size=batch_size)
-            for task, result in zip(tasks, results, strict=True)
-        ]
-
-    def _fine_tuned(
+    def _fine_tune(
         self, tasks: Sequence[ClientTask], engine: Engine, round_index: int
     ) -> tuple[list[ClientTask], list[float]]:
-        plan = self._plan
-        assert plan.fine_tune is not None, "the loop asks for fine-tuning only where the scenario has it"
-        return fine_tuned(
-            engine,
-            tasks,
-            [self._shards.shard(task.client).train() for task in tasks],
-            plan.fine_tune,
-            plan.training,
-            trained=plan.trained_blocks(self._profiles[tasks[0].client]),
-            seed=plan.seed,
-            round_index=round_index,
-        )
+        """The tasks with the blocks that the clients have after fine-tuning, and the seconds that each one's took.
 
-    def _private(self, client: int, state: ClientState) -> dict[str, Vector]:
-        """The values of a client's private blocks."""
-        initial = self._workspace(self._profiles[client]).initial_blocks
-        held = self._plan.held_blocks(self._profiles[client])
-        return {name: state.private.get(name, initial[name]) for name, i in held.items() if i.is_private}
+        The optimizer starts anew, without a proximal term and modality dropout.
 
-    def _next_state(self, client: int, state: ClientState, result: LocalResult) -> ClientState:
-        instances = self._plan.trained_blocks(self._profiles[client])
-        before = state.rounds_trained
-        return replace(
-            state,
-            # Copies: where clients were stacked, these are rows of a matrix that is as long as the stack.
-            private={name: result.blocks[name].copy() for name, instance in instances.items() if instance.is_private},
-            local_state=result.local_state or _INITIAL_STATE.local_state,
-            optimizer_state=result.optimizer_state or _INITIAL_STATE.optimizer_state,
-            rounds_trained=None if before is None else before + 1,
+        Raises:
+            ClientError: A client's own code raised, or its blocks are not finite afterwards.
+        """
+        plan, section = self._plan, self._plan.fine_tune
+        assert section is not None, "the loop asks for fine-tuning only where the scenario has it"
+        job = LocalJob(
+            plan.training.model_copy(update={"keep_optimizer_state": False, "modality_dropout": 0.0}),
+            section.lr or plan.training.optimizer.lr,
+            (tuning_phase(section, plan.trained_blocks(self._profiles[tasks[0].client])),),
+            plan.seed,
+            round_index,
+            Purpose.FINE_TUNING,
         )
+        samples = (self._samples(task.client, None) for task in tasks)
+        to_train = [
+            replace(task, inputs=inputs, labels=labels, optimizer_state={})
+            for task, (inputs, labels) in zip(tasks, samples, strict=True)
+        ]
+        results = engine.train(to_train, job)
+        for task, result in zip(tasks, results, strict=True):
+            check_finite(task.client, round_index, result, "evaluation.fine_tune.lr")
+        tuned = [task.after(result) for task, result in zip(tasks, results, strict=True)]
+        return tuned, [result.seconds for result in results]
 
     def _engine(self, profile: ClientProfile) -> Engine:
         if profile.modalities not in self._engines:
@@ -333,50 +316,25 @@ class ClientHost:
             self._workspaces[profile.modalities] = client_workspace(self._plan, profile, self._device)
         return self._workspaces[profile.modalities]
 
-    def _returned(self, chunk: Chunk, results: Sequence[LocalResult]) -> list[dict[BlockInstance, Vector]]:
-        """What each client sends back: of what it trained, all that is not private."""
-        profile = self._profiles[chunk.clients[0]]
-        instances, num_parameters = self._plan.returned_blocks(profile), self._workspace(profile).num_parameters
-        return [self._plan.cut(instances, result.blocks, num_parameters) for result in results]
 
-    def _settle(self, client: int, *, accepted: int) -> None:
-        """Make the staged state of a round final once the run has gone past that round; drop it otherwise."""
-        if client in self._staged:
-            round_index, state = self._staged.pop(client)
-            if round_index <= accepted:
-                self._states[client] = state
-
-    def _digest(self, client: int) -> str:
-        staged = self._staged.get(client)
-        state = staged[1] if staged else self._states.get(client, _INITIAL_STATE)
-        digest = sha256()
-        for name, values in sorted(state.private.items()):
-            digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
-        for name, buffers in sorted(state.local_state.items()):
-            for key, values in sorted(buffers.items()):
-                digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
-        return digest.hexdigest()
+def _state_after(state: ClientState, result: LocalResult, private: Iterable[str]) -> ClientState:
+    """What a client keeps of a round in which it trained; `private` are the blocks that it does not send back."""
+    before = state.rounds_trained
+    return replace(
+        state,
+        # Copies: where clients were stacked, these are rows of a matrix that is as long as the stack.
+        private={name: result.blocks[name].copy() for name in private},
+        local_state=result.local_state or INITIAL_STATE.local_state,
+        optimizer_state=result.optimizer_state or INITIAL_STATE.optimizer_state,
+        rounds_trained=None if before is None else before + 1,
+    )
 
 
-def _received(
-    client: int, state: ClientState, sent: Mapping[BlockInstance, SentBlock], down: Traffic
-) -> dict[BlockInstance, int]:
-    """The versions that a client has once it has these blocks; what had to be sent to it for that is noted."""
-    versions = dict(state.versions)
-    for instance, block in sent.items():
-        if versions.get(instance) != block.version:
-            versions[instance] = block.version
-            down.count(client, instance, block.values.nbytes)
-    return versions
-
-
-def _combined(
-    returned: Sequence[Mapping[BlockInstance, Vector]], weights: Sequence[float], *, whole: bool
+def _combine(
+    updates: Sequence[tuple[float, Mapping[BlockInstance, Vector]]], *, whole: bool
 ) -> tuple[dict[BlockInstance, PartialSum], dict[BlockInstance, np.ndarray]]:
-    """What the clients of a chunk send back, as `ChunkTraining.sums` and `rows` have it."""
-    if whole and len(returned) > 1:
-        return {
-            instance: weighted_sum((weight, own[instance]) for weight, own in zip(weights, returned, strict=True))
-            for instance in returned[0]
-        }, {}
-    return {}, {instance: np.stack([own[instance] for own in returned]) for instance in returned[0]}
+    """What the clients of a chunk send back, with their weights, as `ChunkTraining.sums` and `rows` have it."""
+    instances = updates[0][1]
+    if whole and len(updates) > 1:
+        return {i: weighted_sum((weight, update[i]) for weight, update in updates) for i in instances}, {}
+    return {}, {i: np.stack([update[i] for _, update in updates]) for i in instances}

@@ -1,103 +1,118 @@
-"""Local training: a client's blocks and shard in, its new blocks out.
+"""Local training and scoring, one client after the other.
 
-Pure in the sense that matters: the result follows from the arguments alone. The workspace is scratch memory, the
-arrays that are given are not modified, torch's global generator is left as it was.
+Pure in the sense that matters: a result follows from the arguments alone. The workspace is scratch memory, the arrays
+that are given are not modified, torch's global generator is left as it was.
 """
 
 from __future__ import annotations
 
+import time
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase, Scored
 from blossom_ray.clients.optimizers import BlockOptimizer
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.phases import Phase
-from blossom_ray.clients.plan import LocalState, OptimizerState
+from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
-from blossom_ray.core.seeding import Purpose, generator, torch_seed
-from blossom_ray.core.sums import Vector
+from blossom_ray.core.seeding import Purpose, generator
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, shown_error
 from blossom_ray.models.flat import FlatBlock
 
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What local training leaves.
-
-    Attributes:
-        blocks: New values of the trained blocks, (size,) float32, fresh arrays.
-        local_state: New normalisation state of the client.
-        optimizer_state: State of the client's optimizer by block and name.
-        num_examples: Training samples seen, over all epochs of all phases.
-        num_steps: Optimizer steps.
-        loss: Mean training loss over the samples seen, each measured before its step, without the proximal term.
-        drift: L2 norm of new minus old parameters by block.
-    """
-
-    blocks: dict[str, Vector]
-    local_state: LocalState
-    optimizer_state: OptimizerState
-    num_examples: int
-    num_steps: int
-    loss: float
-    drift: dict[str, float]
+Result = TypeVar("Result")
 
 
-def train_locally(
-    workspace: Workspace,
-    inputs: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-    section: Training,
-    *,
-    learning_rate: float,
-    optimizer_state: OptimizerState | None = None,
-    phases: Sequence[Phase] | None = None,
-    purpose: Purpose = Purpose.TRAINING,
-    seed: int,
-    round_index: int,
-    client: int,
-) -> LocalResult:
-    """Train the model that `workspace` holds on one shard.
+class SequentialEngine:
+    """An `Engine` that computes one client after the other, in one model.
 
     Args:
-        workspace: Holds the client's blocks; afterwards it holds the new ones.
-        inputs: Modality to (n, *shape) float32 for the client's modalities. May be read-only.
-        labels: (n,) int64, or (n, outputs) float32, as the task has them.
-        section: The scenario's `training` section.
-        learning_rate: The round's learning rate.
-        optimizer_state: State to start from, or None for a new one.
-        phases: What is trained and for how long; None: all blocks for `section.local_epochs` epochs.
-        purpose: What the training is for; with seed, round and client it fixes batches and dropout.
-        seed: The scenario's seed.
-        round_index: The round.
-        client: The client.
-
-    Every sample counts, unless `min_batch_size` leaves small batches out: the last batch of an epoch may be smaller,
-    and in a batch of one sample normalisation layers use their running statistics.
+        workspace: The model's memory.
     """
-    device = workspace.device
-    tensors = {modality: on_device(values, device) for modality, values in inputs.items()}
-    targets = on_device(labels, device)
-    names = frozenset(workspace.trained)
-    trainer = Trainer(workspace, section, learning_rate, optimizer_state)
-    order_generator = generator(seed, purpose, round_index, client)
-    drops_generator = generator(seed, Purpose.MODALITY_DROPOUT, round_index, client)
-    with seeded_dropout(torch_seed(seed, purpose, round_index, client), device):
-        for phase in phases or (Phase(section.local_epochs, names, anchored=names),):
-            trainer.enter(phase)
-            for _ in range(phase.num_epochs):
-                order = torch.from_numpy(order_generator.permutation(len(labels))).to(device)
-                for batch in cut(order, section):
-                    present = kept_modalities(workspace.model.owned, section.modality_dropout, drops_generator)
-                    batch_inputs = {name: tensors[name].index_select(0, batch) for name in present}
-                    trainer.step(batch_inputs, targets.index_select(0, batch))
-    return trainer.result()
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def train(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
+        """Train each client on its shard."""
+        return self._in_turn(tasks, job.round_index, lambda task: self._train(task, job))
+
+    def evaluate(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[Scored]:
+        """Score each client's model on its samples."""
+        return self._in_turn(tasks, round_index, lambda task: self._score(task, batch_size))
+
+    def mean_over_samples(
+        self,
+        tasks: Sequence[ClientTask],
+        function: Callable[[Tensor], Tensor],
+        batch_size: int,
+        *,
+        round_index: int,
+    ) -> list[float]:
+        """The mean of a function of the model's outputs over each client's samples."""
+
+        def mean(task: ClientTask) -> float:
+            total = torch.zeros((), dtype=torch.float64, device=self._workspace.device)
+            for _, outputs in evaluation_outputs(self._workspace, task.inputs, batch_size, self._workspace.model):
+                total += function(outputs).sum(dtype=torch.float64)
+            return float(total) / len(task.labels)
+
+        return self._in_turn(tasks, round_index, mean)
+
+    def _in_turn(
+        self, tasks: Sequence[ClientTask], round_index: int, compute: Callable[[ClientTask], Result]
+    ) -> list[Result]:
+        """What `compute` gives for each client, whose blocks the workspace then holds."""
+        results = []
+        for task in tasks:
+            try:
+                self._workspace.load(task.blocks, task.local_state or self._workspace.initial_state)
+                results.append(compute(task))
+            except BlossomError:
+                raise
+            except OWN_CODE_RAISES as error:
+                cause = shown_error(error).splitlines()[0]
+                no_room = isinstance(error, torch.OutOfMemoryError)
+                hint = "a smaller training.batch_size, or a larger execution.client_resources.num_gpus"
+                details = traceback.format_exc()
+                raise ClientError(task.client, round_index, cause, hint if no_room else "", details) from error
+        return results
+
+    def _train(self, task: ClientTask, job: LocalJob) -> LocalResult:
+        workspace, section = self._workspace, job.training
+        tensors = {modality: on_device(values, workspace.device) for modality, values in task.inputs.items()}
+        targets = on_device(task.labels, workspace.device)
+        trainer = Trainer(workspace, job, task.optimizer_state)
+        order_generator = job.order_generator(task.client)
+        drops_generator = generator(job.seed, Purpose.MODALITY_DROPOUT, job.round_index, task.client)
+        with seeded_dropout(job.dropout_seed(task.client), workspace.device):
+            for phase in job.phases:
+                trainer.enter(phase)
+                for _ in range(phase.num_epochs):
+                    order = torch.from_numpy(order_generator.permutation(len(targets))).to(workspace.device)
+                    for batch in cut(order, section):
+                        present = kept_modalities(workspace.model.owned, section.modality_dropout, drops_generator)
+                        inputs = {name: tensors[name].index_select(0, batch) for name in present}
+                        trainer.step(inputs, targets.index_select(0, batch))
+        return trainer.result()
+
+    def _score(self, task: ClientTask, batch_size: int) -> Scored:
+        started, workspace = time.perf_counter(), self._workspace
+        rules, targets = workspace.rules, read_only_tensor(task.labels)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=workspace.device)
+        predictions = []
+        for rows, outputs in evaluation_outputs(workspace, task.inputs, batch_size, workspace.model):
+            loss_sum += rules.loss(outputs, targets[rows].to(workspace.device), reduction="sum")
+            predictions.append(rules.predict(outputs).cpu())
+        tally = rules.tally(task.labels, torch.cat(predictions).numpy(), workspace.num_outputs)
+        return Scored(tally, float(loss_sum), time.perf_counter() - started)
 
 
 class Trainer:
@@ -105,19 +120,13 @@ class Trainer:
 
     Args:
         workspace: Holds the blocks as they were received; they are trained in place.
-        section: The scenario's `training` section.
-        learning_rate: The learning rate.
-        optimizer_state: State to start from, by block; None for a new one.
+        job: Gives section and learning rate; its phases are entered by whoever steps.
+        optimizer_state: State to start from, by block; empty for a new one.
     """
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        section: Training,
-        learning_rate: float,
-        optimizer_state: OptimizerState | None = None,
-    ) -> None:
-        self._workspace, self._section, self._learning_rate = workspace, section, learning_rate
+    def __init__(self, workspace: Workspace, job: LocalJob, optimizer_state: OptimizerState) -> None:
+        self._started = time.perf_counter()
+        self._workspace, self._section, self._learning_rate = workspace, job.training, job.learning_rate
         self._trained = workspace.trained
         self._received = {name: _parameters(flat).clone() for name, flat in self._trained.items()}
         self._earlier_state = optimizer_state
@@ -134,9 +143,8 @@ class Trainer:
         self._anchored = {
             name: flat for name, flat in self._active.items() if name in phase.anchored and self._section.proximal_mu
         }
-        self._optimizers.append(
-            BlockOptimizer(self._section.optimizer, self._active, self._learning_rate, self._earlier_state)
-        )
+        state = self._earlier_state or None
+        self._optimizers.append(BlockOptimizer(self._section.optimizer, self._active, self._learning_rate, state))
 
     def step(self, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
         """One step on one batch.
@@ -172,6 +180,7 @@ class Trainer:
             num_steps=self._num_steps,
             loss=float(self._loss_sum) / self._num_examples,
             drift={name: _distance(_parameters(flat), self._received[name]) for name, flat in self._trained.items()},
+            seconds=time.perf_counter() - self._started,
         )
 
 
@@ -202,6 +211,32 @@ def kept_modalities(owned: Sequence[str], probability: float, draw: np.random.Ge
         return tuple(owned)
     kept = tuple(name for name, number in zip(owned, draw.random(len(owned)), strict=True) if number >= probability)
     return kept or (owned[int(draw.integers(len(owned)))],)
+
+
+@torch.inference_mode()
+def evaluation_outputs(
+    workspace: Workspace,
+    inputs: Mapping[str, np.ndarray],
+    batch_size: int,
+    compute: Callable[[Mapping[str, Tensor]], Tensor],
+) -> Iterator[tuple[slice, Tensor]]:
+    """What a part of the model gives in evaluation mode and without gradients, batch by batch.
+
+    Args:
+        workspace: Holds the client's blocks. Not changed.
+        inputs: Modality to (n, *shape) float32. May be read-only.
+        batch_size: Samples per batch.
+        compute: The model, or a part of it, of a batch.
+
+    Yields:
+        The rows of a batch, and what `compute` gives for them.
+    """
+    tensors = {modality: read_only_tensor(values) for modality, values in inputs.items()}
+    workspace.model.eval()
+    for start in range(0, len(next(iter(tensors.values()))), batch_size):
+        rows = slice(start, start + batch_size)
+        # A copy: a module that works in place must not reach the memory that clients share.
+        yield rows, compute({name: values[rows].to(workspace.device, copy=True) for name, values in tensors.items()})
 
 
 def read_only_tensor(values: np.ndarray) -> Tensor:

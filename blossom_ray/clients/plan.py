@@ -12,7 +12,7 @@ import numpy as np
 
 from blossom_ray.algorithms.options import Weighting
 from blossom_ray.clients.options import EngineName, FineTune, Training
-from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, SharingScheme, model_blocks
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, SharingScheme, held_blocks, model_blocks
 from blossom_ray.core.records import ClientEvaluation, ClientTraining
 from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import PartialSum, Vector
@@ -62,19 +62,20 @@ class ClientPlan:
     engines: Mapping[str, EngineName] = field(default_factory=dict)
     prototypes: tuple[str, ...] = ()
     split_blocks: frozenset[str] = frozenset()
-    _patterns: dict[tuple[object, ...], tuple[dict[Block, BlockInstance], tuple[Block, ...]]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
-    def held_blocks(self, client: ClientProfile) -> Mapping[Block, BlockInstance]:
+    def held_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client holds, by block name."""
-        held = self.model.encoders if self.model.missing == "zero-input" else client.modalities
-        lacking = (modality for modality in self.prototypes if modality not in client.modalities)
-        return self._instances(client, held, lacking)
+        names = held_blocks(client.modalities, self.model.encoders, self.model.missing)
+        return {name: self.scheme.instance(name, client) for name in names}
 
-    def trained_blocks(self, client: ClientProfile) -> Mapping[Block, BlockInstance]:
+    def trained_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client trains or measures: of its own modalities, and not frozen."""
-        return self._instances(client, client.modalities, self.measured_prototypes(client), trained_only=True)
+        names = (
+            *model_blocks(client.modalities),
+            *(Block("prototype", modality) for modality in self.measured_prototypes(client)),
+        )
+        instances = {name: self.scheme.instance(name, client) for name in names}
+        return {name: instance for name, instance in instances.items() if instance.is_trained}
 
     def own_parts(self, client: ClientProfile) -> tuple[str, ...]:
         """What of a client's model its own training alone changes, in words: private blocks, local statistics."""
@@ -138,19 +139,6 @@ class ClientPlan:
     def _exchanged(self, client: ClientProfile, held: Mapping[Block, BlockInstance]) -> tuple[BlockInstance, ...]:
         shared = [instance for instance in held.values() if not instance.is_private]
         return (*shared, *(instance.statistics(client) for instance in shared if instance.name in self.split_blocks))
-
-    def _instances(
-        self, client: ClientProfile, modalities: Iterable[str], prototypes: Iterable[str], *, trained_only: bool = False
-    ) -> Mapping[Block, BlockInstance]:
-        # Clients of one modality set and group differ in the key of private blocks alone.
-        kind = (tuple(modalities), tuple(prototypes), client.modalities, client.group, trained_only)
-        if kind not in self._patterns:
-            names = (*model_blocks(kind[0]), *(Block("prototype", modality) for modality in kind[1]))
-            instances = {name: self.scheme.instance(name, client) for name in names}
-            pattern = {name: i for name, i in instances.items() if i.is_trained or not trained_only}
-            self._patterns[kind] = pattern, tuple(name for name, i in pattern.items() if i.is_private)
-        pattern, private = self._patterns[kind]
-        return {**pattern, **{name: self.scheme.instance(name, client) for name in private}} if private else pattern
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The part of a checkpoint that a host writes: its clients' states, in one safetensors file.
+"""What a host keeps of its clients between rounds, and the file with it that is its part of a checkpoint.
 
 Checksums, which `checkpoint.py` looks after, find damage; `state_problem` finds files that are whole and hold something
 else than this run could have written.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,81 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.storage import refuse_foreign, save_synced, writing
 
+INITIAL_STATE = ClientState()
+"""The state of a client that has done nothing yet; one for all of them."""
+
 # Shape and dtype by name.
 _Kinds = dict[str, tuple[tuple[int, ...], np.dtype]]
+
+
+class ClientStates:
+    """The states of a host's clients, final and staged.
+
+    What a client has after a round waits until the run goes on, so that a chunk can be trained again: a state that was
+    staged in round 3 is final once somebody names 3 as the last round that stands (scoring after round 3, training in
+    round 4), and is dropped where only round 2 stands (round 3 is trained again, after an actor was lost).
+    """
+
+    def __init__(self) -> None:
+        self._final: dict[int, ClientState] = {}
+        self._staged: dict[int, tuple[int, ClientState]] = {}
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
+
+    def settle(self, client: int, *, standing: int) -> ClientState:
+        """A client's state, where `standing` is the last round that stands."""
+        if client in self._staged:
+            round_index, state = self._staged.pop(client)
+            if round_index <= standing:
+                self._final[client] = state
+        return self._final.get(client, INITIAL_STATE)
+
+    def stage(self, client: int, round_index: int, state: ClientState) -> None:
+        """Keep what a client has after a round until it is known whether that round stands."""
+        self._staged[client] = (round_index, state)
+
+    def put(self, client: int, state: ClientState) -> None:
+        """Make a state final at once."""
+        self._final[client] = state
+
+    def digest(self, client: int) -> str:
+        """SHA-256 (hex) of a client's private blocks and normalisation state, staged ones where there are any."""
+        state = self._staged[client][1] if client in self._staged else self._final.get(client, INITIAL_STATE)
+        digest = sha256()
+        for name, values in sorted(state.private.items()):
+            digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        for name, buffers in sorted(state.local_state.items()):
+            for key, values in sorted(buffers.items()):
+                digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    def begin_writing(self, path: Path, *, standing: int) -> None:
+        """Write all states after a round into a file, in the background.
+
+        States are never changed in place, so what is trained meanwhile does not touch what is written.
+        """
+        for client in list(self._staged):
+            self.settle(client, standing=standing)
+        self._writing = self._writer.submit(write_clients, path, dict(self._final))
+
+    def finish_writing(self) -> None:
+        """Wait until the file is on disk.
+
+        Raises:
+            StorageError: The disk is full.
+        """
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def replace(self, states: Mapping[int, ClientState]) -> None:
+        """Take these for all that there is."""
+        self._final = dict(states)
+        self._staged.clear()
+
+    def close(self) -> None:
+        """End the thread that writes."""
+        self._writer.shutdown()
 
 
 def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:

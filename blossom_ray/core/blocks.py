@@ -75,6 +75,25 @@ def model_blocks(modalities: Iterable[str]) -> tuple[Block, ...]:
     return (*(Block("encoder", modality) for modality in sorted(modalities)), FUSION, HEAD)
 
 
+def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: str) -> tuple[Block, ...]:
+    """The names of the blocks that a client's model has.
+
+    Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusion and head; under
+    `prototype` the prototypes of the others.
+
+    Raises:
+        ValueError: `owned` is empty, or holds a modality that is not one of `modalities`.
+    """
+    owned, modalities = set(owned), set(modalities)
+    if not owned or not owned <= modalities:
+        found, known = ", ".join(sorted(owned)) or "none", ", ".join(sorted(modalities))
+        raise ValueError(f"owned modalities are {found}; expected one or more of {known}")
+    names = model_blocks(modalities if missing == "zero-input" else owned)
+    if missing == "prototype":
+        names += tuple(Block("prototype", modality) for modality in sorted(modalities - owned))
+    return names
+
+
 @dataclass(frozen=True, slots=True)
 class ClientProfile:
     """What decides which block instances a client holds.

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from blossom_ray.core.blocks import FUSION, HEAD, Block, model_blocks
+from blossom_ray.core.blocks import FUSION, HEAD, Block, held_blocks, model_blocks
 from blossom_ray.core.section import Custom
 from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
 from blossom_ray.errors import InputError
 from blossom_ray.models.flat import block_layout
-from blossom_ray.models.late_fusion import LateFusionModel, Prototype, held_blocks
+from blossom_ray.models.late_fusion import LateFusionModel, Prototype
 from blossom_ray.models.options import Model, Shape
 from blossom_ray.models.own_code import OwnModule, torch_seeded, try_own
 

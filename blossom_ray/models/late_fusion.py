@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.core.blocks import FUSION, HEAD, Block, model_blocks
+from blossom_ray.core.blocks import FUSION, HEAD, Block, held_blocks, model_blocks
 from blossom_ray.errors import InputError
 from blossom_ray.models.options import MissingRule, Precision
 from blossom_ray.models.own_code import OwnModule, output_problem
@@ -162,25 +162,6 @@ class LateFusionModel(nn.Module):
             embedding_1E = self._output(Block("encoder", modality), zeros, zeros)
         encoder.train(was_training)
         return embedding_1E
-
-
-def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: MissingRule) -> tuple[Block, ...]:
-    """The names of the blocks that a client's model has.
-
-    Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusion and head; under
-    `prototype` the prototypes of the others.
-
-    Raises:
-        ValueError: `owned` is empty, or holds a modality that is not one of `modalities`.
-    """
-    owned, modalities = set(owned), set(modalities)
-    if not owned or not owned <= modalities:
-        found, known = ", ".join(sorted(owned)) or "none", ", ".join(sorted(modalities))
-        raise ValueError(f"owned modalities are {found}; expected one or more of {known}")
-    names = model_blocks(modalities if missing == "zero-input" else owned)
-    if missing == "prototype":
-        names += tuple(Block("prototype", modality) for modality in sorted(modalities - owned))
-    return names
 
 
 def _is_frozen(block: nn.Module) -> bool:

@@ -14,9 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from blossom_ray.clients.engines import Engine, make_engine
+from blossom_ray.clients.job import ClientTask, LocalJob, Phase
 from blossom_ray.clients.local_training import one_thread
 from blossom_ray.clients.options import EngineName
-from blossom_ray.clients.stacked import ClientTask, can_vectorize, training_obstacle
+from blossom_ray.clients.stacked.support import stacking_obstacle, training_obstacle
 from blossom_ray.clients.workspace import client_workspace
 from blossom_ray.core.section import Custom
 from blossom_ray.errors import ClientError
@@ -125,7 +126,7 @@ class ChunkProbe:
         self._clients = chunk.clients[: execution.chunk_size]
         self._workspace = client_workspace(self._plan, population.profiles[chunk.clients[0]])
         together = execution.runtime == "local" or execution.clients_per_actor != 1
-        obstacle = can_vectorize(self._workspace) or training_obstacle(self._plan.training)
+        obstacle = stacking_obstacle(self._workspace) or training_obstacle(self._plan.training)
         stacks = together and len(self._clients) > 1 and obstacle is None
         self.engines: tuple[EngineName, ...] = ("sequential", "vectorized") if stacks else ("sequential",)
 
@@ -135,11 +136,11 @@ class ChunkProbe:
         Raises:
             ClientError: A client's own code raised.
         """
-        section = self._plan.training.model_copy(update={"local_epochs": 1})
-        rate, seed = section.optimizer.lr, self._plan.seed
+        section, names = self._plan.training, frozenset(self._workspace.trained)
+        job = LocalJob(section, section.optimizer.lr, (Phase(1, names, anchored=names),), self._plan.seed, 0)
 
         def train(computes: Engine, tasks: list[ClientTask]) -> None:
-            computes.train(tasks, section, learning_rate=rate, seed=seed, round_index=0)
+            computes.train(tasks, job)
 
         return self._seconds(engine, train, section.batch_size, test=False)
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from blossom_ray.core.blocks import held_blocks
 from blossom_ray.models.build import build_client_model
-from blossom_ray.models.late_fusion import LateFusionModel, held_blocks
+from blossom_ray.models.late_fusion import LateFusionModel
 from blossom_ray.models.options import AttentionFusion, ConcatFusion, Fusion, GatedFusion, MeanFusion, Model
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"acc.x": (8, 3), "gyro": (1, 8, 8), "text": (5,)}

@@ -172,9 +172,9 @@ def test_stacked_chunks_give_the_same_bits_on_every_placement(small_scenario: Sc
 
 def test_the_engines_agree_within_rounding(small_scenario: Scenario) -> None:
     scenario = small_scenario.override({"sharing": "private-head", "data.samples": 300})
-    sequential, vectorized = simulate(scenario), simulate(scenario.override({"training.engine": "vectorized"}))
+    sequential, stacked = simulate(scenario), simulate(scenario.override({"training.engine": "vectorized"}))
     for metric in ("train_loss", "loss", "loss/acc", "loss/acc+gyro"):
         expected = sequential.rounds[metric].drop_nulls().to_list()
-        assert vectorized.rounds[metric].drop_nulls().to_list() == pytest.approx(expected, rel=1e-4)
-    steps = [run.clients["num_steps"].to_list() for run in (sequential, vectorized)]
+        assert stacked.rounds[metric].drop_nulls().to_list() == pytest.approx(expected, rel=1e-4)
+    steps = [run.clients["num_steps"].to_list() for run in (sequential, stacked)]
     assert steps[0] == steps[1]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import ray
@@ -14,7 +15,7 @@ import torch
 from ray import cloudpickle
 from torch import nn
 
-from blossom_ray import Run, Scenario, simulate
+from blossom_ray import Dataset, Run, Scenario, from_arrays, simulate
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.core.records import RoundRecord, Scoring
 from blossom_ray.errors import ActorLostError, ClientError, RunError
@@ -230,6 +231,51 @@ def test_failing_clients_are_dropped_and_said_the_same_everywhere(on_ray: Scenar
         gone = {client for failure in record.failures for client in failure.clients}
         assert len(record.cohort) == (4 if record.round_index else 0) - len(gone)
         assert gone.isdisjoint(record.cohort)
+    assert numbers(placed) == numbers(local)
+
+
+def four_clients() -> Dataset:
+    """Of twelve training and four test rows each; the training rows of client 2 are large."""
+    draw = np.random.default_rng(0)
+    clients, splits = np.repeat(range(4), 16), np.tile([*["train"] * 12, *["test"] * 4], 4)
+    values = draw.normal(size=(64, 5)).astype(np.float32)
+    values[(clients == 2) & (splits == "train")] *= 1e6
+    return from_arrays({"acc": values}, draw.integers(0, 3, 64), clients=clients, splits=splits)
+
+
+def only_small(inputs: torch.Tensor) -> torch.Tensor:
+    if float(inputs.detach().abs().max()) > 1e3:
+        raise ArithmeticError("too large")
+    return inputs
+
+
+def head_for_small_values(input_dim: int, num_outputs: int) -> nn.Module:
+    """Of layers that can be stacked, one of which refuses what client 2 trains on."""
+    layer = nn.Identity()
+    layer.forward = only_small  # type: ignore[method-assign]
+    return nn.Sequential(layer, nn.Linear(input_dim, num_outputs))
+
+
+def test_of_clients_that_are_stacked_the_one_that_fails_is_dropped(small_scenario: Scenario) -> None:
+    scenario = small_scenario.override(
+        {
+            "rounds": 2,
+            "data": {"dataset": "custom", "factory": four_clients, "partition": {"kind": "given"}},
+            "clients": [{"count": 4, "modalities": ["acc"]}],
+            "model.encoders": {"acc": {"kind": "mlp", "hidden": [8], "dim": 6}},
+            "model.fusion": {"kind": "concat", "dim": 6},
+            "model.head": {"kind": "custom", "factory": head_for_small_values},
+            "training.engine": "vectorized",
+            "failures.on_failure": "drop",
+            "execution.chunk_size": 4,
+        }
+    )
+    local, placed = collect(scenario), collect(scenario.override({"execution.runtime": "ray"}))
+    for record in (*local[1:], *placed[1:]):
+        (failure,) = record.failures
+        assert (failure.clients, failure.action) == ((2,), "dropped")
+        assert failure.cause.startswith("ArithmeticError: too large")
+        assert record.cohort == (0, 1, 3)
     assert numbers(placed) == numbers(local)
 
 

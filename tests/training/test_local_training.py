@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blossom_ray.clients.local_training import LocalResult, kept_modalities, train_locally
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase
+from blossom_ray.clients.local_training import SequentialEngine, kept_modalities
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.phases import Phase
+from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import LinearHead, Model
 
@@ -38,10 +39,31 @@ def section(optimizer: dict[str, Any] | None = None, **changes: Any) -> Training
     return Training.model_validate(tree | changes)
 
 
-def train(space: Workspace, training: Training, *, rows: int = 10, **changes: Any) -> LocalResult:
-    arguments: dict[str, Any] = {"learning_rate": 0.1, "seed": 0, "round_index": 1, "client": 0}
-    inputs = {name: INPUTS[name][:rows] for name in space.model.owned}
-    return train_locally(space, inputs, LABELS[:rows], training, **arguments | changes)
+def train(
+    space: Workspace,
+    training: Training,
+    *,
+    rows: int = 10,
+    client: int = 0,
+    inputs: dict[str, np.ndarray] = INPUTS,
+    optimizer_state: OptimizerState | None = None,
+    phases: tuple[Phase, ...] | None = None,
+    **changes: Any,
+) -> LocalResult:
+    """Train the blocks that the workspace holds: all of them for `local_epochs`, unless there are phases."""
+    names = frozenset(space.trained)
+    phases = phases or (Phase(training.local_epochs, names, anchored=names),)
+    job = LocalJob(training, **{"learning_rate": 0.1, "phases": phases, "seed": 0, "round_index": 1} | changes)
+    task = ClientTask(
+        client,
+        {name: flat.read() for name, flat in space.flat.items()},
+        {name: inputs[name][:rows] for name in space.model.owned},
+        LABELS[:rows],
+        space.local_state(),
+        optimizer_state or {},
+    )
+    (result,) = SequentialEngine(space).train([task], job)
+    return result
 
 
 def reference(space: Workspace, make_optimizer: Any, order: list[list[int]]) -> dict[str, np.ndarray]:
@@ -102,7 +124,7 @@ def test_a_read_only_shard_is_neither_copied_nor_written() -> None:
     inputs = {name: values.copy() for name, values in INPUTS.items()}
     for values in inputs.values():
         values.flags.writeable = False
-    train_locally(workspace(), inputs, LABELS, section(), learning_rate=0.1, seed=0, round_index=1, client=0)
+    train(workspace(), section(), inputs=inputs)
     for name, values in inputs.items():
         np.testing.assert_array_equal(values, INPUTS[name])
 

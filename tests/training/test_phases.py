@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from blossom_ray.clients.job import Phase, training_phases, tuning_phase
 from blossom_ray.clients.options import FineTune, Training
-from blossom_ray.clients.phases import Phase, training_phases, tuning_phase
 from blossom_ray.core.blocks import ClientProfile, SharingScheme, model_blocks
 
 CLIENT = ClientProfile(0, ("acc", "gyro"))

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_vectorized import BATCH_NORM_HEAD, ENCODERS, make_tasks, train_alone, train_stacked, training, workspace
+from test_stacked import BATCH_NORM_HEAD, ENCODERS, make_tasks, train_alone, train_stacked, training, workspace
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.clients.local_training import LocalResult
+from blossom_ray.clients.job import LocalResult
 from blossom_ray.clients.workspace import Workspace
 
 # bfloat16 has 8 significant bits: a relative error of 2^-8 in a product of numbers of this size.

@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_vectorized import ENCODERS, assert_same_result, make_tasks, training, workspace
+from test_stacked import ENCODERS, assert_same_result, make_job, make_tasks, training, workspace
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blossom_ray.clients.engines import StackedEngine
-from blossom_ray.clients.local_training import LocalResult
-from blossom_ray.clients.stacked import ClientTask, VectorizedEngine
-from blossom_ray.clients.stacked.stack import StackSize
+from blossom_ray.clients.job import ClientTask, LocalResult
+from blossom_ray.clients.stacked.engine import StackedEngine
+from blossom_ray.clients.stacked.memory import CudaMemory, StackSize
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import ClientError
 
-ROUND: dict[str, Any] = {"learning_rate": 0.1, "seed": 0, "round_index": 1}
 SIZES = (9, 4, 11, 7, 9, 3, 5, 8)
 
 
@@ -46,7 +44,7 @@ class SmallMemory(TorchDispatchMode):
         return result
 
 
-class WatchedMemory:
+class WatchedMemory(CudaMemory):
     """A device with so many bytes, of which each client of a stack takes the same."""
 
     def __init__(self, free: int, peak: int) -> None:
@@ -71,9 +69,9 @@ def largest_tensor(space: Workspace, tasks: Sequence[ClientTask]) -> int:
     low, high = 1, 2**24
     while low < high:
         middle = (low + high) // 2
-        engine = VectorizedEngine(space, capacity=len(tasks))
+        engine = StackedEngine(space, capacity=len(tasks))
         with SmallMemory(middle) as memory, suppress(torch.OutOfMemoryError):
-            engine.train(tasks, training(), **ROUND)
+            engine.train(tasks, make_job(space, training()))
         low, high = (middle + 1, high) if memory.num_refused else (low, middle)
     return low
 
@@ -82,20 +80,20 @@ def largest_tensor(space: Workspace, tasks: Sequence[ClientTask]) -> int:
 def test_a_stack_that_does_not_fit_is_halved_and_the_results_are_the_same(kind: str) -> None:
     space = workspace(ENCODERS[kind], head={"kind": "mlp", "hidden": [6], "norm": "batch", "dropout": 0.3})
     tasks = make_tasks(space, SIZES)
-    expected = VectorizedEngine(space).train(tasks, training(), **ROUND)
-    engine = VectorizedEngine(space)
+    expected = StackedEngine(space).train(tasks, make_job(space, training()))
+    engine = StackedEngine(space)
     # Room for half of the clients, but not for one more.
     with SmallMemory(largest_tensor(space, sorted(tasks, key=lambda t: -len(t.labels))[:4])) as memory:
-        found = engine.train(tasks, training(), **ROUND)
+        found = engine.train(tasks, make_job(space, training()))
         assert memory.num_refused == 1
-        again = engine.train(tasks, training(), **ROUND)
-        scored = engine.evaluate(tasks, batch_size=4)
+        again = engine.train(tasks, make_job(space, training()))
+        scored = engine.evaluate(tasks, batch_size=4, round_index=1)
         assert memory.num_refused == 1
     for one, two, other in zip(found, again, expected, strict=True):
         assert_same_result(one, other)
         assert_same_bits(one, two)
-    for one, other in zip(scored, VectorizedEngine(space).evaluate(tasks, batch_size=4), strict=True):
-        assert one.num_examples == other.num_examples
+    for one, other in zip(scored, StackedEngine(space).evaluate(tasks, batch_size=4, round_index=1), strict=True):
+        assert one.tally.num_examples == other.tally.num_examples
         assert one.loss_sum == pytest.approx(other.loss_sum, rel=1e-6)
 
 
@@ -109,7 +107,7 @@ def test_one_client_that_does_not_fit_is_an_error_that_says_what_helps() -> None
     space = workspace()
     engine = StackedEngine(space)
     with SmallMemory(8), pytest.raises(ClientError, match="OutOfMemoryError") as caught:
-        engine.train(make_tasks(space, (5, 4)), training(), **ROUND)
+        engine.train(make_tasks(space, (5, 4)), make_job(space, training()))
     assert "training.batch_size" in caught.value.hint
 
 
@@ -142,9 +140,9 @@ def test_a_size_that_did_not_fit_is_not_tried_again() -> None:
 def test_an_engine_stacks_as_many_as_it_has_measured() -> None:
     space = workspace()
     tasks = make_tasks(space, SIZES)
-    engine = VectorizedEngine(space, capacity=2, memory=WatchedMemory(free=100, peak=20))
+    engine = StackedEngine(space, capacity=2, memory=WatchedMemory(free=100, peak=20))
     # Two clients take 20 bytes, so eight fit into four fifths of 100.
-    found = engine.train(tasks, training(), **ROUND)
+    found = engine.train(tasks, make_job(space, training()))
     assert engine._size.limit == 8
-    for one, other in zip(found, VectorizedEngine(space).train(tasks, training(), **ROUND), strict=True):
+    for one, other in zip(found, StackedEngine(space).train(tasks, make_job(space, training())), strict=True):
         assert_same_result(one, other)

@@ -9,16 +9,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.clients.weighting import LOWEST_ENTROPY, client_weight, entropies
+from blossom_ray.clients.contributions import LOWEST_ENTROPY, client_weights, entropies
+from blossom_ray.clients.job import ClientTask, LocalResult
+from blossom_ray.errors import ClientError
 
 
-@pytest.mark.parametrize(("rule", "expected"), [("samples", 12.0), ("uniform", 1.0), ("entropy", 4.0)])
-def test_weights_by_hand(rule: Any, expected: float) -> None:
-    assert client_weight(rule, 12, 0.25) == expected
+class Measured:
+    """An engine whose clients' predictions have these mean entropies."""
+
+    def __init__(self, *means: float) -> None:
+        self._means = means
+
+    def mean_over_samples(self, *_: Any, **__: Any) -> list[float]:
+        return list(self._means)
+
+
+def weights(rule: Any, *means: float) -> list[float]:
+    """Of two clients that saw 12 and 3 samples."""
+    tasks = [ClientTask(client, {}, {}, np.zeros(2)) for client in (7, 8)]
+    results = [LocalResult({}, {}, {}, num_examples, 1, 0.0, {}, 0.0) for num_examples in (12, 3)]
+    engine: Any = Measured(*means)
+    return client_weights(rule, engine, tasks, results, batch_size=4, round_index=5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("samples", [12.0, 3.0]), ("uniform", [1.0, 1.0]), ("entropy", [4.0, 2.0])]
+)
+def test_weights_by_hand(rule: str, expected: list[float]) -> None:
+    assert weights(rule, 0.25, 0.5) == expected
 
 
 def test_a_client_without_doubts_has_a_finite_weight() -> None:
-    assert client_weight("entropy", 12, 0.0) == 1 / LOWEST_ENTROPY
+    assert weights("entropy", 0.25, 0.0) == [4.0, 1 / LOWEST_ENTROPY]
+
+
+def test_a_client_without_an_entropy_is_named() -> None:
+    with pytest.raises(ClientError, match="client 8, round 5: outputs on its training samples are not finite"):
+        weights("entropy", 0.25, math.nan)
 
 
 def test_entropies_by_hand() -> None:

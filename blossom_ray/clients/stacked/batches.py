@@ -1,17 +1,21 @@
-"""The batches of several clients, step by step: each client its own, padded to a common number of rows."""
+"""The batches of several clients, step by step: each client its own, padded to a common number of rows.
+
+A stacked model computes on (K * B, ...) tensors, K clients of B rows each, one after the other. Whatever treats rows
+alike (activations, pooling, fusions) needs no other code for that than the code of one client; the layers with
+parameters, statistics or randomness unfold the axis with the help of `Lanes`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from blossom_ray.clients.local_training import read_only_tensor
-from blossom_ray.data.dataset import FloatArray, IntArray
-from blossom_ray.models.flat import Entry
+from blossom_ray.clients.stacked.descent import Descent
+from blossom_ray.data.dataset import IntArray
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class StackedBatch:
     counts: tuple[int, ...]
     row_counts: Tensor
     mask: Tensor | None
+
+    def unfold(self, values: Tensor) -> Tensor:
+        """From (K * B, ...) to (K, B, ...), a view."""
+        return torch.unflatten(values, 0, (len(self.counts), -1))
 
 
 def stacked_batches(
@@ -74,61 +82,36 @@ def _batch_sizes(num_samples: int, num_batches: int, batch_size: int) -> IntArra
     return sizes
 
 
-class BlockRows:
-    """One block of several clients, or what goes with its parameters: an optimizer's moments.
-
-    A tensor per entry, and not one matrix with a vector in each row: batched products and the optimizers' kernels
-    are faster on matrices that follow each other without gaps.
-
-    Args:
-        entries: Part of the block's layout, without gaps.
-        capacity: Number of rows.
-        device: Where the tensors lie.
+@dataclass
+class Lanes:
+    """The batch that a stacked model computes on now; its layers share this object.
 
     Attributes:
-        tensors: (capacity, *shape) float32 by name of the entry, zeros at first.
+        num_clients: K, the clients that take part; always the first ones of the stack.
+        num_rows: B, the rows of each client.
+        counts: Real rows of each client; the rest of its rows is padding.
+        row_counts: The same as a float32 tensor, (K,).
+        mask: (K, B) float32, 1 for real rows and 0 for padding; None where all rows are real.
+        generators: Source of each client's dropout masks.
+        descent: The steps that layers take in the backward pass; None where they take none.
     """
 
-    def __init__(self, entries: Sequence[Entry], capacity: int, device: torch.device) -> None:
-        self._entries, self._device = tuple(entries), device
-        self.tensors = {entry.name: torch.zeros(capacity, *entry.shape, device=device) for entry in entries}
+    num_clients: int = 0
+    num_rows: int = 0
+    counts: tuple[int, ...] = ()
+    row_counts: Tensor = field(default_factory=lambda: torch.zeros(0))
+    mask: Tensor | None = None
+    generators: Sequence[torch.Generator] = ()
+    descent: Descent | None = None
 
-    def write(self, vectors: FloatArray, *, first_row: int = 0, num_rows: int | None = None) -> None:
-        """Copy vectors (K, size) into the rows from `first_row` on, or one vector (1, size) into `num_rows` of them."""
-        values = read_only_tensor(vectors).to(self._device)
-        rows = slice(first_row, first_row + (len(vectors) if num_rows is None else num_rows))
-        start = self._entries[0].offset if self._entries else 0
-        for entry in self._entries:
-            part = values[:, entry.offset - start : entry.end - start]
-            self.tensors[entry.name][rows] = part.reshape(len(vectors), *entry.shape)
+    def enter(self, batch: StackedBatch) -> None:
+        """Make `batch` the current one."""
+        self.num_clients, self.counts = len(batch.counts), batch.counts
+        self.num_rows = len(batch.rows) // self.num_clients
+        self.row_counts, self.mask = batch.row_counts, batch.mask
+        if self.descent is not None:
+            self.descent.begin()
 
-    def distances(self, vectors: FloatArray, num_clients: int, num_values: int) -> Tensor:
-        """L2 distances of the first rows from other vectors, (num_clients,) float64.
-
-        Args:
-            vectors: (K, size), or (1, size): the same for all rows.
-            num_clients: K.
-            num_values: Of each row the first ones count, up to the end of an entry: those that are parameters.
-        """
-        values = read_only_tensor(vectors).to(self._device)
-        parts = [
-            torch.linalg.vector_norm(
-                self.tensors[entry.name][:num_clients].reshape(num_clients, -1) - values[:, entry.offset : entry.end],
-                dim=1,
-                dtype=torch.float64,
-            )
-            for entry in self._entries
-            if entry.end <= num_values
-        ]
-        if not parts:
-            return torch.zeros(num_clients, dtype=torch.float64)
-        distances: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
-        return distances
-
-    def read(self, num_clients: int) -> FloatArray:
-        """A copy of the first rows as vectors (K, size)."""
-        parts = [tensor[:num_clients].reshape(num_clients, -1) for tensor in self.tensors.values()]
-        if not parts:
-            return np.zeros((num_clients, 0), np.float32)
-        copy: FloatArray = torch.cat(parts, dim=1).cpu().numpy()
-        return copy
+    def unfold(self, values: Tensor) -> Tensor:
+        """From (K * B, ...) to (K, B, ...), a view."""
+        return torch.unflatten(values, 0, (self.num_clients, -1))

@@ -4,21 +4,82 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blossom_ray.clients.local_training import read_only_tensor
 from blossom_ray.clients.plan import LocalState
-from blossom_ray.clients.stacked.batches import BlockRows, StackedBatch
-from blossom_ray.clients.stacked.lanes import Lanes
+from blossom_ray.clients.stacked.batches import Lanes, StackedBatch
 from blossom_ray.clients.stacked.layers import LayerTensors, StackedDropout
 from blossom_ray.clients.stacked.support import stacked_layer
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector
+from blossom_ray.data.dataset import FloatArray
+from blossom_ray.models.flat import Entry
 from blossom_ray.models.late_fusion import LateFusionModel
+
+
+class BlockRows:
+    """One block of several clients, or what goes with its parameters: an optimizer's moments.
+
+    A tensor per entry, and not one matrix with a vector in each row: batched products and the optimizers' kernels
+    are faster on matrices that follow each other without gaps.
+
+    Args:
+        entries: Part of the block's layout, without gaps.
+        capacity: Number of rows.
+        device: Where the tensors lie.
+
+    Attributes:
+        tensors: (capacity, *shape) float32 by name of the entry, zeros at first.
+    """
+
+    def __init__(self, entries: Sequence[Entry], capacity: int, device: torch.device) -> None:
+        self._entries, self._device = tuple(entries), device
+        self.tensors = {entry.name: torch.zeros(capacity, *entry.shape, device=device) for entry in entries}
+
+    def write(self, vectors: FloatArray, *, first_row: int = 0, num_rows: int | None = None) -> None:
+        """Copy vectors (K, size) into the rows from `first_row` on, or one vector (1, size) into `num_rows` of them."""
+        values = read_only_tensor(vectors).to(self._device)
+        rows = slice(first_row, first_row + (len(vectors) if num_rows is None else num_rows))
+        start = self._entries[0].offset if self._entries else 0
+        for entry in self._entries:
+            part = values[:, entry.offset - start : entry.end - start]
+            self.tensors[entry.name][rows] = part.reshape(len(vectors), *entry.shape)
+
+    def distances(self, vectors: FloatArray, num_clients: int, num_values: int) -> Tensor:
+        """L2 distances of the first rows from other vectors, (num_clients,) float64.
+
+        Args:
+            vectors: (K, size), or (1, size): the same for all rows.
+            num_clients: K.
+            num_values: Of each row the first ones count, up to the end of an entry: those that are parameters.
+        """
+        values = read_only_tensor(vectors).to(self._device)
+        parts = [
+            torch.linalg.vector_norm(
+                self.tensors[entry.name][:num_clients].reshape(num_clients, -1) - values[:, entry.offset : entry.end],
+                dim=1,
+                dtype=torch.float64,
+            )
+            for entry in self._entries
+            if entry.end <= num_values
+        ]
+        if not parts:
+            return torch.zeros(num_clients, dtype=torch.float64)
+        distances: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        return distances
+
+    def read(self, num_clients: int) -> FloatArray:
+        """A copy of the first rows as vectors (K, size)."""
+        parts = [tensor[:num_clients].reshape(num_clients, -1) for tensor in self.tensors.values()]
+        if not parts:
+            return np.zeros((num_clients, 0), np.float32)
+        copy: FloatArray = torch.cat(parts, dim=1).cpu().numpy()
+        return copy
 
 
 class Stack:
@@ -34,7 +95,7 @@ class Stack:
     Attributes:
         capacity: As given.
         device: Where the tensors lie.
-        model: Takes owned modality to (K * B, *shape) and gives logits (K * B, O), as `lanes.py` describes.
+        model: Takes owned modality to (K * B, *shape) and gives logits (K * B, O), as `batches.py` describes.
         lanes: The batch that it computes on.
         parameters: The parameters that are trained now, of the clients that take part, (K, *shape) each, in a fixed
             order.
@@ -200,87 +261,3 @@ class _Constant(nn.Module):
 
     def forward(self, _: Tensor) -> Tensor:
         return self.embeddings[: self._lanes.num_clients].repeat_interleave(self._lanes.num_rows, dim=0)
-
-
-# Part of the free memory that a stack may take: clients of one chunk differ, and so do batches.
-_USED_PART = 0.8
-
-
-class DeviceMemory(Protocol):
-    """The memory of a device, as far as it can be watched."""
-
-    def reset_peak(self) -> None:
-        """Begin to watch."""
-
-    def peak_bytes(self) -> int:
-        """The most bytes that tensors of this process have taken since."""
-
-    def free_bytes(self) -> int:
-        """Bytes that tensors of this process could take at present, those that they have included."""
-
-    def release(self) -> None:
-        """Give memory back that is kept for further tensors."""
-
-
-class CudaMemory:
-    """A GPU's memory, which other processes may share."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def reset_peak(self) -> None:
-        """Begin to watch."""
-        torch.cuda.reset_peak_memory_stats(self._device)
-
-    def peak_bytes(self) -> int:
-        """The most bytes that tensors of this process have taken since."""
-        return torch.cuda.max_memory_allocated(self._device)
-
-    def free_bytes(self) -> int:
-        """What no process has, and what this one has."""
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return free + torch.cuda.memory_reserved(self._device)
-
-    def release(self) -> None:
-        """Give memory back that is kept for further tensors."""
-        torch.cuda.empty_cache()
-
-
-class StackSize:
-    """The most clients of a stack.
-
-    Args:
-        first: What to begin with.
-        memory: Of the device; None where it is not watched, as on a CPU.
-
-    Attributes:
-        limit: The most clients at present.
-    """
-
-    def __init__(self, first: int, memory: DeviceMemory | None) -> None:
-        self.limit, self._memory = first, memory
-        self._is_settled = memory is None
-
-    def watch(self) -> None:
-        """A stack is about to be computed."""
-        if self._memory is not None and not self._is_settled:
-            self._memory.reset_peak()
-
-    def learn(self, num_clients: int) -> None:
-        """A stack of so many clients has been trained: the first one tells what a client takes."""
-        if self._memory is None or self._is_settled:
-            return
-        bytes_per_client = self._memory.peak_bytes() / num_clients
-        self.limit = max(1, int(_USED_PART * self._memory.free_bytes() / max(1.0, bytes_per_client)))
-        self._is_settled = True
-
-    def halve(self, num_clients: int) -> None:
-        """A stack of so many clients, more than one, did not fit; it never gets larger again than half of that."""
-        self.limit, self._is_settled = num_clients // 2, True
-        if self._memory is not None:
-            self._memory.release()
-
-
-def memory_of(device: torch.device) -> DeviceMemory | None:
-    """The memory of a device where it can be watched."""
-    return CudaMemory(device) if device.type == "cuda" else None

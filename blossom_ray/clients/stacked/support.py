@@ -1,20 +1,20 @@
-"""Which models the vectorised engine can stack, and the stacked layer for each layer of theirs."""
+"""Which models can be stacked, and the stacked layer for each layer of theirs."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.stacked.lanes import Lanes
+from blossom_ray.clients.stacked.batches import Lanes
 from blossom_ray.clients.stacked.layers import (
     LayerTensors,
     StackedBatchNorm,
     StackedConvolution,
     StackedDropout,
     StackedGroupNorm,
+    StackedGru,
     StackedLinear,
 )
-from blossom_ray.clients.stacked.recurrence import StackedGru
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.encoders import RowWise
 
@@ -49,7 +49,7 @@ _STACKED: tuple[type[nn.Module], ...] = (
 )
 
 
-def can_vectorize(workspace: Workspace) -> str | None:
+def stacking_obstacle(workspace: Workspace) -> str | None:
     """Why the model of a workspace cannot be stacked, as one line; None where it can.
 
     Own code is stacked where it is made of PyTorch's layers in `nn.Sequential` alone: what another forward pass does

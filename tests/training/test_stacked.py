@@ -10,15 +10,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from blossom_ray.clients.local_training import LocalResult, train_locally
+from blossom_ray.clients.contributions import entropies
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase
+from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.phases import Phase
-from blossom_ray.clients.scoring import Scored, evaluate_locally
-from blossom_ray.clients.stacked import ClientTask, VectorizedEngine, can_vectorize
 from blossom_ray.clients.stacked.batches import stacked_batches
 from blossom_ray.clients.stacked.descent import Descent
+from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.stacked.layers import stacked_affine
+from blossom_ray.clients.stacked.support import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace
+from blossom_ray.errors import ClientError, InputError
 from blossom_ray.models.options import Model
 
 NUM_CLASSES = 3
@@ -87,40 +89,29 @@ def make_tasks(space: Workspace, sizes: Sequence[int] = SIZES) -> list[ClientTas
     return tasks
 
 
-def train_alone(
+def make_job(
     space: Workspace,
-    task: ClientTask,
     section: Training,
     round_index: int = 1,
     learning_rate: float = 0.1,
-    phases: Sequence[Phase] | None = None,
-) -> LocalResult:
-    space.load(task.blocks, task.local_state or space.initial_state)
-    return train_locally(
-        space,
-        task.inputs,
-        task.labels,
-        section,
-        learning_rate=learning_rate,
-        optimizer_state=task.optimizer_state or None,
-        phases=phases,
-        seed=0,
-        round_index=round_index,
-        client=task.client,
-    )
+    phases: tuple[Phase, ...] | None = None,
+) -> LocalJob:
+    """All blocks for `section.local_epochs` epochs, unless there are phases."""
+    names = frozenset(space.trained)
+    phases = phases or (Phase(section.local_epochs, names, anchored=names),)
+    return LocalJob(section, learning_rate, phases, seed=0, round_index=round_index)
+
+
+def train_alone(space: Workspace, task: ClientTask, section: Training, *key: int, **changes: Any) -> LocalResult:
+    (result,) = SequentialEngine(space).train([task], make_job(space, section, *key, **changes))
+    return result
 
 
 def train_stacked(
-    space: Workspace,
-    tasks: Sequence[ClientTask],
-    section: Training,
-    round_index: int = 1,
-    learning_rate: float = 0.1,
-    phases: Sequence[Phase] | None = None,
-    **options: int,
+    space: Workspace, tasks: Sequence[ClientTask], section: Training, *key: int, **changes: Any
 ) -> list[LocalResult]:
-    engine = VectorizedEngine(space, **options)
-    return engine.train(tasks, section, learning_rate=learning_rate, phases=phases, seed=0, round_index=round_index)
+    engine = StackedEngine(space, **{name: changes.pop(name) for name in ("capacity", "max_rows") if name in changes})
+    return engine.train(tasks, make_job(space, section, *key, **changes))
 
 
 def assert_same_arrays(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -219,7 +210,7 @@ def test_normalised_fusions_and_heads(kind: str, norm: str) -> None:
     # Wide enough for groups of four: of a pair, normalisation leaves the sign, and hardly a gradient.
     head = {"kind": "mlp", "hidden": [16], "norm": norm, "dropout": 0.3}
     space = workspace(fusion={"kind": kind, "dim": 16, "norm": norm}, head=head)
-    assert can_vectorize(space) is None
+    assert stacking_obstacle(space) is None
     assert_engines_agree(space, training())
 
 
@@ -286,10 +277,10 @@ def test_neither_tasks_nor_workspace_nor_global_generator_change() -> None:
 
 def test_results_stay_as_they_are_when_the_engine_goes_on() -> None:
     space = workspace()
-    engine, tasks = VectorizedEngine(space), make_tasks(space)
-    results = engine.train(tasks, training(), learning_rate=0.1, seed=0, round_index=1)
+    engine, tasks = StackedEngine(space), make_tasks(space)
+    results = engine.train(tasks, make_job(space, training()))
     copies = [{name: values.copy() for name, values in result.blocks.items()} for result in results]
-    engine.train(tasks[::-1], training(), learning_rate=0.1, seed=0, round_index=2)
+    engine.train(tasks[::-1], make_job(space, training(), 2))
     for result, blocks in zip(results, copies, strict=True):
         for name, values in blocks.items():
             np.testing.assert_array_equal(result.blocks[name], values)
@@ -309,9 +300,9 @@ def test_results_do_not_depend_on_the_company(options: dict[str, int]) -> None:
 def test_the_same_chunk_gives_the_same_bits() -> None:
     space = workspace(ENCODERS["conv-gru"], head=BATCH_NORM_HEAD)
     tasks = make_tasks(space)
-    used = VectorizedEngine(space)
+    used = StackedEngine(space)
     for chunk in (tasks[:2], tasks * 2, tasks):
-        results = used.train(chunk, training(), learning_rate=0.1, seed=0, round_index=1)
+        results = used.train(chunk, make_job(space, training()))
     for result, again in zip(results, train_stacked(space, tasks, training()), strict=True):
         for name, values in result.blocks.items():
             np.testing.assert_array_equal(values, again.blocks[name])
@@ -348,15 +339,15 @@ def test_any_shard_sizes(sizes: list[int], batch_size: int, local_epochs: int) -
 def test_evaluation(missing: str, batch_size: int) -> None:
     space = workspace(ENCODERS["conv-gru"], owned=("gyro",), head=BATCH_NORM_HEAD, missing=missing)
     tasks = make_tasks(space)
-    engine = VectorizedEngine(space, capacity=3)
+    engine = StackedEngine(space, capacity=3)
     # Training first: what it leaves in the stack must not show.
-    engine.train(tasks, training(), learning_rate=0.1, seed=0, round_index=1)
-    for task, scored in zip(tasks, engine.evaluate(tasks, batch_size), strict=True):
-        space.load(task.blocks, space.initial_state)
-        expected: Scored = evaluate_locally(space, task.inputs, task.labels, batch_size)
+    engine.train(tasks, make_job(space, training()))
+    stacked = engine.evaluate(tasks, batch_size, round_index=1)
+    alone = SequentialEngine(space).evaluate(tasks, batch_size, round_index=1)
+    for scored, expected in zip(stacked, alone, strict=True):
         np.testing.assert_array_equal(scored.tally.counts["confusion"], expected.tally.counts["confusion"])
         assert scored.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
-    engine.train(tasks, training(), learning_rate=0.1, seed=0, round_index=1)
+    engine.train(tasks, make_job(space, training()))
 
 
 def own_head(*layers: nn.Module) -> dict[str, Any]:
@@ -364,6 +355,69 @@ def own_head(*layers: nn.Module) -> dict[str, Any]:
         return nn.Sequential(*layers, nn.Linear(input_dim, num_outputs))
 
     return {"kind": "custom", "factory": factory}
+
+
+class Refusing:
+    """The forward pass of a layer that can be stacked, and that refuses samples which only one client has."""
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        if float(inputs.detach().abs().max()) > self.most:
+            raise ArithmeticError("too large")
+        return inputs
+
+
+def refusing_head(most: float) -> dict[str, Any]:
+    layer = nn.Identity()
+    layer.forward = Refusing(most)  # type: ignore[method-assign]
+    return own_head(layer)
+
+
+@pytest.mark.parametrize("culprit", [1, 4])
+@pytest.mark.parametrize("action", ["train", "evaluate", "mean_over_samples"])
+def test_an_error_in_a_stack_names_the_client_whose_it_is(culprit: int, action: str) -> None:
+    space = workspace(head=refusing_head(1e3))
+    tasks = make_tasks(space)
+    large = {name: 1e6 * values for name, values in tasks[culprit].inputs.items()}
+    tasks[culprit] = replace(tasks[culprit], inputs=large)
+    engine = StackedEngine(space)
+    actions: dict[str, Any] = {
+        "train": lambda clients: engine.train(clients, make_job(space, training(), 3)),
+        "evaluate": lambda clients: engine.evaluate(clients, 4, round_index=3),
+        "mean_over_samples": lambda clients: engine.mean_over_samples(clients, entropies, 4, round_index=3),
+    }
+    with pytest.raises(ClientError, match=rf"client {culprit}, round 3: ArithmeticError: too large \(.*test_stacked"):
+        actions[action](tasks)
+    # Nothing is left of it: without that client, the others are stacked as if it had never been.
+    rest = [task for task in tasks if task.client != culprit]
+    found, expected = engine.train(rest, make_job(space, training())), train_stacked(space, rest, training())
+    for one, other in zip(found, expected, strict=True):
+        for name, values in one.blocks.items():
+            np.testing.assert_array_equal(values, other.blocks[name])
+
+
+def test_what_no_client_is_to_blame_for_is_computed_one_after_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Together they have more rows than the layer takes, each alone has not."""
+
+    class Narrow:
+        def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+            if len(inputs) > 4:
+                raise RuntimeError("too many rows")
+            return inputs
+
+    layer = nn.Identity()
+    layer.forward = Narrow()  # type: ignore[method-assign]
+    space = workspace(head=own_head(layer))
+    tasks = make_tasks(space)
+    with caplog.at_level("INFO"):
+        results = train_stacked(space, tasks, training())
+    assert "5 clients were computed one after the other: their stack raised RuntimeError: too many rows" in caplog.text
+    for task, result in zip(tasks, results, strict=True):
+        alone = train_alone(space, task, training())
+        for name, values in alone.blocks.items():
+            np.testing.assert_array_equal(result.blocks[name], values)
 
 
 PLAIN_SGD = {"kind": "sgd", "weight_decay": 0.1}
@@ -374,7 +428,7 @@ def test_own_code_of_known_layers_is_stacked(optimizer: dict[str, Any]) -> None:
     shared = nn.Linear(6, 6)
     head = own_head(shared, nn.BatchNorm1d(6, momentum=None), nn.Tanh(), shared, nn.Dropout(0.2))
     space = workspace(head=head)
-    assert can_vectorize(space) is None
+    assert stacking_obstacle(space) is None
     assert_engines_agree(space, training(optimizer))
 
 
@@ -431,16 +485,16 @@ class Doubling(nn.Module):
 )
 def test_what_cannot_be_stacked_is_named(layer: nn.Module, reason: str) -> None:
     space = workspace(head=own_head(layer))
-    assert can_vectorize(space) == reason
-    with pytest.raises(ValueError, match=re.escape(reason)):
-        VectorizedEngine(space)
+    assert stacking_obstacle(space) == reason
+    with pytest.raises(InputError, match=re.escape(reason)):
+        StackedEngine(space)
 
 
 def test_a_block_of_another_size_is_refused() -> None:
     space = workspace()
     (task,) = make_tasks(space, [3])
     wrong = replace(task, blocks={**task.blocks, "head": np.zeros(2, np.float32)})
-    with pytest.raises(ValueError, match=r"vectors of head are float32\(2,\); expected float32\(21,\)"):
+    with pytest.raises(ClientError, match=r"client 0, round 1: ValueError: .*float32\(2,\); expected float32\(21,\)"):
         train_stacked(space, [wrong], training())
 
 
