@@ -63,7 +63,9 @@ def stacked_batches(
             padded = np.full(steps * width, order[0])
             padded[: len(order)] = order
             rows[epoch * steps : (epoch + 1) * steps, client] = padded.reshape(steps, width) + offsets[client]
-        counts[: num_steps[client], client] = np.tile(_batch_sizes(len(orders[0]), steps, batch_size), len(orders))
+        batch_sizes = np.full(steps, batch_size)
+        batch_sizes[-1] = sizes[client] - (steps - 1) * batch_size
+        counts[: num_steps[client], client] = np.tile(batch_sizes, len(orders))
 
     all_rows, all_counts = torch.from_numpy(rows).to(device), torch.from_numpy(counts).to(device, torch.float32)
     positions = torch.arange(width, device=device)
@@ -74,12 +76,6 @@ def stacked_batches(
         row_counts = all_counts[step, :active]
         mask = None if real.min() == width else (positions[:width] < row_counts.unsqueeze(1)).float()
         yield StackedBatch(all_rows[step, :active, :width].reshape(-1), tuple(real.tolist()), row_counts, mask)
-
-
-def _batch_sizes(num_samples: int, num_batches: int, batch_size: int) -> IntArray:
-    sizes = np.full(num_batches, batch_size)
-    sizes[-1] = num_samples - (num_batches - 1) * batch_size
-    return sizes
 
 
 @dataclass

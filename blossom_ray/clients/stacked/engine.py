@@ -247,7 +247,7 @@ class StackedEngine:
     def _outputs(self, tasks: Sequence[ClientTask], batch_size: int) -> Iterator[tuple[StackedBatch, Tensor, Tensor]]:
         """Batch by batch, in evaluation mode: the batch, its outputs (K * B, O) and its targets."""
         stack = self._load(tasks)
-        stack.evaluate()
+        stack.model.eval()
         shards = _Shards(tasks, self._device)
         for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
             stack.enter(batch)

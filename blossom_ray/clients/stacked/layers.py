@@ -38,7 +38,7 @@ class LayerTensors:
 class StackedLinear(nn.Module):
     """`nn.Linear` for each client: one batched matrix product."""
 
-    def __init__(self, tensors: LayerTensors, lanes: Lanes) -> None:
+    def __init__(self, _: nn.Linear, tensors: LayerTensors, lanes: Lanes) -> None:
         super().__init__()
         self._tensors, self._lanes = tensors, lanes
 
@@ -100,7 +100,7 @@ class StackedDropout(nn.Module):
     batch, layer after layer, from one generator. (On a GPU that function draws otherwise.)
     """
 
-    def __init__(self, dropout: nn.Dropout, lanes: Lanes) -> None:
+    def __init__(self, dropout: nn.Dropout, _: LayerTensors, lanes: Lanes) -> None:
         super().__init__()
         self._lanes, self._keep = lanes, 1 - dropout.p
 
@@ -229,7 +229,7 @@ class StackedGru(nn.Module):
     all time steps: the input's share of the gates, and all gradients of the parameters.
     """
 
-    def __init__(self, tensors: LayerTensors, lanes: Lanes) -> None:
+    def __init__(self, _: nn.GRU, tensors: LayerTensors, lanes: Lanes) -> None:
         super().__init__()
         self._tensors, self._lanes = tensors, lanes
 

@@ -190,10 +190,6 @@ class Stack:
             block.train(name in self._training_blocks and name not in still)
         self._activate(self.lanes.num_clients)
 
-    def evaluate(self) -> None:
-        """Enter evaluation mode."""
-        self.model.eval()
-
     def _stacked_model(self, model: LateFusionModel) -> LateFusionModel:
         model.train()
         self._training_blocks = {name for name, block in model.blocks.items() if block.training}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import nn
 
 from blossom_ray.clients.options import Training
@@ -37,16 +40,17 @@ _ROW_WISE: tuple[type[nn.Module], ...] = (
 )
 """Layers without parameters of their own that treat each row alike: they need no stacked form."""
 
-_STACKED: tuple[type[nn.Module], ...] = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Dropout,
-    nn.GRU,
-    nn.GroupNorm,
-    nn.Linear,
-)
+_STACKED: Mapping[type[nn.Module], Callable[[Any, LayerTensors, Lanes], nn.Module]] = {
+    nn.BatchNorm1d: StackedBatchNorm,
+    nn.BatchNorm2d: StackedBatchNorm,
+    nn.Conv1d: StackedConvolution,
+    nn.Conv2d: StackedConvolution,
+    nn.Dropout: StackedDropout,
+    nn.GRU: StackedGru,
+    nn.GroupNorm: StackedGroupNorm,
+    nn.Linear: StackedLinear,
+}
+"""The stacked form of each layer that has one."""
 
 
 def stacking_obstacle(workspace: Workspace) -> str | None:
@@ -77,21 +81,8 @@ def training_obstacle(section: Training) -> str | None:
 
 def stacked_layer(module: nn.Module, tensors: LayerTensors, lanes: Lanes) -> nn.Module | None:
     """The stacked form of a layer; None where the module itself does for a stack too."""
-    match module:
-        case nn.Linear():
-            return StackedLinear(tensors, lanes)
-        case nn.Conv1d() | nn.Conv2d():
-            return StackedConvolution(module, tensors, lanes)
-        case nn.BatchNorm1d() | nn.BatchNorm2d():
-            return StackedBatchNorm(module, tensors, lanes)
-        case nn.GroupNorm():
-            return StackedGroupNorm(module, tensors, lanes)
-        case nn.GRU():
-            return StackedGru(tensors, lanes)
-        case nn.Dropout():
-            return StackedDropout(module, lanes)
-        case _:
-            return None
+    make = _STACKED.get(type(module))
+    return None if make is None else make(module, tensors, lanes)
 
 
 def _obstacle(module: nn.Module) -> str | None:
