@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -295,26 +296,27 @@ def _follow(
     from blossom_ray.studies.sweeps.grid import value_text
     from blossom_ray.studies.sweeps.sweeping import run_cells
 
-    console = terminal()
     ends: Counter[str] = Counter()
     failures: list[CellEvent] = []
     noted: list[tuple[str, Run]] = []
     going_on = run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked, address=address)
-    with closing(trackings), closing(going_on) as events:
-        if as_json:
-            for event in events:
-                _count(event, ends, failures, interruption)
-                trackings.follow(event)
-                _print_event(event, _run_of(event), validation_only=column is not None)
-        else:
-            say(f"{len(cells)} cells in {folder}")
-            with sweep_view(cells, console, column) as show:
-                for event in events:
-                    _count(event, ends, failures, interruption)
-                    trackings.follow(event)
-                    show(event)
-                    if (run := _run_of(event)) is not None:
-                        noted.append((", ".join(map(value_text, event.cell.setting.values())), run))
+    view: AbstractContextManager[Callable[[CellEvent], None]]
+    if as_json:
+        view = nullcontext(partial(_print_event, validation_only=column is not None))
+    else:
+        say(f"{len(cells)} cells in {folder}")
+        view = sweep_view(cells, terminal(), column)
+    with closing(trackings), closing(going_on) as events, view as show:
+        for event in events:
+            interruption.is_graceful = True
+            if event.kind not in ("started", "round"):
+                ends[event.kind] += 1
+            if event.kind == "failed":
+                failures.append(event)
+            trackings.follow(event)
+            show(event)
+            if (run := _run_of(event)) is not None:
+                noted.append((", ".join(map(value_text, event.cell.setting.values())), run))
     if interruption.signals and sum(ends.values()) - ends["interrupted"] < len(cells):
         raise KeyboardInterrupt
     if as_json:
@@ -355,14 +357,6 @@ class _Trackings:
             self._open.popitem()[1].close("interrupted")
 
 
-def _count(event: CellEvent, ends: Counter[str], failures: list[CellEvent], interruption: Interruption) -> None:
-    interruption.is_graceful = True
-    if event.kind not in ("started", "round"):
-        ends[event.kind] += 1
-    if event.kind == "failed":
-        failures.append(event)
-
-
 def _run_of(event: CellEvent) -> Run | None:
     """The run of a cell that has ended; None where it goes on, or has none that can be read."""
     from blossom_ray.runs.folder import Run
@@ -374,7 +368,7 @@ def _run_of(event: CellEvent) -> Run | None:
     return None
 
 
-def _print_event(event: CellEvent, run: Run | None, *, validation_only: bool) -> None:
+def _print_event(event: CellEvent, *, validation_only: bool) -> None:
     values: dict[str, object] = {"event": event.kind, "cell": event.cell.name, "run": str(event.folder)}
     if event.progress is not None:
         metrics = event.progress.metrics.items()
@@ -382,6 +376,6 @@ def _print_event(event: CellEvent, run: Run | None, *, validation_only: bool) ->
         values |= {"round": event.progress.round_index, **shown}
     if event.error is not None:
         values["error"] = event.error
-    if run is not None:
+    if (run := _run_of(event)) is not None:
         values["notes"] = list(run.manifest.get("notes", ()))
     print_json(values)
