@@ -1,5 +1,5 @@
 # `make check` is what CI runs: format, lint, types, layers, tests. It uses the active Python environment.
-.PHONY: check format lint types test long golden same-bits docs site end-to-end
+.PHONY: check format lint types test fast long golden same-bits docs site end-to-end
 
 check: lint types test
 
@@ -18,6 +18,10 @@ types:
 test:
 	python -m pytest -n 2 --dist loadfile -m "not ray"
 	python -m pytest -m "ray and not long"
+
+# While you work: nothing that starts Ray, renders or runs the docs, or takes more than ten seconds.
+fast:
+	python -m pytest -n 2 --dist loadfile -m "not ray and not slow" --ignore-glob="tests/test_docs*"
 
 long:
 	python -m pytest -m long

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Server
 
 from blossom_ray import Run, simulate
 from blossom_ray.cli import main
@@ -128,14 +129,30 @@ def small_uci_har(uci_har_zip: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One Ray session of two cores for all tests that ask for it."""
+def warm_server() -> Iterator[Server]:
+    """Forks processes that have imported PyTorch already."""
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def warm_processes(warm_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test starts with `sys.executable` is forked from a warm process, the cells of a sweep included."""
+    monkeypatch.setattr(sys, "executable", str(warm_server.launcher))
+
+
+@pytest.fixture(scope="session")
+def ray_session(warm_server: Server) -> Iterator[None]:
+    """One Ray session of two cores for all tests that ask for it; its workers are forked from a warm process."""
     import ray
 
     # Metrics each second instead of every ten, for the test that waits for them.
     often = {"metrics_report_interval_ms": 1000}
     options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
-    ray.init("local", num_cpus=2, _system_config=often, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm_server.launcher))
+        ray.init("local", num_cpus=2, _system_config=often, **options)
     yield
     ray.shutdown()
 

@@ -21,7 +21,8 @@ def usage(free: float, total: float):
 
 
 @pytest.mark.parametrize(
-    ("found", "level"), [(("3", "10"), "refused"), (("3", "11"), "good"), (("3", "13"), "refused")]
+    ("found", "level"),
+    [(("3", "10"), "refused"), (("3", "11"), "good"), (("3", "14"), "good"), (("3", "15"), "refused")],
 )
 def test_python_versions(found: tuple[str, str], level: str) -> None:
     assert doctor.python_check(found).level == level

@@ -109,10 +109,10 @@ def checks() -> Iterator[Check]:
 
 
 def python_check(found: tuple[str, ...]) -> Check:
-    """Python 3.11 or 3.12."""
+    """Python 3.11 to 3.14."""
     text = ".".join(found)
-    is_known = text in {"3.11", "3.12"}
-    return Check("Python", "good" if is_known else "refused", text, "" if is_known else "use Python 3.11 or 3.12")
+    is_known = text in {"3.11", "3.12", "3.13", "3.14"}
+    return Check("Python", "good" if is_known else "refused", text, "" if is_known else "use Python 3.11 to 3.14")
 
 
 def package_checks() -> Iterator[Check]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ from blossom_ray.studies.sweeps.cell_placement import choose_runtimes, fitting_j
 from blossom_ray.studies.sweeps.folder import sweep_lock
 from blossom_ray.studies.sweeps.grid import Axis, Cell, expand
 from blossom_ray.studies.sweeps.sweeping import CellEvent, default_folder, run_cells
+
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
+COLD = sys.executable  # what a test kills is the process itself, not a launcher of it
 
 SCHEMES = Axis("sharing", ("full-model", "local"))
 # Raises in the second round, where it is told to.
@@ -172,7 +176,10 @@ def test_stopping_ends_after_the_rounds_in_progress_and_the_rest_is_done_later(
     assert list((tmp_path / "s" / "sharing=full-model" / "checkpoints").iterdir())
 
 
-def test_closing_leaves_cells_that_can_go_on_and_no_process(small_scenario: Scenario, tmp_path: Path) -> None:
+def test_closing_leaves_cells_that_can_go_on_and_no_process(
+    small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     cells = expand([small_scenario.override({"rounds": 2000})], [SCHEMES])
     with closing(run_cells(tmp_path / "s", cells, jobs=2)) as events:
         seen = set[str]()
@@ -180,7 +187,7 @@ def test_closing_leaves_cells_that_can_go_on_and_no_process(small_scenario: Scen
             event = next(events)
             if event.progress is not None and event.progress.round_index >= 1:
                 seen.add(event.cell.name)
-        children = [child for child in psutil.Process().children() if "cell_process" in " ".join(child.cmdline())]
+        children = cell_processes(tmp_path)
         assert len(children) == 2
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
     assert {run.status for run in Sweep.open(tmp_path / "s").runs.values()} == {"interrupted"}
@@ -190,16 +197,21 @@ def test_closing_leaves_cells_that_can_go_on_and_no_process(small_scenario: Scen
 
 
 @pytest.fixture
-def command(small_scenario: Scenario, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts `blossom-ray sweep` over two schemes of 60 rounds, two at a time, in a process group of its own."""
-    (tmp_path / "small.yaml").write_text(scenario_yaml(small_scenario.override({"rounds": 60})))
-    line = [sys.executable, "-m", "blossom_ray", "sweep", "small.yaml", "--vary", "sharing=full-model,local",
+def command(small_scenario: Scenario, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `blossom-ray sweep` over two schemes of 40 rounds, two at a time, in a process group of its own."""
+    (tmp_path / "small.yaml").write_text(scenario_yaml(small_scenario.override({"rounds": 40})))
+    line = ["-m", "blossom_ray", "sweep", "small.yaml", "--vary", "sharing=full-model,local",
             "--seeds", "1", "--out", "s", "--jobs", "2", "--json"]  # fmt: skip
     started = []
 
-    def start() -> subprocess.Popen[str]:
+    def start(python: str | None = None) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            [python or sys.executable, *line],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         started.append(process)
         return process
@@ -208,6 +220,16 @@ def command(small_scenario: Scenario, tmp_path: Path) -> Iterator[Callable[[], s
     for process in started:
         process.kill()
         process.communicate()
+
+
+def cell_processes(folder: Path) -> list[psutil.Process]:
+    """The processes of cells whose sweep was started in a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "cell_process" in " ".join(process.cmdline()) and Path(process.cwd()) == folder:
+                found.append(process)
+    return found
 
 
 def wait_for_rounds(process: subprocess.Popen[str], round_index: int) -> None:
@@ -224,7 +246,7 @@ def wait_for_rounds(process: subprocess.Popen[str], round_index: int) -> None:
 
 
 def assert_finishes_with_the_bits(
-    command: Callable[[], subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
+    command: Callable[..., subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
 ) -> None:
     process = command()
     out, message = process.communicate(timeout=300)
@@ -232,16 +254,16 @@ def assert_finishes_with_the_bits(
     assert json.loads(out.splitlines()[-1])["cells"] == 2
     for name in ("full-model", "local"):
         run = Run.open(tmp_path / "s" / f"sharing={name},seed=0")
-        assert_bits(run, small_scenario.override({"rounds": 60, "sharing": name}))
+        assert_bits(run, small_scenario.override({"rounds": 40, "sharing": name}))
 
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_same_command(
-    command: Callable[[], subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
+    command: Callable[..., subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
 ) -> None:
-    process = command()
+    process = command(COLD)
     wait_for_rounds(process, 6)
-    children = psutil.Process(process.pid).children()
+    children = cell_processes(tmp_path)
     assert len(children) == 2
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -253,11 +275,11 @@ def test_a_killed_sweep_goes_on_with_the_same_command(
 
 @pytest.mark.slow
 def test_a_killed_cell_fails_alone(
-    command: Callable[[], subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
+    command: Callable[..., subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
 ) -> None:
-    process = command()
+    process = command(COLD)
     wait_for_rounds(process, 3)
-    os.kill(psutil.Process(process.pid).children()[0].pid, signal.SIGKILL)
+    cell_processes(tmp_path)[0].kill()
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     last = json.loads(out.splitlines()[-1])
@@ -272,7 +294,7 @@ def test_a_killed_cell_fails_alone(
 def test_an_interrupt_keeps_complete_rounds(
     number: signal.Signals,
     exit_code: int,
-    command: Callable[[], subprocess.Popen[str]],
+    command: Callable[..., subprocess.Popen[str]],
     tmp_path: Path,
     small_scenario: Scenario,
 ) -> None:
