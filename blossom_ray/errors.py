@@ -46,9 +46,10 @@ class BlossomError(Exception):
         return "\n".join(printable(str(line)) for line in self.args)
 
 
-def first_line(error: object) -> str:
-    """The first line of what an exception says, or its type where it says nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def first_line(said: object) -> str:
+    """The first line of a text, or of what an exception says: its type where it says nothing."""
+    first = str(said).strip().partition("\n")[0]
+    return first or (type(said).__name__ if isinstance(said, BaseException) else "")
 
 
 def shown_error(error: BaseException) -> str:

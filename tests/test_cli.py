@@ -291,7 +291,7 @@ def test_what_fails_before_the_run_begins_leaves_no_folder(
     code = (
         "import resource, signal, sys\n"
         "from blossom_ray.__main__ import main\n"
-        "from blossom_ray.results import run\n"
+        "from blossom_ray.runs import writer as run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "make = run.new_run_folder\n"
         "def limited(*arguments):\n"

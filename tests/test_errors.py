@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from blossom_ray.errors import ClientError, Problem, RunError, ScenarioError
+from blossom_ray.errors import ClientError, Problem, RunError, ScenarioError, first_line
 
 
 def test_a_problem_names_place_path_found_and_expected() -> None:
@@ -33,3 +33,11 @@ def test_errors_cross_processes_whole(error: Exception) -> None:
 def test_exit_codes_tell_bad_input_from_a_failed_run() -> None:
     assert ScenarioError(()).exit_code == 2
     assert ClientError(0, 1, "x").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [(ValueError("no\nline"), "no"), (ValueError(), "ValueError"), ("\nfirst\nsecond", "first"), ("", "")],
+)
+def test_the_first_line_of_what_is_said(said: object, line: str) -> None:
+    assert first_line(said) == line

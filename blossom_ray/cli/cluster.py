@@ -13,7 +13,7 @@ import typer
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app, load_scenario
 from blossom_ray.cli.output import fail, print_json, say, say_log
 from blossom_ray.core.locations import local_path
-from blossom_ray.errors import InputError, RunError
+from blossom_ray.errors import InputError, RunError, first_line
 
 if TYPE_CHECKING:
     from blossom_ray.studies.jobs.jobs import Job, Jobs
@@ -80,7 +80,7 @@ def submit(
 
     from blossom_ray.storage import temporary_folder
     from blossom_ray.studies.jobs import packing, runs
-    from blossom_ray.studies.jobs.jobs import Jobs, checked_address
+    from blossom_ray.studies.jobs.jobs import Jobs, parse_address
     from blossom_ray.studies.jobs.storage import check_out
 
     if checked.execution.runtime == "local":
@@ -88,7 +88,7 @@ def submit(
     environment = {} if runtime_env is None else _runtime_environment(local_path(runtime_env, "--runtime-env"))
     runs.check_environment(environment)
     check_out(out)
-    place = checked_address(address)
+    place = parse_address(address)
     with temporary_folder("job") as folder:
         packed = packing.pack(
             checked,
@@ -216,14 +216,14 @@ def _some(start: str, names: list[str]) -> Iterator[str]:
 
 def _follow(jobs: Jobs, job_id: str) -> None:
     """Show what a job prints until it ends, and end with its success."""
-    with _leaving(jobs, job_id):
+    with _say_how_to_return(jobs, job_id):
         job: Job = jobs.follow(job_id, say_log)
     if job.status != "SUCCEEDED":
-        raise RunError(f"job {job_id} ended as {job.status}: {job.message.partition(chr(10))[0]}")
+        raise RunError(f"job {job_id} ended as {job.status}: {first_line(job.message)}")
 
 
 @contextmanager
-def _leaving(jobs: Jobs, job_id: str) -> Iterator[None]:
+def _say_how_to_return(jobs: Jobs, job_id: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ def scenarios(incomplete: str) -> list[str]:
     def is_scenario(path: Path) -> bool:
         return path.suffix in (".yaml", ".yml")
 
-    return _offered([*_paths(incomplete, 1, is_scenario), *packaged_scenarios()], incomplete)
+    return _offer([*_paths(incomplete, 1, is_scenario), *packaged_scenarios()], incomplete)
 
 
 def runs(incomplete: str) -> list[str]:
@@ -55,19 +55,19 @@ def background_runs(incomplete: str) -> list[str]:
 
 def addresses(incomplete: str) -> list[str]:
     """What `--address` takes besides `HOST:PORT`."""
-    return _offered(["auto", "local"], incomplete)
+    return _offer(["auto", "local"], incomplete)
 
 
 def trackers(incomplete: str) -> list[str]:
     """Where `--track` may lead."""
-    return _offered(["tensorboard", "mlflow"], incomplete)
+    return _offer(["tensorboard", "mlflow"], incomplete)
 
 
 def datasets(incomplete: str) -> list[str]:
     """Names of data sets."""
     from blossom_ray.data.options import DATASETS
 
-    return _offered([*DATASETS], incomplete)
+    return _offer([*DATASETS], incomplete)
 
 
 def datasets_and_scenarios(incomplete: str) -> list[str]:
@@ -79,7 +79,7 @@ def sharing(incomplete: str) -> list[str]:
     """Names of sharing schemes."""
     from blossom_ray.core.blocks import SCHEME_NAMES
 
-    return _offered([*SCHEME_NAMES], incomplete)
+    return _offer([*SCHEME_NAMES], incomplete)
 
 
 def partitions(incomplete: str) -> list[str]:
@@ -87,7 +87,7 @@ def partitions(incomplete: str) -> list[str]:
     from blossom_ray.core.structure import field_hint
     from blossom_ray.data.division.options import Division
 
-    return _offered([*field_hint(Division.model_fields["partition"]).kinds], incomplete)
+    return _offer([*field_hint(Division.model_fields["partition"]).kinds], incomplete)
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -112,7 +112,7 @@ def complete_in_bash(run: Callable[[], int]) -> int:
     """
     words = os.environ.get("COMP_WORDS", "").split("\n")
     position = int(os.environ.get("COMP_CWORD", "0"))
-    joined, kept = _joined(words[: position + 1])
+    joined, kept = _join_words(words[: position + 1])
     os.environ.update(COMP_WORDS="\n".join(joined), COMP_CWORD=str(len(joined) - 1))
     output = StringIO()
     try:
@@ -127,7 +127,7 @@ def is_bash_asking() -> bool:
     return os.environ.get(_BASH[0]) == _BASH[1]
 
 
-def _joined(words: list[str]) -> tuple[list[str], str]:
+def _join_words(words: list[str]) -> tuple[list[str], str]:
     """Words put together again around `=`, and the part of the last one that bash does not replace."""
     joined: list[str] = []
     kept = ""
@@ -141,14 +141,14 @@ def _joined(words: list[str]) -> tuple[list[str], str]:
     return joined, kept
 
 
-def _offered(candidates: list[str], incomplete: str) -> list[str]:
+def _offer(candidates: list[str], incomplete: str) -> list[str]:
     # A shell takes a line for an offer, and shows it as it is.
     return [name for name in candidates if name.startswith(incomplete) and name.isprintable()][:_MOST_OFFERED]
 
 
 def _folders_with(incomplete: str, *names: str) -> list[str]:
     """Folders with one of these files, up to three levels below the folder that is typed."""
-    return _offered(list(_paths(incomplete, 3, lambda path: any((path / name).exists() for name in names))), incomplete)
+    return _offer(list(_paths(incomplete, 3, lambda path: any((path / name).exists() for name in names))), incomplete)
 
 
 def _paths(incomplete: str, levels: int, is_wanted: Callable[[Path], bool]) -> Iterator[str]:

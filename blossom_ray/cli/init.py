@@ -98,7 +98,7 @@ def init(
     while True:
         target = local_path(answers.get("out", _DEFAULT_OUT), "--out")
         try:
-            scenario, choices = _checked(answers, target, force=force)
+            scenario, choices = _scaffold(answers, target, force=force)
         except ScenarioError as error:
             wrong = [key for key in given if f"--{key}" in {problem.source for problem in error.problems}]
             if not (is_asking and wrong):
@@ -131,14 +131,14 @@ def init(
         say(*lines, f"run it: blossom-ray simulate {shlex.quote(str(target))}")
 
 
-def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Scenario, Choices]:
+def _scaffold(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Scenario, Choices]:
     """The scenario of the answers and of suggestions for the rest, and these.
 
     Raises:
         ScenarioError: With every problem found, that of the file to write among them.
     """
     from blossom_ray.core.scores import TASKS
-    from blossom_ray.reading.init import scaffold, suggested
+    from blossom_ray.reading.init import scaffold, suggest
 
     dataset, task = answers.get("dataset", "synthetic"), answers.get("task")
     if task is not None and (task not in TASKS or dataset != "table"):
@@ -148,20 +148,20 @@ def _checked(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Sce
     if label is not None and dataset != "table":
         found = f"is {quoted(label)}, while --dataset is {quoted(dataset)}"
         raise ScenarioError((Problem("", found, "a column of a table", source="--label"),))
-    choices = suggested(dataset, answers.get("path"), target.stem, answers.get("partition"), task, label)
+    choices = suggest(dataset, answers.get("path"), target.stem, answers.get("partition"), task, label)
     named = {field.name for field in dataclasses.fields(choices)}
     problems = _target_problems(target, force=force)
     choices = dataclasses.replace(choices, **{key: value for key, value in answers.items() if key in named})
     try:
         scenario = scaffold(choices)
     except ScenarioError as error:
-        problems += [_blamed(problem, answers) for problem in error.problems]
+        problems += [_blame(problem, answers) for problem in error.problems]
     if problems:
         raise ScenarioError(tuple(problems))
     return scenario, choices
 
 
-def _blamed(problem: Problem, answers: dict[str, Any]) -> Problem:
+def _blame(problem: Problem, answers: dict[str, Any]) -> Problem:
     """A problem with something that was suggested for data that were given is one of these."""
     is_suggested = problem.source in _SUGGESTED and problem.source.removeprefix("--") not in answers
     return dataclasses.replace(problem, source="--path") if is_suggested and "path" in answers else problem
@@ -186,7 +186,7 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
     from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.core.blocks import SCHEME_NAMES
     from blossom_ray.data.options import DATASETS
-    from blossom_ray.reading.init import STARTING_POINTS, suggested
+    from blossom_ray.reading.init import STARTING_POINTS, suggest
 
     console = terminal()
     known, default = None, None
@@ -194,7 +194,7 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
         dataset = answers.get("dataset", "synthetic")
         if default is None or known != (dataset, answers.get("path")):  # a table is read for it
             known = dataset, answers.get("path")
-            default = suggested(*known, "scenario")
+            default = suggest(*known, "scenario")
         match key:
             case "dataset":
                 answers[key] = Prompt.ask("Data set", choices=[*STARTING_POINTS], default=dataset, console=console)

@@ -9,7 +9,6 @@ import typer
 
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app, load_scenario
 from blossom_ray.cli.output import print_json
-from blossom_ray.storage import temporary_folder
 
 if TYPE_CHECKING:
     from blossom_ray.runtime.placement import Room
@@ -38,6 +37,7 @@ def plan(
 
     from blossom_ray.cli.console.plan import plan_values, plan_view
     from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.storage import temporary_folder
     from blossom_ray.studies.plan import make_plan
 
     room, where = _room()

@@ -25,7 +25,7 @@ def resolve_factory(factory: Factory, where: str) -> Callable[..., Any]:
         InputError: The module cannot be imported, it has no such attribute, or the attribute is not callable.
     """
     if not isinstance(factory, str):
-        return _checked(factory, where, f"is {factory!r}")
+        return _check_callable(factory, where, f"is {factory!r}")
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
         raise InputError(f"{where} is {factory!r}; expected module:attribute")
@@ -38,7 +38,7 @@ def resolve_factory(factory: Factory, where: str) -> Callable[..., Any]:
                 f"{where} is {factory!r}, but {module_name} has no attribute {attribute!r}; "
                 f"expected the name of a callable in that module"
             ) from None
-    return _checked(found, where, f"is {factory!r}, which is of type {type(found).__name__}")
+    return _check_callable(found, where, f"is {factory!r}, which is of type {type(found).__name__}")
 
 
 def factory_problems(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -80,7 +80,7 @@ def own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory, Mappin
             yield f"evaluation.metrics.{name}.function", metric.function, metric.options
 
 
-def _checked(found: Any, where: str, description: str) -> Callable[..., Any]:
+def _check_callable(found: Any, where: str, description: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"{where} {description}; expected a callable")
     checked: Callable[..., Any] = found

@@ -108,7 +108,7 @@ class Choices:
     table: TableSketch = TableSketch()
 
 
-def suggested(
+def suggest(
     dataset: str,
     path: str | None,
     name: str,

@@ -81,7 +81,7 @@ def _add_modules(name: str, found: dict[str, str]) -> None:
             continue
         found[module] = _checksum(ast.unparse(tree))
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        waiting += _imported(tree, package)
+        waiting += _list_imports(tree, package)
         for named in _named_files(tree, path.parent):
             found[str(named)] = _file_checksum(named)
 
@@ -101,7 +101,7 @@ def _module_file(root: Path, module: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+def _list_imports(tree: ast.AST, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -123,13 +123,13 @@ def _with_packages(name: str) -> Iterator[str]:
 def _named_files(tree: ast.AST, folder: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and Path(node.value).suffix in _WEIGHTS:
-            yield from _existing((Path(node.value), folder / node.value))
+            yield from _find_first((Path(node.value), folder / node.value))
 
 
 def _files(value: Any) -> Iterator[Path]:
     """The files that options name, however deep inside."""
     if isinstance(value, str | Path):
-        yield from _existing((Path(value).expanduser() if str(value).startswith("~/") else Path(value),))
+        yield from _find_first((Path(value).expanduser() if str(value).startswith("~/") else Path(value),))
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _files(item)
@@ -138,7 +138,7 @@ def _files(value: Any) -> Iterator[Path]:
             yield from _files(item)
 
 
-def _existing(paths: Iterable[Path]) -> Iterator[Path]:
+def _find_first(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         try:
             if path.is_file():

@@ -39,7 +39,7 @@ def scenario_yaml(scenario: ScenarioTree) -> str:
     Raises:
         ScenarioError: An option of a factory is nothing that YAML can hold.
     """
-    return _dumped(written_tree(scenario))
+    return _dump(written_tree(scenario))
 
 
 def written_tree(scenario: ScenarioTree) -> dict[str, Any]:
@@ -63,10 +63,10 @@ def flow_yaml(value: Any, path: str) -> str:
         ScenarioError: It is nothing that YAML can hold.
     """
     # In a list, since a document of a scalar ends with a line of its own.
-    return _dumped([_writable(value, path)], flow=True).strip()[1:-1]
+    return _dump([_writable(value, path)], flow=True).strip()[1:-1]
 
 
-def _dumped(tree: Any, *, flow: bool | None = None) -> str:
+def _dump(tree: Any, *, flow: bool | None = None) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _QuotingRepresenter
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel annotates its default alone
@@ -85,12 +85,12 @@ class _QuotingRepresenter(SafeRepresenter):
     """Quotes every text that is not a plain word, rather than trust that a reader sees the same in it bare."""
 
 
-def _quoted(representer: SafeRepresenter, text: str) -> ScalarNode:
+def _represent_text(representer: SafeRepresenter, text: str) -> ScalarNode:
     is_word = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./+-]*", text) and text.lower() not in _NOT_WORDS
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_word else '"')
 
 
-_QuotingRepresenter.add_representer(str, _quoted)
+_QuotingRepresenter.add_representer(str, _represent_text)
 
 
 def _writable(value: Any, path: str) -> Any:
@@ -153,17 +153,17 @@ class _Writer:
         """A key with its value, whatever it is."""
         if isinstance(value, Section):
             yield f"{name}:"
-            yield from _indented(self.section_lines(value, hint, path))
+            yield from _indent(self.section_lines(value, hint, path))
         elif isinstance(value, Mapping) and any(isinstance(item, Section) for item in value.values()):
             yield f"{name}:"
             for key, item in value.items():
                 lines = self._entry_lines(flow_yaml(key, ""), item, hint.item or hint, (*path, key))
-                yield from _indented(lines)
+                yield from _indent(lines)
         elif isinstance(value, tuple) and any(isinstance(item, Section) for item in value):
             yield f"{name}:"
             for index, item in enumerate(value):
                 lines = self.section_lines(item, hint.item or hint, (*path, str(index)))
-                yield from _indented(_list_item(list(lines)))
+                yield from _indent(_list_item(list(lines)))
         else:
             yield f"{name}: {flow_yaml(value, '.'.join(path))}"
 
@@ -190,7 +190,7 @@ def _choices(hint: Hint) -> tuple[Any, ...]:
     return literal_values(hint) or tuple(value for member in hint.members for value in literal_values(member))
 
 
-def _indented(lines: Iterator[str]) -> Iterator[str]:
+def _indent(lines: Iterator[str]) -> Iterator[str]:
     return (f"  {line}" for line in lines)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from blossom_ray.core.records import Failure, RoundRecord
 from blossom_ray.core.scores import SCORES, Task
+from blossom_ray.errors import first_line
 from blossom_ray.storage import appending, writing
 
 LOG_FILE = "log.jsonl"
@@ -124,8 +125,7 @@ class RunLog:
             self.event("end", f"{status} after round {last_round}", status=status, round=last_round)
             return
         reason = {"error": type(error).__name__, "cause": str(error)}
-        first = str(error).partition("\n")[0]
-        self.event("end", f"{status}: {first}", logging.ERROR, status=status, round=last_round, **reason)
+        self.event("end", f"{status}: {first_line(error)}", logging.ERROR, status=status, round=last_round, **reason)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -3,12 +3,12 @@
 import pytest
 
 from blossom_ray.errors import InputError, RunError
-from blossom_ray.studies.jobs.jobs import Jobs, check_with_ray, checked_address
+from blossom_ray.studies.jobs.jobs import Jobs, check_with_ray, parse_address
 
 
 @pytest.mark.parametrize("address", ["http://head:8265", "https://head", "http://[::1]:8265/", "http://head:1/ray"])
 def test_an_address_is_that_of_the_dashboard(address: str) -> None:
-    assert checked_address(address) == address.rstrip("/")
+    assert parse_address(address) == address.rstrip("/")
 
 
 @pytest.mark.parametrize(

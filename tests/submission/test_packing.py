@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import blossom_ray
 from blossom_ray import Scenario
 from blossom_ray.errors import InputError
 from blossom_ray.reading.writer import scenario_yaml
@@ -137,7 +138,9 @@ def test_this_package_travels_with_its_version(
     small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     package = packed(small_scenario, tmp_path_factory, with_package=True)
-    assert {"blossom_ray/__main__.py", "blossom_ray/reporting/page.html.j2"} <= names(package)
+    here_is = Path(blossom_ray.__file__).parent
+    modules = {path.relative_to(here_is.parent).as_posix() for path in here_is.rglob("*.py")}
+    assert {"blossom_ray/studies/reports/page.html.j2", "blossom_ray/runs/session.py", *modules} <= names(package)
     metadata = package.folder / f"blossom_ray-{version('blossom-ray')}.dist-info" / "METADATA"
     assert f"\nVersion: {version('blossom-ray')}\n" in metadata.read_text(encoding="utf-8")
     assert not [name for name in names(package) if "__pycache__" in name]

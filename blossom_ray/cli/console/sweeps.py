@@ -13,6 +13,7 @@ from rich.table import Table
 
 from blossom_ray.core.records import Progress
 from blossom_ray.core.scores import default_score, find_score
+from blossom_ray.errors import first_line
 from blossom_ray.studies.sweeps.grid import Cell
 from blossom_ray.studies.sweeps.sweeping import CellEvent
 from blossom_ray.studies.tables import format_score, format_seconds, line, plain_table
@@ -95,7 +96,7 @@ class _Tally:
         self._num_ended += 1
         self._rounds[key] = event.cell.scenario.rounds
         if event.kind == "failed":
-            self._failed[event.cell.name] = str(event.error).splitlines()[0]
+            self._failed[event.cell.name] = first_line(event.error)
 
     def text(self, event: CellEvent) -> str:
         """An event in a line: `[ 3/12] finished  sharing=local  round 20/20  accuracy 61.2 %  0.25 s a round`."""

@@ -17,7 +17,7 @@ from blossom_ray.data.dataset import FloatArray
 from blossom_ray.data.files.archives import open_archive
 from blossom_ray.data.files.progress import tracked
 from blossom_ray.data.sets.base import module_of_extra
-from blossom_ray.errors import DataError
+from blossom_ray.errors import DataError, first_line
 
 _HASHING = 1
 """Raised when hashed vectors of the same words change, so that cached ones are not used."""
@@ -122,7 +122,7 @@ def _pretrained(sentences: Sequence[str], num_tokens: int, dim: int, path: str) 
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
     except Exception as error:  # the library raises what its parts raise: OSError, ValueError, KeyError, ...
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = first_line(f"{type(error).__name__}: {error}")
         raise DataError(f"data.text.model {folder} cannot be loaded ({reason}); expected a saved model") from error
     if model.config.hidden_size != dim:
         raise DataError(f"data.text.dim is {dim}; expected {model.config.hidden_size}, the width of {folder.name}")

@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import Progress, RoundRecord
-from blossom_ray.errors import BlossomError, InputError
+from blossom_ray.errors import BlossomError, InputError, first_line
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
 from blossom_ray.runs.tracking.trackers import Tracker
@@ -89,7 +89,7 @@ class Tracking:
                 act(target)
             except Exception as error:  # of a foreign package, a server, a disk
                 self._targets.remove(target)
-                cause = str(error).partition("\n")[0] or type(error).__name__
+                cause = first_line(error)
                 where = "before its end" if self._last_round is None else f"at round {self._last_round}"
                 self._warn(f"--track {target} was given up {where}, the run goes on: {cause}")
 

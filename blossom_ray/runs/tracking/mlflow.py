@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from blossom_ray.core.records import Progress
 from blossom_ray.core.section import plain_tree
-from blossom_ray.errors import InputError
+from blossom_ray.errors import InputError, first_line
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.tracking.trackers import Value, tracked_values
 
@@ -81,7 +81,7 @@ def check_server(uri: str | None) -> None:
     try:
         _client(uri).search_experiments(max_results=1)
     except (MlflowException, OSError, ImportError) as error:
-        cause = str(error).strip().partition("\n")[0]
+        cause = first_line(error)
         raise InputError(
             f"--track {target}: MLflow cannot be used there: {cause}; expected the URI of a tracking server, such as "
             "mlflow:http://127.0.0.1:5000, or with the whole package mlflow a database, such as mlflow:sqlite:///mlflow.db"

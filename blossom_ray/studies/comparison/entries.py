@@ -19,7 +19,7 @@ from blossom_ray.core.locations import local_path
 from blossom_ray.core.phrases import one_of, shortened
 from blossom_ray.core.scores import Score
 from blossom_ray.core.structure import child_value, split_path
-from blossom_ray.errors import BlossomError, InputError, RunFolderError
+from blossom_ray.errors import BlossomError, InputError, RunFolderError, first_line
 from blossom_ray.runs.folder import MANIFEST_FILE, Run
 from blossom_ray.runs.tables import ROUND_COLUMNS
 from blossom_ray.scenario.identity import identity, numbers_tree
@@ -317,7 +317,7 @@ def _run_entry(run: Run) -> RunEntry:
 def _status(run: Run) -> str:
     error = run.manifest.get("error")
     if run.status == "failed" and isinstance(error, dict):
-        return f"failed: {str(error.get('message')).splitlines()[0]}"
+        return f"failed: {first_line(error.get('message'))}"
     return run.status
 
 

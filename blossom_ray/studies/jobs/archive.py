@@ -27,7 +27,7 @@ def main(mark: str, folder: str, names: list[str]) -> None:
         return
     for attempt in range(_ATTEMPTS):
         try:
-            content = packed(folder, names)
+            content = pack_folder(folder, names)
             break
         except FileNotFoundError:  # the run goes on, and has replaced a file meanwhile
             if attempt == _ATTEMPTS - 1:
@@ -41,7 +41,7 @@ def main(mark: str, folder: str, names: list[str]) -> None:
     print(mark, "end")
 
 
-def packed(folder: str, names: list[str]) -> bytes | int:
+def pack_folder(folder: str, names: list[str]) -> bytes | int:
     """The gzipped tar, or the number of bytes of a folder that is too large.
 
     A table `rounds` goes first: what it counts, the other tables, which may grow meanwhile, have too.

@@ -79,14 +79,14 @@ class Jobs:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = checked_address(address)
+        self.address = parse_address(address)
         with self._errors():
             try:
-                self._client = self._connected()
+                self._client = self._connect()
             except AuthenticationError:
                 if not use_token():
                     raise
-                self._client = self._connected()
+                self._client = self._connect()
 
     def submit(self, job_id: str, entrypoint: str, **options: Any) -> None:
         """Submit a job.
@@ -163,7 +163,7 @@ class Jobs:
 
     def node_ips(self) -> set[str]:
         """Addresses of the nodes that are alive."""
-        with self._errors(), _addressed(self.address):
+        with self._errors(), _use_address(self.address):
             # "Missing output" are the nodes that are filtered out, too.
             nodes = list_nodes(
                 address=self.address,
@@ -173,12 +173,12 @@ class Jobs:
             )
         return {str(node.node_ip) for node in nodes}
 
-    def _connected(self) -> JobSubmissionClient:
+    def _connect(self) -> JobSubmissionClient:
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
         headers = _headers()
         check_sent_token()
-        with _addressed(self.address):
+        with _use_address(self.address):
             return JobSubmissionClient(self.address, headers=headers)
 
     @contextmanager
@@ -199,7 +199,7 @@ class Jobs:
             raise RunError(f"the Jobs API at {self.address} refused: {first_line(error)}") from error
 
 
-def checked_address(address: str | None) -> str:
+def parse_address(address: str | None) -> str:
     """Where a Jobs API is said to be; None: what RAY_API_SERVER_ADDRESS or RAY_ADDRESS says.
 
     Raises:
@@ -250,7 +250,7 @@ def _headers() -> dict[str, str] | None:
 
 
 @contextmanager
-def _addressed(address: str) -> Iterator[None]:
+def _use_address(address: str) -> Iterator[None]:
     """Have Ray use this address: it prefers what these variables say to what it is told."""
     names = (API_ADDRESS, "RAY_ADDRESS")
     before = {name: os.environ[name] for name in names if name in os.environ}

@@ -64,7 +64,7 @@ class Package:
     def write(self, kind: str, text: str, place: Path) -> None:
         """Write a file into the package."""
         content = text.encode()
-        with os.fdopen(self._opened(place), "wb") as file:
+        with os.fdopen(self._open_new(place), "wb") as file:
             file.write(content)
         self._count(kind, place, len(content))
 
@@ -82,14 +82,14 @@ class Package:
                 raise InputError(
                     f"{source} cannot be read ({error.strerror}); expected a file to take along, or --exclude"
                 ) from error
-            with os.fdopen(descriptor, "rb") as file, os.fdopen(self._opened(place), "wb") as copy:
+            with os.fdopen(descriptor, "rb") as file, os.fdopen(self._open_new(place), "wb") as copy:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise InputError(f"{source} is no file any more; expected one to take along")
                 while size > 0 and (chunk := file.read(min(size, 2**20))):
                     copy.write(chunk)
                     size -= len(chunk)
 
-    def _opened(self, place: Path) -> int:
+    def _open_new(self, place: Path) -> int:
         folder = self.folder
         for part in place.parent.parts:
             folder /= part
@@ -142,8 +142,10 @@ def pack(
     for path in includes:
         package.add("included", select(_below_here(path, "--include", "or a link there"), here, without), here)
     if with_package:
-        source = Path(__file__).parent.parent
-        ours = select(source, source.parent, EXCLUDES, heeds_ignore_files=False, has_links_anywhere=True)
+        source = Path(__file__).parents[2]
+        ours = select(
+            source, source.parent, ("__pycache__", "*.pyc", ".*"), heeds_ignore_files=False, has_links_anywhere=True
+        )
         package.add(PACKAGE, ours, source.parent)
         # What says which version it is.
         facts = distribution("blossom-ray")

@@ -141,11 +141,13 @@ def fetch(jobs: Jobs, job_id: str, out: Path, *, with_checkpoints: bool = True) 
                 )
             download(place, folder, names)
         else:
-            _unpack(_printed(jobs, job_id, job.metadata, job.node_ip, names), folder, job_id)
-        return [_moved(found.parent, out) for found in sorted(folder.glob(f"*/*/{MANIFEST_FILE}"))]
+            _unpack(_print_folder(jobs, job_id, job.metadata, job.node_ip, names), folder, job_id)
+        return [_move_home(found.parent, out) for found in sorted(folder.glob(f"*/*/{MANIFEST_FILE}"))]
 
 
-def _printed(jobs: Jobs, job_id: str, metadata: Mapping[str, str], node_ip: str | None, names: Sequence[str]) -> bytes:
+def _print_folder(
+    jobs: Jobs, job_id: str, metadata: Mapping[str, str], node_ip: str | None, names: Sequence[str]
+) -> bytes:
     """The gzipped tar of a job's folder, without files and folders of these names."""
     is_there = node_ip in jobs.node_ips()
     mark, helper = f"archive-{secrets.token_hex(8)}", f"{job_id}-fetch-{secrets.token_hex(2)}"
@@ -208,7 +210,7 @@ def _unpack(content: bytes, folder: Path, job_id: str) -> None:
             Path(parent, each).chmod(0o700)
 
 
-def _moved(run: Path, out: Path) -> Path:
+def _move_home(run: Path, out: Path) -> Path:
     """A run folder at its place below `out`."""
     place = out / run.parent.name / run.name
     if place.exists() and not _is_snapshot(place):

@@ -72,7 +72,7 @@ class Mirror:
         Raises:
             RunError: The file system cannot be reached, or refuses it.
         """
-        with _told(f"the run cannot be copied to {self._uri}"):
+        with _translate_errors(f"the run cannot be copied to {self._uri}"):
             filesystem, root = fs.FileSystem.from_uri(self._uri)
             for attempt in range(_ATTEMPTS):
                 try:
@@ -84,7 +84,7 @@ class Mirror:
 
     def _copy(self, filesystem: fs.FileSystem, root: str) -> None:
         found = {name: (size, time) for name, size, time in _local_files(self._folder)}
-        for name in _in_order(found):
+        for name in _sort_rounds_first(found):
             if self._sent.get(name) != found[name]:
                 filesystem.create_dir(str(PurePosixPath(root, name).parent), recursive=True)
                 fs.copy_files(str(self._folder / name), f"{root}/{name}", fs.LocalFileSystem(), filesystem)
@@ -105,14 +105,14 @@ def download(uri: str, folder: Path, names: Sequence[str]) -> None:
     Raises:
         RunError: It cannot be read.
     """
-    with _told(f"{uri} cannot be read"):
+    with _translate_errors(f"{uri} cannot be read"):
         filesystem, root = fs.FileSystem.from_uri(uri)
         if isinstance(filesystem, fs.LocalFileSystem):
             found = [name for name, _, _ in _local_files(Path(root))]
         else:
             infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
             found = [info.path.removeprefix(root).lstrip("/") for info in infos if info.type == fs.FileType.File]
-        for name in _in_order(found):
+        for name in _sort_rounds_first(found):
             parts = name.split("/")
             if {"", ".", "..", *names} & set(parts):
                 continue
@@ -134,13 +134,13 @@ def _local_files(folder: Path) -> Iterator[tuple[str, int, int]]:
                     yield path.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns
 
 
-def _in_order(names: Iterator[str] | Sequence[str] | dict[str, tuple[int, int]]) -> list[str]:
+def _sort_rounds_first(names: Iterator[str] | Sequence[str] | dict[str, tuple[int, int]]) -> list[str]:
     """The table `rounds` first: what it counts, the other tables, which may grow meanwhile, have too."""
     return sorted(names, key=lambda name: (not PurePosixPath(name).name.startswith("rounds."), name))
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _translate_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
