@@ -359,8 +359,13 @@ def test_an_early_interrupt_is_a_word(
         [sys.executable, "-c", INTERRUPTED, module, str(int(number)), *arguments],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert (ended.returncode, ended.stdout) == (128 + number, "")
-    assert ended.stderr in ("interrupted\n", "interrupted before the run began\n")
+    assert ended.returncode == 128 + number
+    if module == "torch":  # imported by what computes, when the run has begun
+        assert ended.stdout == "q, private-head-fusion, 3 clients, 2 rounds\n"
+        assert ended.stderr.startswith("interrupted; complete rounds are kept in runs/q/")
+        assert "Traceback" not in ended.stderr
+    else:
+        assert (ended.stdout, ended.stderr) in (("", "interrupted\n"), ("", "interrupted before the run began\n"))
 
 
 @pytest.mark.parametrize("allocate", [np.empty, torch.empty])
