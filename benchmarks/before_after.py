@@ -1,0 +1,95 @@
+"""Rounds of W1 and W2 by this checkout and by another commit, in turns, and the start of commands.
+
+    python benchmarks/before_after.py --base COMMIT --uci-har "UCI HAR Dataset.zip" --turns 5
+
+Each turn runs both checkouts, each in a process of its own, the other one first in every second turn. A round's
+seconds are those of the tables, without the first round; a command's are those of the whole process. Both sides must
+come to the same digest. Machines are noisy: look at the ratio of a turn, and at the median of the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CODE = """
+import json, sys
+from blossom_ray import Scenario, simulate
+path, changes, out = json.loads(sys.argv[1])
+run = simulate(Scenario.load(path, changes), out=out)
+seconds = run.rounds.filter(run.rounds["round"] > 1)["seconds"].to_list()
+print(json.dumps([seconds, run.manifest["digest"]]))
+"""
+COMMANDS = {"--help": ["--help"], "validate": ["validate", str(REPOSITORY / "scenarios" / "quickstart.yaml")]}
+
+
+def main() -> None:
+    """Print the seconds of each turn and the median of the ratios, now to before."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="commit to compare with")
+    parser.add_argument("--uci-har", type=Path, help="the archive, for W2")
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
+    cases = {"W1": (str(REPOSITORY / "benchmarks" / "w1.yaml"), {"rounds": 7})}
+    if arguments.uci_har:
+        changes = {"data.path": str(arguments.uci_har.resolve()), "rounds": 5}
+        cases["W2"] = (str(REPOSITORY / "scenarios" / "uci-har-exclusive.yaml"), changes)
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name) / "base"
+        base.mkdir()
+        archive = subprocess.run(["git", "archive", arguments.base], cwd=REPOSITORY, check=True, capture_output=True)
+        subprocess.run(["tar", "-x", "-C", str(base)], input=archive.stdout, check=True)
+        for case, (scenario, changes) in cases.items():
+            in_turns(case, arguments.turns, base, lambda where, s=scenario, c=changes: rounds(where, s, c))
+        for command, words in COMMANDS.items():
+            in_turns(command, arguments.turns, base, lambda where, w=words: whole_process(where, w))
+
+
+def in_turns(case: str, turns: int, base: Path, run: object) -> None:
+    """Run both checkouts alternately and print what it took."""
+    assert callable(run)
+    ratios = []
+    for turn in range(turns):
+        order = [base, REPOSITORY] if turn % 2 == 0 else [REPOSITORY, base]
+        found = {where: run(where) for where in order}
+        (before, digest), (now, other) = found[base], found[REPOSITORY]
+        assert digest == other, f"{case}: {digest} before, {other} now"
+        ratios.append(now / before)
+        print(f"{case}, turn {turn + 1}: {before:.3f} s before, {now:.3f} s now, ratio {ratios[-1]:.3f}", flush=True)
+    print(f"{case}: median ratio {median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}", flush=True)
+
+
+def rounds(where: Path, scenario: str, changes: dict[str, object]) -> tuple[float, object]:
+    """The median seconds of a round after the first, and the run's digest."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed = _run(where, ["-c", CODE, json.dumps([scenario, changes, str(Path(folder) / "run")])])
+    seconds, digest = json.loads(printed.splitlines()[-1])
+    return median(seconds), digest
+
+
+def whole_process(where: Path, words: list[str]) -> tuple[float, object]:
+    """The seconds of a command, the better of three."""
+    taken = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        _run(where, ["-m", "blossom_ray", *words])
+        taken.append(time.perf_counter() - begin)
+    return min(taken), None
+
+
+def _run(where: Path, words: list[str]) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(where)}
+    done = subprocess.run([sys.executable, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
