@@ -104,7 +104,7 @@ class StartedCluster:
         command = [sys.executable, "-m", "blossom_ray", *arguments]
         environment = self.environment | variables
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+        return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes)
 
 
 @contextmanager

@@ -173,6 +173,7 @@ def forge_clients(checkpoint: Path, sums: Any) -> None:
     file = checkpoint / "clients-0.safetensors"
     with safe_open(file, framework="numpy") as opened:
         metadata = opened.metadata()
+        # A safetensors file has keys, but cannot be iterated over.
         tensors = {name: opened.get_tensor(name) for name in opened.keys() if name != "rounds_trained"}  # noqa: SIM118
     save_file(tensors, file, metadata)
     index = json.loads((checkpoint / "checkpoint.json").read_text())

@@ -254,7 +254,7 @@ def test_the_live_view_shows_progress_cells_and_failures(small_scenario: Scenari
             show(CellEvent("started", cell, folder))
             show(CellEvent("round", cell, folder, Progress(4, {"accuracy": 0.625}, 2.0)))
         show(CellEvent("failed", cells[1], folder, error="its process was ended by SIGKILL"))
-        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        shown = console.file.getvalue()
     last = shown[shown.rindex("1 of 3 cells") :]
     assert "left " in last
     assert re.search(r"sharing=full-model +4/10 +62\.5 % +2 s", last)
@@ -267,6 +267,4 @@ def test_lines_tell_rounds_now_and_then(small_scenario: Scenario, monkeypatch: p
     console = Console(file=io.StringIO(), width=30)
     with sweep_view([cell], console) as show:
         show(CellEvent("round", cell, Path("s"), Progress(1, {"accuracy": 0.5, "loss": 1.0}, 0.25)))
-    assert console.file.getvalue() == (  # type: ignore[attr-defined]
-        "[0/1] round     small  round 1/2  accuracy 50.0 %  0.25 s a round\n"
-    )
+    assert console.file.getvalue() == ("[0/1] round     small  round 1/2  accuracy 50.0 %  0.25 s a round\n")

@@ -89,7 +89,7 @@ def test_a_run_that_goes_on_with_changed_code_says_so(own: Scenario) -> None:
     records = simulate(own, out="runs", stream=True)
     next(records)
     next(records)
-    records.close()  # type: ignore[attr-defined]
+    records.close()
     (folder,) = Path("runs/small").iterdir()
     CHANGES["mine.deep"]()
     assert len(list(resume_run(own, folder))) > 0

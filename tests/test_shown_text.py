@@ -51,7 +51,7 @@ execution: {runtime: local}
 def blossom(*arguments: str, folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "blossom_ray", *arguments]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run(command, cwd=folder, text=True, timeout=300, errors="surrogateescape", **settings)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, cwd=folder, text=True, timeout=300, errors="surrogateescape", **settings)
 
 
 @pytest.fixture(scope="module")

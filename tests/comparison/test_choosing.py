@@ -60,7 +60,7 @@ def make(small_scenario: Scenario) -> Make:
             if 0 < index <= len(losses):
                 metrics["validation/loss"] = losses[index - 1]
             if index in (tuned or {}):
-                metrics[f"fine_tuned/{metric}"] = tuned[index]  # type: ignore[index]
+                metrics[f"fine_tuned/{metric}"] = tuned[index]
             validations = tuple(
                 ClientEvaluation(client, 10, 0.0, {"accuracy": score}, bytes_down=0, seconds=0.0)
                 for client, score in enumerate(clients or ())
@@ -118,7 +118,7 @@ def notes_on(found: Comparison) -> str:
 def printed(found: Comparison, gain_of: Any = "last5", width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, no_color=True)
     console.print(panels.terminal(found, gain_of, width))
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
 # --- what is chosen -------------------------------------------------------------------------------------------------

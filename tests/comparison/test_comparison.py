@@ -515,7 +515,7 @@ def test_runs_come_one_by_one_or_in_any_collection(make: Make, small_scenario: S
             compare(empty)
     for wrong in (3, None, b"runs", [None], [[3.5]]):
         with pytest.raises(InputError, match=r"a source of runs is .* \(\w+\); expected the folder of a run or of a"):
-            compare(wrong)  # type: ignore[arg-type]
+            compare(wrong)
     for nowhere in ("x" * 5000, "a\0b", ["x" * 300]):
         with pytest.raises(InputError, match="expected a path on this machine"):
             compare(nowhere)
@@ -590,7 +590,7 @@ def paired(make: Make) -> Comparison:
 def printed(comparison: Comparison, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, no_color=True)
     console.print(panels.terminal(comparison, "last5", width))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()
     return [line.rstrip() for line in text.splitlines()]
 
 

@@ -185,7 +185,7 @@ def test_every_format_has_the_columns(make: Make) -> None:
     found = compare(*runs)
     console = Console(file=io.StringIO(), width=80, no_color=True)
     console.print(panels.terminal(found, "last5", 80))
-    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "sharing samples steps down up" in lines
     assert lines.count("full-model 15.0 k 300 10.1 kB 1.0 kB") == 1, "once, not by modality set"
     (row,) = (row for row in formats.markdown(found, "last5").splitlines() if row.startswith("| local | all"))

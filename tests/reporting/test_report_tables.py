@@ -67,7 +67,7 @@ def unfolded(page: ReportPage, section: str) -> list[PageTable]:
 def console_lines(folder: Path) -> Iterator[str]:
     console = Console(file=io.StringIO(), width=160, no_color=True)
     console.print(panels.terminal(compare(*folders(folder)), "last5", 160))
-    yield from console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    yield from console.file.getvalue().splitlines()
 
 
 def test_tables_and_rows_are_those_of_the_console(folder: Path, page: ReportPage) -> None:

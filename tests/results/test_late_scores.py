@@ -104,7 +104,7 @@ def test_a_run_folder_has_them_until_the_run_goes_on(tmp_path: Path) -> None:
     writer.update(stopped=stopped)
     writer.close("finished")
     run = Run.open(tmp_path)
-    in_memory = Run.from_records(RECORDS, run, PROFILES, {"stopped": stopped}, LATE)  # type: ignore[arg-type]
+    in_memory = Run.from_records(RECORDS, run, PROFILES, {"stopped": stopped}, LATE)
     for name in ("rounds", "clients", "classes", "confusion"):
         assert getattr(run, name).equals(getattr(in_memory, name))
     assert run.final == in_memory.final

@@ -252,7 +252,7 @@ def only_small(inputs: torch.Tensor) -> torch.Tensor:
 def head_for_small_values(input_dim: int, num_outputs: int) -> nn.Module:
     """Of layers that can be stacked, one of which refuses what client 2 trains on."""
     layer = nn.Identity()
-    layer.forward = only_small  # type: ignore[method-assign]
+    layer.forward = only_small
     return nn.Sequential(layer, nn.Linear(input_dim, num_outputs))
 
 

@@ -32,7 +32,7 @@ class Cluster:
 
 
 def fetched(out: str, home: Path) -> list[Path]:
-    return fetch(Cluster(out=out), "j", home)  # type: ignore[arg-type]
+    return fetch(Cluster(out=out), "j", home)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -132,7 +132,7 @@ def test_a_mirror_that_fails_is_told_and_fails_the_job(tmp_path: Path) -> None:
 )
 def test_where_a_job_writes(out: str, place: str, command: str, small_scenario: Scenario, tmp_path: Path) -> None:
     cluster = Cluster()
-    job = submit(cluster, small_scenario, Package(tmp_path), out=out)  # type: ignore[arg-type]
+    job = submit(cluster, small_scenario, Package(tmp_path), out=out)
     assert cluster.metadata["out"] == place.replace("JOB", job)
     assert cluster.command.endswith(f"exec python {command.replace('JOB', job)}")
 

@@ -42,7 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def packed(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory, **options: object) -> Package:
     chosen = {"with_package": False} | options
-    return pack(scenario, tmp_path_factory.mktemp("package"), **chosen)  # type: ignore[arg-type]
+    return pack(scenario, tmp_path_factory.mktemp("package"), **chosen)
 
 
 def names(package: Package) -> set[str]:

@@ -306,8 +306,8 @@ def test_modalities_go_by_their_numbers_and_one_always_stays(numbers: Any, kept:
 
 
 def test_nothing_is_drawn_where_nothing_can_be_dropped() -> None:
-    assert kept_modalities(("acc",), 0.9, Numbers()) == ("acc",)  # type: ignore[arg-type]
-    assert kept_modalities(("acc", "gyro"), 0.0, Numbers()) == ("acc", "gyro")  # type: ignore[arg-type]
+    assert kept_modalities(("acc",), 0.9, Numbers()) == ("acc",)
+    assert kept_modalities(("acc", "gyro"), 0.0, Numbers()) == ("acc", "gyro")
 
 
 @pytest.mark.parametrize("missing", ["mask", "zero-embedding", "zero-input"])

@@ -371,7 +371,7 @@ class Refusing:
 
 def refusing_head(most: float) -> dict[str, Any]:
     layer = nn.Identity()
-    layer.forward = Refusing(most)  # type: ignore[method-assign]
+    layer.forward = Refusing(most)
     return own_head(layer)
 
 
@@ -408,7 +408,7 @@ def test_what_no_client_is_to_blame_for_is_computed_one_after_the_other(caplog: 
             return inputs
 
     layer = nn.Identity()
-    layer.forward = Narrow()  # type: ignore[method-assign]
+    layer.forward = Narrow()
     space = workspace(head=own_head(layer))
     tasks = make_tasks(space)
     with caplog.at_level("INFO"):
@@ -462,7 +462,7 @@ def test_a_weight_that_is_used_twice_is_left_to_the_optimizer() -> None:
     weight = torch.full((1, 1, 1), 2.0, requires_grad=True)
     hidden = stacked_affine(torch.ones(1, 1, 1), weight, None, descent)
     stacked_affine(hidden, weight, None, descent).sum().backward()
-    assert (weight.item(), weight.grad.item()) == (2.0, 4.0)  # type: ignore[union-attr]
+    assert (weight.item(), weight.grad.item()) == (2.0, 4.0)
     descent.begin()
     stacked_affine(torch.ones(1, 1, 1), weight, None, descent).sum().backward()
     assert weight.item() == pytest.approx(1.9)

@@ -64,7 +64,7 @@ def test_entropy_lies_between_nothing_and_that_of_a_guess(logits: list[float]) -
 
 def last_round(scenario: Scenario, **changes: Any) -> tuple[pl.DataFrame, pl.DataFrame]:
     run = simulate(scenario.override({name.replace("__", "."): value for name, value in changes.items()}))
-    return (frame.filter(pl.col("round") == 2) for frame in (run.clients, run.blocks))  # type: ignore[return-value]
+    return (frame.filter(pl.col("round") == 2) for frame in (run.clients, run.blocks))
 
 
 def test_tables_show_the_weights(small_scenario: Scenario) -> None:
