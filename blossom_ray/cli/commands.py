@@ -15,17 +15,15 @@ from io import StringIO
 
 import typer
 
-from blossom_ray.cli import completion
+# In the order of --help.
+from blossom_ray.cli import cluster, completion, data, doctor, init, report, runs, scenarios, sweeps
 from blossom_ray.cli.options import app
 from blossom_ray.cli.output import guarded_output, warn
 from blossom_ray.errors import BlossomError, ClientError, InputError, ScenarioError
 from blossom_ray.text import brief
 
-# In the order of --help.
-from blossom_ray.cli import init, runs, plan, scenarios, sweeps, report, cluster, data, doctor  # isort: skip
-
 __all__ = [
-    "app", "cluster", "data", "doctor", "init", "plan", "report", "run", "runs", "scenarios", "sweeps",
+    "app", "cluster", "data", "doctor", "init", "report", "run", "runs", "scenarios", "sweeps",
 ]  # fmt: skip
 
 _LONGEST_USAGE = 300

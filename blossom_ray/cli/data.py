@@ -245,7 +245,7 @@ def _progress_shown(*, as_json: bool) -> Iterator[None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.data.files.progress import listening
+    from blossom_ray.data.files.cache import listening
 
     console = terminal(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

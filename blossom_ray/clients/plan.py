@@ -17,8 +17,7 @@ from blossom_ray.core.records import ClientEvaluation, ClientTraining
 from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import PartialSum, Vector
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.base import Tally
-from blossom_ray.tasks.options import Metric
+from blossom_ray.tasks.base import Metric, Tally
 
 # Buffers by block and name, as NumPy arrays: normalisation statistics that stay with a client, counters.
 LocalState = dict[str, dict[str, np.ndarray]]

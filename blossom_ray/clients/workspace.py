@@ -15,7 +15,7 @@ from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
 from blossom_ray.models.options import Model, Precision
 from blossom_ray.tasks import task_rules
-from blossom_ray.tasks.options import Metric
+from blossom_ray.tasks.base import Metric
 
 
 class Workspace:

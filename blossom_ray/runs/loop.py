@@ -16,7 +16,7 @@ from blossom_ray.clients.options import EngineName
 from blossom_ray.core.records import RoundRecord, Scoring, Stopped
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.rounds import evaluate, round_record, scorings_at_end
-from blossom_ray.runs.notes import statistics_notes, undefined_note, untrained_note
+from blossom_ray.runs.manifest import statistics_notes, undefined_note, untrained_note
 from blossom_ray.runs.table_files import record_rows
 from blossom_ray.runs.table_sums import NO_ROWS, TableSums, add_rows
 from blossom_ray.runtime.base import Pending, Runtime

@@ -11,7 +11,7 @@ from blossom_ray.clients.options import FineTune
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.scores import OTHER_COLUMNS, SCORES, SUFFIXES
 from blossom_ray.core.section import Finding, Fraction, Positive, Section
-from blossom_ray.tasks.options import Metric, MetricName
+from blossom_ray.tasks.base import Metric, MetricName
 
 _LEAST_SHARE = 0.0001
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from blossom_ray.core.scores import Task
 
 if TYPE_CHECKING:  # the options of a task are read without torch
-    from blossom_ray.tasks.base import TaskRules
-    from blossom_ray.tasks.options import Metric
+    from blossom_ray.tasks.base import Metric, TaskRules
 
 
 def task_rules(task: Task, metrics: Mapping[str, Metric] | None = None) -> TaskRules:

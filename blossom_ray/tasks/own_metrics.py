@@ -13,8 +13,7 @@ from torch import Tensor
 
 from blossom_ray.core.factories import resolve_factory
 from blossom_ray.errors import OWN_CODE_RAISES, RunError, shown_error
-from blossom_ray.tasks.base import ClassCounts, DoubleArray, Reduction, Tally, TaskRules
-from blossom_ray.tasks.options import Metric
+from blossom_ray.tasks.base import ClassCounts, DoubleArray, Metric, Reduction, Tally, TaskRules
 
 _PREFIX = "metric/"
 

@@ -14,7 +14,7 @@ from blossom_ray.core.scores import OTHER_COLUMNS
 from blossom_ray.errors import RunError
 from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS
 from blossom_ray.tasks import task_rules
-from blossom_ray.tasks.options import Metric
+from blossom_ray.tasks.base import Metric
 
 
 def top(labels: np.ndarray, outputs: np.ndarray, *, k: int = 1) -> float:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from blossom_ray.clients.job import ClientTask, LocalResult
 from blossom_ray.clients.stacked.engine import StackedEngine
-from blossom_ray.clients.stacked.memory import CudaMemory, StackSize
+from blossom_ray.clients.stacked.stack import CudaMemory, StackSize
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import ClientError
 

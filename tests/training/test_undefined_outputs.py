@@ -16,7 +16,7 @@ from blossom_ray import Scenario, compare, simulate
 from blossom_ray.core.records import ClientEvaluation
 from blossom_ray.errors import ClientError, RunError
 from blossom_ray.tasks import task_rules
-from blossom_ray.tasks.options import Metric
+from blossom_ray.tasks.base import Metric
 from blossom_ray.tasks.summary import summarize
 
 DIVERGING = {"rounds": 1, "training.batch_size": 64, "training.optimizer": {"kind": "sgd", "lr": 1e20}}

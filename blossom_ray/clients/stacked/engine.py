@@ -20,9 +20,8 @@ from blossom_ray.clients.local_training import SequentialEngine, on_device
 from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.descent import descent_of
-from blossom_ray.clients.stacked.memory import CudaMemory, StackSize
 from blossom_ray.clients.stacked.optimizer import ProximalTerm, StackOptimizer
-from blossom_ray.clients.stacked.stack import Stack
+from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackSize
 from blossom_ray.clients.stacked.support import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, shown_error

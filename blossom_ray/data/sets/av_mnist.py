@@ -22,8 +22,7 @@ from blossom_ray.core.section import Positive, Section
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
 from blossom_ray.data.files.archives import Archive
-from blossom_ray.data.files.cache import cached
-from blossom_ray.data.files.progress import tracked
+from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import decibels, mel_power, read_wav
 from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, rows_lacking
 from blossom_ray.data.sets.mnist import (

@@ -23,8 +23,7 @@ import numpy as np
 from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Pieces, Targets, left_out
 from blossom_ray.data.files.archives import Archive, is_file, open_archive
-from blossom_ray.data.files.cache import Arrays, cached
-from blossom_ray.data.files.progress import tracked
+from blossom_ray.data.files.cache import Arrays, cached, tracked
 from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, rows_lacking, standardised
 from blossom_ray.errors import DataError
 

@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from blossom_ray.data.dataset import IntArray, LeftOut, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.files.cache import Arrays, cached
+from blossom_ray.data.files.cache import Arrays, cached, tracked
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
-from blossom_ray.data.files.progress import tracked
 from blossom_ray.data.sets.base import rows_lacking
 from blossom_ray.errors import DataError
 from blossom_ray.storage import temporary_folder

@@ -16,8 +16,7 @@ from pydantic import Field
 from blossom_ray.core.section import Section
 from blossom_ray.data.dataset import FloatArray, Pieces
 from blossom_ray.data.files.archives import Archive
-from blossom_ray.data.files.cache import cached
-from blossom_ray.data.files.progress import tracked
+from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import DoubleArray, mel_power, read_clip, read_wav
 from blossom_ray.data.sets.text import TextTokens, text_key, text_vectors
 
