@@ -17,6 +17,7 @@ from conftest import Command
 from ruamel.yaml import YAML
 
 from blossom_ray import Run, Scenario
+from blossom_ray.cli import app
 from blossom_ray.cli.output import round_json
 from blossom_ray.core.records import ActorRound, Failure, RoundRecord
 from blossom_ray.runs.tables import TABLES
@@ -554,3 +555,9 @@ def test_a_working_directory_that_is_gone(arguments: list[str], tmp_path: Path) 
     assert (ended.returncode, ended.stdout) == (2, "")
     message = "the working directory cannot be used (No such file or directory); expected one that is there: cd first"
     assert ended.stderr == f"error: {message}\n"
+
+
+def test_help_lists_commands_in_the_order_in_which_one_meets_them() -> None:
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert names[:3] == ["init", "simulate", "resume"]
+    assert names.index("validate") < names.index("sweep") < names.index("report") < names.index("submit")

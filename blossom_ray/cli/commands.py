@@ -16,7 +16,10 @@ from io import StringIO
 import typer
 
 # In the order of --help.
-from blossom_ray.cli import cluster, completion, data, doctor, init, report, runs, scenarios, sweeps
+# isort: off
+from blossom_ray.cli import init, runs, scenarios, sweeps, report, cluster, doctor, data, completion
+# isort: on
+
 from blossom_ray.cli.options import app
 from blossom_ray.cli.output import guarded_output, warn
 from blossom_ray.errors import BlossomError, ClientError, InputError, ScenarioError
