@@ -30,6 +30,7 @@ from typing import Any
 
 _LONGEST = 1 << 20
 _MOST_FILES = 32
+_POLL_S = 5.0
 _FREE = 500
 """Open files that were handed over wait above this number until theirs are free."""
 _LAUNCHER = """\
@@ -103,7 +104,13 @@ def main() -> None:
     print("ready", flush=True)
     # Ray reads the names of its session and job from the environment when it is imported.
     ray_servers: dict[tuple[str, str], socket.socket] = {}
+    parent = os.getppid()
     while True:
+        ready, _, _ = select.select([server], [], [], _POLL_S)
+        if not ready:
+            if os.getppid() != parent:  # killed, so that it could not end us
+                return None
+            continue
         connection, _ = server.accept()
         request, files, _, _ = socket.recv_fds(connection, _LONGEST, _MOST_FILES)
         environment = json.loads(request)[2]
@@ -154,7 +161,10 @@ def _serve_ray(requests: socket.socket, environment: dict[str, str]) -> None:
     gc.collect()
     gc.freeze()
     while True:
-        request, (connection, *files), _, _ = socket.recv_fds(requests, _LONGEST, _MOST_FILES)
+        request, files, _, _ = socket.recv_fds(requests, _LONGEST, _MOST_FILES)
+        if not request:  # the first server is gone
+            os._exit(0)
+        connection, *files = files
         if os.fork() == 0:
             return _become(request, files, connection)
         for file in (connection, *files):
