@@ -15,13 +15,15 @@ lint:
 types:
 	mypy
 
+# Tests with Ray wait more than they compute: they run beside the others, and say afterwards how it went.
 test:
-	python -m pytest -n 2 --dist loadfile -m "not ray"
-	python -m pytest -m "ray and not long"
+	@told=$$(mktemp); python -m pytest -m "ray and not long" > $$told 2>&1 & with_ray=$$!; \
+	python -m pytest -n 2 --dist loadfile -m "not ray and not long"; others=$$?; \
+	wait $$with_ray; ray=$$?; cat $$told; rm $$told; exit $$((others + ray))
 
 # While you work: nothing that starts Ray, renders or runs the docs, or takes more than ten seconds.
 fast:
-	python -m pytest -n 2 --dist loadfile -m "not ray and not slow" --ignore-glob="tests/test_docs*"
+	python -m pytest -n 2 --dist loadfile -m "not ray and not slow and not long" --ignore-glob="tests/test_docs*"
 
 long:
 	python -m pytest -m long

@@ -21,6 +21,8 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.reading.yaml_tree import parse_yaml
 
 BLOCKS = fenced_blocks()
+LONG_PAGES = ("docs/cli-reference.md", "docs/sweeps.md", "docs/tutorial.md")
+"""Their commands take ten to thirty seconds; `make long` runs them."""
 # Of the examples in help, which have no comments: those that need a cluster, a run that goes on, or downloaded data.
 NOT_RUN_OF_HELP = {"submit", "jobs", "attach", "stop", "--address", "--detach", "--path", "--start"}
 
@@ -68,7 +70,12 @@ def test_every_mention_of_the_program_in_a_bash_block_is_a_command() -> None:
 
 def pages_with_code() -> list[Any]:
     pages = dict.fromkeys(b.page for b in BLOCKS if b.commands() or b.language == "python")
-    return [pytest.param(page, marks=[pytest.mark.ray] if needs_ray(page) else []) for page in pages]
+    return [pytest.param(page, marks=marks_of(page)) for page in pages]
+
+
+def marks_of(page: str) -> list[pytest.MarkDecorator]:
+    found = [pytest.mark.ray] if needs_ray(page) else []
+    return [*found, pytest.mark.long] if page in LONG_PAGES else found
 
 
 def needs_ray(page: str) -> bool:

@@ -50,11 +50,13 @@ def page_of(site: Path, source: str) -> str:
     return (site / source).with_suffix(".html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_every_page_is_in_the_site(site: Path) -> None:
     for page in PAGES[1:]:
         assert (site / page.relative_to(DOCS)).with_suffix(".html").exists(), page
 
 
+@pytest.mark.long
 def test_no_page_loads_anything_from_a_network(site: Path) -> None:
     for page in site.rglob("*.html"):
         loaded = Loaded()
@@ -70,6 +72,7 @@ def test_paragraphs_of_a_list_item_stand_four_spaces_in(page: Path) -> None:
     assert re.findall(r"\n *\n {4}\S.*(?:\n {4}.*)*\n(?:- |\d+\. ).*", prose(page)) == []
 
 
+@pytest.mark.long
 def test_links_out_of_docs_lead_to_pages_that_show_the_file(site: Path) -> None:
     assert 'href="repository/scenarios/baselines/fedprox.yaml.html"' in page_of(site, "baselines.md")
     assert "proximal_mu" in (site / "repository/scenarios/baselines/fedprox.yaml.html").read_text(encoding="utf-8")
@@ -78,6 +81,7 @@ def test_links_out_of_docs_lead_to_pages_that_show_the_file(site: Path) -> None:
     assert 'href="CHANGELOG.html"' in readme
 
 
+@pytest.mark.long
 def test_the_python_reference_has_every_exported_name_with_its_docstring(site: Path) -> None:
     page = page_of(site, "api.md")
     for name in blossom_ray.__all__:

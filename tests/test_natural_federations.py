@@ -17,6 +17,8 @@ from blossom_ray import Run, Scenario, from_arrays, simulate
 from blossom_ray.errors import ScenarioError
 from blossom_ray.scenario.identity import identity
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 LOCAL = ("--set", "execution.runtime=local", "--out", "runs")
 
 

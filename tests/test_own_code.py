@@ -14,6 +14,8 @@ from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.runs.session import resume_run
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 HEAD = """\
 from pathlib import Path
 import numpy as np

@@ -68,7 +68,7 @@ def test_the_metadata_are_valid_and_name_the_command(archives: tuple[Path, Path]
     assert metadata.description_content_type == "text/markdown"
     assert metadata.description == (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert metadata.requires_python is not None
-    assert [minor for minor in range(10, 15) if f"3.{minor}" in metadata.requires_python] == [11, 12]
+    assert [minor for minor in range(10, 15) if f"3.{minor}" in metadata.requires_python] == [11, 12, 13, 14]
     assert commands == "[console_scripts]\nblossom-ray = blossom_ray.cli:main\n"
     assert tags == ["py3-none-any"]
 
@@ -82,6 +82,7 @@ def test_the_sdist_holds_what_a_wheel_and_the_tests_need(archives: tuple[Path, P
         assert {name for name in files if "__pycache__" not in name} - names == set()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_tests_of_the_sdist_find_what_they_import(archives: tuple[Path, Path], tmp_path: Path) -> None:
     with tarfile.open(archives[1]) as sdist:

@@ -26,6 +26,8 @@ from blossom_ray.runs.tracking.following import check_target
 from blossom_ray.runs.tracking.mlflow import RUN_TAG, metric_name
 from blossom_ray.runs.tracking.trackers import Value, tracked_values
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 
 @pytest.fixture
 def scenario_file(small_scenario: Scenario, tmp_path: Path) -> Callable[..., str]:
