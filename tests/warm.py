@@ -12,6 +12,7 @@ as the program ends. Only what lies below the program (its children) is not seen
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -214,7 +215,15 @@ def _run(words: list[str]) -> Any:
     start = next(at for at, word in enumerate(words) if word.endswith("/default_worker.py"))
     sys.argv = words[start:]
     sys.path[0:0] = [os.path.dirname(sys.argv[0])]
-    return runpy.run_path(sys.argv[0], run_name="__main__")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        # What Ray destructs at the end of a process was made before the fork in part: it fails, and fails to say so,
+        # for ever.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 0)
 
 
 if __name__ == "__main__":
