@@ -22,7 +22,7 @@ from started_cluster import PATIENCE_S, StartedCluster, started_cluster
 from blossom_ray import Run, Scenario
 from blossom_ray.reading.writer import scenario_yaml
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 # Training waits while the file is there that HOLD names.
 HEAD = """\

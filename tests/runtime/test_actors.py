@@ -51,7 +51,8 @@ def values_after_one_round(scenario: Scenario, folder: Path, block: str) -> list
         values += [row.tobytes() for stacked in sent for row in stacked]
     torch.set_num_threads(threads)
     if not values:
-        values = [state.private[block].tobytes() for _, state in host._staged.values()]
+        states = [host._states.settle(client, standing=1) for client in host.clients]
+        values = [state.private[block].tobytes() for state in states]
     host.close()
     return values
 
