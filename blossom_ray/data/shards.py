@@ -326,7 +326,7 @@ class _ArrowFiles:
 
     def __init__(self, source: Path | Mapping[str, ByteArray]) -> None:
         self._source = source
-        self._open: dict[str, tuple[Any, Any]] = {}
+        self._open: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
 
     def array(self, name: str, number: int) -> Any:
         """A batch, (n, *shape) float32 or int64: a read-only view of the file or of the buffer.
@@ -340,14 +340,15 @@ class _ArrowFiles:
                     source = pa.memory_map(_file(self._source / name))
                 else:
                     source = pa.BufferReader(pa.py_buffer(self._source[name]))
-                self._open[name] = pa.ipc.open_file(source), source
-            batch = self._open[name][0].get_batch(number)
-        shape = json.loads(batch.schema.metadata[b"shape"])
+                file = pa.ipc.open_file(source)
+                self._open[name] = file, tuple(json.loads(file.schema.metadata[b"shape"])), source
+            file, shape, _ = self._open[name]
+            batch = file.get_batch(number)
         return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *shape)
 
     def close(self) -> None:
         """Close the files. The memory behind views is given back with the last view of it."""
-        for _, source in self._open.values():
+        for _, _, source in self._open.values():
             source.close()
         self._open.clear()
 
