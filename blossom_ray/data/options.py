@@ -18,7 +18,7 @@ from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import build_federation, groups_of
 from blossom_ray.data.division.options import ClientGroup, Clients
 from blossom_ray.data.division.partition import PartitionError
-from blossom_ray.data.files.archives import open_archive
+from blossom_ray.data.files.archives import holds
 from blossom_ray.data.sets.av_mnist import AvMnistData
 from blossom_ray.data.sets.base import DataSection, DatasetFacts, Download
 from blossom_ray.data.sets.custom import CustomData
@@ -29,7 +29,7 @@ from blossom_ray.data.sets.ptb_xl import PtbXlData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.sets.uci_har import UciHarData
-from blossom_ray.errors import DataError, InputError
+from blossom_ray.errors import InputError
 
 Data = Annotated[
     SyntheticData | UciHarData | KuHarData | PtbXlData | AvMnistData | MeldData | IemocapData | TableData | CustomData,
@@ -59,7 +59,7 @@ def find_downloads(path: Path) -> dict[str, Path]:
     downloads = {name: section for name, section in SECTIONS.items() if issubclass(section, Download)}
     for candidate in islice(_candidates(path), _MOST_CANDIDATES):
         for name, section in downloads.items():
-            if name not in found and any(_holds(candidate, landmark) for landmark in section.landmarks):
+            if name not in found and any(holds(candidate, landmark) for landmark in section.landmarks):
                 found[name] = candidate
     return found
 
@@ -80,14 +80,6 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError:  # a folder that may not be entered holds nothing for this user
         return []
-
-
-def _holds(path: Path, landmark: str) -> bool:
-    try:
-        with open_archive(path, landmark=landmark, depth=1):
-            return True
-    except (DataError, OSError):
-        return False
 
 
 class Examination(NamedTuple):

@@ -127,7 +127,7 @@ def test_layouts_give_the_same_data(layout: Callable[[Path, Path], Path], files:
 
 def test_names_of_recordings(files: Path) -> None:
     with open_spoken_digits(files) as archive:
-        recordings = list_recordings(archive)
+        recordings, _ = list_recordings(archive)
     assert recordings[0] == Recording(0, SPEAKERS[0], 0, f"recordings/0_{SPEAKERS[0]}_0.wav")
     assert recordings[0].member == "recordings/0_jackson_0.wav"
     assert [recording.is_test for recording in recordings[:4]] == [True, False, False, False]

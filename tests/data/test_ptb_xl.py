@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import csv
 import gzip
 import io
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -176,15 +176,8 @@ def test_signals_are_decoded_once(official: Path, own_cache: Path, monkeypatch: 
 
 
 def test_without_wfdb_the_message_says_what_to_install(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without_wfdb(name: str, *rest: Any) -> Any:
-        if name == "wfdb":
-            raise ImportError("No module named 'wfdb'")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without_wfdb)
-    with pytest.raises(DataError, match=r'needs the package wfdb .* pip install "blossom-ray\[ecg\]"'):
+    monkeypatch.setitem(sys.modules, "wfdb", None)
+    with pytest.raises(DataError, match=r"needs wfdb, which is not installed; pip install 'blossom-ray\[ecg\]'"):
         opened("ptb-xl", official).load()
 
 

@@ -142,6 +142,15 @@ def open_archive(
         raise DataError(f"{path} {found}; expected a zip file or a folder")
 
 
+def holds(path: Path, landmark: str) -> bool:
+    """Whether a data set with this landmark is an archive, or a folder or directly below it; damage counts as no."""
+    try:
+        with open_archive(path, landmark=landmark, depth=1):
+            return True
+    except (DataError, OSError):
+        return False
+
+
 def is_left_behind(member: str) -> bool:
     """Whether a file is none of the data set's: hidden, or left by macOS, by Windows or by an open spreadsheet."""
     path = PurePosixPath(member)

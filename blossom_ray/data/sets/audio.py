@@ -60,7 +60,10 @@ def read_wav(content: bytes, name: str, *, rate_hz: int, longest_s: float) -> Do
         raise DataError(f"{name} cannot be decoded ({error}); expected a wav file") from error
     if not 0 < found_hz <= _HIGHEST_RATE_HZ:
         raise DataError(f"{name} has {found_hz:,} samples per second; expected 1 to {_HIGHEST_RATE_HZ:,}")
-    signal = _unit_scale(samples[: math.ceil(longest_s * found_hz)])
+    samples = samples[: math.ceil(longest_s * found_hz)]
+    scale = _FULL_SCALE.get(samples.dtype.str[1:], 1)
+    offset = scale if samples.dtype.kind == "u" else 0  # 8 bits are unsigned in wav files
+    signal = (samples.astype(np.float64) - offset) / scale
     return resampled(_checked(signal if signal.ndim == 1 else signal.mean(axis=1), name), found_hz, rate_hz)
 
 
@@ -173,12 +176,6 @@ def decibels(power: DoubleArray, *, top_db: float = 80) -> FloatArray:
     """
     level = 10 * np.log10(np.maximum(power, _SMALLEST_POWER))
     return np.asarray(np.maximum(level, level.max() - top_db), np.float32)
-
-
-def _unit_scale(samples: npt.NDArray[np.generic]) -> DoubleArray:
-    scale = _FULL_SCALE.get(samples.dtype.str[1:], 1)
-    offset = scale if samples.dtype.kind == "u" else 0  # 8 bits are unsigned in wav files
-    return (samples.astype(np.float64) - offset) / scale
 
 
 def _checked(signal: DoubleArray, name: str) -> DoubleArray:

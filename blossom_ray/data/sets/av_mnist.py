@@ -24,17 +24,16 @@ from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Tar
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import decibels, mel_power, read_wav
-from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, rows_lacking
+from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes
 from blossom_ray.data.sets.mnist import (
     LANDMARKS,
     NUM_DIGITS,
-    NUM_IMAGES,
     mnist_folder,
     normalised,
     read_mnist,
     read_mnist_labels,
 )
-from blossom_ray.data.sets.spoken_digits import Recording, list_recordings, open_spoken_digits, recordings_left_out
+from blossom_ray.data.sets.spoken_digits import Recording, list_recordings, open_spoken_digits
 from blossom_ray.errors import DataError
 
 CLASS_NAMES = tuple(str(digit) for digit in range(NUM_DIGITS))
@@ -139,28 +138,19 @@ class AvMnist:
     seed: int
 
     def targets(self) -> Targets:
-        """Digits, speakers and recordings of the training pairs; no image and no sound is read.
-
-        Raises:
-            DataError: Files are missing or damaged, or there are fewer images than pairs.
-        """
+        """As `DataSource`; no image and no sound is read."""
         folder = mnist_folder(self.path)
         with open_spoken_digits(folder) as archive:
-            recordings = list_recordings(archive)
+            recordings, _ = list_recordings(archive)
         labels = read_mnist_labels(folder, "train")
         _, sounds = self._paired("train", labels, recordings)
         return _targets(sounds, recordings)
 
     def load(self) -> Dataset:
-        """Both parts: `image` (N, 1, 28, 28) and `audio` (N, channels, mels, frames) in dB, float32; labels 0..9.
-
-        Raises:
-            DataError: Files are missing or damaged, there are fewer images than pairs, or SciPy is not installed.
-        """
+        """As `DataSource`: `image` (N, 1, 28, 28) and `audio` (N, channels, mels, frames) in dB."""
         folder = mnist_folder(self.path)
         with open_spoken_digits(folder) as archive:
-            recordings = list_recordings(archive)
-            missing = recordings_left_out(archive)
+            recordings, missing = list_recordings(archive)
             spectrograms = self._spectrograms(archive, recordings) if "audio" in self.modalities else None
         held_out = self._part(folder, "test", recordings, spectrograms, None)
         dataset = self._part(folder, "train", recordings, spectrograms, held_out)
@@ -186,7 +176,7 @@ class AvMnist:
         key = "data.pairs" if part == "train" else "data.held_out_pairs"
         unpaired = {"images": len(mnist.labels) - len(images), "recordings": spoken - len(np.unique(sounds))}
         missing = (
-            *rows_lacking(f"images of the {part} part", len(mnist.labels), NUM_IMAGES[part]),
+            *mnist.left_out,
             *(LeftOut(f"{what} of the {part} part in no pair ({key})", n) for what, n in unpaired.items() if n),
         )
         return Dataset(
@@ -234,21 +224,12 @@ class AvMnist:
 
     def _spectrogram(self, archive: Archive, member: str) -> FloatArray:
         settings = self.spec.spectrogram
-        sound = read_wav(
-            archive.read(member),
-            f"{archive.name}: {member}",
-            rate_hz=settings.rate_hz,
-            longest_s=settings.duration_ms / 1000,
-        )
+        place, rate_hz, window = f"{archive.name}: {member}", settings.rate_hz, settings.window
+        sound = read_wav(archive.read(member), place, rate_hz=rate_hz, longest_s=settings.duration_ms / 1000)
         signal = np.zeros(settings.num_samples)
         signal[: len(sound)] = sound[: len(signal)]
         power = mel_power(
-            signal,
-            rate_hz=settings.rate_hz,
-            window=settings.window,
-            fft_size=settings.window,
-            hop=settings.hop,
-            num_mels=settings.mels,
+            signal, rate_hz=rate_hz, window=window, fft_size=window, hop=settings.hop, num_mels=settings.mels
         )
         return decibels(power.T)
 

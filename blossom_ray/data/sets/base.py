@@ -193,34 +193,43 @@ def module_of_extra(name: str, need: str, extra: str, otherwise: str = "") -> Mo
     """A module that comes with an extra of this package, imported when it is first needed.
 
     Raises:
-        DataError: It is not installed. `need` says what it is needed for, `otherwise` what helps besides.
+        DataError: It cannot be imported. `need` says what it is needed for, `otherwise` what helps besides.
     """
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise DataError(f"{need}, which is not installed; pip install 'blossom-ray[{extra}]'{otherwise}") from error
+    except ImportError as error:
+        found = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
+        raise DataError(f"{need}, which {found}; pip install 'blossom-ray[{extra}]'{otherwise}") from error
 
 
-def check_content(name: str, labels: IntArray, official: Sequence[int], class_names: Sequence[str]) -> None:
+def check_content(
+    name: str, what: str, labels: Sequence[int] | IntArray, official: Sequence[int], class_names: Sequence[str]
+) -> tuple[LeftOut, ...]:
     """Refuse a copy with as many rows as the official one and other labels; smaller cuts pass.
 
     Args:
         name: What messages call the copy, or its part.
+        what: What its rows are, such as `recordings`.
         labels: (N,) int64, from 0.
         official: Rows of each class in the official files.
         class_names: Name of each class.
 
+    Returns:
+        As `rows_lacking`.
+
     Raises:
         DataError: N is the official number of rows, and a class has more or fewer of them.
     """
-    counts = np.bincount(labels, minlength=len(official)).tolist()
-    if len(labels) != sum(official) or counts == list(official):
-        return
-    found = next(row for row, pair in enumerate(zip(counts, official, strict=True)) if pair[0] != pair[1])
-    raise DataError(
-        f"{name} has {counts[found]} rows of class {class_names[found]}; expected {official[found]}, as in the "
-        "official files; download it again"
-    )
+    if len(labels) == sum(official):
+        for found, expected, class_name in zip(
+            np.bincount(labels, minlength=len(official)), official, class_names, strict=True
+        ):
+            if found != expected:
+                raise DataError(
+                    f"{name} has {found} rows of class {class_name}; expected {expected}, as in the official files; "
+                    "download it again"
+                )
+    return rows_lacking(what, len(labels), sum(official))
 
 
 def rows_lacking(what: str, found: int, official: int) -> tuple[LeftOut, ...]:

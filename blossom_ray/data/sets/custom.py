@@ -73,11 +73,7 @@ class Custom:
 
     @cached_property
     def _dataset(self) -> Dataset:
-        """Labels come with the inputs, so the factory is called once for both.
-
-        Raises:
-            DataError: The factory raised an error, or returned no data set.
-        """
+        """Labels come with the inputs, so the factory is called once for both."""
         if self.spec.factory is None:
             expected = "module:attribute, or a data set given to simulate(data=...)"
             raise DataError(f"data.factory is null; expected {expected}")
@@ -91,11 +87,7 @@ class Custom:
         return found
 
     def _fitting(self, found: Dataset) -> Dataset:
-        """The data set for these modalities, this task and this partition.
-
-        Raises:
-            DataError: It is not for them.
-        """
+        """The data set for these modalities, this task and this partition; a `DataError` where it is not for them."""
         missing = [modality for modality in self.modalities if modality not in found.inputs]
         if missing:
             raise DataError(

@@ -13,14 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from blossom_ray.core.scores import Task
-from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, Targets, left_out
+from blossom_ray.data.dataset import Dataset, LeftOut, Targets, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, check_content, rows_lacking
-from blossom_ray.data.sets.speech import SpeechFrames, Utterance, dialogues, utterance_sounds, utterance_texts
+from blossom_ray.data.sets.base import DatasetFacts, check_content
+from blossom_ray.data.sets.speech import (
+    SpeechFrames,
+    SpokenData,
+    Utterance,
+    utterance_dataset,
+    utterance_targets,
+)
 from blossom_ray.data.sets.text import TextTokens
 from blossom_ray.errors import DataError
 
@@ -34,28 +39,7 @@ _BEGINS_EVALUATION = re.compile(r"\[[0-9.]+ - ")
 _TRANSCRIPT = re.compile(r"(?P<turn>Ses0[1-5][FM]_\w+_[FM]\w+) \[[0-9.-]+\]: ?(?P<text>.*)")
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """One line of an evaluation: `Ses01F_impro05_M019` is said by the man of session 1."""
-
-    name: str
-    code: str
-
-    @property
-    def session(self) -> int:
-        return int(self.name[4])
-
-    @property
-    def speaker(self) -> str:
-        return self.name[3:5] + self.name.rsplit("_", 1)[1][0]
-
-    @property
-    def sound(self) -> str:
-        dialogue = self.name.rsplit("_", 1)[0]
-        return f"Session{self.session}/sentences/wav/{dialogue}/{self.name}.wav"
-
-
-class IemocapData(Download):
+class IemocapData(SpokenData):
     """IEMOCAP (Busso et al. 2008): acted dialogues of ten speakers in five sessions, 4 emotions.
 
     Classes are anger, happiness (with excitement), neutral and sadness: 5,531 utterances. Modalities `text`
@@ -89,10 +73,6 @@ class IemocapData(Download):
     """The vectors of words."""
 
     @property
-    def shapes(self) -> Shapes:
-        return {"audio": (self.audio.frames, self.audio.mels), "text": (self.text.tokens, self.text.dim)}
-
-    @property
     def num_subjects(self) -> int:
         num_sessions = len(SESSIONS) - (self.held_out_session is not None)
         return num_sessions if self.subjects == "session" else 2 * num_sessions
@@ -113,71 +93,64 @@ class Iemocap:
     modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
-        """Emotions and subjects of the clients' sessions; no text and no sound is read.
-
-        Raises:
-            DataError: The evaluations are missing, damaged or not as announced.
-        """
+        """As `DataSource`; no text and no sound is read."""
         with self._open() as archive:
-            return self._targets(self._shared(_turns(archive)[0]))
+            return utterance_targets(self._shared(self._utterances(_turns(archive)[0])), len(CLASS_NAMES))
 
     def load(self) -> Dataset:
-        """`text` (N, tokens, dim) and `audio` (N, frames, mels), float32, and the emotions' numbers.
-
-        Raises:
-            DataError: A file is missing, damaged or not as announced, or a library that reads it is not installed.
-        """
+        """As `DataSource`, with the modalities of `utterance_dataset`."""
         with self._open() as archive:
             turns, missing = _turns(archive)
-            held_out = [turn for turn in turns if turn.session == self.spec.held_out_session]
+            utterances = self._utterances(turns)
+            held_out = [each for each in utterances if _session(each.name) == self.spec.held_out_session]
             if self.spec.held_out_session is not None and not held_out:
                 raise DataError(
                     f"{archive.name} has no utterance of session {self.spec.held_out_session}; expected some, since "
                     "data.held_out_session is that session"
                 )
             texts = _transcripts(archive) if "text" in self.modalities else {}
-            test = self._dataset(archive, held_out, texts, None) if held_out else None
-            return replace(self._dataset(archive, self._shared(turns), texts, test), left_out=missing)
+            test = self._dataset(archive, held_out, texts) if held_out else None
+            return replace(self._dataset(archive, self._shared(utterances), texts, test), left_out=missing)
 
     def _open(self) -> AbstractContextManager[Archive]:
         return open_archive(self.path, landmark=self.spec.landmarks[0])
 
-    def _shared(self, turns: list[_Turn]) -> list[_Turn]:
-        shared = [turn for turn in turns if turn.session != self.spec.held_out_session]
+    def _utterances(self, codes: Mapping[str, str]) -> list[Utterance]:
+        """Utterances from the emotions of turns; that of `Ses01F_impro05_M019` is the man's of session 1."""
+        found = []
+        for name, code in codes.items():
+            dialogue, _, number = name.rpartition("_")
+            session = _session(name)
+            speaker = 2 * (session - 1) + number.startswith("M")
+            subject = session - 1 if self.spec.subjects == "session" else speaker
+            sound = f"Session{session}/sentences/wav/{dialogue}/{name}.wav"
+            found.append(Utterance(name, subject, _LABELS[code], sound=sound))
+        return found
+
+    def _shared(self, utterances: list[Utterance]) -> list[Utterance]:
+        shared = [each for each in utterances if _session(each.name) != self.spec.held_out_session]
         if not shared:
             raise DataError(f"{self.path} has utterances of the held-out session alone; expected other sessions, too")
         return shared
 
-    def _targets(self, turns: list[_Turn]) -> Targets:
-        labels = np.array([_LABELS[turn.code] for turn in turns], np.int64)
-        pieces = dialogues(turn.name for turn in turns)
-        sessions = np.array([turn.session - 1 for turn in turns], np.int64)
-        if self.spec.subjects == "session":
-            return Targets(labels, len(CLASS_NAMES), sessions, pieces=pieces)
-        is_man = np.array([turn.speaker.endswith("M") for turn in turns], np.int64)
-        return Targets(labels, len(CLASS_NAMES), 2 * sessions + is_man, pieces=pieces)
-
     def _dataset(
-        self, archive: Archive, turns: list[_Turn], texts: Mapping[str, str], held_out: Dataset | None
+        self, archive: Archive, utterances: list[Utterance], texts: Mapping[str, str], held_out: Dataset | None = None
     ) -> Dataset:
-        utterances = []
-        for turn in turns:
-            if "text" in self.modalities and turn.name not in texts:
-                raise DataError(f"{archive.name} has no transcription of {turn.name}; expected one per evaluation")
-            text = texts.get(turn.name, "")
-            utterances.append(Utterance(turn.name, turn.speaker, _LABELS[turn.code], text, turn.sound))
-        inputs: dict[str, FloatArray] = {}
-        if "audio" in self.modalities:
-            inputs["audio"] = utterance_sounds("iemocap", archive, utterances, self.spec.audio)
         if "text" in self.modalities:
-            inputs["text"] = utterance_texts("iemocap", utterances, self.spec.text)
-        targets = self._targets(turns)
-        return Dataset(inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out, pieces=targets.pieces)
+            for each in utterances:
+                if each.name not in texts:
+                    raise DataError(f"{archive.name} has no transcription of {each.name}; expected one per evaluation")
+            utterances = [replace(each, text=texts[each.name]) for each in utterances]
+        return utterance_dataset(self.spec, self.modalities, archive, utterances, CLASS_NAMES, held_out)
 
 
-def _turns(archive: Archive) -> tuple[list[_Turn], tuple[LeftOut, ...]]:
-    """The evaluated turns of the four classes, by name, and those that are left out."""
-    turns: dict[str, _Turn] = {}
+def _session(turn: str) -> int:
+    return int(turn[4])
+
+
+def _turns(archive: Archive) -> tuple[dict[str, str], tuple[LeftOut, ...]]:
+    """The emotions of evaluated turns of the four classes, by name, and what is left out."""
+    codes: dict[str, str] = {}
     evaluated_by: dict[str, str] = {}
     for member in _members(archive, "EmoEvaluation"):
         lines = archive.read(member).decode("latin1").splitlines()
@@ -191,24 +164,21 @@ def _turns(archive: Archive) -> tuple[list[_Turn], tuple[LeftOut, ...]]:
                 expected = ", ".join(_CODES)
                 raise DataError(f"{archive.name}: {member}: emotion {found['code']!r}; expected one of {expected}")
             _check_once(archive, evaluated_by, found["turn"], member, "evaluation")
-            turns[found["turn"]] = _Turn(found["turn"], found["code"])
-    codes = np.array([_CODES.index(turn.code) for turn in turns.values()], np.int64)
-    check_content(archive.name, codes, _OFFICIAL, _CODES)
-    kept = [turns[name] for name in sorted(turns) if turns[name].code in _LABELS]
+            codes[found["turn"]] = found["code"]
+    lacking = check_content(archive.name, "turns", [_CODES.index(code) for code in codes.values()], _OFFICIAL, _CODES)
+    kept = {name: codes[name] for name in sorted(codes) if codes[name] in _LABELS}
     if not kept:
         raise DataError(f"{archive.name} has no utterance of {', '.join(CLASS_NAMES)}; expected some")
-    others = [name for name in sorted(turns) if turns[name].code not in _LABELS]
-    unknown = [member for member in archive.members() if _is_sound(member) and PurePosixPath(member).stem not in turns]
+    sounds = [PurePosixPath(name) for name in archive.members() if name.startswith("Session")]
+    unknown = [
+        str(path) for path in sounds
+        if "/sentences/wav/" in str(path) and path.suffix.lower() == ".wav" and path.stem not in codes
+    ]  # fmt: skip
     return kept, (
-        *left_out("turns of other emotions, or without agreement on one", others),
-        *rows_lacking("turns", len(turns), sum(_OFFICIAL)),
+        *left_out("turns of other emotions, or without agreement on one", sorted(codes.keys() - kept)),
+        *lacking,
         *left_out("sounds without an evaluation", unknown),
     )
-
-
-def _is_sound(member: str) -> bool:
-    path = PurePosixPath(member)
-    return member.startswith("Session") and "/sentences/wav/" in member and path.suffix.lower() == ".wav"
 
 
 def _check_once(archive: Archive, members: dict[str, str], turn: str, member: str, what: str) -> None:

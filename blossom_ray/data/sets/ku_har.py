@@ -113,23 +113,13 @@ class KuHar:
     modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
-        """Labels, and subjects and recordings of windows of recordings. The files are decoded once and cached.
-
-        Raises:
-            DataError: The archive or one of its files is missing, damaged or not as announced.
-        """
-        arrays, _ = self._decoded()
-        rows, labels, subjects = self._chosen(arrays)
-        return Targets(labels, len(self.spec.class_names), subjects, pieces=_recordings(arrays, rows))
+        """As `DataSource`; subjects and recordings of windows of recordings alone. All is decoded once and cached."""
+        return self._chosen(self._decoded()[0])[1]
 
     def load(self) -> Dataset:
-        """Inputs (N, 300, 3) float32 by modality, (N, 150, 3) at 50 Hz; labels in the order of the class names.
-
-        Raises:
-            DataError: The archive or one of its files is missing, damaged or not as announced.
-        """
+        """As `DataSource`: (N, 300, 3) by modality, (N, 150, 3) at 50 Hz; labels in the order of the class names."""
         arrays, missing = self._decoded()
-        rows, labels, subjects = self._chosen(arrays)
+        rows, targets = self._chosen(arrays)
         inputs = {}
         for modality in self.modalities:
             steps = np.ascontiguousarray(arrays[modality][rows, :: 100 // self.spec.rate_hz])
@@ -137,20 +127,22 @@ class KuHar:
         others = len(arrays["labels"]) - len(rows)
         if others:
             missing += (LeftOut("windows of other classes (data.classes: paper)", others),)
-        pieces = _recordings(arrays, rows)
-        return Dataset(inputs, labels, self.spec.class_names, subjects, left_out=missing, pieces=pieces)
+        names, pieces = self.spec.class_names, targets.pieces
+        return Dataset(inputs, targets.labels, names, targets.subjects, left_out=missing, pieces=pieces)
 
-    def _chosen(self, arrays: Arrays) -> tuple[IntArray, IntArray, IntArray | None]:
-        """Rows of the classes asked for, their labels and subjects."""
-        new_labels = np.full(len(CLASS_NAMES), -1, np.int64)
-        for number, name in enumerate(self.spec.class_names):
-            new_labels[CLASS_NAMES.index(name)] = number
+    def _chosen(self, arrays: Arrays) -> tuple[IntArray, Targets]:
+        """Rows of the classes asked for, and their targets; windows that were cut here do not overlap."""
+        names, pieces = self.spec.class_names, None
+        new_labels = np.array([names.index(name) if name in names else -1 for name in CLASS_NAMES], np.int64)
         labels = new_labels[arrays["labels"]]
         rows = np.flatnonzero(labels >= 0)
         if len(rows) == 0:
-            raise DataError(f"{self.path.name} has no window of {', '.join(self.spec.class_names)}; expected some")
+            raise DataError(f"{self.path.name} has no window of {', '.join(names)}; expected some")
+        if "num_windows" in arrays:
+            recordings = np.repeat(np.arange(len(arrays["num_windows"])), arrays["num_windows"])[rows]
+            pieces = Pieces(np.unique(recordings, return_inverse=True)[1].astype(np.int64))
         subjects = arrays["subjects"][rows] if "subjects" in arrays else None
-        return rows, labels[rows], subjects
+        return rows, Targets(labels[rows], len(names), subjects, pieces=pieces)
 
     def _decoded(self) -> tuple[Arrays, tuple[LeftOut, ...]]:
         if self.spec.windows == "official":
@@ -162,7 +154,13 @@ class KuHar:
             recordings = [member for member in archive.members() if _RECORDING.fullmatch(member)]
             key = {"decoding": _CUTTING, "files": archive.states(recordings)}
             arrays = cached("ku-har", key, lambda: _cut(archive, recordings))
-            others = [member for member in archive.members() if _is_unknown(member)]
+            # What could be a recording by its folder or its suffix, and is none by its name.
+            others = [
+                member
+                for member in archive.members()
+                if (_OF_A_CLASS.fullmatch(member) or member.lower().endswith(".csv"))
+                and not _RECORDING.fullmatch(member)
+            ]
         short = [name for name, number in zip(recordings, arrays["num_windows"], strict=True) if number == 0]
         return arrays, (
             *left_out(f"recordings in which both sensors have fewer than {WINDOW_STEPS} steps", short),
@@ -179,20 +177,6 @@ class KuHar:
             yield archive, member
 
 
-def _recordings(arrays: Arrays, rows: IntArray) -> Pieces | None:
-    """Of windows that were cut here; they do not overlap."""
-    if "num_windows" not in arrays:
-        return None
-    numbers = np.repeat(np.arange(len(arrays["num_windows"])), arrays["num_windows"])[rows]
-    return Pieces(np.unique(numbers, return_inverse=True)[1].astype(np.int64))
-
-
-def _is_unknown(member: str) -> bool:
-    """Whether a file could be a recording by its folder or its suffix, and is none by its name."""
-    is_candidate = _OF_A_CLASS.fullmatch(member) or member.lower().endswith(".csv")
-    return bool(is_candidate) and not _RECORDING.fullmatch(member)
-
-
 def _check_twice(archive: Archive, what: str, contents: Iterable[tuple[str, bytes]]) -> None:
     """Refuse a copy that has the same content under two names."""
     names: dict[bytes, str] = {}
@@ -206,7 +190,14 @@ def _check_twice(archive: Archive, what: str, contents: Iterable[tuple[str, byte
 def _subsamples(archive: Archive, member: str) -> Arrays:
     (name,) = tracked([member], "reading windows")
     table = archive.table(name, _SUBSAMPLE_COLUMNS, np.float32, delimiter=",")
-    labels = _checked_labels(archive, member, table[:, 6 * WINDOW_STEPS])
+    column = table[:, 6 * WINDOW_STEPS]
+    wrong = ~np.isin(column, np.arange(len(CLASS_NAMES)))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"{archive.name}: {member}, row {row + 1}: class {column[row]:g}; expected 0 to {len(CLASS_NAMES) - 1}"
+        )
+    labels = column.astype(np.int64)
     if len(table) > NUM_WINDOWS:
         raise DataError(f"{archive.name}: {member} has {len(table)} rows; expected at most {NUM_WINDOWS}")
     missing = set(range(len(CLASS_NAMES))) - set(labels.tolist())
@@ -215,21 +206,8 @@ def _subsamples(archive: Archive, member: str) -> Arrays:
         raise DataError(f"{archive.name}: {member} has no window of {absent}; expected all {len(CLASS_NAMES)} classes")
     _check_twice(archive, "window", ((f"{member}, row {row}", line.tobytes()) for row, line in enumerate(table, 1)))
     axes = table[:, : 6 * WINDOW_STEPS].reshape(len(table), 2, 3, WINDOW_STEPS)
-    return {"acc": _windows(axes[:, 0]), "gyro": _windows(axes[:, 1]), "labels": labels}
-
-
-def _windows(axes: FloatArray) -> FloatArray:
-    return np.ascontiguousarray(axes.transpose(0, 2, 1))
-
-
-def _checked_labels(archive: Archive, member: str, column: FloatArray) -> IntArray:
-    wrong = ~np.isin(column, np.arange(len(CLASS_NAMES)))
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(
-            f"{archive.name}: {member}, row {row + 1}: class {column[row]:g}; expected 0 to {len(CLASS_NAMES) - 1}"
-        )
-    return column.astype(np.int64)
+    acc, gyro = (np.ascontiguousarray(axes[:, sensor].transpose(0, 2, 1)) for sensor in range(2))
+    return {"acc": acc, "gyro": gyro, "labels": labels}
 
 
 def _cut(archive: Archive, recordings: list[str]) -> Arrays:
@@ -249,7 +227,9 @@ def _cut(archive: Archive, recordings: list[str]) -> Arrays:
         if np.array_equal(table[0], np.arange(_RECORDING_COLUMNS)):
             raise DataError(f"{archive.name}: {member} begins with numbers of its columns; expected measurements alone")
         contents.append((member, hashlib.sha256(table.tobytes()).digest()))
-        num_windows = _num_recorded(table) // WINDOW_STEPS
+        # Up to the last step that both sensors recorded; zeros fill up the shorter one.
+        recorded = [np.flatnonzero(table[:, columns].any(axis=1)) for columns in (slice(0, 4), slice(4, 8))]
+        num_windows = min(int(steps[-1]) + 1 if len(steps) else 0 for steps in recorded) // WINDOW_STEPS
         pieces.append(table[: num_windows * WINDOW_STEPS].reshape(num_windows, WINDOW_STEPS, _RECORDING_COLUMNS))
         labels += [label] * num_windows
         subjects += [int(name["subject"])] * num_windows
@@ -264,9 +244,3 @@ def _cut(archive: Archive, recordings: list[str]) -> Arrays:
         "subjects": np.array(subjects, np.int64),
         "num_windows": np.array([len(piece) for piece in pieces], np.int64),
     }
-
-
-def _num_recorded(table: FloatArray) -> int:
-    """Steps up to the last one that both sensors recorded; zeros fill up the shorter one."""
-    recorded = [np.flatnonzero(table[:, columns].any(axis=1)) for columns in (slice(0, 4), slice(4, 8))]
-    return min(int(steps[-1]) + 1 if len(steps) else 0 for steps in recorded)

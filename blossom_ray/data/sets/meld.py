@@ -6,20 +6,24 @@ Source: Poria et al., "MELD: A Multimodal Multi-Party Dataset for Emotion Recogn
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from blossom_ray.core.scores import Task
-from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, Targets, left_out
+from blossom_ray.data.dataset import Dataset, LeftOut, Targets, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
-from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, check_content, rows_lacking
-from blossom_ray.data.sets.speech import SpeechFrames, Utterance, dialogues, utterance_sounds, utterance_texts
+from blossom_ray.data.sets.base import DatasetFacts, check_content
+from blossom_ray.data.sets.speech import (
+    SpeechFrames,
+    SpokenData,
+    Utterance,
+    utterance_dataset,
+    utterance_targets,
+)
 from blossom_ray.data.sets.text import TextTokens
 from blossom_ray.errors import DataError
 
@@ -41,17 +45,7 @@ _PART_OF_WORD = {
 _LARGEST_BYTES = 200_000_000
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A part's utterances, its name, `train` or `test`, the names of all rows, and what is left out of these."""
-
-    name: Literal["train", "test"]
-    utterances: list[Utterance]
-    rows: frozenset[str]
-    left_out: tuple[LeftOut, ...]
-
-
-class MeldData(Download):
+class MeldData(SpokenData):
     """MELD (Poria et al. 2019): utterances from the TV series Friends, 7 emotions.
 
     Modalities `text` (tokens, dim) and `audio` (frames, mels). Clients share the official training part; the official
@@ -87,10 +81,6 @@ class MeldData(Download):
     """The vectors of words."""
 
     @property
-    def shapes(self) -> Shapes:
-        return {"audio": (self.audio.frames, self.audio.mels), "text": (self.text.tokens, self.text.dim)}
-
-    @property
     def num_subjects(self) -> int:
         return 260 if self.classes == "all" else 244
 
@@ -115,78 +105,66 @@ class Meld:
     modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
-        """Emotions and speakers of the training part; no sound is read.
-
-        Raises:
-            DataError: The csv file is missing, damaged or not as announced.
-        """
+        """As `DataSource`; no sound is read."""
         with self._open() as archive:
-            part = self._part(archive, "train")
-        return _targets(part.utterances, self.spec.class_names, _speakers(part.utterances))
+            utterances, _ = self._part(archive, "train", _rows(archive, "train"), {})
+        return utterance_targets(utterances, len(self.spec.class_names))
 
     def load(self) -> Dataset:
-        """Both parts: `text` (N, tokens, dim) and `audio` (N, frames, mels), float32, and the emotions' numbers.
-
-        Raises:
-            DataError: A file is missing, damaged or not as announced, or a library that reads it is not installed.
-        """
+        """As `DataSource`, with the modalities of `utterance_dataset`."""
         with self._open() as archive:
-            parts = [self._part(archive, "train"), self._part(archive, "test")]
-            missing = parts[0].left_out + parts[1].left_out
+            # As they first appear: speakers of the training part have the same numbers with and without the test's.
+            speakers: dict[str, int] = {}
+            rows = {part: _rows(archive, part) for part in _OFFICIAL}
+            parts = {part: self._part(archive, part, rows[part], speakers) for part in _OFFICIAL}
+            utterances = {part: found for part, (found, _) in parts.items()}
+            missing = tuple(entry for _, left in parts.values() for entry in left)
             if "audio" in self.modalities:
-                clips = _clips(archive)
-                parts = [_with_sounds(archive, part, clips) for part in parts]
-                for part in parts:
-                    unknown = [clip for name, clip in clips.of_part[part.name].items() if name not in part.rows]
-                    missing += left_out(f"sounds without a row in {part.name}_sent_emo.csv", unknown)
-                missing += clips.left_out
-            speakers = _speakers(utterance for part in parts for utterance in part.utterances)
-            held_out = self._dataset(archive, parts[1].utterances, speakers, None)
-            return replace(self._dataset(archive, parts[0].utterances, speakers, held_out), left_out=missing)
+                clips, unclear, misnamed = _clips(archive)
+                for part in _OFFICIAL:
+                    utterances[part] = _with_sounds(archive, part, utterances[part], clips[part], unclear)
+                for part in _OFFICIAL:
+                    names = set(map(_name, rows[part]))
+                    unknown = [clip for name, clip in clips[part].items() if name not in names]
+                    missing += left_out(f"sounds without a row in {part}_sent_emo.csv", unknown)
+                missing += left_out("sounds with another name than dia<number>_utt<number>", misnamed)
+            given = (self.spec, self.modalities, archive)
+            held_out = utterance_dataset(*given, utterances["test"], self.spec.class_names)
+            found = utterance_dataset(*given, utterances["train"], self.spec.class_names, held_out)
+            return replace(found, left_out=missing)
 
     def _open(self) -> AbstractContextManager[Archive]:
         return open_archive(self.path, landmark=self.spec.landmarks[0], largest_bytes=_LARGEST_BYTES)
 
-    def _part(self, archive: Archive, part: Literal["train", "test"]) -> _Part:
-        rows = _rows(archive, part)
-        labels = np.array([EMOTIONS.index(row["Emotion"]) for row in rows], np.int64)
-        check_content(f"{archive.name}: {part}_sent_emo.csv", labels, _OFFICIAL[part], EMOTIONS)
+    def _part(
+        self, archive: Archive, part: str, rows: list[Row], speakers: dict[str, int]
+    ) -> tuple[list[Utterance], tuple[LeftOut, ...]]:
+        """A part's utterances, and what is left out of its rows; new speakers get the next numbers."""
         file = f"{part}_sent_emo.csv"
-        missing = rows_lacking(f"utterances of {file}", len(rows), sum(_OFFICIAL[part]))
-        kept = rows
-        for rule, holds in self._rules(part):
-            missing += left_out(f"utterances of {file} {rule}", [_name(row) for row in kept if holds(row)])
-            kept = [row for row in kept if not holds(row)]
-        if not kept:
+        labels = [EMOTIONS.index(row["Emotion"]) for row in rows]
+        missing = check_content(f"{archive.name}: {file}", f"utterances of {file}", labels, _OFFICIAL[part], EMOTIONS)
+        names = self.spec.class_names
+        rules: dict[str, Callable[[Row], bool]] = {
+            "of other emotions (data.classes: paper)": lambda row: row["Emotion"] not in names,
+            "by the speakers All, Man, Policeman, Tag, Woman (data.classes: paper)": (
+                lambda row: names == PAPER_EMOTIONS and row["Speaker"] in _PAPER_DROPS
+            ),
+            "whose official clip cannot be decoded": lambda row: _name(row) == _NO_SOUND[part],
+        }
+        for rule, holds in rules.items():
+            missing += left_out(f"utterances of {file} {rule}", [_name(row) for row in rows if holds(row)])
+            rows = [row for row in rows if not holds(row)]
+        if not rows:
             raise DataError(f"{archive.name}: {file} has no utterance of these emotions; expected some")
-        utterances = [
-            Utterance(_name(row), row["Speaker"], self.spec.class_names.index(row["Emotion"]), row["Utterance"])
-            for row in kept
-        ]
-        return _Part(part, utterances, frozenset(map(_name, rows)), missing)
-
-    def _rules(self, part: str) -> list[tuple[str, Callable[[Row], bool]]]:
-        """Why rows are left out, and which."""
-        by_classes: list[tuple[str, Callable[[Row], bool]]] = [
-            ("of other emotions (data.classes: paper)", lambda row: row["Emotion"] not in self.spec.class_names),
-            ("by the speakers All, Man, Policeman, Tag, Woman (data.classes: paper)",
-             lambda row: row["Speaker"] in _PAPER_DROPS),
-        ]  # fmt: skip
         return [
-            *(by_classes if self.spec.class_names == PAPER_EMOTIONS else []),
-            ("whose official clip cannot be decoded", lambda row: _name(row) == _NO_SOUND[part]),
-        ]
-
-    def _dataset(
-        self, archive: Archive, utterances: list[Utterance], speakers: list[str], held_out: Dataset | None
-    ) -> Dataset:
-        inputs: dict[str, FloatArray] = {}
-        if "audio" in self.modalities:
-            inputs["audio"] = utterance_sounds("meld", archive, utterances, self.spec.audio)
-        if "text" in self.modalities:
-            inputs["text"] = utterance_texts("meld", utterances, self.spec.text)
-        targets = _targets(utterances, self.spec.class_names, speakers)
-        return Dataset(inputs, targets.labels, self.spec.class_names, targets.subjects, held_out, pieces=targets.pieces)
+            Utterance(
+                _name(row),
+                speakers.setdefault(row["Speaker"], len(speakers)),
+                names.index(row["Emotion"]),
+                row["Utterance"],
+            )
+            for row in rows
+        ], missing
 
 
 def _rows(archive: Archive, part: str) -> list[Row]:
@@ -212,37 +190,27 @@ def _name(row: Row) -> str:
     return f"dia{whole_number(row['Dialogue_ID'])}_utt{whole_number(row['Utterance_ID'])}"
 
 
-@dataclass(frozen=True)
-class _Clips:
-    """The members with sound by the name of their utterance, and those that are none's.
-
-    Attributes:
-        of_part: Of each part, utterance to member.
-        unclear: Utterance to a member whose folders do not say one part.
-        left_out: Sounds whose names are no utterance's.
-    """
-
-    of_part: Mapping[str, Mapping[str, str]]
-    unclear: Mapping[str, str]
-    left_out: tuple[LeftOut, ...]
-
-
-def _clips(archive: Archive) -> _Clips:
+def _clips(archive: Archive) -> tuple[dict[str, dict[str, str]], dict[str, str], list[str]]:
     """Where the sounds are; wav files come before clips.
+
+    Returns:
+        Of each part, utterance to member; utterance to a member whose folders do not say one part; members whose names
+        are no utterance's.
 
     Raises:
         DataError: Two files of a kind are of the same utterance.
     """
     of_part: dict[str, dict[str, str]] = {"train": {}, "dev": {}, "test": {}}
     unclear: dict[str, str] = {}
-    others = []
-    paths = [PurePosixPath(member) for member in archive.members()]
+    misnamed = []
     for suffix in _SUFFIXES:
         seen: dict[tuple[str, str], PurePosixPath] = {}
-        for path in (path for path in paths if path.suffix.lower() == suffix):
+        for path in map(PurePosixPath, archive.members()):
+            if path.suffix.lower() != suffix:
+                continue
             match = _CLIP.fullmatch(path.stem)
             if match is None:
-                others.append(str(path))
+                misnamed.append(str(path))
                 continue
             name = f"dia{int(match['dialogue'])}_utt{int(match['utterance'])}"
             part = _part_of(path)
@@ -256,7 +224,7 @@ def _clips(archive: Archive) -> _Clips:
                 )
             seen[part, name] = path
             of_part[part][name] = str(path)
-    return _Clips(of_part, unclear, left_out("sounds with another name than dia<number>_utt<number>", others))
+    return of_part, unclear, misnamed
 
 
 def _part_of(path: PurePosixPath) -> str | None:
@@ -268,32 +236,20 @@ def _part_of(path: PurePosixPath) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-def _with_sounds(archive: Archive, part: _Part, clips: _Clips) -> _Part:
-    """The part with each utterance's member."""
-    for utterance in part.utterances:
-        if utterance.name in clips.unclear:
+def _with_sounds(
+    archive: Archive, part: str, utterances: list[Utterance], clips: Mapping[str, str], unclear: Mapping[str, str]
+) -> list[Utterance]:
+    for each in utterances:
+        if each.name in unclear:
             raise DataError(
-                f"{archive.name}: {clips.unclear[utterance.name]} is in folders that name no part, or two; expected "
-                f"one of them to name train, dev or test, as in {part.name}/{utterance.name}.wav"
+                f"{archive.name}: {unclear[each.name]} is in folders that name no part, or two; expected "
+                f"one of them to name train, dev or test, as in {part}/{each.name}.wav"
             )
-    found = clips.of_part[part.name]
-    missing = [utterance.name for utterance in part.utterances if utterance.name not in found]
+    missing = [each.name for each in utterances if each.name not in clips]
     if missing:
         raise DataError(
-            f"{archive.name} has no sound of {len(missing)} of {len(part.utterances)} utterances of the {part.name} "
+            f"{archive.name} has no sound of {len(missing)} of {len(utterances)} utterances of the {part} "
             f"part, such as {missing[0]}; expected {missing[0]}.wav or .mp4 in a folder whose name has the word "
-            f"{part.name!r}"
+            f"{part!r}"
         )
-    return replace(part, utterances=[replace(each, sound=found[each.name]) for each in part.utterances])
-
-
-def _speakers(utterances: Iterable[Utterance]) -> list[str]:
-    """Speakers as they first appear: those of the training part have the same numbers with and without the test's."""
-    return list(dict.fromkeys(utterance.speaker for utterance in utterances))
-
-
-def _targets(utterances: list[Utterance], class_names: tuple[str, ...], speakers: list[str]) -> Targets:
-    numbers = {speaker: number for number, speaker in enumerate(speakers)}
-    labels = np.array([utterance.label for utterance in utterances], np.int64)
-    subjects = np.array([numbers[utterance.speaker] for utterance in utterances], np.int64)
-    return Targets(labels, len(class_names), subjects, pieces=dialogues(utterance.name for utterance in utterances))
+    return [replace(each, sound=clips[each.name]) for each in utterances]

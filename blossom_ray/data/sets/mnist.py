@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.data.dataset import FloatArray, IntArray
+from blossom_ray.data.dataset import FloatArray, IntArray, LeftOut
 from blossom_ray.data.files.archives import open_archive
 from blossom_ray.data.sets.base import check_content
 from blossom_ray.errors import DataError
@@ -32,7 +32,6 @@ _OFFICIAL = {
     "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
     "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
 }
-NUM_IMAGES = {part: sum(counts) for part, counts in _OFFICIAL.items()}
 _SIDE = 28
 _MEAN, _DEVIATION = 0.1307, 0.3081
 _LARGEST_BYTES = 100_000_000
@@ -47,10 +46,12 @@ class MnistPart:
     Attributes:
         pixels: (N, 28, 28) uint8, 0 is background.
         labels: (N,) int64, 0..9.
+        left_out: What of the official part is not in it.
     """
 
     pixels: npt.NDArray[np.uint8]
     labels: IntArray
+    left_out: tuple[LeftOut, ...]
 
 
 def mnist_folder(path: Path) -> Path:
@@ -82,12 +83,12 @@ def read_mnist(folder: Path, part: str) -> MnistPart:
     pixels, name = _idx(folder, f"{_PREFIXES[part]}-images", 3)
     if pixels.shape[1:] != (_SIDE, _SIDE):
         raise DataError(f"{name} has images of {pixels.shape[1]} x {pixels.shape[2]}; expected {_SIDE} x {_SIDE}")
-    return MnistPart(pixels, _labels(folder, part, len(pixels)))
+    return MnistPart(pixels, *_labels(folder, part, len(pixels)))
 
 
 def read_mnist_labels(folder: Path, part: str) -> IntArray:
     """The labels of a part, (N,) int64; arguments and errors are those of `read_mnist`."""
-    return _labels(folder, part, None)
+    return _labels(folder, part, None)[0]
 
 
 def normalised(pixels: npt.NDArray[np.uint8]) -> FloatArray:
@@ -98,16 +99,17 @@ def normalised(pixels: npt.NDArray[np.uint8]) -> FloatArray:
     return ((pixels[:, None] / np.float32(255) - np.float32(_MEAN)) / np.float32(_DEVIATION)).astype(np.float32)
 
 
-def _labels(folder: Path, part: str, num_images: int | None) -> IntArray:
-    labels, name = _idx(folder, f"{_PREFIXES[part]}-labels", 1)
+def _labels(folder: Path, part: str, num_images: int | None) -> tuple[IntArray, tuple[LeftOut, ...]]:
+    found, name = _idx(folder, f"{_PREFIXES[part]}-labels", 1)
+    labels = found.astype(np.int64)
     if labels.max() >= NUM_DIGITS:
         row = int(labels.argmax())
         raise DataError(f"{name}, row {row + 1}: label {labels[row]}; expected 0 to {NUM_DIGITS - 1}")
     classes = [str(digit) for digit in range(NUM_DIGITS)]
-    check_content(name, labels.astype(np.int64), _OFFICIAL[part], classes)
+    lacking = check_content(name, f"images of the {part} part", labels, _OFFICIAL[part], classes)
     if num_images is not None and len(labels) != num_images:
         raise DataError(f"{name} has {len(labels)} labels; expected {num_images}, as many as images")
-    return labels.astype(np.int64)
+    return labels, lacking
 
 
 def _idx(folder: Path, stem: str, num_dimensions: int) -> tuple[npt.NDArray[np.uint8], str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Finding
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, LeftOut, Targets, left_out, targets_of
+from blossom_ray.data.dataset import Dataset, IntArray, Labels, LeftOut, Targets, left_out, targets_of
 from blossom_ray.data.files.archives import is_file
 from blossom_ray.data.files.cache import Arrays
 from blossom_ray.data.sets.base import DatasetFacts, Download, standardised
@@ -83,20 +83,12 @@ class PtbXl:
     modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
-        """Labels, and patients where the source names them; no signal is decoded.
-
-        Raises:
-            DataError: The archive or one of its tables is missing, damaged or not as announced.
-        """
+        """As `DataSource`, patients where the files name them; no signal is decoded."""
         rows = self._client_rows()
         return targets_of(self._labels_of(rows), len(SUPERCLASSES), self._patients_of(rows))
 
     def load(self) -> Dataset:
-        """Inputs (N, 1000, 6) float32 by modality, in mV (official files) unless standardised.
-
-        Raises:
-            DataError: The archive or one of its files is missing, damaged or not as announced.
-        """
+        """As `DataSource`: (N, 1000, 6) by modality, in mV (official files) unless standardised."""
         signals = self._records.signals()
         held_out_rows = self._rows(HELD_OUT_FOLD, HELD_OUT_FOLD)
         held_out = self._part(signals, held_out_rows, None) if len(held_out_rows) else None
@@ -114,6 +106,10 @@ class PtbXl:
             return read_prepared(self.path / PREPARED)
         return read_official(self.path)
 
+    @property
+    def _num_labels(self) -> IntArray:
+        return np.asarray(self._records.superclasses.sum(axis=1, dtype=np.int64))
+
     def _client_rows(self) -> IntArray:
         rows = self._rows(1, self._last_fold)
         if len(rows) == 0:
@@ -124,16 +120,15 @@ class PtbXl:
         return rows
 
     def _rows(self, first_fold: int, last_fold: int) -> IntArray:
-        records = self._records
-        num_labels = records.superclasses.sum(axis=1, dtype=np.int64)
+        folds, num_labels = self._records.folds, self._num_labels
         has_label = num_labels == 1 if self.spec.labels == "single" else num_labels >= 1
-        return np.flatnonzero(has_label & (records.folds >= first_fold) & (records.folds <= last_fold))
+        return np.flatnonzero(has_label & (folds >= first_fold) & (folds <= last_fold))
 
     def _left_out(self) -> tuple[LeftOut, ...]:
         """Records by the first reason that holds."""
         records, names = self._records, np.array(self._records.names)
         chosen = np.concatenate([self._client_rows(), self._rows(HELD_OUT_FOLD, HELD_OUT_FOLD)])
-        num_labels = records.superclasses.sum(axis=1, dtype=np.int64)
+        num_labels = self._num_labels
         is_left = np.ones(len(names), np.bool_)
         is_left[chosen] = False
         is_single = self.spec.labels == "single"
@@ -149,11 +144,11 @@ class PtbXl:
         return found
 
     def _part(self, signals: Arrays, rows: IntArray, held_out: Dataset | None) -> Dataset:
-        inputs = {modality: self._inputs(signals[modality][rows]) for modality in self.modalities}
+        inputs = {}
+        for modality in self.modalities:
+            values = signals[modality][rows]
+            inputs[modality] = standardised(values) if self.spec.zscore else values * np.float32(self._records.scale)
         return Dataset(inputs, self._labels_of(rows), SUPERCLASSES, self._patients_of(rows), held_out)
-
-    def _inputs(self, values: np.ndarray) -> FloatArray:
-        return standardised(values) if self.spec.zscore else values * np.float32(self._records.scale)
 
     def _labels_of(self, rows: IntArray) -> Labels:
         chosen = self._records.superclasses[rows]

@@ -22,7 +22,7 @@ from blossom_ray.data.dataset import IntArray, LeftOut, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.cache import Arrays, cached, tracked
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
-from blossom_ray.data.sets.base import rows_lacking
+from blossom_ray.data.sets.base import module_of_extra, rows_lacking
 from blossom_ray.errors import DataError
 from blossom_ray.storage import temporary_folder
 
@@ -194,23 +194,12 @@ def _decode(archive: Archive, names: list[str]) -> Arrays:
     signals = {modality: np.empty((len(names), NUM_STEPS, 6), np.int16) for modality in LEADS_OF}
     with temporary_folder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # wfdb 4.3 calls what pandas 3 has deprecated
-        wfdb = _import_wfdb()
+        wfdb = module_of_extra("wfdb", "decoding records of ptb-xl needs wfdb", "ecg")
         for number, name in enumerate(tracked(names, "decoding records")):
             microvolts = _decode_one(archive, name, folder, wfdb)
             for modality, leads in LEADS_OF.items():
                 signals[modality][number] = microvolts[:, leads]
     return signals
-
-
-def _import_wfdb() -> Any:
-    try:
-        import wfdb
-    except ImportError as error:
-        raise DataError(
-            f"ptb-xl needs the package wfdb to decode its records ({error}); expected it: "
-            f'pip install "blossom-ray[ecg]"'
-        ) from error
-    return wfdb
 
 
 def _decode_one(archive: Archive, name: str, folder: Path, wfdb: Any) -> np.ndarray:

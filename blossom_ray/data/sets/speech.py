@@ -5,19 +5,20 @@ What MELD and IEMOCAP have in common. Where their files lie and what they say is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from blossom_ray.core.section import Section
-from blossom_ray.data.dataset import FloatArray, Pieces
+from blossom_ray.data.dataset import Dataset, FloatArray, Pieces, Targets
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import DoubleArray, mel_power, read_clip, read_wav
+from blossom_ray.data.sets.base import Download, Shapes
 from blossom_ray.data.sets.text import TextTokens, text_key, text_vectors
 
 _DECODING = 1
@@ -40,60 +41,76 @@ class SpeechFrames(Section):
     paper's."""
 
 
+class SpokenData(Download):
+    """A data set of utterances."""
+
+    if TYPE_CHECKING:
+        audio: SpeechFrames
+        text: TextTokens
+
+    @property
+    def shapes(self) -> Shapes:
+        return {"audio": (self.audio.frames, self.audio.mels), "text": (self.text.tokens, self.text.dim)}
+
+
 @dataclass(frozen=True)
 class Utterance:
     """What one speaker says at a time.
 
     Attributes:
-        name: Its name in the data set.
-        speaker: Who says it.
+        name: Its name in the data set, which begins with that of its dialogue and `_`.
+        subject: Whose it is.
         label: Its class, from 0.
         text: What is said.
         sound: The archive's member that holds its sound, or "" where none is needed.
     """
 
     name: str
-    speaker: str
+    subject: int
     label: int
-    text: str
+    text: str = ""
     sound: str = ""
 
 
-def dialogues(names: Iterable[str]) -> Pieces:
-    """The dialogue of each utterance, which is its name without the last part, in both data sets."""
-    return Pieces(np.unique([name.rpartition("_")[0] for name in names], return_inverse=True)[1].astype(np.int64))
+def utterance_targets(utterances: Sequence[Utterance], num_classes: int) -> Targets:
+    """Classes, subjects and dialogues of utterances."""
+    dialogues = [each.name.rpartition("_")[0] for each in utterances]
+    return Targets(
+        np.array([each.label for each in utterances], np.int64),
+        num_classes,
+        np.array([each.subject for each in utterances], np.int64),
+        pieces=Pieces(np.unique(dialogues, return_inverse=True)[1].astype(np.int64)),
+    )
 
 
-def utterance_texts(dataset: str, utterances: Sequence[Utterance], settings: TextTokens) -> FloatArray:
-    """(N, tokens, dim) float32: the vectors of the utterances' words, from the cache where they are there.
+def utterance_dataset(
+    spec: SpokenData,
+    modalities: Sequence[str],
+    archive: Archive,
+    utterances: Sequence[Utterance],
+    class_names: tuple[str, ...],
+    held_out: Dataset | None = None,
+) -> Dataset:
+    """Utterances as a data set: `text` (N, tokens, dim), the vectors of their words, and `audio` (N, frames, mels).
+
+    Both are float32, and come from the cache where they are there.
 
     Raises:
-        DataError: As `text.text_vectors`.
+        DataError: A sound is missing or damaged, a library that reads it is not installed; or as `text.text_vectors`.
     """
-    sentences = [utterance.text for utterance in utterances]
-    key = {**text_key(settings), "sentences": sentences}
-    return np.asarray(cached(dataset, key, lambda: {"text": text_vectors(sentences, settings)})["text"])
-
-
-def utterance_sounds(
-    dataset: str, archive: Archive, utterances: Sequence[Utterance], settings: SpeechFrames
-) -> FloatArray:
-    """(N, frames, mels) float32: the mel frames of the utterances' sounds, from the cache where they are there.
-
-    Raises:
-        DataError: A sound is missing or damaged, or a library that decodes it is not installed.
-    """
-    members = [utterance.sound for utterance in utterances]
-    key = {"decoding": _DECODING, "audio": settings.model_dump(), "sounds": archive.states(members)}
-
-    def build() -> dict[str, FloatArray]:
-        frames = np.zeros((len(members), settings.frames, settings.mels), np.float32)
-        for row, member in enumerate(tracked(members, "sounds")):
-            found = speech_frames(_sound(archive, member, settings), settings)
-            frames[row, : len(found)] = found
-        return {"audio": frames}
-
-    return np.asarray(cached(dataset, key, build)["audio"])
+    inputs: dict[str, FloatArray] = {}
+    if "audio" in modalities:
+        members = [each.sound for each in utterances]
+        key = {"decoding": _DECODING, "audio": spec.audio.model_dump(), "sounds": archive.states(members)}
+        found = cached(spec.dataset, key, lambda: {"audio": _sounds(archive, members, spec.audio)})
+        inputs["audio"] = np.asarray(found["audio"])
+    if "text" in modalities:
+        sentences = [each.text for each in utterances]
+        key = {**text_key(spec.text), "sentences": sentences}
+        found = cached(spec.dataset, key, lambda: {"text": text_vectors(sentences, spec.text)})
+        inputs["text"] = np.asarray(found["text"])
+    targets = utterance_targets(utterances, len(class_names))
+    return Dataset(inputs, targets.labels, class_names, targets.subjects, held_out, pieces=targets.pieces)
 
 
 def speech_frames(sound: DoubleArray, settings: SpeechFrames) -> FloatArray:
@@ -115,8 +132,13 @@ def speech_frames(sound: DoubleArray, settings: SpeechFrames) -> FloatArray:
     return (np.log10(np.maximum(power, 10.0**-_FLOOR_BELS)) + _FLOOR_BELS).astype(np.float32)
 
 
-def _sound(archive: Archive, member: str, settings: SpeechFrames) -> DoubleArray:
-    decode = read_wav if PurePosixPath(member).suffix.lower() == ".wav" else read_clip
+def _sounds(archive: Archive, members: Sequence[str], settings: SpeechFrames) -> FloatArray:
     # A window longer than asked for: the last frame is whole.
     longest_s = (settings.frames * _HOP + _FFT_SIZE) / _RATE_HZ
-    return decode(archive.read(member), f"{archive.name}: {member}", rate_hz=_RATE_HZ, longest_s=longest_s)
+    frames = np.zeros((len(members), settings.frames, settings.mels), np.float32)
+    for row, member in enumerate(tracked(members, "sounds")):
+        decode = read_wav if PurePosixPath(member).suffix.lower() == ".wav" else read_clip
+        sound = decode(archive.read(member), f"{archive.name}: {member}", rate_hz=_RATE_HZ, longest_s=longest_s)
+        found = speech_frames(sound, settings)
+        frames[row, : len(found)] = found
+    return frames

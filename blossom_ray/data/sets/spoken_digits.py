@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from blossom_ray.data.dataset import LeftOut, left_out
-from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.sets.base import check_content, rows_lacking
+from blossom_ray.data.files.archives import Archive, holds, open_archive
+from blossom_ray.data.sets.base import check_content
 from blossom_ray.errors import DataError
 
 _FOLDER = "recordings"
@@ -57,17 +55,18 @@ def open_spoken_digits(folder: Path) -> AbstractContextManager[Archive]:
     return open_archive(_holder(folder), landmark=_LANDMARK)
 
 
-def list_recordings(archive: Archive) -> list[Recording]:
-    """All recordings by digit, speaker and index.
+def list_recordings(archive: Archive) -> tuple[list[Recording], tuple[LeftOut, ...]]:
+    """All recordings by digit, speaker and index, and what of the data set is not among them.
 
     Raises:
         DataError: Two files are the same recording, or there are as many as in the official files, and not as many of
             each digit.
     """
-    found = (_NAME.fullmatch(member) for member in archive.members())
+    members = [member for member in archive.members() if member.startswith(f"{_FOLDER}/")]
+    matches = [_NAME.fullmatch(member) for member in members]
     recordings = sorted(
         Recording(int(match["digit"]), match["speaker"], int(match["index"]), match.string)
-        for match in found
+        for match in matches
         if match is not None
     )
     for one, next_one in pairwise(recordings):
@@ -75,26 +74,18 @@ def list_recordings(archive: Archive) -> list[Recording]:
             raise DataError(
                 f"{archive.name} has {one.member} and {next_one.member}; expected each recording of a digit once"
             )
-    digits = np.array([recording.digit for recording in recordings], np.int64)
-    check_content(archive.name, digits, _OFFICIAL, [str(digit) for digit in range(len(_OFFICIAL))])
-    return recordings
-
-
-def recordings_left_out(archive: Archive) -> tuple[LeftOut, ...]:
-    """Files beside the recordings that are none by their names, and how many of the official ones are not there."""
-    sounds = [member for member in archive.members() if member.startswith(f"{_FOLDER}/")]
-    unknown = [member for member in sounds if not _NAME.fullmatch(member)]
-    return (
-        *left_out("files whose names are no recording's, as <digit>_<speaker>_<index>.wav", unknown),
-        *rows_lacking("recordings", len(sounds) - len(unknown), sum(_OFFICIAL)),
-    )
+    digits = [recording.digit for recording in recordings]
+    lacking = check_content(archive.name, "recordings", digits, _OFFICIAL, [*map(str, range(len(_OFFICIAL)))])
+    unknown = [member for member, match in zip(members, matches, strict=True) if match is None]
+    what = "files whose names are no recording's, as <digit>_<speaker>_<index>.wav"
+    return recordings, (*left_out(what, unknown), *lacking)
 
 
 def _holder(folder: Path) -> Path:
     """The folder, or the one zip in it, that holds the recordings; unpacked ones come before a zip."""
-    if _holds(folder):
+    if holds(folder, _LANDMARK):
         return folder
-    zips = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".zip" and _holds(file)]
+    zips = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".zip" and holds(file, _LANDMARK)]
     if not zips:
         raise DataError(
             f"{folder} holds no {_LANDMARK}; expected the Free Spoken Digit Dataset there, as a zip or a folder"
@@ -102,11 +93,3 @@ def _holder(folder: Path) -> Path:
     if len(zips) > 1:
         raise DataError(f"{folder} has recordings in {zips[0].name} and in {zips[1].name}; expected one of them")
     return zips[0]
-
-
-def _holds(path: Path) -> bool:
-    try:
-        with open_archive(path, landmark=_LANDMARK, depth=1):
-            return True
-    except DataError:
-        return False

@@ -132,6 +132,22 @@ class SyntheticData(DataSection):
         """The section of a modality; the defaults where the scenario does not list it."""
         return self.modalities[name] if name in self.modalities else SyntheticModality()
 
+    def num_seen(self, name: str, num_outputs: int) -> int:
+        """k_m: groups of classes, classes or targets that a modality tells apart.
+
+        Raises:
+            DataError: More than there are.
+        """
+        number = self.modality(name).distinguishable_classes
+        if number is None:
+            return num_outputs
+        if number > num_outputs:
+            raise DataError(
+                f"data.modalities.{name}.distinguishable_classes is {number}; "
+                f"expected at most {num_outputs}, the number of classes or targets"
+            )
+        return number
+
     def input_shapes(self, modalities: Iterable[str], /) -> dict[str, tuple[int, ...]]:
         found = {name: self.modality(name) for name in modalities}
         return {name: each.sample_shape for name, each in found.items() if not any(each.conflicts())}
@@ -177,24 +193,12 @@ class Synthetic:
     task: Task
 
     def targets(self) -> Targets:
-        """Strata and subjects of the samples that clients share, without generating inputs.
-
-        Returns:
-            Labels (N,) int64, in classification each class N / C times give or take one; subjects (N,) int64, spread as
-            evenly, or None.
-        """
+        """As `DataSource`, without generating inputs: each class N / C times give or take one, subjects as evenly."""
         labels, subjects = self._rows(self.spec.samples, Purpose.DATA)
         return targets_of(labels, self._num_outputs, subjects)
 
     def load(self) -> Dataset:
-        """Generate the samples, and the held-out set if the section asks for one.
-
-        Returns:
-            Inputs (N, *shape) float32 by modality; class names `class 0`, `class 1`, ..., or `target 0`, ...
-
-        Raises:
-            DataError: A shape does not fit its kind, or a modality tells apart more classes than there are.
-        """
+        """As `DataSource`; class names `class 0`, `class 1`, ..., or `target 0`, ..."""
         number = self.spec.held_out_samples
         held_out = self._part(number, Purpose.HELD_OUT, None) if number else None
         return self._part(self.spec.samples, Purpose.DATA, held_out)
@@ -240,7 +244,7 @@ class Synthetic:
             )
         samples = generator(self.seed, purpose, _SAMPLES, stream)
         seen, weights = self._content(modality, labels, samples)
-        number = num_seen(spec, modality, spec.classes) if labels.ndim == 1 else labels.shape[1]
+        number = spec.num_seen(modality, spec.classes) if labels.ndim == 1 else labels.shape[1]
         drawn = generator(self.seed, Purpose.DATA, _TEMPLATES, stream)
         templates = section.signal * patterns(section.kind, shape, number, drawn)
 
@@ -279,20 +283,12 @@ def _evenly(num_samples: int, num_values: int, draw: np.random.Generator) -> Int
 
 
 def views(spec: SyntheticData, modality: str, labels: IntArray) -> IntArray:
-    """The group of classes that a modality sees (classification): v_m(y) in `synthetic.py`.
-
-    Args:
-        spec: The scenario's `data` section.
-        modality: Its name.
-        labels: (N,) int64.
-
-    Returns:
-        (N,) int64, 0..k_m-1.
+    """The group of classes that a modality sees (classification): v_m(y) in `synthetic.py`, (N,) int64, 0..k_m-1.
 
     Raises:
         DataError: A modality tells apart more classes than there are.
     """
-    num_groups = num_seen(spec, modality, spec.classes)
+    num_groups = spec.num_seen(modality, spec.classes)
     if num_groups == spec.classes:
         return labels
     stride = math.prod(_seen_before(spec, modality, spec.classes))
@@ -304,19 +300,21 @@ def views(spec: SyntheticData, modality: str, labels: IntArray) -> IntArray:
 def seen_outputs(spec: SyntheticData, modality: str, num_outputs: int) -> tuple[int, ...]:
     """The classes (multilabel) or targets (regression) that a modality sees: V_m in `synthetic.py`.
 
-    Args:
-        spec: The scenario's `data` section.
-        modality: Its name.
-        num_outputs: Number of classes or targets.
-
     Raises:
         DataError: A modality sees more than there are.
     """
-    number = num_seen(spec, modality, num_outputs)
+    number = spec.num_seen(modality, num_outputs)
     if number == num_outputs:
         return tuple(range(num_outputs))
     offset = sum(_seen_before(spec, modality, num_outputs))
     return tuple((offset + position) % num_outputs for position in range(number))
+
+
+def _seen_before(spec: SyntheticData, modality: str, num_outputs: int) -> Iterator[int]:
+    for other in sorted(spec.modalities):
+        number = spec.num_seen(other, num_outputs)
+        if other < modality and number < num_outputs:
+            yield number
 
 
 def ceiling(spec: SyntheticData, modalities: Iterable[str]) -> float:
@@ -330,30 +328,6 @@ def ceiling(spec: SyntheticData, modalities: Iterable[str]) -> float:
     labels = np.arange(spec.classes, dtype=np.int64)
     columns = [views(spec, modality, labels).tolist() for modality in modalities]
     return len(set(zip(*columns, strict=True))) / spec.classes if columns else 1 / spec.classes
-
-
-def num_seen(spec: SyntheticData, modality: str, num_outputs: int) -> int:
-    """k_m: groups of classes, classes or targets that a modality tells apart.
-
-    Raises:
-        DataError: More than there are.
-    """
-    number = spec.modality(modality).distinguishable_classes
-    if number is None:
-        return num_outputs
-    if number > num_outputs:
-        raise DataError(
-            f"data.modalities.{modality}.distinguishable_classes is {number}; "
-            f"expected at most {num_outputs}, the number of classes or targets"
-        )
-    return number
-
-
-def _seen_before(spec: SyntheticData, modality: str, num_outputs: int) -> Iterator[int]:
-    for other in sorted(spec.modalities):
-        number = num_seen(spec, other, num_outputs)
-        if other < modality and number < num_outputs:
-            yield number
 
 
 _NUM_WAVES = 3
@@ -374,28 +348,20 @@ def patterns(kind: str, shape: tuple[int, ...], number: int, draw: np.random.Gen
     """
     match kind:
         case "sequence":
-            drawn = _smooth_sequences(shape[0], (number, shape[1]), draw)
+            frequencies = draw.integers(1, _HIGHEST_FREQUENCY + 1, size=(number, 1, shape[1], _NUM_WAVES))
+            phases = draw.uniform(0, 2 * np.pi, size=frequencies.shape)
+            time = np.arange(shape[0]).reshape(1, -1, 1, 1) / shape[0]
+            drawn = np.sin(2 * np.pi * frequencies * time + phases).sum(axis=-1)
         case "image":
-            drawn = _smooth_images(shape, number, draw)
+            channels, height, width = shape
+            size = (number, channels, 1, 1, _NUM_WAVES)
+            down = draw.integers(0, _HIGHEST_FREQUENCY // 2 + 1, size=size)
+            across = draw.integers(1, _HIGHEST_FREQUENCY // 2 + 1, size=size)
+            phases = draw.uniform(0, 2 * np.pi, size=size)
+            rows = np.arange(height).reshape(1, 1, -1, 1, 1) / height
+            columns = np.arange(width).reshape(1, 1, 1, -1, 1) / width
+            drawn = np.cos(2 * np.pi * (down * rows + across * columns) + phases).sum(axis=-1)
         case _:
             drawn = draw.standard_normal((number, *shape))
     axes = tuple(range(1, drawn.ndim))
     return np.asarray(drawn / np.sqrt(np.square(drawn).mean(axis=axes, keepdims=True)))
-
-
-def _smooth_sequences(num_steps: int, channels: tuple[int, int], draw: np.random.Generator) -> npt.NDArray[np.float64]:
-    frequencies = draw.integers(1, _HIGHEST_FREQUENCY + 1, size=(channels[0], 1, channels[1], _NUM_WAVES))
-    phases = draw.uniform(0, 2 * np.pi, size=frequencies.shape)
-    time = np.arange(num_steps).reshape(1, -1, 1, 1) / num_steps
-    return np.asarray(np.sin(2 * np.pi * frequencies * time + phases).sum(axis=-1))
-
-
-def _smooth_images(shape: tuple[int, ...], number: int, draw: np.random.Generator) -> npt.NDArray[np.float64]:
-    channels, height, width = shape
-    size = (number, channels, 1, 1, _NUM_WAVES)
-    down = draw.integers(0, _HIGHEST_FREQUENCY // 2 + 1, size=size)
-    across = draw.integers(1, _HIGHEST_FREQUENCY // 2 + 1, size=size)
-    phases = draw.uniform(0, 2 * np.pi, size=size)
-    rows = np.arange(height).reshape(1, 1, -1, 1, 1) / height
-    columns = np.arange(width).reshape(1, 1, 1, -1, 1) / width
-    return np.asarray(np.cos(2 * np.pi * (down * rows + across * columns) + phases).sum(axis=-1))

@@ -54,9 +54,16 @@ def text_vectors(sentences: Sequence[str], settings: TextTokens) -> FloatArray:
     Raises:
         DataError: The pretrained model is missing, damaged or of another width; or `transformers` is not installed.
     """
-    if settings.model is None:
-        return _hashed(sentences, settings.tokens, settings.dim)
-    return _pretrained(sentences, settings.tokens, settings.dim, settings.model)
+    if settings.model is not None:
+        return _pretrained(sentences, settings.tokens, settings.dim, settings.model)
+    known: dict[str, npt.NDArray[np.float32]] = {}
+    vectors = np.zeros((len(sentences), settings.tokens, settings.dim), np.float32)
+    for row, sentence in enumerate(tracked(sentences, "words")):
+        for position, word in enumerate(words(sentence)[: settings.tokens]):
+            if word not in known:
+                known[word] = word_vector(word, settings.dim)
+            vectors[row, position] = known[word]
+    return vectors
 
 
 def text_key(settings: TextTokens) -> dict[str, object]:
@@ -99,17 +106,6 @@ def word_vector(word: str, dim: int) -> npt.NDArray[np.float32]:
     for gram in sorted({marked, *grams}):
         total += generator(stable_number(_VECTORS), Purpose.DATA, 0, stable_number(gram)).standard_normal(dim)
     return np.asarray(total / np.sqrt(np.square(total).mean()), np.float32)
-
-
-def _hashed(sentences: Sequence[str], num_tokens: int, dim: int) -> FloatArray:
-    known: dict[str, npt.NDArray[np.float32]] = {}
-    vectors = np.zeros((len(sentences), num_tokens, dim), np.float32)
-    for row, sentence in enumerate(tracked(sentences, "words")):
-        for position, word in enumerate(words(sentence)[:num_tokens]):
-            if word not in known:
-                known[word] = word_vector(word, dim)
-            vectors[row, position] = known[word]
-    return vectors
 
 
 def _pretrained(sentences: Sequence[str], num_tokens: int, dim: int, path: str) -> FloatArray:

@@ -79,22 +79,14 @@ class UciHar:
     modalities: tuple[str, ...]
 
     def targets(self) -> Targets:
-        """Labels, subjects and recordings of the training part; one axis of one signal is read.
-
-        Raises:
-            DataError: The archive or one of the three files is missing, damaged or not as announced.
-        """
+        """As `DataSource`; one axis of one signal is read."""
         with self._open() as archive:
             labels, subjects = _labels_and_subjects(archive, "train")
             axis = _axis(archive, "train", self._signal(self.modalities[0]), _AXES[0], len(labels))
         return Targets(labels, len(CLASS_NAMES), subjects, pieces=_overlapping(axis, labels, subjects))
 
     def load(self) -> Dataset:
-        """Both parts: inputs (N, 128, 3) float32 by modality, labels 0..5 in the order of `CLASS_NAMES`.
-
-        Raises:
-            DataError: The archive or one of its files is missing, damaged or not as announced.
-        """
+        """As `DataSource`: (N, 128, 3) by modality, labels 0..5 in the order of `CLASS_NAMES`."""
         with self._open() as archive:
             held_out = self._part(archive, "test", None)
             return self._part(archive, "train", held_out)
@@ -107,12 +99,12 @@ class UciHar:
 
     def _part(self, archive: Archive, part: str, held_out: Dataset | None) -> Dataset:
         labels, subjects = _labels_and_subjects(archive, part)
-        inputs = {}
-        pieces = None
+        inputs: dict[str, FloatArray] = {}
         for modality in self.modalities:
-            windows = _windows(archive, part, self._signal(modality), len(labels))
-            if pieces is None:
-                pieces = _overlapping(windows[:, :, 0], labels, subjects)
+            axes = [_axis(archive, part, self._signal(modality), axis, len(labels)) for axis in _AXES]
+            if not inputs:
+                pieces = _overlapping(axes[0], labels, subjects)
+            windows = np.stack(axes, axis=-1)
             inputs[modality] = standardised(windows) if self.spec.zscore else windows
         missing = rows_lacking(f"windows of the {part} part", len(labels), _NUM_WINDOWS[part])
         missing += () if held_out is None else held_out.left_out
@@ -132,10 +124,6 @@ def _labels_and_subjects(archive: Archive, part: str) -> tuple[IntArray, IntArra
     subjects = archive.table(member, 1, np.int64)[:, 0]
     _check_rows(archive, part, member, len(subjects), len(labels))
     return labels - 1, subjects
-
-
-def _windows(archive: Archive, part: str, signal: str, num_rows: int) -> FloatArray:
-    return np.stack([_axis(archive, part, signal, axis, num_rows) for axis in _AXES], axis=-1)
 
 
 def _axis(archive: Archive, part: str, signal: str, axis: str, num_rows: int) -> FloatArray:
