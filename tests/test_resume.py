@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
+from held import HOLD, IMPORTING, held_in
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -282,18 +283,21 @@ def test_a_run_goes_on_with_the_engines_that_it_chose(scenario: Scenario, tmp_pa
 
 
 def test_a_killed_process_leaves_a_run_that_can_be_resumed(scenario: Scenario, tmp_path: Path) -> None:
-    longer = scenario.override({"rounds": 60})
+    longer = held_in(6, scenario.override({"rounds": 9}))
     (tmp_path / "scenario.yaml").write_text(scenario_yaml(longer))
+    (tmp_path / HOLD).touch()
+    environment = os.environ | IMPORTING
     command = [sys.executable, "-m", "blossom_ray", "simulate", "scenario.yaml"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("round  5/"):
+            if line.startswith("round 5/"):
                 process.send_signal(signal.SIGKILL)
+    (tmp_path / HOLD).unlink()
     (folder,) = (tmp_path / "runs" / "small").iterdir()
     assert Run.open(folder).status == "running"
     resume = [sys.executable, "-m", "blossom_ray", "resume", str(folder)]
-    done = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(resume, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(Run.open(folder), simulate(longer, out=tmp_path / "whole"))
 

@@ -244,6 +244,7 @@ def test_detach_attach_and_stop_as_commands(small_scenario: Scenario, command: C
     assert outcome.exit_code == 0, outcome.err
     assert [line.split()[1] for line in outcome.out.splitlines() if line.startswith("round ")] == ["0/2", "1/2", "2/2"]
     assert "small, private-head-fusion, 5 clients, 2 rounds: finished" in outcome.out
+    wait_for(lambda: not (folder / PROCESS_FILE).exists(), "the process to end")
     assert command("stop", str(folder)).exit_code == 2
     lines = [json.loads(line) for line in command("attach", str(folder), "--json").out.splitlines()]
     assert [line.get("round") for line in lines] == [0, 1, 2, None]
@@ -302,7 +303,9 @@ def test_ctrl_c_ends_the_watching_alone(endless: tuple[Scenario, Path, int]) -> 
         f"end it: blossom-ray stop {folder}",
     ]
     assert not has_ended(pid)
+    psutil.Process(pid).suspend()  # it is still there when it is asked again
     assert stop(folder) == stop(folder) == pid
+    psutil.Process(pid).resume()
     wait_for(lambda: has_ended(pid), "the process to end")
 
 

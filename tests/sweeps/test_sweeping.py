@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from held import HOLD, IMPORTING, held_in
 
 from blossom_ray import Run, Scenario, Sweep, compare, simulate, sweep
 from blossom_ray.errors import InputError, RunFolderError
@@ -49,6 +50,7 @@ class Head(nn.Module):
             raise ValueError("this head works once")
         return self.linear(fused)
 """
+ENDLESS = 1_000_000
 ROOM = Room(num_cpus=4.0, num_gpus=0.0, memory_bytes=16 * 2.0**30)
 
 
@@ -163,7 +165,7 @@ def test_own_code_that_no_other_process_can_get(small_scenario: Scenario, tmp_pa
 def test_stopping_ends_after_the_rounds_in_progress_and_the_rest_is_done_later(
     small_scenario: Scenario, tmp_path: Path
 ) -> None:
-    cells = expand([small_scenario.override({"rounds": 300})], [SCHEMES])
+    cells = expand([small_scenario.override({"rounds": ENDLESS})], [SCHEMES])
     stop = threading.Event()
     events = []
     for event in run_cells(tmp_path / "s", cells, jobs=1, stopping=stop.is_set):
@@ -180,7 +182,7 @@ def test_closing_leaves_cells_that_can_go_on_and_no_process(
     small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cells = expand([small_scenario.override({"rounds": 2000})], [SCHEMES])
+    cells = expand([small_scenario.override({"rounds": ENDLESS})], [SCHEMES])
     with closing(run_cells(tmp_path / "s", cells, jobs=2)) as events:
         seen = set[str]()
         while len(seen) < 2:
@@ -189,25 +191,29 @@ def test_closing_leaves_cells_that_can_go_on_and_no_process(
                 seen.add(event.cell.name)
         children = cell_processes(tmp_path)
         assert len(children) == 2
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert not any(is_left(child) for child in children)
     assert {run.status for run in Sweep.open(tmp_path / "s").runs.values()} == {"interrupted"}
 
 
 # --- processes that are killed --------------------------------------------------------------------------------------
 
 
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
 @pytest.fixture
-def command(small_scenario: Scenario, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `blossom-ray sweep` over two schemes of 40 rounds, two at a time, in a process group of its own."""
-    (tmp_path / "small.yaml").write_text(scenario_yaml(small_scenario.override({"rounds": 40})))
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `blossom-ray sweep` over two schemes of a scenario, two at a time, in a process group of its own."""
     line = ["-m", "blossom_ray", "sweep", "small.yaml", "--vary", "sharing=full-model,local",
             "--seeds", "1", "--out", "s", "--jobs", "2", "--json"]  # fmt: skip
     started = []
 
-    def start(python: str | None = None) -> subprocess.Popen[str]:
+    def start(scenario: Scenario, python: str | None = None) -> subprocess.Popen[str]:
+        (tmp_path / "small.yaml").write_text(scenario_yaml(scenario))
         process = subprocess.Popen(
             [python or sys.executable, *line],
             cwd=tmp_path,
+            env=os.environ | IMPORTING,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -222,6 +228,13 @@ def command(small_scenario: Scenario, tmp_path: Path) -> Iterator[Callable[..., 
         process.communicate()
 
 
+@pytest.fixture
+def held(small_scenario: Scenario, tmp_path: Path) -> Scenario:
+    """Twelve rounds, in the eighth of which a sweep waits."""
+    (tmp_path / HOLD).touch()
+    return held_in(8, small_scenario.override({"rounds": 12}))
+
+
 def cell_processes(folder: Path) -> list[psutil.Process]:
     """The processes of cells whose sweep was started in a folder."""
     found = []
@@ -230,6 +243,12 @@ def cell_processes(folder: Path) -> list[psutil.Process]:
             if "cell_process" in " ".join(process.cmdline()) and Path(process.cwd()) == folder:
                 found.append(process)
     return found
+
+
+def is_left(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def wait_for_rounds(process: subprocess.Popen[str], round_index: int) -> None:
@@ -245,70 +264,77 @@ def wait_for_rounds(process: subprocess.Popen[str], round_index: int) -> None:
     raise AssertionError(f"ended before round {round_index}: {process.communicate()[1]}")
 
 
-def assert_finishes_with_the_bits(
-    command: Callable[..., subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
-) -> None:
-    process = command()
+def cells(folder: Path) -> list[tuple[str, Run]]:
+    """The sharing of each cell of a sweep in a folder, and its run."""
+    return [(name, Run.open(folder / "s" / f"sharing={name},seed=0")) for name in ("full-model", "local")]
+
+
+def assert_finishes_with_the_bits(start: Start, tmp_path: Path, scenario: Scenario) -> None:
+    process = start(scenario)
     out, message = process.communicate(timeout=300)
     assert process.returncode == 0, message
     assert json.loads(out.splitlines()[-1])["cells"] == 2
-    for name in ("full-model", "local"):
-        run = Run.open(tmp_path / "s" / f"sharing={name},seed=0")
-        assert_bits(run, small_scenario.override({"rounds": 40, "sharing": name}))
+    for name, run in cells(tmp_path):
+        assert_bits(run, scenario.override({"sharing": name}))
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_with_the_same_command(
-    command: Callable[..., subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
-) -> None:
-    process = command(COLD)
+def test_a_killed_sweep_goes_on_with_the_same_command(start: Start, tmp_path: Path, held: Scenario) -> None:
+    process = start(held, COLD)
     wait_for_rounds(process, 6)
     children = cell_processes(tmp_path)
     assert len(children) == 2
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert {run.status for run in Sweep.open(tmp_path / "s").runs.values()} <= {"running", "interrupted"}
+    assert {run.status for _, run in cells(tmp_path)} <= {"running", "interrupted"}
+    (tmp_path / HOLD).unlink()
     # Nobody waits: the cells' processes notice, and the new command waits until they have gone.
-    assert_finishes_with_the_bits(command, tmp_path, small_scenario)
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert_finishes_with_the_bits(start, tmp_path, held)
+    give_up = time.monotonic() + 60
+    while any(is_left(child) for child in children):
+        assert time.monotonic() < give_up, "processes of the killed sweep are left"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
-def test_a_killed_cell_fails_alone(
-    command: Callable[..., subprocess.Popen[str]], tmp_path: Path, small_scenario: Scenario
-) -> None:
-    process = command(COLD)
+def test_a_killed_cell_fails_alone(start: Start, tmp_path: Path, held: Scenario) -> None:
+    process = start(held, COLD)
     wait_for_rounds(process, 3)
     cell_processes(tmp_path)[0].kill()
+    (tmp_path / HOLD).unlink()
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     last = json.loads(out.splitlines()[-1])
     assert (last["finished"], last["failed"]) == (1, 1)
-    (failed,) = (run for run in Sweep.open(tmp_path / "s").runs.values() if run.status == "failed")
+    (failed,) = (run for _, run in cells(tmp_path) if run.status == "failed")
     assert failed.manifest["error"]["message"] == "its process was ended by SIGKILL"
-    assert_finishes_with_the_bits(command, tmp_path, small_scenario)
+    assert_finishes_with_the_bits(start, tmp_path, held)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_keeps_complete_rounds(
-    number: signal.Signals,
-    exit_code: int,
-    command: Callable[..., subprocess.Popen[str]],
-    tmp_path: Path,
-    small_scenario: Scenario,
+    number: signal.Signals, exit_code: int, start: Start, tmp_path: Path, small_scenario: Scenario
 ) -> None:
-    process = command()
-    wait_for_rounds(process, 3)
-    os.killpg(process.pid, number)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == exit_code
-    assert message.splitlines()[-2:] == [
-        "interrupted; what is done is kept in s",
-        "go on with the same command, and look at it with: blossom-ray compare s",
-    ]
-    assert {run.status for run in Sweep.open(tmp_path / "s").runs.values()} == {"interrupted"}
-    assert_finishes_with_the_bits(command, tmp_path, small_scenario)
+    """A sweep that has no end by itself: from its rounds so far the same command goes on."""
+    last = 3
+    for _ in range(2):
+        process = start(small_scenario.override({"rounds": ENDLESS}))
+        wait_for_rounds(process, last)
+        os.killpg(process.pid, number)
+        _, message = process.communicate(timeout=300)
+        assert process.returncode == exit_code
+        assert message.splitlines()[-2:] == [
+            "interrupted; what is done is kept in s",
+            "go on with the same command, and look at it with: blossom-ray compare s",
+        ]
+        assert {run.status for _, run in cells(tmp_path)} == {"interrupted"}
+        last = max(run.rounds["round"].max() for _, run in cells(tmp_path)) + 1
+    for name, run in cells(tmp_path):
+        rounds = run.rounds.select(column for column in run.rounds.columns if "seconds" not in column)
+        # What is scored in the last round alone is in no round of an endless run.
+        longer = small_scenario.override({"rounds": rounds.height, "sharing": name})
+        assert rounds.equals(simulate(longer).rounds.head(rounds.height).select(rounds.columns))
 
 
 # --- folders and places ---------------------------------------------------------------------------------------------
