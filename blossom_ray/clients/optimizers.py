@@ -34,14 +34,18 @@ class BlockOptimizer:
         learning_rate: float,
         state: OptimizerState | None = None,
     ) -> None:
-        self._section, self._fused_step = section, section.fused_step(learning_rate)
-        self._names = tuple(blocks)
-        self._parameters = [flat.values[: flat.num_parameters] for flat in blocks.values()]
-        self._gradients = [flat.gradient for flat in blocks.values()]
-        self._state = {key: self._zeros(key) for key in (*section.moments, *section.counters)}
-        for position, name in enumerate(self._names if state else ()):
-            for key, tensors in self._state.items():
-                tensors[position].copy_(torch.tensor(state[name][key]))  # type: ignore[index]  # not None: see above
+        self._steps = [(own, own.fused_step(rate), names) for own, rate, names in section.alike(blocks, learning_rate)]
+        self._parameters = {name: flat.values[: flat.num_parameters] for name, flat in blocks.items()}
+        self._gradients = {name: flat.gradient for name, flat in blocks.items()}
+        self._state: dict[str, dict[str, Tensor]] = {name: {} for name in blocks}
+        for own, _, names in self._steps:
+            for name in names:
+                values = self._parameters[name]
+                self._state[name] |= {key: torch.zeros_like(values) for key in own.moments}
+                self._state[name] |= {key: values.new_zeros(()) for key in own.counters}
+        for name in self._state if state else ():
+            for key, tensor in self._state[name].items():
+                tensor.copy_(torch.tensor(state[name][key]))  # type: ignore[index]  # not None: see above
 
     @torch.no_grad()
     def step(self, resting: Collection[str] = ()) -> None:
@@ -50,29 +54,19 @@ class BlockOptimizer:
         Args:
             resting: Blocks that take no step this time: neither their parameters nor their state change.
         """
-
-        def stepped(tensors: list[Tensor]) -> list[Tensor]:
-            if not resting:
-                return tensors
-            return [tensor for name, tensor in zip(self._names, tensors, strict=True) if name not in resting]
-
-        parameters = stepped(self._parameters)
-        if parameters:
-            self._fused_step(
-                parameters,
-                stepped(self._gradients),
-                [stepped(self._state[key]) for key in self._section.moments],
-                [counter for key in self._section.counters for counter in stepped(self._state[key])],
-            )
+        for section, fused_step, names in self._steps:
+            stepped = [name for name in names if name not in resting]
+            if stepped:
+                fused_step(
+                    [self._parameters[name] for name in stepped],
+                    [self._gradients[name] for name in stepped],
+                    [[self._state[name][key] for name in stepped] for key in section.moments],
+                    [self._state[name][key] for key in section.counters for name in stepped],
+                )
 
     def state(self) -> OptimizerState:
         """Copies of the state, by block and name."""
         return {
-            name: {key: tensors[position].cpu().numpy().copy() for key, tensors in self._state.items()}
-            for position, name in enumerate(self._names)
+            name: {key: tensor.cpu().numpy().copy() for key, tensor in tensors.items()}
+            for name, tensors in self._state.items()
         }
-
-    def _zeros(self, key: str) -> list[Tensor]:
-        if key in self._section.counters:
-            return [values.new_zeros(()) for values in self._parameters]
-        return [torch.zeros_like(values) for values in self._parameters]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
+from blossom_ray.core.blocks import ANY_ENCODER, Block
+from blossom_ray.core.phrases import did_you_mean, listed
 from blossom_ray.core.section import Finding, NonNegative, Positive, Probability, Rate, Section
+from blossom_ray.core.structure import Hint, section_fields
 from blossom_ray.models.options import Precision
 
 if TYPE_CHECKING:
@@ -26,7 +29,79 @@ modified; `moments`, for each of an optimizer's `moments` a tensor for each para
 """
 
 
-class Sgd(Section):
+class BlockOptions(Section):
+    """What is otherwise for one block; the keys that its kind of optimizer has."""
+
+    kind: Literal["sgd", "adam", "adamw"] | None = None
+    """Another optimizer, which takes nothing from the section around it: its other keys are here, or at their defaults.
+    null: the one around, with all that is not said here."""
+    lr: Rate | None = None
+    """Learning rate; a schedule and `fine_tune.lr` change it by the factor by which they change that of the others."""
+    momentum: Probability | None = None
+    """As above."""
+    weight_decay: NonNegative | None = None
+    """As above."""
+    nesterov: bool | None = None
+    """As above."""
+    beta1: Probability | None = None
+    """As above."""
+    beta2: Probability | None = None
+    """As above."""
+    eps: Rate | None = None
+    """As above."""
+
+
+class _Optimizer(Section):
+    blocks: dict[str, BlockOptions] = Field(default_factory=dict)
+    """What is otherwise for single blocks: `encoder/<modality>`, `fusion`, `head`; `encoder/*` stands for every encoder
+    without an entry of its own."""
+
+    if TYPE_CHECKING:
+        kind: str
+        lr: float
+
+    def of(self, block: str) -> ClientOptimizer:
+        """The optimizer of a block, as a section without `blocks`."""
+        own = self.blocks.get(block)
+        if own is None and Block.named(block).kind == "encoder":
+            own = self.blocks.get(ANY_ENCODER)
+        given = {} if own is None else {key: value for key, value in own if value is not None}
+        if "kind" in given:
+            section: ClientOptimizer = Hint.of(ClientOptimizer).kinds[given["kind"]](**given)
+            return section
+        return self.model_copy(update={**given, "blocks": {}})  # type: ignore[return-value]  # every kind is in the union
+
+    def alike(self, blocks: Iterable[str], learning_rate: float) -> list[tuple[ClientOptimizer, float, list[str]]]:
+        """The blocks that are stepped in the same way, with their optimizer and their learning rate.
+
+        Args:
+            blocks: Names.
+            learning_rate: What stands for `lr` at present. A block with a rate of its own keeps its ratio to it.
+        """
+        groups: list[tuple[ClientOptimizer, float, list[str]]] = []
+        for block in blocks:
+            own = self.of(block)
+            names = next((names for section, _, names in groups if section == own), None)
+            if names is None:
+                rate = learning_rate if own.lr == self.lr else own.lr * (learning_rate / self.lr)
+                groups.append((own, rate, names := []))
+            names.append(block)
+        return groups
+
+    def conflicts(self) -> Iterator[Finding]:
+        """What no optimizer of a block has, or cannot have together."""
+        for block, own in self.blocks.items():
+            kind = own.kind or self.kind
+            known = [key for key in section_fields(Hint.of(ClientOptimizer).kinds[kind]) if key != "blocks"]
+            unknown = [key for key, value in own if value is not None and key not in known]
+            for key in unknown:
+                expected = f"one of {listed(known)}, which {kind!r} has" + did_you_mean(key, known)
+                yield Finding(f"blocks.{block}.{key}", f"is not a key of {kind!r}", expected)
+            if not unknown:
+                yield from (f._replace(path=f"blocks.{block}.{f.path}") for f in self.of(block).conflicts())
+
+
+class Sgd(_Optimizer):
     """Stochastic gradient descent."""
 
     kind: Literal["sgd"]
@@ -40,7 +115,8 @@ class Sgd(Section):
     """Nesterov momentum (needs momentum > 0)."""
 
     def conflicts(self) -> Iterator[Finding]:
-        """Nesterov momentum without momentum."""
+        """Nesterov momentum without momentum, and those of single blocks."""
+        yield from super().conflicts()
         if self.nesterov and self.momentum == 0:
             yield Finding("nesterov", "is true, while momentum is 0", "false, or a momentum above 0")
 
@@ -74,7 +150,7 @@ class Sgd(Section):
         return step
 
 
-class _AdamLike(Section):
+class _AdamLike(_Optimizer):
     lr: Rate = 1e-3
     """Learning rate."""
     beta1: Probability = 0.9

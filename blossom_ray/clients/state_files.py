@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import ClientPlan, ClientState
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
@@ -178,7 +179,9 @@ def state_problem(state: ClientState, plan: ClientPlan, profile: ClientProfile, 
     trained = plan.trained_blocks(profile)
     private = {str(name): workspace.initial_blocks[name] for name, instance in trained.items() if instance.is_private}
     kept = trained.keys() & workspace.trained.keys() if plan.training.keep_optimizer_state else set()
-    optimizer: dict[str, _Kinds] = {name: _optimizer_kinds(plan, workspace.flat[name].num_parameters) for name in kept}
+    optimizer: dict[str, _Kinds] = {
+        name: _optimizer_kinds(plan.training.optimizer.of(name), workspace.flat[name].num_parameters) for name in kept
+    }
     local = {name: _kinds(buffers) for name, buffers in workspace.initial_state.items()}
     return (
         _differs("private blocks", _kinds(private), _kinds(state.private))
@@ -208,9 +211,8 @@ def _kinds(arrays: Mapping[str, np.ndarray]) -> _Kinds:
     return {name: (values.shape, values.dtype) for name, values in arrays.items()}
 
 
-def _optimizer_kinds(plan: ClientPlan, num_parameters: int) -> _Kinds:
+def _optimizer_kinds(section: ClientOptimizer, num_parameters: int) -> _Kinds:
     single = np.dtype(np.float32)
-    section = plan.training.optimizer
     moments = dict.fromkeys(section.moments, ((num_parameters,), single))
     return moments | dict.fromkeys(section.counters, ((), single))
 

@@ -298,6 +298,15 @@ def _engines(training: Training, clients: tuple[ClientGroup, ...]) -> Iterator[F
 
 
 @_rule
+def _optimizer_blocks(training: Training, model: Model) -> Iterator[Finding]:
+    known = (ANY_ENCODER, *model_blocks(model.encoders))
+    for block in training.optimizer.blocks:
+        if block not in known:
+            expected = one_of(known) + did_you_mean(block, known)
+            yield Finding(f"training.optimizer.blocks.{block}", "is not a block of this model", expected)
+
+
+@_rule
 def _actor_per_client(training: Training, execution: Execution) -> Iterator[Finding]:
     if execution.runtime == "local" or execution.clients_per_actor != 1 or training.engine == "auto":
         return

@@ -19,6 +19,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "standardize"): False,
     ("evaluation", "split"): "test",
     ("stop",): None,
+    ("training", "optimizer", "blocks"): {},
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
 

@@ -306,7 +306,7 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
             loads[actor] += 2 * _FLOAT32 * private
             if (actor, profile.modality_set) not in has_model:
                 has_model.add((actor, profile.modality_set))
-                loads[actor] += _model_bytes(preparation, profile, sum(sizes.values()))
+                loads[actor] += _model_bytes(preparation, profile, sizes)
     samples = int(preparation.shards.num_samples.sum())
     data = _FLOAT32 * samples * sum(math.prod(shape) for shape in plan.input_shapes.values())
     num_shared = sum(shared.values())
@@ -318,12 +318,13 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
     return Memory(max(loads.values()), driver, store, sum(loads.values()) + driver + store)
 
 
-def _model_bytes(preparation: Preparation, profile: ClientProfile, num_values: int) -> int:
+def _model_bytes(preparation: Preparation, profile: ClientProfile, sizes: Mapping[str, int]) -> int:
     """Values, gradients and optimizer state of the models that a modality set needs in a process."""
-    training = preparation.plan.training
+    optimizer = preparation.plan.training.optimizer
     stacked = preparation.plan.engines[profile.modality_set] == "vectorized"
     num_models = 1 + (preparation.scenario.execution.chunk_size if stacked else 0)
-    return num_models * _FLOAT32 * num_values * (2 + len(training.optimizer.moments))
+    num_values = sum(size * (2 + len(optimizer.of(name).moments)) for name, size in sizes.items())
+    return num_models * _FLOAT32 * num_values
 
 
 def _server_states(optimizer: ServerOptimizer) -> int:

@@ -443,23 +443,23 @@ def test_steps_inside_the_backward_pass(kind: str, missing: str) -> None:
 
 def test_a_linear_layer_steps_its_weight_once_and_leaves_the_rest_to_the_optimizer() -> None:
     # W = 2, x = 3, dL/dy = 1: the gradient is 3, and (1 - 0.1 * 0.5) 2 - 0.1 * 3 = 1.6.
-    descent = Descent(learning_rate=0.1, weight_decay=0.5)
     weight, other = torch.full((1, 1, 1), 2.0, requires_grad=True), torch.zeros(1, 2, requires_grad=True)
+    descent = Descent({weight.data_ptr(): (0.1, 0.5)})
     inputs = torch.full((1, 1, 1), 3.0, requires_grad=True)
     stacked_affine(inputs, weight, None, descent).sum().backward()
     assert weight.item() == pytest.approx(1.6)
     assert inputs.grad is not None
     assert inputs.grad.item() == 2.0, "the weight as it was"
     assert weight.grad is None
-    parameters, gradients = descent.left([weight, other], [None, None])
-    assert len(parameters) == 1
-    assert parameters[0] is other
-    assert gradients[0].tolist() == [[0.0, 0.0]]
+    taken, left = descent.left([weight, other], [None, None])
+    assert taken is None
+    assert left is not None
+    assert left.tolist() == [[0.0, 0.0]]
 
 
 def test_a_weight_that_is_used_twice_is_left_to_the_optimizer() -> None:
-    descent = Descent(learning_rate=0.1, weight_decay=0.0)
     weight = torch.full((1, 1, 1), 2.0, requires_grad=True)
+    descent = Descent({weight.data_ptr(): (0.1, 0.0)})
     hidden = stacked_affine(torch.ones(1, 1, 1), weight, None, descent)
     stacked_affine(hidden, weight, None, descent).sum().backward()
     assert (weight.item(), weight.grad.item()) == (2.0, 4.0)

@@ -14,7 +14,7 @@ Source: Lv et al. 2023 (LOMO, arXiv:2306.09782), who fuse gradient and update to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +26,12 @@ class Descent:
     """The step of the current batch, as far as the layers take it themselves.
 
     Args:
-        learning_rate: The round's learning rate.
-        weight_decay: That of the optimizer.
+        rates: Learning rate and weight decay of each parameter whose step is a function of it and its gradient alone,
+            by the address of its memory, which stays where it is, while autograd may give it to us as another object.
     """
 
-    def __init__(self, learning_rate: float, weight_decay: float) -> None:
-        self._learning_rate, self._keep = learning_rate, 1 - learning_rate * weight_decay
-        # By address: a parameter's memory stays where it is, while autograd may give it to us as another object.
+    def __init__(self, rates: Mapping[int, tuple[float, float]]) -> None:
+        self._factors = {address: (1 - rate * decay, -rate) for address, (rate, decay) in rates.items()}
         self._num_uses: Counter[int] = Counter()
         self._taken: set[int] = set()
 
@@ -47,7 +46,7 @@ class Descent:
 
     def can_take(self, weight: Tensor) -> bool:
         """Whether a weight may change now: it is of no further use to this batch's backward pass."""
-        return self._num_uses[weight.data_ptr()] == 1
+        return self._num_uses[weight.data_ptr()] == 1 and weight.data_ptr() in self._factors
 
     @torch.no_grad()
     def take(self, weight: Tensor, outputs_gradient: Tensor, inputs: Tensor) -> None:
@@ -58,29 +57,39 @@ class Descent:
             outputs_gradient: (K, R, G).
             inputs: (K, R, F).
         """
-        weight.baddbmm_(outputs_gradient.transpose(1, 2), inputs, beta=self._keep, alpha=-self._learning_rate)
+        keep, minus_rate = self._factors[weight.data_ptr()]
+        weight.baddbmm_(outputs_gradient.transpose(1, 2), inputs, beta=keep, alpha=minus_rate)
         self._taken.add(weight.data_ptr())
 
-    def left(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters that no layer has stepped, for the optimizer, with their gradients.
+    def left(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients from which an optimizer steps; None for a parameter that a layer has stepped.
 
         Args:
             parameters: All that are trained.
             gradients: None for those that were stepped, and for those that the batch did not use: theirs are zeros.
         """
-        pairs = [
-            (parameter, torch.zeros_like(parameter) if gradient is None else gradient)
+        return [
+            torch.zeros_like(parameter) if gradient is None and parameter.data_ptr() not in self._taken else gradient
             for parameter, gradient in zip(parameters, gradients, strict=True)
-            if parameter.data_ptr() not in self._taken
         ]
-        return [parameter for parameter, _ in pairs], [gradient for _, gradient in pairs]
 
 
-def descent_of(section: Training, learning_rate: float) -> Descent | None:
-    """For a `training` section whose steps are a function of weight and gradient alone; None for others."""
-    optimizer = section.optimizer
-    if not isinstance(optimizer, Sgd) or optimizer.momentum or section.proximal_mu:
-        return None
-    return Descent(learning_rate, optimizer.weight_decay)
+def descent_of(
+    section: Training, blocks: Sequence[str], parameters: Sequence[Tensor], learning_rate: float
+) -> Descent | None:
+    """For the parameters that are trained now; None where no step is a function of weight and gradient alone.
+
+    Args:
+        section: The scenario's `training` section.
+        blocks: The block of each parameter.
+        parameters: (K, *shape) each.
+        learning_rate: The round's learning rate.
+    """
+    plain = {
+        name: (rate, optimizer.weight_decay)
+        for optimizer, rate, names in section.optimizer.alike(dict.fromkeys(blocks), learning_rate)
+        if isinstance(optimizer, Sgd) and not (optimizer.momentum or section.proximal_mu)
+        for name in names
+    }
+    rates = {values.data_ptr(): plain[name] for name, values in zip(blocks, parameters, strict=True) if name in plain}
+    return Descent(rates) if rates else None

@@ -166,7 +166,6 @@ class StackedEngine:
 
     def _train_stack(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
         started, section, stack = time.perf_counter(), job.training, self._load(tasks)
-        stack.lanes.descent = descent = descent_of(section, job.learning_rate)
         stack.lanes.generators = [
             torch.Generator(self._device).manual_seed(job.dropout_seed(task.client))
             for task in (tasks if stack.has_dropout else ())
@@ -178,8 +177,13 @@ class StackedEngine:
         optimizer_states: list[OptimizerState] = [{} for _ in tasks]
         for phase in job.phases:
             stack.train_only(phase.blocks)
+            descent = descent_of(section, stack.parameter_blocks, stack.parameters, job.learning_rate)
+            stack.lanes.descent = descent
             states = [task.optimizer_state for task in tasks]
-            optimizer = StackOptimizer(section.optimizer, stack, job.learning_rate, states)
+            optimizers = [
+                StackOptimizer(own, stack, names, rate, states)
+                for own, rate, names in section.optimizer.alike(stack.trained_blocks, job.learning_rate)
+            ]
             proximal = ProximalTerm(stack, section.proximal_mu, phase.anchored, [task.blocks for task in tasks])
             epochs = [
                 [draw.permutation(len(task.labels)) for _ in range(phase.num_epochs)]
@@ -194,13 +198,12 @@ class StackedEngine:
                 gradients = torch.autograd.grad(
                     losses.sum(), stack.parameters, allow_unused=True, materialize_grads=descent is None
                 )
-                if descent is None:
-                    optimizer.step(stack.parameters, proximal.added(stack.parameters, gradients))
-                else:
-                    optimizer.step(*descent.left(stack.parameters, gradients))
+                left = (proximal.added if descent is None else descent.left)(stack.parameters, gradients)
+                for optimizer in optimizers:
+                    optimizer.step(stack.parameters, left)
                 loss_sums[:num_active] += losses.detach() * batch.row_counts
                 num_steps[:num_active] += 1
-            if section.keep_optimizer_state:
+            for optimizer in optimizers if section.keep_optimizer_state else ():
                 for own, new in zip(optimizer_states, optimizer.states(), strict=True):
                     own.update(new)
 

@@ -15,26 +15,33 @@ from blossom_ray.core.sums import Vector
 
 
 class StackOptimizer:
-    """SGD, Adam or AdamW for each client of a stack: what `BlockOptimizer` does for one.
+    """SGD, Adam or AdamW for some blocks of each client of a stack: what `BlockOptimizer` does for one.
 
     Args:
-        section: The scenario's `training.optimizer` section.
-        stack: Holds the clients; the parameters that it trains now are stepped in place.
-        learning_rate: The round's learning rate.
+        section: The optimizer of these blocks.
+        stack: Holds the clients.
+        blocks: Names of the blocks, which the stack trains now.
+        learning_rate: Their learning rate.
         states: Each client's state to go on from, by block; empty for a new one.
     """
 
     def __init__(
-        self, section: ClientOptimizer, stack: Stack, learning_rate: float, states: Sequence[OptimizerState]
+        self,
+        section: ClientOptimizer,
+        stack: Stack,
+        blocks: Sequence[str],
+        learning_rate: float,
+        states: Sequence[OptimizerState],
     ) -> None:
-        self._section, self._blocks = section, stack.trained_blocks
+        self._section, self._blocks = section, blocks
         self._fused_step = section.fused_step(learning_rate)
-        self._moments = {key: stack.new_rows(len(states)) for key in section.moments}
+        self._places = [place for place, name in enumerate(stack.parameter_blocks) if name in blocks]
+        self._moments = {key: stack.new_rows(len(states), blocks) for key in section.moments}
         self._num_steps = np.zeros(len(states), dtype=np.int64)
         for client, state in enumerate(states):
             for name in self._blocks if state else ():
-                for key, blocks in self._moments.items():
-                    blocks[name].write(state[name][key][np.newaxis], first_row=client)
+                for key, rows in self._moments.items():
+                    rows[name].write(state[name][key][np.newaxis], first_row=client)
                 self._num_steps[client] = state[name].get("step", 0)
 
         # Of each moment as many tensors (K, *shape) as there are parameters.
@@ -46,26 +53,26 @@ class StackOptimizer:
         # other rounds, each client's part of a tensor is stepped as a tensor of its own.
         self._by_client = len(set(self._num_steps.tolist())) > 1
         counts = self._num_steps if self._by_client else self._num_steps[:1]
-        num_tensors = len(stack.parameters)
-        self._counters = [[torch.tensor(float(n), device=stack.device) for n in counts] for _ in range(num_tensors)]
+        self._counters = [[torch.tensor(float(n), device=stack.device) for n in counts] for _ in self._places]
 
     @torch.no_grad()
-    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """One step of the first clients, in place.
 
         Args:
-            parameters: The stack's parameters, (K, *shape) each, of the clients that take part. All of them, but for
-                SGD without momentum, which needs nothing to know them by.
-            gradients: Of the same shapes.
+            parameters: The stack's parameters, (K, *shape) each, of the clients that take part.
+            gradients: Of the same shapes; None for those that SGD without momentum, which remembers nothing, has
+                stepped already.
         """
-        if not parameters:
+        pairs = [(parameters[p], gradient) for p in self._places if (gradient := gradients[p]) is not None]
+        if not pairs:
             return
-        num_clients = len(parameters[0])
+        num_clients = len(pairs[0][0])
         self._num_steps[:num_clients] += 1
         self._fused_step(
-            self._parts(parameters),
+            self._parts([parameter for parameter, _ in pairs]),
             # The fused kernels take both for arrays in the same order.
-            self._parts([gradient.contiguous() for gradient in gradients]),
+            self._parts([gradient.contiguous() for _, gradient in pairs]),
             [self._parts([tensor[:num_clients] for tensor in tensors]) for tensors in self._moment_tensors],
             [counter for counters in self._counters for counter in counters[:num_clients]],
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -99,6 +99,7 @@ class Stack:
         lanes: The batch that it computes on.
         parameters: The parameters that are trained now, of the clients that take part, (K, *shape) each, in a fixed
             order.
+        parameter_blocks: The block of each of them.
         trained_blocks: Names of the blocks that are trained now.
         num_parameters: Values of each block's vector that are parameters.
         has_dropout: Whether training draws dropout masks.
@@ -119,12 +120,13 @@ class Stack:
         self.num_parameters = {name: flat.num_parameters for name, flat in self._flat.items()}
         self._active: dict[str, dict[str, Tensor]] = {name: {} for name in self._flat}
         self.parameters: list[Tensor] = []
+        self.parameter_blocks: list[str] = []
         self.model = self._stacked_model(workspace.model)
         self.has_dropout = any(isinstance(layer, StackedDropout) for layer in self.model.modules())
 
-    def new_rows(self, capacity: int) -> dict[str, BlockRows]:
-        """Zeros in the shape of the parameters, by block that is trained now."""
-        layouts = {name: self._trained[name].layout.parameters for name in self.trained_blocks}
+    def new_rows(self, capacity: int, names: Iterable[str] | None = None) -> dict[str, BlockRows]:
+        """Zeros in the shape of the parameters, by block: of these, or of all that are trained now."""
+        layouts = {name: self._trained[name].layout.parameters for name in names or self.trained_blocks}
         return {name: BlockRows(entries, capacity, self.device) for name, entries in layouts.items()}
 
     def load(self, blocks: Sequence[Mapping[str, Vector]], states: Sequence[LocalState]) -> None:
@@ -225,13 +227,14 @@ class Stack:
     def _activate(self, num_clients: int) -> None:
         """Let the layers see the first rows."""
         self.lanes.num_clients = num_clients
-        self.parameters = []
+        self.parameters, self.parameter_blocks = [], []
         for name, rows in self._rows.items():
             tensors = rows.tensors | self._local[name]
             self._active[name].update((key, tensor[:num_clients].detach()) for key, tensor in tensors.items())
             if name in self.trained_blocks:
                 own = [self._active[name][entry.name] for entry in self._flat[name].layout.parameters]
                 self.parameters += [parameter.requires_grad_() for parameter in own]
+                self.parameter_blocks += [name] * len(own)
 
     @torch.no_grad()
     def _embed_zeros(self, num_clients: int) -> None:
