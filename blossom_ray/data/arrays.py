@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from types import NoneType
 from typing import Any
@@ -11,22 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.core.scores import Task
-from blossom_ray.data.clients import Origin, Place, check_recordings
+from blossom_ray.data.clients import Place, check_recordings
 from blossom_ray.data.dataset import Dataset, FloatArray, Labels
-from blossom_ray.data.labels import (
-    RowValues,
-    check_binary,
-    check_finite,
-    checked_names,
-    default_names,
-    encode_classes,
-    encode_ids,
-    encode_sets,
-    encode_splits,
-    encode_subjects,
-    row_values,
-    used_values,
-)
+from blossom_ray.data.labels import RowValues, encode_classes, encode_ids, encode_numbers, encode_sets, encode_splits
 from blossom_ray.errors import DataError
 
 Arrays = Mapping[str, Any]
@@ -83,72 +70,49 @@ def from_arrays(
         parts.append(_array("held-out labels", held_out[1], task))
     encoded, names = _encoded(parts, task, class_names)
     arrays = _inputs(inputs, "modality", has_gaps=clients is not None)
-    rows = _Rows(len(encoded[0]), clients, recordings, splits, subjects)
+    number = len(encoded[0])
+    sides, has_clients = np.zeros(number, np.int64), clients is not None
+    if splits is not None:
+        sides = encode_splits(_row_values("splits", splits, number), has_clients=has_clients)
+    if (sides < 0).all():
+        raise DataError("splits say 'train' in no row; expected it in some")
+    shared, others = np.flatnonzero(sides >= 0), sides < 0
+
+    numbers: dict[str, Any] = dict.fromkeys(("subjects", "clients", "recordings"))
+    called: dict[str, tuple[str, ...]] = dict.fromkeys(numbers, ())
+    for name, given in (("subjects", subjects), ("clients", clients), ("recordings", recordings)):
+        if given is not None:
+            values = _row_values(name, given, number).of(shared)
+            numbers[name], called[name] = encode_ids(values, are_subjects=name == "subjects")
     test_set = None
     if held_out is not None:
         test_set = Dataset(_inputs(held_out[0], "held-out modality"), encoded[1], names)
-    others = rows.splits < 0
     if others.any():
         if held_out is not None:
             raise DataError("splits say 'held-out', while held_out is given; expected one of the two")
         test_set = Dataset(_rows_of(arrays, others), encoded[0][others], names)
         arrays, encoded[0] = _rows_of(arrays, ~others), encoded[0][~others]
-    return rows.dataset(arrays, encoded[0], names, test_set)
+    own_splits = sides[shared] if has_clients and (sides > 0).any() else None
+    if own_splits is not None and numbers["recordings"] is not None:
+        place = _place("recordings")
+        check_recordings(numbers["recordings"], own_splits, lambda row: place(int(shared[row])), called["recordings"])
+    return Dataset(
+        inputs=arrays,
+        labels=encoded[0],
+        class_names=names,
+        held_out=test_set,
+        splits=own_splits,
+        client_names=called["clients"],
+        subject_names=called["subjects"],
+        **numbers,
+    )
 
 
-class _Rows:
-    """What is said of rows beside inputs and labels, encoded: by `splits`, -1 of them are held out."""
-
-    def __init__(self, number: int, clients: Any, recordings: Any, splits: Any, subjects: Any) -> None:
-        self.splits = np.zeros(number, np.int64)
-        if splits is not None:
-            values = self._values("splits", splits, number)
-            self.splits = encode_splits(values, _place("splits"), has_clients=clients is not None)
-        if (self.splits < 0).all():
-            raise DataError("splits say 'train' in no row; expected it in some")
-        self._shared = np.flatnonzero(self.splits >= 0)
-        self._subjects, self._subject_names = self._encoded("subjects", subjects, encode_subjects)
-        self._clients, self._client_names = self._encoded("clients", clients, encode_ids)
-        self._recordings, self._recording_names = self._encoded("recordings", recordings, encode_ids)
-
-    def dataset(
-        self, inputs: dict[str, FloatArray], labels: Labels, names: tuple[str, ...], held_out: Dataset | None
-    ) -> Dataset:
-        """The data set of the rows that are not held out."""
-        splits = self.splits[self._shared] if self._clients is not None and (self.splits > 0).any() else None
-        if splits is not None and self._recordings is not None:
-            origin = Origin(recording=self._place("recordings"), recording_names=self._recording_names)
-            check_recordings(self._recordings, splits, origin)
-        return Dataset(
-            inputs=inputs,
-            labels=labels,
-            class_names=names,
-            subjects=self._subjects,
-            held_out=held_out,
-            recordings=self._recordings,
-            clients=self._clients,
-            splits=splits,
-            client_names=self._client_names,
-            subject_names=self._subject_names,
-        )
-
-    def _place(self, name: str) -> Place:
-        place = _place(name)
-        return lambda row: place(int(self._shared[row]))
-
-    def _encoded(self, name: str, given: Any, encode: Callable[..., Any]) -> tuple[Any, tuple[str, ...]]:
-        if given is None:
-            return None, ()
-        values = self._values(name, given, len(self.splits))
-        numbers, names = encode(used_values(values.distinct, values.codes[self._shared]), self._place(name))
-        return numbers, names
-
-    @staticmethod
-    def _values(name: str, given: Any, number: int) -> RowValues:
-        values = row_values(_plain_values(name, given))
-        if len(values.codes) != number:
-            raise DataError(f"{name} have shape ({len(values.codes)},); expected {number} rows, as many as labels")
-        return values
+def _row_values(name: str, given: Any, number: int) -> RowValues:
+    values = RowValues.listed(_plain_values(name, given), _place(name))
+    if len(values.codes) != number:
+        raise DataError(f"{name} have shape ({len(values.codes)},); expected {number} rows, as many as labels")
+    return values
 
 
 def _place(name: str) -> Place:
@@ -236,17 +200,16 @@ def _encoded(
         return f"labels, row {row}" if row < ends[0] else f"held-out labels, row {row - ends[0]}"
 
     if task == "classification":
-        codes, names = encode_classes(row_values(value for part in parts for value in part), place, class_names)
+        listed = RowValues.listed((value for part in parts for value in part), place)
+        codes, names = encode_classes(listed, class_names)
         return [codes[: ends[0]], codes[ends[0] :]], names
     if task == "multilabel" and all(isinstance(part, list) for part in parts):
         sets, names = encode_sets([own for part in parts for own in part], place, class_names)
         return [sets[: ends[0]], sets[ends[0] :]], names
     if any(isinstance(part, list) or part.shape[1:] != parts[0].shape[1:] for part in parts):
         raise DataError("labels and held-out labels are of different kinds or widths; expected the same for both")
-    joined = np.concatenate(list(parts))
-    names = checked_names(class_names, default_names(task, joined.shape[1]), place)
-    (check_binary if task == "multilabel" else check_finite)(joined, place)
-    return [joined[: ends[0]], joined[ends[0] :]], names
+    numbers, names = encode_numbers(np.concatenate(list(parts)), place, task, class_names)
+    return [numbers[: ends[0]], numbers[ends[0] :]], names
 
 
 def _numbers(name: str, values: Any) -> FloatArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,51 @@ class GivenClients:
     modalities: tuple[tuple[str, ...], ...]
     splits: IntArray | None = None
     source: str = "clients"
+
+    @classmethod
+    def of(
+        cls,
+        names: tuple[str, ...],
+        owners: IntArray,
+        missing: Mapping[str, npt.NDArray[np.bool_]],
+        splits: IntArray | None,
+        origin: Origin,
+        source: str = "clients",
+    ) -> Self:
+        """The clients of rows, where these agree about what a client owns and what its rows are for.
+
+        Args:
+            names: What the clients are called.
+            owners: (N,): whose each row is; every client has some.
+            missing: By modality, (N,): whether each row lacks it.
+            splits: As in `GivenClients`.
+            origin: Where rows stand.
+            source: As in `GivenClients`.
+
+        Raises:
+            DataError: A client has no row to train on, or none of a part that others have; there are rows to validate
+                on and none to test on; a client has a modality in some of its rows alone, or none in any.
+        """
+        if splits is not None:
+            _check_splits(owners, names, splits, origin)
+        for modality, is_missing in missing.items():
+            num_missing = np.bincount(owners, is_missing, minlength=len(names))
+            is_torn = (num_missing > 0) & (num_missing < np.bincount(owners, minlength=len(names)))
+            if (wrong := is_missing & is_torn[owners]).any():
+                row = int(wrong.argmax())
+                raise DataError(
+                    f"{origin.modality(modality, row)} is missing, while client {names[owners[row]]!r} has it in other "
+                    f"rows; expected it in all rows of a client, or in none"
+                )
+        first = np.unique(owners, return_index=True)[1].tolist()
+        modalities = tuple(tuple(name for name in sorted(missing) if not missing[name][row]) for row in first)
+        if () in modalities:
+            client = modalities.index(())
+            raise DataError(
+                f"{origin.client(first[client])} is {names[client]!r}, a client without values of "
+                f"{', '.join(sorted(missing))}; expected values of one of them in all of its rows"
+            )
+        return cls(names, owners, modalities, splits, source)
 
     def members(self) -> dict[tuple[str, ...], list[int]]:
         """The clients that own exactly the same modalities, in the order of `names`; sets are sorted."""
@@ -97,29 +143,15 @@ class Origin:
     Attributes:
         client: Of a row's client.
         split: Of its split.
-        recording: Of its recording.
-        recording_names: What the recordings are called; empty where their numbers are their names.
+        modality: Of its value of a modality.
     """
 
     client: Place = field(default=lambda row: f"clients, row {row}")
     split: Place = field(default=lambda row: f"splits, row {row}")
-    recording: Place = field(default=lambda row: f"recordings, row {row}")
-    recording_names: tuple[str, ...] = ()
+    modality: Callable[[str, int], str] = field(default=lambda modality, row: f"modality {modality!r}, row {row}")
 
 
-def check_splits(owners: IntArray, names: Sequence[str], splits: IntArray, origin: Origin) -> None:
-    """Refuse given splits that leave a client without a part that it needs.
-
-    Args:
-        owners: (N,): whose each row is.
-        names: What the clients are called.
-        splits: (N,): as in `GivenClients`.
-        origin: Where rows stand.
-
-    Raises:
-        DataError: A client has no row to train on; or none of a part that others have; or there are rows to validate on
-            and none to test on.
-    """
+def _check_splits(owners: IntArray, names: Sequence[str], splits: IntArray, origin: Origin) -> None:
     counts = np.zeros((len(names), len(SPLITS)), np.int64)
     np.add.at(counts, (owners, splits), 1)
     used = counts.sum(axis=0) > 0
@@ -138,13 +170,14 @@ def check_splits(owners: IntArray, names: Sequence[str], splits: IntArray, origi
             )
 
 
-def check_recordings(recordings: IntArray, splits: IntArray, origin: Origin) -> None:
+def check_recordings(recordings: IntArray, splits: IntArray, place: Place, names: Sequence[str] = ()) -> None:
     """Refuse a recording that stands in several parts, be they of one client or of several.
 
     Args:
         recordings: (N,): the recording of each row, or -1 for none.
         splits: (N,): as in `GivenClients`, and -1 for a row of the held-out set.
-        origin: Where rows stand.
+        place: Where rows stand.
+        names: What the recordings are called; empty where their numbers are their names.
 
     Raises:
         DataError: One does.
@@ -156,62 +189,11 @@ def check_recordings(recordings: IntArray, splits: IntArray, origin: Origin) -> 
         at = int(differs.argmax())
         row, other = int(rows[at]), int(rows[first[places[at]]])
         number = int(numbers[places[at]])
-        name = origin.recording_names[number] if origin.recording_names else number
+        name = names[number] if names else number
         raise DataError(
-            f"{origin.recording(row)} is {name!r}, in {_SIDES[splits[row]]!r}, as is {origin.recording(other)}, in "
+            f"{place(row)} is {name!r}, in {_SIDES[splits[row]]!r}, as is {place(other)}, in "
             f"{_SIDES[splits[other]]!r}; expected one split for all rows of a recording"
         )
-
-
-def check_owned(owners: IntArray, names: Sequence[str], is_missing: npt.NDArray[np.bool_], place: Place) -> None:
-    """Refuse a modality that a client has in some of its rows.
-
-    Args:
-        owners: (N,): whose each row is.
-        names: What the clients are called.
-        is_missing: (N,): whether the modality is.
-        place: Where its rows stand.
-
-    Raises:
-        DataError: A client has it in some rows, and in others not.
-    """
-    num_missing = np.bincount(owners, is_missing, minlength=len(names))
-    is_torn = (num_missing > 0) & (num_missing < np.bincount(owners, minlength=len(names)))
-    wrong = is_missing & is_torn[owners]
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(
-            f"{place(row)} is missing, while client {names[owners[row]]!r} has it in other rows; expected it in all "
-            f"rows of a client, or in none"
-        )
-
-
-def owned_modalities(
-    owners: IntArray, names: Sequence[str], missing: Mapping[str, npt.NDArray[np.bool_]], origin: Origin
-) -> tuple[tuple[str, ...], ...]:
-    """By client, the modalities that it owns, sorted.
-
-    Args:
-        owners: (N,): whose each row is; every client has some.
-        names: What the clients are called.
-        missing: By modality, whether each row misses it, as `check_owned` lets it pass.
-        origin: Where rows stand.
-
-    Raises:
-        DataError: A client owns none.
-    """
-    first = np.unique(owners, return_index=True)[1]
-    found = tuple(
-        tuple(modality for modality in sorted(missing) if not missing[modality][row]) for row in first.tolist()
-    )
-    for client, modalities in enumerate(found):
-        if not modalities:
-            row = int(first[client])
-            raise DataError(
-                f"{origin.client(row)} is {names[client]!r}, a client without values of {', '.join(sorted(missing))}; "
-                f"expected values of one of them in all of its rows"
-            )
-    return found
 
 
 def _clients(number: int) -> str:

@@ -18,15 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.core.scores import Task
-from blossom_ray.data.clients import (
-    SPLITS,
-    GivenClients,
-    Origin,
-    check_owned,
-    check_recordings,
-    check_splits,
-    owned_modalities,
-)
+from blossom_ray.data.clients import SPLITS, GivenClients, Origin, check_recordings
 from blossom_ray.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]
@@ -178,11 +170,9 @@ class Dataset:
                     if wrong.any():
                         row = start + int(wrong.argmax())
                         raise DataError(f"modality {modality!r}, row {row}: a value is not finite")
-            if self.clients is not None:
-                place = f"modality {modality!r}, row {{}}".format
-                check_owned(self.clients, self._client_names, is_missing(values), place)
-        if self.clients is not None:
-            self._modalities_of_clients()
+        given = self.given_clients  # which refuses clients that contradict themselves
+        if given is not None and given.splits is not None and self.recordings is not None:
+            check_recordings(self.recordings, given.splits, "recordings, row {}".format)
         if self.held_out is not None and not isinstance(self.held_out, Dataset):
             raise DataError(f"the held-out set is of type {type(self.held_out).__name__}; expected a Dataset")
         if self.held_out is not None:
@@ -235,7 +225,8 @@ class Dataset:
         """The clients of the data, or None where the data do not say whose their samples are."""
         if self.clients is None:
             return None
-        return GivenClients(self._client_names, self.clients, self._modalities_of_clients(), self.splits)
+        missing = {modality: is_missing(values) for modality, values in self.inputs.items()}
+        return GivenClients.of(self._client_names, self.clients, missing, self.splits, Origin())
 
     def without_clients(self) -> Dataset:
         """The data set for a partition that does not ask whose the samples are.
@@ -259,16 +250,12 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names, shapes and values: equal for equal data, whatever file they came from."""
         digest = hashlib.sha256()
-        arrays: dict[str, npt.NDArray[Any]] = {**dict(sorted(self.inputs.items())), "labels": self.labels}
-        if self.subjects is not None:
-            arrays["subjects"] = self.subjects
-        if self.recordings is not None:
-            arrays["recordings"] = self.recordings
-        if self.clients is not None:
-            arrays["clients"] = self.clients
-        if self.splits is not None:
-            arrays["splits"] = self.splits
-        for name, values in arrays.items():
+        own = {
+            "labels": self.labels, "subjects": self.subjects, "recordings": self.recordings, "clients": self.clients,
+            "splits": self.splits,
+        }  # fmt: skip
+        known: dict[str, npt.NDArray[Any]] = {name: values for name, values in own.items() if values is not None}
+        for name, values in (dict(sorted(self.inputs.items())) | known).items():
             digest.update(f"{name}{values.shape}{values.dtype}".encode())
             if self.clients is not None and name in self.inputs:
                 values = np.where(np.isnan(values), np.float32(np.nan), values)  # of the many NaNs there are, one
@@ -284,12 +271,6 @@ class Dataset:
     def _client_names(self) -> tuple[str, ...]:
         assert self.clients is not None, "asked where there are clients"
         return self.client_names or tuple(map(str, range(int(self.clients.max()) + 1)))
-
-    def _modalities_of_clients(self) -> tuple[tuple[str, ...], ...]:
-        """By client, what it owns: all of its rows are alike in that."""
-        assert self.clients is not None, "asked where there are clients"
-        missing = {modality: is_missing(values) for modality, values in self.inputs.items()}
-        return owned_modalities(self.clients, self._client_names, missing, Origin())
 
     def _check_clients(self) -> None:
         if self.clients is None:
@@ -311,9 +292,6 @@ class Dataset:
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(f"splits, row {row} is {self.splits[row]}; expected 0 (train), 1 (validation) or 2 (test)")
-        check_splits(self.clients, names, self.splits, Origin())
-        if self.recordings is not None:
-            check_recordings(self.recordings, self.splits, Origin())
 
     @property
     def _is_binary(self) -> bool:

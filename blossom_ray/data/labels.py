@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,35 +28,61 @@ class RowValues:
     Attributes:
         distinct: The values that occur, in no certain order.
         codes: (N,) int64: the place of each row's value in `distinct`, or -1 where it is null.
+        place: Where a row stands.
     """
 
     distinct: Sequence[Any]
     codes: IntArray
+    place: Place
+
+    @classmethod
+    def listed(cls, values: Iterable[Any], place: Place) -> Self:
+        """Values of rows, each hashable, or None."""
+        numbers: dict[Any, int] = {}
+        codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
+        return cls(tuple(numbers), np.array(codes, np.int64), place)
+
+    def of(self, rows: IntArray | None = None) -> RowValues:
+        """The values of these rows, or of all, without those that none of them has."""
+        codes = self.codes if rows is None else self.codes[rows]
+        used = np.unique(codes[codes >= 0])
+        numbers = np.full(len(self.distinct) + 1, -1, np.int64)
+        numbers[used] = np.arange(len(used))
+        place = self.place if rows is None else lambda row: self.place(int(rows[row]))
+        return RowValues([self.distinct[number] for number in used.tolist()], numbers[codes], place)
+
+    def check_given(self, expected: str, is_needed: npt.NDArray[np.bool_] | None = None) -> None:
+        """Refuse a null in a row that needs a value; None: all do."""
+        is_missing = self.codes < 0 if is_needed is None else is_needed & (self.codes < 0)
+        if is_missing.any():
+            raise DataError(f"{self.place(int(is_missing.argmax()))} is null; expected {expected}")
+
+    def check_each(self, is_right: Sequence[bool], expected: str) -> None:
+        """Refuse the first row whose value is not right, by what is told of each distinct value."""
+        if not all(is_right):
+            row = int((~np.array([*is_right, True])[self.codes]).argmax())
+            value = self.distinct[self.codes[row]]
+            found = shown(value) if isinstance(value, str | int) else f"is {value}"
+            raise DataError(f"{self.place(row)} {found}; expected {expected}")
+
+    def text_or_whole(self, expected: str) -> list[Any]:
+        """The distinct values: text, or truth values alone, or `int`."""
+        found: list[Any] = [value if isinstance(value, str) else _whole(value) for value in self.distinct]
+        self.check_each([value is not None for value in found], expected)
+        is_text = [isinstance(value, str) for value in found]
+        if len(set(is_text)) > 1:
+            first = is_text[self.codes[self.codes >= 0][0]]
+            self.check_each([text == first for text in is_text], "text, or numbers, in all rows")
+        if any(is_text) or all(isinstance(value, bool) for value in found):
+            return found
+        return [int(value) for value in found]
 
 
-def row_values(values: Iterable[Any]) -> RowValues:
-    """Values of rows, each hashable, or None."""
-    numbers: dict[Any, int] = {}
-    codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
-    return RowValues(tuple(numbers), np.array(codes, np.int64))
-
-
-def used_values(distinct: Sequence[Any], codes: IntArray) -> RowValues:
-    """Values of rows without those that no row has."""
-    used = np.unique(codes[codes >= 0])
-    numbers = np.full(len(distinct) + 1, -1, np.int64)
-    numbers[used] = np.arange(len(used))
-    return RowValues([distinct[number] for number in used.tolist()], numbers[codes])
-
-
-def encode_classes(
-    values: RowValues, place: Place, class_names: Sequence[str] | None = None
-) -> tuple[IntArray, tuple[str, ...]]:
+def encode_classes(values: RowValues, class_names: Sequence[str] | None = None) -> tuple[IntArray, tuple[str, ...]]:
     """One class per sample, as numbers from 0.
 
     Args:
         values: Of N rows, at least one: text, truth values, or whole numbers of any type.
-        place: Where a row stands.
         class_names: All classes in order. Text must be one of them; numbers count them from 0. None: the values that
             occur, sorted.
 
@@ -66,19 +92,18 @@ def encode_classes(
     Raises:
         DataError: A value is null, neither text nor whole, or none of the classes.
     """
-    _check_given(values, place, "a label in every row", np.ones(len(values.codes), np.bool_))
-    classes = _text_or_whole(values, place, _CLASSES)
+    values.check_given("a label in every row")
+    classes = values.text_or_whole(_CLASSES)
     if class_names is None:
-        found = sorted(set(classes))
-        numbers = {value: number for number, value in enumerate(found)}
-        return np.array([numbers[value] for value in classes], np.int64)[values.codes], tuple(map(str, found))
+        return _counted(classes, values.codes)
+    numbers: dict[Any, int]
     if classes and isinstance(classes[0], str):
         numbers = {name: number for number, name in enumerate(class_names)}
         expected = f"one of {', '.join(class_names)}"
     else:
         numbers = {number: number for number in range(len(class_names))}
         expected = f"0 to {len(class_names) - 1}, one of the class names"
-    _check_each([value in numbers for value in classes], values, place, expected)
+    values.check_each([value in numbers for value in classes], expected)
     return np.array([numbers[value] for value in classes], np.int64)[values.codes], tuple(class_names)
 
 
@@ -111,77 +136,68 @@ def encode_sets(
     return labels, names
 
 
-def check_binary(values: FloatArray, place: Place) -> None:
-    """Refuse labels (N, C) that are not all 0 or 1.
+def encode_numbers(
+    values: FloatArray, place: Place, task: Task, class_names: Sequence[str] | None, columns: Sequence[str] = ()
+) -> tuple[FloatArray, tuple[str, ...]]:
+    """Labels that are numbers already: of each class 0 or 1 (multilabel), or the values of targets (regression).
+
+    Args:
+        values: (N, C) float32.
+        place: Where a row stands.
+        task: What they are for.
+        class_names: Names of classes or targets, in order; None: those of the columns.
+        columns: What the columns are called, where they are as many; else they are numbered.
 
     Raises:
-        DataError: One is not.
+        DataError: A value is not 0 or 1, or not finite; or there are more or fewer names than columns.
     """
-    wrong = ((values != 0) & (values != 1)).any(axis=1)
+    is_multilabel = task == "multilabel"
+    wrong = ~(((values == 0) | (values == 1)) if is_multilabel else np.isfinite(values)).all(axis=1)
     if wrong.any():
         row = int(wrong.argmax())
-        raise DataError(f"{place(row)} is {values[row].tolist()}; expected 0 or 1 for each class")
-
-
-def check_finite(values: FloatArray, place: Place) -> None:
-    """Refuse values (N, T) that are not all finite.
-
-    Raises:
-        DataError: One is not.
-    """
-    wrong = ~np.isfinite(values).all(axis=1)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(f"{place(row)} is {values[row].tolist()}; expected finite numbers in the range of float32")
-
-
-def default_names(task: Task, number: int) -> list[str]:
-    """The names of so many classes or targets that have none."""
-    what = "class" if task == "multilabel" else "target"
-    return [f"{what} {position}" for position in range(number)]
-
-
-def checked_names(class_names: Sequence[str] | None, defaults: Sequence[str], place: Place) -> tuple[str, ...]:
-    """The names of columns of labels: those given, else the defaults.
-
-    Raises:
-        DataError: As many names as columns are not given.
-    """
-    if class_names is None:
-        return tuple(defaults)
-    if len(class_names) != len(defaults):
-        raise DataError(f"{place(0)} has {len(defaults)} values; expected {len(class_names)}, one per class name")
-    return tuple(class_names)
+        expected = "0 or 1 for each class" if is_multilabel else "finite numbers in the range of float32"
+        raise DataError(f"{place(row)} is {values[row].tolist()}; expected {expected}")
+    width = values.shape[1]
+    if class_names is None and len(columns) != width:
+        class_names = [f"{'class' if is_multilabel else 'target'} {position}" for position in range(width)]
+    names = tuple(columns if class_names is None else class_names)
+    if len(names) != width:
+        raise DataError(f"{place(0)} has {width} values; expected {len(names)}, one per class name")
+    return values, names
 
 
 def encode_ids(
-    values: RowValues, place: Place, is_needed: npt.NDArray[np.bool_] | None = None
+    values: RowValues, is_needed: npt.NDArray[np.bool_] | None = None, *, are_subjects: bool = False
 ) -> tuple[IntArray, tuple[str, ...]]:
-    """Clients or recordings (N,) int64, counted from 0 in sorted order, -1 for none; and what they are called.
+    """Clients, recordings or subjects (N,) int64, counted from 0 in sorted order, -1 for none; and their names.
+
+    Subjects that are whole numbers stay as they are, and have no names, unless one is too large for that.
 
     Args:
         values: Of N rows.
-        place: Where a row stands.
         is_needed: (N,): whether a row must have one. None: all must.
+        are_subjects: Whether they are subjects.
 
     Raises:
-        DataError: A value is neither text nor a whole number; or null where one is needed.
+        DataError: A value is neither text nor a whole number, or one of a subject is below 0; or null where one is
+            needed.
     """
-    expected = "a whole number, or text"
-    _check_given(values, place, expected, np.ones(len(values.codes), np.bool_) if is_needed is None else is_needed)
-    ids = _text_or_whole(values, place, expected)
-    found = sorted(set(ids))
-    numbers = {value: number for number, value in enumerate(found)}
-    return np.array([*(numbers[value] for value in ids), -1], np.int64)[values.codes], tuple(map(str, found))
+    expected = "a whole number from 0, or text" if are_subjects else "a whole number, or text"
+    values.check_given(expected, is_needed)
+    ids = values.text_or_whole(expected)
+    if are_subjects:
+        values.check_each([isinstance(value, str) or value >= 0 for value in ids], expected)
+        if not any(isinstance(value, str) or value > np.iinfo(np.int64).max for value in ids):
+            return np.array([*ids, -1], np.int64)[values.codes], ()
+    return _counted(ids, values.codes)
 
 
-def encode_splits(values: RowValues, place: Place, *, has_clients: bool) -> IntArray:
+def encode_splits(values: RowValues, *, has_clients: bool) -> IntArray:
     """The part of each row (N,) int64: its place in `SPLITS`, or -1 for the held-out global test set.
 
     Args:
         values: Of N rows: `train` and `held-out`; with clients also `validation` and `test`, their own. Without
             clients `test` means `held-out`.
-        place: Where a row stands.
         has_clients: Whether the data say whose each row is.
 
     Raises:
@@ -194,54 +210,15 @@ def encode_splits(values: RowValues, place: Place, *, has_clients: bool) -> IntA
         row = int(wrong.argmax())
         value = values.distinct[values.codes[row]] if values.codes[row] >= 0 else None
         hint = " (and 'validation' with data.partition: {kind: given})" if value == "validation" else ""
-        raise DataError(f"{place(row)} {shown(value)}; expected {' or '.join(map(repr, numbers))}{hint}")
+        raise DataError(f"{values.place(row)} {shown(value)}; expected {' or '.join(map(repr, numbers))}{hint}")
     return np.array([numbers[value] for value in values.distinct], np.int64)[values.codes]
 
 
-def encode_subjects(
-    values: RowValues, place: Place, is_needed: npt.NDArray[np.bool_] | None = None
-) -> tuple[IntArray, tuple[str, ...]]:
-    """Subjects (N,) int64 as numbers from 0, -1 for none; and what they are called, where these are not their numbers.
-
-    Whole numbers stay as they are, unless one is too large for that; those and text are counted in sorted order.
-
-    Args:
-        values: Of N rows.
-        place: Where a row stands.
-        is_needed: (N,): whether a row must have a subject. None: all must.
-
-    Raises:
-        DataError: A value is neither text nor a whole number from 0; or null where one is needed.
-    """
-    expected = "a whole number from 0, or text"
-    _check_given(values, place, expected, np.ones(len(values.codes), np.bool_) if is_needed is None else is_needed)
-    subjects = _text_or_whole(values, place, expected)
-    _check_each([isinstance(value, str) or value >= 0 for value in subjects], values, place, expected)
-    names: list[Any] = []
-    if any(isinstance(value, str) or value > np.iinfo(np.int64).max for value in subjects):
-        names = sorted(set(subjects))
-        numbers = {value: number for number, value in enumerate(names)}
-        subjects = [numbers[value] for value in subjects]
-    return np.array([*subjects, -1], np.int64)[values.codes], tuple(map(str, names))
-
-
-def _check_given(values: RowValues, place: Place, expected: str, is_needed: npt.NDArray[np.bool_]) -> None:
-    is_missing = is_needed & (values.codes < 0)
-    if is_missing.any():
-        raise DataError(f"{place(int(is_missing.argmax()))} is null; expected {expected}")
-
-
-def _text_or_whole(values: RowValues, place: Place, expected: str) -> list[Any]:
-    """The distinct values: text, or truth values alone, or `int`."""
-    found: list[Any] = [value if isinstance(value, str) else _whole(value) for value in values.distinct]
-    _check_each([value is not None for value in found], values, place, expected)
-    is_text = [isinstance(value, str) for value in found]
-    if len(set(is_text)) > 1:
-        first = is_text[values.codes[values.codes >= 0][0]]
-        _check_each([text == first for text in is_text], values, place, "text, or numbers, in all rows")
-    if any(is_text) or all(isinstance(value, bool) for value in found):
-        return found
-    return [int(value) for value in found]
+def _counted(values: Sequence[Any], codes: IntArray) -> tuple[IntArray, tuple[str, ...]]:
+    """Rows' values by their places in sorted order, -1 for none; and the values as text."""
+    found = sorted(set(values))
+    numbers = {value: number for number, value in enumerate(found)}
+    return np.array([*(numbers[value] for value in values), -1], np.int64)[codes], tuple(map(str, found))
 
 
 def _whole(value: Any) -> int | None:
@@ -252,12 +229,3 @@ def _whole(value: Any) -> int | None:
     if not (isinstance(value, float | Decimal) and Decimal(value).is_finite() and -largest <= value <= largest):
         return None
     return int(value) if int(value) == value else None
-
-
-def _check_each(is_right: Sequence[bool], values: RowValues, place: Place, expected: str) -> None:
-    """Refuse the first row whose value is not right, by what is told of each distinct value."""
-    if not all(is_right):
-        row = int((~np.array([*is_right, True])[values.codes]).argmax())
-        value = values.distinct[values.codes[row]]
-        found = shown(value) if isinstance(value, str | int) else f"is {value}"
-        raise DataError(f"{place(row)} {found}; expected {expected}")

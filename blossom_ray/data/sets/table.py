@@ -17,18 +17,10 @@ from pydantic import Field
 
 from blossom_ray.core.scores import TASKS, Task
 from blossom_ray.core.section import ModalityName, Positive, Section
-from blossom_ray.data.clients import (
-    GivenClients,
-    Origin,
-    Place,
-    check_owned,
-    check_recordings,
-    check_splits,
-    owned_modalities,
-)
+from blossom_ray.data.clients import GivenClients, Origin, check_recordings
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.data.division.options import GivenPartition
-from blossom_ray.data.labels import encode_ids, encode_splits, encode_subjects, used_values
+from blossom_ray.data.labels import encode_ids, encode_splits
 from blossom_ray.data.sets.base import DatasetFacts, OwnData, path_on_this_machine
 from blossom_ray.errors import DataError, InputError
 
@@ -108,51 +100,41 @@ class Table:
     task: Task
 
     def targets(self) -> Targets:
-        """Strata, subjects, recordings and clients of the rows that clients share.
-
-        Of the modalities only the types are looked at, and in a given federation who has them.
-
-        Raises:
-            DataError: A file cannot be read, a column is missing or of a wrong type, or a label cannot be used; what
-                rows say of their clients contradicts itself.
-        """
+        """As `DataSource`. Of the modalities only the types are looked at, and in a given federation who has them."""
         for modality in self.modalities:
             for column in self._columns(modality):
                 self.rows.check_column(column)
                 self.rows.check_numeric(column, has_gaps=self._is_given)
         shared = ~self._is_held_out
-        subjects = self._subjects_of(shared)
+        whose, subject_names = self._subjects
+        subjects = _known(whose, shared)
         labels, names = self._labels
         return replace(
             targets_of(labels[shared], len(names), subjects),
-            recordings=self._recordings_of(shared),
+            recordings=_known(self._recordings, shared),
             pieces=self._pieces_of(shared),
             clients=self._given_clients,
-            subject_names=() if subjects is None else self._subject_names,
+            subject_names=() if subjects is None else self.rows.notes.subject_names or subject_names,
         )
 
     def load(self) -> Dataset:
-        """All rows: those that clients share, and the held-out set where the table has one.
-
-        Raises:
-            DataError: As `targets`; or a row of a modality is null, of another shape, or holds a value that is not
-                finite.
-        """
-        targets = self.targets()
+        """As `DataSource`: the rows that clients share, and as held-out set those whose split says so."""
+        targets, given = self.targets(), self._given_clients
         labels, names = self._labels
         inputs = {modality: self._inputs(modality) for modality in self.modalities}
-        shared, others, held_out = ~self._is_held_out, self._is_held_out, None
+        others, held_out = self._is_held_out, None
         if others.any():
-            rest = {modality: parts[1] for modality, parts in inputs.items()}
             held_out = Dataset(
-                rest, labels[others], names, self._subjects_of(others), recordings=self._recordings_of(others),
+                inputs={modality: parts[1] for modality, parts in inputs.items()},
+                labels=labels[others],
+                class_names=names,
+                subjects=_known(self._subjects[0], others),
+                recordings=_known(self._recordings, others),
                 pieces=self._pieces_of(others),
-            )  # fmt: skip
-        train = {modality: parts[0] for modality, parts in inputs.items()}
-        given = targets.clients
+            )
         return Dataset(
-            inputs=train,
-            labels=labels[shared],
+            inputs={modality: parts[0] for modality, parts in inputs.items()},
+            labels=labels[~others],
             class_names=names,
             subjects=targets.subjects,
             held_out=held_out,
@@ -196,20 +178,12 @@ class Table:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes or targets.
-
-        Raises:
-            DataError: As `targets`.
-        """
+        """Names of the classes or targets."""
         return self._labels[1]
 
     @cached_property
     def rows(self) -> TableRows:
-        """The rows of all files.
-
-        Raises:
-            DataError: A file cannot be read, or there are no rows.
-        """
+        """The rows of all files."""
         from blossom_ray.data.table.rows import TableRows
 
         return TableRows(path_on_this_machine(self.spec.path))
@@ -225,7 +199,7 @@ class Table:
             self.rows.check_column(column)
         from blossom_ray.data.table.labels import read_labels
 
-        return read_labels(self.rows.files, columns, self.task, self.spec.class_names)
+        return read_labels(self.rows, columns, self.task, self.spec.class_names)
 
     @cached_property
     def _splits(self) -> IntArray:
@@ -233,7 +207,7 @@ class Table:
         column = self.rows.optional_column(self.spec.split_column, "split")
         if column is None:
             return np.zeros(self.rows.num_rows, np.int64)
-        splits = encode_splits(self.rows.values(column), self.rows.place(column), has_clients=self._is_given)
+        splits = encode_splits(self.rows.values(column), has_clients=self._is_given)
         if (splits < 0).all():
             raise DataError(f"{self.rows.path}, column {column!r} says 'train' in no row; expected it in some")
         return splits
@@ -243,58 +217,43 @@ class Table:
         return self._splits < 0
 
     @cached_property
-    def _subjects(self) -> tuple[IntArray, tuple[str, ...]] | None:
+    def _subjects(self) -> tuple[IntArray | None, tuple[str, ...]]:
         column = self.rows.optional_column(self.spec.subject_column, "subject")
         if column is None:
-            return None
-        return encode_subjects(self.rows.values(column), self.rows.place(column), ~self._is_held_out)
-
-    @property
-    def _subject_names(self) -> tuple[str, ...]:
-        return self.rows.notes.subject_names or (() if self._subjects is None else self._subjects[1])
-
-    def _subjects_of(self, rows: npt.NDArray[np.bool_]) -> IntArray | None:
-        if self._subjects is None or (self._subjects[0][rows] < 0).any():
-            return None
-        return self._subjects[0][rows]
+            return None, ()
+        return encode_ids(self.rows.values(column), ~self._is_held_out, are_subjects=True)
 
     @cached_property
     def _given_clients(self) -> GivenClients | None:
-        """The clients of the rows that they share, where the scenario asks for them.
-
-        Raises:
-            DataError: A row does not say whose it is, or what rows say contradicts itself.
-        """
+        """The clients of the rows that they share, where the scenario asks for them."""
         if not self._is_given:
             return None
         column = self.spec.client_column or "client"
         self.rows.check_column(column)
         rows = np.flatnonzero(~self._is_held_out)
-        split_column = self.rows.optional_column(self.spec.split_column, "split") or column
-        origin = Origin(client=self._place(column, rows), split=self._place(split_column, rows))
-        found = self.rows.values(column)
-        owners, names = encode_ids(used_values(found.distinct, found.codes[rows]), origin.client)
+        values = self.rows.values(column).of(rows)
+        owners, names = encode_ids(values)
         if self.rows.notes.client_names:
             owners, names = _renumbered(owners, names, self.rows.notes.client_names)
-        splits = self._splits[rows] if (self._splits > 0).any() else None
-        if splits is not None:
-            check_splits(owners, names, splits, origin)
         missing = {}
         for modality in self.modalities:
-            is_missing, modality_column = self.rows.is_missing(self._columns(modality)), self._columns(modality)[0]
+            is_missing = self.rows.is_missing(self._columns(modality))
             if (is_missing & self._is_held_out).any():
-                row = int((is_missing & self._is_held_out).argmax())
-                place = self.rows.place(modality_column)(row)
+                place = self._place(modality, int((is_missing & self._is_held_out).argmax()))
                 raise DataError(f"{place} is null; expected a value in every row of the held-out set")
             missing[modality] = is_missing[rows]
-            check_owned(owners, names, missing[modality], self._place(modality_column, rows))
-        modalities = owned_modalities(owners, names, missing, origin)
-        return GivenClients(names, owners, modalities, splits, f"column {column!r}")
+        splits = self._splits[rows] if (self._splits > 0).any() else None
+        split_column = self.rows.optional_column(self.spec.split_column, "split") or column
+        split_place = self.rows.place(split_column)
+        origin = Origin(
+            client=values.place,
+            split=lambda row: split_place(int(rows[row])),
+            modality=lambda modality, row: self._place(modality, int(rows[row])),
+        )
+        return GivenClients.of(names, owners, missing, splits, origin, f"column {column!r}")
 
-    def _place(self, column: str, rows: IntArray) -> Place:
-        """Words for the places of some of all rows."""
-        place = self.rows.place(column)
-        return lambda row: place(int(rows[row]))
+    def _place(self, modality: str, row: int) -> str:
+        return self.rows.place(self._columns(modality)[0])(row)
 
     def _unused_columns(self) -> Iterator[str]:
         """What columns would say that the scenario does not ask for."""
@@ -322,19 +281,15 @@ class Table:
 
     @cached_property
     def _recordings(self) -> IntArray | None:
-        """The recording of each row, counted from 0 in the rows that clients share; -1 where it has none.
-
-        Raises:
-            DataError: A row that clients share says nothing, or a recording stands in several splits.
-        """
+        """The recording of each row, counted from 0 in the rows that clients share; -1 where it has none."""
         column = self._recording_column
         if column is None:
             return None
         if self.rows.notes.has_recordings and column == "recording":
             return self.rows.whole_numbers("recording")
-        place, shared = self.rows.place(column), ~self._is_held_out
-        recordings, names = encode_ids(self.rows.values(column), place, shared)
-        check_recordings(recordings, self._splits, Origin(recording=place, recording_names=names))
+        values, shared = self.rows.values(column), ~self._is_held_out
+        recordings, names = encode_ids(values, shared)
+        check_recordings(recordings, self._splits, values.place, names)
         counted = np.full_like(recordings, -1)
         counted[shared] = np.unique(recordings[shared], return_inverse=True)[1]
         return counted
@@ -344,15 +299,8 @@ class Table:
         return None if self.rows.notes.overlap is None else self.rows.whole_numbers(_PIECE_OF)
 
     def _pieces_of(self, rows: npt.NDArray[np.bool_]) -> Pieces | None:
-        overlap = self.rows.notes.overlap
-        if self._pieces is None or overlap is None or (self._pieces[rows] < 0).any():
-            return None
-        return Pieces(self._pieces[rows], overlap)
-
-    def _recordings_of(self, rows: npt.NDArray[np.bool_]) -> IntArray | None:
-        if self._recordings is None or (self._recordings[rows] < 0).any():
-            return None
-        return self._recordings[rows]
+        overlap, recordings = self.rows.notes.overlap, _known(self._pieces, rows)
+        return None if recordings is None or overlap is None else Pieces(recordings, overlap)
 
     def _columns(self, modality: str) -> tuple[str, ...]:
         return _listed(self._section(modality).column or modality)
@@ -361,11 +309,7 @@ class Table:
         return self.spec.modalities.get(modality, TableModality())
 
     def _inputs(self, modality: str) -> tuple[FloatArray, FloatArray]:
-        """The modality's values in the rows that clients share, and in the held-out ones; NaN where it is missing.
-
-        Raises:
-            DataError: As `load`.
-        """
+        """The modality's values in the rows that clients share, and in the held-out ones; NaN where it is missing."""
         num_held_out = int(self._is_held_out.sum())
         sizes = (len(self._is_held_out) - num_held_out, num_held_out)
         parts: list[FloatArray] = []
@@ -388,6 +332,11 @@ class Table:
 
 def _listed(columns: str | tuple[str, ...]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else columns
+
+
+def _known(numbers: IntArray | None, rows: npt.NDArray[np.bool_]) -> IntArray | None:
+    """The numbers of these rows; None where one of them has none."""
+    return None if numbers is None or (numbers[rows] < 0).any() else numbers[rows]
 
 
 def _renumbered(owners: IntArray, names: tuple[str, ...], order: tuple[str, ...]) -> tuple[IntArray, tuple[str, ...]]:

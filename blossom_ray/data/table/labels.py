@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,20 @@ import pyarrow as pa
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import FloatArray, Labels
-from blossom_ray.data.labels import RowValues, check_binary, checked_names, default_names, encode_classes, encode_sets
+from blossom_ray.data.labels import encode_classes, encode_numbers, encode_sets
 from blossom_ray.data.table.columns import ColumnFile, is_text
-from blossom_ray.data.table.rows import places, values_of
+from blossom_ray.data.table.rows import TableRows
 from blossom_ray.data.table.tensor_columns import BatchPlace, check_numeric, is_list, tensor_rows
 from blossom_ray.errors import DataError
 
 
 def read_labels(
-    files: Sequence[ColumnFile], columns: Sequence[str], task: Task, class_names: Sequence[str] | None
+    rows: TableRows, columns: Sequence[str], task: Task, class_names: Sequence[str] | None
 ) -> tuple[Labels, tuple[str, ...]]:
     """The labels of all rows, and the names of classes or targets.
 
     Args:
-        files: The files in order, at least one row among them.
+        rows: The table.
         columns: Columns of labels, which all files have.
         task: What they are for.
         class_names: Names of classes or targets, or None.
@@ -35,25 +36,18 @@ def read_labels(
         DataError: A column is of a type that the task does not have, or a row is null, of another length, or out of
             range.
     """
-    place = places(files, columns[0])
+    files, place = rows.files, rows.place(columns[0])
     if task == "classification":
         if len(columns) > 1:
             raise DataError(f"data.label_column names {len(columns)} columns; expected one for task: {task}")
-        return encode_classes(_class_values(files, columns[0]), place, class_names)
+        values = rows.values(columns[0])
+        # A table's truth values are the classes 0 and 1.
+        distinct = [int(value) if isinstance(value, bool) else value for value in values.distinct]
+        return encode_classes(replace(values, distinct=distinct), class_names)
     if task == "multilabel" and len(columns) == 1 and all(_is_text_list(file.types[columns[0]]) for file in files):
         return encode_sets(_name_lists(files, columns[0]), place, class_names)
-    values = np.concatenate([_numbers(files, column) for column in columns], axis=1)
-    if task == "multilabel":
-        check_binary(values, place)
-    width = values.shape[1]
-    names = columns if len(columns) == width else default_names(task, width)
-    return values, checked_names(class_names, names, place)
-
-
-def _class_values(files: Sequence[ColumnFile], column: str) -> RowValues:
-    values = values_of(files, column)
-    # A table's truth values are the classes 0 and 1.
-    return RowValues([int(value) if isinstance(value, bool) else value for value in values.distinct], values.codes)
+    numbers = np.concatenate([_numbers(files, column) for column in columns], axis=1)
+    return encode_numbers(numbers, place, task, class_names, columns)
 
 
 def _name_lists(files: Sequence[ColumnFile], column: str) -> list[list[str]]:

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from blossom_ray.data.clients import Place
 from blossom_ray.data.dataset import FloatArray, IntArray
-from blossom_ray.data.labels import RowValues, used_values
-from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
+from blossom_ray.data.labels import RowValues
+from blossom_ray.data.table.columns import is_text, open_column_files
 from blossom_ray.data.table.tensor_columns import (
     BatchPlace,
     check_numeric,
@@ -123,12 +123,41 @@ class TableRows:
         return () if is_number(self.files[0].types[column]) else shape
 
     def place(self, column: str) -> Place:
-        """Words for the place of a row."""
-        return places(self.files, column)
+        """Words for the place of a row: its file, and its number there."""
+        ends = list(accumulate(file.num_rows for file in self.files))
+
+        def place(row: int) -> str:
+            number = bisect_right(ends, row)
+            first_row = ends[number - 1] if number else 0
+            return f"{self.files[number].name}, column {column!r}, row {row - first_row}"
+
+        return place
 
     def values(self, column: str) -> RowValues:
-        """The texts or whole numbers of a column."""
-        return values_of(self.files, column)
+        """The texts, numbers or truth values of a column.
+
+        Raises:
+            DataError: It is of another type.
+        """
+        numbers: dict[Any, int] = {}
+        parts = []
+        for file in self.files:
+            type_ = file.types[column]
+            value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
+            is_plain = is_text(value_type) or is_number(value_type) or pa.types.is_boolean(value_type)
+            if not (is_plain or pa.types.is_null(value_type)):
+                raise DataError(f"{file.name}, column {column!r} has type {type_}; expected whole numbers or text")
+            for _, batch in file.batches([column]):
+                array = batch[column]
+                is_coded = pa.types.is_dictionary(array.type)
+                values = (array.dictionary if is_coded else array).to_pylist()
+                own = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
+                if is_coded:
+                    indices = array.indices.cast(pa.int64()).fill_null(len(own)).to_numpy(zero_copy_only=False)
+                    parts.append(np.array([*own, -1], np.int64)[indices])
+                else:
+                    parts.append(np.array(own, np.int64))
+        return RowValues(tuple(numbers), np.concatenate(parts), self.place(column)).of()
 
     def whole_numbers(self, column: str) -> IntArray:
         """The numbers of a column that `write_table` has written, -1 for null."""
@@ -187,42 +216,3 @@ def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Ba
         found = f"has shape {list(values.shape[1:])}, {values[0].size} values"
         raise place.error(0, found, f"{math.prod(shape)} values, for the shape {list(shape)}")
     return values.reshape(len(values), *shape)
-
-
-def values_of(files: Sequence[ColumnFile], column: str) -> RowValues:
-    """The values of a column in all files.
-
-    Raises:
-        DataError: It is of a type other than text, numbers and truth values.
-    """
-    numbers: dict[Any, int] = {}
-    parts = []
-    for file in files:
-        type_ = file.types[column]
-        value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
-        is_plain = is_text(value_type) or is_number(value_type) or pa.types.is_boolean(value_type)
-        if not (is_plain or pa.types.is_null(value_type)):
-            raise DataError(f"{file.name}, column {column!r} has type {type_}; expected whole numbers or text")
-        for _, batch in file.batches([column]):
-            array = batch[column]
-            is_coded = pa.types.is_dictionary(array.type)
-            values = (array.dictionary if is_coded else array).to_pylist()
-            own = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
-            if is_coded:
-                indices = array.indices.cast(pa.int64()).fill_null(len(own)).to_numpy(zero_copy_only=False)
-                parts.append(np.array([*own, -1], np.int64)[indices])
-            else:
-                parts.append(np.array(own, np.int64))
-    return used_values(tuple(numbers), np.concatenate(parts))
-
-
-def places(files: Sequence[ColumnFile], column: str) -> Place:
-    """Words for the place of a row of all files together."""
-    ends = list(accumulate(file.num_rows for file in files))
-
-    def place(row: int) -> str:
-        number = bisect_right(ends, row)
-        first_row = ends[number - 1] if number else 0
-        return f"{files[number].name}, column {column!r}, row {row - first_row}"
-
-    return place
