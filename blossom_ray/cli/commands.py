@@ -53,9 +53,11 @@ def run(signals: Sequence[int]) -> int:
 def _run(signals: Sequence[int]) -> int:
     """The command's exit code, after its message where it has failed."""
     try:
-        exit_code = completion.complete_in_bash(_call) if completion.is_bash_asking() else _call()
-    except SystemExit as ended:
-        exit_code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
+        with completion.bash_words():
+            ended = app(standalone_mode=False)
+        exit_code = ended if isinstance(ended, int) else 0
+    except SystemExit as end:
+        exit_code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         return 128 + signals[0] if signals and exit_code == 130 else exit_code
     except BaseException as error:
         # An interrupt may come out as another error of what it has interrupted.
@@ -66,11 +68,6 @@ def _run(signals: Sequence[int]) -> int:
         warn("interrupted")
         return 128 + signals[0]
     return exit_code
-
-
-def _call() -> int:
-    ended = app(standalone_mode=False)
-    return ended if isinstance(ended, int) else 0
 
 
 def _failed(error: BaseException) -> int:

@@ -7,8 +7,8 @@ are imported nowhere here; the scenario's sections are, for keys.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -19,55 +19,39 @@ import typer
 from blossom_ray.cli.output import say
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
     from blossom_ray.core.structure import Hint
 
 _MOST_FOLDERS = 500
 _MOST_OFFERED = 200
-_BASH = ("_BLOSSOM_RAY_COMPLETE", "complete_bash")
 
 
 def scenarios(incomplete: str) -> list[str]:
     """Scenario files in the folder that is typed and one level below it, and names of packaged scenarios."""
     from blossom_ray.reading.packaged import packaged_scenarios
 
-    def is_scenario(path: Path) -> bool:
-        return path.suffix in (".yaml", ".yml")
-
-    return _offer([*_paths(incomplete, 1, is_scenario), *packaged_scenarios()], incomplete)
+    files = _paths(incomplete, 1, lambda path: path.suffix in (".yaml", ".yml"))
+    return _offer([*files, *packaged_scenarios()], incomplete)
 
 
-def runs(incomplete: str) -> list[str]:
-    """Folders of runs, up to three levels below the folder that is typed."""
-    return _folders_with(incomplete, "manifest.json")
+def folders_with(*names: str) -> Callable[[str], list[str]]:
+    """Folders with a file of one of these names, up to three levels below the folder that is typed."""
+
+    def offer(incomplete: str) -> list[str]:
+        return _offer(_paths(incomplete, 3, lambda path: any((path / name).exists() for name in names)), incomplete)
+
+    return offer
 
 
-def runs_and_sweeps(incomplete: str) -> list[str]:
-    """Folders of runs and of sweeps, as `runs`."""
-    return _folders_with(incomplete, "manifest.json", "sweep.json")
-
-
-def background_runs(incomplete: str) -> list[str]:
-    """Folders of runs that go on in the background, as `runs`."""
-    return _folders_with(incomplete, "process.json")
-
-
-def addresses(incomplete: str) -> list[str]:
-    """What `--address` takes besides `HOST:PORT`."""
-    return _offer(["auto", "local"], incomplete)
-
-
-def trackers(incomplete: str) -> list[str]:
-    """Where `--track` may lead."""
-    return _offer(["tensorboard", "mlflow"], incomplete)
+def words(*known: str) -> Callable[[str], list[str]]:
+    """Some words."""
+    return lambda incomplete: _offer(known, incomplete)
 
 
 def datasets(incomplete: str) -> list[str]:
     """Names of data sets."""
     from blossom_ray.data.options import DATASETS
 
-    return _offer([*DATASETS], incomplete)
+    return _offer(DATASETS, incomplete)
 
 
 def datasets_and_scenarios(incomplete: str) -> list[str]:
@@ -79,7 +63,7 @@ def sharing(incomplete: str) -> list[str]:
     """Names of sharing schemes."""
     from blossom_ray.core.blocks import SCHEME_NAMES
 
-    return _offer([*SCHEME_NAMES], incomplete)
+    return _offer(SCHEME_NAMES, incomplete)
 
 
 def partitions(incomplete: str) -> list[str]:
@@ -87,15 +71,18 @@ def partitions(incomplete: str) -> list[str]:
     from blossom_ray.core.structure import field_hint
     from blossom_ray.data.division.options import Division
 
-    return _offer([*field_hint(Division.model_fields["partition"]).kinds], incomplete)
+    return _offer(field_hint(Division.model_fields["partition"]).kinds, incomplete)
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """`PATH=VALUE` of the scenario that is typed: first paths with their meanings, then what the key accepts."""
+    from blossom_ray.core.structure import Hint
+    from blossom_ray.reading.scenario import Scenario
+
     # An option without its value, which is being typed, keeps the arguments from being told apart.
     given = ctx.params.get("scenario") or ctx.params.get("scenarios") or ctx.args or [""]
     first = given[0] if isinstance(given, list | tuple) else given
-    keys = dict(_keys(_tree(Path(str(first)))))
+    keys = dict(_keys_below("", Hint(Scenario), _tree(Path(str(first))), ""))
     path, equals, _ = incomplete.partition("=")
     matching = [key for key in keys if key == path or (not equals and key.startswith(path))]
     if len(matching) != 1:
@@ -104,51 +91,35 @@ def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     return [(f"{matching[0]}={value}", meaning) for value in values or ("",)]
 
 
-def complete_in_bash(run: Callable[[], int]) -> int:
-    """Answer bash, which makes three words of `--set sharing=f` and replaces the last one alone.
-
-    Args:
-        run: The command line. It ends with `SystemExit`, or with an exit code.
-    """
-    words = os.environ.get("COMP_WORDS", "").split("\n")
-    position = int(os.environ.get("COMP_CWORD", "0"))
-    joined, kept = _join_words(words[: position + 1])
-    os.environ.update(COMP_WORDS="\n".join(joined), COMP_CWORD=str(len(joined) - 1))
-    output = StringIO()
-    try:
-        with redirect_stdout(output):
-            return run()
-    finally:
-        say(*(line.removeprefix(kept) for line in output.getvalue().splitlines()))
-
-
-def is_bash_asking() -> bool:
-    """Whether this process is to complete a line of bash."""
-    return os.environ.get(_BASH[0]) == _BASH[1]
-
-
-def _join_words(words: list[str]) -> tuple[list[str], str]:
-    """Words put together again around `=`, and the part of the last one that bash does not replace."""
+@contextmanager
+def bash_words() -> Iterator[None]:
+    """Answer bash, where it asks: it makes three words of `--set sharing=f` and replaces the last one alone."""
+    if os.environ.get("_BLOSSOM_RAY_COMPLETE") != "complete_bash":
+        yield
+        return
+    typed = os.environ.get("COMP_WORDS", "").split("\n")[: int(os.environ.get("COMP_CWORD", "0")) + 1]
     joined: list[str] = []
+    # The part of the last word that bash does not replace.
     kept = ""
-    for index, word in enumerate(words):
-        if index > 1 and (word == "=" or words[index - 1] == "="):
-            kept = joined[-1] if words[index - 1] == "=" else f"{joined[-1]}="
+    for index, word in enumerate(typed):
+        if index > 1 and "=" in (word, typed[index - 1]):
+            kept = joined[-1] if typed[index - 1] == "=" else f"{joined[-1]}="
             joined[-1] += word
         else:
             joined.append(word)
             kept = ""
-    return joined, kept
+    os.environ.update(COMP_WORDS="\n".join(joined), COMP_CWORD=str(len(joined) - 1))
+    output = StringIO()
+    try:
+        with redirect_stdout(output):
+            yield
+    finally:
+        say(*(line.removeprefix(kept) for line in output.getvalue().splitlines()))
 
 
-def _offer(candidates: list[str], incomplete: str) -> list[str]:
+def _offer(candidates: Iterable[str], incomplete: str) -> list[str]:
     # A shell takes a line for an offer, and shows it as it is.
     return [name for name in candidates if name.startswith(incomplete) and name.isprintable()][:_MOST_OFFERED]
-
-
-def _folders_with(incomplete: str, *names: str) -> list[str]:
-    """Folders with one of these files, up to three levels below the folder that is typed."""
-    return _offer(list(_paths(incomplete, 3, lambda path: any((path / name).exists() for name in names))), incomplete)
 
 
 def _paths(incomplete: str, levels: int, is_wanted: Callable[[Path], bool]) -> Iterator[str]:
@@ -187,15 +158,8 @@ def _tree(path: Path) -> Mapping[str, Any]:
     return tree if isinstance(tree, Mapping) else {}
 
 
-def _keys(tree: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
-    """Each key that `--set` takes: its path, what it may be set to, its meaning."""
-    from blossom_ray.core.structure import Hint
-    from blossom_ray.reading.scenario import Scenario
-
-    return _keys_below("", Hint(Scenario), tree, "")
-
-
 def _keys_below(path: str, hint: Hint, value: Any, meaning: str) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
+    """Each key that `--set` takes: its path, what it may be set to, its meaning."""
     from blossom_ray.core.phrases import sentences, shortened
     from blossom_ray.core.section import Section
     from blossom_ray.core.structure import Hint, field_hint
@@ -208,13 +172,14 @@ def _keys_below(path: str, hint: Hint, value: Any, meaning: str) -> Iterator[tup
             yield from _keys_below(path, Hint(hint.kinds[kind]), value, meaning)
     elif hint.section is not None:
         for name, field in hint.section.model_fields.items():
-            default = _default(field)
+            is_required = field.is_required()
+            default = None if is_required else field.get_default(call_default_factory=True, validated_data={})
             below = value.get(name, default) if isinstance(value, Mapping) else getattr(value, name, default)
             # The kind of a union's section was yielded above, with all kinds that there are.
-            if not (field.is_required() and name in ("kind", "dataset")):
+            if not (is_required and name in ("kind", "dataset")):
                 # Typer breaks longer texts into lines, which fish takes for further offers.
-                words = shortened(next(sentences(field.description or ""), ""))
-                yield from _keys_below(f"{path}.{name}".lstrip("."), field_hint(field), below, words)
+                said = shortened(next(sentences(field.description or ""), ""))
+                yield from _keys_below(f"{path}.{name}".lstrip("."), field_hint(field), below, said)
     elif isinstance(value, Mapping) and hint.item is not None and (hint.item.kinds or hint.item.section):
         for name, item in value.items():
             yield from _keys_below(f"{path}.{name}", hint.item, item, meaning)
@@ -223,10 +188,6 @@ def _keys_below(path: str, hint: Hint, value: Any, meaning: str) -> Iterator[tup
             yield from _keys_below(f"{path}.{index}", hint.item, item, meaning)
     elif not isinstance(value, Section):
         yield path, (_values(hint, value), meaning)
-
-
-def _default(field: FieldInfo) -> Any:
-    return None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
 
 
 def _values(hint: Hint, value: Any) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ Address = Annotated[
         "--address",
         metavar="auto|HOST:PORT",
         help="Run on the Ray cluster that this machine is a node of, as RAY_ADDRESS does. From elsewhere: submit.",
-        autocompletion=completion.addresses,
+        autocompletion=completion.words("auto", "local"),
     ),
 ]
 Track = Annotated[
@@ -59,7 +59,7 @@ Track = Annotated[
         "--track",
         metavar="tensorboard[:FOLDER]|mlflow[:URI]",
         help="Write the rounds for TensorBoard or MLflow, too. Repeatable.",
-        autocompletion=completion.trackers,
+        autocompletion=completion.words("tensorboard", "mlflow"),
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one object per line.")]

@@ -20,7 +20,7 @@ def report(
         typer.Argument(
             metavar="RUN...",
             help="Run folders, or folders of sweeps; several are compared.",
-            autocompletion=completion.runs_and_sweeps,
+            autocompletion=completion.folders_with("manifest.json", "sweep.json"),
         ),
     ],
     out: Annotated[

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from blossom_ray.runs.folder import Run
     from blossom_ray.runs.tracking import Target
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.runs)]
-BackgroundRun = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.background_runs)
+RunFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.folders_with("manifest.json")),
 ]
 Detach = Annotated[
     bool, typer.Option("--detach", help="Run in the background, on when the terminal closes; watch it with attach.")
@@ -125,35 +125,37 @@ def resume(
 @app.command(epilog="Example: blossom-ray attach runs/quickstart/20261123T120000Z-4f1c")
 def attach(run: RunFolder, as_json: Json = False) -> None:
     """Watch a run that goes on elsewhere, from its first round to its result. Ctrl-C ends the watching alone."""
-    from blossom_ray.cli.console.runs import choose_view, final_summary
-    from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.runs.folder import Run
     from blossom_ray.runs.following import follow
 
     run = local_path(run, "the run")
-    scenario = Run.open(run).scenario
-    console = terminal()
+    quoted = shlex.quote(str(run))
     try:
-        with closing(follow(run)) as records:
-            if as_json:
-                for record in records:
-                    print_json(round_json(record))
-            else:
-                with choose_view(scenario, tuple(scenario.profiles()), console) as view:
-                    for record in records:
-                        view.update(record)
+        with closing(follow(run)) as records, _view(Run.open(run).scenario, as_json=as_json) as show:
+            for record in records:
+                show(record)
     except KeyboardInterrupt:
-        _leave(run)
+        from blossom_ray.runs.background import PROCESS_FILE
+
+        # A run that another terminal shows is ended there.
+        end = f"\nend it: blossom-ray stop {quoted}" if (run / PROCESS_FILE).exists() else ""
+        fail(f"\nthe run goes on; watch it again: blossom-ray attach {quoted}{end}", 130)
     ended = Run.open(run)
-    if as_json:
-        print_json({"run": str(run), "status": ended.status})
-    elif ended.status != "failed":
-        console.print(final_summary(ended))
-    _check_end(ended, run)
+    _show_end(ended, run, as_json=as_json)
+    if ended.status == "failed":
+        error = ended.manifest.get("error", {})
+        fail(f"error: {error.get('message', 'the run failed')}\n\n{error.get('details', '')}".rstrip(), 1)
+    if ended.status == "interrupted":
+        raise RunError("the run was interrupted", f"go on with: blossom-ray resume {quoted}")
 
 
 @app.command("stop", epilog="Example: blossom-ray stop runs/quickstart/20261123T120000Z-4f1c")
-def stop_run(run: BackgroundRun) -> None:
+def stop_run(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=completion.folders_with("process.json")),
+    ],
+) -> None:
     """End a run that --detach has started, after the round in progress and with a checkpoint. Twice ends it at once."""
     from blossom_ray.runs.background import stop
 
@@ -185,31 +187,45 @@ def _follow(
     as_json: bool,
 ) -> None:
     """Show a run's rounds as they come, and its result at the end."""
-    from blossom_ray.cli.console.runs import choose_view, final_summary
-    from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.runs.folder import Run
     from blossom_ray.runs.tracking import Tracking
 
-    console = terminal()
-    with Tracking(targets, scenario, folder, warn) as tracking, closing(records):
-        if as_json:
-            for record in records:
-                interruption.is_graceful = True
-                tracking.write(record)
-                print_json(round_json(record))
-        else:
-            with choose_view(scenario, tuple(scenario.profiles()), console) as view:
-                for record in records:
-                    interruption.is_graceful = True
-                    tracking.write(record)
-                    view.update(record)
+    with (
+        Tracking(targets, scenario, folder, warn) as tracking,
+        closing(records),
+        _view(scenario, as_json=as_json) as show,
+    ):
+        for record in records:
+            interruption.is_graceful = True
+            tracking.write(record)
+            show(record)
     finished = Run.open(folder)
     if interruption.signals and finished.status != "finished":
         raise KeyboardInterrupt
+    _show_end(finished, folder, as_json=as_json)
+
+
+@contextmanager
+def _view(scenario: Scenario, *, as_json: bool) -> Iterator[Callable[[RoundRecord], None]]:
+    """What shows a round."""
     if as_json:
-        print_json({"run": str(folder), "status": finished.status})
-    else:
-        console.print(final_summary(finished))
+        yield lambda record: print_json(round_json(record))
+        return
+    from blossom_ray.cli.console.runs import choose_view
+    from blossom_ray.cli.console.terminal import terminal
+
+    with choose_view(scenario, tuple(scenario.profiles()), terminal()) as view:
+        yield view.update
+
+
+def _show_end(run: Run, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"run": str(folder), "status": run.status})
+    elif run.status != "failed":
+        from blossom_ray.cli.console.runs import final_summary
+        from blossom_ray.cli.console.terminal import terminal
+
+        terminal().print(final_summary(run))
 
 
 def _detach(scenario: Scenario, folder: Path, address: str | None, targets: Sequence[Target], *, as_json: bool) -> None:
@@ -226,21 +242,3 @@ def _detach(scenario: Scenario, folder: Path, address: str | None, targets: Sequ
         f"watch it: blossom-ray attach {quoted}",
         f"end it:   blossom-ray stop {quoted}",
     )
-
-
-def _leave(run: Path) -> NoReturn:
-    from blossom_ray.runs.background import PROCESS_FILE
-
-    quoted = shlex.quote(str(run))
-    # A run that another terminal shows is ended there.
-    end = f"\nend it: blossom-ray stop {quoted}" if (run / PROCESS_FILE).exists() else ""
-    fail(f"\nthe run goes on; watch it again: blossom-ray attach {quoted}{end}", 130)
-
-
-def _check_end(run: Run, folder: Path) -> None:
-    match run.status:
-        case "failed":
-            error = run.manifest.get("error", {})
-            fail(f"error: {error.get('message', 'the run failed')}\n\n{error.get('details', '')}".rstrip(), 1)
-        case "interrupted":
-            raise RunError("the run was interrupted", f"go on with: blossom-ray resume {shlex.quote(str(folder))}")

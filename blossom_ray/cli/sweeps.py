@@ -136,7 +136,9 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN|SWEEP...", help="Folders of runs and of sweeps.", autocompletion=completion.runs_and_sweeps
+            metavar="RUN|SWEEP...",
+            help="Folders of runs and of sweeps.",
+            autocompletion=completion.folders_with("manifest.json", "sweep.json"),
         ),
     ],
     metric: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -15,6 +16,26 @@ from blossom_ray.text import printable
 
 # Columns of words; all others but the first are numbers.
 _LEFT = ("scope", "curve", "state")
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of texts, for a terminal, a page or a paper.
+
+    Attributes:
+        columns: Headings.
+        rows: One sequence of cells per row; the first cell names the row. One that begins with two spaces stands below
+            the row before. A shorter row lacks its last cells.
+        title: What stands above it.
+        is_folded: Whether a reader of a page has to open it, by its title.
+        shares: Of some cells, by row and place in it, a share of 1 that they are shaded by.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    is_folded: bool = False
+    shares: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
 
 def format_score(score: Score, value: float | None) -> str:

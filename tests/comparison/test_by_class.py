@@ -120,8 +120,8 @@ def test_a_run_has_the_scores_of_its_table(small_scenario: Scenario, tmp_path: P
 
 def test_every_format_names_the_classes(make: Callable[..., Run]) -> None:
     found = compare(make({("test", ""): (0.5, 0.25)}), per_class=True)
-    header, rows = panels.flat_table(found, "final")
-    assert header[0] == "class"
-    assert [row[0] for row in rows] == ["walk", "sit/stand"]
+    table = panels.flat_table(found, "final")
+    assert table.columns[0] == "class"
+    assert [row[0] for row in table.rows] == ["walk", "sit/stand"]
     assert "sit/stand" in formats.markdown(found, "final")
     assert r"sit/stand & 1 & 25.0" in formats.latex(found, "final")

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from blossom_ray.studies.reports.charts import INK, SERIES, Curve, curves, figure_style
-from blossom_ray.studies.reports.page import ReportFigure, ReportSection, ReportTable, inline_svg, render_page
+from blossom_ray.studies.reports.page import ReportFigure, ReportSection, inline_svg, render_page
+from blossom_ray.studies.tables import TextTable
 
 EVIL = "<script>alert(1)</script>&\"'"
 
@@ -44,8 +45,8 @@ def page_with(text: str) -> str:
             {text: [Curve(text, [0, 1], [1, 2]), Curve("other", [0, 1], [2, 1])]}, x_label="x", y_label=text
         )
         tables = [
-            ReportTable([text, text], [[text, text], [f"  {text}", f"1.0 [{text}"]], text, shares={(0, 1): 0.5}),
-            ReportTable([text], [[text]], text, is_folded=True),
+            TextTable([text, text], [[text, text], [f"  {text}", f"1.0 [{text}"]], text, shares={(0, 1): 0.5}),
+            TextTable([text], [[text]], text, is_folded=True),
         ]
         section = ReportSection(text, [ReportFigure("curve", figure, text)], tables, [text], [text])
         return render_page(title=text, lead=text, facts={text: text}, sections=[section], scenarios={text: text})
@@ -89,7 +90,7 @@ def test_figures_take_the_colours_of_the_page() -> None:
 
 
 def test_numbers_with_an_interval_stand_below_each_other() -> None:
-    table = ReportTable(["name", "score", "p"], [["a", "1.0 ± 2.5 *", ".1"], ["  b", "-", ""], ["c", "9.0 [1, 2] %"]])
+    table = TextTable(["name", "score", "p"], [["a", "1.0 ± 2.5 *", ".1"], ["  b", "-", ""], ["c", "9.0 [1, 2] %"]])
     with figure_style():
         page = render_page(title="", lead="", facts={}, sections=[ReportSection("s", (), [table])], scenarios={})
     assert '<th scope="col" colspan="2">score</th><th scope="col">p</th>' in page

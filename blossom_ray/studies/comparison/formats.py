@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -11,8 +11,9 @@ import polars as pl
 from blossom_ray.runs.log import json_line
 from blossom_ray.studies.comparison.choosing import Choice
 from blossom_ray.studies.comparison.comparing import Comparison
-from blossom_ray.studies.comparison.panels import choice_table, choice_title, comparison_title, flat_table, remarks
+from blossom_ray.studies.comparison.panels import choice_table, flat_table, remarks
 from blossom_ray.studies.comparison.scores import Summary
+from blossom_ray.studies.tables import TextTable
 from blossom_ray.text import printable
 
 _LATEX = {
@@ -27,36 +28,32 @@ _FORMULA = ("=", "+", "-", "@")
 
 def markdown(comparison: Comparison, gain_of: Summary) -> str:
     """A Markdown table of all settings and modality sets, and the notes under it; before it, one of what was chosen."""
-    title, notes = comparison_title(comparison, gain_of), remarks(comparison, gain_of)
-    tables = [_markdown_table(title, *flat_table(comparison, gain_of), notes)]
-    if (choice := comparison.choice) is not None:
-        tables.insert(0, _markdown_table(choice_title(choice), *choice_table(choice), choice.notes))
-    return "\n".join(tables)
-
-
-def _markdown_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join("| " + " | ".join(map(_markdown_text, cells)) + " |" for cells in lines)
-    parts = [f"{_markdown_text(title)}\n", table, "", *(f"- {_markdown_text(note)}" for note in notes)]
-    return "\n".join(parts) + "\n"
+    parts = []
+    for table, notes, _ in _tables(comparison, gain_of):
+        lines = (table.columns, ["---"] * len(table.columns), *table.rows)
+        parts += [f"{_markdown_text(table.title)}\n"]
+        parts += ["| " + " | ".join(map(_markdown_text, cells)) + " |" for cells in lines]
+        parts += ["", *(f"- {_markdown_text(note)}" for note in notes), ""]
+    return "\n".join(parts)
 
 
 def latex(comparison: Comparison, gain_of: Summary) -> str:
     r"""A LaTeX `tabular` for the package booktabs; title and notes are comments before it; first one of choices."""
-    num_words = sum(key in comparison.table.columns for key in (*comparison.keys, comparison.part))
-    title, notes = comparison_title(comparison, gain_of), remarks(comparison, gain_of)
-    tables = [_latex_table([title, *notes], *flat_table(comparison, gain_of), num_words)]
+    parts = []
+    for table, notes, num_words in _tables(comparison, gain_of):
+        parts += [f"% {printable(comment)}" for comment in (table.title, *notes)]
+        parts += [rf"\begin{{tabular}}{{{'l' * num_words}{'r' * (len(table.columns) - num_words)}}}", r"\toprule"]
+        parts += [_latex_row(table.columns), r"\midrule", *map(_latex_row, table.rows)]
+        parts += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(parts)
+
+
+def _tables(comparison: Comparison, gain_of: Summary) -> Iterator[tuple[TextTable, Sequence[str], int]]:
+    """What was chosen, if anything, and what is compared, each with notes and the number of its columns of words."""
     if (choice := comparison.choice) is not None:
-        remarks_on_it = [choice_title(choice), *choice.notes]
-        tables.insert(0, _latex_table(remarks_on_it, *choice_table(choice), len(choice.settings)))
-    return "\n".join(tables)
-
-
-def _latex_table(comments: Iterable[str], header: Sequence[str], rows: Iterable[Sequence[str]], num_words: int) -> str:
-    lines = [f"% {printable(comment)}" for comment in comments]
-    lines += [rf"\begin{{tabular}}{{{'l' * num_words}{'r' * (len(header) - num_words)}}}", r"\toprule"]
-    lines += [_latex_row(header), r"\midrule", *(_latex_row(row) for row in rows), r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(lines) + "\n"
+        yield choice_table(choice), choice.notes, len(choice.settings)
+    num_words = sum(key in comparison.table.columns for key in (*comparison.keys, comparison.part))
+    yield flat_table(comparison, gain_of), remarks(comparison, gain_of), num_words
 
 
 def csv(comparison: Comparison) -> str:

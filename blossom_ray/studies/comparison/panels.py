@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from blossom_ray.studies.comparison.comparing import Comparison
 from blossom_ray.studies.comparison.entries import key_labels
 from blossom_ray.studies.comparison.notes import BEST_NOTES, MARK
 from blossom_ray.studies.comparison.scores import ALL, SUMMARIES, Summary
-from blossom_ray.studies.tables import format_bytes, format_count, line, plain_table
+from blossom_ray.studies.tables import TextTable, format_bytes, format_count, line, plain_table
 
 _WIDE = 100
 BELOW = "  "
@@ -58,11 +59,11 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
     ]
     parts: list[RenderableType] = []
     if (choice := comparison.choice) is not None:
-        header, chosen = choice_table(choice, joined=True)
-        table = plain_table(*header)
-        for cells in chosen:
+        chosen = choice_table(choice, joined=True)
+        table = plain_table(*chosen.columns)
+        for cells in chosen.rows:
             table.add_row(*cells)
-        parts += [line(choice_title(choice), "bold"), table]
+        parts += [line(chosen.title, "bold"), table]
         parts += [*(line(f"note: {note}") for note in choice.notes), line("")]
     parts.append(line(", ".join([comparison_title(comparison, gain_of), *fixed]), "bold"))
     if not rows:
@@ -81,14 +82,8 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
     return Group(*parts)
 
 
-def choice_title(choice: Choice) -> str:
-    """What values were chosen by, with its unit."""
-    unit = " in %" if choice.is_share else ""
-    return f"chosen by {choice.metric}{unit}, {HEADINGS[choice.summary]}, mean over seeds"
-
-
-def choice_table(choice: Choice, *, joined: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what was chosen, a row per setting: its score on validation, and what was tried.
+def choice_table(choice: Choice, *, joined: bool = False) -> TextTable:
+    """What was chosen, a row per setting: its score on validation, and what was tried.
 
     Args:
         choice: What was chosen.
@@ -102,7 +97,9 @@ def choice_table(choice: Choice, *, joined: bool = False) -> tuple[list[str], li
         first = [", ".join(words[:num]) or "for all"] if joined else []
         rows.append([*first, *words[num:], _with_interval(row, "validation", score), *(str(row[n]) for n in BUDGET)])
     first = [", ".join(labels[:num]) or "chosen"] if joined else []
-    return [*first, *labels[num:], "validation", "values", "runs", "rounds"], rows
+    unit = " in %" if choice.is_share else ""
+    title = f"chosen by {choice.metric}{unit}, {HEADINGS[choice.summary]}, mean over seeds"
+    return TextTable([*first, *labels[num:], "validation", "values", "runs", "rounds"], rows, title)
 
 
 def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
@@ -135,77 +132,53 @@ def remarks(comparison: Comparison, gain_of: Summary, note: str = "") -> list[st
     return [*unused, *numbered, *(f"{note}{text}" for text in shown)]
 
 
-@dataclass(frozen=True)
-class PanelTables:
-    """One of the tables that `terminal` shows, for a page: every number with its interval, scores before all else.
+def panel_tables(comparison: Comparison, gain_of: Summary) -> Iterator[TextTable]:
+    """The tables of `terminal` for a page, each followed by its single runs: every number with its interval.
 
-    Attributes:
-        title: What its settings have in common; "" where there is one table alone.
-        header: Of `rows`; `rounds` is what the mean of the last scores is over, and the last columns, which lines of
-            modality sets lack, are what a run took.
-        rows: By setting; the first cell of a modality set begins with `BELOW`.
-        run_header: Of `runs`.
-        runs: A row per run, over all clients where it was scored over them.
+    `rounds` is what the mean of the last scores is over. The last columns, which lines of modality sets lack, are what
+    a run took. Columns that say nothing, such as means over the clients of a held-out set, are left out.
     """
-
-    title: str
-    header: list[str]
-    rows: Sequence[list[str]]
-    run_header: list[str]
-    runs: Sequence[list[str]]
-
-
-def panel_tables(comparison: Comparison, gain_of: Summary) -> list[PanelTables]:
-    """The tables of `terminal`, in order, each with its single runs."""
-    grouping = comparison.grouping
+    grouping, part = comparison.grouping, comparison.part
     columns = [*_score_columns(comparison, gain_of, brief=False), _LAST_ROUNDS, *_seed_columns(comparison)]
-    header = [grouping.heading or comparison.part, *(column.heading for column in (*columns, *_COMPUTE))]
-    run_columns = _run_columns(comparison, gain_of)
+    header = [grouping.heading or part, *(column.heading for column in (*columns, *_COMPUTE))]
+    run_columns = _score_columns(comparison, gain_of, brief=False, of_runs=True)
+    run_columns += [_LAST_ROUNDS, _Column("folder", lambda row: Path(row["run"]).name)]
     runs = grouping.panels((row for row in comparison.runs.to_dicts() if row["final"] is not None), dict)
-
-    def with_compute(settings: _Settings) -> Iterator[list[str]]:
+    for title, settings in grouping.panels(comparison.table.to_dicts(), dict).items():
+        lines = []
         for name, rows in settings.items():
             first, *others = _nested(comparison, {name: rows}, columns)
-            yield first + [""] * (1 + len(columns) - len(first)) + [column.cell(rows[0]) for column in _COMPUTE]
-            yield from others
-
-    def run_rows(title: str) -> Iterator[list[str]]:
+            gap = [""] * (1 + len(columns) - len(first))
+            lines += [first + gap + [column.cell(rows[0]) for column in _COMPUTE], *others]
+        yield _without_empty_columns(header, lines, title)
+        lines = []
         for name, members in runs.get(title, {}).items():
-            is_whole = any(row[comparison.part] == ALL for row in members)
-            for row in members:
-                if not is_whole or row[comparison.part] == ALL:
-                    own = [] if is_whole else [row[comparison.part]]
-                    words = [*filter(None, (name, f"seed {row['seed']}", *own))]
-                    yield [", ".join(words), *(column.cell(row) for column in run_columns)]
-
-    run_header = ["run", *(column.heading for column in run_columns)]
-    return [
-        PanelTables(title, header, [*with_compute(settings)], run_header, [*run_rows(title)])
-        for title, settings in grouping.panels(comparison.table.to_dicts(), dict).items()
-    ]
+            whole = [row for row in members if row[part] == ALL]
+            for row in whole or members:
+                words = filter(None, (name, f"seed {row['seed']}", "" if whole else row[part]))
+                lines.append([", ".join(words), *(column.cell(row) for column in run_columns)])
+        run_title = ", ".join(filter(None, (title, "single runs")))
+        run_header = ["run", *(column.heading for column in run_columns)]
+        yield replace(_without_empty_columns(run_header, lines, run_title), is_folded=True)
 
 
-def flat_table(comparison: Comparison, gain_of: Summary) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of one table of all settings."""
+def _without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> TextTable:
+    has_any = [any(cells[place : place + 1] not in ([], ["-"], [""]) for cells in rows) for place in range(len(header))]
+    return TextTable([*compress(header, has_any)], [[*compress(cells, has_any)] for cells in rows], title)
+
+
+def flat_table(comparison: Comparison, gain_of: Summary) -> TextTable:
+    """One table of all settings."""
     labels = comparison.labels
     columns = [_SEEDS, *_score_columns(comparison, gain_of, brief=False), *_COMPUTE, *_target_columns(comparison)]
     if comparison.run_notes:
         columns.append(_Column("notes", partial(_marks, comparison)))
     header = [*(labels[key] for key in comparison.keys), comparison.part, *(column.heading for column in columns)]
-    return header, [
+    rows = [
         [*(str(row[key]) for key in comparison.keys), row[comparison.part], *(column.cell(row) for column in columns)]
         for row in comparison.table.to_dicts()
     ]
-
-
-def interval_text(row: _Row, name: str, text: _Text) -> str:
-    """The interval of one of a row's numbers: ± over seeds, in brackets over clients or where it was cut at a bound."""
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if low is None:
-        return ""
-    if row["interval"] == "seeds" and _is_symmetric(value, low, high):
-        return f"± {text(high - value).lstrip('+')}"
-    return f"[{text(low)}, {text(high)}]"
+    return TextTable(header, rows, comparison_title(comparison, gain_of))
 
 
 def _seed_columns(comparison: Comparison) -> list[_Column]:
@@ -213,46 +186,40 @@ def _seed_columns(comparison: Comparison) -> list[_Column]:
     return [_SEEDS] if comparison.table["num_seeds"].n_unique() > 1 else []
 
 
-def _score_columns(comparison: Comparison, gain_of: Summary, *, brief: bool) -> list[_Column]:
-    """Scores, points and gain of a row; if brief, with intervals of one score and of its points alone."""
+def _difference(comparison: Comparison) -> str:
+    return "points" if comparison.is_share else "difference"
+
+
+def _score_columns(comparison: Comparison, gain_of: Summary, *, brief: bool, of_runs: bool = False) -> list[_Column]:
+    """Scores, points and gain of a row; if brief, with intervals of one score and of its points alone.
+
+    Rows of runs have neither intervals nor p.
+    """
     score, points, gain = _score_text(comparison), f"points_{gain_of}", f"gain_{gain_of}"
     usual = next(iter(Counter(comparison.table["last5_rounds"].drop_nulls()).most_common(1)), (None,))[0]
 
     def score_cell(name: str, row: _Row) -> str:
         text = _with_interval(row, name, score, shows_interval=not brief or name == gain_of, brief=brief)
-        return f"{text} {MARK}" if name == "last5" and row["last5_rounds"] not in (usual, None) else text
+        is_apart = name == "last5" and not of_runs and row["last5_rounds"] not in (usual, None)
+        return f"{text} {MARK}" if is_apart else text
 
-    def gain_cell(row: _Row) -> str:
-        text = _with_interval(row, gain, "{:+.1f}".format, shows_interval=not brief)
-        return text if row[gain] is None else text + _gain_mark(row, gain_of)
+    def difference_cell(row: _Row, name: str, text: _Text, *, shows_interval: bool = True) -> str:
+        shown = _with_interval(row, name, text, shows_interval=shows_interval)
+        return f"{shown} {MARK}" if row[name] is not None and row[f"gain_{gain_of}_rounds"] else shown
 
-    columns = [_Column(HEADINGS[name], partial(score_cell, name), is_extra=name != gain_of) for name in _shown(gain_of)]
+    # The best one, which is chosen on test scores, is shown where it is asked for alone.
+    names = [name for name in SUMMARIES if name != "best" or gain_of == "best"]
+    columns = [_Column(HEADINGS[name], partial(score_cell, name), is_extra=name != gain_of) for name in names]
     columns.append(_Column("unweighted", _plain_cell(f"unweighted_{gain_of}", score), is_extra=True))
     if comparison.baseline:
-        text = _points_text(comparison)
-        columns.append(
-            _Column(_difference(comparison), lambda row: _with_interval(row, points, text) + _gain_mark(row, gain_of))
-        )
-        if comparison.table[f"p_{gain_of}"].count():
+        text = ("{:+.1f}" if comparison.is_share else "{:+.3f}").format
+        columns.append(_Column(_difference(comparison), partial(difference_cell, name=points, text=text)))
+        if not of_runs and comparison.table[f"p_{gain_of}"].count():
             words = {"p": f"p_{gain_of}", "Holm": f"p_holm_{gain_of}"}
             columns += [_Column(heading, _plain_cell(name, _p_text)) for heading, name in words.items()]
-        columns.append(_Column("gain %", gain_cell))
+        percent = partial(difference_cell, name=gain, text="{:+.1f}".format, shows_interval=not brief)
+        columns.append(_Column("gain %", percent))
     return columns
-
-
-def _run_columns(comparison: Comparison, gain_of: Summary) -> list[_Column]:
-    """The columns of single runs."""
-    score = _score_text(comparison)
-
-    def marked(name: str, text: _Text) -> Callable[[_Row], str]:
-        return lambda row: "-" if row[name] is None else text(row[name]) + _gain_mark(row, gain_of)
-
-    columns = [_Column(HEADINGS[name], _plain_cell(name, score)) for name in _shown(gain_of)]
-    columns.append(_Column("unweighted", _plain_cell(f"unweighted_{gain_of}", score)))
-    if comparison.baseline:
-        columns.append(_Column(_difference(comparison), marked(f"points_{gain_of}", _points_text(comparison))))
-        columns.append(_Column("gain %", marked(f"gain_{gain_of}", "{:+.1f}".format)))
-    return [*columns, _LAST_ROUNDS, _Column("folder", lambda row: Path(row["run"]).name)]
 
 
 def _target_columns(comparison: Comparison) -> list[_Column]:
@@ -266,6 +233,10 @@ def _target_columns(comparison: Comparison) -> list[_Column]:
         _Column("up to it", _plain_cell("bytes_up_to_target", format_bytes)),
         _Column("reached", lambda row: f"{row['num_reached']}/{row['num_seeds']}"),
     ]
+
+
+def _p_text(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def _plain_cell(name: str, text: _Text) -> Callable[[_Row], str]:
@@ -322,42 +293,24 @@ def _marks(comparison: Comparison, row: _Row) -> str:
     return " ".join(f"[{number}]" for number in comparison.notes_of(row))
 
 
-def _gain_mark(row: _Row, gain_of: Summary) -> str:
-    return f" {MARK}" if row[f"gain_{gain_of}_rounds"] else ""
-
-
-def _shown(gain_of: Summary) -> list[Summary]:
-    """The scores of a table; the best one, which is chosen on test scores, where it is asked for alone."""
-    return [name for name in SUMMARIES if name != "best" or gain_of == "best"]
-
-
-def _difference(comparison: Comparison) -> str:
-    return "points" if comparison.is_share else "difference"
-
-
-def _p_text(p: float) -> str:
-    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+def interval_text(row: _Row, name: str, text: _Text, *, brief: bool = False) -> str:
+    """The interval of one of a row's numbers: ± over seeds, in brackets over clients or where it was cut at a bound."""
+    value, low, high = row[name], row.get(f"{name}_low"), row.get(f"{name}_high")
+    if low is None or high is None:
+        return ""
+    if row["interval"] == "seeds":
+        if math.isclose(high - value, value - low, rel_tol=1e-6, abs_tol=1e-12):
+            return f"± {text(high - value).lstrip('+')}"
+        if brief:  # cut at 0 or 100 %: so wide that decimals say nothing
+            return f"[{100 * low:.0f}, {100 * high:.0f}]"
+    return f"[{text(low)}, {text(high)}]"
 
 
 def _with_interval(row: _Row, name: str, text: _Text, *, shows_interval: bool = True, brief: bool = False) -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if value is None:
+    if row[name] is None:
         return "-"
-    if low is None or not shows_interval:
-        return text(value)
-    if brief and row["interval"] == "seeds" and not _is_symmetric(value, low, high):
-        # Cut at 0 or 100 %: so wide that decimals say nothing.
-        return f"{text(value)} [{100 * low:.0f}, {100 * high:.0f}]"
-    return f"{text(value)} {interval_text(row, name, text)}"
-
-
-def _is_symmetric(value: float, low: float, high: float) -> bool:
-    return math.isclose(high - value, value - low, rel_tol=1e-6, abs_tol=1e-12)
+    return f"{text(row[name])} {interval_text(row, name, text, brief=brief) if shows_interval else ''}".rstrip()
 
 
 def _score_text(comparison: Comparison | Choice) -> _Text:
     return (lambda value: f"{100 * value:.1f}") if comparison.is_share else "{:.3f}".format
-
-
-def _points_text(comparison: Comparison) -> _Text:
-    return ("{:+.1f}" if comparison.is_share else "{:+.3f}").format

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
-from blossom_ray.studies.reports.page import ReportSection, ReportTable
+from blossom_ray.studies.reports.page import ReportSection
 from blossom_ray.studies.reports.variants import Variant, format_mean
+from blossom_ray.studies.tables import TextTable
 
 MOST_CLASSES = 25
 """With more, the columns of a confusion matrix can no longer be told apart; the scores of each class remain."""
@@ -40,7 +41,7 @@ def class_section(variants: Sequence[Variant]) -> ReportSection:
     return ReportSection("Classes", tables=tables, notes=notes)
 
 
-def _recall_tables(found: Sequence[tuple[Variant, pl.DataFrame]]) -> Iterator[ReportTable]:
+def _recall_tables(found: Sequence[tuple[Variant, pl.DataFrame]]) -> Iterator[TextTable]:
     panels: dict[str, list[tuple[Variant, pl.DataFrame]]] = {}
     for variant, frame in found:
         panels.setdefault(variant.panel, []).append((variant, frame))
@@ -57,10 +58,10 @@ def _recall_tables(found: Sequence[tuple[Variant, pl.DataFrame]]) -> Iterator[Re
             for (_, name), values in recall.items()
         ]
         words = [word for word in (panel, "recall on the clients' test splits") if word]
-        yield ReportTable(["class", *labels], rows, ", ".join(words), is_folded=len(panels) > 1)
+        yield TextTable(["class", *labels], rows, ", ".join(words), is_folded=len(panels) > 1)
 
 
-def _class_tables(variant: Variant, frame: pl.DataFrame, *, is_folded: bool) -> Iterator[ReportTable]:
+def _class_tables(variant: Variant, frame: pl.DataFrame, *, is_folded: bool) -> Iterator[TextTable]:
     """A table per scoring, of the clients of all modality sets where they were scored on samples of their own."""
     confusion = _last_rounds(run.confusion for run in variant.runs)
     sums = frame.group_by(_KEY, maintain_order=True).agg(pl.col(_COUNTS).sum(), pl.col("auroc").mean())
@@ -80,7 +81,7 @@ def _class_tables(variant: Variant, frame: pl.DataFrame, *, is_folded: bool) -> 
 
 def _class_table(
     title: str, classes: pl.DataFrame, counts: Mapping[tuple[int, int], int], *, is_folded: bool
-) -> ReportTable:
+) -> TextTable:
     named = dict(classes.select("class", "name").iter_rows())
     shown = named if counts and len(named) <= MOST_CLASSES else {}
     has_auroc = classes["auroc"].count() > 0
@@ -97,7 +98,7 @@ def _class_table(
                 shares[place, len(cells)] = min(1.0, count / max(true, 1))
             cells.append(f"{count:,} ({100 * count / max(true, 1):.0f} %)" if count else "0")
         rows.append(cells)
-    return ReportTable([*columns, *(f"as {name}" for name in shown.values())], rows, title, is_folded, shares)
+    return TextTable([*columns, *(f"as {name}" for name in shown.values())], rows, title, is_folded, shares)
 
 
 def _share(part: int, whole: int) -> str:

@@ -14,9 +14,9 @@ import polars as pl
 from blossom_ray.algorithms.selection import cohort_size
 from blossom_ray.runs.folder import Run
 from blossom_ray.studies.reports.charts import bars, stacked_areas
-from blossom_ray.studies.reports.page import ReportFigure, ReportSection, ReportTable
+from blossom_ray.studies.reports.page import ReportFigure, ReportSection
 from blossom_ray.studies.reports.variants import Variant
-from blossom_ray.studies.tables import format_bytes, format_seconds
+from blossom_ray.studies.tables import TextTable, format_bytes, format_seconds
 from blossom_ray.text import brief
 
 _SPLITS = {"num_train": "to train on", "num_validation": "for validation", "num_test": "to test on"}
@@ -49,7 +49,7 @@ def traffic_section(variants: Sequence[Variant]) -> ReportSection:
     figure = bars(values, x_label="MB sent in the whole run", stacked=len(variants) > 1)
     columns = [*(["variant"] if len(variants) > 1 else []), "block (scope)", "to clients", "from clients"]
     caption = "Bytes of each block sent to clients and back over the whole run; mean over seeds."
-    table = ReportTable(columns, rows) if len(variants) == 1 else ReportTable(columns, rows, "by block", is_folded=True)
+    table = TextTable(columns, rows) if len(variants) == 1 else TextTable(columns, rows, "by block", is_folded=True)
     return ReportSection("Communication", [ReportFigure("communication", figure, caption)], [table])
 
 
@@ -63,10 +63,10 @@ def time_section(variants: Sequence[Variant]) -> ReportSection:
         if timed:
             times = [second for _, each in timed for second in each]
             totals.append([variant.name or "all runs", str(len(timed)), *_times(times, sum(times) / len(timed))])
-    tables = [ReportTable(["run", "rounds", "median round", "all rounds"], rows)] if rows else []
+    tables = [TextTable(["run", "rounds", "median round", "all rounds"], rows)] if rows else []
     if len(rows) > 1:
         folded = replace(tables[0], title="single runs", is_folded=True)
-        tables = [ReportTable(["setting", "runs", "median round", "all rounds of a run"], totals), folded]
+        tables = [TextTable(["setting", "runs", "median round", "all rounds of a run"], totals), folded]
     figures = []
     if len(rows) == 1:
         table = variants[0].runs[0].rounds.filter(pl.col("round") > 0)
@@ -86,7 +86,7 @@ def failure_section(variants: Sequence[Variant]) -> ReportSection:
         for row in run.failures.select("round", "client", "actor", "phase", "cause", "action").iter_rows()
     ]
     columns = ["run", "round", "client", "actor", "phase", "cause", "what was done"]
-    return ReportSection("Failures", tables=[ReportTable(columns, rows)] if rows else [])
+    return ReportSection("Failures", tables=[TextTable(columns, rows)] if rows else [])
 
 
 def _paragraph(name: str, runs: Sequence[Run]) -> str:

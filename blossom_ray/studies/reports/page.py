@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from blossom_ray.errors import RunFolderError
 from blossom_ray.storage import replacing
 from blossom_ray.studies.comparison.panels import BELOW
 from blossom_ray.studies.reports.charts import GRID, INK, MUTED, SERIES, figure_style
+from blossom_ray.studies.tables import TextTable
 from blossom_ray.text import printable
 
 if TYPE_CHECKING:
@@ -43,26 +44,6 @@ _COORDINATES = re.compile(r' (?:d|x|y|transform|points|width|height)="[^"]*"')
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
 # Markers of a line, which all say how they look.
 _MARKERS = re.compile(r'(<g clip-path="[^"]*")>((?:<use [^>]*?( style="[^"]*")/>)(?:<use [^>]*?\3/>)*)</g>')
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """A table of texts.
-
-    Attributes:
-        columns: Headings.
-        rows: One sequence of cells per row; the first cell names the row. One that begins with two spaces stands below
-            the row before. A shorter row lacks its last cells.
-        title: What stands above it.
-        is_folded: Whether a reader has to open it, by its title.
-        shares: Of some cells, by row and place in it, a share of 1 that they are shaded by.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-    is_folded: bool = False
-    shares: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +75,7 @@ class ReportSection:
 
     title: str
     figures: Sequence[ReportFigure] = ()
-    tables: Sequence[ReportTable] = ()
+    tables: Sequence[TextTable] = ()
     notes: Sequence[str] = ()
     text: Sequence[str] = ()
 
@@ -159,7 +140,7 @@ class _Cell(NamedTuple):
     shade: int | None = None
 
 
-def _align(table: ReportTable) -> tuple[list[tuple[str, int]], list[tuple[str, list[_Cell]]]]:
+def _align(table: TextTable) -> tuple[list[tuple[str, int]], list[tuple[str, list[_Cell]]]]:
     """A table whose numbers stand below each other: those with an interval in two cells.
 
     Returns:

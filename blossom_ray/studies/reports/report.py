@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 
 from blossom_ray.core.locations import local_path
@@ -12,30 +11,15 @@ from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import Run
 from blossom_ray.storage import replacing
-from blossom_ray.studies.comparison.choosing import Choice
 from blossom_ray.studies.comparison.comparing import Comparison, Question, compare_entries
 from blossom_ray.studies.comparison.entries import NOT_BEGUN, RunEntry, Source, collect, each_source
 from blossom_ray.studies.comparison.notes import run_notes
-from blossom_ray.studies.comparison.panels import (
-    choice_table,
-    choice_title,
-    comparison_title,
-    interval_text,
-    panel_tables,
-    remarks,
-)
+from blossom_ray.studies.comparison.panels import choice_table, comparison_title, interval_text, panel_tables, remarks
 from blossom_ray.studies.comparison.scores import ALL, metric_columns
 from blossom_ray.studies.reports.charts import figure_style, heat_map
 from blossom_ray.studies.reports.classes import class_section
 from blossom_ray.studies.reports.federation import failure_section, federation_section, time_section, traffic_section
-from blossom_ray.studies.reports.page import (
-    FIGURE_FORMATS,
-    ReportFigure,
-    ReportSection,
-    ReportTable,
-    render_page,
-    save_figure,
-)
+from blossom_ray.studies.reports.page import FIGURE_FORMATS, ReportFigure, ReportSection, render_page, save_figure
 from blossom_ray.studies.reports.scores import client_section, curve_section, modality_section
 from blossom_ray.studies.reports.variants import Variant, variants_of
 from blossom_ray.text import brief
@@ -101,9 +85,15 @@ def report(
     with figure_style():
         compared = [] if comparison is None else _comparison_sections(entries, comparison, finished)
         noted = _note_section(variants, told)
-        of_runs = _sections(variants)
-        federation = federation_section([run for variant in variants for run in variant.runs])
-        sections = [section for section in (federation, *compared, noted, *of_runs) if not section.is_empty]
+        scored = [variant for variant in variants if variant.rounds.height]
+        sections = [
+            federation_section([run for variant in variants for run in variant.runs]),
+            *compared,
+            noted,
+            *(of(scored) for of in (curve_section, modality_section, class_section, client_section) if scored),
+            *(of(variants) for of in (traffic_section, time_section, failure_section)),
+        ]
+        sections = [section for section in sections if not section.is_empty]
         page = render_page(
             title=title or ", ".join(names),
             lead="; ".join(filter(None, (_lead(variants), *_left_out(entries)))),
@@ -128,41 +118,20 @@ def comparison_section(title: str, comparison: Comparison, told: Sequence[str] =
         comparison: What was compared.
         told: Notes that stand elsewhere.
     """
-    tables, gain_of = [], comparison.summary
-    for panel in panel_tables(comparison, gain_of):
-        words = [part for part in (panel.title, "single runs") if part]
-        tables.append(_table(panel.header, panel.rows, panel.title))
-        tables.append(replace(_table(panel.run_header, panel.runs, ", ".join(words)), is_folded=True))
+    gain_of = comparison.summary
     notes = [f"{comparison_title(comparison, gain_of)}.", *remarks(comparison, gain_of)]
-    return ReportSection(title, _difference_figures(comparison), tables, [note for note in notes if note not in told])
-
-
-def choice_section(choice: Choice) -> ReportSection:
-    """Which values were chosen on validation, for each setting of the other keys, and what was tried."""
-    header, rows = choice_table(choice, joined=True)
-    notes = [f"{choice_title(choice)}.", *choice.notes]
-    return ReportSection("Chosen on validation", tables=[ReportTable(header, rows)], notes=notes)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> ReportTable:
-    """A table without the columns that say nothing, such as means over the clients of a held-out set."""
-    has_any = [any(cells[place : place + 1] not in ([], ["-"], [""]) for cells in rows) for place in range(len(header))]
-    return ReportTable([*compress(header, has_any)], [[*compress(cells, has_any)] for cells in rows], title)
-
-
-def _sections(variants: Sequence[Variant]) -> list[ReportSection]:
-    scored = [variant for variant in variants if variant.rounds.height]
-    of_scores = (curve_section, modality_section, class_section, client_section)
-    scores = [section(scored) for section in of_scores] if scored else []
-    return [*scores, traffic_section(variants), time_section(variants), failure_section(variants)]
+    notes = [note for note in notes if note not in told]
+    return ReportSection(title, _difference_figures(comparison), [*panel_tables(comparison, gain_of)], notes)
 
 
 def _comparison_sections(
     entries: Sequence[RunEntry], comparison: Comparison, finished: Sequence[Run]
 ) -> Iterator[ReportSection]:
     """The comparison by the task's score, and by the same one on the held-out set where a run has it."""
-    if comparison.choice is not None:
-        yield choice_section(comparison.choice)
+    if (choice := comparison.choice) is not None:
+        table = choice_table(choice, joined=True)
+        notes = [f"{table.title}.", *choice.notes]
+        yield ReportSection("Chosen on validation", tables=[replace(table, title="")], notes=notes)
     own = comparison_section("Comparison", comparison)
     yield own
     held_out = f"held_out/{comparison.metric}"

@@ -12,9 +12,9 @@ from blossom_ray.studies.comparison.panels import BELOW
 from blossom_ray.studies.comparison.rows import rounds_text
 from blossom_ray.studies.comparison.scores import ALL
 from blossom_ray.studies.reports.charts import Curve, curves, distributions
-from blossom_ray.studies.reports.page import ReportFigure, ReportSection, ReportTable
+from blossom_ray.studies.reports.page import ReportFigure, ReportSection
 from blossom_ray.studies.reports.variants import Variant, format_mean, headline_scores, scale
-from blossom_ray.studies.tables import format_score
+from blossom_ray.studies.tables import TextTable, format_score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ def client_section(variants: Sequence[Variant]) -> ReportSection:
     return ReportSection("Clients", [ReportFigure("clients", figure, caption)], tables)
 
 
-def _named_clients(variants: Sequence[Variant], score: Score) -> list[ReportTable]:
+def _named_clients(variants: Sequence[Variant], score: Score) -> list[TextTable]:
     """Who the clients of a single run are, where its data call them by name."""
     runs = [run for variant in variants for run in variant.runs]
     if len(runs) > 1 or "name" not in runs[0].clients.columns:
@@ -98,7 +98,7 @@ def _named_clients(variants: Sequence[Variant], score: Score) -> list[ReportTabl
     found = last.select("client", "name", "modalities", "num_test_examples", score.name)
     rows = [[str(client), name, own, str(number), format_score(score, value)]
             for client, name, own, number, value in found.iter_rows()]  # fmt: skip
-    return [ReportTable(["client", "name", "modality set", "test samples", score.label], rows)]
+    return [TextTable(["client", "name", "modality set", "test samples", score.label], rows)]
 
 
 def _scored_split(variants: Sequence[Variant]) -> Split:
@@ -134,7 +134,7 @@ def _curves(panels: Mapping[str, Sequence[Curve]], score: Score) -> Figure:
     return curves(panels, x_label="round", y_label=_axis_label(score))
 
 
-def _score_tables(variants: Sequence[Variant]) -> list[ReportTable]:
+def _score_tables(variants: Sequence[Variant]) -> list[TextTable]:
     """What was scored last, each kind of scoring by itself; a table per panel."""
     scores = headline_scores(variants)
     columns = ["last scored round", *(score.label for score in scores), "loss", "round"]
@@ -143,7 +143,7 @@ def _score_tables(variants: Sequence[Variant]) -> list[ReportTable]:
         rows.setdefault(variant.panel, []).extend(_score_rows(variant, scores))
     are_many = len(rows) > 1
     return [
-        ReportTable(columns, found, f"{panel}, last scored round" if are_many else "", is_folded=are_many)
+        TextTable(columns, found, f"{panel}, last scored round" if are_many else "", is_folded=are_many)
         for panel, found in rows.items()
     ]
 
