@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,8 +73,7 @@ class ShardIndex:
         folder: The folder with the files.
         shapes: Shape of one sample by modality.
         batches: Modality to the number of each client's batch in its file, (num_clients,) int64; -1 where the
-            client does not own it.
-        label_batches: The same for the file of labels.
+            client does not own it. In the file of labels, batches have the numbers of their clients.
         num_train: (num_clients,) int64: train rows of each client.
         num_validation: (num_clients,) int64: validation rows of each client.
         num_test: (num_clients,) int64: test rows of each client.
@@ -83,7 +82,6 @@ class ShardIndex:
     folder: Path
     shapes: Mapping[str, tuple[int, ...]]
     batches: Mapping[str, IntArray]
-    label_batches: IntArray
     num_train: IntArray
     num_validation: IntArray
     num_test: IntArray
@@ -108,18 +106,16 @@ def write_shards(
     Raises:
         RunFolderError: The files cannot be written.
     """
-    everyone = np.ones(len(profiles), np.bool_)
-    _write(folder / _LABELS, dataset.labels, _own_rows(federation, everyone))
+    _write(folder / _LABELS, dataset.labels, map(federation.rows, range(len(profiles))))
     batches = {}
     for modality, samples in dataset.inputs.items():
         owns = np.array([modality in profile.modalities for profile in profiles])
-        _write(folder / _file_name(modality), samples, _own_rows(federation, owns))
+        _write(folder / _file_name(modality), samples, map(federation.rows, np.flatnonzero(owns).tolist()))
         batches[modality] = _numbered(owns)
     return ShardIndex(
         folder=folder,
         shapes=dataset.input_shapes,
         batches=batches,
-        label_batches=_numbered(everyone),
         num_train=federation.num_train,
         num_validation=federation.num_validation,
         num_test=federation.num_test,
@@ -146,22 +142,18 @@ def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
 
     Returns:
         One Arrow file as a uint8 vector for the labels, one for each modality that one of the clients owns, and
-        the clients' ids; `ShardReader.from_buffers` reads them.
+        the clients' ids; `ShardReader` reads them.
 
     Raises:
         DataError: A file is missing or damaged.
     """
     chosen = np.array(clients, np.int64)
-    buffers = {
+    numbers = {_file_name(modality): batches[chosen] for modality, batches in index.batches.items()}
+    owned = {_LABELS: chosen} | {name: own[own >= 0] for name, own in numbers.items() if (own >= 0).any()}
+    return {
         _CLIENTS: chosen.view(np.uint8),
-        _LABELS: _copy_batches(index.folder / _LABELS, index.label_batches[chosen]),
+        **{name: _copy_batches(index.folder / name, own) for name, own in owned.items()},
     }
-    for modality, batches in index.batches.items():
-        numbers = batches[chosen]
-        if (numbers >= 0).any():
-            name = _file_name(modality)
-            buffers[name] = _copy_batches(index.folder / name, numbers[numbers >= 0])
-    return buffers
 
 
 def pack_held_out(index: ShardIndex, modalities: Iterable[str]) -> dict[str, ByteArray]:
@@ -182,27 +174,22 @@ class ShardReader:
     """Reads shards without copying them. Files are opened when they are first needed.
 
     Args:
-        index: What `write_shards` returned, with its folder still in place.
+        index: What `write_shards` returned, with its folder still in place where there are no buffers.
+        buffers: What `pack` returned, with what `pack_held_out` returned where the held-out set is needed. They must
+            not change while views are in use.
     """
 
-    def __init__(self, index: ShardIndex) -> None:
-        self._index = index
-        self._files = _ArrowFiles(index.folder)
-        self._has_held_out = (index.folder / _HELD_OUT).is_dir()
-
-    @classmethod
-    def from_buffers(cls, index: ShardIndex, buffers: Mapping[str, ByteArray]) -> Self:
-        """A reader of packed shards, which needs no folder.
-
-        Args:
-            index: What `write_shards` returned.
-            buffers: What `pack` returned, with what `pack_held_out` returned where the held-out set is needed.
-                They must not change while views are in use.
-        """
-        reader = cls(_packed(index, np.frombuffer(buffers[_CLIENTS], np.int64)))
-        reader._files = _ArrowFiles(buffers)
-        reader._has_held_out = _HELD_OUT + _LABELS in buffers
-        return reader
+    def __init__(self, index: ShardIndex, buffers: Mapping[str, ByteArray] | None = None) -> None:
+        self._index, self._buffers = index, buffers
+        self._open: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
+        self._labels, self._batches = np.arange(len(index.num_train)), index.batches
+        if buffers is None:
+            self._has_held_out = (index.folder / _HELD_OUT).is_dir()
+        else:
+            self._has_held_out = _HELD_OUT + _LABELS in buffers
+            packed = np.frombuffer(buffers[_CLIENTS], np.int64)
+            self._labels = _renumbered(self._labels, packed)
+            self._batches = {modality: _renumbered(batches, packed) for modality, batches in index.batches.items()}
 
     def shard(self, client: int) -> Shard:
         """One client's samples, in its own modalities.
@@ -211,15 +198,15 @@ class ShardReader:
             KeyError: The packed buffers do not hold this client.
             DataError: A file is missing or damaged.
         """
-        number = int(self._index.label_batches[client])
+        number = int(self._labels[client])
         if number < 0:
             raise KeyError(client)
         inputs = {
-            modality: self._files.array(_file_name(modality), int(batches[client]))
-            for modality, batches in self._index.batches.items()
+            modality: self._array(_file_name(modality), int(batches[client]))
+            for modality, batches in self._batches.items()
             if batches[client] >= 0
         }
-        labels = self._files.array(_LABELS, number)
+        labels = self._array(_LABELS, number)
         return Shard(inputs, labels, int(self._index.num_train[client]), int(self._index.num_validation[client]))
 
     def held_out(self, modalities: Iterable[str]) -> Shard | None:
@@ -230,12 +217,14 @@ class ShardReader:
         """
         if not self._has_held_out:
             return None
-        inputs = {modality: self._files.array(_HELD_OUT + _file_name(modality), 0) for modality in modalities}
-        return Shard(inputs, self._files.array(_HELD_OUT + _LABELS, 0), num_train=0)
+        inputs = {modality: self._array(_HELD_OUT + _file_name(modality), 0) for modality in modalities}
+        return Shard(inputs, self._array(_HELD_OUT + _LABELS, 0), num_train=0)
 
     def close(self) -> None:
         """Close the files. The memory behind shards is given back when the last view of it goes."""
-        self._files.close()
+        for _, _, source in self._open.values():
+            source.close()
+        self._open.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -243,14 +232,23 @@ class ShardReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _array(self, name: str, number: int) -> Any:
+        """A batch, (n, *shape) float32 or int64: a read-only view of the file or of the buffer."""
+        with _damage_told(name):
+            if name not in self._open:
+                if self._buffers is None:
+                    source = pa.memory_map(_file(self._index.folder / name))
+                else:
+                    source = pa.BufferReader(pa.py_buffer(self._buffers[name]))
+                file = pa.ipc.open_file(source)
+                self._open[name] = file, tuple(json.loads(file.schema.metadata[b"shape"])), source
+            file, shape, _ = self._open[name]
+            batch = file.get_batch(number)
+        return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *shape)
+
 
 def _file_name(modality: str) -> str:
     return f"input-{modality}"
-
-
-def _own_rows(federation: Federation, owns: npt.NDArray[np.bool_]) -> Iterable[IntArray]:
-    for client in np.flatnonzero(owns).tolist():
-        yield federation.rows(client)
 
 
 def _numbered(owns: npt.NDArray[np.bool_]) -> IntArray:
@@ -258,32 +256,15 @@ def _numbered(owns: npt.NDArray[np.bool_]) -> IntArray:
     return np.where(owns, np.cumsum(owns) - 1, -1).astype(np.int64)
 
 
-def _packed(index: ShardIndex, clients: IntArray) -> ShardIndex:
-    """The index of what `pack` gives for these clients."""
-
-    def numbers(batches: IntArray) -> IntArray:
-        packed = np.full_like(batches, -1)
-        packed[clients] = _numbered(batches[clients] >= 0)
-        return packed
-
-    return replace(
-        index,
-        batches={modality: numbers(batches) for modality, batches in index.batches.items()},
-        label_batches=numbers(index.label_batches),
-    )
+def _renumbered(batches: IntArray, clients: IntArray) -> IntArray:
+    """The numbers that batches have in what `pack` gives for these clients."""
+    packed = np.full_like(batches, -1)
+    packed[clients] = _numbered(batches[clients] >= 0)
+    return packed
 
 
 def _write(path: Path, values: Labels, batches: Iterable[Rows]) -> None:
-    """Write one batch of rows after the other, each row flattened into a fixed-size list.
-
-    Args:
-        path: The file, without suffix; its folder is made if it does not exist.
-        values: (N, *shape) float32 or int64. `shape` goes into the file's metadata.
-        batches: Rows of each batch.
-
-    Raises:
-        RunFolderError: The file cannot be written.
-    """
+    """Write one batch of rows after the other, each row flattened into a fixed-size list; its shape is metadata."""
     item = pa.field("item", pa.from_numpy_dtype(values.dtype), nullable=False)
     field = pa.field("row", pa.list_(item, math.prod(values.shape[1:])), nullable=False)
     schema = pa.schema([field], metadata={"shape": json.dumps(values.shape[1:])})
@@ -299,15 +280,7 @@ def _write(path: Path, values: Labels, batches: Iterable[Rows]) -> None:
 
 
 def _copy_batches(path: Path, numbers: IntArray) -> ByteArray:
-    """Some batches of a file, in this order, as a file of their own in memory.
-
-    Args:
-        path: The file, without suffix.
-        numbers: (n,) int64: batches to copy.
-
-    Raises:
-        DataError: The file is missing or damaged.
-    """
+    """Some batches of a file, in this order, as a file of their own in memory."""
     with _damage_told(path.name), pa.memory_map(_file(path)) as source:
         reader = pa.ipc.open_file(source)
         sink = pa.BufferOutputStream()
@@ -315,42 +288,6 @@ def _copy_batches(path: Path, numbers: IntArray) -> ByteArray:
             for number in numbers.tolist():
                 writer.write_batch(reader.get_batch(number))
     return np.frombuffer(sink.getvalue(), np.uint8)
-
-
-class _ArrowFiles:
-    """Files read by name and batch number. Each is opened when it is first needed.
-
-    Args:
-        source: A folder with the files, or their contents by name.
-    """
-
-    def __init__(self, source: Path | Mapping[str, ByteArray]) -> None:
-        self._source = source
-        self._open: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
-
-    def array(self, name: str, number: int) -> Any:
-        """A batch, (n, *shape) float32 or int64: a read-only view of the file or of the buffer.
-
-        Raises:
-            DataError: The file is missing or damaged.
-        """
-        with _damage_told(name):
-            if name not in self._open:
-                if isinstance(self._source, Path):
-                    source = pa.memory_map(_file(self._source / name))
-                else:
-                    source = pa.BufferReader(pa.py_buffer(self._source[name]))
-                file = pa.ipc.open_file(source)
-                self._open[name] = file, tuple(json.loads(file.schema.metadata[b"shape"])), source
-            file, shape, _ = self._open[name]
-            batch = file.get_batch(number)
-        return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *shape)
-
-    def close(self) -> None:
-        """Close the files. The memory behind views is given back with the last view of it."""
-        for _, _, source in self._open.values():
-            source.close()
-        self._open.clear()
 
 
 def _file(path: Path) -> str:

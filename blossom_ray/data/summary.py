@@ -90,7 +90,7 @@ def summarise(dataset: Dataset) -> DatasetSummary:
         num_samples=dataset.num_samples,
         labels=_labels(dataset, np.arange(dataset.num_samples)),
         num_subjects=_num_subjects(dataset, np.arange(dataset.num_samples)),
-        modalities={modality: _value_range(_present(dataset, values)) for modality, values in dataset.inputs.items()},
+        modalities={modality: _value_range(values) for modality, values in dataset.inputs.items()},
         memory_bytes=sum(values.nbytes for values in arrays),
         held_out=None if dataset.held_out is None else summarise(dataset.held_out),
         left_out=dataset.left_out,
@@ -131,14 +131,13 @@ def _num_subjects(dataset: Dataset, rows: IntArray) -> int | None:
     return None if dataset.subjects is None else len(np.unique(dataset.subjects[rows]))
 
 
-def _present(dataset: Dataset, values: FloatArray) -> FloatArray:
-    """The rows of a modality without those of clients that lack it."""
-    missing = is_missing(values) if dataset.clients is not None else np.zeros(0, np.bool_)
-    return values[~missing] if missing.any() else values
-
-
 def _value_range(values: FloatArray) -> ValueRange:
-    """Piece by piece, since a float64 copy of everything would take twice the data set's size."""
+    """Piece by piece, since a float64 copy of everything would take twice the data set's size.
+
+    Rows of clients that lack the modality do not count.
+    """
+    missing = is_missing(values)
+    values = values[~missing] if missing.any() else values
     pieces = [values[start : start + _ROWS_AT_ONCE] for start in range(0, len(values), _ROWS_AT_ONCE)]
     mean = sum(float(piece.sum(dtype=np.float64)) for piece in pieces) / values.size
     squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in pieces)

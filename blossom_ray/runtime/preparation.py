@@ -90,9 +90,7 @@ class Preparation:
 
     def open_shards(self, buffers: Mapping[str, np.ndarray] | None = None) -> ShardReader:
         """Read shards in this process: from the memory-mapped files, or from `buffers` of `pack_shards`."""
-        if buffers is None:
-            return ShardReader(self.shards)
-        return ShardReader.from_buffers(self.shards, buffers)
+        return ShardReader(self.shards, buffers)
 
     def pack_shards(self, clients: Sequence[int]) -> dict[str, np.ndarray]:
         """These clients' rows of their own modalities, and the held-out set in these, as Arrow data in memory."""

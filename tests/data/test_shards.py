@@ -59,7 +59,7 @@ def reader(request: pytest.FixtureRequest, index: ShardIndex) -> ShardReader:
             return ShardReader(index)
         case "buffers":
             buffers = {**pack(index, range(4)), **pack_held_out(index, ("acc", "image"))}
-            return ShardReader.from_buffers(index, buffers)
+            return ShardReader(index, buffers)
         case _:
             return ShardReader(pickle.loads(pickle.dumps(index)))
 
@@ -67,7 +67,6 @@ def reader(request: pytest.FixtureRequest, index: ShardIndex) -> ShardReader:
 def test_index(index: ShardIndex, federation: Federation) -> None:
     assert index.shapes == {"acc": (64, 3), "image": (1, 16, 16)}
     assert {modality: numbers.tolist() for modality, numbers in index.batches.items()} == OWNERS
-    assert index.label_batches.tolist() == [0, 1, 2, 3]
     assert index.num_train.tolist() == federation.num_train.tolist()
     assert index.num_test.tolist() == federation.num_test.tolist()
 
@@ -116,7 +115,7 @@ def test_no_held_out_set(dataset: Dataset, federation: Federation, tmp_path: Pat
     without = write_shards(dataset, federation, PROFILES, tmp_path)
     assert ShardReader(without).held_out(("acc",)) is None
     assert pack_held_out(without, ("acc",)) == {}
-    assert ShardReader.from_buffers(index, pack(index, [0])).held_out(("acc",)) is None
+    assert ShardReader(index, pack(index, [0])).held_out(("acc",)) is None
 
 
 def address(values: np.ndarray) -> int:
@@ -126,7 +125,7 @@ def address(values: np.ndarray) -> int:
 
 def test_nothing_is_copied_from_buffers(index: ShardIndex) -> None:
     buffers = pack(index, range(4))
-    shard = ShardReader.from_buffers(index, buffers).shard(2)
+    shard = ShardReader(index, buffers).shard(2)
     for values, buffer in ((shard.inputs["acc"], buffers["input-acc"]), (shard.labels, buffers["labels"])):
         assert address(buffer) <= address(values) < address(buffer) + buffer.nbytes
         assert address(values) + values.nbytes <= address(buffer) + buffer.nbytes
@@ -171,7 +170,7 @@ def test_packed_buffers_hold_these_clients_alone(index: ShardIndex) -> None:
     buffers = pack(index, [3, 1])
     assert "input-acc" not in buffers
     assert all(buffer.dtype == np.uint8 for buffer in buffers.values())
-    reader, files = ShardReader.from_buffers(index, buffers), ShardReader(index)
+    reader, files = ShardReader(index, buffers), ShardReader(index)
     for client in (1, 3):
         assert np.array_equal(reader.shard(client).inputs["image"], files.shard(client).inputs["image"])
         assert np.array_equal(reader.shard(client).labels, files.shard(client).labels)
@@ -199,7 +198,7 @@ def test_validation_rows_stand_between_train_and_test_rows(dataset: Dataset, tmp
     assert index.num_validation.tolist() == [2, 2, 2, 2]
     assert sorted(index.num_samples.tolist()) == [12, 12, 13, 13]
     buffers = pack(index, [1, 2])
-    for reader in (ShardReader(index), ShardReader.from_buffers(index, buffers)):
+    for reader in (ShardReader(index), ShardReader(index, buffers)):
         with reader:
             shard = reader.shard(2)
             for (inputs, labels), rows in (
@@ -255,7 +254,7 @@ def test_labels_of_several_columns(federation: Federation, dataset: Dataset, tmp
     index = write_shards(several, federation, profiles, tmp_path)
     write_held_out(held_out, tmp_path)
     buffers = {**pack(index, (2,)), **pack_held_out(index, ("acc",))}
-    for reader in (ShardReader(index), ShardReader.from_buffers(index, buffers)):
+    for reader in (ShardReader(index), ShardReader(index, buffers)):
         with reader:
             np.testing.assert_array_equal(reader.shard(2).train()[1], labels[federation.train_rows(2)])
             assert reader.shard(2).labels.dtype == np.float32

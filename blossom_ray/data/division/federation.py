@@ -16,6 +16,8 @@ from blossom_ray.data.division.options import ClientGroup, Division, GivenPartit
 from blossom_ray.data.division.partition import PartitionError, partition
 from blossom_ray.data.division.split import Split, split_parts
 
+_NOBODY = -1
+
 
 @dataclass(frozen=True, eq=False)
 class Federation:
@@ -43,11 +45,9 @@ class Federation:
     def of(cls, splits: Sequence[Split]) -> Self:
         """The federation of these clients, in the order of their ids."""
         train, validation, test = zip(*splits, strict=True)
-        return cls(
-            np.concatenate(train), _ends(train),
-            np.concatenate(validation), _ends(validation),
-            np.concatenate(test), _ends(test),
-        )  # fmt: skip
+        ends = [np.cumsum([0, *map(len, rows)], dtype=np.int64) for rows in (train, validation, test)]
+        flat = [np.concatenate(rows) for rows in (train, validation, test)]
+        return cls(flat[0], ends[0], flat[1], ends[1], flat[2], ends[2])
 
     @property
     def num_clients(self) -> int:
@@ -94,12 +94,23 @@ class Federation:
         """How many test windows have a part of themselves in a training window; None where none has.
 
         Args:
-            pieces: The recordings that the data set's samples are pieces of, where it tells.
+            pieces: The recordings that the data set's samples are pieces of, where it tells; consecutive rows of one
+                are neighbours.
         """
-        if pieces is None:
+        if pieces is None or pieces.overlap == 0:
             return None
-        clients = range(self.num_clients)
-        return overlap(pieces, [*map(self.train_rows, clients)], [*map(self.test_rows, clients)])
+        clients = np.arange(self.num_clients)
+        trained_by = np.full(len(pieces.recordings), _NOBODY)
+        trained_by[self.train] = np.repeat(clients, self.num_train)
+        owners = np.repeat(clients, self.num_test)
+        by_any, by_own = (np.zeros(len(self.test), np.bool_) for _ in range(2))
+        for step in (-1, 1):
+            # A window at an end of the data set has itself in the place of a neighbour: no training window.
+            neighbours = np.clip(self.test + step, 0, len(trained_by) - 1)
+            is_neighbour = pieces.recordings[neighbours] == pieces.recordings[self.test]
+            by_any |= is_neighbour & (trained_by[neighbours] != _NOBODY)
+            by_own |= is_neighbour & (trained_by[neighbours] == owners)
+        return Overlap(float(by_any.mean()), float(by_own.mean()), pieces.overlap) if by_any.any() else None
 
     def digest(self) -> str:
         """SHA-256 (hex) over all rows: equal where every client has the same rows for the same purposes."""
@@ -178,13 +189,6 @@ def _names(data: Division, targets: Targets, parts: Sequence[IntArray]) -> Itera
                 )
 
 
-def _ends(parts: Sequence[IntArray]) -> IntArray:
-    return np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
-
-
-_NOBODY = -1
-
-
 @dataclass(frozen=True)
 class Overlap:
     """Test windows of all clients that have a part in common with a training window.
@@ -206,28 +210,3 @@ class Overlap:
             f"some client ({100 * self.of_own:.0f} % with one of their own client), so test scores are optimistic; "
             "data.split: recording or common-subject keeps them apart"
         )
-
-
-def overlap(pieces: Pieces, train: Sequence[IntArray], test: Sequence[IntArray]) -> Overlap | None:
-    """The overlap of clients' test windows with their training windows; None where there is none.
-
-    Args:
-        pieces: The recordings of all samples of the data set; consecutive rows of one recording are neighbours.
-        train: Of each client its training rows in the data set.
-        test: Of each client its test rows.
-    """
-    if pieces.overlap == 0:
-        return None
-    trained_by = np.full(len(pieces.recordings), _NOBODY)
-    for client, rows in enumerate(train):
-        trained_by[rows] = client
-    windows = np.concatenate(test)
-    owners = np.repeat(np.arange(len(test)), [len(rows) for rows in test])
-    by_any, by_own = (np.zeros(len(windows), np.bool_) for _ in range(2))
-    for step in (-1, 1):
-        # A window at an end of the data set has itself in the place of a neighbour: no training window.
-        neighbours = np.clip(windows + step, 0, len(trained_by) - 1)
-        is_neighbour = pieces.recordings[neighbours] == pieces.recordings[windows]
-        by_any |= is_neighbour & (trained_by[neighbours] != _NOBODY)
-        by_own |= is_neighbour & (trained_by[neighbours] == owners)
-    return Overlap(float(by_any.mean()), float(by_own.mean()), pieces.overlap) if by_any.any() else None

@@ -86,7 +86,8 @@ def partition(
     matching = generator(seed, Purpose.MATCHING).permutation(num_clients)
     match spec:
         case IidPartition():
-            owners = _iid(num_rows, num_clients, generator(seed, Purpose.PARTITION))
+            dealt = np.arange(num_rows, dtype=np.int64) % num_clients
+            owners = generator(seed, Purpose.PARTITION).permutation(dealt)
         case DirichletPartition(equal_sizes=True):
             owners = _equal_sizes(spec.alpha, targets, num_clients, generator(seed, Purpose.PARTITION))
         case DirichletPartition():
@@ -122,10 +123,6 @@ def _parts(owners: IntArray, num_clients: int) -> list[IntArray]:
     order = np.argsort(owners, kind="stable")  # stable: rows stay sorted within a part
     ends = np.cumsum(np.bincount(owners, minlength=num_clients))
     return np.split(order, ends[:-1])
-
-
-def _iid(num_rows: int, num_clients: int, draw: np.random.Generator) -> IntArray:
-    return draw.permutation(np.arange(num_rows, dtype=np.int64) % num_clients)
 
 
 def _dirichlet(

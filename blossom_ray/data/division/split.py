@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,7 +78,8 @@ def split_parts(parts: Sequence[IntArray], spec: Division, targets: Targets, see
         by_group = _common_sides([groups[rows] for rows in parts], int(groups.max()) + 1, spec, seed)
         sides = [by_group[groups[rows]] for rows in parts]
     elif spec.split == "sample":
-        sides = [_by_sample(len(rows), spec, seed, client) for client, rows in enumerate(parts)]
+        sizes = [np.ones(len(rows), np.int64) for rows in parts]
+        sides = [_own_sides(own, _first_of, "samples", spec, seed, client) for client, own in enumerate(sizes)]
     else:
         sides = [_by_subject(rows, spec, targets.subjects, seed, client) for client, rows in enumerate(parts)]
     return [
@@ -87,17 +88,24 @@ def split_parts(parts: Sequence[IntArray], spec: Division, targets: Targets, see
     ]
 
 
-def _by_sample(num_rows: int, spec: Division, seed: int, client: int) -> _Sides:
-    sides = np.zeros(num_rows, np.int64)
-    num_test = min(max(_part(spec.test_fraction, num_rows), 1), num_rows - 1)
-    sides[generator(seed, Purpose.SPLIT, 0, client).permutation(num_rows)[:num_test]] = _TEST
+_Rule = Callable[[float, IntArray, np.random.Generator], IntArray]
+
+
+def _own_sides(sizes: IntArray, rule: _Rule, what: str, spec: Division, seed: int, client: int) -> _Sides:
+    """What each sample or subject of a client is for; `rule` draws as many as have a number of rows."""
+    sides, num_rows = np.zeros(len(sizes), np.int64), int(sizes.sum())
+    sides[rule(spec.test_fraction * num_rows, sizes, generator(seed, Purpose.SPLIT, 0, client))] = _TEST
     if spec.validation_fraction:
         left = np.flatnonzero(sides == _TRAIN)
-        _check_room(len(left), num_rows, "samples", spec, client)
-        num_validation = min(max(_part(spec.validation_fraction, num_rows), 1), len(left) - 1)
-        drawn = generator(seed, Purpose.VALIDATION, 0, client).permutation(len(left))[:num_validation]
-        sides[left[drawn]] = _VALIDATION
+        _check_room(len(left), len(sizes), what, spec, client)
+        draw = generator(seed, Purpose.VALIDATION, 0, client)
+        sides[left[rule(spec.validation_fraction * num_rows, sizes[left], draw)]] = _VALIDATION
     return sides
+
+
+def _first_of(num_rows: float, sizes: IntArray, draw: np.random.Generator) -> IntArray:
+    """Samples in random order, as many as the whole part of the number, at least 1 and never all of them."""
+    return draw.permutation(len(sizes))[: min(max(_whole(num_rows), 1), len(sizes) - 1)]
 
 
 def _by_subject(rows: IntArray, spec: Division, subjects: IntArray | None, seed: int, client: int) -> _Sides:
@@ -114,16 +122,7 @@ def _by_subject(rows: IntArray, spec: Division, subjects: IntArray | None, seed:
             f"is {spec.split!r}, but client {client} has samples of one subject alone",
             "'sample', or at least two subjects per client",
         )
-    sides = np.zeros(len(sizes), np.int64)
-    test_draw = generator(seed, Purpose.SPLIT, 0, client)
-    sides[_first_with(spec.test_fraction * len(rows), sizes, test_draw)] = _TEST
-    if spec.validation_fraction:
-        left = np.flatnonzero(sides == _TRAIN)
-        _check_room(len(left), len(sizes), "subjects", spec, client)
-        validation_draw = generator(seed, Purpose.VALIDATION, 0, client)
-        drawn = _first_with(spec.validation_fraction * len(rows), sizes[left], validation_draw)
-        sides[left[drawn]] = _VALIDATION
-    return sides[positions]
+    return _own_sides(sizes, _first_with, "subjects", spec, seed, client)[positions]
 
 
 def _first_with(num_rows: float, sizes: IntArray, draw: np.random.Generator) -> IntArray:
@@ -185,7 +184,7 @@ def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int,
     """
     purpose, name = (Purpose.SPLIT, "testing") if side == _TEST else (Purpose.VALIDATION, "validation")
     left = np.flatnonzero(sides == _TRAIN)
-    number = min(max(_part(fraction, len(sides)), 1), len(left) - 1)
+    number = min(max(_whole(fraction * len(sides)), 1), len(left) - 1)
     flat = np.concatenate(owned)
     starts = np.cumsum([0, *map(len, owned)])[:-1]
     sizes = np.array([len(own) for own in owned])
@@ -225,6 +224,6 @@ def _check_room(num_left: int, num_all: int, what: str, spec: Division, client: 
         )
 
 
-def _part(fraction: float, number: int) -> int:
+def _whole(number: float) -> int:
     """The whole part; the tolerance is for products such as 0.29 * 100, which floating point puts just below 29."""
-    return math.floor(fraction * number + 1e-9)
+    return math.floor(number + 1e-9)
