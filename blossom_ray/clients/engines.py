@@ -61,11 +61,7 @@ class Engine(Protocol):
 
 
 def make_engine(kind: EngineName, workspace: Workspace) -> Engine:
-    """The engine that a scenario names.
-
-    Raises:
-        InputError: The model has parts that cannot be stacked.
-    """
+    """The engine that was settled on."""
     return StackedEngine(workspace) if kind == "vectorized" else SequentialEngine(workspace)
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from blossom_ray.clients.engines import Engine, make_engine
 from blossom_ray.clients.job import ClientTask, LocalJob, Phase
 from blossom_ray.clients.local_training import one_thread
 from blossom_ray.clients.options import EngineName
-from blossom_ray.clients.stacked.support import stacking_obstacle, training_obstacle
-from blossom_ray.clients.workspace import client_workspace
+from blossom_ray.clients.stacked.support import training_obstacle
+from blossom_ray.clients.stacked.trial import stacking_obstacle
+from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.section import Custom
 from blossom_ray.errors import ClientError
 from blossom_ray.models.options import Model
@@ -39,25 +41,34 @@ def choose_engines(
 ) -> Preparation:
     """Settle the engine of every modality set, and find out what a sample costs where placement asks for it.
 
+    A set whose model cannot be stacked takes the sequential engine, and a note says why; own code is tried for that.
     Sets are timed where an engine is to be chosen (`training.engine: auto`), and on Ray where there are several, which
-    placement has to weigh against each other. A set whose model cannot be stacked takes the sequential engine. On GPUs,
-    which this process may not have, nothing is timed: what can be stacked is. Nor is a model with own code, which may
-    fail or hang: that is to happen in an actor, which can be replaced. `auto` then takes the sequential engine.
+    placement has to weigh against each other. On GPUs, which this process may not have, nothing is timed: what can be
+    stacked is. Nor is own code that is not to be stacked or cannot be: it may fail or hang, and that is to happen in
+    an actor, which can be replaced.
 
     Args:
         preparation: The prepared federation.
         num_workers: Actors that compute at once.
         chosen: What this run has chosen before, which it keeps.
     """
-    scenario, engines = preparation.scenario, preparation.plan.engines or chosen or {}
+    scenario, asked = preparation.scenario, preparation.plan.engines
     is_own_code, on_ray, on_gpu = has_own_code(scenario.model), scenario.execution.runtime == "ray", uses_gpu(scenario)
+    probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
+    engines: dict[str, EngineName] = dict(asked or chosen or {})
+    if is_own_code or not engines:
+        for name, probe in probes.items():
+            if asked.get(name) != "sequential" and probe.obstacle is not None:
+                note = f"engine of {name}: sequential, since {probe.obstacle}"
+                preparation = replace(preparation, notes=(*preparation.notes, note))
+                if engines:
+                    engines[name] = "sequential"
     if engines and (on_gpu or not on_ray or is_own_code or len(scenario.modality_sets) == 1):
         return _with_engines(preparation, engines)
-    if is_own_code:
-        return _with_engines(preparation, dict.fromkeys(scenario.modality_sets, "sequential"))
-    probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     if on_gpu:
         return _with_engines(preparation, {name: probe.engines[-1] for name, probe in probes.items()})
+    if is_own_code and all(probe.obstacle for probe in probes.values()):
+        return _with_engines(preparation, dict.fromkeys(probes, "sequential"))
     seconds = {
         name: _training_seconds(probe, (engines[name],) if engines else probe.engines) for name, probe in probes.items()
     }
@@ -113,9 +124,6 @@ class ChunkProbe:
     Args:
         preparation: The prepared federation.
         modality_set: Such as `acc+gyro`.
-
-    Attributes:
-        engines: Those that can compute it, the sequential one first.
     """
 
     def __init__(self, preparation: Preparation, modality_set: str) -> None:
@@ -124,11 +132,23 @@ class ChunkProbe:
         chunk = next(c for c in population.chunks if population.profiles[c.clients[0]].modality_set == modality_set)
         # A chunk of all clients is wider where few of them train in a round.
         self._clients = chunk.clients[: execution.chunk_size]
-        self._workspace = client_workspace(self._plan, population.profiles[chunk.clients[0]])
+
+    @cached_property
+    def obstacle(self) -> str | None:
+        """Why these clients cannot be stacked; None where they can."""
+        return training_obstacle(self._plan.training) or stacking_obstacle(self._workspace)
+
+    @cached_property
+    def engines(self) -> tuple[EngineName, ...]:
+        """Those that can compute it, the sequential one first."""
+        execution = self._preparation.scenario.execution
         together = execution.runtime == "local" or execution.clients_per_actor != 1
-        obstacle = stacking_obstacle(self._workspace) or training_obstacle(self._plan.training)
-        stacks = together and len(self._clients) > 1 and obstacle is None
-        self.engines: tuple[EngineName, ...] = ("sequential", "vectorized") if stacks else ("sequential",)
+        stacks = together and len(self._clients) > 1 and self.obstacle is None
+        return ("sequential", "vectorized") if stacks else ("sequential",)
+
+    @cached_property
+    def _workspace(self) -> Workspace:
+        return client_workspace(self._plan, self._preparation.population.profiles[self._clients[0]])
 
     def training_seconds(self, engine: EngineName) -> float:
         """Seconds that a training sample takes, seen once.

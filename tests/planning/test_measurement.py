@@ -1,7 +1,7 @@
 """Timing engines: what is chosen, what that leaves alone, and that a run with `auto` can be had again to the bit."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,19 +112,49 @@ class Deadly(nn.Module):
         return torch.zeros(len(fused), self.num_outputs)
 
 
-@pytest.mark.parametrize("settings", [AUTO, {"execution.runtime": "ray"}])
-def test_own_code_may_fail_or_hang_so_it_is_never_run_for_timing(
-    settings: dict[str, str], small_scenario: Scenario, tmp_path: Path
-) -> None:
-    own = {
-        "model.head": {"kind": "custom", "factory": lambda _, num_outputs: Deadly(num_outputs)},
-        "sharing": "full-model",
-    }
-    settled = choose_engines(prepare(small_scenario.override(settings | own), tmp_path))
+def own_head(factory: Callable[[int, int], nn.Module]) -> dict[str, Any]:
+    return {"model.head": {"kind": "custom", "factory": factory}, "sharing": "full-model"}
+
+
+def test_own_code_may_fail_or_hang_so_it_is_not_run_for_placement(small_scenario: Scenario, tmp_path: Path) -> None:
+    own = own_head(lambda _, num_outputs: Deadly(num_outputs))
+    settled = choose_engines(prepare(small_scenario.override({"execution.runtime": "ray"} | own), tmp_path))
     engines = [settled.plan.engines[name] for name in SETS]
     assert engines == ["sequential"] * len(SETS)
     assert settled.seconds_per_sample == {}
+    assert settled.notes == ()
     assert settled.costs()[3] == 2 * settled.shards.num_train[3]
+
+
+class Branching(nn.Linear):
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        return super().forward(fused) * (2 if fused.sum() > 0 else 1)
+
+
+@pytest.mark.parametrize("engine", ["auto", "vectorized", {**MIXED, "gyro": "vectorized"}])
+def test_own_code_that_cannot_be_stacked_is_computed_in_turn_and_said(
+    engine: Any, small_scenario: Scenario, tmp_path: Path
+) -> None:
+    scenario = small_scenario.override({"training.engine": engine} | own_head(Branching))
+    settled = choose_engines(prepare(scenario, tmp_path))
+    assert settled.plan.engines == dict.fromkeys(SETS, "sequential")
+    assert settled.seconds_per_sample == {}
+    asked = [name for name in SETS if not isinstance(engine, dict) or engine[name] == "vectorized"]
+    assert settled.notes == tuple(
+        f"engine of {name}: sequential, since head (Branching) branches on values" for name in asked
+    )
+
+
+def test_own_code_that_can_be_stacked_is(small_scenario: Scenario, tmp_path: Path) -> None:
+    class Own(nn.Linear):
+        pass
+
+    forced = prepare(small_scenario.override({"training.engine": "vectorized"} | own_head(Own)), tmp_path / "one")
+    assert choose_engines(forced) == forced
+    settled = choose_engines(prepare(small_scenario.override(AUTO | own_head(Own)), tmp_path / "two"))
+    assert settled.notes == ()
+    assert set(settled.seconds_per_sample["acc"]) == {"sequential", "vectorized"}
+    assert settled.plan.engines["acc"] == min(settled.seconds_per_sample["acc"].items(), key=lambda pair: pair[1])[0]
 
 
 def test_evaluation_is_timed_by_the_same_probe(preparation: Preparation) -> None:

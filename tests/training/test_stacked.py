@@ -1,4 +1,3 @@
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,9 +17,9 @@ from blossom_ray.clients.stacked.batches import stacked_batches
 from blossom_ray.clients.stacked.descent import Descent
 from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.stacked.layers import stacked_affine
-from blossom_ray.clients.stacked.support import stacking_obstacle
+from blossom_ray.clients.stacked.trial import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.errors import ClientError, InputError
+from blossom_ray.errors import ClientError
 from blossom_ray.models.options import Model
 
 NUM_CLASSES = 3
@@ -466,28 +465,6 @@ def test_a_weight_that_is_used_twice_is_left_to_the_optimizer() -> None:
     descent.begin()
     stacked_affine(torch.ones(1, 1, 1), weight, None, descent).sum().backward()
     assert weight.item() == pytest.approx(1.9)
-
-
-class Doubling(nn.Module):
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return 2 * inputs
-
-
-@pytest.mark.parametrize(
-    ("layer", "reason"),
-    [
-        (Doubling(), "head.0 (Doubling) has no stacked form"),
-        (nn.LayerNorm(6), "head.0 (LayerNorm) has no stacked form"),
-        (nn.ReLU(inplace=True), "head.0 (ReLU) works in place"),
-        (nn.Dropout(0.0), "head.0 (Dropout) has probability 0.0"),
-        (nn.BatchNorm1d(6, affine=False), "head.0 (BatchNorm1d) has no affine map or no running statistics"),
-    ],
-)
-def test_what_cannot_be_stacked_is_named(layer: nn.Module, reason: str) -> None:
-    space = workspace(head=own_head(layer))
-    assert stacking_obstacle(space) == reason
-    with pytest.raises(InputError, match=re.escape(reason)):
-        StackedEngine(space)
 
 
 def test_a_block_of_another_size_is_refused() -> None:

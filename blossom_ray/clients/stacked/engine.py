@@ -22,9 +22,8 @@ from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.descent import descent_of
 from blossom_ray.clients.stacked.optimizer import ProximalTerm, StackOptimizer
 from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackSize
-from blossom_ray.clients.stacked.support import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, shown_error
 from blossom_ray.tasks.base import TaskRules
 
 _MAX_VALUES = 2**26
@@ -40,23 +39,18 @@ class StackedEngine:
     """An `Engine` that computes clients of one modality set together, on stacks.
 
     Args:
-        workspace: What the clients' model looks like, and which of its blocks are trained.
+        workspace: What the clients' model looks like, and which of its blocks are trained; it has no
+            `trial.stacking_obstacle`.
         capacity: The most clients in a stack. More share the cost of a step's Python code; fewer leave their
             parameters and activations in the processor's caches. On a GPU only what the first stack is tried with.
         max_rows: The most samples of a stack that go through the model at once; it bounds the memory of activations.
             Not on a GPU, whose memory is watched.
         memory: Of the device; left out: that of a GPU, and none for a CPU, where it is not watched.
-
-    Raises:
-        InputError: The model has parts that cannot be stacked.
     """
 
     def __init__(
         self, workspace: Workspace, *, capacity: int = 64, max_rows: int = 2048, memory: CudaMemory | None = None
     ) -> None:
-        obstacle = stacking_obstacle(workspace)
-        if obstacle is not None:
-            raise InputError(f"training.engine is 'vectorized', but {obstacle}; expected 'sequential' for this model")
         self._workspace, self._device = workspace, workspace.device
         if memory is None and self._device.type == "cuda":
             memory = CudaMemory(self._device)

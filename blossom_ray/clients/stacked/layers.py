@@ -5,12 +5,17 @@ A layer takes and gives (K * B, ...) as `batches.py` describes; its parameters a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vjp
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from blossom_ray.clients.stacked.batches import Lanes
 from blossom_ray.clients.stacked.descent import Descent
@@ -33,6 +38,95 @@ class LayerTensors:
     def get(self, name: str) -> Tensor | None:
         """The same, or None where the layer has nothing of this name."""
         return self[name] if name in self._names else None
+
+    def by_name(self) -> dict[str, Tensor]:
+        """All of them, by what the layer calls them."""
+        return {name: self[name] for name in self._names}
+
+
+class MappedModule(nn.Module):
+    """A module with a forward pass of its own for each client: `torch.vmap` over the clients' parameters and buffers.
+
+    Args:
+        module: Its dropout and batch normalisation are `OutOfMap`. Other random numbers are refused by the map.
+        tensors: Parameters and buffers of the module with all that is in it.
+        lanes: The batch.
+    """
+
+    def __init__(self, module: nn.Module, tensors: LayerTensors, lanes: Lanes) -> None:
+        super().__init__()
+        self._module, self._tensors, self._lanes = module, tensors, lanes
+        for part in module.modules():
+            if isinstance(part, nn.RNNBase | nn.RNNCellBase):
+                part.forward = partial(_plain_recurrence, part.forward)
+
+    def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """From (K * B, ...), or a dict of such, to (K * B, E)."""
+
+        def of_one(tensors: dict[str, Tensor], one_inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+            output: Tensor = functional_call(self._module, tensors, (one_inputs,))
+            return output
+
+        with _plain_attention():
+            outputs = torch.vmap(of_one)(self._tensors.by_name(), tree_map(self._lanes.unfold, inputs))
+        return outputs.flatten(0, 1)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as single operations, which can be mapped, and not in kernels of its own."""
+    is_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fused)
+
+
+def _plain_recurrence(forward: Callable[..., Any], *inputs: Any) -> Any:
+    """A recurrent layer as single operations: what `vjp` is to differentiate comes apart before it is mapped."""
+    libraries: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
+    were_enabled = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        return vjp(lambda _: forward(*inputs), torch.zeros(()))[0]
+    finally:
+        for library, was_enabled in zip(libraries, were_enabled, strict=True):
+            library.enabled = was_enabled
+
+
+class OutOfMap(nn.Module):
+    """A stacked layer inside a `MappedModule`: it sees the rows of all clients, with what `lanes` knows of each."""
+
+    def __init__(self, layer: nn.Module, lanes: Lanes) -> None:
+        super().__init__()
+        self._layer, self._lanes = layer, lanes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """From (B, ...), mapped over the clients, to the same shape."""
+        if self.training and len(inputs) != self._lanes.num_rows:
+            raise ValueError(f"{len(inputs)} rows in a layer that needs the {self._lanes.num_rows} of the batch")
+        outputs: Tensor = _Leave.apply(inputs, self._layer)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return outputs
+
+
+class _Leave(torch.autograd.Function):
+    """What `torch.vmap` hands over to the layer as it is, and autograd looks through."""
+
+    @staticmethod
+    def forward(*_: object) -> Tensor:
+        raise ValueError("dropout or batch normalisation of values that are the same for all clients")
+
+    @staticmethod
+    def setup_context(*_: object) -> None:
+        """Never reached; torch maps no function without it."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], inputs: Tensor, layer: nn.Module) -> tuple[Tensor, int]:
+        outputs: Tensor = layer(inputs.movedim(in_dims[0], 0).flatten(0, 1))
+        return torch.unflatten(outputs, 0, (info.batch_size, -1)), 0
 
 
 class StackedLinear(nn.Module):

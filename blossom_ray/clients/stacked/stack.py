@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from blossom_ray.clients.local_training import read_only_tensor
 from blossom_ray.clients.plan import LocalState
 from blossom_ray.clients.stacked.batches import Lanes, StackedBatch
-from blossom_ray.clients.stacked.layers import LayerTensors, StackedDropout
-from blossom_ray.clients.stacked.support import stacked_layer
+from blossom_ray.clients.stacked.layers import (
+    LayerTensors,
+    MappedModule,
+    OutOfMap,
+    StackedBatchNorm,
+    StackedDropout,
+)
+from blossom_ray.clients.stacked.support import is_known, stacked_layer
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector
@@ -210,19 +216,33 @@ class Stack:
                 self._constants.append((encoder, model.input_shapes[modality], constant))
                 exchanged[id(model.blocks[name])] = constant
         stacked = copy.deepcopy(model, exchanged)
-        stacked.own_modules = {}  # made of PyTorch's layers alone, so that the try when it was built says it all
+        # Own code of known layers alone did all that it can do when it was tried.
+        stacked.own_modules = {
+            name: own for name, own in stacked.own_modules.items() if isinstance(stacked.blocks[name], MappedModule)
+        }
         return stacked
 
     def _stacked_layers(self, name: str) -> list[tuple[nn.Module, nn.Module]]:
-        layers = []
-        for path, module in self._flat[name].module.named_modules():
-            prefix = f"{path}." if path else ""
+        """What is exchanged in a block, and for what: its known layers one by one, or with another layer all of it."""
+        block, layers = self._flat[name].module, []
+        names = {id(tensor): key for key, tensor in (*block.named_parameters(), *block.named_buffers())}
+        for module in block.modules():
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-            tensors = LayerTensors({key: prefix + key for key, _ in own}, self._active[name])
-            layer = stacked_layer(module, tensors, self.lanes)
+            tensors = LayerTensors({key: names[id(tensor)] for key, tensor in own}, self._active[name])
+            layer = stacked_layer(module, tensors, self.lanes) if is_known(module) else None
             if layer is not None:
                 layers.append((module, layer))
-        return layers
+        if all(is_known(module) for module in block.modules()):
+            return layers
+        kept: dict[int, object] = {
+            id(module): OutOfMap(layer, self.lanes)
+            for module, layer in layers
+            if isinstance(layer, StackedBatchNorm | StackedDropout)
+        }
+        mapped = copy.deepcopy(block, kept)
+        own = (*mapped.named_parameters(), *mapped.named_buffers())
+        tensors = LayerTensors({key: key for key, _ in own}, self._active[name])
+        return [(block, MappedModule(mapped, tensors, self.lanes))]
 
     def _activate(self, num_clients: int) -> None:
         """Let the layers see the first rows."""

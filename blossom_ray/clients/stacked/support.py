@@ -1,4 +1,4 @@
-"""Which models can be stacked, and the stacked layer for each layer of theirs."""
+"""Which layers have a stacked form, and which it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from blossom_ray.clients.stacked.layers import (
     StackedGru,
     StackedLinear,
 )
-from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.encoders import RowWise
 
 _ROW_WISE: tuple[type[nn.Module], ...] = (
@@ -53,23 +52,6 @@ _STACKED: Mapping[type[nn.Module], Callable[[Any, LayerTensors, Lanes], nn.Modul
 """The stacked form of each layer that has one."""
 
 
-def stacking_obstacle(workspace: Workspace) -> str | None:
-    """Why the model of a workspace cannot be stacked, as one line; None where it can.
-
-    Own code is stacked where it is made of PyTorch's layers in `nn.Sequential` alone: what another forward pass does
-    with the rows of a batch, or with random numbers, cannot be seen from outside.
-    """
-    if workspace.model.missing == "prototype":
-        return "model.missing is 'prototype', whose embeddings are measured one client after the other"
-    for name, block in workspace.model.blocks.items():
-        for path, module in block.named_modules():
-            reason = _obstacle(module)
-            if reason:
-                place = f"{name}.{path}" if path else name
-                return f"{place} ({type(module).__name__}) {reason}"
-    return None
-
-
 def training_obstacle(section: Training) -> str | None:
     """What in a `training` section the clients of a stack cannot do together, as one line; None where they can."""
     if section.modality_dropout > 0:
@@ -85,29 +67,28 @@ def stacked_layer(module: nn.Module, tensors: LayerTensors, lanes: Lanes) -> nn.
     return None if make is None else make(module, tensors, lanes)
 
 
-def _obstacle(module: nn.Module) -> str | None:
+def is_known(module: nn.Module) -> bool:
+    """Whether a module does for a stack as it is, or has a stacked form."""
     # Exact types: a subclass may do anything in its forward pass.
     if type(module) not in (*_ROW_WISE, *_STACKED) and RowWise not in type(module).__bases__:
-        return "has no stacked form"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "has forward hooks"
+        return False
     if getattr(module, "inplace", False):
-        return "works in place"
+        return False
     match module:
-        case nn.Flatten() if module.start_dim != 1:
-            return "does not start at dimension 1"
-        case nn.BatchNorm1d() | nn.BatchNorm2d() if not (module.affine and module.track_running_stats):
-            return "has no affine map or no running statistics"
-        case nn.GroupNorm() if not module.affine:
-            return "has no affine map"
-        case nn.Conv1d() | nn.Conv2d() if module.padding_mode != "zeros":
-            return f"pads with {module.padding_mode}"
-        case nn.Dropout() if not 0 < module.p < 1:
-            return f"has probability {module.p}"
-        case nn.GRU() if not _is_plain(module):
-            return "is not of one layer and direction, with biases and the batch first"
+        case nn.Flatten():
+            return module.start_dim == 1
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return module.affine and module.track_running_stats
+        case nn.GroupNorm():
+            return module.affine
+        case nn.Conv1d() | nn.Conv2d():
+            return module.padding_mode == "zeros"
+        case nn.Dropout():
+            return 0 < module.p < 1
+        case nn.GRU():
+            return _is_plain(module)
         case _:
-            return None
+            return True
 
 
 def _is_plain(gru: nn.GRU) -> bool:
