@@ -16,8 +16,10 @@ from typing import Any
 
 import psutil
 import pytest
+from held import HOLD, IMPORTING, held_in
 
-from blossom_ray import Run
+from blossom_ray import Run, Scenario
+from blossom_ray.reading.writer import scenario_yaml
 
 ENDLESS = """\
 name: endless
@@ -48,15 +50,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `blossom-ray simulate` in a process group of its own, as a shell does, with a folder for its files."""
     (tmp_path / "endless.yaml").write_text(ENDLESS, encoding="utf-8")
     (tmp_path / "temporary").mkdir()
-    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    environment = os.environ | IMPORTING | {"TMPDIR": str(tmp_path / "temporary")}
     environment.pop("RAY_ADDRESS", None)
     # Ray's sockets need a short path.
     environment["RAY_TMPDIR"] = tempfile.gettempdir()
     with ExitStack() as stack:
 
-        def run(*options: str) -> subprocess.Popen[str]:
+        def run(*options: str, code: str = COMMAND) -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, "simulate", "endless.yaml", *options],
+                [sys.executable, "-c", code, "simulate", "endless.yaml", *options],
                 cwd=tmp_path, env=environment, start_new_session=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
@@ -65,6 +67,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return process
 
         yield run
+
+
+def is_left(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> None:
@@ -119,7 +128,7 @@ def test_an_interrupt_between_rounds(number: signal.Signals, exit_code: int, sta
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     assert_interrupted(process, tmp_path, exit_code, fewest_rounds=3)
-    assert not [child for child in children if child.is_running()]
+    assert not any(map(is_left, children))
 
 
 def test_an_impatient_hand_does_not_break_the_cleaning_up(start: Start, tmp_path: Path) -> None:
@@ -151,21 +160,45 @@ def test_an_interrupt_before_the_first_round(start: Start, tmp_path: Path) -> No
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_leaves_no_ray_behind(
-    number: signal.Signals, exit_code: int, start: Start, tmp_path: Path
-) -> None:
-    """A terminal sends SIGINT to the whole process group, Ray's own processes included; a scheduler SIGTERM."""
+def test_ctrl_c_leaves_no_ray_behind(start: Start, tmp_path: Path) -> None:
+    """A terminal sends it to the whole process group; Ray's own processes take no notice, so that the round ends."""
     process = start("--set", "execution.runtime=ray")
     wait_for_round(process, 1)
     below = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in child.name() for child in below)
-    os.killpg(process.pid, number)
-    assert_interrupted(process, tmp_path, exit_code, fewest_rounds=2)
+    os.killpg(process.pid, signal.SIGINT)
+    assert_interrupted(process, tmp_path, 130, fewest_rounds=2)
     (kept,) = (tmp_path / "runs" / "endless").iterdir()
     assert list((kept / "checkpoints").glob("*/checkpoint.json")), "the last round has a checkpoint"
+    wait_for(lambda: not any(map(is_left, below)), "Ray's processes to end", patience_s=20.0)
 
-    def left() -> list[psutil.Process]:
-        return [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
-    wait_for(lambda: not left(), "Ray's processes to end", patience_s=20.0)
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_may_take_ray_along(start: Start, tmp_path: Path) -> None:
+    """A scheduler sends it to every process, and Ray ends before the round in progress does, which never will here."""
+    scenario = tmp_path / "endless.yaml"
+    scenario.write_text(scenario_yaml(held_in(3, Scenario.load(scenario))), encoding="utf-8")
+    (tmp_path / HOLD).touch()
+    process = start("--set", "execution.runtime=ray")
+    wait_for_round(process, 2)
+    below = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert_interrupted(process, tmp_path, 143, fewest_rounds=3)
+    wait_for(lambda: not any(map(is_left, below)), "Ray's processes to end", patience_s=20.0)
+
+
+# SIGTERM at the moment when Ray starts the first process of its own.
+TERMINATED = f"""\
+import os, sys
+def interrupt(event, arguments):
+    if event == "subprocess.Popen" and "gcs_server" in str(arguments[0]):
+        os.kill(os.getpid(), {int(signal.SIGTERM)})
+sys.addaudithook(interrupt)
+{COMMAND}"""
+
+
+@pytest.mark.ray
+def test_sigterm_while_ray_starts_is_ours(start: Start, tmp_path: Path) -> None:
+    process = start("--set", "execution.runtime=ray", code=TERMINATED)
+    assert_interrupted(process, tmp_path, 143, fewest_rounds=0)

@@ -17,7 +17,7 @@ from blossom_ray.clients.options import EngineName
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.data.dataset import Dataset
-from blossom_ray.errors import DriverLostError, InputError, StorageError
+from blossom_ray.errors import ClientError, DriverLostError, InputError, RunError, StorageError
 from blossom_ray.reading.inspection import Inspector
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.reading.scenario import Scenario
@@ -310,7 +310,13 @@ class Session:
                                 else:
                                     yield event
                     break
-                except DriverLostError as error:
+                except RunError as error:
+                    # Who asks a run to end may end Ray as well: a signal to a process group, a machine that goes down.
+                    if self._stopping() and not isinstance(error, ClientError | StorageError):
+                        self._log.driver_lost(self._writer.last_round, error.cause)
+                        break
+                    if not isinstance(error, DriverLostError):
+                        raise
                     self._note_loss(error)
                     if len(self._losses) > self._scenario.failures.max_retries:
                         raise

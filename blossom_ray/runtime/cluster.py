@@ -72,10 +72,16 @@ def session(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
-    _start(address or os.environ.get("RAY_ADDRESS") or "local", source)
-    if in_main_thread and before is not None:
-        # Ray takes SIGTERM over; whoever handled it before knows how to end a run.
-        signal.signal(signal.SIGTERM, before)
+    try:
+        _start(address or os.environ.get("RAY_ADDRESS") or "local", source)
+    except SystemExit as end:
+        if end.code == signal.SIGTERM and callable(before):
+            before(signal.SIGTERM, None)
+        raise
+    finally:
+        if in_main_thread and before is not None:
+            # Ray takes SIGTERM over; whoever handled it before knows how to end a run.
+            signal.signal(signal.SIGTERM, before)
     head = HeadNode()
     try:
         yield

@@ -106,13 +106,14 @@ def stream(
         BlossomError: What the loop raises.
     """
     with session_of_ray(address):
+        head = HeadNode()
+        head.check()  # without it, Ray would begin a driver for a minute, and then end this process
         driver_type: Any = ray.remote(num_cpus=0, max_restarts=0)(DriverActor)
         # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(
             scenario, loop, run_id, shared, Path.cwd()
         )
-        head = HeadNode()
         try:
             with ray_errors("the driver actor", DriverLostError):
                 if (built := take_built(scenario.data)) is not None:
