@@ -49,7 +49,7 @@ PHASES: dict[str, tuple[Place, ...]] = {
     "client drift": ((Stack, "distances"),),
     "check that updates are finite": ((blossom_ray.clients.host, "check_finite"),),
     "sums within chunks": ((blossom_ray.clients.host, "weighted_sum"),),
-    "sums over chunks, average": ((Accumulator, "add"), (Accumulator, "average")),
+    "sums over chunks, average": ((Accumulator, "add"), (Accumulator, "result")),
     "server step": ((blossom_ray.simulation, "server_step"),),
     "round record": ((blossom_ray.simulation, "round_record"),),
     "scoring": ((blossom_ray.simulation, "evaluate_round"),),

@@ -25,7 +25,7 @@ from pydantic import Field
 from safetensors.numpy import load_file
 
 from blossom_ray.clients.plan import SentBlock
-from blossom_ray.core.blocks import Block, BlockInstance, Scope
+from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.errors import RunFolderError
 from blossom_ray.reading.read_back import ReadBack, read_back
 from blossom_ray.server import Server
@@ -98,7 +98,7 @@ class Checkpoint:
         tensors = load_file(self.folder / _SERVER)
         blocks = dict(server.blocks)
         for number, entry in enumerate(self.index["blocks"]):
-            instance = BlockInstance(Block.named(entry["name"]), Scope(entry["scope"]), entry["key"])
+            instance = BlockInstance.of_column(entry["name"], entry["scope"], entry["key"])
             state = {
                 name.rpartition("/")[2]: values
                 for name, values in tensors.items()
@@ -169,7 +169,7 @@ class CheckpointStore:
         final = self._folder / _name(round_index)
         save_synced(temporary / _SERVER, _server_tensors(server))
         blocks = [
-            {"name": i.name, "scope": str(i.scope), "key": i.key, "version": block.sent.version}
+            {"name": i.label, "scope": str(i.scope), "key": i.key, "version": block.sent.version}
             for i, block in server.blocks.items()
         ]
         paths = sorted(temporary.iterdir())

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
+import numpy as np
+
 from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
+from blossom_ray.authoring import Reports, by_instance
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan
 from blossom_ray.core.blocks import CENTRAL, Block, BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClassScores, ClientEvaluation, ClientTraining, RoundRecord, Scoring
 from blossom_ray.core.seeding import Purpose
-from blossom_ray.core.sums import Accumulator, Total
+from blossom_ray.core.sums import Accumulator, Contributions, PartialSum, Total
 from blossom_ray.errors import RunError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Runtime, RuntimeRound
@@ -31,7 +34,8 @@ class RoundTraining:
     Attributes:
         learning_rate: The clients' learning rate, None in round 0.
         records: One per client, in client order.
-        averages: A_b by block instance, float64; instances without contributors are absent.
+        sums: What contributors sent, added up, by block instance; instances without contributors are absent.
+        rows: The same one by one, of what an algorithm wants so.
         bytes_down: Bytes sent to clients by block instance.
         bytes_up: Bytes sent back by block instance.
         seconds: Wall time.
@@ -39,10 +43,16 @@ class RoundTraining:
 
     learning_rate: float | None = None
     records: tuple[ClientTraining, ...] = ()
-    averages: Mapping[BlockInstance, Total] = field(default_factory=dict)
+    sums: Mapping[BlockInstance, PartialSum] = field(default_factory=dict)
+    rows: Mapping[BlockInstance, Contributions] = field(default_factory=dict)
     bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
     bytes_up: Mapping[BlockInstance, int] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def reports(self) -> Reports:
+        """What the cohort reported, as an algorithm on the server sees it."""
+        return Reports(tuple(record.client for record in self.records), self.sums, self.rows)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -91,16 +101,21 @@ def train_round(
 ) -> RoundTraining:
     """Draw the cohort, train it, and average its updates block by block as they come in."""
     started = time.perf_counter()
-    population = preparation.population
+    population, algorithm = preparation.population, preparation.algorithm
     records: list[ClientTraining] = []
     sums: defaultdict[BlockInstance, Accumulator] = defaultdict(Accumulator)
+    rows: defaultdict[BlockInstance, list[Contributions]] = defaultdict(list)
     bytes_down: Counter[BlockInstance] = Counter()
     bytes_up: Counter[BlockInstance] = Counter()
-    chunks = population.cut(population.cohort(preparation.scenario.seeds.training, round_index))
+    chunks = population.cut(cohort(preparation, server, round_index))
     for update in train(chunks, server.sent, round_index=round_index, learning_rate=learning_rate):
         records.extend(update.records)
-        for instance, part in update.sums:
-            sums[instance].add(part)
+        for instance, sent in by_instance(update.sent):
+            part = sent if isinstance(sent, PartialSum) else sent.summed()
+            if part is not None:
+                sums[instance].add(part)
+            if isinstance(sent, Contributions) and sent.clients and preparation.plan.keeps_rows(instance):
+                rows[instance].append(sent)
         bytes_down.update(update.bytes_down)
         bytes_up.update(update.bytes_up)
     fewest = preparation.scenario.failures.min_clients
@@ -109,14 +124,71 @@ def train_round(
             f"round {round_index}: {len(records)} clients are left after failures; "
             f"expected at least {fewest} (failures.min_clients)"
         )
-    return RoundTraining(
+    training = RoundTraining(
         learning_rate=learning_rate,
         records=tuple(sorted(records, key=lambda record: record.client)),
-        averages={instance: total.average() for instance, total in sums.items()},
+        sums={instance: total.result() for instance, total in sums.items()},
+        rows={instance: Contributions.joined(parts) for instance, parts in rows.items()},
         bytes_down=bytes_down,
         bytes_up=bytes_up,
-        seconds=time.perf_counter() - started,
     )
+    if algorithm is not None and algorithm.has_admit:
+        training = _admitted(training, rows, algorithm.admitted(server, round_index, training.reports))
+    return replace(training, seconds=time.perf_counter() - started)
+
+
+def cohort(preparation: Preparation, server: Server, round_index: int) -> tuple[int, ...]:
+    """The clients of a round, ascending: as the algorithm selects them, or else drawn."""
+    population, seed = preparation.population, preparation.scenario.seeds.training
+    selected = None
+    if preparation.algorithm is not None:
+        selected = preparation.algorithm.select(server, population, seed, round_index)
+    return population.cohort(seed, round_index) if selected is None else selected
+
+
+def _admitted(
+    training: RoundTraining,
+    parts: Mapping[BlockInstance, Sequence[Contributions]],
+    admits: Callable[[BlockInstance], Collection[int] | None],
+) -> RoundTraining:
+    """A round of which only the admitted contributions count; those of the others were never sent.
+
+    Args:
+        training: All that the cohort reported.
+        parts: Its contributions by chunk, in whose order they are added up again.
+        admits: The clients whose contributions to an instance count; None: all.
+    """
+    sums, rows = dict(training.sums), dict(training.rows)
+    bytes_up, saved = Counter(training.bytes_up), Counter[int]()
+    for instance, own in parts.items():
+        admitted = admits(instance)
+        if admitted is None:
+            continue
+        kept, total = [part.only(admitted) for part in own], Accumulator()
+        for part in kept:
+            if (chunk_sum := part.summed()) is not None:
+                total.add(chunk_sum)
+        size = rows[instance].values[0].nbytes
+        for client in set(rows[instance].clients) - set(admitted):
+            saved[client] += size
+            bytes_up[instance] -= size
+        sums.pop(instance), rows.pop(instance)
+        if any(part.clients for part in kept):
+            sums[instance], rows[instance] = total.result(), Contributions.joined(kept)
+    records = tuple(
+        replace(record, bytes_up=record.bytes_up - saved[record.client]) if saved[record.client] else record
+        for record in training.records
+    )
+    return replace(training, sums=sums, rows=rows, bytes_up=bytes_up, records=records)
+
+
+def targets(
+    preparation: Preparation, server: Server, round_index: int, training: RoundTraining
+) -> Mapping[BlockInstance, Total]:
+    """What each block instance is stepped towards: the average, or what an algorithm puts in its place."""
+    if preparation.algorithm is None:
+        return {instance: part.average for instance, part in training.sums.items()}
+    return preparation.algorithm.next_values(server, round_index, training.reports)
 
 
 def scorings_due(
@@ -322,7 +394,7 @@ def _block_rounds(
         profile = population.profiles[record.client]
         signature = (profile.modalities, profile.group)
         if signature not in reported:
-            returned = {instance.name: instance for instance in plan.returned_blocks(profile)}
+            returned = {instance.name: instance for instance in plan.returned_blocks(profile) if not instance.copy}
             reported[signature] = {**_private(plan.trained_blocks(profile)), **returned}
         for name, together in reported[signature].items():
             # A prototype is measured anew, so it drifts from nothing; statistics are no parameters.
@@ -331,6 +403,10 @@ def _block_rounds(
                 num_examples[together] += record.num_examples
             weights[together] += record.weight
             contributors[together] += 1
+    if plan.author is not None:  # which weighs its contributions, and may leave some out
+        for instance in server.blocks:
+            part = training.sums.get(instance, PartialSum(np.zeros(0), 0.0, 0))
+            weights[instance], contributors[instance] = part.weight, part.contributors
     bytes_down = Counter(training.bytes_down)
     bytes_down.update(evaluation.bytes_down)
     private = (_private(plan.held_blocks(profile)).values() for profile in population.representatives())

@@ -55,16 +55,18 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
 
     Args:
         plan: What every client goes by; the initial values follow from its seed and the blocks' names.
-        profiles: The clients, or one of each modality set and group.
+        profiles: The clients, or one of each kind where the server has nothing for each client alone.
         section: The scenario's `server.optimizer` section.
     """
     # torch is needed here only; a process that just watches a run imports this module without it.
+    from blossom_ray.clients.authored import first_value
     from blossom_ray.clients.workspace import Workspace
 
     blocks: dict[BlockInstance, ServerBlock] = {}
     for profile in profiles:
-        instances = [i for i in plan.sent_blocks(profile) if i not in blocks]
-        if not instances:
+        instances = [i for i in plan.sent_blocks(profile) if not i.copy and i not in blocks]
+        extras = [part for part in plan.extra_parts(profile) if part.is_on_server and part.instance not in blocks]
+        if not instances and not extras:
             continue
         workspace = Workspace(
             plan.model, plan.input_shapes, plan.num_outputs, owned=profile.modalities, seed=plan.seed, task=plan.task
@@ -73,6 +75,8 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
         for instance, values in initial.items():
             num_parameters = workspace.num_parameters.get(instance.name, 0)
             blocks[instance] = ServerBlock(SentBlock(0, values), num_parameters, section.init(num_parameters))
+        for part in extras:
+            blocks[part.instance] = ServerBlock(SentBlock(0, first_value(part, plan, workspace)), 0, {})
     return Server({instance: blocks[instance] for instance in sorted(blocks)})
 
 
@@ -102,28 +106,34 @@ def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[Client
 
 @np.errstate(over="ignore", invalid="ignore")
 def server_step(
-    server: Server, averages: Mapping[BlockInstance, Total], section: ServerOptimizer
+    server: Server, targets: Mapping[BlockInstance, Total], section: ServerOptimizer
 ) -> tuple[Server, dict[BlockInstance, float]]:
-    """Step every block instance that has an average; all others keep value, version and optimizer state.
+    """Step every block instance that has a target; all others keep value, version and optimizer state.
 
     Args:
         server: The server before the round. Not modified.
-        averages: A_b by block instance, float64, shape of the block.
+        targets: By block instance the average A_b, or what an algorithm puts in its place; float64, shape of the block.
         section: The scenario's `server.optimizer` section.
 
     Returns:
         The new server, and the L2 norm of each step over the block's parameters.
 
-    Normalisation statistics take the average as it is: a server optimizer's step could make a variance negative.
+    Normalisation statistics take the average as it is: a server optimizer's step could make a variance negative. So
+    does what an algorithm adds to the model.
     """
     blocks, norms = dict(server.blocks), {}
-    for instance, average in averages.items():
+    for instance, average in targets.items():
         block = server.blocks[instance]
         old, split = block.sent.values, block.num_parameters
         new = average.astype(np.float32)
-        new[:split], state = section.step(block.optimizer_state, old[:split], average[:split])
+        state = block.optimizer_state
+        if instance.copy:
+            change = new.astype(np.float64) - old
+        else:
+            new[:split], state = section.step(state, old[:split], average[:split])
+            change = new[:split].astype(np.float64) - old[:split]
         # Not `np.linalg.norm`: its last bit depends on how many threads BLAS has in this process.
-        norms[instance] = float(np.sqrt(np.square(new[:split].astype(np.float64) - old[:split]).sum()))
+        norms[instance] = float(np.sqrt(np.square(change).sum()))
         if not math.isfinite(norms[instance]):
             raise RunError(f"{instance} is not finite after the server's step", "a smaller server.optimizer.lr")
         sent = SentBlock(block.sent.version + 1, new)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import RoundRecord
-from blossom_ray.rounds import RoundTraining, evaluate_round, round_record, train_round, trainer
+from blossom_ray.rounds import RoundTraining, evaluate_round, round_record, targets, train_round, trainer
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.server import Server, server_step
@@ -43,7 +43,8 @@ def run_rounds(
         if round_index > 0:
             rate = schedule.learning_rate(base_rate, round_index, scenario.rounds)
             training = train_round(preparation, train, server, round_index, rate)
-            server, norms = server_step(server, training.averages, scenario.server.optimizer)
+            next_values = targets(preparation, server, round_index, training)
+            server, norms = server_step(server, next_values, scenario.server.optimizer)
         evaluation = evaluate_round(preparation, runtime, server, round_index)
         record = round_record(
             preparation,

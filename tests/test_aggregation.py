@@ -13,7 +13,7 @@ def vector(*values: float) -> np.ndarray:
 def average(*updates: tuple[int, np.ndarray]) -> np.ndarray:
     accumulator = Accumulator()
     accumulator.add(weighted_sum(updates))
-    return accumulator.average()
+    return accumulator.result().average
 
 
 def test_two_clients_by_hand() -> None:
@@ -33,7 +33,7 @@ def test_chunks_add_up_in_the_order_given() -> None:
     accumulator = Accumulator()
     for part in parts:
         accumulator.add(part)
-    assert accumulator.average().tolist() == [(1 + 4 + 15) / 6]
+    assert accumulator.result().average.tolist() == [(1 + 4 + 15) / 6]
 
 
 def test_what_is_given_is_not_modified() -> None:
@@ -47,7 +47,7 @@ def test_what_is_given_is_not_modified() -> None:
 
 def test_a_block_without_contributors_has_no_average() -> None:
     with pytest.raises(ValueError, match="no client contributed"):
-        Accumulator().average()
+        Accumulator().result()
     with pytest.raises(ValueError, match="at least one update"):
         weighted_sum([])
 

@@ -54,20 +54,21 @@ def make(tmp_path: Path, small_scenario: Scenario) -> Iterator[Any]:
 
 def test_only_blocks_that_are_not_private_are_sent_back(make: Any) -> None:
     part = make(sharing="private-head-fusion").train()
-    assert [str(instance) for instance in (part.sums or part.rows)] == ["encoder/acc"]
+    assert [str(instance) for instance in part.sent] == ["encoder/acc"]
     part = make(sharing="full-model").train(Chunk(3, (3, 4)))
-    assert [str(instance) for instance in (part.sums or part.rows)] == ["encoder/acc", "encoder/gyro", "fusion", "head"]
+    assert [str(instance) for instance in part.sent] == ["encoder/acc", "encoder/gyro", "fusion", "head"]
     local = make(sharing="local").train()
-    assert (local.sums, local.rows) == ({}, {})
+    assert local.sent == {}
 
 
 def test_a_whole_chunk_comes_back_as_one_sum_and_a_part_as_each_client_s_values(make: Any) -> None:
     bench = make(sharing="full-model")
     whole, parts = bench.train(), bench.train(whole=False)
-    assert (whole.rows, parts.sums) == ({}, {})
     weights = [record.num_examples for record in whole.records]
-    for instance, total in whole.sums.items():
-        stacked = parts.rows[instance]
+    for instance, total in whole.sent.items():
+        own = parts.sent[instance]
+        assert (own.clients, list(own.weights)) == ((0, 1), weights)
+        stacked = own.values
         assert stacked.dtype == np.float32
         assert stacked.shape == (2, bench.blocks[instance].values.size)
         np.testing.assert_array_equal(total.total, weighted_sum(zip(weights, stacked, strict=True)).total)
@@ -77,8 +78,8 @@ def test_a_whole_chunk_comes_back_as_one_sum_and_a_part_as_each_client_s_values(
 def test_a_round_that_is_trained_again_gives_the_same_bits(make: Any) -> None:
     bench = make(sharing="private-head")
     first, again = bench.train(), bench.train()
-    for instance, total in first.sums.items():
-        np.testing.assert_array_equal(total.total, again.sums[instance].total)
+    for instance, total in first.sent.items():
+        np.testing.assert_array_equal(total.total, again.sent[instance].total)
     assert first.bytes_down == again.bytes_down
 
 
@@ -126,7 +127,7 @@ def test_a_frozen_block_is_sent_once_and_never_comes_back(make: Any) -> None:
     scheme = {"encoder/*": "frozen", "fusion": "shared", "head": "shared"}
     bench = make(sharing=scheme)
     part = bench.train()
-    assert {instance.name for instance in part.sums or part.rows} == {"fusion", "head"}
+    assert {instance.name for instance in part.sent} == {"fusion", "head"}
     assert "encoder/acc" in {instance.name for instance in part.bytes_down}
     assert "encoder/acc" not in {instance.name for instance in bench.train(round_index=2).bytes_down}
 
@@ -137,7 +138,7 @@ def test_a_client_holds_an_encoder_that_it_does_not_own_only_under_zero_input(ma
         bench = make(sharing="full-model", model__missing=missing)
         part = bench.train()
         assert {instance.name for instance in part.bytes_down} == held
-        assert {instance.name for instance in part.sums or part.rows} == owned
+        assert {instance.name for instance in part.sent} == owned
 
 
 def test_scores_come_from_the_client_s_own_private_head(make: Any) -> None:

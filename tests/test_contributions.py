@@ -55,7 +55,9 @@ def test_a_prototype_is_the_mean_over_all_training_samples_of_the_owners(scenari
     total, count = np.zeros(6), 0
     for chunk in preparation.population.chunks:
         part = host.train(chunk, sent, round_index=1, learning_rate=0.05, whole=False)
-        for record, vector in zip(part.records, part.rows.get(PROTOTYPE, ()), strict=False):
+        for record, vector in zip(
+            part.records, part.sent[PROTOTYPE].values if PROTOTYPE in part.sent else (), strict=False
+        ):
             total += record.num_examples * vector.astype(np.float64)
             count += record.num_examples
     rounds = run_rounds(preparation, runtime, server)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from blossom_ray.clients.job import ClientTask, LocalJob, Phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.engine import StackedEngine
@@ -59,7 +59,7 @@ def test_stacked_clients_train_faster_than_one_after_the_other() -> None:
         )
         for client in range(NUM_CLIENTS)
     ]
-    job = LocalJob(TRAINING, 0.05, (Phase(1, frozenset(space.trained)),), seed=0, round_index=1)
+    job = LocalJob(TRAINING, 0.05, (LocalPass(1, frozenset(space.trained)),), seed=0, round_index=1)
     alone, together = SequentialEngine(space), StackedEngine(space)
 
     def in_turn() -> None:

@@ -50,8 +50,8 @@ class Population:
 
     def __init__(self, profiles: Sequence[ClientProfile], chunk_size: int, clients_per_round: float | int) -> None:
         self.profiles = tuple(profiles)
-        self._cohort_size = cohort_size(clients_per_round, len(self.profiles))
-        self._chunk_size = math.ceil(chunk_size * len(self.profiles) / self._cohort_size)
+        self.cohort_size = cohort_size(clients_per_round, len(self.profiles))
+        self._chunk_size = math.ceil(chunk_size * len(self.profiles) / self.cohort_size)
 
     @cached_property
     def signatures(self) -> Mapping[Signature, tuple[int, ...]]:
@@ -77,7 +77,7 @@ class Population:
 
     def cohort(self, seed: int, round_index: int) -> tuple[int, ...]:
         """The clients of one round, ascending: drawn without replacement, every client equally likely."""
-        return draw_clients(len(self.profiles), self._cohort_size, seed, Purpose.COHORT, round_index)
+        return draw_clients(len(self.profiles), self.cohort_size, seed, Purpose.COHORT, round_index)
 
     def cut(self, clients: Iterable[int]) -> tuple[Chunk, ...]:
         """The chunks of some clients, in the order of all chunks, without the empty ones."""

@@ -157,7 +157,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
 def _block(block: BlockRound) -> dict[str, Any]:
     (values,) = _plain([block])
     instance = values.pop("instance")
-    return {"block": instance.name, "scope": str(instance.scope), "key": instance.key, **values}
+    return {"block": instance.label, "scope": str(instance.scope), "key": instance.key, **values}
 
 
 def _plain(entries: Iterable[Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.clients.engines import check_finite
-from blossom_ray.clients.job import LocalJob, LocalResult, Phase
+from blossom_ray.clients.job import NO_AFFINE, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import Trainer, cut, kept_modalities, one_thread, seeded_dropout
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlocks
@@ -72,20 +72,20 @@ class CentralModel:
             )
             for client in clients
         )
-        sums = (
+        sent = (
             (instance, PartialSum(result.blocks[instance.name].astype(np.float64), 1.0))
             for instance in blocks
             if instance.name in result.blocks
         )
-        yield ChunkUpdate(records, sums, {}, {})
+        yield ChunkUpdate(records, sent, {}, {})
 
     def _trained(self, blocks: SentBlocks, round_index: int, learning_rate: float) -> LocalResult:
         section, seed = self._plan.training, self._plan.seed
         workspace = self._workspace
         workspace.load({instance.name: sent.values for instance, sent in blocks.items()}, workspace.initial_state)
-        phase = Phase(section.local_epochs, frozenset(workspace.trained))
-        trainer = Trainer(workspace, LocalJob(section, learning_rate, (phase,), seed, round_index), {})
-        trainer.enter(phase)
+        step = LocalPass(section.local_epochs, frozenset(workspace.trained))
+        trainer = Trainer(workspace, LocalJob(section, learning_rate, (step,), seed, round_index))
+        trainer.enter(step, NO_AFFINE)
         order_generator = generator(seed, Purpose.CENTRAL_TRAINING, round_index)
         drops_generator = generator(seed, Purpose.MODALITY_DROPOUT, round_index)
         with seeded_dropout(torch_seed(seed, Purpose.CENTRAL_TRAINING, round_index), workspace.device):

@@ -16,16 +16,17 @@ import numpy as np
 import torch
 
 from blossom_ray.algorithms.selection import Chunk
+from blossom_ray.clients.authored import Authored, Outcome
 from blossom_ray.clients.contributions import client_weights, with_prototypes
 from blossom_ray.clients.engines import Engine, check_finite, make_engine
-from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, training_phases, tuning_phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, training_passes, tuning_pass
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.clients.state_files import INITIAL_STATE, ClientStates, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.blocks import BlockInstance, ClientProfile
+from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, Traffic
 from blossom_ray.core.seeding import Purpose
-from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
+from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.errors import RunFolderError
 from blossom_ray.tasks import task_rules
@@ -62,6 +63,7 @@ class ClientHost:
         self._device = device
         self._workspaces: dict[tuple[str, ...], Workspace] = {}
         self._engines: dict[tuple[str, ...], Engine] = {}
+        self._authored: dict[tuple[tuple[str, ...], str], Authored] = {}
         self._states = ClientStates()
 
     @property
@@ -98,8 +100,13 @@ class ClientHost:
         turns = self._receive(chunk, blocks, down, standing=round_index - 1)
         tasks = [turn.task for turn in turns]
         trained = plan.trained_blocks(profile)
-        phases = training_phases(plan.training, trained)
-        results = engine.train(tasks, LocalJob(plan.training, learning_rate, phases, plan.seed, round_index))
+        authored = self._author(profile)
+        authored_round = authored and authored.begin(tasks, engine, round_index, learning_rate)
+        if authored_round:
+            tasks, passes = authored_round.tasks, authored_round.passes
+        else:
+            passes = training_passes(plan.training, trained)
+        results = engine.train(tasks, LocalJob(plan.training, learning_rate, passes, plan.seed, round_index))
         if modalities := plan.measured_prototypes(profile):
             results = [
                 with_prototypes(workspace, task, result, modalities, batch_size=batch_size)
@@ -109,15 +116,16 @@ class ClientHost:
             check_finite(task.client, round_index, result, "training.optimizer.lr")
         weights = client_weights(plan.weighting, engine, tasks, results, batch_size=batch_size, round_index=round_index)
         private = [name for name, instance in trained.items() if instance.is_private]
-        instances = plan.returned_blocks(profile)
-        records, updates = [], []
-        for turn, result, weight in zip(turns, results, weights, strict=True):
-            client, state = turn.task.client, _state_after(turn.state, result, private)
+        if authored_round:
+            outcomes = authored_round.finish(results, weights)
+        else:
+            outcomes = [_averaged(plan, profile, *each, workspace) for each in zip(results, weights, strict=True)]
+        records = []
+        for turn, result, weight, outcome in zip(turns, results, weights, outcomes, strict=True):
+            client, state = turn.task.client, _state_after(turn.state, result, private, outcome)
             self._states.stage(client, round_index, state)
-            update = plan.cut(instances, result.blocks, workspace.num_parameters)
-            for instance, values in update.items():
-                up.count(client, instance, values.nbytes)
-            updates.append((weight, update))
+            for instance, (_, values) in outcome.sent.items():
+                up.count(client, _on_server(instance, client), values.nbytes)
             records.append(
                 ClientTraining(
                     client=client,
@@ -132,9 +140,12 @@ class ClientHost:
                     rounds_trained=state.rounds_trained,
                 )
             )
-        return ChunkTraining(
-            tuple(records), *_combine(updates, whole=whole), dict(down.by_instance), dict(up.by_instance)
-        )
+        clients = [turn.task.client for turn in turns]
+        sent = {
+            instance: _combined(clients, outcomes, instance, is_summed=whole and not plan.keeps_rows(instance))
+            for instance in plan.returned_blocks(profile)
+        }
+        return ChunkTraining(tuple(records), sent, dict(down.by_instance), dict(up.by_instance))
 
     def evaluate(
         self,
@@ -160,6 +171,8 @@ class ClientHost:
         engine, rules = self._engine(profile), task_rules(plan.task, plan.metrics)
         turns = self._receive(chunk, blocks, down, standing=round_index, scoring=scoring)
         tasks = [turn.task for turn in turns]
+        if (authored := self._author(profile)) and scoring is not Scoring.PLAIN:
+            tasks = authored.scored(tasks)
         tuning_seconds = [0.0] * len(tasks)
         if scoring.is_fine_tuned:
             tasks, tuning_seconds = self._fine_tune(tasks, engine, round_index)
@@ -188,9 +201,9 @@ class ClientHost:
 
     def replay_evaluation(self, chunk: Chunk, blocks: Mapping[BlockInstance, SentBlock], *, round_index: int) -> None:
         """Bring clients into the state in which scoring them would leave them, without scoring."""
-        sent = self._plan.sent_blocks(self._profiles[chunk.clients[0]])
-        versions = {instance: blocks[instance].version for instance in sent}
         for client in chunk.clients:
+            sent = self._plan.sent_blocks(self._profiles[client], scored=True)
+            versions = {instance: blocks[instance].version for instance in sent}
             state = self._states.settle(client, standing=round_index)
             self._states.put(client, replace(state, versions={**state.versions, **versions}))
 
@@ -244,8 +257,9 @@ class ClientHost:
             standing: The last round whose training stands, as `ClientStates` has it.
             scoring: The samples that are scored; None: those of the training split. No others are read.
         """
-        profile = self._profiles[chunk.clients[0]]
-        sent = {instance: blocks[instance] for instance in self._plan.sent_blocks(profile)}
+        profile, is_scored = self._profiles[chunk.clients[0]], scoring is not None
+        authored = self._author(profile)
+        sent = {instance: blocks[instance] for instance in self._plan.sent_blocks(profile, scored=is_scored)}
         joined, initial = self._plan.joined(profile, sent), self._workspace(profile).initial_blocks
         private = [name for name, instance in self._plan.held_blocks(profile).items() if instance.is_private]
         # Clients that were sent the same share one map of versions: with ten thousand of them it is most of a state.
@@ -254,6 +268,9 @@ class ClientHost:
         for client in chunk.clients:
             state = self._states.settle(client, standing=standing)
             versions = dict(state.versions)
+            if authored and authored.has_own_instances:
+                own = self._plan.sent_blocks(self._profiles[client], scored=is_scored)
+                sent = {instance: blocks[instance] for instance in own}
             for instance, block in sent.items():
                 if versions.get(instance) != block.version:
                     versions[instance] = block.version
@@ -261,6 +278,9 @@ class ClientHost:
             values: dict[str, Vector] = {**joined, **{name: state.private.get(name, initial[name]) for name in private}}
             inputs, labels = self._samples(client, scoring)
             task = ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state)
+            if authored:
+                extras = authored.extras(self._profiles[client], values, state, sent, standing + 1)
+                task = replace(task, extras=extras)
             turns.append(_Turn(task, replace(state, versions=same.setdefault(tuple(versions.items()), versions))))
         return turns
 
@@ -289,7 +309,7 @@ class ClientHost:
         job = LocalJob(
             plan.training.model_copy(update={"keep_optimizer_state": False, "modality_dropout": 0.0}),
             section.lr or plan.training.optimizer.lr,
-            (tuning_phase(section, plan.trained_blocks(self._profiles[tasks[0].client])),),
+            (tuning_pass(section, plan.trained_blocks(self._profiles[tasks[0].client])),),
             plan.seed,
             round_index,
             Purpose.FINE_TUNING,
@@ -305,6 +325,15 @@ class ClientHost:
         tuned = [task.after(result) for task, result in zip(tasks, results, strict=True)]
         return tuned, [result.seconds for result in results]
 
+    def _author(self, profile: ClientProfile) -> Authored | None:
+        if self._plan.author is None:
+            return None
+        kind = profile.modalities, profile.group
+        if kind not in self._authored:
+            is_mapped = self._plan.engines[profile.modality_set] == "vectorized"
+            self._authored[kind] = Authored(self._plan, self._workspace(profile), profile, is_mapped=is_mapped)
+        return self._authored[kind]
+
     def _engine(self, profile: ClientProfile) -> Engine:
         if profile.modalities not in self._engines:
             workspace, engine = self._workspace(profile), self._plan.engines[profile.modality_set]
@@ -317,7 +346,19 @@ class ClientHost:
         return self._workspaces[profile.modalities]
 
 
-def _state_after(state: ClientState, result: LocalResult, private: Iterable[str]) -> ClientState:
+def _averaged(
+    plan: ClientPlan, profile: ClientProfile, result: LocalResult, weight: float, workspace: Workspace
+) -> Outcome:
+    """What a client sends in federated averaging: what it trained, with one weight."""
+    update = plan.cut(plan.returned_blocks(profile), result.blocks, workspace.num_parameters)
+    return Outcome({}, {instance: (weight, values) for instance, values in update.items()})
+
+
+def _on_server(instance: BlockInstance, client: int) -> BlockInstance:
+    return instance._replace(key=str(client)) if instance.scope is Scope.CLIENT else instance
+
+
+def _state_after(state: ClientState, result: LocalResult, private: Iterable[str], outcome: Outcome) -> ClientState:
     """What a client keeps of a round in which it trained; `private` are the blocks that it does not send back."""
     before = state.rounds_trained
     return replace(
@@ -327,14 +368,20 @@ def _state_after(state: ClientState, result: LocalResult, private: Iterable[str]
         local_state=result.local_state or INITIAL_STATE.local_state,
         optimizer_state=result.optimizer_state or INITIAL_STATE.optimizer_state,
         rounds_trained=None if before is None else before + 1,
+        extras={**state.extras, **outcome.extras} if outcome.extras else state.extras,
     )
 
 
-def _combine(
-    updates: Sequence[tuple[float, Mapping[BlockInstance, Vector]]], *, whole: bool
-) -> tuple[dict[BlockInstance, PartialSum], dict[BlockInstance, np.ndarray]]:
-    """What the clients of a chunk send back, with their weights, as `ChunkTraining.sums` and `rows` have it."""
-    instances = updates[0][1]
-    if whole and len(updates) > 1:
-        return {i: weighted_sum((weight, update[i]) for weight, update in updates) for i in instances}, {}
-    return {}, {i: np.stack([update[i] for _, update in updates]) for i in instances}
+def _combined(
+    clients: Sequence[int], outcomes: Sequence[Outcome], instance: BlockInstance, *, is_summed: bool
+) -> PartialSum | Contributions:
+    """What the clients of a chunk send back for one block instance, as `ChunkTraining.sent` has it."""
+    held = [
+        (client, *own.sent[instance]) for client, own in zip(clients, outcomes, strict=True) if instance in own.sent
+    ]
+    if is_summed and len(held) > 1:
+        return weighted_sum((weight, values) for _, weight, values in held)
+    if not held:
+        return Contributions.joined(())
+    own, weights, values = zip(*held, strict=True)
+    return Contributions(own, weights, np.stack(values))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from blossom_ray.algorithms.seam import MODEL, Tree
 from blossom_ray.clients.options import FineTune, Training
 from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.core.blocks import FUSION, HEAD, Block, BlockInstance
@@ -16,20 +18,52 @@ from blossom_ray.tasks.base import Tally
 
 
 @dataclass(frozen=True)
-class Phase:
+class LocalPass:
     """Some epochs of local training in which some blocks are trained.
 
-    The others stand still as frozen blocks do: no gradients, evaluation mode.
+    The others stand still as frozen blocks do: no gradients, evaluation mode. The gradient is that of the loss, plus
+    mu (w - anchor) + offset for the blocks that have them.
 
     Attributes:
         num_epochs: Passes over the training split.
         blocks: Names of the blocks that are trained.
-        anchored: Those of them that the proximal term holds near the values that the client received.
+        anchored: Those of them that `mu` holds near an anchor: the task's, or else what the client received.
+        mu: How strongly.
+        has_offset: Whether the tasks have offsets. Then no block rests: one that a batch does not use steps with a
+            gradient of zero, plus the offset.
+        copies: What is trained: the model, or in its place a copy of an algorithm, and what else.
+        model: From the client's copies to the blocks that compute; None: those of the first copy.
+        rates: By copy a factor of the learning rate.
+        is_recorded: Whether its samples, steps and loss are those that the round's record tells.
     """
 
     num_epochs: int
     blocks: frozenset[str]
     anchored: frozenset[str] = frozenset()
+    mu: float = 0.0
+    has_offset: bool = False
+    copies: tuple[str, ...] = (MODEL,)
+    model: Callable[[Mapping[str, Any]], Tree] | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+    is_recorded: bool = True
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What of a pass is one client's own; parameters alone, (n,) float32 by block.
+
+    Attributes:
+        start: Values to start from.
+        offset: Added to the gradient.
+        anchor: What the pass holds blocks near.
+    """
+
+    start: Mapping[str, Vector] = field(default_factory=dict)
+    offset: Mapping[str, Vector] = field(default_factory=dict)
+    anchor: Mapping[str, Vector] = field(default_factory=dict)
+
+
+NO_AFFINE = Affine()
 
 
 @dataclass(frozen=True)
@@ -39,7 +73,7 @@ class LocalJob:
     Attributes:
         training: The scenario's `training` section.
         learning_rate: The learning rate, in place of the section's own.
-        phases: What is trained and for how long, one after the other. At least one.
+        passes: What is trained and for how long, one after the other. At least one.
         seed: The scenario's seed.
         round_index: The round.
         purpose: What the training is for; with seed, round and client it fixes batches and dropout.
@@ -47,7 +81,7 @@ class LocalJob:
 
     training: Training
     learning_rate: float
-    phases: tuple[Phase, ...]
+    passes: tuple[LocalPass, ...]
     seed: int
     round_index: int
     purpose: Purpose = Purpose.TRAINING
@@ -72,6 +106,8 @@ class ClientTask:
         labels: (n,) int64, or (n, outputs) float32, as the task has them.
         local_state: Its normalisation state; empty for the initial one.
         optimizer_state: State of its optimizer to start from; empty for a new one. Not used in evaluation.
+        extras: What an algorithm adds: by name, parameters by block, or by `NO_BLOCK` the only array.
+        affine: What of each pass is this client's own; empty where nothing is.
     """
 
     client: int
@@ -80,10 +116,17 @@ class ClientTask:
     labels: np.ndarray
     local_state: LocalState = field(default_factory=dict)
     optimizer_state: OptimizerState = field(default_factory=dict)
+    extras: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    affine: tuple[Affine, ...] = ()
+
+    def own(self, number: int) -> Affine:
+        """What of a pass is this client's own."""
+        return self.affine[number] if self.affine else NO_AFFINE
 
     def after(self, result: LocalResult) -> ClientTask:
         """The same with the blocks and the normalisation state that training left."""
-        return replace(self, blocks={**self.blocks, **result.blocks}, local_state=result.local_state)
+        blocks, extras = {**self.blocks, **result.blocks}, {**self.extras, **result.extras}
+        return replace(self, blocks=blocks, local_state=result.local_state, extras=extras)
 
 
 @dataclass(frozen=True)
@@ -94,11 +137,13 @@ class LocalResult:
         blocks: New values of the trained blocks, (size,) float32, fresh arrays.
         local_state: New normalisation state of the client.
         optimizer_state: State of the client's optimizer by block and name.
-        num_examples: Training samples seen, over all epochs of all phases.
-        num_steps: Optimizer steps.
-        loss: Mean training loss over the samples seen, each measured before its step, without the proximal term.
+        num_examples: Training samples seen, over all epochs of all passes that train the model.
+        num_steps: Optimizer steps of these.
+        loss: Mean training loss over the samples seen, each measured before its step, without a proximal term.
         drift: L2 norm of new minus old parameters by block.
         seconds: Wall time that it took; of clients that are computed together each one's part.
+        steps: Optimizer steps of the model by block.
+        extras: New values of the copies of an algorithm that were trained, as in `ClientTask`.
     """
 
     blocks: dict[str, Vector]
@@ -109,6 +154,8 @@ class LocalResult:
     loss: float
     drift: dict[str, float]
     seconds: float
+    steps: Mapping[str, int] = field(default_factory=dict)
+    extras: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,15 +173,15 @@ class Scored:
     seconds: float
 
 
-def training_phases(section: Training, trained: Mapping[Block, BlockInstance]) -> tuple[Phase, ...]:
-    """How a client trains in a round.
+def training_passes(section: Training, trained: Mapping[Block, BlockInstance]) -> tuple[LocalPass, ...]:
+    """How a client trains in a round, where no algorithm says it.
 
     Args:
         section: The scenario's `training` section.
         trained: The block instances that the client trains or measures, by block name.
 
     Returns:
-        One phase with all blocks, or, with `alternate`, one with the private blocks and one with the others; a phase
+        One pass with all blocks, or, with `alternate`, one with the private blocks and one with the others; a pass
         without blocks is left out. Blocks that are not private are anchored.
 
     Source: Collins et al. 2021 (arXiv:2102.07078), algorithm 1, for `alternate`; Li et al. 2020 (arXiv:1812.06127),
@@ -142,16 +189,18 @@ def training_phases(section: Training, trained: Mapping[Block, BlockInstance]) -
     """
     private = frozenset(name for name, instance in trained.items() if instance.is_private)
     shared = _stepped(trained) - private
+    mu = section.proximal_mu
+    anchored = shared if mu else frozenset()
     if section.alternate is None:
-        return (Phase(section.local_epochs, private | shared, anchored=shared),)
-    phases = (
-        Phase(section.alternate.private_epochs, private),
-        Phase(section.alternate.shared_epochs, shared, anchored=shared),
+        return (LocalPass(section.local_epochs, private | shared, anchored, mu),)
+    passes = (
+        LocalPass(section.alternate.private_epochs, private),
+        LocalPass(section.alternate.shared_epochs, shared, anchored, mu),
     )
-    return tuple(phase for phase in phases if phase.blocks)
+    return tuple(each for each in passes if each.blocks)
 
 
-def tuning_phase(section: FineTune, trained: Mapping[Block, BlockInstance]) -> Phase:
+def tuning_pass(section: FineTune, trained: Mapping[Block, BlockInstance]) -> LocalPass:
     """How a client tunes its copy before it is scored; nothing is anchored.
 
     Args:
@@ -159,7 +208,7 @@ def tuning_phase(section: FineTune, trained: Mapping[Block, BlockInstance]) -> P
         trained: The block instances that the client trains or measures, by block name.
     """
     names = {"all": _stepped(trained), "fusion-head": frozenset({FUSION, HEAD}), "head": frozenset({HEAD})}
-    return Phase(section.epochs, names[section.blocks] & _stepped(trained))
+    return LocalPass(section.epochs, names[section.blocks] & _stepped(trained))
 
 
 def _stepped(trained: Mapping[Block, BlockInstance]) -> frozenset[str]:

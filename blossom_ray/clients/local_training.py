@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase, Scored
+from blossom_ray.algorithms.seam import MODEL
+from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass, LocalResult, Scored
 from blossom_ray.clients.optimizers import BlockOptimizer
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.plan import OptimizerState
+from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.seeding import Purpose, generator
+from blossom_ray.core.sums import Vector
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, shown_error
 from blossom_ray.models.flat import FlatBlock
 
@@ -89,13 +92,13 @@ class SequentialEngine:
         workspace, section = self._workspace, job.training
         tensors = {modality: on_device(values, workspace.device) for modality, values in task.inputs.items()}
         targets = on_device(task.labels, workspace.device)
-        trainer = Trainer(workspace, job, task.optimizer_state)
+        trainer = Trainer(workspace, job, task)
         order_generator = job.order_generator(task.client)
         drops_generator = generator(job.seed, Purpose.MODALITY_DROPOUT, job.round_index, task.client)
         with seeded_dropout(job.dropout_seed(task.client), workspace.device):
-            for phase in job.phases:
-                trainer.enter(phase)
-                for _ in range(phase.num_epochs):
+            for number, step in enumerate(job.passes):
+                trainer.enter(step, task.own(number))
+                for _ in range(step.num_epochs):
                     order = torch.from_numpy(order_generator.permutation(len(targets))).to(workspace.device)
                     for batch in cut(order, section):
                         present = kept_modalities(workspace.model.owned, section.modality_dropout, drops_generator)
@@ -120,29 +123,44 @@ class Trainer:
 
     Args:
         workspace: Holds the blocks as they were received; they are trained in place.
-        job: Gives section and learning rate; its phases are entered by whoever steps.
-        optimizer_state: State to start from, by block; empty for a new one.
+        job: Gives section and learning rate; its passes are entered by whoever steps.
+        task: Gives the client's copies and its state, where there is a client.
     """
 
-    def __init__(self, workspace: Workspace, job: LocalJob, optimizer_state: OptimizerState) -> None:
+    def __init__(self, workspace: Workspace, job: LocalJob, task: ClientTask | None = None) -> None:
         self._started = time.perf_counter()
         self._workspace, self._section, self._learning_rate = workspace, job.training, job.learning_rate
         self._trained = workspace.trained
         self._received = {name: _parameters(flat).clone() for name, flat in self._trained.items()}
-        self._earlier_state = optimizer_state
+        self._earlier_state: OptimizerState = {} if task is None else task.optimizer_state
+        self._copies = CopySwitch(workspace, task) if task is not None and task.extras else None
         self._active: dict[str, FlatBlock] = {}
-        self._anchored: dict[str, FlatBlock] = {}
+        self._anchors: dict[str, Tensor] = {}
+        self._offsets: dict[str, Tensor] = {}
+        self._steps = Counter[str]()
         self._optimizers: list[BlockOptimizer] = []
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=workspace.device)
         self._num_examples = self._num_steps = 0
 
-    def enter(self, phase: Phase) -> None:
-        """Train the blocks of a phase from now on, with an optimizer of their own."""
-        self._workspace.train_only(phase.blocks)
-        self._active = {name: flat for name, flat in self._trained.items() if name in phase.blocks}
-        self._anchored = {
-            name: flat for name, flat in self._active.items() if name in phase.anchored and self._section.proximal_mu
+    def enter(self, step: LocalPass, own: Affine) -> None:
+        """Train the blocks of a pass from now on, with an optimizer of their own.
+
+        Args:
+            step: The pass.
+            own: What of it is this client's own.
+        """
+        self._pass = step
+        if self._copies is not None:
+            self._copies.enter(step.copies[0])
+        self._workspace.train_only(step.blocks)
+        self._active = {name: flat for name, flat in self._trained.items() if name in step.blocks}
+        for name, values in own.start.items():
+            _parameters(self._trained[name]).copy_(read_only_tensor(values))
+        anchors = {name: on_device(values, self._workspace.device) for name, values in own.anchor.items()}
+        self._anchors = {
+            name: anchors.get(name, self._received[name]) for name in self._active if name in step.anchored
         }
+        self._offsets = {name: on_device(values, self._workspace.device) for name, values in own.offset.items()}
         state = self._earlier_state or None
         self._optimizers.append(BlockOptimizer(self._section.optimizer, self._active, self._learning_rate, state))
 
@@ -160,28 +178,112 @@ class Trainer:
         loss = self._workspace.rules.loss(model(inputs), targets, reduction="mean")
         if self._active:  # a model all of which came frozen has nothing to train
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for name, flat in self._anchored.items():
-            flat.gradient.add_(_parameters(flat) - self._received[name], alpha=self._section.proximal_mu)
-        resting = {Block("encoder", modality) for modality in model.owned if modality not in inputs}
+        for name, anchor in self._anchors.items():
+            flat = self._active[name]
+            flat.gradient.add_(_parameters(flat) - anchor, alpha=self._pass.mu)
+        for name, offset in self._offsets.items():
+            self._active[name].gradient.add_(offset)
+        resting = set[str]()
+        if not self._pass.has_offset:
+            resting = {Block("encoder", modality) for modality in model.owned if modality not in inputs}
         self._optimizers[-1].step(resting)
-        self._loss_sum += loss.detach() * len(targets)
-        self._num_examples += len(targets)
-        self._num_steps += 1
+        if self._pass.is_recorded:
+            self._loss_sum += loss.detach() * len(targets)
+            self._num_examples += len(targets)
+            self._num_steps += 1
+            self._steps.update(self._active.keys() - resting)
 
     def result(self) -> LocalResult:
         """What the steps have led to; the workspace trains all of its blocks again."""
+        extras, copies_state = ({}, {}) if self._copies is None else self._copies.leave()
         self._workspace.train_only(frozenset(self._trained))
         states = [optimizer.state() for optimizer in self._optimizers] if self._section.keep_optimizer_state else []
         return LocalResult(
             blocks={name: flat.read() for name, flat in self._trained.items()},
-            local_state=self._workspace.local_state(),
+            local_state={**self._workspace.local_state(), **copies_state},
             optimizer_state={name: state for part in states for name, state in part.items()},
             num_examples=self._num_examples,
             num_steps=self._num_steps,
             loss=float(self._loss_sum) / self._num_examples,
             drift={name: _distance(_parameters(flat), self._received[name]) for name, flat in self._trained.items()},
             seconds=time.perf_counter() - self._started,
+            steps=self._steps,
+            extras=extras,
         )
+
+
+class CopySwitch:
+    """Puts one of a client's copies at a time into a workspace: the model, or in its place what an algorithm adds.
+
+    Blocks that a copy lacks stay the client's own. Running statistics go with the copy: a copy that has never been
+    trained begins with those that the client had at the start, and keeps its own from then on, beside the client's
+    normalisation state.
+
+    Args:
+        workspace: Holds the client's model.
+        task: Gives its copies.
+    """
+
+    def __init__(self, workspace: Workspace, task: ClientTask) -> None:
+        self._workspace, self._extras = workspace, task.extras
+        self._kept = {name: state for name, state in task.local_state.items() if ":" in name}
+        self._initial = {name: self._statistics(name) for name in workspace.flat}
+        self._trained: dict[str, dict[str, Vector]] = {}
+        self._statistics_of: dict[str, dict[str, np.ndarray]] = {}
+        self._model: dict[str, tuple[Tensor, dict[str, np.ndarray]]] = {}
+        self._current = MODEL
+
+    def enter(self, copy: str) -> None:
+        """Have the workspace hold a copy."""
+        if copy == self._current:
+            return
+        self._put_back()
+        self._current = copy
+        if copy == MODEL:
+            return
+        held = self._trained.get(copy) or self._extras[copy]
+        for name, values in held.items():
+            flat = self._workspace.flat[name]
+            self._model[name] = flat.values.clone(), self._statistics(name)
+            _parameters(flat).copy_(read_only_tensor(values))
+            label = f"{copy}:{name}"
+            self._load_statistics(name, self._statistics_of.get(label) or self._kept.get(label) or self._initial[name])
+
+    def leave(self) -> tuple[dict[str, dict[str, Vector]], LocalState]:
+        """Have the workspace hold the model again.
+
+        Returns:
+            The copies that it held, parameters by block, and running statistics of all of the client's copies.
+        """
+        self.enter(MODEL)
+        return self._trained, {**self._kept, **self._statistics_of}
+
+    def _put_back(self) -> None:
+        own: dict[str, Vector] = {}
+        for name, (values, statistics) in self._model.items():
+            flat = self._workspace.flat[name]
+            own[name] = _parameters(flat).cpu().numpy().copy()
+            if found := self._statistics(name):
+                self._statistics_of[f"{self._current}:{name}"] = found
+            flat.values.copy_(values)
+            self._load_statistics(name, statistics)
+        if self._current != MODEL:
+            self._trained[self._current] = own
+        self._model = {}
+
+    def _statistics(self, name: str) -> dict[str, np.ndarray]:
+        """The block's running statistics and counters; "" stands for those that are averaged with it."""
+        flat = self._workspace.flat[name]
+        averaged = (
+            {"": flat.values[flat.num_parameters :].cpu().numpy().copy()} if flat.size > flat.num_parameters else {}
+        )
+        return {**averaged, **flat.local_state()}
+
+    def _load_statistics(self, name: str, statistics: Mapping[str, np.ndarray]) -> None:
+        flat = self._workspace.flat[name]
+        if "" in statistics:
+            flat.values[flat.num_parameters :] = torch.from_numpy(statistics[""].copy()).to(flat.values.device)
+        flat.load_local_state({key: values for key, values in statistics.items() if key})
 
 
 def cut(order: Tensor, section: Training) -> Sequence[Tensor]:

@@ -340,6 +340,19 @@ class Training(Section):
                 found = f"asks for 'vectorized', while training.{key} is {value}"
                 yield Finding("engine", found, f"'sequential' or 'auto', or a {key} of {plain}")
 
+    def num_examples(self, num_samples: int) -> int:
+        """The training samples that a client sees in a round in which all of its blocks are trained as it says here.
+
+        Args:
+            num_samples: Of its training split.
+        """
+        left_out = num_samples % self.batch_size
+        if left_out == num_samples or left_out >= self.min_batch_size:
+            left_out = 0
+        phases = self.alternate
+        epochs = self.local_epochs if phases is None else phases.private_epochs + phases.shared_epochs
+        return (num_samples - left_out) * epochs
+
     def engine_of(self, modality_set: str) -> EngineName:
         """The engine of the clients of one modality set.
 

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from blossom_ray.algorithms.options import Weighting
+from blossom_ray.algorithms.extras import ExtraPart, declared_parts
+from blossom_ray.algorithms.options import AlgorithmOption, Weighting, algorithm_of
+from blossom_ray.algorithms.seam import MODEL, Layout, has
 from blossom_ray.clients.options import EngineName, FineTune, Training
-from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, SharingScheme, held_blocks, model_blocks
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, SharingScheme, held_blocks, model_blocks
 from blossom_ray.core.records import ClientEvaluation, ClientTraining
 from blossom_ray.core.scores import Task
-from blossom_ray.core.sums import PartialSum, Vector
+from blossom_ray.core.sums import Contributions, PartialSum, Vector
 from blossom_ray.models.options import Model
 from blossom_ray.tasks.base import Metric, Tally
 
@@ -45,6 +49,11 @@ class ClientPlan:
         prototypes: With `model.missing: prototype` the modalities that some client lacks, sorted.
         split_blocks: With `model.norm_statistics: same-modalities` the blocks that several modality sets hold in
             common and whose running statistics are therefore block instances of their own, one per modality set.
+        algorithm: The scenario's `algorithm` section; None: federated averaging, with what `training` says.
+        sizes: Number of parameters of each block of the model; needed with an algorithm alone, as what follows.
+        width: Width of the fused representation.
+        num_clients: Registered clients.
+        scored_copies: Of an algorithm with `scored` the copies that it reads.
     """
 
     model: Model
@@ -61,6 +70,66 @@ class ClientPlan:
     engines: Mapping[str, EngineName] = field(default_factory=dict)
     prototypes: tuple[str, ...] = ()
     split_blocks: frozenset[str] = frozenset()
+    algorithm: AlgorithmOption | None = None
+    sizes: Mapping[Block, int] = field(default_factory=dict)
+    width: int = 0
+    num_clients: int = 0
+    scored_copies: frozenset[str] = frozenset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is cached: own code is found again where it is needed."""
+        return {name: value for name, value in vars(self).items() if name in self.__dataclass_fields__}
+
+    @cached_property
+    def author(self) -> Any:
+        """The algorithm as an object, an `algorithms.seam.Algorithm`; None: federated averaging.
+
+        Raises:
+            InputError: Own code cannot be found, or raised.
+        """
+        return None if self.algorithm is None else algorithm_of(self.algorithm)
+
+    def layout(self, client: ClientProfile) -> Layout:
+        """What clients of this one's kind have, as an algorithm sees it."""
+        blocks = model_blocks(client.modalities)
+        return Layout(
+            modalities=client.modalities,
+            sizes={block: self.sizes[block] for block in blocks},
+            scopes={block: self.scheme.scope(block) for block in blocks},
+            num_classes=self.num_outputs,
+            width=self.width,
+            num_clients=self.num_clients,
+        )
+
+    def extra_parts(self, client: ClientProfile) -> tuple[ExtraPart, ...]:
+        """What a client, and the server for it, hold beside the model.
+
+        Raises:
+            InputError: The algorithm declares what cannot be.
+        """
+        if self.author is None:
+            return ()
+        kind = (client.modalities, client.group)
+        if kind not in self._parts:
+            self._parts[kind] = declared_parts(self.author, self.layout(client), client, self.scheme)
+        return tuple(part.of(client) for part in self._parts[kind])
+
+    @cached_property
+    def _parts(self) -> dict[tuple[tuple[str, ...], str], tuple[ExtraPart, ...]]:
+        return {}
+
+    def keeps_rows(self, instance: BlockInstance) -> bool:
+        """Whether the server needs each client's own contribution to an instance, and not their sum alone."""
+        if self.author is None:
+            return False
+        is_own = instance.scope is Scope.CLIENT
+        return is_own or has(self.author, "admit") or (instance.copy or MODEL) in getattr(self.author, "rows", ())
+
+    def client_weight(self, num_samples: int) -> float | None:
+        """A client's weight in averages, from the samples of its training split; None: it is known after training."""
+        if self.weighting == "entropy":
+            return None
+        return float(self.training.num_examples(num_samples)) if self.weighting == "samples" else 1.0
 
     def held_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client holds, by block name."""
@@ -86,13 +155,35 @@ class ClientPlan:
         """The modalities of a client whose prototypes it contributes to."""
         return tuple(modality for modality in self.prototypes if modality in client.modalities)
 
-    def sent_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
-        """The block instances that a client receives, in a fixed order: all that it holds but the private ones."""
-        return self._exchanged(client, self.held_blocks(client))
+    def sent_blocks(self, client: ClientProfile, *, scored: bool = False) -> tuple[BlockInstance, ...]:
+        """The block instances that a client receives, in a fixed order: all that it holds but the private ones.
+
+        Args:
+            client: The client.
+            scored: To be scored; of what an algorithm adds only what its `scored` reads is sent for that.
+        """
+        extras = (
+            part.instance
+            for part in self.extra_parts(client)
+            if part.is_sent and (not scored or part.instance.copy in self.scored_copies)
+        )
+        return (*self._exchanged(client, self.held_blocks(client)), *extras)
+
+    def sent_together(self, clients: Sequence[ClientProfile], *, scored: bool = False) -> tuple[BlockInstance, ...]:
+        """The block instances that clients of one modality set and group receive, each once."""
+        first = self.sent_blocks(clients[0], scored=scored)
+        if not any(instance.scope is Scope.CLIENT for instance in first):
+            return first
+        return tuple(dict.fromkeys(i for client in clients for i in self.sent_blocks(client, scored=scored)))
 
     def returned_blocks(self, client: ClientProfile) -> tuple[BlockInstance, ...]:
-        """The block instances that a client sends back, in a fixed order: all that it trains but the private ones."""
-        return self._exchanged(client, self.trained_blocks(client))
+        """The block instances that a client may send back, in a fixed order: all that it trains but the private ones.
+
+        Of what there is one of for each client on the server, the instance without a key.
+        """
+        extras = (part.instance for part in self.extra_parts(client) if part.is_returned)
+        keyless = (i._replace(key="") if i.scope is Scope.CLIENT else i for i in extras)
+        return (*self._exchanged(client, self.trained_blocks(client)), *keyless)
 
     def cut(
         self, instances: Iterable[BlockInstance], blocks: Mapping[str, Vector], num_parameters: Mapping[str, int]
@@ -167,6 +258,7 @@ class ClientState:
         optimizer_state: State of its optimizer, with `training.keep_optimizer_state`.
         versions: Version of each block instance that it was sent last.
         rounds_trained: Rounds in which it has trained; None where a checkpoint of an earlier version does not say.
+        extras: What its algorithm keeps with it, by copy and block.
     """
 
     private: Mapping[str, Vector] = field(default_factory=dict)
@@ -174,6 +266,7 @@ class ClientState:
     optimizer_state: OptimizerState = field(default_factory=dict)
     versions: Mapping[BlockInstance, int] = field(default_factory=dict)
     rounds_trained: int | None = 0
+    extras: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,16 +275,14 @@ class ChunkTraining:
 
     Attributes:
         records: One per client, in client order.
-        sums: Per block instance that is not private, in a fixed order, the chunk's partial sum, where all of its
-            clients are here and there are several; empty otherwise.
-        rows: Otherwise, in the same order, each client's own values, stacked (clients, size) float32.
+        sent: Per block instance that is not private, in a fixed order, what these clients send back: the chunk's
+            partial sum, where all of its clients are here and there are several; else each client's own values.
         bytes_down: Bytes sent to these clients by block instance.
         bytes_up: Bytes that they sent back by block instance.
     """
 
     records: tuple[ClientTraining, ...]
-    sums: Mapping[BlockInstance, PartialSum]
-    rows: Mapping[BlockInstance, np.ndarray]
+    sent: Mapping[BlockInstance, PartialSum | Contributions]
     bytes_down: Mapping[BlockInstance, int]
     bytes_up: Mapping[BlockInstance, int]
 
@@ -202,13 +293,13 @@ class ChunkUpdate:
 
     Attributes:
         records: One per client, in client order.
-        sums: The chunk's partial sum of each block instance, fetched as it is iterated; iterate it once.
+        sent: What its clients sent back of each block instance, fetched as it is iterated; iterate it once.
         bytes_down: Bytes sent to these clients by block instance.
         bytes_up: Bytes that they sent back by block instance.
     """
 
     records: tuple[ClientTraining, ...]
-    sums: Iterator[tuple[BlockInstance, PartialSum]]
+    sent: Iterator[tuple[BlockInstance, PartialSum | Contributions]]
     bytes_down: Mapping[BlockInstance, int]
     bytes_up: Mapping[BlockInstance, int]
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import ClientPlan, ClientState
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
+from blossom_ray.core.blocks import BlockInstance, ClientProfile
 from blossom_ray.storage import refuse_foreign, save_synced, writing
 
 INITIAL_STATE = ClientState()
@@ -64,9 +64,10 @@ class ClientStates:
         digest = sha256()
         for name, values in sorted(state.private.items()):
             digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
-        for name, buffers in sorted(state.local_state.items()):
-            for key, values in sorted(buffers.items()):
-                digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
+        for kept in (state.local_state, state.extras):
+            for name, buffers in sorted(kept.items()):
+                for key, values in sorted(buffers.items()):
+                    digest.update(f"{name}/{key}".encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
     def begin_writing(self, path: Path, *, standing: int) -> None:
@@ -117,7 +118,8 @@ def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
         for column, instance in enumerate(instances):
             versions[row, column] = state.versions.get(instance, -1)
         tensors |= {f"{client}\0private\0{name}": values for name, values in state.private.items()}
-        for kind, nested in (("local", state.local_state), ("optimizer", state.optimizer_state)):
+        kept = (("local", state.local_state), ("optimizer", state.optimizer_state), ("extra", state.extras))
+        for kind, nested in kept:
             tensors |= {
                 f"{client}\0{kind}\0{block}\0{name}": values
                 for block, arrays in nested.items()
@@ -129,7 +131,7 @@ def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
         "versions": versions,
         "rounds_trained": np.array([-1 if number is None else number for number in trained], dtype=np.int64),
     }
-    described = json.dumps([[i.name, str(i.scope), i.key] for i in instances])
+    described = json.dumps([[i.label, str(i.scope), i.key] for i in instances])
     with writing(path):
         save_synced(path, tensors, {"instances": described})
 
@@ -148,7 +150,7 @@ def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, Cli
     for path in paths:
         with refuse_foreign(path), safe_open(path, framework="numpy") as file:
             described = json.loads(file.metadata()["instances"])
-            instances = [BlockInstance(Block.named(name), Scope(scope), key) for name, scope, key in described]
+            instances = [BlockInstance.of_column(*words) for words in described]
             versions = file.get_tensor("versions")
             rows = {int(client): row for row, client in enumerate(file.get_tensor("clients"))}
             names = file.keys()
@@ -183,10 +185,12 @@ def state_problem(state: ClientState, plan: ClientPlan, profile: ClientProfile, 
         name: _optimizer_kinds(plan.training.optimizer.of(name), workspace.flat[name].num_parameters) for name in kept
     }
     local = {name: _kinds(buffers) for name, buffers in workspace.initial_state.items()}
+    own_state = {name: buffers for name, buffers in state.local_state.items() if ":" not in name}
     return (
         _differs("private blocks", _kinds(private), _kinds(state.private))
-        or _differs("blocks with normalisation state", local.keys(), state.local_state.keys())
-        or _nested_differ("normalisation state", local, state.local_state)
+        or _differs("blocks with normalisation state", local.keys(), own_state.keys())
+        or _nested_differ("normalisation state", local, own_state)
+        or _extras_differ(state, plan, profile, workspace)
         or _differs("blocks with optimizer state", optimizer.keys(), state.optimizer_state.keys())
         or _nested_differ("optimizer state", optimizer, state.optimizer_state)
         or _unknown_versions(state, plan, profile)
@@ -197,14 +201,14 @@ def _client_state(
     tensors: Mapping[str, np.ndarray], versions: Mapping[BlockInstance, int], rounds_trained: int | None
 ) -> ClientState:
     private: dict[str, np.ndarray] = {}
-    nested: dict[str, dict[str, dict[str, np.ndarray]]] = {"local": {}, "optimizer": {}}
+    nested: dict[str, dict[str, dict[str, np.ndarray]]] = {"local": {}, "optimizer": {}, "extra": {}}
     for name, values in tensors.items():
         _, kind, block, *rest = name.split("\0")
         if kind == "private":
             private[block] = values
         else:
             nested[kind].setdefault(block, {})[rest[0]] = values
-    return ClientState(private, nested["local"], nested["optimizer"], versions, rounds_trained)
+    return ClientState(private, nested["local"], nested["optimizer"], versions, rounds_trained, extras=nested["extra"])
 
 
 def _kinds(arrays: Mapping[str, np.ndarray]) -> _Kinds:
@@ -227,6 +231,22 @@ def _nested_differ(
 ) -> str | None:
     problems = (_differs(f"{what} of {name}", expected[name], _kinds(arrays)) for name, arrays in found.items())
     return next((problem for problem in problems if problem), None)
+
+
+def _extras_differ(state: ClientState, plan: ClientPlan, profile: ClientProfile, workspace: Workspace) -> str | None:
+    """What an algorithm keeps with a client, and the statistics of its copies."""
+    expected: dict[str, _Kinds] = {}
+    for part in plan.extra_parts(profile):
+        if part.instance.is_private:
+            kinds = expected.setdefault(part.instance.copy, {})
+            kinds[str(part.instance.name)] = (part.shape, np.dtype(np.float32))
+    if unknown := state.extras.keys() - expected.keys():
+        return f"the extra {min(unknown)}, which its algorithm does not keep"
+    for label in state.local_state:
+        copy, _, name = label.rpartition(":")
+        if copy and name not in workspace.flat:
+            return f"normalisation state of {label}, which it does not hold"
+    return _nested_differ("extra", expected, state.extras)
 
 
 def _unknown_versions(state: ClientState, plan: ClientPlan, profile: ClientProfile) -> str | None:

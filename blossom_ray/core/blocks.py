@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Self, get_args
 
-BlockKind = Literal["encoder", "fusion", "head", "prototype", "statistics"]
+BlockKind = Literal["encoder", "fusion", "head", "prototype", "statistics", ""]
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
 SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
 SCHEME_NAMES: tuple[SchemeName, ...] = get_args(SchemeName)
@@ -28,7 +28,8 @@ class Block(str):
 
     Args:
         kind: What it is. A `prototype`, measured and not trained, stands for a missing modality's embedding;
-            `statistics` are a block's running statistics where each modality set has its own.
+            `statistics` are a block's running statistics where each modality set has its own. "" is no block, but the
+            place of a single array of an algorithm.
         of: The modality, of `statistics` the block; "" where there is one block of its kind.
     """
 
@@ -54,6 +55,7 @@ class Block(str):
 
 
 FUSION, HEAD = Block("fusion"), Block("head")
+NO_BLOCK = Block("")
 ANY_ENCODER = Block("encoder", "*")
 
 
@@ -65,6 +67,10 @@ class Scope(StrEnum):
     GROUP = "group"
     PRIVATE = "private"
     FROZEN = "frozen"
+    # Of what an algorithm adds alone: nobody holds it but the server; one on the server for each client; fresh numbers.
+    SERVER = "server"
+    CLIENT = "client"
+    DRAWN = "drawn"
 
     # An enumeration's own hash is a Python function; block instances are keys of every client's bookkeeping.
     __hash__ = str.__hash__
@@ -115,26 +121,38 @@ class ClientProfile:
 
 
 class BlockInstance(NamedTuple):
-    """One copy of a block: its name and the key of its scope.
+    """One instance of a block: its name, the key of its scope, and of which copy of the model it is.
 
     The key is "" for a `shared` or `frozen` block, the modality set (`acc+gyro`) for `same-modalities`, the group's
     label for `group` (with the modality set behind a slash where it is about statistics), and the client's id for
-    `private`.
+    `private` and `client`. The copy is "" for the model itself, else the name of what an algorithm adds to it.
     """
 
     name: Block
     scope: Scope
     key: str = ""
+    copy: str = ""
+
+    @classmethod
+    def of_column(cls, label: str, scope: str, key: str) -> BlockInstance:
+        """The instance that a table has under `label`, its scope and its key."""
+        copy, _, name = label.rpartition(":")
+        return cls(Block.named(name), Scope(scope), key, copy)
 
     @property
     def is_private(self) -> bool:
-        """Whether one client alone holds this copy: it is never sent and never averaged."""
+        """Whether one client alone holds it: it is never sent and never averaged."""
         return self.scope is Scope.PRIVATE
 
     @property
     def is_trained(self) -> bool:
-        """Whether clients train this copy."""
+        """Whether clients train it."""
         return self.scope is not Scope.FROZEN
+
+    @property
+    def label(self) -> str:
+        """Its name in tables: that of the block, with the copy before it where it is not the model's."""
+        return f"{self.copy}:{self.name}" if self.copy else self.name
 
     def statistics(self, client: ClientProfile) -> BlockInstance:
         """The running statistics of this copy that `client` shares with those of its own modality set."""
@@ -144,9 +162,11 @@ class BlockInstance(NamedTuple):
         return BlockInstance(statistics, Scope.SAME_MODALITIES, client.modality_set)
 
     def __str__(self) -> str:
+        name = self.label.removesuffix(":")
         if not self.key:
-            return self.name
-        return f"{self.name}[client {self.key}]" if self.is_private else f"{self.name}[{self.key}]"
+            return name
+        is_one_clients = self.scope in (Scope.PRIVATE, Scope.CLIENT)
+        return f"{name}[client {self.key}]" if is_one_clients else f"{name}[{self.key}]"
 
 
 _NAMED: dict[str, dict[str, Scope]] = {

@@ -19,6 +19,7 @@ class Scoring(StrEnum):
     FINE_TUNED = "own test split, after local fine-tuning"
     FINE_TUNED_VALIDATION = "own validation split, after local fine-tuning"
     HELD_OUT = "held-out set"
+    PLAIN = "own test split, the averaged model in place of the client's own one"
 
     @property
     def is_validation(self) -> bool:
@@ -54,6 +55,7 @@ _PREFIXES = {
     Scoring.FINE_TUNED: "fine_tuned/",
     Scoring.FINE_TUNED_VALIDATION: "validation/fine_tuned/",
     Scoring.HELD_OUT: "held_out/",
+    Scoring.PLAIN: "plain/",
 }
 
 

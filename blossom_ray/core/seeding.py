@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     MODALITY_DROPOUT = 11
     CENTRAL_TRAINING = 12
     VALIDATION = 13
+    SELECTION = 14
+    DRAWN_EXTRA = 15
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
 
 

@@ -6,7 +6,7 @@ so this order, which follows from the scenario alone, is what makes results inde
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +23,59 @@ class PartialSum:
     Attributes:
         total: sum of w_k x_k, float64, shape of the block.
         weight: sum of the clients' weights w_k.
+        contributors: Number of these clients.
     """
 
     total: Total
     weight: float
+    contributors: int = 1
+
+    @property
+    def average(self) -> Total:
+        """A_b = sum w_k x_k / sum w_k, float64.
+
+        Source: McMahan et al. 2017 (arXiv:1602.05629), algorithm 1, per block as in BLOSSOM (arXiv:2603.27552).
+        """
+        average: Total = self.total / self.weight
+        return average
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Clients' own values of one block, before anybody has added them up; there may be none.
+
+    Attributes:
+        clients: Whose they are, ascending.
+        weights: Their weights w_k, none of them 0.
+        values: (n, *shape) float32.
+    """
+
+    clients: tuple[int, ...]
+    weights: tuple[float, ...]
+    values: npt.NDArray[np.float32]
+
+    @classmethod
+    def joined(cls, parts: Iterable[Contributions]) -> Contributions:
+        """Those of several hosts together, in client order."""
+        held = [part for part in parts if part.clients]
+        clients = [client for part in held for client in part.clients]
+        if not clients:
+            return cls((), (), np.zeros((0,), np.float32))
+        weights = [weight for part in held for weight in part.weights]
+        order = sorted(range(len(clients)), key=clients.__getitem__)
+        values = held[0].values if len(held) == 1 else np.concatenate([part.values for part in held])[order]
+        return cls(tuple(clients[at] for at in order), tuple(weights[at] for at in order), values)
+
+    def only(self, clients: Collection[int]) -> Contributions:
+        """Those of some clients."""
+        kept = [at for at, client in enumerate(self.clients) if client in clients]
+        return Contributions(
+            tuple(self.clients[at] for at in kept), tuple(self.weights[at] for at in kept), self.values[kept]
+        )
+
+    def summed(self) -> PartialSum | None:
+        """Their sum, in client order; None where there are none."""
+        return weighted_sum(zip(self.weights, self.values, strict=True)) if self.clients else None
 
 
 def weighted_sum(updates: Iterable[tuple[float, Vector]]) -> PartialSum:
@@ -39,7 +88,7 @@ def weighted_sum(updates: Iterable[tuple[float, Vector]]) -> PartialSum:
         ((w_1 x_1 + w_2 x_2) + w_3 x_3) + ..., each product and sum in float64.
     """
     total: Total | None = None
-    weight = 0.0
+    weight, contributors = 0.0, 0
     for client_weight, vector in updates:
         if total is None:
             total = vector.astype(np.float64)
@@ -51,9 +100,10 @@ def weighted_sum(updates: Iterable[tuple[float, Vector]]) -> PartialSum:
             product *= client_weight
             total += product
         weight += client_weight
+        contributors += 1
     if total is None:
         raise ValueError("a partial sum needs at least one update")
-    return PartialSum(total, weight)
+    return PartialSum(total, weight, contributors)
 
 
 class Accumulator:
@@ -61,7 +111,7 @@ class Accumulator:
 
     def __init__(self) -> None:
         self._total: Total | None = None
-        self._weight = 0.0
+        self._weight, self._contributors = 0.0, 0
 
     def add(self, part: PartialSum) -> None:
         """Add one chunk's sum. `part.total` is not modified and may be read-only."""
@@ -70,16 +120,14 @@ class Accumulator:
         else:
             self._total += part.total
         self._weight += part.weight
+        self._contributors += part.contributors
 
-    def average(self) -> Total:
-        """A_b = sum w_k x_k / sum w_k, float64.
+    def result(self) -> PartialSum:
+        """The sum over all chunks.
 
         Raises:
             ValueError: Nothing was added.
-
-        Source: McMahan et al. 2017 (arXiv:1602.05629), algorithm 1, per block as in BLOSSOM (arXiv:2603.27552).
         """
         if self._total is None:
             raise ValueError("no client contributed to this block")
-        average: Total = self._total / self._weight
-        return average
+        return PartialSum(self._total, self._weight, self._contributors)

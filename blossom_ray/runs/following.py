@@ -9,7 +9,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blossom_ray.core.blocks import Block, BlockInstance, Scope
+from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
 from blossom_ray.errors import RunError, RunFolderError
 from blossom_ray.runs.folder import Run, lock_folder
@@ -144,7 +144,7 @@ def _validation(client: dict[str, Any]) -> ClientEvaluation:
 
 def _block(block: dict[str, Any]) -> BlockRound:
     values = {name: value for name, value in block.items() if name not in ("round", "block", "scope", "key")}
-    return BlockRound(BlockInstance(Block.named(block["block"]), Scope(block["scope"]), block["key"]), **values)
+    return BlockRound(BlockInstance.of_column(block["block"], block["scope"], block["key"]), **values)
 
 
 def _failures(rows: list[dict[str, Any]]) -> tuple[Failure, ...]:

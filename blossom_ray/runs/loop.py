@@ -146,7 +146,7 @@ def run(
     store = CheckpointStore(checkpoints, scenario.checkpoint.keep) if checkpoints else None
     runtime = start(preparation)
     try:
-        server = initial_server(preparation.plan, preparation.population.representatives(), scenario.server.optimizer)
+        server = initial_server(preparation.plan, preparation.profiles_on_server(), scenario.server.optimizer)
         parameters = {str(instance): block.num_parameters for instance, block in server.blocks.items()}
         advice = (*map(str, preparation.left_out), *preparation.notes, *statistics_notes(preparation, server))
         first_round, notes, sums, watched = 0, tuple[str, ...](), NO_ROWS, EarlyStopping.of(scenario)

@@ -210,7 +210,7 @@ def _block_rows(record: RoundRecord) -> Columns:
     instances = [block.instance for block in record.blocks]
     return {
         "round": [record.round_index] * len(instances),
-        "block": [instance.name for instance in instances],
+        "block": [instance.label for instance in instances],
         "scope": [str(instance.scope) for instance in instances],
         "key": [instance.key for instance in instances],
         **_columns(record.blocks, **{name: name for name in [*BLOCK_COLUMNS][4:]}),

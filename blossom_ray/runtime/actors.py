@@ -21,10 +21,10 @@ from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import Scoring
-from blossom_ray.core.sums import PartialSum
+from blossom_ray.core.sums import Contributions, PartialSum
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.base import Description, Pending, RuntimeRound, chunk_sum
+from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.runtime.client_actor import ClientActor, TrainingReport, Versions
 from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue
 from blossom_ray.runtime.placement import actor_of_client, num_actors
@@ -99,7 +99,7 @@ class ActorRuntime:
             if reports:
                 records = (record for _, report in reports for record in report.records)
                 by_client = tuple(sorted(records, key=lambda record: record.client))
-                yield ChunkUpdate(by_client, self._sums(reports), down, up)
+                yield ChunkUpdate(by_client, self._parts(reports), down, up)
 
     def evaluate(
         self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, scoring: Scoring
@@ -108,7 +108,7 @@ class ActorRuntime:
         self._send(blocks)
 
         def make(slot: Slot, part: Chunk, _whole: bool) -> Call:
-            versions, refs = self._arguments(part)
+            versions, refs = self._arguments(part, scored=True)
             return Call(slot, "evaluate", part, round_index, (versions, round_index, scoring, *refs))
 
         for calls in self._run(chunks, make):
@@ -235,8 +235,9 @@ class ActorRuntime:
             if instance not in self._sent or self._sent[instance][0] != block.version:
                 self._sent[instance] = (block.version, ray.put(block.values))
 
-    def _arguments(self, part: Chunk) -> tuple[Versions, list[Any]]:
-        instances = self._plan.sent_blocks(self._population.profiles[part.clients[0]])
+    def _arguments(self, part: Chunk, *, scored: bool = False) -> tuple[Versions, list[Any]]:
+        profiles = [self._population.profiles[client] for client in part.clients]
+        instances = self._plan.sent_together(profiles, scored=scored)
         versions = tuple((instance, self._sent[instance][0]) for instance in instances)
         return versions, [self._sent[instance][1] for instance in instances]
 
@@ -256,12 +257,13 @@ class ActorRuntime:
         for chunk in chunks:
             yield calls.pop(chunk.index)
 
-    def _sums(self, reports: Sequence[tuple[Call, TrainingReport]]) -> Iterator[tuple[BlockInstance, PartialSum]]:
-        """The partial sums of a chunk, fetched one after the other."""
-        first = reports[0][1]
-        for position, instance in enumerate(first.instances, start=1):
-            sent = [(report.records, self._fetch(call, position)) for call, report in reports]
-            yield instance, sent[0][1] if first.is_summed else chunk_sum(sent)
+    def _parts(
+        self, reports: Sequence[tuple[Call, TrainingReport]]
+    ) -> Iterator[tuple[BlockInstance, PartialSum | Contributions]]:
+        """What the clients of a chunk sent back of each block, fetched one after the other."""
+        for position, instance in enumerate(reports[0][1].instances, start=1):
+            parts = [self._fetch(call, position) for call, _ in reports]
+            yield instance, parts[0] if isinstance(parts[0], PartialSum) else Contributions.joined(parts)
 
     def _fetch(self, call: Call, position: int) -> Any:
         """One of a call's results; None where its clients were dropped. What was lost on the way is done again."""

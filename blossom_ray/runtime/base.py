@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
-from blossom_ray.core.records import ActorRound, ClientTraining, Failure, Scoring
-from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
+from blossom_ray.core.records import ActorRound, Failure, Scoring
 from blossom_ray.runtime.kernels import Kernels
 
 
@@ -88,16 +85,3 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Free everything. May be called twice."""
-
-
-def chunk_sum(pieces: Sequence[tuple[tuple[ClientTraining, ...], np.ndarray]]) -> PartialSum:
-    """A chunk's partial sum of one block from its clients' own values: the same bits however they were divided.
-
-    Args:
-        pieces: Per host its clients' records with their values, stacked (clients, size) float32.
-    """
-    updates: list[tuple[int, float, Vector]] = []
-    for records, rows in pieces:
-        updates += [(record.client, record.weight, vector) for record, vector in zip(records, rows, strict=True)]
-    updates.sort(key=lambda update: update[0])
-    return weighted_sum((weight, vector) for _, weight, vector in updates)

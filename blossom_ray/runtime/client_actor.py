@@ -37,7 +37,6 @@ class TrainingReport:
     Attributes:
         records: One per client, in client order.
         instances: What follows, one object each, in this order.
-        is_summed: Whether each is the chunk's partial sum, and not its clients' own values, stacked.
         bytes_down: Bytes sent to these clients by block instance.
         bytes_up: Bytes that they sent back by block instance.
         memory_bytes: Resident set of the process now.
@@ -45,7 +44,6 @@ class TrainingReport:
 
     records: tuple[ClientTraining, ...]
     instances: tuple[BlockInstance, ...]
-    is_summed: bool
     bytes_down: Mapping[BlockInstance, int]
     bytes_up: Mapping[BlockInstance, int]
     memory_bytes: int
@@ -107,11 +105,8 @@ class ClientActor:
         blocks = _blocks(versions, values)
         part = self._here.train(chunk, blocks, round_index=round_index, learning_rate=learning_rate, whole=whole)
         memory_bytes = psutil.Process().memory_info().rss
-        sent = part.sums or part.rows
-        report = TrainingReport(
-            part.records, tuple(sent), bool(part.sums), part.bytes_down, part.bytes_up, memory_bytes
-        )
-        return (report, *sent.values()) if sent else report
+        report = TrainingReport(part.records, tuple(part.sent), part.bytes_down, part.bytes_up, memory_bytes)
+        return (report, *part.sent.values()) if part.sent else report
 
     def evaluate(
         self, chunk: Chunk, versions: Versions, round_index: int, scoring: Scoring, *values: np.ndarray

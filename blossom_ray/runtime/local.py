@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
 from blossom_ray.core.records import Failure, Scoring
 from blossom_ray.errors import ClientError
-from blossom_ray.runtime.base import Description, Pending, RuntimeRound, chunk_sum
+from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.runtime.preparation import Preparation
 
 
@@ -52,8 +51,7 @@ class LocalRuntime:
                 if len(chunk.clients) > 1:
                     waiting.append(chunk.without(error.client))
                 continue
-            alone = ((instance, chunk_sum([(part.records, rows)])) for instance, rows in part.rows.items())
-            yield ChunkUpdate(part.records, chain(part.sums.items(), alone), part.bytes_down, part.bytes_up)
+            yield ChunkUpdate(part.records, iter(part.sent.items()), part.bytes_down, part.bytes_up)
 
     def evaluate(
         self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, scoring: Scoring

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from blossom_ray.clients.engines import Engine, make_engine
-from blossom_ray.clients.job import ClientTask, LocalJob, Phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.local_training import one_thread
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.stacked.support import training_obstacle
@@ -157,7 +157,9 @@ class ChunkProbe:
             ClientError: A client's own code raised.
         """
         section, names = self._plan.training, frozenset(self._workspace.trained)
-        job = LocalJob(section, section.optimizer.lr, (Phase(1, names, anchored=names),), self._plan.seed, 0)
+        mu = section.proximal_mu
+        once = LocalPass(1, names, anchored=names if mu else frozenset(), mu=mu)
+        job = LocalJob(section, section.optimizer.lr, (once,), self._plan.seed, 0)
 
         def train(computes: Engine, tasks: list[ClientTask]) -> None:
             computes.train(tasks, job)

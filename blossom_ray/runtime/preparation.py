@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from blossom_ray.algorithms.selection import Population
+from blossom_ray.authoring import AlgorithmServer, holdings, with_algorithm
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.plan import ClientPlan
-from blossom_ray.core.blocks import FUSION, HEAD, Block, Scope, SharingScheme
+from blossom_ray.core.blocks import FUSION, HEAD, Block, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.federation import build_federation
@@ -55,6 +58,17 @@ class Preparation:
     class_names: tuple[str, ...] = ()
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
 
+    @cached_property
+    def algorithm(self) -> AlgorithmServer | None:
+        """The algorithm as it acts on the server; None: federated averaging."""
+        if self.plan.author is None:
+            return None
+        return AlgorithmServer(self.plan, holdings(self.plan, self.population, self.shards.num_train))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is cached."""
+        return {name: value for name, value in vars(self).items() if name in self.__dataclass_fields__}
+
     @property
     def has_held_out(self) -> bool:
         """Whether there is a held-out global test set to score."""
@@ -64,6 +78,12 @@ class Preparation:
     def has_validation(self) -> bool:
         """Whether some client has a validation split."""
         return bool(self.shards.num_validation.any())
+
+    def profiles_on_server(self) -> tuple[ClientProfile, ...]:
+        """One client of each kind, or all of them where the server has something for each client alone."""
+        kinds = self.population.representatives()
+        has_own = any(part.instance.scope is Scope.CLIENT for one in kinds for part in self.plan.extra_parts(one))
+        return self.population.profiles if has_own else kinds
 
     def costs(self) -> list[float]:
         """What a round of each client costs, in seconds or another unit common to all.
@@ -172,9 +192,12 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         engines=engines,
         prototypes=_prototypes(scenario, population),
     )
+    plan = replace(plan, split_blocks=_split_blocks(plan, population))
+    if scenario.algorithm.kind != "fedavg":
+        plan = with_algorithm(plan, scenario.algorithm, population)
     return Preparation(
         scenario=scenario,
-        plan=replace(plan, split_blocks=_split_blocks(plan, population)),
+        plan=plan,
         population=population,
         shards=shards,
         num_held_out=0 if held_out is None else held_out.num_samples,

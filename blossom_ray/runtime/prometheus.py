@@ -15,7 +15,7 @@ from typing import Any, Literal
 import psutil
 from ray.util import metrics as ray_metrics
 
-from blossom_ray.core.blocks import Block, ClientProfile
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import SCORES, Task
 from blossom_ray.reading.scenario import Scenario
@@ -156,9 +156,9 @@ def _client_readings(record: RoundRecord, profiles: Sequence[ClientProfile]) -> 
 
 
 def _block_readings(record: RoundRecord) -> Iterator[Reading]:
-    sent: Counter[tuple[Block, str, str]] = Counter()
+    sent: Counter[tuple[str, str, str]] = Counter()
     for block in record.blocks:
-        name, scope = block.instance.name, str(block.instance.scope)
+        name, scope = block.instance.label, str(block.instance.scope)
         sent[name, scope, "down"] += block.bytes_down
         sent[name, scope, "up"] += block.bytes_up
     for (name, scope, direction), num_bytes in sent.items():

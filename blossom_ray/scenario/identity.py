@@ -20,6 +20,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("evaluation", "split"): "test",
     ("stop",): None,
     ("training", "optimizer", "blocks"): {},
+    ("algorithm",): {"kind": "fedavg"},
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
 

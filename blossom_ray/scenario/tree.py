@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from blossom_ray.algorithms.options import Server
+from blossom_ray.algorithms.options import AlgorithmOption, FederatedAveraging, Server
 from blossom_ray.clients.options import EngineName, Training
 from blossom_ray.core.blocks import ClientProfile, SchemeName, ScopeName, SharingScheme
 from blossom_ray.core.scores import Score, Task
@@ -64,6 +64,8 @@ class ScenarioTree(Section):
     """A named scheme, or a map from block name (`encoder/<modality>`, `encoder/*`, `fusion`, `head`) to scope.
     `central` is no federation but the pooled reference: one model, trained on all clients' training splits in one
     place. It bounds no personalised model, whose clients keep blocks of their own."""
+    algorithm: AlgorithmOption = FederatedAveraging(kind="fedavg")
+    """The federated algorithm: what is added to block-wise averaging."""
     training: Training = Training()
     """Local training."""
     server: Server = Server()

@@ -47,7 +47,7 @@ def values_after_one_round(scenario: Scenario, folder: Path, block: str) -> list
     values = []
     for chunk in population.chunks:
         part = host.train(chunk, server.sent, round_index=1, learning_rate=0.05, whole=False)
-        sent = [stacked for instance, stacked in part.rows.items() if instance.name == block]
+        sent = [own.values for instance, own in part.sent.items() if instance.name == block]
         values += [row.tobytes() for stacked in sent for row in stacked]
     torch.set_num_threads(threads)
     if not values:

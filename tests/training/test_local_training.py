@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import SequentialEngine, kept_modalities
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import OptimizerState
@@ -47,13 +47,13 @@ def train(
     client: int = 0,
     inputs: dict[str, np.ndarray] = INPUTS,
     optimizer_state: OptimizerState | None = None,
-    phases: tuple[Phase, ...] | None = None,
+    passes: tuple[LocalPass, ...] | None = None,
     **changes: Any,
 ) -> LocalResult:
     """Train the blocks that the workspace holds: all of them for `local_epochs`, unless there are phases."""
     names = frozenset(space.trained)
-    phases = phases or (Phase(training.local_epochs, names, anchored=names),)
-    job = LocalJob(training, **{"learning_rate": 0.1, "phases": phases, "seed": 0, "round_index": 1} | changes)
+    passes = passes or (LocalPass(training.local_epochs, names, names, training.proximal_mu),)
+    job = LocalJob(training, **{"learning_rate": 0.1, "passes": passes, "seed": 0, "round_index": 1} | changes)
     task = ClientTask(
         client,
         {name: flat.read() for name, flat in space.flat.items()},
@@ -246,7 +246,7 @@ def test_phases_train_their_blocks_one_after_the_other() -> None:
     """Full batches: head alone, then all others, each in a workspace where the rest is frozen for good."""
     training = section({"kind": "sgd", "momentum": 0.9}, batch_size=10)
     body = frozenset({"encoder/acc", "encoder/gyro", "fusion"})
-    both = train(workspace(), training, phases=(Phase(2, frozenset({"head"})), Phase(3, body)))
+    both = train(workspace(), training, passes=(LocalPass(2, frozenset({"head"})), LocalPass(3, body)))
     head_alone = train(workspace(frozen=body), training.model_copy(update={"local_epochs": 2}))
     space = workspace(frozen=frozenset({"head"}))
     space.load({**space.initial_blocks, **head_alone.blocks}, {})
@@ -261,18 +261,18 @@ def test_a_block_that_stands_still_uses_its_statistics_and_draws_no_dropout() ->
     head = {"kind": "mlp", "hidden": [4], "norm": "batch", "dropout": 0.5}
     space = workspace(encoders={"acc": encoder, "gyro": encoder}, head=head)
     before = space.initial_blocks["head"].copy()
-    result = train(space, section(), phases=(Phase(1, frozenset({"fusion"})),))
+    result = train(space, section(), passes=(LocalPass(1, frozenset({"fusion"})),))
     np.testing.assert_array_equal(result.blocks["head"], before)
-    again = train(space, section(), phases=(Phase(1, frozenset(space.trained)),))
+    again = train(space, section(), passes=(LocalPass(1, frozenset(space.trained)),))
     assert not np.array_equal(again.blocks["head"], before)
 
 
 def test_optimizer_state_is_kept_for_the_blocks_of_all_phases() -> None:
     training = section({"kind": "adam"}, keep_optimizer_state=True)
     body = frozenset({"encoder/acc", "encoder/gyro", "fusion"})
-    phases = (Phase(1, frozenset({"head"})), Phase(2, body))
-    first = train(workspace(), training, phases=phases)
-    second = train(workspace(), training, phases=phases, optimizer_state=first.optimizer_state)
+    passes = (LocalPass(1, frozenset({"head"})), LocalPass(2, body))
+    first = train(workspace(), training, passes=passes)
+    second = train(workspace(), training, passes=passes, optimizer_state=first.optimizer_state)
     steps = {name: float(state["step"]) for name, state in second.optimizer_state.items()}
     assert steps == {"head": 6.0, "encoder/acc": 12.0, "encoder/gyro": 12.0, "fusion": 12.0}
 

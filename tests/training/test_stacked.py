@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from blossom_ray.clients.contributions import entropies
-from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.batches import stacked_batches
@@ -93,12 +93,12 @@ def make_job(
     section: Training,
     round_index: int = 1,
     learning_rate: float = 0.1,
-    phases: tuple[Phase, ...] | None = None,
+    passes: tuple[LocalPass, ...] | None = None,
 ) -> LocalJob:
     """All blocks for `section.local_epochs` epochs, unless there are phases."""
     names = frozenset(space.trained)
-    phases = phases or (Phase(section.local_epochs, names, anchored=names),)
-    return LocalJob(section, learning_rate, phases, seed=0, round_index=round_index)
+    passes = passes or (LocalPass(section.local_epochs, names, names, section.proximal_mu),)
+    return LocalJob(section, learning_rate, passes, seed=0, round_index=round_index)
 
 
 def train_alone(space: Workspace, task: ClientTask, section: Training, *key: int, **changes: Any) -> LocalResult:
@@ -483,10 +483,12 @@ def test_the_proximal_term_of_each_client_is_its_own(optimizer: dict[str, Any]) 
 def test_the_proximal_term_leaves_private_blocks_alone() -> None:
     space = workspace()
     section = training({"kind": "sgd"}, proximal_mu=0.9)
-    phases = (Phase(3, frozenset(space.trained), anchored=frozenset({"encoder/acc", "fusion"})),)
+    passes = (
+        LocalPass(3, frozenset(space.trained), anchored=frozenset({"encoder/acc", "fusion"}), mu=section.proximal_mu),
+    )
     tasks = make_tasks(space)
-    for task, result in zip(tasks, train_stacked(space, tasks, section, phases=phases), strict=True):
-        assert_same_result(result, train_alone(space, task, section, phases=phases))
+    for task, result in zip(tasks, train_stacked(space, tasks, section, passes=passes), strict=True):
+        assert_same_result(result, train_alone(space, task, section, passes=passes))
 
 
 def test_without_weight_the_proximal_term_changes_no_bit() -> None:
@@ -513,12 +515,12 @@ def test_phases_are_those_of_one_client_after_the_other(
     space = workspace({**MLP, "dropout": 0.4}, head=head)
     section = training(optimizer, keep_optimizer_state=keep, proximal_mu=0.2)
     body = frozenset({"encoder/acc", "encoder/gyro", "fusion"})
-    phases = (Phase(2, frozenset({"head"})), Phase(1, body, anchored=body))
+    passes = (LocalPass(2, frozenset({"head"})), LocalPass(1, body, body, section.proximal_mu))
     tasks = make_tasks(space)
     for round_index in (1, 2):
-        stacked = train_stacked(space, tasks, section, round_index, phases=phases, learning_rate=0.01)
+        stacked = train_stacked(space, tasks, section, round_index, passes=passes, learning_rate=0.01)
         for task, result in zip(tasks, stacked, strict=True):
-            alone = train_alone(space, task, section, round_index, phases=phases, learning_rate=0.01)
+            alone = train_alone(space, task, section, round_index, passes=passes, learning_rate=0.01)
             assert_same_result(result, alone)
         states = [result.optimizer_state for result in stacked]
         tasks = [replace(task, optimizer_state=state) for task, state in zip(tasks, states, strict=True)]

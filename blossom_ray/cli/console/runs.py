@@ -31,7 +31,7 @@ from blossom_ray.cli.console.rounds import (
     stopped_line,
     title,
 )
-from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
+from blossom_ray.core.blocks import BlockInstance, ClientProfile
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import default_score
 from blossom_ray.studies.tables import (
@@ -252,9 +252,8 @@ def final_summary(run: Run) -> RenderableType:
     traffic = plain_table("block", "scope", "down", "up")
     totals = run.blocks.group_by("block", "scope", "key", maintain_order=True)
     for block, scope, key, down, up in totals.agg(pl.col("bytes_down", "bytes_up").sum()).iter_rows():
-        traffic.add_row(
-            str(BlockInstance(Block.named(block), Scope(scope), key)), scope, format_bytes(down), format_bytes(up)
-        )
+        instance = BlockInstance.of_column(block, scope, key)
+        traffic.add_row(str(instance), scope, format_bytes(down), format_bytes(up))
     traffic.add_section()
     rounds = run.rounds
     down, up, seconds = rounds.select(pl.col("bytes_down", "bytes_up", "seconds").sum()).row(0)

@@ -88,7 +88,7 @@ def descent_of(
     plain = {
         name: (rate, optimizer.weight_decay)
         for optimizer, rate, names in section.optimizer.alike(dict.fromkeys(blocks), learning_rate)
-        if isinstance(optimizer, Sgd) and not (optimizer.momentum or section.proximal_mu)
+        if isinstance(optimizer, Sgd) and not optimizer.momentum
         for name in names
     }
     rates = {values.data_ptr(): plain[name] for name, values in zip(blocks, parameters, strict=True) if name in plain}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -20,8 +21,8 @@ from blossom_ray.clients.local_training import SequentialEngine, on_device
 from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.descent import descent_of
-from blossom_ray.clients.stacked.optimizer import ProximalTerm, StackOptimizer
-from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackSize
+from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer
+from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackedCopies, StackSize
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, shown_error
 from blossom_ray.tasks.base import TaskRules
@@ -169,18 +170,26 @@ class StackedEngine:
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
         num_steps = np.zeros(len(tasks), dtype=np.int64)
         optimizer_states: list[OptimizerState] = [{} for _ in tasks]
-        for phase in job.phases:
-            stack.train_only(phase.blocks)
-            descent = descent_of(section, stack.parameter_blocks, stack.parameters, job.learning_rate)
+        steps_of: list[Counter[str]] = [Counter() for _ in tasks]
+        copies = StackedCopies(stack, tasks) if tasks[0].extras else None
+        for number, each in enumerate(job.passes):
+            own_parts = [task.own(number) for task in tasks]
+            if copies is not None:
+                copies.enter(each.copies[0])
+            stack.start([part.start for part in own_parts])
+            stack.train_only(each.blocks)
+            term, descent = AffineTerm(stack, each, own_parts, [task.blocks for task in tasks]), None
+            if term.is_zero:
+                descent = descent_of(section, stack.parameter_blocks, stack.parameters, job.learning_rate)
             stack.lanes.descent = descent
             states = [task.optimizer_state for task in tasks]
             optimizers = [
                 StackOptimizer(own, stack, names, rate, states)
                 for own, rate, names in section.optimizer.alike(stack.trained_blocks, job.learning_rate)
             ]
-            proximal = ProximalTerm(stack, section.proximal_mu, phase.anchored, [task.blocks for task in tasks])
+            before_pass = num_steps.copy()
             epochs = [
-                [draw.permutation(len(task.labels)) for _ in range(phase.num_epochs)]
+                [draw.permutation(len(task.labels)) for _ in range(each.num_epochs)]
                 for draw, task in zip(order_generators, tasks, strict=True)
             ]
             for batch in stacked_batches(epochs, section.batch_size, self._device):
@@ -192,30 +201,36 @@ class StackedEngine:
                 gradients = torch.autograd.grad(
                     losses.sum(), stack.parameters, allow_unused=True, materialize_grads=descent is None
                 )
-                left = (proximal.added if descent is None else descent.left)(stack.parameters, gradients)
+                left = (term.added if descent is None else descent.left)(stack.parameters, gradients)
                 for optimizer in optimizers:
                     optimizer.step(stack.parameters, left)
-                loss_sums[:num_active] += losses.detach() * batch.row_counts
-                num_steps[:num_active] += 1
+                if each.is_recorded:
+                    loss_sums[:num_active] += losses.detach() * batch.row_counts
+                    num_steps[:num_active] += 1
+            for counter, taken in zip(steps_of, (num_steps - before_pass).tolist(), strict=True):
+                counter.update(dict.fromkeys(each.blocks, taken))
             for optimizer in optimizers if section.keep_optimizer_state else ():
                 for own, new in zip(optimizer_states, optimizer.states(), strict=True):
                     own.update(new)
 
+        extras, copies_states = ([{}] * len(tasks), [{}] * len(tasks)) if copies is None else copies.leave()
         blocks, local_states = stack.read(len(tasks))
         drifts = stack.distances([task.blocks for task in tasks])
-        num_epochs = sum(phase.num_epochs for phase in job.phases)
+        num_epochs = sum(each.num_epochs for each in job.passes if each.is_recorded)
         num_examples = [len(task.labels) * num_epochs for task in tasks]
         seconds = (time.perf_counter() - started) / len(tasks)
         return [
             LocalResult(
                 blocks=blocks[k],
-                local_state=local_states[k],
+                local_state={**local_states[k], **copies_states[k]},
                 optimizer_state=optimizer_states[k],
                 num_examples=num_examples[k],
                 num_steps=int(num_steps[k]),
                 loss=loss_sum / num_examples[k],
                 drift=drifts[k],
                 seconds=seconds,
+                steps=steps_of[k],
+                extras=extras[k],
             )
             for k, (task, loss_sum) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
         ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from blossom_ray.clients.job import Affine, LocalPass
 from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import OptimizerState
-from blossom_ray.clients.stacked.stack import Stack
+from blossom_ray.clients.stacked.stack import BlockRows, Stack
 from blossom_ray.core.sums import Vector
 
 
@@ -96,27 +97,37 @@ class StackOptimizer:
         return [row for tensor in tensors for row in tensor.unbind()] if self._by_client else list(tensors)
 
 
-class ProximalTerm:
-    """The gradient of mu/2 |w - w_received|^2 over some blocks of a stack.
+class AffineTerm:
+    """What a pass adds to the gradients of a stack: offset + mu (w - anchor), over some blocks.
 
     Args:
         stack: Holds the clients.
-        mu: Weight of the term; 0 for none.
-        anchored: The blocks, of those that the stack trains now.
-        received: Each client's blocks as it received them, (size,) float32. Not modified.
+        each: The pass.
+        own: What of it is each client's own.
+        received: Each client's blocks as it received them, which are the anchor where it has none of its own.
+
+    Attributes:
+        is_zero: Whether it adds nothing.
     """
 
     def __init__(
-        self, stack: Stack, mu: float, anchored: Collection[str], received: Sequence[Mapping[str, Vector]]
+        self, stack: Stack, each: LocalPass, own: Sequence[Affine], received: Sequence[Mapping[str, Vector]]
     ) -> None:
-        self._mu = mu
-        # One anchor (K, *shape) per parameter, in the order of `stack.parameters`; None where there is none.
+        self._mu = each.mu
+        self.is_zero = not each.anchored and not each.has_offset
+        # One tensor (K, *shape) per parameter, in the order of `stack.parameters`; None where there is none.
         self._anchors: list[Tensor | None] = []
-        for name, rows in stack.new_rows(len(received)).items() if mu else ():
-            if name in anchored:
-                size = stack.num_parameters[name]
-                rows.write(np.stack([blocks[name][:size] for blocks in received]))
-            self._anchors += [tensor if name in anchored else None for tensor in rows.tensors.values()]
+        self._offsets: list[Tensor | None] = []
+        if self.is_zero:
+            return
+        anchors, offsets = stack.new_rows(len(own)), stack.new_rows(len(own))
+        for name in stack.trained_blocks:
+            size = stack.num_parameters[name]
+            pairs = zip(own, received, strict=True)
+            anchor = [part.anchor.get(name, blocks[name][:size]) for part, blocks in pairs]
+            offset = [part.offset[name] for part in own if name in part.offset]
+            self._anchors += _rows(anchors[name], anchor if name in each.anchored else [])
+            self._offsets += _rows(offsets[name], offset)
 
     @torch.no_grad()
     def added(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -126,11 +137,21 @@ class ProximalTerm:
             parameters: (K, *shape) each, the clients that take part.
             gradients: Of the same shapes. Not modified.
 
-        Source: Li et al. 2020 (arXiv:1812.06127), algorithm 2.
+        Source: Li et al. 2020 (arXiv:1812.06127), algorithm 2, for the anchor; Karimireddy et al. 2020
+        (arXiv:1910.06378), algorithm 1, for the offset.
         """
-        if not self._mu:
+        if self.is_zero:
             return gradients
-        return [
-            gradient if anchor is None else gradient + self._mu * (parameter - anchor[: len(parameter)])
-            for parameter, gradient, anchor in zip(parameters, gradients, self._anchors, strict=True)
-        ]
+        found = []
+        for at, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            anchor, offset, num_clients = self._anchors[at], self._offsets[at], len(parameter)
+            total = gradient if anchor is None else gradient + self._mu * (parameter - anchor[:num_clients])
+            found.append(total if offset is None else total + offset[:num_clients])
+        return found
+
+
+def _rows(rows: BlockRows, vectors: Sequence[Vector]) -> list[Tensor | None]:
+    """The tensors of a block with these vectors in them; None for each where there are no vectors."""
+    if vectors:
+        rows.write(np.stack(vectors))
+    return [tensor if vectors else None for tensor in rows.tensors.values()]

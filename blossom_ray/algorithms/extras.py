@@ -1,0 +1,119 @@
+"""What an algorithm adds to the model, for one kind of client: which arrays there are, whose they are, first values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blossom_ray.algorithms.seam import MODEL, Extra, Layout, has
+from blossom_ray.core.blocks import NO_BLOCK, BlockInstance, ClientProfile, Scope, SharingScheme
+from blossom_ray.errors import InputError
+
+_SCOPES = ("private", "shared", "same-modalities", "group", "server", "client", "drawn")
+_INITIAL, _DRAWN = ("initial", "received", "seeded"), ("uniform", "normal")
+_TAKEN = (MODEL, "received")
+
+
+@dataclass(frozen=True)
+class ExtraPart:
+    """One array of an algorithm's extra: of one block, or the only one.
+
+    Attributes:
+        instance: Which one it is; its copy is the extra's name.
+        shape: Its shape.
+        initial: Its first values, as `Extra.initial` has them.
+        is_copy: Whether it is shaped as the block's parameters are, and so is part of a copy of the model.
+    """
+
+    instance: BlockInstance
+    shape: tuple[int, ...]
+    initial: float | str
+    is_copy: bool
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the server sends it to clients."""
+        return self.instance.scope not in (Scope.PRIVATE, Scope.SERVER, Scope.DRAWN)
+
+    @property
+    def is_returned(self) -> bool:
+        """Whether clients may send something for it."""
+        return self.instance.scope not in (Scope.PRIVATE, Scope.DRAWN)
+
+    @property
+    def is_on_server(self) -> bool:
+        """Whether the server has a value of it."""
+        return self.is_returned
+
+    def of(self, client: ClientProfile) -> ExtraPart:
+        """The same part of another client of its kind."""
+        if self.instance.scope not in (Scope.PRIVATE, Scope.CLIENT, Scope.DRAWN):
+            return self
+        return replace(self, instance=self.instance._replace(key=str(client.index)))
+
+
+def declared_parts(
+    algorithm: Any, layout: Layout, client: ClientProfile, scheme: SharingScheme
+) -> tuple[ExtraPart, ...]:
+    """All parts of the extras that an algorithm declares for clients of one kind.
+
+    Args:
+        algorithm: An `Algorithm`.
+        layout: What clients of this kind have.
+        client: One of them.
+        scheme: The sharing scheme.
+
+    Raises:
+        InputError: It declares what cannot be; one line says what.
+    """
+    declared = algorithm.extras(layout) if has(algorithm, "extras") else {}
+    if not isinstance(declared, Mapping):
+        raise InputError(f"algorithm: extras gave {type(declared).__name__}; expected a dict of Extra by name")
+    return tuple(part for name, extra in declared.items() for part in _parts(name, extra, layout, client, scheme))
+
+
+def _parts(name: str, extra: Extra, layout: Layout, client: ClientProfile, scheme: SharingScheme) -> list[ExtraPart]:
+    where = f"algorithm: extra {name!r}"
+    if not isinstance(name, str) or not re.fullmatch(r"[\w./ -]+", name) or name in _TAKEN:
+        raise InputError(f"{where}: expected a name of letters and digits that is none of {', '.join(_TAKEN)}")
+    if not isinstance(extra, Extra):
+        raise InputError(f"{where} is {type(extra).__name__}; expected an Extra")
+    if isinstance(extra.blocks, str):
+        raise InputError(f"{where} has the text {extra.blocks!r} for blocks; expected a tuple of names")
+    if unknown := sorted(set(extra.blocks or ()) - layout.sizes.keys()):
+        known = ", ".join(layout.sizes)
+        raise InputError(f"{where} names {', '.join(unknown)}; expected blocks of the model: {known}")
+    if extra.scope not in ("", *_SCOPES):
+        raise InputError(f"{where} has scope {extra.scope!r}; expected one of {', '.join(_SCOPES)}, or none")
+    is_drawn = extra.scope == "drawn"
+    if isinstance(extra.initial, str) and extra.initial not in (_DRAWN if is_drawn else _INITIAL):
+        expected = ", ".join(_DRAWN if is_drawn else ("a number", *_INITIAL))
+        raise InputError(f"{where} has initial {extra.initial!r}; expected {expected}")
+    if not isinstance(extra.initial, str) and (is_drawn or not math.isfinite(extra.initial)):
+        raise InputError(f"{where} has initial {extra.initial!r}; expected {', '.join(_DRAWN)} of what is drawn")
+    if isinstance(extra.initial, str) and not is_drawn and extra.shape is not None:
+        raise InputError(f"{where} has initial {extra.initial!r} and a shape of its own; expected a number")
+    if extra.blocks is None and extra.shape is None:
+        raise InputError(f"{where} has neither blocks nor shape; expected one of them")
+    blocks = [NO_BLOCK] if extra.blocks is None else [block for block in layout.sizes if block in extra.blocks]
+    parts = []
+    for block in blocks:
+        shape = (layout.sizes[block],) if extra.shape is None else tuple(int(size) for size in extra.shape)
+        instance = _instance(name, block, extra.scope, client, scheme)
+        if instance.scope is Scope.FROZEN:
+            raise InputError(f"{where} follows {block}, which is frozen; expected another scope, or none of it")
+        parts.append(ExtraPart(instance, shape, extra.initial, is_copy=extra.shape is None))
+    return parts
+
+
+def _instance(name: str, block: Any, scope: str, client: ClientProfile, scheme: SharingScheme) -> BlockInstance:
+    of_block = scheme.instance(block, client) if block else BlockInstance(block, Scope.SHARED)
+    if not scope:
+        return of_block._replace(copy=name)
+    if scope == "server":  # beside its block, and nobody's own
+        return BlockInstance(block, Scope.SERVER, "" if of_block.is_private else of_block.key, name)
+    keys = {"same-modalities": client.modality_set, "group": client.group, "shared": ""}
+    return BlockInstance(block, Scope(scope), keys.get(scope, str(client.index)), name)

@@ -1,0 +1,287 @@
+"""The server's side of an algorithm: what it sees of a round, and what follows from what it says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from blossom_ray.algorithms.options import AlgorithmOption
+from blossom_ray.algorithms.seam import MODEL, ServerView, Tree, has
+from blossom_ray.algorithms.selection import Population
+from blossom_ray.clients.plan import ClientPlan
+from blossom_ray.core.blocks import NO_BLOCK, BlockInstance, Scope, model_blocks
+from blossom_ray.core.seeding import Purpose, generator
+from blossom_ray.core.sums import Contributions, PartialSum, Total
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunError, shown_error
+from blossom_ray.server import Server
+
+Result = TypeVar("Result")
+Instance = tuple[str, str]
+"""What a tree of the server is keyed by: a block and the key of its instance."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Who holds a block instance, drawn or not.
+
+    Attributes:
+        num_clients: How many clients.
+        weight: The sum of their weights; None where these are known after training alone.
+    """
+
+    num_clients: int
+    weight: float | None
+
+
+def holdings(
+    plan: ClientPlan, population: Population, num_train: npt.NDArray[np.integer[Any]]
+) -> dict[BlockInstance, Holding]:
+    """Who holds each instance that clients may send something for.
+
+    Args:
+        plan: What every client goes by.
+        population: The clients.
+        num_train: Training samples by client.
+    """
+    clients: defaultdict[BlockInstance, list[int]] = defaultdict(list)
+    for members in population.signatures.values():
+        for instance in plan.returned_blocks(population.profiles[members[0]]):
+            if instance.scope is Scope.CLIENT:
+                for client in members:
+                    clients[instance._replace(key=str(client))].append(client)
+            else:
+                clients[instance] += members
+    weights = [plan.client_weight(int(count)) for count in num_train]
+    found = {}
+    for instance, holders in clients.items():
+        own = [weights[client] for client in holders]
+        known = [weight for weight in own if weight is not None]
+        found[instance] = Holding(len(holders), sum(known) if len(known) == len(own) else None)
+    return found
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What a cohort reported.
+
+    Attributes:
+        clients: The cohort, ascending.
+        sums: By block instance what contributors sent, added up.
+        rows: The same one by one, of what the algorithm wants so.
+    """
+
+    clients: Sequence[int] = ()
+    sums: Mapping[BlockInstance, PartialSum] = field(default_factory=dict)
+    rows: Mapping[BlockInstance, Contributions] = field(default_factory=dict)
+
+
+class AlgorithmServer:
+    """An algorithm, as it acts on the server.
+
+    Args:
+        plan: What every client goes by; it has an algorithm.
+        holders: As `holdings` has it.
+    """
+
+    def __init__(self, plan: ClientPlan, holders: Mapping[BlockInstance, Holding]) -> None:
+        self._author, self._holders = plan.author, holders
+        self.has_admit = has(self._author, "admit")
+        self._has_weights = plan.weighting != "entropy"
+
+    def select(self, server: Server, population: Population, seed: int, round_index: int) -> tuple[int, ...] | None:
+        """The cohort of a round, ascending; None where the algorithm leaves it to the simulator."""
+        if not has(self._author, "select"):
+            return None
+        view = self._view(server, round_index, Reports())
+        draw, candidates = generator(seed, Purpose.SELECTION, round_index), np.arange(len(population.profiles))
+        size = population.cohort_size
+        found = self._call("select", lambda: list(self._author.select(view, candidates, size, draw)))
+        chosen = sorted({int(client) for client in found})
+        if len(chosen) != len(found) or not chosen or chosen[0] < 0 or chosen[-1] >= len(candidates):
+            expected = f"clients between 0 and {len(candidates) - 1}, each once"
+            raise RunError(f"algorithm: select gave {found}; expected {expected}")
+        return tuple(chosen)
+
+    def admitted(
+        self, server: Server, round_index: int, reports: Reports
+    ) -> Callable[[BlockInstance], Collection[int] | None]:
+        """Whose contributions to an instance count, once the cohort has reported; None: everybody's."""
+        view = self._view(server, round_index, reports)
+        found = self._call("admit", lambda: self._author.admit(view))
+
+        def of(instance: BlockInstance) -> Collection[int] | None:
+            block = instance.name.of if instance.name.kind == "statistics" else instance.name
+            own: Collection[int] | None = found.get(instance.copy or MODEL, {}).get((block, instance.key))
+            return own
+
+        return of
+
+    def next_values(self, server: Server, round_index: int, reports: Reports) -> dict[BlockInstance, Total]:
+        """What block instances become, float64: for the model what the server's optimizer steps towards.
+
+        Averages, and in their place what the algorithm says. What only the server has is never averaged.
+        """
+        sums = reports.sums
+        found = {instance: part.average for instance, part in sums.items() if instance.scope is not Scope.SERVER}
+        if not has(self._author, "server"):
+            return found
+        view = self._view(server, round_index, reports)
+        said = self._call("server", lambda: self._author.server(view))
+        instances = {(i.copy or MODEL, str(i.name), i.key): i for i in server.blocks if _is_seen(server, i)}
+        for name, tree in said.items():
+            for key, value in tree.items():
+                block, own_key = key if isinstance(key, tuple) else (str(key), "")
+                instance = instances.get((name, str(block), own_key))
+                if instance is None:
+                    raise RunError(f"algorithm: server gave {name} {key}, which the server does not have")
+                found[instance] = self._whole(server, instance, value, found.get(instance))
+        return found
+
+    def _whole(self, server: Server, instance: BlockInstance, value: Any, average: Total | None) -> Total:
+        """A value of `server`, checked, with the running statistics of its block behind it."""
+        old = _parameters(server, instance)
+        array = np.asarray(value, np.float64)
+        if array.shape != old.shape or not np.isfinite(array).all():
+            found = f"shape {array.shape}" if array.shape != old.shape else "values that are not finite"
+            raise RunError(f"algorithm: server gave {instance} with {found}; expected finite ones of {old.shape}")
+        if instance.copy:
+            return array
+        behind = server.blocks[instance].sent.values if average is None else average
+        return np.concatenate([array, behind[len(array) :]])
+
+    def _view(self, server: Server, round_index: int, reports: Reports) -> ServerView:
+        clients, sums, rows = reports.clients, reports.sums, reports.rows
+        view = ServerView(round_index, np.array(clients, np.int64))
+        if not self._has_weights:
+            view.held_weights = None
+        touched = {(instance.name, instance.key) for instance in sums}
+        for instance in server.blocks:
+            if not _is_seen(server, instance):
+                continue
+            name, key = instance.copy or MODEL, (instance.name, instance.key)
+            value = _parameters(server, instance).astype(np.float64)
+            view.all[name][key] = value
+            is_beside = instance.scope is Scope.SERVER and (instance.name == NO_BLOCK or key in touched)
+            if instance in sums or is_beside:
+                view.current[name][key] = value
+                held = self._holders[instance]
+                view.num_holders[name][key] = held.num_clients
+                if view.held_weights is not None:
+                    view.held_weights[name][key] = held.weight
+            if instance in sums:
+                part = sums[instance]
+                view.total[name][key] = part.total[: len(value)] if value.ndim else part.total
+                view.weight[name][key], view.contributors[name][key] = part.weight, part.contributors
+            if instance in rows:
+                own = rows[instance]
+                view.members[name][key] = np.array(own.clients, np.int64)
+                view.row_weights[name][key] = np.array(own.weights)
+                view.rows[name][key] = own.values[:, : len(value)] if value.ndim else own.values
+        return view
+
+    def _call(self, method: str, function: Callable[[], Result]) -> Result:
+        try:
+            return function()
+        except BlossomError as error:
+            raise RunError(f"algorithm: {method}: {error}") from error
+        except OWN_CODE_RAISES as error:
+            raise RunError(f"algorithm: {method} raised {shown_error(error)}") from error
+
+
+def by_instance(
+    sent: Iterable[tuple[BlockInstance, PartialSum | Contributions]],
+) -> Iterator[tuple[BlockInstance, PartialSum | Contributions]]:
+    """What clients sent, and of what the server has one of for each client, each client's to its own."""
+    for instance, part in sent:
+        if instance.scope is Scope.CLIENT and isinstance(part, Contributions):
+            for client in part.clients:
+                yield instance._replace(key=str(client)), part.only((client,))
+        else:
+            yield instance, part
+
+
+def _is_seen(server: Server, instance: BlockInstance) -> bool:
+    """Whether authors see an instance: blocks with parameters and extras, no running statistics."""
+    return bool(instance.copy) or server.blocks[instance].num_parameters > 0
+
+
+def _parameters(server: Server, instance: BlockInstance) -> np.ndarray:
+    block = server.blocks[instance]
+    return block.sent.values if instance.copy else block.sent.values[: block.num_parameters]
+
+
+def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Population) -> ClientPlan:
+    """The plan with an algorithm, and with what its author is told of the model.
+
+    Args:
+        plan: Without one.
+        section: The scenario's `algorithm` section.
+        population: The clients.
+
+    Raises:
+        InputError: The algorithm is own code that cannot be found, or declares what cannot be.
+    """
+    import torch
+
+    from blossom_ray.models.build import build_block
+    from blossom_ray.models.flat import block_layout
+
+    model, dims = plan.model, plan.model.embedding_dims(plan.input_shapes)
+    sizes = {
+        block: block_layout(
+            build_block(block, model, plan.input_shapes, plan.num_outputs, plan.seed, dims), model.norm_statistics
+        ).num_parameters
+        for block in model_blocks(model.encoders)
+    }
+    plan = replace(
+        plan,
+        algorithm=section,
+        sizes=sizes,
+        width=model.fusion.fused_dim(dims),
+        num_clients=len(population.profiles),
+    )
+    for method in ("before", "loss", "after"):
+        if has(plan.author, method):
+            raise InputError(f"algorithm: {method} cannot be computed yet; expected an algorithm without it")
+    shapes: dict[BlockInstance, tuple[int, ...]] = {}
+    scored = set[str]()
+    for profile in population.representatives():
+        copies: dict[str, Any] = {MODEL: Tree({b: torch.zeros(sizes[b]) for b in plan.layout(profile).sizes})}
+        for part in plan.extra_parts(profile):
+            shape = shapes.setdefault(part.instance, part.shape)
+            if shape != part.shape:
+                found = f"{shape} and {part.shape} for clients of different kinds"
+                raise InputError(f"algorithm: extra {part.instance} has shapes {found}; expected one for all")
+            if part.instance.scope is not Scope.SERVER:
+                value = torch.zeros(part.shape)
+                if part.instance.name == NO_BLOCK:
+                    copies[part.instance.copy] = value
+                else:
+                    copies.setdefault(part.instance.copy, Tree())[part.instance.name] = value
+        if has(plan.author, "scored"):
+            watched = _Watched(copies)
+            try:
+                plan.author.scored(watched)
+            except BlossomError as error:
+                raise InputError(f"algorithm: scored: {error}") from error
+            except OWN_CODE_RAISES as error:
+                raise InputError(f"algorithm: scored raised {shown_error(error)}") from error
+            scored |= watched.touched
+    return replace(plan, scored_copies=frozenset(scored - {MODEL}))
+
+
+class _Watched(dict[str, Any]):
+    """Copies that note which of them were looked at: the others need not be sent for scoring."""
+
+    def __init__(self, copies: Mapping[str, Any]) -> None:
+        super().__init__(copies)
+        self.touched = set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self.touched.add(name)
+        return super().__getitem__(name)

@@ -1,0 +1,555 @@
+"""What an algorithm makes of the clients of a chunk: their copies as it sees them, its passes, what it keeps and sends.
+
+Its functions are of one client. Where clients are stacked they are mapped over all of them at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blossom_ray.algorithms.extras import ExtraPart
+from blossom_ray.algorithms.seam import MODEL, Client, Pass, Sent, Tree, has
+from blossom_ray.clients.engines import Engine
+from blossom_ray.clients.job import Affine, ClientTask, LocalPass, LocalResult, training_passes
+from blossom_ray.clients.plan import ClientPlan, ClientState, SentBlock
+from blossom_ray.clients.workspace import Workspace
+from blossom_ray.core.blocks import NO_BLOCK, Block, BlockInstance, ClientProfile, Scope
+from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
+from blossom_ray.core.sums import Vector
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, RunError, shown_error
+from blossom_ray.models.build import build_block
+from blossom_ray.models.flat import FlatBlock
+
+Rows = dict[str, Any]
+"""By copy a tree of (K, n) tensors, or where it is a single array a tensor (K, *shape): row k is client k's."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a client keeps of a round, and what leaves it.
+
+    Attributes:
+        extras: New values of what it keeps, by copy and block.
+        sent: By block instance the weight, not 0, and the value; float32.
+    """
+
+    extras: Mapping[str, Mapping[str, np.ndarray]]
+    sent: Mapping[BlockInstance, tuple[float, np.ndarray]]
+
+
+class Authored:
+    """An algorithm, applied to clients of one kind.
+
+    Args:
+        plan: What every client goes by; it has an algorithm.
+        workspace: A model of this kind of clients.
+        profile: One of them.
+        is_mapped: Whether functions are mapped over clients, instead of called for one after the other.
+    """
+
+    def __init__(self, plan: ClientPlan, workspace: Workspace, profile: ClientProfile, *, is_mapped: bool) -> None:
+        self._plan, self._workspace, self._profile, self._is_mapped = plan, workspace, profile, is_mapped
+        self._author, self.layout = plan.author, plan.layout(profile)
+        self._first_values: dict[tuple[str, Block], np.ndarray] = {}
+
+    def extras(
+        self,
+        profile: ClientProfile,
+        blocks: Mapping[str, Vector],
+        state: ClientState,
+        sent: Mapping[BlockInstance, SentBlock],
+        round_index: int,
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """What a client has beside its model, by copy and block, before a round or for scoring.
+
+        Args:
+            profile: The client.
+            blocks: Its blocks.
+            state: What it kept.
+            sent: What it was sent; what is not here is not needed.
+            round_index: The round that numbers are drawn for.
+        """
+        found: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)
+        for part in self._plan.extra_parts(profile):
+            copy, block = part.instance.copy, part.instance.name
+            if part.instance.is_private:
+                kept = state.extras.get(copy, {}).get(block)
+                if kept is None and part.initial == "received":
+                    kept = blocks[block][: part.shape[0]]
+                found[copy][block] = self.first_value(part) if kept is None else kept
+            elif part.instance.scope is Scope.DRAWN:
+                found[copy][block] = self._drawn(part, round_index, profile.index)
+            elif part.instance in sent:
+                found[copy][block] = sent[part.instance].values
+        return dict(found)
+
+    def first_value(self, part: ExtraPart) -> np.ndarray:
+        """The first values of an extra, float32."""
+        key = part.instance.copy, part.instance.name
+        if key not in self._first_values:
+            self._first_values[key] = first_value(part, self._plan, self._workspace)
+        return self._first_values[key]
+
+    @property
+    def has_own_instances(self) -> bool:
+        """Whether the server has something for each client alone."""
+        return any(part.instance.scope is Scope.CLIENT for part in self._plan.extra_parts(self._profile))
+
+    def scored(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
+        """The clients with the blocks that the algorithm has them scored with."""
+        if not has(self._author, "scored"):
+            return list(tasks)
+        blocks = self.call("scored", self._author.scored, self.rows(tasks), len(tasks))
+        if not isinstance(blocks, dict):
+            raise RunError(f"algorithm: scored gave {type(blocks).__name__}; expected a tree of blocks")
+        sizes = self.layout.sizes
+        for block, rows in blocks.items():
+            if block not in sizes or tuple(rows.shape[1:]) != (sizes[block],):
+                known = ", ".join(f"{name} ({size},)" for name, size in sizes.items())
+                raise RunError(f"algorithm: scored gave {block} of shape {tuple(rows.shape[1:])}; expected of {known}")
+        return [
+            self._with_blocks(task, {block: rows[k].numpy() for block, rows in blocks.items()})
+            for k, task in enumerate(tasks)
+        ]
+
+    def _with_blocks(self, task: ClientTask, parameters: Mapping[str, np.ndarray]) -> ClientTask:
+        """A client with other parameters; running statistics are those of a trained copy that they come from."""
+        blocks, local_state = dict(task.blocks), dict(task.local_state or self._workspace.initial_state)
+        for block, values in parameters.items():
+            labels = (f"{copy}:{block}" for copy in sorted(self._plan.scored_copies))
+            kept = next((task.local_state[label] for label in labels if label in task.local_state), {})
+            averaged = kept.get("", task.blocks[block][len(values) :])
+            blocks[block] = np.concatenate([values, averaged])
+            if own := {name: buffer for name, buffer in kept.items() if name}:
+                local_state[block] = own
+        return replace(task, blocks=blocks, local_state=local_state)
+
+    def begin(
+        self, tasks: Sequence[ClientTask], engine: Engine, round_index: int, learning_rate: float
+    ) -> AuthoredRound:
+        """The round of some clients: what is to be trained."""
+        return AuthoredRound(self, tasks, engine, round_index, learning_rate)
+
+    def rows(self, tasks: Sequence[ClientTask]) -> Rows:
+        """The copies of some clients, parameters alone, in memory of their own."""
+        copies: Rows = {
+            MODEL: Tree({b: _stacked([task.blocks[b][:n] for task in tasks]) for b, n in self.layout.sizes.items()})
+        }
+        for name, held in tasks[0].extras.items():
+            parts = {block: _stacked([task.extras[name][block] for task in tasks]) for block in held}
+            copies[name] = parts[NO_BLOCK] if NO_BLOCK in parts else Tree(parts)
+        return copies
+
+    def call(self, method: str, function: Callable[[Any], Result], rows: Mapping[str, Any], count: int) -> Result:
+        """A function of one client's part of `rows`, for each client: what it returns, with its tensors as rows.
+
+        Raises:
+            RunError: The author's code raised, changed what it was given, or differs in kind from client to client.
+        """
+        try:
+            return _mapped(function, rows) if self._is_mapped else _one_by_one(method, function, rows, count)
+        except BlossomError:
+            raise
+        except OWN_CODE_RAISES as error:
+            raise RunError(f"algorithm: {method} raised {shown_error(error)}") from error
+
+    def _drawn(self, part: ExtraPart, round_index: int, client: int) -> np.ndarray:
+        name = stable_number(f"{part.instance.copy}\0{part.instance.name}")
+        draw = np.random.default_rng([self._plan.seed, int(Purpose.DRAWN_EXTRA), round_index, client, name])
+        numbers = draw.random(part.shape) if part.initial == "uniform" else draw.standard_normal(part.shape)
+        return numbers.astype(np.float32)
+
+
+class AuthoredRound:
+    """A round of the clients of a chunk, as an algorithm has it.
+
+    Args:
+        authored: The algorithm and the kind of clients.
+        tasks: The clients, with their extras.
+        engine: Measures what `before` and `after` ask for.
+        round_index: The round.
+        learning_rate: The round's learning rate.
+
+    Attributes:
+        tasks: The clients, with what of each pass is their own.
+        passes: What is trained.
+    """
+
+    def __init__(
+        self, authored: Authored, tasks: Sequence[ClientTask], engine: Engine, round_index: int, learning_rate: float
+    ) -> None:
+        self._authored, self._engine = authored, engine
+        self._author, self._plan, self._layout = authored._plan.author, authored._plan, authored.layout
+        self._round, self._learning_rate = round_index, learning_rate
+        self._rows = authored.rows(tasks)
+        self._own: dict[str, Any] = {
+            "received": self._rows[MODEL].only(self._layout.averaged),
+            "extras": {name: value for name, value in self._rows.items() if name != MODEL},
+            "client": torch.tensor([task.client for task in tasks]),
+            "num_samples": torch.tensor([float(len(task.labels)) for task in tasks]),
+        }
+        weights = [self._plan.client_weight(len(task.labels)) for task in tasks]
+        if None not in weights:
+            self._own["weight"] = torch.tensor(weights, dtype=torch.float32)
+        self.passes, self.tasks = self._passes(tasks)
+
+    def finish(self, results: Sequence[LocalResult], weights: Sequence[float]) -> list[Outcome]:
+        """What each client keeps and sends, once it has been trained.
+
+        Args:
+            results: What training left.
+            weights: The clients' weights in averages.
+        """
+        layout = self._layout
+        after = [task.after(result) for task, result in zip(self.tasks, results, strict=True)]
+        trained = self._authored.rows(after)
+        self._own["trained"] = trained
+        self._own["weight"] = torch.tensor(weights, dtype=torch.float32)
+        self._own["num_steps"] = Tree(
+            {b: torch.tensor([float(result.steps.get(b, 0)) for result in results]) for b in layout.averaged}
+        )
+        copies = {name for each in self.passes for name in each.copies}
+        outcome: dict[str, Any] = {name: trained[name] for name in copies}
+        if MODEL in copies:
+            outcome[MODEL] = trained[MODEL].only(layout.averaged)
+        if has(self._author, "finish"):
+            found = self._authored.call("finish", self._finish, self._own, len(results))
+            if not isinstance(found, dict):
+                raise RunError(f"algorithm: finish gave {type(found).__name__}; expected a dict by name")
+            outcome |= found
+        return _Sorting(self._authored, self.tasks, results, weights, copies).outcomes(outcome)
+
+    def _client(self, own: Mapping[str, Any]) -> Client:
+        alike = self._plan.training.optimizer.alike(self._layout.averaged, self._learning_rate)
+        is_plain = all(own.kind == "sgd" and not own.momentum for own, _, _ in alike)
+        rates = {block: rate for _, rate, names in alike for block in names} if is_plain else None
+        return Client(
+            layout=self._layout,
+            round=self._round,
+            learning_rate=self._learning_rate,
+            rates=rates,
+            **{"weight": None, **own},
+        )
+
+    def _finish(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = dict(self._author.finish(self._client(own)))
+        return found
+
+    def _passes(self, tasks: Sequence[ClientTask]) -> tuple[tuple[LocalPass, ...], list[ClientTask]]:
+        trainable = self._plan.trained_blocks(self._authored._profile)
+        if not has(self._author, "passes"):
+            return training_passes(self._plan.training, trainable), list(tasks)
+        asked = self._authored.call(
+            "passes", lambda own: list(self._author.passes(self._client(own))), self._own, len(tasks)
+        )
+        passes, affine = [], []
+        for each in asked:
+            local = self._local_pass(each)
+            if local.blocks or local.model is not None:
+                passes.append(local)
+                affine.append(each)
+        if not passes:
+            raise RunError("algorithm: passes gave none with a block to train; expected at least one")
+        if not any(each.is_recorded for each in passes):
+            passes = [replace(each, is_recorded=True) for each in passes]
+        own = [tuple(_affine(each, k) for each in affine) for k in range(len(tasks))]
+        return tuple(passes), [replace(task, affine=each) for task, each in zip(tasks, own, strict=True)]
+
+    def _local_pass(self, each: Pass) -> LocalPass:
+        """A pass as the engines have it.
+
+        Raises:
+            RunError: It names what there is not, or gives values of another shape.
+        """
+        if not isinstance(each, Pass):
+            raise RunError(f"algorithm: passes gave {type(each).__name__}; expected a list of Pass")
+        known = self._rows.keys() - {"received"}
+        if unknown := sorted(set(each.train) - known):
+            listed = ", ".join(sorted(known))
+            raise RunError(f"algorithm: passes trains {', '.join(map(repr, unknown))}; expected some of {listed}")
+        first = each.train[0]
+        held = self._rows[first]
+        allowed = set(held) & set(self._layout.trained) if isinstance(held, Tree) else set()
+        blocks = allowed if each.blocks is None else allowed & set(each.blocks)
+        trees: tuple[tuple[str, Mapping[str, Any]], ...]
+        trees = (("offset", each.offset), ("anchor", each.anchor), ("start", each.start or {}))
+        for what, tree in trees:
+            for block, values in tree.items():
+                expected = tuple(held[block].shape[1:]) if isinstance(held, Tree) and block in held else None
+                found = tuple(values.shape[1:])
+                if found != expected:
+                    raise RunError(
+                        f"algorithm: passes: {what} of {first} for {block} has shape {found}; "
+                        + (f"expected {expected}" if expected else f"expected blocks of {', '.join(held)}")
+                    )
+        epochs = self._plan.training.local_epochs if each.epochs is None else each.epochs
+        return LocalPass(
+            num_epochs=epochs,
+            blocks=frozenset(blocks),
+            anchored=frozenset(each.anchor) & blocks if each.mu else frozenset(),
+            mu=each.mu,
+            has_offset=bool(each.offset),
+            copies=tuple(each.train),
+            model=each.model,
+            rates=each.rate,
+            is_recorded=MODEL in each.train,
+        )
+
+
+class _Sorting:
+    """Sorts what `finish` gives into what stays with a client and what leaves it, and checks it."""
+
+    def __init__(
+        self,
+        authored: Authored,
+        tasks: Sequence[ClientTask],
+        results: Sequence[LocalResult],
+        weights: Sequence[float],
+        trained: Iterable[str],
+    ) -> None:
+        self._plan, self._layout, self._workspace = authored._plan, authored.layout, authored._workspace
+        self._tasks, self._results, self._weights, self._trained = tasks, results, weights, set(trained)
+        self._extras: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in tasks]
+        self._sent: list[dict[BlockInstance, tuple[float, np.ndarray]]] = [{} for _ in tasks]
+        self._profile = authored._profile
+        self._parts: dict[str, dict[str, ExtraPart]] = {}
+        for part in self._plan.extra_parts(authored._profile):
+            self._parts.setdefault(part.instance.copy, {})[part.instance.name] = part
+
+    def outcomes(self, found: Mapping[str, Any]) -> list[Outcome]:
+        for name, value in found.items():
+            if name == MODEL:
+                self._model(value)
+            elif name in self._parts:
+                self._extra(name, value)
+            else:
+                known = ", ".join(sorted({MODEL, *self._parts}))
+                raise RunError(f"algorithm: finish gave {name!r}, which is no extra; expected some of {known}")
+        self._prototypes()
+        return [Outcome(extras, sent) for extras, sent in zip(self._extras, self._sent, strict=True)]
+
+    def _model(self, value: Any) -> None:
+        """The averaged blocks of the model: parameters as the algorithm sends them, with their running statistics."""
+        if not isinstance(value, Sent):
+            value = Sent(value)
+        if not isinstance(value.value, Tree):
+            raise RunError("algorithm: finish gave a model that is no tree of blocks; expected Sent(k.new, ...)")
+        sizes, num_parameters = self._layout.sizes, self._workspace.num_parameters
+        new: dict[str, np.ndarray] = {}
+        weights: dict[str, np.ndarray] = {}
+        for block, rows in value.value.items():
+            if block not in self._layout.averaged:
+                known = ", ".join(self._layout.averaged)
+                raise RunError(f"algorithm: finish sends {block} of model; expected averaged blocks: {known}")
+            new[block] = self._checked(MODEL, block, rows, (sizes[block],))
+            weights[block] = self._weights_of(value.weight, block)
+        returned = self._plan.returned_blocks(self._profile)
+        instances = [i for i in returned if not i.copy and i.name.kind != "prototype"]
+        for k, result in enumerate(self._results):
+            whole = {
+                block: np.concatenate([rows[k], result.blocks[block][num_parameters[block] :]])
+                for block, rows in new.items()
+            }
+            owners = {i: i.name.of if i.name.kind == "statistics" else i.name for i in instances}
+            wanted = [i for i in instances if owners[i] in whole and weights[owners[i]][k] != 0]
+            for instance, values in self._plan.cut(wanted, whole, num_parameters).items():
+                self._sent[k][instance] = float(weights[owners[instance]][k]), values
+
+    def _prototypes(self) -> None:
+        for instance in self._plan.returned_blocks(self._profile):
+            if instance.name.kind == "prototype":
+                for k, (result, weight) in enumerate(zip(self._results, self._weights, strict=True)):
+                    self._sent[k][instance] = weight, result.blocks[instance.name]
+
+    def _extra(self, name: str, value: Any) -> None:
+        parts = self._parts[name]
+        is_sent, weight = isinstance(value, Sent), value.weight if isinstance(value, Sent) else None
+        value = value.value if isinstance(value, Sent) else value
+        is_single = NO_BLOCK in parts
+        if is_single is isinstance(value, dict):
+            found, expected = ("a tree", "one array") if is_single else ("one array", "a tree of blocks")
+            raise RunError(f"algorithm: finish gave {found} for {name}; expected {expected}")
+        for block, rows in [(NO_BLOCK, value)] if is_single else value.items():
+            if block not in parts:
+                raise RunError(f"algorithm: finish gave {name} for {block}; expected {', '.join(parts)}")
+            part = parts[block]
+            values = self._checked(name, block, rows, part.shape)
+            if part.instance.is_private:
+                if is_sent:
+                    raise RunError(
+                        f"algorithm: finish sends {name}, which is private; expected a plain value, for it stays"
+                    )
+                for k, extras in enumerate(self._extras):
+                    extras.setdefault(name, {})[block] = values[k].copy()
+                continue
+            if not is_sent and name not in self._trained:
+                scope = part.instance.scope
+                raise RunError(f"algorithm: finish gave {name}, which is {scope}; expected Sent(...), for it leaves")
+            if part.instance.scope is Scope.DRAWN:
+                raise RunError(f"algorithm: finish gave {name}, which is drawn anew; expected another extra")
+            weights = self._weights_of(weight, block)
+            instance = part.instance._replace(key="") if part.instance.scope is Scope.CLIENT else part.instance
+            for k, sent in enumerate(self._sent):
+                if weights[k] != 0:
+                    sent[instance] = float(weights[k]), values[k]
+
+    def _checked(self, name: str, block: str, rows: Any, shape: tuple[int, ...]) -> np.ndarray:
+        where = f"algorithm: finish: {name} {block}".rstrip()
+        expected = (len(self._tasks), *shape)
+        if not isinstance(rows, Tensor) or tuple(rows.shape) != expected:
+            found = tuple(rows.shape[1:]) if isinstance(rows, Tensor) else type(rows).__name__
+            raise RunError(f"{where} has shape {found}; expected {shape}")
+        values: np.ndarray = rows.detach().cpu().numpy().astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = math.isfinite(float(np.vdot(values, values))) or np.isfinite(values).all()
+        if not finite:
+            raise RunError(f"{where} is not finite", "a smaller training.optimizer.lr, or a guard in the algorithm")
+        return values
+
+    def _weights_of(self, weight: Any, block: str) -> np.ndarray:
+        """The clients' weights for one block, (K,) float64."""
+        if weight is None:
+            return np.array(self._weights, np.float64)
+        if isinstance(weight, Tree):
+            if block not in weight:
+                raise RunError(f"algorithm: finish sends {block} without a weight; expected one for each block")
+            weight = weight[block]
+        numbers = np.asarray(weight.detach().cpu() if isinstance(weight, Tensor) else weight, np.float64)
+        if numbers.ndim > 1:
+            raise RunError(f"algorithm: finish sends {block} with a weight of shape {numbers.shape[1:]}; expected ()")
+        if not np.isfinite(numbers).all() or (numbers < 0).any():
+            raise RunError(f"algorithm: finish sends {block} with a weight of {numbers}; expected 0 or more")
+        return np.broadcast_to(numbers, (len(self._tasks),))
+
+
+def first_value(part: ExtraPart, plan: ClientPlan, workspace: Workspace) -> np.ndarray:
+    """The first values of an extra, float32."""
+    block = part.instance.name
+    if not isinstance(part.initial, str):
+        return np.full(part.shape, part.initial, np.float32)
+    if part.instance.scope is Scope.DRAWN:
+        return np.zeros(part.shape, np.float32)
+    if part.initial == "seeded":
+        seed = torch_seed(plan.seed, Purpose.INITIAL_BLOCK, 1, stable_number(part.instance.copy))
+        module = build_block(block, plan.model, plan.input_shapes, plan.num_outputs, seed)
+        return FlatBlock(module, plan.model.norm_statistics).read()[: part.shape[0]]
+    return workspace.initial_blocks[block][: part.shape[0]]
+
+
+def _affine(each: Pass, k: int) -> Affine:
+    def own(tree: Mapping[str, Any] | None) -> dict[str, Vector]:
+        return {block: rows[k].detach().numpy() for block, rows in (tree or {}).items()}
+
+    return Affine(own(each.start), own(each.offset), own(each.anchor) if each.mu else {})
+
+
+def _stacked(values: Sequence[np.ndarray]) -> Tensor:
+    """Arrays as rows of one tensor; where all are the same object, one copy of it that all rows show."""
+    first = values[0]
+    if all(array is first or (array.base is not None and _is_same(array, first)) for array in values):
+        return torch.from_numpy(np.array(first, np.float32)).expand(len(values), *first.shape)
+    return torch.from_numpy(np.stack(values).astype(np.float32, copy=False))
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.__array_interface__["data"] == other.__array_interface__["data"] and one.shape == other.shape
+
+
+# --- functions of one client, for many ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a tensor stood in what a function returned."""
+
+    path: str
+
+
+def _taken_apart(value: Any, found: dict[str, Tensor], path: str = "") -> Any:
+    """The value with slots instead of its tensors, which go to `found`."""
+    if isinstance(value, Tensor):
+        found[path] = value
+        return _Slot(path)
+    if isinstance(value, Mapping):
+        return type(value)({name: _taken_apart(v, found, f"{path}/{name}") for name, v in value.items()})  # type: ignore[call-arg]  # a dict or Tree
+    if isinstance(value, Pass | Sent):
+        parts = {
+            each.name: _taken_apart(getattr(value, each.name), found, f"{path}.{each.name}") for each in fields(value)
+        }
+        return type(value)(**parts)
+    if isinstance(value, list | tuple):
+        return type(value)(_taken_apart(v, found, f"{path}/{at}") for at, v in enumerate(value))
+    return value
+
+
+def _put_together(value: Any, rows: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, _Slot):
+        return rows[value.path]
+    if isinstance(value, Mapping):
+        return type(value)({name: _put_together(v, rows) for name, v in value.items()})  # type: ignore[call-arg]  # a dict or Tree
+    if is_dataclass(value) and isinstance(value, Pass | Sent):
+        return type(value)(**{each.name: _put_together(getattr(value, each.name), rows) for each in fields(value)})
+    if isinstance(value, list | tuple):
+        return type(value)(_put_together(v, rows) for v in value)
+    return value
+
+
+def _mapped(function: Callable[[Any], Result], rows: Mapping[str, Any]) -> Result:
+    shapes: list[Any] = []
+
+    def one(own: Mapping[str, Any]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        shapes.append(_taken_apart(function(_as_trees(own, rows)), found))
+        return found
+
+    found = torch.vmap(one, randomness="error")(_plain(rows))
+    together: Result = _put_together(shapes[0], found)
+    return together
+
+
+def _one_by_one(method: str, function: Callable[[Any], Result], rows: Mapping[str, Any], count: int) -> Result:
+    shapes: list[Any] = []
+    found: defaultdict[str, list[Tensor]] = defaultdict(list)
+    given = _leaves(rows)
+    versions = [tensor._version for tensor in given]
+    for k in range(count):
+        own: dict[str, Tensor] = {}
+        shapes.append(_taken_apart(function(_row(rows, k)), own))
+        for path, tensor in own.items():
+            found[path].append(tensor)
+    if versions != [tensor._version for tensor in given]:
+        raise RunError(f"algorithm: {method} writes into what it was given; expected new tensors")
+    if any(shape != shapes[0] for shape in shapes):
+        raise RunError(f"algorithm: {method} differs between clients of one kind; expected numbers as tensors")
+    together: Result = _put_together(shapes[0], {path: torch.stack(own) for path, own in found.items()})
+    return together
+
+
+def _row(value: Any, k: int) -> Any:
+    if isinstance(value, Mapping):
+        return type(value)({name: _row(v, k) for name, v in value.items()})  # type: ignore[call-arg]  # a dict or Tree
+    return value[k]
+
+
+def _plain(value: Any) -> Any:
+    """Trees as dicts, which is what `torch.vmap` maps over."""
+    return {name: _plain(v) for name, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _as_trees(value: Any, like: Any) -> Any:
+    if isinstance(value, Mapping):
+        return type(like)({name: _as_trees(v, like[name]) for name, v in value.items()})
+    return value
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [leaf for v in value.values() for leaf in _leaves(v)] if isinstance(value, Mapping) else [value]
