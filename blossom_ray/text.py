@@ -28,6 +28,11 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: none of its characters is half of a surrogate pair."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def brief(text: str, limit: int = MAX_ECHOED_CHARACTERS) -> str:
     """A printable text of at most 200 characters of another one, its end replaced by points where it is longer."""
     whole = text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -65,12 +65,9 @@ def _range(hint: Hint) -> list[str]:
         (hint.constraint("lt"), "below"),
     ]
     # The bounds of all counts and rates are said where they are overstepped: in each phrase they would be noise.
-    words = [f"{text} {_bound(value)}" for value, text in bounds if value is not None and value not in MOST]
+    given = [(value, text) for value, text in bounds if value is not None and value not in MOST]
+    words = [f"{text} {'2^63' if value == 2**63 else f'{value:g}'}" for value, text in given]
     return [" and ".join(words)] if words else []
-
-
-def _bound(value: float) -> str:
-    return "2^63" if value == 2**63 else f"{value:g}"
 
 
 def is_factory(hint: Hint) -> bool:
@@ -85,13 +82,10 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         if not value:
             return "is an empty list"
-        text = f"[{', '.join(_scalar(item) for item in value)}]" if _is_flat(value) else ""
+        is_flat = all(item is None or isinstance(item, str | bool | int | float) for item in value)
+        text = f"[{', '.join(_scalar(item) for item in value)}]" if is_flat else ""
         return f"is {text}" if 0 < len(text) <= MAX_SHOWN_CHARACTERS else f"is a list of {len(value)} entries"
     return f"is {_scalar(value)}"
-
-
-def _is_flat(values: Iterable[Any]) -> bool:
-    return all(value is None or isinstance(value, str | bool | int | float) for value in values)
 
 
 def _scalar(value: Any) -> str:

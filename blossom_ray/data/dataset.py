@@ -20,6 +20,7 @@ import numpy.typing as npt
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import SPLITS, GivenClients, Origin, check_recordings
 from blossom_ray.errors import DataError
+from blossom_ray.text import is_unicode
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -399,7 +400,7 @@ def _check_names(inputs: Mapping[Any, Any], class_names: Any) -> None:
         if not isinstance(modality, str):
             raise DataError(f"a modality is called {modality!r}; expected text")
     for name in (*inputs, *class_names):
-        if any("\ud800" <= character <= "\udfff" for character in name):
+        if not is_unicode(name):
             raise DataError(f"a class or modality is called {name!r}; expected text without half surrogates")
 
 

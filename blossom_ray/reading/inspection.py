@@ -45,10 +45,11 @@ class Inspector:
         reading = inspect_scenario(path, overrides, sources)
         groups: tuple[ClientGroup, ...] = ()
         problems = [*reading.problems]
-        if with_uris or not _is_elsewhere(reading):
+        location = getattr(reading.sections.get("data"), "path", None)
+        if with_uris or location is None or not is_uri(location):
             groups, found = self._look_at_data(reading)
             problems += (problem for problem in found if problem not in problems)
-        problems += [reading.problem(*problem) for problem in factory_problems(reading.sections)]
+        problems += [reading.origins.problem(*problem) for problem in factory_problems(reading.sections)]
         if problems or reading.scenario is None:
             problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
             raise ScenarioError(tuple(problems))
@@ -97,7 +98,7 @@ class Inspector:
         groups, found = examined.clients if isinstance(clients, str) else (), _problems(examined, sections)
         if groups:
             found += cross_problems({**sections, "clients": groups})
-        return groups, [reading.problem(*problem) for problem in found]
+        return groups, [reading.origins.problem(*problem) for problem in found]
 
     def _examine(self, data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task) -> Examination:
         key = _key(data, modalities, clients, seed, task)
@@ -118,8 +119,3 @@ def _key(data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, t
     groups = clients if isinstance(clients, str) else [plain_tree(group, defaults=True) for group in clients]
     # Callables by what they are in this process: two of one name need not be the same.
     return json.dumps([plain_tree(data, defaults=True), modalities, groups, seed, task], default=id)
-
-
-def _is_elsewhere(reading: Inspection) -> bool:
-    path = getattr(reading.sections.get("data"), "path", None)
-    return path is not None and is_uri(path)

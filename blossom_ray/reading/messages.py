@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from blossom_ray.core.blocks import SCHEME_NAMES
 from blossom_ray.core.phrases import MOST, accepted, did_you_mean, is_factory, listed, one_of, shown
 from blossom_ray.core.section import Finding, Section
-from blossom_ray.core.structure import Hint, Part, join_path, section_fields
+from blossom_ray.core.structure import Hint, Part, join_path, literal_values, section_fields
 
 _KEY = "[key]"
 # Where the words made from the annotation are right but of little help.
@@ -76,13 +76,10 @@ def _error_path(loc: tuple[Part, ...], root: type[Section]) -> _ErrorPath:
             hint = next((member for member in hint.members if member.child(rest[0]) is not None), None)
             continue
         parts.append(part)
-        parent, hint = _member(hint), None if hint is None else hint.child(part)
+        # The one member of `X | None`, for which pydantic has no tag.
+        parent = hint.members[0] if hint is not None and len(hint.members) == 1 else hint
+        hint = None if hint is None else hint.child(part)
     return _ErrorPath(tuple(parts), hint, parent, False, None, tuple(entered))
-
-
-def _member(hint: Hint | None) -> Hint | None:
-    """The one member of `X | None`, for which pydantic has no tag."""
-    return hint.members[0] if hint is not None and len(hint.members) == 1 else hint
 
 
 def _is_consequence(error: ErrorDetails) -> bool:
@@ -104,7 +101,8 @@ def _finding(place: _ErrorPath, error: ErrorDetails) -> Finding:
         case "union_tag_not_found" | "union_tag_invalid" if hint is not None:
             return _unknown_kind(path, hint, value)
         case "literal_error" if hint is not None and place.open_union is None:
-            return Finding(path, shown(value), expected + _near(value, hint))
+            near = did_you_mean(value, map(str, literal_values(hint))) if isinstance(value, str) else ""
+            return Finding(path, shown(value), expected + near)
         case "literal_error" if path == "sharing":
             return Finding(path, shown(value), expected)
         case "value_error" if hint is not None and not is_factory(hint):
@@ -115,11 +113,6 @@ def _finding(place: _ErrorPath, error: ErrorDetails) -> Finding:
             return Finding(path, shown(value), f"{expected} and at most {most}")
         case _:
             return Finding(path, shown(value), expected)
-
-
-def _near(value: Any, hint: Hint) -> str:
-    known = [str(name) for name in getattr(hint.type, "__args__", ())]
-    return did_you_mean(value, known) if isinstance(value, str) else ""
 
 
 def _unknown_key(path: str, place: _ErrorPath) -> Finding:

@@ -13,6 +13,7 @@ from blossom_ray.core.structure import Part, child_value, field_hint, hint_at, j
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.reading.yaml_tree import parse_yaml, resolve_scalar
 from blossom_ray.scenario.tree import ScenarioTree
+from blossom_ray.text import is_unicode
 
 
 def parse_assignment(text: str, option: str = "--set") -> tuple[str, Any]:
@@ -31,15 +32,15 @@ def parse_assignment(text: str, option: str = "--set") -> tuple[str, Any]:
             Unicode.
     """
     path, equals, written = (part.strip() for part in text.partition("="))
-    source = f"{option} {text}"
-    if not _is_unicode(text):
-        raise ScenarioError((Problem("", "is not UTF-8 text", "KEY=VALUE in UTF-8", source=source),))
-    if not equals:
-        found, expected = "has no '='", "KEY=VALUE, such as training.optimizer.lr=0.01"
-        raise ScenarioError((Problem("", found, expected, source=source),))
-    if not all(path.split(".")):
-        found, expected = "has an empty key", "keys joined by points, such as training.optimizer.lr=0.01"
-        raise ScenarioError((Problem("", found, expected, source=source),))
+    fault = None
+    if not is_unicode(text):
+        fault = "is not UTF-8 text", "KEY=VALUE in UTF-8"
+    elif not equals:
+        fault = "has no '='", "KEY=VALUE, such as training.optimizer.lr=0.01"
+    elif not all(path.split(".")):
+        fault = "has an empty key", "keys joined by points, such as training.optimizer.lr=0.01"
+    if fault is not None:
+        raise ScenarioError((Problem("", *fault, source=f"{option} {text}"),))
     source = f"{option} {path}"
     if written[:1] not in ("{", "[", '"', "'") or not written:
         try:
@@ -95,7 +96,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> tu
 def _is_unicode(value: Any) -> bool:
     """Whether all text in it can be encoded; half of a surrogate pair makes pydantic break off its checks."""
     if isinstance(value, str):
-        return not any("\ud800" <= character <= "\udfff" for character in value)
+        return is_unicode(value)
     if isinstance(value, Mapping):
         return all(_is_unicode(key) and _is_unicode(item) for key, item in value.items())
     return all(map(_is_unicode, value)) if isinstance(value, list | tuple) else True

@@ -14,6 +14,7 @@ from blossom_ray.core.phrases import shown
 from blossom_ray.core.section import Section
 from blossom_ray.errors import Problem, RunFolderError
 from blossom_ray.reading.messages import findings
+from blossom_ray.text import is_unicode
 
 # Deeper ones are none of ours, and too deep for what walks through them.
 _MOST_LEVELS = 100
@@ -55,7 +56,7 @@ def _strangeness(tree: Any) -> str | None:
     here = [tree]
     for _ in range(_MOST_LEVELS):
         here = [inner for value in here for inner in _inside(value)]
-        if any(isinstance(value, str) and not value.isascii() and _has_half_character(value) for value in here):
+        if any(isinstance(value, str) and not is_unicode(value) for value in here):
             return "has text with half a character (a lone surrogate); expected Unicode"
         if not here:
             return None
@@ -66,7 +67,3 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [*value, *value.values()]
     return value if isinstance(value, list) else []
-
-
-def _has_half_character(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)

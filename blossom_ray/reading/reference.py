@@ -12,6 +12,7 @@ from blossom_ray.core.phrases import accepted, is_factory, listed
 from blossom_ray.core.section import Section, plain_tree
 from blossom_ray.core.structure import Hint, field_hint, section_fields
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.reading.writer import flow_yaml
 
 _INTRODUCTION = """\
 # Scenario reference
@@ -136,24 +137,8 @@ def _default(field: FieldInfo) -> str:
     assert value is not PydanticUndefined, field
     if isinstance(value, Section):
         set_values = plain_tree(value, defaults=False)
-        return f"`{_flow(set_values)}`" if set_values else "its own defaults"
-    return f"`{_flow(value)}`"
-
-
-def _flow(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case dict():
-            return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-        case tuple():
-            return "[" + ", ".join(_flow(item) for item in value) + "]"
-        case "":
-            return '""'
-        case _:
-            return str(value)
+        return f"`{flow_yaml(set_values, '')}`" if set_values else "its own defaults"
+    return f"`{flow_yaml(value, '')}`"
 
 
 def _prose(text: str | None) -> str:

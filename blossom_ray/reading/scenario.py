@@ -7,7 +7,7 @@ import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError, create_model
 
@@ -55,13 +55,61 @@ class Scenario(ScenarioTree):
         return override_scenario(self, values)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a value stands: the fields of `Problem` of the same names."""
 
     file: str | None = None
     line: int | None = None
     source: str | None = None
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the values of a tree came from: lines of a file, and overrides.
+
+    Attributes:
+        file: The file as the user wrote it, or None.
+        root: The parsed file, or None.
+        tree: Its plain values, or None.
+        sources: Label by path of the overrides.
+    """
+
+    file: str | None
+    root: Node | None
+    tree: Any
+    sources: Mapping[str, str]
+
+    def problem(self, path: str, found: str, expected: str) -> Problem:
+        """A problem with its place."""
+        return Problem(brief(path), found, expected, *self.locate(path))
+
+    def locate(self, path: str) -> Place:
+        """Where the value at a dotted path stands; for a missing key, the section that lacks it."""
+        parts = self._split(path)
+        node, is_there = (None, False) if self.root is None else self.root.at(parts)
+        source = self._source(parts, is_there)
+        if source is not None:
+            return Place(self.file, None, source)
+        return Place(self.file, None if node is None or node is self.root else node.line)
+
+    def _source(self, parts: tuple[Part, ...], is_there: bool) -> str | None:
+        """The label of the override that gives the value, or that made the section or chose the kind that lacks it."""
+        overrides = {self._split(path): label for path, label in self.sources.items()}
+        for length in range(len(parts), 0, -1) if parts else (0,):
+            if parts[:length] in overrides:
+                return overrides[parts[:length]]
+        above = parts[:-1]
+        if is_there or not above:
+            return None
+        for key in _DISCRIMINATORS:
+            if (*above, key) in overrides:
+                return overrides[*above, key]
+        if self.root is not None and self.root.at(above)[1]:
+            return None
+        return next((label for given, label in overrides.items() if given[: len(above)] == above), None)
+
+    def _split(self, path: str) -> tuple[Part, ...]:
+        return split_path(path, self.tree)
 
 
 @dataclass(frozen=True)
@@ -73,20 +121,13 @@ class Inspection:
         problems: Everything that is wrong with it, in the order of lines, overrides last.
         sections: The top-level values that are right in themselves, whatever the others are: `data`, `clients`
             (a tuple), `seed`, ...
+        origins: Where its values came from.
     """
 
     scenario: Scenario | None
     problems: tuple[Problem, ...]
     sections: Mapping[str, Any]
-    _origins: _Origins
-
-    def locate(self, path: str) -> Place:
-        """Where the value at a dotted path stands; for a missing key, the section that lacks it."""
-        return self._origins.locate(path)
-
-    def problem(self, path: str, found: str, expected: str) -> Problem:
-        """A further problem of this scenario, with its place."""
-        return self._origins.problem(Finding(path, found, expected))
+    origins: Origins
 
 
 def recorded_scenario(path: Path) -> Scenario:
@@ -115,7 +156,7 @@ def override_scenario(
     """
     tree = plain_tree(scenario, defaults=False)
     labels = {key: (sources or {}).get(key, _OVERRIDE) for key in values}
-    origins = _Origins(None, None, tree, labels)
+    origins = Origins(None, None, tree, labels)
     return _scenario_or_raise(_check(tree, origins, values, ()))
 
 
@@ -138,7 +179,7 @@ def inspect_scenario(
     labels = {key: (sources or {}).get(key, _OVERRIDE) for key in overrides}
     document = _read_document(scenario_path(Path(path)))
     tree = None if document.root is None else document.root.plain()
-    origins = _Origins(str(path), document.root, tree, labels)
+    origins = Origins(str(path), document.root, tree, labels)
     problems = tuple(
         dataclasses.replace(problem, path=brief(problem.path), found=brief(problem.found), file=str(path))
         for problem in document.problems
@@ -148,7 +189,7 @@ def inspect_scenario(
     if not isinstance(tree, Mapping):
         wrong = "is empty" if tree is None else shown(tree)
         finding = Finding("", wrong, accepted(Hint(Scenario)))
-        return Inspection(None, _limit((*problems, origins.problem(finding))), {}, origins)
+        return Inspection(None, _limit((*problems, origins.problem(*finding))), {}, origins)
     return _check(tree, origins, overrides, problems, with_data=with_data)
 
 
@@ -186,7 +227,7 @@ def _unreadable(found: str, other: str = "") -> Document:
 
 def _check(
     tree: Mapping[str, Any],
-    origins: _Origins,
+    origins: Origins,
     overrides: Mapping[str, Any],
     problems: tuple[Problem, ...],
     *,
@@ -197,7 +238,7 @@ def _check(
     num_left = 0
     try:
         scenario = Scenario.model_validate(changed)
-        sections = _fields(scenario)
+        sections = dict(scenario)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         num_left = max(0, len(errors) - _MAX_PROBLEMS)
@@ -206,7 +247,7 @@ def _check(
     found += cross_problems(sections)
     if with_data:
         found += missing_data(sections)
-    problems = (*problems, *(origins.problem(finding) for finding in dict.fromkeys(found)))
+    problems = (*problems, *(origins.problem(*finding) for finding in dict.fromkeys(found)))
     in_order = tuple(sorted(problems, key=lambda problem: (problem.source is not None, problem.line or 0)))
     return Inspection(None if problems else scenario, _limit(in_order, num_left), sections, origins)
 
@@ -231,58 +272,4 @@ def _right_sections(tree: Mapping[str, Any], wrong: set[str]) -> dict[str, Any]:
         name: (field.annotation, field) for name, field in Scenario.model_fields.items() if name not in wrong
     }
     partial = create_model("PartialScenario", __base__=Section, **fields)
-    return _fields(partial.model_validate({key: value for key, value in tree.items() if key in fields}))
-
-
-def _fields(section: Section) -> dict[str, Any]:
-    return {name: getattr(section, name) for name in type(section).model_fields}
-
-
-@dataclass(frozen=True)
-class _Origins:
-    """Where the values of a tree came from: lines of a file, and overrides.
-
-    Attributes:
-        file: The file as the user wrote it, or None.
-        root: The parsed file, or None.
-        tree: Its plain values, or None.
-        sources: Label by path of the overrides.
-    """
-
-    file: str | None
-    root: Node | None
-    tree: Any
-    sources: Mapping[str, str]
-
-    def problem(self, finding: Finding) -> Problem:
-        """A finding with its place."""
-        place = dataclasses.asdict(self.locate(finding.path))
-        return Problem(brief(finding.path), finding.found, finding.expected, **place)
-
-    def locate(self, path: str) -> Place:
-        """Where the value at a dotted path stands; for a missing key, the section that lacks it."""
-        parts = self._split(path)
-        node, is_there = (None, False) if self.root is None else self.root.at(parts)
-        source = self._source(parts, is_there)
-        if source is not None:
-            return Place(self.file, None, source)
-        return Place(self.file, None if node is None or node is self.root else node.line)
-
-    def _source(self, parts: tuple[Part, ...], is_there: bool) -> str | None:
-        """The label of the override that gives the value, or that made the section or chose the kind that lacks it."""
-        overrides = {self._split(path): label for path, label in self.sources.items()}
-        for length in range(len(parts), 0, -1) if parts else (0,):
-            if parts[:length] in overrides:
-                return overrides[parts[:length]]
-        above = parts[:-1]
-        if is_there or not above:
-            return None
-        for key in _DISCRIMINATORS:
-            if (*above, key) in overrides:
-                return overrides[*above, key]
-        if self.root is not None and self.root.at(above)[1]:
-            return None
-        return next((label for given, label in overrides.items() if given[: len(above)] == above), None)
-
-    def _split(self, path: str) -> tuple[Part, ...]:
-        return split_path(path, self.tree)
+    return dict(partial.model_validate({key: value for key, value in tree.items() if key in fields}))

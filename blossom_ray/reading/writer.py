@@ -62,8 +62,8 @@ def flow_yaml(value: Any, path: str) -> str:
     Raises:
         ScenarioError: It is nothing that YAML can hold.
     """
-    # In a list, since a document of a scalar ends with a line of its own.
-    return _dump([_writable(value, path)], flow=True).strip()[1:-1]
+    # A document of a scalar ends with a line of its own.
+    return _dump(_writable(value, path), flow=True).strip().removesuffix("\n...")
 
 
 def _dump(tree: Any, *, flow: bool | None = None) -> str:

@@ -27,10 +27,10 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scanner import Scanner
 
-from blossom_ray.core.phrases import shortened, shown
+from blossom_ray.core.phrases import listed, shortened, shown
 from blossom_ray.core.structure import Part, child_value, join_path
 from blossom_ray.errors import Problem
-from blossom_ray.text import brief
+from blossom_ray.text import brief, is_unicode
 
 MAX_DEPTH = 50
 MAX_NODES = 100_000
@@ -198,8 +198,8 @@ class _Builder:
             return dataclasses.replace(node, line=line)
         self._count(1, own_line)
         if event.tag is not None:
-            path = join_path(parts)
-            raise _UnreadableError(f"has the tag {_tag(event.tag)!r}", "plain values without tags", own_line, path)
+            found = f"has the tag {shortened(event.tag.replace('tag:yaml.org,2002:', '!!'))!r}"
+            raise _UnreadableError(found, "plain values without tags", own_line, join_path(parts))
         if isinstance(event, ScalarEvent):
             node = Node(self._scalar(event, parts, own_line), line)
         else:
@@ -236,7 +236,7 @@ class _Builder:
             lines.setdefault(key, []).append(key_line)
         for key, places in lines.items():
             if len(places) > 1:
-                found = f"is given {len(places)} times, in lines {_and(places)}"
+                found = f"is given {len(places)} times, in lines {listed(places[:-1])} and {places[-1]}"
                 self._report((*parts, key), found, "each key once", places[1])
         return _container(children, list(children.values()), line)
 
@@ -259,7 +259,7 @@ class _Builder:
 
     def _scalar(self, event: ScalarEvent, parts: tuple[Part, ...], line: int) -> Scalar:
         text: str = event.value
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_unicode(text):
             raise _UnreadableError("has half of a surrogate pair", "Unicode text", line, join_path(parts))
         if event.style or not event.implicit[0]:
             return text
@@ -299,11 +299,3 @@ def _syntax_problem(error: Exception, text: str) -> Problem:
         return Problem("", "has a tab where a space must stand", "a space there", line=line)
     found = f"is not valid YAML ({brief(' '.join(str(words).split()))})"
     return Problem("", found, "YAML 1.2, indented with spaces", line=line)
-
-
-def _tag(tag: str) -> str:
-    return shortened(tag.replace("tag:yaml.org,2002:", "!!"))
-
-
-def _and(numbers: list[int]) -> str:
-    return f"{', '.join(str(number) for number in numbers[:-1])} and {numbers[-1]}"

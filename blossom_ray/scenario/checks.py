@@ -22,15 +22,13 @@ from blossom_ray.data.division.options import (
     DirichletPartition,
     GivenPartition,
     IidPartition,
-    Partition,
-    QuantityPartition,
 )
 from blossom_ray.data.options import Data
 from blossom_ray.data.sets.base import Download, OwnData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.models.options import Model
-from blossom_ray.scenario.compat import compat_conflicts
+from blossom_ray.scenario.compat import REFERENCE
 from blossom_ray.scenario.sections import Evaluation, Execution, Stop
 
 _RULES: list[tuple[tuple[str, ...], Callable[..., Iterator[Finding]]]] = []
@@ -127,13 +125,16 @@ def _modalities(model: Model, clients: tuple[ClientGroup, ...]) -> Iterator[Find
         for position, modality in enumerate(group.modalities):
             owned[modality] = None
             if modality not in model.encoders:
-                expected = f"a modality with an encoder: {listed(model.encoders)}"
-                near = did_you_mean(modality, model.encoders)
-                yield Finding(f"clients.{index}.modalities.{position}", shown(modality), expected + near)
+                path = f"clients.{index}.modalities.{position}"
+                yield Finding(path, shown(modality), _with_encoder(modality, model))
     for modality in model.encoders:
         if modality not in owned:
             expected = f"a modality that clients own: {listed(owned)}" + did_you_mean(modality, owned)
             yield Finding(f"model.encoders.{modality}", "is an encoder that no client can train", expected)
+
+
+def _with_encoder(name: str, model: Model) -> str:
+    return f"a modality with an encoder: {listed(model.encoders)}" + did_you_mean(name, model.encoders)
 
 
 @_rule
@@ -141,9 +142,8 @@ def _data_modalities(data: Data, model: Model) -> Iterator[Finding]:
     if isinstance(data, SyntheticData):
         for name in data.modalities:
             if name not in model.encoders:
-                expected = f"a modality with an encoder: {listed(model.encoders)}"
-                near = did_you_mean(name, model.encoders)
-                yield Finding(f"data.modalities.{name}", "is a modality without an encoder", expected + near)
+                expected = _with_encoder(name, model)
+                yield Finding(f"data.modalities.{name}", "is a modality without an encoder", expected)
     if isinstance(data, Download):
         known = data.shapes
         for name in model.encoders:
@@ -202,18 +202,10 @@ def _client_counts(data: Data, num_clients: int) -> Iterator[Finding]:
         if data.samples < num_splits * num_clients:
             expected = f"at least {num_splits * num_clients}, {num_splits} for each of {num_clients} clients"
             yield Finding("data.samples", f"is {data.samples}", expected)
-        elif _min_samples(partition) * num_clients > data.samples:
-            found = f"is {_min_samples(partition)} for each of {num_clients} clients"
+        elif (fewest := getattr(partition, "min_samples", 0)) * num_clients > data.samples:
+            found = f"is {fewest} for each of {num_clients} clients"
             expected = f"at most {data.samples // num_clients}, since data.samples is {data.samples}"
             yield Finding("data.partition.min_samples", found, expected)
-
-
-def _min_samples(partition: Partition) -> int:
-    match partition:
-        case DirichletPartition() | QuantityPartition():
-            return partition.min_samples
-        case _:
-            return 0
 
 
 @_rule
@@ -242,16 +234,15 @@ def _group_labels(sharing: str | Mapping[str, str], clients: tuple[ClientGroup, 
     if isinstance(sharing, str):
         return
     for index, group in enumerate(clients):
+        of_group = [block for block, scope in sharing.items() if scope == "group"]
         blocks = [
-            block for block, scope in sharing.items() if scope == "group" and _may_hold(group, Block.named(block))
+            block
+            for block in map(Block.named, of_group)
+            if block == ANY_ENCODER or block.kind != "encoder" or block.of in group.modalities
         ]
         if blocks and not group.group:
             found = f"is empty, while sharing gives {listed(blocks)} the scope group"
             yield Finding(f"clients.{index}.group", found, "a label for every group of clients")
-
-
-def _may_hold(group: ClientGroup, block: Block) -> bool:
-    return block == ANY_ENCODER or block.kind != "encoder" or block.of in group.modalities
 
 
 @_rule
@@ -409,4 +400,12 @@ def _prototypes_of_encoders(
 
 @_rule
 def _compat(compat: str, sections: Mapping[str, Any]) -> Iterator[Finding]:
-    yield from compat_conflicts(compat, sections)
+    for path, value in REFERENCE.items():
+        name, key = path.split(".")
+        if name not in sections:
+            continue
+        found = getattr(sections[name], key)
+        wanted = value["kind"] if isinstance(value, Mapping) else value
+        if getattr(found, "kind", found) != wanted:
+            text = f"{shown(getattr(found, 'kind', found))}, while compat is {compat!r}"
+            yield Finding(path, text, f"{wanted!r}, or no compat")

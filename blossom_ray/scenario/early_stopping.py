@@ -56,7 +56,8 @@ class EarlyStopping:
         if record.round_index == 0 or not record.validation:
             return self
         value = record.metrics.get(self.metric, math.nan)
-        if math.isfinite(value) and (self.value is None or self._is_better(value, self.value)):
+        sign = -1 if self.lower_is_better else 1
+        if math.isfinite(value) and (self.value is None or sign * value > sign * self.value):
             return replace(self, best_round=record.round_index, value=value, num_waited=0)
         return replace(self, num_waited=self.num_waited + 1)
 
@@ -80,6 +81,3 @@ class EarlyStopping:
     def with_state(self, state: Mapping[str, Any]) -> Self:
         """As it was when `state` was taken."""
         return replace(self, **{name: state[name] for name in self.state})
-
-    def _is_better(self, value: float, than: float) -> bool:
-        return value < than if self.lower_is_better else value > than

@@ -42,14 +42,12 @@ def numbers_tree(scenario: ScenarioTree) -> dict[str, Any]:
         section = reduce(lambda branch, name: branch[name], path, tree)
         if key in section and section[key] == default:
             del section[key]
-    plain: dict[str, Any] = json.loads(json.dumps(tree, default=_name_of))
+    plain: dict[str, Any] = json.loads(
+        json.dumps(tree, default=lambda value: str(getattr(value, "__qualname__", repr(type(value)))))
+    )
     return plain
 
 
 def identity(scenario: ScenarioTree) -> str:
     """SHA-256 (hex) over `numbers_tree`: equal for scenarios that give the same numbers on the same data."""
     return hashlib.sha256(json.dumps(numbers_tree(scenario), sort_keys=True).encode()).hexdigest()
-
-
-def _name_of(value: object) -> str:
-    return str(getattr(value, "__qualname__", repr(type(value))))

@@ -108,3 +108,10 @@ def test_any_text_and_number_reads_back_equal(
     written = tmp_path / "written.yaml"
     written.write_text(commented_yaml(scenario, defaults=False), encoding="utf-8", newline="")
     assert Scenario.load(written) == scenario
+
+
+def test_a_mapping_of_one_key_keeps_its_braces(smallest: Scenario, tmp_path: Path) -> None:
+    fusion = {"kind": "custom", "factory": "a:b", "options": {"depth": 2}}
+    written = tmp_path / "written.yaml"
+    written.write_text(commented_yaml(smallest.override({"model.fusion": fusion}), defaults=False), encoding="utf-8")
+    assert Scenario.load(written).model.fusion.options == {"depth": 2}

@@ -80,8 +80,8 @@ def test_problems_name_the_override_and_come_last(small):
         "override: training.batch_size is a mapping; expected an integer of at least 1",
         "override: training.schedule.every is missing; expected an integer of at least 1",
     ]
-    assert reading.locate("seed").source == "--seed"
-    assert reading.locate("rounds").source is None
+    assert reading.origins.locate("seed").source == "--seed"
+    assert reading.origins.locate("rounds").source is None
 
 
 def test_a_value_inside_an_override_belongs_to_it(small):

@@ -396,10 +396,11 @@ def test_right_sections_survive_wrong_ones(scenario_file):
 def test_a_caller_can_add_problems_with_their_place(scenario_file):
     reading = inspect_scenario(scenario_file(QUICKSTART))
     assert reading.scenario is not None
-    assert reading.locate("clients.1.modalities").line == 12
-    assert reading.locate("data.samples").line == 5
+    assert reading.origins.locate("clients.1.modalities").line == 12
+    assert reading.origins.locate("data.samples").line == 5
     assert (
-        str(reading.problem("data.path", "is damaged", "another")) == "a.yaml:7: data.path is damaged; expected another"
+        str(reading.origins.problem("data.path", "is damaged", "another"))
+        == "a.yaml:7: data.path is damaged; expected another"
     )
 
 
