@@ -20,6 +20,7 @@ PRINTED = {
     "own_data": "accuracy ",
     "own_encoder": "'encoder/acc': ",
     "own_fusion": "acc+gyro: accuracy ",
+    "own_loss": "train_loss",
     "own_metric": "calibration_error",
     "own_server_optimizer": "update_norm",
     "own_sharing": "%",
@@ -59,7 +60,7 @@ def test_the_page_shows_the_code_of_the_examples() -> None:
     page = (REPOSITORY / "docs" / "own-code.md").read_text(encoding="utf-8")
     shown = [block[block.index("\n\n\n") :] for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
     sources = "".join(example.read_text(encoding="utf-8") for example in EXAMPLES)
-    assert len(shown) == 4
+    assert len(shown) == 6
     assert [code for code in shown if code not in sources] == []
     assert [example.stem for example in EXAMPLES if f"../examples/{example.name})" not in page] == []
 
@@ -83,6 +84,6 @@ def _dotted(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Overrides two levels deep, so that what the lines do not name stays as it is."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        nested = isinstance(value, dict) and key in ("model", "server", "evaluation", "encoders", "metrics")
+        nested = isinstance(value, dict) and key in ("model", "server", "training", "evaluation", "encoders", "metrics")
         found |= _dotted(value, f"{path}{key}.") if nested else {f"{path}{key}": value}
     return found

@@ -17,13 +17,14 @@ from blossom_ray.clients.job import NO_AFFINE, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import Trainer, cut, kept_modalities, one_thread, seeded_dropout
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlocks
+from blossom_ray.clients.transforms import transformed
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import ClientTraining
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import PartialSum
 from blossom_ray.data.shards import ShardIndex, ShardReader
-from blossom_ray.errors import ClientError, RunError
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, RunError, shown_error
 
 
 class CentralModel:
@@ -53,7 +54,13 @@ class CentralModel:
         """
         started = time.perf_counter()
         with one_thread():
-            result = self._trained(blocks, round_index, learning_rate)
+            try:
+                result = self._trained(blocks, round_index, learning_rate)
+            except BlossomError:
+                raise
+            except OWN_CODE_RAISES as error:
+                cause = shown_error(error).splitlines()[0]
+                raise RunError(f"round {round_index}, the central model: {cause}") from error
         seconds = time.perf_counter() - started
         clients = sorted(client for chunk in chunks for client in chunk.clients)
         num_train, num_epochs = self._shards.num_train, self._plan.training.local_epochs
@@ -84,15 +91,18 @@ class CentralModel:
         workspace = self._workspace
         workspace.load({instance.name: sent.values for instance, sent in blocks.items()}, workspace.initial_state)
         step = LocalPass(section.local_epochs, frozenset(workspace.trained))
-        trainer = Trainer(workspace, LocalJob(section, learning_rate, (step,), seed, round_index))
+        job = LocalJob(section, learning_rate, (step,), seed, round_index)
+        trainer = Trainer(workspace, job, np.concatenate([pool.targets.numpy() for pool in self._pools]))
         trainer.enter(step, NO_AFFINE)
         order_generator = generator(seed, Purpose.CENTRAL_TRAINING, round_index)
         drops_generator = generator(seed, Purpose.MODALITY_DROPOUT, round_index)
+        transform_generator = torch.Generator(workspace.device).manual_seed(job.transform_seed(0))
         with seeded_dropout(torch_seed(seed, Purpose.CENTRAL_TRAINING, round_index), workspace.device):
             for _ in range(section.local_epochs):
                 for pool, rows in _batches(self._pools, section, order_generator):
                     present = kept_modalities(tuple(pool.inputs), section.modality_dropout, drops_generator)
                     inputs = {name: pool.inputs[name].index_select(0, rows) for name in present}
+                    inputs = transformed(workspace.transforms, inputs, transform_generator)
                     trainer.step(inputs, pool.targets.index_select(0, rows))
         result = trainer.result()
         try:

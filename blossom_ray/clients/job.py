@@ -94,6 +94,12 @@ class LocalJob:
         """The seed of a client's dropout masks."""
         return torch_seed(self.seed, self.purpose, self.round_index, client)
 
+    def transform_seed(self, client: int) -> int:
+        """The seed of what a client's `training.transform` draws."""
+        is_tuning = self.purpose is Purpose.FINE_TUNING
+        purpose = Purpose.FINE_TUNING_TRANSFORM if is_tuning else Purpose.TRANSFORM
+        return torch_seed(self.seed, purpose, self.round_index, client)
+
 
 @dataclass(frozen=True)
 class ClientTask:

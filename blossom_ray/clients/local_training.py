@@ -23,6 +23,7 @@ from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass, Loc
 from blossom_ray.clients.optimizers import BlockOptimizer
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import LocalState, OptimizerState
+from blossom_ray.clients.transforms import transformed
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.seeding import Purpose, generator
@@ -92,9 +93,10 @@ class SequentialEngine:
         workspace, section = self._workspace, job.training
         tensors = {modality: on_device(values, workspace.device) for modality, values in task.inputs.items()}
         targets = on_device(task.labels, workspace.device)
-        trainer = Trainer(workspace, job, task)
+        trainer = Trainer(workspace, job, task.labels, task)
         order_generator = job.order_generator(task.client)
         drops_generator = generator(job.seed, Purpose.MODALITY_DROPOUT, job.round_index, task.client)
+        transform_generator = torch.Generator(workspace.device).manual_seed(job.transform_seed(task.client))
         with seeded_dropout(job.dropout_seed(task.client), workspace.device):
             for number, step in enumerate(job.passes):
                 trainer.enter(step, task.own(number))
@@ -103,6 +105,7 @@ class SequentialEngine:
                     for batch in cut(order, section):
                         present = kept_modalities(workspace.model.owned, section.modality_dropout, drops_generator)
                         inputs = {name: tensors[name].index_select(0, batch) for name in present}
+                        inputs = transformed(workspace.transforms, inputs, transform_generator)
                         trainer.step(inputs, targets.index_select(0, batch))
         return trainer.result()
 
@@ -124,16 +127,18 @@ class Trainer:
     Args:
         workspace: Holds the blocks as they were received; they are trained in place.
         job: Gives section and learning rate; its passes are entered by whoever steps.
+        labels: Those that are trained with, (n,) int64 or (n, outputs) float32.
         task: Gives the client's copies and its state, where there is a client.
     """
 
-    def __init__(self, workspace: Workspace, job: LocalJob, task: ClientTask | None = None) -> None:
+    def __init__(self, workspace: Workspace, job: LocalJob, labels: np.ndarray, task: ClientTask | None = None) -> None:
         self._started = time.perf_counter()
         self._workspace, self._section, self._learning_rate = workspace, job.training, job.learning_rate
         self._trained = workspace.trained
         self._received = {name: _parameters(flat).clone() for name, flat in self._trained.items()}
         self._earlier_state: OptimizerState = {} if task is None else task.optimizer_state
         self._copies = CopySwitch(workspace, task) if task is not None and task.extras else None
+        self._class_weights = workspace.objective.weights([labels])
         self._active: dict[str, FlatBlock] = {}
         self._anchors: dict[str, Tensor] = {}
         self._offsets: dict[str, Tensor] = {}
@@ -175,7 +180,7 @@ class Trainer:
         model.training_mode(batch_size=len(targets))
         for flat in self._active.values():
             flat.zero_gradient()
-        loss = self._workspace.rules.loss(model(inputs), targets, reduction="mean")
+        loss = self._workspace.objective.mean(model(inputs), targets, self._class_weights)
         if self._active:  # a model all of which came frozen has nothing to train
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, anchor in self._anchors.items():

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
+from blossom_ray.clients.losses import Loss, TaskLoss
+from blossom_ray.clients.transforms import Transform
 from blossom_ray.core.blocks import ANY_ENCODER, Block
 from blossom_ray.core.phrases import did_you_mean, listed
-from blossom_ray.core.section import Finding, NonNegative, Positive, Probability, Rate, Section
+from blossom_ray.core.section import Finding, ModalityName, NonNegative, Positive, Probability, Rate, Section
 from blossom_ray.core.structure import Hint, section_fields
 from blossom_ray.models.options import Precision
 
@@ -297,6 +299,11 @@ class Training(Section):
     """Batches with fewer samples are left out; the only batch of an epoch never is. 2: as the paper's code."""
     optimizer: ClientOptimizer = Sgd(kind="sgd")
     """The clients' optimizer. Its state is new in each round unless `keep_optimizer_state`."""
+    loss: Loss = TaskLoss(kind="task")
+    """What training makes small; scoring keeps the task's own."""
+    transform: dict[ModalityName, Transform] = Field(default_factory=dict)
+    """What becomes of a modality's batches before a client trains on them: augmentation. Scoring sees samples as they
+    are."""
     schedule: Schedule = ConstantSchedule(kind="constant")
     """The learning rate as a function of the round."""
     engine: Literal["auto", "sequential", "vectorized"] | dict[str, EngineName] = "sequential"

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from blossom_ray.clients.losses import Loss, Objective, TaskLoss
 from blossom_ray.clients.plan import ClientPlan, LocalState
+from blossom_ray.clients.transforms import Transform, build_transforms
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import Vector
@@ -32,6 +34,11 @@ class Workspace:
         metrics: The scenario's `evaluation.metrics` section.
         device: Where the model computes.
         precision: In what its matrix products and convolutions compute.
+        loss: The scenario's `training.loss` section.
+        transforms: Its `training.transform` section.
+
+    Raises:
+        InputError: A part of the sections does not fit, or own code does not do what it should.
     """
 
     def __init__(
@@ -47,10 +54,14 @@ class Workspace:
         metrics: Mapping[str, Metric] | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
+        loss: Loss | None = None,
+        transforms: Mapping[str, Transform] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.num_outputs = num_outputs
         self.rules = task_rules(task, metrics)
+        self.objective = Objective(loss or TaskLoss(kind="task"), self.rules, task, num_outputs, self.device)
+        self.transforms = build_transforms(transforms or {}, input_shapes, owned)
         self.model = build_client_model(section, input_shapes, num_outputs, owned, seed).to(self.device)
         self.model.precision = precision
         self.flat: dict[str, FlatBlock] = {}
@@ -115,4 +126,6 @@ def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.dev
         metrics=plan.metrics,
         device=device,
         precision=plan.training.precision,
+        loss=plan.training.loss,
+        transforms=plan.training.transform,
     )

@@ -41,8 +41,32 @@ def resolve_factory(factory: Factory, where: str) -> Callable[..., Any]:
     return _check_callable(found, where, f"is {factory!r}, which is of type {type(found).__name__}")
 
 
+def call_factory(section: Custom, where: str, *arguments: object) -> Any:
+    """What the factory of a section gives for some arguments and the section's options.
+
+    Args:
+        section: Names the factory and its keyword arguments.
+        where: Its place in the scenario, for messages.
+        arguments: The factory's positional arguments.
+
+    Raises:
+        InputError: The factory cannot be found, or raises.
+    """
+    factory = resolve_factory(section.factory, f"{where}.factory")
+    try:
+        return factory(*arguments, **section.options)
+    except OWN_CODE_RAISES as error:
+        raise InputError(f"{where}.factory raised {shown_error(error)}") from error
+
+
+def shown_factory(section: Custom) -> str:
+    """The name of a section's factory."""
+    factory = section.factory
+    return factory if isinstance(factory, str) else getattr(factory, "__qualname__", type(factory).__qualname__)
+
+
 def factory_problems(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Own code of a model, a server optimizer or a metric that cannot be found; importing it runs it.
+    """Own code other than data that cannot be found; importing it runs it.
 
     Args:
         sections: The top-level values of a scenario that are right in themselves.
@@ -68,6 +92,9 @@ def own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory, Mappin
     if (model := sections.get("model")) is not None:
         parts |= {f"model.encoders.{name}": part for name, part in model.encoders.items()}
         parts |= {"model.fusion": model.fusion, "model.head": model.head}
+    if (training := sections.get("training")) is not None:
+        parts["training.loss"] = training.loss
+        parts |= {f"training.transform.{name}": part for name, part in training.transform.items()}
     if (server := sections.get("server")) is not None:
         parts["server.optimizer"] = server.optimizer
     for where, part in parts.items():

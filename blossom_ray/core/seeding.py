@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     VALIDATION = 13
     SELECTION = 14
     DRAWN_EXTRA = 15
+    TRANSFORM = 16
+    FINE_TUNING_TRANSFORM = 17
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
 
 

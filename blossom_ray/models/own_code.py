@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.core.factories import resolve_factory
+from blossom_ray.core.factories import call_factory, shown_factory
 from blossom_ray.core.section import Custom
 from blossom_ray.errors import OWN_CODE_RAISES, InputError, shown_error
 
@@ -34,9 +34,7 @@ class OwnModule:
     @classmethod
     def of(cls, section: Custom, where: str, width: int) -> OwnModule:
         """What the code of a section has to give, which stands at `where` in the scenario."""
-        factory = section.factory
-        name = factory if isinstance(factory, str) else getattr(factory, "__qualname__", type(factory).__qualname__)
-        return cls(f"{where} ({name})", width)
+        return cls(f"{where} ({shown_factory(section)})", width)
 
 
 def build_own(
@@ -65,11 +63,7 @@ def build_own(
     if is_trial:
         with torch_seeded(0):
             return build_own(section, where, arguments, inputs=inputs, width=width)
-    factory = resolve_factory(section.factory, f"{where}.factory")
-    try:
-        module = factory(*arguments, **section.options)
-    except OWN_CODE_RAISES as error:
-        raise InputError(f"{where}.factory raised {shown_error(error)}") from error
+    module = call_factory(section, where, *arguments)
     if not isinstance(module, nn.Module):
         raise InputError(f"{where}.factory returned {type(module).__name__}; expected a torch.nn.Module")
     return module, try_own(module, where, inputs, width)

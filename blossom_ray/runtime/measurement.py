@@ -21,9 +21,8 @@ from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.stacked.support import training_obstacle
 from blossom_ray.clients.stacked.trial import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.section import Custom
+from blossom_ray.core.factories import own_code
 from blossom_ray.errors import ClientError
-from blossom_ray.models.options import Model
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.placement import actor_of_client, largest_load
 from blossom_ray.runtime.preparation import Preparation
@@ -53,7 +52,7 @@ def choose_engines(
         chosen: What this run has chosen before, which it keeps.
     """
     scenario, asked = preparation.scenario, preparation.plan.engines
-    is_own_code, on_ray, on_gpu = has_own_code(scenario.model), scenario.execution.runtime == "ray", uses_gpu(scenario)
+    is_own_code, on_ray, on_gpu = has_own_code(scenario), scenario.execution.runtime == "ray", uses_gpu(scenario)
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     engines: dict[str, EngineName] = dict(asked or chosen or {})
     if is_own_code or not engines:
@@ -113,9 +112,9 @@ def uses_gpu(scenario: Scenario) -> bool:
     return scenario.execution.runtime == "ray" and scenario.execution.client_resources.num_gpus > 0
 
 
-def has_own_code(model: Model) -> bool:
-    """Whether a part of the model is code of the user's."""
-    return any(isinstance(part, Custom) for part in (*model.encoders.values(), model.fusion, model.head))
+def has_own_code(scenario: Scenario) -> bool:
+    """Whether clients train with code of the user's."""
+    return any(where.startswith(("model.", "training.")) for where, _, _ in own_code(dict(scenario)))
 
 
 class ChunkProbe:

@@ -13,8 +13,10 @@ import numpy as np
 
 from blossom_ray.algorithms.selection import Population
 from blossom_ray.authoring import AlgorithmServer, holdings, with_algorithm
+from blossom_ray.clients.losses import Objective
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.plan import ClientPlan
+from blossom_ray.clients.transforms import build_transforms
 from blossom_ray.core.blocks import FUSION, HEAD, Block, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LeftOut
@@ -24,6 +26,7 @@ from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.identity import numbers_tree
+from blossom_ray.tasks import task_rules
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
 
     Raises:
         DataError: The data cannot be read, or cannot be divided as the scenario asks.
+        InputError: Loss, transforms or own code do not fit the data.
     """
     population = Population(
         tuple(scenario.profiles()), scenario.execution.chunk_size, scenario.server.clients_per_round
@@ -170,6 +174,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     fingerprint = dataset.fingerprint()
     if isinstance(scenario.data, OwnData) and scenario.data.standardize:
         dataset = standardized(dataset, federation, population.profiles)
+    _try_training(scenario, dataset)
     shards = write_shards(dataset, federation, population.profiles, folder)
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
     if held_out is not None:
@@ -208,6 +213,15 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         notes=dataset.notes + (() if overlap is None else (str(overlap),)),
         client_names=federation.names,
     )
+
+
+def _try_training(scenario: Scenario, dataset: Dataset) -> None:
+    """Build what clients train with, so that what does not fit is known before a round begins."""
+    import torch
+
+    training, rules = scenario.training, task_rules(scenario.task)
+    Objective(training.loss, rules, scenario.task, dataset.num_classes, torch.device("cpu"))
+    build_transforms(training.transform, dataset.input_shapes, scenario.modalities)
 
 
 def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:

@@ -289,6 +289,26 @@ def _engines(training: Training, clients: tuple[ClientGroup, ...]) -> Iterator[F
 
 
 @_rule
+def _loss(training: Training, task: Task) -> Iterator[Finding]:
+    yield from (finding._replace(path=f"training.loss.{finding.path}") for finding in training.loss.misfits(task))
+
+
+@_rule
+def _transforms(training: Training, model: Model) -> Iterator[Finding]:
+    for name in training.transform:
+        if name not in model.encoders:
+            expected = f"a modality with an encoder: {listed(model.encoders)}" + did_you_mean(name, model.encoders)
+            yield Finding(f"training.transform.{name}", "is of a modality without an encoder", expected)
+
+
+@_rule
+def _transform_shapes(training: Training, data: Data, model: Model) -> Iterator[Finding]:
+    for name, shape in data.input_shapes(name for name in training.transform if name in model.encoders).items():
+        for finding in training.transform[name].misfits(shape, name):
+            yield finding._replace(path=f"training.transform.{name}.{finding.path}")
+
+
+@_rule
 def _optimizer_blocks(training: Training, model: Model) -> Iterator[Finding]:
     known = (ANY_ENCODER, *model_blocks(model.encoders))
     for block in training.optimizer.blocks:

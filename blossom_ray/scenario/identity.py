@@ -21,6 +21,8 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("stop",): None,
     ("training", "optimizer", "blocks"): {},
     ("algorithm",): {"kind": "fedavg"},
+    ("training", "loss"): {"kind": "task"},
+    ("training", "transform"): {},
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
 

@@ -121,7 +121,7 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
     num_cores = max(1, math.floor(room.num_cpus)) if on_ray else 1
     preparation = choose_engines(prepare(scenario, folder), num_cores)
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
-    is_timed = not uses_gpu(scenario) and (probe if probe is not None else not has_own_code(scenario.model))
+    is_timed = not uses_gpu(scenario) and (probe if probe is not None else not has_own_code(scenario))
     if is_timed:
         times = {name: {e: found.training_seconds(e) for e in found.engines} for name, found in probes.items()}
         preparation = replace(preparation, seconds_per_sample=times)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from blossom_ray import Run, Scenario, simulate
-from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Adam, Sgd, Training
 from blossom_ray.clients.stacked.engine import StackedEngine
@@ -51,7 +51,13 @@ def tasks(workspace: Workspace, *sizes: int) -> list[ClientTask]:
 
 def job(training: Training, learning_rate: float = 0.1) -> LocalJob:
     blocks = frozenset(space().trained)
-    return LocalJob(training, learning_rate, (Phase(2, blocks, anchored=blocks),), seed=0, round_index=1)
+    return LocalJob(
+        training,
+        learning_rate,
+        (LocalPass(2, blocks, anchored=blocks, mu=training.proximal_mu),),
+        seed=0,
+        round_index=1,
+    )
 
 
 def section(optimizer: dict[str, Any], **changes: Any) -> Training:

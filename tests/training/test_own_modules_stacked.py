@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blossom_ray.clients.job import ClientTask, LocalJob, Phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.engine import StackedEngine
@@ -257,7 +257,7 @@ def assert_engines_agree(space: Workspace, caplog: pytest.LogCaptureFixture, opt
     """Over two epochs of batches of 4, and in scores; and the stack has computed it itself."""
     section = Training.model_validate({"batch_size": 4, "optimizer": optimizer or {"kind": "sgd", "momentum": 0.9}})
     names = frozenset(space.trained)
-    job = LocalJob(section, 0.05, (Phase(2, names, anchored=names),), seed=0, round_index=1)
+    job = LocalJob(section, 0.05, (LocalPass(2, names, anchored=names, mu=section.proximal_mu),), seed=0, round_index=1)
     tasks = make_tasks(space)
     with caplog.at_level(logging.INFO):
         stacked, alone = (engine(space).train(tasks, job) for engine in (StackedEngine, SequentialEngine))

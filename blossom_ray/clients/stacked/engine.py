@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -25,7 +25,6 @@ from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer
 from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackedCopies, StackSize
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, shown_error
-from blossom_ray.tasks.base import TaskRules
 
 _MAX_VALUES = 2**26
 """The most values (256 MiB) in the shards of one stack, which are copied into one tensor, and in its blocks. A client
@@ -166,7 +165,12 @@ class StackedEngine:
             for task in (tasks if stack.has_dropout else ())
         ]
         order_generators = [job.order_generator(task.client) for task in tasks]
-        shards = _Shards(tasks, self._device)
+        transform_generators = [
+            torch.Generator(self._device).manual_seed(job.transform_seed(task.client))
+            for task in (tasks if self._workspace.transforms else ())
+        ]
+        objective, shards = self._workspace.objective, _Shards(tasks, self._device)
+        class_weights = objective.weights([task.labels for task in tasks])
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
         num_steps = np.zeros(len(tasks), dtype=np.int64)
         optimizer_states: list[OptimizerState] = [{} for _ in tasks]
@@ -196,7 +200,8 @@ class StackedEngine:
                 stack.enter(batch)
                 num_active = len(batch.counts)
                 inputs, targets = shards.gather(batch)
-                losses = _mean_losses(self._workspace.rules, stack.model(inputs), targets, batch)
+                self._transform(inputs, batch, transform_generators)
+                losses = _means(objective.each(stack.model(inputs), targets, class_weights, batch.counts), batch)
                 # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
                 gradients = torch.autograd.grad(
                     losses.sum(), stack.parameters, allow_unused=True, materialize_grads=descent is None
@@ -235,13 +240,20 @@ class StackedEngine:
             for k, (task, loss_sum) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
         ]
 
+    def _transform(self, inputs: Mapping[str, Tensor], batch: StackedBatch, draws: Sequence[torch.Generator]) -> None:
+        """Transform each client's real rows, in place."""
+        for name, change in self._workspace.transforms.items():
+            for values, count, draw in zip(batch.unfold(inputs[name]), batch.counts, draws, strict=False):
+                values[:count] = change(values[:count], draw)
+
     def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
         started = time.perf_counter()
         rules = self._workspace.rules
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
         steps: list[tuple[Tensor, tuple[int, ...]]] = []
         for batch, outputs, targets in self._outputs(tasks, batch_size):
-            loss_sums[: len(batch.counts)] += _mean_losses(rules, outputs, targets, batch) * batch.row_counts
+            losses = rules.loss(outputs, targets, reduction="none")
+            loss_sums[: len(batch.counts)] += _means(losses, batch) * batch.row_counts
             steps.append((batch.unfold(rules.predict(outputs)), batch.counts))
         predictions: list[list[np.ndarray]] = [[] for _ in tasks]
         for predicted, counts in steps:
@@ -282,9 +294,9 @@ class _Shards:
         return inputs, self._labels.index_select(0, batch.rows)
 
 
-def _mean_losses(rules: TaskRules, outputs: Tensor, targets: Tensor, batch: StackedBatch) -> Tensor:
-    """Mean loss of each client over its real rows, (K,)."""
-    losses = batch.unfold(rules.loss(outputs, targets, reduction="none"))
+def _means(losses: Tensor, batch: StackedBatch) -> Tensor:
+    """Mean loss of each client over its real rows, (K,), from those of all rows."""
+    by_client = batch.unfold(losses)
     if batch.mask is None:
-        return losses.mean(dim=1)
-    return (losses * batch.mask).sum(dim=1) / batch.row_counts
+        return by_client.mean(dim=1)
+    return (by_client * batch.mask).sum(dim=1) / batch.row_counts
