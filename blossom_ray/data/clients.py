@@ -67,7 +67,22 @@ class GivenClients:
                 on and none to test on; a client has a modality in some of its rows alone, or none in any.
         """
         if splits is not None:
-            _check_splits(owners, names, splits, origin)
+            counts = np.zeros((len(names), len(SPLITS)), np.int64)
+            np.add.at(counts, (owners, splits), 1)
+            used = counts.sum(axis=0) > 0
+            if used[1] and not used[2]:
+                row = int((splits == 1).argmax())
+                raise DataError(f"{origin.split(row)} is 'validation', while no row is 'test'; expected 'test' in some")
+            for part, name in enumerate(SPLITS):
+                lacking = np.flatnonzero(counts[:, part] == 0)
+                if len(lacking) and (part == 0 or used[part]):
+                    client = int(lacking[0])
+                    row = int((owners == client).argmax())
+                    others = ", which other clients have" if part else ""
+                    raise DataError(
+                        f"{origin.split(row)} is {SPLITS[splits[row]]!r}, and no row of client {names[client]!r} is "
+                        f"{name!r}{others}; expected {name!r} in some of its rows"
+                    )
         for modality, is_missing in missing.items():
             num_missing = np.bincount(owners, is_missing, minlength=len(names))
             is_torn = (num_missing > 0) & (num_missing < np.bincount(owners, minlength=len(names)))
@@ -149,25 +164,6 @@ class Origin:
     client: Place = field(default=lambda row: f"clients, row {row}")
     split: Place = field(default=lambda row: f"splits, row {row}")
     modality: Callable[[str, int], str] = field(default=lambda modality, row: f"modality {modality!r}, row {row}")
-
-
-def _check_splits(owners: IntArray, names: Sequence[str], splits: IntArray, origin: Origin) -> None:
-    counts = np.zeros((len(names), len(SPLITS)), np.int64)
-    np.add.at(counts, (owners, splits), 1)
-    used = counts.sum(axis=0) > 0
-    if used[1] and not used[2]:
-        row = int((splits == 1).argmax())
-        raise DataError(f"{origin.split(row)} is 'validation', while no row is 'test'; expected 'test' in some")
-    for part, name in enumerate(SPLITS):
-        lacking = np.flatnonzero(counts[:, part] == 0)
-        if len(lacking) and (part == 0 or used[part]):
-            client = int(lacking[0])
-            row = int((owners == client).argmax())
-            others = ", which other clients have" if part else ""
-            raise DataError(
-                f"{origin.split(row)} is {SPLITS[splits[row]]!r}, and no row of client {names[client]!r} is {name!r}"
-                f"{others}; expected {name!r} in some of its rows"
-            )
 
 
 def check_recordings(recordings: IntArray, splits: IntArray, place: Place, names: Sequence[str] = ()) -> None:

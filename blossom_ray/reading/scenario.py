@@ -20,8 +20,7 @@ from blossom_ray.reading.overrides import apply_overrides
 from blossom_ray.reading.packaged import packaged_scenarios, scenario_path
 from blossom_ray.reading.yaml_tree import Document, Node, parse_yaml
 from blossom_ray.scenario.checks import cross_problems, missing_data
-from blossom_ray.scenario.compat import apply_compat
-from blossom_ray.scenario.tree import ScenarioTree
+from blossom_ray.scenario.tree import ScenarioTree, apply_compat
 from blossom_ray.storage import RefusedFileError, read_file
 from blossom_ray.text import brief
 

@@ -28,8 +28,8 @@ from blossom_ray.data.sets.base import Download, OwnData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.models.options import Model
-from blossom_ray.scenario.compat import REFERENCE
 from blossom_ray.scenario.sections import Evaluation, Execution, Stop
+from blossom_ray.scenario.tree import REFERENCE
 
 _RULES: list[tuple[tuple[str, ...], Callable[..., Iterator[Finding]]]] = []
 _Rule = TypeVar("_Rule", bound=Callable[..., Iterator[Finding]])

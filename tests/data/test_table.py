@@ -752,7 +752,7 @@ import re, sys
 from pathlib import Path
 from blossom_ray.data.files import remote
 from blossom_ray.data.sets.table import TableData
-from blossom_ray.data.table import labels, rows
+from blossom_ray.data.table import rows
 def highest_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 section = TableData(dataset="table", path=sys.argv[1])

@@ -9,7 +9,7 @@ import pytest
 from blossom_ray import Scenario, simulate
 from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.writer import scenario_yaml
-from blossom_ray.scenario.compat import apply_compat
+from blossom_ray.scenario.tree import apply_compat
 
 
 def test_what_it_sets(small_scenario: Scenario) -> None:

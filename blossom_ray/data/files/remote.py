@@ -14,11 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import fsspec
-import pyarrow as pa
-from filelock import FileLock
-from pyarrow import fs
-
 from blossom_ray.core.locations import is_uri
 from blossom_ray.data.files.cache import cache_folder
 from blossom_ray.errors import DataError
@@ -47,9 +42,22 @@ def local_path(path: str) -> str:
         if parts.netloc not in ("", "localhost"):
             raise DataError(f"data.path is {path!r}, which names the host {parts.netloc!r}; expected file:///...")
         return url2pathname(parts.path)
+    import fsspec
+    import pyarrow as pa
+    from pyarrow import fs
+
     try:
-        filesystem, place = _opened(path)
-        files = _files(filesystem, place)
+        try:
+            filesystem, place = fs.FileSystem.from_uri(path)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            found, place = fsspec.core.url_to_fs(path)
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(found))
+        place = str(place).rstrip("/")
+        files = [filesystem.get_file_info(place)]
+        if files[0].type == fs.FileType.Directory:
+            below = filesystem.get_file_info(fs.FileSelector(place, recursive=True))
+            files = sorted(below, key=lambda info: info.path)
+        files = [info for info in files if info.type == fs.FileType.File]
         if not files:
             raise DataError(f"data.path is {path!r}, where nothing is; expected a file or a folder")
         return str(_copied(path, filesystem, place, files))
@@ -57,27 +65,11 @@ def local_path(path: str) -> str:
         raise DataError(f"data.path is {path!r}, which cannot be read ({error}); expected {_EXPECTED}") from error
 
 
-def _opened(uri: str) -> tuple[Any, str]:
-    """A file system of Arrow's, and the place in it."""
-    try:
-        filesystem, place = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        found, place = fsspec.core.url_to_fs(uri)
-        filesystem = fs.PyFileSystem(fs.FSSpecHandler(found))
-    return filesystem, str(place).rstrip("/")
-
-
-def _files(filesystem: Any, place: str) -> list[Any]:
-    """The file at a place, or the files below it, by path."""
-    found = filesystem.get_file_info(place)
-    if found.type == fs.FileType.Directory:
-        below = filesystem.get_file_info(fs.FileSelector(place, recursive=True))
-        return sorted((info for info in below if info.type == fs.FileType.File), key=lambda info: info.path)
-    return [found] if found.type == fs.FileType.File else []
-
-
 def _copied(uri: str, filesystem: Any, place: str, files: list[Any]) -> Path:
     """The copy in the cache, made now if it is not there. It gets its name when it is whole."""
+    from filelock import FileLock
+    from pyarrow import fs
+
     facts = [uri, [(info.path, info.size, info.mtime_ns) for info in files]]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     root = cache_folder() / "remote"

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import one_of, shown
 from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Finding
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
 from blossom_ray.data.division.options import Division
+from blossom_ray.data.files.remote import local_path
 from blossom_ray.errors import DataError, InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -146,7 +146,7 @@ class Download(DataSection):
         """
         if self.path is None:
             raise DataError(f"data.path is missing; expected {self.facts.download}; get it from {self.facts.page}")
-        path = path_on_this_machine(self.path)
+        path = local_path(self.path)
         try:
             return Path(path).expanduser()
         except RuntimeError as error:
@@ -178,15 +178,6 @@ class OwnData(DataSection):
 
     if TYPE_CHECKING:
         standardize: bool
-
-
-def path_on_this_machine(path: str) -> str:
-    """The path of files at a path or URI; as `files.remote.local_path`, without its libraries where it is a path."""
-    if not is_uri(path):
-        return path
-    from blossom_ray.data.files.remote import local_path
-
-    return local_path(path)
 
 
 def module_of_extra(name: str, need: str, extra: str, otherwise: str = "") -> ModuleType:

@@ -78,33 +78,32 @@ def read_official(path: Path) -> Records:
     with _open_official(path) as archive:
         superclass_of = _superclass_of_code(archive)
         rows = read_rows(archive, DATABASE, ("patient_id", "scp_codes", "strat_fold", "filename_lr"))
-        place = f"{archive.name}: {DATABASE}"
+        table = f"{archive.name}: {DATABASE}"
         superclasses = np.zeros((len(rows), len(SUPERCLASSES)), np.uint8)
+        folds, patients = np.zeros((2, len(rows)), np.int64)
         for number, row in enumerate(rows):
-            for code in _codes(row["scp_codes"], f"{place}, record {number + 1}"):
+            place, name = f"{table}, record {number + 1}", row["filename_lr"]
+            for code in _codes(row["scp_codes"], place):
                 if code in superclass_of:
                     superclasses[number, SUPERCLASSES.index(superclass_of[code])] = 1
-        _check_counts(superclasses, place)
-        names = [row["filename_lr"] for row in rows]
-        for number, name in enumerate(names, start=1):
             if not _RECORD.fullmatch(name):
-                raise DataError(
-                    f"{place}, record {number}: filename_lr is {name[:60]!r}; expected such as "
-                    f"records100/00000/00001_lr"
-                )
-            identity = rows[number - 1].get("ecg_id")
+                raise DataError(f"{place}: filename_lr is {name[:60]!r}; expected such as records100/00000/00001_lr")
+            identity = row.get("ecg_id")
             if identity is not None and whole_number(identity) != _number_of(name):
                 raise DataError(
-                    f"{place}, record {number}: ecg_id is {identity[:40]!r} and filename_lr {name}; "
-                    f"expected the same number in both"
+                    f"{place}: ecg_id is {identity[:40]!r} and filename_lr {name}; expected the same number in both"
                 )
-        check_unique(place, "record", (str(_number_of(name)) for name in names))
+            folds[number] = _integer(row, "strat_fold", 1, 10, "an integer from 1 to 10", place)
+            patients[number] = _integer(row, "patient_id", 0, 2**53, "a number of a patient", place)
+        _check_counts(superclasses, table)
+        names = [row["filename_lr"] for row in rows]
+        check_unique(table, "record", (str(_number_of(name)) for name in names))
         headers = (member for member in archive.members() if member.startswith("records100/") and member[-4:] == ".hea")
         unknown = sorted({member.removesuffix(".hea") for member in headers} - set(names))
     return Records(
         superclasses=superclasses,
-        folds=_integers(rows, "strat_fold", 1, 10, place),
-        patients=_integers(rows, "patient_id", 0, 2**53, place),
+        folds=folds,
+        patients=patients,
         signals=lambda: _decoded(path, names),
         names=names,
         left_out=(
@@ -159,16 +158,12 @@ def _codes(text: str, place: str) -> Mapping[str, float]:
     return codes
 
 
-def _integers(rows: list[Row], column: str, low: int, high: int, place: str) -> IntArray:
-    """A column of integers, which the official table writes as 15709.0."""
-    found = np.zeros(len(rows), np.int64)
-    for number, row in enumerate(rows):
-        value = whole_number(row[column])
-        if value is None or not low <= value <= high:
-            expected = f"an integer from {low} to {high}" if high < 100 else "a number of a patient"
-            raise DataError(f"{place}, record {number + 1}: {column} is {row[column][:40]!r}; expected {expected}")
-        found[number] = value
-    return found
+def _integer(row: Row, column: str, low: int, high: int, expected: str, place: str) -> int:
+    """An integer, which the official table writes as 15709.0."""
+    value = whole_number(row[column])
+    if value is None or not low <= value <= high:
+        raise DataError(f"{place}: {column} is {row[column][:40]!r}; expected {expected}")
+    return value
 
 
 def _check_counts(superclasses: ByteArray, place: str) -> None:

@@ -20,8 +20,9 @@ from blossom_ray.core.section import ModalityName, Positive, Section
 from blossom_ray.data.clients import GivenClients, Origin, check_recordings
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.data.division.options import GivenPartition
+from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.labels import encode_ids, encode_splits
-from blossom_ray.data.sets.base import DatasetFacts, OwnData, path_on_this_machine
+from blossom_ray.data.sets.base import DatasetFacts, OwnData
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Table:
         """The rows of all files."""
         from blossom_ray.data.table.rows import TableRows
 
-        return TableRows(path_on_this_machine(self.spec.path))
+        return TableRows(local_path(self.spec.path))
 
     @property
     def _is_given(self) -> bool:
@@ -197,9 +198,7 @@ class Table:
         columns = _listed(self.spec.label_column)
         for column in columns:
             self.rows.check_column(column)
-        from blossom_ray.data.table.labels import read_labels
-
-        return read_labels(self.rows, columns, self.task, self.spec.class_names)
+        return self.rows.labels(columns, self.task, self.spec.class_names)
 
     @cached_property
     def _splits(self) -> IntArray:

@@ -1,4 +1,4 @@
-"""The rows of all files of a table one after the other, by column: as samples, or one text or whole number per row."""
+"""The rows of all files of a table one after the other, by column: as samples, as labels, or a value per row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -15,14 +16,16 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
+from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place
-from blossom_ray.data.dataset import FloatArray, IntArray
-from blossom_ray.data.labels import RowValues
-from blossom_ray.data.table.columns import is_text, open_column_files
+from blossom_ray.data.dataset import FloatArray, IntArray, Labels
+from blossom_ray.data.labels import RowValues, encode_classes, encode_numbers, encode_sets
+from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
 from blossom_ray.data.table.tensor_columns import (
     BatchPlace,
     check_numeric,
     chosen_rows,
+    is_list,
     is_number,
     present_rows,
     tensor_rows,
@@ -159,6 +162,33 @@ class TableRows:
                     parts.append(np.array(own, np.int64))
         return RowValues(tuple(numbers), np.concatenate(parts), self.place(column)).of()
 
+    def labels(
+        self, columns: Sequence[str], task: Task, class_names: Sequence[str] | None
+    ) -> tuple[Labels, tuple[str, ...]]:
+        """The labels of all rows, as in `Dataset`, and the names of classes or targets.
+
+        Args:
+            columns: Columns of labels, which all files have.
+            task: What they are for.
+            class_names: Names of classes or targets, or None.
+
+        Raises:
+            DataError: A column is of a type that the task does not have, or a row is null, of another length, or out
+                of range.
+        """
+        place, first = self.place(columns[0]), columns[0]
+        if task == "classification":
+            if len(columns) > 1:
+                raise DataError(f"data.label_column names {len(columns)} columns; expected one for task: {task}")
+            values = self.values(first)
+            # A table's truth values are the classes 0 and 1.
+            distinct = [int(value) if isinstance(value, bool) else value for value in values.distinct]
+            return encode_classes(replace(values, distinct=distinct), class_names)
+        if task == "multilabel" and len(columns) == 1 and all(_is_text_list(file.types[first]) for file in self.files):
+            return encode_sets(_name_lists(self.files, first), place, class_names)
+        numbers = np.concatenate([_numbers(self.files, column) for column in columns], axis=1)
+        return encode_numbers(numbers, place, task, class_names, columns)
+
     def whole_numbers(self, column: str) -> IntArray:
         """The numbers of a column that `write_table` has written, -1 for null."""
         self.check_column(column)
@@ -216,3 +246,40 @@ def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Ba
         found = f"has shape {list(values.shape[1:])}, {values[0].size} values"
         raise place.error(0, found, f"{math.prod(shape)} values, for the shape {list(shape)}")
     return values.reshape(len(values), *shape)
+
+
+def _name_lists(files: Sequence[ColumnFile], column: str) -> list[list[str]]:
+    found: list[list[str]] = []
+    known: dict[str, str] = {}
+    for file in files:
+        for first_row, batch in file.batches([column]):
+            place = BatchPlace(file.name, column, first_row)
+            for row, names in enumerate(batch[column].to_pylist()):
+                if names is None:
+                    raise place.error(row, "is null", "a label in every row")
+                if None in names:
+                    raise place.error(row, "holds a null", "names of classes")
+                found.append([known.setdefault(name, name) for name in names])
+    return found
+
+
+def _numbers(files: Sequence[ColumnFile], column: str) -> FloatArray:
+    """(N, width) float32."""
+    parts: list[FloatArray] = []
+    for file in files:
+        check_numeric(file.types[column], file.name, column)
+        for first_row, batch in file.batches([column]):
+            place = BatchPlace(file.name, column, first_row)
+            rows = tensor_rows(batch[column], place, parts[0].shape[1:] if parts else None)
+            if rows.ndim > 2:
+                raise place.error(0, f"has shape {list(rows.shape[1:])}", "a number or a list of numbers")
+            parts.append(rows)
+    values = np.concatenate(parts)
+    return values[:, np.newaxis] if values.ndim == 1 else values
+
+
+def _is_text_list(type_: Any) -> bool:
+    if not is_list(type_):
+        return False
+    element = type_.value_type
+    return is_text(element.value_type if pa.types.is_dictionary(element) else element)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 
 from blossom_ray.core.locations import local_path
 from blossom_ray.data.clients import HELD_OUT, SPLITS
-from blossom_ray.data.dataset import Dataset, FloatArray, LeftOut, is_missing
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, is_missing
 from blossom_ray.errors import RunFolderError
 from blossom_ray.storage import replacing
 
@@ -66,14 +67,20 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
     """
     target = local_path(path, "path")
     optional = {"recording": dataset.recordings, PIECE_OF: dataset.pieces, "client": dataset.clients}
-    for column in ("label", "subject", "split", *(name for name, rows in optional.items() if rows is not None)):
+    own = ["label", "subject", "split", *(name for name, rows in optional.items() if rows is not None)]
+    for column in own:
         if column in dataset.inputs:
             raise RunFolderError(f"{target}: a modality is called {column!r}, as a column is; expected another name")
+    if dataset.subjects is None:
+        own.remove("subject")
     held_out = "test" if dataset.clients is None else HELD_OUT
     parts = {"train": dataset} | ({} if dataset.held_out is None else {held_out: dataset.held_out})
-    given = dataset.given_clients
+    given, overlap = dataset.given_clients, None if dataset.pieces is None else dataset.pieces.overlap
     names = () if given is None else given.names
-    schema = _schema(dataset, names)
+    notes = Notes(dataset.left_out, dataset.recordings is not None, overlap, names, dataset.subject_names)
+    first = _columns(dataset, slice(1), "train", own, names)
+    metadata = None if notes == Notes() else {NOTES_KEY: NOTES.dump_json(notes)}
+    schema = pa.schema({name: column.type for name, column in first.items()}, metadata)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -83,52 +90,39 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
         ):
             for split, part in parts.items():
                 for start in range(0, part.num_samples, _ROWS_AT_ONCE):
-                    writer.write_batch(_batch(part, slice(start, start + _ROWS_AT_ONCE), split, schema, names))
+                    columns = _columns(part, slice(start, start + _ROWS_AT_ONCE), split, own, names)
+                    writer.write_batch(pa.record_batch([*columns.values()], schema=schema))
     except OSError as error:
         raise RunFolderError(f"{target} cannot be written: {error}") from error
     return target
 
 
-def _schema(dataset: Dataset, client_names: tuple[str, ...]) -> Any:
-    fields = {
-        modality: pa.fixed_shape_tensor(pa.float32(), shape) for modality, shape in sorted(dataset.input_shapes.items())
-    }
-    width = dataset.labels.shape[1:]
-    fields["label"] = pa.list_(pa.float32(), width[0]) if width else pa.int64()
-    if dataset.subjects is not None:
-        fields["subject"] = pa.int64()
-    fields["split"] = pa.string()
-    if dataset.recordings is not None:
-        fields["recording"] = pa.int64()
-    if dataset.pieces is not None:
-        fields[PIECE_OF] = pa.int64()
-    if dataset.clients is not None:
-        fields["client"] = pa.string()
-    overlap = None if dataset.pieces is None else dataset.pieces.overlap
-    notes = Notes(dataset.left_out, dataset.recordings is not None, overlap, client_names, dataset.subject_names)
-    return pa.schema(fields, None if notes == Notes() else {NOTES_KEY: NOTES.dump_json(notes)})
-
-
-def _batch(part: Dataset, rows: slice, split: str, schema: Any, client_names: tuple[str, ...]) -> Any:
+def _columns(
+    part: Dataset, rows: slice, split: str, own: Collection[str], client_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Some rows by column, in the order of columns; null where the part does not say what the column does."""
     labels = part.labels[rows]
-    columns = {
-        modality: _tensors(values[rows], schema.field(modality).type) for modality, values in part.inputs.items()
-    }
     flat = pa.array(np.ascontiguousarray(labels).reshape(-1))
-    columns["label"] = flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1])
-    numbers = {"subject": part.subjects, "recording": part.recordings}
-    numbers[PIECE_OF] = None if part.pieces is None else part.pieces.recordings
-    for name, values in numbers.items():
-        columns[name] = pa.nulls(len(labels), pa.int64()) if values is None else pa.array(values[rows])
-    columns["client"], columns["split"] = pa.nulls(len(labels), pa.string()), pa.array([split] * len(labels))
-    if part.clients is not None:
-        columns["client"] = pa.array([client_names[client] for client in part.clients[rows]])
-    if part.splits is not None:
-        columns["split"] = pa.array([SPLITS[number] for number in part.splits[rows]])
-    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+    splits = [split] * len(labels) if part.splits is None else [SPLITS[number] for number in part.splits[rows]]
+    owners = [None] * len(labels) if part.clients is None else [client_names[client] for client in part.clients[rows]]
+
+    def numbers(values: IntArray | None) -> Any:
+        return pa.nulls(len(labels), pa.int64()) if values is None else pa.array(values[rows])
+
+    columns = {
+        "label": flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1]),
+        "subject": numbers(part.subjects),
+        "split": pa.array(splits, pa.string()),
+        "recording": numbers(part.recordings),
+        PIECE_OF: numbers(None if part.pieces is None else part.pieces.recordings),
+        "client": pa.array(owners, pa.string()),
+    }
+    inputs = {modality: _tensors(values[rows]) for modality, values in sorted(part.inputs.items())}
+    return inputs | {name: column for name, column in columns.items() if name in own}
 
 
-def _tensors(values: FloatArray, type_: Any) -> Any:
+def _tensors(values: FloatArray) -> Any:
+    type_ = pa.fixed_shape_tensor(pa.float32(), values.shape[1:])
     # Arrow's own way from NumPy makes the strides a part of the type, which say nothing where a dimension is 1.
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     missing = is_missing(values)
