@@ -356,7 +356,7 @@ def on_a_terminal(folder: Path, arguments: list[str], keys: str) -> tuple[int, s
         pass
     finally:
         os.close(ours)
-    return process.wait(timeout=60), screen.decode()
+    return process.wait(timeout=300), screen.decode()
 
 
 def test_on_a_terminal_it_asks_for_what_is_not_given(tmp_path: Path) -> None:

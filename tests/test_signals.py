@@ -76,10 +76,10 @@ def is_left(process: psutil.Process) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> None:
-    give_up = time.monotonic() + patience_s
+def wait_for(condition: Callable[[], Any], what: str) -> None:
+    give_up = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < give_up, f"waited {patience_s:g} s for {what}"
+        assert time.monotonic() < give_up, f"waited {PATIENCE_S:g} s for {what}"
         time.sleep(0.05)
 
 
@@ -170,7 +170,7 @@ def test_ctrl_c_leaves_no_ray_behind(start: Start, tmp_path: Path) -> None:
     assert_interrupted(process, tmp_path, 130, fewest_rounds=2)
     (kept,) = (tmp_path / "runs" / "endless").iterdir()
     assert list((kept / "checkpoints").glob("*/checkpoint.json")), "the last round has a checkpoint"
-    wait_for(lambda: not any(map(is_left, below)), "Ray's processes to end", patience_s=20.0)
+    wait_for(lambda: not any(map(is_left, below)), "Ray's processes to end")
 
 
 @pytest.mark.ray
@@ -185,7 +185,7 @@ def test_sigterm_may_take_ray_along(start: Start, tmp_path: Path) -> None:
     below = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGTERM)
     assert_interrupted(process, tmp_path, 143, fewest_rounds=3)
-    wait_for(lambda: not any(map(is_left, below)), "Ray's processes to end", patience_s=20.0)
+    wait_for(lambda: not any(map(is_left, below)), "Ray's processes to end")
 
 
 # SIGTERM at the moment when Ray starts the first process of its own.

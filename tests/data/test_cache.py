@@ -198,7 +198,7 @@ print(int(cached("two", {}, build, folder=Path(sys.argv[1]))["values"].sum()))
 def test_processes_that_ask_at_once_share_one_build(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    lines = [line for process in processes for line in process.communicate(timeout=60)[0].splitlines()]
+    lines = [line for process in processes for line in process.communicate(timeout=300)[0].splitlines()]
     assert sorted(lines) == ["7000", "7000", "built"]
 
 

@@ -251,9 +251,9 @@ def test_the_error_survives_pickling() -> None:
 )
 def test_ten_thousand_clients_in_seconds(spec: Partition) -> None:
     targets = targets_of(1_000_000, num_classes=10)
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(partition(spec, targets, 10_000, 0)) == 10_000
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_absurd_numbers_are_refused_before_memory_is_asked_for() -> None:

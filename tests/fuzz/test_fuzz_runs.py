@@ -129,7 +129,7 @@ def damaged_copy(original: Path, case: RunCase, target: Path, chosen: Callable[[
 
 def check_reading(case: RunCase, folder: Path) -> None:
     """Read everything of a damaged run; raises what no user may see, or AssertionError."""
-    started = time.monotonic()
+    started = time.process_time()
     original = originals().killed if case.was_killed else originals().finished
     path = damaged_copy(original, case, folder / "read", lambda path: len(path.parts) == 1)
     run = outcome(lambda: Run.open(path))
@@ -142,12 +142,12 @@ def check_reading(case: RunCase, folder: Path) -> None:
             assert isinstance(found, InputError)
             assert str(path) in str(found)
     assert isinstance(run.status, str)
-    assert time.monotonic() - started < LONGEST_CASE_S
+    assert time.process_time() - started < LONGEST_CASE_S
 
 
 def check_resuming(case: RunCase, folder: Path) -> None:
     """Go on with a damaged run: the result of the undisturbed one, or an error of ours."""
-    started = time.monotonic()
+    started = time.process_time()
     original = originals().killed if case.was_killed else originals().interrupted
     path = damaged_copy(original, case, folder / "resumed", lambda path: path.name != SCENARIO_FILE)
     ended = outcome(lambda: list(resume_run(small_scenario(), path)))
@@ -158,7 +158,7 @@ def check_resuming(case: RunCase, folder: Path) -> None:
         assert run.status == "finished"
         assert run.manifest["digest"] == originals().digest
         assert run.rounds["round"].to_list() == list(range(NUM_ROUNDS + 1))
-    assert time.monotonic() - started < LONGEST_CASE_S
+    assert time.process_time() - started < LONGEST_CASE_S
 
 
 @given(case=cases)

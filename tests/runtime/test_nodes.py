@@ -3,8 +3,8 @@
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,28 @@ from blossom_ray import Run, Scenario
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# Imported by the actors from the working directory. Rounds are slow enough to be disturbed, on the cluster alone.
+# Imported by the actors from the working directory. On the cluster, those of two clients each wait in the training of
+# the sixth round until it has been disturbed.
 HEAD = """\
 import os
 import time
+from pathlib import Path
 
 import torch
 
+trained = set()
 
-class Slow(torch.nn.Module):
+
+class Held(torch.nn.Module):
     def __init__(self, input_dim, num_outputs):
         super().__init__()
         self.linear = torch.nn.Linear(input_dim, num_outputs)
 
     def forward(self, fused):
         if self.training:
-            time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
+            trained.add(torch.initial_seed())  # of its own for each client and round
+            while len(trained) > 2 * 5 and Path(os.environ.get("HOLD", "/none/such")).exists():
+                time.sleep(0.02)
         return self.linear(fused)
 """
 # Seconds instead of half a minute until a node that gives no sign of life counts as dead.
@@ -46,13 +52,13 @@ HEALTH = {
 @pytest.fixture
 def scenario(small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     """Three actors, eight rounds, a checkpoint every second one, private heads."""
-    (tmp_path / "slow_head.py").write_text(HEAD, encoding="utf-8")
+    (tmp_path / "held_head.py").write_text(HEAD, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return small_scenario.override(
         {
             "rounds": 8,
             "sharing": "private-head",
-            "model.head": {"kind": "custom", "factory": "slow_head:Slow"},
+            "model.head": {"kind": "custom", "factory": "held_head:Held"},
             "checkpoint.every": 2,
             "execution": {
                 "runtime": "ray",
@@ -64,39 +70,12 @@ def scenario(small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
-Slow = Callable[[], AbstractContextManager[None]]
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Slow:
-    """What is started within imports own code from here, and takes its time in training."""
-
-    @contextmanager
-    def slowly() -> Iterator[None]:
-        with monkeypatch.context() as patch:
-            patch.setenv("SECONDS_PER_STEP", "0.2")
-            patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-            yield
-
-    return slowly
-
-
 def raylet(node: Any) -> psutil.Process:
     return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
 
 def client_actors(raylet: psutil.Process) -> int:
     return sum("ray::ClientActor" in " ".join(child.cmdline()) for child in raylet.children(recursive=True))
-
-
-def in_the_fifth_round(strike: Callable[[], None]) -> Callable[[subprocess.Popen[str]], None]:
-    def disturb(process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        if not any(re.match(r"round +4/", line) for line in process.stdout):
-            raise AssertionError(f"ended before round 4: {process.communicate()[1]}")
-        strike()
-
-    return disturb
 
 
 def take_down(node: Any) -> None:
@@ -110,9 +89,22 @@ def take_down(node: Any) -> None:
 def disturbed(
     scenario: Scenario, cpus: tuple[float, float], strike: Callable[[list[Any]], None]
 ) -> tuple[int, str, Path]:
-    """A run on two nodes with so many cores, disturbed in its fifth round."""
-    with cluster_of(*({"num_cpus": each} for each in cpus), system_config=HEALTH) as (address, nodes):
-        return simulated(scenario, address, in_the_fifth_round(lambda: strike(nodes)))
+    """A run on two nodes with so many cores, disturbed in its sixth round."""
+    hold = Path("hold").absolute()
+    hold.touch()
+
+    def disturb(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        if not any(re.match(r"round +5/", line) for line in process.stdout):
+            raise AssertionError(f"ended before round 5: {process.communicate()[1]}")
+        strike(nodes)
+        hold.unlink()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOLD", str(hold))
+        patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
+        with cluster_of(*({"num_cpus": each} for each in cpus), system_config=HEALTH) as (address, nodes):
+            return simulated(scenario, address, disturb)
 
 
 def kill_the_other_raylet(nodes: list[Any]) -> None:
@@ -121,9 +113,8 @@ def kill_the_other_raylet(nodes: list[Any]) -> None:
     other.kill()
 
 
-def test_a_run_goes_on_without_a_lost_node(scenario: Scenario, slow: Slow) -> None:
-    with slow():
-        exit_code, message, folder = disturbed(scenario, (2, 2), kill_the_other_raylet)
+def test_a_run_goes_on_without_a_lost_node(scenario: Scenario) -> None:
+    exit_code, message, folder = disturbed(scenario, (2, 2), kill_the_other_raylet)
     assert exit_code == 0, message
     run = Run.open(folder)
     assert_same_as_undisturbed(run, scenario)
@@ -134,9 +125,8 @@ def test_a_run_goes_on_without_a_lost_node(scenario: Scenario, slow: Slow) -> No
     assert run.failures.height > 0
 
 
-def test_a_cluster_that_became_too_small_ends_the_run_so_that_it_can_go_on(scenario: Scenario, slow: Slow) -> None:
-    with slow():
-        exit_code, message, folder = disturbed(scenario, (1, 1), kill_the_other_raylet)
+def test_a_cluster_that_became_too_small_ends_the_run_so_that_it_can_go_on(scenario: Scenario) -> None:
+    exit_code, message, folder = disturbed(scenario, (1, 1), kill_the_other_raylet)
     assert exit_code == 1
     cause, hint = message.splitlines()
     assert cause.startswith(
@@ -148,9 +138,8 @@ def test_a_cluster_that_became_too_small_ends_the_run_so_that_it_can_go_on(scena
     assert_same_as_undisturbed(Run.open(folder), scenario)
 
 
-def test_the_loss_of_the_node_with_the_driver_ends_the_run_so_that_it_can_go_on(scenario: Scenario, slow: Slow) -> None:
-    with slow():
-        exit_code, message, folder = disturbed(scenario, (2, 2), lambda nodes: take_down(nodes[0]))
+def test_the_loss_of_the_node_with_the_driver_ends_the_run_so_that_it_can_go_on(scenario: Scenario) -> None:
+    exit_code, message, folder = disturbed(scenario, (2, 2), lambda nodes: take_down(nodes[0]))
     assert exit_code == 1, message
     assert re.fullmatch(r"error: .*\nhint: .*\n", message), message
     resume(folder)

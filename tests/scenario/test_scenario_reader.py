@@ -300,9 +300,9 @@ def test_tabs_where_a_space_must_stand_are_named(text):
 
 def test_a_mapping_of_too_many_keys_is_refused_as_it_is_read(scenario_file):
     path = scenario_file(SMALL + "server:\n" + "".join(f"  key{n}: 1\n" for n in range(60_000)))
-    start = time.perf_counter()
+    start = time.process_time()
     assert messages(path) == ["a.yaml:5006: server has too many keys; expected at most 5,000 of them"]
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     keys = ", ".join(f"key{n}: 1" for n in range(5_000))
     assert parse_yaml(f"{{{keys}}}").problems == ()
 
@@ -333,11 +333,11 @@ def test_of_a_value_no_more_than_200_characters_are_repeated(scenario_file, line
 def test_aliases_that_multiply_are_stopped(scenario_file):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    start = time.perf_counter()
+    start = time.process_time()
     assert messages(scenario_file("\n".join(lines))) == [
         "a.yaml:5: holds too many values, with its aliases expanded; expected at most 100,000 values"
     ]
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_aliases_that_nest_are_stopped(scenario_file):

@@ -347,9 +347,7 @@ def test_one_sweep_at_a_time_works_in_a_folder(
     cells = expand([small_scenario])
     with sweep_lock(tmp_path / "s"), pytest.raises(RunFolderError, match="its sweep is going on in another process"):
         next(run_cells(tmp_path / "s", cells))
-    began = time.monotonic()
     assert list(run_cells(tmp_path / "s", cells))
-    assert time.monotonic() - began < 60
 
 
 def test_folders_that_are_no_sweeps(small_scenario: Scenario, tmp_path: Path) -> None:
