@@ -36,6 +36,12 @@ def test_round_profile_covers_the_phases_of_a_round() -> None:
     assert {"backward", "optimizer", "open shards", "sums within chunks", "server step"} <= {name for name, _ in parts}
 
 
+def test_own_modules() -> None:
+    text = output("own_modules.py", "--clients", "4", "--rounds", "1")
+    assert re.match(r"4 clients, 1 rounds; after round 1 blocks differ by [\d.]+e-\d+\n", text)
+    assert len(re.findall(r"^\| .+ \| [\d.]+ \| [\d.]+ \| [\d.]+ to [\d.]+ \|$", text, re.MULTILINE)) == 3
+
+
 def test_core_without_ray() -> None:
     text = output("gpu_core.py", "--device", "cpu", "--largest", "2", "--repeats", "1", "--steps", "1", "--only", "mlp")
     assert "no GPU: one thread of the processor" in text

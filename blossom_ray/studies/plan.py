@@ -88,6 +88,7 @@ class Plan:
         memory: What the processes hold.
         blocks: By block instance.
         seconds: None where nothing was timed.
+        notes: What is to be known of data and engines, in a line each.
     """
 
     sets: Mapping[str, SetPlan]
@@ -100,6 +101,7 @@ class Plan:
     memory: Memory
     blocks: Mapping[BlockInstance, BlockTraffic]
     seconds: RoundSeconds | None
+    notes: tuple[str, ...]
 
 
 def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | None = None) -> Plan:
@@ -144,6 +146,7 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
         memory=memory(preparation, workspaces, actor_of),
         blocks=block_traffic(preparation, workspaces),
         seconds=_seconds(preparation, probes, actor_of, num_cores) if is_timed else None,
+        notes=preparation.notes,
     )
 
 

@@ -55,6 +55,16 @@ def test_stacked_clients_stay_together(plan: Any) -> None:
     assert "stacks clients" in found.packings["1"].refusal
 
 
+def test_why_own_code_is_not_stacked_is_noted(plan: Any) -> None:
+    class Centred(torch.nn.Linear):
+        def forward(self, fused: torch.Tensor) -> torch.Tensor:
+            return super().forward(fused - fused.mean(0))
+
+    found = plan(training__engine="vectorized", model__head={"kind": "custom", "factory": Centred})
+    assert {own.engine for own in found.sets.values()} == {"sequential"}
+    assert found.notes[0].startswith("engine of acc: sequential, since head (Centred) mixes the rows of a batch")
+
+
 def test_a_setting_of_the_scenario_s_own_that_does_not_fit_is_refused(plan: Any) -> None:
     with pytest.raises(InputError, match="which takes 23 actors for 23 clients"):
         plan(clients__0__count=20, execution__clients_per_actor=1)

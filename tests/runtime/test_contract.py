@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from torch import nn
 
 from blossom_ray import Run, Scenario, simulate
 
@@ -168,6 +170,34 @@ def test_stacked_chunks_give_the_same_bits_on_every_placement(small_scenario: Sc
     for clients_per_actor in (10, 5):
         placed = scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": clients_per_actor})
         assert_same_bits(local, simulate(placed))
+
+
+@pytest.mark.ray
+def test_stacked_own_modules_give_the_same_bits_on_two_actors(small_scenario: Scenario, ray_session: None) -> None:
+    class Head(nn.Module):
+        def __init__(self, width: int, outputs: int) -> None:
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm1d(width), nn.Dropout(0.3)
+            self.out = nn.Parameter(torch.randn(width, outputs))
+
+        def forward(self, fused: torch.Tensor) -> torch.Tensor:
+            return self.drop(self.norm(fused)) @ self.out
+
+    scenario = small_scenario.override(
+        {
+            "training.engine": "vectorized",
+            "model.head": {"kind": "custom", "factory": Head},
+            "clients.0.count": 5,
+            "clients.2.count": 4,
+        }
+    )
+    local = simulate(scenario)
+    assert local.manifest["engines"] == dict.fromkeys(("acc", "acc+gyro", "gyro"), "vectorized")
+    assert not [note for note in local.manifest["notes"] if "engine" in note]
+    assert_same_bits(local, simulate(scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": 5})))
+    in_turn = simulate(scenario.override({"training.engine": "sequential"}))
+    expected = in_turn.rounds["train_loss"].drop_nulls().to_list()
+    assert local.rounds["train_loss"].drop_nulls().to_list() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_engines_agree_within_rounding(small_scenario: Scenario) -> None:

@@ -25,7 +25,12 @@ def plan_view(scenario: Scenario, plan: Plan, where: str) -> RenderableType:
         where: What offers the room, such as "this machine (Ray not started)".
     """
     return Group(
-        line(title(scenario)), _clients(plan), *_placement(plan, where), _traffic(plan), *_time(scenario, plan)
+        line(title(scenario)),
+        _clients(plan),
+        *_placement(plan, where),
+        _traffic(plan),
+        *_time(scenario, plan),
+        *(line(f"note: {note}") for note in plan.notes),
     )
 
 
@@ -42,6 +47,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "memory_bytes": vars(plan.memory),
         "blocks": {str(instance): vars(traffic) for instance, traffic in plan.blocks.items()},
         "seconds_per_round": None if plan.seconds is None else vars(plan.seconds),
+        "notes": [*plan.notes],
     }
 
 
