@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from inspect import Parameter, signature
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from blossom_ray.algorithms.ditto import Ditto
 from blossom_ray.algorithms.feddyn import FedDyn
 from blossom_ray.algorithms.scaffold import Scaffold
+from blossom_ray.algorithms.seam import METHODS, has
 from blossom_ray.algorithms.server_optimizers import FedAvg, ServerOptimizer
-from blossom_ray.core.factories import resolve_factory
+from blossom_ray.core.factories import call_factory
 from blossom_ray.core.section import Custom, Fraction, Positive, Section
-from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, shown_error
+from blossom_ray.errors import InputError
 
 Weighting = Literal["samples", "uniform", "entropy"]
 
@@ -30,19 +32,53 @@ class CustomAlgorithm(Custom):
         """The user's object.
 
         Raises:
-            InputError: The code cannot be found, or raised.
+            InputError: The code cannot be found, raised, or gave no algorithm.
         """
-        try:
-            return resolve_factory(self.factory, "algorithm.factory")(**self.options)
-        except BlossomError:
-            raise
-        except OWN_CODE_RAISES as error:
-            raise InputError(f"algorithm.factory raised {shown_error(error)}; expected an algorithm") from error
+        made = call_factory(self, "algorithm")
+        if not any(has(made, method) for method in METHODS):
+            expected = f"an object with some of {', '.join(METHODS)}"
+            raise InputError(f"algorithm.factory gave {type(made).__name__} with no such method; expected {expected}")
+        return made
 
 
 AlgorithmOption = Annotated[
     FederatedAveraging | Scaffold | FedDyn | Ditto | CustomAlgorithm, Field(discriminator="kind")
 ]
+
+
+def given_section(given: Any) -> Any:
+    """What the key `algorithm` is given, as what a section is made of: an author's own object as its class and options.
+
+    Options are the arguments of the class by name, which the object has as attributes of these names: what it was made
+    with, so that every process can make it again, and a file can hold it.
+
+    Args:
+        given: A section, a mapping of its keys, or an object with methods of `Algorithm`.
+
+    Raises:
+        ValueError: It cannot be made again from its attributes.
+    """
+    if type(given) in _SECTIONS or not any(has(given, method) for method in METHODS):
+        return given
+    if isinstance(given, type):
+        return {"kind": "custom", "factory": given}
+    made = type(given)
+    names = [name for name, each in signature(made).parameters.items() if each.kind not in _CATCH_ALL]
+    lacking = [name for name in names if not hasattr(given, name)]
+    if lacking:
+        raise ValueError(f"an attribute {lacking[0]} of {made.__qualname__} that holds its argument {lacking[0]}")
+    options = {name: getattr(given, name) for name in names}
+    if _attributes(made(**options)) != _attributes(given):
+        raise ValueError(f"{made.__qualname__} with the attributes that its arguments give it, and no others")
+    return {"kind": "custom", "factory": made, "options": options}
+
+
+_SECTIONS = get_args(get_args(AlgorithmOption)[0])
+_CATCH_ALL = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+def _attributes(given: object) -> str:
+    return repr(getattr(given, "__dict__", {}))
 
 
 def algorithm_of(section: AlgorithmOption) -> Any:

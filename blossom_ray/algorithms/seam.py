@@ -368,6 +368,10 @@ class Algorithm(Protocol):
         """The blocks of the model that a client is scored with, from its copies by name."""
 
 
+METHODS = tuple(name for name in vars(Algorithm) if not name.startswith("_"))
+"""The names of an algorithm's methods, in the order of a round."""
+
+
 def has(algorithm: object, method: str) -> bool:
     """Whether an algorithm has one of the methods of `Algorithm`."""
     return callable(getattr(algorithm, method, None))

@@ -95,6 +95,7 @@ def own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory, Mappin
     if (training := sections.get("training")) is not None:
         parts["training.loss"] = training.loss
         parts |= {f"training.transform.{name}": part for name, part in training.transform.items()}
+    parts["algorithm"] = sections.get("algorithm")
     if (server := sections.get("server")) is not None:
         parts["server.optimizer"] = server.optimizer
     for where, part in parts.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from blossom_ray.algorithms.options import AlgorithmOption, FederatedAveraging, Server
+from blossom_ray.algorithms.options import AlgorithmOption, FederatedAveraging, Server, given_section
 from blossom_ray.clients.options import EngineName, Training
 from blossom_ray.core.blocks import ClientProfile, SchemeName, ScopeName, SharingScheme
 from blossom_ray.core.scores import Score, Task
@@ -90,7 +90,7 @@ class ScenarioTree(Section):
     `central` is no federation but the pooled reference: one model, trained on all clients' training splits in one
     place. It bounds no personalised model, whose clients keep blocks of their own."""
     algorithm: AlgorithmOption = FederatedAveraging(kind="fedavg")
-    """The federated algorithm: what is added to block-wise averaging."""
+    """The federated algorithm: what is added to block-wise averaging. From Python also an object of your own."""
     training: Training = Training()
     """Local training."""
     server: Server = Server()
@@ -110,6 +110,11 @@ class ScenarioTree(Section):
     @classmethod
     def _with_compat(cls, tree: Any) -> Any:
         return apply_compat(tree) if isinstance(tree, Mapping) else tree
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _algorithm_itself(cls, given: Any) -> Any:
+        return given_section(given)
 
     @property
     def seeds(self) -> Seeds:

@@ -1,0 +1,178 @@
+"""An author's own algorithm: named in a file or given as an object, the same bits as the built-in one it repeats."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plain_loops import TREE
+
+from blossom_ray import Scenario, ScenarioError, simulate
+from blossom_ray.algorithms.options import Ditto
+from blossom_ray.algorithms.seam import Client, Extra, Layout, Pass, Sent, ServerView, Tree
+from blossom_ray.errors import InputError
+from blossom_ray.reading.own_code import own_code_checksums
+from blossom_ray.reading.writer import scenario_yaml
+from blossom_ray.scenario.identity import identity
+
+FILE = """
+from blossom_ray.algorithms.seam import Extra, Pass, Sent
+
+
+class Scaffold:
+    def __init__(self, factor=1.0):
+        self.factor = factor
+
+    def extras(self, layout):
+        return {"c": Extra(layout.averaged), "own": Extra(layout.averaged, scope="private")}
+
+    def passes(self, k):
+        return [Pass(offset=self.factor * (k["c"] - k["own"]))]
+
+    def finish(self, k):
+        change = (k.mean_step - k["c"]) * k.stepped
+        return {"own": k["own"] + change, "c": Sent(change)}
+
+    def server(self, s):
+        return {"c": s.current["c"] + s.total["c"] / s.holders["c"]}
+"""
+
+
+def scenario_of(algorithm: dict[str, Any]) -> Scenario:
+    return Scenario.model_validate({**TREE, "rounds": 2, "algorithm": algorithm})
+
+
+@pytest.fixture
+def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module `own_of_a_test` in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_of_a_test.py").write_text(FILE, encoding="utf-8")
+    yield tmp_path / "own_of_a_test.py"
+    sys.modules.pop("own_of_a_test", None)
+
+
+@dataclass
+class Dyn:
+    """FedDyn once more."""
+
+    alpha: float = 0.1
+
+    def extras(self, layout: Layout) -> dict[str, Extra]:
+        return {"own": Extra(layout.averaged, scope="private"), "h": Extra(layout.averaged, scope="server")}
+
+    def passes(self, k: Client) -> list[Pass]:
+        return [Pass(offset=-k["own"], anchor=k.received, mu=self.alpha)]
+
+    def finish(self, k: Client) -> dict[str, Any]:
+        return {"own": k["own"] - self.alpha * (k.new - k.received)}
+
+    def server(self, s: ServerView) -> dict[str, Tree]:
+        moved = s.total["model"] - s.weight["model"] * s.current["model"]
+        h = s.current["h"] - self.alpha * moved / s.holders["model"]
+        return {"h": h, "model": s.average("model") - h / self.alpha}
+
+
+class Lossy:
+    """Forgets what it was made with."""
+
+    def __init__(self, strength: float) -> None:
+        self.doubled = 2 * strength
+
+    def finish(self, k: Client) -> dict[str, Any]:
+        return {"model": Sent(k.new)}
+
+
+class Shifting(Lossy):
+    """Cannot be made again from its attributes."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength = 2 * strength
+
+
+def test_named_in_a_file_it_has_the_bits_of_the_built_in_one(own_file: Path) -> None:
+    own = simulate(scenario_of({"kind": "custom", "factory": "own_of_a_test:Scaffold"}))
+    built_in = simulate(scenario_of({"kind": "scaffold"}))
+    plain = simulate(scenario_of({"kind": "fedavg"}))
+    assert own.manifest["digest"] == built_in.manifest["digest"] != plain.manifest["digest"]
+
+
+def test_options_reach_it(own_file: Path) -> None:
+    section = {"kind": "custom", "factory": "own_of_a_test:Scaffold", "options": {"factor": 0.5}}
+    one, half = (simulate(scenario_of(each)) for each in (section | {"options": {}}, section))
+    assert one.manifest["digest"] != half.manifest["digest"]
+
+
+def test_an_object_is_taken_as_its_class_and_its_arguments() -> None:
+    scenario = scenario_of({"kind": "feddyn", "alpha": 0.2})
+    own = scenario.override({"algorithm": Dyn(0.2)})
+    assert own.algorithm.model_dump() == {"kind": "custom", "factory": Dyn, "options": {"alpha": 0.2}}
+    assert simulate(own).manifest["digest"] == simulate(scenario).manifest["digest"]
+    assert f'factory: "{__name__}:Dyn"' in scenario_yaml(own)
+    given = Scenario.model_validate(dict(scenario) | {"algorithm": Dyn(0.2)})
+    assert given == own
+
+
+def test_objects_that_differ_are_different_simulations() -> None:
+    scenario = scenario_of({"kind": "fedavg"})
+    two = [scenario.override({"algorithm": Dyn(alpha)}) for alpha in (0.1, 0.2)]
+    assert identity(two[0]) != identity(two[1])
+    assert identity(two[0]) == identity(
+        scenario.override({"algorithm": {"kind": "custom", "factory": Dyn}} | {"algorithm.options": {"alpha": 0.1}})
+    )
+
+
+def test_what_inherits_from_a_built_in_one_is_not_taken_for_it() -> None:
+    class Nearer(Ditto):
+        def passes(self, k: Client) -> list[Pass]:
+            return super().passes(k)[:1]
+
+    scenario = scenario_of({"kind": "ditto"})
+    own = scenario.override({"algorithm": Nearer(kind="ditto")})
+    assert own.algorithm.kind == "custom"
+    assert identity(own) != identity(scenario)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Lossy(1.0), "expected an attribute strength of Lossy that holds its argument strength"),
+        (Shifting(1.0), "expected Shifting with the attributes that its arguments give it, and no others"),
+        (3, "algorithm is 3; expected a mapping with the key 'kind'"),
+    ],
+)
+def test_objects_that_cannot_be_made_again(given: Any, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        scenario_of({"kind": "fedavg"}).override({"algorithm": given})
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("no_such_module:Mine", "algorithm.factory is 'no_such_module:Mine', but there is no module 'no_such_module'"),
+        ("own_of_a_test:Missing", "own_of_a_test has no attribute 'Missing'"),
+    ],
+)
+def test_code_that_cannot_be_found_is_told_before_a_run(own_file: Path, factory: str, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        simulate(scenario_of({"kind": "custom", "factory": factory}))
+
+
+def test_a_factory_that_gives_no_algorithm() -> None:
+    with pytest.raises(InputError, match=r"gave dict with no such method; expected an object with some of extras"):
+        simulate(scenario_of({"kind": "custom", "factory": dict}))
+    with pytest.raises(InputError, match=r"algorithm.factory raised TypeError: .*unexpected keyword argument 'speed'"):
+        simulate(scenario_of({"kind": "custom", "factory": Dyn, "options": {"speed": 1}}))
+
+
+def test_it_is_among_the_code_that_a_run_is_known_by(own_file: Path) -> None:
+    scenario = scenario_of({"kind": "custom", "factory": "own_of_a_test:Scaffold"})
+    before = own_code_checksums(scenario)
+    assert list(before) == ["own_of_a_test"]
+    own_file.write_text(FILE.replace("1.0", "2.0"), encoding="utf-8")
+    assert own_code_checksums(scenario) != before
+    assert list(own_code_checksums(scenario.override({"algorithm": Dyn()}))) == [f"{__name__}:Dyn"]
