@@ -53,14 +53,20 @@ class BlockOptions(Section):
     """As above."""
 
 
-class _Optimizer(Section):
-    blocks: dict[str, BlockOptions] = Field(default_factory=dict)
-    """What is otherwise for single blocks: `encoder/<modality>`, `fusion`, `head`; `encoder/*` stands for every encoder
-    without an entry of its own."""
+_Blocks = Annotated[
+    dict[str, BlockOptions],
+    Field(
+        description="What is otherwise for single blocks: `encoder/<modality>`, `fusion`, `head`; `encoder/*` stands "
+        "for every encoder without an entry of its own."
+    ),
+]
 
+
+class _Optimizer(Section):
     if TYPE_CHECKING:
         kind: str
         lr: float
+        blocks: _Blocks  # last in each kind
 
     def of(self, block: str) -> ClientOptimizer:
         """The optimizer of a block, as a section without `blocks`."""
@@ -115,6 +121,7 @@ class Sgd(_Optimizer):
     """L2 penalty."""
     nesterov: bool = False
     """Nesterov momentum (needs momentum > 0)."""
+    blocks: _Blocks = Field(default_factory=dict)
 
     def conflicts(self) -> Iterator[Finding]:
         """Nesterov momentum without momentum, and those of single blocks."""
@@ -205,6 +212,7 @@ class Adam(_AdamLike):
     kind: Literal["adam"]
     weight_decay: NonNegative = 0.0
     """L2 penalty."""
+    blocks: _Blocks = Field(default_factory=dict)
 
 
 class AdamW(_AdamLike):
@@ -215,6 +223,7 @@ class AdamW(_AdamLike):
     kind: Literal["adamw"]
     weight_decay: NonNegative = 1e-2
     """Decoupled weight decay."""
+    blocks: _Blocks = Field(default_factory=dict)
 
 
 ClientOptimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]

@@ -289,8 +289,10 @@ def _engines(training: Training, clients: tuple[ClientGroup, ...]) -> Iterator[F
 
 
 @_rule
-def _loss(training: Training, task: Task) -> Iterator[Finding]:
-    yield from (finding._replace(path=f"training.loss.{finding.path}") for finding in training.loss.misfits(task))
+def _loss(training: Training, task: Task, data: Data) -> Iterator[Finding]:
+    num_classes = data.classes if isinstance(data, SyntheticData) else None
+    for finding in training.loss.misfits(task, num_classes):
+        yield finding._replace(path=f"training.loss.{finding.path}")
 
 
 @_rule

@@ -67,7 +67,7 @@ def test_what_another_override_gives_is_never_dropped(small):
     reading = inspect_scenario(small, values, {key: f"--set {key}" for key in values})
     assert [str(problem) for problem in reading.problems] == [
         "--set training.optimizer.nesterov: training.optimizer.nesterov is not a known key; "
-        "expected one of kind, lr, beta1, beta2, eps, weight_decay"
+        "expected one of kind, lr, beta1, beta2, eps, weight_decay, blocks"
     ]
 
 

@@ -147,7 +147,7 @@ def test_all_problems_come_at_once_in_line_order(scenario_file):
         f"a.yaml:13: model.encoders.acc.kind is 'conv-gur'; expected one of {kinds}; did you mean 'conv-gru'?",
         "a.yaml:15: training.schedule.every is missing; expected an integer of at least 1",
         "a.yaml:18: training.optimizer.momentm is not a known key; "
-        "expected one of kind, blocks, lr, momentum, weight_decay, nesterov; did you mean 'momentum'?",
+        "expected one of kind, lr, momentum, weight_decay, nesterov, blocks; did you mean 'momentum'?",
         "a.yaml:19: training.optimizer.lr is 0; expected a number above 0",
         "a.yaml:20: server.clients_per_round is 0; expected a fraction such as 0.1 or a number of clients such as 10",
         "a.yaml:21: sharing.head is 'privat'; "

@@ -240,6 +240,7 @@ def test_one_and_two_actors_compute_the_same(small_scenario: Scenario) -> None:
         ({"training.loss": {"kind": "focal", "gamma": -1}}, "gamma is -1; expected a number of at least 0"),
         ({"training.loss": {"kind": "focal", "alpha": 0.25}}, "alpha is 0.25, one number for all classes; expected "),
         ({"training.loss": {"kind": "weighted", "weights": "balance"}}, "weights is 'balance'; expected "),
+        ({"training.loss": {"kind": "weighted", "weights": [1, 2]}}, "weights is [1.0, 2.0]; expected 3 numbers, one "),
         ({"training.loss": {"kind": "label-smoothing", "smoothing": 1.0}}, "smoothing is 1.0; expected a number "),
         ({"task": "regression", "data.classes": 2, "data.targets": 2, "training.loss": {"kind": "weighted"}},
          "kind is 'weighted', while the task is 'regression'; expected one of task, custom"),
@@ -254,10 +255,10 @@ def test_what_is_wrong_is_said(small_scenario: Scenario, changes: dict[str, Any]
     assert message in str(raised.value)
 
 
-def test_weights_for_another_number_of_classes_are_refused(small_scenario: Scenario) -> None:
-    scenario = small_scenario.override({"training.loss": {"kind": "weighted", "weights": [1, 2]}})
-    with pytest.raises(InputError, match=r"training.loss.weights is \[1.0, 2.0\]; expected 3 numbers, one for"):
-        simulate(scenario)
+def test_weights_for_another_number_of_classes_than_the_data_have_are_refused() -> None:
+    message = r"training.loss.weights is \[1.0, 2.0\]; expected 3 numbers, one for each class"
+    with pytest.raises(InputError, match=message):
+        space({"kind": "weighted", "weights": [1, 2]})
 
 
 def own(function: Callable[[Tensor, Tensor], object]) -> dict[str, Any]:
