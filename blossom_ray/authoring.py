@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -193,6 +193,53 @@ class AlgorithmServer:
             raise RunError(f"algorithm: {method} raised {shown_error(error)}") from error
 
 
+MOST_ROW_BYTES = 2 * 2**30
+"""What contributions one by one may take on the server in a round."""
+
+
+def rows_bytes(plan: ClientPlan, population: Population) -> dict[str, int]:
+    """By copy the bytes of contributions that the server keeps one by one, should all of a cohort contribute.
+
+    Args:
+        plan: What every client goes by.
+        population: The clients.
+    """
+    holders: Counter[BlockInstance] = Counter()
+    sizes: dict[BlockInstance, int] = {}
+    for members in population.signatures.values():
+        profile = population.profiles[members[0]]
+        extras = {part.instance: part.size for part in plan.extra_parts(profile)}
+        keyed = {i._replace(key=""): size for i, size in extras.items() if i.scope is Scope.CLIENT}
+        for instance in plan.returned_blocks(profile):
+            if plan.keeps_rows(instance):
+                holders[instance] += len(members)
+                sizes[instance] = (extras | keyed).get(instance) or plan.sizes.get(instance.name, 0)
+    found: Counter[str] = Counter()
+    for instance, number in holders.items():
+        found[instance.copy or MODEL] += 4 * sizes[instance] * min(number, population.cohort_size)
+    return dict(found)
+
+
+def _check_rows(plan: ClientPlan, population: Population) -> None:
+    """Whether there is room for what an algorithm wants one by one.
+
+    Raises:
+        InputError: There is not, with numbers.
+    """
+    known = {MODEL} | {part.instance.copy for one in population.representatives() for part in plan.extra_parts(one)}
+    rows = getattr(plan.author, "rows", ())
+    if isinstance(rows, str) or not set(rows) <= known:
+        raise InputError(f"algorithm: rows is {rows!r}; expected a tuple of some of {', '.join(sorted(known))}")
+    found = rows_bytes(plan, population)
+    if (num_bytes := sum(found.values())) > MOST_ROW_BYTES:
+        fitting = population.cohort_size * MOST_ROW_BYTES // num_bytes
+        what = f"contributions of {', '.join(sorted(found))} one by one, of {population.cohort_size:,} clients"
+        raise InputError(
+            f"algorithm: keeps {what}, {num_bytes / 2**30:.1f} GiB a round; expected at most "
+            f"{MOST_ROW_BYTES / 2**30:.0f} GiB: server.clients_per_round of about {fitting:,}, or sums in place of rows"
+        )
+
+
 def by_instance(
     sent: Iterable[tuple[BlockInstance, PartialSum | Contributions]],
 ) -> Iterator[tuple[BlockInstance, PartialSum | Contributions]]:
@@ -272,6 +319,7 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
             except OWN_CODE_RAISES as error:
                 raise InputError(f"algorithm: scored raised {shown_error(error)}") from error
             scored |= watched.touched
+    _check_rows(plan, population)
     return replace(plan, scored_copies=frozenset(scored - {MODEL}))
 
 

@@ -34,6 +34,11 @@ class ExtraPart:
     is_copy: bool
 
     @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
     def is_sent(self) -> bool:
         """Whether the server sends it to clients."""
         return self.instance.scope not in (Scope.PRIVATE, Scope.SERVER, Scope.DRAWN)

@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blossom_ray.algorithms.selection import cohort_size, fraction_of
+from blossom_ray.algorithms.selection import Chunk, Signature, cohort_size, fraction_of
 from blossom_ray.algorithms.server_optimizers import ServerOptimizer
+from blossom_ray.authoring import rows_bytes
+from blossom_ray.clients.host import ClientHost
+from blossom_ray.clients.local_training import one_thread
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.errors import InputError
@@ -20,6 +23,7 @@ from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.measurement import ChunkProbe, choose_engines, has_own_code, uses_gpu
 from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, actor_of_client, largest_load, num_actors
 from blossom_ray.runtime.preparation import Preparation, prepare
+from blossom_ray.server import initial_server
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,23 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
         memory=memory(preparation, workspaces, actor_of),
         blocks=block_traffic(preparation, workspaces),
         seconds=_seconds(preparation, probes, actor_of, num_cores) if is_timed else None,
-        notes=preparation.notes,
+        notes=(*preparation.notes, *_kept_notes(preparation, parameters)),
     )
+
+
+def _kept_notes(preparation: Preparation, parameters: Mapping[str, int]) -> list[str]:
+    """What clients keep of an algorithm from round to round, by modality set, where they keep something."""
+    notes = {}
+    for profile in preparation.population.representatives():
+        parts = preparation.plan.extra_parts(profile)
+        kept = sum(part.size for part in parts if part.instance.is_private)
+        if kept:
+            share = kept / parameters[profile.modality_set]
+            notes[profile.modality_set] = (
+                f"{profile.modality_set}: a client that has trained keeps {kept:,} values of the algorithm, "
+                f"{share:.2g} times its model"
+            )
+    return [*notes.values()]
 
 
 def _set_plan(preparation: Preparation, modality_set: str, num_parameters: int) -> SetPlan:
@@ -264,10 +283,13 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
     holders: Counter[BlockInstance] = Counter()
     trainers: Counter[BlockInstance] = Counter()
     values: dict[BlockInstance, int] = {}
-    for members in population.signatures.values():
+    extras: dict[BlockInstance, BlockTraffic] = {}
+    sent = _first_updates(preparation) if plan.author is not None else {}
+    for signature, members in population.signatures.items():
         profile = population.profiles[members[0]]
         workspace, returned = workspaces[profile.modality_set], set(plan.returned_blocks(profile))
-        held = plan.cut(plan.sent_blocks(profile), workspace.initial_blocks, workspace.num_parameters)
+        blocks = [instance for instance in plan.sent_blocks(profile) if not instance.copy]
+        held = plan.cut(blocks, workspace.initial_blocks, workspace.num_parameters)
         for name, instance in plan.held_blocks(profile).items():
             if instance.is_private:
                 held[BlockInstance(name, Scope.PRIVATE)] = workspace.initial_blocks[name]
@@ -275,12 +297,57 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
             holders[instance] += len(members)
             trainers[instance] += len(members) if instance in returned else 0
             values[instance] = vector.size
+        for part in plan.extra_parts(profile):
+            if part.instance.scope is Scope.DRAWN:
+                continue
+            instance, size = _together(part.instance), _FLOAT32 * part.size
+            down = size * (down_part if instance.copy in plan.scored_copies else trained_part) * part.is_sent
+            up = sent[signature].get(instance, 0) * trained_part
+            before = extras.get(instance, BlockTraffic(str(instance.scope), 0, part.size, 0.0, 0.0))
+            extras[instance] = replace(
+                before,
+                holders=before.holders + len(members),
+                bytes_down=before.bytes_down + down * len(members),
+                bytes_up=before.bytes_up + up * len(members),
+            )
     traffic = {}
     for instance in sorted(holders):
         size = 0 if instance.is_private or not trainers[instance] else _FLOAT32 * values[instance]
         down, up = holders[instance] * size * down_part, trainers[instance] * size * trained_part
+        if plan.author is not None:
+            clients = {kind: len(members) for kind, members in population.signatures.items()}
+            up = trained_part * sum(sent[kind].get(instance, 0) * number for kind, number in clients.items())
         traffic[instance] = BlockTraffic(str(instance.scope), holders[instance], values[instance], down, up)
-    return traffic
+    return {instance: (traffic | extras)[instance] for instance in sorted(traffic | extras)}
+
+
+def _together(instance: BlockInstance) -> BlockInstance:
+    """The instance that stands for all clients' own ones."""
+    return instance._replace(key="") if instance.scope in (Scope.PRIVATE, Scope.CLIENT) else instance
+
+
+def _first_updates(preparation: Preparation) -> dict[Signature, Mapping[BlockInstance, int]]:
+    """The bytes that a client of each kind sends back in the first round: what an algorithm sends, it alone knows.
+
+    Raises:
+        RunError: The algorithm does not work.
+    """
+    plan, population = preparation.plan, preparation.population
+    server = initial_server(plan, preparation.profiles_on_server(), preparation.scenario.server.optimizer)
+    found: dict[Signature, Mapping[BlockInstance, int]] = {}
+    with one_thread(), preparation.open_shards() as shards:
+        for signature, members in population.signatures.items():
+            profile = population.profiles[members[0]]
+            host = ClientHost(plan, [profile], shards)
+            update = host.train(
+                Chunk(0, (profile.index,)),
+                server.sent,
+                round_index=1,
+                learning_rate=plan.training.optimizer.lr,
+                whole=True,
+            )
+            found[signature] = {_together(instance): size for instance, size in update.bytes_up.items()}
+    return found
 
 
 def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors: Sequence[int]) -> Memory:
@@ -293,27 +360,35 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
     """
     plan, population, server = preparation.plan, preparation.population, preparation.scenario.server
     shared: dict[BlockInstance, int] = {}
-    sums = 0
+    sums = num_own = 0
     loads: defaultdict[int, int] = defaultdict(lambda: ACTOR_MEMORY_BYTES)
     has_model: set[tuple[int, str]] = set()
     for chunk in population.chunks:
         profile = population.profiles[chunk.clients[0]]
         workspace = workspaces[profile.modality_set]
         sizes = {name: flat.size for name, flat in workspace.flat.items()}
-        sent = plan.cut(plan.sent_blocks(profile), workspace.initial_blocks, workspace.num_parameters)
-        shared |= {instance: vector.size for instance, vector in sent.items()}
-        sums += sum(sent[instance].size for instance in plan.returned_blocks(profile))
+        blocks = [instance for instance in plan.sent_blocks(profile) if not instance.copy]
+        sent = plan.cut(blocks, workspace.initial_blocks, workspace.num_parameters)
+        parts = plan.extra_parts(profile)
+        on_server = {part.instance: part.size for part in parts if part.is_on_server}
+        shared |= {instance: vector.size for instance, vector in sent.items()} | on_server
+        sums += sum(sent[instance].size for instance in plan.returned_blocks(profile) if not instance.copy)
+        sums += sum(on_server.values())
         private = sum(sizes[name] for name, instance in plan.held_blocks(profile).items() if instance.is_private)
+        private += sum(part.size for part in parts if part.instance.is_private)
+        own = sum(part.size for part in parts if part.instance.scope is Scope.CLIENT)
+        num_own += own * (len(chunk.clients) - 1)
         for client in chunk.clients:
             actor = actors[client]
             loads[actor] += 2 * _FLOAT32 * private
             if (actor, profile.modality_set) not in has_model:
                 has_model.add((actor, profile.modality_set))
-                loads[actor] += _model_bytes(preparation, profile, sizes)
+                loads[actor] += _model_bytes(preparation, profile, sizes, sum(part.size for part in parts))
     samples = int(preparation.shards.num_samples.sum())
     data = _FLOAT32 * samples * sum(math.prod(shape) for shape in plan.input_shapes.values())
-    num_shared = sum(shared.values())
+    num_shared = sum(shared.values()) + num_own
     driver = ACTOR_MEMORY_BYTES + data + num_shared * (_FLOAT32 + _FLOAT64 * (1 + _server_states(server.optimizer)))
+    driver += sum(rows_bytes(plan, population).values())
     if preparation.scenario.execution.runtime == "local":
         own = driver + sum(loads.values()) - ACTOR_MEMORY_BYTES
         return Memory(largest_actor=0, driver=own, object_store=0, total=own)
@@ -321,12 +396,16 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
     return Memory(max(loads.values()), driver, store, sum(loads.values()) + driver + store)
 
 
-def _model_bytes(preparation: Preparation, profile: ClientProfile, sizes: Mapping[str, int]) -> int:
-    """Values, gradients and optimizer state of the models that a modality set needs in a process."""
+def _model_bytes(preparation: Preparation, profile: ClientProfile, sizes: Mapping[str, int], num_extra: int) -> int:
+    """Values, gradients and optimizer state of the models that a modality set needs in a process.
+
+    And what an algorithm adds, before a round and after.
+    """
     optimizer = preparation.plan.training.optimizer
     stacked = preparation.plan.engines[profile.modality_set] == "vectorized"
     num_models = 1 + (preparation.scenario.execution.chunk_size if stacked else 0)
     num_values = sum(size * (2 + len(optimizer.of(name).moments)) for name, size in sizes.items())
+    num_values += 2 * num_extra
     return num_models * _FLOAT32 * num_values
 
 
