@@ -292,9 +292,6 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
         width=model.fusion.fused_dim(dims),
         num_clients=len(population.profiles),
     )
-    for method in ("before", "loss", "after"):
-        if has(plan.author, method):
-            raise InputError(f"algorithm: {method} cannot be computed yet; expected an algorithm without it")
     shapes: dict[BlockInstance, tuple[int, ...]] = {}
     scored = set[str]()
     for profile in population.representatives():

@@ -200,6 +200,8 @@ class AuthoredRound:
         weights = [self._plan.client_weight(len(task.labels)) for task in tasks]
         if None not in weights:
             self._own["weight"] = torch.tensor(weights, dtype=torch.float32)
+        if has(self._author, "before"):
+            self._own["before"] = self._measured(tasks, "before")
         self.passes, self.tasks = self._passes(tasks)
 
     def finish(self, results: Sequence[LocalResult], weights: Sequence[float]) -> list[Outcome]:
@@ -217,6 +219,8 @@ class AuthoredRound:
         self._own["num_steps"] = Tree(
             {b: torch.tensor([float(result.steps.get(b, 0)) for result in results]) for b in layout.averaged}
         )
+        if has(self._author, "after"):
+            self._own["after"] = self._measured(after, "after")
         copies = {name for each in self.passes for name in each.copies}
         outcome: dict[str, Any] = {name: trained[name] for name in copies}
         if MODEL in copies:
@@ -243,6 +247,12 @@ class AuthoredRound:
     def _finish(self, own: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = dict(self._author.finish(self._client(own)))
         return found
+
+    def _measured(self, tasks: Sequence[ClientTask], method: str) -> dict[str, Tensor]:
+        """What `before` or `after` adds up, float32 rows."""
+        function = getattr(self._author, method)
+        sums = self._engine.measure(tasks, function, self._plan.evaluation_batch_size, round_index=self._round)
+        return {name: torch.stack([own[name] for own in sums]).float().cpu() for name in sums[0]}
 
     def _passes(self, tasks: Sequence[ClientTask]) -> tuple[tuple[LocalPass, ...], list[ClientTask]]:
         trainable = self._plan.trained_blocks(self._authored._profile)

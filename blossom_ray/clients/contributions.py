@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.algorithms.options import Weighting
+from blossom_ray.clients.batch import Batch
 from blossom_ray.clients.engines import Engine
 from blossom_ray.clients.job import ClientTask, LocalResult
 from blossom_ray.clients.local_training import evaluation_outputs
@@ -56,13 +57,18 @@ def client_weights(
     if rule != "entropy":
         return [float(result.num_examples) if rule == "samples" else 1.0 for result in results]
     trained = [task.after(result) for task, result in zip(tasks, results, strict=True)]
-    means = engine.mean_over_samples(trained, entropies, batch_size, round_index=round_index)
+    sums = engine.measure(trained, _entropies, batch_size, round_index=round_index)
+    means = [float(own["entropy"]) / len(task.labels) for own, task in zip(sums, tasks, strict=True)]
     for task, mean in zip(tasks, means, strict=True):
         if not math.isfinite(mean):
             cause = "outputs on its training samples are not finite, so server.weighting has no entropy"
             hint = "a smaller training.optimizer.lr, or inputs of smaller scale"
             raise ClientError(task.client, round_index, cause, hint)
     return [1 / max(mean, LOWEST_ENTROPY) for mean in means]
+
+
+def _entropies(batch: Batch) -> dict[str, Tensor]:
+    return {"entropy": entropies(batch.outputs)}
 
 
 def entropies(logits: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from blossom_ray.clients.batch import Measured
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Scored
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import EngineName
@@ -42,19 +43,14 @@ class Engine(Protocol):
             round_index: The round, for messages.
         """
 
-    def mean_over_samples(
-        self,
-        tasks: Sequence[ClientTask],
-        function: Callable[[Tensor], Tensor],
-        batch_size: int,
-        *,
-        round_index: int,
-    ) -> list[float]:
-        """The mean of a function of the model's outputs over each client's samples, summed in float64.
+    def measure(
+        self, tasks: Sequence[ClientTask], function: Measured, batch_size: int, *, round_index: int
+    ) -> list[dict[str, Tensor]]:
+        """Sums of numbers per sample over each client's samples, in float64, in evaluation mode.
 
         Args:
-            tasks: The clients.
-            function: From outputs (B, O) to (B,), row by row.
+            tasks: The clients, each with the copies that the function looks at.
+            function: From a batch to numbers per sample by name, (B, ...).
             batch_size: Samples of a client per forward pass.
             round_index: The round, for messages.
         """

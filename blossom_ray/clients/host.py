@@ -106,7 +106,8 @@ class ClientHost:
             tasks, passes = authored_round.tasks, authored_round.passes
         else:
             passes = training_passes(plan.training, trained)
-        results = engine.train(tasks, LocalJob(plan.training, learning_rate, passes, plan.seed, round_index))
+        job = LocalJob(plan.training, learning_rate, passes, plan.seed, round_index, author=plan.author)
+        results = engine.train(tasks, job)
         if modalities := plan.measured_prototypes(profile):
             results = [
                 with_prototypes(workspace, task, result, modalities, batch_size=batch_size)

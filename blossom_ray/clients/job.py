@@ -85,6 +85,7 @@ class LocalJob:
     seed: int
     round_index: int
     purpose: Purpose = Purpose.TRAINING
+    author: Any = None
 
     def order_generator(self, client: int) -> np.random.Generator:
         """What the order of a client's samples is drawn from, epoch by epoch."""
@@ -114,6 +115,7 @@ class ClientTask:
         optimizer_state: State of its optimizer to start from; empty for a new one. Not used in evaluation.
         extras: What an algorithm adds: by name, parameters by block, or by `NO_BLOCK` the only array.
         affine: What of each pass is this client's own; empty where nothing is.
+        received: The blocks before training, where `blocks` are those after it.
     """
 
     client: int
@@ -124,6 +126,7 @@ class ClientTask:
     optimizer_state: OptimizerState = field(default_factory=dict)
     extras: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     affine: tuple[Affine, ...] = ()
+    received: Mapping[str, Vector] | None = None
 
     def own(self, number: int) -> Affine:
         """What of a pass is this client's own."""
@@ -132,7 +135,7 @@ class ClientTask:
     def after(self, result: LocalResult) -> ClientTask:
         """The same with the blocks and the normalisation state that training left."""
         blocks, extras = {**self.blocks, **result.blocks}, {**self.extras, **result.extras}
-        return replace(self, blocks=blocks, local_state=result.local_state, extras=extras)
+        return replace(self, blocks=blocks, local_state=result.local_state, extras=extras, received=self.blocks)
 
 
 @dataclass(frozen=True)

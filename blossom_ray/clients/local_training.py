@@ -10,26 +10,29 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from blossom_ray.algorithms.seam import MODEL
+from blossom_ray.algorithms.seam import has
+from blossom_ray.clients.batch import Batch, LiveForwards, Measured, one_per_sample, per_sample
+from blossom_ray.clients.copies import ClientCopies, ComposedPass, label_of, optimizer_state_of
 from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass, LocalResult, Scored
 from blossom_ray.clients.optimizers import BlockOptimizer
 from blossom_ray.clients.options import Training
-from blossom_ray.clients.plan import LocalState, OptimizerState
+from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.transforms import transformed
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.seeding import Purpose, generator
-from blossom_ray.core.sums import Vector
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, shown_error
 from blossom_ray.models.flat import FlatBlock
+from blossom_ray.models.late_fusion import Forward
 
 Result = TypeVar("Result")
 
@@ -52,23 +55,27 @@ class SequentialEngine:
         """Score each client's model on its samples."""
         return self._in_turn(tasks, round_index, lambda task: self._score(task, batch_size))
 
-    def mean_over_samples(
-        self,
-        tasks: Sequence[ClientTask],
-        function: Callable[[Tensor], Tensor],
-        batch_size: int,
-        *,
-        round_index: int,
-    ) -> list[float]:
-        """The mean of a function of the model's outputs over each client's samples."""
+    @torch.no_grad()
+    def measure(
+        self, tasks: Sequence[ClientTask], function: Measured, batch_size: int, *, round_index: int
+    ) -> list[dict[str, Tensor]]:
+        """Sums of numbers per sample over each client's samples."""
+        workspace = self._workspace
 
-        def mean(task: ClientTask) -> float:
-            total = torch.zeros((), dtype=torch.float64, device=self._workspace.device)
-            for _, outputs in evaluation_outputs(self._workspace, task.inputs, batch_size, self._workspace.model):
-                total += function(outputs).sum(dtype=torch.float64)
-            return float(total) / len(task.labels)
+        def measured(task: ClientTask) -> dict[str, Tensor]:
+            copies, sums = ClientCopies(workspace, task), dict[str, Tensor]()
+            targets, extras = read_only_tensor(task.labels), copies.extras()
+            workspace.model.eval()
+            for rows, inputs in evaluation_batches(workspace, task.inputs, batch_size):
+                own = partial(workspace.model.traced, inputs)
+                labels = targets[rows].to(workspace.device)
+                batch = authors_batch(workspace, own, inputs, labels, extras, copies)
+                for name, numbers in per_sample(function(batch), len(batch.real)).items():
+                    total = numbers.sum(dim=0, dtype=torch.float64)
+                    sums[name] = sums[name] + total if name in sums else total
+            return sums
 
-        return self._in_turn(tasks, round_index, mean)
+        return self._in_turn(tasks, round_index, measured)
 
     def _in_turn(
         self, tasks: Sequence[ClientTask], round_index: int, compute: Callable[[ClientTask], Result]
@@ -135,15 +142,20 @@ class Trainer:
         self._started = time.perf_counter()
         self._workspace, self._section, self._learning_rate = workspace, job.training, job.learning_rate
         self._trained = workspace.trained
-        self._received = {name: _parameters(flat).clone() for name, flat in self._trained.items()}
+        self._received = {name: flat.parameters.clone() for name, flat in self._trained.items()}
         self._earlier_state: OptimizerState = {} if task is None else task.optimizer_state
-        self._copies = CopySwitch(workspace, task) if task is not None and task.extras else None
+        self._author = job.author if has(job.author, "loss") else None
+        needs_copies = task is not None and (task.extras or self._author is not None)
+        self._copies = ClientCopies(workspace, task) if task is not None and needs_copies else None
+        self._composed: ComposedPass | None = None
         self._class_weights = workspace.objective.weights([labels])
         self._active: dict[str, FlatBlock] = {}
         self._anchors: dict[str, Tensor] = {}
         self._offsets: dict[str, Tensor] = {}
         self._steps = Counter[str]()
-        self._optimizers: list[BlockOptimizer] = []
+        self._extras: dict[str, Any] = {}
+        self._optimizers: list[tuple[str, BlockOptimizer]] = []
+        self._states: OptimizerState = {}
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=workspace.device)
         self._num_examples = self._num_steps = 0
 
@@ -154,20 +166,30 @@ class Trainer:
             step: The pass.
             own: What of it is this client's own.
         """
-        self._pass = step
+        self._end_composed()
+        self._pass, copy = step, step.copies[0]
+        is_composed = step.model is not None or len(step.copies) > 1
         if self._copies is not None:
-            self._copies.enter(step.copies[0])
+            self._copies.enter(copy, with_parameters=not is_composed)
+            self._extras = self._copies.extras()
+        section, rate = self._section.optimizer, self._learning_rate
+        if is_composed:
+            assert self._copies is not None, "there are copies"
+            self._composed = ComposedPass(self._workspace, self._copies, step, own, section, rate)
+            self._workspace.train_only(frozenset(self._composed.composed) & self._trained.keys())
+            return
         self._workspace.train_only(step.blocks)
         self._active = {name: flat for name, flat in self._trained.items() if name in step.blocks}
         for name, values in own.start.items():
-            _parameters(self._trained[name]).copy_(read_only_tensor(values))
+            self._trained[name].parameters.copy_(read_only_tensor(values))
         anchors = {name: on_device(values, self._workspace.device) for name, values in own.anchor.items()}
         self._anchors = {
             name: anchors.get(name, self._received[name]) for name in self._active if name in step.anchored
         }
         self._offsets = {name: on_device(values, self._workspace.device) for name, values in own.offset.items()}
-        state = self._earlier_state or None
-        self._optimizers.append(BlockOptimizer(self._section.optimizer, self._active, self._learning_rate, state))
+        state = optimizer_state_of(copy, self._earlier_state)
+        rate *= step.rates.get(copy, 1.0)
+        self._optimizers.append((copy, BlockOptimizer(section, self._active, rate, state or None)))
 
     def step(self, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
         """One step on one batch.
@@ -178,117 +200,82 @@ class Trainer:
         """
         model = self._workspace.model
         model.training_mode(batch_size=len(targets))
+        if self._composed is not None:
+            loss = self._loss(partial(self._composed.forward, inputs), inputs, targets)
+            resting = self._resting(inputs)
+            self._composed.take_step(loss, resting)
+            self._record(loss, len(targets), set(self._composed.composed) - resting)
+            return
         for flat in self._active.values():
             flat.zero_gradient()
-        loss = self._workspace.objective.mean(model(inputs), targets, self._class_weights)
+        if self._author is None:
+            loss = self._workspace.objective.mean(model(inputs), targets, self._class_weights)
+        else:
+            loss = self._loss(partial(model.traced, inputs), inputs, targets)
         if self._active:  # a model all of which came frozen has nothing to train
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, anchor in self._anchors.items():
             flat = self._active[name]
-            flat.gradient.add_(_parameters(flat) - anchor, alpha=self._pass.mu)
+            flat.gradient.add_(flat.parameters - anchor, alpha=self._pass.mu)
         for name, offset in self._offsets.items():
             self._active[name].gradient.add_(offset)
-        resting = set[str]()
-        if not self._pass.has_offset:
-            resting = {Block("encoder", modality) for modality in model.owned if modality not in inputs}
-        self._optimizers[-1].step(resting)
+        resting = self._resting(inputs)
+        self._optimizers[-1][1].step(resting)
+        self._record(loss, len(targets), self._active.keys() - resting)
+
+    def _loss(self, own: Callable[[], Forward], inputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        """The mean over a batch of the loss of `training` and what the algorithm adds to it.
+
+        Args:
+            own: The forward pass of what is trained.
+            inputs: As in `step`.
+            targets: As in `step`.
+        """
+        workspace, copies = self._workspace, self._copies
+        assert copies is not None, "there are copies"
+        extras = self._extras if self._composed is None else self._composed.values()
+        batch = authors_batch(workspace, own, inputs, targets, extras, copies)
+        losses = workspace.objective.each(batch.outputs, targets, self._class_weights, (len(targets),))
+        if self._author is not None:
+            losses = losses + one_per_sample(self._author.loss(batch), len(targets))
+        return losses.mean()
+
+    def _record(self, loss: Tensor, num_examples: int, stepped: Iterable[str]) -> None:
         if self._pass.is_recorded:
-            self._loss_sum += loss.detach() * len(targets)
-            self._num_examples += len(targets)
+            self._loss_sum += loss.detach() * num_examples
+            self._num_examples += num_examples
             self._num_steps += 1
-            self._steps.update(self._active.keys() - resting)
+            self._steps.update(stepped)
+
+    def _resting(self, inputs: Mapping[str, Tensor]) -> set[str]:
+        if self._pass.has_offset:
+            return set()
+        return {Block("encoder", modality) for modality in self._workspace.model.owned if modality not in inputs}
+
+    def _end_composed(self) -> None:
+        if self._composed is not None:
+            self._composed.end()
+            self._composed = None
 
     def result(self) -> LocalResult:
         """What the steps have led to; the workspace trains all of its blocks again."""
+        self._end_composed()
         extras, copies_state = ({}, {}) if self._copies is None else self._copies.leave()
         self._workspace.train_only(frozenset(self._trained))
-        states = [optimizer.state() for optimizer in self._optimizers] if self._section.keep_optimizer_state else []
+        for copy, optimizer in self._optimizers:
+            self._states |= {label_of(copy, name): state for name, state in optimizer.state().items()}
         return LocalResult(
             blocks={name: flat.read() for name, flat in self._trained.items()},
             local_state={**self._workspace.local_state(), **copies_state},
-            optimizer_state={name: state for part in states for name, state in part.items()},
+            optimizer_state=self._states if self._section.keep_optimizer_state else {},
             num_examples=self._num_examples,
             num_steps=self._num_steps,
             loss=float(self._loss_sum) / self._num_examples,
-            drift={name: _distance(_parameters(flat), self._received[name]) for name, flat in self._trained.items()},
+            drift={name: _distance(flat.parameters, self._received[name]) for name, flat in self._trained.items()},
             seconds=time.perf_counter() - self._started,
             steps=self._steps,
             extras=extras,
         )
-
-
-class CopySwitch:
-    """Puts one of a client's copies at a time into a workspace: the model, or in its place what an algorithm adds.
-
-    Blocks that a copy lacks stay the client's own. Running statistics go with the copy: a copy that has never been
-    trained begins with those that the client had at the start, and keeps its own from then on, beside the client's
-    normalisation state.
-
-    Args:
-        workspace: Holds the client's model.
-        task: Gives its copies.
-    """
-
-    def __init__(self, workspace: Workspace, task: ClientTask) -> None:
-        self._workspace, self._extras = workspace, task.extras
-        self._kept = {name: state for name, state in task.local_state.items() if ":" in name}
-        self._initial = {name: self._statistics(name) for name in workspace.flat}
-        self._trained: dict[str, dict[str, Vector]] = {}
-        self._statistics_of: dict[str, dict[str, np.ndarray]] = {}
-        self._model: dict[str, tuple[Tensor, dict[str, np.ndarray]]] = {}
-        self._current = MODEL
-
-    def enter(self, copy: str) -> None:
-        """Have the workspace hold a copy."""
-        if copy == self._current:
-            return
-        self._put_back()
-        self._current = copy
-        if copy == MODEL:
-            return
-        held = self._trained.get(copy) or self._extras[copy]
-        for name, values in held.items():
-            flat = self._workspace.flat[name]
-            self._model[name] = flat.values.clone(), self._statistics(name)
-            _parameters(flat).copy_(read_only_tensor(values))
-            label = f"{copy}:{name}"
-            self._load_statistics(name, self._statistics_of.get(label) or self._kept.get(label) or self._initial[name])
-
-    def leave(self) -> tuple[dict[str, dict[str, Vector]], LocalState]:
-        """Have the workspace hold the model again.
-
-        Returns:
-            The copies that it held, parameters by block, and running statistics of all of the client's copies.
-        """
-        self.enter(MODEL)
-        return self._trained, {**self._kept, **self._statistics_of}
-
-    def _put_back(self) -> None:
-        own: dict[str, Vector] = {}
-        for name, (values, statistics) in self._model.items():
-            flat = self._workspace.flat[name]
-            own[name] = _parameters(flat).cpu().numpy().copy()
-            if found := self._statistics(name):
-                self._statistics_of[f"{self._current}:{name}"] = found
-            flat.values.copy_(values)
-            self._load_statistics(name, statistics)
-        if self._current != MODEL:
-            self._trained[self._current] = own
-        self._model = {}
-
-    def _statistics(self, name: str) -> dict[str, np.ndarray]:
-        """The block's running statistics and counters; "" stands for those that are averaged with it."""
-        flat = self._workspace.flat[name]
-        averaged = (
-            {"": flat.values[flat.num_parameters :].cpu().numpy().copy()} if flat.size > flat.num_parameters else {}
-        )
-        return {**averaged, **flat.local_state()}
-
-    def _load_statistics(self, name: str, statistics: Mapping[str, np.ndarray]) -> None:
-        flat = self._workspace.flat[name]
-        if "" in statistics:
-            flat.values[flat.num_parameters :] = torch.from_numpy(statistics[""].copy()).to(flat.values.device)
-        flat.load_local_state({key: values for key, values in statistics.items() if key})
 
 
 def cut(order: Tensor, section: Training) -> Sequence[Tensor]:
@@ -320,6 +307,30 @@ def kept_modalities(owned: Sequence[str], probability: float, draw: np.random.Ge
     return kept or (owned[int(draw.integers(len(owned)))],)
 
 
+def authors_batch(
+    workspace: Workspace,
+    own: Callable[[], Forward],
+    inputs: Mapping[str, Tensor],
+    targets: Tensor,
+    extras: Mapping[str, Any],
+    copies: ClientCopies,
+) -> Batch:
+    """One client's batch as the author of an algorithm sees it.
+
+    Args:
+        workspace: Holds what is trained or measured.
+        own: Its forward pass.
+        inputs: Modality to (B, *shape), without those that are left out.
+        targets: (B,) or (B, outputs).
+        extras: What `batch["name"]` gives.
+        copies: Give the models of other copies.
+    """
+    ones = torch.ones(len(targets), device=workspace.device)
+    present = {name: ones * (name in inputs) for name in workspace.model.owned}
+    forwards = LiveForwards(own, workspace.model, inputs, copies.model_of)
+    return Batch(targets, present, ones, extras, forwards, workspace.rules)
+
+
 @torch.inference_mode()
 def evaluation_outputs(
     workspace: Workspace,
@@ -338,12 +349,20 @@ def evaluation_outputs(
     Yields:
         The rows of a batch, and what `compute` gives for them.
     """
-    tensors = {modality: read_only_tensor(values) for modality, values in inputs.items()}
     workspace.model.eval()
+    for rows, batch in evaluation_batches(workspace, inputs, batch_size):
+        yield rows, compute(batch)
+
+
+def evaluation_batches(
+    workspace: Workspace, inputs: Mapping[str, np.ndarray], batch_size: int
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """The samples batch by batch, in their order, where the model computes: rows, and modality to (B, *shape)."""
+    tensors = {modality: read_only_tensor(values) for modality, values in inputs.items()}
     for start in range(0, len(next(iter(tensors.values()))), batch_size):
         rows = slice(start, start + batch_size)
         # A copy: a module that works in place must not reach the memory that clients share.
-        yield rows, compute({name: values[rows].to(workspace.device, copy=True) for name, values in tensors.items()})
+        yield rows, {name: values[rows].to(workspace.device, copy=True) for name, values in tensors.items()}
 
 
 def read_only_tensor(values: np.ndarray) -> Tensor:
@@ -384,11 +403,6 @@ def seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _parameters(flat: FlatBlock) -> Tensor:
-    """The block's parameters, without its averaged buffers; a view."""
-    return flat.values[: flat.num_parameters]
 
 
 def _distance(new: Tensor, old: Tensor) -> float:

@@ -8,13 +8,34 @@ it by block.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import OptimizerState
-from blossom_ray.models.flat import FlatBlock
+
+
+class Trained(Protocol):
+    """What is stepped: a block, or another array."""
+
+    @property
+    def parameters(self) -> Tensor:
+        """(n,), changed in place."""
+
+    @property
+    def gradient(self) -> Tensor:
+        """(n,)."""
+
+
+@dataclass(frozen=True)
+class TrainedVector:
+    """An array that is no block, as a vector, and its gradient; both are changed in place."""
+
+    parameters: Tensor
+    gradient: Tensor
 
 
 class BlockOptimizer:
@@ -30,12 +51,12 @@ class BlockOptimizer:
     def __init__(
         self,
         section: ClientOptimizer,
-        blocks: Mapping[str, FlatBlock],
+        blocks: Mapping[str, Trained],
         learning_rate: float,
         state: OptimizerState | None = None,
     ) -> None:
         self._steps = [(own, own.fused_step(rate), names) for own, rate, names in section.alike(blocks, learning_rate)]
-        self._parameters = {name: flat.values[: flat.num_parameters] for name, flat in blocks.items()}
+        self._parameters = {name: flat.parameters for name, flat in blocks.items()}
         self._gradients = {name: flat.gradient for name, flat in blocks.items()}
         self._state: dict[str, dict[str, Tensor]] = {name: {} for name in blocks}
         for own, _, names in self._steps:

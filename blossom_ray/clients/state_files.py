@@ -185,14 +185,15 @@ def state_problem(state: ClientState, plan: ClientPlan, profile: ClientProfile, 
         name: _optimizer_kinds(plan.training.optimizer.of(name), workspace.flat[name].num_parameters) for name in kept
     }
     local = {name: _kinds(buffers) for name, buffers in workspace.initial_state.items()}
+    own_optimizer = {name: kept for name, kept in state.optimizer_state.items() if ":" not in name}
     own_state = {name: buffers for name, buffers in state.local_state.items() if ":" not in name}
     return (
         _differs("private blocks", _kinds(private), _kinds(state.private))
         or _differs("blocks with normalisation state", local.keys(), own_state.keys())
         or _nested_differ("normalisation state", local, own_state)
         or _extras_differ(state, plan, profile, workspace)
-        or _differs("blocks with optimizer state", optimizer.keys(), state.optimizer_state.keys())
-        or _nested_differ("optimizer state", optimizer, state.optimizer_state)
+        or _differs("blocks with optimizer state", optimizer.keys(), own_optimizer.keys())
+        or _nested_differ("optimizer state", optimizer, own_optimizer)
         or _unknown_versions(state, plan, profile)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,7 +16,8 @@ from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import Vector
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
-from blossom_ray.models.options import Model, Precision
+from blossom_ray.models.late_fusion import LateFusionModel
+from blossom_ray.models.options import Model, NormStatistics, Precision
 from blossom_ray.tasks import task_rules
 from blossom_ray.tasks.base import Metric
 
@@ -70,6 +72,8 @@ class Workspace:
             # A prototype is nothing but an averaged statistic, whoever keeps those of normalisation layers.
             statistics = "shared" if name.kind == "prototype" else section.norm_statistics
             self.flat[name] = FlatBlock(module, statistics, trained=trained)
+        self._norm_statistics = section.norm_statistics
+        self._spares: dict[str, tuple[LateFusionModel, dict[str, FlatBlock]]] = {}
         self._active = frozenset(self.trained)
         self.initial_blocks: dict[str, Vector] = {name: flat.read() for name, flat in self.flat.items()}
         self.initial_state: LocalState = self.local_state()
@@ -93,6 +97,17 @@ class Workspace:
             for parameter in flat.module.parameters():
                 parameter.requires_grad_(name in names)
         self.model.eval()  # which blocks train is looked at when training mode is entered
+
+    def spare(self, name: str) -> tuple[LateFusionModel, dict[str, FlatBlock]]:
+        """A further model like this one under a name of its own, in evaluation mode, with its blocks by name."""
+        if name not in self._spares:
+            model = copy.deepcopy(self.model)
+            flats: dict[str, FlatBlock] = {}
+            for block, module in model.blocks.items():
+                statistics: NormStatistics = "shared" if block.kind == "prototype" else self._norm_statistics
+                flats[block] = FlatBlock(module, statistics, trained=False)
+            self._spares[name] = model.eval(), flats
+        return self._spares[name]
 
     def load(self, blocks: Mapping[str, Vector], local_state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Copy a client's blocks and local normalisation state in. The arrays are not modified or kept."""

@@ -149,6 +149,11 @@ class FlatBlock:
         """Values of the vector that are parameters; they come first."""
         return self.layout.num_parameters
 
+    @property
+    def parameters(self) -> Tensor:
+        """The block's parameters, without its averaged buffers; a view."""
+        return self.values[: self.num_parameters]
+
     def freeze(self) -> None:
         """Train this block no more: its parameters lose their gradients and get no new ones."""
         self.trained = False
@@ -207,6 +212,21 @@ class FlatBlock:
                     f"local buffer {name!r} is {values.dtype}{values.shape}; expected {own.dtype}{own.shape}"
                 )
             _copy_into(buffers[name], values)
+
+    def statistics(self) -> dict[str, npt.NDArray[Any]]:
+        """Copies of all that is no parameter: the local state, and by "" the averaged buffers where there are any."""
+        averaged = self.values[self.num_parameters :].cpu().numpy().copy()
+        return {**({"": averaged} if averaged.size else {}), **self.local_state()}
+
+    def load_statistics(self, statistics: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Copy the result of `statistics` back in."""
+        if "" in statistics:
+            _copy_into(self.values[self.num_parameters :], statistics[""])
+        self.load_local_state({name: values for name, values in statistics.items() if name})
+
+    def load_parameters(self, vector: npt.NDArray[np.float32]) -> None:
+        """Copy parameters (num_parameters,) into the block, and leave its averaged buffers as they are."""
+        _copy_into(self.parameters, vector)
 
     def _local_buffers(self) -> dict[str, Tensor]:
         # Looked up each time: a module may replace its own buffers.

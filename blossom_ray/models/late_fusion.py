@@ -6,6 +6,8 @@ Shape suffixes: B batch, E embedding, O outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -15,6 +17,21 @@ from blossom_ray.core.blocks import FUSION, HEAD, Block, held_blocks, model_bloc
 from blossom_ray.errors import InputError
 from blossom_ray.models.options import MissingRule, Precision
 from blossom_ray.models.own_code import OwnModule, output_problem
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass gives.
+
+    Attributes:
+        outputs: (B, O) float32.
+        representation: What the fusion gave, (B, F).
+        embeddings: What the encoders of owned modalities gave, (B, E) by modality.
+    """
+
+    outputs: Tensor
+    representation: Tensor
+    embeddings: Mapping[str, Tensor]
 
 
 class LateFusionModel(nn.Module):
@@ -108,18 +125,31 @@ class LateFusionModel(nn.Module):
             inputs: Owned modality to (B, *shape), float32; at least one. An owned modality that is not here is missing
                 for this batch, as those are that the client does not own; these are not looked at.
         """
-        if self.precision == "float32":
-            return self._logits(inputs)
-        # For each forward pass anew: within a context, autocast keeps its copies of weights, which a step changes.
-        with torch.autocast(next(iter(inputs.values())).device.type, torch.bfloat16):
-            return self._logits(inputs).float()
+        return self.traced(inputs).outputs
 
-    def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        embeddings = {
-            name: self._output(encoder, inputs[name], inputs[name])
-            for name, encoder in self._own_encoders.items()
-            if name in inputs
-        }
+    def traced(self, inputs: Mapping[str, Tensor]) -> Forward:
+        """The same with what comes on the way."""
+        with self._precision(inputs):
+            embeddings = {
+                name: self._output(encoder, inputs[name], inputs[name])
+                for name, encoder in self._own_encoders.items()
+                if name in inputs
+            }
+            return self._fused(embeddings)
+
+    def fused(self, embeddings: Mapping[str, Tensor]) -> Forward:
+        """What fusion and head make of the embeddings (B, E) of some owned modalities, of at least one."""
+        with self._precision(embeddings):
+            return self._fused(dict(embeddings))
+
+    def _precision(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()
+        # For each forward pass anew: within a context, autocast keeps its copies of weights, which a step changes.
+        return torch.autocast(next(iter(tensors.values())).device.type, torch.bfloat16)
+
+    def _fused(self, owned: dict[str, Tensor]) -> Forward:
+        embeddings = dict(owned)
         any_BE = next(iter(embeddings.values()))
         absent = [name for name in self.embedding_dims if name not in embeddings]
         match self.missing:
@@ -134,7 +164,8 @@ class LateFusionModel(nn.Module):
                     embeddings[name] = self.blocks[Block("prototype", name)](len(any_BE))
             case "mask":
                 pass
-        return self._output(HEAD, self._output(FUSION, embeddings, any_BE), any_BE)
+        representation = self._output(FUSION, embeddings, any_BE)
+        return Forward(self._output(HEAD, representation, any_BE).float(), representation, owned)
 
     def _output(self, block: Block, inputs: Tensor | dict[str, Tensor], like: Tensor) -> Tensor:
         """What a block gives for a batch with the rows and on the device of `like`; own code's is checked."""

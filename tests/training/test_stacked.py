@@ -9,7 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from blossom_ray.clients.contributions import entropies
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
@@ -375,7 +374,7 @@ def refusing_head(most: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("culprit", [1, 4])
-@pytest.mark.parametrize("action", ["train", "evaluate", "mean_over_samples"])
+@pytest.mark.parametrize("action", ["train", "evaluate", "measure"])
 def test_an_error_in_a_stack_names_the_client_whose_it_is(culprit: int, action: str) -> None:
     space = workspace(head=refusing_head(1e3))
     tasks = make_tasks(space)
@@ -385,7 +384,7 @@ def test_an_error_in_a_stack_names_the_client_whose_it_is(culprit: int, action: 
     actions: dict[str, Any] = {
         "train": lambda clients: engine.train(clients, make_job(space, training(), 3)),
         "evaluate": lambda clients: engine.evaluate(clients, 4, round_index=3),
-        "mean_over_samples": lambda clients: engine.mean_over_samples(clients, entropies, 4, round_index=3),
+        "measure": lambda clients: engine.measure(clients, lambda batch: {"losses": batch.losses}, 4, round_index=3),
     }
     with pytest.raises(ClientError, match=rf"client {culprit}, round 3: ArithmeticError: too large \(.*test_stacked"):
         actions[action](tasks)

@@ -10,19 +10,24 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from blossom_ray.algorithms.seam import has
+from blossom_ray.clients.batch import LiveForwards, Measured, one_per_sample
+from blossom_ray.clients.copies import label_of, optimizer_state_of
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Scored
 from blossom_ray.clients.local_training import SequentialEngine, on_device
 from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
+from blossom_ray.clients.stacked.copies import AuthorsFunction, ComposedPass, StackedCopies
 from blossom_ray.clients.stacked.descent import descent_of
 from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer
-from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackedCopies, StackSize
+from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackSize
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, shown_error
 
@@ -58,6 +63,7 @@ class StackedEngine:
         block_values = sum(flat.size for flat in workspace.flat.values())
         self._size = StackSize(min(capacity, max(1, _MAX_VALUES // block_values)), memory)
         self._stack: Stack | None = None
+        self._spares: dict[str, Stack] = {}
         self._in_turn = SequentialEngine(workspace)
 
     def train(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
@@ -80,29 +86,50 @@ class StackedEngine:
             lambda: self._in_turn.evaluate(tasks, batch_size, round_index=round_index),
         )
 
-    def mean_over_samples(
-        self,
-        tasks: Sequence[ClientTask],
-        function: Callable[[Tensor], Tensor],
-        batch_size: int,
-        *,
-        round_index: int,
-    ) -> list[float]:
-        """The mean of a function of the model's outputs over each client's samples."""
-
-        def means(members: Sequence[ClientTask]) -> list[float]:
-            sums = torch.zeros(len(members), dtype=torch.float64, device=self._device)
-            for batch, outputs, _ in self._outputs(members, batch_size):
-                rows = batch.unfold(function(outputs)).double()
-                sums[: len(batch.counts)] += (rows if batch.mask is None else rows * batch.mask).sum(dim=1)
-            return [total / len(task.labels) for total, task in zip(sums.tolist(), members, strict=True)]
-
+    def measure(
+        self, tasks: Sequence[ClientTask], function: Measured, batch_size: int, *, round_index: int
+    ) -> list[dict[str, Tensor]]:
+        """Sums of numbers per sample over each client's samples."""
+        mapped = AuthorsFunction(function, "before or after", self._workspace)
         return self._in_stacks(
             tasks,
             batch_size,
-            means,
-            lambda: self._in_turn.mean_over_samples(tasks, function, batch_size, round_index=round_index),
+            lambda members: self._measure_stack(members, mapped, batch_size),
+            lambda: self._in_turn.measure(tasks, function, batch_size, round_index=round_index),
         )
+
+    @torch.no_grad()
+    def _measure_stack(
+        self, tasks: Sequence[ClientTask], function: AuthorsFunction, batch_size: int
+    ) -> list[dict[str, Tensor]]:
+        stack = self._load(tasks)
+        copies, sums = StackedCopies(stack, tasks, self._spare_of(len(tasks))), dict[str, Tensor]()
+        extras, shards = copies.extras(), _Shards(tasks, self._device)
+        stack.model.eval()
+        for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
+            stack.enter(batch)
+            copies.batch = batch
+            inputs, targets = shards.gather(batch)
+            live = LiveForwards(partial(stack.model.traced, inputs), stack.model, inputs, copies.model_of)
+            for name, numbers in function(live, inputs, targets, batch, extras).items():
+                real = numbers.double()
+                if batch.mask is not None:
+                    mask = batch.mask.reshape(*batch.mask.shape, *(1,) * (real.ndim - 2))
+                    real = torch.where(mask > 0, real, 0.0)
+                if name not in sums:
+                    sums[name] = real.new_zeros(len(tasks), *real.shape[2:])
+                sums[name][: len(batch.counts)] += real.sum(dim=1)
+        return [{name: values[k] for name, values in sums.items()} for k in range(len(tasks))]
+
+    def _spare_of(self, num_clients: int) -> Callable[[str], Stack]:
+        """Gives further stacks of so many clients, each under a name of its own."""
+
+        def spare(name: str) -> Stack:
+            if name not in self._spares or self._spares[name].capacity < num_clients:
+                self._spares[name] = Stack(self._workspace, num_clients)
+            return self._spares[name]
+
+        return spare
 
     def _in_stacks(
         self,
@@ -133,7 +160,7 @@ class StackedEngine:
                 waiting = waiting[len(positions) :]
                 continue
             # Here the exception is gone, and with it the frames that held on to tensors.
-            self._stack = None
+            self._stack, self._spares = None, {}
             if not can_halve:
                 in_turn_results = in_turn()
                 _LOG.info("%d clients were computed one after the other: their stack raised %s", len(tasks), cause)
@@ -175,21 +202,35 @@ class StackedEngine:
         num_steps = np.zeros(len(tasks), dtype=np.int64)
         optimizer_states: list[OptimizerState] = [{} for _ in tasks]
         steps_of: list[Counter[str]] = [Counter() for _ in tasks]
-        copies = StackedCopies(stack, tasks) if tasks[0].extras else None
+        copies, added = None, None
+        if tasks[0].extras or has(job.author, "loss"):
+            copies = StackedCopies(stack, tasks, self._spare_of(len(tasks)))
+        if has(job.author, "loss"):
+            added = AuthorsFunction(job.author.loss, "loss", self._workspace)
         for number, each in enumerate(job.passes):
-            own_parts = [task.own(number) for task in tasks]
+            own_parts, composed = [task.own(number) for task in tasks], None
+            is_composed = each.model is not None or len(each.copies) > 1
             if copies is not None:
-                copies.enter(each.copies[0])
-            stack.start([part.start for part in own_parts])
-            stack.train_only(each.blocks)
+                copies.enter(each.copies[0], with_parameters=not is_composed)
+            if is_composed:
+                assert copies is not None, "there are copies"
+                rate = job.learning_rate
+                composed = ComposedPass(stack, self._workspace, copies, each, own_parts, section.optimizer, rate)
+                stack.train_only(composed.composed)
+            else:
+                stack.start([part.start for part in own_parts])
+                stack.train_only(each.blocks)
+            extras = {} if copies is None else copies.extras()
             term, descent = AffineTerm(stack, each, own_parts, [task.blocks for task in tasks]), None
-            if term.is_zero:
+            if term.is_zero and composed is None:
                 descent = descent_of(section, stack.parameter_blocks, stack.parameters, job.learning_rate)
             stack.lanes.descent = descent
-            states = [task.optimizer_state for task in tasks]
+            states = [optimizer_state_of(each.copies[0], task.optimizer_state) for task in tasks]
             optimizers = [
                 StackOptimizer(own, stack, names, rate, states)
-                for own, rate, names in section.optimizer.alike(stack.trained_blocks, job.learning_rate)
+                for own, rate, names in section.optimizer.alike(
+                    () if composed else stack.trained_blocks, job.learning_rate * each.rates.get(each.copies[0], 1.0)
+                )
             ]
             before_pass = num_steps.copy()
             epochs = [
@@ -201,7 +242,27 @@ class StackedEngine:
                 num_active = len(batch.counts)
                 inputs, targets = shards.gather(batch)
                 self._transform(inputs, batch, transform_generators)
-                losses = _means(objective.each(stack.model(inputs), targets, class_weights, batch.counts), batch)
+                leaves = None
+                if composed is not None:
+                    extras, leaves = composed.values(num_active)
+                    composed.compose(extras)
+                if added is None:
+                    terms = objective.each(stack.model(inputs), targets, class_weights, batch.counts)
+                else:
+                    assert copies is not None, "there are copies"
+                    copies.batch = batch
+                    live = LiveForwards(partial(stack.model.traced, inputs), stack.model, inputs, copies.model_of)
+                    outputs = live.forward(("", None)).outputs
+                    more = one_per_sample(added(live, inputs, targets, batch, extras).flatten(), len(outputs))
+                    terms = objective.each(outputs, targets, class_weights, batch.counts)
+                    terms = terms + (more if batch.mask is None else torch.where(batch.mask.flatten() > 0, more, 0.0))
+                losses = _means(terms, batch)
+                if composed is not None and leaves is not None:
+                    composed.take_step(losses.sum(), leaves)
+                    if each.is_recorded:
+                        loss_sums[:num_active] += losses.detach() * batch.row_counts
+                        num_steps[:num_active] += 1
+                    continue
                 # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
                 gradients = torch.autograd.grad(
                     losses.sum(), stack.parameters, allow_unused=True, materialize_grads=descent is None
@@ -212,13 +273,16 @@ class StackedEngine:
                 if each.is_recorded:
                     loss_sums[:num_active] += losses.detach() * batch.row_counts
                     num_steps[:num_active] += 1
+            if composed is not None:
+                composed.end()
+            stepped = each.blocks if composed is None else composed.composed
             for counter, taken in zip(steps_of, (num_steps - before_pass).tolist(), strict=True):
-                counter.update(dict.fromkeys(each.blocks, taken))
+                counter.update(dict.fromkeys(stepped, taken))
             for optimizer in optimizers if section.keep_optimizer_state else ():
                 for own, new in zip(optimizer_states, optimizer.states(), strict=True):
-                    own.update(new)
+                    own.update({label_of(each.copies[0], name): state for name, state in new.items()})
 
-        extras, copies_states = ([{}] * len(tasks), [{}] * len(tasks)) if copies is None else copies.leave()
+        kept, copies_states = ([{}] * len(tasks), [{}] * len(tasks)) if copies is None else copies.leave()
         blocks, local_states = stack.read(len(tasks))
         drifts = stack.distances([task.blocks for task in tasks])
         num_epochs = sum(each.num_epochs for each in job.passes if each.is_recorded)
@@ -235,7 +299,7 @@ class StackedEngine:
                 drift=drifts[k],
                 seconds=seconds,
                 steps=steps_of[k],
-                extras=extras[k],
+                extras=kept[k],
             )
             for k, (task, loss_sum) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
         ]

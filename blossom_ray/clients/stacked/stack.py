@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.algorithms.seam import MODEL
-from blossom_ray.clients.job import ClientTask
 from blossom_ray.clients.local_training import read_only_tensor
 from blossom_ray.clients.plan import LocalState
 from blossom_ray.clients.stacked.batches import Lanes, StackedBatch
@@ -204,7 +202,7 @@ class Stack:
         ]
 
     def load_block(
-        self, name: str, parameters: Sequence[Vector], statistics: Sequence[Mapping[str, np.ndarray]]
+        self, name: str, parameters: Iterable[Vector], statistics: Sequence[Mapping[str, np.ndarray]]
     ) -> None:
         """Copy the first clients' parameters of a block in, and its running statistics as `statistics` gives them."""
         vectors = [
@@ -214,6 +212,17 @@ class Stack:
         self._rows[name].write(np.stack(vectors))
         for key, buffer in self._local[name].items():
             buffer[: len(vectors)] = torch.from_numpy(np.stack([kept[key] for kept in statistics]))
+
+    def compose(self, blocks: Mapping[str, Tensor]) -> None:
+        """Have the layers compute with other parameters, (K, n) by block, until the next batch is entered."""
+        for name, vectors in blocks.items():
+            for entry in self._flat[name].layout.parameters:
+                part = vectors[:, entry.offset : entry.end]
+                self._active[name][entry.name] = part.reshape(len(vectors), *entry.shape)
+
+    def decompose(self) -> None:
+        """Have the layers compute with the stack's own parameters again."""
+        self._activate(self.lanes.num_clients)
 
     def enter(self, batch: StackedBatch) -> None:
         """Make `batch` the one that the model computes on, and its clients those that take part."""
@@ -294,67 +303,6 @@ class Stack:
         self._activate(num_clients)
         for encoder, shape, constant in self._constants:
             constant.embeddings = encoder(torch.zeros(num_clients, *shape, device=self.device))
-
-
-class StackedCopies:
-    """Puts one of the clients' copies at a time into a stack: what `CopySwitch` does for one client.
-
-    Args:
-        stack: Holds the clients' models.
-        tasks: Give their copies.
-    """
-
-    def __init__(self, stack: Stack, tasks: Sequence[ClientTask]) -> None:
-        self._stack, self._tasks, self._current = stack, tasks, MODEL
-        self._initial = {name: stack.statistics(name, len(tasks)) for name in tasks[0].blocks}
-        self._model: dict[str, tuple[FloatArray, list[dict[str, np.ndarray]]]] = {}
-        self._trained: dict[str, dict[str, FloatArray]] = {}
-        self._statistics_of: dict[str, list[dict[str, np.ndarray]]] = {}
-
-    def enter(self, copy: str) -> None:
-        """Have the stack hold a copy."""
-        if copy == self._current:
-            return
-        self._put_back()
-        self._current = copy
-        for name in self._tasks[0].extras[copy] if copy != MODEL else ():
-            count, label = len(self._tasks), f"{copy}:{name}"
-            self._model[name] = self._stack.parameters_of(name, count), self._stack.statistics(name, count)
-            trained = self._trained.get(copy)
-            own = [task.extras[copy][name] for task in self._tasks] if trained is None else list(trained[name])
-            kept = self._statistics_of.get(label) or [
-                task.local_state.get(label, initial)
-                for task, initial in zip(self._tasks, self._initial[name], strict=True)
-            ]
-            self._stack.load_block(name, own, kept)
-
-    def leave(self) -> tuple[list[dict[str, dict[str, Vector]]], list[LocalState]]:
-        """Have the stack hold the models again.
-
-        Returns:
-            By client the copies that were trained, parameters by block, and running statistics of all its copies.
-        """
-        self.enter(MODEL)
-        extras = [
-            {copy: {name: rows[k].copy() for name, rows in own.items()} for copy, own in self._trained.items()}
-            for k in range(len(self._tasks))
-        ]
-        states: list[LocalState] = [
-            {name: state for name, state in task.local_state.items() if ":" in name}
-            | {label: own[k] for label, own in self._statistics_of.items() if own[k]}
-            for k, task in enumerate(self._tasks)
-        ]
-        return extras, states
-
-    def _put_back(self) -> None:
-        if self._current == MODEL:
-            return
-        count = len(self._tasks)
-        self._trained[self._current] = {name: self._stack.parameters_of(name, count) for name in self._model}
-        for name, (parameters, statistics) in self._model.items():
-            self._statistics_of[f"{self._current}:{name}"] = self._stack.statistics(name, count)
-            self._stack.load_block(name, list(parameters), statistics)
-        self._model = {}
 
 
 def _together(vectors: Sequence[Vector]) -> Vector:
