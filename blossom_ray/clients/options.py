@@ -318,7 +318,8 @@ class Training(Section):
     engine: Literal["auto", "sequential", "vectorized"] | dict[str, EngineName] = "sequential"
     """How the clients of a chunk are computed: one after the other, or at once on stacked blocks. A step agrees within
     rounding; over rounds the difference grows as it does between processors. Stacking pays with many clients and small
-    dense, recurrent or attention models. A stacked chunk stays in one actor. `auto` times both before round 1; the run
+    dense, recurrent or attention models. Own modules that cannot be stacked are computed one client after the other,
+    and the manifest's notes say why. A stacked chunk stays in one actor. `auto` times both before round 1; the run
     folder's `scenario.yaml` says what was chosen, as a map from modality set (`acc+gyro`) to engine, which is accepted
     here too."""
     precision: Precision = "float32"

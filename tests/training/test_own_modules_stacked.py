@@ -253,34 +253,36 @@ def make_tasks(space: Workspace, sizes: Sequence[int] = SIZES) -> list[ClientTas
     return tasks
 
 
-def assert_engines_agree(space: Workspace, caplog: pytest.LogCaptureFixture, optimizer: Any = None) -> None:
-    """Over two epochs of batches of 4, and in scores; and the stack has computed it itself."""
+def assert_engines_agree(
+    space: Workspace, caplog: pytest.LogCaptureFixture, optimizer: Any = None, tolerance: float = 2e-4
+) -> None:
+    """Over an epoch of batches of 4, and in scores; and the stack has computed it itself."""
     section = Training.model_validate({"batch_size": 4, "optimizer": optimizer or {"kind": "sgd", "momentum": 0.9}})
     names = frozenset(space.trained)
-    job = LocalJob(section, 0.05, (LocalPass(2, names, anchored=names, mu=section.proximal_mu),), seed=0, round_index=1)
+    job = LocalJob(section, 0.05, (LocalPass(1, names),), seed=0, round_index=1)
     tasks = make_tasks(space)
     with caplog.at_level(logging.INFO):
         stacked, alone = (engine(space).train(tasks, job) for engine in (StackedEngine, SequentialEngine))
         assert not caplog.text, "computed one after the other"
     for found, expected in zip(stacked, alone, strict=True):
-        assert_same(found.blocks, expected.blocks)
+        assert_same(found.blocks, expected.blocks, tolerance)
         for name, state in expected.local_state.items():
-            assert_same(found.local_state[name], state)
-        assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+            assert_same(found.local_state[name], state, tolerance)
+        assert found.loss == pytest.approx(expected.loss, rel=tolerance)
     moved = [task.after(result) for task, result in zip(tasks, alone, strict=True)]
-    for engine in (StackedEngine(space), SequentialEngine(space)):
-        scores = [scored.loss_sum for scored in engine.evaluate(moved, 4, round_index=1)]
-        if isinstance(engine, StackedEngine):
-            expected_scores = scores
-    assert scores == pytest.approx(expected_scores, rel=1e-4)
+    scores, expected_scores = (
+        [scored.loss_sum for scored in engine(space).evaluate(moved, 4, round_index=1)]
+        for engine in (StackedEngine, SequentialEngine)
+    )
+    assert scores == pytest.approx(expected_scores, rel=tolerance)
 
 
-def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], tolerance: float) -> None:
     assert list(found) == list(expected)
     for name, values in expected.items():
         assert found[name].dtype == values.dtype
         scale = max(1.0, float(np.abs(values).max(initial=0.0)))
-        np.testing.assert_allclose(found[name], values, rtol=2e-4, atol=2e-4 * scale, err_msg=name)
+        np.testing.assert_allclose(found[name], values, rtol=tolerance, atol=tolerance * scale, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", MAPPED)
@@ -301,11 +303,10 @@ def test_own_fusions_and_heads_train_as_they_do_alone(caplog: pytest.LogCaptureF
         "fusion": {"kind": "custom", "factory": Weighted},
         "head": {"kind": "custom", "factory": Tempered},
     }
-    for owned in (("acc",), ("acc", "gyro")):
-        for missing in ("mask", "zero-embedding"):
-            space = workspace(owned=owned, missing=missing, **parts)
-            assert stacking_obstacle(space) is None
-            assert_engines_agree(space, caplog)
+    for owned, missing in ((("acc",), "zero-embedding"), (("acc", "gyro"), "mask")):
+        space = workspace(owned=owned, missing=missing, **parts)
+        assert stacking_obstacle(space) is None
+        assert_engines_agree(space, caplog)
 
 
 def test_an_own_encoder_of_a_modality_that_is_missing_sees_zeros(caplog: pytest.LogCaptureFixture) -> None:
@@ -318,6 +319,13 @@ def test_a_frozen_own_encoder_stands_still(caplog: pytest.LogCaptureFixture) -> 
     space = workspace(*MAPPED["batch norm"], frozen=frozenset({"encoder/acc"}))
     assert stacking_obstacle(space) is None
     assert_engines_agree(space, caplog)
+
+
+def test_in_bfloat16_own_modules_are_tried_as_they_compute(caplog: pytest.LogCaptureFixture) -> None:
+    for kind in ("dropout", "GRU in both directions"):
+        space = workspace(*MAPPED[kind], precision="bfloat16")
+        assert stacking_obstacle(space) is None
+        assert_engines_agree(space, caplog, tolerance=0.02)
 
 
 def test_a_trial_leaves_no_trace_in_random_numbers_or_kernels() -> None:
@@ -428,6 +436,24 @@ class OfTimes(nn.Module):
         return self.drop(self.out(x).T).T
 
 
+class Filling(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = torch.zeros(len(x), CLASSES)
+        outputs[:, 0] = super().forward(x)[:, 0]
+        return outputs
+
+
+class DroppingViews(nn.Module):
+    """PyTorch draws in the order of memory, which is not that of the rows here."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.out, self.drop = nn.Linear(width, outputs), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.drop(x.unflatten(1, (2, -1)).transpose(1, 2)).flatten(1))
+
+
 class Hooked(nn.Linear):
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__(width, outputs)
@@ -435,7 +461,9 @@ class Hooked(nn.Linear):
 
 
 MIXES = "mixes the rows of a batch, of which some are padding in a stack"
-KEEPS = "computes something else in a stack, as modules do that keep what is no buffer, or assign to one"
+KEEPS = (
+    "computes something else in a stack, as when it keeps what is no buffer, assigns to one, or drops out a transpose"
+)
 REFUSED: dict[type[nn.Module], str] = {
     Drawing: "draws random numbers beside nn.Dropout",
     Measuring: "takes numbers out of tensors, as .item() does",
@@ -450,6 +478,8 @@ REFUSED: dict[type[nn.Module], str] = {
     OwnGradient: "has an autograd.Function without setup_context",
     Unmapped: "uses aten::lerp_, which PyTorch does not map",
     OfTimes: "raises when it is tried: ValueError: 3 rows in a layer that needs the 4 of the batch",
+    Filling: "writes into what torch.zeros has made, where x.new_zeros would do",
+    DroppingViews: KEEPS,
     Hooked: "has hooks",
 }
 

@@ -60,7 +60,8 @@ class StackedEngine:
         if memory is None and self._device.type == "cuda":
             memory = CudaMemory(self._device)
         self._max_rows = max_rows if memory is None else None
-        block_values = sum(flat.size for flat in workspace.flat.values())
+        buffers = [values.size for state in workspace.initial_state.values() for values in state.values()]
+        block_values = sum(flat.size for flat in workspace.flat.values()) + sum(buffers)
         self._size = StackSize(min(capacity, max(1, _MAX_VALUES // block_values)), memory)
         self._stack: Stack | None = None
         self._spares: dict[str, Stack] = {}

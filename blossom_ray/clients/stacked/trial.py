@@ -22,16 +22,22 @@ from blossom_ray.core.blocks import FUSION, Block
 from blossom_ray.core.sums import Vector
 from blossom_ray.errors import OWN_CODE_RAISES, shown_error
 from blossom_ray.models.late_fusion import LateFusionModel
+from blossom_ray.text import brief
 
 _STEPS = (((4, 4, 4), True), ((4, 4, 4), True), ((6, 3, 1), True), ((6, 3, 1), False))
 """Rows of each client, and whether they are trained on. Twice alike: a module may keep something in between."""
 
+_MIXES = "mixes the rows of a batch, of which some are padding in a stack"
+_DIFFERS = (
+    "computes something else in a stack, as when it keeps what is no buffer, assigns to one, or drops out a transpose"
+)
 _SAYS = {
     "random operation": "draws random numbers beside nn.Dropout",
     ".item()": "takes numbers out of tensors, as .item() does",
     "control flow": "branches on values",
     "dynamic shape": "makes tensors whose shape depends on values",
     "setup_context": "has an autograd.Function without setup_context",
+    "inplace arithmetic": "writes into what torch.zeros has made, where x.new_zeros would do",
 }
 """What PyTorch says where it cannot map a module, in the words of a user."""
 
@@ -78,15 +84,13 @@ def _found_in_trial(workspace: Workspace, name: Block) -> str | None:
             cause = shown_error(error).splitlines()[0]
             if operation := re.search(r"atching rule .*for (aten::\w+)", cause):
                 return f"uses {operation[1]}, which PyTorch does not map"
-            return next((said for part, said in _SAYS.items() if part in cause), f"raises when it is tried: {cause}")
+            raises = f"raises when it is tried: {brief(cause)}"
+            return next((said for part, said in _SAYS.items() if part in cause), raises)
     tolerance = 1e-4 if workspace.model.precision == "float32" else 0.05
     *steps, buffers = (_agree(*pair, tolerance) for pair in zip(stacked, alone, strict=True))
     for (counts, _), agrees in zip(_STEPS, steps, strict=True):
         if not agrees:
-            padded = len(set(counts)) > 1
-            if padded:
-                return "mixes the rows of a batch, of which some are padding in a stack"
-            return "computes something else in a stack, as modules do that keep what is no buffer, or assign to one"
+            return _MIXES if len(set(counts)) > 1 else _DIFFERS
     return None if buffers else "leaves other buffers in a stack"
 
 
@@ -160,8 +164,8 @@ class _Trial:
                         workspace.model.training_mode(batch_size=count)
                     else:
                         workspace.model.eval()
-                    part = (client, slice(count))
-                    inputs, weights = tree_map(itemgetter(part), (step.inputs, step.weights))
+                    rows_of_client = itemgetter((client, slice(count)))
+                    inputs, weights = tree_map(rows_of_client, (step.inputs, step.weights))
                     rows, gradients = self._computed(workspace.model, step, inputs, weights, parameters)
                     own += (*rows, *gradients)
             trained = {name: flat.read() for name, flat in workspace.trained.items()}
@@ -184,7 +188,8 @@ class _Trial:
             else:
                 stack.model.eval()
             stack.enter(StackedBatch(torch.arange(mask.numel()), step.counts, row_counts.float(), padded))
-            inputs, weights = tree_map(_folded, (step.inputs, step.weights * mask.unsqueeze(2)))
+            weighted = (step.inputs, step.weights * mask.unsqueeze(2))
+            inputs, weights = tree_map(lambda values: values.flatten(0, 1), weighted)
             rows, gradients = self._computed(stack.model, step, inputs, weights, stack.parameters)
             own: list[Tensor] = []
             for client, count in enumerate(step.counts):
@@ -211,10 +216,6 @@ class _Trial:
                 (outputs * weights).sum(), [*given, *parameters], allow_unused=True, materialize_grads=True
             )
         return [outputs.detach(), *gradients[: len(given)]], list(gradients[len(given) :])
-
-
-def _folded(values: Tensor) -> Tensor:
-    return values.flatten(0, 1)
 
 
 def _tensors(blocks: Mapping[str, Vector], state: LocalState) -> list[Tensor]:
