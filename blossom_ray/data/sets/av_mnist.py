@@ -10,21 +10,20 @@ Source: the task of Vielzeuf et al. 2018 (arXiv:1808.07275), with the images and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Positive, Section
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import decibels, mel_power, read_wav
-from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes
+from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, Shapes
 from blossom_ray.data.sets.mnist import (
     LANDMARKS,
     NUM_DIGITS,
@@ -119,45 +118,31 @@ class AvMnistData(Download):
     def num_subjects(self) -> int:
         return 6
 
-    def open(self, modalities: tuple[str, ...], seed: int, _task: Task, /) -> AvMnist:
-        seed = seed if self.pairing_seed is None else self.pairing_seed
-        return AvMnist(self, self.files(), self.known(modalities), seed)
-
-
-@dataclass(frozen=True)
-class AvMnist:
-    """The data set as a source: pairs of the training parts, and pairs of the test parts as held-out set.
-
-    Smaller cuts of both data sets are accepted; every digit must be in each part of both. Spectrograms are computed
-    once and kept in the cache.
-    """
-
-    spec: AvMnistData
-    path: Path
-    modalities: tuple[str, ...]
-    seed: int
-
-    def targets(self) -> Targets:
-        """As `DataSource`; no image and no sound is read."""
-        folder = mnist_folder(self.path)
+    def read_targets(self, opened: Opened, /) -> Targets:
+        """Digits, speakers and recordings of the pairs; no image and no sound is read."""
+        folder = mnist_folder(opened.path)
         with open_spoken_digits(folder) as archive:
             recordings, _ = list_recordings(archive)
         labels = read_mnist_labels(folder, "train")
-        _, sounds = self._paired("train", labels, recordings)
+        _, sounds = self._paired(opened, "train", labels, recordings)
         return _targets(sounds, recordings)
 
-    def load(self) -> Dataset:
-        """As `DataSource`: `image` (N, 1, 28, 28) and `audio` (N, channels, mels, frames) in dB."""
-        folder = mnist_folder(self.path)
+    def read(self, opened: Opened, /) -> Dataset:
+        """`image` (N, 1, 28, 28) and `audio` (N, channels, mels, frames) in dB.
+
+        Smaller cuts of both data sets are accepted; every digit must be in each part of both.
+        """
+        folder = mnist_folder(opened.path)
         with open_spoken_digits(folder) as archive:
             recordings, missing = list_recordings(archive)
-            spectrograms = self._spectrograms(archive, recordings) if "audio" in self.modalities else None
-        held_out = self._part(folder, "test", recordings, spectrograms, None)
-        dataset = self._part(folder, "train", recordings, spectrograms, held_out)
+            spectrograms = self._spectrograms(archive, recordings) if "audio" in opened.modalities else None
+        held_out = self._part(opened, folder, "test", recordings, spectrograms, None)
+        dataset = self._part(opened, folder, "train", recordings, spectrograms, held_out)
         return replace(dataset, left_out=(*missing, *held_out.left_out, *dataset.left_out))
 
     def _part(
         self,
+        opened: Opened,
         folder: Path,
         part: str,
         recordings: list[Recording],
@@ -165,12 +150,12 @@ class AvMnist:
         held_out: Dataset | None,
     ) -> Dataset:
         mnist = read_mnist(folder, part)
-        images, sounds = self._paired(part, mnist.labels, recordings)
+        images, sounds = self._paired(opened, part, mnist.labels, recordings)
         inputs = {}
-        if "image" in self.modalities:
+        if "image" in opened.modalities:
             inputs["image"] = normalised(mnist.pixels[images])
         if spectrograms is not None:
-            inputs["audio"] = np.repeat(spectrograms[sounds][:, None], self.spec.spectrogram.channels, axis=1)
+            inputs["audio"] = np.repeat(spectrograms[sounds][:, None], self.spectrogram.channels, axis=1)
         targets = _targets(sounds, recordings)
         spoken = sum(recording.is_test == (part == "test") for recording in recordings)
         key = "data.pairs" if part == "train" else "data.held_out_pairs"
@@ -183,15 +168,18 @@ class AvMnist:
             inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out, targets.recordings, left_out=missing
         )
 
-    def _paired(self, part: str, labels: IntArray, recordings: list[Recording]) -> tuple[IntArray, IntArray]:
+    def _paired(
+        self, opened: Opened, part: str, labels: IntArray, recordings: list[Recording]
+    ) -> tuple[IntArray, IntArray]:
         """Rows of MNIST's part and of `recordings`, one of each per pair, by digit.
 
         Within a digit, images are drawn without repetition; each recording serves as often as any other, give or
         take one.
         """
+        seed = opened.seed if self.pairing_seed is None else self.pairing_seed
         digits = np.array([recording.digit for recording in recordings], np.int64)
         in_part = np.array([recording.is_test == (part == "test") for recording in recordings], np.bool_)
-        num_pairs = self.spec.pairs if part == "train" else self.spec.held_out_pairs
+        num_pairs = self.pairs if part == "train" else self.held_out_pairs
         images, sounds = [], []
         for digit in range(NUM_DIGITS):
             of_digit = np.flatnonzero(labels == digit)
@@ -205,8 +193,8 @@ class AvMnist:
                     f"{key} asks for {number} images of the digit {digit} in the {part} part, which has "
                     f"{len(of_digit)}; expected fewer pairs, since no image is used twice"
                 )
-            chosen = generator(self.seed, _PURPOSES[part], _IMAGES, digit).permutation(of_digit)
-            order = generator(self.seed, _PURPOSES[part], _RECORDINGS, digit).permutation(spoken)
+            chosen = generator(seed, _PURPOSES[part], _IMAGES, digit).permutation(of_digit)
+            order = generator(seed, _PURPOSES[part], _RECORDINGS, digit).permutation(spoken)
             images.append(chosen[:number])
             sounds.append(np.resize(order, number))
         return np.concatenate(images), np.concatenate(sounds)
@@ -214,7 +202,7 @@ class AvMnist:
     def _spectrograms(self, archive: Archive, recordings: list[Recording]) -> FloatArray:
         """(recordings, mels, frames) float32, in dB."""
         members = [recording.member for recording in recordings]
-        settings = self.spec.spectrogram.model_dump(exclude={"channels"})
+        settings = self.spectrogram.model_dump(exclude={"channels"})
         key = {"decoding": _DECODING, "recordings": archive.states(members), "spectrogram": settings}
 
         def build() -> dict[str, FloatArray]:
@@ -223,7 +211,7 @@ class AvMnist:
         return np.asarray(cached("av-mnist", key, build)["audio"])
 
     def _spectrogram(self, archive: Archive, member: str) -> FloatArray:
-        settings = self.spec.spectrogram
+        settings = self.spectrogram
         place, rate_hz, window = f"{archive.name}: {member}", settings.rate_hz, settings.window
         sound = read_wav(archive.read(member), place, rate_hz=rate_hz, longest_s=settings.duration_ms / 1000)
         signal = np.zeros(settings.num_samples)

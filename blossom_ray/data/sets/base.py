@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Finding
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
 from blossom_ray.data.division.options import Division
+from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.errors import DataError, InputError
 
@@ -126,6 +128,8 @@ class Download(DataSection):
 
     landmarks: ClassVar[tuple[str, ...]]
     """Members of archives and folders of which every copy of the data set has one."""
+    largest_bytes: ClassVar[int] = 20_000_000
+    """Members of archives above this size are refused."""
 
     if TYPE_CHECKING:
         path: str | None
@@ -138,12 +142,19 @@ class Download(DataSection):
     def input_shapes(self, modalities: Iterable[str], /) -> dict[str, tuple[int, ...]]:
         return {name: self.shapes[name] for name in modalities if name in self.shapes}
 
-    def files(self) -> Path:
-        """Where the files are on this machine.
+    def open(self, modalities: tuple[str, ...], seed: int, _task: Task, /) -> DataSource:
+        return Opened(self, self._files(), self._known(modalities), seed)
 
-        Raises:
-            DataError: `path` is null, in the home of nobody, or a URI whose files cannot be had.
-        """
+    def read_targets(self, opened: Opened, /) -> Targets:
+        """What `DataSource.targets` gives."""
+        raise NotImplementedError
+
+    def read(self, opened: Opened, /) -> Dataset:
+        """What `DataSource.load` gives."""
+        raise NotImplementedError
+
+    def _files(self) -> Path:
+        """Where the files are on this machine."""
         if self.path is None:
             raise DataError(f"data.path is missing; expected {self.facts.download}; get it from {self.facts.page}")
         path = local_path(self.path)
@@ -152,12 +163,8 @@ class Download(DataSection):
         except RuntimeError as error:
             raise DataError(f"{path}: {error}; expected {self.facts.download}") from error
 
-    def known(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
-        """The modalities, sorted.
-
-        Raises:
-            DataError: The data set does not have one of them.
-        """
+    def _known(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        """The modalities, sorted, where the data set has all of them."""
         for modality in modalities:
             if modality not in self.shapes:
                 expected = f"some of {', '.join(self.shapes)}"
@@ -171,6 +178,35 @@ class Download(DataSection):
     def problem(self, error: InputError) -> tuple[str, str, str]:
         found = "is missing" if self.path is None else f"is {self.path!r}, which cannot be used ({error})"
         return "data.path", found, self.facts.download
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A download as a source: its files have been found.
+
+    Attributes:
+        spec: The section, which knows how they are read.
+        path: Where they are.
+        modalities: Those asked for, sorted.
+        seed: The scenario's seed.
+    """
+
+    spec: Download
+    path: Path
+    modalities: tuple[str, ...]
+    seed: int
+
+    def archive(self) -> AbstractContextManager[Archive]:
+        """The files, below the folder with the section's first landmark."""
+        return open_archive(self.path, landmark=self.spec.landmarks[0], largest_bytes=self.spec.largest_bytes)
+
+    def targets(self) -> Targets:
+        """As `DataSource`."""
+        return self.spec.read_targets(self)
+
+    def load(self) -> Dataset:
+        """As `DataSource`."""
+        return self.spec.read(self)
 
 
 class OwnData(DataSection):

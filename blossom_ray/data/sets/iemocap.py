@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, LeftOut, Targets, left_out
-from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.sets.base import DatasetFacts, check_content
+from blossom_ray.data.files.archives import Archive
+from blossom_ray.data.sets.base import DatasetFacts, Opened, check_content
 from blossom_ray.data.sets.speech import (
     SpeechFrames,
     SpokenData,
@@ -77,43 +75,27 @@ class IemocapData(SpokenData):
         num_sessions = len(SESSIONS) - (self.held_out_session is not None)
         return num_sessions if self.subjects == "session" else 2 * num_sessions
 
-    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> Iemocap:
-        return Iemocap(self, self.files(), self.known(modalities))
+    def read_targets(self, opened: Opened, /) -> Targets:
+        """Emotions and subjects; no text and no sound is read."""
+        with opened.archive() as archive:
+            return utterance_targets(self._shared(opened, self._utterances(_turns(archive)[0])), len(CLASS_NAMES))
 
-
-@dataclass(frozen=True)
-class Iemocap:
-    """The data set as a source: some sessions for the clients, one as held-out set where that is asked for.
-
-    Smaller cuts of the official files are accepted. Features are computed once and kept in the cache.
-    """
-
-    spec: IemocapData
-    path: Path
-    modalities: tuple[str, ...]
-
-    def targets(self) -> Targets:
-        """As `DataSource`; no text and no sound is read."""
-        with self._open() as archive:
-            return utterance_targets(self._shared(self._utterances(_turns(archive)[0])), len(CLASS_NAMES))
-
-    def load(self) -> Dataset:
-        """As `DataSource`, with the modalities of `utterance_dataset`."""
-        with self._open() as archive:
+    def read(self, opened: Opened, /) -> Dataset:
+        """Some sessions for the clients, one as held-out set where that is asked for; smaller cuts are accepted."""
+        with opened.archive() as archive:
             turns, missing = _turns(archive)
             utterances = self._utterances(turns)
-            held_out = [each for each in utterances if _session(each.name) == self.spec.held_out_session]
-            if self.spec.held_out_session is not None and not held_out:
+            held_out = [each for each in utterances if _session(each.name) == self.held_out_session]
+            if self.held_out_session is not None and not held_out:
                 raise DataError(
-                    f"{archive.name} has no utterance of session {self.spec.held_out_session}; expected some, since "
+                    f"{archive.name} has no utterance of session {self.held_out_session}; expected some, since "
                     "data.held_out_session is that session"
                 )
-            texts = _transcripts(archive) if "text" in self.modalities else {}
-            test = self._dataset(archive, held_out, texts) if held_out else None
-            return replace(self._dataset(archive, self._shared(utterances), texts, test), left_out=missing)
-
-    def _open(self) -> AbstractContextManager[Archive]:
-        return open_archive(self.path, landmark=self.spec.landmarks[0])
+            texts = _transcripts(archive) if "text" in opened.modalities else {}
+            test = self._dataset(opened, archive, held_out, texts) if held_out else None
+            return replace(
+                self._dataset(opened, archive, self._shared(opened, utterances), texts, test), left_out=missing
+            )
 
     def _utterances(self, codes: Mapping[str, str]) -> list[Utterance]:
         """Utterances from the emotions of turns; that of `Ses01F_impro05_M019` is the man's of session 1."""
@@ -122,26 +104,31 @@ class Iemocap:
             dialogue, _, number = name.rpartition("_")
             session = _session(name)
             speaker = 2 * (session - 1) + number.startswith("M")
-            subject = session - 1 if self.spec.subjects == "session" else speaker
+            subject = session - 1 if self.subjects == "session" else speaker
             sound = f"Session{session}/sentences/wav/{dialogue}/{name}.wav"
             found.append(Utterance(name, subject, _LABELS[code], sound=sound))
         return found
 
-    def _shared(self, utterances: list[Utterance]) -> list[Utterance]:
-        shared = [each for each in utterances if _session(each.name) != self.spec.held_out_session]
+    def _shared(self, opened: Opened, utterances: list[Utterance]) -> list[Utterance]:
+        shared = [each for each in utterances if _session(each.name) != self.held_out_session]
         if not shared:
-            raise DataError(f"{self.path} has utterances of the held-out session alone; expected other sessions, too")
+            raise DataError(f"{opened.path} has utterances of the held-out session alone; expected other sessions, too")
         return shared
 
     def _dataset(
-        self, archive: Archive, utterances: list[Utterance], texts: Mapping[str, str], held_out: Dataset | None = None
+        self,
+        opened: Opened,
+        archive: Archive,
+        utterances: list[Utterance],
+        texts: Mapping[str, str],
+        held_out: Dataset | None = None,
     ) -> Dataset:
-        if "text" in self.modalities:
+        if "text" in opened.modalities:
             for each in utterances:
                 if each.name not in texts:
                     raise DataError(f"{archive.name} has no transcription of {each.name}; expected one per evaluation")
             utterances = [replace(each, text=texts[each.name]) for each in utterances]
-        return utterance_dataset(self.spec, self.modalities, archive, utterances, CLASS_NAMES, held_out)
+        return utterance_dataset(self, opened.modalities, archive, utterances, CLASS_NAMES, held_out)
 
 
 def _session(turn: str) -> int:

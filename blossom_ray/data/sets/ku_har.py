@@ -14,17 +14,15 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Pieces, Targets, left_out
 from blossom_ray.data.files.archives import Archive, is_file, open_archive
 from blossom_ray.data.files.cache import Arrays, cached, tracked
-from blossom_ray.data.sets.base import DatasetFacts, Download, Shapes, rows_lacking, standardised
+from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, Shapes, rows_lacking, standardised
 from blossom_ray.errors import DataError
 
 CLASS_NAMES = (
@@ -44,7 +42,6 @@ _SUBSAMPLE_COLUMNS = 6 * WINDOW_STEPS + 3
 _RECORDING_COLUMNS = 8
 _RECORDING = re.compile(r"(?P<label>\d{1,2})\.[^/]+/(?P<subject>\d{1,9})_[^/]*\.csv", re.IGNORECASE)
 _OF_A_CLASS = re.compile(r"\d{1,2}\..*/.*")
-_LARGEST_TABLE_BYTES = 1_000_000_000
 _DECODING = 1
 _CUTTING = 2
 
@@ -71,6 +68,7 @@ class KuHarData(Download):
         shapes={"acc": (300, 3), "gyro": (300, 3)},
     )
     landmarks: ClassVar = (SUBSAMPLES, RECORDINGS)
+    largest_bytes: ClassVar = 1_000_000_000
 
     dataset: Literal["ku-har"]
     path: str | None = None
@@ -95,62 +93,50 @@ class KuHarData(Download):
         """The classes asked for, in their order."""
         return CLASS_NAMES if self.classes == "all" else PAPER_CLASS_NAMES
 
-    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> KuHar:
-        return KuHar(self, self.files(), self.known(modalities))
+    def read_targets(self, opened: Opened, /) -> Targets:
+        """Subjects and recordings of windows of recordings alone. All is decoded once and cached."""
+        return self._chosen(opened, self._decoded(opened)[0])[1]
 
+    def read(self, opened: Opened, /) -> Dataset:
+        """(N, 300, 3) by modality, (N, 150, 3) at 50 Hz; labels in the order of the class names.
 
-@dataclass(frozen=True)
-class KuHar:
-    """The data set as a source. There is no official test part, so none is held out.
-
-    Smaller cuts of the official files are accepted. Windows of recordings are cut one after the other from the first
-    step on; what is left at the end is dropped, and so are the zeros with which the file of a sensor that stopped
-    earlier is filled up. The number at the head of a file's name is the subject.
-    """
-
-    spec: KuHarData
-    path: Path
-    modalities: tuple[str, ...]
-
-    def targets(self) -> Targets:
-        """As `DataSource`; subjects and recordings of windows of recordings alone. All is decoded once and cached."""
-        return self._chosen(self._decoded()[0])[1]
-
-    def load(self) -> Dataset:
-        """As `DataSource`: (N, 300, 3) by modality, (N, 150, 3) at 50 Hz; labels in the order of the class names."""
-        arrays, missing = self._decoded()
-        rows, targets = self._chosen(arrays)
+        Smaller cuts of the official files are accepted. Windows of recordings are cut one after the other from the
+        first step on; what is left at the end is dropped, and so are the zeros with which the file of a sensor that
+        stopped earlier is filled up. The number at the head of a file's name is the subject.
+        """
+        arrays, missing = self._decoded(opened)
+        rows, targets = self._chosen(opened, arrays)
         inputs = {}
-        for modality in self.modalities:
-            steps = np.ascontiguousarray(arrays[modality][rows, :: 100 // self.spec.rate_hz])
-            inputs[modality] = standardised(steps) if self.spec.zscore else steps
+        for modality in opened.modalities:
+            steps = np.ascontiguousarray(arrays[modality][rows, :: 100 // self.rate_hz])
+            inputs[modality] = standardised(steps) if self.zscore else steps
         others = len(arrays["labels"]) - len(rows)
         if others:
             missing += (LeftOut("windows of other classes (data.classes: paper)", others),)
-        names, pieces = self.spec.class_names, targets.pieces
+        names, pieces = self.class_names, targets.pieces
         return Dataset(inputs, targets.labels, names, targets.subjects, left_out=missing, pieces=pieces)
 
-    def _chosen(self, arrays: Arrays) -> tuple[IntArray, Targets]:
+    def _chosen(self, opened: Opened, arrays: Arrays) -> tuple[IntArray, Targets]:
         """Rows of the classes asked for, and their targets; windows that were cut here do not overlap."""
-        names, pieces = self.spec.class_names, None
+        names, pieces = self.class_names, None
         new_labels = np.array([names.index(name) if name in names else -1 for name in CLASS_NAMES], np.int64)
         labels = new_labels[arrays["labels"]]
         rows = np.flatnonzero(labels >= 0)
         if len(rows) == 0:
-            raise DataError(f"{self.path.name} has no window of {', '.join(names)}; expected some")
+            raise DataError(f"{opened.path.name} has no window of {', '.join(names)}; expected some")
         if "num_windows" in arrays:
             recordings = np.repeat(np.arange(len(arrays["num_windows"])), arrays["num_windows"])[rows]
             pieces = Pieces(np.unique(recordings, return_inverse=True)[1].astype(np.int64))
         subjects = arrays["subjects"][rows] if "subjects" in arrays else None
         return rows, Targets(labels[rows], len(names), subjects, pieces=pieces)
 
-    def _decoded(self) -> tuple[Arrays, tuple[LeftOut, ...]]:
-        if self.spec.windows == "official":
-            with self._open(SUBSAMPLES) as (archive, member):
+    def _decoded(self, opened: Opened) -> tuple[Arrays, tuple[LeftOut, ...]]:
+        if self.windows == "official":
+            with self._open(opened.path, SUBSAMPLES) as (archive, member):
                 key: dict[str, object] = {"decoding": _DECODING, "files": archive.states([member])}
                 arrays = cached("ku-har", key, lambda: _subsamples(archive, member))
             return arrays, rows_lacking("windows", len(arrays["labels"]), NUM_WINDOWS)
-        with self._open(RECORDINGS) as (archive, _):
+        with self._open(opened.path, RECORDINGS) as (archive, _):
             recordings = [member for member in archive.members() if _RECORDING.fullmatch(member)]
             key = {"decoding": _CUTTING, "files": archive.states(recordings)}
             arrays = cached("ku-har", key, lambda: _cut(archive, recordings))
@@ -169,12 +155,12 @@ class KuHar:
         )
 
     @contextmanager
-    def _open(self, landmark: str) -> Iterator[tuple[Archive, str]]:
+    def _open(self, path: Path, landmark: str) -> Iterator[tuple[Archive, str]]:
         """The archive, and the name of its table: any `.csv` that `path` names itself."""
-        is_table = self.spec.windows == "official" and self.path.suffix.lower() == ".csv" and is_file(self.path)
-        path, member = (self.path.parent, self.path.name) if is_table else (self.path, landmark)
-        with open_archive(path, landmark=member, largest_bytes=_LARGEST_TABLE_BYTES) as archive:
-            yield archive, member
+        if self.windows == "official" and path.suffix.lower() == ".csv" and is_file(path):
+            path, landmark = path.parent, path.name
+        with open_archive(path, landmark=landmark, largest_bytes=self.largest_bytes) as archive:
+            yield archive, landmark
 
 
 def _check_twice(archive: Archive, what: str, contents: Iterable[tuple[str, bytes]]) -> None:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
-from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, LeftOut, Targets, left_out
-from blossom_ray.data.files.archives import Archive, open_archive
+from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
-from blossom_ray.data.sets.base import DatasetFacts, check_content
+from blossom_ray.data.sets.base import DatasetFacts, Opened, check_content
 from blossom_ray.data.sets.speech import (
     SpeechFrames,
     SpokenData,
@@ -42,7 +40,6 @@ _PART_OF_WORD = {
     "train": "train", "training": "train", "trainset": "train", "test": "test", "testing": "test", "testset": "test",
     "dev": "dev", "devset": "dev", "val": "dev", "valid": "dev", "validation": "dev",
 }  # fmt: skip
-_LARGEST_BYTES = 200_000_000
 
 
 class MeldData(SpokenData):
@@ -66,6 +63,7 @@ class MeldData(SpokenData):
         shapes={"audio": (400, 80), "text": (32, 512)},
     )
     landmarks: ClassVar = ("test_sent_emo.csv",)
+    largest_bytes: ClassVar = 200_000_000
 
     dataset: Literal["meld"]
     path: str | None = None
@@ -89,37 +87,22 @@ class MeldData(SpokenData):
         """The emotions asked for, in their order."""
         return EMOTIONS if self.classes == "all" else PAPER_EMOTIONS
 
-    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> Meld:
-        return Meld(self, self.files(), self.known(modalities))
-
-
-@dataclass(frozen=True)
-class Meld:
-    """The data set as a source: the official training part, and the official test part as held-out set.
-
-    Smaller cuts of the official files are accepted. Features are computed once and kept in the cache.
-    """
-
-    spec: MeldData
-    path: Path
-    modalities: tuple[str, ...]
-
-    def targets(self) -> Targets:
-        """As `DataSource`; no sound is read."""
-        with self._open() as archive:
+    def read_targets(self, opened: Opened, /) -> Targets:
+        """Emotions and speakers of the training part; no sound is read."""
+        with opened.archive() as archive:
             utterances, _ = self._part(archive, "train", _rows(archive, "train"), {})
-        return utterance_targets(utterances, len(self.spec.class_names))
+        return utterance_targets(utterances, len(self.class_names))
 
-    def load(self) -> Dataset:
-        """As `DataSource`, with the modalities of `utterance_dataset`."""
-        with self._open() as archive:
+    def read(self, opened: Opened, /) -> Dataset:
+        """The official training part, and the official test part as held-out set; smaller cuts are accepted."""
+        with opened.archive() as archive:
             # As they first appear: speakers of the training part have the same numbers with and without the test's.
             speakers: dict[str, int] = {}
             rows = {part: _rows(archive, part) for part in _OFFICIAL}
             parts = {part: self._part(archive, part, rows[part], speakers) for part in _OFFICIAL}
             utterances = {part: found for part, (found, _) in parts.items()}
             missing = tuple(entry for _, left in parts.values() for entry in left)
-            if "audio" in self.modalities:
+            if "audio" in opened.modalities:
                 clips, unclear, misnamed = _clips(archive)
                 for part in _OFFICIAL:
                     utterances[part] = _with_sounds(archive, part, utterances[part], clips[part], unclear)
@@ -128,13 +111,10 @@ class Meld:
                     unknown = [clip for name, clip in clips[part].items() if name not in names]
                     missing += left_out(f"sounds without a row in {part}_sent_emo.csv", unknown)
                 missing += left_out("sounds with another name than dia<number>_utt<number>", misnamed)
-            given = (self.spec, self.modalities, archive)
-            held_out = utterance_dataset(*given, utterances["test"], self.spec.class_names)
-            found = utterance_dataset(*given, utterances["train"], self.spec.class_names, held_out)
+            given = (self, opened.modalities, archive)
+            held_out = utterance_dataset(*given, utterances["test"], self.class_names)
+            found = utterance_dataset(*given, utterances["train"], self.class_names, held_out)
             return replace(found, left_out=missing)
-
-    def _open(self) -> AbstractContextManager[Archive]:
-        return open_archive(self.path, landmark=self.spec.landmarks[0], largest_bytes=_LARGEST_BYTES)
 
     def _part(
         self, archive: Archive, part: str, rows: list[Row], speakers: dict[str, int]
@@ -143,7 +123,7 @@ class Meld:
         file = f"{part}_sent_emo.csv"
         labels = [EMOTIONS.index(row["Emotion"]) for row in rows]
         missing = check_content(f"{archive.name}: {file}", f"utterances of {file}", labels, _OFFICIAL[part], EMOTIONS)
-        names = self.spec.class_names
+        names = self.class_names
         rules: dict[str, Callable[[Row], bool]] = {
             "of other emotions (data.classes: paper)": lambda row: row["Emotion"] not in names,
             "by the speakers All, Man, Policeman, Tag, Woman (data.classes: paper)": (

@@ -9,8 +9,7 @@ PhysioNet, doi:10.13026/kfzx-aw45. Labels and folds as in its `example_physionet
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,8 +19,7 @@ from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Finding
 from blossom_ray.data.dataset import Dataset, IntArray, Labels, LeftOut, Targets, left_out, targets_of
 from blossom_ray.data.files.archives import is_file
-from blossom_ray.data.files.cache import Arrays
-from blossom_ray.data.sets.base import DatasetFacts, Download, standardised
+from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, standardised
 from blossom_ray.data.sets.ptb_xl_files import DATABASE, PREPARED, SUPERCLASSES, Records, read_official, read_prepared
 from blossom_ray.errors import DataError
 
@@ -70,68 +68,50 @@ class PtbXlData(Download):
             expected = " or ".join(f"{labels!r} with task: {name}" for labels, name in suited.items())
             yield Finding("data.labels", f"is {self.labels!r}, while task is {task!r}", expected)
 
-    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> PtbXl:
-        return PtbXl(self, self.files(), self.known(modalities))
+    def read_targets(self, opened: Opened, /) -> Targets:
+        """Labels, and patients where the files name them; no signal is decoded."""
+        records = _read_records(opened.path)
+        rows = self._client_rows(opened, records)
+        return targets_of(self._labels_of(records, rows), len(SUPERCLASSES), _patients_of(records, rows))
 
+    def read(self, opened: Opened, /) -> Dataset:
+        """(N, 1000, 6) by modality, in mV (official files) unless standardised; fold 10 is held out."""
+        records = _read_records(opened.path)
+        signals = records.signals()
 
-@dataclass(frozen=True)
-class PtbXl:
-    """The data set as a source. Fold 10 is held out, as its authors propose; clients share folds 1 to 8."""
+        def part(rows: IntArray, held_out: Dataset | None = None) -> Dataset:
+            inputs = {}
+            for modality in opened.modalities:
+                values = signals[modality][rows]
+                inputs[modality] = standardised(values) if self.zscore else values * np.float32(records.scale)
+            labels, patients = self._labels_of(records, rows), _patients_of(records, rows)
+            return Dataset(inputs, labels, SUPERCLASSES, patients, held_out)
 
-    spec: PtbXlData
-    path: Path
-    modalities: tuple[str, ...]
+        held_out_rows = self._rows(records, HELD_OUT_FOLD, HELD_OUT_FOLD)
+        held_out = part(held_out_rows) if len(held_out_rows) else None
+        rows = self._client_rows(opened, records)
+        missing = self._left_out(records, np.concatenate([rows, held_out_rows]))
+        return replace(part(rows, held_out), left_out=missing)
 
-    def targets(self) -> Targets:
-        """As `DataSource`, patients where the files name them; no signal is decoded."""
-        rows = self._client_rows()
-        return targets_of(self._labels_of(rows), len(SUPERCLASSES), self._patients_of(rows))
-
-    def load(self) -> Dataset:
-        """As `DataSource`: (N, 1000, 6) by modality, in mV (official files) unless standardised."""
-        signals = self._records.signals()
-        held_out_rows = self._rows(HELD_OUT_FOLD, HELD_OUT_FOLD)
-        held_out = self._part(signals, held_out_rows, None) if len(held_out_rows) else None
-        return replace(self._part(signals, self._client_rows(), held_out), left_out=self._left_out())
-
-    @property
-    def _last_fold(self) -> int:
-        return VALIDATION_FOLD if self.spec.use_validation_fold else VALIDATION_FOLD - 1
-
-    @cached_property
-    def _records(self) -> Records:
-        if self.path.suffix.lower() == ".npz":
-            return read_prepared(self.path)
-        if is_file(self.path / PREPARED):
-            return read_prepared(self.path / PREPARED)
-        return read_official(self.path)
-
-    @property
-    def _num_labels(self) -> IntArray:
-        return np.asarray(self._records.superclasses.sum(axis=1, dtype=np.int64))
-
-    def _client_rows(self) -> IntArray:
-        rows = self._rows(1, self._last_fold)
+    def _client_rows(self, opened: Opened, records: Records) -> IntArray:
+        last_fold = VALIDATION_FOLD if self.use_validation_fold else VALIDATION_FOLD - 1
+        rows = self._rows(records, 1, last_fold)
         if len(rows) == 0:
-            kind = "exactly one superclass" if self.spec.labels == "single" else "a superclass"
-            raise DataError(
-                f"{self.path.name} has no record with {kind} in folds 1 to {self._last_fold}; expected some"
-            )
+            kind = "exactly one superclass" if self.labels == "single" else "a superclass"
+            raise DataError(f"{opened.path.name} has no record with {kind} in folds 1 to {last_fold}; expected some")
         return rows
 
-    def _rows(self, first_fold: int, last_fold: int) -> IntArray:
-        folds, num_labels = self._records.folds, self._num_labels
-        has_label = num_labels == 1 if self.spec.labels == "single" else num_labels >= 1
+    def _rows(self, records: Records, first_fold: int, last_fold: int) -> IntArray:
+        folds, num_labels = records.folds, records.num_labels
+        has_label = num_labels == 1 if self.labels == "single" else num_labels >= 1
         return np.flatnonzero(has_label & (folds >= first_fold) & (folds <= last_fold))
 
-    def _left_out(self) -> tuple[LeftOut, ...]:
+    def _left_out(self, records: Records, chosen: IntArray) -> tuple[LeftOut, ...]:
         """Records by the first reason that holds."""
-        records, names = self._records, np.array(self._records.names)
-        chosen = np.concatenate([self._client_rows(), self._rows(HELD_OUT_FOLD, HELD_OUT_FOLD)])
-        num_labels = self._num_labels
+        names, num_labels = np.array(records.names), records.num_labels
         is_left = np.ones(len(names), np.bool_)
         is_left[chosen] = False
-        is_single = self.spec.labels == "single"
+        is_single = self.labels == "single"
         reasons = {
             "records without a diagnostic superclass": num_labels == 0,
             "records with several superclasses (data.labels: single)": (num_labels > 1) & is_single,
@@ -143,16 +123,18 @@ class PtbXl:
             is_left &= ~holds
         return found
 
-    def _part(self, signals: Arrays, rows: IntArray, held_out: Dataset | None) -> Dataset:
-        inputs = {}
-        for modality in self.modalities:
-            values = signals[modality][rows]
-            inputs[modality] = standardised(values) if self.spec.zscore else values * np.float32(self._records.scale)
-        return Dataset(inputs, self._labels_of(rows), SUPERCLASSES, self._patients_of(rows), held_out)
+    def _labels_of(self, records: Records, rows: IntArray) -> Labels:
+        chosen = records.superclasses[rows]
+        return chosen.argmax(axis=1).astype(np.int64) if self.labels == "single" else chosen.astype(np.float32)
 
-    def _labels_of(self, rows: IntArray) -> Labels:
-        chosen = self._records.superclasses[rows]
-        return chosen.argmax(axis=1).astype(np.int64) if self.spec.labels == "single" else chosen.astype(np.float32)
 
-    def _patients_of(self, rows: IntArray) -> IntArray | None:
-        return None if self._records.patients is None else self._records.patients[rows]
+def _read_records(path: Path) -> Records:
+    if path.suffix.lower() == ".npz":
+        return read_prepared(path)
+    if is_file(path / PREPARED):
+        return read_prepared(path / PREPARED)
+    return read_official(path)
+
+
+def _patients_of(records: Records, rows: IntArray) -> IntArray | None:
+    return None if records.patients is None else records.patients[rows]

@@ -58,6 +58,11 @@ class Records:
     left_out: tuple[LeftOut, ...]
     scale: float
 
+    @property
+    def num_labels(self) -> IntArray:
+        """(N,) int64: superclasses of each record."""
+        return np.asarray(self.superclasses.sum(axis=1, dtype=np.int64))
+
 
 NUM_OF_SUPERCLASS = {"NORM": 9514, "MI": 5469, "STTC": 5235, "CD": 4898, "HYP": 2649}
 DATABASE = "ptbxl_database.csv"

@@ -11,17 +11,13 @@ Source: Anguita et al., "A Public Domain Dataset for Human Activity Recognition 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from blossom_ray.core.scores import Task
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Pieces, Targets
-from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.sets.base import DatasetFacts, Download, rows_lacking, standardised
+from blossom_ray.data.files.archives import Archive
+from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, rows_lacking, standardised
 from blossom_ray.errors import DataError
 
 CLASS_NAMES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")
@@ -63,49 +59,34 @@ class UciHarData(Download):
     def num_subjects(self) -> int:
         return 21
 
-    def open(self, modalities: tuple[str, ...], _seed: int, _task: Task, /) -> UciHar:
-        return UciHar(self, self.files(), self.known(modalities))
-
-
-@dataclass(frozen=True)
-class UciHar:
-    """The data set as a source: the official training part, and the official test part as held-out set.
-
-    Smaller cuts of the official files are accepted; labels, subjects and signals of a part must agree.
-    """
-
-    spec: UciHarData
-    path: Path
-    modalities: tuple[str, ...]
-
-    def targets(self) -> Targets:
-        """As `DataSource`; one axis of one signal is read."""
-        with self._open() as archive:
+    def read_targets(self, opened: Opened, /) -> Targets:
+        """Labels, subjects and recordings; one axis of one signal is read."""
+        with opened.archive() as archive:
             labels, subjects = _labels_and_subjects(archive, "train")
-            axis = _axis(archive, "train", self._signal(self.modalities[0]), _AXES[0], len(labels))
+            axis = _axis(archive, "train", self._signal(opened.modalities[0]), _AXES[0], len(labels))
         return Targets(labels, len(CLASS_NAMES), subjects, pieces=_overlapping(axis, labels, subjects))
 
-    def load(self) -> Dataset:
-        """As `DataSource`: (N, 128, 3) by modality, labels 0..5 in the order of `CLASS_NAMES`."""
-        with self._open() as archive:
-            held_out = self._part(archive, "test", None)
-            return self._part(archive, "train", held_out)
+    def read(self, opened: Opened, /) -> Dataset:
+        """(N, 128, 3) by modality, labels 0..5 in the order of `CLASS_NAMES`.
+
+        Smaller cuts of the official files are accepted; labels, subjects and signals of a part must agree.
+        """
+        with opened.archive() as archive:
+            held_out = self._part(opened, archive, "test", None)
+            return self._part(opened, archive, "train", held_out)
 
     def _signal(self, modality: str) -> str:
-        return f"{self.spec.acceleration}_acc" if modality == "acc" else "body_gyro"
+        return f"{self.acceleration}_acc" if modality == "acc" else "body_gyro"
 
-    def _open(self) -> AbstractContextManager[Archive]:
-        return open_archive(self.path, landmark=self.spec.landmarks[0])
-
-    def _part(self, archive: Archive, part: str, held_out: Dataset | None) -> Dataset:
+    def _part(self, opened: Opened, archive: Archive, part: str, held_out: Dataset | None) -> Dataset:
         labels, subjects = _labels_and_subjects(archive, part)
         inputs: dict[str, FloatArray] = {}
-        for modality in self.modalities:
+        for modality in opened.modalities:
             axes = [_axis(archive, part, self._signal(modality), axis, len(labels)) for axis in _AXES]
             if not inputs:
                 pieces = _overlapping(axes[0], labels, subjects)
             windows = np.stack(axes, axis=-1)
-            inputs[modality] = standardised(windows) if self.spec.zscore else windows
+            inputs[modality] = standardised(windows) if self.zscore else windows
         missing = rows_lacking(f"windows of the {part} part", len(labels), _NUM_WINDOWS[part])
         missing += () if held_out is None else held_out.left_out
         return Dataset(inputs, labels, CLASS_NAMES, subjects, held_out, left_out=missing, pieces=pieces)
