@@ -9,7 +9,7 @@ import numpy as np
 from official_files import write_iemocap, write_meld, write_mnist, write_spoken_digits
 
 from blossom_ray.data.sets.ku_har import CLASS_NAMES, PAPER_CLASS_NAMES, SUBSAMPLES, WINDOW_STEPS
-from blossom_ray.data.sets.ptb_xl_files import LEADS, NUM_STEPS, SUPERCLASSES
+from blossom_ray.data.sets.ptb_xl import LEADS, NUM_STEPS, SUPERCLASSES
 
 
 def uci_har(folder: Path) -> Path:

@@ -174,10 +174,13 @@ class Dataset:
         given = self.given_clients  # which refuses clients that contradict themselves
         if given is not None and given.splits is not None and self.recordings is not None:
             check_recordings(self.recordings, given.splits, "recordings, row {}".format)
-        if self.held_out is not None and not isinstance(self.held_out, Dataset):
-            raise DataError(f"the held-out set is of type {type(self.held_out).__name__}; expected a Dataset")
-        if self.held_out is not None:
-            _check_held_out(self.held_out, self)
+        other = self.held_out
+        if other is not None and not isinstance(other, Dataset):
+            raise DataError(f"the held-out set is of type {type(other).__name__}; expected a Dataset")
+        if other is not None and other.input_shapes != self.input_shapes:
+            raise DataError(f"the held-out set has shapes {other.input_shapes}; expected {self.input_shapes}")
+        if other is not None and _described(other) != _described(self):
+            raise DataError(f"the held-out set has labels of {_described(other)}; expected {_described(self)}")
 
     @property
     def num_samples(self) -> int:
@@ -379,18 +382,9 @@ def _check_labels(labels: Any, class_names: tuple[str, ...]) -> None:
         raise DataError(f"labels run from {low} to {high}; expected 0 to {len(class_names) - 1}")
 
 
-def _check_held_out(held_out: Dataset, dataset: Dataset) -> None:
-    if held_out.input_shapes != dataset.input_shapes:
-        raise DataError(f"the held-out set has shapes {held_out.input_shapes}; expected {dataset.input_shapes}")
-    if held_out.labels.dtype != dataset.labels.dtype or held_out.labels.shape[1:] != dataset.labels.shape[1:]:
-        raise DataError(f"the held-out set has labels of {_described(held_out)}; expected {_described(dataset)}")
-
-
 def _described(dataset: Dataset) -> str:
     labels = dataset.labels
-    if labels.ndim == 1:
-        return f"{labels.dtype}, one per sample"
-    return f"{labels.dtype}, {labels.shape[1]} per sample"
+    return f"{labels.dtype}, {'one' if labels.ndim == 1 else labels.shape[1]} per sample"
 
 
 def _check_names(inputs: Mapping[Any, Any], class_names: Any) -> None:

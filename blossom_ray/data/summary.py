@@ -99,21 +99,18 @@ def summarise(dataset: Dataset) -> DatasetSummary:
 
 def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     """What each client of a federation has, in the order of their ids."""
-    found = []
-    for client in range(federation.num_clients):
-        rows = federation.rows(client)
-        found.append(
-            ClientShare(
-                client=client,
-                num_train=len(federation.train_rows(client)),
-                num_validation=len(federation.validation_rows(client)),
-                num_test=len(federation.test_rows(client)),
-                labels=_labels(dataset, rows),
-                num_subjects=_num_subjects(dataset, rows),
-                name=federation.names[client] if federation.names else "",
-            )
+    return [
+        ClientShare(
+            client=client,
+            num_train=len(federation.train_rows(client)),
+            num_validation=len(federation.validation_rows(client)),
+            num_test=len(federation.test_rows(client)),
+            labels=_labels(dataset, federation.rows(client)),
+            num_subjects=_num_subjects(dataset, federation.rows(client)),
+            name=federation.names[client] if federation.names else "",
         )
-    return found
+        for client in range(federation.num_clients)
+    ]
 
 
 def _labels(dataset: Dataset, rows: IntArray) -> dict[str, float]:

@@ -6,7 +6,7 @@ Problems name the options of `blossom-ray init`, from which the choices come.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,34 +154,47 @@ def scaffold(choices: Choices) -> Scenario:
     Raises:
         ScenarioError: With every problem found; its source is the option that it comes from.
     """
-    problems = []
+    problems, table = [], choices.table
     if choices.dataset not in STARTING_POINTS:
         found = "is 'custom', which takes code" if choices.dataset == "custom" else shown(choices.dataset)
         near = did_you_mean(choices.dataset, STARTING_POINTS)
         problems.append(Problem("data.dataset", found, one_of(STARTING_POINTS) + near, source="--dataset"))
     tree = _tree(choices.dataset)
     clients: Any = FROM_DATA
-    modalities = list(choices.table.columns)
+    modalities = list(table.columns)
     if choices.clients.strip() != FROM_DATA:
         groups, wrong_groups = _groups(choices.clients)
         problems += wrong_groups
         clients = groups or tree["clients"]
         modalities = list(dict.fromkeys(name for group in groups for name in group["modalities"]))
-    problems += choices.table.problems
+    if table.problems:  # anything else would follow from them
+        raise ScenarioError((*problems, *table.problems))
     values: dict[str, tuple[Any, str]] = {
         "name": (choices.name, "--out"),
         "clients": (clients, "--clients"),
         "sharing": (choices.sharing, "--sharing"),
         "rounds": (choices.rounds, "--rounds"),
-        **_data(choices, tree, modalities),
-        "data.partition": (_partition(choices.partition), "--partition"),
     }
-    if modalities:
-        values["model.encoders"] = (_encoders(choices, tree, modalities), "--clients")
+    shapes, encoders = table.shapes, tree["model"]["encoders"]
     if choices.dataset == "table":
+        columns, encoders = table.columns, {}
+        renamed = {name: {"column": columns[name]} for name in modalities if columns.get(name, name) != name}
+        section = {"dataset": "table", **({"modalities": renamed} if renamed else {}), "standardize": True}
+        section |= {key: value for key, value in table.keys.items() if key != "partition"}
+        values |= {"data": (section, "--dataset"), "task": (table.task, "--path")}
         values["training.optimizer"] = (_TABLE_OPTIMIZER, "--dataset")
-    if choices.table.problems:  # anything else would follow from them
-        raise ScenarioError(tuple(problems))
+    elif choices.dataset == "synthetic":
+        shapes, known = SyntheticData(dataset="synthetic").input_shapes(modalities), tree["data"]["modalities"]
+        values["data.modalities"] = ({name: known[name] for name in modalities if name in known}, "--clients")
+    if choices.path is not None or choices.dataset != "synthetic":
+        values["data.path"] = (choices.path, "--path")
+    kind, colon, alpha = choices.partition.partition(":")
+    partition = {"kind": kind, **({"alpha": resolve_scalar(alpha)} if colon else {})}
+    values["data.partition"] = (partition, "--partition")
+    if modalities:
+        # That of the packaged scenario, else one that suits the shape of a sample.
+        chosen = {name: encoders.get(name) or _encoder(shapes.get(name, ())) for name in modalities}
+        values["model.encoders"] = (chosen, "--clients")
     overrides = {key: value for key, (value, _) in values.items()}
     sources = {key: source for key, (_, source) in values.items()}
     start = packaged_scenarios()[STARTING_POINTS.get(choices.dataset, "quickstart")]
@@ -216,45 +229,6 @@ def _groups(text: str) -> tuple[list[dict[str, Any]], list[Problem]]:
     if not text.split():
         problems.append(Problem("", "is empty", _CLIENTS_FORM, source="--clients"))
     return groups, problems
-
-
-def _partition(text: str) -> dict[str, Any]:
-    kind, colon, alpha = text.partition(":")
-    return {"kind": kind, "alpha": resolve_scalar(alpha)} if colon else {"kind": kind}
-
-
-def _data(choices: Choices, tree: dict[str, Any], modalities: list[str]) -> dict[str, tuple[Any, str]]:
-    """Values of the `data` section and of the task, with the options that they come from."""
-    match choices.dataset:
-        case "synthetic":
-            known = tree["data"]["modalities"]
-            kept = {name: known[name] for name in modalities if name in known}
-            path = {} if choices.path is None else {"data.path": (choices.path, "--path")}
-            return {"data.modalities": (kept, "--clients"), **path}
-        case "table":
-            columns = choices.table.columns
-            renamed = {name: {"column": columns[name]} for name in modalities if columns.get(name, name) != name}
-            section = {"dataset": "table", **({"modalities": renamed} if renamed else {}), "standardize": True}
-            section |= {key: value for key, value in choices.table.keys.items() if key != "partition"}
-            return {
-                "data": (section, "--dataset"),
-                "data.path": (choices.path, "--path"),
-                "task": (choices.table.task, "--path"),
-            }
-        case _:
-            return {"data.path": (choices.path, "--path")}
-
-
-def _encoders(choices: Choices, tree: dict[str, Any], modalities: Iterable[str]) -> dict[str, Any]:
-    """An encoder for each modality: that of the packaged scenario, else one that suits the shape of a sample."""
-    if choices.dataset == "table":
-        shapes, known = choices.table.shapes, {}
-    else:
-        known = tree["model"]["encoders"]
-        shapes = {}
-        if choices.dataset == "synthetic":
-            shapes = SyntheticData(dataset="synthetic").input_shapes(modalities)
-    return {name: known.get(name) or _encoder(shapes.get(name, ())) for name in modalities}
 
 
 def _encoder(shape: tuple[int, ...]) -> dict[str, Any]:

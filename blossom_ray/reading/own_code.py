@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def own_code_checksums(scenario: Scenario) -> dict[str, str]:
         for path in _files(options):
             found[str(path)] = _file_checksum(path)
         if not isinstance(code, str):
-            found |= _callable_checksum(code)
+            with suppress(OSError, TypeError):  # what has no source
+                name = f"{getattr(code, '__module__', '')}:{getattr(code, '__qualname__', '')}"
+                found[name] = _checksum(inspect.getsource(code))
             continue
         try:
             resolve_factory(code, where)
@@ -51,14 +54,6 @@ def changed_own_code(recorded: object, present: Mapping[str, str]) -> list[str]:
     if not isinstance(recorded, Mapping):
         return []
     return sorted(str(name) for name in {*recorded, *present} if recorded.get(name) != present.get(name))
-
-
-def _callable_checksum(code: object) -> dict[str, str]:
-    try:
-        source = inspect.getsource(code)  # type: ignore[arg-type]  # what has no source is refused with a TypeError
-    except (OSError, TypeError):
-        return {}
-    return {f"{getattr(code, '__module__', '')}:{getattr(code, '__qualname__', '')}": _checksum(source)}
 
 
 def _add_modules(name: str, found: dict[str, str]) -> None:

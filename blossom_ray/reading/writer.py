@@ -146,7 +146,8 @@ class _Writer:
                 meaning = next(sentences(type(section).__doc__ or ""), "")
                 yield from self._comment(key, meaning, hint.kinds, len(path))
             else:
-                yield from self._comment(key, fields[name].description or "", _choices(own), len(path))
+                choices = [value for each in (own, *own.members) for value in literal_values(each)]
+                yield from self._comment(key, fields[name].description or "", choices, len(path))
             yield from self._entry_lines(name, getattr(section, name), own, (*path, name))
 
     def _entry_lines(self, name: str, value: Any, hint: Hint, path: tuple[str, ...]) -> Iterator[str]:
@@ -183,11 +184,6 @@ class _Writer:
         if not all(f"`{choice}`" in words for choice in choices):
             lines.append(f"Choices: {listed(choices)}.")
         return [f"# {line}" for line in lines]
-
-
-def _choices(hint: Hint) -> tuple[Any, ...]:
-    """The values that an annotation lists, be it in a union; empty where it lists none."""
-    return literal_values(hint) or tuple(value for member in hint.members for value in literal_values(member))
 
 
 def _indent(lines: Iterator[str]) -> Iterator[str]:

@@ -209,7 +209,10 @@ class _Builder:
                 node = self._mapping(parts, line)
             else:
                 assert isinstance(event, SequenceStartEvent), f"unexpected {event}"
-                node = self._sequence(parts, line)
+                children: list[Node] = []
+                while not isinstance(event_below := next(self._events), SequenceEndEvent):
+                    children.append(self._node(event_below, (*parts, len(children)), None))
+                node = _container(children, children, line)
         if event.anchor is not None:
             self._anchors[event.anchor] = node
         return node
@@ -239,12 +242,6 @@ class _Builder:
                 found = f"is given {len(places)} times, in lines {listed(places[:-1])} and {places[-1]}"
                 self._report((*parts, key), found, "each key once", places[1])
         return _container(children, list(children.values()), line)
-
-    def _sequence(self, parts: tuple[Part, ...], line: int) -> Node:
-        children: list[Node] = []
-        while not isinstance(event := next(self._events), SequenceEndEvent):
-            children.append(self._node(event, (*parts, len(children)), None))
-        return _container(children, children, line)
 
     def _aliased(self, event: AliasEvent, parts: tuple[Part, ...], line: int) -> Node:
         node = self._anchors.get(event.anchor)

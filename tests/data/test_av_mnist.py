@@ -14,8 +14,13 @@ from official_files import SPEAKERS, idx, mnist_image, tone, write_av_mnist, wri
 from blossom_ray.data.dataset import LeftOut
 from blossom_ray.data.sets.audio import decibels, mel_power
 from blossom_ray.data.sets.av_mnist import MelSpectrogram
-from blossom_ray.data.sets.mnist import normalised, read_mnist
-from blossom_ray.data.sets.spoken_digits import Recording, list_recordings, open_spoken_digits
+from blossom_ray.data.sets.av_mnist_files import (
+    Recording,
+    list_recordings,
+    normalised,
+    open_spoken_digits,
+    read_mnist,
+)
 from blossom_ray.errors import DataError
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/AV-MNIST"

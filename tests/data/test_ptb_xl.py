@@ -17,8 +17,8 @@ import pytest
 from data_sets import opened
 
 from blossom_ray.data.files.cache import FOLDER_VARIABLE
-from blossom_ray.data.sets import ptb_xl_files
-from blossom_ray.data.sets.ptb_xl_files import LEADS, NUM_OF_SUPERCLASS, NUM_RECORDS, SUPERCLASSES
+from blossom_ray.data.sets import ptb_xl
+from blossom_ray.data.sets.ptb_xl import LEADS, NUM_OF_SUPERCLASS, NUM_RECORDS, SUPERCLASSES
 from blossom_ray.errors import DataError
 from blossom_ray.reading.scenario import Scenario
 
@@ -170,7 +170,7 @@ def test_signals_are_decoded_once(official: Path, own_cache: Path, monkeypatch: 
     def fails(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(ptb_xl_files, "_decode", fails)
+    monkeypatch.setattr(ptb_xl, "_decode", fails)
     again = opened("ptb-xl", path, labels="multi").load()
     assert np.array_equal(again.inputs["i_to_avf"][:2], first.inputs["i_to_avf"])
 

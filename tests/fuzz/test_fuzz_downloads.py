@@ -19,7 +19,7 @@ from mutations import LONGEST_CASE_S, ByteEdit, byte_edits, damaged, few, outcom
 
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files.cache import FOLDER_VARIABLE
-from blossom_ray.data.sets.ptb_xl_files import LEADS
+from blossom_ray.data.sets.ptb_xl import LEADS
 from blossom_ray.errors import DataError
 
 DATABASE = b"""ecg_id,patient_id,scp_codes,strat_fold,filename_lr

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from blossom_ray.errors import DataError
 
 _LARGEST_INNER_ZIP_BYTES = 200_000_000
-_LARGEST_TABLE_BYTES = 20_000_000
+LARGEST_TABLE_BYTES = 20_000_000
 _UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # zipfile raises more than BadZipFile for directories and headers that are damaged.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError)
@@ -106,7 +106,7 @@ class Archive:
 
 @contextmanager
 def open_archive(
-    path: Path, *, landmark: str, largest_bytes: int = _LARGEST_TABLE_BYTES, depth: int = 2
+    path: Path, *, landmark: str, largest_bytes: int = LARGEST_TABLE_BYTES, depth: int = 2
 ) -> Iterator[Archive]:
     """Open a data set as it was downloaded: a zip, a zip inside a zip, or a folder.
 
@@ -130,13 +130,14 @@ def open_archive(
         yield _folder_archive(path, landmark, largest_bytes, depth)
     elif kind == stat.S_IFREG:
         with _open_zip(path, path.name) as bundle:
-            inner = _inner_zip(bundle, landmark)
-            if inner is None:
+            names = [name for name in bundle.namelist() if not is_left_behind(name)]
+            inner = [name for name in names if name.lower().endswith(".zip")]
+            if len(inner) != 1 or _top_of(names, landmark):
                 yield _zip_archive(bundle, path.name, landmark, largest_bytes)
-            else:
-                content = io.BytesIO(_read_member(bundle, path.name, inner, _LARGEST_INNER_ZIP_BYTES))
-                with _open_zip(content, f"{path.name}: {inner}") as nested:
-                    yield _zip_archive(nested, f"{path.name}: {inner}", landmark, largest_bytes)
+            else:  # how the UCI repository hands out its older sets
+                content = io.BytesIO(_read_member(bundle, path.name, inner[0], _LARGEST_INNER_ZIP_BYTES))
+                with _open_zip(content, name := f"{path.name}: {inner[0]}") as nested:
+                    yield _zip_archive(nested, name, landmark, largest_bytes)
     else:
         found = "does not exist" if kind is None else "is neither"
         raise DataError(f"{path} {found}; expected a zip file or a folder")
@@ -190,17 +191,7 @@ def _folder_archive(path: Path, landmark: str, largest_bytes: int, depth: int) -
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     if not tops:
         raise DataError(f"{path} holds no {landmark}; expected it there or up to {depth} folders below")
-    top = _only_top([folder.relative_to(path).as_posix() for folder in tops], path.name, landmark)
-    return _archive_of_folder(path / top, largest_bytes)
-
-
-def _only_top(tops: list[str], name: str, landmark: str) -> str:
-    if len(tops) > 1:
-        raise DataError(f"{name} holds {landmark} in {tops[0]!r} and in {tops[1]!r}; expected one copy of the data set")
-    return tops[0]
-
-
-def _archive_of_folder(top: Path, largest_bytes: int) -> Archive:
+    top = path / _only_top([folder.relative_to(path).as_posix() for folder in tops], path.name, landmark)
     name = top.name
 
     def state(member: str) -> tuple[int, int]:
@@ -232,18 +223,17 @@ def _archive_of_folder(top: Path, largest_bytes: int) -> Archive:
     return Archive(name, read, members, state)
 
 
+def _only_top(tops: list[str], name: str, landmark: str) -> str:
+    if len(tops) > 1:
+        raise DataError(f"{name} holds {landmark} in {tops[0]!r} and in {tops[1]!r}; expected one copy of the data set")
+    return tops[0]
+
+
 def _open_zip(file: Path | IO[bytes], name: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except (*_DAMAGED, NotImplementedError):
         raise DataError(f"{name} is not a zip file, or not all of one; expected a zip file or a folder") from None
-
-
-def _inner_zip(bundle: zipfile.ZipFile, landmark: str) -> str | None:
-    """The one zip inside a zip without `landmark`: how the UCI repository hands out its older sets."""
-    names = [name for name in bundle.namelist() if not is_left_behind(name)]
-    zips = [name for name in names if name.lower().endswith(".zip")]
-    return zips[0] if len(zips) == 1 and not _top_of(names, landmark) else None
 
 
 def _top_of(names: list[str], landmark: str) -> list[str]:

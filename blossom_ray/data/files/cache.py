@@ -136,19 +136,14 @@ def _read(entry: Path, facts: dict[str, Any]) -> Arrays | None:
             file = entry / f"{name}.npy"
             if _checksum(file) != checksum:
                 return None
-            arrays[name] = _mapped(file)
+            try:
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except ValueError:  # an array without values cannot be mapped
+                arrays[name] = np.load(file, allow_pickle=False)
+                arrays[name].setflags(write=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return arrays
-
-
-def _mapped(file: Path) -> np.ndarray:
-    try:
-        values: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-    except ValueError:  # an array without values cannot be mapped
-        values = np.load(file, allow_pickle=False)
-        values.setflags(write=False)
-    return values
 
 
 def _checksum(file: Path) -> str:

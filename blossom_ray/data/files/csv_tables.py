@@ -35,8 +35,8 @@ def read_rows(archive: Archive, member: str, columns: Sequence[str]) -> list[Row
         delimiters = [text[4], *_DELIMITERS] if text[:4].lower() == "sep=" and len(text) > 4 else [*_DELIMITERS]
         if len(delimiters) > len(_DELIMITERS):
             text = text[5:].lstrip("\r\n")
-        read = {delimiter: _header(text, delimiter) for delimiter in delimiters}
-        delimiter = max(read, key=lambda candidate: len(set(columns) & set(read[candidate])))
+        headers = {each: next(csv.reader(io.StringIO(text, newline=""), delimiter=each), []) for each in delimiters}
+        delimiter = max(headers, key=lambda each: len(set(columns) & {name.strip() for name in headers[each]}))
         table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         header = _without_end([name.strip() for name in next(table, [])], 0)
         lines = [(row, _without_end(line, len(header))) for row, line in enumerate(table, start=1) if any(line)]
@@ -88,8 +88,3 @@ def _without_end(line: list[str], shortest: int) -> list[str]:
     while length > shortest and not line[length - 1]:
         length -= 1
     return line[:length]
-
-
-def _header(text: str, delimiter: str) -> list[str]:
-    first = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-    return [name.strip() for name in first]

@@ -23,16 +23,18 @@ from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Tar
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import decibels, mel_power, read_wav
-from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, Shapes
-from blossom_ray.data.sets.mnist import (
+from blossom_ray.data.sets.av_mnist_files import (
     LANDMARKS,
     NUM_DIGITS,
+    Recording,
+    list_recordings,
     mnist_folder,
     normalised,
+    open_spoken_digits,
     read_mnist,
     read_mnist_labels,
 )
-from blossom_ray.data.sets.spoken_digits import Recording, list_recordings, open_spoken_digits
+from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, Shapes
 from blossom_ray.errors import DataError
 
 CLASS_NAMES = tuple(str(digit) for digit in range(NUM_DIGITS))

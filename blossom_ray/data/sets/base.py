@@ -22,7 +22,7 @@ from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Finding
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
 from blossom_ray.data.division.options import Division
-from blossom_ray.data.files.archives import Archive, open_archive
+from blossom_ray.data.files.archives import LARGEST_TABLE_BYTES, Archive, open_archive
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.errors import DataError, InputError
 
@@ -128,7 +128,7 @@ class Download(DataSection):
 
     landmarks: ClassVar[tuple[str, ...]]
     """Members of archives and folders of which every copy of the data set has one."""
-    largest_bytes: ClassVar[int] = 20_000_000
+    largest_bytes: ClassVar[int] = LARGEST_TABLE_BYTES
     """Members of archives above this size are refused."""
 
     if TYPE_CHECKING:

@@ -92,7 +92,7 @@ class ColumnFile:
         """
         first_row = 0
         with self._damage_told():
-            for batch in self._parquet_batches(columns) if self._kind == "parquet" else self._arrow_batches():
+            for batch in self._batches(columns):
                 chosen = batch.select(list(columns))
                 chosen.validate(full=True)  # damaged offsets would be followed out of the file's memory
                 yield first_row, {name: chosen.column(name) for name in columns}
@@ -100,16 +100,16 @@ class ColumnFile:
         if first_row != self.num_rows:
             raise DataError(f"{self.name} has {first_row} rows and announces {self.num_rows}; expected a whole file")
 
-    def _parquet_batches(self, columns: Sequence[str]) -> Iterator[Any]:
-        # Without these options a whole row group, which may be the whole file, is read before its first rows.
-        options = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES, "page_checksum_verification": True}
-        # Text as it is stored, each value once: a long one that many rows share would fill the memory.
-        texts = [column for column in columns if is_text(self.types[column])]
-        with pq.ParquetFile(self._path, read_dictionary=texts, **options) as file:
-            for number in range(file.num_row_groups):  # Arrow cannot join dictionaries within lists
-                yield from file.iter_batches(self._rows_at_once, [number], list(columns))
-
-    def _arrow_batches(self) -> Iterator[Any]:
+    def _batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        if self._kind == "parquet":
+            # Without these options a whole row group, which may be the whole file, is read before its first rows.
+            options = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES, "page_checksum_verification": True}
+            # Text as it is stored, each value once: a long one that many rows share would fill the memory.
+            texts = [column for column in columns if is_text(self.types[column])]
+            with pq.ParquetFile(self._path, read_dictionary=texts, **options) as file:
+                for number in range(file.num_row_groups):  # Arrow cannot join dictionaries within lists
+                    yield from file.iter_batches(self._rows_at_once, [number], list(columns))
+            return
         # All columns: those of a mapped file cost nothing, while Arrow copies a choice of them.
         with pa.memory_map(str(self._path)) as source, self._opened(source) as file:
             for batch in _record_batches(file):

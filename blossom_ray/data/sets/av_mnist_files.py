@@ -1,6 +1,7 @@
-"""MNIST's idx files: images of handwritten digits and their labels.
+"""The two halves of AV-MNIST as their authors hand them out: MNIST's idx files, and recordings of spoken digits.
 
-Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", with the description of the format.
+Sources: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", with the description of the format;
+Z. Jackson and contributors, "Free Spoken Digit Dataset (FSDD)".
 """
 
 from __future__ import annotations
@@ -8,19 +9,23 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import re
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.data.dataset import FloatArray, IntArray, LeftOut
-from blossom_ray.data.files.archives import open_archive
+from blossom_ray.data.dataset import FloatArray, IntArray, LeftOut, left_out
+from blossom_ray.data.files.archives import Archive, holds, open_archive
 from blossom_ray.data.sets.base import check_content
 from blossom_ray.errors import DataError
 
 NUM_DIGITS = 10
+_DIGITS = tuple(map(str, range(NUM_DIGITS)))
 
 _FOLDERS = ("", "MNIST/", "MNIST/raw/")  # the last is where torchvision puts them
 _TRAIN_LABELS = ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte")
@@ -28,7 +33,7 @@ LANDMARKS = tuple(f"{folder}{name}{packed}" for folder in _FOLDERS for name in _
 """Where the labels of the training part may lie below a folder with MNIST."""
 
 _PREFIXES = {"train": "train", "test": "t10k"}
-_OFFICIAL = {
+_OFFICIAL_IMAGES = {
     "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
     "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
 }
@@ -37,6 +42,13 @@ _MEAN, _DEVIATION = 0.1307, 0.3081
 _LARGEST_BYTES = 100_000_000
 _UNSIGNED_BYTES = b"\x00\x00\x08"
 _GZIP = b"\x1f\x8b"
+
+_SOUNDS = "recordings"
+_FIRST_RECORDING = f"{_SOUNDS}/0_jackson_0.wav"  # in every release: the first speaker's first recording
+_RECORDING = re.compile(_SOUNDS + r"/(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]{1,6})\.(?:wav|WAV)")
+_OFFICIAL_RECORDINGS = (300,) * 10
+_NUM_TEST = 5
+"""Recordings 0 to 4 of each speaker and digit are the official test part."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +117,7 @@ def _labels(folder: Path, part: str, num_images: int | None) -> tuple[IntArray, 
     if labels.max() >= NUM_DIGITS:
         row = int(labels.argmax())
         raise DataError(f"{name}, row {row + 1}: label {labels[row]}; expected 0 to {NUM_DIGITS - 1}")
-    classes = [str(digit) for digit in range(NUM_DIGITS)]
-    lacking = check_content(name, f"images of the {part} part", labels, _OFFICIAL[part], classes)
+    lacking = check_content(name, f"images of the {part} part", labels, _OFFICIAL_IMAGES[part], _DIGITS)
     if num_images is not None and len(labels) != num_images:
         raise DataError(f"{name} has {len(labels)} labels; expected {num_images}, as many as images")
     return labels, lacking
@@ -146,3 +157,76 @@ def _unpacked(content: bytes, name: str) -> bytes:
     if len(unpacked) > _LARGEST_BYTES:
         raise DataError(f"{name} unpacks to more than {_LARGEST_BYTES:,} bytes; expected a file of MNIST")
     return unpacked
+
+
+@dataclass(frozen=True, order=True)
+class Recording:
+    """One spoken digit.
+
+    Attributes:
+        digit: 0..9.
+        speaker: First name, such as `jackson`.
+        index: Number among the recordings of this digit by this speaker, from 0.
+        member: Its path inside the archive.
+    """
+
+    digit: int
+    speaker: str
+    index: int
+    member: str
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it belongs to the official test part."""
+        return self.index < _NUM_TEST
+
+
+def open_spoken_digits(folder: Path) -> AbstractContextManager[Archive]:
+    """Open the recordings, wherever they lie in a folder: a zip of any name, a folder, or `recordings` itself.
+
+    Raises:
+        DataError: They are not there.
+    """
+    return open_archive(_holder(folder), landmark=_FIRST_RECORDING)
+
+
+def list_recordings(archive: Archive) -> tuple[list[Recording], tuple[LeftOut, ...]]:
+    """All recordings by digit, speaker and index, and what of the data set is not among them.
+
+    Raises:
+        DataError: Two files are the same recording, or there are as many as in the official files, and not as many of
+            each digit.
+    """
+    members = [member for member in archive.members() if member.startswith(f"{_SOUNDS}/")]
+    matches = [_RECORDING.fullmatch(member) for member in members]
+    recordings = sorted(
+        Recording(int(match["digit"]), match["speaker"], int(match["index"]), match.string)
+        for match in matches
+        if match is not None
+    )
+    for one, next_one in pairwise(recordings):
+        if (one.digit, one.speaker, one.index) == (next_one.digit, next_one.speaker, next_one.index):
+            raise DataError(
+                f"{archive.name} has {one.member} and {next_one.member}; expected each recording of a digit once"
+            )
+    digits = [recording.digit for recording in recordings]
+    lacking = check_content(archive.name, "recordings", digits, _OFFICIAL_RECORDINGS, _DIGITS)
+    unknown = [member for member, match in zip(members, matches, strict=True) if match is None]
+    what = "files whose names are no recording's, as <digit>_<speaker>_<index>.wav"
+    return recordings, (*left_out(what, unknown), *lacking)
+
+
+def _holder(folder: Path) -> Path:
+    """The folder, or the one zip in it, that holds the recordings; unpacked ones come before a zip."""
+    if holds(folder, _FIRST_RECORDING):
+        return folder
+    zips = [
+        file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".zip" and holds(file, _FIRST_RECORDING)
+    ]
+    if not zips:
+        raise DataError(
+            f"{folder} holds no {_FIRST_RECORDING}; expected the Free Spoken Digit Dataset there, as a zip or a folder"
+        )
+    if len(zips) > 1:
+        raise DataError(f"{folder} has recordings in {zips[0].name} and in {zips[1].name}; expected one of them")
+    return zips[0]
