@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
@@ -43,6 +44,14 @@ def format_score(score: Score, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.1f} %" if score.is_share else f"{value:.4g}"
+
+
+def interval_text(value: float, limits: tuple[float, float], text: Callable[[float], str]) -> str:
+    """The interval around a number: `± 1.2`, or in brackets where it was cut at a bound: `[0.0, 3.4]`."""
+    low, high = limits
+    if math.isclose(high - value, value - low, rel_tol=1e-6, abs_tol=1e-12):
+        return f"± {text(high - value).lstrip('+')}"
+    return f"[{text(low)}, {text(high)}]"
 
 
 def shown_scores(task: Task) -> tuple[Score, ...]:

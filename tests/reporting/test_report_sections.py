@@ -14,7 +14,7 @@ from blossom_ray.studies.reports.federation import failure_section, time_section
 from blossom_ray.studies.reports.page import ReportSection
 from blossom_ray.studies.reports.report import comparison_section
 from blossom_ray.studies.reports.scores import client_section, curve_section, modality_section
-from blossom_ray.studies.reports.variants import Variant, format_mean, format_value, headline_scores, variants_of
+from blossom_ray.studies.reports.variants import Variant, format_mean, headline_scores, variants_of
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_one_run_shows_its_scores_with_the_spread_over_clients(runs: list[Run]) 
     axis = next(f.figure for f in section.figures if f.name == "curve-accuracy").axes[0]
     top = axis.collections[0].get_paths()[0].vertices[:, 1].max()
     assert top == pytest.approx(100 * runs[0].rounds["accuracy_p90"].max())
-    assert section.tables[0].rows[0][:2] == ["all clients", format_value("accuracy", runs[0].final["accuracy"])]
+    assert section.tables[0].rows[0][:2] == ["all clients", format_mean("accuracy", [runs[0].final["accuracy"]])]
     assert set(lines(section, "curve-loss")) == {"test", "training"}
 
 
@@ -172,9 +172,9 @@ def test_a_comparison_shows_the_difference_in_the_last_rounds(runs: list[Run], f
 
 
 def test_scores_are_percent_and_errors_are_not() -> None:
-    assert format_value("accuracy", 0.5) == "50.0 %"
-    assert format_value("rmse", 0.5) == "0.5"
-    assert format_value("accuracy", None) == ""
+    assert format_mean("accuracy", [0.5]) == "50.0 %"
+    assert format_mean("rmse", [0.5]) == "0.5"
+    assert format_mean("accuracy", []) == ""
 
 
 def test_the_first_score_is_what_the_task_is_judged_by(runs: list[Run]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from blossom_ray.studies.comparison.comparing import Comparison
 from blossom_ray.studies.comparison.entries import key_labels
 from blossom_ray.studies.comparison.notes import BEST_NOTES, MARK
 from blossom_ray.studies.comparison.scores import ALL, SUMMARIES, Summary
-from blossom_ray.studies.tables import TextTable, format_bytes, format_count, line, plain_table
+from blossom_ray.studies.tables import TextTable, format_bytes, format_count, interval_text, line, plain_table
 
 _WIDE = 100
 BELOW = "  "
@@ -293,23 +292,22 @@ def _marks(comparison: Comparison, row: _Row) -> str:
     return " ".join(f"[{number}]" for number in comparison.notes_of(row))
 
 
-def interval_text(row: _Row, name: str, text: _Text, *, brief: bool = False) -> str:
-    """The interval of one of a row's numbers: ± over seeds, in brackets over clients or where it was cut at a bound."""
-    value, low, high = row[name], row.get(f"{name}_low"), row.get(f"{name}_high")
+def shown_interval(row: _Row, name: str, text: _Text, *, brief: bool = False) -> str:
+    """The interval of one of a row's numbers, as `interval_text` shows it over seeds; in brackets over clients."""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     if low is None or high is None:
         return ""
-    if row["interval"] == "seeds":
-        if math.isclose(high - value, value - low, rel_tol=1e-6, abs_tol=1e-12):
-            return f"± {text(high - value).lstrip('+')}"
-        if brief:  # cut at 0 or 100 %: so wide that decimals say nothing
-            return f"[{100 * low:.0f}, {100 * high:.0f}]"
-    return f"[{text(low)}, {text(high)}]"
+    if row["interval"] != "seeds":
+        return f"[{text(low)}, {text(high)}]"
+    shown = interval_text(row[name], (low, high), text)
+    # One that was cut at 0 or 100 % is so wide that decimals say nothing.
+    return f"[{100 * low:.0f}, {100 * high:.0f}]" if brief and shown.startswith("[") else shown
 
 
 def _with_interval(row: _Row, name: str, text: _Text, *, shows_interval: bool = True, brief: bool = False) -> str:
     if row[name] is None:
         return "-"
-    return f"{text(row[name])} {interval_text(row, name, text, brief=brief) if shows_interval else ''}".rstrip()
+    return f"{text(row[name])} {shown_interval(row, name, text, brief=brief) if shows_interval else ''}".rstrip()
 
 
 def _score_text(comparison: Comparison | Choice) -> _Text:

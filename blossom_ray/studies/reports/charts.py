@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -30,16 +30,8 @@ ON_LIGHT, ON_DARK = "#111111", "#fefefe"
 """Text on coloured cells, which look the same on light and dark pages."""
 
 
-@dataclass(frozen=True)
-class Series:
-    """How one series is drawn.
-
-    Attributes:
-        color: On a light page, and in files.
-        dark: On a dark page.
-        dash: Line style, so that lines differ in print without colour.
-        marker: Marker of its points.
-    """
+class Series(NamedTuple):
+    """How one series is drawn: its colours on light pages and in files and on dark pages, its dash and marker."""
 
     color: str
     dark: str
@@ -113,14 +105,9 @@ _MOST_COLUMNS = 4  # of a heat map whose cells are in the usual size
 
 @dataclass(frozen=True)
 class Curve:
-    """One line, with a band around it or without.
+    """One line with its name in the legend: `x` ascends, and NaN in `y` leaves a gap.
 
-    Attributes:
-        label: Its name in the legend.
-        x: Positions, ascending.
-        y: Values; NaN leaves a gap.
-        low: Lower edge of the band, as long as `y`, or None.
-        high: Upper edge of the band, or None.
+    `low` and `high`, as long as `y`, are the edges of a band around it, if it has one.
     """
 
     label: str
@@ -140,12 +127,9 @@ def figure_style() -> Iterator[None]:
 
 
 def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, y_label: str) -> Figure:
-    """Lines over rounds, one panel per entry, all with the same axes, which a wide band may leave.
+    """Lines over rounds, one panel per title, all with the same axes, which a wide band may leave.
 
-    Args:
-        panels: Title to curves; a curve of the same label looks alike in every panel.
-        x_label: Of the horizontal axes.
-        y_label: Of the vertical axes, with its unit.
+    A curve of the same label looks alike in every panel.
     """
     labels = list(dict.fromkeys(curve.label for lines in panels.values() for curve in lines))
     columns = 2 if len(panels) == 4 else min(3, len(panels))
@@ -153,25 +137,28 @@ def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, y_label: str)
     figure, axes = _grid(rows, columns, len(panels), height=2.7 if columns == 1 else 2.3, share=True)
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for curve in lines:
-            _draw(axis, curve, labels.index(curve.label))
+            _draw(axis, curve, series(labels.index(curve.label)))
         axis.set_title(_wrapped(title, _TITLES // columns))
         axis.set_xlabel(_label(x_label))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes[0].set_ylabel(_label(y_label))
-    _limit(axes[0], [curve for lines in panels.values() for curve in lines])
+    # As much of the bands as the lines take up, above and below them: few seeds make wide bands.
+    values = [value for lines in panels.values() for curve in lines for value in curve.y if math.isfinite(value)]
+    if span := max(values, default=0.0) - min(values, default=0.0):
+        low, high = axes[0].get_ylim()
+        axes[0].set_ylim(max(low, min(values) - span), min(high, max(values) + span))
     if len(labels) > 1:
-        handles, names = _legend(axes)
+        entries: dict[str, Artist] = {}
+        for axis in axes:
+            for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+                entries.setdefault(name, handle)
+        handles, names = [*entries.values()], [*entries]
         figure.legend(handles, names, loc="outside upper left", ncols=min(len(labels), 3), handlelength=3)
     return figure
 
 
 def distributions(groups: Mapping[str, Mapping[str, Sequence[float]]], *, x_label: str) -> Figure:
-    """Every value as a dot with the box of its quartiles, a row per category and series.
-
-    Args:
-        groups: Category (a modality set) to series (a variant) to the values, one per client.
-        x_label: Of the values, with their unit.
-    """
+    """Every value as a dot with the box of quartiles, a row per category (a modality set) and series (a variant)."""
     labels = list(dict.fromkeys(name for values in groups.values() for name in values))
     rows = [(category, name) for category, values in groups.items() for name in values]
     figure, (axis,) = _grid(1, 1, 1, height=0.9 + 0.34 * len(rows))
@@ -194,12 +181,9 @@ def distributions(groups: Mapping[str, Mapping[str, Sequence[float]]], *, x_labe
 
 
 def bars(values: Mapping[str, Mapping[str, float]], *, x_label: str, stacked: bool = False) -> Figure:
-    """Horizontal bars, a group per category and a bar per series.
+    """Horizontal bars of values of at least 0, a group per category (a block) and a bar per series (up, down).
 
-    Args:
-        values: Category (a block) to series (up, down) to value, at least 0.
-        x_label: Of the values, with their unit.
-        stacked: Whether the bars of a category stand one behind the other, as parts of a whole.
+    If `stacked`, those of a category stand one behind the other, as parts of a whole.
     """
     labels = list(dict.fromkeys(name for row in values.values() for name in row))
     lanes = 1 if stacked else len(labels)
@@ -223,14 +207,7 @@ def bars(values: Mapping[str, Mapping[str, float]], *, x_label: str, stacked: bo
 
 
 def stacked_areas(x: Sequence[float], parts: Mapping[str, Sequence[float]], *, x_label: str, y_label: str) -> Figure:
-    """Parts of a whole over rounds, one on the other.
-
-    Args:
-        x: Positions, ascending.
-        parts: Name to values, as long as `x`, at least 0.
-        x_label: Of the horizontal axis.
-        y_label: Of the vertical axis, with its unit.
-    """
+    """Parts of a whole over rounds, one on the other: by name, values of at least 0 at each of `x`, which ascend."""
     figure, (axis,) = _grid(1, 1, 1, height=2.3)
     colors = [series(index).color for index in range(len(parts))]
     axis.stackplot(x, *parts.values(), labels=[*map(_label, parts)], colors=colors, alpha=0.75)
@@ -250,14 +227,9 @@ def heat_map(
     unit: str,
     below: Mapping[tuple[int, int], str] = MappingProxyType({}),
 ) -> Figure:
-    """Signed values as coloured cells with their numbers; 0 is white, None is an empty cell.
+    """Signed values, row by row, as coloured cells with their numbers; 0 is white, None is an empty cell.
 
-    Args:
-        rows: Names of the rows.
-        columns: Names of the columns.
-        values: One sequence per row, one value per column.
-        unit: Printed behind the colour bar's numbers.
-        below: A second line, such as an interval, by row and column of some cells.
+    By its row and column, a cell may have a second line, such as an interval, `below`.
     """
     known = [abs(value) for row in values for value in row if value is not None and math.isfinite(value)]
     limit = max(known, default=1.0) or 1.0
@@ -287,10 +259,7 @@ def heat_map(
 
 
 def _label(text: str) -> str:
-    """A text for a figure, on one line; Matplotlib leaves out of a legend what begins with an underscore.
-
-    A longer one than a figure has room for lacks its middle.
-    """
+    """A text on one line, without its middle where there is no room; a legend has none that begins with `_`."""
     shown = printable(text)
     if len(shown) > _LONGEST_LABEL:
         shown = f"{shown[: _LONGEST_LABEL // 2]}...{shown[3 - _LONGEST_LABEL // 2 :]}"
@@ -298,7 +267,6 @@ def _label(text: str) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """A label on lines of about so many characters."""
     return textwrap.fill(_label(text), width, break_on_hyphens=True)
 
 
@@ -311,33 +279,8 @@ def _grid(rows: int, columns: int, count: int, *, height: float, share: bool = F
     return figure, axes[:count]
 
 
-def _draw(axis: Axes, curve: Curve, index: int) -> None:
-    look = series(index)
-    few = sum(1 for value in curve.y if math.isfinite(value)) <= 25
-    axis.plot(
-        curve.x,
-        curve.y,
-        look.dash,
-        color=look.color,
-        label=_label(curve.label),
-        marker=look.marker if few else None,
-        markersize=3.5,
-    )
+def _draw(axis: Axes, curve: Curve, look: Series) -> None:
+    marker, label = look.marker if sum(map(math.isfinite, curve.y)) <= 25 else None, _label(curve.label)
+    axis.plot(curve.x, curve.y, look.dash, color=look.color, label=label, marker=marker, markersize=3.5)
     if curve.low is not None and curve.high is not None:
         axis.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.16, linewidth=0)
-
-
-def _limit(axis: Axes, lines: Sequence[Curve]) -> None:
-    """Show as much of the bands as the lines take up, above and below them: few seeds make wide bands."""
-    values = [value for curve in lines for value in curve.y if math.isfinite(value)]
-    if span := max(values, default=0.0) - min(values, default=0.0):
-        low, high = axis.get_ylim()
-        axis.set_ylim(max(low, min(values) - span), min(high, max(values) + span))
-
-
-def _legend(axes: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
-    entries: dict[str, Artist] = {}
-    for axis in axes:
-        handles, names = axis.get_legend_handles_labels()
-        entries.update({name: handle for name, handle in zip(names, handles, strict=True) if name not in entries})
-    return list(entries.values()), list(entries)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
+from blossom_ray.core.scores import Score
 from blossom_ray.studies.reports.page import ReportSection
 from blossom_ray.studies.reports.variants import Variant, format_mean
-from blossom_ray.studies.tables import TextTable
+from blossom_ray.studies.tables import TextTable, format_score
 
 MOST_CLASSES = 25
 """With more, the columns of a confusion matrix can no longer be told apart; the scores of each class remain."""
@@ -20,15 +21,13 @@ SCORINGS = {
 }  # fmt: skip
 _COUNTS = ("num_true", "num_predicted", "num_correct")
 _KEY = ("scoring", "modalities", "class", "name")
+_SHARE = Score("recall", "recall")
 
 
 def class_section(variants: Sequence[Variant]) -> ReportSection:
     """Recall by class of several settings, a table per panel; of few, scores and confusion of each class as well."""
-    found = [
-        (variant, frame)
-        for variant in variants
-        if not (frame := _last_rounds(run.classes for run in variant.runs)).is_empty()
-    ]
+    frames = [(variant, _last_rounds(run.classes for run in variant.runs)) for variant in variants]
+    found = [(variant, frame) for variant, frame in frames if not frame.is_empty()]
     if not found:
         return ReportSection("Classes")
     tables = [*_recall_tables(found)] if len(found) > 1 else []
@@ -90,23 +89,16 @@ def _class_table(
     shares: dict[tuple[int, int], float] = {}
     for place, row in enumerate(classes.iter_rows(named=True)):
         true, predicted, correct = (row[name] for name in _COUNTS)
-        scores = [_share(correct, true), _share(correct, predicted), _share(2 * correct, true + predicted)]
-        scores += [_percent(row["auroc"])] if has_auroc else []
-        cells = [row["name"], *scores, f"{true:,}"]
+        pairs = ((correct, true), (correct, predicted), (2 * correct, true + predicted))
+        scores = [part / whole if whole else None for part, whole in pairs]
+        scores += [row["auroc"]] if has_auroc else []
+        cells = [row["name"], *(format_score(_SHARE, score) for score in scores), f"{true:,}"]
         for to in shown:
             if count := counts.get((row["class"], to), 0):
                 shares[place, len(cells)] = min(1.0, count / max(true, 1))
             cells.append(f"{count:,} ({100 * count / max(true, 1):.0f} %)" if count else "0")
         rows.append(cells)
     return TextTable([*columns, *(f"as {name}" for name in shown.values())], rows, title, is_folded, shares)
-
-
-def _share(part: int, whole: int) -> str:
-    return _percent(part / whole if whole else None)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _last_rounds(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:

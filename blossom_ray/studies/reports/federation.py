@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,10 @@ from blossom_ray.studies.reports.variants import Variant
 from blossom_ray.studies.tables import TextTable, format_bytes, format_seconds
 from blossom_ray.text import brief
 
-_SPLITS = {"num_train": "to train on", "num_validation": "for validation", "num_test": "to test on"}
+_SAMPLES = {
+    "num_train": "to train on", "num_validation": "for validation", "num_test": "to test on",
+    "num_held_out": "held out from all clients",
+}  # fmt: skip
 _MOST_SETS = 12
 
 
@@ -32,24 +36,26 @@ def federation_section(runs: Sequence[Run]) -> ReportSection:
 
 
 def traffic_section(variants: Sequence[Variant]) -> ReportSection:
-    """One variant: up and down by block. Several: all bytes by variant, divided into blocks."""
+    """One variant: up and down by block. Several: all bytes by variant, divided into blocks. The mean over its runs."""
     values: dict[str, dict[str, float]] = {}
-    rows = []
+    rows, are_several = [], len(variants) > 1
     for variant in variants:
-        for block, down, up in _traffic(variant):
-            if len(variants) == 1:
-                values[block] = {"to clients": down / 1e6, "from clients": up / 1e6}
-            else:
+        sent = pl.concat([run.blocks.select("block", "scope", "bytes_down", "bytes_up") for run in variant.runs])
+        sums = sent.group_by("block", "scope").agg(pl.col("bytes_down", "bytes_up").sum() / len(variant.runs))
+        for block, scope, down, up in sums.sort("block", "scope").iter_rows():
+            name = f"{block} ({scope})"
+            if are_several:
                 parts = values.setdefault(variant.name, {})
-                name = block.partition(" ")[0]
-                parts[name] = parts.get(name, 0.0) + (down + up) / 1e6
-            rows.append([*([variant.name] if len(variants) > 1 else []), block, format_bytes(down), format_bytes(up)])
+                parts[block] = parts.get(block, 0.0) + (down + up) / 1e6
+            else:
+                values[name] = {"to clients": down / 1e6, "from clients": up / 1e6}
+            rows.append([*([variant.name] if are_several else []), name, format_bytes(down), format_bytes(up)])
     if not any(value for entry in values.values() for value in entry.values()):
         return ReportSection("Communication")
-    figure = bars(values, x_label="MB sent in the whole run", stacked=len(variants) > 1)
-    columns = [*(["variant"] if len(variants) > 1 else []), "block (scope)", "to clients", "from clients"]
+    figure = bars(values, x_label="MB sent in the whole run", stacked=are_several)
+    columns = [*(["variant"] if are_several else []), "block (scope)", "to clients", "from clients"]
     caption = "Bytes of each block sent to clients and back over the whole run; mean over seeds."
-    table = TextTable(columns, rows) if len(variants) == 1 else TextTable(columns, rows, "by block", is_folded=True)
+    table = TextTable(columns, rows, "by block" if are_several else "", is_folded=are_several)
     return ReportSection("Communication", [ReportFigure("communication", figure, caption)], [table])
 
 
@@ -57,11 +63,13 @@ def time_section(variants: Sequence[Variant]) -> ReportSection:
     """Wall time by phase and round for a single run, and a row per run, below those of their variants if several."""
     rows, totals = [], []
     for variant in variants:
-        seconds = [run.rounds.filter(pl.col("round") > 0)["seconds"].drop_nulls().to_list() for run in variant.runs]
-        timed = [(_run_name(variant, run), each) for run, each in zip(variant.runs, seconds, strict=True) if each]
-        rows += [[name, str(len(each)), *_times(each, sum(each))] for name, each in timed]
+        timed = []
+        for run in variant.runs:
+            if seconds := run.rounds.filter(pl.col("round") > 0)["seconds"].drop_nulls().to_list():
+                timed.append(seconds)
+                rows.append([_run_name(variant, run), str(len(seconds)), *_times(seconds, sum(seconds))])
         if timed:
-            times = [second for _, each in timed for second in each]
+            times = [*chain(*timed)]
             totals.append([variant.name or "all runs", str(len(timed)), *_times(times, sum(times) / len(timed))])
     tables = [TextTable(["run", "rounds", "median round", "all rounds"], rows)] if rows else []
     if len(rows) > 1:
@@ -91,17 +99,17 @@ def failure_section(variants: Sequence[Variant]) -> ReportSection:
 
 def _paragraph(name: str, runs: Sequence[Run]) -> str:
     def each(words: Callable[[Run], str]) -> str:
-        return _listed(words(run) for run in runs)
+        return brief(" or ".join(dict.fromkeys(words(run) for run in runs)))
 
-    def counts(key: str) -> str:
-        return _range(number for run in runs if isinstance(number := _recorded(run).get(key), int))
-
-    samples = [f"{number} {words}" for key, words in _SPLITS.items() if (number := counts(key)) not in ("", "0")]
-    held_out = counts("num_held_out")
-    samples += [f"{held_out} held out from all clients"] if held_out not in ("", "0") else []
+    samples = []
+    for key, words in _SAMPLES.items():
+        numbers = sorted({number for run in runs if isinstance(number := _recorded(run).get(key), int)})
+        if numbers and numbers != [0]:
+            extremes = dict.fromkeys((numbers[0], numbers[-1]))
+            samples.append(f"{' to '.join(f'{number:,}' for number in extremes)} {words}")
     sentences = [
         f"{name}: {each(_task)}",
-        f"Samples: {_and(samples)}" if samples else "",
+        f"Samples: {' and '.join(filter(None, (', '.join(samples[:-1]), samples[-1])))}" if samples else "",
         each(_clients),
         f"Partition: {each(_partition)}; split by {each(lambda run: run.scenario.data.split)}",
         f"A missing modality: {each(lambda run: run.scenario.model.missing)}",
@@ -156,29 +164,8 @@ def _cohort(run: Run) -> str:
     return "all clients" if number == total else f"{number:,} client{'s' * (number > 1)}"
 
 
-def _listed(words: Iterable[str]) -> str:
-    return brief(" or ".join(dict.fromkeys(words)))
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _range(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return "" if not found else f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
-
-
 def _times(rounds: Sequence[float], total: float) -> list[str]:
     return [format_seconds(median(rounds)), format_seconds(total)]
-
-
-def _traffic(variant: Variant) -> Iterator[tuple[str, float, float]]:
-    """Block with its scope, bytes down and bytes up, summed over rounds and averaged over runs."""
-    columns = pl.concat([run.blocks.select("block", "scope", "bytes_down", "bytes_up") for run in variant.runs])
-    sums = columns.group_by("block", "scope").agg(pl.col("bytes_down", "bytes_up").sum()).sort("block", "scope")
-    for block, scope, down, up in sums.iter_rows():
-        yield f"{block} ({scope})", down / len(variant.runs), up / len(variant.runs)
 
 
 def _run_name(variant: Variant, run: Run) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import TASKS, default_score
 from blossom_ray.errors import InputError
+from blossom_ray.studies.comparison.scores import ALL
 from blossom_ray.studies.reports.charts import Curve, curves, figure_style
 from blossom_ray.studies.tables import modality_suffixes
 from blossom_ray.text import quoted
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DOTS_PER_INCH = 110
-_ALL = "all clients"
 
 
 def live_figure(
@@ -55,12 +55,16 @@ def live_figure(
         ...     pass
     """
     shown = show or _notebook()
+    judges = [default_score(task).name for task in TASKS]
     curve_of: dict[str, list[tuple[int, float]]] = {}
     drawn_s, num_waiting = -math.inf, 0
     try:
         for record in records:
             if shown is not None and record.num_evaluated:
-                score = score or _score_of(record)
+                # What the task is judged by, told by the columns; on test splits where they are scored.
+                score = score or next(
+                    name for name in (*judges, *map("validation/{}".format, judges)) if name in record.metrics
+                )
                 _add(curve_of, record, score)
                 num_waiting += 1
                 if time.monotonic() - drawn_s >= every_s:
@@ -74,12 +78,6 @@ def live_figure(
             shown(_figure(curve_of, score))
 
 
-def _score_of(record: RoundRecord) -> str:
-    """What the task of a run is judged by, told by the columns of a round; on test splits where they are scored."""
-    names = [default_score(task).name for task in TASKS]
-    return next(name for name in (*names, *(f"validation/{name}" for name in names)) if name in record.metrics)
-
-
 def _add(curve_of: dict[str, list[tuple[int, float]]], record: RoundRecord, score: str) -> None:
     if score not in record.metrics:
         known = ", ".join(name for name in record.metrics if "/" not in name.removeprefix("validation/"))
@@ -87,17 +85,14 @@ def _add(curve_of: dict[str, list[tuple[int, float]]], record: RoundRecord, scor
     prefix = "validation/" if score.startswith("validation/") else ""
     for suffix in ("", *modality_suffixes(record.metrics, prefix)):
         if f"{score}{suffix}" in record.metrics:
-            points = curve_of.setdefault(suffix.lstrip("/") or _ALL, [])
+            points = curve_of.setdefault(suffix.lstrip("/") or ALL, [])
             points.append((record.round_index, record.metrics[f"{score}{suffix}"]))
 
 
 def _figure(curve_of: dict[str, list[tuple[int, float]]], score: str) -> Figure:
-    lines = [
-        Curve(label, [index for index, _ in points], [value for _, value in points])
-        for label, points in curve_of.items()
-    ]
+    lines = [Curve(label, *zip(*points, strict=True)) for label, points in curve_of.items()]
     with figure_style():
-        last, value = curve_of[_ALL][-1]
+        last, value = curve_of[ALL][-1]
         return curves({f"round {last}: {value:.4g}": lines}, x_label="round", y_label=score)
 
 
@@ -112,18 +107,14 @@ def _notebook() -> Callable[[Figure], None] | None:
 
     def show(figure: Figure) -> None:
         nonlocal handle
-        picture = Image(data=_png(figure), width=round(96 * figure.get_figwidth()))
+        stream = io.BytesIO()
+        with figure_style():
+            # On the white that axes and words are made for: a dark notebook would swallow them.
+            figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
+        picture = Image(data=stream.getvalue(), width=round(96 * figure.get_figwidth()))
         if handle is None:
             handle = display(picture, display_id=True)
         else:
             handle.update(picture)
 
     return show
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    with figure_style():
-        # On the white that axes and words are made for: a dark notebook would swallow them.
-        figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
-    return stream.getvalue()

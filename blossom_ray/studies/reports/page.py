@@ -48,13 +48,7 @@ _MARKERS = re.compile(r'(<g clip-path="[^"]*")>((?:<use [^>]*?( style="[^"]*")/>
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure with what it is called in files and what it shows.
-
-    Attributes:
-        name: File name without its ending; no two figures of a report share it.
-        figure: The figure.
-        caption: A sentence or two below it.
-    """
+    """A figure with the name of its files, which no two figures of a report share, and a sentence or two below it."""
 
     name: str
     figure: Figure
@@ -63,15 +57,7 @@ class ReportFigure:
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A part of a report.
-
-    Attributes:
-        title: Its heading.
-        text: Paragraphs at its beginning.
-        figures: Figures in order.
-        tables: Tables in order, below the figures.
-        notes: Sentences below them.
-    """
+    """A part of a report: its heading, paragraphs, figures, tables below them, sentences below these."""
 
     title: str
     figures: Sequence[ReportFigure] = ()
@@ -93,15 +79,7 @@ def render_page(
     sections: Sequence[ReportSection],
     scenarios: Mapping[str, str],
 ) -> str:
-    """The page as text.
-
-    Args:
-        title: Heading, and title of the browser's window.
-        lead: A line below it.
-        facts: Name to value, shown as tiles.
-        sections: What it shows.
-        scenarios: Resolved scenarios as YAML, by the name of their run.
-    """
+    """The page as text: a heading and a line below it, facts as tiles, what it shows, resolved scenarios as YAML."""
 
     def show(value: object) -> object:
         """Text without control characters, and figures as they are."""
@@ -141,7 +119,7 @@ class _Cell(NamedTuple):
 
 
 def _align(table: TextTable) -> tuple[list[tuple[str, int]], list[tuple[str, list[_Cell]]]]:
-    """A table whose numbers stand below each other: those with an interval in two cells.
+    """A table whose numbers stand below each other, those with an interval in two cells.
 
     Returns:
         Headings with the number of cells below each; rows as the cell that names them and the others.
@@ -179,19 +157,8 @@ def inline_svg(figure: Figure, *, name: str, description: str) -> str:
     with figure_style():
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
     text = target.getvalue()
-    svg = _smaller(text[text.index("<svg") :], name)
-    label = printable(description).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"',
-        lambda match: f'<svg role="img" aria-label="{label}" {match[1]}',
-        svg,
-        count=1,
-    )
-
-
-def _smaller(svg: str, name: str) -> str:
-    """The same picture in the page's colours, with less around it: a page may have a thousand curves."""
-    svg = _NOISE.sub("", svg.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', ""))
+    # With less around it: a page may have a thousand curves.
+    svg = _NOISE.sub("", text[text.index("<svg") :].replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', ""))
     used = dict.fromkeys(found for tag in _TAG.findall(svg) for found in _REFERENCE.findall(tag))
     ids = {old: f"{name}-{number}" for number, old in enumerate(used)}
 
@@ -203,21 +170,24 @@ def _smaller(svg: str, name: str) -> str:
         return _COLOR.sub(lambda found: f"var({_VARIABLES[found.group()]})", tag)
 
     svg = _TAG.sub(smaller, svg)
-    return _MARKERS.sub(lambda match: f"{match[1]}{match[3]}>{match[2].replace(match[3], '')}</g>", svg)
+    svg = _MARKERS.sub(lambda match: f"{match[1]}{match[3]}>{match[2].replace(match[3], '')}</g>", svg)
+    label = printable(description).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    size = r'<svg ([^>]*?)width="[^"]*" height="[^"]*"'
+    return re.sub(size, lambda match: f'<svg role="img" aria-label="{label}" {match[1]}', svg, count=1)
 
 
-def save_figure(figure: Figure, folder: Path, name: str, file_format: str) -> Path:
+def save_figure(figure: ReportFigure, folder: Path, file_format: str) -> Path:
     """Write a figure as `<folder>/<name>.<format>`, for a paper.
 
     Raises:
         RunFolderError: The file cannot be written.
     """
-    path = folder / f"{name}.{file_format}"
+    path = folder / f"{figure.name}.{file_format}"
     metadata = {"CreationDate": None} if file_format == "pdf" else {"Date": None}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with figure_style(), replacing(path) as temporary:
-            figure.savefig(temporary, format=file_format, metadata=metadata, facecolor="white")
+            figure.figure.savefig(temporary, format=file_format, metadata=metadata, facecolor="white")
     except OSError as error:
         raise RunFolderError(f"{path}: {error.strerror or error}; expected a folder that can be written") from error
     return path

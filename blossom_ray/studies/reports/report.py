@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from blossom_ray.storage import replacing
 from blossom_ray.studies.comparison.comparing import Comparison, Question, compare_entries
 from blossom_ray.studies.comparison.entries import NOT_BEGUN, RunEntry, Source, collect, each_source
 from blossom_ray.studies.comparison.notes import run_notes
-from blossom_ray.studies.comparison.panels import choice_table, comparison_title, interval_text, panel_tables, remarks
+from blossom_ray.studies.comparison.panels import choice_table, comparison_title, panel_tables, remarks, shown_interval
 from blossom_ray.studies.comparison.scores import ALL, metric_columns
 from blossom_ray.studies.reports.charts import figure_style, heat_map
 from blossom_ray.studies.reports.classes import class_section
@@ -81,42 +81,52 @@ def report(
     if not variants:
         found = "; ".join(f"{entry.place}: {entry.status}" for entry in entries[:_MOST_NAMED])
         raise InputError(f"no run has a complete round yet ({found}); expected at least one that has")
-    names = dict.fromkeys(run.scenario.name for variant in variants for run in variant.runs)
+    used = [run for variant in variants for run in variant.runs]
     with figure_style():
         compared = [] if comparison is None else _comparison_sections(entries, comparison, finished)
         noted = _note_section(variants, told)
         scored = [variant for variant in variants if variant.rounds.height]
         sections = [
-            federation_section([run for variant in variants for run in variant.runs]),
+            federation_section(used),
             *compared,
             noted,
             *(of(scored) for of in (curve_section, modality_section, class_section, client_section) if scored),
             *(of(variants) for of in (traffic_section, time_section, failure_section)),
         ]
         sections = [section for section in sections if not section.is_empty]
+        if len(used) == 1:
+            lead = "" if used[0].path is None else used[0].path.name
+        else:
+            seeds = sorted({run.scenario.seeds for run in used})
+            lead = f"{len(used)} runs: {len(variants)} settings, seeds {', '.join(map(str, seeds))}"
         page = render_page(
-            title=title or ", ".join(names),
-            lead="; ".join(filter(None, (_lead(variants), *_left_out(entries)))),
-            facts=_facts(variants),
+            title=title or ", ".join(dict.fromkeys(run.scenario.name for run in used)),
+            lead="; ".join(filter(None, (lead, *_left_out(entries)))),
+            facts=_facts(used[0]) if len(used) == 1 else {},
             sections=sections,
-            scenarios=_scenarios(variants),
+            # The runs of a setting differ in their seeds alone.
+            scenarios={
+                each.name or each.runs[0].scenario.name: scenario_yaml(each.runs[0].scenario) for each in variants
+            },
         )
         path = page_path or _default_path(given)
-        _write(path, page)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(f"{path}: {error.strerror or error}; expected a file that can be written") from error
         written = [path]
-        for figure in (figure for section in sections for figure in section.figures):
-            if figures is not None:
-                written += [save_figure(figure.figure, figures, figure.name, form) for form in FIGURE_FORMATS]
+        if figures is not None:
+            shown = [figure for section in sections for figure in section.figures]
+            written += [save_figure(each, figures, form) for each in shown for form in FIGURE_FORMATS]
     return written
 
 
 def comparison_section(title: str, comparison: Comparison, told: Sequence[str] = ()) -> ReportSection:
-    """The tables of a comparison with its notes, below a heat map of the differences where there is a baseline.
+    """The tables of a comparison with its notes, but for those that were told elsewhere.
 
-    Args:
-        title: Heading of the section.
-        comparison: What was compared.
-        told: Notes that stand elsewhere.
+    Above them stands a heat map of the differences, where there is a baseline.
     """
     gain_of = comparison.summary
     notes = [f"{comparison_title(comparison, gain_of)}.", *remarks(comparison, gain_of)]
@@ -150,14 +160,13 @@ def _difference_figures(comparison: Comparison) -> list[ReportFigure]:
     cells = [[row[name][0] if name in row else None for name in names] for row in panels.values()]
     values = [[None if cell is None else cell[points] for cell in row] for row in cells]
     below = {
-        (i, j): interval_text(cell, points, lambda value: f"{value:+.1f}")
+        (i, j): shown_interval(cell, points, "{:+.1f}".format)
         for i, row in enumerate(cells) for j, cell in enumerate(row) if cell is not None
     }  # fmt: skip
     unit, unit_words = ("points", "percent points") if comparison.is_share else ("difference", "the score")
     figure = heat_map([panel or "difference" for panel in panels], names, values, unit, below)
-    baseline = ", ".join(comparison.baseline.values())
     caption = (
-        f"Difference to {baseline} in {unit_words}, positive where better: "
+        f"Difference to {', '.join(comparison.baseline.values())} in {unit_words}, positive where better: "
         f"{_SUMMARIES[comparison.summary]}, mean over seeds, with its 95 % interval: ± over seeds, "
         "in brackets over the clients of one."
     )
@@ -193,14 +202,6 @@ def _default_path(sources: Sequence[Source]) -> Path:
     return (folder.path or Path()) / PAGE_NAME
 
 
-def _lead(variants: Sequence[Variant]) -> str:
-    runs = [run for variant in variants for run in variant.runs]
-    if len(runs) == 1:
-        return "" if runs[0].path is None else runs[0].path.name
-    seeds = sorted({run.scenario.seeds for run in runs})
-    return f"{len(runs)} runs: {len(variants)} settings, seeds {', '.join(map(str, seeds))}"
-
-
 def _left_out(entries: Sequence[RunEntry]) -> list[str]:
     """Runs that have not begun, cannot be read, or are not whole: nothing of them is in the page."""
     absent = [entry for entry in entries if entry.run is None]
@@ -209,19 +210,13 @@ def _left_out(entries: Sequence[RunEntry]) -> list[str]:
     return [*told, f"not used: {brief(', '.join(missing))}: {NOT_BEGUN}"] if missing else told
 
 
-def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:
-    """What a single run was, in a few words each; nothing for several."""
-    runs = [run for variant in variants for run in variant.runs]
-    if len(runs) > 1:
-        return {}
-    run: Run = runs[0]
+def _facts(run: Run) -> dict[str, str]:
+    """What a run was, in a few words each."""
     scenario, manifest = run.scenario, run.manifest
-    sharing = scenario.sharing
-    versions = manifest.get("versions", {})
+    sharing, versions = scenario.sharing, manifest.get("versions", {})
+    scopes = [sharing] if isinstance(sharing, str) else [f"{name} {scope}" for name, scope in sharing.items()]
     found = {
-        "sharing": sharing
-        if isinstance(sharing, str)
-        else ", ".join(f"{name} {scope}" for name, scope in sharing.items()),
+        "sharing": ", ".join(scopes),
         "rounds": f"{run.rounds.height - 1} of {scenario.rounds}",
         "seed": str(scenario.seeds),
         "status": run.status,
@@ -229,19 +224,3 @@ def _facts(variants: Sequence[Variant]) -> Mapping[str, str]:
         "blossom-ray": str(versions.get("blossom-ray", "")) if isinstance(versions, dict) else "",
     }
     return {name: value for name, value in found.items() if value}
-
-
-def _scenarios(variants: Sequence[Variant]) -> dict[str, str]:
-    """One resolved scenario per setting; the runs of a setting differ in their seeds alone."""
-    return {
-        variant.name or variant.runs[0].scenario.name: scenario_yaml(variant.runs[0].scenario) for variant in variants
-    }
-
-
-def _write(path: Path, page: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(f"{path}: {error.strerror or error}; expected a file that can be written") from error

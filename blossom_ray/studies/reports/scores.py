@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
@@ -16,9 +15,6 @@ from blossom_ray.studies.reports.page import ReportFigure, ReportSection
 from blossom_ray.studies.reports.variants import Variant, format_mean, headline_scores, scale
 from blossom_ray.studies.tables import TextTable, format_score
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 SCORINGS = {
     "{}": "",
     "{}_trained": "clients that trained",
@@ -27,8 +23,6 @@ SCORINGS = {
     "held_out/{}": "held-out set",
 }
 """Words for each kind of scoring, by its columns in the table `rounds`; on the clients' test splits first."""
-Split = Literal["test", "validation"]
-_PREFIX: dict[Split, str] = {"test": "", "validation": "validation/"}
 MOST_PANELS_OF_CLIENTS = 12
 """With more categories, the dots of single clients can no longer be told apart; the tables remain."""
 MOST_CLIENTS_NAMED = 50
@@ -37,47 +31,59 @@ MOST_CLIENTS_NAMED = 50
 
 def curve_section(variants: Sequence[Variant]) -> ReportSection:
     """Each score over rounds, then the loss, one panel per panel of the variants; then what was scored last."""
-    figures, split = [], _scored_split(variants)
+    figures = []
+    split, start = _scored_split(variants)
     for score in headline_scores(variants)[:2]:
-        panels = _panels(variants, f"{_PREFIX[split]}{score.name}", score.label)
-        caption = (
-            f"{score.label} after each scored round: mean over clients, weighted by {split} samples. {_band(variants)}"
-        )
-        figures.append(ReportFigure(f"curve-{score.name}", _curves(panels, score), caption))
-    figures.append(_loss_figure(variants))
+        panels = _panels(variants, f"{start}{score.name}", score.label)
+        words = f"{score.label} after each scored round: mean over clients, weighted by {split} samples."
+        figure = curves(panels, x_label="round", y_label=_axis_label(score))
+        figures.append(ReportFigure(f"curve-{score.name}", figure, f"{words} {_band(variants)}"))
+    loss, words = f"{start}loss", f"Mean loss on the clients' {split} splits after each round"
+    if len(variants) == 1:
+        names = {loss: split, "train_loss": "training"}
+        lines = [variants[0].curve(column, label=name) for column, name in names.items()]
+        panels = {"loss": [Curve(line.label, line.x, line.y) for line in lines if line.y]}
+        caption = f"{words}, and on the samples seen while training."
+    else:
+        panels, caption = _panels(variants, loss, "loss"), f"{words}. {_band(variants)}"
+    figures.append(ReportFigure("curve-loss", curves(panels, x_label="round", y_label="loss"), caption))
     return ReportSection("Scores over rounds", figures, _score_tables(variants))
 
 
 def modality_section(variants: Sequence[Variant]) -> ReportSection:
     """The first score by modality set: a panel per set, or all sets in one where there is one variant."""
-    score, split = headline_scores(variants)[0], _scored_split(variants)
-    column = f"{_PREFIX[split]}{score.name}"
-    sets = sorted({end for variant in variants for end in variant.modality_sets(f"{_PREFIX[split]}{{}}")})
+    score, (split, start) = headline_scores(variants)[0], _scored_split(variants)
+    column = f"{start}{score.name}"
+    sets = sorted({end for variant in variants for end in variant.modality_sets(f"{start}{{}}")})
     if len(variants) == 1:
         title = f"{score.label} by modality set"
         panels = {title: [variants[0].curve(f"{column}/{own}", label=own) for own in sets]}
-    elif len({variant.panel for variant in variants}) == 1:
+    elif sets and len({variant.panel for variant in variants}) == 1:
         panels = {own: [variant.curve(f"{column}/{own}") for variant in variants] for own in sets}
     else:
-        panels = {}
+        return ReportSection("Modality sets", [])
     caption = f"{score.label} of the clients that own exactly these modalities, on their {split} splits."
     if any(len(variant.runs) > 1 for variant in variants):
         caption += f" {_band(variants)}"
-    figures = [ReportFigure("modality-sets", _curves(panels, score), caption)] if panels else []
-    return ReportSection("Modality sets", figures)
+    figure = curves(panels, x_label="round", y_label=_axis_label(score))
+    return ReportSection("Modality sets", [ReportFigure("modality-sets", figure, caption)])
 
 
 def client_section(variants: Sequence[Variant]) -> ReportSection:
     """The first score of every client in the last scored round."""
     score = headline_scores(variants)[0]
     groups: dict[str, dict[str, list[float]]] = {}
-    for variant in variants:
-        for run in variant.runs:
-            scored = run.clients.filter(pl.col(score.name).is_not_null())
-            last = scored.filter(pl.col("round") == scored["round"].max())
-            for own, value in last.select("modalities", score.name).iter_rows():
-                groups.setdefault(own, {}).setdefault(variant.name, []).append(scale(score.name) * value)
-    tables = _named_clients(variants, score)
+    runs = [(variant.name, run) for variant in variants for run in variant.runs]
+    for name, run in runs:
+        scored = run.clients.filter(pl.col(score.name).is_not_null())
+        last = scored.filter(pl.col("round") == scored["round"].max())
+        for own, value in last.select("modalities", score.name).iter_rows():
+            groups.setdefault(own, {}).setdefault(name, []).append(scale(score.name) * value)
+    tables = []
+    if len(runs) == 1 and "name" in last.columns:  # what the data call their clients
+        found = last.head(MOST_CLIENTS_NAMED).select("client", "name", "modalities", "num_test_examples", score.name)
+        rows = [[*map(str, words), format_score(score, value)] for *words, value in found.iter_rows()]
+        tables = [TextTable(["client", "name", "modality set", "test samples", score.label], rows)]
     if not groups or sum(map(len, groups.values())) > MOST_PANELS_OF_CLIENTS:
         return ReportSection("Clients", [], tables)
     caption = (
@@ -88,37 +94,10 @@ def client_section(variants: Sequence[Variant]) -> ReportSection:
     return ReportSection("Clients", [ReportFigure("clients", figure, caption)], tables)
 
 
-def _named_clients(variants: Sequence[Variant], score: Score) -> list[TextTable]:
-    """Who the clients of a single run are, where its data call them by name."""
-    runs = [run for variant in variants for run in variant.runs]
-    if len(runs) > 1 or "name" not in runs[0].clients.columns:
-        return []
-    scored = runs[0].clients.filter(pl.col(score.name).is_not_null())
-    last = scored.filter(pl.col("round") == scored["round"].max()).head(MOST_CLIENTS_NAMED)
-    found = last.select("client", "name", "modalities", "num_test_examples", score.name)
-    rows = [[str(client), name, own, str(number), format_score(score, value)]
-            for client, name, own, number, value in found.iter_rows()]  # fmt: skip
-    return [TextTable(["client", "name", "modality set", "test samples", score.label], rows)]
-
-
-def _scored_split(variants: Sequence[Variant]) -> Split:
-    """Which of the clients' splits every scored round scores: the test split, unless all runs score that once."""
+def _scored_split(variants: Sequence[Variant]) -> tuple[str, str]:
+    """The splits that every round scores, test ones unless all runs score these once; what their columns begin with."""
     splits = {run.scenario.evaluation.split for variant in variants for run in variant.runs}
-    return "validation" if splits == {"validation"} else "test"
-
-
-def _loss_figure(variants: Sequence[Variant]) -> ReportFigure:
-    split = _scored_split(variants)
-    loss = f"{_PREFIX[split]}loss"
-    if len(variants) == 1:
-        names = {loss: split, "train_loss": "training"}
-        lines = [variants[0].curve(column, label=name) for column, name in names.items()]
-        panels = {"loss": [Curve(line.label, line.x, line.y) for line in lines if line.y]}
-        caption = f"Mean loss on the clients' {split} splits after each round, and on the samples seen while training."
-    else:
-        panels = _panels(variants, loss, "loss")
-        caption = f"Mean loss on the clients' {split} splits after each round. {_band(variants)}"
-    return ReportFigure("curve-loss", curves(panels, x_label="round", y_label="loss"), caption)
+    return ("validation", "validation/") if splits == {"validation"} else ("test", "")
 
 
 def _panels(variants: Sequence[Variant], column: str, title: str) -> dict[str, list[Curve]]:
@@ -128,10 +107,6 @@ def _panels(variants: Sequence[Variant], column: str, title: str) -> dict[str, l
         if curve.y:
             panels.setdefault(variant.panel or title, []).append(curve)
     return panels or {title: []}
-
-
-def _curves(panels: Mapping[str, Sequence[Curve]], score: Score) -> Figure:
-    return curves(panels, x_label="round", y_label=_axis_label(score))
 
 
 def _score_tables(variants: Sequence[Variant]) -> list[TextTable]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -16,7 +16,7 @@ from blossom_ray.studies.comparison.entries import RunEntry, grouping_of
 from blossom_ray.studies.comparison.intervals import Interval, t_interval
 from blossom_ray.studies.comparison.scores import score_of
 from blossom_ray.studies.reports.charts import Curve
-from blossom_ray.studies.tables import shown_scores
+from blossom_ray.studies.tables import format_score, interval_text, shown_scores
 
 if TYPE_CHECKING:
     from blossom_ray.runs.folder import Run
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ in nothing but their seed.
+    """Runs, at least one, that differ in nothing but their seed.
 
     Attributes:
         label: What tells it from the others of its panel; "" where there are no others.
-        runs: Its runs, at least one.
         panel: What it has in common with the others of its panel, such as a partition; "" where all share one.
         notes: The numbered notes of the report's runs.
     """
@@ -63,9 +62,8 @@ class Variant:
     def last(self, kind: str, end: str) -> list[dict[str, Any]]:
         """Of each run that has one, the last round of a kind of scoring, told by its loss, which all of them have.
 
-        Args:
-            kind: The names of its columns in the table `rounds`, such as `fine_tuned/{}`.
-            end: What they end with, such as `/acc` for the clients of one modality set.
+        `kind` is what its columns in the table `rounds` are called, such as `fine_tuned/{}`, and `end` what they end
+        with, such as `/acc` for the clients of one modality set.
         """
         column = f"{kind.format('loss')}{end}"
         tables = (run.rounds for run in self.runs if column in run.rounds.columns)
@@ -73,11 +71,9 @@ class Variant:
         return [row for table in scored for row in table.to_dicts()]
 
     def curve(self, column: str, *, label: str | None = None) -> Curve:
-        """A column over rounds: the mean over runs in its 95 % interval; of one run, in the spread over clients.
+        """A column of the tables `rounds`, shares in percent; `label` None: the variant's.
 
-        Args:
-            column: A column of the table `rounds`. Shares are scaled to percent.
-            label: The curve's label; None: the variant's.
+        It is the mean over runs in its 95 % interval; of one run, the score in the spread over clients.
         """
         name, factor = self.label if label is None else label, scale(column)
         if column not in self.rounds.columns:
@@ -90,17 +86,18 @@ class Variant:
             edges = [[factor * limit[side] for limit in limits] for side in (0, 1)]
             return Curve(name, [number for number, _ in by_round], means, *edges)
         around = [f"{column}_p10", f"{column}_p90"]
-        edges = [_scaled(known[edge], factor) for edge in around if edge in known.columns]
-        return Curve(name, known["round"].to_list(), _scaled(known[column], factor), *edges)
+        values, *edges = (
+            [math.nan if value is None else factor * value for value in known[each].to_list()]
+            for each in (column, *around)
+            if each in known.columns
+        )
+        return Curve(name, known["round"].to_list(), values, *edges)
 
 
 def variants_of(entries: Sequence[RunEntry], baseline: Sequence[str], notes: Sequence[str] = ()) -> list[Variant]:
-    """The runs among some entries by setting, in order, in the panels that the tables of a comparison have.
+    """The runs of entries by setting, in order, in the panels that the tables of a comparison have.
 
-    Args:
-        entries: With their settings. Those without a run, or without a complete round, are left out.
-        baseline: The keys whose values stand side by side in a panel.
-        notes: The numbered notes of runs.
+    Entries without a complete round are left out. The values of the keys in `baseline` stand side by side in a panel.
     """
     used = [(entry.setting, entry.run) for entry in entries if entry.run is not None and entry.run.rounds.height]
     settings = [setting for setting, _ in used]
@@ -127,13 +124,6 @@ def scale(column: str) -> float:
     return 100.0 if score_of(column).is_share else 1.0
 
 
-def format_value(column: str, value: float | None) -> str:
-    """A score for people: percent with one digit, or four digits of a loss or an error; "" for none."""
-    if value is None or math.isnan(value):
-        return ""
-    return f"{100 * value:.1f} %" if score_of(column).is_share else f"{value:.4g}"
-
-
 def interval(column: str, values: Sequence[float]) -> Interval | None:
     """The 95 % interval over seeds of a mean, within 0 and 1 for shares; None where there is one value alone."""
     limits = t_interval(values) if all(map(math.isfinite, values)) else None
@@ -144,17 +134,10 @@ def interval(column: str, values: Sequence[float]) -> Interval | None:
 
 def format_mean(column: str, values: Sequence[float]) -> str:
     """The mean of a column over runs for people, with its interval over seeds; "" for no value."""
-    value, limits = fmean(values) if values else None, interval(column, values)
-    text = format_value(column, value)
-    if not text or value is None or limits is None:
-        return text
-    factor, digits = scale(column), ".1f" if score_of(column).is_share else ".4g"
-    low, high = factor * (value - limits[0]), factor * (limits[1] - value)
-    unit = " %" if score_of(column).is_share else ""
-    if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-12):
-        return f"{text.removesuffix(unit)} ± {high:{digits}}{unit}"
-    return f"{text.removesuffix(unit)} [{factor * limits[0]:{digits}}, {factor * limits[1]:{digits}}]{unit}"
-
-
-def _scaled(values: pl.Series, factor: float) -> list[float]:
-    return [math.nan if value is None else factor * value for value in values.to_list()]
+    if not values or math.isnan(value := fmean(values)):
+        return ""
+    score, limits = score_of(column), interval(column, values)
+    if limits is None:
+        return format_score(score, value)
+    text: Callable[[float], str] = (lambda number: f"{100 * number:.1f}") if score.is_share else "{:.4g}".format
+    return f"{text(value)} {interval_text(value, limits, text)}{' %' * score.is_share}"
