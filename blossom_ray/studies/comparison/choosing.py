@@ -61,11 +61,9 @@ class Choice:
     notes: tuple[str, ...]
 
     def beside(self, table: pl.DataFrame, keys: Iterable[str]) -> pl.DataFrame:
-        """A comparison's table with what was chosen for its rows, and the budget, as columns more.
+        """A comparison's table, a row per setting of `keys` and so on, with what was chosen and the budget in columns.
 
-        Args:
-            table: A row per setting of `keys`, and so on.
-            keys: Some of the keys that were not tuned; over the others, scores are averaged and budgets are added.
+        Over keys that are neither these nor tuned, scores are averaged and budgets are added.
         """
         on = [key for key in keys if key in self.settings]
         texts = [pl.col(key).drop_nulls().unique(maintain_order=True).str.join("; ") for key in self.keys]
@@ -80,17 +78,11 @@ class Choice:
 def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str]) -> str | None:
     """The column that values are chosen by; a sweep that none could be chosen from is refused before anything runs.
 
-    Args:
-        cells: The sweep's cells.
-        choose: The score to choose by; None: nothing is to be chosen.
-        tune: The keys whose values are.
-
     Raises:
         InputError: One of the two is missing, a key is not varied, no such score, or a cell has no validation rows.
     """
-    tune = tuple(tune)
     if choose is None:
-        if tune:
+        if [*tune]:
             raise InputError(NO_SCORE)
         return None
     _tuned_keys(tune, tuple(dict.fromkeys(key for cell in cells for key in cell.setting)))
@@ -106,17 +98,11 @@ def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str])
 def choose_values(
     entries: Sequence[RunEntry], choose: str, tune: str | Iterable[str], by: Summary | None, up_to: int | None
 ) -> tuple[Choice, list[RunEntry]]:
-    """Take the values of some keys, for every setting of the others, whose mean over seeds is the best one.
+    """Take the values of the keys `tune`, for every setting of the others, whose mean over seeds is the best one.
 
     All seeds of a setting get the same values. Values without a score for one of its seeds are not chosen from; of
-    equal ones, the first in the order of the runs are taken.
-
-    Args:
-        entries: All runs, with their settings.
-        choose: The score on validation that counts, such as `accuracy`.
-        tune: The keys whose values are chosen, by paths or short labels.
-        by: Which score of a run; None: the best where runs stop early, else the mean of the last five.
-        up_to: The last round that counts; None: each run's last.
+    equal ones, the first in the order of the runs are taken. `by` None: by the best score of a run where runs stop
+    early, else by the mean of its last five. `up_to` None: by all rounds.
 
     Returns:
         What was chosen, and the runs with these values, their settings without the tuned keys.
@@ -154,21 +140,33 @@ def choose_values(
         name = ", ".join(setting.values())
         of = f"{name}: " if name else ""
         seeds = sorted({entry.seeds for entry in group})
-        options = []
+        options: list[dict[str, Any]] = []
         for values in sorted({_words(entry.setting, tuned) for entry in group}, key=order.index):
             place = {**setting, **dict(zip(tuned, values, strict=True))}
             words = _words(place, keys)
             note = _missing({seed: by_run.get((words, seed)) for seed in seeds}, summary)
-            options.append({**place, **_mean(means.get(words), summary), "is_chosen": False, "note": note})
+            option = {**place, "num_seeds": 0, "is_chosen": False, "note": note}
+            if (mean := means.get(words)) is not None:
+                option |= {name: mean[name] for name in ("num_seeds", "interval")}
+                option |= {f"validation{end}": mean[f"{summary}{end}"] for end in ("", "_low", "_high")}
+            options.append(option)
         notes += [
             f"{of}{_in_words(row, tuned, labels)} is not chosen from: {row['note']}" for row in options if row["note"]
         ]
-        best = _best([row for row in options if row["note"] is None], -1 if score.lower_is_better else 1)
+        scored = [row["validation"] for row in options if row["note"] is None]
+        top = (min if score.lower_is_better else max)(scored, default=math.nan)
+        best = [
+            row
+            for row in options
+            if row["note"] is None and math.isclose(row["validation"], top, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+        ]
         if len(best) > 1:
             equal = " and ".join(_in_words(row, tuned, labels) for row in best)
             notes.append(f"{of}{equal} are equal on validation; the first is taken")
         tried += options
-        budget = {"num_values": len(options), **_spent(group)}
+        begun = [entry.run for entry in group if entry.run is not None]
+        num_rounds = sum(max(0, run.rounds.height - 1) for run in begun)
+        budget = {"num_values": len(options), "num_runs": len(begun), "num_rounds": num_rounds}
         if not best:
             notes.append(f"{of}nothing is chosen, since no values have a score for every seed")
             chosen.append({**setting, **budget})
@@ -206,15 +204,7 @@ def choose_values(
 
 
 def _tuned_keys(tune: str | Iterable[str], keys: Sequence[str]) -> Words:
-    """The keys whose values are chosen, by their paths.
-
-    Args:
-        tune: Paths or short labels.
-        keys: The keys in which the runs differ.
-
-    Raises:
-        InputError: None is given, or one is not among the keys.
-    """
+    """The keys whose values are chosen, by their paths."""
     found = varied_keys("tune", [tune] if isinstance(tune, str) else tune, keys)
     if not found:
         varied = ", ".join(keys) or "nothing but the seed"
@@ -225,21 +215,13 @@ def _tuned_keys(tune: str | Iterable[str], keys: Sequence[str]) -> Words:
 def _expected_scores(scenario: Scenario) -> list[str]:
     """The scores on validation that a run of this scenario will have, of all clients first."""
     names = [score.name for score in (*SCORES[scenario.task], *scenario.own_scores)] + ["loss"]
-    sets = {group.modality_set for group in scenario.groups}
-    known = [
-        *names,
-        *(f"{name}{end}" for end in SUFFIXES for name in names),
-        *(f"{n}/{s}" for n in names for s in sets),
-    ]
-    return [*known, *(f"fine_tuned/{name}" for name in known if scenario.evaluation.fine_tune is not None)]
+    ends = ("", *SUFFIXES, *{f"/{group.modality_set}" for group in scenario.groups})
+    starts = ("", "fine_tuned/") if scenario.evaluation.fine_tune is not None else ("",)
+    return [f"{start}{name}{end}" for start in starts for end in ends for name in names]
 
 
 def _validation_metric(asked: str, entries: Iterable[RunEntry]) -> str:
-    """The column that a choice is made by: `validation/accuracy` for `accuracy`.
-
-    Raises:
-        InputError: No run has it, or a finished run has no scores on validation rows at all.
-    """
+    """The column that a choice is made by: `validation/accuracy` for `accuracy`."""
     known: dict[str, None] = {}
     for entry in entries:
         if entry.finished is not None:
@@ -279,28 +261,6 @@ def _missing(runs: Mapping[Seeds, Mapping[str, Any] | None], summary: Summary) -
             found.setdefault(reason.removeprefix("not used: "), []).append(seed)
     texts = (f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}: {reason}" for reason, seeds in found.items())
     return "; ".join(texts) or None
-
-
-def _mean(row: Mapping[str, Any] | None, summary: Summary) -> dict[str, Any]:
-    """The columns of a setting's score, from the comparison's row of it."""
-    if row is None:
-        return {"num_seeds": 0}
-    scores = {f"validation{end}": row[f"{summary}{end}"] for end in ("", "_low", "_high")}
-    return {"num_seeds": row["num_seeds"], **scores, "interval": row["interval"]}
-
-
-def _best(rows: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
-    """The rows with the best score, several where they are equal."""
-    if not rows:
-        return []
-    best = max(sign * row["validation"] for row in rows)
-    return [row for row in rows if math.isclose(sign * row["validation"], best, rel_tol=_ROUNDING, abs_tol=_ROUNDING)]
-
-
-def _spent(group: Iterable[RunEntry]) -> dict[str, int]:
-    """The runs that were begun, and the rounds that they trained."""
-    runs = [entry.run for entry in group if entry.run is not None]
-    return {"num_runs": len(runs), "num_rounds": sum(max(0, run.rounds.height - 1) for run in runs)}
 
 
 def _edges(group: Sequence[RunEntry], chosen: Words, tuned: Words, labels: Mapping[str, str]) -> Iterator[str]:

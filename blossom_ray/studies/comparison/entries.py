@@ -150,15 +150,10 @@ def own_scores(entries: Iterable[RunEntry]) -> list[Score]:
 
 
 def varied_keys(option: str, names: Iterable[str], keys: Sequence[str]) -> tuple[str, ...]:
-    """Keys in which runs differ, of which each is given by its path or by its short label, such as `lr`.
-
-    Args:
-        option: What they are given for.
-        names: What is given.
-        keys: The keys that there are.
+    """Those of the keys in which runs differ that an option names by their paths or short labels, such as `lr`.
 
     Raises:
-        InputError: One is none of these.
+        InputError: A name is none of these.
     """
     labels = {label: key for key, label in short_labels(keys).items()}
     found = tuple(dict.fromkeys(labels.get(name, name) for name in names))
@@ -210,11 +205,8 @@ class Grouping:
 def grouping_of(settings: Sequence[Mapping[str, Any]], keys: Sequence[str], baseline: Iterable[str]) -> Grouping:
     """The grouping of some settings: a scheme and what it is compared with stand beside each other.
 
-    Args:
-        settings: With a value for each key.
-        keys: The keys. Those whose value is the same in all settings stand nowhere.
-        baseline: The keys in which settings are compared with one of them; where none of these varies, nor the
-            scoring, the last key that does takes their place.
+    Keys whose value is the same in all settings stand nowhere. Where no key of the baseline varies, nor the scoring,
+    the last key that does takes their place.
     """
     varied = [key for key in keys if len({setting[key] for setting in settings}) > 1]
     beside = [key for key in varied if key in (*baseline, SCORING)] or varied[-1:]
@@ -229,13 +221,8 @@ def key_labels(keys: Iterable[str]) -> dict[str, str]:
 def by_class(entries: Sequence[RunEntry], asked: str | None) -> tuple[list[RunEntry], str]:
     """The entries with runs whose rounds have the columns `<score>/<class>` in place of their own summaries.
 
-    Args:
-        entries: What is compared.
-        asked: `recall`, `precision`, `f1` or `auroc`, after `held_out/` or `fine_tuned/` and before `/<modality set>`
-            where it is of these; None: `recall`, or `auroc` in a multilabel task.
-
-    Returns:
-        The entries, and the metric without its modality set.
+    The second value is the metric that is asked for, without its modality set: `recall`, `precision`, `f1` or `auroc`,
+    after `held_out/` or `fine_tuned/` where it is of these. None: `recall`, or `auroc` in a multilabel task.
 
     Raises:
         InputError: No such score, or no run has it.
@@ -279,21 +266,20 @@ def _settings(entries: Sequence[RunEntry], keys: Iterable[str]) -> list[dict[str
 
 
 def _entries(source: Source) -> Iterable[RunEntry]:
-    if isinstance(source, Run):
-        source.check()
-        yield _run_entry(source)
-        return
     if isinstance(source, str | Path):
         path = local_path(source, "the run")
-        if not is_sweep(path):
-            if not os.path.exists(path / MANIFEST_FILE):  # False for what is no path at all, too
-                found = "has neither manifest.json nor sweep.json" if os.path.isdir(path) else "is no folder"
-                raise RunFolderError(f"{path}: {found}; expected the folder of a run or of a sweep")
-            given = Run.open(path)
-            given.check()
-            yield _run_entry(given)
-            return
-        source = Sweep.open(path)
+        if is_sweep(path):
+            source = Sweep.open(path)
+        elif os.path.exists(path / MANIFEST_FILE):  # False for what is no path at all, too
+            source = Run.open(path)
+        else:
+            found = "has neither manifest.json nor sweep.json" if os.path.isdir(path) else "is no folder"
+            raise RunFolderError(f"{path}: {found}; expected the folder of a run or of a sweep")
+    if isinstance(source, Run):
+        source.check()
+        place = "a run in memory" if source.path is None else str(source.path)
+        yield RunEntry(place, source, _status(source), source.scenario.seeds, identity(source.scenario), {}, {})
+        return
     for cell in source.cells:
         folder = source.path / cell.folder
         run: Run | None = None
@@ -308,12 +294,6 @@ def _entries(source: Source) -> Iterable[RunEntry]:
         yield RunEntry(str(folder), run, status, cell.seeds, cell.identity, cell.setting, {})
 
 
-def _run_entry(run: Run) -> RunEntry:
-    scenario = run.scenario
-    place = "a run in memory" if run.path is None else str(run.path)
-    return RunEntry(place, run, _status(run), scenario.seeds, identity(scenario), {}, {})
-
-
 def _status(run: Run) -> str:
     error = run.manifest.get("error")
     if run.status == "failed" and isinstance(error, dict):
@@ -326,22 +306,19 @@ def _differing(entries: Sequence[RunEntry]) -> list[str]:
     if len(entries) < 2:
         return []
     leaves = [
-        _leaves({key: value for key, value in entry.tree.items() if key not in (NAME, *SEED_KEYS)}) for entry in entries
+        {path: repr(value) for path, value in _leaves(entry.tree).items() if path not in (NAME, *SEED_KEYS)}
+        for entry in entries
     ]
     paths = dict.fromkeys(path for each in leaves for path in each)
-    paths = dict.fromkeys(path for path in paths if len({repr(each.get(path)) for each in leaves}) > 1)
-    kinds = [path for path in paths if path.rpartition(".")[2] in ("kind", "dataset")]
-    for kind in kinds:
+    leaves = [{path: each.get(path, repr(None)) for path in paths} for each in leaves]
+    paths = dict.fromkeys(path for path in paths if len({each[path] for each in leaves}) > 1)
+    for kind in [path for path in paths if path.rpartition(".")[2] in ("kind", "dataset")]:
         section = kind.rpartition(".")[0]
         below = [path for path in paths if path.startswith(f"{section}.") and path != kind]
-        by_kind: dict[str, set[str]] = {}
-        for each in leaves:
-            by_kind.setdefault(repr(each.get(kind)), set()).add(repr([each.get(path) for path in below]))
-        needs_all = any(len(texts) > 1 for texts in by_kind.values())
-        for path in below:
-            del paths[path]
-        if needs_all and kind in paths:
-            paths = {section if path == kind else path: None for path in paths}
+        # Whether one kind has several values below it.
+        combinations = {(each[kind], *(each[path] for path in below)) for each in leaves}
+        needs_all = len(combinations) > len({each[kind] for each in leaves})
+        paths = {section if path == kind and needs_all else path: None for path in paths if path not in below}
     return list(paths)
 
 

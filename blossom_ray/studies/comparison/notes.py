@@ -68,10 +68,9 @@ def run_notes(runs: Iterable[tuple[str, Run]]) -> tuple[RunNote, ...]:
 
 
 def kernel_notes(runs: Iterable[tuple[str, Run]]) -> list[str]:
-    """In what the kernels differ that runs were computed with, a note for each; none where they say the same.
+    """In what the kernels differ that runs, each with the word for its setting, were computed with, a note for each.
 
-    Args:
-        runs: Each with the word for its setting. Older ones, which do not say, are left out.
+    Older runs, which do not say, are left out.
     """
     totals: Counter[str] = Counter()
     described = []
@@ -96,13 +95,7 @@ def kernel_notes(runs: Iterable[tuple[str, Run]]) -> list[str]:
 
 
 def score_notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
-    """What scores, gains and intervals are over, and what they do not say.
-
-    Args:
-        rows: The comparison's rows, paired.
-        table: The frame made of them.
-        score: What they are about.
-    """
+    """What scores, gains and intervals are over, and what they do not say: of paired rows and the table of them."""
     seeds = {row.entry.seeds for row in rows if row.scores is not None}
     notes = _best_notes(rows)
     num_pairs = table["num_pairs"].max()
@@ -196,19 +189,18 @@ def _compared(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
     if pairs:
         yield from pairs
         return
+
+    def took(row: Row) -> list[float]:
+        numbers = [] if row.compute is None else [row.compute.num_examples, row.compute.num_steps]
+        return [math.inf if number is None else number for number in numbers] or [math.inf]
+
     alike: dict[Any, list[Row]] = {}
     for row in rows:
         if row.scores is not None and row.federation is not None:
             alike.setdefault((row.federation, row.modalities), []).append(row)
     for members in alike.values():
-        least = min(members, key=_took)
+        least = min(members, key=took)
         yield from ((row, least) for row in members)
-
-
-def _took(row: Row) -> list[float]:
-    """Samples, then steps, to order rows by; what is not known comes last."""
-    numbers = [] if row.compute is None else [row.compute.num_examples, row.compute.num_steps]
-    return [math.inf if number is None else number for number in numbers] or [math.inf]
 
 
 def _ratio(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,6 @@ from blossom_ray.studies.comparison.scores import (
     metric_columns,
     run_compute,
     run_scores,
-    tuned_metric,
 )
 
 _GAIN_ROUNDS = tuple(f"gain_{name}_rounds" for name in SUMMARIES)
@@ -120,7 +119,7 @@ class Row:
         if self.entry.run is None:
             return {}
         try:
-            return client_scores(self.entry.run, self.metric, self.modalities, rounds) or {}
+            return client_scores(self.entry.run, self.metric, self.modalities, rounds)
         except BlossomError:
             return {}
 
@@ -153,7 +152,8 @@ def make_rows(
     """
     runs = [entry.finished for entry in entries if entry.finished is not None]
     metric, only = find_metric(metric, runs)
-    tuned = tuned_metric(metric)
+    start = VALIDATION if metric.startswith(VALIDATION) else ""
+    tuned = f"{start}{TUNED}{metric.removeprefix(start)}"
     has_tuned = any(metric_columns(run, tuned) for run in runs)
     rows = []
     for entry in entries:
@@ -178,16 +178,9 @@ def make_rows(
 
 
 def pair_rows(rows: Sequence[Row], baseline: Mapping[str, str], score: Score, *, own_ends: bool) -> list[str]:
-    """Give each row its gains over the row that differs from it in the baseline's keys alone.
+    """Give each row its gains over the row that differs from it in the baseline's keys alone; why some have none.
 
-    Args:
-        rows: From `make_rows`.
-        baseline: Value by key; empty: there are no gains.
-        score: What the rows' metric is about.
-        own_ends: Whether each row counts by its own rounds, not by those in which both were scored.
-
-    Returns:
-        Why some have none.
+    If `own_ends`, each row counts by its own rounds, not by those in which both were scored.
     """
     if not baseline:
         return []
@@ -206,9 +199,11 @@ def pair_rows(rows: Sequence[Row], baseline: Mapping[str, str], score: Score, *,
             if row.pair is None:
                 row.note = f"{row.entry.place} and its baseline have no scored rounds in common"
             else:
+                # Best rounds compare where both were chosen on validation, or neither.
+                judges = {each.scores.judge.startswith(VALIDATION) for each in (row, against) if each.scores}
                 for name in SUMMARIES:
                     own, base = row.pair.own.values[name], row.pair.base.values[name]
-                    if own is None or base is None or (name == "best" and _judged_apart(row, against)):
+                    if own is None or base is None or (name == "best" and len(judges) > 1):
                         continue
                     row.points[name] = float(points(score, own, base))
                     obstacle = _percent_obstacle(score, base, row.entry.run)
@@ -320,12 +315,6 @@ def _stop_apart(row: Row, against: Row) -> bool:
     return has_stop and (is_once or row.metric == against.metric)
 
 
-def _judged_apart(row: Row, against: Row) -> bool:
-    """Whether the best round of one was chosen on validation and that of the other was not."""
-    judges = [each.scores.judge for each in (row, against) if each.scores is not None]
-    return len({judge.startswith(VALIDATION) for judge in judges}) > 1
-
-
 def _percent_obstacle(score: Score, base: float, run: Run | None) -> str | None:
     """Why percent of a baseline's score would mislead: they are large where it is small, whatever is compared."""
     if score.is_signed:
@@ -354,7 +343,7 @@ def _record(members: Sequence[Row], score: Score) -> dict[str, Any]:
         for row, value in zip(members, values, strict=True):
             if value is not None:
                 found.setdefault(row.entry.seeds, []).append(value)
-        return [math.fsum(each) / len(each) for _, each in sorted(found.items())]
+        return [fmean(each) for _, each in sorted(found.items())]
 
     def columns(column: str, values: list[float], summary: str, of_sides: OfSides | None) -> dict[str, float | None]:
         """Mean and limits; an interval that leaves the bounds of a share says nothing more out there."""
@@ -420,4 +409,4 @@ def _each_once(texts: Iterable[str | None]) -> str | None:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    return fmean(values) if values else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import polars as pl
@@ -33,12 +34,10 @@ TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 
 @dataclass(frozen=True)
 class Summaries:
-    """A run's scores in a few numbers.
+    """A run's scores in a few numbers, None where there is none, and the rounds that each of them is from.
 
-    Attributes:
-        values: Score by `final` (last scored round), `last5` (mean of the last five scored rounds, or of as many as
-            there are) and `best`; None where there is none.
-        rounds: The rounds that each of them is from, none where there is no value.
+    They are by `final` (last scored round), `last5` (mean of the last five scored rounds, or of as many as there are)
+    and `best`.
     """
 
     values: Mapping[str, float | None]
@@ -74,26 +73,19 @@ class RunScores:
 
 
 def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
-    """What a metric is about: its direction and unit. One that nobody knows counts as a share of 1, higher better.
+    """What a column of the table `rounds` is about; `own` are the metrics that the runs' scenarios bring.
 
-    Bytes, seconds and counts are better when lower.
-
-    Args:
-        metric: The metric's name, as in the tables.
-        own: The metrics that the runs' scenarios bring.
+    Bytes, seconds and counts are better when lower. What nobody knows counts as a share of 1, higher better.
     """
     if metric in ROUND_COLUMNS:
         return Score(metric, "", lower_is_better=True, is_share=False)
-    for prefix in _PREFIXES:
-        metric = metric.removeprefix(prefix)
     return find_score(metric, own) or Score(metric, "")
 
 
 def metric_columns(run: Run, metric: str) -> dict[str, str]:
     """Columns of a metric by modality set, `ALL` first; empty where the run does not have it."""
-    columns = [ALL] if metric in run.rounds.columns else []
-    sets = [name.removeprefix(f"{metric}/") for name in run.rounds.columns if name.startswith(f"{metric}/")]
-    return {name: metric if name == ALL else f"{metric}/{name}" for name in (*columns, *sets)}
+    sets = {name.removeprefix(f"{metric}/"): name for name in run.rounds.columns if name.startswith(f"{metric}/")}
+    return ({ALL: metric} if metric in run.rounds.columns else {}) | sets
 
 
 def find_metric(asked: str, runs: Sequence[Run]) -> tuple[str, str]:
@@ -128,25 +120,17 @@ def validation_columns(run: Run) -> list[str]:
     return [name for name in run.rounds.columns if name.startswith(VALIDATION)]
 
 
-def tuned_metric(metric: str) -> str:
-    """The same metric after local fine-tuning: `fine_tuned/accuracy`, `validation/fine_tuned/accuracy`."""
-    start = VALIDATION if metric.startswith(VALIDATION) else ""
-    return f"{start}{TUNED}{metric.removeprefix(start)}"
-
-
 def _judge(run: Run, column: str) -> str:
     """The column that says which round is the best one: one for all modality sets, since one model is kept."""
-    known = validation_columns(run)
+    names = []
     if (stop := run.scenario.stop) is not None:
-        watched = VALIDATION + (stop.metric or default_score(run.scenario.task).name).removeprefix(VALIDATION)
-        if watched in known:
-            return watched
+        names.append((stop.metric or default_score(run.scenario.task).name).removeprefix(VALIDATION))
     metric = split_column(column)[0].removeprefix(VALIDATION)
     plain = metric
     for prefix in _PREFIXES:
         plain = plain.removeprefix(prefix)
-    names = (metric, plain, plain.removesuffix("_trained"))
-    return next((VALIDATION + name for name in names if VALIDATION + name in known), column)
+    names += [metric, plain, plain.removesuffix("_trained")]
+    return next((VALIDATION + name for name in names if VALIDATION + name in run.rounds.columns), column)
 
 
 def run_scores(
@@ -155,14 +139,8 @@ def run_scores(
     """The scores in one column of a run's rounds; None without any after round 0, or if one of the last is not finite.
 
     The best round is the one with the best score on validation, where the run has such of this metric, and with `stop`
-    the one by which it has stopped; what counts is the score in `column` in that round.
-
-    Args:
-        run: The run.
-        column: From `metric_columns`.
-        lower_is_better: Whether the best score is the smallest.
-        target: The score to reach.
-        up_to: The last round to look at, as if the run had ended with it; None: the run's last.
+    the one by which it has stopped; what counts is the score in `column` in that round. `up_to` is the last round to
+    look at, as if the run had ended with it; None: the run's last.
     """
     rounds = run.rounds if up_to is None else run.rounds.filter(run.rounds["round"] <= up_to)
     judge = _judge(run, column)
@@ -187,10 +165,8 @@ def run_scores(
 def summaries(scored: Mapping[int, float], judged: Mapping[int, float], *, is_once: bool) -> Summaries | None:
     """The summaries of scores by round; None where there are none, or one of the last is not finite.
 
-    Args:
-        scored: The scores.
-        judged: Numbers of which the largest has the best round, among those that have both.
-        is_once: Whether there is no score but the final one.
+    Of the rounds that are judged, too, the largest number there has the best one. With `is_once`, there is no score but
+    the final one.
     """
     last = list(scored.items())[-NUM_LAST:]
     if not last or not all(math.isfinite(score) for _, score in last):
@@ -199,31 +175,19 @@ def summaries(scored: Mapping[int, float], judged: Mapping[int, float], *, is_on
     rounds: dict[str, tuple[int, ...]] = dict.fromkeys(SUMMARIES, ())
     values["final"], rounds["final"] = last[-1][1], (last[-1][0],)
     if not is_once:
-        values["last5"] = math.fsum(score for _, score in last) / len(last)
-        rounds["last5"] = tuple(number for number, _ in last)
-        candidates = [
-            number
-            for number, score in scored.items()
-            if math.isfinite(score) and math.isfinite(judged.get(number, math.nan))
-        ]
-        if candidates:
+        values["last5"], rounds["last5"] = fmean(score for _, score in last), tuple(number for number, _ in last)
+        both = ((number, (score, judged.get(number, math.nan))) for number, score in scored.items())
+        if candidates := [number for number, found in both if all(map(math.isfinite, found))]:
             best = max(candidates, key=judged.__getitem__)
             values["best"], rounds["best"] = scored[best], (best,)
     return Summaries(values, rounds)
 
 
-def client_scores(
-    run: Run, metric: str, modality_set: str, rounds: tuple[int, ...]
-) -> dict[int, tuple[float, float]] | None:
-    """Score and samples by client, over some rounds; None where the clients' table does not have this metric.
+def client_scores(run: Run, metric: str, modality_set: str, rounds: tuple[int, ...]) -> dict[int, tuple[float, float]]:
+    """Score, the mean over those of some rounds in which it has one, and samples by client of a modality set or `ALL`.
 
-    Samples are those of the test split, or, for a metric of validation, of the validation split.
-
-    Args:
-        run: The run.
-        metric: The metric's name, without a modality set.
-        modality_set: Clients with these modalities, or `ALL`.
-        rounds: A client's score is the mean over those of them in which it was scored.
+    Samples are those of the test split, or, for a metric of validation, of the validation split. Empty where the
+    clients' table does not have this metric.
     """
     clients = run.clients
     column = metric.removesuffix("_trained")
@@ -231,7 +195,7 @@ def client_scores(
         metric, clients = column, clients.filter(pl.col("rounds_trained") > 0)
     samples = "num_validation_examples" if metric.startswith(VALIDATION) else "num_test_examples"
     if metric in ROUND_COLUMNS or metric not in clients.columns or samples not in clients.columns:
-        return None
+        return {}
     chosen = clients.filter(pl.col("round").is_in(rounds) & pl.col(metric).is_not_null())
     if modality_set != ALL:
         chosen = chosen.filter(pl.col("modalities") == modality_set)
@@ -259,13 +223,10 @@ class Compute:
 
 
 def run_compute(run: Run, *, is_tuned: bool = False, up_to: int | None = None) -> Compute:
-    """What a run took up to a round.
+    """What a run took up to a round; None: its last.
 
-    Args:
-        run: The run.
-        is_tuned: Whether it is about the scores after local fine-tuning. They also took the epochs of the last one,
-            whose copies of the models are those that were scored.
-        up_to: The last round that counts; None: the run's last.
+    Scores after local fine-tuning (`is_tuned`) also took the epochs of the last one, whose copies of the models are
+    those that were scored.
     """
     rounds, clients = (
         table if up_to is None else table.filter(table["round"] <= up_to) for table in (run.rounds, run.clients)
