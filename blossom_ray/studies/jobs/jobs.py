@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -176,7 +176,14 @@ class Jobs:
     def _connect(self) -> JobSubmissionClient:
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
-        headers = _headers()
+        headers = None
+        if text := os.environ.get("RAY_JOB_HEADERS"):
+            with suppress(ValueError, RecursionError):
+                headers = json.loads(text)
+            if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+                raise InputError(
+                    'RAY_JOB_HEADERS is no JSON object of texts; expected HTTP headers, such as {"Name": "value"}'
+                )
         check_sent_token()
         with _use_address(self.address):
             return JobSubmissionClient(self.address, headers=headers)
@@ -234,19 +241,6 @@ def check_with_ray(environment: Mapping[str, Any]) -> None:
         json.dumps(RuntimeEnv(**environment))
     except (TypeError, ValueError, OSError) as error:
         raise InputError(f"--runtime-env: {first_line(error)}; expected a runtime environment of Ray") from error
-
-
-def _headers() -> dict[str, str] | None:
-    text = os.environ.get("RAY_JOB_HEADERS")
-    if not text:
-        return None
-    try:
-        headers = json.loads(text)
-    except (ValueError, RecursionError):
-        headers = None
-    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
-        raise InputError('RAY_JOB_HEADERS is no JSON object of texts; expected HTTP headers, such as {"Name": "value"}')
-    return headers
 
 
 @contextmanager

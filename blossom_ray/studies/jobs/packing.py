@@ -10,10 +10,12 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import NamedTuple
 
 from pathspec import GitIgnoreSpec
 
@@ -52,14 +54,20 @@ class Package:
         """All of it."""
         return sum(self.sizes.values())
 
-    def add(self, kind: str, selection: Selection, origin: Path) -> None:
-        """Note files to be copied, each to where it is relative to a folder. What is there stays."""
-        self.left_out += (each for each in selection.left_out if each not in self.left_out)
-        for file in selection.files:
+    def add(self, kind: str, named: Path, origin: Path, excludes: Sequence[str], **how: bool) -> Sequence[LeftOut]:
+        """Note what `select` chooses, to be copied to where it is relative to a folder; what is there stays.
+
+        Returns:
+            What it leaves out.
+        """
+        files, left_out = select(named, origin, excludes, **how)
+        self.left_out += (each for each in left_out if each not in self.left_out)
+        for file in files:
             place = file.relative_to(origin)
             if place not in self.files:
                 self._sources[place] = (file, file.stat().st_size)
                 self._count(kind, place, file.stat().st_size)
+        return left_out
 
     def write(self, kind: str, text: str, place: Path) -> None:
         """Write a file into the package."""
@@ -136,20 +144,24 @@ def pack(
         hint = f"a link there, or file://{Path(path).absolute()} for what the nodes have"
         source = _below_here(Path(path).expanduser(), "data.path", hint)
         # Ray itself would obey an ignore file, and leave data out.
-        package.add("data", _whole(select(source, here, IGNORE_FILES, heeds_ignore_files=False)), here)
+        for each in package.add("data", source, here, IGNORE_FILES, heeds_ignore_files=False):
+            # Without anything else, results would be other ones without a word.
+            if secret_pattern(each.path.name) is None:
+                raise InputError(
+                    f"data.path holds {each.path}, {each.reason}, which does not travel with a job; expected files "
+                    f"(cp --recursive --dereference copies what links lead to), or data.path=file:///... on the nodes"
+                )
     for source in _own_code(scenario):
-        package.add("own code", select(source, here, without), here)
+        package.add("own code", source, here, without)
     for path in includes:
-        package.add("included", select(_below_here(path, "--include", "or a link there"), here, without), here)
+        package.add("included", _below_here(path, "--include", "or a link there"), here, without)
     if with_package:
-        source = Path(__file__).parents[2]
-        ours = select(
-            source, source.parent, ("__pycache__", "*.pyc", ".*"), heeds_ignore_files=False, has_links_anywhere=True
-        )
-        package.add(PACKAGE, ours, source.parent)
+        source, hidden = Path(__file__).parents[2], ("__pycache__", "*.pyc", ".*")
+        package.add(PACKAGE, source, source.parent, hidden, heeds_ignore_files=False, has_links_anywhere=True)
         # What says which version it is.
         facts = distribution("blossom-ray")
-        package.write(PACKAGE, str(facts.read_text("METADATA")), _metadata_folder(facts.version) / "METADATA")
+        place = Path(f"blossom_ray-{facts.version}.dist-info", "METADATA")
+        package.write(PACKAGE, str(facts.read_text("METADATA")), place)
     if package.num_bytes > limit_mib * 2**20:
         parts = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in package.sizes.items())
         raise InputError(
@@ -158,10 +170,6 @@ def pack(
         )
     package.copy()
     return package
-
-
-def _metadata_folder(version: str) -> Path:
-    return Path(f"blossom_ray-{version}.dist-info")
 
 
 def _below_here(path: Path, option: str, hint: str) -> Path:
@@ -182,28 +190,13 @@ def _below_here(path: Path, option: str, hint: str) -> Path:
         raise InputError(f"{option} is {str(path)!r}, which {reason}; expected a file or a folder") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{option} is {str(path)!r}, which is neither; expected a file or a folder")
-    pattern = secret_pattern(place.relative_to(here))
+    pattern = secret_pattern(*place.relative_to(here).parts)
     if pattern is not None:
         raise InputError(
             f"{option} is {str(path)!r}, and {pattern} is the name of a secret, which does not travel; expected "
             f"another name, or the secret on the nodes"
         )
     return place
-
-
-def _whole(selection: Selection) -> Selection:
-    """A selection of data, of which nothing but secrets may be missing: results would be other ones without a word.
-
-    Raises:
-        InputError: Something else is.
-    """
-    for each in selection.left_out:
-        if secret_pattern(Path(each.path.name)) is None:
-            raise InputError(
-                f"data.path holds {each.path}, {each.reason}, which does not travel with a job; expected files "
-                f"(cp --recursive --dereference copies what links lead to), or data.path=file:///... on the nodes"
-            )
-    return selection
 
 
 def _own_code(scenario: Scenario) -> Iterator[Path]:
@@ -241,33 +234,14 @@ _MOST_ENTRIES = 50_000
 _MOST_IGNORE_BYTES = 2**20
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """Something that does not travel.
-
-    Attributes:
-        path: Relative to the working directory.
-        reason: A phrase that follows it.
-    """
+class LeftOut(NamedTuple):
+    """Something that does not travel: its path, relative to the working directory, and a phrase that follows it."""
 
     path: Path
     reason: str
 
     def __str__(self) -> str:
         return f"{self.path} ({self.reason})"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What of a file or folder travels.
-
-    Attributes:
-        files: Below the named folder, or the named file itself, sorted.
-        left_out: What else is there, but for names that never travel.
-    """
-
-    files: tuple[Path, ...]
-    left_out: tuple[LeftOut, ...]
 
 
 def select(
@@ -277,8 +251,8 @@ def select(
     *,
     heeds_ignore_files: bool = True,
     has_links_anywhere: bool = False,
-) -> Selection:
-    """Choose what travels of a file or folder that somebody has named.
+) -> tuple[Sequence[Path], Sequence[LeftOut]]:
+    """The files that travel of a file or folder that somebody has named, and what else is there, both sorted.
 
     What is named travels, whatever an ignore file says, and is followed if it is a link. Below it a link counts as what
     it leads to, and leads no further than the named folder.
@@ -294,17 +268,17 @@ def select(
         InputError: Something cannot be read, or there are too many files.
     """
     if named.is_file():
-        pattern = secret_pattern(Path(named.name))
+        pattern = secret_pattern(named.name)
         left_out = LeftOut(named.relative_to(here), f"a secret's name: {pattern}")
-        return Selection((named,), ()) if pattern is None else Selection((), (left_out,))
+        return ([named], []) if pattern is None else ([], [left_out])
     walk = _Walk(named, here, excludes, heeds_ignore_files, has_links_anywhere)
-    return Selection(tuple(sorted(walk.files())), tuple(sorted(walk.left_out, key=lambda each: each.path)))
+    return sorted(walk.files()), sorted(walk.left_out)
 
 
-def secret_pattern(place: Path) -> str | None:
-    """The pattern of a secret's name that a part of a path matches, or None."""
-    parts = [part.lower() for part in place.parts]
-    return next((pattern for pattern in SECRETS for part in parts if fnmatch.fnmatchcase(part, pattern)), None)
+def secret_pattern(*names: str) -> str | None:
+    """The pattern of a secret's name that one of these matches, in any case; None where none does."""
+    lower = [name.lower() for name in names]
+    return next((pattern for pattern in SECRETS for name in lower if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 def is_excluded(name: str, excludes: Sequence[str]) -> bool:
@@ -330,7 +304,13 @@ class _Walk:
         waiting: list[tuple[Path, tuple[Path, ...]]] = [(self._named, (self._real,))]
         while waiting:
             folder, chain = waiting.pop()
-            for path in _entries(folder):
+            try:
+                paths = sorted(folder.iterdir())
+            except OSError as error:
+                raise InputError(
+                    f"{folder} cannot be read ({error.strerror}); expected a folder to take along"
+                ) from error
+            for path in paths:
                 num_entries += 1
                 if num_entries > _MOST_ENTRIES:
                     raise InputError(
@@ -343,7 +323,10 @@ class _Walk:
                 target = Path(os.path.realpath(path)) if path.is_symlink() else chain[-1] / path.name
                 if reason is None and path.is_symlink():
                     reason = self._link_reason(target)
-                mode = 0 if reason else _mode(path)
+                mode = 0
+                if not reason:
+                    with suppress(OSError):  # it has just gone
+                        mode = path.stat().st_mode
                 if stat.S_ISDIR(mode):
                     if target not in chain:
                         waiting.append((path, (*chain, target)))
@@ -356,12 +339,12 @@ class _Walk:
 
     def _reason(self, path: Path) -> str | None:
         """Why it does not travel by its name: None if it does, "" for a reason that nobody has to hear of."""
-        pattern = secret_pattern(Path(path.name))
+        pattern = secret_pattern(path.name)
         if pattern is not None:
             return f"a secret's name: {pattern}"
         if is_excluded(path.name, self._excludes):
             return ""
-        if not _is_text(path.name):
+        if path.name.encode(errors="ignore").decode() != path.name:
             return "a name that is not UTF-8"
         found = self._ignoring_file(path)
         return None if found is None else f"named by {found.relative_to(self._top)}"
@@ -388,16 +371,16 @@ class _Walk:
                 if spec is not None:
                     found = spec.check_file(_for_git(path, folder))
                     if found.include is not None:
-                        if found.include and not self._is_named_anyway(spec, found.index, folder):
+                        # A pattern may be about the named folder as a whole, which was named in spite of it.
+                        is_named = folder in self._named.parents and (
+                            spec.check_file(_for_git(self._named, folder)).index == found.index
+                        )
+                        if found.include and not is_named:
                             return folder / name
                         break
                 if folder == self._top:
                     break
         return None
-
-    def _is_named_anyway(self, spec: GitIgnoreSpec, index: int | None, folder: Path) -> bool:
-        """Whether a pattern is about the named folder as a whole, which was named in spite of it."""
-        return folder in self._named.parents and spec.check_file(_for_git(self._named, folder)).index == index
 
 
 def _ignored(path: Path) -> GitIgnoreSpec | None:
@@ -415,26 +398,3 @@ def _ignored(path: Path) -> GitIgnoreSpec | None:
 def _for_git(path: Path, folder: Path) -> str:
     relative = path.relative_to(folder).as_posix()
     return f"{relative}/" if path.is_dir() else relative
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); expected a folder to take along") from error
-
-
-def _mode(path: Path) -> int:
-    """A file's type; none of a file that has just gone."""
-    try:
-        return path.stat().st_mode
-    except OSError:
-        return 0
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

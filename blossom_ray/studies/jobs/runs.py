@@ -27,7 +27,7 @@ from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import MANIFEST_FILE, Run, lock_folder
 from blossom_ray.storage import temporary_folder, writing
 from blossom_ray.studies.jobs import archive
-from blossom_ray.studies.jobs.jobs import Jobs, check_with_ray
+from blossom_ray.studies.jobs.jobs import Job, Jobs, check_with_ray
 from blossom_ray.studies.jobs.packing import SCENARIO, Package
 from blossom_ray.studies.jobs.storage import below, download
 
@@ -98,10 +98,8 @@ def check_environment(environment: Mapping[str, Any]) -> None:
     """
     if "working_dir" in environment:
         raise InputError("--runtime-env has working_dir; expected none, since the job brings its own (see --include)")
-    modules = environment.get("py_modules")
-    if any(
-        not is_uri(str(module)) for module in (modules if isinstance(modules, list) else [modules] if modules else [])
-    ):
+    modules = environment.get("py_modules") or []
+    if not all(is_uri(str(module)) for module in (modules if isinstance(modules, list) else [modules])):
         raise InputError("--runtime-env has py_modules that Ray would pack whole; expected URIs, or --include instead")
     check_with_ray(environment)
 
@@ -141,24 +139,22 @@ def fetch(jobs: Jobs, job_id: str, out: Path, *, with_checkpoints: bool = True) 
                 )
             download(place, folder, names)
         else:
-            _unpack(_print_folder(jobs, job_id, job.metadata, job.node_ip, names), folder, job_id)
+            _unpack(_print_folder(jobs, job, names), folder, job_id)
         return [_move_home(found.parent, out) for found in sorted(folder.glob(f"*/*/{MANIFEST_FILE}"))]
 
 
-def _print_folder(
-    jobs: Jobs, job_id: str, metadata: Mapping[str, str], node_ip: str | None, names: Sequence[str]
-) -> bytes:
+def _print_folder(jobs: Jobs, job: Job, names: Sequence[str]) -> bytes:
     """The gzipped tar of a job's folder, without files and folders of these names."""
+    job_id, node_ip, place = job.id, job.node_ip, job.metadata["out"]
     is_there = node_ip in jobs.node_ips()
     mark, helper = f"archive-{secrets.token_hex(8)}", f"{job_id}-fetch-{secrets.token_hex(2)}"
     script = Path(archive.__file__).read_text(encoding="utf-8")
-    command = f"{_shell(metadata['python'])} -c {shlex.join([script, mark, metadata['out'], *names])}"
+    command = f"{_shell(job.metadata['python'])} -c {shlex.join([script, mark, place, *names])}"
     # A shared folder is seen from any node.
     options = {"entrypoint_resources": {f"node:{node_ip}": _NODE_SHARE}} if is_there else {}
     jobs.submit(helper, command, metadata={"fetches": job_id}, **options)
     ended = jobs.ended(helper, _PATIENCE_S)
-    log = jobs.logs(helper)
-    lines = log.splitlines()
+    lines = jobs.logs(helper).splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith(f"{mark} ")]
     if not starts:
         raise RunError(f"job {helper}, which was to send the run folder, ended as {ended.status}: {ended.message}")
@@ -166,7 +162,7 @@ def _print_folder(
         case ["missing"]:
             where = f"on node {node_ip}" if is_there else f"on the head node, and the job's own node {node_ip} is gone"
             raise RunError(
-                f"job {job_id} has no run folder {metadata['out']} {where}",
+                f"job {job_id} has no run folder {place} {where}",
                 "submit --out with a folder that all nodes share outlives a node; what the job printed: "
                 f"blossom-ray jobs logs {job_id}",
             )
@@ -174,7 +170,7 @@ def _print_folder(
             raise RunError(
                 f"the run folder of job {job_id} has {int(size) / 2**20:.0f} MiB, and a log carries "
                 f"{archive.MOST_BYTES // 2**20}",
-                f"leave checkpoints behind with --no-checkpoints, or copy {metadata['out']} from node {node_ip}",
+                f"leave checkpoints behind with --no-checkpoints, or copy {place} from node {node_ip}",
             )
         case [digest, size]:
             with suppress(ValueError):

@@ -15,10 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from blossom_ray.core.records import Progress
 from blossom_ray.errors import RunError
@@ -32,14 +32,10 @@ _POLL_S = 0.5
 _PATIENCE_S = 10.0
 
 
-@dataclass(frozen=True)
-class _Task:
-    scenario: Scenario
-    folder: Path
+_Task = tuple[Scenario, Path]
 
 
-@dataclass(frozen=True)
-class _End:
+class _End(NamedTuple):
     """What became of a task: None when it ended as it should, else the error in words."""
 
     error: str | None
@@ -60,17 +56,14 @@ class CellProcess:
     def run(self, scenario: Scenario, folder: Path, stopping: Callable[[], bool]) -> Iterator[Progress]:
         """Run a scenario into a run folder, or go on with what is there; yields each round that is on disk.
 
-        Args:
-            scenario: What to run.
-            folder: The run folder.
-            stopping: Asked again and again; True ends the run after the round in progress.
+        `stopping` is asked again and again; True ends the run after the round in progress.
 
         Raises:
             RunError: The run failed, its process died, or the scenario holds what no other process can get.
         """
         connection = self._connect()
         try:
-            connection.send(_Task(scenario, folder))
+            connection.send((scenario, folder))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise RunError(f"own code cannot be sent to another process: {error}", _HINT) from error
         told = False
@@ -134,23 +127,18 @@ def main() -> None:
     threading.Thread(target=_listen, args=(connection, tasks, stop), daemon=True).start()
     try:
         while (task := tasks.get()) is not None:
-            if isinstance(task, _End):
-                connection.send(task)
-                continue
-            connection.send(_run(task, connection, stop))
+            end = task if isinstance(task, _End) else _End(None)
+            if not isinstance(task, _End):
+                try:
+                    for record in continue_run(*task, stop.is_set):
+                        connection.send(Progress.of(record))
+                except BrokenPipeError:
+                    raise
+                except Exception as error:
+                    end = _End(f"{error}" if isinstance(error, RunError) else f"{type(error).__name__}: {error}")
+            connection.send(end)
     except (KeyboardInterrupt, BrokenPipeError):
         return
-
-
-def _run(task: _Task, connection: Connection, stop: threading.Event) -> _End:
-    try:
-        for record in continue_run(task.scenario, task.folder, stop.is_set):
-            connection.send(Progress.of(record))
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        return _End(f"{error}" if isinstance(error, RunError) else f"{type(error).__name__}: {error}")
-    return _End(None)
 
 
 def _listen(connection: Connection, tasks: queue.SimpleQueue[_Task | _End | None], stop: threading.Event) -> None:

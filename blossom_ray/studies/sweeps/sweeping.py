@@ -28,13 +28,11 @@ from blossom_ray.studies.sweeps.grid import Axis, Cell, expand
 
 @dataclass(frozen=True)
 class CellEvent:
-    """Something that happened to a cell.
+    """Something that happened to a cell, whose run folder it names.
 
     Attributes:
         kind: `skipped`: it had finished before. `started`, `round`: it goes on. `finished`, `failed`, `interrupted`:
             its end.
-        cell: The cell.
-        folder: Its run folder.
         progress: The round, for `round`.
         error: What went wrong, for `failed`.
     """
@@ -142,28 +140,23 @@ def run_cells(
         plan = Sweep.create(folder, cells)
         folders = {cell.identity: plan.folder(cell.identity) for cell in cells}
         finished = [cell for cell in cells if plan.status(cell.identity) == "finished"]
-        _check_own_code(finished, folders)
+        _check_own_code(folder, [(cell, folders[cell.identity]) for cell in finished])
         yield from (CellEvent("skipped", cell, folders[cell.identity]) for cell in finished)
         waiting = [cell for cell in cells if cell not in finished]
         if waiting:
             yield from _run_side_by_side(waiting, folders, jobs, stopping, lock, address)
 
 
-def _check_own_code(finished: Sequence[Cell], folders: Mapping[str, Path]) -> None:
+def _check_own_code(folder: Path, finished: Sequence[tuple[Cell, Path]]) -> None:
     """Refuse to take cells as done that were run with other own code, or other files that it names."""
-    changed = {
-        cell.name: names
-        for cell in finished
-        if (
-            names := changed_own_code(
-                Run.open(folders[cell.identity]).manifest.get("own_code"), own_code_checksums(cell.scenario)
-            )
-        )
-    }
+    changed = []
+    for cell, path in finished:
+        before = Run.open(path).manifest.get("own_code")
+        if names := changed_own_code(before, own_code_checksums(cell.scenario)):
+            changed.append((cell.name, names))
     if changed:
-        (name, names), num_others = next(iter(changed.items())), len(changed) - 1
-        others = f" (and {num_others} others)" if num_others else ""
-        (folder,) = {path.parent for path in folders.values()}
+        name, names = changed[0]
+        others = f" (and {len(changed) - 1} others)" if len(changed) > 1 else ""
         raise RunFolderError(
             f"{folder}: the cell {name}{others} has finished with other own code: {', '.join(names)} changed since; "
             "expected what it was run with, another folder (--out), or such cells' folders removed, to run them anew"
@@ -203,8 +196,20 @@ def _run_side_by_side(
         waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
         for cell in cells:
             waiting.put(cell)
-        lane = _Lane(waiting, events, folders, stop, room.num_cpus / num_lanes, lock)
-        threads = [threading.Thread(target=lane.run, name=f"cells-{number}") for number in range(num_lanes)]
+
+        def run() -> None:
+            """A lane: one cell after another, until none is waiting."""
+            try:
+                with closing(CellProcess([lock])) as process, suppress(queue.Empty, _Abandoned):
+                    while not stop():
+                        cell = waiting.get_nowait()
+                        share = room.num_cpus / num_lanes
+                        for event in _run_cell(cell, folders[cell.identity], process, stop, share):
+                            events.put(event)
+            finally:
+                events.put(None)
+
+        threads = [threading.Thread(target=run, name=f"cells-{number}") for number in range(num_lanes)]
         try:
             for thread in threads:
                 thread.start()
@@ -221,58 +226,25 @@ def _run_side_by_side(
                 thread.join()
 
 
-@dataclass(frozen=True)
-class _Lane:
-    """Runs one cell after another in a thread, until none is waiting.
-
-    Attributes:
-        waiting: Cells that nobody runs yet.
-        events: Where events go; None when the lane is done.
-        folders: Run folder by identity.
-        stop: Whether to end after the round in progress; raises `_Abandoned`.
-        share: CPU cores of a cell.
-        lock: Descriptor of the lock on the sweep's folder.
-    """
-
-    waiting: queue.SimpleQueue[Cell]
-    events: queue.SimpleQueue[CellEvent | None]
-    folders: Mapping[str, Path]
-    stop: Callable[[], bool]
-    share: float
-    lock: int
-
-    def run(self) -> None:
-        """The thread."""
-        try:
-            with closing(CellProcess([self.lock])) as process, suppress(queue.Empty, _Abandoned):
-                while not self.stop():
-                    self._run_cell(self.waiting.get_nowait(), process)
-        finally:
-            self.events.put(None)
-
-    def _run_cell(self, cell: Cell, process: CellProcess) -> None:
-        folder = self.folders[cell.identity]
-        self.events.put(CellEvent("started", cell, folder))
-        try:
-            for progress in self._progress(cell, folder, process):
-                self.events.put(CellEvent("round", cell, folder, progress))
-        except Exception as error:
-            text = str(error) if isinstance(error, BlossomError) else f"{type(error).__name__}: {error}"
-            _close(cell, folder, text)
-            self.events.put(CellEvent("failed", cell, folder, error=text))
-        else:
-            kind: Literal["finished", "interrupted"] = (
-                "finished" if Run.open(folder).status == "finished" else "interrupted"
-            )
-            self.events.put(CellEvent(kind, cell, folder))
-
-    def _progress(self, cell: Cell, folder: Path, process: CellProcess) -> Iterator[Progress]:
+def _run_cell(
+    cell: Cell, folder: Path, process: CellProcess, stop: Callable[[], bool], share: float
+) -> Iterator[CellEvent]:
+    """Run a cell in a process of its own, or on Ray in its share of cores; `stop` raises `_Abandoned`."""
+    yield CellEvent("started", cell, folder)
+    try:
         if cell.scenario.execution.runtime == "local":
-            yield from process.run(cell.scenario, folder, self.stop)
+            for progress in process.run(cell.scenario, folder, stop):
+                yield CellEvent("round", cell, folder, progress)
         else:
-            with closing(continue_run(place_clients(cell.scenario, self.share), folder, self.stop)) as records:
+            with closing(continue_run(place_clients(cell.scenario, share), folder, stop)) as records:
                 for record in records:
-                    yield Progress.of(record)
+                    yield CellEvent("round", cell, folder, Progress.of(record))
+    except Exception as error:
+        text = str(error) if isinstance(error, BlossomError) else f"{type(error).__name__}: {error}"
+        _close(cell, folder, text)
+        yield CellEvent("failed", cell, folder, error=text)
+    else:
+        yield CellEvent("finished" if Run.open(folder).status == "finished" else "interrupted", cell, folder)
 
 
 def _close(cell: Cell, folder: Path, error: str) -> None:
