@@ -145,6 +145,12 @@ def test_own_code_that_cannot_be_stacked_is_computed_in_turn_and_said(
     )
 
 
+def test_the_manifest_says_which_engine_and_why(small_scenario: Scenario) -> None:
+    run = simulate(small_scenario.override({"training.engine": "vectorized"} | own_head(Branching)))
+    assert run.manifest["engines"] == dict.fromkeys(SETS, "sequential")
+    assert "engine of acc+gyro: sequential, since head (Branching) branches on values" in run.manifest["notes"]
+
+
 def test_own_code_that_can_be_stacked_is(small_scenario: Scenario, tmp_path: Path) -> None:
     class Own(nn.Linear):
         pass

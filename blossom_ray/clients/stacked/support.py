@@ -86,10 +86,7 @@ def is_known(module: nn.Module) -> bool:
         case nn.Dropout():
             return 0 < module.p < 1
         case nn.GRU():
-            return _is_plain(module)
+            is_plain = module.num_layers == 1 and not module.bidirectional
+            return is_plain and module.bias and module.batch_first
         case _:
             return True
-
-
-def _is_plain(gru: nn.GRU) -> bool:
-    return gru.num_layers == 1 and not gru.bidirectional and gru.bias and gru.batch_first
