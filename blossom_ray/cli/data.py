@@ -201,7 +201,7 @@ def _scenario_of_named(
     name: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None
 ) -> Scenario:
     from blossom_ray.data.options import DATASETS
-    from blossom_ray.reading.scenario import Scenario, override_scenario
+    from blossom_ray.reading.scenario import Scenario
 
     facts = DATASETS[name]
     overrides, problems = parse_settings(settings)
@@ -233,7 +233,7 @@ def _scenario_of_named(
     for task in tasks:
         labels = {key: sources.get(key, f"data {name}") for key in (*values, "task")}
         try:
-            return override_scenario(scenario, {**values, "task": task}, labels)
+            return scenario.override({**values, "task": task}, labels)
         except ScenarioError as error:
             problems = problems or [*error.problems]
     raise ScenarioError(tuple(problems))

@@ -75,10 +75,10 @@ def _plain(value: Any, defaults: bool) -> Any:
 
 def check_factory(value: Factory) -> Factory:
     """Refuse a text that is not `module:attribute`; a callable passes."""
-    if isinstance(value, str) and not all(part.isidentifier() for part in value.replace(":", ".").split(".")):
-        raise ValueError("a factory is written as module:attribute")
-    if isinstance(value, str) and value.count(":") != 1:
-        raise ValueError("a factory is written as module:attribute")
+    if isinstance(value, str):
+        names = value.replace(":", ".").split(".")
+        if value.count(":") != 1 or not all(name.isidentifier() for name in names):
+            raise ValueError("a factory is written as module:attribute")
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -20,7 +19,6 @@ SPLITS = ("train", "validation", "test")
 """The parts of a client's rows, in the order in which its shard has them."""
 HELD_OUT = "held-out"
 _SIDES = (*SPLITS, HELD_OUT)  # -1, the number of a held-out row, finds the last
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -109,47 +107,6 @@ class GivenClients:
             found[modalities].append(client)
         return found
 
-    def matched(self, modality_sets: Sequence[tuple[str, ...]]) -> list[int]:
-        """Which of them each client of a scenario is: the next in the order of `names` that owns exactly its set.
-
-        Args:
-            modality_sets: The modalities of each client of the scenario, sorted.
-
-        Raises:
-            DifferentClientsError: The scenario's clients are not as many of each set as these.
-        """
-        members = self.members()
-        wanted = Counter(modality_sets)
-        for modalities in sorted({*wanted, *members}):
-            if wanted[modalities] != len(members.get(modalities, ())):
-                raise DifferentClientsError(*self._difference(modalities, wanted, members))
-        waiting = {modalities: deque(clients) for modalities, clients in members.items()}
-        return [waiting[modalities].popleft() for modalities in modality_sets]
-
-    def _difference(
-        self,
-        modalities: tuple[str, ...],
-        wanted: Mapping[tuple[str, ...], int],
-        members: Mapping[tuple[str, ...], list[int]],
-    ) -> tuple[str, str]:
-        own, others = members.get(modalities, []), [each for each in members if each != modalities]
-        word = "+".join(modalities)
-        found = f"{_clients(wanted[modalities])} with {word}, while {self.source} has {_clients(len(own))}"
-        if own:
-            found += f" with values of exactly these: {self._named(own)}"
-        elif others:
-            first = members[others[0]]
-            found += f" with values of exactly these; {self._named(first)} with {'+'.join(others[0])}"
-        return f"have {found}", "as many clients of each modality set as the data have, or clients: from-data"
-
-    def _named(self, clients: Sequence[int]) -> str:
-        names = ", ".join(repr(self.names[client]) for client in clients[:_MOST_NAMED])
-        return f"{names}, ..." if len(clients) > _MOST_NAMED else names
-
-
-class DifferentClientsError(Exception):
-    """A scenario's clients are other ones than those of the data: what was found, and what is expected."""
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -190,7 +147,3 @@ def check_recordings(recordings: IntArray, splits: IntArray, place: Place, names
             f"{place(row)} is {name!r}, in {_SIDES[splits[row]]!r}, as is {place(other)}, in "
             f"{_SIDES[splits[other]]!r}; expected one split for all rows of a recording"
         )
-
-
-def _clients(number: int) -> str:
-    return "1 client" if number == 1 else f"{number} clients"

@@ -42,16 +42,21 @@ class Scenario(ScenarioTree):
         """
         return _scenario_or_raise(inspect_scenario(path, overrides))
 
-    def override(self, values: Mapping[str, Any]) -> Scenario:
+    def override(self, values: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> Scenario:
         """A new scenario with some values replaced by dotted path, checked again.
+
+        Values that were left at their defaults follow the new kind of their section: see `apply_overrides`.
 
         Args:
             values: Such as `{"sharing": "full-model", "training.optimizer.lr": 0.01, "clients.0.count": 3}`.
+            sources: Where a value came from, by its path, such as `--seed`, for messages; default `override`.
 
         Raises:
             ScenarioError: With every problem found.
         """
-        return override_scenario(self, values)
+        tree = plain_tree(self, defaults=False)
+        origins = Origins(None, None, tree, {key: (sources or {}).get(key, _OVERRIDE) for key in values})
+        return _scenario_or_raise(_check(tree, origins, values, ()))
 
 
 class Place(NamedTuple):
@@ -136,27 +141,6 @@ def recorded_scenario(path: Path) -> Scenario:
         ScenarioError: With every problem found, each with file, line and path.
     """
     return _scenario_or_raise(inspect_scenario(path, with_data=False))
-
-
-def override_scenario(
-    scenario: Scenario, values: Mapping[str, Any], sources: Mapping[str, str] | None = None
-) -> Scenario:
-    """A scenario with some values replaced by dotted path, all of it checked again.
-
-    Values that `scenario` left at their defaults follow the new kind of their section: see `apply_overrides`.
-
-    Args:
-        scenario: Not modified.
-        values: New value by dotted path.
-        sources: Where a value came from, by its path, such as `--seed`; default `override`.
-
-    Raises:
-        ScenarioError: With every problem found.
-    """
-    tree = plain_tree(scenario, defaults=False)
-    labels = {key: (sources or {}).get(key, _OVERRIDE) for key in values}
-    origins = Origins(None, None, tree, labels)
-    return _scenario_or_raise(_check(tree, origins, values, ()))
 
 
 def inspect_scenario(
@@ -252,12 +236,7 @@ def _check(
 
 
 def _limit(problems: tuple[Problem, ...], num_left: int = 0) -> tuple[Problem, ...]:
-    """The first problems, and in a last one how many more there are.
-
-    Args:
-        problems: In order.
-        num_left: Further ones, which nobody has looked at.
-    """
+    """The first problems, and in a last one how many more there are, with those that nobody has looked at."""
     shown, num_left = problems[:_MAX_PROBLEMS], num_left + len(problems[_MAX_PROBLEMS:])
     if not num_left:
         return shown

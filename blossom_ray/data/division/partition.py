@@ -6,12 +6,13 @@ Each rule gives every row an owner, so parts are disjoint and complete by constr
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from blossom_ray.core.seeding import Purpose, generator
-from blossom_ray.data.clients import DifferentClientsError
+from blossom_ray.data.clients import GivenClients
 from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.division.options import (
     DirichletPartition,
@@ -28,6 +29,7 @@ _FEWEST_DRAWS = 10
 _DRAWN_PROPORTIONS = 10**8  # a few seconds; a partition with more proportions gets fewer draws
 _MOST_PROPORTIONS = 10**7  # 80 MB as float64, several times over
 _LARGEST_ALPHA = 1e12  # even to the last row; far beyond it the draw's own sums overflow
+_MOST_NAMED = 5
 _FEWEST_SAMPLES = 2  # one to train on, one to test on
 
 
@@ -105,10 +107,7 @@ def _given(targets: Targets, modality_sets: Sequence[tuple[str, ...]]) -> IntArr
     if given is None:
         found = "is 'given', but the data do not say whose their samples are"
         raise PartitionError("data.partition.kind", found, "another kind, or data with clients")
-    try:
-        order = given.matched(modality_sets)
-    except DifferentClientsError as error:
-        raise PartitionError("clients", *error.args) from None
+    order = _matched(given, modality_sets)
     sizes = np.bincount(given.owners)
     if given.splits is None and sizes.min() < _FEWEST_SAMPLES:
         found = f"is 'given', while {given.source} has {sizes.min()} row of {given.names[int(sizes.argmin())]!r}"
@@ -117,6 +116,31 @@ def _given(targets: Targets, modality_sets: Sequence[tuple[str, ...]]) -> IntArr
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
     return places[given.owners]
+
+
+def _matched(given: GivenClients, modality_sets: Sequence[tuple[str, ...]]) -> list[int]:
+    """Which client of the data each of a scenario is: the next in the order of names that owns exactly its set."""
+
+    def named(clients: Sequence[int]) -> str:
+        names = ", ".join(repr(given.names[client]) for client in clients[:_MOST_NAMED])
+        return f"{names}, ..." if len(clients) > _MOST_NAMED else names
+
+    members, wanted = given.members(), Counter(modality_sets)
+    for modalities in sorted({*wanted, *members}):
+        number, own = wanted[modalities], members.get(modalities, [])
+        if number == len(own):
+            continue
+        counts = [f"{count} client{'s' * (count != 1)}" for count in (number, len(own))]
+        found = f"have {counts[0]} with {'+'.join(modalities)}, while {given.source} has {counts[1]}"
+        others = [each for each in members if each != modalities]
+        if own:
+            found += f" with values of exactly these: {named(own)}"
+        elif others:
+            found += f" with values of exactly these; {named(members[others[0]])} with {'+'.join(others[0])}"
+        expected = "as many clients of each modality set as the data have, or clients: from-data"
+        raise PartitionError("clients", found, expected)
+    waiting = {modalities: iter(clients) for modalities, clients in members.items()}
+    return [next(waiting[modalities]) for modalities in modality_sets]
 
 
 def _parts(owners: IntArray, num_clients: int) -> list[IntArray]:

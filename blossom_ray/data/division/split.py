@@ -152,14 +152,7 @@ def _common_groups(spec: Division, targets: Targets) -> IntArray | None:
 
 
 def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Division, seed: int) -> _Sides:
-    """What each group is for, by draws of no client: what one of them tests with, no other trains on.
-
-    Args:
-        groups: Of each client, the groups of its rows.
-        num_groups: Number of groups of all clients.
-        spec: As in `split_parts`.
-        seed: The scenario's seed.
-    """
+    """What each group is for, by draws of no client: what one of them tests with, no other trains on."""
     sides = np.zeros(num_groups, np.int64)
     owned = [np.unique(own) for own in groups]
     sides = _drawn(sides, owned, spec.test_fraction, _TEST, spec, seed)
@@ -172,12 +165,12 @@ def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Division, s
 
 
 def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int, spec: Division, seed: int) -> _Sides:
-    """The sides with some of what is for training put on another one, such that each client keeps and gets some.
+    """The sides with a fraction of all groups put on another side, such that each client keeps some and gets some.
 
     Args:
-        sides: (num_groups,).
+        sides: (num_groups,), what each is for.
         owned: Of each client its groups that are for training.
-        fraction: Part of all groups that are drawn, rounded down, at least 1, with at least 1 left.
+        fraction: Is rounded down; at least 1 group is drawn, and at least 1 left.
         side: `_TEST` or `_VALIDATION`.
         spec: For messages.
         seed: The scenario's seed.

@@ -55,7 +55,8 @@ def _scaled(inputs: Mapping[str, FloatArray], scales: Mapping[str, _Scale]) -> d
 
 def _scale(values: FloatArray, train: IntArray) -> _Scale:
     """Mean and deviation by channel, shaped to go with a row; of a constant channel the deviation is 1."""
-    axes = _other_axes(values.ndim - 1)
+    # All dimensions but that of channels.
+    axes = {2: (0,), 3: (0, 1), 4: (0, 2, 3)}.get(values.ndim, tuple(range(values.ndim)))
     pieces = [train[start : start + _ROWS_AT_ONCE] for start in range(0, len(train), _ROWS_AT_ONCE)]
     number = len(train) * math.prod(values.shape[axis] for axis in axes[1:])
     mean = sum(values[piece].sum(axis=axes, dtype=np.float64, keepdims=True)[0] for piece in pieces) / number
@@ -64,16 +65,3 @@ def _scale(values: FloatArray, train: IntArray) -> _Scale:
     # Rounding may leave a constant channel with a tiny deviation, and dividing by that would blow it up.
     is_constant = np.logical_and.reduce([(values[piece] == first).all(axis=axes, keepdims=True)[0] for piece in pieces])
     return mean, np.where(is_constant, 1.0, np.sqrt(squares / number))
-
-
-def _other_axes(num_dimensions: int) -> tuple[int, ...]:
-    """All dimensions of an array of samples but that of channels."""
-    match num_dimensions:
-        case 1:
-            return (0,)
-        case 2:
-            return (0, 1)
-        case 3:
-            return (0, 2, 3)
-        case _:
-            return tuple(range(num_dimensions + 1))

@@ -38,10 +38,7 @@ class CustomData(OwnData):
     """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
     together: each feature of a vector, the last dimension of a sequence, the first of an image."""
 
-    @field_validator("factory")
-    @classmethod
-    def _factory(cls, value: Factory | None) -> Factory | None:
-        return None if value is None else check_factory(value)
+    _factory = field_validator("factory")(check_factory)
 
     def open(self, modalities: tuple[str, ...], _seed: int, task: Task, /) -> Custom:
         return Custom(self, tuple(sorted(modalities)), task)

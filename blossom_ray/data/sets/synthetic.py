@@ -250,18 +250,17 @@ class Synthetic:
 
         values = samples.standard_normal((len(labels), *shape), dtype=np.float32)
         weights = weights.reshape(*weights.shape, *(1 for _ in shape))
+        shifts = None
+        if spec.subject_shift > 0 and subjects is not None and spec.subjects is not None:
+            drawn = generator(self.seed, purpose, _SUBJECT_PATTERNS, stream)
+            shifts = (spec.subject_shift * patterns(section.kind, shape, spec.subjects, drawn)).astype(np.float32)
         # Some rows at a time: the patterns of all rows at once would take more memory than the samples.
         for start in range(0, len(labels), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             for pattern_numbers, weight in zip(seen[rows].T, weights[rows].swapaxes(0, 1), strict=True):
                 values[rows] += (weight * templates[pattern_numbers]).astype(np.float32)
-
-        if spec.subject_shift > 0 and subjects is not None and spec.subjects is not None:
-            drawn = generator(self.seed, purpose, _SUBJECT_PATTERNS, stream)
-            shifts = (spec.subject_shift * patterns(section.kind, shape, spec.subjects, drawn)).astype(np.float32)
-            for start in range(0, len(labels), _ROWS_AT_ONCE):
-                rows = slice(start, start + _ROWS_AT_ONCE)
-                values[rows] += shifts[subjects[rows] % spec.subjects]
+            if shifts is not None and subjects is not None:
+                values[rows] += shifts[subjects[rows] % len(shifts)]
         return values
 
     def _content(
