@@ -179,7 +179,10 @@ class CustomLoss(Custom):
         """
         import torch
 
-        own, name = call_factory(self, _WHERE), f"{_WHERE} ({shown_factory(self)})"
+        from blossom_ray.models.own_code import torch_seeded
+
+        with torch_seeded(0):  # what the factory draws is the same in every process
+            own, name = call_factory(self, _WHERE), f"{_WHERE} ({shown_factory(self)})"
 
         def checked(outputs: Tensor, targets: Tensor) -> Tensor:
             losses = own(outputs, targets)

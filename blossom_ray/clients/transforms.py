@@ -129,11 +129,15 @@ class CustomTransform(Custom):
         """
         import torch
 
+        from blossom_ray.models.own_code import torch_seeded
+
         where = f"{_WHERE}.{modality}"
-        own, name = call_factory(self, where), f"{where} ({shown_factory(self)})"
+        with torch_seeded(0):  # what the factory draws is the same in every process
+            own, name = call_factory(self, where), f"{where} ({shown_factory(self)})"
         if not callable(own):
             raise InputError(f"{where}.factory returned {type(own).__name__}; expected a function of batch, generator")
 
+        @torch.no_grad()
         def checked(batch: Tensor, draw: torch.Generator) -> Tensor:
             given = batch.clone()  # own code may work in place, or give a view of it
             found = own(given, draw)
@@ -147,8 +151,7 @@ class CustomTransform(Custom):
 
         batch = torch.linspace(-1, 1, 2).view(2, *[1] * len(shape)).repeat(1, *shape)
         try:
-            with torch.no_grad():
-                first, second = (checked(batch, torch.Generator().manual_seed(0)) for _ in range(2))
+            first, second = (checked(batch, torch.Generator().manual_seed(0)) for _ in range(2))
         except InputError:
             raise
         except OWN_CODE_RAISES as error:

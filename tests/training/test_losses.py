@@ -296,6 +296,17 @@ def test_a_factory_that_makes_no_function_is_refused(small_scenario: Scenario) -
             simulate(scenario)
 
 
+def test_what_a_factory_draws_is_the_same_in_every_process() -> None:
+    def projected() -> Callable[[Tensor, Tensor], Tensor]:
+        projection = torch.randn(3, 3)
+        return lambda outputs, targets: F.cross_entropy(outputs @ projection, targets, reduction="none")
+
+    before = torch.get_rng_state()
+    first, second = (objective({"kind": "custom", "factory": projected}) for _ in range(2))
+    assert torch.equal(*(each.each(OUTPUTS, CLASSES, None, (3,)) for each in (first, second)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("engine", ["sequential", "vectorized"])
 def test_a_loss_that_stops_being_finite_names_the_client(small_scenario: Scenario, engine: str) -> None:
     def growing(outputs: Tensor, targets: Tensor) -> Tensor:
