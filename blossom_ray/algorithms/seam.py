@@ -352,6 +352,14 @@ class Algorithm(Protocol):
     def after(self, batch: Any) -> Mapping[str, Any]:
         """Numbers per sample, (B, ...), with the values trained; `k.after` has their sums."""
 
+    def local(self, c: Any) -> Mapping[str, Any]:
+        """All of a client's training, in place of `passes` and `loss`: the copies that it changed, by name.
+
+        Args:
+            c: Its copies as tensors, its batches, and the model as a function: `clients.copies.LocalClient`. Clients
+                are then computed one after the other.
+        """
+
     def finish(self, k: Client) -> Mapping[str, Any]:
         """By name of an extra what the client keeps (a plain value) or what leaves it (`Sent`); also "model".
 

@@ -222,6 +222,8 @@ class AuthoredRound:
         if has(self._author, "after"):
             self._own["after"] = self._measured(after, "after")
         copies = {name for each in self.passes for name in each.copies}
+        if has(self._author, "local"):
+            copies = {MODEL, *results[0].extras}
         outcome: dict[str, Any] = {name: trained[name] for name in copies}
         if MODEL in copies:
             outcome[MODEL] = trained[MODEL].only(layout.averaged)
@@ -256,7 +258,7 @@ class AuthoredRound:
 
     def _passes(self, tasks: Sequence[ClientTask]) -> tuple[tuple[LocalPass, ...], list[ClientTask]]:
         trainable = self._plan.trained_blocks(self._authored._profile)
-        if not has(self._author, "passes"):
+        if has(self._author, "local") or not has(self._author, "passes"):
             return training_passes(self._plan.training, trainable), list(tasks)
         asked = self._authored.call(
             "passes", lambda own: list(self._author.passes(self._client(own))), self._own, len(tasks)

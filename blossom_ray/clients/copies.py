@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from blossom_ray.algorithms.seam import MODEL, Tree
-from blossom_ray.clients.batch import RECEIVED
-from blossom_ray.clients.job import Affine, ClientTask, LocalPass
+from blossom_ray.clients.batch import RECEIVED, Batch, LiveForwards
+from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.optimizers import BlockOptimizer, TrainedVector
 from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import LocalState, OptimizerState
@@ -68,7 +69,7 @@ class ClientCopies:
 
     def extras(self) -> dict[str, Any]:
         """All copies but the model as tensors: trees, and single arrays."""
-        return {name: _as_tree(self.held(name)) for name in self._task.extras}
+        return {name: _as_tree(self.held(name), self._workspace.device) for name in self._task.extras}
 
     def keep(self, copy: str, values: Mapping[str, np.ndarray]) -> None:
         """Note what a copy is after a pass that trained it."""
@@ -154,23 +155,17 @@ class ComposedPass:
             held = self._fixed[copy] if isinstance(self._fixed[copy], Tree) else {NO_BLOCK: self._fixed[copy]}
             if copy == MODEL or (copy == first and step.blocks):
                 held = {name: values for name, values in held.items() if name in step.blocks}
-            started = {**held, **{name: torch.from_numpy(values.copy()) for name, values in own.start.items()}}
-            chosen = started if copy == first else held
+            chosen = {**held, **_on(own.start, workspace.device)} if copy == first else held
             self._leaves[copy] = {name: chosen[name].clone().requires_grad_() for name in held}
-        self._offsets = {name: torch.from_numpy(values) for name, values in own.offset.items()}
-        self._anchors = {name: torch.from_numpy(values) for name, values in own.anchor.items()}
+        self._offsets, self._anchors = _on(own.offset, workspace.device), _on(own.anchor, workspace.device)
         self._optimizers: dict[str, tuple[dict[str, TrainedVector], BlockOptimizer]] = {}
         for copy, leaves in self._leaves.items():
-            parts = {
-                name: TrainedVector(leaf.detach().view(-1), torch.zeros(leaf.numel())) for name, leaf in leaves.items()
-            }
+            vectors = {name: leaf.detach().view(-1) for name, leaf in leaves.items()}
+            parts = {name: TrainedVector(vector, torch.zeros_like(vector)) for name, vector in vectors.items()}
             plain = section_of(section, {name: tuple(leaf.shape) for name, leaf in leaves.items()}, workspace)
             rate = learning_rate * step.rates.get(copy, 1.0)
             self._optimizers[copy] = parts, BlockOptimizer(plain, parts, rate)
         self.composed = tuple(self._blocks())
-        self._places: dict[str, str] = {
-            block: f"model._registered.{at}." for at, block in enumerate(workspace.model.blocks)
-        }
 
     def values(self) -> dict[str, Any]:
         """All copies, with those that are trained as leaves of the gradient's graph."""
@@ -181,13 +176,7 @@ class ComposedPass:
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Forward:
         """The forward pass of the blocks that compute."""
-        parameters = {}
-        for block, vector in self._blocks().items():
-            flat = self._workspace.flat[block]
-            for entry in flat.layout.parameters:
-                parameters[self._places[block] + entry.name] = vector[entry.offset : entry.end].view(entry.shape)
-        found: Forward = functional_call(_Traced(self._workspace.model), parameters, (inputs,))
-        return found
+        return traced_with(self._workspace, self._blocks(), inputs)
 
     def take_step(self, loss: Tensor, resting: Collection[str]) -> None:
         """One step of all copies that are trained, along the gradient of a loss; `resting` blocks take none."""
@@ -207,7 +196,7 @@ class ComposedPass:
     def end(self) -> None:
         """Write the copies back."""
         for copy, leaves in self._leaves.items():
-            values = {name: leaf.detach().numpy().copy() for name, leaf in leaves.items()}
+            values = {name: leaf.detach().cpu().numpy().copy() for name, leaf in leaves.items()}
             if copy != MODEL:
                 self._copies.keep(copy, values)
                 continue
@@ -216,6 +205,122 @@ class ComposedPass:
 
     def _blocks(self) -> Mapping[str, Tensor]:
         return composed_blocks(self._step, self.values(), self._workspace)
+
+
+class LocalClient:
+    """The client of `local`, with which an author trains it step by step; one client after the other alone.
+
+    Args:
+        workspace: Holds the client's model.
+        copies: The client's.
+        job: The round.
+        batches: From a number of epochs to the next batches.
+
+    Attributes:
+        copies: By name all copies before training: trees of blocks, "model" among them, and single arrays.
+        learning_rate: The round's.
+        epochs: `training.local_epochs`.
+        round: The round.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        copies: ClientCopies,
+        job: LocalJob,
+        batches: Callable[[int], Iterator[tuple[dict[str, Tensor], Tensor]]],
+    ) -> None:
+        self._workspace, self._copies, self._batches = workspace, copies, batches
+        model = {name: flat.parameters.clone() for name, flat in workspace.flat.items() if flat.num_parameters}
+        self.copies: dict[str, Any] = {MODEL: Tree(model), **copies.extras()}
+        self.learning_rate, self.epochs, self.round = job.learning_rate, job.training.local_epochs, job.round_index
+        self.num_examples = self.num_batches = 0
+        self.loss_sum = 0.0
+        self.extras: dict[str, dict[str, np.ndarray]] = {}
+
+    def batches(self, epochs: int | None = None) -> Iterator[Callable[[Mapping[str, Tensor]], Batch]]:
+        """For each batch of the next epochs a function from blocks, (n,) each, to that batch through them.
+
+        Blocks that are not given are the client's own. Gradients flow to those that are.
+        """
+        for inputs, targets in self._batches(self.epochs if epochs is None else epochs):
+            is_first = True
+
+            def through(
+                values: Mapping[str, Tensor], inputs: dict[str, Tensor] = inputs, targets: Tensor = targets
+            ) -> Batch:
+                nonlocal is_first
+                self._workspace.model.training_mode(batch_size=len(targets))
+                own = partial(traced_with, self._workspace, values, inputs)
+                batch = authors_batch(self._workspace, own, inputs, targets, self.copies, self._copies)
+                if is_first:
+                    is_first = False
+                    self.loss_sum += float(batch.losses.detach().sum())
+                return batch
+
+            self.num_examples += len(targets)
+            self.num_batches += 1
+            yield through
+
+    def take(self, outcome: object) -> None:
+        """Take what `local` returned.
+
+        Raises:
+            RunError: It is no dict of copies with the blocks and shapes that they have.
+        """
+        if not isinstance(outcome, Mapping):
+            raise RunError(f"algorithm: local gave {type(outcome).__name__}; expected a dict of copies by name")
+        for copy, value in outcome.items():
+            before = self.copies.get(copy)
+            parts = value if isinstance(value, Mapping) else {NO_BLOCK: value}
+            held = before if isinstance(before, Tree) else {NO_BLOCK: before}
+            for name, tensor in parts.items():
+                like = held.get(name)
+                if like is None or not isinstance(tensor, Tensor) or tensor.shape != like.shape:
+                    known = ", ".join(self.copies)
+                    raise RunError(f"algorithm: local gave {copy} {name} of another kind; expected those of {known}")
+            values = {name: tensor.detach().cpu().numpy().copy() for name, tensor in parts.items()}
+            if copy == MODEL:
+                for name, vector in values.items():
+                    if name in self._workspace.trained:
+                        self._workspace.flat[name].load_parameters(vector)
+            else:
+                self.extras[copy] = values
+
+
+def traced_with(workspace: Workspace, blocks: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Forward:
+    """The forward pass of a workspace's model with other parameters, (n,) by block; gradients flow to them."""
+    parameters = {}
+    for at, block in enumerate(workspace.model.blocks):
+        for entry in workspace.flat[block].layout.parameters if block in blocks else ():
+            part = blocks[block][entry.offset : entry.end].view(entry.shape)
+            parameters[f"model._registered.{at}.{entry.name}"] = part
+    found: Forward = functional_call(_Traced(workspace.model), parameters, (inputs,))
+    return found
+
+
+def authors_batch(
+    workspace: Workspace,
+    own: Callable[[], Forward],
+    inputs: Mapping[str, Tensor],
+    targets: Tensor,
+    extras: Mapping[str, Any],
+    copies: ClientCopies,
+) -> Batch:
+    """One client's batch as the author of an algorithm sees it.
+
+    Args:
+        workspace: Holds what is trained or measured.
+        own: Its forward pass.
+        inputs: Modality to (B, *shape), without those that are left out.
+        targets: (B,) or (B, outputs).
+        extras: What `batch["name"]` gives.
+        copies: Give the models of other copies.
+    """
+    ones = torch.ones(len(targets), device=workspace.device)
+    present = {name: ones * (name in inputs) for name in workspace.model.owned}
+    forwards = LiveForwards(own, workspace.model, inputs, copies.model_of)
+    return Batch(targets, present, ones, extras, forwards, workspace.rules)
 
 
 class _Traced(torch.nn.Module):
@@ -271,6 +376,10 @@ def label_of(copy: str, block: str) -> str:
     return block if copy == MODEL else f"{copy}:{block}"
 
 
-def _as_tree(held: Mapping[str, np.ndarray]) -> Any:
-    values = {name: torch.from_numpy(np.array(array)) for name, array in held.items()}
+def _as_tree(held: Mapping[str, np.ndarray], device: torch.device) -> Any:
+    values = {name: torch.from_numpy(np.array(array)).to(device) for name, array in held.items()}
     return values[NO_BLOCK] if NO_BLOCK in values else Tree(values)
+
+
+def _on(values: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array.copy()).to(device) for name, array in values.items()}

@@ -20,8 +20,15 @@ import torch
 from torch import Tensor
 
 from blossom_ray.algorithms.seam import has
-from blossom_ray.clients.batch import Batch, LiveForwards, Measured, one_per_sample, per_sample
-from blossom_ray.clients.copies import ClientCopies, ComposedPass, label_of, optimizer_state_of
+from blossom_ray.clients.batch import Measured, one_per_sample, per_sample
+from blossom_ray.clients.copies import (
+    ClientCopies,
+    ComposedPass,
+    LocalClient,
+    authors_batch,
+    label_of,
+    optimizer_state_of,
+)
 from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass, LocalResult, Scored
 from blossom_ray.clients.optimizers import BlockOptimizer
 from blossom_ray.clients.options import Training
@@ -30,7 +37,7 @@ from blossom_ray.clients.transforms import transformed
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.seeding import Purpose, generator
-from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, RunError, shown_error
 from blossom_ray.models.flat import FlatBlock
 from blossom_ray.models.late_fusion import Forward
 
@@ -97,24 +104,38 @@ class SequentialEngine:
         return results
 
     def _train(self, task: ClientTask, job: LocalJob) -> LocalResult:
-        workspace, section = self._workspace, job.training
-        tensors = {modality: on_device(values, workspace.device) for modality, values in task.inputs.items()}
-        targets = on_device(task.labels, workspace.device)
-        trainer = Trainer(workspace, job, task.labels, task)
-        order_generator = job.order_generator(task.client)
-        drops_generator = generator(job.seed, Purpose.MODALITY_DROPOUT, job.round_index, task.client)
-        transform_generator = torch.Generator(workspace.device).manual_seed(job.transform_seed(task.client))
+        workspace, batches = self._workspace, _Batches(self._workspace, task, job)
         with seeded_dropout(job.dropout_seed(task.client), workspace.device):
+            if has(job.author, "local"):
+                return self._train_by_author(task, job, batches)
+            trainer = Trainer(workspace, job, task.labels, task)
             for number, step in enumerate(job.passes):
                 trainer.enter(step, task.own(number))
-                for _ in range(step.num_epochs):
-                    order = torch.from_numpy(order_generator.permutation(len(targets))).to(workspace.device)
-                    for batch in cut(order, section):
-                        present = kept_modalities(workspace.model.owned, section.modality_dropout, drops_generator)
-                        inputs = {name: tensors[name].index_select(0, batch) for name in present}
-                        inputs = transformed(workspace.transforms, inputs, transform_generator)
-                        trainer.step(inputs, targets.index_select(0, batch))
-        return trainer.result()
+                for inputs, targets in batches.of_epochs(step.num_epochs):
+                    trainer.step(inputs, targets)
+            return trainer.result()
+
+    def _train_by_author(self, task: ClientTask, job: LocalJob, batches: _Batches) -> LocalResult:
+        started, workspace = time.perf_counter(), self._workspace
+        before = {name: flat.parameters.clone() for name, flat in workspace.trained.items()}
+        client = LocalClient(workspace, ClientCopies(workspace, task), job, batches.of_epochs)
+        workspace.model.train()
+        client.take(job.author.local(client))
+        drift = {name: _distance(flat.parameters, before[name]) for name, flat in workspace.trained.items()}
+        if not client.num_examples:
+            raise RunError("algorithm: local looked at no batch; expected it to go through c.batches()")
+        return LocalResult(
+            blocks={name: flat.read() for name, flat in workspace.trained.items()},
+            local_state=workspace.local_state(),
+            optimizer_state={},
+            num_examples=client.num_examples,
+            num_steps=client.num_batches,
+            loss=client.loss_sum / client.num_examples,
+            drift=drift,
+            seconds=time.perf_counter() - started,
+            steps=dict.fromkeys(workspace.trained, client.num_batches),
+            extras=client.extras,
+        )
 
     def _score(self, task: ClientTask, batch_size: int) -> Scored:
         started, workspace = time.perf_counter(), self._workspace
@@ -126,6 +147,34 @@ class SequentialEngine:
             predictions.append(rules.predict(outputs).cpu())
         tally = rules.tally(task.labels, torch.cat(predictions).numpy(), workspace.num_outputs)
         return Scored(tally, float(loss_sum), time.perf_counter() - started)
+
+
+class _Batches:
+    """The batches of one client's round, in the order in which its passes take them.
+
+    Args:
+        workspace: Where it computes, and what is done to a batch.
+        task: The client.
+        job: Fixes what is drawn.
+    """
+
+    def __init__(self, workspace: Workspace, task: ClientTask, job: LocalJob) -> None:
+        self._workspace, self._section = workspace, job.training
+        self._inputs = {modality: on_device(values, workspace.device) for modality, values in task.inputs.items()}
+        self._targets = on_device(task.labels, workspace.device)
+        self._orders = job.order_generator(task.client)
+        self._drops = generator(job.seed, Purpose.MODALITY_DROPOUT, job.round_index, task.client)
+        self._transforms = torch.Generator(workspace.device).manual_seed(job.transform_seed(task.client))
+
+    def of_epochs(self, num_epochs: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """The next batches: modality to (B, *shape), without those that are dropped, and targets."""
+        workspace, section = self._workspace, self._section
+        for _ in range(num_epochs):
+            order = torch.from_numpy(self._orders.permutation(len(self._targets))).to(workspace.device)
+            for rows in cut(order, section):
+                present = kept_modalities(workspace.model.owned, section.modality_dropout, self._drops)
+                inputs = {name: self._inputs[name].index_select(0, rows) for name in present}
+                yield transformed(workspace.transforms, inputs, self._transforms), self._targets.index_select(0, rows)
 
 
 class Trainer:
@@ -305,30 +354,6 @@ def kept_modalities(owned: Sequence[str], probability: float, draw: np.random.Ge
         return tuple(owned)
     kept = tuple(name for name, number in zip(owned, draw.random(len(owned)), strict=True) if number >= probability)
     return kept or (owned[int(draw.integers(len(owned)))],)
-
-
-def authors_batch(
-    workspace: Workspace,
-    own: Callable[[], Forward],
-    inputs: Mapping[str, Tensor],
-    targets: Tensor,
-    extras: Mapping[str, Any],
-    copies: ClientCopies,
-) -> Batch:
-    """One client's batch as the author of an algorithm sees it.
-
-    Args:
-        workspace: Holds what is trained or measured.
-        own: Its forward pass.
-        inputs: Modality to (B, *shape), without those that are left out.
-        targets: (B,) or (B, outputs).
-        extras: What `batch["name"]` gives.
-        copies: Give the models of other copies.
-    """
-    ones = torch.ones(len(targets), device=workspace.device)
-    present = {name: ones * (name in inputs) for name in workspace.model.owned}
-    forwards = LiveForwards(own, workspace.model, inputs, copies.model_of)
-    return Batch(targets, present, ones, extras, forwards, workspace.rules)
 
 
 @torch.inference_mode()

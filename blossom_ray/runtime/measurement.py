@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from blossom_ray.algorithms.seam import has
 from blossom_ray.clients.engines import Engine, make_engine
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.local_training import one_thread
@@ -52,7 +53,8 @@ def choose_engines(
         chosen: What this run has chosen before, which it keeps.
     """
     scenario, asked = preparation.scenario, preparation.plan.engines
-    is_own_code, on_ray, on_gpu = has_own_code(scenario), scenario.execution.runtime == "ray", uses_gpu(scenario)
+    is_own_code = has_own_code(scenario) or preparation.plan.author is not None
+    on_ray, on_gpu = scenario.execution.runtime == "ray", uses_gpu(scenario)
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     engines: dict[str, EngineName] = dict(asked or chosen or {})
     if is_own_code or not engines:
@@ -135,6 +137,8 @@ class ChunkProbe:
     @cached_property
     def obstacle(self) -> str | None:
         """Why these clients cannot be stacked; None where they can."""
+        if has(self._plan.author, "local"):
+            return "the algorithm trains by its own local, one client after the other"
         return training_obstacle(self._plan.training) or stacking_obstacle(self._workspace)
 
     @cached_property

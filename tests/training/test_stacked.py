@@ -13,7 +13,7 @@ from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.batches import stacked_batches
-from blossom_ray.clients.stacked.descent import Descent
+from blossom_ray.clients.stacked.descent import Descent, Rule
 from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.stacked.layers import stacked_affine
 from blossom_ray.clients.stacked.trial import stacking_obstacle
@@ -442,7 +442,7 @@ def test_steps_inside_the_backward_pass(kind: str, missing: str) -> None:
 def test_a_linear_layer_steps_its_weight_once_and_leaves_the_rest_to_the_optimizer() -> None:
     # W = 2, x = 3, dL/dy = 1: the gradient is 3, and (1 - 0.1 * 0.5) 2 - 0.1 * 3 = 1.6.
     weight, other = torch.full((1, 1, 1), 2.0, requires_grad=True), torch.zeros(1, 2, requires_grad=True)
-    descent = Descent({weight.data_ptr(): (0.1, 0.5)})
+    descent = Descent({weight.data_ptr(): Rule(0.95, 0.1)})
     inputs = torch.full((1, 1, 1), 3.0, requires_grad=True)
     stacked_affine(inputs, weight, None, descent).sum().backward()
     assert weight.item() == pytest.approx(1.6)
@@ -455,9 +455,17 @@ def test_a_linear_layer_steps_its_weight_once_and_leaves_the_rest_to_the_optimiz
     assert left.tolist() == [[0.0, 0.0]]
 
 
+def test_a_linear_layer_takes_the_affine_term_of_a_pass_along() -> None:
+    # lr 0.1, mu 0.5, anchor 4, offset 2: the gradient is 3 + 0.5 (2 - 4) + 2 = 4, and W = 2 - 0.1 * 4 = 1.6.
+    weight, constant = torch.full((1, 1, 1), 2.0, requires_grad=True), torch.full((1, 1, 1), 0.1 * (0.5 * 4 - 2))
+    descent = Descent({weight.data_ptr(): Rule(1 - 0.1 * 0.5, 0.1, constant)})
+    stacked_affine(torch.full((1, 1, 1), 3.0), weight, None, descent).sum().backward()
+    assert weight.item() == pytest.approx(1.6)
+
+
 def test_a_weight_that_is_used_twice_is_left_to_the_optimizer() -> None:
     weight = torch.full((1, 1, 1), 2.0, requires_grad=True)
-    descent = Descent({weight.data_ptr(): (0.1, 0.0)})
+    descent = Descent({weight.data_ptr(): Rule(1.0, 0.1)})
     hidden = stacked_affine(torch.ones(1, 1, 1), weight, None, descent)
     stacked_affine(hidden, weight, None, descent).sum().backward()
     assert (weight.item(), weight.grad.item()) == (2.0, 4.0)

@@ -6,7 +6,7 @@ a step is one product that is added where the weights are,
 
     W <- (1 - lr wd) W - lr G^T X
 
-with G the gradient of the layer's outputs and X its inputs.
+with G the gradient of the layer's outputs and X its inputs; a pass's affine term is a factor and a constant more.
 
 Source: Lv et al. 2023 (LOMO, arXiv:2306.09782), who fuse gradient and update to save memory.
 """
@@ -15,23 +15,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from blossom_ray.clients.options import Sgd, Training
+
+@dataclass(frozen=True)
+class Rule:
+    """How a parameter is stepped: W <- keep W - rate G + constant.
+
+    Attributes:
+        keep: 1 - lr (wd + mu).
+        rate: The learning rate lr.
+        constant: lr (mu anchor - offset), (K, *shape), of a pass that holds it near an anchor or adds to its gradient.
+    """
+
+    keep: float
+    rate: float
+    constant: Tensor | None = None
 
 
 class Descent:
     """The step of the current batch, as far as the layers take it themselves.
 
     Args:
-        rates: Learning rate and weight decay of each parameter whose step is a function of it and its gradient alone,
-            by the address of its memory, which stays where it is, while autograd may give it to us as another object.
+        rules: Of each parameter whose step is a function of it and its gradient alone, by the address of its memory,
+            which stays where it is, while autograd may give it to us as another object.
     """
 
-    def __init__(self, rates: Mapping[int, tuple[float, float]]) -> None:
-        self._factors = {address: (1 - rate * decay, -rate) for address, (rate, decay) in rates.items()}
+    def __init__(self, rules: Mapping[int, Rule]) -> None:
+        self._rules = rules
         self._num_uses: Counter[int] = Counter()
         self._taken: set[int] = set()
 
@@ -46,7 +60,7 @@ class Descent:
 
     def can_take(self, weight: Tensor) -> bool:
         """Whether a weight may change now: it is of no further use to this batch's backward pass."""
-        return self._num_uses[weight.data_ptr()] == 1 and weight.data_ptr() in self._factors
+        return self._num_uses[weight.data_ptr()] == 1 and weight.data_ptr() in self._rules
 
     @torch.no_grad()
     def take(self, weight: Tensor, outputs_gradient: Tensor, inputs: Tensor) -> None:
@@ -57,8 +71,10 @@ class Descent:
             outputs_gradient: (K, R, G).
             inputs: (K, R, F).
         """
-        keep, minus_rate = self._factors[weight.data_ptr()]
-        weight.baddbmm_(outputs_gradient.transpose(1, 2), inputs, beta=keep, alpha=minus_rate)
+        rule = self._rules[weight.data_ptr()]
+        weight.baddbmm_(outputs_gradient.transpose(1, 2), inputs, beta=rule.keep, alpha=-rule.rate)
+        if rule.constant is not None:
+            weight.add_(rule.constant[: len(weight)])
         self._taken.add(weight.data_ptr())
 
     def left(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -72,24 +88,3 @@ class Descent:
             torch.zeros_like(parameter) if gradient is None and parameter.data_ptr() not in self._taken else gradient
             for parameter, gradient in zip(parameters, gradients, strict=True)
         ]
-
-
-def descent_of(
-    section: Training, blocks: Sequence[str], parameters: Sequence[Tensor], learning_rate: float
-) -> Descent | None:
-    """For the parameters that are trained now; None where no step is a function of weight and gradient alone.
-
-    Args:
-        section: The scenario's `training` section.
-        blocks: The block of each parameter.
-        parameters: (K, *shape) each.
-        learning_rate: The round's learning rate.
-    """
-    plain = {
-        name: (rate, optimizer.weight_decay)
-        for optimizer, rate, names in section.optimizer.alike(dict.fromkeys(blocks), learning_rate)
-        if isinstance(optimizer, Sgd) and not optimizer.momentum
-        for name in names
-    }
-    rates = {values.data_ptr(): plain[name] for name, values in zip(blocks, parameters, strict=True) if name in plain}
-    return Descent(rates) if rates else None

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -18,16 +17,13 @@ import torch
 from torch import Tensor
 
 from blossom_ray.algorithms.seam import has
-from blossom_ray.clients.batch import LiveForwards, Measured, one_per_sample
-from blossom_ray.clients.copies import label_of, optimizer_state_of
+from blossom_ray.clients.batch import LiveForwards, Measured
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Scored
-from blossom_ray.clients.local_training import SequentialEngine, on_device
-from blossom_ray.clients.plan import OptimizerState
+from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
-from blossom_ray.clients.stacked.copies import AuthorsFunction, ComposedPass, StackedCopies
-from blossom_ray.clients.stacked.descent import descent_of
-from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer
+from blossom_ray.clients.stacked.copies import AuthorsFunction, StackedCopies
 from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackSize
+from blossom_ray.clients.stacked.training import Shards, StackTrainer, means
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, shown_error
 
@@ -69,6 +65,8 @@ class StackedEngine:
 
     def train(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
         """Train each client on its shard; `job` has nothing that `training_obstacle` names."""
+        if has(job.author, "local"):
+            return self._in_turn.train(tasks, job)
 
         def train(members: Sequence[ClientTask]) -> list[LocalResult]:
             self._size.watch()
@@ -105,7 +103,7 @@ class StackedEngine:
     ) -> list[dict[str, Tensor]]:
         stack = self._load(tasks)
         copies, sums = StackedCopies(stack, tasks, self._spare_of(len(tasks))), dict[str, Tensor]()
-        extras, shards = copies.extras(), _Shards(tasks, self._device)
+        extras, shards = copies.extras(), Shards(tasks, self._device)
         stack.model.eval()
         for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
             stack.enter(batch)
@@ -187,129 +185,7 @@ class StackedEngine:
         return self._stack
 
     def _train_stack(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
-        started, section, stack = time.perf_counter(), job.training, self._load(tasks)
-        stack.lanes.generators = [
-            torch.Generator(self._device).manual_seed(job.dropout_seed(task.client))
-            for task in (tasks if stack.has_dropout else ())
-        ]
-        order_generators = [job.order_generator(task.client) for task in tasks]
-        transform_generators = [
-            torch.Generator(self._device).manual_seed(job.transform_seed(task.client))
-            for task in (tasks if self._workspace.transforms else ())
-        ]
-        objective, shards = self._workspace.objective, _Shards(tasks, self._device)
-        class_weights = objective.weights([task.labels for task in tasks])
-        loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
-        num_steps = np.zeros(len(tasks), dtype=np.int64)
-        optimizer_states: list[OptimizerState] = [{} for _ in tasks]
-        steps_of: list[Counter[str]] = [Counter() for _ in tasks]
-        copies, added = None, None
-        if tasks[0].extras or has(job.author, "loss"):
-            copies = StackedCopies(stack, tasks, self._spare_of(len(tasks)))
-        if has(job.author, "loss"):
-            added = AuthorsFunction(job.author.loss, "loss", self._workspace)
-        for number, each in enumerate(job.passes):
-            own_parts, composed = [task.own(number) for task in tasks], None
-            is_composed = each.model is not None or len(each.copies) > 1
-            if copies is not None:
-                copies.enter(each.copies[0], with_parameters=not is_composed)
-            if is_composed:
-                assert copies is not None, "there are copies"
-                rate = job.learning_rate
-                composed = ComposedPass(stack, self._workspace, copies, each, own_parts, section.optimizer, rate)
-                stack.train_only(composed.composed)
-            else:
-                stack.start([part.start for part in own_parts])
-                stack.train_only(each.blocks)
-            extras = {} if copies is None else copies.extras()
-            term, descent = AffineTerm(stack, each, own_parts, [task.blocks for task in tasks]), None
-            if term.is_zero and composed is None:
-                descent = descent_of(section, stack.parameter_blocks, stack.parameters, job.learning_rate)
-            stack.lanes.descent = descent
-            states = [optimizer_state_of(each.copies[0], task.optimizer_state) for task in tasks]
-            optimizers = [
-                StackOptimizer(own, stack, names, rate, states)
-                for own, rate, names in section.optimizer.alike(
-                    () if composed else stack.trained_blocks, job.learning_rate * each.rates.get(each.copies[0], 1.0)
-                )
-            ]
-            before_pass = num_steps.copy()
-            epochs = [
-                [draw.permutation(len(task.labels)) for _ in range(each.num_epochs)]
-                for draw, task in zip(order_generators, tasks, strict=True)
-            ]
-            for batch in stacked_batches(epochs, section.batch_size, self._device):
-                stack.enter(batch)
-                num_active = len(batch.counts)
-                inputs, targets = shards.gather(batch)
-                self._transform(inputs, batch, transform_generators)
-                leaves = None
-                if composed is not None:
-                    extras, leaves = composed.values(num_active)
-                    composed.compose(extras)
-                if added is None:
-                    terms = objective.each(stack.model(inputs), targets, class_weights, batch.counts)
-                else:
-                    assert copies is not None, "there are copies"
-                    copies.batch = batch
-                    live = LiveForwards(partial(stack.model.traced, inputs), stack.model, inputs, copies.model_of)
-                    outputs = live.forward(("", None)).outputs
-                    more = one_per_sample(added(live, inputs, targets, batch, extras).flatten(), len(outputs))
-                    terms = objective.each(outputs, targets, class_weights, batch.counts)
-                    terms = terms + (more if batch.mask is None else torch.where(batch.mask.flatten() > 0, more, 0.0))
-                losses = _means(terms, batch)
-                if composed is not None and leaves is not None:
-                    composed.take_step(losses.sum(), leaves)
-                    if each.is_recorded:
-                        loss_sums[:num_active] += losses.detach() * batch.row_counts
-                        num_steps[:num_active] += 1
-                    continue
-                # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
-                gradients = torch.autograd.grad(
-                    losses.sum(), stack.parameters, allow_unused=True, materialize_grads=descent is None
-                )
-                left = (term.added if descent is None else descent.left)(stack.parameters, gradients)
-                for optimizer in optimizers:
-                    optimizer.step(stack.parameters, left)
-                if each.is_recorded:
-                    loss_sums[:num_active] += losses.detach() * batch.row_counts
-                    num_steps[:num_active] += 1
-            if composed is not None:
-                composed.end()
-            stepped = each.blocks if composed is None else composed.composed
-            for counter, taken in zip(steps_of, (num_steps - before_pass).tolist(), strict=True):
-                counter.update(dict.fromkeys(stepped, taken))
-            for optimizer in optimizers if section.keep_optimizer_state else ():
-                for own, new in zip(optimizer_states, optimizer.states(), strict=True):
-                    own.update({label_of(each.copies[0], name): state for name, state in new.items()})
-
-        kept, copies_states = ([{}] * len(tasks), [{}] * len(tasks)) if copies is None else copies.leave()
-        blocks, local_states = stack.read(len(tasks))
-        drifts = stack.distances([task.blocks for task in tasks])
-        num_epochs = sum(each.num_epochs for each in job.passes if each.is_recorded)
-        num_examples = [len(task.labels) * num_epochs for task in tasks]
-        seconds = (time.perf_counter() - started) / len(tasks)
-        return [
-            LocalResult(
-                blocks=blocks[k],
-                local_state={**local_states[k], **copies_states[k]},
-                optimizer_state=optimizer_states[k],
-                num_examples=num_examples[k],
-                num_steps=int(num_steps[k]),
-                loss=loss_sum / num_examples[k],
-                drift=drifts[k],
-                seconds=seconds,
-                steps=steps_of[k],
-                extras=kept[k],
-            )
-            for k, (task, loss_sum) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
-        ]
-
-    def _transform(self, inputs: Mapping[str, Tensor], batch: StackedBatch, draws: Sequence[torch.Generator]) -> None:
-        """Transform each client's real rows, in place."""
-        for name, change in self._workspace.transforms.items():
-            for values, count, draw in zip(batch.unfold(inputs[name]), batch.counts, draws, strict=False):
-                values[:count] = change(values[:count], draw)
+        return StackTrainer(self._workspace, self._load(tasks), self._spare_of(len(tasks)), tasks, job).train()
 
     def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
         started = time.perf_counter()
@@ -318,7 +194,7 @@ class StackedEngine:
         steps: list[tuple[Tensor, tuple[int, ...]]] = []
         for batch, outputs, targets in self._outputs(tasks, batch_size):
             losses = rules.loss(outputs, targets, reduction="none")
-            loss_sums[: len(batch.counts)] += _means(losses, batch) * batch.row_counts
+            loss_sums[: len(batch.counts)] += means(losses, batch) * batch.row_counts
             steps.append((batch.unfold(rules.predict(outputs)), batch.counts))
         predictions: list[list[np.ndarray]] = [[] for _ in tasks]
         for predicted, counts in steps:
@@ -336,32 +212,8 @@ class StackedEngine:
         """Batch by batch, in evaluation mode: the batch, its outputs (K * B, O) and its targets."""
         stack = self._load(tasks)
         stack.model.eval()
-        shards = _Shards(tasks, self._device)
+        shards = Shards(tasks, self._device)
         for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
             stack.enter(batch)
             inputs, targets = shards.gather(batch)
             yield batch, stack.model(inputs), targets
-
-
-class _Shards:
-    """The shards of a stack's clients, one after the other in one tensor per modality."""
-
-    def __init__(self, tasks: Sequence[ClientTask], device: torch.device) -> None:
-        self._inputs = {
-            modality: on_device(np.concatenate([task.inputs[modality] for task in tasks]), device)
-            for modality in tasks[0].inputs
-        }
-        self._labels = on_device(np.concatenate([task.labels for task in tasks]), device)
-
-    def gather(self, batch: StackedBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """The batch's inputs (K * B, *shape) by modality, and its labels, (K * B,) or (K * B, outputs)."""
-        inputs = {modality: values.index_select(0, batch.rows) for modality, values in self._inputs.items()}
-        return inputs, self._labels.index_select(0, batch.rows)
-
-
-def _means(losses: Tensor, batch: StackedBatch) -> Tensor:
-    """Mean loss of each client over its real rows, (K,), from those of all rows."""
-    by_client = batch.unfold(losses)
-    if batch.mask is None:
-        return by_client.mean(dim=1)
-    return (by_client * batch.mask).sum(dim=1) / batch.row_counts

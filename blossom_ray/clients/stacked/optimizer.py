@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from blossom_ray.clients.job import Affine, LocalPass
-from blossom_ray.clients.options import ClientOptimizer
+from blossom_ray.clients.options import ClientOptimizer, Sgd, Training
 from blossom_ray.clients.plan import OptimizerState
+from blossom_ray.clients.stacked.descent import Descent, Rule
 from blossom_ray.clients.stacked.stack import BlockRows, Stack
 from blossom_ray.core.sums import Vector
 
@@ -129,13 +130,23 @@ class AffineTerm:
             self._anchors += _rows(anchors[name], anchor if name in each.anchored else [])
             self._offsets += _rows(offsets[name], offset)
 
+    def folded(self, at: int, rate: float) -> tuple[float, Tensor | None]:
+        """What the term makes of a plain step of a parameter: mu, and rate (mu anchor - offset)."""
+        if self.is_zero:
+            return 0.0, None
+        anchor, offset = self._anchors[at], self._offsets[at]
+        constant = None if anchor is None else (rate * self._mu) * anchor
+        if offset is not None:
+            constant = -rate * offset if constant is None else constant - rate * offset
+        return 0.0 if anchor is None else self._mu, constant
+
     @torch.no_grad()
-    def added(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    def added(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """The gradients with the term's own added.
 
         Args:
             parameters: (K, *shape) each, the clients that take part.
-            gradients: Of the same shapes. Not modified.
+            gradients: Of the same shapes, or None, which stays. Not modified.
 
         Source: Li et al. 2020 (arXiv:1812.06127), algorithm 2, for the anchor; Karimireddy et al. 2020
         (arXiv:1910.06378), algorithm 1, for the offset.
@@ -145,8 +156,10 @@ class AffineTerm:
         found = []
         for at, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             anchor, offset, num_clients = self._anchors[at], self._offsets[at], len(parameter)
-            total = gradient if anchor is None else gradient + self._mu * (parameter - anchor[:num_clients])
-            found.append(total if offset is None else total + offset[:num_clients])
+            total = gradient
+            if total is not None and anchor is not None:
+                total = total + self._mu * (parameter - anchor[:num_clients])
+            found.append(total if total is None or offset is None else total + offset[:num_clients])
         return found
 
 
@@ -155,3 +168,30 @@ def _rows(rows: BlockRows, vectors: Sequence[Vector]) -> list[Tensor | None]:
     if vectors:
         rows.write(np.stack(vectors))
     return [tensor if vectors else None for tensor in rows.tensors.values()]
+
+
+def descent_of(
+    section: Training, blocks: Sequence[str], parameters: Sequence[Tensor], learning_rate: float, term: AffineTerm
+) -> Descent | None:
+    """For the parameters that are trained now; None where no step is a function of weight and gradient alone.
+
+    Args:
+        section: The scenario's `training` section.
+        blocks: The block of each parameter.
+        parameters: (K, *shape) each.
+        learning_rate: The round's learning rate.
+        term: What the pass adds to the gradients.
+    """
+    plain = {
+        name: (rate, optimizer.weight_decay)
+        for optimizer, rate, names in section.optimizer.alike(dict.fromkeys(blocks), learning_rate)
+        if isinstance(optimizer, Sgd) and not optimizer.momentum
+        for name in names
+    }
+    rules = {}
+    for at, (name, values) in enumerate(zip(blocks, parameters, strict=True)):
+        if name in plain:
+            rate, decay = plain[name]
+            mu, constant = term.folded(at, rate)
+            rules[values.data_ptr()] = Rule(1 - rate * (decay + mu), rate, constant)
+    return Descent(rules) if rules else None
