@@ -64,15 +64,12 @@ class Inspector:
         Raises:
             ScenarioError: They cannot.
         """
-        examined = self._examine(scenario.data, scenario.modalities, scenario.clients, scenario.seed, scenario.task)
-        checked, found = scenario, _problems(examined, dict(scenario))
-        if isinstance(scenario.clients, str) and not found:
-            checked = scenario.with_clients(examined.clients)
-            found += cross_problems(dict(checked))
-        found += factory_problems(dict(scenario))
+        sections = dict(scenario)
+        groups, found = self._divide(sections, scenario.modalities)
+        found += factory_problems(sections)
         if found:
             raise ScenarioError(tuple(Problem(*problem) for problem in found))
-        return checked
+        return scenario.with_clients(groups) if groups else scenario
 
     def notes(self, scenario: Scenario) -> list[str]:
         """What is to be known of the federation of a scenario that was found right, in a line each."""
@@ -93,12 +90,20 @@ class Inspector:
             owned = {modality for group in clients for modality in group.modalities}
         # A modality that the data do not have is reported already, at its encoder.
         owned -= {problem.path.removeprefix("model.encoders.") for problem in reading.problems}
-        seed, task = sections["seed"], sections["task"]
-        examined = self._examine(sections["data"], tuple(sorted(owned)), clients, seed, task)
-        groups, found = examined.clients if isinstance(clients, str) else (), _problems(examined, sections)
+        groups, found = self._divide(sections, tuple(sorted(owned)))
+        return groups, [reading.origins.problem(*problem) for problem in found]
+
+    def _divide(
+        self, sections: Mapping[str, Any], modalities: tuple[str, ...]
+    ) -> tuple[tuple[ClientGroup, ...], list[tuple[str, str, str]]]:
+        """The clients that the data give, where a scenario leaves that to them, and what is wrong with its data."""
+        clients = sections["clients"]
+        examined = self._examine(sections["data"], modalities, clients, sections["seed"], sections["task"])
+        missing = missing_validation(sections) if examined.has_validation is False else ()
+        groups, found = examined.clients if isinstance(clients, str) else (), [*examined.problems, *missing]
         if groups:
             found += cross_problems({**sections, "clients": groups})
-        return groups, [reading.origins.problem(*problem) for problem in found]
+        return groups, found
 
     def _examine(self, data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task) -> Examination:
         key = _key(data, modalities, clients, seed, task)
@@ -107,11 +112,6 @@ class Inspector:
             # With the clients that it leaves to the data, it is the same federation.
             self._known[_key(data, modalities, found.clients, seed, task)] = found
         return self._known[key]
-
-
-def _problems(found: Examination, sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    missing = missing_validation(sections) if found.has_validation is False else ()
-    return [*found.problems, *missing]
 
 
 def _key(data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task) -> str:

@@ -28,11 +28,11 @@ class _ErrorPath:
     parts: tuple[Part, ...]
     hint: Hint | None
     parent: Hint | None
-    is_key: bool
-    open_union: tuple[Part, ...] | None
-    """The union whose member failed as a whole, such as a number that is neither of two kinds of number."""
     entered_unions: tuple[tuple[Part, ...], ...]
     """Unions with a member that has the value's shape: the error stands inside of it."""
+    is_key: bool = False
+    open_union: tuple[Part, ...] | None = None
+    """The union whose member failed as a whole, such as a number that is neither of two kinds of number."""
 
 
 def findings(errors: Sequence[ErrorDetails], root: type[Section]) -> list[Finding]:
@@ -64,13 +64,13 @@ def _error_path(loc: tuple[Part, ...], root: type[Section]) -> _ErrorPath:
     while rest:
         part = rest.pop(0)
         if part == _KEY:
-            return _ErrorPath(tuple(parts), parent and parent.key, parent, True, None, tuple(entered))
+            return _ErrorPath(tuple(parts), parent and parent.key, parent, tuple(entered), is_key=True)
         if hint is not None and hint.kinds:
             hint = Hint(hint.kinds[str(part)])
             continue
         if hint is not None and len(hint.members) > 1:
             if not rest:
-                return _ErrorPath(tuple(parts), hint, parent, False, tuple(parts), tuple(entered))
+                return _ErrorPath(tuple(parts), hint, parent, tuple(entered), open_union=tuple(parts))
             entered.append(tuple(parts))
             # The tag names the member in pydantic's words; the next part tells which member it is in ours.
             hint = next((member for member in hint.members if member.child(rest[0]) is not None), None)
@@ -79,7 +79,7 @@ def _error_path(loc: tuple[Part, ...], root: type[Section]) -> _ErrorPath:
         # The one member of `X | None`, for which pydantic has no tag.
         parent = hint.members[0] if hint is not None and len(hint.members) == 1 else hint
         hint = None if hint is None else hint.child(part)
-    return _ErrorPath(tuple(parts), hint, parent, False, None, tuple(entered))
+    return _ErrorPath(tuple(parts), hint, parent, tuple(entered))
 
 
 def _is_consequence(error: ErrorDetails) -> bool:

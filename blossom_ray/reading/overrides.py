@@ -89,7 +89,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> tu
         try:
             changed = _Override(changed, overrides).replace(changed, parts, value, ())
         except _PathError as error:
-            problems.append(Finding(path, error.found, error.expected))
+            problems.append(Finding(path, *error.args))
     return changed, problems
 
 
@@ -103,11 +103,7 @@ def _is_unicode(value: Any) -> bool:
 
 
 class _PathError(Exception):
-    """An override's path leads nowhere."""
-
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(found, expected)
-        self.found, self.expected = found, expected
+    """An override's path leads nowhere: what was found, and what is expected."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ class _Override:
     def _new_section(self, parts: tuple[Part, ...]) -> dict[str, Any]:
         """An empty section, or one with its default kind where `parts` is a choice between kinds."""
         owner = hint_at(ScenarioTree, parts[:-1], self.root)
-        owner = None if owner is None else owner.chosen(self._value(parts[:-1]))
+        owner = None if owner is None else owner.chosen(reduce(child_value, parts[:-1], self.root))
         field = owner.section.model_fields.get(str(parts[-1])) if owner is not None and owner.section else None
         key = None if field is None else field_hint(field).discriminator
         if field is None or key is None or field.is_required():
@@ -172,6 +168,3 @@ class _Override:
     def _is_given(self, parts: tuple[Part, ...]) -> bool:
         """Whether an override gives the value at `parts`, or one below it."""
         return any(split_path(path, self.root)[: len(parts)] == parts for path in self.overrides)
-
-    def _value(self, parts: tuple[Part, ...]) -> Any:
-        return reduce(child_value, parts, self.root)

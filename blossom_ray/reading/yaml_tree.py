@@ -203,8 +203,7 @@ class _Builder:
         if isinstance(event, ScalarEvent):
             node = Node(self._scalar(event, parts, own_line), line)
         else:
-            if len(parts) >= MAX_DEPTH:
-                raise _too_deep(own_line)
+            _check_depth(len(parts) + 1, own_line)
             if isinstance(event, MappingStartEvent):
                 node = self._mapping(parts, line)
             else:
@@ -250,8 +249,7 @@ class _Builder:
             found, expected = f"has the alias *{name}", f"a finished &{name} above it"
             raise _UnreadableError(found, expected, line, join_path(parts))
         self._count(node.size, line)
-        if len(parts) + node.height > MAX_DEPTH:
-            raise _too_deep(line)
+        _check_depth(len(parts) + node.height, line)
         return node
 
     def _scalar(self, event: ScalarEvent, parts: tuple[Part, ...], line: int) -> Scalar:
@@ -281,8 +279,9 @@ def _container(content: dict[str, Node] | list[Node], children: list[Node], line
     return Node(content, line, size, 1 + max((node.height for node in children), default=0))
 
 
-def _too_deep(line: int) -> _UnreadableError:
-    return _UnreadableError("is nested too deeply", f"at most {MAX_DEPTH} levels", line)
+def _check_depth(depth: int, line: int) -> None:
+    if depth > MAX_DEPTH:
+        raise _UnreadableError("is nested too deeply", f"at most {MAX_DEPTH} levels", line)
 
 
 def _syntax_problem(error: Exception, text: str) -> Problem:

@@ -22,11 +22,11 @@ from blossom_ray.data.dataset import FloatArray, IntArray, Labels
 from blossom_ray.data.labels import RowValues, encode_classes, encode_numbers, encode_sets
 from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
 from blossom_ray.data.table.tensor_columns import (
-    BatchPlace,
     check_numeric,
     chosen_rows,
     is_list,
     is_number,
+    place_of,
     present_rows,
     tensor_rows,
 )
@@ -132,7 +132,7 @@ class TableRows:
         def place(row: int) -> str:
             number = bisect_right(ends, row)
             first_row = ends[number - 1] if number else 0
-            return f"{self.files[number].name}, column {column!r}, row {row - first_row}"
+            return place_of(self.files[number].name, column)(row - first_row)
 
         return place
 
@@ -217,34 +217,33 @@ class TableRows:
         shapes: dict[str, tuple[int, ...]] = {}
         for file in self.files:
             for first_row, batch in file.batches(columns):
-                found = [present_rows(batch[column]) for column in columns]
-                present = np.logical_or.reduce(found) if has_gaps else np.ones_like(found[0])
+                known = [present_rows(batch[column]) for column in columns]
+                present = np.logical_or.reduce(known) if has_gaps else np.ones_like(known[0])
                 if not present.any():
                     yield Samples(present, np.empty((0,), np.float32))
                     continue
                 numbers = None if present.all() else np.flatnonzero(present)
                 arrays = {}
                 for column in columns:
-                    place = BatchPlace(file.name, column, first_row, numbers)
+                    place = place_of(file.name, column, first_row, numbers)
                     values = batch[column] if numbers is None else chosen_rows(batch[column], present)
                     arrays[column] = tensor_rows(values, place, shapes.get(column))
                     shapes[column] = arrays[column].shape[1:]
                     if len(columns) > 1 and shapes[column]:
-                        raise place.error(
-                            0, f"has shape {list(shapes[column])}", "a plain number, as one of several columns"
-                        )
-                place = BatchPlace(file.name, columns[0], first_row, numbers)
+                        found = f"has shape {list(shapes[column])}"
+                        raise DataError(f"{place(0)} {found}; expected a plain number, as one of several columns")
+                place = place_of(file.name, columns[0], first_row, numbers)
                 yield Samples(present, _samples(list(arrays.values()), shape, place))
 
 
-def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: BatchPlace) -> FloatArray:
+def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Place) -> FloatArray:
     """Samples (n, *shape) from the rows of a modality's columns; plain numbers make a vector."""
     values = np.stack(columns, axis=1) if columns[0].ndim == 1 else columns[0]
     if shape is None or values.shape[1:] == shape:
         return values
     if values[0].size != math.prod(shape):
         found = f"has shape {list(values.shape[1:])}, {values[0].size} values"
-        raise place.error(0, found, f"{math.prod(shape)} values, for the shape {list(shape)}")
+        raise DataError(f"{place(0)} {found}; expected {math.prod(shape)} values, for the shape {list(shape)}")
     return values.reshape(len(values), *shape)
 
 
@@ -253,12 +252,12 @@ def _name_lists(files: Sequence[ColumnFile], column: str) -> list[list[str]]:
     known: dict[str, str] = {}
     for file in files:
         for first_row, batch in file.batches([column]):
-            place = BatchPlace(file.name, column, first_row)
+            place = place_of(file.name, column, first_row)
             for row, names in enumerate(batch[column].to_pylist()):
                 if names is None:
-                    raise place.error(row, "is null", "a label in every row")
+                    raise DataError(f"{place(row)} is null; expected a label in every row")
                 if None in names:
-                    raise place.error(row, "holds a null", "names of classes")
+                    raise DataError(f"{place(row)} holds a null; expected names of classes")
                 found.append([known.setdefault(name, name) for name in names])
     return found
 
@@ -269,10 +268,11 @@ def _numbers(files: Sequence[ColumnFile], column: str) -> FloatArray:
     for file in files:
         check_numeric(file.types[column], file.name, column)
         for first_row, batch in file.batches([column]):
-            place = BatchPlace(file.name, column, first_row)
+            place = place_of(file.name, column, first_row)
             rows = tensor_rows(batch[column], place, parts[0].shape[1:] if parts else None)
             if rows.ndim > 2:
-                raise place.error(0, f"has shape {list(rows.shape[1:])}", "a number or a list of numbers")
+                found = f"has shape {list(rows.shape[1:])}"
+                raise DataError(f"{place(0)} {found}; expected a number or a list of numbers")
             parts.append(rows)
     values = np.concatenate(parts)
     return values[:, np.newaxis] if values.ndim == 1 else values

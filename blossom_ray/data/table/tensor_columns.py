@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,30 +10,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from blossom_ray.data.clients import Place
 from blossom_ray.data.dataset import FloatArray
 from blossom_ray.errors import DataError
 
 
-@dataclass(frozen=True)
-class BatchPlace:
-    """Where the rows of a batch stand, for messages.
+def place_of(file: str, column: str, first_row: int = 0, rows: npt.NDArray[np.int64] | None = None) -> Place:
+    """Words for the places of rows of a batch.
 
-    Attributes:
+    Args:
         file: Name of the file.
         column: Name of the column.
         first_row: Number in the file of row 0.
         rows: The numbers of the rows behind `first_row`, where some are left out.
     """
-
-    file: str
-    column: str
-    first_row: int = 0
-    rows: npt.NDArray[np.int64] | None = None
-
-    def error(self, row: int, found: str, expected: str) -> DataError:
-        """What is wrong with a row."""
-        number = self.first_row + (row if self.rows is None else int(self.rows[row]))
-        return DataError(f"{self.file}, column {self.column!r}, row {number} {found}; expected {expected}")
+    return lambda row: f"{file}, column {column!r}, row {first_row + (row if rows is None else int(rows[row]))}"
 
 
 def check_numeric(type_: Any, file: str, column: str) -> None:
@@ -63,7 +53,7 @@ def check_numeric(type_: Any, file: str, column: str) -> None:
         )
 
 
-def tensor_rows(column: Any, place: BatchPlace, shape: tuple[int, ...] | None) -> FloatArray:
+def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None) -> FloatArray:
     """The rows of a column of a type that `check_numeric` accepts.
 
     Args:
@@ -81,13 +71,14 @@ def tensor_rows(column: Any, place: BatchPlace, shape: tuple[int, ...] | None) -
     _check_valid(column, place, 1, "is null")
     found, values = _list_rows(column, place, 1)
     if shape is not None and found != shape:
-        raise place.error(0, f"has shape {list(found)}", f"{list(shape)}, as in the rows before")
+        raise DataError(f"{place(0)} has shape {list(found)}; expected {list(shape)}, as in the rows before")
     # What does not fit into float32 becomes infinite, and is refused as not finite.
     with np.errstate(over="ignore"):
         rows: FloatArray = values.reshape(num_rows, *found).astype(np.float32)
     is_finite = np.isfinite(rows.reshape(num_rows, -1)).all(axis=1)
     if not is_finite.all():
-        raise place.error(int((~is_finite).argmax()), "holds a value that is not finite", "finite numbers")
+        row = int((~is_finite).argmax())
+        raise DataError(f"{place(row)} holds a value that is not finite; expected finite numbers")
     return rows
 
 
@@ -114,7 +105,7 @@ def is_list(type_: Any) -> bool:
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
 
-def _list_rows(column: Any, place: BatchPlace, per_row: int) -> tuple[tuple[int, ...], Any]:
+def _list_rows(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
     """Shape below this level, and all values one after the other; `per_row` entries of `column` make up a row."""
     if isinstance(column.type, pa.FixedShapeTensorType):
         return _tensors(column, place, per_row)
@@ -125,21 +116,21 @@ def _list_rows(column: Any, place: BatchPlace, per_row: int) -> tuple[tuple[int,
     if (lengths != length).any():
         entry = int((lengths != length).argmax())
         found = f"has {lengths[entry]} values" + (" in a list" if per_row > 1 else "")
-        raise place.error(entry // per_row, found, f"{length}, as in the rows before")
+        raise DataError(f"{place(entry // per_row)} {found}; expected {length}, as in the rows before")
     if length == 0:
-        raise place.error(0, "has no values", "at least one")
+        raise DataError(f"{place(0)} has no values; expected at least one")
     below = column.flatten()
     _check_valid(below, place, per_row * length, "holds a null")
     shape, values = _list_rows(below, place, per_row * length)
     return (length, *shape), values
 
 
-def _tensors(column: Any, place: BatchPlace, per_row: int) -> tuple[tuple[int, ...], Any]:
+def _tensors(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
     """As `_list_rows`. Tensors are stored by other dimensions than those they have where the type permutes them."""
     stored = tuple(column.type.shape)
     order = column.type.permutation or range(len(stored))
     if 0 in stored:
-        raise place.error(0, f"has shape {list(stored)}", "at least one value")
+        raise DataError(f"{place(0)} has shape {list(stored)}; expected at least one value")
     below = column.storage.flatten()
     _check_valid(below, place, per_row * math.prod(stored), "holds a null")
     values = _plain(below).reshape(-1, *stored).transpose(0, *(1 + dimension for dimension in order))
@@ -151,7 +142,7 @@ def _plain(column: Any) -> Any:
     return values.to_numpy(zero_copy_only=False)
 
 
-def _check_valid(column: Any, place: BatchPlace, per_row: int, found: str) -> None:
+def _check_valid(column: Any, place: Place, per_row: int, found: str) -> None:
     if column.null_count:
         entry = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        raise place.error(entry // per_row, found, "a value in every row")
+        raise DataError(f"{place(entry // per_row)} {found}; expected a value in every row")
