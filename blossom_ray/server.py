@@ -99,6 +99,7 @@ def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[Client
         instance
         for instance, block in server.blocks.items()
         if instance.name in (FUSION, HEAD)
+        and not instance.copy
         and block.sent.values.size > block.num_parameters
         and len(senders.get(instance, ())) > 1
     )
