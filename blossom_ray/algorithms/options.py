@@ -9,9 +9,17 @@ from pydantic import Field
 
 from blossom_ray.algorithms.ditto import Ditto
 from blossom_ray.algorithms.feddyn import FedDyn
+from blossom_ray.algorithms.fedmsplit import FedMSplit
+from blossom_ray.algorithms.fednova import FedNova
+from blossom_ray.algorithms.fedprox import FedProx
+from blossom_ray.algorithms.fedrep import FedRep
+from blossom_ray.algorithms.harmony import Harmony
+from blossom_ray.algorithms.median import Median
+from blossom_ray.algorithms.random_sparsification import RandomSparsification
 from blossom_ray.algorithms.scaffold import Scaffold
 from blossom_ray.algorithms.seam import METHODS, has
 from blossom_ray.algorithms.server_optimizers import FedAvg, ServerOptimizer
+from blossom_ray.algorithms.trimmed_mean import TrimmedMean
 from blossom_ray.core.factories import call_factory
 from blossom_ray.core.section import Custom, Fraction, Positive, Section
 from blossom_ray.errors import InputError
@@ -42,7 +50,20 @@ class CustomAlgorithm(Custom):
 
 
 AlgorithmOption = Annotated[
-    FederatedAveraging | Scaffold | FedDyn | Ditto | CustomAlgorithm, Field(discriminator="kind")
+    FederatedAveraging
+    | FedProx
+    | Scaffold
+    | FedDyn
+    | FedNova
+    | Ditto
+    | FedRep
+    | FedMSplit
+    | Harmony
+    | Median
+    | TrimmedMean
+    | RandomSparsification
+    | CustomAlgorithm,
+    Field(discriminator="kind"),
 ]
 
 

@@ -215,6 +215,7 @@ class Client:
         after: The same of `after`, with the values trained; in `finish`.
         trained: All copies as training left them; in `finish`.
         num_steps: By averaged block, the steps of the model that its training took; in `finish`.
+        rates: By averaged block its learning rate; None with momentum or Adam, whose steps are no gradients.
     """
 
     layout: Layout

@@ -6,6 +6,7 @@ It takes shards, cohorts, initial values and the order of batches from the simul
 from __future__ import annotations
 
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from blossom_ray import Scenario
-from blossom_ray.core.blocks import Block, Scope
+from blossom_ray.core.blocks import Scope
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.models.build import build_client_model
 from blossom_ray.runtime.local import LocalRuntime
@@ -101,7 +102,8 @@ class World:
     """The federation as plain values.
 
     Attributes:
-        shared: The averaged blocks, by name (scopes other than shared and private are not for these loops).
+        shared: The averaged blocks: by name, and where each modality set has its own by `label`.
+        first: Their first values.
         private: By client its private blocks.
         n: Training samples of each client.
     """
@@ -136,7 +138,8 @@ class World:
                 if self.plan.scheme.scope(name) is Scope.PRIVATE:
                     self.private[profile.index][name] = vector
                 else:
-                    self.shared.setdefault(name, vector)
+                    self.shared.setdefault(self.label(profile.index, name), vector)
+        self.first = dict(self.shared)
 
     @property
     def rounds(self) -> range:
@@ -149,24 +152,38 @@ class World:
     def cohort(self, t: int) -> tuple[int, ...]:
         return self.population.cohort(self.scenario.seeds.training, t)
 
+    def label(self, client: int, block: str) -> str:
+        """Which of `shared` a client's block is."""
+        is_split = self.plan.scheme.scope(block) is Scope.SAME_MODALITIES
+        return f"{block} of {'+'.join(self.models[client].owned)}" if is_split else block
+
+    def averaged(self, client: int) -> list[str]:
+        """The client's blocks that are averaged."""
+        return [str(block) for block in self.models[client].blocks if block not in self.private[client]]
+
     def received(self, client: int) -> Blocks:
         """The averaged blocks that a client holds, copies."""
-        held = self.models[client].blocks
-        return {name: value.clone() for name, value in self.shared.items() if name in held}
+        return {block: self.shared[self.label(client, block)].clone() for block in self.averaged(client)}
 
-    def holders(self, block: str) -> list[int]:
-        return [client for client, model in self.models.items() if Block.named(block) in model.blocks]
+    def holders(self, label: str) -> list[int]:
+        return [k for k in self.models if label in [self.label(k, block) for block in self.averaged(k)]]
 
     def batches(self, client: int, t: int) -> Callable[[int], Iterator[tuple[dict[str, Tensor], Tensor]]]:
-        """A function from a number of epochs to the next batches of a client's round."""
-        draw = generator(self.scenario.seeds.training, Purpose.TRAINING, t, client)
+        """A function from a number of epochs to the next batches of a client's round; dropped modalities are not in."""
+        seed, dropout = self.scenario.seeds.training, self.scenario.training.modality_dropout
+        draw = generator(seed, Purpose.TRAINING, t, client)
+        drops = generator(seed, Purpose.MODALITY_DROPOUT, t, client)
         inputs, labels = self.shards[client]
 
         def more(epochs: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
             for _ in range(epochs):
                 order = torch.from_numpy(draw.permutation(len(labels)))
                 for rows in order.split(self.scenario.training.batch_size):
-                    yield {name: values[rows] for name, values in inputs.items()}, labels[rows]
+                    kept = list(inputs)
+                    if dropout and len(inputs) > 1:
+                        kept = [name for name, u in zip(inputs, drops.random(len(inputs)), strict=True) if u >= dropout]
+                        kept = kept or [list(inputs)[int(drops.integers(len(inputs)))]]
+                    yield {name: inputs[name][rows] for name in kept}, labels[rows]
 
         return more
 
@@ -197,7 +214,7 @@ class World:
         added: Callable[[str, Tensor], Tensor | float] = lambda block, w: 0.0,
         loss: Callable[..., Tensor] | None = None,
         only: Collection[str] | None = None,
-    ) -> tuple[Blocks, int]:
+    ) -> tuple[Blocks, Counter[str]]:
         """Plain SGD on a client's blocks; private ones are kept.
 
         Args:
@@ -210,9 +227,9 @@ class World:
             only: The blocks that are trained; None: all.
 
         Returns:
-            The new averaged blocks, and how many steps were taken.
+            The new averaged blocks, and by block in how many steps it was used.
         """
-        w, steps = {**self.private[client], **blocks}, 0
+        w, steps = {**self.private[client], **blocks}, Counter[str]()
         for inputs, labels in batches:
 
             def value(model: Any, inputs: Any = inputs, labels: Any = labels) -> Tensor:
@@ -225,17 +242,33 @@ class World:
                 name: x - rate * (g[name] + added(name, x)) if only is None or name in only else x
                 for name, x in w.items()
             }
-            steps += 1
+            steps.update(b for b in w if not b.startswith("encoder/") or b.removeprefix("encoder/") in inputs)
         for name in self.private[client]:
             self.private[client][name] = w[name]
         return {name: w[name] for name in blocks}, steps
 
+    def by_label(self, sent: Mapping[int, Blocks]) -> dict[str, dict[int, Tensor]]:
+        """What clients sent of each averaged block, by `label` and client, float64."""
+        found: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
+        for client, own in sent.items():
+            for block, value in own.items():
+                found[self.label(client, block)][client] = value.double()
+        return found
+
     def average(self, sent: Mapping[int, Blocks], weights: Mapping[int, float]) -> None:
         """Replace each averaged block by the weighted mean over those who sent it."""
-        for block in {name for own in sent.values() for name in own}:
-            owners = [client for client in sent if block in sent[client]]
-            total = sum(weights[c] * sent[c][block].double() for c in owners) / sum(weights[c] for c in owners)
-            self.shared[block] = total.float()
+        for label, own in self.by_label(sent).items():
+            total = sum(weights[c] * value for c, value in own.items()) / sum(weights[c] for c in own)
+            self.shared[label] = torch.as_tensor(total).float()
+
+
+def assert_kept(run: Simulated, copy: str, expected: Mapping[int, Blocks], tolerance: float = 2e-5) -> None:
+    """Clients that trained keep these values of a copy, by client and block."""
+    assert set(run.kept) == set(expected)
+    for client, blocks in expected.items():
+        assert run.kept[client][copy].keys() == blocks.keys()
+        for block, value in blocks.items():
+            assert_close(run.kept[client][copy][block], value, f"{copy} {block} of client {client}", tolerance)
 
 
 def assert_close(found: np.ndarray, expected: Tensor, what: str, tolerance: float = 2e-5) -> None:
@@ -245,8 +278,9 @@ def assert_close(found: np.ndarray, expected: Tensor, what: str, tolerance: floa
 
 def assert_model_equals(run: Simulated, world: World) -> None:
     """The server's model and all private blocks of clients that have trained are those of the loop."""
-    for block, value in world.shared.items():
-        assert_close(run.value(block), value, block)
+    for label, value in world.shared.items():
+        block, _, key = label.partition(" of ")
+        assert_close(run.value(block, key=key), value, label)
     for client, kept in run.kept.items():
         for block, own in kept["model"].items():
             assert_close(own, world.private[client][block], f"{block} of client {client}")

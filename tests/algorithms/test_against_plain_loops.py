@@ -28,7 +28,7 @@ def test_scaffold(engine: str, sharing: str) -> None:
             y, number = world.descend(
                 client, x, steps, world.rate(t), lambda b, _, k=control: c[b] - k[b] if b in c else 0.0
             )
-            new = {b: control[b] - c[b] + (x[b] - y[b]) / (number * world.rate(t)) for b in x}
+            new = {b: control[b] - c[b] + (x[b] - y[b]) / (number[b] * world.rate(t)) for b in x}
             changes[client] = {b: new[b] - control[b] for b in x}
             own[client], sent[client] = new, y
         world.average(sent, world.n)
