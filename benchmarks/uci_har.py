@@ -68,10 +68,10 @@ def ceiling(run: Run) -> float:
     targets = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).targets()
     federation = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed)
     present = [
-        len(np.unique(targets.labels[federation.test_rows(client)])) / targets.num_classes
+        len(np.unique(targets.labels[federation.test.of(client)])) / targets.num_classes
         for client in range(federation.num_clients)
     ]
-    return float(np.average(present, weights=federation.num_test))
+    return float(np.average(present, weights=federation.test.counts))
 
 
 def table(runs: dict[Case, Run], seeds: list[int]) -> str:

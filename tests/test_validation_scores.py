@@ -64,7 +64,7 @@ def test_scores_are_those_that_scikit_learn_finds_on_the_federation_s_rows(scena
     assert [each.client for each in record.validation] == [0, 1, 2, 3, 4]
     correct, matrix = 0.0, np.zeros((3, 3), np.int64)
     for scored, profile in zip(record.validation, preparation.population.profiles, strict=True):
-        rows = federation.validation_rows(scored.client)
+        rows = federation.validation.of(scored.client)
         assert scored.num_examples == len(rows) > 0
         workspace = client_workspace(preparation.plan, profile)
         blocks = {instance.name: block.values for instance, block in server.sent.items()}
@@ -82,7 +82,7 @@ def test_scores_are_those_that_scikit_learn_finds_on_the_federation_s_rows(scena
         assert scored.loss == pytest.approx(loss, rel=1e-5)
         correct += (labels == predicted).sum()
         matrix += confusion_matrix(labels, predicted, labels=[0, 1, 2])
-    assert record.metrics["validation/accuracy"] == pytest.approx(correct / federation.num_validation.sum())
+    assert record.metrics["validation/accuracy"] == pytest.approx(correct / federation.validation.counts.sum())
     assert record.metrics["validation/accuracy_pooled"] == pytest.approx(np.trace(matrix) / matrix.sum())
 
 

@@ -14,8 +14,7 @@ from typing import Annotated, NamedTuple, get_args
 from pydantic import Field
 
 from blossom_ray.core.scores import Task
-from blossom_ray.data.dataset import Targets
-from blossom_ray.data.division.federation import build_federation, groups_of
+from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.options import ClientGroup, Clients
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.files.archives import holds
@@ -108,21 +107,19 @@ def examine_federation(
     """
     try:
         targets = data.open(modalities, seed, task).targets()
-        groups = _groups(clients, targets)
+        if not isinstance(clients, str):
+            groups = clients
+        elif targets.clients is None:
+            found, expected = "is 'from-data', but the data do not say whose their samples are", "groups of clients"
+            raise PartitionError("clients", found, f"{expected}, or data with clients")
+        else:
+            members = sorted(targets.clients.members().items(), key=lambda item: "+".join(item[0]))
+            groups = tuple(ClientGroup(count=len(own), modalities=modalities) for modalities, own in members)
         sets = [tuple(sorted(group.modalities)) for group in groups for _ in range(group.count)]
         federation = build_federation(data, targets, len(sets), seed, sets)
-        found = federation.overlap(targets.pieces)
-        return Examination([], [str(found)] if found else [], bool(federation.num_validation.any()), groups)
+        overlap = federation.overlap(targets.pieces)
+        return Examination([], [str(overlap)] if overlap else [], len(federation.validation.flat) > 0, groups)
     except PartitionError as error:
         return Examination([(error.path, error.found, error.expected)], [])
     except InputError as error:
         return Examination([data.problem(error)], [])
-
-
-def _groups(clients: Clients, targets: Targets) -> tuple[ClientGroup, ...]:
-    if not isinstance(clients, str):
-        return clients
-    if targets.clients is None:
-        found, expected = "is 'from-data', but the data do not say whose their samples are", "groups of clients"
-        raise PartitionError("clients", found, f"{expected}, or data with clients")
-    return groups_of(targets.clients)

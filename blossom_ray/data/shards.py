@@ -116,9 +116,9 @@ def write_shards(
         folder=folder,
         shapes=dataset.input_shapes,
         batches=batches,
-        num_train=federation.num_train,
-        num_validation=federation.num_validation,
-        num_test=federation.num_test,
+        num_train=federation.train.counts,
+        num_validation=federation.validation.counts,
+        num_test=federation.test.counts,
     )
 
 

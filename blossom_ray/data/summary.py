@@ -102,9 +102,9 @@ def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     return [
         ClientShare(
             client=client,
-            num_train=len(federation.train_rows(client)),
-            num_validation=len(federation.validation_rows(client)),
-            num_test=len(federation.test_rows(client)),
+            num_train=len(federation.train.of(client)),
+            num_validation=len(federation.validation.of(client)),
+            num_test=len(federation.test.of(client)),
             labels=_labels(dataset, federation.rows(client)),
             num_subjects=_num_subjects(dataset, federation.rows(client)),
             name=federation.names[client] if federation.names else "",

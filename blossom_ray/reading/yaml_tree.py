@@ -104,16 +104,16 @@ def parse_yaml(text: str) -> Document:
     """Parse one YAML 1.2 document. Never raises for wrong content; a text without content is null."""
     builder = _Builder(text)
     try:
-        root = builder.document()
+        return Document(builder.document(), tuple(builder.problems))
     except _UnreadableError as error:
-        return Document(None, (*builder.problems, error.problem))
+        problem = error.problem
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         found = f"has the control character U+{ord(text[error.position]):04X}"
-        return Document(None, (*builder.problems, Problem("", found, "YAML 1.2 text", line=line)))
+        problem = Problem("", found, "YAML 1.2 text", line=line)
     except (YAMLError, ValueError, OverflowError) as error:
-        return Document(None, (*builder.problems, _syntax_problem(error, text)))
-    return Document(root, tuple(builder.problems))
+        problem = _syntax_problem(error, text)
+    return Document(None, (*builder.problems, problem))
 
 
 def resolve_scalar(text: str) -> Scalar:

@@ -96,7 +96,7 @@ def test_each_client_has_its_own_rows_and_no_others(kind: Kind, tmp_path: Path) 
     for client, name in enumerate(federation.names):
         assert sorted(federation.rows(client).tolist()) == [row for row in range(NUM_ROWS) if OWNERS[row] == name]
     # floor(0.3 * 8) of the rows of each are for testing.
-    assert federation.num_test.tolist() == [2, 2, 2]
+    assert federation.test.counts.tolist() == [2, 2, 2]
 
 
 @every_kind
@@ -105,20 +105,20 @@ def test_given_splits_are_the_clients_own(kind: Kind, tmp_path: Path) -> None:
     federation = federation_of(spec, targets)
     for client, name in enumerate(federation.names):
         own = [row for row in range(NUM_ROWS) if OWNERS[row] == name]
-        assert federation.train_rows(client).tolist() == [row for row in own if row < 12]
-        assert federation.validation_rows(client).tolist() == [row for row in own if 12 <= row < 18]
-        assert federation.test_rows(client).tolist() == [row for row in own if row >= 18]
+        assert federation.train.of(client).tolist() == [row for row in own if row < 12]
+        assert federation.validation.of(client).tolist() == [row for row in own if 12 <= row < 18]
+        assert federation.test.of(client).tolist() == [row for row in own if row >= 18]
 
 
 @every_kind
 def test_validation_rows_come_from_what_was_given_to_train_on(kind: Kind, tmp_path: Path) -> None:
     spec, targets = kind(tmp_path, rows_of(split=["train"] * 18 + ["test"] * 6))
     federation = federation_of(spec.model_copy(update={"validation_fraction": 0.34}), targets)
-    assert federation.num_validation.tolist() == [2, 2, 2]
+    assert federation.validation.counts.tolist() == [2, 2, 2]
     for client in range(3):
-        assert federation.test_rows(client).min() >= 18
-        assert [*federation.train_rows(client), *federation.validation_rows(client)] != []
-        assert max(*federation.train_rows(client), *federation.validation_rows(client)) < 18
+        assert federation.test.of(client).min() >= 18
+        assert [*federation.train.of(client), *federation.validation.of(client)] != []
+        assert max(*federation.train.of(client), *federation.validation.of(client)) < 18
     spec, targets = kind(tmp_path, rows_of(split=SPLITS))
     with pytest.raises(PartitionError, match=r"data\.validation_fraction is 0\.1, while the data say which rows"):
         federation_of(spec.model_copy(update={"validation_fraction": 0.1}), targets)
@@ -166,9 +166,9 @@ def test_the_order_of_rows_does_not_matter(order: list[int]) -> None:
     assert found.names == other.names
     for client in range(3):
         for mine, theirs in (
-            (found.train_rows(client), other.train_rows(client)),
-            (found.validation_rows(client), other.validation_rows(client)),
-            (found.test_rows(client), other.test_rows(client)),
+            (found.train.of(client), other.train.of(client)),
+            (found.validation.of(client), other.validation.of(client)),
+            (found.test.of(client), other.test.of(client)),
         ):
             assert sorted(mine.tolist()) == sorted(order[row] for row in theirs.tolist())
 
@@ -307,7 +307,7 @@ def test_a_recording_stands_on_one_side_of_the_splits_of_all_clients(kind: Kind,
     spec, targets = kind(tmp_path, rows_of(recording=[f"r{row // 2}" for row in range(NUM_ROWS)]))
     assert targets.recordings is not None
     federation = federation_of(spec, targets)
-    train, test = (set(targets.recordings[rows].tolist()) for rows in (federation.train, federation.test))
+    train, test = (set(targets.recordings[rows].tolist()) for rows in (federation.train.flat, federation.test.flat))
     assert not train & test
     assert len(test) == 3  # floor(0.3 * 12)
 

@@ -34,22 +34,22 @@ def test_every_row_belongs_to_one_client_and_one_side() -> None:
     spec = spec_of(samples=403, partition={"kind": "dirichlet", "alpha": 0.5})
     federation = build_federation(spec, synthetic_targets(spec, 0), 7, 0)
     assert federation.num_clients == 7
-    rows = [federation.train_rows(k).tolist() + federation.test_rows(k).tolist() for k in range(7)]
+    rows = [federation.train.of(k).tolist() + federation.test.of(k).tolist() for k in range(7)]
     assert sorted(row for own in rows for row in own) == list(range(403))
-    assert federation.num_train.tolist() == [len(federation.train_rows(k)) for k in range(7)]
-    assert federation.num_test.tolist() == [len(federation.test_rows(k)) for k in range(7)]
-    assert federation.num_test.tolist() == [int(0.3 * len(own) + 1e-9) for own in rows]
+    assert federation.train.counts.tolist() == [len(federation.train.of(k)) for k in range(7)]
+    assert federation.test.counts.tolist() == [len(federation.test.of(k)) for k in range(7)]
+    assert federation.test.counts.tolist() == [int(0.3 * len(own) + 1e-9) for own in rows]
 
 
 def test_validation_rows_change_no_test_row_and_come_from_training() -> None:
     plain, three = spec_of(samples=403), spec_of(samples=403, validation_fraction=0.1)
     without, federation = (build_federation(spec, synthetic_targets(spec, 0), 7, 0) for spec in (plain, three))
-    assert without.num_validation.tolist() == [0] * 7
-    assert federation.num_validation.tolist() == [int(0.1 * len(federation.rows(k)) + 1e-9) for k in range(7)]
-    assert np.array_equal(federation.test, without.test)
+    assert without.validation.counts.tolist() == [0] * 7
+    assert federation.validation.counts.tolist() == [int(0.1 * len(federation.rows(k)) + 1e-9) for k in range(7)]
+    assert np.array_equal(federation.test.flat, without.test.flat)
     assert federation.num_samples == without.num_samples == 403
     for k in range(7):
-        assert sorted([*federation.train_rows(k), *federation.validation_rows(k)]) == without.train_rows(k).tolist()
+        assert sorted([*federation.train.of(k), *federation.validation.of(k)]) == without.train.of(k).tolist()
     assert federation.digest() != without.digest()
 
 
@@ -58,7 +58,7 @@ def test_without_validation_rows_the_digest_is_what_it_was() -> None:
     spec = spec_of(samples=100)
     federation = build_federation(spec, synthetic_targets(spec, 0), 5, 0)
     digest = hashlib.sha256()
-    for rows in (federation.train, federation.train_ends, federation.test, federation.test_ends):
+    for rows in (federation.train.flat, federation.train.ends, federation.test.flat, federation.test.ends):
         digest.update(rows.astype("<i8").tobytes())
     assert federation.digest() == digest.hexdigest()
 
@@ -66,19 +66,19 @@ def test_without_validation_rows_the_digest_is_what_it_was() -> None:
 def test_no_object_per_client() -> None:
     spec = spec_of(samples=1000)
     federation = build_federation(spec, synthetic_targets(spec, 0), 10, 0)
-    assert federation.train.shape == (700,)
-    assert federation.test.shape == (300,)
-    assert federation.train_ends.tolist() == list(range(0, 701, 70))
-    assert federation.train_rows(3).base is federation.train
+    assert federation.train.flat.shape == (700,)
+    assert federation.test.flat.shape == (300,)
+    assert federation.train.ends.tolist() == list(range(0, 701, 70))
+    assert federation.train.of(3).base is federation.train.flat
 
 
 def test_the_federation_depends_on_the_seed() -> None:
     spec = spec_of(samples=100)
     targets = synthetic_targets(spec, 0)
     first, again, other = (build_federation(spec, targets, 5, seed) for seed in (0, 0, 1))
-    assert np.array_equal(first.train, again.train)
-    assert np.array_equal(first.test, again.test)
-    assert not np.array_equal(first.train, other.train)
+    assert np.array_equal(first.train.flat, again.train.flat)
+    assert np.array_equal(first.test.flat, again.test.flat)
+    assert not np.array_equal(first.train.flat, other.train.flat)
 
 
 def test_no_problems() -> None:
@@ -127,7 +127,7 @@ def test_problems_of_own_data_stand_at_data() -> None:
 def test_ten_thousand_clients() -> None:
     targets = Targets(np.arange(100_000) % 5, 5)
     federation = build_federation(spec_of(), targets, 10_000, 0)
-    assert federation.num_train.tolist() == [7] * 10_000
+    assert federation.train.counts.tolist() == [7] * 10_000
 
 
 @pytest.mark.data
@@ -143,8 +143,7 @@ def test_subjects_of_uci_har_do_not_cross_sides() -> None:
     seen: list[int] = []
     for client in range(5):
         train, test = (
-            set(targets.subjects[rows].tolist())
-            for rows in (federation.train_rows(client), federation.test_rows(client))
+            set(targets.subjects[rows].tolist()) for rows in (federation.train.of(client), federation.test.of(client))
         )
         assert not train & test
         seen += [*train, *test]

@@ -41,8 +41,8 @@ def test_the_ten_client_sizes_of_uci_har() -> None:
 def test_the_ten_client_sizes_from_the_official_archive(uci_har_zip: Path) -> None:
     targets = opened("uci-har", uci_har_zip, modalities=("acc", "gyro")).targets()
     federation = build_federation(section({"kind": "dirichlet"}), targets, 10, seed=5)
-    assert sorted((federation.num_train + federation.num_test).tolist()) == UCI_HAR_SIZES
-    assert (federation.num_test == (0.3 * (federation.num_train + federation.num_test)).astype(int)).all()
+    assert sorted((federation.train.counts + federation.test.counts).tolist()) == UCI_HAR_SIZES
+    assert (federation.test.counts == (0.3 * (federation.train.counts + federation.test.counts)).astype(int)).all()
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def reader(request: pytest.FixtureRequest, index: ShardIndex) -> ShardReader:
 def test_index(index: ShardIndex, federation: Federation) -> None:
     assert index.shapes == {"acc": (64, 3), "image": (1, 16, 16)}
     assert {modality: numbers.tolist() for modality, numbers in index.batches.items()} == OWNERS
-    assert index.num_train.tolist() == federation.num_train.tolist()
-    assert index.num_test.tolist() == federation.num_test.tolist()
+    assert index.num_train.tolist() == federation.train.counts.tolist()
+    assert index.num_test.tolist() == federation.test.counts.tolist()
 
 
 def test_each_client_reads_its_own_rows_and_modalities(
@@ -79,8 +79,8 @@ def test_each_client_reads_its_own_rows_and_modalities(
             shard = reader.shard(profile.index)
             assert tuple(sorted(shard.inputs)) == profile.modalities
             for rows, (inputs, labels) in (
-                (federation.train_rows(profile.index), shard.train()),
-                (federation.test_rows(profile.index), shard.test()),
+                (federation.train.of(profile.index), shard.train()),
+                (federation.test.of(profile.index), shard.test()),
             ):
                 assert labels.dtype == np.int64
                 assert np.array_equal(labels, dataset.labels[rows])
@@ -202,9 +202,9 @@ def test_validation_rows_stand_between_train_and_test_rows(dataset: Dataset, tmp
         with reader:
             shard = reader.shard(2)
             for (inputs, labels), rows in (
-                (shard.train(), federation.train_rows(2)),
-                (shard.validation(), federation.validation_rows(2)),
-                (shard.test(), federation.test_rows(2)),
+                (shard.train(), federation.train.of(2)),
+                (shard.validation(), federation.validation.of(2)),
+                (shard.test(), federation.test.of(2)),
             ):
                 assert np.array_equal(inputs["acc"], dataset.inputs["acc"][rows])
                 assert np.array_equal(labels, dataset.labels[rows])
@@ -256,7 +256,7 @@ def test_labels_of_several_columns(federation: Federation, dataset: Dataset, tmp
     buffers = {**pack(index, (2,)), **pack_held_out(index, ("acc",))}
     for reader in (ShardReader(index), ShardReader(index, buffers)):
         with reader:
-            np.testing.assert_array_equal(reader.shard(2).train()[1], labels[federation.train_rows(2)])
+            np.testing.assert_array_equal(reader.shard(2).train()[1], labels[federation.train.of(2)])
             assert reader.shard(2).labels.dtype == np.float32
             test_set = reader.held_out(("acc",))
             assert test_set is not None

@@ -176,8 +176,8 @@ def test_the_federation_is_told_with_its_figures(folder: Path, page: ReportPage)
         scenario = run.scenario
         targets = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).targets()
         federation = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed)
-        assert len(np.unique(np.concatenate([federation.train, federation.test]))) == 200
-        counts.append((int(federation.num_train.sum()), int(federation.num_test.sum())))
+        assert len(np.unique(np.concatenate([federation.train.flat, federation.test.flat]))) == 200
+        counts.append((int(federation.train.counts.sum()), int(federation.test.counts.sum())))
     ((train, test),) = set(counts)
     assert f"Samples: {train} to train on, {test} to test on and 30 held out from all clients." in text
     assert "4 clients: 2 with a, 2 with a+b." in text

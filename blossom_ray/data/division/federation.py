@@ -9,10 +9,10 @@ from typing import Self
 
 import numpy as np
 
-from blossom_ray.data.clients import SPLITS, GivenClients
+from blossom_ray.data.clients import SPLITS
 from blossom_ray.data.dataset import IntArray, Pieces, Targets
 from blossom_ray.data.division.blossom_code import reference_splits
-from blossom_ray.data.division.options import ClientGroup, Division, GivenPartition, SubjectPartition
+from blossom_ray.data.division.options import Division, GivenPartition, SubjectPartition
 from blossom_ray.data.division.partition import PartitionError, partition
 from blossom_ray.data.division.split import Split, split_parts
 
@@ -20,75 +20,65 @@ _NOBODY = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Federation:
-    """Train, validation and test rows of all clients, in three flat arrays.
+class ClientRows:
+    """Rows of all clients for one purpose, sorted within a client.
 
     Attributes:
-        train: Train rows of client 0, then of client 1, and so on; int64.
-        train_ends: (num_clients + 1,) int64: client k has `train[train_ends[k] : train_ends[k + 1]]`.
-        validation: Validation rows, in the same order; none where the scenario asks for none.
-        validation_ends: (num_clients + 1,) int64, as `train_ends`.
-        test: Test rows, in the same order.
-        test_ends: (num_clients + 1,) int64, as `train_ends`.
+        flat: Those of client 0, then of client 1, and so on; int64.
+        ends: (num_clients + 1,) int64: client k has `flat[ends[k] : ends[k + 1]]`.
+    """
+
+    flat: IntArray
+    ends: IntArray
+
+    @property
+    def counts(self) -> IntArray:
+        """(num_clients,) int64: rows of each client."""
+        return np.diff(self.ends)
+
+    def of(self, client: int) -> IntArray:
+        """The client's rows in the data set; a view."""
+        return self.flat[self.ends[client] : self.ends[client + 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Train, validation and test rows of all clients.
+
+    Attributes:
+        train: To train on.
+        validation: To choose on; none where the scenario asks for none.
+        test: To test on.
         names: What the user's data call each client, or its subjects; empty where clients are drawn from samples.
     """
 
-    train: IntArray
-    train_ends: IntArray
-    validation: IntArray
-    validation_ends: IntArray
-    test: IntArray
-    test_ends: IntArray
+    train: ClientRows
+    validation: ClientRows
+    test: ClientRows
     names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, splits: Sequence[Split]) -> Self:
         """The federation of these clients, in the order of their ids."""
-        train, validation, test = zip(*splits, strict=True)
-        ends = [np.cumsum([0, *map(len, rows)], dtype=np.int64) for rows in (train, validation, test)]
-        flat = [np.concatenate(rows) for rows in (train, validation, test)]
-        return cls(flat[0], ends[0], flat[1], ends[1], flat[2], ends[2])
+        train, validation, test = (
+            ClientRows(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))
+            for rows in zip(*splits, strict=True)
+        )
+        return cls(train, validation, test)
 
     @property
     def num_clients(self) -> int:
         """Number of clients."""
-        return len(self.train_ends) - 1
-
-    @property
-    def num_train(self) -> IntArray:
-        """(num_clients,) int64: training samples of each client."""
-        return np.diff(self.train_ends)
-
-    @property
-    def num_validation(self) -> IntArray:
-        """(num_clients,) int64: validation samples of each client."""
-        return np.diff(self.validation_ends)
-
-    @property
-    def num_test(self) -> IntArray:
-        """(num_clients,) int64: test samples of each client."""
-        return np.diff(self.test_ends)
+        return len(self.train.counts)
 
     @property
     def num_samples(self) -> int:
         """Samples of all clients together, for whatever they are."""
-        return len(self.train) + len(self.validation) + len(self.test)
-
-    def train_rows(self, client: int) -> IntArray:
-        """The client's training rows in the data set, sorted; a view."""
-        return self.train[self.train_ends[client] : self.train_ends[client + 1]]
-
-    def validation_rows(self, client: int) -> IntArray:
-        """The client's validation rows in the data set, sorted; a view."""
-        return self.validation[self.validation_ends[client] : self.validation_ends[client + 1]]
-
-    def test_rows(self, client: int) -> IntArray:
-        """The client's test rows in the data set, sorted; a view."""
-        return self.test[self.test_ends[client] : self.test_ends[client + 1]]
+        return sum(len(rows.flat) for rows in (self.train, self.validation, self.test))
 
     def rows(self, client: int) -> IntArray:
         """The client's train rows, then its validation rows, then its test rows."""
-        return np.concatenate([self.train_rows(client), self.validation_rows(client), self.test_rows(client)])
+        return np.concatenate([rows.of(client) for rows in (self.train, self.validation, self.test)])
 
     def overlap(self, pieces: Pieces | None) -> Overlap | None:
         """How many test windows have a part of themselves in a training window; None where none has.
@@ -101,13 +91,13 @@ class Federation:
             return None
         clients = np.arange(self.num_clients)
         trained_by = np.full(len(pieces.recordings), _NOBODY)
-        trained_by[self.train] = np.repeat(clients, self.num_train)
-        owners = np.repeat(clients, self.num_test)
-        by_any, by_own = (np.zeros(len(self.test), np.bool_) for _ in range(2))
+        trained_by[self.train.flat] = np.repeat(clients, self.train.counts)
+        windows, owners = self.test.flat, np.repeat(clients, self.test.counts)
+        by_any, by_own = (np.zeros(len(windows), np.bool_) for _ in range(2))
         for step in (-1, 1):
             # A window at an end of the data set has itself in the place of a neighbour: no training window.
-            neighbours = np.clip(self.test + step, 0, len(trained_by) - 1)
-            is_neighbour = pieces.recordings[neighbours] == pieces.recordings[self.test]
+            neighbours = np.clip(windows + step, 0, len(trained_by) - 1)
+            is_neighbour = pieces.recordings[neighbours] == pieces.recordings[windows]
             by_any |= is_neighbour & (trained_by[neighbours] != _NOBODY)
             by_own |= is_neighbour & (trained_by[neighbours] == owners)
         return Overlap(float(by_any.mean()), float(by_own.mean()), pieces.overlap) if by_any.any() else None
@@ -116,9 +106,9 @@ class Federation:
         """SHA-256 (hex) over all rows: equal where every client has the same rows for the same purposes."""
         digest = hashlib.sha256()
         # Without validation rows the digest is that of runs from before there were any.
-        validation = (self.validation, self.validation_ends) if len(self.validation) else ()
-        for rows in (self.train, self.train_ends, self.test, self.test_ends, *validation):
-            digest.update(np.ascontiguousarray(rows, dtype="<i8").data)
+        for rows in (self.train, self.test, *([self.validation] if len(self.validation.flat) else [])):
+            for values in (rows.flat, rows.ends):
+                digest.update(np.ascontiguousarray(values, dtype="<i8").data)
         return digest.hexdigest()
 
 
@@ -163,15 +153,6 @@ def _given_splits(
     halves = {"test_fraction": data.validation_fraction, "validation_fraction": 0.0}
     divided = split_parts([split.train for split in splits], data.model_copy(update=halves), targets, seed)
     return [Split(own.train, own.test, split.test) for own, split in zip(divided, splits, strict=True)]
-
-
-def groups_of(given: GivenClients) -> tuple[ClientGroup, ...]:
-    """The groups of clients that data give: one of each modality set, in sorted order of these."""
-    members = given.members()
-    return tuple(
-        ClientGroup(count=len(members[modalities]), modalities=modalities)
-        for modalities in sorted(members, key=lambda modalities: "+".join(modalities))
-    )
 
 
 def _names(data: Division, targets: Targets, parts: Sequence[IntArray]) -> Iterator[str]:

@@ -32,7 +32,7 @@ def standardized(dataset: Dataset, federation: Federation, profiles: Sequence[Cl
     scales = {}
     for modality, values in dataset.inputs.items():
         owners = [profile.index for profile in profiles if modality in profile.modalities]
-        scales[modality] = _scale(values, np.concatenate([federation.train_rows(client) for client in owners]))
+        scales[modality] = _scale(values, np.concatenate([federation.train.of(client) for client in owners]))
     held_out = dataset.held_out
     if held_out is not None:
         held_out = replace(held_out, inputs=_scaled(held_out.inputs, scales))

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,19 +43,12 @@ from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targ
 from blossom_ray.data.sets.base import DataSection, DatasetFacts
 from blossom_ray.errors import DataError
 
-
-class _Kind(NamedTuple):
-    """A shape family: the shape where none is given, and what its numbers are."""
-
-    shape: tuple[int, ...]
-    axes: str
-
-
 _KINDS = {
-    "sequence": _Kind((64, 3), "time, channels"),
-    "image": _Kind((1, 16, 16), "channels, height, width"),
-    "vector": _Kind((32,), "features"),
+    "sequence": ((64, 3), "time, channels"),
+    "image": ((1, 16, 16), "channels, height, width"),
+    "vector": ((32,), "features"),
 }
+"""Shape families: the shape where none is given, and what its numbers are."""
 # Ten million labels are 80 MB, and a few copies of them are needed to divide them over clients.
 _MOST_SAMPLES = 10_000_000
 _MOST_VALUES_OF_A_SAMPLE = 100_000_000
@@ -83,16 +76,16 @@ class SyntheticModality(Section):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
-        return self.shape or _KINDS[self.kind].shape
+        return self.shape or _KINDS[self.kind][0]
 
     def conflicts(self) -> Iterator[Finding]:
-        kind, shape = _KINDS[self.kind], self.sample_shape
+        (usual, axes), shape = _KINDS[self.kind], self.sample_shape
         if math.prod(shape) > _MOST_VALUES_OF_A_SAMPLE:
             expected = f"at most {_MOST_VALUES_OF_A_SAMPLE:,} values in a sample"
             yield Finding("shape", shown(self.shape), expected)
-        if len(shape) != len(kind.shape):
-            many = f"{len(kind.shape)} numbers" if len(kind.shape) > 1 else "1 number"
-            yield Finding("shape", shown(self.shape), f"{many} ({kind.axes}) for the kind {self.kind}")
+        if len(shape) != len(usual):
+            many = f"{len(usual)} numbers" if len(usual) > 1 else "1 number"
+            yield Finding("shape", shown(self.shape), f"{many} ({axes}) for the kind {self.kind}")
 
 
 class SyntheticData(DataSection):
@@ -236,11 +229,11 @@ class Synthetic:
 
     def _inputs(self, modality: str, labels: Labels, subjects: IntArray | None, purpose: Purpose) -> FloatArray:
         spec, section, stream = self.spec, self.spec.modality(modality), stable_number(modality)
-        shape, kind = section.sample_shape, _KINDS[section.kind]
-        if len(shape) != len(kind.shape):
+        shape, (usual, axes) = section.sample_shape, _KINDS[section.kind]
+        if len(shape) != len(usual):
             raise DataError(
                 f"data.modalities.{modality}.shape is {list(shape)}; "
-                f"expected {len(kind.shape)} numbers for kind {section.kind}: ({kind.axes})"
+                f"expected {len(usual)} numbers for kind {section.kind}: ({axes})"
             )
         samples = generator(self.seed, purpose, _SAMPLES, stream)
         seen, weights = self._content(modality, labels, samples)
