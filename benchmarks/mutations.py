@@ -32,8 +32,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch  # noqa: F401  # for the children
 
+# Some for the children, which are forked.
+import blossom_ray.cli.commands
+import blossom_ray.cli.console.runs
+import blossom_ray.runtime.local
+import blossom_ray.studies.reports.report  # noqa: F401
 from blossom_ray import Run, Scenario, sweep
 from blossom_ray.runs.session import record_run
 from blossom_ray.runs.table_files import read_table

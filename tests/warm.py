@@ -89,11 +89,17 @@ class Server:
 
 def main() -> None:
     """Fork for each request; a child returns as the process that was asked for."""
+    import pyarrow as pa
+
     import blossom_ray.cli.commands
+    import blossom_ray.cli.console.runs
     import blossom_ray.clients.host
     import blossom_ray.runtime.client_actor
+    import blossom_ray.runtime.local
     import blossom_ray.simulation
     import blossom_ray.studies.sweeps.cell_process  # noqa: F401 # all of them for the forks
+
+    pa.array([0])  # imports pandas, where it is installed
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -135,7 +135,7 @@ def _torch_as_it_starts() -> Iterator[None]:
         flushes = _flushes_denormals()
         try:
             torch.set_default_dtype(torch.float32)
-            torch.use_deterministic_algorithms(mode=False)
+            _use_deterministic(mode=False, warns_only=False)
             torch.set_float32_matmul_precision("highest")
             torch.set_num_threads(1)
             if flushes:
@@ -143,11 +143,20 @@ def _torch_as_it_starts() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
-            torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
+            _use_deterministic(is_deterministic, warns_only)
             torch.set_float32_matmul_precision(precision)
             torch.set_num_threads(num_threads)
             if flushes:
                 torch.set_flush_denormal(True)
+
+
+def _use_deterministic(mode: bool, warns_only: bool) -> None:
+    """Where it is another mode only: setting it imports PyTorch's compiler, which takes a second."""
+    if (mode, warns_only) != (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    ):
+        torch.use_deterministic_algorithms(mode, warn_only=warns_only)
 
 
 def _flushes_denormals() -> bool:

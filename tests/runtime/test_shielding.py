@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 from blossom_ray import Scenario, simulate
+from blossom_ray.reading.writer import scenario_yaml
 
 
 @contextmanager
@@ -88,9 +92,19 @@ def test_between_records_and_after_a_stream_was_closed_the_caller_has_its_settin
 def test_what_own_code_sets_does_not_reach_the_caller(small_scenario: Scenario) -> None:
     def head(input_dim: int, num_outputs: int) -> torch.nn.Module:
         torch.set_float32_matmul_precision("medium")
+        torch.use_deterministic_algorithms(True, warn_only=True)
         torch.set_num_threads(3)
         return torch.nn.Linear(input_dim, num_outputs)
 
     plain = settings()
     simulate(small_scenario.override({"model.head": {"kind": "custom", "factory": head}}))
     assert settings() == plain
+
+
+def test_a_run_does_without_the_compiler(small_scenario: Scenario, tmp_path: Path, warm_processes: None) -> None:
+    """PyTorch's own, which takes a second to import."""
+    (tmp_path / "small.yaml").write_text(scenario_yaml(small_scenario), encoding="utf-8")
+    code = "from blossom_ray import Scenario, simulate; simulate(Scenario.load('small.yaml'))"
+    code += "; import sys; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
