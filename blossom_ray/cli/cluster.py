@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ from blossom_ray.core.locations import local_path
 from blossom_ray.errors import InputError, RunError, first_line
 
 if TYPE_CHECKING:
-    from blossom_ray.studies.jobs.jobs import Job, Jobs
+    from blossom_ray.studies.jobs.jobs import Jobs
 
 _MOST_SHOWN = 20
 _MOST_ENVIRONMENT_BYTES = 2**20
@@ -216,22 +215,16 @@ def _some(start: str, names: list[str]) -> Iterator[str]:
 
 def _follow(jobs: Jobs, job_id: str) -> None:
     """Show what a job prints until it ends, and end with its success."""
-    with _say_how_to_return(jobs, job_id):
-        job: Job = jobs.follow(job_id, say_log)
-    if job.status != "SUCCEEDED":
-        raise RunError(f"job {job_id} ended as {job.status}: {first_line(job.message)}")
-
-
-@contextmanager
-def _say_how_to_return(jobs: Jobs, job_id: str) -> Iterator[None]:
     try:
-        yield
+        job = jobs.follow(job_id, say_log)
     except KeyboardInterrupt:
         fail(
             f"\nthe job goes on; watch it again: blossom-ray jobs logs {job_id} --follow --address {jobs.address}\n"
             f"end it: blossom-ray jobs stop {job_id} --address {jobs.address}",
             130,
         )
+    if job.status != "SUCCEEDED":
+        raise RunError(f"job {job_id} ended as {job.status}: {first_line(job.message)}")
 
 
 def _runtime_environment(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -257,6 +257,5 @@ def _progress_shown(*, as_json: bool) -> Iterator[None]:
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done, total=total)
 
-        listener: Callable[[str, int, int], None] = update
-        with listening(listener):
+        with listening(update):
             yield

@@ -86,6 +86,7 @@ def init(
     from blossom_ray.core.phrases import listed
     from blossom_ray.reading.init import FROM_DATA
     from blossom_ray.reading.writer import commented_yaml
+    from blossom_ray.storage import replacing, writing
 
     given: dict[str, Any] = {
         "dataset": dataset, "path": path, "clients": clients, "partition": partition, "sharing": sharing,
@@ -110,7 +111,15 @@ def init(
     # The data are asked again when it is run; what they gave now is told below.
     is_from_data = choices.clients.strip() == FROM_DATA
     written = scenario.model_copy(update={"clients": FROM_DATA}) if is_from_data else scenario
-    _write(target, _heading(target) + commented_yaml(written, defaults=full))
+    quoted_target = shlex.quote(str(target))
+    text = (
+        f"# Run this scenario: blossom-ray simulate {quoted_target}\n"
+        f"# What it would take: blossom-ray plan {quoted_target}\n"
+        "# Keys that are left out have defaults; all keys: blossom-ray schema --markdown\n\n"
+        f"{commented_yaml(written, defaults=full)}"
+    )
+    with writing(target), replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     facts = {"clients": scenario.num_clients, "rounds": scenario.rounds, "modalities": list(scenario.modalities)}
     if as_json:
         table: dict[str, Any] = {}
@@ -128,7 +137,7 @@ def init(
             lines.append(f"task: {scenario.task}, {len(classes)} {what}: {listed(classes)}{why}")
             lines += choices.table.seen
         lines += (f"no modality: {reason}" for reason in choices.table.left_out)
-        say(*lines, f"run it: blossom-ray simulate {shlex.quote(str(target))}")
+        say(*lines, f"run it: blossom-ray simulate {quoted_target}")
 
 
 def _scaffold(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Scenario, Choices]:
@@ -155,28 +164,27 @@ def _scaffold(answers: dict[str, Any], target: Path, *, force: bool) -> tuple[Sc
     try:
         scenario = scaffold(choices)
     except ScenarioError as error:
-        problems += [_blame(problem, answers) for problem in error.problems]
+        for problem in error.problems:
+            # One with something that was suggested for data that were given is one of these.
+            is_suggested = problem.source in _SUGGESTED and problem.source.removeprefix("--") not in answers
+            blamed = is_suggested and "path" in answers
+            problems.append(dataclasses.replace(problem, source="--path") if blamed else problem)
     if problems:
         raise ScenarioError(tuple(problems))
     return scenario, choices
 
 
-def _blame(problem: Problem, answers: dict[str, Any]) -> Problem:
-    """A problem with something that was suggested for data that were given is one of these."""
-    is_suggested = problem.source in _SUGGESTED and problem.source.removeprefix("--") not in answers
-    return dataclasses.replace(problem, source="--path") if is_suggested and "path" in answers else problem
-
-
 def _target_problems(target: Path, *, force: bool) -> list[Problem]:
     """What keeps a file from being written."""
     if target.is_dir():
-        return [Problem("", f"is {str(target)!r}, which is a folder", "a file", source="--out")]
-    if not target.parent.is_dir():
-        found = f"is {str(target)!r}, whose folder does not exist"
-        return [Problem("", found, "a file in a folder that is there", source="--out")]
-    if target.exists() and not force:
-        return [Problem("", f"is {str(target)!r}, which is there already", "a new file, or --force", source="--out")]
-    return []
+        wrong, expected = "which is a folder", "a file"
+    elif not target.parent.is_dir():
+        wrong, expected = "whose folder does not exist", "a file in a folder that is there"
+    elif target.exists() and not force:
+        wrong, expected = "which is there already", "a new file, or --force"
+    else:
+        return []
+    return [Problem("", f"is {str(target)!r}, {wrong}", expected, source="--out")]
 
 
 def _ask(answers: dict[str, Any], keys: list[str]) -> None:
@@ -216,24 +224,3 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
                 answers[key] = IntPrompt.ask("Rounds", default=default.rounds, console=console)
             case "out":
                 answers[key] = Prompt.ask("File", default=_DEFAULT_OUT, console=console)
-
-
-def _heading(target: Path) -> str:
-    name = shlex.quote(str(target))
-    return (
-        f"# Run this scenario: blossom-ray simulate {name}\n"
-        f"# What it would take: blossom-ray plan {name}\n"
-        "# Keys that are left out have defaults; all keys: blossom-ray schema --markdown\n\n"
-    )
-
-
-def _write(target: Path, text: str) -> None:
-    """Write the file as a whole or not at all.
-
-    Raises:
-        RunFolderError: It cannot be written.
-    """
-    from blossom_ray.storage import replacing, writing
-
-    with writing(target), replacing(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -63,6 +63,7 @@ Track = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one object per line.")]
+Parsed = TypeVar("Parsed")
 
 
 @app.callback(invoke_without_command=True)
@@ -109,16 +110,20 @@ def parse_settings(settings: Sequence[str], option: str = "--set") -> tuple[dict
     """Value by dotted path of options such as `--set`, and what is wrong with others."""
     from blossom_ray.reading.overrides import parse_assignment
 
+    assignments, problems = parse_each(lambda text: parse_assignment(text, option), settings)
+    return dict(assignments), problems
+
+
+def parse_each(parse: Callable[[str], Parsed], texts: Iterable[str]) -> tuple[list[Parsed], list[Problem]]:
+    """What some texts say, and what is wrong with others."""
+    parsed: list[Parsed] = []
     problems: list[Problem] = []
-    overrides: dict[str, Any] = {}
-    for text in settings:
+    for text in texts:
         try:
-            key, value = parse_assignment(text, option)
+            parsed.append(parse(text))
         except ScenarioError as error:
             problems += error.problems
-        else:
-            overrides[key] = value
-    return overrides, problems
+    return parsed, problems
 
 
 def track_targets(track: Sequence[str] | None) -> list[Target]:

@@ -214,7 +214,7 @@ def _view(scenario: Scenario, *, as_json: bool) -> Iterator[Callable[[RoundRecor
     from blossom_ray.cli.console.runs import choose_view
     from blossom_ray.cli.console.terminal import terminal
 
-    with choose_view(scenario, tuple(scenario.profiles()), terminal()) as view:
+    with choose_view(scenario, terminal()) as view:
         yield view.update
 
 

@@ -15,7 +15,7 @@ import typer
 
 from blossom_ray.cli import completion
 from blossom_ray.cli.interruption import Interruption, interruptible
-from blossom_ray.cli.options import Address, Json, Settings, Track, app, parse_settings, track_targets
+from blossom_ray.cli.options import Address, Json, Settings, Track, app, parse_each, parse_settings, track_targets
 from blossom_ray.cli.output import print_json, say, say_text, warn
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import BlossomError, InputError, Problem, ScenarioError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from blossom_ray.runs.folder import Run
     from blossom_ray.runs.tracking import Target, Tracking
     from blossom_ray.studies.comparison.comparing import Comparison
-    from blossom_ray.studies.sweeps.grid import Axis, Cell
+    from blossom_ray.studies.sweeps.grid import Cell
     from blossom_ray.studies.sweeps.sweeping import CellEvent
 
 
@@ -116,10 +116,8 @@ def sweep(
         column = check_choice(cells, choose, tune or [])
         trackings = _Trackings(track_targets(track))
         folder = out or default_folder(cells)
-        choosing = (
-            [] if choose is None else ["--choose", choose, *(word for key in tune or [] for word in ("--tune", key))]
-        )
-        compare_it = shlex.join(["blossom-ray", "compare", str(folder), *choosing])
+        options = [("--choose", choose), *(("--tune", key) for key in tune or [])] if choose is not None else []
+        compare_it = shlex.join(["blossom-ray", "compare", str(folder), *(word for pair in options for word in pair)])
         interruption.farewell = (
             f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
             f"{compare_it}"
@@ -257,18 +255,10 @@ def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, se
     from blossom_ray.studies.sweeps.grid import expand, parse_axis, parse_seeds
 
     overrides, problems = parse_settings(settings)
-    axes: list[Axis] = []
-    for text in vary:
-        try:
-            axes.append(parse_axis(text))
-        except ScenarioError as error:
-            problems += error.problems
-    numbers = None
-    try:
-        numbers = None if seeds is None else parse_seeds(seeds)
-    except ScenarioError as error:
-        problems += error.problems
+    axes, of_axes = parse_each(parse_axis, vary)
+    numbers, of_seeds = parse_each(parse_seeds, [] if seeds is None else [seeds])
     varied = {axis.path for axis in axes} | ({"seed"} if numbers else set())
+    problems += [*of_axes, *of_seeds]
     problems += [
         Problem(path, "is varied too", "each key in one option", source=f"--set {path}")
         for path in overrides
@@ -276,7 +266,7 @@ def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, se
     ]
     if problems:
         raise ScenarioError(tuple(problems))
-    return expand(scenarios, axes, numbers, overrides)
+    return expand(scenarios, axes, numbers[0] if numbers else None, overrides)
 
 
 def _follow(
@@ -363,10 +353,8 @@ def _run_of(event: CellEvent) -> Run | None:
     """The run of a cell that has ended; None where it goes on, or has none that can be read."""
     from blossom_ray.runs.folder import Run
 
-    if event.kind in ("started", "round"):
-        return None
     with suppress(BlossomError):
-        return Run.open(event.folder)
+        return None if event.kind in ("started", "round") else Run.open(event.folder)
     return None
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blossom_ray.algorithms.selection import Chunk, Signature, cohort_size, fraction_of
-from blossom_ray.algorithms.server_optimizers import ServerOptimizer
 from blossom_ray.authoring import rows_bytes
 from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.local_training import one_thread
@@ -28,14 +27,10 @@ from blossom_ray.server import initial_server
 
 @dataclass(frozen=True)
 class SetPlan:
-    """The clients of one modality set.
+    """The clients of one modality set, how many, with the samples of all of them.
 
     Attributes:
-        clients: Number of clients.
         chunks: Chunks that they are cut into.
-        train_samples: Training samples of all of them.
-        validation_samples: Validation samples of all of them.
-        test_samples: Test samples of all of them.
         parameters: Parameters of a client's model.
         engine: How a chunk is computed.
         seconds_per_sample: Seconds per training sample by engine; empty where nothing was timed.
@@ -53,12 +48,7 @@ class SetPlan:
 
 @dataclass(frozen=True)
 class Packing:
-    """A value of `execution.clients_per_actor`.
-
-    Attributes:
-        actors: The actors that it takes; None where it is refused.
-        refusal: Why it is refused, with numbers.
-    """
+    """A value of `execution.clients_per_actor`: the actors that it takes, or why, with numbers, it is refused."""
 
     actors: int | None
     refusal: str | None = None
@@ -191,14 +181,12 @@ def _packings(scenario: Scenario, room: Room, *, stacks: bool) -> dict[str, Pack
     fewest = math.ceil(num_clients / max(1, room.num_actors(execution.client_resources)))
     found: dict[str, Packing] = {}
     for value in dict.fromkeys([1, fewest, "auto", execution.clients_per_actor]):
-        if value == 1 and stacks:
-            refusal = (
-                "execution.clients_per_actor is 1, while training.engine stacks clients, which keeps them together"
-            )
-            found[str(value)] = Packing(None, refusal)
-            continue
         tried = execution.model_copy(update={"clients_per_actor": value})
         try:
+            if value == 1 and stacks:
+                raise InputError(
+                    "execution.clients_per_actor is 1, while training.engine stacks clients, which keeps them together"
+                )
             found[str(value)] = Packing(num_actors(tried, num_clients, room, whole_chunks=stacks))
         except InputError as error:
             found[str(value)] = Packing(None, str(error))
@@ -233,11 +221,9 @@ class BlockTraffic:
     """One block instance, or all private copies of a block together.
 
     Attributes:
-        scope: Its scope.
         holders: Clients that hold it.
         values: Values of one copy.
-        bytes_down: Bytes of it sent to clients in an average round.
-        bytes_up: Bytes of it sent back in an average round.
+        bytes_down: Bytes of it sent to clients in an average round; `bytes_up` are sent back.
     """
 
     scope: str
@@ -270,10 +256,6 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
 
     A client is sent a version once. A block changes in every round, so in an average one the cohort fetches it, unless
     the evaluation before has brought it, and so do the clients that score it.
-
-    Args:
-        preparation: The prepared federation.
-        workspaces: By modality set.
     """
     plan, population, evaluation = preparation.plan, preparation.population, preparation.scenario.evaluation
     num_clients = len(population.profiles)
@@ -351,13 +333,7 @@ def _first_updates(preparation: Preparation) -> dict[Signature, Mapping[BlockIns
 
 
 def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors: Sequence[int]) -> Memory:
-    """What the processes hold.
-
-    Args:
-        preparation: The prepared federation.
-        workspaces: By modality set.
-        actors: The actor of each client; in the local runtime one stands for the process itself.
-    """
+    """What the processes hold, by the actor of each client; in the local runtime one stands for the process itself."""
     plan, population, server = preparation.plan, preparation.population, preparation.scenario.server
     shared: dict[BlockInstance, int] = {}
     sums = num_own = 0
@@ -387,7 +363,9 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
     samples = int(preparation.shards.num_samples.sum())
     data = _FLOAT32 * samples * sum(math.prod(shape) for shape in plan.input_shapes.values())
     num_shared = sum(shared.values()) + num_own
-    driver = ACTOR_MEMORY_BYTES + data + num_shared * (_FLOAT32 + _FLOAT64 * (1 + _server_states(server.optimizer)))
+    # Vectors as long as a block that the server optimizer keeps of it; a user's own may keep other lengths, too.
+    num_states = sum(array.size for array in server.optimizer.init(1).values())
+    driver = ACTOR_MEMORY_BYTES + data + num_shared * (_FLOAT32 + _FLOAT64 * (1 + num_states))
     driver += sum(rows_bytes(plan, population).values())
     if preparation.scenario.execution.runtime == "local":
         own = driver + sum(loads.values()) - ACTOR_MEMORY_BYTES
@@ -407,8 +385,3 @@ def _model_bytes(preparation: Preparation, profile: ClientProfile, sizes: Mappin
     num_values = sum(size * (2 + len(optimizer.of(name).moments)) for name, size in sizes.items())
     num_values += 2 * num_extra
     return num_models * _FLOAT32 * num_values
-
-
-def _server_states(optimizer: ServerOptimizer) -> int:
-    """Vectors as long as a block that the server optimizer keeps of it; a user's own may keep other lengths, too."""
-    return sum(array.size for array in optimizer.init(1).values())

@@ -106,7 +106,7 @@ def test_plain_line_without_evaluation_and_after_the_last_round():
 
 def test_live_view_shows_progress_scores_and_blocks():
     console = make_console()
-    with LiveView(make_scenario(), PROFILES, console) as view:
+    with LiveView(make_scenario(), console) as view:
         view.update(make_record(0, accuracy=0.25))
         view.update(make_record(1, accuracy=0.612, seconds=3.0))
         text = draw(view, console)
@@ -125,7 +125,7 @@ def test_live_view_shows_progress_scores_and_blocks():
 
 def test_live_view_stays_narrow_with_a_long_history():
     console = make_console()
-    with LiveView(make_scenario(rounds=5000), PROFILES, console) as view:
+    with LiveView(make_scenario(rounds=5000), console) as view:
         for round_index in range(40):
             view.update(make_record(round_index, accuracy=round_index / 40, seconds=500.0))
         text = draw(view, console)
@@ -136,7 +136,7 @@ def test_live_view_stays_narrow_with_a_long_history():
 
 def test_live_view_keeps_the_scores_of_the_last_evaluation():
     console = make_console()
-    with LiveView(make_scenario(), PROFILES, console) as view:
+    with LiveView(make_scenario(), console) as view:
         assert "accuracy" not in draw(view, console)
         view.update(make_record(0, accuracy=0.25))
         view.update(make_record(1))
@@ -147,7 +147,7 @@ def test_live_view_keeps_the_scores_of_the_last_evaluation():
 
 def test_live_view_shows_the_held_out_scores():
     console = make_console()
-    with LiveView(make_scenario(), PROFILES, console) as view:
+    with LiveView(make_scenario(), console) as view:
         view.update(make_record(0, accuracy=0.25, held_out=True))
         assert "held-out acc" in draw(view, console)
 
@@ -155,7 +155,7 @@ def test_live_view_shows_the_held_out_scores():
 def test_live_view_on_an_ascii_terminal_without_colour():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     console = Console(file=stream, width=120, force_terminal=True, no_color=True, legacy_windows=False)
-    with LiveView(make_scenario(), PROFILES, console) as view:
+    with LiveView(make_scenario(), console) as view:
         view.update(make_record(0, accuracy=0.25))
         view.update(make_record(1, accuracy=0.5))
     stream.flush()
@@ -167,7 +167,7 @@ def test_live_view_on_an_ascii_terminal_without_colour():
 @pytest.mark.parametrize("error", [None, RuntimeError("client 3 failed")])
 def test_live_view_stays_on_the_screen_only_when_the_run_fails(error):
     console = make_console(force_terminal=True, height=50)
-    view = LiveView(make_scenario(), PROFILES, console)
+    view = LiveView(make_scenario(), console)
     try:
         with view:
             view.update(make_record(0, accuracy=0.25))
@@ -199,7 +199,7 @@ def live_words(view, **options):
 
 
 def test_live_view_shows_actors_and_failures():
-    with LiveView(make_scenario(), PROFILES, make_console(height=50)) as view:
+    with LiveView(make_scenario(), make_console(height=50)) as view:
         view.update(on_actors(make_record(0, accuracy=0.25), replaced=1))
         view.update(on_actors(make_record(1, accuracy=0.5), replaced=1, failures=(LOST,)))
         view.update(on_actors(make_record(2, accuracy=0.5)))
@@ -214,13 +214,13 @@ def test_live_view_shows_actors_and_failures():
 
 def test_live_view_before_anything_is_known_of_the_actors():
     record = replace(make_record(0), seconds={}, actors=(ActorRound(0, 3, 0.0, None, 0),))
-    with LiveView(make_scenario(), PROFILES, make_console(height=50)) as view:
+    with LiveView(make_scenario(), make_console(height=50)) as view:
         view.update(record)
         assert "0 3 up - -" in live_words(view)
 
 
 def test_live_view_cuts_long_failures_off_and_counts_those_it_does_not_show():
-    with LiveView(make_scenario(), PROFILES, make_console(height=50)) as view:
+    with LiveView(make_scenario(), make_console(height=50)) as view:
         view.update(replace(make_record(1), failures=(LOST,) * 5))
         text = draw(view, make_console())
     assert_narrow(text)
@@ -231,7 +231,7 @@ def test_live_view_cuts_long_failures_off_and_counts_those_it_does_not_show():
 def test_what_does_not_fit_on_the_screen_is_summed_up_from_below():
     def drawn(height):
         console = make_console(height=height)
-        with LiveView(make_scenario(), PROFILES, console) as view:
+        with LiveView(make_scenario(), console) as view:
             view.update(on_actors(make_record(0, accuracy=0.25)))
             view.update(on_actors(make_record(1, accuracy=0.5), replaced=1, failures=(LOST, LOST)))
             lines = draw(view, console).splitlines()
@@ -252,7 +252,7 @@ def test_what_does_not_fit_on_the_screen_is_summed_up_from_below():
 
 
 def test_many_actors_are_summed_up_whatever_the_screen():
-    with LiveView(make_scenario(), PROFILES, make_console(height=500)) as view:
+    with LiveView(make_scenario(), make_console(height=500)) as view:
         view.update(on_actors(make_record(1), num_actors=300))
         words = live_words(view)
     assert words[-1] == "300 actors, busy 50 % to 90 %, memory 54.0 GB, at most 200.0 MB each"
@@ -260,7 +260,7 @@ def test_many_actors_are_summed_up_whatever_the_screen():
 
 def test_a_round_that_takes_long_is_said_and_counted_off():
     now = 100.0
-    with LiveView(make_scenario(), PROFILES, make_console(), clock=lambda: now) as view:
+    with LiveView(make_scenario(), make_console(), clock=lambda: now) as view:
         assert live_words(view)[1] == "starting"
         now += 12.0
         assert live_words(view)[1] == "starting, 12 s"
@@ -295,8 +295,8 @@ def test_failure_line_by_hand():
 
 def test_a_view_is_chosen_by_the_console():
     scenario = make_scenario()
-    assert isinstance(choose_view(scenario, PROFILES, make_console()), PlainView)
-    assert isinstance(choose_view(scenario, PROFILES, make_console(force_terminal=True)), LiveView)
+    assert isinstance(choose_view(scenario, make_console()), PlainView)
+    assert isinstance(choose_view(scenario, make_console(force_terminal=True)), LiveView)
 
 
 def test_a_sharing_map_is_written_out():
@@ -391,7 +391,7 @@ def test_views_of_a_regression():
         view.update(record)
     assert "  loss 4.000  RMSE 2  MAE 1.5  R2 -  up" in printed(console).splitlines()[1]
     console = make_console()
-    with LiveView(scenario, PROFILES, console) as view:
+    with LiveView(scenario, console) as view:
         view.update(replace(record, metrics=scores | {"rmse": 3.0}))
         view.update(record)
         text = draw(view, console)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import compress
 from pathlib import Path
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from blossom_ray.core.blocks import ClientProfile
@@ -19,13 +19,7 @@ MOST_CLIENTS_SHOWN = 50
 
 
 def facts_text(name: str, facts: DatasetFacts, found: Path | None) -> Text:
-    """A data set as a paragraph of lines, one for each thing that is known of it.
-
-    Args:
-        name: What scenarios call it.
-        facts: What is known.
-        found: Where it lies, or None where it was not found or not looked for.
-    """
+    """A data set as a paragraph of lines, one for each thing that is known of it; the last is where it was found."""
     shapes = ", ".join(f"{modality} {shape}" for modality, shape in facts.shapes.items())
     lines = {
         "holds": facts.holds,
@@ -49,7 +43,8 @@ def facts_text(name: str, facts: DatasetFacts, found: Path | None) -> Text:
 def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> RenderableType:
     """Labels, modalities and size of a data set, the held-out set beside it."""
     held_out = summary.held_out
-    labels = plain_table(_label_title(summary), "samples" if summary.task != "regression" else "mean", "held-out")
+    titles = ("target", "mean") if summary.task == "regression" else ("class", "samples")
+    labels = plain_table(*titles, "held-out")
     for index, (name, number) in enumerate(summary.labels.items()):
         other = "" if held_out is None else _number(held_out.labels[name])
         labels.add_row(f"{index} {name}", _number(number), other)
@@ -58,11 +53,15 @@ def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> Rende
     if summary.num_subjects is not None:
         others = held_out.num_subjects if held_out is not None else None
         labels.add_row("subjects", f"{summary.num_subjects:,}", "" if others is None else f"{others:,}")
+    modalities = plain_table("modality", "shape", "lowest", "highest", "mean", "deviation")
+    for modality, values in summary.modalities.items():
+        numbers = (values.low, values.high, values.mean, values.deviation)
+        modalities.add_row(modality, str(values.shape), *(f"{number:.4g}" for number in numbers))
     memory = summary.memory_bytes + (0 if held_out is None else held_out.memory_bytes)
     return Group(
         line(f"{title}: {summary.task}, {format_bytes(memory)} in memory", "bold"),
         labels,
-        _modality_table(summary),
+        modalities,
         *(line(str(entry)) for entry in summary.left_out),
         line(f"fingerprint {fingerprint}"),
     )
@@ -70,35 +69,25 @@ def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> Rende
 
 def shares_view(found: Sequence[ClientShare], profiles: Sequence[ClientProfile]) -> RenderableType:
     """One row for each of the first clients: its modalities, its samples, and those of each class by its number."""
-    has_subjects = found[0].num_subjects is not None
+    shown = {
+        "client": True,
+        "name": any(share.name for share in found),
+        "modalities": True,
+        "train": True,
+        "validation": any(share.num_validation for share in found),
+        "test": True,
+        "subjects": found[0].num_subjects is not None,
+    }
     classes = [str(index) for index in range(len(found[0].labels))]
-    names = ["name"] if any(share.name for share in found) else []
-    validates = any(share.num_validation for share in found)
-    splits = ["train", "validation", "test"] if validates else ["train", "test"]
-    subject_title = ["subjects"] if has_subjects else []
-    table = plain_table("client", *names, "modalities", *splits, *subject_title, *classes)
+    table = plain_table(*compress(shown, shown.values()), *classes)
     for share, profile in list(zip(found, profiles, strict=True))[:MOST_CLIENTS_SHOWN]:
-        name = [share.name] if names else []
-        subjects = [str(share.num_subjects)] if has_subjects else []
+        cells = (share.client, share.name, profile.modality_set, share.num_train, share.num_validation, share.num_test)
         counts = [_number(number) for number in share.labels.values()]
-        sizes = [share.num_train, *([share.num_validation] if validates else []), share.num_test]
-        table.add_row(str(share.client), *name, profile.modality_set, *map(str, sizes), *subjects, *counts)
+        table.add_row(*map(str, compress((*cells, share.num_subjects), shown.values())), *counts)
     title = line("clients, with their samples by class", "bold")
     rest = len(found) - MOST_CLIENTS_SHOWN
     more = [line(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []
     return Group(title, table, *more)
-
-
-def _modality_table(summary: DatasetSummary) -> Table:
-    table = plain_table("modality", "shape", "lowest", "highest", "mean", "deviation")
-    for modality, values in summary.modalities.items():
-        numbers = (values.low, values.high, values.mean, values.deviation)
-        table.add_row(modality, str(values.shape), *(f"{number:.4g}" for number in numbers))
-    return table
-
-
-def _label_title(summary: DatasetSummary) -> str:
-    return "target" if summary.task == "regression" else "class"
 
 
 def _number(number: float) -> str:

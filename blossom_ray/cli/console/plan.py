@@ -17,17 +17,11 @@ if TYPE_CHECKING:
 
 
 def plan_view(scenario: Scenario, plan: Plan, where: str) -> RenderableType:
-    """The whole plan.
-
-    Args:
-        scenario: What is planned.
-        plan: Its plan.
-        where: What offers the room, such as "this machine (Ray not started)".
-    """
+    """The whole plan; `where` is what offers the room, such as "this machine; Ray is not started"."""
     return Group(
         line(title(scenario)),
         _clients(plan),
-        *_placement(plan, where),
+        _placement(plan, where),
         _traffic(plan),
         *_time(scenario, plan),
         *(line(f"note: {note}") for note in plan.notes),
@@ -55,19 +49,13 @@ def _clients(plan: Plan) -> Table:
     table = plain_table("modalities", "clients", "chunks", "samples", "parameters", "engine", "us/sample")
     for name, found in plan.sets.items():
         seconds = found.seconds_per_sample.get(found.engine)
-        table.add_row(
-            name,
-            f"{found.clients:,}",
-            f"{found.chunks:,}",
-            f"{found.train_samples:,}",
-            f"{found.parameters:,}",
-            found.engine,
-            "" if seconds is None else f"{1e6 * seconds:.0f}",
-        )
+        counts = (found.clients, found.chunks, found.train_samples, found.parameters)
+        time = "" if seconds is None else f"{1e6 * seconds:.0f}"
+        table.add_row(name, *(f"{count:,}" for count in counts), found.engine, time)
     return table
 
 
-def _placement(plan: Plan, where: str) -> Iterator[RenderableType]:
+def _placement(plan: Plan, where: str) -> Table:
     memory, room = plan.memory, plan.room
     num_clients = sum(found.clients for found in plan.sets.values())
     rows = [("a round", f"{plan.clients_per_round:,} of {num_clients:,} clients")]
@@ -89,7 +77,7 @@ def _placement(plan: Plan, where: str) -> Iterator[RenderableType]:
     table.add_column(overflow="fold")
     for label, value in rows:
         table.add_row(label, line(value))
-    yield table
+    return table
 
 
 def _traffic(plan: Plan) -> Table:

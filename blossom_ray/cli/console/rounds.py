@@ -52,19 +52,14 @@ def score_table(
     curves: Mapping[str, Sequence[float]] | None = None,
     bars: str = BARS,
 ) -> Table:
-    """Scores by modality set, then over all clients, then what else the summary has.
+    """Scores of an evaluated round by modality set, then over all clients, then what else its summary has.
 
     That is: over the clients that have trained, where others are scored with blocks of their own that never were;
     on validation splits; after fine-tuning; on the held-out set. In a round that scores validation splits alone, all of
     them are of these.
 
-    Args:
-        metrics: The summary of an evaluated round.
-        num_clients: Number of clients by modality set.
-        task: The task, whose scores are the columns.
-        curves: Values of the task's first score so far by modality set as `modality_suffixes` gives it, "" for all
-            clients; drawn as a last column. None: no such column.
-        bars: Characters for the curves, from low to high.
+    If there are `curves`, they are a last column: values of the task's first score so far by modality set as
+    `modality_suffixes` gives it, "" for all clients, drawn in `bars`, from low to high.
     """
     scores = shown_scores(task)
     columns = ["modalities", "clients", *(score.label for score in scores), "loss"]
@@ -106,14 +101,8 @@ def block_table(record: RoundRecord) -> Table:
     """One row per block instance: who trained it, what was sent, how far the server moved it."""
     table = plain_table("block", "scope", "clients", "down", "up", "update")
     for block in record.blocks:
-        table.add_row(
-            str(block.instance),
-            str(block.instance.scope),
-            str(block.contributors),
-            format_bytes(block.bytes_down),
-            format_bytes(block.bytes_up),
-            f"{block.update_norm:.3g}",
-        )
+        who = (str(block.instance), str(block.instance.scope), str(block.contributors))
+        table.add_row(*who, format_bytes(block.bytes_down), format_bytes(block.bytes_up), f"{block.update_norm:.3g}")
     return table
 
 
@@ -125,22 +114,13 @@ def block_summary(record: RoundRecord) -> str:
 
 
 def actor_table(record: RoundRecord, replaced: Mapping[int, int]) -> Table:
-    """One row per client actor: its clients, its state, the share of the round that it computed, its memory.
-
-    Args:
-        record: The round.
-        replaced: How often each actor was replaced so far.
-    """
+    """One row per client actor: its clients, how often it was replaced, its share of the round's time, its memory."""
     table = plain_table("actor", "clients", "state", "busy", "memory")
     for actor in record.actors:
         times = replaced[actor.actor]
-        table.add_row(
-            str(actor.actor),
-            str(actor.num_clients),
-            f"replaced {times}x" if times else "up",
-            _percent(_busy(record, actor)),
-            "-" if actor.memory_bytes is None else format_bytes(actor.memory_bytes),
-        )
+        state = f"replaced {times}x" if times else "up"
+        memory = "-" if actor.memory_bytes is None else format_bytes(actor.memory_bytes)
+        table.add_row(str(actor.actor), str(actor.num_clients), state, _percent(_busy(record, actor)), memory)
     return table
 
 

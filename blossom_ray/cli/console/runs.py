@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -31,7 +30,7 @@ from blossom_ray.cli.console.rounds import (
     stopped_line,
     title,
 )
-from blossom_ray.core.blocks import BlockInstance, ClientProfile
+from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import default_score
 from blossom_ray.studies.tables import (
@@ -57,9 +56,9 @@ _MOST_ACTOR_ROWS = 16
 _SILENCE_S = 2.0
 
 
-def choose_view(scenario: Scenario, profiles: Sequence[ClientProfile], console: Console) -> LiveView | PlainView:
+def choose_view(scenario: Scenario, console: Console) -> LiveView | PlainView:
     """A live view on a terminal, a line per round off one."""
-    return LiveView(scenario, profiles, console) if console.is_terminal else PlainView(scenario, console)
+    return LiveView(scenario, console) if console.is_terminal else PlainView(scenario, console)
 
 
 class PlainView:
@@ -83,10 +82,7 @@ class PlainView:
         """Print the round's line, and one for each of its failures."""
         self._pace.add(record)
         metrics, rounds = record.metrics, self._scenario.rounds
-        parts = [
-            f"round {record.round_index:>{len(str(rounds))}}/{rounds}",
-            format_seconds(self._pace.last_s),
-        ]
+        parts = [f"round {record.round_index:>{len(str(rounds))}}/{rounds}", format_seconds(self._pace.last_s)]
         if "train_loss" in metrics:
             parts.append(f"train loss {metrics['train_loss']:.3f}")
         for prefix in ("", "validation/"):
@@ -110,8 +106,7 @@ class PlainView:
         self._console.print(line(text), soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A part of the screen, and what stands for it where there is no room."""
 
     full: RenderableType
@@ -123,23 +118,11 @@ class LiveView:
 
     What does not fit on the screen gives way to a line that sums it up: actors first, then blocks. The view leaves the
     screen when the run ends well, since `final_summary` says the same; it stays when the run fails.
-
-    Args:
-        scenario: What is run.
-        profiles: All clients.
-        console: A terminal.
-        clock: Seconds of a clock that only goes forward.
     """
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        profiles: Sequence[ClientProfile],
-        console: Console,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, scenario: Scenario, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._scenario, self._console, self._clock = scenario, console, clock
-        self._num_clients = Counter(profile.modality_set for profile in profiles)
+        self._num_clients = Counter(profile.modality_set for profile in scenario.profiles())
         self._pace = Pace(scenario.rounds)
         self._curves: dict[str, list[float]] = {}
         # Where the last round alone has scores on test splits, the curves are of those of all rounds.
@@ -179,18 +162,16 @@ class LiveView:
                         self._curves.setdefault(row, []).append(record.metrics[f"{name}{row}"])
 
     def _render(self) -> RenderableType:
+        def height(part: RenderableType) -> int:
+            return len(self._console.render_lines(part, pad=False))
+
         with self._lock:
             parts = [*self._parts()]
+        drawn, heights = [part.full for part in parts], [height(part.full) for part in parts]
         # Shortened from the last one on, until all of them fit.
-        shortened = [index for index in reversed(range(len(parts))) if parts[index].short is not None]
-        drawn = [part.full for part in parts]
-        heights = [len(self._console.render_lines(part, pad=False)) for part in drawn]
-        for index in shortened:
-            if sum(heights) < self._console.height:
-                break
-            short = parts[index].short
-            assert short is not None, "only those that can be shortened are"
-            drawn[index], heights[index] = short, len(self._console.render_lines(short, pad=False))
+        for index, part in reversed([*enumerate(parts)]):
+            if part.short is not None and sum(heights) >= self._console.height:
+                drawn[index], heights[index] = part.short, height(part.short)
         return Group(*drawn)
 
     def _parts(self) -> Iterator[_Part]:
@@ -226,11 +207,8 @@ class LiveView:
             return line("starting" + (f", {format_seconds(waited_s)}" if is_silent else ""))
         done = record.round_index
         grid = Table.grid(padding=(0, 2))
-        cells: list[RenderableType] = [
-            f"round {done}/{rounds}",
-            ProgressBar(rounds, done, width=16),
-            f"{format_seconds(self._pace.last_s)} (mean {format_seconds(self._pace.mean_s)})",
-        ]
+        pace = f"{format_seconds(self._pace.last_s)} (mean {format_seconds(self._pace.mean_s)})"
+        cells: list[RenderableType] = [f"round {done}/{rounds}", ProgressBar(rounds, done, width=16), pace]
         if is_silent and done < rounds:
             cells.append(f"next for {format_seconds(waited_s)}")
         if self._pace.left_s is not None:

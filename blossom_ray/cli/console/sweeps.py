@@ -29,12 +29,8 @@ def sweep_view(
 ) -> Iterator[Callable[[CellEvent], None]]:
     """A live view on a terminal, lines off one; yields what shows an event.
 
-    The live view leaves the screen when the sweep ends well; lines, which are for logs and pipes, are not wrapped.
-
-    Args:
-        cells: The sweep's cells.
-        console: Where it is shown.
-        column: The score that is shown, such as `validation/accuracy`; None: what each cell's task is judged by.
+    The live view leaves the screen when the sweep ends well; lines, which are for logs and pipes, are not wrapped. The
+    score in `column`, such as `validation/accuracy`, is shown; None: what each cell's task is judged by.
     """
     tally = _Tally(cells, column)
     if not console.is_terminal:

@@ -21,10 +21,6 @@ def fitting_jobs(scenarios: Sequence[Scenario], room: Room) -> int:
 
     One core each finishes a grid sooner than all cores for one cell after the other (docs/sweeps.md): nothing waits
     for a slower client. Scenarios that say how their clients are placed get what they ask for.
-
-    Args:
-        scenarios: Those of the cells.
-        room: What the cluster, or this machine, offers.
     """
     return max(1, min(math.floor(room.memory_bytes / _CELL_MEMORY_BYTES), *(_fits(each, room) for each in scenarios)))
 
@@ -49,14 +45,7 @@ def choose_jobs(jobs: int | None, scenarios: Sequence[Scenario], room: Room) -> 
 def choose_runtimes(
     scenarios: Sequence[Scenario], jobs: int | None, room: Room, *, has_cluster: bool
 ) -> list[Scenario]:
-    """The cells' scenarios: `without_ray` where there is no cluster and no more than a core for each cell.
-
-    Args:
-        scenarios: Those of the cells.
-        jobs: Cells at a time; None: `fitting_jobs`.
-        room: What this machine offers.
-        has_cluster: Whether Ray runs already.
-    """
+    """The cells' scenarios: `without_ray` where no Ray runs and this machine has no more than a core for each cell."""
     num_lanes = min(jobs or fitting_jobs(scenarios, room), len(scenarios))
     if has_cluster or room.num_cpus / num_lanes >= 2:
         return [*scenarios]
@@ -64,44 +53,35 @@ def choose_runtimes(
 
 
 def place_clients(scenario: Scenario, share: float) -> Scenario:
-    """A cell's scenario with its clients packed into one actor per core of its share.
+    """A cell's scenario with its clients packed into one actor per core of its share of CPU cores.
 
-    Args:
-        scenario: What is run. Where it says how many clients share an actor, or asks for GPUs, nothing is changed.
-        share: CPU cores of the cell.
+    Where it says how many clients share an actor, or asks for GPUs, nothing is changed.
     """
     if not _is_packed(scenario):
         return scenario
-    num_actors = max(1, math.floor(share + 1e-9))
-    return scenario.override(
-        {
-            "execution.clients_per_actor": math.ceil(scenario.num_clients / num_actors),
-            "execution.client_resources.num_cpus": min(1.0, share),
-        }
-    )
+    per_actor = math.ceil(scenario.num_clients / max(1, math.floor(share + 1e-9)))
+    cores = {"execution.client_resources.num_cpus": min(1.0, share)}
+    return scenario.override({"execution.clients_per_actor": per_actor, **cores})
 
 
 def without_ray(scenario: Scenario) -> Scenario:
     """A cell's scenario for a process of its own instead of actors, where it leaves its runtime open.
 
     Numbers do not depend on it, and on one machine it is sooner done: one process per cell, which serves many cells,
-    instead of a new driver actor and client actor for each.
-
-    Args:
-        scenario: What is run. Where it says `execution.runtime` or how its clients are placed, asks for GPUs, or holds
-            own code that only this process has, nothing is changed.
+    instead of a new driver actor and client actor for each. Where a scenario says `execution.runtime` or how its
+    clients are placed, asks for GPUs, or holds own code that only this process has, nothing is changed.
     """
-    if "runtime" in scenario.execution.model_fields_set or not _is_packed(scenario) or not _can_travel(scenario):
+    if "runtime" in scenario.execution.model_fields_set or not _is_packed(scenario):
         return scenario
-    return scenario.override({"execution.runtime": "local"})
+    try:
+        can_travel = b"__main__" not in pickle.dumps(scenario)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        can_travel = False
+    return scenario.override({"execution.runtime": "local"}) if can_travel else scenario
 
 
 def has_cluster(address: str | None = None) -> bool:
-    """Whether Ray runs already: a session of this process, or a cluster that an address or `RAY_ADDRESS` names.
-
-    Args:
-        address: As in `cluster.session`.
-    """
+    """Whether Ray runs already: a session of this process, or a cluster that an address or `RAY_ADDRESS` names."""
     if (address or os.environ.get("RAY_ADDRESS") or "local") != "local":
         return True
     if "ray" not in sys.modules:
@@ -109,13 +89,6 @@ def has_cluster(address: str | None = None) -> bool:
     from blossom_ray.runtime import cluster
 
     return cluster.is_running()
-
-
-def _can_travel(scenario: Scenario) -> bool:
-    try:
-        return b"__main__" not in pickle.dumps(scenario)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return False
 
 
 def _is_packed(scenario: Scenario) -> bool:

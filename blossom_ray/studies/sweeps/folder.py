@@ -162,9 +162,7 @@ class Sweep:
             RunFolderError: Its manifest is damaged.
         """
         folder = self.folder(identity)
-        if not (folder / MANIFEST_FILE).exists():
-            return "not begun"
-        return Run.open(folder).status
+        return Run.open(folder).status if (folder / MANIFEST_FILE).exists() else "not begun"
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -213,16 +211,10 @@ def _make_folder(path: Path) -> None:
 
 def _folder_of(path: Path, cell: Cell, taken: set[str]) -> str:
     """A cell's name, or with a part of its identity where that folder is another cell's."""
-    unique = f"{cell.name}-{cell.identity[:6]}"
-    if cell.name in taken:
-        return unique
-    if (path / cell.name / MANIFEST_FILE).exists() and not _is_run_of(path / cell.name, cell):
-        return unique
-    return cell.name
-
-
-def _is_run_of(folder: Path, cell: Cell) -> bool:
-    try:
-        return identity(Run.open(folder).scenario) == cell.identity
-    except BlossomError:
-        return False
+    is_free = cell.name not in taken
+    if is_free and (path / cell.name / MANIFEST_FILE).exists():
+        try:
+            is_free = identity(Run.open(path / cell.name).scenario) == cell.identity
+        except BlossomError:
+            is_free = False
+    return cell.name if is_free else f"{cell.name}-{cell.identity[:6]}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -128,18 +127,30 @@ def expand(
     problems: dict[Problem, list[str]] = {}
     num_cells: Counter[str | None] = Counter()
     for base in bases:
-        for values in product(*(axis.values for axis in axes)):
-            setting = dict(zip((axis.path for axis in axes), values, strict=True))
-            num_cells[_file(base)] += 1
+        for each in product(*(axis.values for axis in axes)):
+            setting = dict(zip((axis.path for axis in axes), each, strict=True))
+            values = {path: value for path, value in (overrides or {}).items() if path not in setting} | setting
+            sources = {path: f"--{'vary' if path in setting else 'set'} {path}" for path in values}
             try:
-                found.append((_read(inspector, base, dict(overrides or {}), setting), setting))
+                if isinstance(base, Scenario):
+                    num_cells[None] += 1
+                    scenario = inspector.check(base.override(values))
+                else:
+                    num_cells[str(base)] += 1
+                    scenario = inspector.read(base, values, sources)
             except ScenarioError as error:
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(setting_name(setting))
+            else:
+                found.append((scenario, setting))
     if problems:
-        raise ScenarioError(
-            tuple(_with_cells(problem, cells, num_cells[problem.file]) for problem, cells in problems.items())
-        )
+        told = []
+        for problem, cells in problems.items():
+            total = num_cells[problem.file]
+            note = f"in {len(cells)} of {total} cells, the first is {cells[0]}"
+            # Of a problem that all cells of its file have, none has to be named.
+            told.append(replace(problem, note=note) if len(cells) < total and cells[0] else problem)
+        raise ScenarioError(tuple(told))
     return tuple(_name_cells(found, several_names=len({scenario.name for scenario, _ in found}) > 1))
 
 
@@ -202,27 +213,6 @@ def _check_axes(axes: Sequence[Axis]) -> None:
         raise ScenarioError(tuple(problems))
 
 
-def _file(base: Path | Scenario) -> str | None:
-    return None if isinstance(base, Scenario) else str(base)
-
-
-def _read(
-    inspector: Inspector, base: Path | Scenario, overrides: Mapping[str, Any], setting: Mapping[str, Any]
-) -> Scenario:
-    values = {**{path: value for path, value in overrides.items() if path not in setting}, **setting}
-    if isinstance(base, Scenario):
-        return inspector.check(base.override(values))
-    sources = {path: f"--set {path}" for path in overrides} | {path: f"--vary {path}" for path in setting}
-    return inspector.read(base, values, sources)
-
-
-def _with_cells(problem: Problem, cells: Sequence[str], num_cells: int) -> Problem:
-    """A problem with the cells that have it, where the others of its file do not."""
-    if len(cells) >= num_cells or not cells[0]:
-        return problem
-    return dataclasses.replace(problem, note=f"in {len(cells)} of {num_cells} cells, the first is {cells[0]}")
-
-
 def _name_cells(found: Sequence[tuple[Scenario, dict[str, Any]]], *, several_names: bool) -> Iterator[Cell]:
     """Cells with unique names; two that give the same numbers are refused."""
     seen: dict[str, str] = {}
@@ -242,14 +232,11 @@ def _name_cells(found: Sequence[tuple[Scenario, dict[str, Any]]], *, several_nam
             name = f"{name}-{key[:6]}"
         names.add(name)
         setting = {"name": scenario.name} if several_names else {}
-        setting |= {path: _as_json(value) for path, value in values.items() if path not in SEED_KEYS}
+        plain = {path: value for path, value in values.items() if path not in SEED_KEYS}
+        setting |= json.loads(json.dumps(plain, default=_callable_name))
         yield Cell(scenario, setting, name, key)
     if problems:
         raise ScenarioError(tuple(problems))
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=_callable_name))
 
 
 def _callable_name(value: object) -> str:
