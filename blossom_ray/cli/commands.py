@@ -17,7 +17,7 @@ import typer
 
 # In the order of --help.
 # isort: off
-from blossom_ray.cli import init, runs, scenarios, sweeps, report, cluster, doctor, data, completion
+from blossom_ray.cli import init, runs, scenarios, sweeps, cluster, doctor, data, completion
 # isort: on
 
 from blossom_ray.cli.options import app
@@ -26,18 +26,14 @@ from blossom_ray.errors import BlossomError, ClientError, InputError, ScenarioEr
 from blossom_ray.text import brief
 
 __all__ = [
-    "app", "cluster", "data", "doctor", "init", "report", "run", "runs", "scenarios", "sweeps",
+    "app", "cluster", "data", "doctor", "init", "run", "runs", "scenarios", "sweeps",
 ]  # fmt: skip
 
 _LONGEST_USAGE = 300
 
 
 def run(signals: Sequence[int]) -> int:
-    """Run the command of this process's arguments; its exit code.
-
-    Args:
-        signals: Those that have interrupted it, as they come.
-    """
+    """Run the command of this process's arguments, which `signals` have interrupted as they come; its exit code."""
     with guarded_output() as output:
         exit_code = _run(signals)
         output.flush()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,9 +91,7 @@ def inspect(
     console = terminal()
     with interruptible() as interruption:
         interruption.farewell = "interrupted"
-        with _progress_shown(as_json=as_json):
-            scenario = _scenario(target, path, modality or [], settings or [], seed)
-            dataset = _loaded(scenario)
+        scenario, dataset = _load(target, path, modality or [], settings or [], seed, as_json=as_json)
         summary, fingerprint = summarise(dataset), dataset.fingerprint()
         parts = None
         if target not in DATASETS:
@@ -139,9 +135,7 @@ def prepare(
     started = time.monotonic()
     with interruptible() as interruption:
         interruption.farewell = "interrupted; nothing half done is kept"
-        with _progress_shown(as_json=as_json):
-            scenario = _scenario(target, path, modality or [], settings or [], None)
-            dataset = _loaded(scenario)
+        scenario, dataset = _load(target, path, modality or [], settings or [], None, as_json=as_json)
     name, num_samples = scenario.data.dataset, dataset.num_samples
     left_out = dataset.left_out
     del dataset
@@ -161,18 +155,37 @@ def prepare(
         say(*left_out)
 
 
-def _loaded(scenario: Scenario) -> Dataset:
-    """A scenario's data set.
+def _load(
+    target: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None, *, as_json: bool
+) -> tuple[Scenario, Dataset]:
+    """The scenario that is asked for, and its data set; a bar on a terminal while a loader works.
 
     Raises:
         DataError: It cannot be read; where it can be had is said, too.
     """
-    try:
-        return scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
-    except DataError as error:
-        facts = scenario.data.facts
-        hint = [f"{scenario.data.dataset}: give {facts.download}; get it from {facts.page}"] if facts.page else []
-        raise DataError(*error.args, *hint) from error
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from blossom_ray.cli.console.terminal import terminal
+    from blossom_ray.data.files.cache import listening
+
+    console = terminal(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        with listening(update):
+            scenario = _scenario(target, path, modalities, settings, seed)
+            try:
+                return scenario, scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
+            except DataError as error:
+                facts, name = scenario.data.facts, scenario.data.dataset
+                hint = [f"{name}: give {facts.download}; get it from {facts.page}"] if facts.page else []
+                raise DataError(*error.args, *hint) from error
 
 
 def _scenario(target: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None) -> Scenario:
@@ -237,25 +250,3 @@ def _scenario_of_named(
         except ScenarioError as error:
             problems = problems or [*error.problems]
     raise ScenarioError(tuple(problems))
-
-
-@contextmanager
-def _progress_shown(*, as_json: bool) -> Iterator[None]:
-    """A bar on a terminal while a loader works; nothing elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.data.files.cache import listening
-
-    console = terminal(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        with listening(update):
-            yield

@@ -135,6 +135,9 @@ def _occupy(descriptor: int) -> None:
 
 def round_json(record: RoundRecord) -> dict[str, Any]:
     """Everything that a record holds, as JSON values; the summary metrics stand beside the other keys."""
+    parts = (
+        "training", "evaluation", "validation", "fine_tuned", "fine_tuned_validation", "classes", "failures", "actors",
+    )  # fmt: skip
     return {
         "round": record.round_index,
         **record.metrics,
@@ -142,14 +145,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
         "seconds": dict(record.seconds),
         "cohort": list(record.cohort),
         "blocks": [_block(block) for block in record.blocks],
-        "training": _plain(record.training),
-        "evaluation": _plain(record.evaluation),
-        "validation": _plain(record.validation),
-        "fine_tuned": _plain(record.fine_tuned),
-        "fine_tuned_validation": _plain(record.fine_tuned_validation),
-        "classes": _plain(record.classes),
-        "failures": _plain(record.failures),
-        "actors": _plain(record.actors),
+        **{name: _plain(getattr(record, name)) for name in parts},
         "stopped": None if record.stopped is None else asdict(record.stopped),
     }
 

@@ -92,12 +92,9 @@ def format_seconds(seconds: float) -> str:
 
 
 def modality_suffixes(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
-    """The modality sets that a summary has scores for, as the ends of its names: `/acc`, `/acc+gyro`.
+    """The modality sets that a round's summary has scores for, as the ends of its names: `/acc`, `/acc+gyro`.
 
-    Args:
-        metrics: A round's summary.
-        prefix: "" for the clients' own test splits, `validation/` for their validation splits, `held_out/` for the
-            held-out set.
+    The prefix is "" for the clients' own test splits, or `validation/` or `held_out/`.
     """
     start = f"{prefix}loss/"  # which every task has
     return [name[len(start) - 1 :] for name in metrics if name.startswith(start)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,14 +38,10 @@ def points(score: Score, own: Number, base: Number) -> Number:
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
-    """The interval mean ± t s / sqrt(n) for the mean of independent values, s with n - 1.
+    """The interval mean ± t s / sqrt(n), s with n - 1, for the mean of independent, finite values, one per seed.
 
-    Args:
-        values: One per seed, finite.
-        level: The chance that such an interval covers the true mean, above 0 and below 1.
-
-    Returns:
-        Low and high; None for fewer than two values, which say nothing about their spread.
+    `level` is the chance that such an interval covers the true mean. None for fewer than two values, which say nothing
+    about their spread.
 
     Source: Student 1908, "The probable error of a mean".
     """
@@ -58,11 +55,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
 def t_test(differences: Sequence[float]) -> float | None:
     """The two-sided p of a paired t test: how often differences as far from 0 would come up, were their mean 0.
 
-    Args:
-        differences: One per seed, finite.
-
-    Returns:
-        None for fewer than two, and for such that do not vary, which say nothing about how far they could.
+    None for fewer than two, one per seed, and for such that do not vary, which say nothing about how far they could.
     """
     if len(differences) < 2:
         return None
@@ -73,10 +66,7 @@ def t_test(differences: Sequence[float]) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """The p of several comparisons, adjusted so that the chance of any false one stays below the level.
-
-    Args:
-        p_values: In any order; None: no comparison.
+    """The p of several comparisons, None for none, adjusted so that the chance of any false one stays below the level.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
@@ -134,6 +124,6 @@ def bootstrap_interval(
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error of the mean."""
-    mean = math.fsum(values) / len(values)
+    mean = fmean(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))

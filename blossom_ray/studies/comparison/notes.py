@@ -41,9 +41,7 @@ _UNSET = "not set"
 class RunNote:
     """What runs noted in their manifests, which a reader of their numbers should know.
 
-    Attributes:
-        text: The note.
-        runs: By setting, in words, "" where there is one alone: how many of its runs noted this, of how many.
+    `runs` says by setting, in words, "" where there is one alone: how many of its runs noted this, of how many.
     """
 
     text: str

@@ -44,10 +44,7 @@ class _Column:
 def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> RenderableType:
     """Tables for a terminal: one per setting of all keys but the baseline's, then the notes.
 
-    Args:
-        comparison: What was compared.
-        gain_of: The score whose gains are shown.
-        width: Of the terminal; below 100, other scores than this one are left out.
+    Below a width of 100, other scores than the one whose gains are shown are left out.
     """
     labels, grouping = comparison.labels, comparison.grouping
     rows = comparison.table.to_dicts()
@@ -82,12 +79,7 @@ def terminal(comparison: Comparison, gain_of: Summary, width: int = 100) -> Rend
 
 
 def choice_table(choice: Choice, *, joined: bool = False) -> TextTable:
-    """What was chosen, a row per setting: its score on validation, and what was tried.
-
-    Args:
-        choice: What was chosen.
-        joined: Whether the values of a setting share one cell.
-    """
+    """What was chosen, a row per setting, whose values may share one cell: its score on validation, what was tried."""
     labels = [*key_labels((*choice.settings, *choice.keys)).values()]
     num, score = len(choice.settings) if joined else 0, _score_text(choice)
     rows = []
@@ -120,10 +112,7 @@ def comparison_title(comparison: Comparison, gain_of: Summary) -> str:
 def remarks(comparison: Comparison, gain_of: Summary, note: str = "") -> list[str]:
     """What stands below a table: runs that are not used, notes of the runs with their numbers, notes on the numbers.
 
-    Args:
-        comparison: What was compared.
-        gain_of: The score whose gains are shown.
-        note: What the notes on the numbers begin with.
+    `note` is what these begin with.
     """
     unused = [f"not used: {place}: {status}" for place, status in comparison.unused]
     numbered = [f"[{number}] {text}" for number, text in enumerate(comparison.run_notes, 1)]

@@ -69,14 +69,11 @@ _NEAR_CHANCE = 0.1
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows over the rounds in which both were scored.
+    """The summaries of a row and of the baseline's over the rounds in which both were scored.
 
     Attributes:
-        against: The baseline's row.
-        own: The summaries of the row over these rounds.
-        base: Those of the baseline's row.
         rounds: By summary, these rounds in words where it is not, on both sides, the one of the row's own scores.
-        is_apart: Whether each side is over its own rounds.
+        is_apart: Whether each side is over its own rounds instead.
     """
 
     against: Row
@@ -140,12 +137,8 @@ def make_rows(
 ) -> list[Row]:
     """The rows of all entries, several for a run; one without scores, and with a note, for each that is not used.
 
-    Args:
-        entries: With their settings.
-        metric: A column of the table `rounds`, of all clients or, alone, of one modality set.
-        score: What it is about.
-        target: The score to reach.
-        up_to: The last round that counts; None: each run's last.
+    The metric is a column of the table `rounds`, of all clients or, alone, of one modality set. `up_to` is the last
+    round that counts; None: each run's last.
 
     Raises:
         InputError: No run has such a column.

@@ -89,12 +89,7 @@ class Jobs:
                 self._client = self._connect()
 
     def submit(self, job_id: str, entrypoint: str, **options: Any) -> None:
-        """Submit a job.
-
-        Args:
-            job_id: A new id.
-            entrypoint: The shell command.
-            options: As of `JobSubmissionClient.submit_job`.
+        """Submit a shell command under a new id, with options as of `JobSubmissionClient.submit_job`.
 
         Raises:
             RunError: The cluster refuses it.

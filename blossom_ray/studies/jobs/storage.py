@@ -55,12 +55,7 @@ def below(out: str, name: str) -> str:
 
 
 class Mirror:
-    """A copy of a folder at a URI, which follows the folder.
-
-    Args:
-        folder: The folder; it may be missing as yet.
-        uri: Where its files go; nobody else writes there.
-    """
+    """A copy at a URI, where nobody else writes, of a folder, which it follows and which may be missing as yet."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self._folder, self._uri = folder, uri
@@ -97,10 +92,7 @@ class Mirror:
 def download(uri: str, folder: Path, names: Sequence[str]) -> None:
     """Copy what is at a URI into a folder, for its owner alone; no links, and nothing where nothing is.
 
-    Args:
-        uri: Where a job has put its run.
-        folder: A folder that is there.
-        names: Files and folders of these names stay there.
+    Files and folders of these names are left out.
 
     Raises:
         RunError: It cannot be read.

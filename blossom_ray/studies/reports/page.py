@@ -146,12 +146,10 @@ def _align(table: TextTable) -> tuple[list[tuple[str, int]], list[tuple[str, lis
 
 
 def inline_svg(figure: Figure, *, name: str, description: str) -> str:
-    """A figure as an `<svg>` element whose colours are CSS variables of the page.
+    """A figure, drawn under `figure_style`, as an `<svg>` element whose colours are CSS variables of the page.
 
-    Args:
-        figure: Drawn under `figure_style`.
-        name: Starts every id in it, so that figures of one page do not share any.
-        description: What it shows, for those who do not see it. Plain text.
+    Every id in it starts with the name, so that figures of one page do not share any. The description, plain text, is
+    for those who do not see it.
     """
     target = StringIO()
     with figure_style():

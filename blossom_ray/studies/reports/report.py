@@ -17,10 +17,9 @@ from blossom_ray.studies.comparison.notes import run_notes
 from blossom_ray.studies.comparison.panels import choice_table, comparison_title, panel_tables, remarks, shown_interval
 from blossom_ray.studies.comparison.scores import ALL, metric_columns
 from blossom_ray.studies.reports.charts import figure_style, heat_map
-from blossom_ray.studies.reports.classes import class_section
 from blossom_ray.studies.reports.federation import failure_section, federation_section, time_section, traffic_section
 from blossom_ray.studies.reports.page import FIGURE_FORMATS, ReportFigure, ReportSection, render_page, save_figure
-from blossom_ray.studies.reports.scores import client_section, curve_section, modality_section
+from blossom_ray.studies.reports.scores import class_section, client_section, curve_section, modality_section
 from blossom_ray.studies.reports.variants import Variant, variants_of
 from blossom_ray.text import brief
 

@@ -26,12 +26,7 @@ _OPENING, _CLOSING = "[{", "]}"
 
 @dataclass(frozen=True)
 class Axis:
-    """A key that a sweep varies.
-
-    Attributes:
-        path: Dotted path inside the scenario, such as `model.fusion.kind`.
-        values: What it takes, one after the other.
-    """
+    """A key that a sweep varies, by its dotted path such as `model.fusion.kind`, and the values that it takes."""
 
     path: str
     values: tuple[Any, ...]

@@ -49,7 +49,6 @@ class CellResult:
     """What became of a cell.
 
     Attributes:
-        cell: The cell: its scenario, its setting by varied key, its name.
         run: Its run; None where it failed and not even that could be written.
         error: What went wrong, or None where the run has finished.
     """
