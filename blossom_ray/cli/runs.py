@@ -74,9 +74,9 @@ def simulate(
         with remove_if_unbegun(folder):
             if detach:
                 _detach(checked, folder, address, targets, as_json=as_json)
-                return
-            records = continue_run(checked, folder, interruption.is_asked, address)
-            _follow(checked, folder, records, interruption, targets, as_json=as_json)
+            else:
+                records = continue_run(checked, folder, interruption.is_asked, address)
+                _follow(checked, folder, records, interruption, targets, as_json=as_json)
 
 
 @app.command(epilog="Example: blossom-ray resume runs/quickstart/20261123T120000Z-4f1c")
@@ -117,9 +117,9 @@ def resume(
         interruption.folder = run
         if detach:
             _detach(checked, run, address, targets, as_json=as_json)
-            return
-        records = resume_run(checked, run, interruption.is_asked, address)
-        _follow(checked, run, records, interruption, targets, as_json=as_json)
+        else:
+            records = resume_run(checked, run, interruption.is_asked, address)
+            _follow(checked, run, records, interruption, targets, as_json=as_json)
 
 
 @app.command(epilog="Example: blossom-ray attach runs/quickstart/20261123T120000Z-4f1c")
@@ -190,11 +190,8 @@ def _follow(
     from blossom_ray.runs.folder import Run
     from blossom_ray.runs.tracking import Tracking
 
-    with (
-        Tracking(targets, scenario, folder, warn) as tracking,
-        closing(records),
-        _view(scenario, as_json=as_json) as show,
-    ):
+    view = _view(scenario, as_json=as_json)
+    with Tracking(targets, scenario, folder, warn) as tracking, closing(records), view as show:
         for record in records:
             interruption.is_graceful = True
             tracking.write(record)
@@ -232,13 +229,9 @@ def _detach(scenario: Scenario, folder: Path, address: str | None, targets: Sequ
     """Start a run in the background, and say how to get at it."""
     from blossom_ray.runs.background import start
 
-    pid = start(scenario, folder, address, targets)
+    pid, quoted = start(scenario, folder, address, targets), shlex.quote(str(folder))
     if as_json:
         print_json({"run": str(folder), "pid": pid})
-        return
-    quoted = shlex.quote(str(folder))
-    say(
-        f"{folder} goes on in process {pid}",
-        f"watch it: blossom-ray attach {quoted}",
-        f"end it:   blossom-ray stop {quoted}",
-    )
+    else:
+        ways = f"watch it: blossom-ray attach {quoted}", f"end it:   blossom-ray stop {quoted}"
+        say(f"{folder} goes on in process {pid}", *ways)

@@ -9,10 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from blossom_ray.cli.console.rounds import title
+from blossom_ray.reading.scenario import Scenario
 from blossom_ray.studies.tables import format_bytes, format_seconds, line, plain_table
 
 if TYPE_CHECKING:
-    from blossom_ray.reading.scenario import Scenario
     from blossom_ray.studies.plan import Plan
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from blossom_ray.core.records import ActorRound, Failure, RoundRecord, Stopped
 from blossom_ray.core.scores import Task, default_score, find_score
+from blossom_ray.reading.scenario import Scenario
 from blossom_ray.studies.tables import format_bytes, format_score, modality_suffixes, plain_table, shown_scores
-
-if TYPE_CHECKING:
-    from blossom_ray.reading.scenario import Scenario
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-=+*#@"

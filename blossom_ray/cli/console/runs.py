@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -33,6 +33,8 @@ from blossom_ray.cli.console.rounds import (
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import default_score
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runs.folder import Run
 from blossom_ray.studies.tables import (
     format_bytes,
     format_score,
@@ -42,10 +44,6 @@ from blossom_ray.studies.tables import (
     plain_table,
     shown_scores,
 )
-
-if TYPE_CHECKING:
-    from blossom_ray.reading.scenario import Scenario
-    from blossom_ray.runs.folder import Run
 
 # Redrawn so often, however many rounds a second there are: drawing takes milliseconds of a core that may be training.
 _DRAWN_PER_SECOND = 2

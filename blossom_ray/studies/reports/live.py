@@ -7,7 +7,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import TASKS, default_score
@@ -16,9 +18,6 @@ from blossom_ray.studies.comparison.scores import ALL
 from blossom_ray.studies.reports.charts import Curve, curves, figure_style
 from blossom_ray.studies.tables import modality_suffixes
 from blossom_ray.text import quoted
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _DOTS_PER_INCH = 110
 

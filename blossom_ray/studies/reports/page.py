@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from blossom_ray.errors import RunFolderError
 from blossom_ray.storage import replacing
@@ -22,9 +23,6 @@ from blossom_ray.studies.comparison.panels import BELOW
 from blossom_ray.studies.reports.charts import GRID, INK, MUTED, SERIES, figure_style
 from blossom_ray.studies.tables import TextTable
 from blossom_ray.text import printable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FIGURE_FORMATS = ("svg", "pdf")
 # What follows a number: `± 1.2`, or limits, then a unit or a mark.

@@ -7,19 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from blossom_ray.core.scores import Score, default_score
+from blossom_ray.runs.folder import Run
 from blossom_ray.studies.comparison.entries import RunEntry, grouping_of
 from blossom_ray.studies.comparison.intervals import Interval, t_interval
 from blossom_ray.studies.comparison.scores import score_of
 from blossom_ray.studies.reports.charts import Curve
 from blossom_ray.studies.tables import format_score, interval_text, shown_scores
-
-if TYPE_CHECKING:
-    from blossom_ray.runs.folder import Run
 
 
 @dataclass(frozen=True)
