@@ -38,7 +38,6 @@ STARTING_POINTS: Mapping[str, str] = {
 """The packaged scenario that a scenario for each data set begins as."""
 
 _CLIENTS_FORM = "COUNT:MODALITY,MODALITY for each group, such as '3:acc 4:acc,gyro'"
-_PARTITION_FORM = "KIND or KIND:ALPHA, such as iid or dirichlet:0.5"
 
 
 FROM_DATA = "from-data"
@@ -301,11 +300,7 @@ def _sketch(path: str | None, partition: str | None, task: Task | None, label: s
 
 
 def _keys(path: str, partition: str | None, labels: Mapping[str, Any]) -> dict[str, Any]:
-    """What the columns of a table ask for in the `data` section, `partition` by its kind alone, besides its labels.
-
-    Raises:
-        DataError: The table cannot be read.
-    """
+    """What the columns of a table ask for in the `data` section, `partition` by its kind alone, besides its labels."""
     names = _table(path, "classification", {}).rows.names
     by_recording = {**labels, **({"split": "recording"} if "recording" in names else {})}
     if partition not in (None, "given"):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -118,29 +119,18 @@ def _with_packages(name: str) -> Iterator[str]:
 def _named_files(tree: ast.AST, folder: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and Path(node.value).suffix in _WEIGHTS:
-            yield from _find_first((Path(node.value), folder / node.value))
+            found = next(filter(os.path.isfile, (Path(node.value), folder / node.value)), None)
+            yield from () if found is None else (found,)
 
 
 def _files(value: Any) -> Iterator[Path]:
     """The files that options name, however deep inside."""
     if isinstance(value, str | Path):
-        yield from _find_first((Path(value).expanduser() if str(value).startswith("~/") else Path(value),))
-    elif isinstance(value, Mapping):
-        for item in value.values():
+        path = Path(value).expanduser() if str(value).startswith("~/") else Path(value)
+        yield from (path,) if os.path.isfile(path) else ()
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _files(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _files(item)
-
-
-def _find_first(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        try:
-            if path.is_file():
-                yield path
-                return
-        except (OSError, ValueError):
-            continue
 
 
 def _file_checksum(path: Path) -> str:

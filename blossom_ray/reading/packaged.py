@@ -6,7 +6,6 @@ They are the files of `scenarios/` in the repository; a wheel carries them insid
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -28,9 +27,8 @@ def scenario_path(path: Path) -> Path:
     Args:
         path: As a user writes it: a file, or a name with or without `.yaml`.
     """
-    with suppress(RuntimeError):  # a home that is not known
-        path = path.expanduser()
-    # `Path.exists` raises for a name that is too long.
+    # `Path` raises for a home that is not known, and for a name that is too long.
+    path = Path(os.path.expanduser(path))
     if os.path.exists(path):
         return path
     name = path.as_posix().removesuffix(_SUFFIX)

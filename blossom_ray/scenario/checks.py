@@ -5,8 +5,8 @@ What one section can see by itself is its own method `conflicts`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from blossom_ray.algorithms.options import Server
@@ -74,7 +74,9 @@ def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
         sections: As for `cross_problems`.
     """
     data = sections.get("data")
-    if not isinstance(data, Download | TableData) or data.path is None or _exists(data.path):
+    if not isinstance(data, Download | TableData) or data.path is None:
+        return []
+    if is_uri(data.path) or os.path.exists(os.path.expanduser(data.path)):
         return []
     return [Finding("data.path", f"{shown(data.path)}, which does not exist", data.facts.download)]
 
@@ -109,13 +111,6 @@ def _given(data: Data) -> Iterator[Finding]:
     if isinstance(data.partition, GivenPartition) and not isinstance(data, OwnData):
         found = f"is 'given', while data.dataset is {data.dataset!r}, which does not say whose its samples are"
         yield Finding("data.partition.kind", found, "another kind, or dataset: table or custom")
-
-
-def _exists(path: str) -> bool:
-    try:
-        return is_uri(path) or Path(path).expanduser().exists()
-    except (OSError, RuntimeError):  # a name too long for a file, a folder that may not be entered, no such home
-        return False
 
 
 @_rule

@@ -165,15 +165,9 @@ def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Division, s
 
 
 def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int, spec: Division, seed: int) -> _Sides:
-    """The sides with a fraction of all groups put on another side, such that each client keeps some and gets some.
+    """The sides with a fraction of all groups, at least one, put on another side.
 
-    Args:
-        sides: (num_groups,), what each is for.
-        owned: Of each client its groups that are for training.
-        fraction: Is rounded down; at least 1 group is drawn, and at least 1 left.
-        side: `_TEST` or `_VALIDATION`.
-        spec: For messages.
-        seed: The scenario's seed.
+    Each client keeps some of `owned`, its groups that are for training, and gets some on that side.
     """
     purpose, name = (Purpose.SPLIT, "testing") if side == _TEST else (Purpose.VALIDATION, "validation")
     left = np.flatnonzero(sides == _TRAIN)

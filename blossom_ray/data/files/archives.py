@@ -159,14 +159,6 @@ def is_left_behind(member: str) -> bool:
     return hidden or path.name.startswith("~$")
 
 
-def is_file(path: Path) -> bool:
-    """Whether a regular file is there that can be looked at."""
-    try:
-        return path.is_file()
-    except OSError:  # a name too long, a folder that may not be entered: opening it says so
-        return False
-
-
 def _kind_of(path: Path) -> int | None:
     """The kind of file, as in `stat`, or None where there is none; a pipe or a device is never opened."""
     try:

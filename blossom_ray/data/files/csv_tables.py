@@ -84,7 +84,6 @@ def whole_number(text: str) -> int | None:
 
 def _without_end(line: list[str], shortest: int) -> list[str]:
     """The line without the empty values at its end, but not shorter than this."""
-    length = len(line)
-    while length > shortest and not line[length - 1]:
-        length -= 1
-    return line[:length]
+    while len(line) > shortest and not line[-1]:
+        line.pop()
+    return line

@@ -11,7 +11,6 @@ Source: the task of Vielzeuf et al. 2018 (arXiv:1808.07275), with the images and
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -41,6 +40,7 @@ CLASS_NAMES = tuple(str(digit) for digit in range(NUM_DIGITS))
 _DECODING = 1
 """Raised when spectrograms of the same recordings change, so that cached ones are not used."""
 _PURPOSES = {"train": Purpose.DATA, "test": Purpose.HELD_OUT}
+_KEYS = {"train": "data.pairs", "test": "data.held_out_pairs"}
 _IMAGES, _RECORDINGS = range(2)  # in the round's place of a draw's key
 
 
@@ -138,37 +138,26 @@ class AvMnistData(Download):
         with open_spoken_digits(folder) as archive:
             recordings, missing = list_recordings(archive)
             spectrograms = self._spectrograms(archive, recordings) if "audio" in opened.modalities else None
-        held_out = self._part(opened, folder, "test", recordings, spectrograms, None)
-        dataset = self._part(opened, folder, "train", recordings, spectrograms, held_out)
-        return replace(dataset, left_out=(*missing, *held_out.left_out, *dataset.left_out))
 
-    def _part(
-        self,
-        opened: Opened,
-        folder: Path,
-        part: str,
-        recordings: list[Recording],
-        spectrograms: FloatArray | None,
-        held_out: Dataset | None,
-    ) -> Dataset:
-        mnist = read_mnist(folder, part)
-        images, sounds = self._paired(opened, part, mnist.labels, recordings)
-        inputs = {}
-        if "image" in opened.modalities:
-            inputs["image"] = normalised(mnist.pixels[images])
-        if spectrograms is not None:
-            inputs["audio"] = np.repeat(spectrograms[sounds][:, None], self.spectrogram.channels, axis=1)
-        targets = _targets(sounds, recordings)
-        spoken = sum(recording.is_test == (part == "test") for recording in recordings)
-        key = "data.pairs" if part == "train" else "data.held_out_pairs"
-        unpaired = {"images": len(mnist.labels) - len(images), "recordings": spoken - len(np.unique(sounds))}
-        missing = (
-            *mnist.left_out,
-            *(LeftOut(f"{what} of the {part} part in no pair ({key})", n) for what, n in unpaired.items() if n),
-        )
-        return Dataset(
-            inputs, targets.labels, CLASS_NAMES, targets.subjects, held_out, targets.recordings, left_out=missing
-        )
+        def part(name: str, held_out: Dataset | None = None) -> Dataset:
+            mnist = read_mnist(folder, name)
+            images, sounds = self._paired(opened, name, mnist.labels, recordings)
+            inputs = {}
+            if "image" in opened.modalities:
+                inputs["image"] = normalised(mnist.pixels[images])
+            if spectrograms is not None:
+                inputs["audio"] = np.repeat(spectrograms[sounds][:, None], self.spectrogram.channels, axis=1)
+            found = _targets(sounds, recordings)
+            spoken = sum(recording.is_test == (name == "test") for recording in recordings)
+            unpaired = {"images": len(mnist.labels) - len(images), "recordings": spoken - len(np.unique(sounds))}
+            rest = f"of the {name} part in no pair ({_KEYS[name]})"
+            lacking = (LeftOut(f"{what} {rest}", number) for what, number in unpaired.items() if number)
+            left = (*mnist.left_out, *lacking)
+            return Dataset(inputs, found.labels, CLASS_NAMES, found.subjects, held_out, found.recordings, left)
+
+        held_out = part("test")
+        dataset = part("train", held_out)
+        return replace(dataset, left_out=(*missing, *held_out.left_out, *dataset.left_out))
 
     def _paired(
         self, opened: Opened, part: str, labels: IntArray, recordings: list[Recording]
@@ -190,9 +179,8 @@ class AvMnistData(Download):
                 raise DataError(f"no recording of the digit {digit} is in the {part} part; expected all ten digits")
             number = len(spoken) if num_pairs is None else (num_pairs + NUM_DIGITS - 1 - digit) // NUM_DIGITS
             if number > len(of_digit):
-                key = "data.pairs" if part == "train" else "data.held_out_pairs"
                 raise DataError(
-                    f"{key} asks for {number} images of the digit {digit} in the {part} part, which has "
+                    f"{_KEYS[part]} asks for {number} images of the digit {digit} in the {part} part, which has "
                     f"{len(of_digit)}; expected fewer pairs, since no image is used twice"
                 )
             chosen = generator(seed, _PURPOSES[part], _IMAGES, digit).permutation(of_digit)

@@ -11,6 +11,7 @@ Letters 146, 2021; Mendeley Data, doi:10.17632/45f952y38r.5.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Pieces, Targets, left_out
-from blossom_ray.data.files.archives import Archive, is_file, open_archive
+from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.cache import Arrays, cached, tracked
 from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, Shapes, rows_lacking, standardised
 from blossom_ray.errors import DataError
@@ -157,7 +158,7 @@ class KuHarData(Download):
     @contextmanager
     def _open(self, path: Path, landmark: str) -> Iterator[tuple[Archive, str]]:
         """The archive, and the name of its table: any `.csv` that `path` names itself."""
-        if self.windows == "official" and path.suffix.lower() == ".csv" and is_file(path):
+        if self.windows == "official" and path.suffix.lower() == ".csv" and os.path.isfile(path):
             path, landmark = path.parent, path.name
         with open_archive(path, landmark=landmark, largest_bytes=self.largest_bytes) as archive:
             yield archive, landmark

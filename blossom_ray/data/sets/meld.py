@@ -173,12 +173,8 @@ def _name(row: Row) -> str:
 def _clips(archive: Archive) -> tuple[dict[str, dict[str, str]], dict[str, str], list[str]]:
     """Where the sounds are; wav files come before clips.
 
-    Returns:
-        Of each part, utterance to member; utterance to a member whose folders do not say one part; members whose names
-        are no utterance's.
-
-    Raises:
-        DataError: Two files of a kind are of the same utterance.
+    Of each part, utterance to member; utterance to a member whose folders do not say one part; members whose names are
+    no utterance's.
     """
     of_part: dict[str, dict[str, str]] = {"train": {}, "dev": {}, "test": {}}
     unclear: dict[str, str] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Finding
 from blossom_ray.data.dataset import Dataset, IntArray, Labels, LeftOut, Targets, left_out, targets_of
-from blossom_ray.data.files.archives import Archive, is_file, open_archive
+from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.cache import Arrays, cached, tracked
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
 from blossom_ray.data.sets.base import (
@@ -190,7 +191,7 @@ class PtbXlData(Download):
 
 def _read_records(opened: Opened) -> Records:
     for path in (opened.path, opened.path / _PREPARED):
-        if path.suffix.lower() == ".npz" and (path == opened.path or is_file(path)):
+        if path.suffix.lower() == ".npz" and (path == opened.path or os.path.isfile(path)):
             return _read_prepared(path, opened.spec.largest_bytes)
     return _read_official(opened)
 

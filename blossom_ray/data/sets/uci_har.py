@@ -118,10 +118,7 @@ def _axis(archive: Archive, part: str, signal: str, axis: str, num_rows: int) ->
 def _overlapping(axis: FloatArray, labels: IntArray, subjects: IntArray) -> Pieces:
     """The recordings, numbered in the order of the files: a window goes on with the one before, or begins one.
 
-    Args:
-        axis: (N, 128) float32: one axis of one signal, as in the files.
-        labels: (N,) int64.
-        subjects: (N,) int64.
+    One axis of one signal tells it, (N, 128) as in the files.
     """
     half = _WINDOW_STEPS // 2
     goes_on = (axis[1:, :half] == axis[:-1, half:]).all(axis=1)

@@ -162,11 +162,7 @@ def is_text(type_: Any) -> bool:
 
 
 def _is_table(entry: Path) -> bool:
-    """Whether an entry of a folder is to be read.
-
-    Raises:
-        DataError: It may hold rows, but cannot be read.
-    """
+    """Whether an entry of a folder is to be read; a `DataError` where it may hold rows, but cannot be."""
     is_hidden = entry.name.startswith(".")
     if entry.is_dir():
         if not (is_hidden or entry.name in _FOLDERS_WITHOUT_ROWS):
