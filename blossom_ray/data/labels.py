@@ -96,13 +96,10 @@ def encode_classes(values: RowValues, class_names: Sequence[str] | None = None) 
     classes = values.text_or_whole(_CLASSES)
     if class_names is None:
         return _counted(classes, values.codes)
-    numbers: dict[Any, int]
-    if classes and isinstance(classes[0], str):
-        numbers = {name: number for number, name in enumerate(class_names)}
-        expected = f"one of {', '.join(class_names)}"
-    else:
-        numbers = {number: number for number in range(len(class_names))}
-        expected = f"0 to {len(class_names) - 1}, one of the class names"
+    is_text = bool(classes) and isinstance(classes[0], str)
+    known: Sequence[Any] = class_names if is_text else range(len(class_names))
+    numbers = {value: number for number, value in enumerate(known)}
+    expected = f"one of {', '.join(class_names)}" if is_text else f"0 to {len(class_names) - 1}, one of the class names"
     values.check_each([value in numbers for value in classes], expected)
     return np.array([numbers[value] for value in classes], np.int64)[values.codes], tuple(class_names)
 

@@ -143,7 +143,18 @@ class Download(DataSection):
         return {name: self.shapes[name] for name in modalities if name in self.shapes}
 
     def open(self, modalities: tuple[str, ...], seed: int, _task: Task, /) -> DataSource:
-        return Opened(self, self._files(), self._known(modalities), seed)
+        if self.path is None:
+            raise DataError(f"data.path is missing; expected {self.facts.download}; get it from {self.facts.page}")
+        path = local_path(self.path)
+        try:
+            files = Path(path).expanduser()
+        except RuntimeError as error:
+            raise DataError(f"{path}: {error}; expected {self.facts.download}") from error
+        for modality in modalities:
+            if modality not in self.shapes:
+                expected = f"some of {', '.join(self.shapes)}"
+                raise DataError(f"{self.dataset} has no modality {modality!r}; expected {expected}")
+        return Opened(self, files, tuple(sorted(modalities)), seed)
 
     def read_targets(self, opened: Opened, /) -> Targets:
         """What `DataSource.targets` gives."""
@@ -152,24 +163,6 @@ class Download(DataSection):
     def read(self, opened: Opened, /) -> Dataset:
         """What `DataSource.load` gives."""
         raise NotImplementedError
-
-    def _files(self) -> Path:
-        """Where the files are on this machine."""
-        if self.path is None:
-            raise DataError(f"data.path is missing; expected {self.facts.download}; get it from {self.facts.page}")
-        path = local_path(self.path)
-        try:
-            return Path(path).expanduser()
-        except RuntimeError as error:
-            raise DataError(f"{path}: {error}; expected {self.facts.download}") from error
-
-    def _known(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
-        """The modalities, sorted, where the data set has all of them."""
-        for modality in modalities:
-            if modality not in self.shapes:
-                expected = f"some of {', '.join(self.shapes)}"
-                raise DataError(f"{self.dataset} has no modality {modality!r}; expected {expected}")
-        return tuple(sorted(modalities))
 
     def conflicts(self) -> Iterator[Finding]:
         if self.path is None:

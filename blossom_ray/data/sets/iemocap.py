@@ -78,14 +78,13 @@ class IemocapData(SpokenData):
     def read_targets(self, opened: Opened, /) -> Targets:
         """Emotions and subjects; no text and no sound is read."""
         with opened.archive() as archive:
-            return utterance_targets(self._shared(opened, self._utterances(_turns(archive)[0])), len(CLASS_NAMES))
+            return utterance_targets(self._shared(opened, _turns(archive)[0]), len(CLASS_NAMES))
 
     def read(self, opened: Opened, /) -> Dataset:
         """Some sessions for the clients, one as held-out set where that is asked for; smaller cuts are accepted."""
         with opened.archive() as archive:
             turns, missing = _turns(archive)
-            utterances = self._utterances(turns)
-            held_out = [each for each in utterances if _session(each.name) == self.held_out_session]
+            held_out = self._utterances(turns, of_held_out=True)
             if self.held_out_session is not None and not held_out:
                 raise DataError(
                     f"{archive.name} has no utterance of session {self.held_out_session}; expected some, since "
@@ -93,24 +92,24 @@ class IemocapData(SpokenData):
                 )
             texts = _transcripts(archive) if "text" in opened.modalities else {}
             test = self._dataset(opened, archive, held_out, texts) if held_out else None
-            return replace(
-                self._dataset(opened, archive, self._shared(opened, utterances), texts, test), left_out=missing
-            )
+            found = self._dataset(opened, archive, self._shared(opened, turns), texts, test)
+            return replace(found, left_out=missing)
 
-    def _utterances(self, codes: Mapping[str, str]) -> list[Utterance]:
+    def _utterances(self, codes: Mapping[str, str], *, of_held_out: bool) -> list[Utterance]:
         """Utterances from the emotions of turns; that of `Ses01F_impro05_M019` is the man's of session 1."""
         found = []
         for name, code in codes.items():
             dialogue, _, number = name.rpartition("_")
-            session = _session(name)
-            speaker = 2 * (session - 1) + number.startswith("M")
-            subject = session - 1 if self.subjects == "session" else speaker
-            sound = f"Session{session}/sentences/wav/{dialogue}/{name}.wav"
-            found.append(Utterance(name, subject, _LABELS[code], sound=sound))
+            session = int(name[4])
+            if (session == self.held_out_session) == of_held_out:
+                speaker = 2 * (session - 1) + number.startswith("M")
+                subject = session - 1 if self.subjects == "session" else speaker
+                sound = f"Session{session}/sentences/wav/{dialogue}/{name}.wav"
+                found.append(Utterance(name, subject, _LABELS[code], sound=sound))
         return found
 
-    def _shared(self, opened: Opened, utterances: list[Utterance]) -> list[Utterance]:
-        shared = [each for each in utterances if _session(each.name) != self.held_out_session]
+    def _shared(self, opened: Opened, codes: Mapping[str, str]) -> list[Utterance]:
+        shared = self._utterances(codes, of_held_out=False)
         if not shared:
             raise DataError(f"{opened.path} has utterances of the held-out session alone; expected other sessions, too")
         return shared
@@ -129,10 +128,6 @@ class IemocapData(SpokenData):
                     raise DataError(f"{archive.name} has no transcription of {each.name}; expected one per evaluation")
             utterances = [replace(each, text=texts[each.name]) for each in utterances]
         return utterance_dataset(self, opened.modalities, archive, utterances, CLASS_NAMES, held_out)
-
-
-def _session(turn: str) -> int:
-    return int(turn[4])
 
 
 def _turns(archive: Archive) -> tuple[dict[str, str], tuple[LeftOut, ...]]:
