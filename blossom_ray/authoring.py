@@ -19,6 +19,7 @@ from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.core.sums import Contributions, PartialSum, Total
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunError, shown_error
 from blossom_ray.server import Server
+from blossom_ray.text import brief
 
 Result = TypeVar("Result")
 Instance = tuple[str, str]
@@ -102,9 +103,9 @@ class AlgorithmServer:
         size = population.cohort_size
         found = self._call("select", lambda: list(self._author.select(view, candidates, size, draw)))
         chosen = sorted({int(client) for client in found})
-        if len(chosen) != len(found) or not chosen or chosen[0] < 0 or chosen[-1] >= len(candidates):
-            expected = f"clients between 0 and {len(candidates) - 1}, each once"
-            raise RunError(f"algorithm: select gave {found}; expected {expected}")
+        if len(chosen) != len(found) or len(chosen) != size or chosen[0] < 0 or chosen[-1] >= len(candidates):
+            expected = f"{size} clients between 0 and {len(candidates) - 1}, each once"
+            raise RunError(f"algorithm: select gave {brief(str([*map(int, found)]))}; expected {expected}")
         return tuple(chosen)
 
     def admitted(
@@ -113,10 +114,16 @@ class AlgorithmServer:
         """Whose contributions to an instance count, once the cohort has reported; None: everybody's."""
         view = self._view(server, round_index, reports)
         found = self._call("admit", lambda: self._author.admit(view))
+        admitted = dict(_trees("admit", found, view.members))
+        for copy, tree in admitted.items():
+            for key, clients in tree.items():
+                if strangers := sorted(set(map(int, clients)) - set(view.members[copy][key].tolist())):
+                    expected = f"some of {view.members[copy][key].tolist()}, who sent it"
+                    raise RunError(f"algorithm: admit names {strangers} for {copy} {key}; expected {expected}")
 
         def of(instance: BlockInstance) -> Collection[int] | None:
             block = instance.name.of if instance.name.kind == "statistics" else instance.name
-            own: Collection[int] | None = found.get(instance.copy or MODEL, {}).get((block, instance.key))
+            own: Collection[int] | None = admitted.get(instance.copy or MODEL, {}).get((block, instance.key))
             return own
 
         return of
@@ -133,12 +140,9 @@ class AlgorithmServer:
         view = self._view(server, round_index, reports)
         said = self._call("server", lambda: self._author.server(view))
         instances = {(i.copy or MODEL, str(i.name), i.key): i for i in server.blocks if _is_seen(server, i)}
-        for name, tree in said.items():
+        for name, tree in _trees("server", said, view.all):
             for key, value in tree.items():
-                block, own_key = key if isinstance(key, tuple) else (str(key), "")
-                instance = instances.get((name, str(block), own_key))
-                if instance is None:
-                    raise RunError(f"algorithm: server gave {name} {key}, which the server does not have")
+                instance = instances[name, str(key[0]), key[1]]
                 found[instance] = self._whole(server, instance, value, found.get(instance))
         return found
 
@@ -164,7 +168,7 @@ class AlgorithmServer:
             if not _is_seen(server, instance):
                 continue
             name, key = instance.copy or MODEL, (instance.name, instance.key)
-            value = _parameters(server, instance).astype(np.float64)
+            value = _locked(_parameters(server, instance).astype(np.float64))
             view.all[name][key] = value
             is_beside = instance.scope is Scope.SERVER and (instance.name == NO_BLOCK or key in touched)
             if instance in sums or is_beside:
@@ -175,22 +179,51 @@ class AlgorithmServer:
                     view.held_weights[name][key] = held.weight
             if instance in sums:
                 part = sums[instance]
-                view.total[name][key] = part.total[: len(value)] if value.ndim else part.total
+                view.total[name][key] = _locked(part.total[: len(value)] if value.ndim else part.total)
                 view.weight[name][key], view.contributors[name][key] = part.weight, part.contributors
             if instance in rows:
                 own = rows[instance]
                 view.members[name][key] = np.array(own.clients, np.int64)
                 view.row_weights[name][key] = np.array(own.weights)
-                view.rows[name][key] = own.values[:, : len(value)] if value.ndim else own.values
+                view.rows[name][key] = _locked(own.values[:, : len(value)] if value.ndim else own.values)
         return view
 
     def _call(self, method: str, function: Callable[[], Result]) -> Result:
         try:
             return function()
-        except BlossomError as error:
-            raise RunError(f"algorithm: {method}: {error}") from error
+        except InputError as error:
+            raise InputError(f"algorithm: {method}: {error}") from error
+        except BlossomError:
+            raise
         except OWN_CODE_RAISES as error:
             raise RunError(f"algorithm: {method} raised {shown_error(error)}") from error
+
+
+def _locked(values: np.ndarray) -> np.ndarray:
+    """The array, not to be written to."""
+    view = np.asarray(values).view()
+    view.flags.writeable = False
+    return view
+
+
+def _trees(method: str, found: Any, known: Mapping[str, Tree]) -> Iterator[tuple[str, Mapping[Instance, Any]]]:
+    """What a method gave for each copy.
+
+    Raises:
+        RunError: It is no dict of trees, or names what there is not.
+    """
+    if not isinstance(found, Mapping):
+        raise RunError(f"algorithm: {method} gave {type(found).__name__}; expected a dict by copy")
+    for name, tree in found.items():
+        if name not in known:
+            raise RunError(f"algorithm: {method} gave {name!r}; expected some of {', '.join(map(repr, known))}")
+        if not isinstance(tree, Mapping):
+            raise RunError(f"algorithm: {method} gave {type(tree).__name__} for {name}; expected a tree")
+        own = {key if isinstance(key, tuple) else (key, ""): value for key, value in tree.items()}
+        if unknown := [key for key in own if key not in known[name]]:
+            keys = ", ".join(str(tuple(map(str, one))) for one in known[name])
+            raise RunError(f"algorithm: {method} gave {unknown[0]!r} of {name}; expected some of {keys}")
+        yield name, own
 
 
 MOST_ROW_BYTES = 2 * 2**30

@@ -10,7 +10,7 @@ from typing import Any
 
 from blossom_ray.algorithms.seam import MODEL, Extra, Layout, has
 from blossom_ray.core.blocks import NO_BLOCK, BlockInstance, ClientProfile, Scope, SharingScheme
-from blossom_ray.errors import InputError
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, shown_error
 
 _SCOPES = ("private", "shared", "same-modalities", "group", "server", "client", "drawn")
 _INITIAL, _DRAWN = ("initial", "received", "seeded"), ("uniform", "normal")
@@ -74,7 +74,12 @@ def declared_parts(
     Raises:
         InputError: It declares what cannot be; one line says what.
     """
-    declared = algorithm.extras(layout) if has(algorithm, "extras") else {}
+    try:
+        declared = algorithm.extras(layout) if has(algorithm, "extras") else {}
+    except BlossomError:
+        raise
+    except OWN_CODE_RAISES as error:
+        raise InputError(f"algorithm: extras raised {shown_error(error)}") from error
     if not isinstance(declared, Mapping):
         raise InputError(f"algorithm: extras gave {type(declared).__name__}; expected a dict of Extra by name")
     return tuple(part for name, extra in declared.items() for part in _parts(name, extra, layout, client, scheme))

@@ -10,21 +10,26 @@ import typer
 
 from blossom_ray.cli.options import Json, ScenarioPath, Seed, Settings, app, load_scenario
 from blossom_ray.cli.output import print_json, say, say_text
-from blossom_ray.errors import InputError, ScenarioError
+from blossom_ray.errors import InputError, Problem, ScenarioError
 from blossom_ray.text import quoted
 
 if TYPE_CHECKING:
+    from blossom_ray.reading.scenario import Scenario
     from blossom_ray.runtime.placement import Room
 
 
 @app.command(epilog="Example: blossom-ray validate scenarios/quickstart.yaml --set data.partition.alpha=0.1")
 def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = None, as_json: Json = False) -> None:
-    """Check a scenario and whether its data can be divided over its clients, without running it."""
+    """Check a scenario and whether its data can be divided over its clients, without running it.
+
+    An algorithm of your own is tried on a few clients of generated samples.
+    """
     from blossom_ray.reading.inspection import Inspector
 
     inspector = Inspector()
     try:
         checked = load_scenario(scenario, settings, seed, inspector=inspector)
+        _try_algorithm(checked, str(scenario))
     except ScenarioError as error:
         if not as_json:
             raise
@@ -39,6 +44,19 @@ def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = Non
         names = ", ".join(checked.modalities)
         found = f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}"
         say(found, *(f"note: {note}" for note in notes))
+
+
+def _try_algorithm(scenario: Scenario, file: str) -> None:
+    """Find the mistakes of an own algorithm.
+
+    Raises:
+        ScenarioError: It has one.
+    """
+    if scenario.algorithm.kind == "custom":
+        from blossom_ray.studies.algorithm_trial import algorithm_problem
+
+        if (problem := algorithm_problem(scenario)) is not None:
+            raise ScenarioError((Problem("algorithm", *problem, file=file),))
 
 
 @app.command(epilog="Example: blossom-ray scenarios quickstart > mine.yaml")

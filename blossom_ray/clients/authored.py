@@ -24,7 +24,7 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK, Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
 from blossom_ray.core.sums import Vector
-from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, RunError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunError, shown_error
 from blossom_ray.models.build import build_block
 from blossom_ray.models.flat import FlatBlock
 
@@ -157,6 +157,8 @@ class Authored:
         """
         try:
             return _mapped(function, rows) if self._is_mapped else _one_by_one(method, function, rows, count)
+        except InputError as error:
+            raise InputError(f"algorithm: {method}: {error}") from error
         except BlossomError:
             raise
         except OWN_CODE_RAISES as error:
@@ -228,10 +230,7 @@ class AuthoredRound:
         if MODEL in copies:
             outcome[MODEL] = trained[MODEL].only(layout.averaged)
         if has(self._author, "finish"):
-            found = self._authored.call("finish", self._finish, self._own, len(results))
-            if not isinstance(found, dict):
-                raise RunError(f"algorithm: finish gave {type(found).__name__}; expected a dict by name")
-            outcome |= found
+            outcome |= self._authored.call("finish", self._finish, self._own, len(results))
         return _Sorting(self._authored, self.tasks, results, weights, copies).outcomes(outcome)
 
     def _client(self, own: Mapping[str, Any]) -> Client:
@@ -247,8 +246,16 @@ class AuthoredRound:
         )
 
     def _finish(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = dict(self._author.finish(self._client(own)))
-        return found
+        found = self._author.finish(self._client(own))
+        if not isinstance(found, Mapping):
+            raise RunError(f"algorithm: finish gave {type(found).__name__}; expected a dict by name")
+        return dict(found)
+
+    def _asked(self, own: Mapping[str, Any]) -> list[Any]:
+        found = self._author.passes(self._client(own))
+        if not isinstance(found, list | tuple):
+            raise RunError(f"algorithm: passes gave {type(found).__name__}; expected a list of Pass")
+        return [*found]
 
     def _measured(self, tasks: Sequence[ClientTask], method: str) -> dict[str, Tensor]:
         """What `before` or `after` adds up, float32 rows."""
@@ -260,9 +267,7 @@ class AuthoredRound:
         trainable = self._plan.trained_blocks(self._authored._profile)
         if has(self._author, "local") or not has(self._author, "passes"):
             return training_passes(self._plan.training, trainable), list(tasks)
-        asked = self._authored.call(
-            "passes", lambda own: list(self._author.passes(self._client(own))), self._own, len(tasks)
-        )
+        asked = self._authored.call("passes", self._asked, self._own, len(tasks))
         passes, affine = [], []
         for each in asked:
             local = self._local_pass(each)
