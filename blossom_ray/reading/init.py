@@ -217,17 +217,12 @@ def _tree(dataset: str) -> dict[str, Any]:
 
 def _groups(text: str) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The groups of clients, and what is wrong with others. Counts that are no numbers are left to the scenario."""
-    groups: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-    for word in text.split():
-        count, colon, names = word.partition(":")
-        if not (count and colon and names):
-            problems.append(Problem("", f"has {quoted(word)}", _CLIENTS_FORM, source="--clients"))
-        else:
-            groups.append({"count": resolve_scalar(count), "modalities": names.split(",")})
-    if not text.split():
-        problems.append(Problem("", "is empty", _CLIENTS_FORM, source="--clients"))
-    return groups, problems
+    words = text.split()
+    right = [word for word in words if re.fullmatch(r"[^:]+:.+", word)]
+    parts = [word.partition(":") for word in right]
+    groups = [{"count": resolve_scalar(count), "modalities": names.split(",")} for count, _, names in parts]
+    wrong = [f"has {quoted(word)}" for word in words if word not in right] if words else ["is empty"]
+    return groups, [Problem("", found, _CLIENTS_FORM, source="--clients") for found in wrong]
 
 
 def _encoder(shape: tuple[int, ...]) -> dict[str, Any]:

@@ -43,11 +43,7 @@ A *required* key has no default. Sections that are left out take their defaults.
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a scenario file; own code appears as text, `module:attribute`."""
     schema = Scenario.model_json_schema()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "blossom-ray scenario",
-    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "blossom-ray scenario"}
 
 
 def reference_markdown() -> str:

@@ -89,7 +89,7 @@ class Origins:
 
     def locate(self, path: str) -> Place:
         """Where the value at a dotted path stands; for a missing key, the section that lacks it."""
-        parts = self._split(path)
+        parts = split_path(path, self.tree)
         node, is_there = (None, False) if self.root is None else self.root.at(parts)
         source = self._source(parts, is_there)
         if source is not None:
@@ -98,7 +98,7 @@ class Origins:
 
     def _source(self, parts: tuple[Part, ...], is_there: bool) -> str | None:
         """The label of the override that gives the value, or that made the section or chose the kind that lacks it."""
-        overrides = {self._split(path): label for path, label in self.sources.items()}
+        overrides = {split_path(path, self.tree): label for path, label in self.sources.items()}
         for length in range(len(parts), 0, -1) if parts else (0,):
             if parts[:length] in overrides:
                 return overrides[parts[:length]]
@@ -111,9 +111,6 @@ class Origins:
         if self.root is not None and self.root.at(above)[1]:
             return None
         return next((label for given, label in overrides.items() if given[: len(above)] == above), None)
-
-    def _split(self, path: str) -> tuple[Part, ...]:
-        return split_path(path, self.tree)
 
 
 @dataclass(frozen=True)

@@ -150,11 +150,7 @@ def _parts(owners: IntArray, num_clients: int) -> list[IntArray]:
 
 
 def _dirichlet(
-    spec: DirichletPartition | QuantityPartition,
-    labels: IntArray,
-    num_classes: int,
-    matching: IntArray,
-    seed: int,
+    spec: DirichletPartition | QuantityPartition, labels: IntArray, num_classes: int, matching: IntArray, seed: int
 ) -> IntArray:
     """Proportions over clients per class, in label order; drawn again until every client has `min_samples`.
 

@@ -23,6 +23,8 @@ DoubleArray = npt.NDArray[np.float64]
 _SMALLEST_POWER = 1e-10
 _HIGHEST_RATE_HZ = 384_000  # the filter of a resampling takes memory in proportion to it
 _WRITE_WAV = "find . -name '*.mp4' -exec sh -c 'ffmpeg -i \"$1\" -ac 1 -ar 16000 \"${1%.mp4}.wav\"' _ {} ';'"
+# What SciPy raises for files that are none, or damaged.
+_NO_WAV = (ValueError, struct.error, EOFError, OverflowError, ZeroDivisionError, TypeError, UnboundLocalError)
 _FULL_SCALE = {"u1": 2**7, "i2": 2**15, "i4": 2**31, "i8": 2**63}
 
 
@@ -48,15 +50,7 @@ def read_wav(content: bytes, name: str, *, rate_hz: int, longest_s: float) -> Do
             # Chunks that SciPy does not know (ffmpeg's LIST) and a size in the header that streaming left at 0.
             warnings.simplefilter("ignore", wavfile.WavFileWarning)
             found_hz, samples = wavfile.read(io.BytesIO(content))
-    except (
-        ValueError,
-        struct.error,
-        EOFError,
-        OverflowError,
-        ZeroDivisionError,
-        TypeError,
-        UnboundLocalError,
-    ) as error:
+    except _NO_WAV as error:
         raise DataError(f"{name} cannot be decoded ({error}); expected a wav file") from error
     if not 0 < found_hz <= _HIGHEST_RATE_HZ:
         raise DataError(f"{name} has {found_hz:,} samples per second; expected 1 to {_HIGHEST_RATE_HZ:,}")

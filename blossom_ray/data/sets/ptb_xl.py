@@ -27,14 +27,7 @@ from blossom_ray.data.dataset import Dataset, IntArray, Labels, LeftOut, Targets
 from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.cache import Arrays, cached, tracked
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
-from blossom_ray.data.sets.base import (
-    DatasetFacts,
-    Download,
-    Opened,
-    module_of_extra,
-    rows_lacking,
-    standardised,
-)
+from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, module_of_extra, rows_lacking, standardised
 from blossom_ray.errors import DataError
 from blossom_ray.storage import temporary_folder
 
