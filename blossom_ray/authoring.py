@@ -323,6 +323,7 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
         algorithm=section,
         sizes=sizes,
         width=model.fusion.fused_dim(dims),
+        embedding_dims=dims,
         num_clients=len(population.profiles),
     )
     shapes: dict[BlockInstance, tuple[int, ...]] = {}

@@ -99,13 +99,15 @@ def _parts(name: str, extra: Extra, layout: Layout, client: ClientProfile, schem
     if extra.scope not in ("", *_SCOPES):
         raise InputError(f"{where} has scope {extra.scope!r}; expected one of {', '.join(_SCOPES)}, or none")
     is_drawn = extra.scope == "drawn"
-    if isinstance(extra.initial, str) and extra.initial not in (_DRAWN if is_drawn else _INITIAL):
-        expected = ", ".join(_DRAWN if is_drawn else ("a number", *_INITIAL))
+    has_shape = extra.shape is not None
+    if isinstance(extra.initial, str) and extra.initial not in (_DRAWN if is_drawn else _INITIAL + _DRAWN * has_shape):
+        expected = ", ".join(_DRAWN if is_drawn else ("a number", *(_DRAWN if has_shape else _INITIAL)))
         raise InputError(f"{where} has initial {extra.initial!r}; expected {expected}")
     if not isinstance(extra.initial, str) and (is_drawn or not math.isfinite(extra.initial)):
         raise InputError(f"{where} has initial {extra.initial!r}; expected {', '.join(_DRAWN)} of what is drawn")
-    if isinstance(extra.initial, str) and not is_drawn and extra.shape is not None:
-        raise InputError(f"{where} has initial {extra.initial!r} and a shape of its own; expected a number")
+    if extra.initial in _INITIAL and has_shape:
+        expected = ", ".join(("a number", *_DRAWN))
+        raise InputError(f"{where} has initial {extra.initial!r} and a shape of its own; expected {expected}")
     if extra.blocks is None and extra.shape is None:
         raise InputError(f"{where} has neither blocks nor shape; expected one of them")
     blocks = [NO_BLOCK] if extra.blocks is None else [block for block in layout.sizes if block in extra.blocks]

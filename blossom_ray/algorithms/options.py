@@ -11,10 +11,20 @@ from blossom_ray.algorithms.ditto import Ditto
 from blossom_ray.algorithms.feddyn import FedDyn
 from blossom_ray.algorithms.fedmsplit import FedMSplit
 from blossom_ray.algorithms.fednova import FedNova
+from blossom_ray.algorithms.fedproto import FedProto
 from blossom_ray.algorithms.fedprox import FedProx
 from blossom_ray.algorithms.fedrep import FedRep
+from blossom_ray.algorithms.flism import Flism
 from blossom_ray.algorithms.harmony import Harmony
+from blossom_ray.algorithms.ifca import Ifca
+from blossom_ray.algorithms.low_rank import LowRank
 from blossom_ray.algorithms.median import Median
+from blossom_ray.algorithms.mfedmc import MFedMC
+from blossom_ray.algorithms.mixed import Mixed
+from blossom_ray.algorithms.moon import Moon
+from blossom_ray.algorithms.oort import Oort
+from blossom_ray.algorithms.pfedme import PFedMe
+from blossom_ray.algorithms.pmcmfl import PmcmFL
 from blossom_ray.algorithms.random_sparsification import RandomSparsification
 from blossom_ray.algorithms.scaffold import Scaffold
 from blossom_ray.algorithms.seam import METHODS, has
@@ -55,10 +65,20 @@ AlgorithmOption = Annotated[
     | Scaffold
     | FedDyn
     | FedNova
+    | Moon
     | Ditto
+    | PFedMe
+    | Mixed
     | FedRep
-    | FedMSplit
+    | LowRank
+    | FedProto
+    | PmcmFL
+    | Flism
+    | MFedMC
     | Harmony
+    | FedMSplit
+    | Ifca
+    | Oort
     | Median
     | TrimmedMean
     | RandomSparsification

@@ -105,8 +105,8 @@ class Extra:
             `same-modalities`: averaged as blocks are; `server`: on the server alone, never sent; `client`: one for each
             client, on the server and sent to that client; `drawn`: fresh numbers for each client and round.
         initial: A number; "initial": the block's first value; "received": what the block is now, until the client keeps
-            its own; "seeded": drawn as the block's first value is, but for this extra. Of what is drawn: "uniform" in
-            [0, 1) or "normal".
+            its own; "seeded": drawn as the block's first value is, but for this extra. Of an array with a shape of its
+            own and of what is drawn: "uniform" in [0, 1) or "normal", from the seed.
     """
 
     blocks: Collection[str] | None = None
@@ -167,6 +167,7 @@ class Layout:
         scopes: The scope of each block.
         num_classes: Number of classes, or of targets.
         width: Width of the fused representation.
+        embedding_dims: Width of the embeddings by modality, of all modalities.
         num_clients: Clients of the whole federation.
     """
 
@@ -175,6 +176,7 @@ class Layout:
     scopes: Mapping[Block, Scope]
     num_classes: int
     width: int
+    embedding_dims: Mapping[str, int]
     num_clients: int
 
     @property

@@ -22,7 +22,7 @@ from blossom_ray.clients.job import Affine, ClientTask, LocalPass, LocalResult, 
 from blossom_ray.clients.plan import ClientPlan, ClientState, SentBlock
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK, Block, BlockInstance, ClientProfile, Scope
-from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
+from blossom_ray.core.seeding import Purpose, generator, stable_number, torch_seed
 from blossom_ray.core.sums import Vector
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunError, shown_error
 from blossom_ray.models.build import build_block
@@ -167,8 +167,7 @@ class Authored:
     def _drawn(self, part: ExtraPart, round_index: int, client: int) -> np.ndarray:
         name = stable_number(f"{part.instance.copy}\0{part.instance.name}")
         draw = np.random.default_rng([self._plan.seed, int(Purpose.DRAWN_EXTRA), round_index, client, name])
-        numbers = draw.random(part.shape) if part.initial == "uniform" else draw.standard_normal(part.shape)
-        return numbers.astype(np.float32)
+        return _numbers(part, draw)
 
 
 class AuthoredRound:
@@ -455,11 +454,19 @@ def first_value(part: ExtraPart, plan: ClientPlan, workspace: Workspace) -> np.n
         return np.full(part.shape, part.initial, np.float32)
     if part.instance.scope is Scope.DRAWN:
         return np.zeros(part.shape, np.float32)
+    if part.initial in ("uniform", "normal"):
+        number = stable_number(f"{part.instance.copy}\0{block}")
+        return _numbers(part, generator(plan.seed, Purpose.INITIAL_BLOCK, 1, number))
     if part.initial == "seeded":
         seed = torch_seed(plan.seed, Purpose.INITIAL_BLOCK, 1, stable_number(part.instance.copy))
         module = build_block(block, plan.model, plan.input_shapes, plan.num_outputs, seed)
         return FlatBlock(module, plan.model.norm_statistics).read()[: part.shape[0]]
     return workspace.initial_blocks[block][: part.shape[0]]
+
+
+def _numbers(part: ExtraPart, draw: np.random.Generator) -> np.ndarray:
+    numbers = draw.random(part.shape) if part.initial == "uniform" else draw.standard_normal(part.shape)
+    return numbers.astype(np.float32)
 
 
 def _affine(each: Pass, k: int) -> Affine:

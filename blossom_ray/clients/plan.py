@@ -52,6 +52,7 @@ class ClientPlan:
         algorithm: The scenario's `algorithm` section; None: federated averaging, with what `training` says.
         sizes: Number of parameters of each block of the model; needed with an algorithm alone, as what follows.
         width: Width of the fused representation.
+        embedding_dims: Width of the embeddings by modality.
         num_clients: Registered clients.
         scored_copies: Of an algorithm with `scored` the copies that it reads.
     """
@@ -73,6 +74,7 @@ class ClientPlan:
     algorithm: AlgorithmOption | None = None
     sizes: Mapping[Block, int] = field(default_factory=dict)
     width: int = 0
+    embedding_dims: Mapping[str, int] = field(default_factory=dict)
     num_clients: int = 0
     scored_copies: frozenset[str] = frozenset()
 
@@ -98,6 +100,7 @@ class ClientPlan:
             scopes={block: self.scheme.scope(block) for block in blocks},
             num_classes=self.num_outputs,
             width=self.width,
+            embedding_dims=self.embedding_dims,
             num_clients=self.num_clients,
         )
 

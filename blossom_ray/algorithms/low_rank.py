@@ -1,0 +1,45 @@
+"""A block that stands still plus a product of two small factors, which travel in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, isqrt
+from typing import Any, Literal
+
+from blossom_ray.algorithms.seam import Client, Extra, Layout, Pass, Sent, Tree
+from blossom_ray.core.blocks import Block
+from blossom_ray.core.section import Positive, Section
+
+
+class LowRank(Section):
+    """LoRA (Hu et al. 2022) of one block, federated: its value is the first one plus A B, and clients send A and B."""
+
+    kind: Literal["low-rank"]
+    block: str = "head"
+    """The block."""
+    rank: Positive = 4
+    """Columns of A and rows of B."""
+
+    # Source: arXiv:2106.09685. What differs: A B stands for the block's parameters as one vector, cut into as many rows
+    # as columns, and not for each matrix in it; A is normal over the square root of the rank, B zero.
+    def extras(self, layout: Layout) -> dict[str, Extra]:
+        size = layout.sizes.get(Block.named(self.block), 0)
+        if not size or self.block not in layout.averaged:
+            return {}
+        width = isqrt(size)
+        a = Extra([self.block], shape=(ceil(size / width), self.rank), initial="normal")
+        return {"a": a, "b": Extra([self.block], shape=(self.rank, width))}
+
+    def passes(self, k: Client) -> list[Pass]:
+        others = [block for block in k.layout.trained if block != self.block]
+        return [Pass(("model", "a", "b"), blocks=others, model=self.scored) if "a" in k.extras else Pass()]
+
+    def finish(self, k: Client) -> dict[str, Any]:
+        return {"model": Sent(k.new.only([block for block in k.new if block != self.block]))}
+
+    def scored(self, x: Mapping[str, Any]) -> Tree:
+        found = Tree(x["model"])
+        for block, a in x["a"].items() if "a" in x else ():
+            product = (a @ x["b"][block]).flatten() / self.rank**0.5
+            found[block] = found[block] + product[: len(found[block])]
+        return found

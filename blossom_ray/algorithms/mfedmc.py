@@ -1,0 +1,83 @@
+"""MFedMC: a client sends its most useful encoders, and the server takes those of the clients that fit best."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import ceil, comb
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from blossom_ray.algorithms.seam import Client, Extra, Layout, Sent, ServerView, Tree
+from blossom_ray.core.section import Fraction, NonNegative, Positive, Section
+
+
+class MFedMC(Section):
+    """MFedMC (Yuan et al. 2024): joint selection of modalities and clients.
+
+    A client ranks its encoders by a weighted sum of Shapley value, size and waiting time, each over its largest, and
+    offers the first `modalities`. Of those who offer an encoder the server takes the `clients` with the lowest loss
+    of this modality alone. Other blocks are sent as ever; the paper's fusion is private.
+    """
+
+    kind: Literal["mfedmc"]
+    modalities: Positive = 1
+    """Encoders that a client offers."""
+    clients: Fraction = 0.5
+    """Of those who offer an encoder, the share whose encoder is taken; rounded up."""
+    impact: NonNegative = 1.0
+    """Weight of the Shapley value."""
+    size: NonNegative = 0.3
+    """Weight of being small."""
+    recency: NonNegative = 0.3
+    """Weight of the rounds since it was last offered."""
+    rows: ClassVar = ("loss",)
+
+    # Source: arXiv:2401.16685, algorithm 1. What differs: the game's value is the probability of the right class from a
+    # subset of modalities, over the whole training split; that of none is 0.
+    def extras(self, layout: Layout) -> dict[str, Extra]:
+        encoders = [block for block in layout.averaged if block.kind == "encoder"]
+        last = Extra(encoders, shape=(), scope="private")
+        return {"loss": Extra(encoders, shape=(), scope="server"), "last": last}
+
+    def after(self, batch: Any) -> dict[str, Any]:
+        owned, hits = tuple(batch.present), {}
+        for count in range(1, len(owned) + 1):
+            for subset in combinations(owned, count):
+                outputs = batch.through(modalities=subset).outputs
+                hits[subset] = outputs.softmax(dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+        found = {f"loss of encoder/{name}": batch.through(modalities=[name]).losses for name in owned}
+        for name in owned:
+            shapley = 0
+            for subset, hit in hits.items():
+                if name in subset:
+                    without = tuple(other for other in subset if other != name)
+                    gain = hit - hits[without] if without else hit
+                    shapley = shapley + gain / (len(owned) * comb(len(owned) - 1, len(without)))
+            found[f"encoder/{name}"] = shapley
+        return found
+
+    def finish(self, k: Client) -> dict[str, Any]:
+        import torch
+
+        if "last" not in k.extras:  # encoders that are private or frozen
+            return {}
+        impact = torch.stack([k.after[block].abs() for block in k["last"]])
+        sizes = torch.tensor([float(k.layout.sizes[block]) for block in k["last"]])
+        waited = k.round - torch.stack(list(k["last"].values()))
+        priority = self.impact * impact / impact.max().clamp(min=1e-12) + self.size * (1 - sizes / sizes.max())
+        order = (priority + self.recency * waited / k.round).argsort(descending=True, stable=True)
+        offered = Tree({b: (order[: self.modalities] == i).any().float() for i, b in enumerate(k["last"])})
+        loss = offered.map(lambda _, total: total / k.num_samples, Tree({b: k.after[f"loss of {b}"] for b in offered}))
+        return {
+            "model": Sent(k.new, Tree({block: k.weight * offered.get(block, 1.0) for block in k.new})),
+            "loss": Sent(loss, offered),
+            "last": k["last"].map(lambda last, yes: last.where(yes == 0, float(k.round)), offered),
+        }
+
+    def admit(self, s: ServerView) -> dict[str, dict[Any, Any]]:
+        def lowest(losses: np.ndarray, members: np.ndarray) -> list[int]:
+            best: list[int] = members[np.argsort(losses, kind="stable")].tolist()
+            return best[: ceil(self.clients * len(best))]
+
+        return {"model": s.rows["loss"].map(lowest, s.members["loss"])}
