@@ -73,13 +73,9 @@ def _start_checks() -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class Check:
-    """One fact about the machine.
+    """One fact about the machine: what was looked at, what is there, and what to do about it or what follows from it.
 
-    Attributes:
-        name: What was looked at.
-        level: `good`; `warning`: runs, with a limit; `refused`: no run, or not this kind of run.
-        found: What is there.
-        advice: What to do about it, or what follows from it.
+    Its level is `good`; `warning`: runs, with a limit; `refused`: no run, or not this kind of run.
     """
 
     name: str
@@ -111,8 +107,9 @@ def checks() -> Iterator[Check]:
 def python_check(found: tuple[str, ...]) -> Check:
     """Python 3.11 to 3.14."""
     text = ".".join(found)
-    is_known = text in {"3.11", "3.12", "3.13", "3.14"}
-    return Check("Python", "good" if is_known else "refused", text, "" if is_known else "use Python 3.11 to 3.14")
+    if text in {"3.11", "3.12", "3.13", "3.14"}:
+        return Check("Python", "good", text)
+    return Check("Python", "refused", text, "use Python 3.11 to 3.14")
 
 
 def package_checks() -> Iterator[Check]:
@@ -165,9 +162,8 @@ def gpu_check() -> Check:
     if count == 0:
         build = "a CPU build of PyTorch" if torch.version.cuda is None else "no GPU found by PyTorch"
         return Check("GPU", "warning", f"none: {build}", "scenarios with client_resources.num_gpus above 0 are refused")
-    names = [torch.cuda.get_device_name(index) for index in range(count)]
-    sizes = [torch.cuda.get_device_properties(index).total_memory / GIB for index in range(count)]
-    return Check("GPU", "good", ", ".join(f"{name}, {size:.0f} GiB" for name, size in zip(names, sizes, strict=True)))
+    found = [torch.cuda.get_device_properties(index) for index in range(count)]
+    return Check("GPU", "good", ", ".join(f"{each.name}, {each.total_memory / GIB:.0f} GiB" for each in found))
 
 
 def shared_memory_check(folder: Path, free_memory_bytes: float) -> Check:

@@ -18,12 +18,10 @@ _IMPATIENCE_S = 2.0
 
 @dataclass
 class Interruption:
-    """What an interrupt finds: the signals so far, what is kept, and whether rounds are running.
+    """What an interrupt finds: the numbers of the signals so far, and the run folder, once there is one.
 
     Attributes:
-        signals: Their numbers, in order.
-        since: When the first one came, in seconds of the monotonic clock.
-        folder: The run folder, once there is one.
+        since: When the first signal came, in seconds of the monotonic clock.
         farewell: What to say at the end instead of what is said about a run folder.
         is_graceful: Whether rounds are running, which may end before the command does.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,7 +63,6 @@ Track = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one object per line.")]
-Parsed = TypeVar("Parsed")
 
 
 @app.callback(invoke_without_command=True)
@@ -108,22 +107,10 @@ def load_scenario(
 
 def parse_settings(settings: Sequence[str], option: str = "--set") -> tuple[dict[str, Any], list[Problem]]:
     """Value by dotted path of options such as `--set`, and what is wrong with others."""
-    from blossom_ray.reading.overrides import parse_assignment
+    from blossom_ray.reading.overrides import parse_assignment, parse_each
 
     assignments, problems = parse_each(lambda text: parse_assignment(text, option), settings)
     return dict(assignments), problems
-
-
-def parse_each(parse: Callable[[str], Parsed], texts: Iterable[str]) -> tuple[list[Parsed], list[Problem]]:
-    """What some texts say, and what is wrong with others."""
-    parsed: list[Parsed] = []
-    problems: list[Problem] = []
-    for text in texts:
-        try:
-            parsed.append(parse(text))
-        except ScenarioError as error:
-            problems += error.problems
-    return parsed, problems
 
 
 def track_targets(track: Sequence[str] | None) -> list[Target]:

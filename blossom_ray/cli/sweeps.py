@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,14 @@ import typer
 
 from blossom_ray.cli import completion
 from blossom_ray.cli.interruption import Interruption, interruptible
-from blossom_ray.cli.options import Address, Json, Settings, Track, app, parse_each, parse_settings, track_targets
+from blossom_ray.cli.options import Address, Json, Settings, Track, app, parse_settings, track_targets
 from blossom_ray.cli.output import print_json, say, say_text, warn
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import BlossomError, InputError, Problem, ScenarioError
 
 if TYPE_CHECKING:
     from blossom_ray.runs.folder import Run
-    from blossom_ray.runs.tracking import Target, Tracking
+    from blossom_ray.runs.tracking import Target
     from blossom_ray.studies.comparison.comparing import Comparison
     from blossom_ray.studies.sweeps.grid import Cell
     from blossom_ray.studies.sweeps.sweeping import CellEvent
@@ -114,7 +114,7 @@ def sweep(
 
         # What is tuned is told by what it is chosen by: its test scores are nobody's business.
         column = check_choice(cells, choose, tune or [])
-        trackings = _Trackings(track_targets(track))
+        targets = track_targets(track)
         folder = out or default_folder(cells)
         options = [("--choose", choose), *(("--tune", key) for key in tune or [])] if choose is not None else []
         compare_it = shlex.join(["blossom-ray", "compare", str(folder), *(word for pair in options for word in pair)])
@@ -122,7 +122,7 @@ def sweep(
             f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
             f"{compare_it}"
         )
-        num_failed = _follow(folder, cells, jobs, address, interruption, trackings, compare_it, column, as_json=as_json)
+        num_failed = _follow(folder, cells, jobs, address, interruption, targets, compare_it, column, as_json=as_json)
     if choose is not None:
         _show_choice(folder, cells, choose, tune or [], may_fail=num_failed > 0, as_json=as_json)
     if num_failed:
@@ -284,18 +284,15 @@ def _show_choice(
 
 def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:
     """All cells of the grid, or every problem of the options, or else of the cells."""
+    from blossom_ray.reading.overrides import parse_each
     from blossom_ray.studies.sweeps.grid import expand, parse_axis, parse_seeds
 
     overrides, problems = parse_settings(settings)
     axes, of_axes = parse_each(parse_axis, vary)
     numbers, of_seeds = parse_each(parse_seeds, [] if seeds is None else [seeds])
-    varied = {axis.path for axis in axes} | ({"seed"} if numbers else set())
     problems += [*of_axes, *of_seeds]
-    problems += [
-        Problem(path, "is varied too", "each key in one option", source=f"--set {path}")
-        for path in overrides
-        if path in varied
-    ]
+    twice = [path for path in overrides if path in {axis.path for axis in axes} or (path == "seed" and numbers)]
+    problems += [Problem(path, "is varied too", "each key in one option", source=f"--set {path}") for path in twice]
     if problems:
         raise ScenarioError(tuple(problems))
     return expand(scenarios, axes, numbers[0] if numbers else None, overrides)
@@ -307,7 +304,7 @@ def _follow(
     jobs: int | None,
     address: str | None,
     interruption: Interruption,
-    trackings: _Trackings,
+    targets: Sequence[Target],
     compare_it: str,
     column: str | None,
     *,
@@ -321,7 +318,7 @@ def _follow(
     from blossom_ray.studies.sweeps.sweeping import run_cells
 
     ends: Counter[str] = Counter()
-    failures: list[CellEvent] = []
+    failures: list[str] = []
     noted: list[tuple[str, Run]] = []
     going_on = run_cells(folder, cells, jobs=jobs, stopping=interruption.is_asked, address=address)
     view: AbstractContextManager[Callable[[CellEvent], None]]
@@ -330,14 +327,14 @@ def _follow(
     else:
         say(f"{len(cells)} cells in {folder}")
         view = sweep_view(cells, terminal(), column)
-    with closing(trackings), closing(going_on) as events, view as show:
+    with _tracked(targets) as track, closing(going_on) as events, view as show:
         for event in events:
             interruption.is_graceful = True
             if event.kind not in ("started", "round"):
                 ends[event.kind] += 1
             if event.kind == "failed":
-                failures.append(event)
-            trackings.follow(event)
+                failures.append(f"failed: {event.folder}: {event.error}")
+            track(event)
             show(event)
             if (run := _run_of(event)) is not None:
                 noted.append((", ".join(map(value_text, event.cell.setting.values())), run))
@@ -346,39 +343,33 @@ def _follow(
     if as_json:
         print_json({"sweep": str(folder), "cells": len(cells), **ends})
         return ends["failed"]
-    for event in failures:
-        say(f"failed: {event.folder}: {event.error}")
-    for note in run_notes(noted):
-        say(f"note: {note}")
     tally = ", ".join(f"{count} {kind}" for kind, count in ends.items())
-    say(f"{len(cells)} cells: {tally}")
-    say(f"compare them with: {compare_it}")
+    notes = (f"note: {note}" for note in run_notes(noted))
+    say(*failures, *notes, f"{len(cells)} cells: {tally}", f"compare them with: {compare_it}")
     return ends["failed"]
 
 
-class _Trackings:
-    """The trackers of the cells in progress."""
+@contextmanager
+def _tracked(targets: Sequence[Target]) -> Iterator[Callable[[CellEvent], None]]:
+    """What hands events on to the trackers of cells in progress; those left in the middle are ended at the end."""
+    from blossom_ray.runs.tracking import Tracking
 
-    def __init__(self, targets: Sequence[Target]) -> None:
-        self._targets = targets
-        self._open: dict[str, Tracking] = {}
+    in_progress: dict[str, Tracking] = {}
 
-    def follow(self, event: CellEvent) -> None:
-        """Hand on what happened to a cell."""
-        from blossom_ray.runs.tracking import Tracking
-
+    def track(event: CellEvent) -> None:
         key = event.cell.identity
         if event.kind == "started":
-            self._open[key] = Tracking(self._targets, event.cell.scenario, event.folder, warn)
+            in_progress[key] = Tracking(targets, event.cell.scenario, event.folder, warn)
         elif event.progress is not None:
-            self._open[key].write(event.progress)
-        elif key in self._open:
-            self._open.pop(key).close(event.kind)
+            in_progress[key].write(event.progress)
+        elif key in in_progress:
+            in_progress.pop(key).close(event.kind)
 
-    def close(self) -> None:
-        """End those of cells that were left in the middle."""
-        while self._open:
-            self._open.popitem()[1].close("interrupted")
+    try:
+        yield track
+    finally:
+        while in_progress:
+            in_progress.popitem()[1].close("interrupted")
 
 
 def _run_of(event: CellEvent) -> Run | None:

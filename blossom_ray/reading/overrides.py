@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 from blossom_ray.core.phrases import shown
 from blossom_ray.core.section import Finding
@@ -14,6 +14,20 @@ from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.reading.yaml_tree import parse_yaml, resolve_scalar
 from blossom_ray.scenario.tree import ScenarioTree
 from blossom_ray.text import is_unicode
+
+Parsed = TypeVar("Parsed")
+
+
+def parse_each(parse: Callable[[str], Parsed], texts: Iterable[str]) -> tuple[list[Parsed], list[Problem]]:
+    """What some texts say, and what is wrong with others."""
+    parsed: list[Parsed] = []
+    problems: list[Problem] = []
+    for text in texts:
+        try:
+            parsed.append(parse(text))
+        except ScenarioError as error:
+            problems += error.problems
+    return parsed, problems
 
 
 def parse_assignment(text: str, option: str = "--set") -> tuple[str, Any]:

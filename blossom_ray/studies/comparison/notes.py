@@ -53,16 +53,9 @@ class RunNote:
 
 def run_notes(runs: Iterable[tuple[str, Run]]) -> tuple[RunNote, ...]:
     """The notes of some runs, each with the word for its setting."""
-    totals: Counter[str] = Counter()
-    counts: dict[str, Counter[str]] = {}
-    for setting, run in runs:
-        totals[setting] += 1
-        for text in dict.fromkeys(map(str, run.manifest.get("notes", ()))):
-            counts.setdefault(text, Counter())[setting] += 1
-    return tuple(
-        RunNote(text, {setting: (number, totals[setting]) for setting, number in found.items()})
-        for text, found in counts.items()
-    )
+    runs = [*runs]
+    noted = ((text, setting) for setting, run in runs for text in {str(n): 0 for n in run.manifest.get("notes", ())})
+    return tuple(RunNote(text, found) for text, found in _counts(noted, runs).items())
 
 
 def kernel_notes(runs: Iterable[tuple[str, Run]]) -> list[str]:
@@ -70,25 +63,14 @@ def kernel_notes(runs: Iterable[tuple[str, Run]]) -> list[str]:
 
     Older runs, which do not say, are left out.
     """
-    totals: Counter[str] = Counter()
-    described = []
-    for setting, run in runs:
-        totals[setting] += 1
-        if found := dict(_kernels(run)):
-            described.append((setting, found))
+    runs = [*runs]
+    described = [(setting, found) for setting, run in runs if (found := dict(_kernels(run)))]
     notes = []
     for key in dict.fromkeys(key for _, found in described for key in found):
-        counts: dict[str, Counter[str]] = {}
-        for setting, found in described:
-            counts.setdefault(found.get(key, _UNSET), Counter())[setting] += 1
+        counts = _counts(((found.get(key, _UNSET), setting) for setting, found in described), runs)
         if len(counts) > 1:
-            words = (
-                f"{value} in {_settings({setting: (number, totals[setting]) for setting, number in each.items()})}"
-                for value, each in counts.items()
-            )
-            notes.append(
-                f"runs were computed by other kernels, which moves scores as noise does: {key} {'; '.join(words)}"
-            )
+            words = "; ".join(f"{value} in {_settings(found)}" for value, found in counts.items())
+            notes.append(f"runs were computed by other kernels, which moves scores as noise does: {key} {words}")
     return notes
 
 
@@ -170,6 +152,15 @@ def _kernels(run: Run) -> Iterator[tuple[str, str]]:
     ]
     for name in dict.fromkeys(name for each in flat for name in each):
         yield name, " and ".join(sorted({str(each.get(name, _UNSET)) for each in flat}))
+
+
+def _counts(said: Iterable[tuple[str, str]], runs: Iterable[tuple[str, Run]]) -> dict[str, dict[str, tuple[int, int]]]:
+    """By text that runs of settings said, these settings: how many of their runs did, of how many."""
+    totals = Counter(setting for setting, _ in runs)
+    counts: dict[str, Counter[str]] = {}
+    for text, setting in said:
+        counts.setdefault(text, Counter())[setting] += 1
+    return {text: {name: (number, totals[name]) for name, number in found.items()} for text, found in counts.items()}
 
 
 def _settings(runs: Mapping[str, tuple[int, int]]) -> str:

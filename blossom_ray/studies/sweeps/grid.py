@@ -13,7 +13,7 @@ from typing import Any
 
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.reading.inspection import Inspector
-from blossom_ray.reading.overrides import parse_assignment
+from blossom_ray.reading.overrides import parse_assignment, parse_each
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.identity import identity
 from blossom_ray.text import quoted
@@ -61,23 +61,17 @@ def parse_axis(text: str) -> Axis:
     if not equals:
         found, expected = "has no '='", "KEY=VALUE,VALUE,..., such as sharing=full-model,private-head"
         raise ScenarioError((Problem("", found, expected, source=f"--vary {text}"),))
-    problems: list[Problem] = []
-    values = []
-    for part in _split(written):
+
+    def parse(part: str) -> tuple[str, Any]:
         if not part.strip():
-            problems.append(
-                Problem(path.strip(), "has an empty value", "values between commas", source=f"--vary {text}")
-            )
-            continue
-        try:
-            path, value = parse_assignment(f"{path}={part}", "--vary")
-        except ScenarioError as error:
-            problems += error.problems
-        else:
-            values.append(value)
+            wrong = Problem(path.strip(), "has an empty value", "values between commas", source=f"--vary {text}")
+            raise ScenarioError((wrong,))
+        return parse_assignment(f"{path}={part}", "--vary")
+
+    values, problems = parse_each(parse, _split(written))
     if problems:
         raise ScenarioError(tuple(problems))
-    return Axis(path, tuple(values))
+    return Axis(values[0][0], tuple(value for _, value in values))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -193,17 +187,11 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _check_axes(axes: Sequence[Axis]) -> None:
-    uses = Counter(axis.path for axis in axes)
-    problems = [
-        Problem(path, f"is varied {count} times", "each key once, and the seed by --seeds alone", source="--vary")
-        for path, count in uses.items()
-        if count > 1
-    ]
-    problems += [
-        Problem(axis.path, "has no value to take", "at least one value", source=f"--vary {axis.path}")
-        for axis in axes
-        if not axis.values
-    ]
+    once, some = "each key once, and the seed by --seeds alone", "at least one value"
+    uses = Counter(axis.path for axis in axes).items()
+    problems = [Problem(path, f"is varied {n} times", once, source="--vary") for path, n in uses if n > 1]
+    empty = [axis.path for axis in axes if not axis.values]
+    problems += [Problem(path, "has no value to take", some, source=f"--vary {path}") for path in empty]
     if problems:
         raise ScenarioError(tuple(problems))
 
