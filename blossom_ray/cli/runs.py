@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -202,17 +202,14 @@ def _follow(
     _show_end(finished, folder, as_json=as_json)
 
 
-@contextmanager
-def _view(scenario: Scenario, *, as_json: bool) -> Iterator[Callable[[RoundRecord], None]]:
+def _view(scenario: Scenario, *, as_json: bool) -> AbstractContextManager[Callable[[RoundRecord], None]]:
     """What shows a round."""
     if as_json:
-        yield lambda record: print_json(round_json(record))
-        return
-    from blossom_ray.cli.console.runs import choose_view
+        return nullcontext(lambda record: print_json(round_json(record)))
+    from blossom_ray.cli.console.runs import run_view
     from blossom_ray.cli.console.terminal import terminal
 
-    with choose_view(scenario, terminal()) as view:
-        yield view.update
+    return run_view(scenario, terminal())
 
 
 def _show_end(run: Run, folder: Path, *, as_json: bool) -> None:

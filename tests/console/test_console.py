@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from blossom_ray.cli.console.rounds import CURVE_WIDTH, failure_line, score_table, sparkline
-from blossom_ray.cli.console.runs import LiveView, PlainView, choose_view, final_summary
+from blossom_ray.cli.console.runs import LiveView, final_summary, run_view
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import ActorRound, BlockRound, ClientEvaluation, Failure, RoundRecord
 from blossom_ray.core.scores import default_score
@@ -80,9 +80,9 @@ def draw(view, console):
 
 def test_plain_line_by_hand():
     console = make_console()
-    with PlainView(make_scenario(), console) as view:
+    with run_view(make_scenario(), console) as show:
         for record in (make_record(0), make_record(1), make_record(2), make_record(3, accuracy=0.612, seconds=0.42)):
-            view.update(record)
+            show(record)
     lines = printed(console).splitlines()
     assert lines[0] == "quick, private-head-fusion, 3 clients, 20 rounds"
     # Mean of rounds 1 to 3: (0.5 + 0.5 + 0.42) / 3 s; 17 are left: 8.05 s.
@@ -95,9 +95,9 @@ def test_plain_line_by_hand():
 
 def test_plain_line_without_evaluation_and_after_the_last_round():
     console = make_console()
-    with PlainView(make_scenario(rounds=1), console) as view:
-        view.update(make_record(0))
-        view.update(make_record(1))
+    with run_view(make_scenario(rounds=1), console) as show:
+        show(make_record(0))
+        show(make_record(1))
     assert printed(console).splitlines()[1:] == [
         "round 0/1  0.5 s  up 1.1 MB  down 1.2 MB",
         "round 1/1  0.5 s  train loss 0.987  up 1.1 MB  down 1.2 MB",
@@ -278,8 +278,8 @@ def test_a_round_that_takes_long_is_said_and_counted_off():
 
 def test_plain_lines_of_failures_follow_their_round():
     console = make_console()
-    with PlainView(make_scenario(), console) as view:
-        view.update(replace(make_record(1), failures=(LOST, Failure("end", (), None, "full", "dropped"))))
+    with run_view(make_scenario(), console) as show:
+        show(replace(make_record(1), failures=(LOST, Failure("end", (), None, "full", "dropped"))))
     assert printed(console).splitlines()[2:] == [
         "  round 1, training, actor 0, client 3 and 2 others: died: its process ended unexpectedly; repeated",
         "  round 1, end: full; dropped",
@@ -294,14 +294,18 @@ def test_failure_line_by_hand():
 
 
 def test_a_view_is_chosen_by_the_console():
-    scenario = make_scenario()
-    assert isinstance(choose_view(scenario, make_console()), PlainView)
-    assert isinstance(choose_view(scenario, make_console(force_terminal=True)), LiveView)
+    plain, terminal = make_console(), make_console(force_terminal=True)
+    for console in (plain, terminal):
+        with run_view(make_scenario(), console) as show:
+            show(make_record(0))
+    assert printed(plain).splitlines()[1:] == ["round  0/20  0.5 s  up 1.1 MB  down 1.2 MB"]
+    assert "starting" in printed(terminal)
+    assert "round 0/20" in printed(terminal)
 
 
 def test_a_sharing_map_is_written_out():
     console = make_console()
-    with PlainView(make_scenario(sharing={"encoder/*": "shared", "head": "private"}), console):
+    with run_view(make_scenario(sharing={"encoder/*": "shared", "head": "private"}), console):
         pass
     assert printed(console) == "quick, encoder/* shared + head private, 3 clients, 20 rounds\n"
 
@@ -387,8 +391,8 @@ def test_views_of_a_regression():
     scores = {"loss": 4.0, "loss/acc": 4.0, "rmse": 2.0, "rmse/acc": 2.0, "mae": 1.5, "mae/acc": 1.5}
     record = replace(make_record(1, accuracy=0.5), metrics=scores)
     console = make_console()
-    with PlainView(scenario, console) as view:
-        view.update(record)
+    with run_view(scenario, console) as show:
+        show(record)
     assert "  loss 4.000  RMSE 2  MAE 1.5  R2 -  up" in printed(console).splitlines()[1]
     console = make_console()
     with LiveView(scenario, console) as view:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import Lock
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
@@ -54,54 +54,47 @@ _MOST_ACTOR_ROWS = 16
 _SILENCE_S = 2.0
 
 
-def choose_view(scenario: Scenario, console: Console) -> LiveView | PlainView:
-    """A live view on a terminal, a line per round off one."""
-    return LiveView(scenario, console) if console.is_terminal else PlainView(scenario, console)
+@contextmanager
+def run_view(scenario: Scenario, console: Console) -> Iterator[Callable[[RoundRecord], None]]:
+    """A live view on a terminal; off one a line per round and per failure, not wrapped, for logs and pipes.
+
+    Yields what shows a round.
+    """
+    if console.is_terminal:
+        with LiveView(scenario, console) as view:
+            yield view.update
+        return
+    pace = Pace(scenario.rounds)
+
+    def tell(record: RoundRecord) -> None:
+        pace.add(record)
+        for text in _lines(record, scenario, pace):
+            console.print(line(text), soft_wrap=True)
+
+    console.print(line(title(scenario)), soft_wrap=True)
+    yield tell
 
 
-class PlainView:
-    """One line per round and one per failure: for logs and pipes. Lines are not wrapped."""
-
-    def __init__(self, scenario: Scenario, console: Console) -> None:
-        self._scenario = scenario
-        self._console = console
-        self._pace = Pace(scenario.rounds)
-
-    def __enter__(self) -> Self:
-        self._print(title(self._scenario))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def update(self, record: RoundRecord) -> None:
-        """Print the round's line, and one for each of its failures."""
-        self._pace.add(record)
-        metrics, rounds = record.metrics, self._scenario.rounds
-        parts = [f"round {record.round_index:>{len(str(rounds))}}/{rounds}", format_seconds(self._pace.last_s)]
-        if "train_loss" in metrics:
-            parts.append(f"train loss {metrics['train_loss']:.3f}")
-        for prefix in ("", "validation/"):
-            if f"{prefix}loss" in metrics:
-                parts.append(f"{prefix.replace('/', ' ')}loss {metrics[f'{prefix}loss']:.3f}")
-                shown = shown_scores(self._scenario.task)
-                parts += [f"{score.label} {format_score(score, metrics.get(prefix + score.name))}" for score in shown]
-        parts += [
-            f"up {format_bytes(sum(block.bytes_up for block in record.blocks))}",
-            f"down {format_bytes(sum(block.bytes_down for block in record.blocks))}",
-        ]
-        if self._pace.left_s is not None and record.stopped is None:
-            parts.append(f"left {format_seconds(self._pace.left_s)}")
-        self._print("  ".join(parts))
-        for failure in record.failures:
-            self._print(f"  {failure_line(record.round_index, failure)}")
-        if record.stopped is not None:
-            self._print(stopped_line(record.stopped, self._scenario))
-
-    def _print(self, text: str) -> None:
-        self._console.print(line(text), soft_wrap=True)
+def _lines(record: RoundRecord, scenario: Scenario, pace: Pace) -> Iterator[str]:
+    metrics, rounds = record.metrics, scenario.rounds
+    parts = [f"round {record.round_index:>{len(str(rounds))}}/{rounds}", format_seconds(pace.last_s)]
+    if "train_loss" in metrics:
+        parts.append(f"train loss {metrics['train_loss']:.3f}")
+    for prefix in ("", "validation/"):
+        if f"{prefix}loss" in metrics:
+            parts.append(f"{prefix.replace('/', ' ')}loss {metrics[f'{prefix}loss']:.3f}")
+            shown = shown_scores(scenario.task)
+            parts += [f"{score.label} {format_score(score, metrics.get(prefix + score.name))}" for score in shown]
+    parts += [
+        f"up {format_bytes(sum(block.bytes_up for block in record.blocks))}",
+        f"down {format_bytes(sum(block.bytes_down for block in record.blocks))}",
+    ]
+    if pace.left_s is not None and record.stopped is None:
+        parts.append(f"left {format_seconds(pace.left_s)}")
+    yield "  ".join(parts)
+    yield from (f"  {failure_line(record.round_index, failure)}" for failure in record.failures)
+    if record.stopped is not None:
+        yield stopped_line(record.stopped, scenario)
 
 
 class _Part(NamedTuple):
@@ -139,9 +132,7 @@ class LiveView:
         self._live.start(refresh=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._live.transient = kind is None
         self._live.stop()
 

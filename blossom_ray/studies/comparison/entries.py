@@ -316,7 +316,7 @@ def _differing(entries: Sequence[RunEntry]) -> list[str]:
         section = kind.rpartition(".")[0]
         below = [path for path in paths if path.startswith(f"{section}.") and path != kind]
         # Whether one kind has several values below it.
-        combinations = {(each[kind], *(each[path] for path in below)) for each in leaves}
+        combinations = {(each[kind], *map(each.get, below)) for each in leaves}
         needs_all = len(combinations) > len({each[kind] for each in leaves})
         paths = {section if path == kind and needs_all else path: None for path in paths if path not in below}
     return list(paths)
