@@ -207,7 +207,7 @@ def _own_code(scenario: Scenario) -> Iterator[Path]:
         origin = getattr(module, "__file__", None)
         if origin is None or not (file := Path(origin)).is_relative_to(here) or name.partition(".")[0] == "blossom_ray":
             continue
-        if not file.is_file() or any(is_excluded(part, EXCLUDES) for part in file.relative_to(here).parts):
+        if not file.is_file() or _matching(EXCLUDES, *file.relative_to(here).parts):
             continue  # an environment in the working directory
         yield file
         if name in named and file.name == "__init__.py":
@@ -277,13 +277,11 @@ def select(
 
 def secret_pattern(*names: str) -> str | None:
     """The pattern of a secret's name that one of these matches, in any case; None where none does."""
-    lower = [name.lower() for name in names]
-    return next((pattern for pattern in SECRETS for name in lower if fnmatch.fnmatchcase(name, pattern)), None)
+    return _matching(SECRETS, *(name.lower() for name in names))
 
 
-def is_excluded(name: str, excludes: Sequence[str]) -> bool:
-    """Whether a name matches one of these patterns."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in excludes)
+def _matching(patterns: Sequence[str], *names: str) -> str | None:
+    return next((pattern for pattern in patterns for name in names if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 class _Walk:
@@ -342,7 +340,7 @@ class _Walk:
         pattern = secret_pattern(path.name)
         if pattern is not None:
             return f"a secret's name: {pattern}"
-        if is_excluded(path.name, self._excludes):
+        if _matching(self._excludes, path.name):
             return ""
         if path.name.encode(errors="ignore").decode() != path.name:
             return "a name that is not UTF-8"

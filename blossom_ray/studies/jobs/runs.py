@@ -221,13 +221,11 @@ def _move_home(run: Path, out: Path) -> Path:
 
 def _is_snapshot(folder: Path) -> bool:
     """Whether a run was fetched while it went on, and nobody goes on with it here."""
-    try:
-        if Run.open(folder).status != "running":
-            return False
-        os.close(lock_folder(folder))
-    except BlossomError:
-        return False
-    return True
+    with suppress(BlossomError):
+        if Run.open(folder).status == "running":
+            os.close(lock_folder(folder))
+            return True
+    return False
 
 
 def _shell(word: str) -> str:
