@@ -235,7 +235,7 @@ def compare_entries(entries: Sequence[RunEntry], question: Question) -> Comparis
 
 
 def _usual_summary(rows: Sequence[Row]) -> Summary:
-    scores = [row.scores for row in rows if row.scores is not None]
+    scores = [row.scores for row in rows if row.scores.scored]
     if scores and all(each.is_once for each in scores):
         return "final"
     return "best" if all_stop(rows) else "last5"

@@ -76,7 +76,7 @@ def kernel_notes(runs: Iterable[tuple[str, Run]]) -> list[str]:
 
 def score_notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[str]:
     """What scores, gains and intervals are over, and what they do not say: of paired rows and the table of them."""
-    seeds = {row.entry.seeds for row in rows if row.scores is not None}
+    seeds = {row.entry.seeds for row in rows if row.scores.scored}
     notes = _best_notes(rows)
     num_pairs = table["num_pairs"].max()
     if (number := table["p_final"].count()) > 0:
@@ -98,7 +98,7 @@ def score_notes(rows: Sequence[Row], table: pl.DataFrame, score: Score) -> list[
         notes.append(f"{MARK} last 5 over other rounds than in most rows, since fewer or others were scored")
     if any(row.pair is not None and any(row.pair.rounds.values()) for row in rows):
         notes.append(f"{MARK} gain over the rounds alone that both were scored in; scores beside it are over their own")
-    if any(row.scores is not None and row.scores.is_once for row in rows):
+    if any(row.scores.is_once for row in rows):
         notes.append(_ONCE_NOTE)
     if any(row.pair is not None and row.pair.is_apart and all_stop([row]) for row in rows):
         notes.append(_STOP_NOTE)
@@ -115,7 +115,7 @@ def compute_notes(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
             ", ".join(each.setting[key] for key in keys if (key, each.setting[key]) != (SCORING, PLAIN))
             for each in (row, against)
         )
-        if row.compute is not None and against.compute is not None and name != other:
+        if name != other:
             sides.setdefault((name, other), []).append((row.compute, against.compute))
     unequal: dict[str, list[str]] = {}
     for (name, other), pairs in sides.items():
@@ -180,12 +180,12 @@ def _compared(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
         return
 
     def took(row: Row) -> list[float]:
-        numbers = [] if row.compute is None else [row.compute.num_examples, row.compute.num_steps]
-        return [math.inf if number is None else number for number in numbers] or [math.inf]
+        numbers = (row.compute.num_examples, row.compute.num_steps)
+        return [math.inf if number is None else number for number in numbers]
 
     alike: dict[Any, list[Row]] = {}
     for row in rows:
-        if row.scores is not None and row.federation is not None:
+        if row.scores.scored and row.federation is not None:
             alike.setdefault((row.federation, row.modalities), []).append(row)
     for members in alike.values():
         least = min(members, key=took)
@@ -204,7 +204,7 @@ def _best_notes(rows: Sequence[Row]) -> list[str]:
     """How the best rounds were chosen, with the numbers of runs where that was not in one way."""
     runs: dict[str, set[str]] = {}
     for row in rows:
-        if row.scores is not None and row.scores.own.rounds["best"]:
+        if row.scores.own.rounds["best"]:
             is_validated = row.scores.judge.startswith(VALIDATION)
             note = BEST_NOTES[2 if row.metric.startswith(VALIDATION) else 1 if is_validated else 0]
             runs.setdefault(note, set()).add(row.entry.identity)

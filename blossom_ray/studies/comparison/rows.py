@@ -37,6 +37,7 @@ from blossom_ray.studies.comparison.scores import (
     SUMMARIES,
     TO_TARGET,
     TUNED,
+    UNSCORED,
     VALIDATION,
     Compute,
     RunScores,
@@ -91,8 +92,8 @@ class Row:
     setting: Mapping[str, str]
     metric: str
     modalities: str
-    scores: RunScores | None
-    compute: Compute | None = None
+    scores: RunScores = UNSCORED
+    compute: Compute = field(default_factory=Compute)
     pair: Pair | None = None
     gains: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
     points: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
@@ -109,11 +110,11 @@ class Row:
     @property
     def last_rounds(self) -> str | None:
         """The rounds that the mean of the last scores is over, in words."""
-        return None if self.scores is None else rounds_text(self.scores.own.rounds["last5"])
+        return rounds_text(self.scores.own.rounds["last5"])
 
     def clients(self, rounds: tuple[int, ...]) -> dict[int, tuple[float, float]]:
         """Score and samples by client over some rounds; empty where the tables have no scores of single clients."""
-        if self.entry.run is None:
+        if self.entry.run is None or not rounds:
             return {}
         try:
             return client_scores(self.entry.run, self.metric, self.modalities, rounds)
@@ -122,8 +123,6 @@ class Row:
 
     def unweighted(self, summary: str) -> float | None:
         """The mean over clients, each of them counting once; None where there are no scores of single clients."""
-        if self.scores is None:
-            return None
         return _mean([score for score, _ in self.clients(self.scores.own.rounds[summary]).values()])
 
     @property
@@ -153,7 +152,7 @@ def make_rows(
         run = entry.finished
         plain = {**entry.setting, SCORING: PLAIN} if has_tuned else entry.setting
         if run is None:
-            rows.append(Row(entry, plain, metric, ALL, None, note=f"not used: {entry.status}"))
+            rows.append(Row(entry, plain, metric, ALL, note=f"not used: {entry.status}"))
             continue
         scorings = {metric: plain, tuned: {**entry.setting, SCORING: FINE_TUNED}} if has_tuned else {metric: plain}
         for name, setting in scorings.items():
@@ -163,10 +162,10 @@ def make_rows(
                     continue
                 scores = run_scores(run, column, lower_is_better=score.lower_is_better, target=target, up_to=up_to)
                 end = "ends" if up_to is None else f"comes to round {up_to}"
-                note = None if scores is not None else f"{entry.place} {end} with no finite {name}"
+                note = None if scores.scored else f"{entry.place} {end} with no finite {name}"
                 rows.append(Row(entry, setting, name, modalities, scores, compute, note=note))
         if not metric_columns(run, metric):
-            rows.append(Row(entry, plain, metric, ALL, None, note=f"{entry.place} has no {metric}"))
+            rows.append(Row(entry, plain, metric, ALL, note=f"{entry.place} has no {metric}"))
     return rows
 
 
@@ -178,10 +177,10 @@ def pair_rows(rows: Sequence[Row], baseline: Mapping[str, str], score: Score, *,
     if not baseline:
         return []
     plain = {SCORING: PLAIN} if SCORING in rows[0].setting and SCORING not in baseline else {}
-    places = {_place(row.setting, row): row for row in rows if row.scores is not None}
+    places = {_place(row.setting, row): row for row in rows if row.scores.scored}
     notes = []
     for row in rows:
-        if row.scores is None:
+        if not row.scores.scored:
             continue
         against = places.get(_place({**row.setting, **baseline, **plain}, row))
         row.note = _obstacle(row, against)
@@ -193,7 +192,7 @@ def pair_rows(rows: Sequence[Row], baseline: Mapping[str, str], score: Score, *,
                 row.note = f"{row.entry.place} and its baseline have no scored rounds in common"
             else:
                 # Best rounds compare where both were chosen on validation, or neither.
-                judges = {each.scores.judge.startswith(VALIDATION) for each in (row, against) if each.scores}
+                judges = {each.scores.judge.startswith(VALIDATION) for each in (row, against)}
                 for name in SUMMARIES:
                     own, base = row.pair.own.values[name], row.pair.base.values[name]
                     if own is None or base is None or (name == "best" and len(judges) > 1):
@@ -209,7 +208,7 @@ def pair_rows(rows: Sequence[Row], baseline: Mapping[str, str], score: Score, *,
 
 def all_stop(rows: Iterable[Row]) -> bool:
     """Whether all rows with scores are of runs that stop early."""
-    runs = [row.entry.run for row in rows if row.scores is not None]
+    runs = [row.entry.run for row in rows if row.scores.scored]
     return len(runs) > 0 and all(run is not None and run.scenario.stop is not None for run in runs)
 
 
@@ -217,18 +216,15 @@ def runs_frame(rows: Iterable[Row], keys: Sequence[str]) -> pl.DataFrame:
     """A row per row: the frame `runs` of a comparison."""
     records = []
     for row in rows:
-        own, pair = None if row.scores is None else row.scores.own, row.pair
+        own, pair = row.scores.own, row.pair
         record: dict[str, Any] = {key: row.setting[key] for key in keys}
         record |= {"seed": row.entry.seeds.federation, "training_seed": row.entry.seeds.training}
         record |= {"modalities": row.modalities, "status": row.entry.status, "run": row.entry.place}
         for name in SUMMARIES:
-            record[name] = None if own is None else own.values[name]
-            record[f"unweighted_{name}"] = row.unweighted(name)
+            record |= {name: own.values[name], f"unweighted_{name}": row.unweighted(name)}
             record |= {f"points_{name}": row.points[name], f"gain_{name}": row.gains[name]}
             record[f"gain_{name}_rounds"] = None if pair is None else pair.rounds[name]
-        record["best_round"] = None if own is None else next(iter(own.rounds["best"]), None)
-        record |= {} if row.scores is None else row.scores.to_target
-        record |= {} if row.compute is None else vars(row.compute)
+        record |= {"best_round": next(iter(own.rounds["best"]), None), **row.scores.to_target, **vars(row.compute)}
         record |= {"last5_rounds": row.last_rounds, "note": row.note, "run_notes": _each_once(row.noted)}
         records.append(record)
     types = dict.fromkeys((*keys, *_WORDS), pl.String) | dict.fromkeys((*_COUNTS, *TO_TARGET), pl.Int64)
@@ -239,7 +235,7 @@ def table_frame(rows: Iterable[Row], grouping: Sequence[str], score: Score) -> p
     """A row per setting and modality set: the frame `table` of a comparison, with intervals over seeds or clients."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row.scores is not None:
+        if row.scores.scored:
             groups.setdefault((*(row.setting[key] for key in grouping), row.modalities), []).append(row)
     records = [
         dict(zip((*grouping, "modalities"), place, strict=True)) | _record(members, score)
@@ -281,8 +277,6 @@ def _obstacle(row: Row, against: Row | None) -> str | None:
 
 def _pair(row: Row, against: Row, *, own_ends: bool) -> Pair | None:
     """Two rows over the rounds that both have, or, with `own_ends`, each over its own; None where there are none."""
-    if row.scores is None or against.scores is None:
-        return None
     if own_ends:
         return Pair(against, row.scores.own, against.scores.own, dict.fromkeys(SUMMARIES), is_apart=True)
     common = [number for number in row.scores.scored if number in against.scores.scored]
@@ -303,7 +297,7 @@ def _stop_apart(row: Row, against: Row) -> bool:
     Plain and fine-tuned scores end alike only where both were taken once.
     """
     runs = (row.entry.run, against.entry.run)
-    is_once = all(each.scores is not None and each.scores.is_once for each in (row, against))
+    is_once = row.scores.is_once and against.scores.is_once
     has_stop = any(run is not None and run.scenario.stop is not None for run in runs)
     return has_stop and (is_once or row.metric == against.metric)
 
@@ -326,7 +320,6 @@ def _percent_obstacle(score: Score, base: float, run: Run | None) -> str | None:
 
 def _record(members: Sequence[Row], score: Score) -> dict[str, Any]:
     """The numbers of a setting, over the runs that have it."""
-    scored = [row.scores for row in members if row.scores is not None]  # all of them are
     num_seeds = len({row.entry.seeds for row in members})
     alone = members[0] if len(members) == 1 else None
 
@@ -351,7 +344,7 @@ def _record(members: Sequence[Row], score: Score) -> dict[str, Any]:
     record: dict[str, Any] = {"num_seeds": num_seeds}
     record["num_pairs"] = len({row.entry.seeds for row in members if row.pair is not None})
     for name in SUMMARIES:
-        record |= columns(name, over_seeds(scores.own.values[name] for scores in scored), name, None)
+        record |= columns(name, over_seeds(row.scores.own.values[name] for row in members), name, None)
         record[f"unweighted_{name}"] = _mean(over_seeds(row.unweighted(name) for row in members))
         differences = over_seeds(row.points[name] for row in members)
         record |= columns(f"points_{name}", differences, name, partial(points, score))
@@ -362,9 +355,9 @@ def _record(members: Sequence[Row], score: Score) -> dict[str, Any]:
         record |= columns(f"gain_{name}", percent, name, partial(gain, score))
         record[f"gain_{name}_rounds"] = _each_once(row.pair.rounds[name] for row in members if row.pair is not None)
     for column in COMPUTE:
-        took = [None if row.compute is None else getattr(row.compute, column) for row in members]
+        took = [getattr(row.compute, column) for row in members]
         record[column] = None if None in took else _mean(over_seeds(took))
-    reached = [scores.to_target for scores in scored if scores.to_target]
+    reached = [row.scores.to_target for row in members if row.scores.to_target]
     for column in TO_TARGET:
         middle = median([*(float(each[column]) for each in reached), *[math.inf] * (len(members) - len(reached))])
         record[column] = middle if math.isfinite(middle) else None
@@ -376,7 +369,7 @@ def _record(members: Sequence[Row], score: Score) -> dict[str, Any]:
 
 def _over_clients(row: Row | None, summary: str, of_sides: OfSides | None) -> Interval | None:
     """The bootstrap interval of one run's score, or, with `of_sides`, of its gain or points over the baseline's run."""
-    if row is None or row.scores is None:
+    if row is None:
         return None
     sides = [row.clients(row.scores.own.rounds[summary])]
     if of_sides is not None:

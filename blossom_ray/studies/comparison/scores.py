@@ -72,6 +72,10 @@ class RunScores:
         return summaries({number: self.scored[number] for number in rounds}, self.judged, is_once=self.is_once)
 
 
+UNSCORED = RunScores({}, "", {}, False, Summaries(dict.fromkeys(SUMMARIES), dict.fromkeys(SUMMARIES, ())), {})
+"""Of a run that is not used, or has no finite score."""
+
+
 def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
     """What a column of the table `rounds` is about; `own` are the metrics that the runs' scenarios bring.
 
@@ -135,8 +139,8 @@ def _judge(run: Run, column: str) -> str:
 
 def run_scores(
     run: Run, column: str, *, lower_is_better: bool, target: float | None, up_to: int | None = None
-) -> RunScores | None:
-    """The scores in one column of a run's rounds; None without any after round 0, or if one of the last is not finite.
+) -> RunScores:
+    """The scores in one column of a run's rounds; none without any after round 0, or if one of the last is not finite.
 
     The best round is the one with the best score on validation, where the run has such of this metric, and with `stop`
     the one by which it has stopped; what counts is the score in `column` in that round. `up_to` is the last round to
@@ -151,7 +155,7 @@ def run_scores(
     is_once = run.scenario.evaluation.split == "validation" and not column.startswith(VALIDATION)
     own = summaries(scored, judged, is_once=is_once)
     if own is None:
-        return None
+        return UNSCORED
     sign = -1 if lower_is_better else 1
     to_target: dict[str, int] = {}
     if target is not None and not is_once:
@@ -216,10 +220,10 @@ class Compute:
         bytes_up: Bytes that they sent back.
     """
 
-    num_examples: float | None
-    num_steps: float | None
-    bytes_down: float
-    bytes_up: float
+    num_examples: float | None = None
+    num_steps: float | None = None
+    bytes_down: float | None = None
+    bytes_up: float | None = None
 
 
 def run_compute(run: Run, *, is_tuned: bool = False, up_to: int | None = None) -> Compute:
