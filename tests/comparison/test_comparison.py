@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -658,3 +659,12 @@ def test_words_of_settings_are_escaped(make: Make) -> None:
     runs = [make([0.4], **{"model.head": {"kind": "custom", "factory": f"my_mod:{name}"}}) for name in ("a_b", "c")]
     text = formats.latex(compare(*runs), "final")
     assert r"custom-my\_mod-a\_b" in text or r"my\_mod-a\_b" in text
+
+
+def test_a_difference_that_there_is_not_has_no_mark(make: Make) -> None:
+    schemes = {scheme: {"sharing": scheme} for scheme in ("full-model", "private-head")}
+    found = compare([make([0.5, 0.6], **schemes["full-model"]), make([0.5, None, 0.7], **schemes["private-head"])])
+    nothing = pl.lit(None, pl.Float64).alias("points_last5")
+    table = found.table.with_columns(nothing, gain_last5_rounds=pl.lit("1, 2"))
+    shown = panels.flat_table(replace(found, table=table), "last5")
+    assert {row[shown.columns.index("points")] for row in shown.rows} == {"-"}
