@@ -205,7 +205,11 @@ def compare_entries(entries: Sequence[RunEntry], question: Question) -> Comparis
     rows = make_rows(entries, metric, score, question.target, up_to)
     notes = [row.note for row in rows if row.note is not None and row.entry.finished is not None]
     keys = tuple(rows[0].setting)
-    baseline, grouping = _baseline(rows, keys, question.baseline), _grouping(keys, question.by)
+    baseline = _baseline(rows, keys, question.baseline)
+    grouping = keys if question.by is None else varied_keys("by", question.by, keys)
+    if SCORING in keys and SCORING not in grouping:
+        # A mean of plain and fine-tuned scores is the score of nothing.
+        grouping = (*grouping, SCORING)
     # Runs whose rounds were chosen count as they are.
     own_ends = ROUNDS in baseline or (choice is not None and ROUNDS in choice.keys)
     notes += pair_rows(rows, baseline, score, own_ends=own_ends)
@@ -215,6 +219,7 @@ def compare_entries(entries: Sequence[RunEntry], question: Question) -> Comparis
     if any(entry.run is not None and entry.status != "finished" for entry in given):
         notes.append(_GOING_ON)
     part = "class" if question.per_class else _MODALITIES
+    are_once = {row.scores.is_once for row in rows if row.scores.scored}
     return Comparison(
         metric=question.metric or metric,
         lower_is_better=score.lower_is_better,
@@ -228,17 +233,10 @@ def compare_entries(entries: Sequence[RunEntry], question: Question) -> Comparis
         table=(table if choice is None else choice.beside(table, grouping)).rename({_MODALITIES: part}),
         unused=tuple((entry.place, entry.status) for entry in given if entry.status != "finished"),
         run_notes=run_notes(used),
-        summary=_usual_summary(rows),
+        summary="final" if are_once == {True} else "best" if all_stop(rows) else "last5",
         choice=choice,
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def _usual_summary(rows: Sequence[Row]) -> Summary:
-    scores = [row.scores for row in rows if row.scores.scored]
-    if scores and all(each.is_once for each in scores):
-        return "final"
-    return "best" if all_stop(rows) else "last5"
 
 
 def _default_metric(entries: Sequence[RunEntry]) -> str:
@@ -268,11 +266,3 @@ def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any]
             )
         raise InputError(f"the baseline's {brief(key)} is {quoted(value)}; expected one of {', '.join(values)}")
     return wanted
-
-
-def _grouping(keys: tuple[str, ...], by: Sequence[str] | None) -> tuple[str, ...]:
-    if by is None:
-        return keys
-    grouping = varied_keys("by", by, keys)
-    # A mean of plain and fine-tuned scores is the score of nothing.
-    return (*grouping, SCORING) if SCORING in keys and SCORING not in grouping else grouping
