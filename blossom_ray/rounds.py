@@ -10,6 +10,7 @@ from itertools import chain
 
 import numpy as np
 
+from blossom_ray.algorithms.seam import has
 from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
 from blossom_ray.authoring import Reports, by_instance
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan
@@ -192,7 +193,13 @@ def targets(
 
 
 def scorings_due(
-    scenario: Scenario, round_index: int, *, has_held_out: bool, has_validation: bool, is_end: bool | None = None
+    scenario: Scenario,
+    round_index: int,
+    *,
+    has_held_out: bool,
+    has_validation: bool,
+    is_end: bool | None = None,
+    has_own_model: bool = False,
 ) -> frozenset[Scoring]:
     """What the blocks are scored on after a round; nothing in a round that is left out.
 
@@ -203,6 +210,8 @@ def scorings_due(
         has_validation: Whether some client has a validation split.
         is_end: Whether these are the scores that the run ends with; None: those of the last round are. With `stop` that
             is like any other, and those of the best round are.
+        has_own_model: Whether an algorithm has clients scored with something else than the averaged model, which is
+            scored on the test split beside it.
     """
     section, is_last = scenario.evaluation, round_index == scenario.rounds
     if is_end is None:
@@ -212,10 +221,10 @@ def scorings_due(
     tuned_of = {Scoring.OWN_TEST: Scoring.FINE_TUNED, Scoring.VALIDATION: Scoring.FINE_TUNED_VALIDATION}
     due = {Scoring.VALIDATION} if has_validation else set()
     if section.split == "test" or is_end:
-        due.add(Scoring.OWN_TEST)
+        due |= {Scoring.OWN_TEST, Scoring.PLAIN} if has_own_model else {Scoring.OWN_TEST}
     tuning = section.fine_tune
     if tuning is not None and round_index > 0 and (is_end or (tuning.every and round_index % tuning.every == 0)):
-        due |= {tuned_of[scoring] for scoring in due}
+        due |= {tuned_of[scoring] for scoring in due & tuned_of.keys()}
     if has_held_out and (section.held_out == "every" or (section.held_out == "final" and is_end)):
         due.add(Scoring.HELD_OUT)
     return frozenset(due)
@@ -235,9 +244,13 @@ def scorings_at_end(preparation: Preparation, round_index: int) -> tuple[frozens
 
 
 def _due(preparation: Preparation, round_index: int, *, is_end: bool) -> frozenset[Scoring]:
-    has_held_out, has_validation = preparation.has_held_out, preparation.has_validation
     return scorings_due(
-        preparation.scenario, round_index, has_held_out=has_held_out, has_validation=has_validation, is_end=is_end
+        preparation.scenario,
+        round_index,
+        has_held_out=preparation.has_held_out,
+        has_validation=preparation.has_validation,
+        is_end=is_end,
+        has_own_model=has(preparation.plan.author, "scored"),
     )
 
 
@@ -316,8 +329,11 @@ def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...
     """Whose models are scored on the held-out set: where all clients of a kind have the same model, one of them."""
     clients: list[int] = []
     for members in population.signatures.values():
-        held = plan.held_blocks(population.profiles[members[0]]).values()
+        profile = population.profiles[members[0]]
+        held, extras = plan.held_blocks(profile).values(), plan.extra_parts(profile)
+        read = [part.instance.scope for part in extras if part.instance.copy in plan.scored_copies]
         personal = any(instance.is_private for instance in held) or plan.model.norm_statistics == "local"
+        personal = personal or not {Scope.PRIVATE, Scope.CLIENT, Scope.DRAWN}.isdisjoint(read)
         clients.extend(members if personal else members[:1])
     return tuple(sorted(clients))
 
@@ -350,6 +366,7 @@ def round_record(
         classes=evaluation.classes,
         validation=evaluation.scored.get(Scoring.VALIDATION, ()),
         fine_tuned_validation=evaluation.scored.get(Scoring.FINE_TUNED_VALIDATION, ()),
+        plain=evaluation.scored.get(Scoring.PLAIN, ()),
     )
 
 

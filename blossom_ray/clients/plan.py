@@ -149,9 +149,11 @@ class ClientPlan:
         return {name: instance for name, instance in instances.items() if instance.is_trained}
 
     def own_parts(self, client: ClientProfile) -> tuple[str, ...]:
-        """What of a client's model its own training alone changes, in words: private blocks, local statistics."""
+        """What of a client's model its own training alone changes, in words: private blocks and copies, statistics."""
         trained = self.trained_blocks(client).items()
-        private = tuple(sorted(name for name, instance in trained if instance.is_private))
+        private: tuple[str, ...] = tuple(sorted(name for name, instance in trained if instance.is_private))
+        kept = {part.instance.copy for part in self.extra_parts(client) if part.instance.is_private}
+        private += tuple(sorted(kept & self.scored_copies))
         return (*private, "normalisation statistics") if self.model.norm_statistics == "local" else private
 
     def measured_prototypes(self, client: ClientProfile) -> tuple[str, ...]:

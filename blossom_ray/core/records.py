@@ -117,7 +117,7 @@ class ClassScores:
 
     Attributes:
         scoring: On which samples, and in which state, as the columns of the scores have it: `test`, `validation`,
-            `fine_tuned`, `validation/fine_tuned` or `held_out`.
+            `fine_tuned`, `validation/fine_tuned`, `held_out` or `plain`.
         modalities: The modality set; "" for the clients of all sets together.
         index: Number of the class.
         name: Its name.
@@ -242,10 +242,13 @@ class RoundRecord:
         validation: One entry per client scored on its validation split, in order of id; empty in rounds without that.
         fine_tuned: As `evaluation`, after local fine-tuning; empty in rounds without it.
         fine_tuned_validation: As `validation`, after local fine-tuning.
+        plain: As `evaluation`, with the averaged model in place of what the algorithm has clients scored with; empty
+            where it has them scored with that.
         metrics: Summary of the round by name, as in `docs/semantics.md`: `train_loss`; per metric `accuracy`
             (mean over clients weighted by test samples), `accuracy_pooled`, `accuracy_p10`, `accuracy_p50`,
             `accuracy_p90` (spread over clients), `accuracy/<modality set>`; `fine_tuned/` before any of these;
-            `validation/` before any of all these; `held_out/accuracy/<modality set>`.
+            `validation/` before any of all these; `plain/` before those of the test split;
+            `held_out/accuracy/<modality set>`.
         blocks: One entry per block instance.
         seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
         failures: What went wrong, in the order in which it was noticed.
@@ -270,6 +273,7 @@ class RoundRecord:
     validation: tuple[ClientEvaluation, ...] = ()
     fine_tuned_validation: tuple[ClientEvaluation, ...] = ()
     stopped: Stopped | None = None
+    plain: tuple[ClientEvaluation, ...] = ()
 
     @property
     def num_evaluated(self) -> int:

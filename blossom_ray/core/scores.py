@@ -83,7 +83,9 @@ def find_score(metric: str, own: Iterable[Score] = ()) -> Score | None:
     Returns:
         The score, `loss` included; None for a column that is about none.
     """
-    name = metric.removeprefix("validation/").removeprefix("held_out/").removeprefix("fine_tuned/").split("/")[0]
+    for prefix in ("validation/", "held_out/", "fine_tuned/", "plain/"):
+        metric = metric.removeprefix(prefix)
+    name = metric.split("/")[0]
     known = {score.name: score for task in TASKS for score in (*SCORES[task], _LOSS)} | {"train_loss": _LOSS}
     known |= {score.name: score for score in own}
     for suffix in ("", *SUFFIXES):

@@ -142,6 +142,7 @@ def undefined_note(record: RoundRecord, task: Task) -> str:
         Scoring.FINE_TUNED: "their own test samples after fine-tuning",
         Scoring.FINE_TUNED_VALIDATION: "their own validation samples after fine-tuning",
         Scoring.HELD_OUT: "the held-out set",
+        Scoring.PLAIN: "their own test samples by the averaged model",
     }
     found = [
         where
@@ -150,7 +151,8 @@ def undefined_note(record: RoundRecord, task: Task) -> str:
     ]
     if not found:
         return ""
-    scored = (*record.evaluation, *record.validation, *record.fine_tuned, *record.fine_tuned_validation)
+    tuned = (*record.fine_tuned, *record.fine_tuned_validation)
+    scored = (*record.evaluation, *record.validation, *tuned, *record.plain)
     clients = sorted({each.client for each in scored if math.isnan(each.scores[score] or 0)})
     whose = f" of client {clients[0]}" + (f" and {len(clients) - 1} others" if clients[1:] else "") if clients else ""
     return (

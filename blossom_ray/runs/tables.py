@@ -44,7 +44,7 @@ CLIENT_COLUMNS = {
 }
 """Behind them stands one `double` column per score of the task and, from the first round with them on, for the loss and
 scores after local fine-tuning, `fine_tuned/<score>`, and on the validation split, `validation/<score>` and
-`validation/fine_tuned/<score>`."""
+`validation/fine_tuned/<score>`; by the averaged model, where an algorithm has another one scored, `plain/<score>`."""
 SOME_COLUMNS = {"num_validation_examples": "int64"}
 """Column to Arrow type, where that is not `double`, of those that stand behind a table's own in some runs only."""
 
@@ -197,6 +197,7 @@ def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
         (Scoring.VALIDATION, record.validation),
         (Scoring.FINE_TUNED, record.fine_tuned),
         (Scoring.FINE_TUNED_VALIDATION, record.fine_tuned_validation),
+        (Scoring.PLAIN, record.plain),
     ):
         prefix = scoring.prefix
         # The loss on the test split is a column of its own.

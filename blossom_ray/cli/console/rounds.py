@@ -80,6 +80,7 @@ def score_table(
         ("validation", "validation/"),
         ("fine-tuned", "fine_tuned/"),
         ("validation, fine-tuned", "validation/fine_tuned/"),
+        ("averaged model", "plain/"),
     ):
         if f"{prefix}loss" in metrics:
             add(label, everyone, prefix, "")

@@ -27,7 +27,7 @@ VALIDATION = "validation/"
 """What a column's name begins with that is about the clients' validation splits."""
 TUNED = "fine_tuned/"
 """What a column's name begins with that is about scores after local fine-tuning."""
-_PREFIXES = (VALIDATION, "held_out/", TUNED)
+_PREFIXES = (VALIDATION, "held_out/", TUNED, "plain/")
 COMPUTE = ("num_examples", "num_steps", "bytes_down", "bytes_up")
 TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 

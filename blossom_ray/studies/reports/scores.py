@@ -21,6 +21,7 @@ SCORINGS = {
     "fine_tuned/{}": "after fine-tuning",
     "validation/{}": "validation split",
     "held_out/{}": "held-out set",
+    "plain/{}": "averaged model",
 }
 """Words for each kind of scoring, by its columns in the table `rounds`; on the clients' test splits first."""
 MOST_PANELS_OF_CLIENTS = 12
@@ -34,6 +35,7 @@ MOST_MATRICES = 4
 _SPLITS = {
     "test": "the clients' test splits", "fine_tuned": "the same after fine-tuning",
     "validation": "the clients' validation splits", "held_out": "the held-out set",
+    "plain": "the clients' test splits, by the averaged model",
 }  # fmt: skip
 _COUNTS = ("num_true", "num_predicted", "num_correct")
 _KEY = ("scoring", "modalities", "class", "name")
