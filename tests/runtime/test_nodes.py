@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 
 import psutil
 import pytest
-from clusters import assert_same_as_undisturbed, cluster_of, resume, simulated
+from clusters import PATIENCE_S, assert_same_as_undisturbed, cluster_of, resume, simulated
 
 from blossom_ray import Run, Scenario
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("warm_processes")]
 
-# Imported by the actors from the working directory. On the cluster, those of two clients each wait in the training of
-# the sixth round until it has been disturbed.
+# Imported by the actors from the working directory. On the cluster, they wait in the training of the sixth round until
+# it has been disturbed, and say so in a file with the number of their raylet.
 HEAD = """\
 import os
 import time
@@ -35,8 +36,10 @@ class Held(torch.nn.Module):
 
     def forward(self, fused):
         if self.training:
-            trained.add(torch.initial_seed())  # of its own for each client and round
-            while len(trained) > 2 * 5 and Path(os.environ.get("HOLD", "/none/such")).exists():
+            trained.add(torch.initial_seed())  # of its own for each of two clients and each round
+            hold = Path(os.environ.get("HOLD", "/none/such"))
+            while len(trained) > 2 * 5 and hold.exists():
+                hold.with_name(f"held-{os.environ['RAY_RAYLET_PID']}").touch()
                 time.sleep(0.02)
         return self.linear(fused)
 """
@@ -51,12 +54,13 @@ HEALTH = {
 
 @pytest.fixture
 def scenario(small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
-    """Three actors, eight rounds, a checkpoint every second one, private heads."""
+    """Three actors of two clients, eight rounds, a checkpoint every second one, private heads."""
     (tmp_path / "held_head.py").write_text(HEAD, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return small_scenario.override(
         {
             "rounds": 8,
+            "clients.1.count": 2,
             "sharing": "private-head",
             "model.head": {"kind": "custom", "factory": "held_head:Held"},
             "checkpoint.every": 2,
@@ -74,12 +78,8 @@ def raylet(node: Any) -> psutil.Process:
     return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
 
-def client_actors(raylet: psutil.Process) -> int:
-    return sum("ray::ClientActor" in " ".join(child.cmdline()) for child in raylet.children(recursive=True))
-
-
 def take_down(node: Any) -> None:
-    """What a machine that goes down does: every process of the node, its workers included, is gone at once."""
+    """What a machine that goes down does: every process of the node is gone at once, and its workers see that."""
     processes = [psutil.Process(each.process.pid) for kind in node.all_processes.values() for each in kind]
     for process in [*processes, *raylet(node).children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
@@ -109,7 +109,10 @@ def disturbed(
 
 def kill_the_other_raylet(nodes: list[Any]) -> None:
     other = raylet(nodes[1])
-    assert client_actors(other) > 0, "the second node has actors to lose"
+    give_up = time.monotonic() + PATIENCE_S
+    while not Path(f"held-{other.pid}").exists():
+        assert time.monotonic() < give_up, "the second node has no actors to lose"
+        time.sleep(0.05)
     other.kill()
 
 
