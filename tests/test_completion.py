@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 BLOSSOM_RAY = Path(sys.executable).with_name("blossom-ray")
 NEEDS_COMMAND = pytest.mark.skipif(not BLOSSOM_RAY.exists(), reason="the console script is not beside this Python")
 OWN = """\

@@ -14,6 +14,7 @@ import typer
 import typer.core
 from doc_pages import CLI_REFERENCE, DOCS, PAGES, REPOSITORY, Block, Command, fenced_blocks, page_name, prose
 from typer.testing import CliRunner
+from warm import Server
 
 from blossom_ray import Scenario, simulate, sweep
 from blossom_ray.cli import app
@@ -32,7 +33,7 @@ def blocks_in(language: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, warm_server: Server) -> Path:
     """What a reader has: the scenarios, of which the quickstart is a small one here, and a run and a sweep of it."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "scenarios").mkdir()
@@ -44,13 +45,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quickstart.write_text(scenario_yaml(small), encoding="utf-8")
     simulate(small, out=folder / "runs")
     schemes, out = ["full-model", "private-head"], folder / "sweeps" / "quickstart"
-    for _ in sweep(quickstart, vary={"sharing": schemes}, out=out, jobs=1):
-        pass
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm_server.launcher))
+        for _ in sweep(quickstart, vary={"sharing": schemes}, out=out, jobs=1):
+            pass
     return folder
 
 
 @pytest.fixture
-def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_processes: None) -> Path:
     """A working directory as a reader of the docs has it."""
     shutil.copytree(prepared, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

@@ -96,7 +96,7 @@ def test_the_reference_of_the_command_line_is_current() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_runs_and_is_stored_without_outputs(path: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs_and_is_stored_without_outputs(path: Path, tmp_path: Path, warm_processes: None) -> None:
     notebook: Any = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

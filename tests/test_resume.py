@@ -19,6 +19,7 @@ import pytest
 from held import HOLD, IMPORTING, held_in
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from warm import Server
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.checkpoint import checksum
@@ -282,7 +283,9 @@ def test_a_run_goes_on_with_the_engines_that_it_chose(scenario: Scenario, tmp_pa
     assert_same(run, simulate(auto.override({"training.engine": chosen}), out=tmp_path / "whole"))
 
 
-def test_a_killed_process_leaves_a_run_that_can_be_resumed(scenario: Scenario, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_a_run_that_can_be_resumed(
+    scenario: Scenario, tmp_path: Path, warm_server: Server
+) -> None:
     longer = held_in(6, scenario.override({"rounds": 9}))
     (tmp_path / "scenario.yaml").write_text(scenario_yaml(longer))
     (tmp_path / HOLD).touch()
@@ -296,7 +299,7 @@ def test_a_killed_process_leaves_a_run_that_can_be_resumed(scenario: Scenario, t
     (tmp_path / HOLD).unlink()
     (folder,) = (tmp_path / "runs" / "small").iterdir()
     assert Run.open(folder).status == "running"
-    resume = [sys.executable, "-m", "blossom_ray", "resume", str(folder)]
+    resume = [str(warm_server.launcher), "-m", "blossom_ray", "resume", str(folder)]
     done = subprocess.run(resume, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(Run.open(folder), simulate(longer, out=tmp_path / "whole"))

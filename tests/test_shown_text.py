@@ -282,7 +282,12 @@ HOMES = [["simulate", "q.yaml", "--out=P"], ["sweep", "q.yaml", "--seeds=1", "--
 
 @pytest.mark.parametrize("arguments", HOMES, ids=" ".join)
 def test_home_is_expanded_and_what_is_no_path_is_refused(
-    arguments: list[str], folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    folder: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    warm_processes: None,
 ) -> None:
     shutil.copy(folder / "q.yaml", tmp_path)
     (tmp_path / "run").symlink_to(folder / "run")

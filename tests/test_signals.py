@@ -122,6 +122,7 @@ def assert_interrupted(process: subprocess.Popen[str], folder: Path, exit_code: 
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("warm_processes")
 def test_an_interrupt_between_rounds(number: signal.Signals, exit_code: int, start: Start, tmp_path: Path) -> None:
     process = start()
     wait_for_round(process, 2)
@@ -131,6 +132,7 @@ def test_an_interrupt_between_rounds(number: signal.Signals, exit_code: int, sta
     assert not any(map(is_left, children))
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_an_impatient_hand_does_not_break_the_cleaning_up(start: Start, tmp_path: Path) -> None:
     process = start()
     wait_for_round(process, 2)
@@ -140,6 +142,7 @@ def test_an_impatient_hand_does_not_break_the_cleaning_up(start: Start, tmp_path
     assert_interrupted(process, tmp_path, 130, fewest_rounds=3)
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_one_more_after_the_cleaning_up_adds_nothing(start: Start, tmp_path: Path) -> None:
     process = start()
     wait_for_round(process, 2)

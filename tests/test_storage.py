@@ -113,7 +113,9 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert not list(disk.folder.glob("run/**/.*"))
 
 
-def test_the_command_says_one_cause_and_one_hint_and_resumes(small_scenario: Scenario, disk: Disk) -> None:
+def test_the_command_says_one_cause_and_one_hint_and_resumes(
+    small_scenario: Scenario, disk: Disk, warm_processes: None
+) -> None:
     """Two checkpoints of 1.1 MB fit, a third one beside them does not."""
     scenario = small_scenario.override(
         {"rounds": 6, "checkpoint.every": 1, "model.encoders.acc.hidden": [6000], "model.encoders.gyro.hidden": [6000]}

@@ -14,7 +14,9 @@ PATIENCE_S = 240.0
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_runs_at_the_same_time_do_not_disturb_each_other(small_scenario: Scenario, tmp_path: Path) -> None:
+def test_runs_at_the_same_time_do_not_disturb_each_other(
+    small_scenario: Scenario, tmp_path: Path, warm_processes: None
+) -> None:
     """One with a Ray session of its own, two without Ray, of one scenario, into one folder."""
     scenario = small_scenario.override(
         {"rounds": 30, "checkpoint.every": 2, "sharing": "private-head", "execution.clients_per_actor": 5}

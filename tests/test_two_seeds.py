@@ -13,6 +13,8 @@ from blossom_ray.scenario.tree import Seeds
 from blossom_ray.server import initial_server
 from blossom_ray.studies.sweeps.folder import Sweep
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 
 @pytest.fixture
 def base(small_scenario: Scenario) -> Scenario:

@@ -148,6 +148,7 @@ def test_a_run_in_the_background_goes_on_until_it_is_stopped(endless: tuple[Scen
         stop(folder)
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_run_goes_on_in_the_background_where_it_was_stopped(small_scenario: Scenario, tmp_path: Path) -> None:
     """Whoever follows it finds it running, not ended as it was before."""
     folder = tmp_path / "run"
@@ -233,6 +234,7 @@ def test_a_process_without_arguments_is_not_stopped(tmp_path: Path) -> None:
     child.wait()
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_detach_attach_and_stop_as_commands(small_scenario: Scenario, command: Command) -> None:
     Path("scenario.yaml").write_text(scenario_yaml(small_scenario), encoding="utf-8")
     outcome = command("simulate", "scenario.yaml", "--detach", "--track", "tensorboard:boards")
@@ -309,6 +311,7 @@ def test_ctrl_c_ends_the_watching_alone(endless: tuple[Scenario, Path, int]) -> 
     wait_for(lambda: has_ended(pid), "the process to end")
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_a_run_of_another_terminal_is_watched_and_ended_there(small_scenario: Scenario, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with closing(record_run(small_scenario, folder)) as records:
