@@ -6,7 +6,7 @@ Reads the annotations of the sections, so that messages, overrides and the refer
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -163,10 +163,8 @@ def split_path(path: str, tree: Any) -> tuple[Part, ...]:
         path: Such as `clients.0.count`; "" for the whole tree.
         tree: Plain values that decide how the path is read.
     """
-    return tuple(_split(path.split("."), tree)) if path else ()
-
-
-def _split(words: list[str], tree: Any) -> Iterator[Part]:
+    parts: list[Part] = []
+    words = path.split(".") if path else []
     while words:
         width = 1
         part: Part = words[0]
@@ -176,9 +174,9 @@ def _split(words: list[str], tree: Any) -> Iterator[Part]:
             part = ".".join(words[:width])
         elif isinstance(tree, list | tuple) and words[0].isascii() and words[0].isdecimal():
             part = int(words[0]) if len(words[0]) < 10 else words[0]
-        yield part
-        words = words[width:]
-        tree = child_value(tree, part)
+        parts.append(part)
+        words, tree = words[width:], child_value(tree, part)
+    return tuple(parts)
 
 
 def join_path(parts: Sequence[Part]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, NamedTuple, get_args
@@ -68,17 +69,13 @@ def _candidates(path: Path, depth: int = 2) -> Iterator[Path]:
     yield path
     folders = [path]
     for level in range(depth + 1):
-        entries = [entry for folder in folders for entry in _entries(folder)]
+        entries: list[Path] = []
+        for folder in folders:
+            with suppress(OSError):  # a file, or a folder that may not be entered: it holds nothing for this user
+                entries += sorted(folder.iterdir())
         folders = [entry for entry in entries if os.path.isdir(entry)] if level < depth else []
         archives = [entry for entry in entries if entry.suffix.lower() in _ARCHIVES and entry not in folders]
         yield from (*folders, *archives)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir()) if folder.is_dir() else []
-    except OSError:  # a folder that may not be entered holds nothing for this user
-        return []
 
 
 class Examination(NamedTuple):

@@ -82,9 +82,8 @@ class ClientShare:
 
 def summarise(dataset: Dataset) -> DatasetSummary:
     """Count and measure a data set."""
-    arrays: list[np.ndarray] = [*dataset.inputs.values(), dataset.labels]
-    if dataset.subjects is not None:
-        arrays.append(dataset.subjects)
+    subjects = [] if dataset.subjects is None else [dataset.subjects]
+    arrays: list[np.ndarray] = [*dataset.inputs.values(), dataset.labels, *subjects]
     return DatasetSummary(
         task=dataset.task,
         num_samples=dataset.num_samples,

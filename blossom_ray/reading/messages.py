@@ -97,7 +97,11 @@ def _finding(place: _ErrorPath, error: ErrorDetails) -> Finding:
         case "missing":
             return Finding(path, "is missing", expected)
         case "extra_forbidden":
-            return _unknown_key(path, place)
+            assert place.parent is not None, "only sections refuse keys"
+            assert place.parent.section is not None, "only sections refuse keys"
+            known = section_fields(place.parent.section)
+            near = did_you_mean(place.parts[-1], known)
+            return Finding(path, "is not a known key", f"one of {listed(known)}{near}")
         case "union_tag_not_found" | "union_tag_invalid" if hint is not None:
             return _unknown_kind(path, hint, value)
         case "literal_error" if hint is not None and place.open_union is None:
@@ -113,14 +117,6 @@ def _finding(place: _ErrorPath, error: ErrorDetails) -> Finding:
             return Finding(path, shown(value), f"{expected} and at most {most}")
         case _:
             return Finding(path, shown(value), expected)
-
-
-def _unknown_key(path: str, place: _ErrorPath) -> Finding:
-    assert place.parent is not None, "only sections refuse keys"
-    assert place.parent.section is not None, "only sections refuse keys"
-    known = section_fields(place.parent.section)
-    expected = f"one of {listed(known)}" + did_you_mean(place.parts[-1], known)
-    return Finding(path, "is not a known key", expected)
 
 
 def _unknown_kind(path: str, hint: Hint, value: Any) -> Finding:

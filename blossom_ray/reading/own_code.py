@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +102,14 @@ def _list_imports(tree: ast.AST, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _with_packages(alias.name)
+                yield from accumulate(alias.name.split("."), "{}.{}".format)
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".") if package else []
             base = ".".join((*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])))
             base = base if node.level else node.module or ""
             if base:
-                yield from _with_packages(base)
+                yield from accumulate(base.split("."), "{}.{}".format)
             yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names if alias.name != "*")
-
-
-def _with_packages(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
 def _named_files(tree: ast.AST, folder: Path) -> Iterator[Path]:

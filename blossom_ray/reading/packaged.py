@@ -16,7 +16,9 @@ _SUFFIX = ".yaml"
 
 def packaged_scenarios() -> dict[str, Path]:
     """File of each scenario by name, sorted: those at the top, then folder by folder."""
-    folder = _folder()
+    # In the repository they stand beside the package, where people look for them.
+    inside, beside = (parent / "scenarios" for parent in Path(__file__).parents[1:3])
+    folder = inside if inside.is_dir() else beside
     files = sorted(folder.rglob(f"*{_SUFFIX}"), key=lambda path: (len(path.relative_to(folder).parts), path))
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
@@ -43,9 +45,3 @@ def shows(text: str) -> str:
     """
     comment = takewhile(lambda line: line.startswith("# "), text.splitlines())
     return next(sentences(" ".join(line.removeprefix("# ") for line in comment)), "")
-
-
-def _folder() -> Path:
-    inside = Path(__file__).parents[1] / "scenarios"
-    # In the repository they stand beside the package, where people look for them.
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "scenarios"

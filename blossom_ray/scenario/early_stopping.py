@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from blossom_ray.core.records import RoundRecord, Stopped
 from blossom_ray.core.scores import default_score, find_score
+from blossom_ray.scenario.sections import Stop
 from blossom_ray.scenario.tree import ScenarioTree
 
 
@@ -19,8 +20,7 @@ class EarlyStopping:
     Attributes:
         metric: Its column of the table `rounds`, such as `validation/accuracy`.
         lower_is_better: Whether smaller values are better.
-        patience: Scored rounds without a better value that end the run.
-        min_rounds: The first round that may be the last one.
+        section: The scenario's `stop`.
         rounds: The last round in any case.
         best_round: The round with the best value; None before the first finite one.
         value: That value.
@@ -29,8 +29,7 @@ class EarlyStopping:
 
     metric: str
     lower_is_better: bool
-    patience: int
-    min_rounds: int
+    section: Stop
     rounds: int
     best_round: int | None = None
     value: float | None = None
@@ -45,8 +44,7 @@ class EarlyStopping:
         name = (section.metric or default_score(scenario.task).name).removeprefix("validation/")
         score = find_score(name, scenario.own_scores)
         assert score is not None, "scenarios with another metric are refused"
-        lower = score.lower_is_better
-        return cls(f"validation/{name}", lower, section.patience, section.min_rounds, scenario.rounds)
+        return cls(f"validation/{name}", score.lower_is_better, section, scenario.rounds)
 
     def after(self, record: RoundRecord) -> Self:
         """With one more round. The untrained model is no candidate, and rounds without validation scores do not count.
@@ -67,7 +65,7 @@ class EarlyStopping:
         Args:
             round_index: That round.
         """
-        if round_index >= self.min_rounds and self.num_waited >= self.patience:
+        if round_index >= self.section.min_rounds and self.num_waited >= self.section.patience:
             return Stopped(round_index, self.best_round, self.metric, self.value, "patience")
         if round_index >= self.rounds:
             return Stopped(round_index, self.best_round, self.metric, self.value, "rounds")

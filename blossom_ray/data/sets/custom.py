@@ -85,8 +85,7 @@ class Custom:
 
     def _fitting(self, found: Dataset) -> Dataset:
         """The data set for these modalities, this task and this partition; a `DataError` where it is not for them."""
-        missing = [modality for modality in self.modalities if modality not in found.inputs]
-        if missing:
+        if missing := sorted(set(self.modalities) - found.inputs.keys()):
             raise DataError(
                 f"data.factory returned the modalities {', '.join(sorted(found.inputs))}; "
                 f"expected also {', '.join(missing)}, which clients own"
