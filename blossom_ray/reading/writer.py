@@ -180,10 +180,9 @@ class _Writer:
             if words and len(longer) > width:
                 break
             words = longer
-        lines = textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)
-        if not all(f"`{choice}`" in words for choice in choices):
-            lines.append(f"Choices: {listed(choices)}.")
-        return [f"# {line}" for line in lines]
+        said = [words] if all(f"`{choice}`" in words for choice in choices) else [words, f"Choices: {listed(choices)}."]
+        wrapped = (textwrap.wrap(each, width, break_long_words=False, break_on_hyphens=False) for each in said)
+        return [f"# {line}" for lines in wrapped for line in lines]
 
 
 def _indent(lines: Iterator[str]) -> Iterator[str]:
