@@ -13,6 +13,7 @@ import numpy.typing as npt
 from blossom_ray.algorithms.options import AlgorithmOption
 from blossom_ray.algorithms.seam import MODEL, ServerView, Tree, has
 from blossom_ray.algorithms.selection import Population
+from blossom_ray.clients.options import ignored_keys
 from blossom_ray.clients.plan import ClientPlan
 from blossom_ray.core.blocks import NO_BLOCK, BlockInstance, Scope, model_blocks
 from blossom_ray.core.seeding import Purpose, generator
@@ -326,6 +327,8 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
         embedding_dims=dims,
         num_clients=len(population.profiles),
     )
+    for path, found, expected in ignored_keys(plan.author, plan.training):
+        raise InputError(f"{path} {found}; expected {expected}")
     shapes: dict[BlockInstance, tuple[int, ...]] = {}
     scored = set[str]()
     for profile in population.representatives():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -155,8 +156,11 @@ class Authored:
         Raises:
             RunError: The author's code raised, changed what it was given, or differs in kind from client to client.
         """
+        if self._is_mapped:
+            with suppress(*OWN_CODE_RAISES):  # what cannot be mapped is called in turn, and then says what is wrong
+                return _mapped(function, rows)
         try:
-            return _mapped(function, rows) if self._is_mapped else _one_by_one(method, function, rows, count)
+            return _one_by_one(method, function, rows, count)
         except InputError as error:
             raise InputError(f"algorithm: {method}: {error}") from error
         except BlossomError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
+from blossom_ray.algorithms.seam import has
 from blossom_ray.clients.losses import Loss, TaskLoss
 from blossom_ray.clients.transforms import Transform
 from blossom_ray.core.blocks import ANY_ENCODER, Block
@@ -396,3 +397,14 @@ class FineTune(Section):
     `training`."""
     every: Positive | None = None
     """Rounds between two such scorings, a multiple of `evaluation.every`; null: in the last round alone."""
+
+
+def ignored_keys(algorithm: object, training: Training) -> Iterator[Finding]:
+    """The keys of `training` that say how a client trains, beside an algorithm that says it itself."""
+    if not has(algorithm, "passes") and not has(algorithm, "local"):
+        return
+    beside = "while the algorithm has its own passes"
+    if training.proximal_mu:
+        yield Finding("training.proximal_mu", f"is {training.proximal_mu:g}, {beside}", "0")
+    if training.alternate is not None:
+        yield Finding("training.alternate", f"is there, {beside}", "null")

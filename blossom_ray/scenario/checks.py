@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from blossom_ray.algorithms.options import Server
+from blossom_ray.algorithms.options import AlgorithmOption, Server
 from blossom_ray.algorithms.server_optimizers import FedAvg
-from blossom_ray.clients.options import Training
+from blossom_ray.clients.options import Training, ignored_keys
 from blossom_ray.core.blocks import ANY_ENCODER, CENTRAL, SCHEME_NAMES, Block, Scope, SharingScheme, model_blocks
 from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
@@ -354,9 +354,17 @@ def _central(sharing: str | Mapping[str, str], sections: Mapping[str, Any]) -> I
         found = getattr(sections.get(section), key, value)
         if found != value:
             yield Finding(path, f"{shown(getattr(found, 'kind', found))}, while sharing is 'central'", expected)
+    kind = getattr(sections.get("algorithm"), "kind", "fedavg")
+    if kind != "fedavg":
+        yield Finding("algorithm.kind", f"is {kind!r}, while sharing is 'central'", "'fedavg'")
     model = sections.get("model")
     if model is not None and model.missing == "prototype":
         yield Finding("model.missing", "is 'prototype', while sharing is 'central'", "another rule")
+
+
+@_rule
+def _passes(algorithm: AlgorithmOption, training: Training) -> Iterator[Finding]:
+    yield from ignored_keys(algorithm, training)
 
 
 @_rule

@@ -176,3 +176,37 @@ def test_it_is_among_the_code_that_a_run_is_known_by(own_file: Path) -> None:
     own_file.write_text(FILE.replace("1.0", "2.0"), encoding="utf-8")
     assert own_code_checksums(scenario) != before
     assert list(own_code_checksums(scenario.override({"algorithm": Dyn()}))) == [f"{__name__}:Dyn"]
+
+
+class Branching(Dyn):
+    """Cannot be mapped over clients: looks at numbers."""
+
+    def passes(self, k: Client) -> list[Pass]:
+        mu = self.alpha if float(k.num_samples) > 0 else 0.0
+        return [Pass(offset=-k["own"], anchor=k.received, mu=mu)]
+
+
+def test_functions_that_cannot_be_mapped_are_called_in_turn() -> None:
+    scenario = scenario_of({"kind": "feddyn"}).override({"training.engine": "vectorized"})
+    run, mapped = simulate(scenario.override({"algorithm": Branching()})), simulate(scenario)
+    assert set(run.manifest["engines"].values()) == {"vectorized"}
+    assert run.rounds["loss"].to_list() == pytest.approx(mapped.rounds["loss"].to_list(), abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [{"kind": "ditto"}, Dyn()], ids=str)
+def test_keys_that_an_algorithm_would_ignore_are_refused(algorithm: Any) -> None:
+    scenario = scenario_of({"kind": "fedavg"}).override({"sharing": "private-head"})
+    alternate = {"private_epochs": 1, "shared_epochs": 1}
+    for key, value in (("training.proximal_mu", 0.1), ("training.alternate", alternate)):
+        with pytest.raises(InputError, match=rf"{key} .*, while the algorithm has its own passes; expected (0|null)"):
+            simulate(scenario.override({"algorithm": algorithm, key: value}))
+    with pytest.raises(ScenarioError, match=r"algorithm.kind is '\w+', while sharing is 'central'; expected 'fedavg'"):
+        scenario.override({"algorithm": algorithm, "sharing": "central"})
+
+
+def test_steps_of_momentum_are_no_gradients() -> None:
+    scenario = scenario_of({"kind": "scaffold"}).override({"training.optimizer.momentum": 0.9})
+    with pytest.raises(
+        InputError, match=r"algorithm: finish: mean_step has no meaning .* expected sgd with a momentum"
+    ):
+        simulate(scenario)
