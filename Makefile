@@ -1,7 +1,9 @@
 # `make check` is what CI runs: format, lint, types, layers, tests. It uses the active Python environment.
 .PHONY: check format lint types test fast long golden same-bits docs site end-to-end
 
-check: lint types test
+check:
+	$(MAKE) --jobs 2 --output-sync lint types
+	$(MAKE) test
 
 format:
 	ruff format .

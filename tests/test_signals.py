@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM: what is left of a run that somebody ends."""
+"""Ctrl-C and SIGTERM: what is left of a run that somebody ends, and what one on Ray opens until then."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,24 @@ def is_left(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_loopback(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def listening(processes: Iterable[psutil.Process]) -> set[str]:
+    """Addresses on which any of these processes listens."""
+    found = set()
+    for each in processes:
+        try:
+            connections = each.net_connections(kind="inet")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    return found
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> None:
@@ -161,14 +180,28 @@ def test_an_interrupt_before_the_first_round(start: Start, tmp_path: Path) -> No
     assert_interrupted(process, tmp_path, 130, fewest_rounds=0)
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", False), ("::", False), ("192.0.2.2", False), ("::ffff:192.0.2.2", False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_loopback(address: str, expected: bool) -> None:
+    assert is_loopback(address) == expected
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_ray_behind(start: Start, tmp_path: Path) -> None:
+def test_ray_listens_on_loopback_alone_and_is_gone_after_ctrl_c(start: Start, tmp_path: Path) -> None:
     """A terminal sends it to the whole process group; Ray's own processes take no notice, so that the round ends."""
     process = start("--set", "execution.runtime=ray")
     wait_for_round(process, 1)
     below = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in child.name() for child in below)
+    addresses = listening([psutil.Process(process.pid), *below])
+    assert addresses, "Ray's own processes listen, so some address must be found"
+    assert {address for address in addresses if not is_loopback(address)} == set()
     os.killpg(process.pid, signal.SIGINT)
     assert_interrupted(process, tmp_path, 130, fewest_rounds=2)
     (kept,) = (tmp_path / "runs" / "endless").iterdir()
