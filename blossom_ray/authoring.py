@@ -140,7 +140,7 @@ class AlgorithmServer:
             return found
         view = self._view(server, round_index, reports)
         said = self._call("server", lambda: self._author.server(view))
-        instances = {(i.copy or MODEL, str(i.name), i.key): i for i in server.blocks if _is_seen(server, i)}
+        instances = {(i.copy or MODEL, str(i.name), i.key): i for i in server.blocks if _is_seen(i)}
         for name, tree in _trees("server", said, view.all):
             for key, value in tree.items():
                 instance = instances[name, str(key[0]), key[1]]
@@ -166,7 +166,7 @@ class AlgorithmServer:
             view.held_weights = None
         touched = {(instance.name, instance.key) for instance in sums}
         for instance in server.blocks:
-            if not _is_seen(server, instance):
+            if not _is_seen(instance):
                 continue
             name, key = instance.copy or MODEL, (instance.name, instance.key)
             value = _locked(_parameters(server, instance).astype(np.float64))
@@ -286,9 +286,9 @@ def by_instance(
             yield instance, part
 
 
-def _is_seen(server: Server, instance: BlockInstance) -> bool:
-    """Whether authors see an instance: blocks with parameters and extras, no running statistics."""
-    return bool(instance.copy) or server.blocks[instance].num_parameters > 0
+def _is_seen(instance: BlockInstance) -> bool:
+    """Whether authors see an instance: blocks of the model, also those without parameters, and extras."""
+    return instance.name.kind not in ("prototype", "statistics")
 
 
 def _parameters(server: Server, instance: BlockInstance) -> np.ndarray:
