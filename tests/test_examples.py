@@ -17,6 +17,7 @@ from blossom_ray.reading.yaml_tree import parse_yaml
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 PRINTED = {
+    "own_algorithm": "scaffold: accuracy ",
     "own_data": "accuracy ",
     "own_encoder": "'encoder/acc': ",
     "own_fusion": "acc+gyro: accuracy ",
@@ -57,10 +58,13 @@ def test_the_script_runs_and_learns(example: Path, folder: Path, capsys: pytest.
 
 
 def test_the_page_shows_the_code_of_the_examples() -> None:
-    page = (REPOSITORY / "docs" / "own-code.md").read_text(encoding="utf-8")
-    shown = [block[block.index("\n\n\n") :] for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    pages = [(REPOSITORY / "docs" / f"own-{kind}.md").read_text(encoding="utf-8") for kind in ("code", "algorithm")]
+    page = "".join(pages)
+    of_code, of_algorithms = (re.findall(r"```python\n(.*?)```", each, re.DOTALL) for each in pages)
+    blocks = [*of_code, of_algorithms[0]]
+    shown = [block[block.index("\n\n\n") :] for block in blocks]
     sources = "".join(example.read_text(encoding="utf-8") for example in EXAMPLES)
-    assert len(shown) == 6
+    assert len(shown) == 7
     assert [code for code in shown if code not in sources] == []
     assert [example.stem for example in EXAMPLES if f"../examples/{example.name})" not in page] == []
 
@@ -87,3 +91,16 @@ def _dotted(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict) and key in ("model", "server", "training", "evaluation", "encoders", "metrics")
         found |= _dotted(value, f"{path}{key}.") if nested else {f"{path}{key}": value}
     return found
+
+
+def test_the_page_of_algorithms_has_the_lines_that_its_command_counts() -> None:
+    tool = runpy.run_path(str(REPOSITORY / "docs" / "tools" / "algorithm_lines.py"))
+    lines: dict[str, int] = tool["lines_by_algorithm"]()
+    assert tool["count_lines"]('"""A."""\n\nimport a\n# b\ndef f():\n    """C.\n\n    D."""\n    return 1  # e\n') == 3
+    page = (REPOSITORY / "docs" / "own-algorithm.md").read_text(encoding="utf-8").replace("\n", " ")
+    names = {"scaffold": "SCAFFOLD", "moon": "MOON", "fedproto": "FedProto", "ditto": "Ditto", "feddyn": "FedDyn",
+             "mixed": "APFL", "pfedme": "pFedMe"}  # fmt: skip
+    shown = {name: f"| {names[name]} | {number} |" for name, number in lines.items() if name in names}
+    shown |= {name: f"`{name.replace('_', '-')}` {number}" for name, number in lines.items() if name not in names}
+    shown["class_means"] = f"share {lines['class_means']} lines of class means"
+    assert [text for text in shown.values() if text not in page] == []
