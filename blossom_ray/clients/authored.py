@@ -217,6 +217,8 @@ class AuthoredRound:
             weights: The clients' weights in averages.
         """
         layout = self._layout
+        if not any(has(self._author, method) for method in ("after", "finish", "local")):
+            return self._as_trained(results, weights)
         after = [task.after(result) for task, result in zip(self.tasks, results, strict=True)]
         trained = self._authored.rows(after)
         self._own["trained"] = trained
@@ -235,6 +237,29 @@ class AuthoredRound:
         if has(self._author, "finish"):
             outcome |= self._authored.call("finish", self._finish, self._own, len(results))
         return _Sorting(self._authored, self.tasks, results, weights, copies).outcomes(outcome)
+
+    def _as_trained(self, results: Sequence[LocalResult], weights: Sequence[float]) -> list[Outcome]:
+        """What is kept and sent where the algorithm leaves it to its passes: what they trained."""
+        copies = {name for each in self.passes for name in each.copies}
+        plan, profile, workspace = self._plan, self._authored._profile, self._authored._workspace
+        parts = [part for part in plan.extra_parts(profile) if part.instance.copy in copies]
+        instances = [instance for instance in plan.returned_blocks(profile) if not instance.copy]
+        if MODEL not in copies:
+            instances = [instance for instance in instances if instance.name.kind == "prototype"]
+        outcomes = []
+        for result, weight in zip(results, weights, strict=True):
+            kept: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)
+            sent = plan.cut(instances, result.blocks, workspace.num_parameters)
+            for part in parts:
+                instance, values = part.instance, result.extras[part.instance.copy].get(part.instance.name)
+                if values is None:
+                    continue
+                if instance.is_private:
+                    kept[instance.copy][instance.name] = values
+                else:
+                    sent[instance._replace(key="") if instance.scope is Scope.CLIENT else instance] = values
+            outcomes.append(Outcome(dict(kept), {instance: (weight, values) for instance, values in sent.items()}))
+        return outcomes
 
     def _client(self, own: Mapping[str, Any]) -> Client:
         alike = self._plan.training.optimizer.alike(self._layout.averaged, self._learning_rate)

@@ -12,7 +12,7 @@ from blossom_ray.clients.job import Affine, LocalPass
 from blossom_ray.clients.options import ClientOptimizer, Sgd, Training
 from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.stacked.descent import Descent, Rule
-from blossom_ray.clients.stacked.stack import BlockRows, Stack
+from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.core.sums import Vector
 
 
@@ -121,14 +121,13 @@ class AffineTerm:
         self._offsets: list[Tensor | None] = []
         if self.is_zero:
             return
-        anchors, offsets = stack.new_rows(len(own)), stack.new_rows(len(own))
         for name in stack.trained_blocks:
-            size = stack.num_parameters[name]
-            pairs = zip(own, received, strict=True)
-            anchor = [part.anchor.get(name, blocks[name][:size]) for part, blocks in pairs]
-            offset = [part.offset[name] for part in own if name in part.offset]
-            self._anchors += _rows(anchors[name], anchor if name in each.anchored else [])
-            self._offsets += _rows(offsets[name], offset)
+            size, anchor = stack.num_parameters[name], []
+            if name in each.anchored:
+                pairs = zip(own, received, strict=True)
+                anchor = [part.anchor.get(name, blocks[name][:size]) for part, blocks in pairs]
+            self._anchors += stack.rows_like(name, anchor)
+            self._offsets += stack.rows_like(name, [part.offset[name] for part in own if name in part.offset])
 
     def folded(self, at: int, rate: float) -> tuple[float, Tensor | None]:
         """What the term makes of a plain step of a parameter: mu, and rate (mu anchor - offset)."""
@@ -161,13 +160,6 @@ class AffineTerm:
                 total = total + self._mu * (parameter - anchor[:num_clients])
             found.append(total if total is None or offset is None else total + offset[:num_clients])
         return found
-
-
-def _rows(rows: BlockRows, vectors: Sequence[Vector]) -> list[Tensor | None]:
-    """The tensors of a block with these vectors in them; None for each where there are no vectors."""
-    if vectors:
-        rows.write(np.stack(vectors))
-    return [tensor if vectors else None for tensor in rows.tensors.values()]
 
 
 def descent_of(

@@ -135,6 +135,14 @@ class Stack:
         layouts = {name: self._trained[name].layout.parameters for name in names or self.trained_blocks}
         return {name: BlockRows(entries, capacity, self.device) for name, entries in layouts.items()}
 
+    def rows_like(self, name: str, vectors: Sequence[Vector]) -> list[Tensor | None]:
+        """Vectors in the shape of a block's parameters, one tensor (K, *shape) for each; None where there are none."""
+        entries = self._flat[name].layout.parameters
+        if not vectors:
+            return [None] * len(entries)
+        together = torch.from_numpy(_together(vectors)).to(self.device).expand(len(vectors), -1)
+        return [together[:, each.offset : each.end].reshape(len(vectors), *each.shape) for each in entries]
+
     def load(self, blocks: Sequence[Mapping[str, Vector]], states: Sequence[LocalState]) -> None:
         """Copy clients in, one after the other from the first row on. The arrays are not modified or kept.
 
