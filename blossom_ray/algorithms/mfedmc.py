@@ -41,20 +41,16 @@ class MFedMC(Section):
         return {"loss": Extra(encoders, shape=(), scope="server"), "last": last}
 
     def after(self, batch: Any) -> dict[str, Any]:
-        owned, hits = tuple(batch.present), {}
-        for count in range(1, len(owned) + 1):
-            for subset in combinations(owned, count):
-                outputs = batch.through(modalities=subset).outputs
-                hits[subset] = outputs.softmax(dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+        owned = tuple(batch.present)
+        hits: dict[tuple[str, ...], Any] = {(): 0.0}
+        for subset in (some for count in range(len(owned)) for some in combinations(owned, count + 1)):
+            outputs = batch.through(modalities=subset).outputs
+            hits[subset] = outputs.softmax(dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
         found = {f"loss of encoder/{name}": batch.through(modalities=[name]).losses for name in owned}
         for name in owned:
-            shapley = 0
-            for subset, hit in hits.items():
-                if name in subset:
-                    without = tuple(other for other in subset if other != name)
-                    gain = hit - hits[without] if without else hit
-                    shapley = shapley + gain / (len(owned) * comb(len(owned) - 1, len(without)))
-            found[f"encoder/{name}"] = shapley
+            pairs = [(some, tuple(other for other in some if other != name)) for some in hits if name in some]
+            gains = [(hits[some] - hits[rest]) / comb(len(owned) - 1, len(rest)) for some, rest in pairs]
+            found[f"encoder/{name}"] = sum(gains) / len(owned)
         return found
 
     def finish(self, k: Client) -> dict[str, Any]:
@@ -76,8 +72,7 @@ class MFedMC(Section):
         }
 
     def admit(self, s: ServerView) -> dict[str, dict[Any, Any]]:
-        def lowest(losses: np.ndarray, members: np.ndarray) -> list[int]:
-            best: list[int] = members[np.argsort(losses, kind="stable")].tolist()
-            return best[: ceil(self.clients * len(best))]
+        def lowest(losses: np.ndarray, members: np.ndarray) -> set[int]:
+            return {*members[np.argsort(losses, kind="stable")[: ceil(self.clients * len(losses))]].tolist()}
 
         return {"model": s.rows["loss"].map(lowest, s.members["loss"])}

@@ -1,0 +1,53 @@
+"""Every algorithm that is built in: short, with its source, on the page of baselines, and it runs there as it comes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from conftest import REPOSITORY
+
+from blossom_ray import Scenario, simulate
+from blossom_ray.algorithms.options import AlgorithmOption, CustomAlgorithm, FederatedAveraging
+
+BUILT_IN = [
+    each for each in get_args(get_args(AlgorithmOption)[0]) if each not in (FederatedAveraging, CustomAlgorithm)
+]
+PAGE = (REPOSITORY / "docs" / "baselines.md").read_text(encoding="utf-8")
+each_algorithm = pytest.mark.parametrize("section", BUILT_IN, ids=lambda section: kind_of(section))
+
+
+def kind_of(section: Any) -> str:
+    (kind,) = get_args(section.model_fields["kind"].annotation)
+    return str(kind)
+
+
+def num_lines(section: Any) -> int:
+    """Lines of an algorithm: those of its class that are not empty, no comment, docstring or option."""
+    lines = inspect.getsource(section).splitlines()
+    (node,) = ast.parse("\n".join(lines)).body
+    assert isinstance(node, ast.ClassDef)
+    spared = [part for part in ast.walk(node) if isinstance(part, ast.AnnAssign) and part in node.body]
+    spared += [part for part in ast.walk(node) if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)]
+    for part in spared:
+        lines[part.lineno - 1 : part.end_lineno] = [""] * ((part.end_lineno or part.lineno) - part.lineno + 1)
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
+
+
+@each_algorithm
+def test_it_is_short_and_says_where_it_is_from(section: Any) -> None:
+    assert num_lines(section) <= 40
+    assert "    # Source: " in Path(inspect.getfile(section)).read_text(encoding="utf-8")
+    assert f"`{kind_of(section)}`" in PAGE
+
+
+@each_algorithm
+def test_it_runs_on_the_baselines_with_its_defaults(section: Any) -> None:
+    changes = {"rounds": 1, "data.samples": 240, "training.optimizer.momentum": 0.0, "server.clients_per_round": 5}
+    path = REPOSITORY / "scenarios" / "baselines" / "full-model-masked.yaml"
+    run = simulate(Scenario.load(path, {**changes, "algorithm.kind": kind_of(section)}))
+    assert run.status == "finished"
+    assert run.rounds["loss"].is_finite().all()
