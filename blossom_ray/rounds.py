@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-
-import numpy as np
 
 from blossom_ray.algorithms.seam import has
 from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
@@ -400,7 +399,7 @@ def _block_rounds(
     evaluation: RoundEvaluation,
     update_norms: Mapping[BlockInstance, float],
 ) -> tuple[BlockRound, ...]:
-    """One entry per instance on the server, and one per block name for all private copies of it together."""
+    """One entry per instance on the server, and one for all clients' own ones together: private, or on the server."""
     plan, population = preparation.plan, preparation.population
     drift_sums: defaultdict[BlockInstance, float] = defaultdict(float)
     num_examples: Counter[BlockInstance] = Counter()
@@ -422,20 +421,29 @@ def _block_rounds(
             contributors[together] += 1
     if plan.author is not None:  # which weighs its contributions, and may leave some out
         for instance in server.blocks:
-            part = training.sums.get(instance, PartialSum(np.zeros(0), 0.0, 0))
-            weights[instance], contributors[instance] = part.weight, part.contributors
-    bytes_down = Counter(training.bytes_down)
-    bytes_down.update(evaluation.bytes_down)
+            weights[instance.together], contributors[instance.together] = 0.0, 0
+        for instance, part in training.sums.items():
+            weights[instance.together] += part.weight
+            contributors[instance.together] += part.contributors
+    bytes_down, bytes_up = Counter[BlockInstance](), Counter[BlockInstance]()
+    sent_down = chain(training.bytes_down.items(), evaluation.bytes_down.items())
+    for counted, sent in ((bytes_down, sent_down), (bytes_up, training.bytes_up.items())):
+        for instance, size in sent:
+            counted[instance.together] += size
+    norms: dict[BlockInstance, float] = {}
+    for instance, norm in update_norms.items():
+        is_one_of_many = instance.together in norms
+        norms[instance.together] = math.hypot(norms[instance.together], norm) if is_one_of_many else norm
     private = (_private(plan.held_blocks(profile)).values() for profile in population.representatives())
-    instances = sorted({*server.blocks, *chain.from_iterable(private)})
+    instances = sorted({*(instance.together for instance in server.blocks), *chain.from_iterable(private)})
     return tuple(
         BlockRound(
             instance=instance,
             contributors=contributors[instance],
             weight=weights[instance],
             bytes_down=bytes_down[instance],
-            bytes_up=training.bytes_up.get(instance, 0),
-            update_norm=update_norms.get(instance, 0.0),
+            bytes_up=bytes_up[instance],
+            update_norm=norms.get(instance, 0.0),
             client_drift=drift_sums[instance] / num_examples[instance] if num_examples[instance] else None,
         )
         for instance in instances

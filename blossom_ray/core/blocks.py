@@ -150,6 +150,11 @@ class BlockInstance(NamedTuple):
         return self.scope is not Scope.FROZEN
 
     @property
+    def together(self) -> BlockInstance:
+        """What stands for all clients' own instances in plans and tables; otherwise the instance itself."""
+        return self._replace(key="") if self.scope in (Scope.PRIVATE, Scope.CLIENT) else self
+
+    @property
     def label(self) -> str:
         """Its name in tables: that of the block, with the copy before it where it is not the model's."""
         return f"{self.copy}:{self.name}" if self.copy else self.name

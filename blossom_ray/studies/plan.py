@@ -282,7 +282,7 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
         for part in plan.extra_parts(profile):
             if part.instance.scope is Scope.DRAWN:
                 continue
-            instance, size = _together(part.instance), _FLOAT32 * part.size
+            instance, size = part.instance.together, _FLOAT32 * part.size
             down = size * (down_part if instance.copy in plan.scored_copies else trained_part) * part.is_sent
             up = sent[signature].get(instance, 0) * trained_part
             before = extras.get(instance, BlockTraffic(str(instance.scope), 0, part.size, 0.0, 0.0))
@@ -301,11 +301,6 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
             up = trained_part * sum(sent[kind].get(instance, 0) * number for kind, number in clients.items())
         traffic[instance] = BlockTraffic(str(instance.scope), holders[instance], values[instance], down, up)
     return {instance: (traffic | extras)[instance] for instance in sorted(traffic | extras)}
-
-
-def _together(instance: BlockInstance) -> BlockInstance:
-    """The instance that stands for all clients' own ones."""
-    return instance._replace(key="") if instance.scope in (Scope.PRIVATE, Scope.CLIENT) else instance
 
 
 def _first_updates(preparation: Preparation) -> dict[Signature, Mapping[BlockInstance, int]]:
@@ -328,7 +323,7 @@ def _first_updates(preparation: Preparation) -> dict[Signature, Mapping[BlockIns
                 learning_rate=plan.training.optimizer.lr,
                 whole=True,
             )
-            found[signature] = {_together(instance): size for instance, size in update.bytes_up.items()}
+            found[signature] = {instance.together: size for instance, size in update.bytes_up.items()}
     return found
 
 

@@ -58,12 +58,8 @@ def test_planned_bytes_are_those_of_a_round(algorithm: Any, sharing: Any, tmp_pa
     scenario = scenario_of(algorithm, sharing=sharing)
     plan = planned(scenario, tmp_path)
     last = simulate(scenario).blocks.filter(round=2)
-    # What the server has for each client alone is one row of a plan.
-    found: dict[tuple[str, str], tuple[float, float]] = {}
-    for label, scope, key, down, up in last.select("block", "scope", "key", "bytes_down", "bytes_up").rows():
-        place = label, "" if scope == "client" else key
-        before = found.get(place, (0.0, 0.0))
-        found[place] = before[0] + down, before[1] + up
+    names = zip(last["block"], last["key"], strict=True)
+    found = dict(zip(names, zip(last["bytes_down"], last["bytes_up"], strict=True), strict=True))
     mine = {(i.label, i.key): (b.bytes_down, b.bytes_up) for i, b in plan.blocks.items()}
     assert found == {place: mine[place] for place in found}
     assert all(mine[place] == (0.0, 0.0) for place in mine.keys() - found.keys())

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from plain_loops import TREE
 
-from blossom_ray import Scenario, ScenarioError, simulate
+from blossom_ray import Run, Scenario, ScenarioError, simulate, sweep
 from blossom_ray.algorithms.options import Ditto
 from blossom_ray.algorithms.seam import Client, Extra, Layout, Pass, Sent, ServerView, Tree
 from blossom_ray.errors import InputError
 from blossom_ray.reading.own_code import own_code_checksums
 from blossom_ray.reading.writer import scenario_yaml
+from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.scenario.identity import identity
 
 FILE = """
@@ -210,3 +211,25 @@ def test_steps_of_momentum_are_no_gradients() -> None:
         InputError, match=r"algorithm: finish: mean_step has no meaning .* expected sgd with a momentum"
     ):
         simulate(scenario)
+
+
+def test_cells_of_a_sweep_and_a_resumed_run_find_it(own_file: Path, warm_processes: None) -> None:
+    section = {"kind": "custom", "factory": "own_of_a_test:Scaffold", "options": {"factor": 1.0}}
+    scenario = scenario_of(section).override({"checkpoint.every": 1})
+    folder, vary = own_file.parent / "sweep", {"algorithm.options.factor": [1.0, 0.5]}
+    results = list(sweep(scenario, vary=vary, out=folder, jobs=1))
+    digests = [result.run.manifest["digest"] for result in results if result.run is not None]
+    assert len(digests) == 2
+    assert digests[0] != digests[1]
+    assert simulate(scenario).manifest["digest"] in digests
+    records = record_run(scenario, own_file.parent / "run")
+    for _ in range(2):
+        next(records)
+    records.close()
+    for _ in resume_run(scenario, own_file.parent / "run"):
+        pass
+    assert Run.open(own_file.parent / "run").manifest["digest"] == simulate(scenario).manifest["digest"]
+    # Cells that have finished are of other code then.
+    own_file.write_text(FILE.replace("s.total", "2 * s.total"), encoding="utf-8")
+    with pytest.raises(InputError, match="own_of_a_test"):
+        list(sweep(scenario, vary=vary, out=folder, jobs=1))

@@ -114,8 +114,10 @@ def test_what_is_the_server_s_own_and_what_it_has_for_each_client() -> None:
     assert found.value("fusion", "by block").tolist() == [125.0, 125.0]
     down = {i.instance: i.bytes_down for i in found.records[2].blocks}
     assert sum(size for i, size in down.items() if i.copy == "rounds" or i.copy == "by block") == 0
-    # Each gets its own number: for the first time, or since it has changed when it trained.
-    assert {int(i.key) for i, size in down.items() if i.copy == "times" and size == 4} == set(cohorts[1])
+    # Each gets its own number: for the first time, or since it has changed when it trained; one row for all of them.
+    (times,) = (block for block in found.records[2].blocks if block.instance.copy == "times")
+    assert (times.instance.key, times.contributors, times.bytes_down, times.bytes_up) == ("", 5, 20, 20)
+    assert times.update_norm == pytest.approx(5**0.5)
 
 
 @pytest.mark.parametrize("engine", ["sequential", "vectorized"])

@@ -13,6 +13,7 @@ import pytest
 
 import blossom_ray
 from blossom_ray import Scenario
+from blossom_ray.core.factories import factory_problems
 from blossom_ray.errors import InputError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.studies.jobs import packing
@@ -305,3 +306,14 @@ def test_too_many_files_are_refused(
         (here / "mine" / str(number) / "b").symlink_to(f"../{number + 1}")
     with pytest.raises(InputError, match=r"mine holds more than 50 files and folders; expected fewer in a job"):
         packed(small_scenario, tmp_path_factory, includes=[Path("mine")])
+
+
+def test_an_own_algorithm_travels(
+    small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (here / "own_algorithm_of_a_test.py").write_text("class Mine:\n    def finish(self, k):\n        return {}\n")
+    section = {"kind": "custom", "factory": "own_algorithm_of_a_test:Mine"}
+    scenario = small_scenario.override({"algorithm": section})
+    assert factory_problems(dict(scenario)) == []  # which imports it, as the check before does
+    package = packed(scenario, tmp_path_factory)
+    assert "own_algorithm_of_a_test.py" in names(package)
