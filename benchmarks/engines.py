@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.engine import StackedEngine
@@ -105,7 +105,7 @@ def make_tasks(
 
 def make_job(space: Workspace, section: Training) -> LocalJob:
     """One epoch of all blocks."""
-    return LocalJob(section, 0.05, (Phase(1, frozenset(space.trained)),), seed=0, round_index=1)
+    return LocalJob(section, 0.05, (LocalPass(1, frozenset(space.trained)),), seed=0, round_index=1)
 
 
 def largest_difference(expected: list[LocalResult], found: list[LocalResult]) -> float:

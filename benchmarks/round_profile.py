@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import blossom_ray.clients.host
-import blossom_ray.clients.stacked.engine
+import blossom_ray.clients.stacked.training
 import blossom_ray.rounds
 import blossom_ray.simulation
 from blossom_ray import Scenario, simulate
@@ -29,6 +29,7 @@ from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.stacked.optimizer import StackOptimizer
 from blossom_ray.clients.stacked.stack import Stack
+from blossom_ray.clients.stacked.training import StackTrainer
 from blossom_ray.core.sums import Accumulator
 from blossom_ray.data.shards import ShardReader
 from blossom_ray.reading.overrides import parse_assignment
@@ -41,8 +42,8 @@ PHASES: dict[str, tuple[Place, ...]] = {
     "engine around its steps": ((StackedEngine, "train"),),
     "clients one after the other": ((SequentialEngine, "train"),),
     "blocks into the stack": ((Stack, "load"),),
-    "samples into the stack": ((blossom_ray.clients.stacked.engine, "_Shards"),),
-    "forward, loss": ((StackedEngine, "_train_stack"),),
+    "samples into the stack": ((blossom_ray.clients.stacked.training, "Shards"),),
+    "forward, loss": ((StackTrainer, "train"),),
     "backward": ((torch.autograd, "grad"),),
     "optimizer": ((StackOptimizer, "step"),),
     "blocks out of the stack": ((Stack, "read"),),

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from blossom_ray import Scenario
-from blossom_ray.clients.job import ClientTask, LocalJob, Phase
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.local_training import SequentialEngine, read_only_tensor
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
@@ -78,7 +78,7 @@ def ours(preparation: Preparation, client: int) -> dict[str, np.ndarray]:
     inputs, labels = preparation.open_shards().shard(client).train()
     space = make_workspace(preparation, client)
     section = preparation.plan.training
-    job = LocalJob(section, RATE, (Phase(section.local_epochs, frozenset(space.trained)),), seed=0, round_index=1)
+    job = LocalJob(section, RATE, (LocalPass(section.local_epochs, frozenset(space.trained)),), seed=0, round_index=1)
     (result,) = SequentialEngine(space).train([ClientTask(client, space.initial_blocks, inputs, labels)], job)
     return result.blocks
 

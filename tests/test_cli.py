@@ -106,8 +106,8 @@ MISTAKES: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     "unknown key": (
         (("batch_size: 16", "bach_size: 16"),),
         "small.yaml:22: training.bach_size is not a known key; expected one of local_epochs, alternate, batch_size, "
-        "min_batch_size, optimizer, schedule, engine, precision, proximal_mu, modality_dropout, keep_optimizer_state; "
-        "did you mean 'batch_size'?",
+        "min_batch_size, optimizer, loss, transform, schedule, engine, precision, proximal_mu, modality_dropout, "
+        "keep_optimizer_state; did you mean 'batch_size'?",
     ),
     "duplicate key": (
         (("batch_size: 16", "batch_size: 16\n  batch_size: 8"),),

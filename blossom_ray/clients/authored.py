@@ -143,7 +143,7 @@ class Authored:
     def rows(self, tasks: Sequence[ClientTask]) -> Rows:
         """The copies of some clients, parameters alone, in memory of their own."""
         copies: Rows = {
-            MODEL: Tree({b: _stacked([task.blocks[b][:n] for task in tasks]) for b, n in self.layout.sizes.items()})
+            MODEL: Tree({b: _stacked([task.blocks[b] for task in tasks], n) for b, n in self.layout.sizes.items()})
         }
         for name, held in tasks[0].extras.items():
             parts = {block: _stacked([task.extras[name][block] for task in tasks]) for block in held}
@@ -505,16 +505,15 @@ def _affine(each: Pass, k: int) -> Affine:
     return Affine(own(each.start), own(each.offset), own(each.anchor) if each.mu else {})
 
 
-def _stacked(values: Sequence[np.ndarray]) -> Tensor:
-    """Arrays as rows of one tensor; where all are the same object, one copy of it that all rows show."""
+def _stacked(values: Sequence[np.ndarray], size: int | None = None) -> Tensor:
+    """Arrays, or their first values, as rows of one tensor; where all are one object, a copy that all rows show."""
     first = values[0]
-    if all(array is first or (array.base is not None and _is_same(array, first)) for array in values):
+    if size is not None:
+        values = [first[:size]] * len(values) if all(v is first for v in values) else [v[:size] for v in values]
+        first = values[0]
+    if all(array is first for array in values):
         return torch.from_numpy(np.array(first, np.float32)).expand(len(values), *first.shape)
     return torch.from_numpy(np.stack(values).astype(np.float32, copy=False))
-
-
-def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.__array_interface__["data"] == other.__array_interface__["data"] and one.shape == other.shape
 
 
 # --- functions of one client, for many ------------------------------------------------------------------------------
