@@ -19,7 +19,7 @@ def output(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_overhead() -> None:
+def test_overhead(warm_processes: None) -> None:
     text = output("overhead.py", "--runtime", "local", "--clients", "4", "--rounds", "5")
     expected = (
         r"4 clients, packed per actor, local: [\d.]+ ms a client \(.+, 2 rounds\), [\d.]+ ms of processor time.+\n"
@@ -36,7 +36,7 @@ def test_round_profile_covers_the_phases_of_a_round() -> None:
     assert {"backward", "optimizer", "open shards", "sums within chunks", "server step"} <= {name for name, _ in parts}
 
 
-def test_own_modules() -> None:
+def test_own_modules(warm_processes: None) -> None:
     text = output("own_modules.py", "--clients", "4", "--rounds", "1")
     assert re.match(r"4 clients, 1 rounds; after round 1 blocks differ by [\d.]+e-\d+\n", text)
     assert len(re.findall(r"^\| .+ \| [\d.]+ \| [\d.]+ \| [\d.]+ to [\d.]+ \|$", text, re.MULTILINE)) == 3

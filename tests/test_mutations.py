@@ -11,9 +11,8 @@ from conftest import REPOSITORY
 
 @pytest.mark.slow
 def test_damaged_run_folders_are_told_or_give_the_same(tmp_path: Path, warm_processes: None) -> None:
-    words = [str(REPOSITORY / "benchmarks" / "mutations.py"), "--mutations", "13", "--seed", "1", "--out", "out"]
-    code = f"import runpy, sys; sys.argv = {words}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code]
+    script = str(REPOSITORY / "benchmarks" / "mutations.py")
+    command = [sys.executable, script, "--mutations", "13", "--seed", "1", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580)
     outcomes = [json.loads(line) for line in (tmp_path / "out" / "mutations.jsonl").read_text().splitlines()]
     assert [outcome for outcome in outcomes if outcome["wrong"]] == []

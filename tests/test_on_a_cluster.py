@@ -24,7 +24,7 @@ from blossom_ray.reading.writer import scenario_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
-# Training waits while the file is there that HOLD names.
+# Training waits while the file is there that HOLD names, from the round `after` on in an actor of two clients.
 HEAD = """\
 import os
 import time
@@ -33,14 +33,20 @@ from pathlib import Path
 import torch
 
 
+trained = set()
+
+
 class Held(torch.nn.Module):
-    def __init__(self, input_dim, num_outputs):
+    def __init__(self, input_dim, num_outputs, after=0):
         super().__init__()
         self.linear = torch.nn.Linear(input_dim, num_outputs)
+        self.after = after
 
     def forward(self, fused):
-        while self.training and Path(os.environ.get("HOLD", "/none/such")).exists():
-            time.sleep(0.05)
+        if self.training:
+            trained.add(torch.initial_seed())  # of its own for each client and round
+            while len(trained) > 2 * self.after and Path(os.environ.get("HOLD", "/none/such")).exists():
+                time.sleep(0.05)
         return self.linear(fused)
 """
 
@@ -91,14 +97,15 @@ def only_run(folder: Path) -> Run:
 
 def test_a_node_comes_and_another_one_goes(cluster: StartedCluster, scenario: Scenario, tmp_path: Path) -> None:
     hold = Path(cluster.environment["HOLD"])
-    process = cluster.blossom("simulate", "scenario.yaml", "--address", cluster.address, cwd=tmp_path)
+    hold.touch()
+    after = ("--set", "model.head.options={after: 2}")
+    process = cluster.blossom("simulate", "scenario.yaml", *after, "--address", cluster.address, cwd=tmp_path)
     assert process.stdout is not None
     for line in process.stdout:
         if re.match(r"round +2/", line):
             break
     else:
         raise AssertionError(ended(process)[2])
-    hold.touch()
     cluster.start_node(f"--address={cluster.address}", "--num-cpus=1")
     cluster.take_down(cluster.nodes[1])
     hold.unlink()

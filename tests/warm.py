@@ -2,7 +2,8 @@
 
 A launcher stands in for Python. It hands what it was started with (arguments, environment, folder, open files) to a
 server that has imported what every process of ours imports. The server forks, and the child goes on as Python would
-have: a module (`-m`), code (`-c`), or a worker of a Ray session. Whatever else the launcher is asked for, Python does.
+have: a module (`-m`), code (`-c`), a script, or a worker of a Ray session. Whatever else the launcher is asked for,
+Python does.
 
 To whoever started it the launcher is the program: it passes signals on, its death is the program's death, and it ends
 as the program ends. Only what lies below the program (its children) is not seen below the launcher.
@@ -39,7 +40,7 @@ _LAUNCHER = """\
 import os, sys
 words = sys.argv[1:]
 is_worker = any(word.endswith("/default_worker.py") for word in words)
-if not is_worker and words[0] not in ("-c", "-m"):
+if not is_worker and words[0] not in ("-c", "-m") and not words[0].endswith(".py"):
     os.execv("{python}", ["{python}", *words])
 import json, signal, socket
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -218,7 +219,11 @@ def _run(words: list[str]) -> Any:
         module = type(sys)("__main__")
         sys.modules["__main__"] = module
         return exec(compile(what, "<string>", "exec"), vars(module))
-    start = next(at for at, word in enumerate(words) if word.endswith("/default_worker.py"))
+    start = next((at for at, word in enumerate(words) if word.endswith("/default_worker.py")), None)
+    if start is None:
+        sys.path[0:0] = [os.path.dirname(os.path.abspath(kind))]
+        sys.argv = words
+        return runpy.run_path(kind, run_name="__main__")
     sys.argv = words[start:]
     sys.path[0:0] = [os.path.dirname(sys.argv[0])]
     try:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -243,8 +244,14 @@ def _limit(problems: tuple[Problem, ...], num_left: int = 0) -> tuple[Problem, .
 
 def _right_sections(tree: Mapping[str, Any], wrong: set[str]) -> dict[str, Any]:
     """The top-level values without errors, validated."""
+    partial = _scenario_without(frozenset(wrong))
+    return dict(partial.model_validate({key: value for key, value in tree.items() if key in partial.model_fields}))
+
+
+@lru_cache(maxsize=64)
+def _scenario_without(keys: frozenset[str]) -> type[Section]:
+    """The model of scenarios without these keys; pydantic takes milliseconds to make one."""
     fields: dict[str, Any] = {
-        name: (field.annotation, field) for name, field in Scenario.model_fields.items() if name not in wrong
+        name: (field.annotation, field) for name, field in Scenario.model_fields.items() if name not in keys
     }
-    partial = create_model("PartialScenario", __base__=Section, **fields)
-    return dict(partial.model_validate({key: value for key, value in tree.items() if key in fields}))
+    return create_model("PartialScenario", __base__=Section, **fields)
