@@ -6,9 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
+from torch.nn.utils import vector_to_parameters
 
 
 def output(script: str, *arguments: str) -> str:
@@ -46,3 +51,36 @@ def test_core_without_ray() -> None:
     text = output("gpu_core.py", "--device", "cpu", "--largest", "2", "--repeats", "1", "--steps", "1", "--only", "mlp")
     assert "no GPU: one thread of the processor" in text
     assert re.search(r"^chunk size found: [12] \(", text, re.MULTILINE)
+
+
+def test_what_peers_are_given_is_what_ours_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = output("peers/scaffold.py", str(tmp_path), "--seeds", "1", "--rounds", "2")
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks" / "peers")
+    federation = import_module("federation")
+    given, folder = federation.Federation.load(tmp_path / "seed-0" / "federation.npz"), tmp_path / "seed-0"
+    ours = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    current, visits = given.initial, iter(given.visits)
+    for cohort, after in zip(given.cohorts, ours["samples our fedavg"], strict=True):
+        sums = np.zeros(current.shape)
+        for client in cohort:
+            (visited, orders), model = next(visits), federation.Mlp()
+            assert visited == client
+            vector_to_parameters(torch.tensor(current), model.parameters())
+            optimizer = torch.optim.SGD(model.parameters(), lr=given.learning_rate)
+            features, labels = given.samples(client)
+            for order in orders:
+                for rows in torch.split(order, given.batch_size):
+                    optimizer.zero_grad()
+                    torch.nn.functional.cross_entropy(model(features[rows]), labels[rows]).backward()
+                    optimizer.step()
+            sums += len(labels) * federation.flat(model).astype(np.float64)
+        current = (sums / given.sizes[cohort].sum()).astype(np.float32)
+        np.testing.assert_allclose(after, current, atol=1e-6)
+    # With equal weights what peers do otherwise with weights makes no difference; the sign always does.
+    mended, fluke = ours["uniform ours as pfl's, sign mended"], ours["uniform ours as fluke's"]
+    np.testing.assert_allclose(mended, ours["uniform our scaffold"], atol=1e-6)
+    np.testing.assert_allclose(fluke, ours["uniform our scaffold"], atol=1e-6)
+    assert np.abs(ours["uniform ours as pfl's"] - ours["uniform our scaffold"]).max() > 0.01
+    assert np.abs(ours["samples ours as fluke's"] - ours["samples our scaffold"]).max() > 1e-4
+    assert re.search(r"^\| samples \| our fedavg \| our scaffold \| [\d.]+e-\d+ \|", text, re.MULTILINE)
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 2 * 5 * 2
