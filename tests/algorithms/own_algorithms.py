@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.algorithms.ditto import Ditto
+from blossom_ray.algorithms.fedproto import FedProto
+from blossom_ray.algorithms.moon import Moon
 from blossom_ray.algorithms.scaffold import Scaffold
 from blossom_ray.algorithms.seam import Client, Extra, Layout, Pass, Sent, ServerView, Tree
 
@@ -63,19 +65,29 @@ class Everything:
 
 
 def deadly(kind: str, marks: str) -> Any:
-    """An algorithm whose second client kills its process, once: a file in the folder `marks` says that it has."""
-    made: dict[str, Any] = {"scaffold": Scaffold(kind="scaffold"), "ditto": Ditto(kind="ditto"), "own": Everything()}
+    """An algorithm that kills its process once, in a client: a file in the folder `marks` says that it has."""
+    made: dict[str, Any] = {
+        "scaffold": Scaffold(kind="scaffold"),
+        "ditto": Ditto(kind="ditto"),
+        "moon": Moon(kind="moon"),
+        "fedproto": FedProto(kind="fedproto"),
+        "own": Everything(),
+    }
     algorithm = made[kind]
 
     class Deadly:
         def __getattr__(self, name: str) -> Any:
-            return getattr(algorithm, name)
+            function = getattr(algorithm, name)
+            if name != ("loss" if kind in ("moon", "fedproto") else "passes"):
+                return function
 
-        def passes(self, k: Client) -> Any:
-            struck = Path(marks, "struck")
-            if k.round == 2 and not struck.exists():
-                struck.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return algorithm.passes(k)
+            def lethal(given: Any) -> Any:
+                struck = Path(marks, "struck")
+                if getattr(given, "round", 2) == 2 and not struck.exists():
+                    struck.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(given)
+
+            return lethal
 
     return Deadly()

@@ -28,7 +28,10 @@ class FailingHead(nn.Linear):
         return super().forward(fused)
 
 
-ALGORITHMS: dict[str, Any] = {"scaffold": {"kind": "scaffold"}, "ditto": {"kind": "ditto"}, "own": Everything}
+ALGORITHMS: dict[str, Any] = {
+    "scaffold": {"kind": "scaffold"}, "ditto": {"kind": "ditto"},
+    "moon": {"kind": "moon"}, "fedproto": {"kind": "fedproto"}, "own": Everything,
+}  # fmt: skip
 BATCH_NORM = {"model.head": {"kind": "mlp", "hidden": [6], "norm": "batch"}}
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -89,6 +92,8 @@ def resumed(scenario: Scenario, folder: Path) -> Run:
 SOME = {
     "scaffold": ("plain", "stacked", "group", "fedadam", "modality dropout", "batch norm"),
     "ditto": ("plain", "stacked", "frozen", "momentum", "bfloat16", "batch norm, local"),
+    "moon": ("plain", "stacked", "same-modalities", "modality dropout", "batch norm"),
+    "fedproto": ("plain", "stacked", "zero-input", "failing clients"),
     "own": (*RULES,),
 }
 
@@ -113,7 +118,10 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(("name", "packings"), [("scaffold", (1,)), ("ditto", (5,)), ("own", (9, 5, 1))])
+@pytest.mark.parametrize(
+    ("name", "packings"),
+    [("scaffold", (1,)), ("ditto", (5,)), ("moon", (5,)), ("fedproto", (1,)), ("own", (9, 5, 1))],
+)
 def test_on_any_number_of_actors(name: str, packings: tuple[int, ...]) -> None:
     scenario = scenario_of(name, sharing="private-head")
     local = simulate(scenario)
