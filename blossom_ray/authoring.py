@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.algorithms.extras import declared_copies
 from blossom_ray.algorithms.options import AlgorithmOption
 from blossom_ray.algorithms.seam import MODEL, ServerView, Tree, has
 from blossom_ray.algorithms.selection import Population
@@ -216,6 +217,8 @@ def _trees(method: str, found: Any, known: Mapping[str, Tree]) -> Iterator[tuple
     if not isinstance(found, Mapping):
         raise RunError(f"algorithm: {method} gave {type(found).__name__}; expected a dict by copy")
     for name, tree in found.items():
+        if tree == {}:  # a copy of no blocks
+            continue
         if name not in known:
             raise RunError(f"algorithm: {method} gave {name!r}; expected some of {', '.join(map(repr, known))}")
         if not isinstance(tree, Mapping):
@@ -260,7 +263,9 @@ def _check_rows(plan: ClientPlan, population: Population) -> None:
     Raises:
         InputError: There is not, with numbers.
     """
-    known = {MODEL} | {part.instance.copy for one in population.representatives() for part in plan.extra_parts(one)}
+    kinds = population.representatives()
+    known = {MODEL} | {part.instance.copy for one in kinds for part in plan.extra_parts(one)}
+    known |= {name for one in kinds for name in declared_copies(plan.author, plan.layout(one))}
     rows = getattr(plan.author, "rows", ())
     if isinstance(rows, str) or not set(rows) <= known:
         raise InputError(f"algorithm: rows is {rows!r}; expected a tuple of some of {', '.join(sorted(known))}")
@@ -332,8 +337,10 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
     shapes: dict[BlockInstance, tuple[int, ...]] = {}
     scored = set[str]()
     for profile in population.representatives():
-        copies: dict[str, Any] = {MODEL: Tree({b: torch.zeros(sizes[b]) for b in plan.layout(profile).sizes})}
-        for part in plan.extra_parts(profile):
+        layout, parts = plan.layout(profile), plan.extra_parts(profile)
+        copies: dict[str, Any] = {name: Tree() for name in declared_copies(plan.author, layout)}
+        copies[MODEL] = Tree({b: torch.zeros(sizes[b]) for b in layout.sizes})
+        for part in parts:
             shape = shapes.setdefault(part.instance, part.shape)
             if shape != part.shape:
                 found = f"{shape} and {part.shape} for clients of different kinds"

@@ -63,7 +63,7 @@ class ExtraPart:
 def declared_parts(
     algorithm: Any, layout: Layout, client: ClientProfile, scheme: SharingScheme
 ) -> tuple[ExtraPart, ...]:
-    """All parts of the extras that an algorithm declares for clients of one kind.
+    """All parts of the extras that an algorithm declares for clients of one kind; a copy of no blocks has none.
 
     Args:
         algorithm: An `Algorithm`.
@@ -83,6 +83,12 @@ def declared_parts(
     if not isinstance(declared, Mapping):
         raise InputError(f"algorithm: extras gave {type(declared).__name__}; expected a dict of Extra by name")
     return tuple(part for name, extra in declared.items() for part in _parts(name, extra, layout, client, scheme))
+
+
+def declared_copies(algorithm: Any, layout: Layout) -> tuple[str, ...]:
+    """The names of the extras that follow blocks, be there blocks of theirs or none."""
+    declared = algorithm.extras(layout) if has(algorithm, "extras") else {}
+    return tuple(name for name, extra in declared.items() if extra.blocks is not None)
 
 
 def _parts(name: str, extra: Extra, layout: Layout, client: ClientProfile, scheme: SharingScheme) -> list[ExtraPart]:

@@ -56,7 +56,7 @@ class MFedMC(Section):
     def finish(self, k: Client) -> dict[str, Any]:
         import torch
 
-        if "last" not in k.extras:  # encoders that are private or frozen
+        if not k["last"]:  # encoders that are private or frozen
             return {}
         impact = torch.stack([k.after[block].abs() for block in k["last"]])
         sizes = torch.tensor([float(k.layout.sizes[block]) for block in k["last"]])

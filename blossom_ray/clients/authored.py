@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossom_ray.algorithms.extras import ExtraPart
+from blossom_ray.algorithms.extras import ExtraPart, declared_copies
 from blossom_ray.algorithms.seam import MODEL, Client, Pass, Sent, Tree, has
 from blossom_ray.clients.engines import Engine
 from blossom_ray.clients.job import Affine, ClientTask, LocalPass, LocalResult, training_passes
@@ -60,6 +60,7 @@ class Authored:
     def __init__(self, plan: ClientPlan, workspace: Workspace, profile: ClientProfile, *, is_mapped: bool) -> None:
         self._plan, self._workspace, self._profile, self._is_mapped = plan, workspace, profile, is_mapped
         self._author, self.layout = plan.author, plan.layout(profile)
+        self._copies = declared_copies(self._author, self.layout)
         self._first_values: dict[tuple[str, Block], np.ndarray] = {}
 
     def extras(
@@ -79,7 +80,7 @@ class Authored:
             sent: What it was sent; what is not here is not needed.
             round_index: The round that numbers are drawn for.
         """
-        found: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)
+        found: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict, {name: {} for name in self._copies})
         for part in self._plan.extra_parts(profile):
             copy, block = part.instance.copy, part.instance.name
             if part.instance.is_private:
@@ -99,6 +100,11 @@ class Authored:
         if key not in self._first_values:
             self._first_values[key] = first_value(part, self._plan, self._workspace)
         return self._first_values[key]
+
+    @property
+    def has_extras(self) -> bool:
+        """Whether there is anything beside the model."""
+        return bool(self._copies or self._plan.extra_parts(self._profile))
 
     @property
     def has_own_instances(self) -> bool:
@@ -299,7 +305,7 @@ class AuthoredRound:
         passes, affine = [], []
         for each in asked:
             local = self._local_pass(each)
-            if local.blocks or local.model is not None:
+            if local.blocks or (local.model is not None and any(_is_held(self._rows[name]) for name in each.train)):
                 passes.append(local)
                 affine.append(each)
         if not passes:
@@ -376,7 +382,7 @@ class _Sorting:
                 self._model(value)
             elif name in self._parts:
                 self._extra(name, value)
-            else:
+            elif (value.value if isinstance(value, Sent) else value) != {}:  # a copy of no blocks
                 known = ", ".join(sorted({MODEL, *self._parts}))
                 raise RunError(f"algorithm: finish gave {name!r}, which is no extra; expected some of {known}")
         self._prototypes()
@@ -496,6 +502,11 @@ def first_value(part: ExtraPart, plan: ClientPlan, workspace: Workspace) -> np.n
 def _numbers(part: ExtraPart, draw: np.random.Generator) -> np.ndarray:
     numbers = draw.random(part.shape) if part.initial == "uniform" else draw.standard_normal(part.shape)
     return numbers.astype(np.float32)
+
+
+def _is_held(rows: Any) -> bool:
+    """Whether a copy is more than a tree of no blocks."""
+    return rows != {} if isinstance(rows, Mapping) else True
 
 
 def _affine(each: Pass, k: int) -> Affine:

@@ -279,7 +279,7 @@ class ClientHost:
             values: dict[str, Vector] = {**joined, **{name: state.private.get(name, initial[name]) for name in private}}
             inputs, labels = self._samples(client, scoring)
             task = ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state)
-            if authored and self._plan.extra_parts(profile):
+            if authored and authored.has_extras:
                 extras = authored.extras(self._profiles[client], values, state, sent, standing + 1)
                 task = replace(task, extras=extras)
             turns.append(_Turn(task, replace(state, versions=same.setdefault(tuple(versions.items()), versions))))

@@ -15,7 +15,7 @@ from own_algorithms import Everything
 from plain_loops import TREE
 from torch.nn.functional import log_softmax, normalize
 
-from blossom_ray import Scenario
+from blossom_ray import Scenario, simulate
 from blossom_ray.algorithms.options import AlgorithmOption, CustomAlgorithm
 from blossom_ray.algorithms.seam import Client, Extra, Layout, Pass, Sent, ServerView, Tree
 from blossom_ray.studies.algorithm_trial import algorithm_problem
@@ -401,6 +401,23 @@ BUILT_IN = [section for section in get_args(get_args(AlgorithmOption)[0]) if sec
 def test_nothing_is_said_about_the_built_in_ones(section: Any) -> None:
     (kind,) = get_args(section.model_fields["kind"].annotation)
     assert algorithm_problem(scenario_of({"kind": kind})) is None
+
+
+NOTHING_SHARED = {"encoder/*": "private", "fusion": "frozen", "head": "private"}
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+@pytest.mark.parametrize("sharing", ["local", NOTHING_SHARED], ids=str)
+@pytest.mark.parametrize("section", BUILT_IN, ids=[section.__name__ for section in BUILT_IN])
+def test_built_in_ones_run_where_nothing_is_averaged(section: Any, sharing: Any, engine: str) -> None:
+    """Copies of no blocks are trees without entries."""
+    (kind,) = get_args(section.model_fields["kind"].annotation)
+    changes = {"sharing": sharing, "training.engine": engine, "rounds": 1}
+    run = simulate(scenario_of({"kind": kind}).override(changes))
+    plain = simulate(scenario_of({"kind": "fedavg"}).override(changes))
+    assert run.status == "finished"
+    if kind in ("scaffold", "feddyn", "ditto", "ifca", "mixed", "low-rank"):  # which are about averaged blocks alone
+        assert run.rounds["loss"].to_list() == plain.rounds["loss"].to_list()
 
 
 @pytest.mark.parametrize("kind", [Scaffold, Personal, Teacher, ClassMeans, Everything, BranchesOnData])

@@ -106,7 +106,7 @@ class StackedCopies:
         """
         if copy not in self._looked_through:
             own = {} if copy == RECEIVED else self.held(copy)
-            if (copy != RECEIVED and not own) or NO_BLOCK in own:
+            if (copy != RECEIVED and copy not in self._tasks[0].extras) or NO_BLOCK in own:
                 known = ", ".join(
                     (RECEIVED, *(name for name in self._tasks[0].extras if NO_BLOCK not in self.held(name)))
                 )
