@@ -94,4 +94,5 @@ def test_a_scheme_takes_the_names_of_blocks_for_them() -> None:
 
 
 def test_scopes_are_named_as_they_are() -> None:
-    assert get_args(ScopeName) == tuple(Scope)
+    of_algorithms = (Scope.SERVER, Scope.CLIENT, Scope.DRAWN)
+    assert (*get_args(ScopeName), *of_algorithms) == tuple(Scope)

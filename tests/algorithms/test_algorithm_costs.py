@@ -49,7 +49,9 @@ def planned(scenario: Scenario, folder: Path) -> Plan:
 
 
 @pytest.mark.parametrize(
-    "algorithm", [{"kind": "scaffold"}, {"kind": "feddyn"}, {"kind": "ditto"}, Reporting()], ids=str
+    "algorithm",
+    [{"kind": "scaffold"}, {"kind": "feddyn"}, {"kind": "ditto"}, Reporting()],
+    ids=["scaffold", "feddyn", "ditto", "own"],
 )
 @pytest.mark.parametrize(
     "sharing", ["private-head", {"encoder/*": "shared", "fusion": "same-modalities", "head": "shared"}]
