@@ -63,7 +63,8 @@ def _try(scenario: Scenario) -> None:
         return
     trial = _small(scenario)
     together = _results(trial, 64, dropout=0.5)
-    if any(not np.array_equal(one, two) for one, two in _pairs(together, _results(trial, 64, dropout=0.5))):
+    again = _results(trial, 64, dropout=0.5)
+    if any(not np.array_equal(values, again[name]) for name, values in together.items()):
         raise RunError("algorithm: gives other numbers when it is run again; " + _RANDOM)
     if _far(together, _results(trial, 1, dropout=0.5)):
         raise RunError("algorithm: gives other numbers for clients one by one; expected that no client sees another")
@@ -78,7 +79,8 @@ def _try(scenario: Scenario) -> None:
 
 def _small(scenario: Scenario) -> Scenario:
     """The scenario with a few clients of generated samples, not checked again."""
-    kinds = sorted({(group.modalities, group.group) for group in scenario.groups}, key=lambda kind: -len(kind[0]))
+    groups = {(tuple(sorted(group.modalities)), group.group) for group in scenario.groups}
+    kinds = sorted(groups, key=lambda kind: (-len(kind[0]), kind))
     chosen, covered = list[tuple[tuple[str, ...], str]](), set[str]()
     for kind in kinds:
         if len(chosen) < 3 or not set(kind[0]) <= covered:
@@ -160,14 +162,11 @@ def _results(trial: Scenario, chunk_size: int, *, dropout: float, engine: str = 
     return found | {"losses": np.array([scored.loss for scored in last.evaluation])}
 
 
-def _pairs(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(one[name], other[name]) for name in one]
-
-
 def _far(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
     relative, absolute = _SAME
     return any(
-        not np.allclose(a, b, rtol=relative, atol=absolute + relative * abs(a).max()) for a, b in _pairs(one, other)
+        not np.allclose(values, other[name], rtol=relative, atol=absolute + relative * abs(values).max())
+        for name, values in one.items()
     )
 
 
