@@ -5,11 +5,10 @@ Its functions are of one client. Where clients are stacked they are mapped over 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,9 +16,11 @@ import torch
 from torch import Tensor
 
 from blossom_ray.algorithms.extras import ExtraPart, declared_copies
-from blossom_ray.algorithms.seam import MODEL, Client, Pass, Sent, Tree, has
+from blossom_ray.algorithms.seam import MODEL, Client, Pass, Tree, has
 from blossom_ray.clients.engines import Engine
 from blossom_ray.clients.job import Affine, ClientTask, LocalPass, LocalResult, training_passes
+from blossom_ray.clients.mapping import mapped, one_by_one
+from blossom_ray.clients.outcomes import Outcome, Sorting
 from blossom_ray.clients.plan import ClientPlan, ClientState, SentBlock
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK, Block, BlockInstance, ClientProfile, Scope
@@ -34,19 +35,6 @@ Rows = dict[str, Any]
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a client keeps of a round, and what leaves it.
-
-    Attributes:
-        extras: New values of what it keeps, by copy and block.
-        sent: By block instance the weight, not 0, and the value; float32.
-    """
-
-    extras: Mapping[str, Mapping[str, np.ndarray]]
-    sent: Mapping[BlockInstance, tuple[float, np.ndarray]]
-
-
 class Authored:
     """An algorithm, applied to clients of one kind.
 
@@ -58,7 +46,7 @@ class Authored:
     """
 
     def __init__(self, plan: ClientPlan, workspace: Workspace, profile: ClientProfile, *, is_mapped: bool) -> None:
-        self._plan, self._workspace, self._profile, self._is_mapped = plan, workspace, profile, is_mapped
+        self.plan, self.workspace, self.profile, self._is_mapped = plan, workspace, profile, is_mapped
         self._author, self.layout = plan.author, plan.layout(profile)
         self._copies = declared_copies(self._author, self.layout)
         self._first_values: dict[tuple[str, Block], np.ndarray] = {}
@@ -81,7 +69,7 @@ class Authored:
             round_index: The round that numbers are drawn for.
         """
         found: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict, {name: {} for name in self._copies})
-        for part in self._plan.extra_parts(profile):
+        for part in self.plan.extra_parts(profile):
             copy, block = part.instance.copy, part.instance.name
             if part.instance.is_private:
                 kept = state.extras.get(copy, {}).get(block)
@@ -98,18 +86,18 @@ class Authored:
         """The first values of an extra, float32."""
         key = part.instance.copy, part.instance.name
         if key not in self._first_values:
-            self._first_values[key] = first_value(part, self._plan, self._workspace)
+            self._first_values[key] = first_value(part, self.plan, self.workspace)
         return self._first_values[key]
 
     @property
     def has_extras(self) -> bool:
         """Whether there is anything beside the model."""
-        return bool(self._copies or self._plan.extra_parts(self._profile))
+        return bool(self._copies or self.plan.extra_parts(self.profile))
 
     @property
     def has_own_instances(self) -> bool:
         """Whether the server has something for each client alone."""
-        return any(part.instance.scope is Scope.CLIENT for part in self._plan.extra_parts(self._profile))
+        return any(part.instance.scope is Scope.CLIENT for part in self.plan.extra_parts(self.profile))
 
     def scored(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
         """The clients with the blocks that the algorithm has them scored with."""
@@ -130,9 +118,9 @@ class Authored:
 
     def _with_blocks(self, task: ClientTask, parameters: Mapping[str, np.ndarray]) -> ClientTask:
         """A client with other parameters; running statistics are those of a trained copy that they come from."""
-        blocks, local_state = dict(task.blocks), dict(task.local_state or self._workspace.initial_state)
+        blocks, local_state = dict(task.blocks), dict(task.local_state or self.workspace.initial_state)
         for block, values in parameters.items():
-            labels = (f"{copy}:{block}" for copy in sorted(self._plan.scored_copies))
+            labels = (f"{copy}:{block}" for copy in sorted(self.plan.scored_copies))
             kept = next((task.local_state[label] for label in labels if label in task.local_state), {})
             averaged = kept.get("", task.blocks[block][len(values) :])
             blocks[block] = np.concatenate([values, averaged])
@@ -164,9 +152,9 @@ class Authored:
         """
         if self._is_mapped:
             with suppress(*OWN_CODE_RAISES):  # what cannot be mapped is called in turn, and then says what is wrong
-                return _mapped(function, rows)
+                return mapped(function, rows)
         try:
-            return _one_by_one(method, function, rows, count)
+            return one_by_one(method, function, rows, count)
         except InputError as error:
             raise InputError(f"algorithm: {method}: {error}") from error
         except BlossomError:
@@ -176,7 +164,7 @@ class Authored:
 
     def _drawn(self, part: ExtraPart, round_index: int, client: int) -> np.ndarray:
         name = stable_number(f"{part.instance.copy}\0{part.instance.name}")
-        draw = np.random.default_rng([self._plan.seed, int(Purpose.DRAWN_EXTRA), round_index, client, name])
+        draw = np.random.default_rng([self.plan.seed, int(Purpose.DRAWN_EXTRA), round_index, client, name])
         return _numbers(part, draw)
 
 
@@ -199,7 +187,7 @@ class AuthoredRound:
         self, authored: Authored, tasks: Sequence[ClientTask], engine: Engine, round_index: int, learning_rate: float
     ) -> None:
         self._authored, self._engine = authored, engine
-        self._author, self._plan, self._layout = authored._plan.author, authored._plan, authored.layout
+        self._author, self._plan, self._layout = authored.plan.author, authored.plan, authored.layout
         self._round, self._learning_rate = round_index, learning_rate
         self._rows = authored.rows(tasks)
         self._own: dict[str, Any] = {
@@ -242,12 +230,13 @@ class AuthoredRound:
             outcome[MODEL] = trained[MODEL].only(layout.averaged)
         if has(self._author, "finish"):
             outcome |= self._authored.call("finish", self._finish, self._own, len(results))
-        return _Sorting(self._authored, self.tasks, results, weights, copies).outcomes(outcome)
+        kind = self._authored
+        return Sorting(self._plan, kind.profile, kind.workspace, results, weights, copies).outcomes(outcome)
 
     def _as_trained(self, results: Sequence[LocalResult], weights: Sequence[float]) -> list[Outcome]:
         """What is kept and sent where the algorithm leaves it to its passes: what they trained."""
         copies = {name for each in self.passes for name in each.copies}
-        plan, profile, workspace = self._plan, self._authored._profile, self._authored._workspace
+        plan, profile, workspace = self._plan, self._authored.profile, self._authored.workspace
         parts = [part for part in plan.extra_parts(profile) if part.instance.copy in copies]
         instances = [instance for instance in plan.returned_blocks(profile) if not instance.copy]
         if MODEL not in copies:
@@ -298,7 +287,7 @@ class AuthoredRound:
         return {name: torch.stack([own[name] for own in sums]).float().cpu() for name in sums[0]}
 
     def _passes(self, tasks: Sequence[ClientTask]) -> tuple[tuple[LocalPass, ...], list[ClientTask]]:
-        trainable = self._plan.trained_blocks(self._authored._profile)
+        trainable = self._plan.trained_blocks(self._authored.profile)
         if has(self._author, "local") or not has(self._author, "passes"):
             return training_passes(self._plan.training, trainable), list(tasks)
         asked = self._authored.call("passes", self._asked, self._own, len(tasks))
@@ -356,132 +345,6 @@ class AuthoredRound:
         )
 
 
-class _Sorting:
-    """Sorts what `finish` gives into what stays with a client and what leaves it, and checks it."""
-
-    def __init__(
-        self,
-        authored: Authored,
-        tasks: Sequence[ClientTask],
-        results: Sequence[LocalResult],
-        weights: Sequence[float],
-        trained: Iterable[str],
-    ) -> None:
-        self._plan, self._layout, self._workspace = authored._plan, authored.layout, authored._workspace
-        self._tasks, self._results, self._weights, self._trained = tasks, results, weights, set(trained)
-        self._extras: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in tasks]
-        self._sent: list[dict[BlockInstance, tuple[float, np.ndarray]]] = [{} for _ in tasks]
-        self._profile = authored._profile
-        self._parts: dict[str, dict[str, ExtraPart]] = {}
-        for part in self._plan.extra_parts(authored._profile):
-            self._parts.setdefault(part.instance.copy, {})[part.instance.name] = part
-
-    def outcomes(self, found: Mapping[str, Any]) -> list[Outcome]:
-        for name, value in found.items():
-            if name == MODEL:
-                self._model(value)
-            elif name in self._parts:
-                self._extra(name, value)
-            elif (value.value if isinstance(value, Sent) else value) != {}:  # a copy of no blocks
-                known = ", ".join(sorted({MODEL, *self._parts}))
-                raise RunError(f"algorithm: finish gave {name!r}, which is no extra; expected some of {known}")
-        self._prototypes()
-        return [Outcome(extras, sent) for extras, sent in zip(self._extras, self._sent, strict=True)]
-
-    def _model(self, value: Any) -> None:
-        """The averaged blocks of the model: parameters as the algorithm sends them, with their running statistics."""
-        if not isinstance(value, Sent):
-            value = Sent(value)
-        if not isinstance(value.value, Tree):
-            raise RunError("algorithm: finish gave a model that is no tree of blocks; expected Sent(k.new, ...)")
-        sizes, num_parameters = self._layout.sizes, self._workspace.num_parameters
-        new: dict[str, np.ndarray] = {}
-        weights: dict[str, np.ndarray] = {}
-        for block, rows in value.value.items():
-            if block not in self._layout.averaged:
-                known = ", ".join(self._layout.averaged)
-                raise RunError(f"algorithm: finish sends {block} of model; expected averaged blocks: {known}")
-            new[block] = self._checked(MODEL, block, rows, (sizes[block],))
-            weights[block] = self._weights_of(value.weight, block)
-        returned = self._plan.returned_blocks(self._profile)
-        instances = [i for i in returned if not i.copy and i.name.kind != "prototype"]
-        for k, result in enumerate(self._results):
-            whole = {
-                block: np.concatenate([rows[k], result.blocks[block][num_parameters[block] :]])
-                for block, rows in new.items()
-            }
-            owners = {i: i.name.of if i.name.kind == "statistics" else i.name for i in instances}
-            wanted = [i for i in instances if owners[i] in whole and weights[owners[i]][k] != 0]
-            for instance, values in self._plan.cut(wanted, whole, num_parameters).items():
-                self._sent[k][instance] = float(weights[owners[instance]][k]), values
-
-    def _prototypes(self) -> None:
-        for instance in self._plan.returned_blocks(self._profile):
-            if instance.name.kind == "prototype":
-                for k, (result, weight) in enumerate(zip(self._results, self._weights, strict=True)):
-                    self._sent[k][instance] = weight, result.blocks[instance.name]
-
-    def _extra(self, name: str, value: Any) -> None:
-        parts = self._parts[name]
-        is_sent, weight = isinstance(value, Sent), value.weight if isinstance(value, Sent) else None
-        value = value.value if isinstance(value, Sent) else value
-        is_single = NO_BLOCK in parts
-        if is_single is isinstance(value, dict):
-            found, expected = ("a tree", "one array") if is_single else ("one array", "a tree of blocks")
-            raise RunError(f"algorithm: finish gave {found} for {name}; expected {expected}")
-        for block, rows in [(NO_BLOCK, value)] if is_single else value.items():
-            if block not in parts:
-                raise RunError(f"algorithm: finish gave {name} for {block}; expected {', '.join(parts)}")
-            part = parts[block]
-            values = self._checked(name, block, rows, part.shape)
-            if part.instance.is_private:
-                if is_sent:
-                    raise RunError(
-                        f"algorithm: finish sends {name}, which is private; expected a plain value, for it stays"
-                    )
-                for k, extras in enumerate(self._extras):
-                    extras.setdefault(name, {})[block] = values[k].copy()
-                continue
-            if not is_sent and name not in self._trained:
-                scope = part.instance.scope
-                raise RunError(f"algorithm: finish gave {name}, which is {scope}; expected Sent(...), for it leaves")
-            if part.instance.scope is Scope.DRAWN:
-                raise RunError(f"algorithm: finish gave {name}, which is drawn anew; expected another extra")
-            weights = self._weights_of(weight, block)
-            instance = part.instance._replace(key="") if part.instance.scope is Scope.CLIENT else part.instance
-            for k, sent in enumerate(self._sent):
-                if weights[k] != 0:
-                    sent[instance] = float(weights[k]), values[k]
-
-    def _checked(self, name: str, block: str, rows: Any, shape: tuple[int, ...]) -> np.ndarray:
-        where = f"algorithm: finish: {name} {block}".rstrip()
-        expected = (len(self._tasks), *shape)
-        if not isinstance(rows, Tensor) or tuple(rows.shape) != expected:
-            found = tuple(rows.shape[1:]) if isinstance(rows, Tensor) else type(rows).__name__
-            raise RunError(f"{where} has shape {found}; expected {shape}")
-        values: np.ndarray = rows.detach().cpu().numpy().astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = math.isfinite(float(np.vdot(values, values))) or np.isfinite(values).all()
-        if not finite:
-            raise RunError(f"{where} is not finite", "a smaller training.optimizer.lr, or a guard in the algorithm")
-        return values
-
-    def _weights_of(self, weight: Any, block: str) -> np.ndarray:
-        """The clients' weights for one block, (K,) float64."""
-        if weight is None:
-            return np.array(self._weights, np.float64)
-        if isinstance(weight, Tree):
-            if block not in weight:
-                raise RunError(f"algorithm: finish sends {block} without a weight; expected one for each block")
-            weight = weight[block]
-        numbers = np.asarray(weight.detach().cpu() if isinstance(weight, Tensor) else weight, np.float64)
-        if numbers.ndim > 1:
-            raise RunError(f"algorithm: finish sends {block} with a weight of shape {numbers.shape[1:]}; expected ()")
-        if not np.isfinite(numbers).all() or (numbers < 0).any():
-            raise RunError(f"algorithm: finish sends {block} with a weight of {numbers}; expected 0 or more")
-        return np.broadcast_to(numbers, (len(self._tasks),))
-
-
 def first_value(part: ExtraPart, plan: ClientPlan, workspace: Workspace) -> np.ndarray:
     """The first values of an extra, float32."""
     block = part.instance.name
@@ -525,94 +388,3 @@ def _stacked(values: Sequence[np.ndarray], size: int | None = None) -> Tensor:
     if all(array is first for array in values):
         return torch.from_numpy(np.array(first, np.float32)).expand(len(values), *first.shape)
     return torch.from_numpy(np.stack(values).astype(np.float32, copy=False))
-
-
-# --- functions of one client, for many ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Where a tensor stood in what a function returned."""
-
-    path: str
-
-
-def _taken_apart(value: Any, found: dict[str, Tensor], path: str = "") -> Any:
-    """The value with slots instead of its tensors, which go to `found`."""
-    if isinstance(value, Tensor):
-        found[path] = value
-        return _Slot(path)
-    if isinstance(value, Mapping):
-        return type(value)({name: _taken_apart(v, found, f"{path}/{name}") for name, v in value.items()})  # type: ignore[call-arg]  # a dict or Tree
-    if isinstance(value, Pass | Sent):
-        parts = {
-            each.name: _taken_apart(getattr(value, each.name), found, f"{path}.{each.name}") for each in fields(value)
-        }
-        return type(value)(**parts)
-    if isinstance(value, list | tuple):
-        return type(value)(_taken_apart(v, found, f"{path}/{at}") for at, v in enumerate(value))
-    return value
-
-
-def _put_together(value: Any, rows: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, _Slot):
-        return rows[value.path]
-    if isinstance(value, Mapping):
-        return type(value)({name: _put_together(v, rows) for name, v in value.items()})  # type: ignore[call-arg]  # a dict or Tree
-    if is_dataclass(value) and isinstance(value, Pass | Sent):
-        return type(value)(**{each.name: _put_together(getattr(value, each.name), rows) for each in fields(value)})
-    if isinstance(value, list | tuple):
-        return type(value)(_put_together(v, rows) for v in value)
-    return value
-
-
-def _mapped(function: Callable[[Any], Result], rows: Mapping[str, Any]) -> Result:
-    shapes: list[Any] = []
-
-    def one(own: Mapping[str, Any]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        shapes.append(_taken_apart(function(_as_trees(own, rows)), found))
-        return found
-
-    found = torch.vmap(one, randomness="error")(_plain(rows))
-    together: Result = _put_together(shapes[0], found)
-    return together
-
-
-def _one_by_one(method: str, function: Callable[[Any], Result], rows: Mapping[str, Any], count: int) -> Result:
-    shapes: list[Any] = []
-    found: defaultdict[str, list[Tensor]] = defaultdict(list)
-    given = _leaves(rows)
-    versions = [tensor._version for tensor in given]
-    for k in range(count):
-        own: dict[str, Tensor] = {}
-        shapes.append(_taken_apart(function(_row(rows, k)), own))
-        for path, tensor in own.items():
-            found[path].append(tensor)
-    if versions != [tensor._version for tensor in given]:
-        raise RunError(f"algorithm: {method} writes into what it was given; expected new tensors")
-    if any(shape != shapes[0] for shape in shapes):
-        raise RunError(f"algorithm: {method} differs between clients of one kind; expected numbers as tensors")
-    together: Result = _put_together(shapes[0], {path: torch.stack(own) for path, own in found.items()})
-    return together
-
-
-def _row(value: Any, k: int) -> Any:
-    if isinstance(value, Mapping):
-        return type(value)({name: _row(v, k) for name, v in value.items()})  # type: ignore[call-arg]  # a dict or Tree
-    return value[k]
-
-
-def _plain(value: Any) -> Any:
-    """Trees as dicts, which is what `torch.vmap` maps over."""
-    return {name: _plain(v) for name, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def _as_trees(value: Any, like: Any) -> Any:
-    if isinstance(value, Mapping):
-        return type(like)({name: _as_trees(v, like[name]) for name, v in value.items()})
-    return value
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    return [leaf for v in value.values() for leaf in _leaves(v)] if isinstance(value, Mapping) else [value]

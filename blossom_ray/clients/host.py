@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from blossom_ray.algorithms.selection import Chunk
-from blossom_ray.clients.authored import Authored, Outcome
+from blossom_ray.clients.authored import Authored
 from blossom_ray.clients.contributions import client_weights, with_prototypes
 from blossom_ray.clients.engines import Engine, check_finite, make_engine
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, training_passes, tuning_pass
+from blossom_ray.clients.outcomes import Outcome
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.clients.state_files import INITIAL_STATE, ClientStates, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace

@@ -14,6 +14,7 @@ from blossom_ray.algorithms.seam import MODEL, Tree
 from blossom_ray.clients.batch import RECEIVED, Asked, Batch, FixedForwards, LiveForwards
 from blossom_ray.clients.copies import composed_blocks, section_of
 from blossom_ray.clients.job import Affine, ClientTask, LocalPass
+from blossom_ray.clients.mapping import as_trees, plain
 from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import LocalState
 from blossom_ray.clients.stacked.batches import StackedBatch
@@ -346,18 +347,6 @@ class _Seen:
 def _unfolded(found: Forward, batch: StackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     embeddings = {name: batch.unfold(values) for name, values in found.embeddings.items()}
     return batch.unfold(found.outputs), batch.unfold(found.representation), embeddings
-
-
-def plain(value: Any) -> Any:
-    """Trees as dicts, which is what `torch.vmap` maps over."""
-    return {name: plain(v) for name, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def as_trees(value: Any, like: Any) -> Any:
-    """The inverse of `plain`, with trees where `like` has them."""
-    if isinstance(value, Mapping):
-        return type(like)({name: as_trees(v, like[name]) for name, v in value.items()})
-    return value
 
 
 def _first(value: Any, count: int) -> Any:
