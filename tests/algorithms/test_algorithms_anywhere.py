@@ -59,6 +59,11 @@ RULES: dict[str, dict[str, Any]] = {
         "failures.on_failure": "drop",
         "model.head": {"kind": "custom", "factory": FailingHead},
     },
+    "the best round": {
+        "stop": {"patience": 4},
+        "data.validation_fraction": 0.25,
+        "evaluation.split": "validation",
+    },
     "a cohort of one": {"server.clients_per_round": 1},
 }
 
