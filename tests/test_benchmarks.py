@@ -15,6 +15,8 @@ import torch
 from conftest import REPOSITORY
 from torch.nn.utils import vector_to_parameters
 
+pytestmark = pytest.mark.slow
+
 
 def output(script: str, *arguments: str) -> str:
     command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments]

@@ -19,7 +19,7 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.studies.sweeps.grid import Axis, expand
 from blossom_ray.studies.sweeps.sweeping import CellEvent
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
+pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 GRID = ("--vary", "sharing=full-model,local", "--seeds", "2")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
+pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 BLOSSOM_RAY = Path(sys.executable).with_name("blossom-ray")
 NEEDS_COMMAND = pytest.mark.skipif(not BLOSSOM_RAY.exists(), reason="the console script is not beside this Python")

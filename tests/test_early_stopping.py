@@ -24,6 +24,8 @@ from blossom_ray.studies.sweeps.folder import Sweep
 from blossom_ray.studies.sweeps.grid import Axis, expand
 from blossom_ray.studies.sweeps.sweeping import run_cells
 
+pytestmark = pytest.mark.slow
+
 SCORED = (ClientEvaluation(0, 4, 1.0, {}, 0, 0.0),)
 
 

@@ -18,7 +18,7 @@ from blossom_ray.runs.tracking.following import open_tracker, parse_target
 from blossom_ray.storage import MOST_JSON_BYTES, appending, new_temporary, read_file, remove, replacing
 from blossom_ray.studies.sweeps.folder import Sweep
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
+pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 PARTIALS = (
     ".manifest.json.partial", ".scenario.yaml.partial", ".report.html.partial", ".process.json.partial",

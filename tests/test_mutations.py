@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_damaged_run_folders_are_told_or_give_the_same(tmp_path: Path, warm_processes: None) -> None:

@@ -17,7 +17,7 @@ from blossom_ray import Run, Scenario, from_arrays, simulate
 from blossom_ray.errors import ScenarioError
 from blossom_ray.scenario.identity import identity
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
+pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 LOCAL = ("--set", "execution.runtime=local", "--out", "runs")
 

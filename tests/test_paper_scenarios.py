@@ -16,7 +16,7 @@ from blossom_ray.reading.overrides import parse_assignment
 from blossom_ray.reading.scenario import inspect_scenario
 from blossom_ray.runs.session import check_runnable
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
+pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 FOLDER = REPOSITORY / "scenarios" / "paper"
 PATHS = sorted(FOLDER.glob("*.yaml"))

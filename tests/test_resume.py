@@ -28,6 +28,8 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.resuming import unfinished_run
 from blossom_ray.runs.session import record_run, resume_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def scenario(small_scenario: Scenario) -> Scenario:

@@ -19,6 +19,8 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.storage import replacing, save_synced, writing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
 def test_a_disk_at_its_end_is_no_fault_of_the_path(tmp_path: Path, number: int) -> None:

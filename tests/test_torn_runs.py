@@ -20,7 +20,7 @@ from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runs.table_files import read_table
 from blossom_ray.runs.tables import TABLES
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
+pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 ROUNDS = 8
 KILLED_AFTER = 7

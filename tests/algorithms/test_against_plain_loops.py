@@ -8,6 +8,8 @@ import pytest
 import torch
 from plain_loops import World, assert_close, assert_model_equals, scenario_of, simulated
 
+pytestmark = pytest.mark.slow
+
 ENGINES = ("sequential", "vectorized")
 SCHEMES = ("full-model", "private-head")
 

@@ -17,6 +17,8 @@ from torch import nn
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.runs.session import record_run, resume_run
 
+pytestmark = pytest.mark.slow
+
 
 class FailingHead(nn.Linear):
     """Raises in the training of some clients in some rounds."""

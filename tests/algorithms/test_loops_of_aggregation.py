@@ -13,6 +13,8 @@ from torch import Tensor
 
 from blossom_ray.core.seeding import Purpose, stable_number
 
+pytestmark = pytest.mark.slow
+
 ENGINES = ("sequential", "vectorized")
 OWN_FUSION = {"encoder/*": "shared", "fusion": "same-modalities", "head": "private"}
 FEDERATIONS = {

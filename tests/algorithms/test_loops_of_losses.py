@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from blossom_ray.core.seeding import Purpose, generator
 
+pytestmark = pytest.mark.slow
+
 STACKED = {"training.engine": "vectorized"}
 DROPPED = {"training.modality_dropout": 0.5, "sharing": "private-head"}
 PRIVATE = {"training.engine": "vectorized", "sharing": "private-head"}

@@ -10,6 +10,8 @@ from plain_loops import World, assert_close, assert_kept, assert_model_equals, s
 from torch import Tensor
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.slow
+
 Blocks = dict[str, Tensor]
 ENGINES = ("sequential", "vectorized")
 DECAY = {"training.optimizer.weight_decay": 0.01}

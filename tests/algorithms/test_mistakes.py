@@ -20,6 +20,8 @@ from blossom_ray.algorithms.options import AlgorithmOption, CustomAlgorithm
 from blossom_ray.algorithms.seam import Client, Extra, Layout, Pass, Sent, ServerView, Tree
 from blossom_ray.studies.algorithm_trial import algorithm_problem
 
+pytestmark = pytest.mark.slow
+
 
 class Scaffold:
     def extras(self, layout: Layout) -> Any:

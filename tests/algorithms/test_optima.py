@@ -22,6 +22,8 @@ from blossom_ray.algorithms.scaffold import Scaffold
 from blossom_ray.algorithms.seam import Client, Sent, ServerView, Tree
 from blossom_ray.data.sets.base import Dataset
 
+pytestmark = pytest.mark.slow
+
 HOLDERS = {"all": list(range(10)), "few": [7, 8, 9]}
 DRAW = np.random.default_rng(0)
 A, T, SIZES = (

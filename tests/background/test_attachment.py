@@ -29,6 +29,8 @@ from blossom_ray.runs.following import follow
 from blossom_ray.runs.session import record_run
 from blossom_ray.runs.writer import RunWriter
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 120.0
 
 # Own code of a scenario: training fails where the variable FAIL is set, and waits while the file HOLD is there.

@@ -24,6 +24,8 @@ from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import MANIFEST_FILE, SCENARIO_FILE, Run
 from blossom_ray.runs.session import record_run, resume_run
 
+pytestmark = pytest.mark.slow
+
 NUM_ROUNDS = 4
 STOP_AFTER = 3
 FRAMES = ("rounds", "clients", "blocks", "failures")

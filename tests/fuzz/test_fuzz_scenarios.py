@@ -32,6 +32,8 @@ from blossom_ray.cli.options import load_scenario
 from blossom_ray.errors import BlossomError, ScenarioError
 from blossom_ray.reading.yaml_tree import parse_yaml
 
+pytestmark = pytest.mark.slow
+
 FILES = tuple(path.read_bytes() for path in sorted((REPOSITORY / "scenarios").glob("*.yaml")))
 TREES = (SMALL, *(document.root.plain() for text in FILES if (document := parse_yaml(text.decode())).root is not None))
 INSERTS = (

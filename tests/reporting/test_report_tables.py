@@ -19,6 +19,8 @@ from blossom_ray import Run, Scenario, compare, report, simulate
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.studies.comparison import panels
 
+pytestmark = pytest.mark.slow
+
 SCHEMES = ("full-model", "private-head")
 RULES = ("mask", "zero-embedding")
 NOTES = {"full-model": "averaged <b>over</b> sets", "private-head": ""}

@@ -13,6 +13,8 @@ import pytest
 from blossom_ray import Scenario, ScenarioError, simulate
 from blossom_ray.errors import BlossomError
 
+pytestmark = pytest.mark.slow
+
 COUNTS = (
     "rounds", "training.batch_size", "training.local_epochs", "evaluation.batch_size", "evaluation.every",
     "execution.chunk_size", "data.samples", "data.classes", "clients.0.count", "model.encoders.acc.dim",

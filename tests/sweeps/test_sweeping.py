@@ -28,7 +28,7 @@ from blossom_ray.studies.sweeps.folder import sweep_lock
 from blossom_ray.studies.sweeps.grid import Axis, Cell, expand
 from blossom_ray.studies.sweeps.sweeping import CellEvent, default_folder, run_cells
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
+pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 COLD = sys.executable  # what a test kills is the process itself, not a launcher of it
 
