@@ -7,8 +7,9 @@ from math import ceil, isqrt
 from typing import Any, Literal
 
 from blossom_ray.algorithms.seam import Client, Extra, Layout, Pass, Sent, Tree
-from blossom_ray.core.blocks import Block
+from blossom_ray.core.blocks import Block, model_blocks
 from blossom_ray.core.section import Positive, Section
+from blossom_ray.errors import InputError
 
 
 class LowRank(Section):
@@ -23,6 +24,8 @@ class LowRank(Section):
     # Source: arXiv:2106.09685. What differs: A B stands for the block's parameters as one vector, cut into as many rows
     # as columns, and not for each matrix in it; A is normal over the square root of the rank, B zero.
     def extras(self, layout: Layout) -> dict[str, Extra]:
+        if self.block not in (known := model_blocks(layout.embedding_dims)):
+            raise InputError(f"algorithm.block is {self.block!r}; expected one of {', '.join(known)}")
         size = layout.sizes.get(Block.named(self.block), 0)
         if not size or self.block not in layout.averaged:
             return {}

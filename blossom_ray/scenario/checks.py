@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from blossom_ray.algorithms.options import AlgorithmOption, Server
+from blossom_ray.algorithms.options import OF_CLASSES, AlgorithmOption, Server
 from blossom_ray.algorithms.server_optimizers import FedAvg
 from blossom_ray.clients.options import Training, ignored_keys
 from blossom_ray.core.blocks import ANY_ENCODER, CENTRAL, SCHEME_NAMES, Block, Scope, SharingScheme, model_blocks
@@ -365,6 +365,13 @@ def _central(sharing: str | Mapping[str, str], sections: Mapping[str, Any]) -> I
 @_rule
 def _passes(algorithm: AlgorithmOption, training: Training) -> Iterator[Finding]:
     yield from ignored_keys(algorithm, training)
+
+
+@_rule
+def _classes(algorithm: AlgorithmOption, task: Task) -> Iterator[Finding]:
+    if task != "classification" and algorithm.kind in OF_CLASSES:
+        found = f"is {algorithm.kind!r}, which has a place for each class, while task is {task!r}"
+        yield Finding("algorithm.kind", found, "another kind, or task: classification")
 
 
 @_rule

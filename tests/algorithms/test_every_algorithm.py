@@ -11,11 +11,13 @@ import pytest
 from conftest import REPOSITORY
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.algorithms.options import AlgorithmOption, CustomAlgorithm, FederatedAveraging
+from blossom_ray.algorithms.options import OF_CLASSES, AlgorithmOption, CustomAlgorithm, FederatedAveraging
+from blossom_ray.errors import InputError, ScenarioError
 
 BUILT_IN = [
     each for each in get_args(get_args(AlgorithmOption)[0]) if each not in (FederatedAveraging, CustomAlgorithm)
 ]
+BASELINE = REPOSITORY / "scenarios" / "baselines" / "full-model-masked.yaml"
 PAGE = (REPOSITORY / "docs" / "baselines.md").read_text(encoding="utf-8")
 each_algorithm = pytest.mark.parametrize("section", BUILT_IN, ids=lambda section: kind_of(section))
 
@@ -47,7 +49,24 @@ def test_it_is_short_and_says_where_it_is_from(section: Any) -> None:
 @each_algorithm
 def test_it_runs_on_the_baselines_with_its_defaults(section: Any) -> None:
     changes = {"rounds": 1, "data.samples": 240, "training.optimizer.momentum": 0.0, "server.clients_per_round": 5}
-    path = REPOSITORY / "scenarios" / "baselines" / "full-model-masked.yaml"
-    run = simulate(Scenario.load(path, {**changes, "algorithm.kind": kind_of(section)}))
+    run = simulate(Scenario.load(BASELINE, {**changes, "algorithm.kind": kind_of(section)}))
     assert run.status == "finished"
     assert run.rounds["loss"].is_finite().all()
+
+
+@pytest.mark.parametrize("kind", OF_CLASSES)
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_what_needs_classes_says_so(kind: str, task: str) -> None:
+    expected = (
+        rf"algorithm.kind is '{kind}', which has a place for each class, while task is '{task}'; expected another"
+    )
+    with pytest.raises(ScenarioError, match=expected):
+        Scenario.load(BASELINE, {"task": task, "algorithm.kind": kind})
+
+
+def test_low_rank_knows_the_blocks() -> None:
+    changes = {"rounds": 1, "data.samples": 240, "algorithm": {"kind": "low-rank", "block": "heads"}}
+    scenario = Scenario.load(BASELINE, changes)
+    expected = "algorithm.block is 'heads'; expected one of encoder/acc, encoder/gyro, fusion, head"
+    with pytest.raises(InputError, match=expected):
+        simulate(scenario)
