@@ -11,7 +11,7 @@ from clusters import assert_same_as_undisturbed, cluster_of, simulated
 
 from blossom_ray import Run, Scenario
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("warm_processes")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # Takes memory in training, the first time or every time, until Ray's monitor has enough of it.
 GREEDY = """\

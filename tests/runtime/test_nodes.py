@@ -15,7 +15,7 @@ from clusters import PATIENCE_S, assert_same_as_undisturbed, cluster_of, resume,
 
 from blossom_ray import Run, Scenario
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("warm_processes")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # Imported by the actors from the working directory. On the cluster, they wait in the training of the sixth round until
 # it has been disturbed, and say so in a file with the number of their raylet.
