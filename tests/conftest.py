@@ -85,6 +85,17 @@ def _signals() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch in one thread, as clients compute: for small tensors a second one does nothing but wait."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
 def small_scenario() -> Scenario:
     """Five clients over two modalities that run in a fraction of a second, in this process."""
     return Scenario.model_validate(SMALL)

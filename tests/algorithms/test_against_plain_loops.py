@@ -8,7 +8,7 @@ import pytest
 import torch
 from plain_loops import World, assert_close, assert_model_equals, scenario_of, simulated
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 ENGINES = ("sequential", "vectorized")
 SCHEMES = ("full-model", "private-head")

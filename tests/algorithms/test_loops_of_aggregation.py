@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blossom_ray.core.seeding import Purpose, stable_number
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 ENGINES = ("sequential", "vectorized")
 OWN_FUSION = {"encoder/*": "shared", "fusion": "same-modalities", "head": "private"}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from blossom_ray.core.seeding import Purpose, generator
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 STACKED = {"training.engine": "vectorized"}
 DROPPED = {"training.modality_dropout": 0.5, "sharing": "private-head"}

@@ -10,7 +10,7 @@ from plain_loops import World, assert_close, assert_kept, assert_model_equals, s
 from torch import Tensor
 from torch.nn import functional as F
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 Blocks = dict[str, Tensor]
 ENGINES = ("sequential", "vectorized")

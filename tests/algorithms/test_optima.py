@@ -22,7 +22,7 @@ from blossom_ray.algorithms.scaffold import Scaffold
 from blossom_ray.algorithms.seam import Client, Sent, ServerView, Tree
 from blossom_ray.data.sets.base import Dataset
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 HOLDERS = {"all": list(range(10)), "few": [7, 8, 9]}
 DRAW = np.random.default_rng(0)

@@ -1,27 +1,19 @@
 """`training.precision: bfloat16`: products in bfloat16, everything that is kept in float32, in both engines."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from test_stacked import BATCH_NORM_HEAD, ENCODERS, make_tasks, train_alone, train_stacked, training, workspace
 
 from blossom_ray import Scenario, simulate
 from blossom_ray.clients.job import LocalResult
 from blossom_ray.clients.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # bfloat16 has 8 significant bits: a relative error of 2^-8 in a product of numbers of this size.
 ROUNDING = 2**-8
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def difference(found: list[LocalResult], expected: list[LocalResult]) -> float:

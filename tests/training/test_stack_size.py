@@ -1,6 +1,6 @@
 """Stacks on a device with little memory: measured, tried in halves, and with the same results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,15 +16,9 @@ from blossom_ray.clients.stacked.stack import CudaMemory, StackSize
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import ClientError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = (9, 4, 11, 7, 9, 3, 5, 8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 class SmallMemory(TorchDispatchMode):

@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import ClientError
 from blossom_ray.models.options import Model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_CLASSES = 3
 SEQUENCES = {"acc": (8, 3), "gyro": (8, 2)}
 MLP = {"kind": "mlp", "hidden": [5], "dim": 4}
@@ -33,15 +35,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
 BATCH_NORM_HEAD = {"kind": "mlp", "hidden": [6], "norm": "batch", "dropout": 0.3}
 # One sample, fewer than a batch, a whole number of batches, a last batch of one, a last batch of three.
 SIZES = (1, 3, 8, 9, 11)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are so small that a second thread only waits."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def workspace(
