@@ -24,7 +24,7 @@ from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.server import Server
 from blossom_ray.tasks import task_rules
 from blossom_ray.tasks.base import Tally
-from blossom_ray.tasks.summary import class_scores, summarize, total, trained_summary
+from blossom_ray.tasks.summary import class_scores, observed_summary, summarize, total, trained_summary
 
 
 @dataclass(frozen=True)
@@ -304,6 +304,7 @@ def evaluate(
             clients = tuple(client for client in drawn if num_rows[client])
         records: list[ClientEvaluation] = []
         tallies: dict[str, Tally] = {}
+        by_set: dict[str, Tally] = {}
         chunks = population.cut(clients)
         for part in runtime.evaluate(chunks, server.sent, round_index=round_index, scoring=scoring):
             records.extend(part.records)
@@ -311,10 +312,12 @@ def evaluate(
             bytes_down.update(part.bytes_down)
             owned = population.profiles[part.records[0].client].modality_set
             tallies[owned] = tallies[owned] + part.tally if owned in tallies else part.tally
+            for name, tally in (part.by_set or {owned: part.tally}).items():
+                by_set[name] = by_set[name] + tally if name in by_set else tally
         scored[scoring] = tuple(sorted(records, key=lambda record: record.client))
         if not records:
             continue
-        for name, value in _summary(preparation, scored[scoring], tallies).items():
+        for name, value in _summary(preparation, scored[scoring], tallies, by_set).items():
             # On the held-out set each modality set's models are scored on the same samples: all together are none.
             if "/" in name or not is_held_out:
                 metrics[f"{scoring.prefix}{name}"] = value
@@ -380,16 +383,20 @@ def may_leave_untrained(preparation: Preparation) -> bool:
 
 
 def _summary(
-    preparation: Preparation, records: Sequence[ClientEvaluation], tallies: Mapping[str, Tally]
+    preparation: Preparation,
+    records: Sequence[ClientEvaluation],
+    tallies: Mapping[str, Tally],
+    by_set: Mapping[str, Tally],
 ) -> dict[str, float]:
-    """The metrics of one scoring, from its records and the sums over the clients of each modality set."""
+    """The metrics of one scoring, from its records and the sums over the clients, or the samples, of a modality set."""
     profiles, plan = preparation.population.profiles, preparation.plan
-    pooled = task_rules(plan.task, plan.metrics).scores(total(tallies.values()))
+    rules = task_rules(plan.task, plan.metrics)
+    pooled = rules.scores(total(tallies.values()))
     sets = [profiles[record.client].modality_set for record in records]
     summary = summarize(records, sets, pooled)
     if may_leave_untrained(preparation):
         summary |= trained_summary(records, sets, [*pooled])
-    return summary
+    return summary | observed_summary(records, sets, by_set, rules)
 
 
 def _block_rounds(
@@ -417,7 +424,7 @@ def _block_rounds(
             if name in record.drift:
                 drift_sums[together] += record.num_examples * record.drift[name]
                 num_examples[together] += record.num_examples
-            weights[together] += record.weight
+            weights[together] += plan.block_weight(together, record.weight, record.num_observed)
             contributors[together] += 1
     if plan.author is not None:  # which weighs its contributions, and may leave some out
         for instance in server.blocks:

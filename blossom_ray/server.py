@@ -69,7 +69,13 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
         if not instances and not extras:
             continue
         workspace = Workspace(
-            plan.model, plan.input_shapes, plan.num_outputs, owned=profile.modalities, seed=plan.seed, task=plan.task
+            plan.model,
+            plan.input_shapes,
+            plan.num_outputs,
+            owned=profile.modalities,
+            seed=plan.seed,
+            task=plan.task,
+            sparse=plan.sparse,
         )
         initial = plan.cut(instances, workspace.initial_blocks, workspace.num_parameters)
         for instance, values in initial.items():

@@ -114,7 +114,7 @@ class PlainFederation:
 
     def samples(self, client: int, split: str) -> tuple[dict[str, Tensor], Tensor]:
         with self.preparation.open_shards() as shards:
-            inputs, labels = getattr(shards.shard(client), split)()
+            inputs, labels, _ = getattr(shards.shard(client), split)()
             return {name: torch.tensor(values) for name, values in inputs.items()}, torch.tensor(labels)
 
     def trained(self, client: int, round_index: int) -> tuple[Any, int]:

@@ -36,16 +36,18 @@ class Flism(Section):
             if others:
                 has_both = present * sum(batch.present[other] for other in others).clamp(max=1)
                 view = batch.through(modalities=others).representation
-                total = total + self.contrast * has_both * self._contrast(batch, view) / len(batch.present)
+                contrast = self._contrast(batch, view, has_both)
+                total = total + self.contrast * has_both * contrast / len(batch.present)
         return total
 
-    def _contrast(self, batch: Any, view: Any) -> Any:
+    def _contrast(self, batch: Any, view: Any, has_view: Any) -> Any:
         import torch
         from torch.nn.functional import log_softmax, normalize
 
         z = normalize(torch.cat([batch.representation, view]), dim=-1)
         targets, others = batch.targets.repeat(2), 1 - torch.eye(len(z), device=z.device)
-        others = others * batch.real.repeat(2)  # padding is nobody's negative
+        # Padding, and the second view of a sample that has none, are nobody's positive or negative.
+        others = others * torch.cat([batch.real, batch.real * has_view])
         log_p = log_softmax((z @ z.T / self.temperature).where(others > 0, -1e9), dim=-1)
         positive = others * (targets.unsqueeze(-1) == targets)
         by_view = -(log_p * positive).sum(dim=-1) / positive.sum(dim=-1).clamp(min=1)

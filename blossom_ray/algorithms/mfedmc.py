@@ -34,7 +34,7 @@ class MFedMC(Section):
     rows: ClassVar = ("loss",)
 
     # Source: arXiv:2401.16685, algorithm 1. What differs: the game's value is the probability of the right class from a
-    # subset of modalities, over the whole training split; that of none is 0.
+    # subset of modalities, over the whole training split; that of none is 0, also where a sample has none of them.
     def extras(self, layout: Layout) -> dict[str, Extra]:
         encoders = [block for block in layout.averaged if block.kind == "encoder"]
         last = Extra(encoders, shape=(), scope="private")
@@ -45,8 +45,11 @@ class MFedMC(Section):
         hits: dict[tuple[str, ...], Any] = {(): 0.0}
         for subset in (some for count in range(len(owned)) for some in combinations(owned, count + 1)):
             outputs = batch.through(modalities=subset).outputs
-            hits[subset] = outputs.softmax(dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
-        found = {f"loss of encoder/{name}": batch.through(modalities=[name]).losses for name in owned}
+            has_some = sum(batch.present[name] for name in subset).clamp(max=1)
+            hits[subset] = has_some * outputs.softmax(dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+        alone = {name: batch.present[name] * batch.through(modalities=[name]).losses for name in owned}
+        found = {f"loss of encoder/{name}": losses for name, losses in alone.items()}
+        found |= {f"samples of encoder/{name}": batch.present[name] for name in owned}
         for name in owned:
             pairs = [(some, tuple(other for other in some if other != name)) for some in hits if name in some]
             gains = [(hits[some] - hits[rest]) / comb(len(owned) - 1, len(rest)) for some, rest in pairs]
@@ -64,7 +67,8 @@ class MFedMC(Section):
         priority = self.impact * impact / impact.max().clamp(min=1e-12) + self.size * (1 - sizes / sizes.max())
         order = (priority + self.recency * waited / k.round).argsort(descending=True, stable=True)
         offered = Tree({b: (order[: self.modalities] == i).any().float() for i, b in enumerate(k["last"])})
-        loss = offered.map(lambda _, total: total / k.num_samples, Tree({b: k.after[f"loss of {b}"] for b in offered}))
+        sums = (Tree({b: k.after[f"{what} of {b}"] for b in offered}) for what in ("loss", "samples"))
+        loss = offered.map(lambda _, total, count: total / count, *sums)
         return {
             "model": Sent(k.new, Tree({block: k.weight * offered.get(block, 1.0) for block in k.new})),
             "loss": Sent(loss, offered),

@@ -34,7 +34,7 @@ from blossom_ray.core.factories import call_factory
 from blossom_ray.core.section import Custom, Fraction, Positive, Section
 from blossom_ray.errors import InputError
 
-Weighting = Literal["samples", "uniform", "entropy"]
+Weighting = Literal["samples", "observed", "uniform", "entropy"]
 
 
 class FederatedAveraging(Section):
@@ -140,4 +140,5 @@ class Server(Section):
     """Clients drawn for each round: a fraction (written with a point: 0.1, 1.0) or a number of clients (10)."""
     weighting: Weighting = "samples"
     """A client's weight in the averages: the training `samples` that it saw, the same for all (`uniform`), or one over
-    the mean `entropy` of its predictions on its training split after local training (FLISM)."""
+    the mean `entropy` of its predictions on its training split after local training (FLISM). `observed`: as `samples`,
+    but an encoder weighs by the training samples that have its modality."""

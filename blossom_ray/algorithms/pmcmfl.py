@@ -12,7 +12,8 @@ from blossom_ray.core.section import NonNegative, Rate, Section
 class PmcmFL(Section):
     """PmcmFL (Bao et al. 2023): prototypes by modality and class, and InfoNCE between embeddings and them.
 
-    A sample's term is the mean over its modalities of -log softmax_c(cos(z, p_c) / T) at its class.
+    A sample's term is the mean over its client's modalities of -log softmax_c(cos(z, p_c) / T) at its class, 0 for one
+    that the sample lacks.
     """
 
     kind: Literal["pmcmfl"]
@@ -42,7 +43,8 @@ class PmcmFL(Section):
     def after(self, batch: Any) -> dict[str, Any]:
         prototypes = {name: f"prototypes of {name}" for name in batch.embeddings}
         return {
-            prototypes[name]: class_sums(embeddings, batch.targets, len(batch[prototypes[name]]))
+            prototypes[name]: batch.present[name][:, None, None]
+            * class_sums(embeddings, batch.targets, len(batch[prototypes[name]]))
             for name, embeddings in batch.embeddings.items()
         }
 

@@ -203,16 +203,19 @@ class AuthoredRound:
             self._own["before"] = self._measured(tasks, "before")
         self.passes, self.tasks = self._passes(tasks)
 
-    def finish(self, results: Sequence[LocalResult], weights: Sequence[float]) -> list[Outcome]:
+    def finish(
+        self, results: Sequence[LocalResult], weights: Sequence[float], observed: Sequence[Mapping[str, int]]
+    ) -> list[Outcome]:
         """What each client keeps and sends, once it has been trained.
 
         Args:
             results: What training left.
             weights: The clients' weights in averages.
+            observed: As in `ClientTraining.num_observed`.
         """
         layout = self._layout
         if not any(has(self._author, method) for method in ("after", "finish", "local")):
-            return self._as_trained(results, weights)
+            return self._as_trained(results, weights, observed)
         after = [task.after(result) for task, result in zip(self.tasks, results, strict=True)]
         trained = self._authored.rows(after)
         self._own["trained"] = trained
@@ -231,9 +234,11 @@ class AuthoredRound:
         if has(self._author, "finish"):
             outcome |= self._authored.call("finish", self._finish, self._own, len(results))
         kind = self._authored
-        return Sorting(self._plan, kind.profile, kind.workspace, results, weights, copies).outcomes(outcome)
+        return Sorting(self._plan, kind.profile, kind.workspace, results, weights, observed, copies).outcomes(outcome)
 
-    def _as_trained(self, results: Sequence[LocalResult], weights: Sequence[float]) -> list[Outcome]:
+    def _as_trained(
+        self, results: Sequence[LocalResult], weights: Sequence[float], observed: Sequence[Mapping[str, int]]
+    ) -> list[Outcome]:
         """What is kept and sent where the algorithm leaves it to its passes: what they trained."""
         copies = {name for each in self.passes for name in each.copies}
         plan, profile, workspace = self._plan, self._authored.profile, self._authored.workspace
@@ -242,7 +247,7 @@ class AuthoredRound:
         if MODEL not in copies:
             instances = [instance for instance in instances if instance.name.kind == "prototype"]
         outcomes = []
-        for result, weight in zip(results, weights, strict=True):
+        for result, weight, num_observed in zip(results, weights, observed, strict=True):
             kept: defaultdict[str, dict[str, np.ndarray]] = defaultdict(dict)
             sent = plan.cut(instances, result.blocks, workspace.num_parameters)
             for part in parts:
@@ -253,7 +258,8 @@ class AuthoredRound:
                     kept[instance.copy][instance.name] = values
                 else:
                     sent[instance._replace(key="") if instance.scope is Scope.CLIENT else instance] = values
-            outcomes.append(Outcome(dict(kept), {instance: (weight, values) for instance, values in sent.items()}))
+            weighed = {i: (plan.block_weight(i, weight, num_observed), values) for i, values in sent.items()}
+            outcomes.append(Outcome(dict(kept), weighed))
         return outcomes
 
     def _client(self, own: Mapping[str, Any]) -> Client:

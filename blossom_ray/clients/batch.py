@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blossom_ray.core.blocks import FUSION, HEAD
 from blossom_ray.errors import RunError
-from blossom_ray.models.late_fusion import Forward, LateFusionModel
+from blossom_ray.models.late_fusion import Forward, LateFusionModel, Presence
 from blossom_ray.tasks.base import TaskRules
 
 Asked: TypeAlias = tuple[str, tuple[str, ...] | None]
@@ -39,7 +39,7 @@ class Batch:
 
     Attributes:
         targets: Labels, (B,) int64, or (B, O) float32, as the task has them.
-        present: By owned modality (B,), 0 where it is left out.
+        present: By owned modality (B,), 0 where it is left out, or a sample lacks it.
         real: (B,), 0 for padding. A term across samples must leave padding out.
         extras: By name a tree, or the only array.
     """
@@ -67,7 +67,7 @@ class Batch:
 
     @property
     def embeddings(self) -> Mapping[str, Tensor]:
-        """What its encoders give, (B, E) by owned modality; zeros where that is left out."""
+        """What its encoders give, (B, E) by owned modality; zeros where `present` is 0."""
         return self._forwards.forward(self._asked).embeddings
 
     @property
@@ -99,6 +99,7 @@ class LiveForwards:
         own: The pass of the model that is trained or measured.
         model: That model.
         inputs: Modality to (B, *shape), without those that are left out.
+        present: Of modalities that some samples lack, which have it: `inputs` has those alone.
         others: Gives the model of another copy, in evaluation mode.
     """
 
@@ -107,9 +108,11 @@ class LiveForwards:
         own: Callable[[], Forward],
         model: LateFusionModel,
         inputs: Mapping[str, Tensor],
+        present: Mapping[str, Presence],
         others: Callable[[str], LateFusionModel],
     ) -> None:
         self._own, self._model, self._inputs, self._others = own, model, inputs, others
+        self._present = present
         self._found: dict[Asked, Forward] = {}
 
     def forward(self, asked: Asked) -> Forward:
@@ -121,9 +124,10 @@ class LiveForwards:
             else:
                 with torch.no_grad():
                     model = self._others(copy)
-                    found = (
-                        self._filled(model.traced(self._inputs)) if modalities is None else self._narrowed(model, asked)
-                    )
+                    if modalities is None:
+                        found = self._filled(model.traced(self._inputs, self._present))
+                    else:
+                        found = self._narrowed(model, asked)
             self._found[asked] = found
         return self._found[asked]
 
@@ -135,8 +139,18 @@ class LiveForwards:
             return replace(
                 whole, outputs=torch.zeros_like(whole.outputs), representation=torch.zeros_like(whole.representation)
             )
+        present = {name: own for name, own in self._present.items() if name in kept}
         with _still(model):
-            return replace(model.fused(kept), embeddings=whole.embeddings)
+            found = replace(model.fused(kept, present), embeddings=whole.embeddings)
+        if len(present) < len(kept):
+            return found
+        # A sample that has none of them is as a batch without them.
+        has_some = torch.stack([own.mask for own in present.values()]).any(dim=0)
+        return replace(
+            found,
+            outputs=torch.where(has_some, found.outputs, 0.0),
+            representation=torch.where(has_some, found.representation, 0.0),
+        )
 
     def _filled(self, found: Forward) -> Forward:
         """With zeros for the embeddings of modalities that are left out."""

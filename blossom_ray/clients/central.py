@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.clients.engines import check_finite
 from blossom_ray.clients.job import NO_AFFINE, LocalJob, LocalPass, LocalResult
-from blossom_ray.clients.local_training import Trainer, cut, kept_modalities, one_thread, seeded_dropout
+from blossom_ray.clients.local_training import Trainer, cut, gathered, kept_modalities, one_thread, seeded_dropout
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlocks
 from blossom_ray.clients.transforms import transformed
@@ -23,7 +23,7 @@ from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import ClientTraining
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import PartialSum
-from blossom_ray.data.shards import ShardIndex, ShardReader
+from blossom_ray.data.shards import Samples, ShardIndex, ShardReader
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, RunError, shown_error
 
 
@@ -100,10 +100,10 @@ class CentralModel:
         with seeded_dropout(torch_seed(seed, Purpose.CENTRAL_TRAINING, round_index), workspace.device):
             for _ in range(section.local_epochs):
                 for pool, rows in _batches(self._pools, section, order_generator):
-                    present = kept_modalities(tuple(pool.inputs), section.modality_dropout, drops_generator)
-                    inputs = {name: pool.inputs[name].index_select(0, rows) for name in present}
+                    kept = kept_modalities(tuple(pool.inputs), section.modality_dropout, drops_generator)
+                    inputs, present = gathered({name: pool.inputs[name] for name in kept}, pool.observed, rows)
                     inputs = transformed(workspace.transforms, inputs, transform_generator)
-                    trainer.step(inputs, pool.targets.index_select(0, rows))
+                    trainer.step(inputs, pool.targets.index_select(0, rows), present)
         result = trainer.result()
         try:
             check_finite(0, round_index, result, "training.optimizer.lr")
@@ -122,13 +122,20 @@ class CentralModel:
     def _pools(self) -> list[_Pool]:
         """The training samples of all clients, by modality set, copied into memory once."""
         with ShardReader(self._shards) as shards:
-            pools: dict[tuple[str, ...], list[tuple[Mapping[str, np.ndarray], np.ndarray]]] = {}
+            pools: dict[tuple[str, ...], list[Samples]] = {}
             for profile in self._profiles:
                 pools.setdefault(profile.modalities, []).append(shards.shard(profile.index).train())
             return [
                 _Pool(
-                    {name: torch.from_numpy(np.concatenate([inputs[name] for inputs, _ in parts])) for name in owned},
-                    torch.from_numpy(np.concatenate([labels for _, labels in parts])),
+                    {name: torch.from_numpy(np.concatenate([part.inputs[name] for part in parts])) for name in owned},
+                    torch.from_numpy(np.concatenate([part.labels for part in parts])),
+                    {
+                        name: torch.from_numpy(
+                            np.concatenate([part.observed.get(name, np.ones(len(part.labels), bool)) for part in parts])
+                        )
+                        for name in owned
+                        if any(name in part.observed for part in parts)
+                    },
                 )
                 for owned, parts in sorted(pools.items())
             ]
@@ -136,10 +143,11 @@ class CentralModel:
 
 @dataclass(frozen=True)
 class _Pool:
-    """All training samples of one modality set: modality to (n, *shape), and targets."""
+    """All training samples of one modality set: modality to (n, *shape), targets, and as `ClientTask.observed`."""
 
     inputs: dict[str, Tensor]
     targets: Tensor
+    observed: dict[str, Tensor]
 
 
 def _batches(pools: Sequence[_Pool], section: Training, draw: np.random.Generator) -> list[tuple[_Pool, Tensor]]:

@@ -45,8 +45,8 @@ def client_weights(
         round_index: The round.
 
     Returns:
-        `samples`: n_k, the training samples that the client saw. `uniform`: 1. `entropy`: 1 / H_k, with H_k the mean
-        entropy of its predictions on its training split, in nats.
+        `samples` and `observed`: n_k, the training samples that the client saw. `uniform`: 1. `entropy`: 1 / H_k, with
+        H_k the mean entropy of its predictions on its training split, in nats.
 
     Raises:
         ClientError: A client's own code raised, or has outputs without an entropy.
@@ -55,7 +55,7 @@ def client_weights(
     aggregation, for `entropy`.
     """
     if rule != "entropy":
-        return [float(result.num_examples) if rule == "samples" else 1.0 for result in results]
+        return [1.0 if rule == "uniform" else float(result.num_examples) for result in results]
     trained = [task.after(result) for task, result in zip(tasks, results, strict=True)]
     sums = engine.measure(trained, _entropies, batch_size, round_index=round_index)
     means = [float(own["entropy"]) / len(task.labels) for own, task in zip(sums, tasks, strict=True)]
@@ -101,10 +101,15 @@ def with_prototypes(
     trained = task.after(result)
     workspace.load(trained.blocks, trained.local_state or workspace.initial_state)
     prototypes: dict[str, Vector] = {
-        Block("prototype", modality): mean_embedding(workspace, modality, task.inputs, batch_size)
+        Block("prototype", modality): mean_embedding(workspace, modality, _observed(task, modality), batch_size)
         for modality in modalities
     }
     return replace(result, blocks={**result.blocks, **prototypes})
+
+
+def _observed(task: ClientTask, modality: str) -> dict[str, np.ndarray]:
+    values, observed = task.inputs[modality], task.observed.get(modality)
+    return {modality: values if observed is None else values[observed]}
 
 
 def mean_embedding(workspace: Workspace, modality: str, inputs: Mapping[str, np.ndarray], batch_size: int) -> Vector:
@@ -121,10 +126,8 @@ def mean_embedding(workspace: Workspace, modality: str, inputs: Mapping[str, np.
     """
     encoder = workspace.model.blocks[Block("encoder", modality)]
     total = torch.zeros((), dtype=torch.float64, device=workspace.device)
-    batches = evaluation_outputs(
-        workspace, {modality: inputs[modality]}, batch_size, lambda batch: encoder(batch[modality])
-    )
-    for _, embeddings in batches:
+    samples = {modality: inputs[modality]}
+    for _, embeddings in evaluation_outputs(workspace, samples, {}, batch_size, lambda own, _: encoder(own[modality])):
         total = total + embeddings.sum(dim=0, dtype=torch.float64)
     mean: Vector = np.asarray((total / len(inputs[modality])).float().cpu())
     return mean

@@ -20,7 +20,7 @@ from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK
 from blossom_ray.errors import RunError
-from blossom_ray.models.late_fusion import Forward, LateFusionModel
+from blossom_ray.models.late_fusion import EVERYWHERE, Forward, LateFusionModel, Presence
 
 
 class ClientCopies:
@@ -174,9 +174,9 @@ class ComposedPass:
             values[copy] = leaves[NO_BLOCK] if NO_BLOCK in leaves else Tree({**values[copy], **leaves})
         return values
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Forward:
+    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Presence]) -> Forward:
         """The forward pass of the blocks that compute."""
-        return traced_with(self._workspace, self._blocks(), inputs)
+        return traced_with(self._workspace, self._blocks(), inputs, present)
 
     def take_step(self, loss: Tensor, resting: Collection[str]) -> None:
         """One step of all copies that are trained, along the gradient of a loss; `resting` blocks take none."""
@@ -228,7 +228,7 @@ class LocalClient:
         workspace: Workspace,
         copies: ClientCopies,
         job: LocalJob,
-        batches: Callable[[int], Iterator[tuple[dict[str, Tensor], Tensor]]],
+        batches: Callable[[int], Iterator[tuple[dict[str, Tensor], Mapping[str, Presence], Tensor]]],
     ) -> None:
         self._workspace, self._copies, self._batches = workspace, copies, batches
         model = {name: flat.parameters.clone() for name, flat in workspace.flat.items() if flat.num_parameters}
@@ -243,16 +243,19 @@ class LocalClient:
 
         Blocks that are not given are the client's own. Gradients flow to those that are.
         """
-        for inputs, targets in self._batches(self.epochs if epochs is None else epochs):
+        for inputs, present, targets in self._batches(self.epochs if epochs is None else epochs):
             is_first = True
 
             def through(
-                values: Mapping[str, Tensor], inputs: dict[str, Tensor] = inputs, targets: Tensor = targets
+                values: Mapping[str, Tensor],
+                inputs: dict[str, Tensor] = inputs,
+                present: Mapping[str, Presence] = present,
+                targets: Tensor = targets,
             ) -> Batch:
                 nonlocal is_first
-                self._workspace.model.training_mode(batch_size=len(targets))
-                own = partial(traced_with, self._workspace, values, inputs)
-                batch = authors_batch(self._workspace, own, inputs, targets, self.copies, self._copies)
+                self._workspace.model.training_mode(batch_size=len(targets), inputs=inputs)
+                own = partial(traced_with, self._workspace, values, inputs, present)
+                batch = authors_batch(self._workspace, own, inputs, present, targets, self.copies, self._copies)
                 if is_first:
                     is_first = False
                     self.loss_sum += float(batch.losses.detach().sum())
@@ -288,14 +291,19 @@ class LocalClient:
                 self.extras[copy] = values
 
 
-def traced_with(workspace: Workspace, blocks: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Forward:
+def traced_with(
+    workspace: Workspace,
+    blocks: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    present: Mapping[str, Presence] = EVERYWHERE,
+) -> Forward:
     """The forward pass of a workspace's model with other parameters, (n,) by block; gradients flow to them."""
     parameters = {}
     for at, block in enumerate(workspace.model.blocks):
         for entry in workspace.flat[block].layout.parameters if block in blocks else ():
             part = blocks[block][entry.offset : entry.end].view(entry.shape)
             parameters[f"model._registered.{at}.{entry.name}"] = part
-    found: Forward = functional_call(_Traced(workspace.model), parameters, (inputs,))
+    found: Forward = functional_call(_Traced(workspace.model), parameters, (inputs, present))
     return found
 
 
@@ -303,6 +311,7 @@ def authors_batch(
     workspace: Workspace,
     own: Callable[[], Forward],
     inputs: Mapping[str, Tensor],
+    present: Mapping[str, Presence],
     targets: Tensor,
     extras: Mapping[str, Any],
     copies: ClientCopies,
@@ -313,14 +322,16 @@ def authors_batch(
         workspace: Holds what is trained or measured.
         own: Its forward pass.
         inputs: Modality to (B, *shape), without those that are left out.
+        present: Of modalities that some samples lack, which have it: `inputs` has those alone.
         targets: (B,) or (B, outputs).
         extras: What `batch["name"]` gives.
         copies: Give the models of other copies.
     """
     ones = torch.ones(len(targets), device=workspace.device)
-    present = {name: ones * (name in inputs) for name in workspace.model.owned}
-    forwards = LiveForwards(own, workspace.model, inputs, copies.model_of)
-    return Batch(targets, present, ones, extras, forwards, workspace.rules)
+    has = {name: ones * (name in inputs) for name in workspace.model.owned}
+    has |= {name: each.mask.squeeze(1).float() for name, each in present.items()}
+    forwards = LiveForwards(own, workspace.model, inputs, present, copies.model_of)
+    return Batch(targets, has, ones, extras, forwards, workspace.rules)
 
 
 class _Traced(torch.nn.Module):
@@ -328,8 +339,8 @@ class _Traced(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Forward:
-        return self.model.traced(inputs)
+    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Presence]) -> Forward:
+        return self.model.traced(inputs, present)
 
 
 def composed_blocks(step: LocalPass, values: Mapping[str, Any], workspace: Workspace) -> Mapping[str, Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,13 @@ from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan,
 from blossom_ray.clients.state_files import INITIAL_STATE, ClientStates, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
-from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, Traffic
+from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, SetScores, Traffic
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
-from blossom_ray.data.shards import ShardReader
+from blossom_ray.data.shards import Samples, ShardReader
 from blossom_ray.errors import RunFolderError
 from blossom_ray.tasks import task_rules
+from blossom_ray.tasks.base import Tally, TaskRules
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,18 @@ class ClientHost:
             check_finite(task.client, round_index, result, "training.optimizer.lr")
         weights = client_weights(plan.weighting, engine, tasks, results, batch_size=batch_size, round_index=round_index)
         private = [name for name, instance in trained.items() if instance.is_private]
+        observed = [
+            {name: task.num_observed(name) for name in plan.sparse_in_training if name in task.inputs} for task in tasks
+        ]
         if authored_round:
-            outcomes = authored_round.finish(results, weights)
+            outcomes = authored_round.finish(results, weights, observed)
         else:
-            outcomes = [_averaged(plan, profile, *each, workspace) for each in zip(results, weights, strict=True)]
+            parts = zip(results, weights, observed, strict=True)
+            outcomes = [_averaged(plan, profile, workspace, *part) for part in parts]
         records = []
-        for turn, result, weight, outcome in zip(turns, results, weights, outcomes, strict=True):
+        for turn, result, weight, num_observed, outcome in zip(
+            turns, results, weights, observed, outcomes, strict=True
+        ):
             client, state = turn.task.client, _state_after(turn.state, result, private, outcome)
             self._states.stage(client, round_index, state)
             for instance, (_, values) in outcome.sent.items():
@@ -140,6 +148,7 @@ class ClientHost:
                     bytes_up=up.by_client[client],
                     seconds=result.seconds,
                     rounds_trained=state.rounds_trained,
+                    num_observed=num_observed,
                 )
             )
         clients = [turn.task.client for turn in turns]
@@ -180,22 +189,27 @@ class ClientHost:
             tasks, tuning_seconds = self._fine_tune(tasks, engine, round_index)
         scores = engine.evaluate(tasks, plan.evaluation_batch_size, round_index=round_index)
         records = []
+        has_gaps = any(scored.by_set for scored in scores)
+        tallies: dict[str, Tally] = {}
         for turn, scored, seconds in zip(turns, scores, tuning_seconds, strict=True):
-            client, num_examples = turn.task.client, scored.tally.num_examples
+            client = turn.task.client
             self._states.put(client, turn.state)
+            whole = scored.tally, scored.loss_sum
+            by_set = (scored.by_set or {profile.modality_set: whole}) if has_gaps else {}
+            for name, (own, _) in by_set.items():
+                tallies[name] = tallies[name] + own if name in tallies else own
             records.append(
                 ClientEvaluation(
                     client=client,
-                    num_examples=num_examples,
-                    loss=scored.loss_sum / num_examples,
-                    scores=rules.scores(scored.tally),
+                    **_scores(rules, *whole),
                     bytes_down=down.by_client[client],
                     seconds=scored.seconds + seconds,
                     rounds_trained=turn.state.rounds_trained,
+                    by_set={name: SetScores(**_scores(rules, *own)) for name, own in by_set.items()},
                 )
             )
         tally = reduce(operator.add, (scored.tally for scored in scores))
-        return ChunkEvaluation(tuple(records), tally, dict(down.by_instance))
+        return ChunkEvaluation(tuple(records), tally, dict(down.by_instance), tallies)
 
     def private_digest(self) -> dict[int, str]:
         """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""
@@ -278,15 +292,17 @@ class ClientHost:
                     versions[instance] = block.version
                     down.count(client, instance, block.values.nbytes)
             values: dict[str, Vector] = {**joined, **{name: state.private.get(name, initial[name]) for name in private}}
-            inputs, labels = self._samples(client, scoring)
-            task = ClientTask(client, values, inputs, labels, state.local_state, state.optimizer_state)
+            inputs, labels, observed = self._samples(client, scoring)
+            task = ClientTask(
+                client, values, inputs, labels, state.local_state, state.optimizer_state, observed=observed
+            )
             if authored and authored.has_extras:
                 extras = authored.extras(self._profiles[client], values, state, sent, standing + 1)
                 task = replace(task, extras=extras)
             turns.append(_Turn(task, replace(state, versions=same.setdefault(tuple(versions.items()), versions))))
         return turns
 
-    def _samples(self, client: int, scoring: Scoring | None) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+    def _samples(self, client: int, scoring: Scoring | None) -> Samples:
         if scoring is Scoring.HELD_OUT:
             held_out = self._shards.held_out(self._profiles[client].modalities)
             assert held_out is not None, "the loop asks for a held-out set only where there is one"
@@ -316,11 +332,8 @@ class ClientHost:
             round_index,
             Purpose.FINE_TUNING,
         )
-        samples = (self._samples(task.client, None) for task in tasks)
-        to_train = [
-            replace(task, inputs=inputs, labels=labels, optimizer_state={})
-            for task, (inputs, labels) in zip(tasks, samples, strict=True)
-        ]
+        samples = (self._samples(task.client, None)._asdict() for task in tasks)
+        to_train = [replace(task, optimizer_state={}, **own) for task, own in zip(tasks, samples, strict=True)]
         results = engine.train(to_train, job)
         for task, result in zip(tasks, results, strict=True):
             check_finite(task.client, round_index, result, "evaluation.fine_tune.lr")
@@ -349,11 +362,23 @@ class ClientHost:
 
 
 def _averaged(
-    plan: ClientPlan, profile: ClientProfile, result: LocalResult, weight: float, workspace: Workspace
+    plan: ClientPlan,
+    profile: ClientProfile,
+    workspace: Workspace,
+    result: LocalResult,
+    weight: float,
+    num_observed: Mapping[str, int],
 ) -> Outcome:
-    """What a client sends in federated averaging: what it trained, with one weight."""
+    """What a client sends in federated averaging: what it trained."""
     update = plan.cut(plan.returned_blocks(profile), result.blocks, workspace.num_parameters)
-    return Outcome({}, {instance: (weight, values) for instance, values in update.items()})
+    sent = {
+        instance: (plan.block_weight(instance, weight, num_observed), values) for instance, values in update.items()
+    }
+    return Outcome({}, sent)
+
+
+def _scores(rules: TaskRules, tally: Tally, loss_sum: float) -> dict[str, Any]:
+    return {"num_examples": tally.num_examples, "loss": loss_sum / tally.num_examples, "scores": rules.scores(tally)}
 
 
 def _on_server(instance: BlockInstance, client: int) -> BlockInstance:

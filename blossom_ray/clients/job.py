@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,8 @@ from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.core.blocks import FUSION, HEAD, Block, BlockInstance
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import Vector
-from blossom_ray.tasks.base import Tally
+from blossom_ray.data.shards import BoolArray
+from blossom_ray.tasks.base import Tally, TaskRules
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class ClientTask:
         extras: What an algorithm adds: by name, parameters by block, or by `NO_BLOCK` the only array.
         affine: What of each pass is this client's own; empty where nothing is.
         received: The blocks before training, where `blocks` are those after it.
+        observed: Of its modalities that some samples lack: (n,) bool, which have it. Each sample has at least one of
+            all; `inputs` of a modality that it lacks are never looked at.
     """
 
     client: int
@@ -127,10 +131,25 @@ class ClientTask:
     extras: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     affine: tuple[Affine, ...] = ()
     received: Mapping[str, Vector] | None = None
+    observed: Mapping[str, BoolArray] = field(default_factory=dict)
 
     def own(self, number: int) -> Affine:
         """What of a pass is this client's own."""
         return self.affine[number] if self.affine else NO_AFFINE
+
+    def num_observed(self, modality: str) -> int:
+        """Samples that have a modality that the client owns."""
+        return int(self.observed[modality].sum()) if modality in self.observed else len(self.labels)
+
+    def rows_by_set(self) -> dict[str, np.ndarray]:
+        """The rows of the samples that have the same of its modalities, (m,) int64 by these, such as `acc+gyro`."""
+        everywhere = np.ones(len(self.labels), bool)
+        has = np.stack([self.observed.get(name, everywhere) for name in sorted(self.inputs)], axis=1)
+        found = {}
+        for pattern in np.unique(has, axis=0):
+            name = "+".join(each for each, is_there in zip(sorted(self.inputs), pattern, strict=True) if is_there)
+            found[name] = np.flatnonzero((has == pattern).all(axis=1))
+        return found
 
     def after(self, result: LocalResult) -> ClientTask:
         """The same with the blocks and the normalisation state that training left."""
@@ -175,11 +194,44 @@ class Scored:
         tally: What its scores follow from.
         loss_sum: Sum of the loss over the samples.
         seconds: Wall time that it took; of clients that are computed together each one's part.
+        by_set: Tally and sum of the loss of the samples that have the same modalities, by these; empty where no sample
+            lacks one.
     """
 
     tally: Tally
     loss_sum: float
     seconds: float
+    by_set: Mapping[str, tuple[Tally, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        task: ClientTask,
+        rules: TaskRules,
+        num_outputs: int,
+        predictions: np.ndarray,
+        *,
+        losses: np.ndarray,
+        loss_sum: float,
+        seconds: float,
+    ) -> Scored:
+        """What follows from predictions for a client's samples.
+
+        Args:
+            task: The client.
+            rules: Those of the task.
+            num_outputs: Number of classes, or of targets.
+            predictions: What `rules.predict` gave for each sample.
+            losses: The loss of each sample, (n,); empty where no sample lacks a modality.
+            loss_sum: Its sum.
+            seconds: Wall time.
+        """
+        tally = rules.tally(task.labels, predictions, num_outputs)
+        by_set = {
+            name: (rules.tally(task.labels[rows], predictions[rows], num_outputs), math.fsum(losses[rows].tolist()))
+            for name, rows in (task.rows_by_set() if task.observed else {}).items()
+        }
+        return cls(tally, loss_sum, seconds, by_set)
 
 
 def training_passes(section: Training, trained: Mapping[Block, BlockInstance]) -> tuple[LocalPass, ...]:

@@ -39,7 +39,7 @@ from blossom_ray.core.blocks import Block
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, RunError, shown_error
 from blossom_ray.models.flat import FlatBlock
-from blossom_ray.models.late_fusion import Forward
+from blossom_ray.models.late_fusion import EVERYWHERE, Forward, Presence
 
 Result = TypeVar("Result")
 
@@ -73,10 +73,10 @@ class SequentialEngine:
             copies, sums = ClientCopies(workspace, task), dict[str, Tensor]()
             targets, extras = read_only_tensor(task.labels), copies.extras()
             workspace.model.eval()
-            for rows, inputs in evaluation_batches(workspace, task.inputs, batch_size):
-                own = partial(workspace.model.traced, inputs)
+            for rows, inputs, present in evaluation_batches(workspace, task.inputs, task.observed, batch_size):
+                own = partial(workspace.model.traced, inputs, present)
                 labels = targets[rows].to(workspace.device)
-                batch = authors_batch(workspace, own, inputs, labels, extras, copies)
+                batch = authors_batch(workspace, own, inputs, present, labels, extras, copies)
                 for name, numbers in per_sample(function(batch), len(batch.real)).items():
                     total = numbers.sum(dim=0, dtype=torch.float64)
                     sums[name] = sums[name] + total if name in sums else total
@@ -111,8 +111,8 @@ class SequentialEngine:
             trainer = Trainer(workspace, job, task.labels, task)
             for number, step in enumerate(job.passes):
                 trainer.enter(step, task.own(number))
-                for inputs, targets in batches.of_epochs(step.num_epochs):
-                    trainer.step(inputs, targets)
+                for inputs, present, targets in batches.of_epochs(step.num_epochs):
+                    trainer.step(inputs, targets, present)
             return trainer.result()
 
     def _train_by_author(self, task: ClientTask, job: LocalJob, batches: _Batches) -> LocalResult:
@@ -141,12 +141,22 @@ class SequentialEngine:
         started, workspace = time.perf_counter(), self._workspace
         rules, targets = workspace.rules, read_only_tensor(task.labels)
         loss_sum = torch.zeros((), dtype=torch.float64, device=workspace.device)
-        predictions = []
-        for rows, outputs in evaluation_outputs(workspace, task.inputs, batch_size, workspace.model):
-            loss_sum += rules.loss(outputs, targets[rows].to(workspace.device), reduction="sum")
+        predictions, losses = [], [torch.zeros(0)]
+        for rows, outputs in evaluation_outputs(workspace, task.inputs, task.observed, batch_size, workspace.model):
+            labels = targets[rows].to(workspace.device)
+            loss_sum += rules.loss(outputs, labels, reduction="sum")
             predictions.append(rules.predict(outputs).cpu())
-        tally = rules.tally(task.labels, torch.cat(predictions).numpy(), workspace.num_outputs)
-        return Scored(tally, float(loss_sum), time.perf_counter() - started)
+            if task.observed:
+                losses.append(rules.loss(outputs, labels, reduction="none").cpu())
+        return Scored.of(
+            task,
+            rules,
+            workspace.num_outputs,
+            torch.cat(predictions).numpy(),
+            losses=torch.cat(losses).numpy(),
+            loss_sum=float(loss_sum),
+            seconds=time.perf_counter() - started,
+        )
 
 
 class _Batches:
@@ -161,20 +171,22 @@ class _Batches:
     def __init__(self, workspace: Workspace, task: ClientTask, job: LocalJob) -> None:
         self._workspace, self._section = workspace, job.training
         self._inputs = {modality: on_device(values, workspace.device) for modality, values in task.inputs.items()}
+        self._observed = {modality: on_device(values, workspace.device) for modality, values in task.observed.items()}
         self._targets = on_device(task.labels, workspace.device)
         self._orders = job.order_generator(task.client)
         self._drops = generator(job.seed, Purpose.MODALITY_DROPOUT, job.round_index, task.client)
         self._transforms = torch.Generator(workspace.device).manual_seed(job.transform_seed(task.client))
 
-    def of_epochs(self, num_epochs: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """The next batches: modality to (B, *shape), without those that are dropped, and targets."""
+    def of_epochs(self, num_epochs: int) -> Iterator[tuple[dict[str, Tensor], Mapping[str, Presence], Tensor]]:
+        """The next batches: modality to (B, *shape), without those that are dropped; who has it; and targets."""
         workspace, section = self._workspace, self._section
         for _ in range(num_epochs):
             order = torch.from_numpy(self._orders.permutation(len(self._targets))).to(workspace.device)
             for rows in cut(order, section):
-                present = kept_modalities(workspace.model.owned, section.modality_dropout, self._drops)
-                inputs = {name: self._inputs[name].index_select(0, rows) for name in present}
-                yield transformed(workspace.transforms, inputs, self._transforms), self._targets.index_select(0, rows)
+                kept = kept_modalities(workspace.model.owned, section.modality_dropout, self._drops)
+                inputs, present = gathered({name: self._inputs[name] for name in kept}, self._observed, rows)
+                inputs = transformed(workspace.transforms, inputs, self._transforms)
+                yield inputs, present, self._targets.index_select(0, rows)
 
 
 class Trainer:
@@ -240,17 +252,18 @@ class Trainer:
         rate *= step.rates.get(copy, 1.0)
         self._optimizers.append((copy, BlockOptimizer(section, self._active, rate, state or None)))
 
-    def step(self, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
+    def step(self, inputs: Mapping[str, Tensor], targets: Tensor, present: Mapping[str, Presence] = EVERYWHERE) -> None:
         """One step on one batch.
 
         Args:
             inputs: Modality to (B, *shape) float32; an encoder whose modality is not here takes no step.
             targets: (B,) int64, or (B, outputs) float32, as the task has them.
+            present: Of modalities that some samples lack, which have it: `inputs` has those alone.
         """
         model = self._workspace.model
-        model.training_mode(batch_size=len(targets))
+        model.training_mode(batch_size=len(targets), inputs=inputs)
         if self._composed is not None:
-            loss = self._loss(partial(self._composed.forward, inputs), inputs, targets)
+            loss = self._loss(partial(self._composed.forward, inputs, present), inputs, present, targets)
             resting = self._resting(inputs)
             self._composed.take_step(loss, resting)
             self._record(loss, len(targets), set(self._composed.composed) - resting)
@@ -258,9 +271,9 @@ class Trainer:
         for flat in self._active.values():
             flat.zero_gradient()
         if self._author is None:
-            loss = self._workspace.objective.mean(model(inputs), targets, self._class_weights)
+            loss = self._workspace.objective.mean(model(inputs, present), targets, self._class_weights)
         else:
-            loss = self._loss(partial(model.traced, inputs), inputs, targets)
+            loss = self._loss(partial(model.traced, inputs, present), inputs, present, targets)
         if self._active:  # a model all of which came frozen has nothing to train
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, anchor in self._anchors.items():
@@ -272,18 +285,25 @@ class Trainer:
         self._optimizers[-1][1].step(resting)
         self._record(loss, len(targets), self._active.keys() - resting)
 
-    def _loss(self, own: Callable[[], Forward], inputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+    def _loss(
+        self,
+        own: Callable[[], Forward],
+        inputs: Mapping[str, Tensor],
+        present: Mapping[str, Presence],
+        targets: Tensor,
+    ) -> Tensor:
         """The mean over a batch of the loss of `training` and what the algorithm adds to it.
 
         Args:
             own: The forward pass of what is trained.
             inputs: As in `step`.
+            present: As in `step`.
             targets: As in `step`.
         """
         workspace, copies = self._workspace, self._copies
         assert copies is not None, "there are copies"
         extras = self._extras if self._composed is None else self._composed.values()
-        batch = authors_batch(workspace, own, inputs, targets, extras, copies)
+        batch = authors_batch(workspace, own, inputs, present, targets, extras, copies)
         losses = workspace.objective.each(batch.outputs, targets, self._class_weights, (len(targets),))
         if self._author is not None:
             losses = losses + one_per_sample(self._author.loss(batch), len(targets))
@@ -356,18 +376,47 @@ def kept_modalities(owned: Sequence[str], probability: float, draw: np.random.Ge
     return kept or (owned[int(draw.integers(len(owned)))],)
 
 
+def gathered(
+    inputs: Mapping[str, Tensor], observed: Mapping[str, Tensor], rows: Tensor
+) -> tuple[dict[str, Tensor], Mapping[str, Presence]]:
+    """A batch of samples.
+
+    Args:
+        inputs: Modality to (n, *shape).
+        observed: Of those that some samples lack: (n,) bool.
+        rows: (B,) int64.
+
+    Returns:
+        Modality to the samples of the batch that have it, without modalities that none has; of those that some of them
+        lack, which have it.
+    """
+    found, present = dict[str, Tensor](), dict[str, Presence]()
+    for name, values in inputs.items():
+        own = rows
+        if name in observed:
+            has = observed[name].index_select(0, rows)
+            own = rows[has]
+            if 0 < len(own) < len(rows):
+                present[name] = Presence.of(has)
+        if len(own):
+            found[name] = values.index_select(0, own)
+    return found, present or EVERYWHERE
+
+
 @torch.inference_mode()
 def evaluation_outputs(
     workspace: Workspace,
     inputs: Mapping[str, np.ndarray],
+    observed: Mapping[str, np.ndarray],
     batch_size: int,
-    compute: Callable[[Mapping[str, Tensor]], Tensor],
+    compute: Callable[[Mapping[str, Tensor], Mapping[str, Presence]], Tensor],
 ) -> Iterator[tuple[slice, Tensor]]:
     """What a part of the model gives in evaluation mode and without gradients, batch by batch.
 
     Args:
         workspace: Holds the client's blocks. Not changed.
         inputs: Modality to (n, *shape) float32. May be read-only.
+        observed: Of modalities that some samples lack: (n,) bool.
         batch_size: Samples per batch.
         compute: The model, or a part of it, of a batch.
 
@@ -375,19 +424,25 @@ def evaluation_outputs(
         The rows of a batch, and what `compute` gives for them.
     """
     workspace.model.eval()
-    for rows, batch in evaluation_batches(workspace, inputs, batch_size):
-        yield rows, compute(batch)
+    for rows, batch, present in evaluation_batches(workspace, inputs, observed, batch_size):
+        yield rows, compute(batch, present)
 
 
 def evaluation_batches(
-    workspace: Workspace, inputs: Mapping[str, np.ndarray], batch_size: int
-) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """The samples batch by batch, in their order, where the model computes: rows, and modality to (B, *shape)."""
+    workspace: Workspace, inputs: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray], batch_size: int
+) -> Iterator[tuple[slice, dict[str, Tensor], Mapping[str, Presence]]]:
+    """The samples batch by batch, in their order, where the model computes: rows, and a batch as `gathered` has it."""
     tensors = {modality: read_only_tensor(values) for modality, values in inputs.items()}
+    has = {modality: on_device(values, workspace.device) for modality, values in observed.items()}
     for start in range(0, len(next(iter(tensors.values()))), batch_size):
-        rows = slice(start, start + batch_size)
+        rows, present = slice(start, start + batch_size), EVERYWHERE
         # A copy: a module that works in place must not reach the memory that clients share.
-        yield rows, {name: values[rows].to(workspace.device, copy=True) for name, values in tensors.items()}
+        batch = {name: values[rows].to(workspace.device, copy=True) for name, values in tensors.items()}
+        if has:
+            own = {name: values[rows] for name, values in has.items()}
+            everyone = torch.arange(len(next(iter(own.values()))), device=workspace.device)
+            batch, present = gathered(batch, own, everyone)
+        yield rows, batch, present
 
 
 def read_only_tensor(values: np.ndarray) -> Tensor:

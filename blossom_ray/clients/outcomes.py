@@ -41,6 +41,7 @@ class Sorting:
         workspace: A model of this kind.
         results: What training left, by client.
         weights: The clients' weights in averages.
+        observed: As in `ClientTraining.num_observed`, by client.
         trained: The copies that passes trained: what of them is shared leaves without a word.
     """
 
@@ -51,10 +52,11 @@ class Sorting:
         workspace: Workspace,
         results: Sequence[LocalResult],
         weights: Sequence[float],
+        observed: Sequence[Mapping[str, int]],
         trained: Iterable[str],
     ) -> None:
         self._plan, self._profile, self._workspace, self._layout = plan, profile, workspace, plan.layout(profile)
-        self._results, self._weights, self._trained = results, weights, set(trained)
+        self._results, self._weights, self._observed, self._trained = results, weights, observed, set(trained)
         self._extras: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in results]
         self._sent: list[dict[BlockInstance, tuple[float, np.ndarray]]] = [{} for _ in results]
         self._parts: dict[str, dict[str, ExtraPart]] = {}
@@ -106,12 +108,14 @@ class Sorting:
             owners = {i: i.name.of if i.name.kind == "statistics" else i.name for i in instances}
             wanted = [i for i in instances if owners[i] in whole and weights[owners[i]][k] != 0]
             for instance, values in self._plan.cut(wanted, whole, num_parameters).items():
-                self._sent[k][instance] = float(weights[owners[instance]][k]), values
+                weight = float(weights[owners[instance]][k])
+                self._sent[k][instance] = self._plan.block_weight(instance, weight, self._observed[k]), values
 
     def _prototypes(self) -> None:
         for instance in self._plan.returned_blocks(self._profile):
             if instance.name.kind == "prototype":
                 for k, (result, weight) in enumerate(zip(self._results, self._weights, strict=True)):
+                    weight = self._plan.block_weight(instance, weight, self._observed[k])
                     self._sent[k][instance] = weight, result.blocks[instance.name]
 
     def _extra(self, name: str, value: Any) -> None:

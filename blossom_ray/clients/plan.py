@@ -46,15 +46,18 @@ class ClientPlan:
         metrics: Its `evaluation.metrics` section.
         weighting: Its `server.weighting`.
         engines: The engine of each modality set; empty until they are chosen where `training.engine` is `auto`.
-        prototypes: With `model.missing: prototype` the modalities that some client lacks, sorted.
-        split_blocks: With `model.norm_statistics: same-modalities` the blocks that several modality sets hold in
-            common and whose running statistics are therefore block instances of their own, one per modality set.
+        prototypes: With `model.missing: prototype` the modalities that some client, or some sample, lacks, sorted.
+        split_blocks: The blocks whose running statistics are block instances of their own: with
+            `model.norm_statistics: same-modalities` those that several modality sets hold in common, one per modality
+            set; and the encoders of `sparse_in_training`, whose statistics have other weights than their parameters.
         algorithm: The scenario's `algorithm` section; None: federated averaging, with what `training` says.
         sizes: Number of parameters of each block of the model; needed with an algorithm alone, as what follows.
         width: Width of the fused representation.
         embedding_dims: Width of the embeddings by modality.
         num_clients: Registered clients.
         scored_copies: Of an algorithm with `scored` the copies that it reads.
+        sparse: The modalities that some sample of an owner lacks, sorted.
+        sparse_in_training: Those of them that some training sample of an owner lacks.
     """
 
     model: Model
@@ -77,6 +80,8 @@ class ClientPlan:
     embedding_dims: Mapping[str, int] = field(default_factory=dict)
     num_clients: int = 0
     scored_copies: frozenset[str] = frozenset()
+    sparse: tuple[str, ...] = ()
+    sparse_in_training: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is cached: own code is found again where it is needed."""
@@ -132,11 +137,29 @@ class ClientPlan:
         """A client's weight in averages, from the samples of its training split; None: it is known after training."""
         if self.weighting == "entropy":
             return None
-        return float(self.training.num_examples(num_samples)) if self.weighting == "samples" else 1.0
+        return 1.0 if self.weighting == "uniform" else float(self.training.num_examples(num_samples))
+
+    def block_weight(self, instance: BlockInstance, weight: float, num_observed: Mapping[str, int]) -> float:
+        """A client's weight in the average of one block instance.
+
+        Means over samples that have a modality, statistics and prototypes, weigh by how many these are; so do encoders
+        with `server.weighting: observed`.
+
+        Args:
+            instance: The instance.
+            weight: The client's weight in averages.
+            num_observed: Of the modalities of `sparse_in_training` that it owns, the training samples that have it.
+        """
+        name = instance.name
+        encoder = Block.named(name.of) if name.kind == "statistics" else name
+        is_weighed = name.kind in ("statistics", "prototype") or self.weighting == "observed"
+        if is_weighed and encoder.kind in ("encoder", "prototype") and encoder.of in num_observed:
+            return float(num_observed[encoder.of])
+        return weight
 
     def held_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client holds, by block name."""
-        names = held_blocks(client.modalities, self.model.encoders, self.model.missing)
+        names = held_blocks(client.modalities, self.model.encoders, self.model.missing, self.sparse)
         return {name: self.scheme.instance(name, client) for name in names}
 
     def trained_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
@@ -228,12 +251,18 @@ class ClientPlan:
                 continue
             whole[name] = sent[instance].values
             if name in self.split_blocks:
-                whole[name] = np.concatenate([whole[name], sent[instance.statistics(client)].values])
+                whole[name] = np.concatenate([whole[name], sent[self._statistics(instance, client)].values])
         return whole
 
     def _exchanged(self, client: ClientProfile, held: Mapping[Block, BlockInstance]) -> tuple[BlockInstance, ...]:
         shared = [instance for instance in held.values() if not instance.is_private]
-        return (*shared, *(instance.statistics(client) for instance in shared if instance.name in self.split_blocks))
+        split = [instance for instance in shared if instance.name in self.split_blocks]
+        return (*shared, *(self._statistics(instance, client) for instance in split))
+
+    def _statistics(self, instance: BlockInstance, client: ClientProfile) -> BlockInstance:
+        if self.model.norm_statistics == "same-modalities":
+            return instance.statistics(client)
+        return instance._replace(name=Block("statistics", instance.name))
 
 
 @dataclass(frozen=True)
@@ -317,8 +346,10 @@ class ChunkEvaluation:
         records: One per client, in client order.
         tally: Of these clients together.
         bytes_down: Bytes sent to these clients by block instance.
+        by_set: Of their samples that have the same modalities, by these; empty where no sample lacks one.
     """
 
     records: tuple[ClientEvaluation, ...]
     tally: Tally
     bytes_down: Mapping[BlockInstance, int]
+    by_set: Mapping[str, Tally] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class Workspace:
         precision: In what its matrix products and convolutions compute.
         loss: The scenario's `training.loss` section.
         transforms: Its `training.transform` section.
+        sparse: Modalities that samples of owners may lack.
 
     Raises:
         InputError: A part of the sections does not fit, or own code does not do what it should.
@@ -58,13 +59,14 @@ class Workspace:
         precision: Precision = "float32",
         loss: Loss | None = None,
         transforms: Mapping[str, Transform] | None = None,
+        sparse: Iterable[str] = (),
     ) -> None:
         self.device = torch.device(device)
         self.num_outputs = num_outputs
         self.rules = task_rules(task, metrics)
         self.objective = Objective(loss or TaskLoss(kind="task"), self.rules, task, num_outputs, self.device)
         self.transforms = build_transforms(transforms or {}, input_shapes, owned)
-        self.model = build_client_model(section, input_shapes, num_outputs, owned, seed).to(self.device)
+        self.model = build_client_model(section, input_shapes, num_outputs, owned, seed, sparse).to(self.device)
         self.model.precision = precision
         self.flat: dict[str, FlatBlock] = {}
         for name, module in self.model.blocks.items():
@@ -143,4 +145,5 @@ def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.dev
         precision=plan.training.precision,
         loss=plan.training.loss,
         transforms=plan.training.transform,
+        sparse=plan.sparse,
     )

@@ -81,11 +81,13 @@ def model_blocks(modalities: Iterable[str]) -> tuple[Block, ...]:
     return (*(Block("encoder", modality) for modality in sorted(modalities)), FUSION, HEAD)
 
 
-def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: str) -> tuple[Block, ...]:
+def held_blocks(
+    owned: Iterable[str], modalities: Iterable[str], missing: str, sparse: Iterable[str] = ()
+) -> tuple[Block, ...]:
     """The names of the blocks that a client's model has.
 
     Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusion and head; under
-    `prototype` the prototypes of the others.
+    `prototype` the prototypes of the others, and of those that samples of owners may lack, `sparse`.
 
     Raises:
         ValueError: `owned` is empty, or holds a modality that is not one of `modalities`.
@@ -96,7 +98,8 @@ def held_blocks(owned: Iterable[str], modalities: Iterable[str], missing: str) -
         raise ValueError(f"owned modalities are {found}; expected one or more of {known}")
     names = model_blocks(modalities if missing == "zero-input" else owned)
     if missing == "prototype":
-        names += tuple(Block("prototype", modality) for modality in sorted(modalities - owned))
+        lacked = modalities - (owned - set(sparse))
+        names += tuple(Block("prototype", modality) for modality in sorted(lacked))
     return names
 
 

@@ -74,6 +74,7 @@ class ClientTraining:
         bytes_up: Bytes of blocks that the client sent back.
         seconds: Time spent on this client.
         rounds_trained: Rounds in which the client has trained so far, this one included; None where that is not known.
+        num_observed: Of its modalities that training samples of some client lack, its training samples that have it.
     """
 
     client: int
@@ -86,6 +87,22 @@ class ClientTraining:
     bytes_up: int
     seconds: float
     rounds_trained: int | None = None
+    num_observed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """Scores of those of a client's samples that have the same of its modalities.
+
+    Attributes:
+        num_examples: How many these are.
+        loss: Mean loss over them.
+        scores: As in `ClientEvaluation`.
+    """
+
+    num_examples: int
+    loss: float
+    scores: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,8 @@ class ClientEvaluation:
         bytes_down: Bytes of blocks sent to the client for evaluation.
         seconds: Time spent on this client.
         rounds_trained: Rounds in which the client has trained so far, this one included; None where that is not known.
+        by_set: Scores of the samples that have the same modalities, by these; empty where no sample of its chunk lacks
+            one.
     """
 
     client: int
@@ -109,6 +128,7 @@ class ClientEvaluation:
     bytes_down: int
     seconds: float
     rounds_trained: int | None = None
+    by_set: Mapping[str, SetScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

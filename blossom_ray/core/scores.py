@@ -74,7 +74,7 @@ def default_score(task: Task) -> Score:
 
 
 def find_score(metric: str, own: Iterable[Score] = ()) -> Score | None:
-    """The score that a summary column is about: `rmse` for `rmse`, `rmse_pooled`, `held_out/rmse/acc` and so on.
+    """The score that a summary column is about: `rmse` for `rmse`, `rmse_pooled@acc`, `held_out/rmse/acc` and so on.
 
     Args:
         metric: A column of the table `rounds` or `clients`.
@@ -85,7 +85,7 @@ def find_score(metric: str, own: Iterable[Score] = ()) -> Score | None:
     """
     for prefix in ("validation/", "held_out/", "fine_tuned/", "plain/"):
         metric = metric.removeprefix(prefix)
-    name = metric.split("/")[0]
+    name = metric.split("/")[0].split("@")[0]
     known = {score.name: score for task in TASKS for score in (*SCORES[task], _LOSS)} | {"train_loss": _LOSS}
     known |= {score.name: score for score in own}
     for suffix in ("", *SUFFIXES):

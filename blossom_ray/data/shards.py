@@ -11,9 +11,9 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,27 @@ from blossom_ray.data.division.federation import Federation
 from blossom_ray.errors import DataError, RunFolderError
 
 ByteArray = npt.NDArray[np.uint8]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Rows = IntArray | slice
 
 _LABELS = "labels"
 _CLIENTS = "clients"
 _HELD_OUT = "held-out/"
 _SUFFIX = ".arrow"
+
+
+class Samples(NamedTuple):
+    """Some samples of a client; views of its shard.
+
+    Attributes:
+        inputs: Own modalities to (n, *shape) float32.
+        labels: (n,) int64, or (n, C) float32, as in `Dataset`.
+        observed: Of the modalities that some of these samples lack: (n,) bool, which have it.
+    """
+
+    inputs: dict[str, FloatArray]
+    labels: Labels
+    observed: dict[str, BoolArray]
 
 
 @dataclass(frozen=True)
@@ -42,27 +57,31 @@ class Shard:
         labels: (n,) int64, or (n, C) float32, as in `Dataset`.
         num_train: How many of the n rows are for training; 0 for the held-out set.
         num_validation: How many of the next rows are for validation; the rest are test rows.
+        observed: Of the modalities that some row lacks: (n,) bool, which have it. The inputs of the others are zeros.
     """
 
     inputs: Mapping[str, FloatArray]
     labels: Labels
     num_train: int
     num_validation: int = 0
+    observed: Mapping[str, BoolArray] = field(default_factory=dict)
 
-    def train(self) -> tuple[dict[str, FloatArray], Labels]:
-        """Inputs and labels of the train rows; views."""
+    def train(self) -> Samples:
+        """The train rows."""
         return self._rows(slice(None, self.num_train))
 
-    def validation(self) -> tuple[dict[str, FloatArray], Labels]:
-        """Inputs and labels of the validation rows, of which there may be none; views."""
+    def validation(self) -> Samples:
+        """The validation rows, of which there may be none."""
         return self._rows(slice(self.num_train, self.num_train + self.num_validation))
 
-    def test(self) -> tuple[dict[str, FloatArray], Labels]:
-        """Inputs and labels of the test rows; views."""
+    def test(self) -> Samples:
+        """The test rows."""
         return self._rows(slice(self.num_train + self.num_validation, None))
 
-    def _rows(self, rows: slice) -> tuple[dict[str, FloatArray], Labels]:
-        return {modality: values[rows] for modality, values in self.inputs.items()}, self.labels[rows]
+    def _rows(self, rows: slice) -> Samples:
+        inputs = {modality: values[rows] for modality, values in self.inputs.items()}
+        observed = {modality: has[rows] for modality, has in self.observed.items() if not has[rows].all()}
+        return Samples(inputs, self.labels[rows], observed)
 
 
 @dataclass(frozen=True, eq=False)

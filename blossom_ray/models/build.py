@@ -21,7 +21,12 @@ from blossom_ray.models.own_code import OwnModule, torch_seeded, try_own
 
 
 def build_client_model(
-    model: Model, input_shapes: Mapping[str, Shape], num_outputs: int, owned: Iterable[str], seed: int
+    model: Model,
+    input_shapes: Mapping[str, Shape],
+    num_outputs: int,
+    owned: Iterable[str],
+    seed: int,
+    sparse: Iterable[str] = (),
 ) -> LateFusionModel:
     """The model of a client that owns the modalities `owned`.
 
@@ -31,14 +36,15 @@ def build_client_model(
         num_outputs: Number of outputs (classes).
         owned: Modalities of the client.
         seed: The scenario's seed.
+        sparse: Modalities that samples of owners may lack.
 
     Raises:
         InputError: A block does not fit its input, or own code does not do what it should.
         ValueError: `owned` is empty, or holds a modality that the model has no encoder for.
     """
-    owned = tuple(owned)
+    owned, sparse = tuple(owned), tuple(sparse)
     dims = model.embedding_dims(input_shapes)
-    names = held_blocks(owned, model.encoders, model.missing)
+    names = held_blocks(owned, model.encoders, model.missing, sparse)
     blocks = {name: build_block(name, model, input_shapes, num_outputs, seed, dims) for name in names}
     own_modules = {name: own for name, own in _own_modules(model, dims, num_outputs).items() if name in names}
     if FUSION in own_modules and model.missing == "mask":
@@ -51,6 +57,7 @@ def build_client_model(
         input_shapes=input_shapes,
         embedding_dims=dims,
         own_modules=own_modules,
+        sparse=sparse,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -20,13 +21,39 @@ from blossom_ray.models.own_code import OwnModule, output_problem
 
 
 @dataclass(frozen=True)
+class Presence:
+    """Which samples of a batch have a modality that others of it lack. Its encoder is given those that have it alone.
+
+    Attributes:
+        mask: (B, 1) bool.
+        place: (B,) int64, where a sample's embedding stands among those; any place for one that lacks the modality.
+    """
+
+    mask: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Self:
+        """From (B,) bool: the embeddings stand in the order of the samples."""
+        return cls(mask.unsqueeze(1), (mask.cumsum(0) - 1).clamp(min=0))
+
+    def spread(self, embeddings: Tensor) -> Tensor:
+        """From the embeddings of the samples that have it to (B, E), zeros for those that lack it."""
+        return torch.where(self.mask, embeddings.index_select(0, self.place), 0.0)
+
+
+EVERYWHERE: Mapping[str, Presence] = {}
+"""No sample of the batch lacks a modality that others of it have."""
+
+
+@dataclass(frozen=True)
 class Forward:
     """What a forward pass gives.
 
     Attributes:
         outputs: (B, O) float32.
         representation: What the fusion gave, (B, F).
-        embeddings: What the encoders of owned modalities gave, (B, E) by modality.
+        embeddings: What the encoders of owned modalities gave, (B, E) by modality; zeros where a sample lacks it.
     """
 
     outputs: Tensor
@@ -40,7 +67,8 @@ class LateFusionModel(nn.Module):
     What stands for a modality that the client does not own: `mask`: the fusion gets owned embeddings alone.
     `zero-embedding`: an embedding of zeros. `zero-input`: an input of zeros through the modality's encoder,
     which the client then holds but never trains; under the other rules it does not hold it. `prototype`: the mean
-    embedding of clients that own it, a block that the client holds instead.
+    embedding of clients that own it, a block that the client holds instead. The same stands for an owned modality in
+    samples that lack it, of which the encoder computes nothing.
 
     Args:
         blocks: Module by block name: the held encoders, `fusion`, `head`, and the prototypes of missing modalities.
@@ -49,6 +77,7 @@ class LateFusionModel(nn.Module):
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         embedding_dims: Width of the embedding by modality, for all modalities of the federation.
         own_modules: The blocks that are the user's code; what they give is checked in each batch.
+        sparse: Modalities that samples of owners may lack; under `prototype` these hold theirs, too.
 
     Attributes:
         blocks: The modules by block name, encoders in sorted order, then `fusion`, `head`, and prototypes.
@@ -56,6 +85,7 @@ class LateFusionModel(nn.Module):
         unowned_blocks: Names of the blocks that it holds for modalities that it does not own.
         precision: In what matrix products and convolutions compute; parameters, gradients and logits are float32
             whatever it is.
+        num_stacked: Clients whose samples stand one behind the other in a batch; 1 but in a stack.
 
     Raises:
         ValueError: `owned` is empty or unknown, or `blocks` are not those that the rule asks for.
@@ -70,6 +100,7 @@ class LateFusionModel(nn.Module):
         input_shapes: Mapping[str, tuple[int, ...]],
         embedding_dims: Mapping[str, int],
         own_modules: Mapping[Block, OwnModule] | None = None,
+        sparse: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.owned = tuple(sorted(owned))
@@ -77,7 +108,7 @@ class LateFusionModel(nn.Module):
         self.input_shapes = dict(input_shapes)
         self.embedding_dims = dict(sorted(embedding_dims.items()))
         self.own_modules = dict(own_modules or {})
-        names = held_blocks(self.owned, self.embedding_dims, missing)
+        names = held_blocks(self.owned, self.embedding_dims, missing, sparse)
         if set(blocks) != set(names):
             raise ValueError(f"blocks are {', '.join(sorted(blocks))}; expected {', '.join(names)}")
         self.blocks: dict[Block, nn.Module] = {name: blocks[name] for name in names}
@@ -88,8 +119,9 @@ class LateFusionModel(nn.Module):
         self.unowned_blocks = tuple(name for name in names if name not in own)
         for name in self.unowned_blocks:
             self.blocks[name].requires_grad_(False)
-        self._trained_norms: list[nn.Module] = []
+        self._trained_norms: list[tuple[str, nn.Module]] = []
         self.precision: Precision = "float32"
+        self.num_stacked = 1
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -104,30 +136,36 @@ class LateFusionModel(nn.Module):
             if name in self.unowned_blocks or _is_frozen(block):
                 block.eval()
             else:
-                self._trained_norms += [module for module in block.modules() if _has_running_statistics(module)]
+                norms = (module for module in block.modules() if _has_running_statistics(module))
+                self._trained_norms += [(name.of, norm) for norm in norms]
         return self
 
-    def training_mode(self, *, batch_size: int) -> None:
+    def training_mode(self, *, batch_size: int, inputs: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         """Set training mode for one batch of this size.
 
         One sample has no variance over the batch, so normalisation layers with running statistics use these
         for it, as in evaluation, and no sample need be skipped. Cheap enough to call before each step.
+
+        Args:
+            batch_size: Samples of the batch.
+            inputs: By modality those of them that its encoder sees; all where it is not here.
         """
         if not self.training:
             self.train()
-        for norm in self._trained_norms:
-            norm.train(batch_size > 1)
+        for modality, norm in self._trained_norms:
+            norm.train((len(inputs[modality]) if modality in inputs else batch_size) > 1)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Presence] = EVERYWHERE) -> Tensor:
         """Logits (B, O).
 
         Args:
             inputs: Owned modality to (B, *shape), float32; at least one. An owned modality that is not here is missing
                 for this batch, as those are that the client does not own; these are not looked at.
+            present: Of modalities that some samples lack, which have it: `inputs` has those alone.
         """
-        return self.traced(inputs).outputs
+        return self.traced(inputs, present).outputs
 
-    def traced(self, inputs: Mapping[str, Tensor]) -> Forward:
+    def traced(self, inputs: Mapping[str, Tensor], present: Mapping[str, Presence] = EVERYWHERE) -> Forward:
         """The same with what comes on the way."""
         with self._precision(inputs):
             embeddings = {
@@ -135,12 +173,14 @@ class LateFusionModel(nn.Module):
                 for name, encoder in self._own_encoders.items()
                 if name in inputs
             }
-            return self._fused(embeddings)
+            for name, own in present.items():
+                embeddings[name] = own.spread(embeddings[name])
+            return self._fused(embeddings, present)
 
-    def fused(self, embeddings: Mapping[str, Tensor]) -> Forward:
+    def fused(self, embeddings: Mapping[str, Tensor], present: Mapping[str, Presence] = EVERYWHERE) -> Forward:
         """What fusion and head make of the embeddings (B, E) of some owned modalities, of at least one."""
         with self._precision(embeddings):
-            return self._fused(dict(embeddings))
+            return self._fused(dict(embeddings), present)
 
     def _precision(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[object]:
         if self.precision == "float32":
@@ -148,29 +188,32 @@ class LateFusionModel(nn.Module):
         # For each forward pass anew: within a context, autocast keeps its copies of weights, which a step changes.
         return torch.autocast(next(iter(tensors.values())).device.type, torch.bfloat16)
 
-    def _fused(self, owned: dict[str, Tensor]) -> Forward:
-        embeddings = dict(owned)
-        any_BE = next(iter(embeddings.values()))
-        absent = [name for name in self.embedding_dims if name not in embeddings]
-        match self.missing:
-            case "zero-embedding":
-                for name in absent:
-                    embeddings[name] = any_BE.new_zeros(len(any_BE), self.embedding_dims[name])
-            case "zero-input":
-                for name in absent:
-                    embeddings[name] = self._embedding_of_zeros(name, any_BE).expand(len(any_BE), -1)
-            case "prototype":
-                for name in absent:
-                    embeddings[name] = self.blocks[Block("prototype", name)](len(any_BE))
-            case "mask":
-                pass
-        representation = self._output(FUSION, embeddings, any_BE)
+    def _fused(self, owned: dict[str, Tensor], present: Mapping[str, Presence]) -> Forward:
+        embeddings, any_BE = dict(owned), next(iter(owned.values()))
+        masks = {name: own.mask for name, own in present.items()}
+        if self.missing != "mask":
+            for name in self.embedding_dims:
+                if name not in embeddings:
+                    embeddings[name] = self._stand_in(name, any_BE)
+                elif name in masks and self.missing != "zero-embedding":  # zeros are there
+                    embeddings[name] = torch.where(masks[name], embeddings[name], self._stand_in(name, any_BE))
+        masked = (masks,) if masks and self.missing == "mask" else ()
+        representation = self._output(FUSION, embeddings, any_BE, *masked)
         return Forward(self._output(HEAD, representation, any_BE).float(), representation, owned)
 
-    def _output(self, block: Block, inputs: Tensor | dict[str, Tensor], like: Tensor) -> Tensor:
+    def _stand_in(self, modality: str, like: Tensor) -> Tensor:
+        """What stands for a modality that samples lack, unless these are masked: (B, E), as many rows as `like` has."""
+        if self.missing == "zero-embedding":
+            return like.new_zeros(len(like), self.embedding_dims[modality])
+        if self.missing == "prototype":
+            prototype: Tensor = self.blocks[Block("prototype", modality)](len(like))
+            return prototype
+        return self._embedding_of_zeros(modality, like).repeat_interleave(len(like) // self.num_stacked, dim=0)
+
+    def _output(self, block: Block, inputs: Tensor | dict[str, Tensor], like: Tensor, *masks: object) -> Tensor:
         """What a block gives for a batch with the rows and on the device of `like`; own code's is checked."""
         module, own = self.blocks[block], self.own_modules.get(block)
-        output: Tensor = module(inputs)
+        output: Tensor = module(inputs, *masks)
         if own is None:
             return output
         dtypes = {torch.float32, getattr(torch, self.precision)}
@@ -187,12 +230,12 @@ class LateFusionModel(nn.Module):
         encoder = self.blocks[Block("encoder", modality)]
         was_training = encoder.training
         encoder.eval()
-        # Constant in evaluation mode, so one sample stands for the batch.
+        # Constant in evaluation mode, so one sample stands for a client's batch.
         with torch.no_grad():
-            zeros = like.new_zeros(1, *self.input_shapes[modality])
-            embedding_1E = self._output(Block("encoder", modality), zeros, zeros)
+            zeros = like.new_zeros(self.num_stacked, *self.input_shapes[modality])
+            embedding_KE = self._output(Block("encoder", modality), zeros, zeros)
         encoder.train(was_training)
-        return embedding_1E
+        return embedding_KE
 
 
 def _is_frozen(block: nn.Module) -> bool:

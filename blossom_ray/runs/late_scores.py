@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import RoundRecord, Scoring
 from blossom_ray.runs.table_files import table_schema, widen
-from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS, TABLES, Columns, Value, table_rows
+from blossom_ray.runs.tables import (
+    CLIENT_COLUMNS,
+    OBSERVED,
+    ROUND_COLUMNS,
+    SOME_COLUMNS,
+    TABLES,
+    Columns,
+    Value,
+    table_rows,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +82,9 @@ def without_late_scores(tables: Mapping[str, pa.Table], entry: Mapping[str, Any]
     def without(found: list[_Row]) -> list[_Row]:
         return [
             {
-                name: value if name in own or Scoring.of_column(name).prefix not in prefixes else None
+                name: value
+                if name in own or name.startswith(OBSERVED) or Scoring.of_column(name).prefix not in prefixes
+                else None
                 for name, value in row.items()
             }
             for row in found

@@ -18,6 +18,7 @@ from blossom_ray.errors import RunFolderError
 from blossom_ray.runs.tables import (
     LATER_COLUMNS,
     LATER_TABLES,
+    OBSERVED,
     OPTIONAL_COLUMNS,
     SOME_COLUMNS,
     TABLES,
@@ -170,6 +171,7 @@ def table_schema(names: Iterable[str], columns: Mapping[str, str]) -> pa.Schema:
     import pyarrow as pa
 
     metrics = {name: SOME_COLUMNS.get(name, "double") for name in names if name not in columns}
+    metrics |= {name: "int64" for name in metrics if name.startswith(OBSERVED)}
     return pa.schema(list({**columns, **metrics}.items()))
 
 

@@ -47,6 +47,8 @@ scores after local fine-tuning, `fine_tuned/<score>`, and on the validation spli
 `validation/fine_tuned/<score>`; by the averaged model, where an algorithm has another one scored, `plain/<score>`."""
 SOME_COLUMNS = {"num_validation_examples": "int64"}
 """Column to Arrow type, where that is not `double`, of those that stand behind a table's own in some runs only."""
+OBSERVED = "num_observed/"
+"""What columns of `clients` begin with, int64, that some runs have for modalities that training samples lack."""
 
 BLOCK_COLUMNS = {
     "round": "int32",
@@ -184,6 +186,8 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         "evaluate_seconds": [sum(each.seconds for each in both) if both else None for both in scored],
         **_columns(seen, rounds_trained="rounds_trained"),
     }
+    for name in sorted({name for training in record.training for name in training.num_observed}):
+        rows |= {OBSERVED + name: [None if each is None else each.num_observed.get(name) for each in trainings]}
     if record.validation:
         rows |= _columns([validated.get(client) for client in clients], num_validation_examples="num_examples")
     return rows | _score_columns(record, clients)

@@ -192,8 +192,8 @@ class ChunkProbe:
             tasks = []
             for client in clients:
                 shard = shards.shard(client)
-                inputs, labels = shard.test() if test else shard.train()
-                tasks.append(ClientTask(client, self._workspace.initial_blocks, inputs, labels))
+                inputs, labels, observed = shard.test() if test else shard.train()
+                tasks.append(ClientTask(client, self._workspace.initial_blocks, inputs, labels, observed=observed))
             computes = make_engine(engine, self._workspace)
             action(computes, [_first(task, _WARM_UP_SAMPLES) for task in tasks])
             timed = [_first(task, _NUM_BATCHES * batch_size) for task in tasks]
@@ -214,4 +214,5 @@ def _training_seconds(probe: ChunkProbe, engines: tuple[EngineName, ...]) -> dic
 
 def _first(task: ClientTask, num_samples: int) -> ClientTask:
     inputs: dict[str, np.ndarray] = {name: values[:num_samples] for name, values in task.inputs.items()}
-    return replace(task, inputs=inputs, labels=task.labels[:num_samples])
+    observed = {name: has[:num_samples] for name, has in task.observed.items()}
+    return replace(task, inputs=inputs, labels=task.labels[:num_samples], observed=observed)

@@ -393,6 +393,13 @@ def _entropies(task: Task, server: Server) -> Iterator[Finding]:
 
 
 @_rule
+def _weights_of_blocks(algorithm: AlgorithmOption, server: Server) -> Iterator[Finding]:
+    if server.weighting == "observed" and algorithm.kind != "fedavg":
+        found = f"is 'observed', by which a client's blocks weigh differently, while algorithm is {algorithm.kind!r}"
+        yield Finding("server.weighting", found, "'samples' or 'uniform', or algorithm: fedavg")
+
+
+@_rule
 def _tuned_blocks(evaluation: Evaluation, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
     section = evaluation.fine_tune
     if section is None or section.blocks == "all":

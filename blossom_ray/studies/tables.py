@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -91,12 +92,15 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def modality_suffixes(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
+def modality_suffixes(metrics: Mapping[str, float], prefix: str = "", mark: Literal["/", "@"] = "/") -> list[str]:
     """The modality sets that a round's summary has scores for, as the ends of its names: `/acc`, `/acc+gyro`.
 
-    The prefix is "" for the clients' own test splits, or `validation/` or `held_out/`.
+    Args:
+        metrics: The summary.
+        prefix: "" for the clients' own test splits, or `validation/` or `held_out/`.
+        mark: `/`: the sets that clients own; `@`: those that samples have.
     """
-    start = f"{prefix}loss/"  # which every task has
+    start = f"{prefix}loss{mark}"  # which every task has
     return [name[len(start) - 1 :] for name in metrics if name.startswith(start)]
 
 

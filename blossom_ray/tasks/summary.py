@@ -10,7 +10,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.core.records import ClassScores, ClientEvaluation
+from blossom_ray.core.records import ClassScores, ClientEvaluation, SetScores
 from blossom_ray.errors import DataError
 from blossom_ray.tasks.base import Tally, TaskRules
 
@@ -18,12 +18,14 @@ PERCENTILES = (10, 50, 90)
 
 
 def summarize(
-    evaluations: Sequence[ClientEvaluation], modality_sets: Sequence[str], pooled: Mapping[str, float | None]
+    evaluations: Sequence[ClientEvaluation | SetScores],
+    modality_sets: Sequence[str],
+    pooled: Mapping[str, float | None],
 ) -> dict[str, float]:
     """Summarize the clients' scores of one round.
 
     Args:
-        evaluations: One entry per scored client, in order of id.
+        evaluations: One entry per scored client, in order of id: of all of its samples, or of some.
         modality_sets: The modality set of each of them, such as `acc+gyro`.
         pooled: The scores of the sum of their tallies.
 
@@ -92,6 +94,46 @@ def trained_summary(
         for end in ends
         if f"{name}{end}" in summary
     }
+
+
+MOST_SETS = 16
+"""The most sets of modalities whose samples a summary tells apart."""
+
+
+def observed_summary(
+    evaluations: Sequence[ClientEvaluation],
+    modality_sets: Sequence[str],
+    tallies: Mapping[str, Tally],
+    rules: TaskRules,
+) -> dict[str, float]:
+    """What the scores come to of samples that have the same modalities, whatever else their clients own.
+
+    Args:
+        evaluations: As for `summarize`. Those without `by_set` are of clients no sample of which lacks a modality.
+        modality_sets: As for `summarize`.
+        tallies: The sums of their tallies, by the modalities of the samples.
+        rules: Those of the task.
+
+    Returns:
+        For `loss` and each score `<name>@<set>` and `<name>_pooled@<set>`, as `summarize` has them, and
+        `num_examples@<set>`, of the sets that most samples have; nothing where no sample lacks a modality.
+    """
+    if not any(evaluation.by_set for evaluation in evaluations):
+        return {}
+    summary: dict[str, float] = {}
+    most = sorted(tallies, key=lambda name: (-tallies[name].num_examples, name))[:MOST_SETS]
+    for name in sorted(most):
+        own = [
+            evaluation.by_set[name] if evaluation.by_set else evaluation
+            for evaluation, owned in zip(evaluations, modality_sets, strict=True)
+            if (name in evaluation.by_set if evaluation.by_set else name == owned)
+        ]
+        pooled = rules.scores(tallies[name])
+        found = summarize(own, [name] * len(own), pooled)
+        kept = ("loss", *pooled, *(f"{score}_pooled" for score in pooled))
+        summary |= {f"{score}@{name}": found[score] for score in kept if score in found}
+        summary[f"num_examples@{name}"] = tallies[name].num_examples
+    return summary
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
@@ -169,7 +211,7 @@ def _nonzero(counts: npt.NDArray[np.int64]) -> dict[int, int]:
     return {int(place): int(counts[place]) for place in np.flatnonzero(counts)}
 
 
-def _value(evaluation: ClientEvaluation, name: str) -> float | None:
+def _value(evaluation: ClientEvaluation | SetScores, name: str) -> float | None:
     return evaluation.loss if name == "loss" else evaluation.scores[name]
 
 

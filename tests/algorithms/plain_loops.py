@@ -121,7 +121,7 @@ class World:
             self.shards = {}
             reader = preparation.open_shards()
             for profile in self.population.profiles:
-                inputs, labels = reader.shard(profile.index).train()
+                inputs, labels, _ = reader.shard(profile.index).train()
                 tensors = {name: torch.tensor(np.array(values)) for name, values in inputs.items()}
                 self.shards[profile.index] = tensors, torch.tensor(np.array(labels))
                 self.n[profile.index] = len(labels)

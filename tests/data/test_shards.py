@@ -78,7 +78,7 @@ def test_each_client_reads_its_own_rows_and_modalities(
         for profile in PROFILES:
             shard = reader.shard(profile.index)
             assert tuple(sorted(shard.inputs)) == profile.modalities
-            for rows, (inputs, labels) in (
+            for rows, (inputs, labels, _) in (
                 (federation.train.of(profile.index), shard.train()),
                 (federation.test.of(profile.index), shard.test()),
             ):
@@ -102,11 +102,11 @@ def test_the_held_out_set(reader: ShardReader, dataset: Dataset) -> None:
     held_out = reader.held_out(("image",))
     assert held_out is not None
     assert dataset.held_out is not None
-    inputs, labels = held_out.test()
+    inputs, labels, _ = held_out.test()
     assert set(inputs) == {"image"}
     assert np.array_equal(inputs["image"], dataset.held_out.inputs["image"])
     assert np.array_equal(labels, dataset.held_out.labels)
-    train_inputs, train_labels = held_out.train()
+    train_inputs, train_labels, _ = held_out.train()
     assert train_inputs["image"].shape == (0, 1, 16, 16)
     assert train_labels.shape == (0,)
 
@@ -201,7 +201,7 @@ def test_validation_rows_stand_between_train_and_test_rows(dataset: Dataset, tmp
     for reader in (ShardReader(index), ShardReader(index, buffers)):
         with reader:
             shard = reader.shard(2)
-            for (inputs, labels), rows in (
+            for (inputs, labels, _), rows in (
                 (shard.train(), federation.train.of(2)),
                 (shard.validation(), federation.validation.of(2)),
                 (shard.test(), federation.test.of(2)),

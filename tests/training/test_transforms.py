@@ -89,9 +89,9 @@ def test_both_engines_train_on_the_same_inputs(camera: dict[str, Any], monkeypat
     seen: list[dict[str, Tensor]] = []
     forward = type(workspace.model).forward
 
-    def spy(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def spy(model: nn.Module, inputs: dict[str, Tensor], *present: Any) -> Tensor:
         seen.append({name: values.clone() for name, values in inputs.items()})
-        outputs: Tensor = forward(model, inputs)
+        outputs: Tensor = forward(model, inputs, *present)
         return outputs
 
     monkeypatch.setattr(type(workspace.model), "forward", spy)

@@ -90,6 +90,9 @@ def score_table(
         ):
             add("that trained", "", prefix, "_trained")
     table.add_section()
+    for suffix in modality_suffixes(metrics, first, "@"):
+        add(f"samples with {suffix[1:]}", "", first, suffix)
+    table.add_section()
     for suffix in modality_suffixes(metrics, "held_out/"):
         add(f"held-out {suffix[1:]}", "", "held_out/", suffix)
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from blossom_ray.clients.job import Affine, ClientTask, LocalPass
 from blossom_ray.clients.mapping import as_trees, plain
 from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import LocalState
-from blossom_ray.clients.stacked.batches import StackedBatch
+from blossom_ray.clients.stacked.batches import Resting, StackedBatch
+from blossom_ray.clients.stacked.optimizer import RowSteps
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK
@@ -212,8 +213,8 @@ class ComposedPass:
         """Have the stack compute with the blocks that follow from the copies."""
         self._stack.compose(self._blocks(values))
 
-    def take_step(self, loss: Tensor, leaves: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """One step of all copies that are trained, along the gradient of a loss."""
+    def take_step(self, loss: Tensor, leaves: Mapping[str, Mapping[str, Tensor]], resting: Resting) -> None:
+        """One step of all copies that are trained, along the gradient of a loss, but for clients that rest."""
         pairs = [(copy, name, leaf) for copy, own in leaves.items() for name, leaf in own.items()]
         found = torch.autograd.grad(loss, [leaf for *_, leaf in pairs], allow_unused=True, materialize_grads=True)
         gradients: dict[str, dict[str, Tensor]] = {copy: {} for copy in leaves}
@@ -226,7 +227,7 @@ class ComposedPass:
             gradients[copy][name] = total
         for copy, optimizers in self._optimizers.items():
             for optimizer in optimizers:
-                optimizer.step(gradients[copy])
+                optimizer.step(gradients[copy], resting)
 
     def end(self) -> None:
         """Write the copies back."""
@@ -249,22 +250,17 @@ class ComposedPass:
 
 
 class _RowsOptimizer:
-    """The optimizer on rows of clients, all of which have taken the same number of steps."""
+    """The optimizer on rows of clients, all of which begin anew."""
 
     def __init__(self, section: Any, learning_rate: float, rows: Mapping[str, Tensor]) -> None:
-        self._section, self._rows, self._fused_step = section, rows, section.fused_step(learning_rate)
-        self._moments = [{name: torch.zeros_like(values) for name, values in rows.items()} for _ in section.moments]
-        self._counters = [{name: values.new_zeros(()) for name, values in rows.items()} for _ in section.counters]
+        self._rows, values = rows, [*rows.values()]
+        moments = [[torch.zeros_like(each) for each in values] for _ in section.moments]
+        num_steps = {name: np.zeros(len(each), np.int64) for name, each in rows.items()}
+        self._steps = RowSteps(section, learning_rate, [*rows], moments, num_steps, values[0].device)
 
-    @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor]) -> None:
-        count = len(next(iter(gradients.values())))
-        self._fused_step(
-            [values[:count] for values in self._rows.values()],
-            [gradients[name].contiguous() for name in self._rows],
-            [[own[name][:count] for name in self._rows] for own in self._moments],
-            [own[name] for own in self._counters for name in self._rows],
-        )
+    def step(self, gradients: Mapping[str, Tensor], resting: Resting) -> None:
+        own = [gradients[name] for name in self._rows]
+        self._steps.step([values[: len(own[0])] for values in self._rows.values()], own, resting)
 
 
 @dataclass
@@ -288,7 +284,7 @@ class AuthorsFunction:
     def __call__(
         self,
         live: LiveForwards,
-        inputs: Mapping[str, Tensor],
+        modalities: Iterable[str],
         targets: Tensor,
         batch: StackedBatch,
         extras: Mapping[str, Any],
@@ -297,7 +293,7 @@ class AuthorsFunction:
 
         Args:
             live: The forward passes, of rows (K * B, ...).
-            inputs: Modality to (K * B, *shape).
+            modalities: Those of the clients.
             targets: (K * B,) or (K * B, outputs).
             batch: The stack's batch.
             extras: The first K clients' copies.
@@ -305,7 +301,7 @@ class AuthorsFunction:
         count = len(batch.counts)
         labels = batch.unfold(targets)
         real = torch.ones(labels.shape[:2], device=labels.device) if batch.mask is None else batch.mask
-        present = {name: real.new_ones(real.shape) for name in inputs}
+        present = {name: batch.present(name, real) for name in modalities}
         rules = self.workspace.rules
         if not self.asked:
             seen = _Seen(live, batch)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -29,11 +30,13 @@ class Rule:
         keep: 1 - lr (wd + mu).
         rate: The learning rate lr.
         constant: lr (mu anchor - offset), (K, *shape), of a pass that holds it near an anchor or adds to its gradient.
+        block: The block whose parameter it is.
     """
 
     keep: float
     rate: float
     constant: Tensor | None = None
+    block: str = ""
 
 
 class Descent:
@@ -48,11 +51,13 @@ class Descent:
         self._rules = rules
         self._num_uses: Counter[int] = Counter()
         self._taken: set[int] = set()
+        self._resting: Mapping[str, tuple[int, ...]] = {}
 
-    def begin(self) -> None:
-        """A new batch."""
+    def begin(self, resting: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> None:
+        """A new batch, in which some clients take no step with some blocks."""
         self._num_uses.clear()
         self._taken.clear()
+        self._resting = resting
 
     def note(self, weight: Tensor) -> None:
         """A layer computes with a weight. One that is used twice in a batch needs the sum of two gradients."""
@@ -72,9 +77,13 @@ class Descent:
             inputs: (K, R, F).
         """
         rule = self._rules[weight.data_ptr()]
+        resting = list(self._resting.get(rule.block, ()))
+        before = weight[resting] if resting else None
         weight.baddbmm_(outputs_gradient.transpose(1, 2), inputs, beta=rule.keep, alpha=-rule.rate)
         if rule.constant is not None:
             weight.add_(rule.constant[: len(weight)])
+        if before is not None:
+            weight[resting] = before
         self._taken.add(weight.data_ptr())
 
     def left(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackSize
 from blossom_ray.clients.stacked.training import Shards, StackTrainer, means
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, shown_error
+from blossom_ray.models.late_fusion import Presence
 
 _MAX_VALUES = 2**26
 """The most values (256 MiB) in the shards of one stack, which are copied into one tensor, and in its blocks. A client
@@ -103,14 +104,12 @@ class StackedEngine:
     ) -> list[dict[str, Tensor]]:
         stack = self._load(tasks)
         copies, sums = StackedCopies(stack, tasks, self._spare_of(len(tasks))), dict[str, Tensor]()
-        extras, shards = copies.extras(), Shards(tasks, self._device)
-        stack.model.eval()
-        for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
-            stack.enter(batch)
+        extras = copies.extras()
+        for batch, inputs, present, targets in self._entered(stack, tasks, batch_size):
             copies.batch = batch
-            inputs, targets = shards.gather(batch)
-            live = LiveForwards(partial(stack.model.traced, inputs), stack.model, inputs, copies.model_of)
-            for name, numbers in function(live, inputs, targets, batch, extras).items():
+            own = partial(stack.model.traced, inputs, present)
+            live = LiveForwards(own, stack.model, inputs, present, copies.model_of)
+            for name, numbers in function(live, tasks[0].inputs, targets, batch, extras).items():
                 real = numbers.double()
                 if batch.mask is not None:
                     mask = batch.mask.reshape(*batch.mask.shape, *(1,) * (real.ndim - 2))
@@ -191,29 +190,47 @@ class StackedEngine:
         started = time.perf_counter()
         rules = self._workspace.rules
         loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
-        steps: list[tuple[Tensor, tuple[int, ...]]] = []
+        # Predictions of each step, and losses where they are asked for sample by sample.
+        steps: list[tuple[tuple[int, ...], list[Tensor]]] = []
+        has_gaps = any(task.observed for task in tasks)
         for batch, outputs, targets in self._outputs(tasks, batch_size):
             losses = rules.loss(outputs, targets, reduction="none")
             loss_sums[: len(batch.counts)] += means(losses, batch) * batch.row_counts
-            steps.append((batch.unfold(rules.predict(outputs)), batch.counts))
+            steps.append((batch.counts, [rules.predict(outputs), *([losses] if has_gaps else [])]))
         predictions: list[list[np.ndarray]] = [[] for _ in tasks]
-        for predicted, counts in steps:
-            for own, row, count in zip(predictions, predicted.cpu().numpy(), counts, strict=False):
-                own.append(row[:count])
-        tallies = [
-            rules.tally(task.labels, np.concatenate(own), self._workspace.num_outputs)
-            for task, own in zip(tasks, predictions, strict=True)
-        ]
+        losses_of: list[list[np.ndarray]] = [[np.zeros(0)] for _ in tasks]
+        for counts, numbers in steps:
+            for found, rows in zip((predictions, losses_of), numbers, strict=False):
+                by_client = torch.unflatten(rows, 0, (len(counts), -1)).cpu().numpy()
+                for own, row, count in zip(found, by_client, counts, strict=False):
+                    own.append(row[:count])
         seconds = (time.perf_counter() - started) / len(tasks)
-        return [Scored(tally, loss_sum, seconds) for tally, loss_sum in zip(tallies, loss_sums.tolist(), strict=True)]
+        return [
+            Scored.of(
+                task,
+                rules,
+                self._workspace.num_outputs,
+                np.concatenate(predictions[k]),
+                losses=np.concatenate(losses_of[k]),
+                loss_sum=loss_sum,
+                seconds=seconds,
+            )
+            for k, (task, loss_sum) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
+        ]
 
     @torch.no_grad()
     def _outputs(self, tasks: Sequence[ClientTask], batch_size: int) -> Iterator[tuple[StackedBatch, Tensor, Tensor]]:
         """Batch by batch, in evaluation mode: the batch, its outputs (K * B, O) and its targets."""
         stack = self._load(tasks)
+        for batch, inputs, present, targets in self._entered(stack, tasks, batch_size):
+            yield batch, stack.model(inputs, present), targets
+
+    def _entered(
+        self, stack: Stack, tasks: Sequence[ClientTask], batch_size: int
+    ) -> Iterator[tuple[StackedBatch, dict[str, Tensor], Mapping[str, Presence], Tensor]]:
+        """The clients' samples batch by batch, in their order, as `Shards.gather` gives them, in evaluation mode."""
         stack.model.eval()
-        shards = Shards(tasks, self._device)
-        for batch in stacked_batches([[np.arange(len(task.labels))] for task in tasks], batch_size, self._device):
+        shards, orders = Shards(tasks, self._device), [[np.arange(len(task.labels))] for task in tasks]
+        for batch in stacked_batches(orders, batch_size, self._device, shards.observed):
             stack.enter(batch)
-            inputs, targets = shards.gather(batch)
-            yield batch, stack.model(inputs), targets
+            yield batch, *shards.gather(batch)

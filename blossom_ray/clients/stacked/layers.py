@@ -221,7 +221,7 @@ def stacked_affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, descent:
     With `descent` the backward pass steps the weight, if it can, and gives no gradient of it.
     """
     values = _in_autocast_type(inputs, weight, bias)
-    if descent is not None:
+    if descent is not None and torch.is_grad_enabled():
         descent.note(weight)
     # A copy in another type is not what an optimizer steps.
     own = descent if values[1] is weight else None
@@ -265,7 +265,7 @@ class StackedBatchNorm(nn.Module):
     """`nn.BatchNorm1d` or `nn.BatchNorm2d` per client.
 
     A client whose batch has one sample is normalised with its running statistics and does not update them, as
-    `LateFusionModel.training_mode` has it.
+    `LateFusionModel.training_mode` has it; nor does one that has none.
     """
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, tensors: LayerTensors, lanes: Lanes) -> None:
@@ -294,7 +294,7 @@ class StackedBatchNorm(nn.Module):
         if mask is None:
             variance, mean = torch.var_mean(values, dim=(1, 3), correction=0, keepdim=True)
             return mean, variance
-        weights = (mask / (self._lanes.row_counts.unsqueeze(1) * values.shape[3]))[:, :, None, None]
+        weights = (mask / (self._lanes.row_counts.clamp(min=1).unsqueeze(1) * values.shape[3]))[:, :, None, None]
         mean = (values * weights).sum(dim=(1, 3), keepdim=True)
         variance = ((values - mean).square() * weights).sum(dim=(1, 3), keepdim=True)
         return mean, variance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -11,9 +12,89 @@ from torch import Tensor
 from blossom_ray.clients.job import Affine, LocalPass
 from blossom_ray.clients.options import ClientOptimizer, Sgd, Training
 from blossom_ray.clients.plan import OptimizerState
+from blossom_ray.clients.stacked.batches import Resting
 from blossom_ray.clients.stacked.descent import Descent, Rule
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.core.sums import Vector
+from blossom_ray.data.dataset import IntArray
+
+
+class RowSteps:
+    """Fused steps of tensors with a row for each client: all rows of a block as one tensor, or each by itself.
+
+    Each by itself where some clients rest, or where clients differ in the number of their steps, having kept state from
+    other rounds or having rested: Adam corrects its moments by that number.
+
+    Args:
+        section: The optimizer.
+        learning_rate: Its learning rate.
+        blocks: The block of each tensor.
+        moments: Of each moment as many tensors (K, *shape) as there are of them, changed in place.
+        num_steps: (K,) int64 by block, the steps taken so far; counted on in place.
+        device: Where the tensors lie.
+    """
+
+    def __init__(
+        self,
+        section: ClientOptimizer,
+        learning_rate: float,
+        blocks: Sequence[str],
+        moments: Sequence[Sequence[Tensor]],
+        num_steps: Mapping[str, IntArray],
+        device: torch.device,
+    ) -> None:
+        self._fused_step = section.fused_step(learning_rate)
+        self._blocks, self._moments, self._num_steps = blocks, moments, num_steps
+        self._num_counters = len(section.counters)
+        self._counters: list[list[Tensor]] = []
+        for name in blocks:
+            steps = num_steps[name].tolist()
+            counted = steps if len(set(steps)) > 1 else steps[:1]
+            self._counters.append([torch.tensor(float(number), device=device) for number in counted])
+
+    @torch.no_grad()
+    def step(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], resting: Resting = MappingProxyType({})
+    ) -> None:
+        """One step of the first clients, in place.
+
+        Args:
+            parameters: (K, *shape) each, in the order of the blocks.
+            gradients: Of the same shapes; None for those that take no step here.
+            resting: Clients that take none, by block: neither parameters nor moments nor counters of theirs change.
+        """
+        stepped: list[Tensor] = []
+        along: list[Tensor] = []
+        moments: list[list[Tensor]] = [[] for _ in self._moments]
+        counters: list[Tensor] = []
+        for place, (name, gradient) in enumerate(zip(self._blocks, gradients, strict=True)):
+            if gradient is None:
+                continue
+            values, own = parameters[place], self._counters[place]
+            resters = resting.get(name, ())
+            if resters and self._num_counters and len(own) == 1:
+                own = self._counters[place] = [own[0].clone() for _ in self._num_steps[name]]
+            if resters or len(own) > 1:
+                rows = [client for client in range(len(values)) if client not in resters]
+                stepped += [values[client] for client in rows]
+                along += [gradient[client].contiguous() for client in rows]
+                for kept, tensors in zip(moments, self._moments, strict=True):
+                    kept += [tensors[place][client] for client in rows]
+                counters += [own[client] for client in rows] if self._num_counters else []
+                continue
+            stepped.append(values)
+            # The fused kernels take both for arrays in the same order.
+            along.append(gradient.contiguous())
+            for kept, tensors in zip(moments, self._moments, strict=True):
+                kept.append(tensors[place][: len(values)])
+            counters += own
+        for name in dict.fromkeys(self._blocks):
+            is_stepped = np.ones(len(self._num_steps[name]), bool)
+            is_stepped[list(resting.get(name, ()))] = False
+            is_stepped[len(parameters[0]) :] = False
+            self._num_steps[name][is_stepped] += 1
+        if stepped:
+            self._fused_step(stepped, along, moments, counters)
 
 
 class StackOptimizer:
@@ -36,66 +117,47 @@ class StackOptimizer:
         states: Sequence[OptimizerState],
     ) -> None:
         self._section, self._blocks = section, blocks
-        self._fused_step = section.fused_step(learning_rate)
         self._places = [place for place, name in enumerate(stack.parameter_blocks) if name in blocks]
         self._moments = {key: stack.new_rows(len(states), blocks) for key in section.moments}
-        self._num_steps = np.zeros(len(states), dtype=np.int64)
+        self._num_steps = {name: np.zeros(len(states), dtype=np.int64) for name in blocks}
         for client, state in enumerate(states):
             for name in self._blocks if state else ():
                 for key, rows in self._moments.items():
                     rows[name].write(state[name][key][np.newaxis], first_row=client)
-                self._num_steps[client] = state[name].get("step", 0)
-
-        # Of each moment as many tensors (K, *shape) as there are parameters.
-        self._moment_tensors = [
-            [tensor for rows in blocks.values() for tensor in rows.tensors.values()]
-            for blocks in self._moments.values()
+                self._num_steps[name][client] = state[name].get("step", 0)
+        moments = [
+            [tensor for rows in own.values() for tensor in rows.tensors.values()] for own in self._moments.values()
         ]
-        # Adam corrects its moments by the number of steps. Where clients differ in it, having kept their state from
-        # other rounds, each client's part of a tensor is stepped as a tensor of its own.
-        self._by_client = len(set(self._num_steps.tolist())) > 1
-        counts = self._num_steps if self._by_client else self._num_steps[:1]
-        self._counters = [[torch.tensor(float(n), device=stack.device) for n in counts] for _ in self._places]
+        names = [stack.parameter_blocks[place] for place in self._places]
+        self._steps = RowSteps(section, learning_rate, names, moments, self._num_steps, stack.device)
 
-    @torch.no_grad()
-    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    def step(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], resting: Resting = MappingProxyType({})
+    ) -> None:
         """One step of the first clients, in place.
 
         Args:
             parameters: The stack's parameters, (K, *shape) each, of the clients that take part.
             gradients: Of the same shapes; None for those that SGD without momentum, which remembers nothing, has
                 stepped already.
+            resting: As in `RowSteps.step`.
         """
-        pairs = [(parameters[p], gradient) for p in self._places if (gradient := gradients[p]) is not None]
-        if not pairs:
-            return
-        num_clients = len(pairs[0][0])
-        self._num_steps[:num_clients] += 1
-        self._fused_step(
-            self._parts([parameter for parameter, _ in pairs]),
-            # The fused kernels take both for arrays in the same order.
-            self._parts([gradient.contiguous() for _, gradient in pairs]),
-            [self._parts([tensor[:num_clients] for tensor in tensors]) for tensors in self._moment_tensors],
-            [counter for counters in self._counters for counter in counters[:num_clients]],
-        )
+        if self._places:
+            self._steps.step([parameters[p] for p in self._places], [gradients[p] for p in self._places], resting)
 
     def states(self) -> list[OptimizerState]:
         """Copies of each client's state, by block and name."""
-        num_clients = len(self._num_steps)
+        num_clients = len(next(iter(self._num_steps.values())))
         states: list[OptimizerState] = [{name: {} for name in self._blocks} for _ in range(num_clients)]
         for key, blocks in self._moments.items():
             for name, rows in blocks.items():
                 for state, vector in zip(states, rows.read(num_clients), strict=True):
                     state[name][key] = vector.copy()
         for key in self._section.counters:
-            for state, steps in zip(states, self._num_steps, strict=True):
-                for block in state.values():
-                    block[key] = np.array(steps, dtype=np.float32)
+            for client, state in enumerate(states):
+                for name, block in state.items():
+                    block[key] = np.array(self._num_steps[name][client], dtype=np.float32)
         return states
-
-    def _parts(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """What the kernels step as a tensor of its own: all clients' rows together, or each row."""
-        return [row for tensor in tensors for row in tensor.unbind()] if self._by_client else list(tensors)
 
 
 class AffineTerm:
@@ -185,5 +247,5 @@ def descent_of(
         if name in plain:
             rate, decay = plain[name]
             mu, constant = term.folded(at, rate)
-            rules[values.data_ptr()] = Rule(1 - rate * (decay + mu), rate, constant)
+            rules[values.data_ptr()] = Rule(1 - rate * (decay + mu), rate, constant, name)
     return Descent(rules) if rules else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from blossom_ray.clients.local_training import read_only_tensor
 from blossom_ray.clients.plan import LocalState
 from blossom_ray.clients.stacked.batches import Lanes, StackedBatch
+from blossom_ray.clients.stacked.descent import Descent
 from blossom_ray.clients.stacked.layers import (
     LayerTensors,
     MappedModule,
@@ -102,7 +103,7 @@ class Stack:
         capacity: As given.
         device: Where the tensors lie.
         model: Takes owned modality to (K * B, *shape) and gives logits (K * B, O), as `batches.py` describes.
-        lanes: The batch that it computes on.
+        lanes: The batch that it computes on; its encoders see as much of it as has their modality.
         parameters: The parameters that are trained now, of the clients that take part, (K, *shape) each, in a fixed
             order.
         parameter_blocks: The block of each of them.
@@ -114,6 +115,7 @@ class Stack:
     def __init__(self, workspace: Workspace, capacity: int) -> None:
         self._flat, self._trained, self._initial_state = workspace.flat, workspace.trained, workspace.initial_state
         self.capacity, self.device, self.lanes = capacity, workspace.device, Lanes()
+        self._encoder_lanes = {Block("encoder", modality): Lanes() for modality in workspace.model.owned}
         self._rows, self._local = {}, {}
         for name, flat in self._flat.items():
             self._rows[name] = BlockRows((*flat.layout.parameters, *flat.layout.buffers), capacity, self.device)
@@ -237,6 +239,14 @@ class Stack:
         if len(batch.counts) != self.lanes.num_clients:
             self._activate(len(batch.counts))
         self.lanes.enter(batch)
+        for name, lanes in self._encoder_lanes.items():
+            own = batch.encoded.get(name.of)
+            lanes.enter(batch if own is None or own.batch is None else own.batch)
+
+    def train_with(self, *, generators: Sequence[torch.Generator], descent: Descent | None) -> None:
+        """What layers draw dropout masks from, client by client, and the steps that they take themselves."""
+        for lanes in (self.lanes, *self._encoder_lanes.values()):
+            lanes.generators, lanes.descent = generators, descent
 
     def train_only(self, names: Collection[str]) -> None:
         """Enter training mode; of the blocks that can be trained, these are, and the others stand still."""
@@ -274,28 +284,31 @@ class Stack:
     def _stacked_layers(self, name: str) -> list[tuple[nn.Module, nn.Module]]:
         """What is exchanged in a block, and for what: its known layers one by one, or with another layer all of it."""
         block, layers = self._flat[name].module, []
+        lanes = self._encoder_lanes.get(Block.named(name), self.lanes)
         names = {id(tensor): key for key, tensor in (*block.named_parameters(), *block.named_buffers())}
         for module in block.modules():
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             tensors = LayerTensors({key: names[id(tensor)] for key, tensor in own}, self._active[name])
-            layer = stacked_layer(module, tensors, self.lanes) if is_known(module) else None
+            layer = stacked_layer(module, tensors, lanes) if is_known(module) else None
             if layer is not None:
                 layers.append((module, layer))
         if all(is_known(module) for module in block.modules()):
             return layers
         kept: dict[int, object] = {
-            id(module): OutOfMap(layer, self.lanes)
+            id(module): OutOfMap(layer, lanes)
             for module, layer in layers
             if isinstance(layer, StackedBatchNorm | StackedDropout)
         }
         mapped = copy.deepcopy(block, kept)
         own = (*mapped.named_parameters(), *mapped.named_buffers())
         tensors = LayerTensors({key: key for key, _ in own}, self._active[name])
-        return [(block, MappedModule(mapped, tensors, self.lanes))]
+        return [(block, MappedModule(mapped, tensors, lanes))]
 
     def _activate(self, num_clients: int) -> None:
         """Let the layers see the first rows."""
-        self.lanes.num_clients = num_clients
+        self.model.num_stacked = num_clients
+        for lanes in (self.lanes, *self._encoder_lanes.values()):
+            lanes.num_clients = num_clients
         self.parameters, self.parameter_blocks = [], []
         for name, rows in self._rows.items():
             tensors = rows.tensors | self._local[name]
@@ -320,15 +333,16 @@ def _together(vectors: Sequence[Vector]) -> Vector:
 
 
 class _Constant(nn.Module):
-    """Stands for an encoder whose input is zeros and that is not trained: gives (K * B, E) whatever it is given."""
+    """Stands for an encoder whose input is zeros and that is not trained: gives what was computed for each client."""
 
     def __init__(self, lanes: Lanes) -> None:
         super().__init__()
         self._lanes = lanes
         self.embeddings = torch.zeros(0)
 
-    def forward(self, _: Tensor) -> Tensor:
-        return self.embeddings[: self._lanes.num_clients].repeat_interleave(self._lanes.num_rows, dim=0)
+    def forward(self, inputs: Tensor) -> Tensor:
+        num_clients = self._lanes.num_clients
+        return self.embeddings[:num_clients].repeat_interleave(len(inputs) // num_clients, dim=0)
 
 
 # Part of the free memory that a stack may take: clients of one chunk differ, and so do batches.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,12 @@ from blossom_ray.clients.copies import label_of, optimizer_state_of
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import on_device
 from blossom_ray.clients.plan import LocalState, OptimizerState
-from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
+from blossom_ray.clients.stacked.batches import Resting, StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.copies import AuthorsFunction, ComposedPass, StackedCopies
 from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer, descent_of
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.clients.workspace import Workspace
+from blossom_ray.models.late_fusion import EVERYWHERE, Presence
 
 
 class StackTrainer:
@@ -48,7 +49,7 @@ class StackTrainer:
         self._workspace, self._stack, self._tasks, self._job, device = workspace, stack, tasks, job, stack.device
         self._objective, self._shards = workspace.objective, Shards(tasks, device)
         self._class_weights = self._objective.weights([task.labels for task in tasks])
-        stack.lanes.generators = [
+        self._generators = [
             torch.Generator(device).manual_seed(job.dropout_seed(task.client))
             for task in (tasks if stack.has_dropout else ())
         ]
@@ -62,6 +63,7 @@ class StackTrainer:
         self._copies = StackedCopies(stack, tasks, spare) if tasks[0].extras or has_loss else None
         self._loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=device)
         self._num_steps = np.zeros(len(tasks), dtype=np.int64)
+        self._rests: list[Counter[str]] = [Counter() for _ in tasks]
         self._steps: list[Counter[str]] = [Counter() for _ in tasks]
         self._optimizer_states: list[OptimizerState] = [{} for _ in tasks]
 
@@ -78,6 +80,8 @@ class StackTrainer:
             stepped = train(number, each, epochs)
             for counter, taken in zip(self._steps, (self._num_steps - before).tolist(), strict=True):
                 counter.update(dict.fromkeys(stepped, taken))
+        for counter, rests in zip(self._steps, self._rests, strict=True):
+            counter.subtract(rests)
         return self._results()
 
     def _train_pass(self, number: int, each: LocalPass, epochs: Sequence[Sequence[Any]]) -> Sequence[str]:
@@ -91,14 +95,16 @@ class StackTrainer:
         stack.train_only(each.blocks)
         term = AffineTerm(stack, each, own, [task.blocks for task in tasks])
         descent = descent_of(section, stack.parameter_blocks, stack.parameters, rate, term)
-        stack.lanes.descent = descent
+        stack.train_with(generators=self._generators, descent=descent)
         states = [optimizer_state_of(copy, task.optimizer_state) for task in tasks]
         optimizers = [
             StackOptimizer(optimizer, stack, names, own_rate, states)
             for optimizer, own_rate, names in section.optimizer.alike(stack.trained_blocks, rate)
         ]
-        for batch in stacked_batches(epochs, section.batch_size, stack.device):
-            stack.enter(batch)
+        for batch in self._batches(epochs):
+            resting = {} if each.has_offset else batch.resting
+            if descent is not None:
+                descent.begin(resting)
             losses = self._losses(batch, extras)
             # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
             gradients: Sequence[Tensor | None] = torch.autograd.grad(
@@ -107,8 +113,8 @@ class StackTrainer:
             left = gradients if descent is None else descent.left(stack.parameters, gradients)
             left = term.added(stack.parameters, left)
             for optimizer in optimizers:
-                optimizer.step(stack.parameters, left)
-            self._record(each, batch, losses)
+                optimizer.step(stack.parameters, left, resting)
+            self._record(each, batch, losses, resting)
         for optimizer in optimizers if section.keep_optimizer_state else ():
             for kept, new in zip(self._optimizer_states, optimizer.states(), strict=True):
                 kept.update({label_of(copy, name): state for name, state in new.items()})
@@ -123,37 +129,53 @@ class StackTrainer:
         optimizer, rate = section.optimizer, self._job.learning_rate
         composed = ComposedPass(stack, self._workspace, copies, each, own, optimizer, rate)
         stack.train_only(composed.composed)
-        stack.lanes.descent = None
-        for batch in stacked_batches(epochs, section.batch_size, stack.device):
-            stack.enter(batch)
+        stack.train_with(generators=self._generators, descent=None)
+        for batch in self._batches(epochs):
+            resting = {} if each.has_offset else batch.resting
             values, leaves = composed.values(len(batch.counts))
             composed.compose(values)
             losses = self._losses(batch, values)
-            composed.take_step(losses.sum(), leaves)
-            self._record(each, batch, losses)
+            composed.take_step(losses.sum(), leaves, resting)
+            self._record(each, batch, losses, resting)
         composed.end()
         return composed.composed
+
+    def _batches(self, epochs: Sequence[Sequence[Any]]) -> Iterator[StackedBatch]:
+        """The steps of a pass, each of them entered."""
+        stack, batch_size = self._stack, self._job.training.batch_size
+        for batch in stacked_batches(epochs, batch_size, stack.device, self._shards.observed):
+            stack.enter(batch)
+            yield batch
 
     def _losses(self, batch: StackedBatch, extras: Mapping[str, Any]) -> Tensor:
         """The loss that each client of a batch makes small, (K,)."""
         stack, objective = self._stack, self._objective
-        inputs, targets = self._shards.gather(batch)
+        inputs, present, targets = self._shards.gather(batch)
         for name, change in self._workspace.transforms.items():
-            for values, count, draw in zip(batch.unfold(inputs[name]), batch.counts, self._transforms, strict=False):
-                values[:count] = change(values[:count], draw)
+            seen = batch.seen_by(name)
+            for values, count, draw in zip(
+                seen.unfold(inputs[name]) if seen else (), seen.counts if seen else (), self._transforms, strict=False
+            ):
+                if count:
+                    values[:count] = change(values[:count], draw)
         if self._added is None:
-            return means(objective.each(stack.model(inputs), targets, self._class_weights, batch.counts), batch)
+            outputs = stack.model(inputs, present)
+            return means(objective.each(outputs, targets, self._class_weights, batch.counts), batch)
         assert self._copies is not None, "there are copies"
         self._copies.batch = batch
-        live = LiveForwards(partial(stack.model.traced, inputs), stack.model, inputs, self._copies.model_of)
+        own = partial(stack.model.traced, inputs, present)
+        live = LiveForwards(own, stack.model, inputs, present, self._copies.model_of)
         outputs = live.forward(("", None)).outputs
-        added = one_per_sample(self._added(live, inputs, targets, batch, extras).flatten(), len(outputs))
+        added = one_per_sample(self._added(live, self._tasks[0].inputs, targets, batch, extras).flatten(), len(outputs))
         if batch.mask is not None:
             added = torch.where(batch.mask.flatten() > 0, added, 0.0)
         return means(objective.each(outputs, targets, self._class_weights, batch.counts) + added, batch)
 
-    def _record(self, each: LocalPass, batch: StackedBatch, losses: Tensor) -> None:
+    def _record(self, each: LocalPass, batch: StackedBatch, losses: Tensor, resting: Resting) -> None:
         if each.is_recorded:
+            for name, clients in resting.items():
+                for client in clients:
+                    self._rests[client][name] += 1
             self._loss_sums[: len(batch.counts)] += losses.detach() * batch.row_counts
             self._num_steps[: len(batch.counts)] += 1
 
@@ -186,7 +208,11 @@ class StackTrainer:
 
 
 class Shards:
-    """The shards of a stack's clients, one after the other in one tensor per modality."""
+    """The shards of a stack's clients, one after the other in one tensor per modality.
+
+    Attributes:
+        observed: Of the modalities that some sample lacks: which samples have it, (n,) bool.
+    """
 
     def __init__(self, tasks: Sequence[ClientTask], device: torch.device) -> None:
         self._inputs = {
@@ -194,11 +220,23 @@ class Shards:
             for modality in tasks[0].inputs
         }
         self._labels = on_device(np.concatenate([task.labels for task in tasks]), device)
+        self.observed = {
+            modality: np.concatenate([task.observed.get(modality, np.ones(len(task.labels), bool)) for task in tasks])
+            for modality in tasks[0].inputs
+            if any(modality in task.observed for task in tasks)
+        }
 
-    def gather(self, batch: StackedBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """The batch's inputs (K * B, *shape) by modality, and its labels, (K * B,) or (K * B, outputs)."""
-        inputs = {modality: values.index_select(0, batch.rows) for modality, values in self._inputs.items()}
-        return inputs, self._labels.index_select(0, batch.rows)
+    def gather(self, batch: StackedBatch) -> tuple[dict[str, Tensor], Mapping[str, Presence], Tensor]:
+        """A batch of a stack.
+
+        Returns:
+            By modality what its encoder sees, (K * B, *shape) or fewer rows, and nothing where no client has any; of
+            those that some rows lack, which have it; and the labels, (K * B,) or (K * B, outputs).
+        """
+        seen = {modality: batch.seen_by(modality) for modality in self._inputs}
+        inputs = {name: self._inputs[name].index_select(0, own.rows) for name, own in seen.items() if own is not None}
+        present = {name: own.presence for name, own in batch.encoded.items() if own.presence is not None}
+        return inputs, present or EVERYWHERE, self._labels.index_select(0, batch.rows)
 
 
 def means(losses: Tensor, batch: StackedBatch) -> Tensor:

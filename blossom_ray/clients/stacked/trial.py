@@ -177,7 +177,8 @@ class _Trial:
         workspace, num_clients = self._workspace, len(self._clients)
         stack = Stack(workspace, num_clients)
         stack.load(self._clients, [workspace.initial_state] * num_clients)
-        stack.lanes.generators = [torch.Generator().manual_seed(client) for client in range(num_clients)]
+        generators = [torch.Generator().manual_seed(client) for client in range(num_clients)]
+        stack.train_with(generators=generators, descent=None)
         found: list[list[Tensor]] = []
         for step in self._steps:
             row_counts, num_rows = torch.tensor(step.counts), max(step.counts)

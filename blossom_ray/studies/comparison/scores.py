@@ -81,7 +81,7 @@ def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
 
     Bytes, seconds and counts are better when lower. What nobody knows counts as a share of 1, higher better.
     """
-    if metric in ROUND_COLUMNS:
+    if metric.partition("@")[0] in ROUND_COLUMNS:
         return Score(metric, "", lower_is_better=True, is_share=False)
     return find_score(metric, own) or Score(metric, "")
 
