@@ -47,10 +47,9 @@ class MFedMC(Section):
             outputs = batch.through(modalities=subset).outputs
             has_some = sum(batch.present[name] for name in subset).clamp(max=1)
             hits[subset] = has_some * outputs.softmax(dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
-        alone = {name: batch.present[name] * batch.through(modalities=[name]).losses for name in owned}
-        found = {f"loss of encoder/{name}": losses for name, losses in alone.items()}
-        found |= {f"samples of encoder/{name}": batch.present[name] for name in owned}
+        found = {f"samples of encoder/{name}": has for name, has in batch.present.items()}
         for name in owned:
+            found[f"loss of encoder/{name}"] = batch.present[name] * batch.through(modalities=[name]).losses
             pairs = [(some, tuple(other for other in some if other != name)) for some in hits if name in some]
             gains = [(hits[some] - hits[rest]) / comb(len(owned) - 1, len(rest)) for some, rest in pairs]
             found[f"encoder/{name}"] = sum(gains) / len(owned)
@@ -67,8 +66,7 @@ class MFedMC(Section):
         priority = self.impact * impact / impact.max().clamp(min=1e-12) + self.size * (1 - sizes / sizes.max())
         order = (priority + self.recency * waited / k.round).argsort(descending=True, stable=True)
         offered = Tree({b: (order[: self.modalities] == i).any().float() for i, b in enumerate(k["last"])})
-        sums = (Tree({b: k.after[f"{what} of {b}"] for b in offered}) for what in ("loss", "samples"))
-        loss = offered.map(lambda _, total, count: total / count, *sums)
+        loss = Tree({b: k.after[f"loss of {b}"] / k.after[f"samples of {b}"] for b in offered})
         return {
             "model": Sent(k.new, Tree({block: k.weight * offered.get(block, 1.0) for block in k.new})),
             "loss": Sent(loss, offered),
