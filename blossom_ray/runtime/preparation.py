@@ -179,30 +179,9 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
     if held_out is not None:
         write_held_out(held_out, folder)
-    engines: dict[str, EngineName] = {}
-    if scenario.training.engine != "auto":
-        engines = {name: scenario.training.engine_of(name) for name in scenario.modality_sets}
-    plan = ClientPlan(
-        model=scenario.model,
-        training=scenario.training,
-        scheme=_with_frozen_code(scenario, dataset),
-        seed=scenario.seeds.training,
-        input_shapes=dataset.input_shapes,
-        num_outputs=dataset.num_classes,
-        evaluation_batch_size=scenario.evaluation.batch_size,
-        fine_tune=scenario.evaluation.fine_tune,
-        task=scenario.task,
-        metrics=scenario.evaluation.metrics,
-        weighting=scenario.server.weighting,
-        engines=engines,
-        prototypes=_prototypes(scenario, population),
-    )
-    plan = replace(plan, split_blocks=_split_blocks(plan, population))
-    if scenario.algorithm.kind != "fedavg":
-        plan = with_algorithm(plan, scenario.algorithm, population)
     return Preparation(
         scenario=scenario,
-        plan=plan,
+        plan=client_plan(scenario, population, dataset.input_shapes, dataset.num_classes),
         population=population,
         shards=shards,
         num_held_out=0 if held_out is None else held_out.num_samples,
@@ -215,6 +194,42 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     )
 
 
+def client_plan(
+    scenario: Scenario, population: Population, input_shapes: Mapping[str, tuple[int, ...]], num_outputs: int
+) -> ClientPlan:
+    """What every client of a scenario goes by.
+
+    Args:
+        scenario: The scenario.
+        population: Its clients.
+        input_shapes: Shape of one sample by modality.
+        num_outputs: Number of classes, or of targets.
+
+    Raises:
+        InputError: A block does not fit its input, or own code does not do what it should.
+    """
+    engines: dict[str, EngineName] = {}
+    if scenario.training.engine != "auto":
+        engines = {name: scenario.training.engine_of(name) for name in scenario.modality_sets}
+    plan = ClientPlan(
+        model=scenario.model,
+        training=scenario.training,
+        scheme=_with_frozen_code(scenario, input_shapes, num_outputs),
+        seed=scenario.seeds.training,
+        input_shapes=input_shapes,
+        num_outputs=num_outputs,
+        evaluation_batch_size=scenario.evaluation.batch_size,
+        fine_tune=scenario.evaluation.fine_tune,
+        task=scenario.task,
+        metrics=scenario.evaluation.metrics,
+        weighting=scenario.server.weighting,
+        engines=engines,
+        prototypes=_prototypes(scenario, population),
+    )
+    plan = replace(plan, split_blocks=_split_blocks(plan, population))
+    return plan if scenario.algorithm.kind == "fedavg" else with_algorithm(plan, scenario.algorithm, population)
+
+
 def _try_training(scenario: Scenario, dataset: Dataset) -> None:
     """Build what clients train with, so that what does not fit is known before a round begins."""
     import torch
@@ -224,21 +239,23 @@ def _try_training(scenario: Scenario, dataset: Dataset) -> None:
     build_transforms(training.transform, dataset.input_shapes, scenario.modalities)
 
 
-def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
+def _with_frozen_code(
+    scenario: Scenario, input_shapes: Mapping[str, tuple[int, ...]], num_outputs: int
+) -> SharingScheme:
     """The scheme, with the scope `frozen` for own code whose parameters come frozen: nobody trains or averages it."""
     from blossom_ray.models.build import build_block
 
     model, scheme = scenario.model, scenario.scheme
     sections: dict[Block, object] = {Block("encoder", name): section for name, section in model.encoders.items()}
     sections |= {FUSION: model.fusion, HEAD: model.head}
-    frozen: dict[str, Scope] = {}
+    frozen: list[Block] = []
     for name, section in sections.items():
         if isinstance(section, Custom):
-            block = build_block(name, model, dataset.input_shapes, dataset.num_classes, scenario.seeds.training)
+            block = build_block(name, model, input_shapes, num_outputs, scenario.seeds.training)
             parameters = list(block.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
-                frozen[name] = Scope.FROZEN
-    return SharingScheme({**scheme.scopes, **frozen}) if frozen else scheme
+                frozen.append(name)
+    return scheme.with_frozen(frozen)
 
 
 def _prototypes(scenario: Scenario, population: Population) -> tuple[str, ...]:

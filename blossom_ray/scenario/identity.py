@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import reduce
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from blossom_ray.core.section import plain_tree
 from blossom_ray.scenario.tree import ScenarioTree
 
+_EACH = "*"
 _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "validation_fraction"): 0.0,
     ("model", "fusion", "norm"): "none",
+    ("model", "encoders", _EACH, "weights"): None,
+    ("model", "fusion", "weights"): None,
+    ("model", "head", "weights"): None,
     ("evaluation", "per_class"): "final",
     ("data", "client_column"): None,
     ("data", "recording_column"): None,
@@ -24,7 +28,10 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("training", "loss"): {"kind": "task"},
     ("training", "transform"): {},
 }
-"""Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now."""
+"""Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now.
+
+`*` stands for each entry of a list or a map.
+"""
 
 
 def numbers_tree(scenario: ScenarioTree) -> dict[str, Any]:
@@ -41,13 +48,24 @@ def numbers_tree(scenario: ScenarioTree) -> dict[str, Any]:
     if scenario.seeds.training == scenario.seeds.federation:
         del tree["training_seed"]
     for (*path, key), default in _ADDED_LATER.items():
-        section = reduce(lambda branch, name: branch[name], path, tree)
-        if key in section and section[key] == default:
-            del section[key]
+        for section in _branches(tree, path):
+            if key in section and section[key] == default:
+                del section[key]
     plain: dict[str, Any] = json.loads(
         json.dumps(tree, default=lambda value: str(getattr(value, "__qualname__", repr(type(value)))))
     )
     return plain
+
+
+def _branches(tree: Any, path: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The sections at a path; none where it leads nowhere, as in what another kind of data set has."""
+    if not path:
+        yield from [tree] if isinstance(tree, dict) else []
+    elif path[0] == _EACH:
+        for branch in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+            yield from _branches(branch, path[1:])
+    elif isinstance(tree, dict) and path[0] in tree:
+        yield from _branches(tree[path[0]], path[1:])
 
 
 def identity(scenario: ScenarioTree) -> str:
