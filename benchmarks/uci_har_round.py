@@ -75,7 +75,7 @@ def make_workspace(preparation: Preparation, client: int, missing: str = "mask")
 
 
 def ours(preparation: Preparation, client: int) -> dict[str, np.ndarray]:
-    inputs, labels = preparation.open_shards().shard(client).train()
+    inputs, labels, _ = preparation.open_shards().shard(client).train()
     space = make_workspace(preparation, client)
     section = preparation.plan.training
     job = LocalJob(section, RATE, (LocalPass(section.local_epochs, frozenset(space.trained)),), seed=0, round_index=1)
@@ -84,7 +84,7 @@ def ours(preparation: Preparation, client: int) -> dict[str, np.ndarray]:
 
 
 def plain(preparation: Preparation, client: int, *, zeros: bool = False) -> dict[str, np.ndarray]:
-    inputs, labels = preparation.open_shards().shard(client).train()
+    inputs, labels, _ = preparation.open_shards().shard(client).train()
     space = make_workspace(preparation, client)
     absent = make_workspace(preparation, client, "zero-input").flat if zeros else {}
     model, section = space.model, preparation.plan.training

@@ -75,9 +75,9 @@ def workload_of(preparation: Preparation) -> Workload:
         for r in range(1, scenario.rounds + 1)
     ]
     return Workload(
-        first=np.stack([inputs["first"] for inputs, _ in parts]),
-        second=np.stack([inputs["second"] for inputs, _ in parts]),
-        labels=np.stack([labels for _, labels in parts]),
+        first=np.stack([part.inputs["first"] for part in parts]),
+        second=np.stack([part.inputs["second"] for part in parts]),
+        labels=np.stack([part.labels for part in parts]),
         orders=np.array(orders),
         initial=named_parameters(preparation, server_of(preparation)),
     )

@@ -164,19 +164,19 @@ def federation_of(preparation: Preparation) -> Federation:
     scenario, server = preparation.scenario, untrained(preparation)
     with preparation.open_shards() as shards:
         parts = [shards.shard(client).train() for client in range(scenario.num_clients)]
-        held_out = shards.held_out(["vector"])
+        held_out = shards.held_out(0)
         assert held_out is not None
-        test_inputs, test_labels = held_out.test()
+        test_inputs, test_labels, _ = held_out.test()
         cohorts = [cohort(preparation, server, number) for number in range(1, scenario.rounds + 1)]
         orders = []
         for number, members in enumerate(cohorts, start=1):
             for client in members:
                 draw = generator(scenario.seed, Purpose.TRAINING, number, client)
-                orders += [draw.permutation(len(parts[client][1])) for _ in range(scenario.training.local_epochs)]
+                orders += [draw.permutation(len(parts[client].labels)) for _ in range(scenario.training.local_epochs)]
         return Federation(
-            features=np.concatenate([inputs["vector"] for inputs, _ in parts]),
-            labels=np.concatenate([labels for _, labels in parts]),
-            sizes=np.array([len(labels) for _, labels in parts]),
+            features=np.concatenate([part.inputs["vector"] for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            sizes=np.array([len(part.labels) for part in parts]),
             cohorts=np.array(cohorts),
             orders=np.concatenate(orders),
             initial=parameters_of(server),

@@ -86,21 +86,23 @@ def inspect(
     from blossom_ray.cli.console.data import plain_summary, shares_view, summary_view
     from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.data.options import DATASETS
-    from blossom_ray.data.summary import shares, summarise
+    from blossom_ray.data.summary import ObservedRows, observed_rows, shares, summarise
 
     console = terminal()
     with interruptible() as interruption:
         interruption.farewell = "interrupted"
         scenario, dataset = _load(target, path, modality or [], settings or [], seed, as_json=as_json)
         summary, fingerprint = summarise(dataset), dataset.fingerprint()
-        parts = None
+        parts, profiles = None, tuple(scenario.profiles())
+        observed: dict[str, dict[str, ObservedRows]] = {}
         if target not in DATASETS:
             from blossom_ray.data.division.federation import build_federation
+            from blossom_ray.data.division.observation import observe
 
-            sets = tuple(profile.modalities for profile in scenario.profiles())
-            federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed, sets)
-            parts = shares(dataset, federation)
-    profiles = tuple(scenario.profiles())
+            sets, targets = tuple(profile.modalities for profile in profiles), dataset.targets
+            divided = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed, sets)
+            federation = observe(divided, scenario.data, targets, scenario.groups, scenario.seed)
+            parts, observed = shares(dataset, federation), observed_rows(federation, profiles)
     if as_json:
         values = {"dataset": scenario.data.dataset, **plain_summary(summary), "fingerprint": fingerprint}
         if parts is not None:
@@ -110,11 +112,15 @@ def inspect(
                  "labels": dict(share.labels), "subjects": share.num_subjects}
                 for share, profile in zip(parts, profiles, strict=True)
             ]  # fmt: skip
+        if observed:
+            values["observed"] = {
+                name: {split: vars(rows) for split, rows in own.items()} for name, own in observed.items()
+            }
         print_json(values)
         return
     console.print(summary_view(scenario.data.dataset, summary, fingerprint))
     if parts is not None:
-        view = shares_view(parts, profiles)
+        view = shares_view(parts, profiles, observed)
         # A column for each class may not fit; a line that the terminal breaks can still be read.
         needed = console.measure(view, options=console.options.update(max_width=10_000)).maximum
         terminal(width=max(console.width, needed)).print(view)

@@ -304,7 +304,7 @@ class ClientHost:
 
     def _samples(self, client: int, scoring: Scoring | None) -> Samples:
         if scoring is Scoring.HELD_OUT:
-            held_out = self._shards.held_out(self._profiles[client].modalities)
+            held_out = self._shards.held_out(client)
             assert held_out is not None, "the loop asks for a held-out set only where there is one"
             return held_out.test()
         shard = self._shards.shard(client)

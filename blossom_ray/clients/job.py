@@ -15,7 +15,7 @@ from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.core.blocks import FUSION, HEAD, Block, BlockInstance
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import Vector
-from blossom_ray.data.shards import BoolArray
+from blossom_ray.data.gaps import BoolArray
 from blossom_ray.tasks.base import Tally, TaskRules
 
 

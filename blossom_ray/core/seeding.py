@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     DRAWN_EXTRA = 15
     TRANSFORM = 16
     FINE_TUNING_TRANSFORM = 17
+    OBSERVATION = 18
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
 
 

@@ -13,10 +13,12 @@ import numpy.typing as npt
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place, check_recordings
 from blossom_ray.data.dataset import Dataset, FloatArray, Labels
+from blossom_ray.data.gaps import BoolArray, fill_gaps
 from blossom_ray.data.labels import RowValues, encode_classes, encode_ids, encode_numbers, encode_sets, encode_splits
 from blossom_ray.errors import DataError
 
 Arrays = Mapping[str, Any]
+_Arrays = Mapping[str, tuple[FloatArray, BoolArray]]
 
 _PLAIN = (str, int, float, Decimal, np.generic, NoneType)
 
@@ -32,6 +34,7 @@ def from_arrays(
     clients: Any = None,
     recordings: Any = None,
     splits: Any = None,
+    observed: Arrays | None = None,
 ) -> Dataset:
     """A data set from NumPy arrays, PyTorch tensors, or whatever `np.asarray` takes.
 
@@ -47,12 +50,14 @@ def from_arrays(
             Left out: the labels that occur, sorted. In a regression the names of the targets.
         subjects: (N,) whole numbers from 0 or text, whose sample it is; None where samples belong to nobody.
         held_out: Inputs and labels of a global test set that no client trains on.
-        clients: (N,) whole numbers or text, whose each sample is, for `data.partition: {kind: given}`. A modality that
-            a client does not own is NaN, or None in a list, throughout its rows.
+        clients: (N,) whole numbers or text, whose each sample is, for `data.partition: {kind: given}`. A client owns
+            the modalities that it has in some row to train on.
         recordings: (N,) whole numbers or text, of which recording each sample is: those of one recording stand on one
             side of the splits of all clients.
         splits: (N,) `train`, `validation`, `test` for a client's own splits, `held-out` for the global test set (None
             as client and recording will do there). Without clients `test` is `held-out`.
+        observed: Modality to (N,) truth values, whether each sample has a value of it; what stands where there is none
+            counts for nothing. None in a list says the same, and so does NaN throughout a row where clients are given.
 
     Raises:
         DataError: Something is no array of numbers, has another length, or is not finite; a label is none of the
@@ -69,8 +74,8 @@ def from_arrays(
     if held_out is not None:
         parts.append(_array("held-out labels", held_out[1], task))
     encoded, names = _encoded(parts, task, class_names)
-    arrays = _inputs(inputs, "modality", has_gaps=clients is not None)
     number = len(encoded[0])
+    arrays = _inputs(inputs, "modality", observed or {}, has_clients=clients is not None)
     sides, has_clients = np.zeros(number, np.int64), clients is not None
     if splits is not None:
         sides = encode_splits(_row_values("splits", splits, number), has_clients=has_clients)
@@ -86,26 +91,41 @@ def from_arrays(
             numbers[name], called[name] = encode_ids(values, are_subjects=name == "subjects")
     test_set = None
     if held_out is not None:
-        test_set = Dataset(_inputs(held_out[0], "held-out modality"), encoded[1], names)
+        given = _inputs(held_out[0], "held-out modality", {}, has_clients=False)
+        test_set = _dataset(given, np.full(len(encoded[1]), True), encoded[1], names)
     if others.any():
         if held_out is not None:
             raise DataError("splits say 'held-out', while held_out is given; expected one of the two")
-        test_set = Dataset(_rows_of(arrays, others), encoded[0][others], names)
-        arrays, encoded[0] = _rows_of(arrays, ~others), encoded[0][~others]
+        test_set = _dataset(arrays, others, encoded[0][others], names)
     own_splits = sides[shared] if has_clients and (sides > 0).any() else None
     if own_splits is not None and numbers["recordings"] is not None:
         place = _place("recordings")
         check_recordings(numbers["recordings"], own_splits, lambda row: place(int(shared[row])), called["recordings"])
-    return Dataset(
-        inputs=arrays,
-        labels=encoded[0],
-        class_names=names,
+    return _dataset(
+        arrays,
+        ~others,
+        encoded[0][~others],
+        names,
         held_out=test_set,
         splits=own_splits,
         client_names=called["clients"],
         subject_names=called["subjects"],
         **numbers,
     )
+
+
+def _dataset(arrays: _Arrays, rows: BoolArray, labels: Labels, class_names: tuple[str, ...], **others: Any) -> Dataset:
+    """The data set of some rows (N,), where labels are those of these rows alone."""
+    for modality, (values, _) in arrays.items():
+        if len(values) != len(rows):
+            raise DataError(f"modality {modality!r} has {len(values)} rows; expected {len(rows)}, as many as labels")
+    chosen: Any = slice(None) if rows.all() else rows
+    inputs, observed = fill_gaps(
+        {modality: values[chosen] for modality, (values, _) in arrays.items()},
+        {modality: missing[chosen] for modality, (_, missing) in arrays.items()},
+        others.get("clients"),
+    )
+    return Dataset(inputs, labels, class_names, observed=observed, **others)
 
 
 def _row_values(name: str, given: Any, number: int) -> RowValues:
@@ -119,25 +139,34 @@ def _place(name: str) -> Place:
     return lambda row: f"{name}, row {row}"
 
 
-def _rows_of(arrays: Mapping[str, FloatArray], rows: npt.NDArray[np.bool_]) -> dict[str, FloatArray]:
-    for modality, values in arrays.items():
-        if len(values) != len(rows):
-            raise DataError(f"modality {modality!r} has {len(values)} rows; expected {len(rows)}, as many as labels")
-    return {modality: values[rows] for modality, values in arrays.items()}
-
-
-def _inputs(inputs: Arrays, what: str, *, has_gaps: bool = False) -> dict[str, FloatArray]:
+def _inputs(inputs: Arrays, what: str, observed: Arrays, *, has_clients: bool) -> _Arrays:
+    """By modality the values (N, *shape), and whether each row lacks it."""
     if not isinstance(inputs, Mapping):
         raise DataError(f"inputs are of type {type(inputs).__name__}; expected a mapping from modality to array")
-    arrays = {}
-    for modality, values in inputs.items():
-        array = _numbers(f"{what} {modality!r}", _without_gaps(values) if has_gaps else values)
-        arrays[modality] = array[:, np.newaxis] if array.ndim == 1 else array
-    return arrays
+    for modality in observed:
+        if modality not in inputs:
+            raise DataError(f"observed has {modality!r}; expected some of {', '.join(map(str, inputs))}")
+    found = {}
+    for modality, given in inputs.items():
+        name = f"{what} {modality!r}"
+        values, missing = _without_nulls(given)
+        array = _numbers(name, values)
+        array = array[:, np.newaxis] if array.ndim == 1 else array
+        missing = np.zeros(len(array), np.bool_) if missing is None else missing
+        if has_clients and array.size:
+            missing |= np.isnan(array).reshape(len(array), -1).all(axis=1)
+        if modality in observed:
+            rows = _plain(f"observed rows of {name}", observed[modality])
+            if rows.dtype != np.bool_ or rows.shape != missing.shape:
+                expected = f"({len(array)},) truth values, one per sample"
+                raise DataError(f"observed rows of {name} are {rows.dtype} of shape {rows.shape}; expected {expected}")
+            missing |= ~rows
+        found[modality] = array, missing
+    return found
 
 
-def _without_gaps(values: Any) -> Any:
-    """NaN throughout in the place of each null of a list or column; what has none is left as it is."""
+def _without_nulls(values: Any) -> tuple[Any, BoolArray | None]:
+    """Zeros in the place of each null of a list or column, and where they are; what has none is left as it is."""
     num_nulls = getattr(values, "null_count", 0)
     if num_nulls() if callable(num_nulls) else num_nulls:
         values = _listed(values)
@@ -145,9 +174,9 @@ def _without_gaps(values: Any) -> Any:
     rows = list(values) if is_list else []
     present = next((row for row in rows if row is not None), None)
     if present is None or all(row is not None for row in rows):
-        return values
-    gap = np.full(np.shape(present), np.nan, np.float32)
-    return [gap if row is None else row for row in rows]
+        return values, None
+    gap = np.zeros(np.shape(present), np.float32)
+    return [gap if row is None else row for row in rows], np.array([row is None for row in rows])
 
 
 def _array(name: str, labels: Any, task: Task) -> Any:

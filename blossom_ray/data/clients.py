@@ -32,6 +32,7 @@ class GivenClients:
         splits: (N,) int64: the place in `SPLITS` of the part that each sample is of, or None where the data do not
             say.
         source: Where they stand, for messages.
+        notes: What is to be known of what they own, in a line each.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,7 @@ class GivenClients:
     modalities: tuple[tuple[str, ...], ...]
     splits: IntArray | None = None
     source: str = "clients"
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -50,7 +52,9 @@ class GivenClients:
         origin: Origin,
         source: str = "clients",
     ) -> Self:
-        """The clients of rows, where these agree about what a client owns and what its rows are for.
+        """The clients of rows, where these agree about what a client's rows are for.
+
+        A client owns the modalities that it has in some row to train on; where rows are not split yet, in some row.
 
         Args:
             names: What the clients are called.
@@ -62,7 +66,7 @@ class GivenClients:
 
         Raises:
             DataError: A client has no row to train on, or none of a part that others have; there are rows to validate
-                on and none to test on; a client has a modality in some of its rows alone, or none in any.
+                on and none to test on; a client owns no modality.
         """
         if splits is not None:
             counts = np.zeros((len(names), len(SPLITS)), np.int64)
@@ -81,24 +85,26 @@ class GivenClients:
                         f"{origin.split(row)} is {SPLITS[splits[row]]!r}, and no row of client {names[client]!r} is "
                         f"{name!r}{others}; expected {name!r} in some of its rows"
                     )
-        for modality, is_missing in missing.items():
-            num_missing = np.bincount(owners, is_missing, minlength=len(names))
-            is_torn = (num_missing > 0) & (num_missing < np.bincount(owners, minlength=len(names)))
-            if (wrong := is_missing & is_torn[owners]).any():
-                row = int(wrong.argmax())
-                raise DataError(
-                    f"{origin.modality(modality, row)} is missing, while client {names[owners[row]]!r} has it in other "
-                    f"rows; expected it in all rows of a client, or in none"
-                )
-        first = np.unique(owners, return_index=True)[1].tolist()
-        modalities = tuple(tuple(name for name in sorted(missing) if not missing[name][row]) for row in first)
+        trains = np.ones(len(owners), np.bool_) if splits is None else splits == 0
+        owned: list[list[str]] = [[] for _ in names]
+        notes = []
+        for modality in sorted(missing):
+            has = ~missing[modality]
+            num_to_train, num_rows = (np.bincount(owners[has & rows], minlength=len(names)) for rows in (trains, has))
+            for client, name in enumerate(names):
+                if num_to_train[client]:
+                    owned[client].append(modality)
+                elif num_rows[client]:
+                    found = f"client {name!r} has {modality} in {num_rows[client]} rows and in none to train on"
+                    notes.append(f"{found}, so it does not own it")
+        modalities = tuple(map(tuple, owned))
         if () in modalities:
-            client = modalities.index(())
+            number = modalities.index(())
             raise DataError(
-                f"{origin.client(first[client])} is {names[client]!r}, a client without values of "
-                f"{', '.join(sorted(missing))}; expected values of one of them in all of its rows"
+                f"{origin.client(int((owners == number).argmax()))} is {names[number]!r}, a client without values of "
+                f"{', '.join(sorted(missing))} to train on; expected values of one of them"
             )
-        return cls(names, owners, modalities, splits, source)
+        return cls(names, owners, modalities, splits, source, tuple(notes))
 
     def members(self) -> dict[tuple[str, ...], list[int]]:
         """The clients that own exactly the same modalities, in the order of `names`; sets are sorted."""
@@ -115,12 +121,10 @@ class Origin:
     Attributes:
         client: Of a row's client.
         split: Of its split.
-        modality: Of its value of a modality.
     """
 
     client: Place = field(default=lambda row: f"clients, row {row}")
     split: Place = field(default=lambda row: f"splits, row {row}")
-    modality: Callable[[str, int], str] = field(default=lambda modality, row: f"modality {modality!r}, row {row}")
 
 
 def check_recordings(recordings: IntArray, splits: IntArray, place: Place, names: Sequence[str] = ()) -> None:

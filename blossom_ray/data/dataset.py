@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import SPLITS, GivenClients, Origin, check_recordings
+from blossom_ray.data.gaps import BoolArray, fill_gaps, in_torn_clients
 from blossom_ray.errors import DataError
 from blossom_ray.text import is_unicode
 
@@ -83,6 +84,7 @@ class Targets:
         pieces: The recordings that samples are pieces of, or None where the data set does not tell.
         clients: The clients of the data, or None where the data do not say whose their samples are.
         subject_names: What the subjects are called, by number; empty where their numbers are their names.
+        observed: As in `Dataset`.
     """
 
     labels: IntArray
@@ -92,6 +94,7 @@ class Targets:
     pieces: Pieces | None = None
     clients: GivenClients | None = None
     subject_names: tuple[str, ...] = ()
+    observed: Mapping[str, BoolArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,9 @@ class Dataset:
     """Samples of several modalities with their labels.
 
     Attributes:
-        inputs: Modality to array (N, *shape), float32, finite. Rows of all modalities belong together. Where the data
-            say whose samples they are, a modality that a client does not own is NaN throughout its rows.
+        inputs: Modality to array (N, *shape), float32, finite. Rows of all modalities belong together. Zeros in a row
+            that `observed` says has no value. Where the data say whose samples they are, a modality that a client does
+            not own is NaN throughout its rows, unless it is in `observed`.
         labels: (N,) int64, 0..len(class_names)-1 (classification); (N, len(class_names)) float32, 0 or 1 (multilabel)
             or any finite values (regression).
         class_names: Name of each class, or of each target of a regression.
@@ -114,11 +118,13 @@ class Dataset:
         client_names: What the clients are called, by number; empty: by their numbers.
         subject_names: What the subjects are called, by number; empty: by their numbers.
         notes: What a reader of the numbers should know of it.
+        observed: Modality to (N,) bool, whether each row has a value of it; of the modalities alone that some row
+            lacks.
 
     Raises:
-        DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite; a
-            client that has a modality in some of its rows alone, or no row of a split that others have; a recording in
-            several splits.
+        DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite, or
+            not 0 where none was observed; a client whose rows of a modality are NaN in part, or that has no row of a
+            split that others have; a recording in several splits.
     """
 
     inputs: Mapping[str, FloatArray]
@@ -134,6 +140,7 @@ class Dataset:
     client_names: tuple[str, ...] = ()
     subject_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    observed: Mapping[str, BoolArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Mapping):
@@ -155,22 +162,20 @@ class Dataset:
                 if name == "recording" and numbers.min() < 0:
                     raise DataError(f"recordings begin at {numbers.min()}; expected numbers from 0")
         self._check_clients()
+        for modality, observed in self.observed.items():
+            if modality not in self.inputs:
+                raise DataError(f"observed has {modality!r}; expected some of {', '.join(self.inputs)}")
+            _check_array(f"observed rows of {modality!r}", observed, np.bool_, self.num_samples)
+            if observed.ndim != 1 or observed.all():
+                found = f"have shape {observed.shape}" if observed.ndim != 1 else "are all"
+                raise DataError(f"observed rows of {modality!r} {found}; expected (N,), False for some, or none at all")
         for modality, values in self.inputs.items():
             _check_array(f"modality {modality!r}", values, np.float32, self.num_samples)
             if values.ndim < 2 or 0 in values.shape:
                 raise DataError(
                     f"modality {modality!r} has shape {values.shape}; expected (samples, ...), none of it 0"
                 )
-            # Some rows at a time: a truth value for each number at once would take a quarter of the data's memory.
-            for start in range(0, len(values), _ROWS_AT_ONCE):
-                rows = values[start : start + _ROWS_AT_ONCE]
-                if not np.isfinite(rows).all():
-                    wrong = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-                    if self.clients is not None:
-                        wrong &= ~np.isnan(rows).reshape(len(rows), -1).all(axis=1)
-                    if wrong.any():
-                        row = start + int(wrong.argmax())
-                        raise DataError(f"modality {modality!r}, row {row}: a value is not finite")
+            self._check_values(modality, values)
         given = self.given_clients  # which refuses clients that contradict themselves
         if given is not None and given.splits is not None and self.recordings is not None:
             check_recordings(self.recordings, given.splits, "recordings, row {}".format)
@@ -222,34 +227,47 @@ class Dataset:
             pieces=self.pieces,
             clients=self.given_clients,
             subject_names=self.subject_names,
+            observed=self.observed,
         )
+
+    def lacking(self, modality: str) -> BoolArray:
+        """Whether each row (N,) has no value of a modality."""
+        observed = self.observed.get(modality)
+        # By the first value: no other NaN passes the checks.
+        return np.isnan(self.inputs[modality].reshape(self.num_samples, -1)[:, 0]) if observed is None else ~observed
 
     @property
     def given_clients(self) -> GivenClients | None:
         """The clients of the data, or None where the data do not say whose their samples are."""
         if self.clients is None:
             return None
-        missing = {modality: is_missing(values) for modality, values in self.inputs.items()}
+        missing = {modality: self.lacking(modality) for modality in self.inputs}
         return GivenClients.of(self._client_names, self.clients, missing, self.splits, Origin())
 
     def without_clients(self) -> Dataset:
         """The data set for a partition that does not ask whose the samples are.
 
-        Raises:
-            DataError: A client lacks a modality, so its samples cannot be another's.
+        What a client does not own is not observed in its rows, which may become another's.
         """
-        given = self.given_clients
-        if given is None:
+        if self.clients is None:
             return self
-        for name, modalities in zip(given.names, given.modalities, strict=True):
-            missing = sorted(self.inputs.keys() - set(modalities))
-            if missing:
-                raise DataError(
-                    f"modality {missing[0]!r} is missing in the rows of client {name!r}; expected it in all rows, or "
-                    f"data.partition: {{kind: given}}"
-                )
+        inputs, observed = fill_gaps(self.inputs, {modality: self.lacking(modality) for modality in self.inputs})
         note = "clients say whose the samples are, and are not used: data.partition: {kind: given} uses them"
-        return replace(self, clients=None, splits=None, client_names=(), notes=(*self.notes, note))
+        return replace(
+            self, inputs=inputs, observed=observed, clients=None, splits=None, client_names=(),
+            notes=(*self.notes, note),
+        )  # fmt: skip
+
+    def only(self, modalities: Sequence[str]) -> Dataset:
+        """The data set, and its held-out set, with these of its modalities alone."""
+        if set(self.inputs) == set(modalities):
+            return self
+        return replace(
+            self,
+            inputs={modality: self.inputs[modality] for modality in modalities},
+            observed={modality: rows for modality, rows in self.observed.items() if modality in modalities},
+            held_out=None if self.held_out is None else self.held_out.only(modalities),
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names, shapes and values: equal for equal data, whatever file they came from."""
@@ -264,12 +282,40 @@ class Dataset:
             if self.clients is not None and name in self.inputs:
                 values = np.where(np.isnan(values), np.float32(np.nan), values)  # of the many NaNs there are, one
             digest.update(np.ascontiguousarray(values).data)
+        for name, observed in sorted(self.observed.items()):
+            digest.update(f"observed {name}".encode())
+            digest.update(np.ascontiguousarray(observed).data)
         digest.update("\0".join(self.class_names).encode())
         if self.clients is not None:
             digest.update("\0".join(("", *self._client_names)).encode())
         if self.held_out is not None:
             digest.update(self.held_out.fingerprint().encode())
         return digest.hexdigest()
+
+    def _check_values(self, modality: str, values: FloatArray) -> None:
+        observed = self.observed.get(modality)
+        # Some rows at a time: a truth value for each number at once would take a quarter of the data's memory.
+        for start in range(0, len(values), _ROWS_AT_ONCE):
+            rows = values[start : start + _ROWS_AT_ONCE].reshape(-1, values[0].size)
+            if not np.isfinite(rows).all():
+                wrong = ~np.isfinite(rows).all(axis=1)
+                if self.clients is not None and observed is None:
+                    wrong = wrong & ~np.isnan(rows).all(axis=1)
+                if wrong.any():
+                    raise DataError(f"modality {modality!r}, row {start + int(wrong.argmax())}: a value is not finite")
+            if observed is not None and (filled := ~observed[start : start + len(rows)] & rows.any(axis=1)).any():
+                row = start + int(filled.argmax())
+                found = "a value is not 0, while observed says that there is none"
+                raise DataError(f"modality {modality!r}, row {row}: {found}")
+        if self.clients is not None and observed is None:
+            missing = self.lacking(modality)
+            if (torn := missing & in_torn_clients(missing, self.clients)).any():
+                row = int(torn.argmax())
+                name = self._client_names[self.clients[row]]
+                raise DataError(
+                    f"modality {modality!r}, row {row} is missing, while client {name!r} has it in other rows; "
+                    f"expected it in all rows of a client or in none, or zeros there and observed to say so"
+                )
 
     @property
     def _client_names(self) -> tuple[str, ...]:
@@ -301,12 +347,6 @@ class Dataset:
     def _is_binary(self) -> bool:
         own = bool(((self.labels == 0) | (self.labels == 1)).all())
         return own and (self.held_out is None or self.held_out._is_binary)
-
-
-def is_missing(values: FloatArray) -> npt.NDArray[np.bool_]:
-    """Whether each row (N, *shape) is NaN throughout, by its first value: no other NaN passes the checks."""
-    missing: npt.NDArray[np.bool_] = np.isnan(values.reshape(len(values), -1)[:, 0])
-    return missing
 
 
 def targets_of(labels: Labels, num_classes: int, subjects: IntArray | None) -> Targets:

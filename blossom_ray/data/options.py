@@ -16,6 +16,7 @@ from pydantic import Field
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.observation import check_computed, observe
 from blossom_ray.data.division.options import ClientGroup, Clients
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.files.archives import holds
@@ -113,9 +114,12 @@ def examine_federation(
             members = sorted(targets.clients.members().items(), key=lambda item: "+".join(item[0]))
             groups = tuple(ClientGroup(count=len(own), modalities=modalities) for modalities, own in members)
         sets = [tuple(sorted(group.modalities)) for group in groups for _ in range(group.count)]
-        federation = build_federation(data, targets, len(sets), seed, sets)
+        divided = build_federation(data, targets, len(sets), seed, sets)
+        federation = observe(divided, data, targets, groups, seed)
+        check_computed(federation)
         overlap = federation.overlap(targets.pieces)
-        return Examination([], [str(overlap)] if overlap else [], len(federation.validation.flat) > 0, groups)
+        notes = [*([] if targets.clients is None else targets.clients.notes), *([str(overlap)] if overlap else [])]
+        return Examination([], notes, len(federation.validation.flat) > 0, groups)
     except PartitionError as error:
         return Examination([(error.path, error.found, error.expected)], [])
     except InputError as error:

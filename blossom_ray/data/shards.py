@@ -1,19 +1,21 @@
 """Clients' shards: written once per federation, read by memory map or from a buffer, without a copy.
 
 One Arrow file per modality and one for labels, each with one batch per client that owns it. A client's batch
-holds its train rows, then its validation rows, then its test rows. The held-out set lies beside them, with a single
-batch per file.
+holds its train rows, then its validation rows, then its test rows. Where clients do not observe a modality in all of
+their rows, one more file says in which. The held-out set lies beside them, with one batch for each way in which clients
+see it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,10 @@ import pyarrow as pa
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels
 from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.gaps import BoolArray
 from blossom_ray.errors import DataError, RunFolderError
 
 ByteArray = npt.NDArray[np.uint8]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-Rows = IntArray | slice
 
 _LABELS = "labels"
 _CLIENTS = "clients"
@@ -96,6 +97,8 @@ class ShardIndex:
         num_train: (num_clients,) int64: train rows of each client.
         num_validation: (num_clients,) int64: validation rows of each client.
         num_test: (num_clients,) int64: test rows of each client.
+        gaps: As `batches`, of the files that say in which rows modalities are observed; -1 where it is in all rows.
+        views: (num_clients,) int64: which way of seeing the held-out set is each client's.
     """
 
     folder: Path
@@ -104,6 +107,8 @@ class ShardIndex:
     num_train: IntArray
     num_validation: IntArray
     num_test: IntArray
+    gaps: Mapping[str, IntArray]
+    views: IntArray
 
     @property
     def num_samples(self) -> IntArray:
@@ -112,25 +117,38 @@ class ShardIndex:
 
 
 def write_shards(
-    dataset: Dataset, federation: Federation, profiles: Sequence[ClientProfile], folder: Path
+    dataset: Dataset,
+    federation: Federation,
+    profiles: Sequence[ClientProfile],
+    folder: Path,
+    views: IntArray | None = None,
 ) -> ShardIndex:
     """Write every client's samples; one client at a time is in memory besides the data set.
 
     Args:
         dataset: With the modalities of all clients.
-        federation: Rows of each client.
+        federation: Rows of each client, and what it observes in them.
         profiles: The clients in the order of their ids.
         folder: Made if it does not exist; files of the same name are replaced.
+        views: As in `ShardIndex`; None: all clients see the held-out set in the same way.
 
     Raises:
         RunFolderError: The files cannot be written.
     """
-    _write(folder / _LABELS, dataset.labels, map(federation.rows, range(len(profiles))))
-    batches = {}
+    rows = [federation.rows(client) for client in range(len(profiles))]
+    _write(folder / _LABELS, dataset.labels, (dataset.labels[own] for own in rows))
+    batches, gaps = {}, {}
     for modality, samples in dataset.inputs.items():
+        observed = federation.observed.get(modality)
         owns = np.array([modality in profile.modalities for profile in profiles])
-        _write(folder / _file_name(modality), samples, map(federation.rows, np.flatnonzero(owns).tolist()))
+        owned = [rows[client] for client in np.flatnonzero(owns)]
+        _write(folder / _file_name(modality), samples, (_samples(samples, observed, own) for own in owned))
         batches[modality] = _numbered(owns)
+        if observed is not None:
+            lacks = np.array([owner and not observed[own].all() for owner, own in zip(owns, rows, strict=True)])
+            found = (observed[rows[client]].view(np.uint8) for client in np.flatnonzero(lacks))
+            _write(folder / _gaps_name(modality), observed.view(np.uint8), found)
+            gaps[modality] = _numbered(lacks)
     return ShardIndex(
         folder=folder,
         shapes=dataset.input_shapes,
@@ -138,18 +156,29 @@ def write_shards(
         num_train=federation.train.counts,
         num_validation=federation.validation.counts,
         num_test=federation.test.counts,
+        gaps=gaps,
+        views=np.zeros(len(profiles), np.int64) if views is None else views,
     )
 
 
-def write_held_out(held_out: Dataset, folder: Path) -> None:
+def write_held_out(held_out: Sequence[Dataset], folder: Path) -> None:
     """Write the held-out global test set beside the shards in `folder`.
+
+    Args:
+        held_out: The set as clients see it, for each way in which they do.
+        folder: Where `write_shards` has written.
 
     Raises:
         RunFolderError: The files cannot be written.
     """
-    for modality, samples in held_out.inputs.items():
-        _write(folder / (_HELD_OUT + _file_name(modality)), samples, [slice(None)])
-    _write(folder / (_HELD_OUT + _LABELS), held_out.labels, [slice(None)])
+    for number, view in enumerate(held_out):
+        place = _held_out(number)
+        for modality, samples in view.inputs.items():
+            _write(folder / (place + _file_name(modality)), samples, [samples])
+        for modality, observed in view.observed.items():
+            own = observed.view(np.uint8)
+            _write(folder / (place + _gaps_name(modality)), own, [own])
+        _write(folder / (place + _LABELS), view.labels, [view.labels])
 
 
 def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
@@ -160,14 +189,15 @@ def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
         clients: Ids in any order, each once.
 
     Returns:
-        One Arrow file as a uint8 vector for the labels, one for each modality that one of the clients owns, and
-        the clients' ids; `ShardReader` reads them.
+        One Arrow file as a uint8 vector for the labels, one for each modality that one of the clients owns, one for
+        each that one of them does not observe throughout, and the clients' ids; `ShardReader` reads them.
 
     Raises:
         DataError: A file is missing or damaged.
     """
     chosen = np.array(clients, np.int64)
     numbers = {_file_name(modality): batches[chosen] for modality, batches in index.batches.items()}
+    numbers |= {_gaps_name(modality): batches[chosen] for modality, batches in index.gaps.items()}
     owned = {_LABELS: chosen} | {name: own[own >= 0] for name, own in numbers.items() if (own >= 0).any()}
     return {
         _CLIENTS: chosen.view(np.uint8),
@@ -175,17 +205,20 @@ def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
     }
 
 
-def pack_held_out(index: ShardIndex, modalities: Iterable[str]) -> dict[str, ByteArray]:
-    """The held-out set in these modalities, to be merged into what `pack` gives; empty where none was written.
+def pack_held_out(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
+    """The held-out set as these clients see it, to be merged into what `pack` gives; empty where none was written.
 
     Apart from `pack`, since many processes can share one copy of it.
 
     Raises:
         DataError: A file is missing or damaged.
     """
-    if not (index.folder / _HELD_OUT).is_dir():
+    if not (index.folder / _held_out(0)).is_dir():
         return {}
-    names = (_HELD_OUT + name for name in (_LABELS, *map(_file_name, modalities)))
+    owned = [modality for modality, batches in index.batches.items() if (batches[list(clients)] >= 0).any()]
+    files = [_LABELS, *map(_file_name, owned), *map(_gaps_name, owned)]
+    views = np.unique(index.views[list(clients)]).tolist()
+    names = [name for view in views for file in files if _is_file(index.folder / (name := _held_out(view) + file))]
     return {name: _copy_batches(index.folder / name, np.zeros(1, np.int64)) for name in names}
 
 
@@ -201,14 +234,17 @@ class ShardReader:
     def __init__(self, index: ShardIndex, buffers: Mapping[str, ByteArray] | None = None) -> None:
         self._index, self._buffers = index, buffers
         self._open: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
-        self._labels, self._batches = np.arange(len(index.num_train)), index.batches
+        self._labels, self._batches, self._gaps = np.arange(len(index.num_train)), index.batches, index.gaps
         if buffers is None:
-            self._has_held_out = (index.folder / _HELD_OUT).is_dir()
+            self._has_held_out = (index.folder / _held_out(0)).is_dir()
         else:
-            self._has_held_out = _HELD_OUT + _LABELS in buffers
+            self._has_held_out = any(name.startswith(_HELD_OUT) for name in buffers)
             packed = np.frombuffer(buffers[_CLIENTS], np.int64)
             self._labels = _renumbered(self._labels, packed)
-            self._batches = {modality: _renumbered(batches, packed) for modality, batches in index.batches.items()}
+            self._batches, self._gaps = (
+                {modality: _renumbered(batches, packed) for modality, batches in numbers.items()}
+                for numbers in (index.batches, index.gaps)
+            )
 
     def shard(self, client: int) -> Shard:
         """One client's samples, in its own modalities.
@@ -220,24 +256,32 @@ class ShardReader:
         number = int(self._labels[client])
         if number < 0:
             raise KeyError(client)
-        inputs = {
-            modality: self._array(_file_name(modality), int(batches[client]))
-            for modality, batches in self._batches.items()
-            if batches[client] >= 0
-        }
-        labels = self._array(_LABELS, number)
-        return Shard(inputs, labels, int(self._index.num_train[client]), int(self._index.num_validation[client]))
+        inputs = {name: self._array(_file_name(name), number) for name, number in _of(client, self._batches)}
+        observed = {name: self._array(_gaps_name(name), number) for name, number in _of(client, self._gaps)}
+        return Shard(
+            inputs=inputs,
+            labels=self._array(_LABELS, number),
+            num_train=int(self._index.num_train[client]),
+            num_validation=int(self._index.num_validation[client]),
+            observed={name: rows.view(np.bool_) for name, rows in observed.items()},
+        )
 
-    def held_out(self, modalities: Iterable[str]) -> Shard | None:
-        """The held-out global test set in these modalities, all rows test rows; None where there is none.
+    def held_out(self, client: int) -> Shard | None:
+        """The held-out global test set as a client sees it, all rows test rows; None where there is none.
 
         Raises:
             DataError: A file is missing or damaged.
         """
         if not self._has_held_out:
             return None
-        inputs = {modality: self._array(_HELD_OUT + _file_name(modality), 0) for modality in modalities}
-        return Shard(inputs, self._array(_HELD_OUT + _LABELS, 0), num_train=0)
+        place, owned = _held_out(int(self._index.views[client])), [name for name, _ in _of(client, self._batches)]
+        gaps = [name for name in owned if self._has_file(place + _gaps_name(name))]
+        return Shard(
+            inputs={name: self._array(place + _file_name(name), 0) for name in owned},
+            labels=self._array(place + _LABELS, 0),
+            num_train=0,
+            observed={name: self._array(place + _gaps_name(name), 0).view(np.bool_) for name in gaps},
+        )
 
     def close(self) -> None:
         """Close the files. The memory behind shards is given back when the last view of it goes."""
@@ -251,8 +295,11 @@ class ShardReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _has_file(self, name: str) -> bool:
+        return _is_file(self._index.folder / name) if self._buffers is None else name in self._buffers
+
     def _array(self, name: str, number: int) -> Any:
-        """A batch, (n, *shape) float32 or int64: a read-only view of the file or of the buffer."""
+        """A batch, (n, *shape) float32, int64 or uint8: a read-only view of the file or of the buffer."""
         with _damage_told(name):
             if name not in self._open:
                 if self._buffers is None:
@@ -270,6 +317,27 @@ def _file_name(modality: str) -> str:
     return f"input-{modality}"
 
 
+def _gaps_name(modality: str) -> str:
+    return f"observed-{modality}"
+
+
+def _held_out(view: int) -> str:
+    return f"{_HELD_OUT}{view}/"
+
+
+def _of(client: int, numbers: Mapping[str, IntArray]) -> list[tuple[str, int]]:
+    """The modalities of which a client has a batch, and the number of that."""
+    return [(modality, int(batches[client])) for modality, batches in numbers.items() if batches[client] >= 0]
+
+
+def _samples(values: FloatArray, observed: BoolArray | None, rows: IntArray) -> FloatArray:
+    """A copy of some rows, zeros where they are not observed."""
+    chosen = values[rows]
+    if observed is not None:
+        chosen[~observed[rows]] = 0
+    return chosen
+
+
 def _numbered(owns: npt.NDArray[np.bool_]) -> IntArray:
     """Batch numbers 0, 1, ... for those that own, -1 for the others."""
     return np.where(owns, np.cumsum(owns) - 1, -1).astype(np.int64)
@@ -282,17 +350,17 @@ def _renumbered(batches: IntArray, clients: IntArray) -> IntArray:
     return packed
 
 
-def _write(path: Path, values: Labels, batches: Iterable[Rows]) -> None:
-    """Write one batch of rows after the other, each row flattened into a fixed-size list; its shape is metadata."""
-    item = pa.field("item", pa.from_numpy_dtype(values.dtype), nullable=False)
-    field = pa.field("row", pa.list_(item, math.prod(values.shape[1:])), nullable=False)
-    schema = pa.schema([field], metadata={"shape": json.dumps(values.shape[1:])})
+def _write(path: Path, like: npt.NDArray[Any], batches: Iterable[npt.NDArray[Any]]) -> None:
+    """Write batches of rows, each row flattened into a fixed-size list; its shape, as in `like`, is metadata."""
+    item = pa.field("item", pa.from_numpy_dtype(like.dtype), nullable=False)
+    row = pa.field("row", pa.list_(item, math.prod(like.shape[1:])), nullable=False)
+    schema = pa.schema([row], metadata={"shape": json.dumps(like.shape[1:])})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(_file(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for rows in batches:
-                flat = pa.array(np.ascontiguousarray(values[rows]).reshape(-1))
-                column = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
+                flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
+                column = pa.FixedSizeListArray.from_arrays(flat, type=row.type)
                 writer.write_batch(pa.record_batch([column], schema=schema))
     except OSError as error:
         raise RunFolderError(f"{_file(path)} cannot be written: {error}") from error
@@ -311,6 +379,10 @@ def _copy_batches(path: Path, numbers: IntArray) -> ByteArray:
 
 def _file(path: Path) -> str:
     return f"{path}{_SUFFIX}"
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.exists(_file(path))
 
 
 @contextmanager

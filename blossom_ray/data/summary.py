@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, is_missing
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.data.dataset import Dataset, IntArray, LeftOut
 from blossom_ray.data.division.federation import Federation
 
 _ROWS_AT_ONCE = 1024
@@ -23,6 +25,7 @@ class ValueRange:
         high: Largest value.
         mean: Mean over all values.
         deviation: Standard deviation over all values.
+        num_observed: Samples in which it is observed; None: all of them.
     """
 
     shape: tuple[int, ...]
@@ -30,6 +33,7 @@ class ValueRange:
     high: float
     mean: float
     deviation: float
+    num_observed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ class DatasetSummary:
     held_out: DatasetSummary | None
     left_out: tuple[LeftOut, ...] = ()
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a modality is not observed in all samples."""
+        return any(values.num_observed is not None for values in self.modalities.values())
+
 
 @dataclass(frozen=True)
 class ClientShare:
@@ -80,6 +89,29 @@ class ClientShare:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class ObservedRows:
+    """In how many rows of one split a modality is observed.
+
+    Attributes:
+        rows: Rows of all clients that own it.
+        observed: Those of them in which it is.
+        by_client: The same for each client, 0 where it does not own it.
+    """
+
+    rows: int
+    observed: int
+    by_client: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[int], observed: Sequence[int]) -> Self:
+        """Of the rows of each client, 0 where it does not own the modality, and those in which it is observed."""
+        return cls(sum(rows), sum(observed), tuple(observed))
+
+    def __str__(self) -> str:
+        return f"{self.observed:,} of {self.rows:,} ({100 * self.observed / self.rows:.1f} %)"
+
+
 def summarise(dataset: Dataset) -> DatasetSummary:
     """Count and measure a data set."""
     subjects = [] if dataset.subjects is None else [dataset.subjects]
@@ -89,7 +121,7 @@ def summarise(dataset: Dataset) -> DatasetSummary:
         num_samples=dataset.num_samples,
         labels=_labels(dataset, np.arange(dataset.num_samples)),
         num_subjects=_num_subjects(dataset, np.arange(dataset.num_samples)),
-        modalities={modality: _value_range(values) for modality, values in dataset.inputs.items()},
+        modalities={modality: _value_range(dataset, modality) for modality in dataset.inputs},
         memory_bytes=sum(values.nbytes for values in arrays),
         held_out=None if dataset.held_out is None else summarise(dataset.held_out),
         left_out=dataset.left_out,
@@ -112,6 +144,19 @@ def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     ]
 
 
+def observed_rows(federation: Federation, profiles: Sequence[ClientProfile]) -> dict[str, dict[str, ObservedRows]]:
+    """By modality and split, in how many rows it is observed; of the modalities alone that some owner lacks in some."""
+    found: dict[str, dict[str, ObservedRows]] = {}
+    for modality, observed in federation.observed.items():
+        owns = np.array([modality in profile.modalities for profile in profiles])
+        found[modality] = {}
+        for split, rows in federation.splits.items():
+            if len(rows.flat):
+                counts = np.diff(np.concatenate([[0], np.cumsum(observed[rows.flat])])[rows.ends])
+                found[modality][split] = ObservedRows.of((rows.counts * owns).tolist(), counts.tolist())
+    return found
+
+
 def _labels(dataset: Dataset, rows: IntArray) -> dict[str, float]:
     labels = dataset.labels[rows]
     if dataset.task == "classification":
@@ -127,12 +172,12 @@ def _num_subjects(dataset: Dataset, rows: IntArray) -> int | None:
     return None if dataset.subjects is None else len(np.unique(dataset.subjects[rows]))
 
 
-def _value_range(values: FloatArray) -> ValueRange:
+def _value_range(dataset: Dataset, modality: str) -> ValueRange:
     """Piece by piece, since a float64 copy of everything would take twice the data set's size.
 
-    Rows of clients that lack the modality do not count.
+    Rows that lack the modality do not count.
     """
-    missing = is_missing(values)
+    values, missing = dataset.inputs[modality], dataset.lacking(modality)
     values = values[~missing] if missing.any() else values
     pieces = [values[start : start + _ROWS_AT_ONCE] for start in range(0, len(values), _ROWS_AT_ONCE)]
     mean = sum(float(piece.sum(dtype=np.float64)) for piece in pieces) / values.size
@@ -143,4 +188,5 @@ def _value_range(values: FloatArray) -> ValueRange:
         high=float(values.max()),
         mean=mean,
         deviation=float(np.sqrt(squares / values.size)),
+        num_observed=len(values) if missing.any() else None,
     )

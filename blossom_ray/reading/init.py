@@ -308,13 +308,16 @@ def _keys(path: str, partition: str | None, labels: Mapping[str, Any]) -> dict[s
     if partition == "given":
         return by_subject
     # A subject that lacks a modality is a client that lacks it; else subjects can be dealt to any clients.
-    some, all_ = (_table(path, "classification", keys).columns()[0] for keys in (labels, by_subject))
-    return by_subject if len(all_) > len(some) else by_recording
+    columns = _modalities(_table(path, "classification", labels).columns()[0])
+    given = _table(path, "classification", by_subject, columns).given_clients if columns else None
+    return by_recording if given is None or len(given.members()) == 1 else by_subject
 
 
 def _with_subjects(sketch: TableSketch, targets: Targets, partition: str | None) -> TableSketch:
     """The sketch with what its rows say of clients, subjects, recordings and splits."""
     keys, seen = dict(sketch.keys), []
+    if targets.observed:
+        keys["without_modality"] = "leave-out"
     # With a row to train on and one to test on, a subject makes a client.
     sizes = np.unique(targets.subjects, return_counts=True)[1] if targets.subjects is not None else np.zeros(0)
     num_subjects = int((sizes > 1).sum())

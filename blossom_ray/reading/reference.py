@@ -95,6 +95,8 @@ def _sections_below(path: str, hint: Hint) -> tuple[str, Hint] | None:
         return path, hint
     if len(hint.members) == 1:  # a section or null
         return _sections_below(path, hint.members[0])
+    if sections := [member for member in hint.members if member.section is not None]:  # a section or a plain value
+        return path, sections[0]
     if hint.item is None:
         return None
     name = "<name>" if hint.key is not None else "<index>"

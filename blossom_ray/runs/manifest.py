@@ -23,6 +23,17 @@ from blossom_ray.server import Server, mixed_statistics
 Status = Literal["running", "finished", "failed", "interrupted"]
 
 
+class ManifestObserved(ReadBack):
+    """In how many rows of a split a modality is observed; fields as in `summary.ObservedRows`."""
+
+    rows: Annotated[int, Field(ge=0)]
+    """Rows of the clients that own it."""
+    observed: Annotated[int, Field(ge=0)]
+    """Those of them in which it is."""
+    by_client: Annotated[tuple[int, ...], Field(strict=False)]
+    """The same for each client."""
+
+
 class ManifestData(ReadBack):
     """Which federation it was."""
 
@@ -42,6 +53,10 @@ class ManifestData(ReadBack):
     """Number of clients by modality set."""
     client_names: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """What the user's data call each client, or its subjects; empty where samples were dealt."""
+    observation: str = ""
+    """Digest of what is observed in which rows; "" where all is."""
+    observed: dict[str, dict[str, ManifestObserved]] = Field(default_factory=dict)
+    """By modality and split, of the modalities that some row lacks."""
 
 
 class ManifestKernels(ReadBack):

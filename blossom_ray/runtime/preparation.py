@@ -21,9 +21,11 @@ from blossom_ray.core.blocks import FUSION, HEAD, Block, ClientProfile, Scope, S
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.observation import check_computed, observation_digest, observe, observe_held_out
 from blossom_ray.data.division.standardization import standardized
 from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
+from blossom_ray.data.summary import ObservedRows, observed_rows
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.identity import numbers_tree
 from blossom_ray.tasks import task_rules
@@ -46,6 +48,8 @@ class Preparation:
         class_names: Name of each class, or of each target of a regression.
         client_names: What the user's data call each client, or its subjects; empty where samples are dealt.
         seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
+        observation: SHA-256 (hex) over what is observed in which rows; "" where all clients observe all that they own.
+        observed: By modality and split, in how many rows it is observed; of those that some owner lacks in some row.
     """
 
     scenario: Scenario
@@ -60,6 +64,8 @@ class Preparation:
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
+    observation: str = ""
+    observed: Mapping[str, Mapping[str, ObservedRows]] = field(default_factory=dict)
 
     @cached_property
     def algorithm(self) -> AlgorithmServer | None:
@@ -117,8 +123,7 @@ class Preparation:
 
     def pack_shards(self, clients: Sequence[int]) -> dict[str, np.ndarray]:
         """These clients' rows of their own modalities, and the held-out set in these, as Arrow data in memory."""
-        owned = {modality for client in clients for modality in self.population.profiles[client].modalities}
-        held_out = pack_held_out(self.shards, sorted(owned)) if self.has_held_out else {}
+        held_out = pack_held_out(self.shards, clients) if self.has_held_out else {}
         return {**pack(self.shards, clients), **held_out}
 
     def facts(self) -> dict[str, object]:
@@ -146,8 +151,16 @@ class Preparation:
                 "clients": Counter(profile.modality_set for profile in self.population.profiles),
                 "left_out": [asdict(entry) for entry in self.left_out],
                 "client_names": list(self.client_names),
+                **self._observation(),
             },
         }
+
+    def _observation(self) -> dict[str, object]:
+        """The part of the manifest on what is observed; nothing where all is."""
+        if not self.observation:
+            return {}
+        rows = {name: {split: asdict(one) for split, one in own.items()} for name, own in self.observed.items()}
+        return {"observation": self.observation, "observed": rows}
 
 
 def prepare(scenario: Scenario, folder: Path) -> Preparation:
@@ -167,57 +180,38 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     dataset = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
     dataset.check_task(scenario.task)
     sets = tuple(profile.modalities for profile in population.profiles)
-    federation = build_federation(scenario.data, dataset.targets, scenario.num_clients, scenario.seed, sets)
-    num_unused = dataset.num_samples - federation.num_samples
-    unused = (LeftOut("samples that no client has (data.partition)", num_unused),) if num_unused > 0 else ()
+    targets = dataset.targets
+    divided = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed, sets)
+    federation = observe(divided, scenario.data, targets, scenario.groups, scenario.seed)
+    unused = {"samples that no client has (data.partition)": dataset.num_samples - divided.num_samples}
+    for split, rows in divided.splits.items():
+        reason = f"{split} rows in which their client observes no modality (data.without_modality)"
+        unused[reason] = len(rows.flat) - len(federation.splits[split].flat)
     overlap = federation.overlap(dataset.pieces)
+    given_notes = () if targets.clients is None else targets.clients.notes
     fingerprint = dataset.fingerprint()
     if isinstance(scenario.data, OwnData) and scenario.data.standardize:
         dataset = standardized(dataset, federation, population.profiles)
     _try_training(scenario, dataset)
-    shards = write_shards(dataset, federation, population.profiles, folder)
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
+    views: list[Dataset] = []
+    view_of = np.zeros(scenario.num_clients, np.int64)
     if held_out is not None:
-        write_held_out(held_out, folder)
-    return Preparation(
-        scenario=scenario,
-        plan=client_plan(scenario, population, dataset.input_shapes, dataset.num_classes),
-        population=population,
-        shards=shards,
-        num_held_out=0 if held_out is None else held_out.num_samples,
-        fingerprint=fingerprint,
-        partition=federation.digest(),
-        left_out=dataset.left_out + unused,
-        class_names=tuple(dataset.class_names),
-        notes=dataset.notes + (() if overlap is None else (str(overlap),)),
-        client_names=federation.names,
-    )
-
-
-def client_plan(
-    scenario: Scenario, population: Population, input_shapes: Mapping[str, tuple[int, ...]], num_outputs: int
-) -> ClientPlan:
-    """What every client of a scenario goes by.
-
-    Args:
-        scenario: The scenario.
-        population: Its clients.
-        input_shapes: Shape of one sample by modality.
-        num_outputs: Number of classes, or of targets.
-
-    Raises:
-        InputError: A block does not fit its input, or own code does not do what it should.
-    """
+        views, view_of = observe_held_out(held_out, scenario.data, scenario.groups, scenario.seed)
+        write_held_out(views, folder)
+    check_computed(federation, views)
+    is_partial = federation is not divided or any(view is not held_out for view in views)
+    shards = write_shards(dataset, federation, population.profiles, folder, view_of)
     engines: dict[str, EngineName] = {}
     if scenario.training.engine != "auto":
         engines = {name: scenario.training.engine_of(name) for name in scenario.modality_sets}
     plan = ClientPlan(
         model=scenario.model,
         training=scenario.training,
-        scheme=_with_frozen_code(scenario, input_shapes, num_outputs),
+        scheme=_with_frozen_code(scenario, dataset),
         seed=scenario.seeds.training,
-        input_shapes=input_shapes,
-        num_outputs=num_outputs,
+        input_shapes=dataset.input_shapes,
+        num_outputs=dataset.num_classes,
         evaluation_batch_size=scenario.evaluation.batch_size,
         fine_tune=scenario.evaluation.fine_tune,
         task=scenario.task,
@@ -227,7 +221,23 @@ def client_plan(
         prototypes=_prototypes(scenario, population),
     )
     plan = replace(plan, split_blocks=_split_blocks(plan, population))
-    return plan if scenario.algorithm.kind == "fedavg" else with_algorithm(plan, scenario.algorithm, population)
+    if scenario.algorithm.kind != "fedavg":
+        plan = with_algorithm(plan, scenario.algorithm, population)
+    return Preparation(
+        scenario=scenario,
+        plan=plan,
+        population=population,
+        shards=shards,
+        num_held_out=0 if held_out is None else held_out.num_samples,
+        fingerprint=fingerprint,
+        partition=divided.digest(),
+        left_out=dataset.left_out + tuple(LeftOut(what, number) for what, number in unused.items() if number > 0),
+        class_names=tuple(dataset.class_names),
+        notes=(*dataset.notes, *given_notes, *(() if overlap is None else (str(overlap),))),
+        client_names=federation.names,
+        observation=observation_digest(federation, views) if is_partial else "",
+        observed=observed_rows(federation, population.profiles),
+    )
 
 
 def _try_training(scenario: Scenario, dataset: Dataset) -> None:
@@ -239,23 +249,21 @@ def _try_training(scenario: Scenario, dataset: Dataset) -> None:
     build_transforms(training.transform, dataset.input_shapes, scenario.modalities)
 
 
-def _with_frozen_code(
-    scenario: Scenario, input_shapes: Mapping[str, tuple[int, ...]], num_outputs: int
-) -> SharingScheme:
+def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
     """The scheme, with the scope `frozen` for own code whose parameters come frozen: nobody trains or averages it."""
     from blossom_ray.models.build import build_block
 
     model, scheme = scenario.model, scenario.scheme
     sections: dict[Block, object] = {Block("encoder", name): section for name, section in model.encoders.items()}
     sections |= {FUSION: model.fusion, HEAD: model.head}
-    frozen: list[Block] = []
+    frozen: dict[str, Scope] = {}
     for name, section in sections.items():
         if isinstance(section, Custom):
-            block = build_block(name, model, input_shapes, num_outputs, scenario.seeds.training)
+            block = build_block(name, model, dataset.input_shapes, dataset.num_classes, scenario.seeds.training)
             parameters = list(block.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
-                frozen.append(name)
-    return scheme.with_frozen(frozen)
+                frozen[name] = Scope.FROZEN
+    return SharingScheme({**scheme.scopes, **frozen}) if frozen else scheme
 
 
 def _prototypes(scenario: Scenario, population: Population) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ What one section can see by itself is its own method `conflicts`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from blossom_ray.algorithms.options import OF_CLASSES, AlgorithmOption, Server
@@ -22,14 +22,16 @@ from blossom_ray.data.division.options import (
     DirichletPartition,
     GivenPartition,
     IidPartition,
+    Observed,
+    ObservedShares,
+    by_split,
+    of_held_out,
 )
 from blossom_ray.data.options import Data
 from blossom_ray.data.sets.base import Download, OwnData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.table import TableData
-from blossom_ray.errors import InputError
-from blossom_ray.models.options import Model, place_of
-from blossom_ray.models.weights import checked_sum
+from blossom_ray.models.options import Model
 from blossom_ray.scenario.sections import Evaluation, Execution, Stop
 from blossom_ray.scenario.tree import REFERENCE
 
@@ -75,30 +77,12 @@ def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
     Args:
         sections: As for `cross_problems`.
     """
-    data, found = sections.get("data"), missing_weights(sections)
+    data = sections.get("data")
     if not isinstance(data, Download | TableData) or data.path is None:
-        return found
+        return []
     if is_uri(data.path) or os.path.exists(os.path.expanduser(data.path)):
-        return found
-    return [Finding("data.path", f"{shown(data.path)}, which does not exist", data.facts.download), *found]
-
-
-def missing_weights(sections: Mapping[str, Any]) -> list[Finding]:
-    """Files with values of blocks that cannot be read, or are not those that the scenario means.
-
-    Args:
-        sections: As for `cross_problems`.
-    """
-    model, findings = sections.get("model"), []
-    for block, weights in model.pretrained.items() if model is not None else ():
-        try:
-            checked_sum(weights)
-        except InputError as error:
-            found, _, expected = str(error).partition("; expected ")
-            findings.append(
-                Finding(f"{place_of(block)}.weights.path", f"{shown(weights.path)}, which {found}", expected)
-            )
-    return findings
+        return []
+    return [Finding("data.path", f"{shown(data.path)}, which does not exist", data.facts.download)]
 
 
 def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
@@ -150,6 +134,41 @@ def _modalities(model: Model, clients: tuple[ClientGroup, ...]) -> Iterator[Find
 
 def _with_encoder(name: str, model: Model) -> str:
     return f"a modality with an encoder: {listed(model.encoders)}" + did_you_mean(name, model.encoders)
+
+
+@_rule
+def _observed(data: Data, model: Model) -> Iterator[Finding]:
+    yield from _shares("data.observed", data.observed, model.encoders)
+
+
+@_rule
+def _observed_by_groups(clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+    for index, group in enumerate(clients):
+        path = f"clients.{index}.observed"
+        yield from _shares(path, group.observed, group.modalities)
+        for name, shares in group.observed.items():
+            if of_held_out(shares) < 1:
+                found = f"is {of_held_out(shares):g}, while the held-out set is one for all clients"
+                yield Finding(f"{path}.{name}.held_out", found, f"it under data.observed.{name}")
+
+
+def _shares(path: str, observed: Observed, modalities: Iterable[str]) -> Iterator[Finding]:
+    for name, shares in observed.items():
+        if name not in modalities:
+            expected = f"a modality that these clients own: {listed(modalities)}" + did_you_mean(name, modalities)
+            yield Finding(f"{path}.{name}", "is not one", expected)
+        elif by_split(shares)[0] == 0:
+            place = f"{path}.{name}.train" if isinstance(shares, ObservedShares) else f"{path}.{name}"
+            yield Finding(place, "is 0", f"more than 0, or clients without {name} in their modalities")
+
+
+@_rule
+def _gaps_and_dropout(data: Data, training: Training, sections: Mapping[str, Any]) -> Iterator[Finding]:
+    groups = sections.get("clients")
+    given = [data.observed, *(group.observed for group in groups or () if not isinstance(groups, str))]
+    if training.modality_dropout > 0 and any(min(by_split(one)) < 1 for shares in given for one in shares.values()):
+        found = f"is {training.modality_dropout:g}, while observed leaves modalities out of rows already"
+        yield Finding("training.modality_dropout", found, "0, or no observed below 1")
 
 
 @_rule
@@ -349,7 +368,7 @@ def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
     if model is None or sharing is None or (isinstance(sharing, str) and sharing not in SCHEME_NAMES):
         return {}
     try:
-        scheme = SharingScheme.of(sharing).with_frozen(model.frozen_blocks)
+        scheme = SharingScheme.of(sharing)
         return {block: scheme.scope(block) for block in model_blocks(model.encoders)}
     except KeyError:
         return {}  # a block without a scope is a problem of its own

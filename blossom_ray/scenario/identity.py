@@ -14,9 +14,6 @@ _EACH = "*"
 _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "validation_fraction"): 0.0,
     ("model", "fusion", "norm"): "none",
-    ("model", "encoders", _EACH, "weights"): None,
-    ("model", "fusion", "weights"): None,
-    ("model", "head", "weights"): None,
     ("evaluation", "per_class"): "final",
     ("data", "client_column"): None,
     ("data", "recording_column"): None,
@@ -27,6 +24,11 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("algorithm",): {"kind": "fedavg"},
     ("training", "loss"): {"kind": "task"},
     ("training", "transform"): {},
+    ("data", "observed"): {},
+    ("data", "without_modality"): "refuse",
+    ("data", "modalities", _EACH, "nan"): "refuse",
+    ("clients", _EACH, "observed"): {},
+    ("clients", _EACH, "observed_draw"): "independent",
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now.
 

@@ -166,8 +166,8 @@ class ScenarioTree(Section):
 
     @property
     def scheme(self) -> SharingScheme:
-        """The sharing scheme; blocks whose pretrained values stay as they are have the scope `frozen`."""
-        return SharingScheme.of(self.sharing).with_frozen(self.model.frozen_blocks)
+        """The sharing scheme."""
+        return SharingScheme.of(self.sharing)
 
     def profiles(self) -> Iterator[ClientProfile]:
         """The clients in the order of their ids."""

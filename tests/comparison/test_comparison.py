@@ -212,6 +212,10 @@ def test_other_keys_stay_as_they_are_in_a_pair(make: Make) -> None:
     [
         ({"data": {"fingerprint": "g", "partition": "p"}}, "had another data, so they are not paired"),
         ({"data": {"fingerprint": "f", "partition": "q"}}, "had another partition, so they are not paired"),
+        (
+            {"data": {"fingerprint": "f", "partition": "p", "observation": "o"}},
+            "had another pattern of observed rows, so they are not paired",
+        ),
         ({}, "a run does not say which federation it had, so it is not paired"),
     ],
 )
@@ -220,6 +224,14 @@ def test_runs_on_other_federations_are_not_paired(manifest: dict[str, Any], note
     assert the_row(found, sharing="local")["gain_final"] is None
     assert note in str(the_row(found, "runs", sharing="local")["note"])
     assert any(note in each for each in found.notes)
+
+
+def test_runs_that_are_to_differ_in_what_is_observed_are_paired(make: Make) -> None:
+    data = {"fingerprint": "f", "partition": "p"}
+    whole = make([0.4], **{"data.observed": {"acc": 1.0}}, manifest={"data": data})
+    half = make([0.3], **{"data.observed": {"acc": 0.5}}, manifest={"data": {**data, "observation": "o"}})
+    found = compare(whole, half, baseline={"data.observed.acc": 1.0})
+    assert the_row(found, **{"data.observed.acc": "0.5"})["gain_final"] == pytest.approx(-25.0)
 
 
 def test_a_seed_without_its_baseline_is_no_pair(make: Make) -> None:

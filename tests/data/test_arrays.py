@@ -148,7 +148,7 @@ def test_subjects_and_a_held_out_set_share_their_classes() -> None:
             r"modality 'acc' cannot be made an array \(.*\); expected rows of eq",
         ),
         ({"inputs": {"acc": 3.0}}, r"modality 'acc' has shape \(\); expected an array of numbers, one row per sample"),
-        ({"inputs": {"acc": ACC[:2]}}, "modality 'acc' have shape .*; expected 3 rows, as many as labels"),
+        ({"inputs": {"acc": ACC[:2]}}, "modality 'acc' has 2 rows; expected 3, as many as labels"),
         ({"inputs": {"acc": np.where(ACC == 5, np.nan, ACC)}}, "modality 'acc', row 1: a value is not finite"),
         ({"inputs": {"acc": np.where(ACC == 11, 1e300, ACC)}}, "modality 'acc', row 2: a value is not finite"),
         ({"labels": [0.5, 1, 2]}, "labels, row 0 is 0.5; expected text or a whole number .* for task: classification"),

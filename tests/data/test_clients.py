@@ -255,11 +255,6 @@ WRONG: list[tuple[Rows, str, str, str]] = [
         "split", "row 12 is 'validation', while no row is 'test'", "'test' in some",
     ),
     ({"split": ["held-out"] * NUM_ROWS}, "split", "in no row", "it in some"),
-    ({"gyro": changed(GYRO, r4=None)}, "gyro", "row 4 is missing, while client 'a' has it in other rows", "it in all"),
-    (
-        {"gyro": changed(GYRO, r8=[1.0, 2.0, 3.0])},
-        "gyro", "row 2 is missing, while client 'c' has it in other rows", "it in all",
-    ),
     (
         {"acc": [None if name == "c" else [1.0, 2.0] for name in OWNERS]},
         "client", "row 2 is 'c', a client without values of acc, gyro", "values of one of them",
@@ -293,12 +288,26 @@ def test_a_contradiction_names_row_column_and_what_is_expected(
     assert column in text
 
 
-def test_a_held_out_row_must_have_all_modalities(tmp_path: Path) -> None:
+@every_kind
+def test_a_client_owns_what_it_has_in_a_row_that_may_be_trained_on(kind: Kind, tmp_path: Path) -> None:
+    """Where rows are not split yet, that is any of them."""
+    for gyro, expected in (
+        (changed(GYRO, r4=None), (("acc", "gyro"), ("acc", "gyro"), ("acc",))),
+        (changed(GYRO, r8=[1.0, 2.0, 3.0]), (("acc", "gyro"),) * 3),
+    ):
+        _, targets = kind(tmp_path, rows_of(gyro=gyro))
+        assert targets.clients is not None
+        assert targets.clients.modalities == expected
+        assert targets.observed["gyro"].tolist() == [value is not None for value in gyro]
+
+
+@every_kind
+def test_a_held_out_row_may_lack_a_modality(kind: Kind, tmp_path: Path) -> None:
     rows = rows_of(split=["train"] * 20 + ["held-out"] * 4)  # rows 20 and 23 are of client c
-    with pytest.raises(DataError, match="column 'gyro', row 20 is null; expected a value in every row of the held-out"):
-        from_table(tmp_path, rows)
-    with pytest.raises(DataError, match="modality 'gyro', row 0: a value is not finite"):
-        dataset_of(rows)
+    spec, _ = kind(tmp_path, rows)
+    held_out = open_source(spec, ("acc", "gyro"), 0).load().held_out
+    assert held_out is not None
+    assert held_out.observed["gyro"].tolist() == [False, True, True, False]
 
 
 @every_kind
@@ -361,14 +370,17 @@ def test_a_written_table_is_the_data_set(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read.inputs[name], values)
 
 
-def test_other_partitions_need_every_modality(tmp_path: Path) -> None:
+def test_in_other_partitions_rows_without_a_modality_are_anybodys(tmp_path: Path) -> None:
     rows = rows_of()
     pl.DataFrame(rows, strict=False).write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="column 'gyro', row 2 is null; expected a value in every row"):
-        open_source(TableData(dataset="table", path=str(tmp_path / "t.parquet")), ("acc", "gyro"), 0).load()
     dataset = dataset_of(rows)
-    with pytest.raises(DataError, match="modality 'gyro' is missing in the rows of client 'c'; expected it in all"):
-        open_source(CustomData(dataset="custom", factory=lambda: dataset), ("acc", "gyro"), 0).targets()
+    for spec in (
+        TableData(dataset="table", path=str(tmp_path / "t.parquet")),
+        CustomData(dataset="custom", factory=lambda: dataset),
+    ):
+        dealt = open_source(spec, ("acc", "gyro"), 0).load()
+        assert dealt.clients is None
+        assert dealt.observed["gyro"].tolist() == [value is not None for value in rows["gyro"]]
     alone = open_source(CustomData(dataset="custom", factory=lambda: dataset), ("acc",), 0).load()
     assert alone.clients is None
     assert alone.notes == (

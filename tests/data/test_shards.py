@@ -48,7 +48,7 @@ def index(dataset: Dataset, federation: Federation, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("shards") / "made"
     index = write_shards(dataset, federation, PROFILES, folder)
     assert dataset.held_out is not None
-    write_held_out(dataset.held_out, folder)
+    write_held_out([dataset.held_out], folder)
     return index
 
 
@@ -58,7 +58,7 @@ def reader(request: pytest.FixtureRequest, index: ShardIndex) -> ShardReader:
         case "files":
             return ShardReader(index)
         case "buffers":
-            buffers = {**pack(index, range(4)), **pack_held_out(index, ("acc", "image"))}
+            buffers = {**pack(index, range(4)), **pack_held_out(index, range(4))}
             return ShardReader(index, buffers)
         case _:
             return ShardReader(pickle.loads(pickle.dumps(index)))
@@ -99,7 +99,7 @@ def test_views_are_read_only_and_contiguous(reader: ShardReader) -> None:
 
 
 def test_the_held_out_set(reader: ShardReader, dataset: Dataset) -> None:
-    held_out = reader.held_out(("image",))
+    held_out = reader.held_out(1)
     assert held_out is not None
     assert dataset.held_out is not None
     inputs, labels, _ = held_out.test()
@@ -113,9 +113,9 @@ def test_the_held_out_set(reader: ShardReader, dataset: Dataset) -> None:
 
 def test_no_held_out_set(dataset: Dataset, federation: Federation, tmp_path: Path, index: ShardIndex) -> None:
     without = write_shards(dataset, federation, PROFILES, tmp_path)
-    assert ShardReader(without).held_out(("acc",)) is None
-    assert pack_held_out(without, ("acc",)) == {}
-    assert ShardReader(index, pack(index, [0])).held_out(("acc",)) is None
+    assert ShardReader(without).held_out(0) is None
+    assert pack_held_out(without, [0]) == {}
+    assert ShardReader(index, pack(index, [0])).held_out(0) is None
 
 
 def address(values: np.ndarray) -> int:
@@ -252,12 +252,12 @@ def test_labels_of_several_columns(federation: Federation, dataset: Dataset, tmp
     several = Dataset({"acc": dataset.inputs["acc"]}, labels, ("left", "right"), held_out=held_out)
     profiles = [ClientProfile(client, ("acc",)) for client in range(4)]
     index = write_shards(several, federation, profiles, tmp_path)
-    write_held_out(held_out, tmp_path)
-    buffers = {**pack(index, (2,)), **pack_held_out(index, ("acc",))}
+    write_held_out([held_out], tmp_path)
+    buffers = {**pack(index, (2,)), **pack_held_out(index, (2,))}
     for reader in (ShardReader(index), ShardReader(index, buffers)):
         with reader:
             np.testing.assert_array_equal(reader.shard(2).train()[1], labels[federation.train.of(2)])
             assert reader.shard(2).labels.dtype == np.float32
-            test_set = reader.held_out(("acc",))
+            test_set = reader.held_out(2)
             assert test_set is not None
             np.testing.assert_array_equal(test_set.labels, labels[:3])

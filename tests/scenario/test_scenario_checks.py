@@ -55,6 +55,38 @@ def test_the_base_is_right(problems):
             "expected one of acc, acc+gyro; did you mean 'acc+gyro'?",
         ),
         (
+            {"data.observed": {"gyr": 0.5}},
+            "set: data.observed.gyr is not one; "
+            "expected a modality that these clients own: acc, gyro; did you mean 'gyro'?",
+        ),
+        (
+            {"clients.0.observed": {"gyro": 0.5}},
+            "set: clients.0.observed.gyro is not one; expected a modality that these clients own: acc",
+        ),
+        (
+            {"clients.1.observed": {"gyro": 0}},
+            "set: clients.1.observed.gyro is 0; expected more than 0, or clients without gyro in their modalities",
+        ),
+        (
+            {"data.observed.gyro.train": 0},
+            "set: data.observed.gyro.train is 0; expected more than 0, or clients without gyro in their modalities",
+        ),
+        (
+            {"data.observed.gyro": 1.5},
+            "set: data.observed.gyro is 1.5; expected a number of at least 0 and at most 1 or a mapping with the keys "
+            "train, validation, test, held_out",
+        ),
+        (
+            {"clients.1.observed.gyro.held_out": 0.5},
+            "set: clients.1.observed.gyro.held_out is 0.5, while the held-out set is one for all clients; "
+            "expected it under data.observed.gyro",
+        ),
+        (
+            {"clients.1.observed.gyro.test": 0.5, "training.modality_dropout": 0.2},
+            "set: training.modality_dropout is 0.2, while observed leaves modalities out of rows already; "
+            "expected 0, or no observed below 1",
+        ),
+        (
             {"training.engine": {"acc": "vectorized"}},
             "set: training.engine says nothing about acc+gyro; expected an engine for every modality set",
         ),

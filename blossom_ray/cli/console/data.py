@@ -12,7 +12,7 @@ from rich.text import Text
 
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.sets.base import DatasetFacts
-from blossom_ray.data.summary import ClientShare, DatasetSummary
+from blossom_ray.data.summary import ClientShare, DatasetSummary, ObservedRows
 from blossom_ray.studies.tables import format_bytes, line, plain_table
 
 MOST_CLIENTS_SHOWN = 50
@@ -53,10 +53,15 @@ def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> Rende
     if summary.num_subjects is not None:
         others = held_out.num_subjects if held_out is not None else None
         labels.add_row("subjects", f"{summary.num_subjects:,}", "" if others is None else f"{others:,}")
-    modalities = plain_table("modality", "shape", "lowest", "highest", "mean", "deviation")
+    parts = {"": summary} | ({} if held_out is None else {"held-out": held_out})
+    gaps = {name: part for name, part in parts.items() if part.has_gaps}
+    counted = (f"{name} observed".strip() for name in gaps)
+    modalities = plain_table("modality", "shape", "lowest", "highest", "mean", "deviation", *counted)
     for modality, values in summary.modalities.items():
         numbers = (values.low, values.high, values.mean, values.deviation)
-        modalities.add_row(modality, str(values.shape), *(f"{number:.4g}" for number in numbers))
+        found = (part.modalities[modality].num_observed or part.num_samples for part in gaps.values())
+        cells = (*(f"{number:.4g}" for number in numbers), *map(_number, found))
+        modalities.add_row(modality, str(values.shape), *cells)
     memory = summary.memory_bytes + (0 if held_out is None else held_out.memory_bytes)
     return Group(
         line(f"{title}: {summary.task}, {format_bytes(memory)} in memory", "bold"),
@@ -67,8 +72,15 @@ def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> Rende
     )
 
 
-def shares_view(found: Sequence[ClientShare], profiles: Sequence[ClientProfile]) -> RenderableType:
-    """One row for each of the first clients: its modalities, its samples, and those of each class by its number."""
+def shares_view(
+    found: Sequence[ClientShare],
+    profiles: Sequence[ClientProfile],
+    observed: Mapping[str, Mapping[str, ObservedRows]],
+) -> RenderableType:
+    """One row for each of the first clients: its modalities, its samples, and those of each class by its number.
+
+    Where a modality is not observed in all rows, also in how many of each split it is.
+    """
     shown = {
         "client": True,
         "name": any(share.name for share in found),
@@ -79,15 +91,27 @@ def shares_view(found: Sequence[ClientShare], profiles: Sequence[ClientProfile])
         "subjects": found[0].num_subjects is not None,
     }
     classes = [str(index) for index in range(len(found[0].labels))]
-    table = plain_table(*compress(shown, shown.values()), *classes)
+    gaps = [(f"{name} {split}", rows) for name, own in observed.items() for split, rows in own.items()]
+    table = plain_table(*compress(shown, shown.values()), *(title for title, _ in gaps), *classes)
     for share, profile in list(zip(found, profiles, strict=True))[:MOST_CLIENTS_SHOWN]:
         cells = (share.client, share.name, profile.modality_set, share.num_train, share.num_validation, share.num_test)
-        counts = [_number(number) for number in share.labels.values()]
-        table.add_row(*map(str, compress((*cells, share.num_subjects), shown.values())), *counts)
+        counts = [*(rows.by_client[share.client] for _, rows in gaps), *share.labels.values()]
+        table.add_row(*map(str, compress((*cells, share.num_subjects), shown.values())), *map(_number, counts))
     title = line("clients, with their samples by class", "bold")
     rest = len(found) - MOST_CLIENTS_SHOWN
     more = [line(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []
-    return Group(title, table, *more)
+    return Group(title, table, *more, *observed_view(observed))
+
+
+def observed_view(observed: Mapping[str, Mapping[str, ObservedRows]]) -> list[RenderableType]:
+    """A table of the modalities that are not observed in all rows: in how many of each split; nothing where all are."""
+    if not observed:
+        return []
+    splits = list(dict.fromkeys(split for own in observed.values() for split in own))
+    table = plain_table("observed in rows for", *splits)
+    for name, own in observed.items():
+        table.add_row(name, *(str(own[split]) if split in own else "" for split in splits))
+    return [table]
 
 
 def _number(number: float) -> str:
@@ -102,7 +126,8 @@ def plain_summary(summary: DatasetSummary) -> Mapping[str, object]:
         "labels": dict(summary.labels),
         "subjects": summary.num_subjects,
         "modalities": {
-            name: {**vars(values), "shape": list(values.shape)} for name, values in summary.modalities.items()
+            name: {key: value for key, value in vars(values).items() if value is not None} | {"shape": [*values.shape]}
+            for name, values in summary.modalities.items()
         },
         "memory_bytes": summary.memory_bytes,
         "left_out": [asdict(entry) for entry in summary.left_out],

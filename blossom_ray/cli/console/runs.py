@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from blossom_ray.cli.console.data import observed_view
 from blossom_ray.cli.console.rounds import (
     ASCII_BARS,
     BARS,
@@ -33,6 +34,7 @@ from blossom_ray.cli.console.rounds import (
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import default_score
+from blossom_ray.data.summary import ObservedRows
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
 from blossom_ray.studies.tables import (
@@ -226,6 +228,11 @@ def final_summary(run: Run) -> RenderableType:
     down, up, seconds = rounds.select(pl.col("bytes_down", "bytes_up", "seconds").sum()).row(0)
     traffic.add_row("all blocks", "", format_bytes(down), format_bytes(up))
     parts += [traffic, line(f"{format_seconds(seconds)} for {rounds.height} rounds, round 0 included")]
+    observed = {
+        name: {split: ObservedRows(found["rows"], found["observed"], ()) for split, found in own.items()}
+        for name, own in (run.manifest.get("data") or {}).get("observed", {}).items()
+    }
+    parts += observed_view(observed)
     parts += [line(f"note: {note}") for note in run.manifest.get("notes", ())]
     if run.path is not None:
         parts.append(line(str(run.path)))

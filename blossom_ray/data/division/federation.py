@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -15,6 +15,7 @@ from blossom_ray.data.division.blossom_code import reference_splits
 from blossom_ray.data.division.options import Division, GivenPartition, SubjectPartition
 from blossom_ray.data.division.partition import PartitionError, partition
 from blossom_ray.data.division.split import Split, split_parts
+from blossom_ray.data.gaps import BoolArray
 
 _NOBODY = -1
 
@@ -50,12 +51,15 @@ class Federation:
         validation: To choose on; none where the scenario asks for none.
         test: To test on.
         names: What the user's data call each client, or its subjects; empty where clients are drawn from samples.
+        observed: Modality to (N,) bool over the rows of the data set: whether a client that owns it has it in that row.
+            Of the modalities alone that some owner lacks in some row.
     """
 
     train: ClientRows
     validation: ClientRows
     test: ClientRows
     names: tuple[str, ...] = ()
+    observed: Mapping[str, BoolArray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, splits: Sequence[Split]) -> Self:
@@ -74,11 +78,16 @@ class Federation:
     @property
     def num_samples(self) -> int:
         """Samples of all clients together, for whatever they are."""
-        return sum(len(rows.flat) for rows in (self.train, self.validation, self.test))
+        return sum(len(rows.flat) for rows in self.splits.values())
+
+    @property
+    def splits(self) -> dict[str, ClientRows]:
+        """Rows by what they are for."""
+        return dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
 
     def rows(self, client: int) -> IntArray:
         """The client's train rows, then its validation rows, then its test rows."""
-        return np.concatenate([rows.of(client) for rows in (self.train, self.validation, self.test)])
+        return np.concatenate([rows.of(client) for rows in self.splits.values()])
 
     def overlap(self, pieces: Pieces | None) -> Overlap | None:
         """How many test windows have a part of themselves in a training window; None where none has.

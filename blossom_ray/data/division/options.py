@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -56,6 +57,37 @@ Partition = Annotated[
 ]
 
 
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class ObservedShares(Section):
+    """The part of rows in which a modality is observed, by what the rows are for."""
+
+    train: Share = 1.0
+    """Of training rows; above 0."""
+    validation: Share | None = None
+    """Of validation rows. null: as `train`, since nobody knows which sensor will fail later."""
+    test: Share = 1.0
+    """Of test rows."""
+    held_out: Share = 1.0
+    """Of the rows of the held-out set. It is one for all clients, so this is for `data.observed` alone."""
+
+
+Observed = dict[ModalityName, Share | ObservedShares]
+
+
+def by_split(observed: float | ObservedShares) -> tuple[float, float, float]:
+    """The shares of training, validation and test rows; a number is for all three of them."""
+    if not isinstance(observed, ObservedShares):
+        return observed, observed, observed
+    return observed.train, observed.train if observed.validation is None else observed.validation, observed.test
+
+
+def of_held_out(observed: float | ObservedShares) -> float:
+    """The share of rows of the held-out set; a number does not speak of it."""
+    return observed.held_out if isinstance(observed, ObservedShares) else 1.0
+
+
 class ClientGroup(Section):
     """Clients that own the same modalities. Ids are given in the order of the groups."""
 
@@ -65,6 +97,13 @@ class ClientGroup(Section):
     """Modalities that each of them owns."""
     group: str = ""
     """Label for blocks of scope `group`: a cluster, a site, a task."""
+    observed: Observed = Field(default_factory=dict)
+    """By modality the part of rows in which it is observed, in the place of that in `data.observed`: one number for all
+    splits of the clients, or one for each. Which rows is drawn once for the whole run, and a larger part only adds
+    rows. A modality that neither names is observed in all rows."""
+    observed_draw: Literal["independent", "together"] = "independent"
+    """`independent`: each modality has a draw of its own. `together`: they fail in the same rows, the rows of the rarer
+    one lying within those of the other."""
 
     @field_validator("modalities")
     @classmethod
@@ -77,6 +116,14 @@ class ClientGroup(Section):
     def modality_set(self) -> str:
         """The modality set as one word, sorted, such as `acc+gyro`."""
         return "+".join(sorted(self.modalities))
+
+    def shares(self, default: Mapping[str, float | ObservedShares]) -> dict[str, tuple[float, float, float]]:
+        """Own modalities, sorted, to the part of training, validation and test rows in which each is observed.
+
+        Args:
+            default: `data.observed`.
+        """
+        return {name: by_split(self.observed.get(name, default.get(name, 1.0))) for name in sorted(self.modalities)}
 
 
 Clients = Annotated[tuple[ClientGroup, ...], Field(strict=False, min_length=1)] | Literal["from-data"]
@@ -103,3 +150,8 @@ class Division(Section):
     draws: Literal["seed", "reference"] = "seed"
     """Where partition and split come from. `seed`: the scenario's seed. `reference`: drawn as the paper's code does,
     the same for every seed, which then only matches parts to clients; for `iid` and `dirichlet`, split by sample."""
+    observed: Observed = Field(default_factory=dict)
+    """By modality the part of rows in which it is observed, for all groups of clients that do not say otherwise."""
+    without_modality: Literal["refuse", "leave-out", "keep-one"] = "refuse"
+    """A row in which none of its client's modalities is observed. `refuse`: there may be none. `leave-out`: it is in no
+    split, and counted. `keep-one`: of the modalities whose gaps are drawn, that of the smallest draw is observed."""

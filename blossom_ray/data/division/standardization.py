@@ -19,7 +19,8 @@ _ROWS_AT_ONCE = 1024
 def standardized(dataset: Dataset, federation: Federation, profiles: Sequence[ClientProfile]) -> Dataset:
     """The data set with each channel at mean 0 and deviation 1 over the training rows of the clients that own it.
 
-    Validation, test and held-out rows are brought to the same scale and count for nothing. Clients would find mean and
+    Rows in which a client does not observe it count for nothing; zeros stay in those that have no value. Validation,
+    test and held-out rows are brought to the same scale and count for nothing, too. Clients would find mean and
     deviation together from sums alone. A constant channel becomes 0. Channels: each feature of a vector (F,), the last
     dimension of a sequence (time, channels), the first of an image (channels, height, width); of other shapes, all
     values are one.
@@ -29,33 +30,32 @@ def standardized(dataset: Dataset, federation: Federation, profiles: Sequence[Cl
         federation: Which rows clients train on.
         profiles: The clients in the order of their ids.
     """
-    scales = channel_scales(dataset, federation, profiles)
+    scales = {}
+    for modality, values in dataset.inputs.items():
+        owners = [profile.index for profile in profiles if modality in profile.modalities]
+        rows = np.concatenate([federation.train.of(client) for client in owners])
+        if modality in federation.observed:
+            rows = rows[federation.observed[modality][rows]]
+        scales[modality] = _scale(values, rows)
     held_out = dataset.held_out
     if held_out is not None:
-        held_out = replace(held_out, inputs=_scaled(held_out.inputs, scales))
-    return replace(dataset, inputs=_scaled(dataset.inputs, scales), held_out=held_out)
+        held_out = replace(held_out, inputs=_scaled(held_out, scales))
+    return replace(dataset, inputs=_scaled(dataset, scales), held_out=held_out)
 
 
 _Scale = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
-def channel_scales(dataset: Dataset, federation: Federation, profiles: Sequence[ClientProfile]) -> dict[str, _Scale]:
-    """Mean and deviation that `standardized` uses, by modality, float64, shaped to go with a row."""
-    scales = {}
-    for modality, values in dataset.inputs.items():
-        owners = [profile.index for profile in profiles if modality in profile.modalities]
-        scales[modality] = _scale(values, np.concatenate([federation.train.of(client) for client in owners]))
-    return scales
-
-
-def _scaled(inputs: Mapping[str, FloatArray], scales: Mapping[str, _Scale]) -> dict[str, FloatArray]:
+def _scaled(dataset: Dataset, scales: Mapping[str, _Scale]) -> dict[str, FloatArray]:
     found = {}
-    for name, values in inputs.items():
+    for name, values in dataset.inputs.items():
         mean, deviation = scales[name]
         found[name] = np.empty_like(values)
         for start in range(0, len(values), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             found[name][rows] = (values[rows] - mean) / deviation
+        if name in dataset.observed:
+            found[name][~dataset.observed[name]] = 0
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -93,7 +93,7 @@ class Custom:
         if found.held_out is not None and found.held_out.class_names != found.class_names:
             raise DataError("data.factory returned a held-out set with other class names; expected the same")
         found.check_task(self.task)
-        found = _only(found, self.modalities)
+        found = found.only(self.modalities)
         return found if isinstance(self.spec.partition, GivenPartition) else found.without_clients()
 
 
@@ -109,14 +109,3 @@ def keep_built(section: CustomData, dataset: Dataset) -> None:
 def take_built(section: object) -> Dataset | None:
     """What was kept for this very section, once; None where nothing was."""
     return _built.pop()[1] if _built and _built[0][0] is section else None
-
-
-def _only(dataset: Dataset, modalities: tuple[str, ...]) -> Dataset:
-    """The data set without the modalities that no client owns."""
-    if set(dataset.inputs) == set(modalities):
-        return dataset
-    return replace(
-        dataset,
-        inputs={modality: dataset.inputs[modality] for modality in modalities},
-        held_out=None if dataset.held_out is None else _only(dataset.held_out, modalities),
-    )

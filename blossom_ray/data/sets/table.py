@@ -6,7 +6,7 @@ Rows count from 0 within their file, as in polars and pandas. What files there a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -21,6 +21,7 @@ from blossom_ray.data.clients import GivenClients, Origin, check_recordings
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.files.remote import local_path
+from blossom_ray.data.gaps import BoolArray, in_torn_clients
 from blossom_ray.data.labels import encode_ids, encode_splits
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
 from blossom_ray.errors import DataError, InputError
@@ -39,6 +40,9 @@ class TableModality(Section):
     """The column, or several columns of plain numbers that make up a vector. Default: the modality's name."""
     shape: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] | None = None
     """Shape of a sample, where the column has flat lists of a tensor's values. Default: as the column says."""
+    nan: Literal["refuse", "unobserved"] = "refuse"
+    """What NaN means, and null within a list. `unobserved`: the row has no value of the modality. Null in the place of
+    a whole value always says so; infinity is always refused."""
 
 
 class TableData(OwnData):
@@ -101,11 +105,11 @@ class Table:
     task: Task
 
     def targets(self) -> Targets:
-        """As `DataSource`. Of the modalities only the types are looked at, and in a given federation who has them."""
+        """As `DataSource`. Of the modalities only the types are looked at, and which rows have them."""
         for modality in self.modalities:
             for column in self._columns(modality):
                 self.rows.check_column(column)
-                self.rows.check_numeric(column, has_gaps=self._is_given)
+                self.rows.check_numeric(column)
         shared = ~self._is_held_out
         whose, subject_names = self._subjects
         subjects = _known(whose, shared)
@@ -114,16 +118,17 @@ class Table:
             targets_of(labels[shared], len(names), subjects),
             recordings=_known(self._recordings, shared),
             pieces=self._pieces_of(shared),
-            clients=self._given_clients,
+            clients=self.given_clients,
             subject_names=() if subjects is None else self.rows.notes.subject_names or subject_names,
+            observed=self._observed(shared, None if self.given_clients is None else self.given_clients.owners),
         )
 
     def load(self) -> Dataset:
         """As `DataSource`: the rows that clients share, and as held-out set those whose split says so."""
-        targets, given = self.targets(), self._given_clients
+        targets, given = self.targets(), self.given_clients
         labels, names = self._labels
-        inputs = {modality: self._inputs(modality) for modality in self.modalities}
         others, held_out = self._is_held_out, None
+        inputs = {modality: self._inputs(modality, targets.observed) for modality in self.modalities}
         if others.any():
             held_out = Dataset(
                 inputs={modality: parts[1] for modality, parts in inputs.items()},
@@ -132,6 +137,7 @@ class Table:
                 subjects=_known(self._subjects[0], others),
                 recordings=_known(self._recordings, others),
                 pieces=self._pieces_of(others),
+                observed=self._observed(others, None),
             )
         return Dataset(
             inputs={modality: parts[0] for modality, parts in inputs.items()},
@@ -146,7 +152,8 @@ class Table:
             splits=None if given is None else given.splits,
             client_names=() if given is None else given.names,
             subject_names=targets.subject_names,
-            notes=tuple(self._unused_columns()),
+            notes=(*self._unused_columns(), *self._torn),
+            observed=targets.observed,
         )
 
     def columns(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -172,7 +179,7 @@ class Table:
             if column in others:
                 continue
             try:
-                shapes[column] = self.rows.shape(column, has_gaps=self._is_given)
+                shapes[column] = self.rows.shape(column)
             except DataError as error:
                 reasons[column] = str(error).partition("; expected ")[0]
         return shapes, reasons
@@ -223,7 +230,7 @@ class Table:
         return encode_ids(self.rows.values(column), ~self._is_held_out, are_subjects=True)
 
     @cached_property
-    def _given_clients(self) -> GivenClients | None:
+    def given_clients(self) -> GivenClients | None:
         """The clients of the rows that they share, where the scenario asks for them."""
         if not self._is_given:
             return None
@@ -234,25 +241,33 @@ class Table:
         owners, names = encode_ids(values)
         if self.rows.notes.client_names:
             owners, names = _renumbered(owners, names, self.rows.notes.client_names)
-        missing = {}
-        for modality in self.modalities:
-            is_missing = self.rows.is_missing(self._columns(modality))
-            if (is_missing & self._is_held_out).any():
-                place = self._place(modality, int((is_missing & self._is_held_out).argmax()))
-                raise DataError(f"{place} is null; expected a value in every row of the held-out set")
-            missing[modality] = is_missing[rows]
+        missing = {modality: gaps[rows] for modality, (gaps, _) in self._gaps.items()}
         splits = self._splits[rows] if (self._splits > 0).any() else None
         split_column = self.rows.optional_column(self.spec.split_column, "split") or column
         split_place = self.rows.place(split_column)
-        origin = Origin(
-            client=values.place,
-            split=lambda row: split_place(int(rows[row])),
-            modality=lambda modality, row: self._place(modality, int(rows[row])),
-        )
+        origin = Origin(client=values.place, split=lambda row: split_place(int(rows[row])))
         return GivenClients.of(names, owners, missing, splits, origin, f"column {column!r}")
 
-    def _place(self, modality: str, row: int) -> str:
-        return self.rows.place(self._columns(modality)[0])(row)
+    @cached_property
+    def _gaps(self) -> dict[str, tuple[BoolArray, int]]:
+        """As `TableRows.gaps`, by modality."""
+        return {
+            name: self.rows.gaps(self._columns(name), nan_is_gap=self._section(name).nan == "unobserved")
+            for name in self.modalities
+        }
+
+    def _observed(self, rows: BoolArray, owners: IntArray | None) -> dict[str, BoolArray]:
+        """As in `Dataset`, of some of the rows; (n,) `owners` says whose these are."""
+        gaps = {name: missing[rows] for name, (missing, _) in self._gaps.items()}
+        return {name: ~missing for name, missing in gaps.items() if in_torn_clients(missing, owners).any()}
+
+    @property
+    def _torn(self) -> Iterator[str]:
+        """What counts as not observed, though something stands there."""
+        for name, (_, num_torn) in self._gaps.items():
+            if num_torn:
+                columns = " or ".join(map(repr, self._columns(name)))
+                yield f"{name}: not observed in {num_torn:,} rows in which {columns} is null or NaN in part"
 
     def _unused_columns(self) -> Iterator[str]:
         """What columns would say that the scenario does not ask for."""
@@ -307,15 +322,21 @@ class Table:
     def _section(self, modality: str) -> TableModality:
         return self.spec.modalities.get(modality, TableModality())
 
-    def _inputs(self, modality: str) -> tuple[FloatArray, FloatArray]:
-        """The modality's values in the rows that clients share, and in the held-out ones; NaN where it is missing."""
+    def _inputs(self, modality: str, observed: Mapping[str, BoolArray]) -> tuple[FloatArray, FloatArray]:
+        """The modality's values in the rows that clients share, and in the held-out ones, as `Dataset` has them."""
         num_held_out = int(self._is_held_out.sum())
         sizes = (len(self._is_held_out) - num_held_out, num_held_out)
+        gaps = (np.float32(0 if modality in observed else np.nan), np.float32(0))
         parts: list[FloatArray] = []
         filled, first = [0, 0], 0
-        for rows in self.rows.samples(self._columns(modality), self._section(modality).shape, has_gaps=self._is_given):
+        section = self._section(modality)
+        nan_is_gap = section.nan == "unobserved"
+        for rows in self.rows.samples(self._columns(modality), section.shape, nan_is_gap=nan_is_gap):
             if not parts and len(rows.values):
-                parts = [np.full((size, *rows.values.shape[1:]), np.nan, np.float32) for size in sizes]
+                parts = [
+                    np.full((size, *rows.values.shape[1:]), gap, np.float32)
+                    for size, gap in zip(sizes, gaps, strict=True)
+                ]
             is_held_out = self._is_held_out[first : first + len(rows.present)]
             first += len(rows.present)
             for number, chosen in enumerate((~is_held_out, is_held_out)):

@@ -12,13 +12,13 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place
 from blossom_ray.data.dataset import FloatArray, IntArray, Labels
+from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.labels import RowValues, encode_classes, encode_numbers, encode_sets
 from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
 from blossom_ray.data.table.tensor_columns import (
@@ -40,7 +40,7 @@ _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
 class Samples(NamedTuple):
     """Some rows of a modality one after the other: whether each is there, and the values (n, *shape) of those."""
 
-    present: npt.NDArray[np.bool_]
+    present: BoolArray
     values: FloatArray
 
 
@@ -99,17 +99,17 @@ class TableRows:
                     f"{file.name} has no column {column!r} (its columns: {found}); expected it in every file"
                 )
 
-    def check_numeric(self, column: str, *, has_gaps: bool) -> None:
-        """Refuse a column without samples by its type; where samples may lack, a file may have no type for it."""
+    def check_numeric(self, column: str) -> None:
+        """Refuse a column without samples by its type; a file in which it is null throughout may have none for it."""
         for file in self.files:
-            if not (has_gaps and pa.types.is_null(file.types[column])):
+            if not pa.types.is_null(file.types[column]):
                 check_numeric(file.types[column], file.name, column)
 
     def is_whole(self, column: str) -> bool:
         """Whether a column has plain whole numbers by its type, as ids and counts do."""
         return all(pa.types.is_integer(file.types[column]) for file in self.files)
 
-    def shape(self, column: str, *, has_gaps: bool) -> tuple[int, ...]:
+    def shape(self, column: str) -> tuple[int, ...]:
         """Shape of a sample in a column, () for plain numbers; all values are read.
 
         Raises:
@@ -119,9 +119,9 @@ class TableRows:
         for file in self.files:
             if column in file.index_columns or _INDEX.fullmatch(column):
                 raise DataError(f"{file.name}, column {column!r} is the index of a frame of pandas")
-        self.check_numeric(column, has_gaps=has_gaps)
+        self.check_numeric(column)
         shape: tuple[int, ...] = ()
-        for rows in self.samples((column,), None, has_gaps=has_gaps):
+        for rows in self.samples((column,), None):
             shape = rows.values.shape[1:] if len(rows.values) else shape
         return () if is_number(self.files[0].types[column]) else shape
 
@@ -197,28 +197,38 @@ class TableRows:
             raise DataError(f"{file.name}, column {column!r} is of type {file.types[column]}; expected int64")
         return np.concatenate([batch[column].fill_null(-1).to_numpy() for _, batch in file.batches([column])])
 
-    def is_missing(self, columns: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Whether each row has no value in any of these columns."""
-        parts = [
-            ~np.logical_or.reduce([present_rows(batch[column]) for column in columns])
-            for file in self.files
-            for _, batch in file.batches(columns)
-        ]
-        return np.concatenate(parts)
+    def gaps(self, columns: Sequence[str], *, nan_is_gap: bool) -> tuple[BoolArray, int]:
+        """Whether each row lacks a modality, as in `samples`; and how many of these rows are not null throughout."""
+        if not nan_is_gap and not any(file.may_have_nulls(column) for file in self.files for column in columns):
+            return np.zeros(self.num_rows, np.bool_), 0
+        null = np.concatenate(
+            [
+                ~np.stack([present_rows(batch[column]) for column in columns])
+                for file in self.files
+                for _, batch in file.batches(columns)
+            ],
+            axis=1,
+        )
+        missing: BoolArray = np.logical_or.reduce(null)
+        if nan_is_gap:
+            missing = ~np.concatenate([rows.present for rows in self.samples(columns, None, nan_is_gap=True)])
+        return missing, int((missing & ~np.logical_and.reduce(null)).sum())
 
-    def samples(self, columns: Sequence[str], shape: tuple[int, ...] | None, *, has_gaps: bool) -> Iterator[Samples]:
-        """The samples of a modality, some rows at a time, in order.
+    def samples(
+        self, columns: Sequence[str], shape: tuple[int, ...] | None, *, nan_is_gap: bool = False
+    ) -> Iterator[Samples]:
+        """The samples of a modality, some rows at a time, in order. A row lacks it where one of its columns is null.
 
         Args:
             columns: Of the modality; several have plain numbers.
             shape: That of a sample, where the column has flat lists; None: as the column says.
-            has_gaps: Whether rows may lack it.
+            nan_is_gap: Whether a row lacks it, too, where a value is NaN, or a value in a list is null.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         for file in self.files:
             for first_row, batch in file.batches(columns):
                 known = [present_rows(batch[column]) for column in columns]
-                present = np.logical_or.reduce(known) if has_gaps else np.ones_like(known[0])
+                present = np.logical_and.reduce(known)
                 if not present.any():
                     yield Samples(present, np.empty((0,), np.float32))
                     continue
@@ -227,13 +237,17 @@ class TableRows:
                 for column in columns:
                     place = place_of(file.name, column, first_row, numbers)
                     values = batch[column] if numbers is None else chosen_rows(batch[column], present)
-                    arrays[column] = tensor_rows(values, place, shapes.get(column))
+                    arrays[column] = tensor_rows(values, place, shapes.get(column), has_nan=nan_is_gap)
                     shapes[column] = arrays[column].shape[1:]
                     if len(columns) > 1 and shapes[column]:
                         found = f"has shape {list(shapes[column])}"
                         raise DataError(f"{place(0)} {found}; expected a plain number, as one of several columns")
                 place = place_of(file.name, columns[0], first_row, numbers)
-                yield Samples(present, _samples(list(arrays.values()), shape, place))
+                found_values = _samples(list(arrays.values()), shape, place)
+                if nan_is_gap:
+                    is_whole = ~np.isnan(found_values).reshape(len(found_values), -1).any(axis=1)
+                    present[present], found_values = is_whole, found_values[is_whole]
+                yield Samples(present, found_values)
 
 
 def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Place) -> FloatArray:

@@ -53,32 +53,34 @@ def check_numeric(type_: Any, file: str, column: str) -> None:
         )
 
 
-def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None) -> FloatArray:
+def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None, *, has_nan: bool = False) -> FloatArray:
     """The rows of a column of a type that `check_numeric` accepts.
 
     Args:
         column: An Arrow array of N rows, N > 0.
         place: Where they stand.
         shape: The shape that every row has; None: that of the first row. A column of plain numbers has shape ().
+        has_nan: Whether values may be NaN, or null, which becomes NaN.
 
     Returns:
-        (N, *shape) float32, finite.
+        (N, *shape) float32, finite or, with `has_nan`, NaN.
 
     Raises:
         DataError: A row is null, of another shape, or holds a value that is null or not finite in float32.
     """
     num_rows = len(column)
     _check_valid(column, place, 1, "is null")
-    found, values = _list_rows(column, place, 1)
+    found, values = _list_rows(column, place, 1, has_nan=has_nan)
     if shape is not None and found != shape:
         raise DataError(f"{place(0)} has shape {list(found)}; expected {list(shape)}, as in the rows before")
     # What does not fit into float32 becomes infinite, and is refused as not finite.
     with np.errstate(over="ignore"):
         rows: FloatArray = values.reshape(num_rows, *found).astype(np.float32)
-    is_finite = np.isfinite(rows.reshape(num_rows, -1)).all(axis=1)
-    if not is_finite.all():
-        row = int((~is_finite).argmax())
-        raise DataError(f"{place(row)} holds a value that is not finite; expected finite numbers")
+    flat = rows.reshape(num_rows, -1)
+    is_wrong = (np.isinf(flat) if has_nan else ~np.isfinite(flat)).any(axis=1)
+    if is_wrong.any():
+        found_value = "an infinite value" if has_nan else "a value that is not finite"
+        raise DataError(f"{place(int(is_wrong.argmax()))} holds {found_value}; expected finite numbers")
     return rows
 
 
@@ -105,10 +107,10 @@ def is_list(type_: Any) -> bool:
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
 
-def _list_rows(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
+def _list_rows(column: Any, place: Place, per_row: int, *, has_nan: bool) -> tuple[tuple[int, ...], Any]:
     """Shape below this level, and all values one after the other; `per_row` entries of `column` make up a row."""
     if isinstance(column.type, pa.FixedShapeTensorType):
-        return _tensors(column, place, per_row)
+        return _tensors(column, place, per_row, has_nan=has_nan)
     if not is_list(column.type):
         return (), _plain(column)
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
@@ -120,19 +122,21 @@ def _list_rows(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...]
     if length == 0:
         raise DataError(f"{place(0)} has no values; expected at least one")
     below = column.flatten()
-    _check_valid(below, place, per_row * length, "holds a null")
-    shape, values = _list_rows(below, place, per_row * length)
+    if is_list(below.type) or not has_nan:
+        _check_valid(below, place, per_row * length, "holds a null")
+    shape, values = _list_rows(below, place, per_row * length, has_nan=has_nan)
     return (length, *shape), values
 
 
-def _tensors(column: Any, place: Place, per_row: int) -> tuple[tuple[int, ...], Any]:
+def _tensors(column: Any, place: Place, per_row: int, *, has_nan: bool) -> tuple[tuple[int, ...], Any]:
     """As `_list_rows`. Tensors are stored by other dimensions than those they have where the type permutes them."""
     stored = tuple(column.type.shape)
     order = column.type.permutation or range(len(stored))
     if 0 in stored:
         raise DataError(f"{place(0)} has shape {list(stored)}; expected at least one value")
     below = column.storage.flatten()
-    _check_valid(below, place, per_row * math.prod(stored), "holds a null")
+    if not has_nan:
+        _check_valid(below, place, per_row * math.prod(stored), "holds a null")
     values = _plain(below).reshape(-1, *stored).transpose(0, *(1 + dimension for dimension in order))
     return tuple(values.shape[1:]), values
 

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from blossom_ray.core.locations import local_path
 from blossom_ray.data.clients import HELD_OUT, SPLITS
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, is_missing
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut
+from blossom_ray.data.gaps import BoolArray
 from blossom_ray.errors import RunFolderError
 from blossom_ray.storage import replacing
 
@@ -49,7 +50,7 @@ NOTES = TypeAdapter(Notes)
 def write_table(dataset: Dataset, path: str | Path) -> Path:
     """Write a data set as one Arrow file, which `dataset: table` reads with the same values and fingerprint.
 
-    Columns: a fixed-shape tensor per modality, null where a client lacks it, `label` (the class's number, or a list of
+    Columns: a fixed-shape tensor per modality, null where it is not observed, `label` (the class's number, or a list of
     float32), `subject` and `split` (`train`, then `test` for the held-out set), `recording` where samples share
     recordings, and `piece_of` where they are pieces of recordings. Where the data say whose samples they are, `client`,
     and `split` has the clients' own splits and `held-out`: read it with `data.partition: {kind: given}`. What is left
@@ -117,15 +118,14 @@ def _columns(
         PIECE_OF: numbers(None if part.pieces is None else part.pieces.recordings),
         "client": pa.array(owners, pa.string()),
     }
-    inputs = {modality: _tensors(values[rows]) for modality, values in sorted(part.inputs.items())}
+    inputs = {name: _tensors(values[rows], part.lacking(name)[rows]) for name, values in sorted(part.inputs.items())}
     return inputs | {name: column for name, column in columns.items() if name in own}
 
 
-def _tensors(values: FloatArray) -> Any:
+def _tensors(values: FloatArray, missing: BoolArray) -> Any:
     type_ = pa.fixed_shape_tensor(pa.float32(), values.shape[1:])
     # Arrow's own way from NumPy makes the strides a part of the type, which say nothing where a dimension is 1.
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    missing = is_missing(values)
     mask = pa.array(missing) if missing.any() else None
     storage = pa.FixedSizeListArray.from_arrays(flat, type_.storage_type.list_size, mask=mask)
     return pa.ExtensionArray.from_storage(type_, storage)

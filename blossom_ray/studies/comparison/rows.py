@@ -64,6 +64,8 @@ _TABLE_COLUMNS = (
 )  # fmt: skip
 _WORDS = ("modalities", "status", "last5_rounds", *_GAIN_ROUNDS, "interval", "note", "run_notes", "run")
 _COUNTS = ("seed", "training_seed", "best_round", "num_seeds", "num_pairs", "num_reached")
+_OBSERVING = ("data.observed", "data.without_modality", "clients")
+"""What the keys begin with that say which modalities are observed in which rows."""
 _NEAR_CHANCE = 0.1
 """A score less than this share of the way from chance to 1 is near chance."""
 
@@ -100,12 +102,12 @@ class Row:
     note: str | None = None
 
     @property
-    def federation(self) -> tuple[str, str] | None:
-        """The fingerprint of the data and the digest of their partition; None where the run does not say."""
+    def federation(self) -> tuple[str, str, str] | None:
+        """The digests of the data, of their partition and of what is observed; None where the run does not say."""
         data = {} if self.entry.run is None else self.entry.run.manifest.get("data", {})
         if not isinstance(data, Mapping) or not {"fingerprint", "partition"} <= data.keys():
             return None
-        return str(data["fingerprint"]), str(data["partition"])
+        return str(data["fingerprint"]), str(data["partition"]), str(data.get("observation", ""))
 
     @property
     def last_rounds(self) -> str | None:
@@ -183,7 +185,7 @@ def pair_rows(rows: Sequence[Row], baseline: Mapping[str, str], score: Score, *,
         if not row.scores.scored:
             continue
         against = places.get(_place({**row.setting, **baseline, **plain}, row))
-        row.note = _obstacle(row, against)
+        row.note = _obstacle(row, against, varied=baseline)
         if against is row:
             continue
         if row.note is None and against is not None:
@@ -262,15 +264,16 @@ def _place(setting: Mapping[str, str], row: Row) -> tuple[Any, ...]:
     return (*sorted(setting.items()), row.entry.seeds, row.modalities)
 
 
-def _obstacle(row: Row, against: Row | None) -> str | None:
-    """Why two rows are no pair."""
+def _obstacle(row: Row, against: Row | None, *, varied: Iterable[str]) -> str | None:
+    """Why two rows are no pair, where they differ in the `varied` keys."""
     if against is None:
         return f"seed {row.entry.seeds}: there is no finished run of the baseline for every setting"
     here, there = row.federation, against.federation
     if here is None or there is None:
         return "a run does not say which federation it had, so it is not paired"
-    for name, mine, other in zip(("data", "partition"), here, there, strict=True):
-        if mine != other:
+    is_asked = any(key.startswith(_OBSERVING) for key in varied)
+    for name, mine, other in zip(("data", "partition", "pattern of observed rows"), here, there, strict=True):
+        if mine != other and not (is_asked and name.startswith("pattern")):
             return f"{row.entry.place} and {against.entry.place} had another {name}, so they are not paired"
     return None
 
