@@ -16,7 +16,7 @@ from pydantic import Field
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.division.federation import build_federation
-from blossom_ray.data.division.observation import check_computed, observe
+from blossom_ray.data.division.observation import observe
 from blossom_ray.data.division.options import ClientGroup, Clients
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.files.archives import holds
@@ -116,7 +116,6 @@ def examine_federation(
         sets = [tuple(sorted(group.modalities)) for group in groups for _ in range(group.count)]
         divided = build_federation(data, targets, len(sets), seed, sets)
         federation = observe(divided, data, targets, groups, seed)
-        check_computed(federation)
         overlap = federation.overlap(targets.pieces)
         notes = [*([] if targets.clients is None else targets.clients.notes), *([str(overlap)] if overlap else [])]
         return Examination([], notes, len(federation.validation.flat) > 0, groups)

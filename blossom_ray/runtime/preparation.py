@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +17,16 @@ from blossom_ray.clients.losses import Objective
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.plan import ClientPlan
 from blossom_ray.clients.transforms import build_transforms
-from blossom_ray.core.blocks import FUSION, HEAD, Block, ClientProfile, Scope, SharingScheme
+from blossom_ray.core.blocks import CENTRAL, FUSION, HEAD, Block, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.federation import build_federation
-from blossom_ray.data.division.observation import check_computed, observation_digest, observe, observe_held_out
+from blossom_ray.data.division.observation import observation_digest, observe, observe_held_out
 from blossom_ray.data.division.standardization import standardized
 from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
 from blossom_ray.data.summary import ObservedRows, observed_rows
+from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.identity import numbers_tree
 from blossom_ray.tasks import task_rules
@@ -199,7 +200,9 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     if held_out is not None:
         views, view_of = observe_held_out(held_out, scenario.data, scenario.groups, scenario.seed)
         write_held_out(views, folder)
-    check_computed(federation, views)
+    observed = observed_rows(federation, population.profiles)
+    sparse = tuple(sorted({*observed, *(name for view in views for name in view.observed)}))
+    _check_gaps(scenario, sparse)
     is_partial = federation is not divided or any(view is not held_out for view in views)
     shards = write_shards(dataset, federation, population.profiles, folder, view_of)
     engines: dict[str, EngineName] = {}
@@ -218,8 +221,10 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         metrics=scenario.evaluation.metrics,
         weighting=scenario.server.weighting,
         engines=engines,
-        prototypes=_prototypes(scenario, population),
+        sparse=sparse,
+        sparse_in_training=_sparse_in_training(scenario, observed),
     )
+    plan = replace(plan, prototypes=_prototypes(plan, population))
     plan = replace(plan, split_blocks=_split_blocks(plan, population))
     if scenario.algorithm.kind != "fedavg":
         plan = with_algorithm(plan, scenario.algorithm, population)
@@ -236,7 +241,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         notes=(*dataset.notes, *given_notes, *(() if overlap is None else (str(overlap),))),
         client_names=federation.names,
         observation=observation_digest(federation, views) if is_partial else "",
-        observed=observed_rows(federation, population.profiles),
+        observed=observed,
     )
 
 
@@ -266,31 +271,64 @@ def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
     return SharingScheme({**scheme.scopes, **frozen}) if frozen else scheme
 
 
-def _prototypes(scenario: Scenario, population: Population) -> tuple[str, ...]:
-    """The modalities that some client lacks, where prototypes stand for them."""
-    if scenario.model.missing != "prototype":
+def _check_gaps(scenario: Scenario, sparse: Collection[str]) -> None:
+    """Refuse what cannot do without a modality in single samples.
+
+    Args:
+        scenario: The scenario.
+        sparse: The modalities that some sample of an owner lacks.
+
+    Raises:
+        InputError: Something cannot.
+    """
+    if not sparse:
+        return
+    model, lacking = scenario.model, f"while samples lack {', '.join(sparse)}"
+    if scenario.training.modality_dropout:
+        found = f"training.modality_dropout is {scenario.training.modality_dropout:g}"
+        raise InputError(f"{found}, {lacking} already; expected 0")
+    if isinstance(model.fusion, Custom) and model.missing == "mask":
+        found = f"model.missing is 'mask' and model.fusion own code, which is not told what a sample lacks, {lacking}"
+        raise InputError(f"{found}; expected another rule, or a fusion of another kind")
+    scopes = {name: scenario.scheme.scope(Block("encoder", name)) for name in sparse}
+    for name, scope in scopes.items() if model.missing == "prototype" else ():
+        if scope not in (Scope.SHARED, Scope.FROZEN):
+            found = f"model.missing is 'prototype', while samples lack {name} and encoder/{name} has the scope {scope}"
+            raise InputError(f"{found}, so its copies embed differently; expected shared or frozen encoders")
+
+
+def _sparse_in_training(scenario: Scenario, observed: Mapping[str, Mapping[str, ObservedRows]]) -> tuple[str, ...]:
+    """The modalities that some training sample of an owner lacks; none where nothing is averaged."""
+    if scenario.sharing == CENTRAL:
         return ()
-    owned = [set(profile.modalities) for profile in population.representatives()]
-    return tuple(modality for modality in scenario.modalities if any(modality not in own for own in owned))
+    return tuple(sorted(name for name, rows in observed.items() if rows["train"].observed < rows["train"].rows))
+
+
+def _prototypes(plan: ClientPlan, population: Population) -> tuple[str, ...]:
+    """The modalities that some client, or a sample, lacks, where prototypes stand for them."""
+    held = (name for profile in population.representatives() for name in plan.held_blocks(profile))
+    return tuple(sorted({name.of for name in held if name.kind == "prototype"}))
 
 
 def _split_blocks(plan: ClientPlan, population: Population) -> frozenset[str]:
-    """The blocks whose running statistics each modality set has for itself, as `ClientPlan.split_blocks` has them."""
+    """The blocks whose running statistics are instances of their own, as `ClientPlan.split_blocks` has them."""
     from blossom_ray.models.build import build_block
     from blossom_ray.models.flat import block_layout
 
     model = plan.model
-    if model.norm_statistics != "same-modalities":
+    sparse = {Block("encoder", name) for name in plan.sparse_in_training}
+    if model.norm_statistics != "same-modalities" and not sparse:
         return frozenset()
     holders: defaultdict[Block, set[str]] = defaultdict(set)
     for profile in population.representatives():
         for name, instance in plan.held_blocks(profile).items():
-            if instance.scope in (Scope.SHARED, Scope.GROUP) and name.kind != "prototype":
+            is_common = instance.scope in (Scope.SHARED, Scope.GROUP) and name.kind != "prototype"
+            if is_common or (name in sparse and instance.scope is Scope.SAME_MODALITIES):
                 holders[name].add(profile.modality_set)
     return frozenset(
         name
         for name, sets in holders.items()
-        if len(sets) > 1
+        if (name in sparse or (len(sets) > 1 and model.norm_statistics == "same-modalities"))
         and block_layout(
             build_block(name, model, plan.input_shapes, plan.num_outputs, plan.seed), model.norm_statistics
         ).buffers

@@ -102,6 +102,29 @@ def test_shards_through_the_object_store_change_nothing(small_scenario: Scenario
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_samples_that_lack_a_modality_are_the_same_everywhere(
+    small_scenario: Scenario, engine: str, ray_session: None
+) -> None:
+    scenario = small_scenario.override(
+        {
+            "data.observed": {"acc": {"train": 0.6, "test": 0.5, "held_out": 0.7}, "gyro": 0.6},
+            "data.without_modality": "leave-out",
+            "model.missing": "zero-input",
+            "model.encoders.acc": {"kind": "conv1d", "channels": [4], "kernel_size": 3, "dim": 6},
+            "sharing": "full-model",
+            "server.weighting": "observed",
+            "training.batch_size": 4,
+            "training.engine": engine,
+            "evaluation.fine_tune": {"epochs": 1},
+            "evaluation.held_out": "final",
+        }
+    )
+    placed = {"execution.runtime": "ray", "execution.clients_per_actor": 3, "execution.shards": "object-store"}
+    assert_same_bits(simulate(scenario), simulate(scenario.override(placed)))
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("norm_statistics", "clients_per_actor"), [("local", 2), ("same-modalities", 5), ("same-modalities", 3)]
 )

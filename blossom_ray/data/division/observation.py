@@ -80,19 +80,6 @@ def observe(
     return replace(left, observed={name: observed[name] for name, own in has_gaps.items() if own})
 
 
-def check_computed(federation: Federation, held_out: Sequence[Dataset] = ()) -> None:
-    """Refuse what models do not compute: rows that lack one of their client's modalities.
-
-    Raises:
-        PartitionError: There are some.
-    """
-    masks = (federation.observed, *(view.observed for view in held_out))
-    lacking = sorted({name for found in masks for name in found})
-    if lacking:
-        found = f"leaves rows of clients without {', '.join(lacking)}, be it by draws or by what the data lack"
-        raise PartitionError("data.observed", found, "each client's modalities in all of its rows")
-
-
 def observe_held_out(
     held_out: Dataset, data: Division, groups: Sequence[ClientGroup], seed: int
 ) -> tuple[list[Dataset], IntArray]:

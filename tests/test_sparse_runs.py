@@ -1,0 +1,140 @@
+"""Runs in which samples lack a modality of their client: tables, what is shown, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from rich.console import Console
+from torch import Tensor, nn
+
+from blossom_ray import Run, Scenario, simulate
+from blossom_ray.cli.console.rounds import score_table
+from blossom_ray.core.scores import find_score
+from blossom_ray.errors import InputError
+from blossom_ray.runs.session import record_run, resume_run
+from blossom_ray.studies.comparison.scores import ALL, find_metric, metric_columns, score_of
+
+
+@pytest.fixture
+def sparse(small_scenario: Scenario) -> Scenario:
+    """Two clients with acc, one with gyro, two with both, which miss one or the other in some samples."""
+    return small_scenario.override(
+        {
+            "data.observed": {"acc": {"train": 0.6, "test": 0.5, "held_out": 0.7}, "gyro": 0.6},
+            "data.without_modality": "leave-out",
+            "sharing": "full-model",
+            "model.encoders.acc": {"kind": "conv1d", "channels": [4], "kernel_size": 3, "dim": 6},
+            "model.head": {"kind": "mlp", "hidden": [8], "norm": "batch"},
+            "training.batch_size": 4,
+            "training.optimizer": {"kind": "adam", "lr": 0.01, "weight_decay": 0.01},
+            "training.keep_optimizer_state": True,
+        }
+    )
+
+
+def test_what_tables_tell_of_samples_without_a_modality(sparse: Scenario) -> None:
+    run = simulate(sparse.override({"data.validation_fraction": 0.2}))
+    last = run.rounds.row(-1, named=True)
+    sets = ("acc", "gyro", "acc+gyro")
+    assert sum(last[f"num_examples@{name}"] for name in sets) == run.clients.filter(round=2)["num_test_examples"].sum()
+    mean = sum(last[f"num_examples@{name}"] * last[f"accuracy@{name}"] for name in sets)
+    assert mean / sum(last[f"num_examples@{name}"] for name in sets) == pytest.approx(last["accuracy_pooled"])
+    assert {"accuracy_pooled@acc", "loss@gyro", "validation/accuracy@acc+gyro"} <= last.keys()
+    # Clients with one modality have fewer samples and no gaps; what they do not own is null.
+    trained = run.clients.filter(round=1).select("modalities", "num_train_examples", pl.col("^num_observed/.*$"))
+    assert trained.columns[2:] == ["num_observed/acc", "num_observed/gyro"]
+    assert trained.schema["num_observed/acc"] == pl.Int64
+    for owned, number, *observed in trained.rows():
+        if owned != "acc+gyro":
+            assert observed == ([number, None] if owned == "acc" else [None, number])
+    both = trained.filter(modalities="acc+gyro").drop("modalities").sum().row(0)
+    assert 0 < min(both[1:]) <= max(both[1:]) < both[0]
+
+
+def test_what_samples_have_is_no_modality_set_of_clients(sparse: Scenario) -> None:
+    run = simulate(sparse)
+    assert set(metric_columns(run, "accuracy")) == {ALL, "acc", "gyro", "acc+gyro"}
+    assert find_metric("accuracy@acc", [run]) == ("accuracy@acc", "")
+    assert (score_of("num_examples@acc").lower_is_better, score_of("loss@acc").lower_is_better) == (True, True)
+    about = find_score("fine_tuned/accuracy_pooled@acc+gyro")
+    assert about is not None
+    assert about.name == "accuracy"
+    metrics = {name: value for name, value in run.rounds.row(-1, named=True).items() if isinstance(value, float)}
+    console = Console(file=io.StringIO(), width=160)
+    console.print(score_table(metrics, {"acc": 2, "gyro": 1, "acc+gyro": 2}, "classification"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # of a StringIO
+    assert [shown.count(f"samples with {name} ") for name in ("acc", "gyro", "acc+gyro")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_a_run_goes_on_from_a_checkpoint(sparse: Scenario, engine: str, tmp_path: Path) -> None:
+    scenario = sparse.override({"training.engine": engine, "checkpoint.every": 1, "rounds": 3})
+    whole = simulate(scenario)
+    records = record_run(scenario, tmp_path)
+    next(record for record in records if record.round_index == 2)
+    records.close()
+    assert len(list(resume_run(scenario, tmp_path))) >= 1
+    assert Run.open(tmp_path).manifest["digest"] == whole.manifest["digest"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.missing": "zero-input", "evaluation.fine_tune": {"epochs": 1}, "evaluation.held_out": "final"},
+        {"model.missing": "prototype"},
+        {"model.norm_statistics": "same-modalities", "training.loss": {"kind": "weighted"}},
+        {"sharing": "central", "training.keep_optimizer_state": False},
+        {
+            "server.weighting": "entropy",
+            "sharing": {"encoder/*": "same-modalities", "fusion": "private", "head": "shared"},
+        },
+    ],
+    ids=["zero-input", "prototype", "same-modalities", "central", "entropy"],
+)
+def test_it_computes_what_else_a_scenario_asks_for(sparse: Scenario, changes: dict[str, Any]) -> None:
+    run = simulate(sparse.override(changes))
+    losses = [name for name in run.rounds.columns if "loss" in name]
+    last = run.rounds[-1:].select(losses)
+    assert {"loss@acc", "loss@gyro", "loss@acc+gyro"} <= set(losses)
+    assert all(column.is_finite().all() for column in last if column.null_count() == 0)
+
+
+class Mean(nn.Module):
+    """A fusion of the user's own."""
+
+    def __init__(self, _: Mapping[str, int]) -> None:
+        super().__init__()
+
+    def forward(self, embeddings: Mapping[str, Tensor]) -> Tensor:
+        return sum(embeddings.values()) / len(embeddings)  # type: ignore[return-value]  # not 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.fusion": {"kind": "custom", "factory": Mean}},
+            "model.missing is 'mask' and model.fusion own code, which is not told what a sample lacks, while samples "
+            "lack acc, gyro; expected another rule, or a fusion of another kind",
+        ),
+        (
+            {
+                "model.missing": "prototype",
+                "clients": [{"count": 5, "modalities": ["acc", "gyro"]}],
+                "sharing": "local",
+            },
+            "model.missing is 'prototype', while samples lack acc and encoder/acc has the scope private, so its copies "
+            "embed differently; expected shared or frozen encoders",
+        ),
+    ],
+    ids=["own fusion", "prototypes"],
+)
+def test_what_cannot_be_is_said(sparse: Scenario, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        simulate(sparse.override(changes))
+    assert message in str(raised.value)
