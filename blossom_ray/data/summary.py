@@ -130,31 +130,35 @@ def summarise(dataset: Dataset) -> DatasetSummary:
 
 def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     """What each client of a federation has, in the order of their ids."""
+    places = (federation.located(dataset, client) for client in range(federation.num_clients))
     return [
         ClientShare(
             client=client,
             num_train=len(federation.train.of(client)),
             num_validation=len(federation.validation.of(client)),
             num_test=len(federation.test.of(client)),
-            labels=_labels(dataset, federation.rows(client)),
-            num_subjects=_num_subjects(dataset, federation.rows(client)),
+            labels=_labels(part, rows),
+            num_subjects=_num_subjects(part, rows),
             name=federation.names[client] if federation.names else "",
         )
-        for client in range(federation.num_clients)
+        for client, (part, rows) in enumerate(places)
     ]
 
 
 def observed_rows(federation: Federation, profiles: Sequence[ClientProfile]) -> dict[str, dict[str, ObservedRows]]:
-    """By modality and split, in how many rows it is observed; of the modalities alone that some owner lacks in some."""
+    """By modality and split, in how many rows it is observed; of the modalities alone that some owner lacks in some.
+
+    The profiles are all clients, or the first ones.
+    """
     found: dict[str, dict[str, ObservedRows]] = {}
     for modality, observed in federation.observed.items():
         owns = np.array([modality in profile.modalities for profile in profiles])
         found[modality] = {}
         for split, rows in federation.splits.items():
             if len(rows.flat):
-                counts = np.diff(np.concatenate([[0], np.cumsum(observed[rows.flat])])[rows.ends])
-                found[modality][split] = ObservedRows.of((rows.counts * owns).tolist(), counts.tolist())
-    return found
+                counts = np.diff(np.concatenate([[0], np.cumsum(observed[rows.flat])])[rows.ends])[: len(owns)]
+                found[modality][split] = ObservedRows.of((rows.counts[: len(owns)] * owns).tolist(), counts.tolist())
+    return {name: own for name, own in found.items() if any(rows.observed < rows.rows for rows in own.values())}
 
 
 def _labels(dataset: Dataset, rows: IntArray) -> dict[str, float]:
