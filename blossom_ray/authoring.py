@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.algorithms.extras import declared_copies
 from blossom_ray.algorithms.options import AlgorithmOption
-from blossom_ray.algorithms.seam import MODEL, ServerView, Tree, has
+from blossom_ray.algorithms.seam import MODEL, ServerView, Tree, has, naming
 from blossom_ray.algorithms.selection import Population
 from blossom_ray.clients.options import ignored_keys
 from blossom_ray.clients.plan import ClientPlan
@@ -23,7 +23,6 @@ from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunErr
 from blossom_ray.server import Server
 from blossom_ray.text import brief
 
-Result = TypeVar("Result")
 Instance = tuple[str, str]
 """What a tree of the server is keyed by: a block and the key of its instance."""
 
@@ -103,7 +102,8 @@ class AlgorithmServer:
         view = self._view(server, round_index, Reports())
         draw, candidates = generator(seed, Purpose.SELECTION, round_index), np.arange(len(population.trained))
         size = population.cohort_size
-        found = self._call("select", lambda: list(self._author.select(view, candidates, size, draw)))
+        with naming("select"):
+            found = list(self._author.select(view, candidates, size, draw))
         chosen = sorted({int(client) for client in found})
         if len(chosen) != len(found) or len(chosen) != size or chosen[0] < 0 or chosen[-1] >= len(candidates):
             expected = f"{size} clients between 0 and {len(candidates) - 1}, each once"
@@ -115,7 +115,8 @@ class AlgorithmServer:
     ) -> Callable[[BlockInstance], Collection[int] | None]:
         """Whose contributions to an instance count, once the cohort has reported; None: everybody's."""
         view = self._view(server, round_index, reports)
-        found = self._call("admit", lambda: self._author.admit(view))
+        with naming("admit"):
+            found = self._author.admit(view)
         admitted = dict(_trees("admit", found, view.members))
         for copy, tree in admitted.items():
             for key, clients in tree.items():
@@ -140,7 +141,8 @@ class AlgorithmServer:
         if not has(self._author, "server"):
             return found
         view = self._view(server, round_index, reports)
-        said = self._call("server", lambda: self._author.server(view))
+        with naming("server"):
+            said = self._author.server(view)
         instances = {(i.copy or MODEL, str(i.name), i.key): i for i in server.blocks if _is_seen(i)}
         for name, tree in _trees("server", said, view.all):
             for key, value in tree.items():
@@ -189,16 +191,6 @@ class AlgorithmServer:
                 view.row_weights[name][key] = np.array(own.weights)
                 view.rows[name][key] = _locked(own.values[:, : len(value)] if value.ndim else own.values)
         return view
-
-    def _call(self, method: str, function: Callable[[], Result]) -> Result:
-        try:
-            return function()
-        except InputError as error:
-            raise InputError(f"algorithm: {method}: {error}") from error
-        except BlossomError:
-            raise
-        except OWN_CODE_RAISES as error:
-            raise RunError(f"algorithm: {method} raised {shown_error(error)}") from error
 
 
 def _locked(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from blossom_ray.algorithms.seam import Client, Extra, Layout, Sent, ServerView, Tree
 from blossom_ray.core.section import Section
-from blossom_ray.errors import InputError
 
 
 class FedNova(Section):
@@ -20,8 +19,6 @@ class FedNova(Section):
         return {"steps": Extra(layout.averaged, shape=(), scope="server")}
 
     def finish(self, k: Client) -> dict[str, Any]:
-        if k.rates is None:
-            raise InputError("fednova counts plain steps; expected training.optimizer: {kind: sgd, momentum: 0}")
         per_step = k.num_steps.map(lambda steps: k.weight / steps.clamp(min=1))
         return {"model": Sent(k.new, per_step), "steps": Sent(k.num_steps)}
 

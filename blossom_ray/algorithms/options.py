@@ -90,6 +90,9 @@ AlgorithmOption = Annotated[
 OF_CLASSES = ("fedproto", "pmcmfl", "flism", "mfedmc")
 """Kinds that take a sample's label for the number of its class."""
 
+OF_PLAIN_STEPS = ("scaffold", "fednova")
+"""Kinds that take a step for the learning rate times a gradient."""
+
 
 def given_section(given: Any) -> Any:
     """What the key `algorithm` is given, as what a section is made of: an author's own object as its class and options.

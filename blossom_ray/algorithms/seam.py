@@ -12,12 +12,13 @@ given is NumPy, float64, by block instance. Nothing here imports PyTorch: method
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from blossom_ray.core.blocks import Block, Scope
-from blossom_ray.errors import InputError
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunError, shown_error
 
 MODEL = "model"
 """The copy that every algorithm has: the client's model."""
@@ -386,6 +387,24 @@ METHODS = tuple(name for name in vars(Algorithm) if not name.startswith("_"))
 def has(algorithm: object, method: str) -> bool:
     """Whether an algorithm has one of the methods of `Algorithm`."""
     return callable(getattr(algorithm, method, None))
+
+
+@contextmanager
+def naming(method: str) -> Iterator[None]:
+    """What an author's method raises within, as an error that names the method.
+
+    Raises:
+        InputError: As raised, by the author or by what the author was given.
+        RunError: Anything else was raised.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"algorithm: {method}: {error}") from error
+    except BlossomError:
+        raise
+    except OWN_CODE_RAISES as error:
+        raise RunError(f"algorithm: {method} raised {shown_error(error)}") from error
 
 
 def _key_text(key: object) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blossom_ray.algorithms.extras import ExtraPart, declared_copies
-from blossom_ray.algorithms.seam import MODEL, Client, Pass, Tree, has
+from blossom_ray.algorithms.seam import MODEL, Client, Pass, Tree, has, naming
 from blossom_ray.clients.engines import Engine
 from blossom_ray.clients.job import Affine, ClientTask, LocalPass, LocalResult, training_passes
 from blossom_ray.clients.mapping import mapped, one_by_one
@@ -26,7 +26,7 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK, Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.seeding import Purpose, generator, stable_number, torch_seed
 from blossom_ray.core.sums import Vector
-from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunError, shown_error
+from blossom_ray.errors import OWN_CODE_RAISES, RunError
 from blossom_ray.models.build import build_block
 from blossom_ray.models.flat import FlatBlock
 
@@ -153,14 +153,8 @@ class Authored:
         if self._is_mapped:
             with suppress(*OWN_CODE_RAISES):  # what cannot be mapped is called in turn, and then says what is wrong
                 return mapped(function, rows)
-        try:
+        with naming(method):
             return one_by_one(method, function, rows, count)
-        except InputError as error:
-            raise InputError(f"algorithm: {method}: {error}") from error
-        except BlossomError:
-            raise
-        except OWN_CODE_RAISES as error:
-            raise RunError(f"algorithm: {method} raised {shown_error(error)}") from error
 
     def _drawn(self, part: ExtraPart, round_index: int, client: int) -> np.ndarray:
         name = stable_number(f"{part.instance.copy}\0{part.instance.name}")
@@ -264,7 +258,7 @@ class AuthoredRound:
 
     def _client(self, own: Mapping[str, Any]) -> Client:
         alike = self._plan.training.optimizer.alike(self._layout.averaged, self._learning_rate)
-        is_plain = all(own.kind == "sgd" and not own.momentum for own, _, _ in alike)
+        is_plain = all(own.is_plain for own, _, _ in alike)
         rates = {block: rate for _, rate, names in alike for block in names} if is_plain else None
         return Client(
             layout=self._layout,

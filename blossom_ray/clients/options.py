@@ -97,6 +97,11 @@ class _Optimizer(Section):
             names.append(block)
         return groups
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is the learning rate times the gradient: SGD without momentum."""
+        return self.kind == "sgd" and not getattr(self, "momentum", 0.0)
+
     def conflicts(self) -> Iterator[Finding]:
         """What no optimizer of a block has, or cannot have together."""
         for block, own in self.blocks.items():

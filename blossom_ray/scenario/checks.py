@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from blossom_ray.algorithms.options import OF_CLASSES, AlgorithmOption, Server
+from blossom_ray.algorithms.options import OF_CLASSES, OF_PLAIN_STEPS, AlgorithmOption, Server
 from blossom_ray.algorithms.server_optimizers import FedAvg
 from blossom_ray.clients.options import Training, ignored_keys
 from blossom_ray.core.blocks import ANY_ENCODER, CENTRAL, SCHEME_NAMES, Block, Scope, SharingScheme, model_blocks
@@ -467,6 +467,14 @@ def _classes(algorithm: AlgorithmOption, task: Task) -> Iterator[Finding]:
     if task != "classification" and algorithm.kind in OF_CLASSES:
         found = f"is {algorithm.kind!r}, which has a place for each class, while task is {task!r}"
         yield Finding("algorithm.kind", found, "another kind, or task: classification")
+
+
+@_rule
+def _plain_steps(algorithm: AlgorithmOption, training: Training, scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+    averaged = [block for block, scope in scopes.items() if scope not in (Scope.PRIVATE, Scope.FROZEN)]
+    if algorithm.kind in OF_PLAIN_STEPS and not all(training.optimizer.of(block).is_plain for block in averaged):
+        found = f"has momentum or is no sgd, while algorithm.kind is {algorithm.kind!r}, which counts plain steps"
+        yield Finding("training.optimizer", found, "{kind: sgd, momentum: 0} for each block that is averaged")
 
 
 @_rule

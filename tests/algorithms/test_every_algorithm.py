@@ -11,7 +11,13 @@ import pytest
 from conftest import REPOSITORY
 
 from blossom_ray import Scenario, simulate
-from blossom_ray.algorithms.options import OF_CLASSES, AlgorithmOption, CustomAlgorithm, FederatedAveraging
+from blossom_ray.algorithms.options import (
+    OF_CLASSES,
+    OF_PLAIN_STEPS,
+    AlgorithmOption,
+    CustomAlgorithm,
+    FederatedAveraging,
+)
 from blossom_ray.errors import InputError, ScenarioError
 
 BUILT_IN = [
@@ -62,6 +68,21 @@ def test_what_needs_classes_says_so(kind: str, task: str) -> None:
     )
     with pytest.raises(ScenarioError, match=expected):
         Scenario.load(BASELINE, {"task": task, "algorithm.kind": kind})
+
+
+@pytest.mark.parametrize("kind", OF_PLAIN_STEPS)
+@pytest.mark.parametrize("own", [{"kind": "adam"}, {"momentum": 0.5}, {"blocks": {"head": {"momentum": 0.5}}}])
+def test_what_counts_plain_steps_says_so(kind: str, own: dict[str, Any]) -> None:
+    given = {"training.optimizer": {"kind": "sgd", **own}, "algorithm.kind": kind}
+    expected = f"training.optimizer has momentum or is no sgd, while algorithm.kind is '{kind}', which counts plain"
+    with pytest.raises(ScenarioError, match=expected):
+        Scenario.load(BASELINE, given)
+
+
+def test_a_private_head_may_have_momentum() -> None:
+    optimizer = {"kind": "sgd", "blocks": {"head": {"momentum": 0.5}}}
+    changes = {"training.optimizer": optimizer, "algorithm.kind": "scaffold", "sharing": "private-head"}
+    assert Scenario.load(BASELINE, changes).algorithm.kind == "scaffold"
 
 
 def test_low_rank_knows_the_blocks() -> None:

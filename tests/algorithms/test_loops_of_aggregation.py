@@ -58,12 +58,6 @@ def test_fednova(changes: dict[str, Any]) -> None:
     assert ("training.modality_dropout" in changes) == (rested > 0)
 
 
-def test_fednova_needs_plain_steps() -> None:
-    scenario = scenario_of({"kind": "fednova"}, **{"training.optimizer.momentum": 0.5})
-    with pytest.raises(Exception, match=r"fednova counts plain steps; expected training.optimizer"):
-        simulated(scenario)
-
-
 def middle(values: list[np.ndarray]) -> np.ndarray:
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2

@@ -24,18 +24,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rule:
-    """How a parameter is stepped: W <- keep W - rate G + constant.
+    """How a parameter is stepped: W <- keep W - rate G + factor constant.
 
     Attributes:
         keep: 1 - lr (wd + mu).
         rate: The learning rate lr.
-        constant: lr (mu anchor - offset), (K, *shape), of a pass that holds it near an anchor or adds to its gradient.
+        constant: (K, *shape), of a pass that holds it near an anchor or adds to its gradient: with its factor
+            lr (mu anchor - offset).
+        factor: What the constant is multiplied by.
         block: The block whose parameter it is.
     """
 
     keep: float
     rate: float
     constant: Tensor | None = None
+    factor: float = 1.0
     block: str = ""
 
 
@@ -81,7 +84,7 @@ class Descent:
         before = weight[resting] if resting else None
         weight.baddbmm_(outputs_gradient.transpose(1, 2), inputs, beta=rule.keep, alpha=-rule.rate)
         if rule.constant is not None:
-            weight.add_(rule.constant[: len(weight)])
+            weight.add_(rule.constant[: len(weight)], alpha=rule.factor)
         if before is not None:
             weight[resting] = before
         self._taken.add(weight.data_ptr())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blossom_ray.clients.job import Affine, LocalPass
-from blossom_ray.clients.options import ClientOptimizer, Sgd, Training
+from blossom_ray.clients.options import ClientOptimizer, Training
 from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.stacked.batches import Resting
 from blossom_ray.clients.stacked.descent import Descent, Rule
@@ -186,20 +186,21 @@ class AffineTerm:
         for name in stack.trained_blocks:
             size, anchor = stack.num_parameters[name], []
             if name in each.anchored:
-                pairs = zip(own, received, strict=True)
-                anchor = [part.anchor.get(name, blocks[name][:size]) for part, blocks in pairs]
-            self._anchors += stack.rows_like(name, anchor)
-            self._offsets += stack.rows_like(name, [part.offset[name] for part in own if name in part.offset])
+                starts = [blocks[name] if len(blocks[name]) == size else blocks[name][:size] for blocks in received]
+                anchor = [part.anchor.get(name, start) for part, start in zip(own, starts, strict=True)]
+            self._anchors += stack.rows_like(name, anchor, "anchor")
+            offset = [part.offset[name] for part in own if name in part.offset]
+            self._offsets += stack.rows_like(name, offset, "offset")
 
-    def folded(self, at: int, rate: float) -> tuple[float, Tensor | None]:
-        """What the term makes of a plain step of a parameter: mu, and rate (mu anchor - offset)."""
-        if self.is_zero:
-            return 0.0, None
-        anchor, offset = self._anchors[at], self._offsets[at]
-        constant = None if anchor is None else (rate * self._mu) * anchor
+    def rule(self, block: str, at: int, rate: float, decay: float) -> Rule:
+        """How a plain step of a block's parameter goes, at a learning rate and with weight decay."""
+        anchor, offset = (None, None) if self.is_zero else (self._anchors[at], self._offsets[at])
+        if anchor is None:
+            return Rule(1 - rate * decay, rate, offset, -rate, block)
+        constant = (rate * self._mu) * anchor
         if offset is not None:
-            constant = -rate * offset if constant is None else constant - rate * offset
-        return 0.0 if anchor is None else self._mu, constant
+            constant = constant - rate * offset
+        return Rule(1 - rate * (decay + self._mu), rate, constant, block=block)
 
     @torch.no_grad()
     def added(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -239,13 +240,11 @@ def descent_of(
     plain = {
         name: (rate, optimizer.weight_decay)
         for optimizer, rate, names in section.optimizer.alike(dict.fromkeys(blocks), learning_rate)
-        if isinstance(optimizer, Sgd) and not optimizer.momentum
+        if optimizer.is_plain
         for name in names
     }
     rules = {}
     for at, (name, values) in enumerate(zip(blocks, parameters, strict=True)):
         if name in plain:
-            rate, decay = plain[name]
-            mu, constant = term.folded(at, rate)
-            rules[values.data_ptr()] = Rule(1 - rate * (decay + mu), rate, constant, name)
+            rules[values.data_ptr()] = term.rule(name, at, *plain[name])
     return Descent(rules) if rules else None

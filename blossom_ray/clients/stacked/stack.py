@@ -117,6 +117,7 @@ class Stack:
         self.capacity, self.device, self.lanes = capacity, workspace.device, Lanes()
         self._encoder_lanes = {Block("encoder", modality): Lanes() for modality in workspace.model.owned}
         self._rows, self._local = {}, {}
+        self._kept_rows: dict[tuple[str, str, str], FloatArray] = {}
         for name, flat in self._flat.items():
             self._rows[name] = BlockRows((*flat.layout.parameters, *flat.layout.buffers), capacity, self.device)
             self._local[name] = {
@@ -137,13 +138,29 @@ class Stack:
         layouts = {name: self._trained[name].layout.parameters for name in names or self.trained_blocks}
         return {name: BlockRows(entries, capacity, self.device) for name, entries in layouts.items()}
 
-    def rows_like(self, name: str, vectors: Sequence[Vector]) -> list[Tensor | None]:
-        """Vectors in the shape of a block's parameters, one tensor (K, *shape) for each; None where there are none."""
+    def rows_like(self, name: str, vectors: Sequence[Vector], use: str) -> list[Tensor | None]:
+        """Vectors in the shape of a block's parameters, one tensor (K, *shape) for each; None where there are none.
+
+        They stay as they are until the next ones for the same use.
+        """
         entries = self._flat[name].layout.parameters
         if not vectors:
             return [None] * len(entries)
-        together = torch.from_numpy(_together(vectors)).to(self.device).expand(len(vectors), -1)
-        return [together[:, each.offset : each.end].reshape(len(vectors), *each.shape) for each in entries]
+        first, tensors = vectors[0], list[Tensor | None]()
+        is_shared = all(vector is first for vector in vectors)
+        for each in entries:
+            part, shape = slice(each.offset, each.end), (len(vectors), *each.shape)
+            if is_shared:
+                rows = read_only_tensor(first[part]).reshape(each.shape).expand(shape)
+            else:
+                # Kept: fresh memory of this size costs more, page by page, than what is written to it.
+                place = use, name, each.name
+                if place not in self._kept_rows:
+                    self._kept_rows[place] = np.empty((self.capacity, each.end - each.offset), np.float32)
+                out = self._kept_rows[place][: len(vectors)]
+                rows = torch.from_numpy(np.stack([vector[part] for vector in vectors], out=out)).reshape(shape)
+            tensors.append(rows.to(self.device))
+        return tensors
 
     def load(self, blocks: Sequence[Mapping[str, Vector]], states: Sequence[LocalState]) -> None:
         """Copy clients in, one after the other from the first row on. The arrays are not modified or kept.
@@ -326,7 +343,7 @@ class Stack:
             constant.embeddings = encoder(torch.zeros(num_clients, *shape, device=self.device))
 
 
-def _together(vectors: Sequence[Vector]) -> Vector:
+def _together(vectors: Sequence[Vector]) -> FloatArray:
     """The vectors as rows, (K, size), or (1, size) where all are the same object: a block as it was sent."""
     first = vectors[0]
     return first[np.newaxis] if all(vector is first for vector in vectors) else np.stack(vectors)
