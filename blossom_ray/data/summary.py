@@ -109,7 +109,7 @@ class ObservedRows:
         return cls(sum(rows), sum(observed), tuple(observed))
 
     def __str__(self) -> str:
-        return f"{self.observed:,} of {self.rows:,} ({100 * self.observed / self.rows:.1f} %)"
+        return f"{100 * self.observed / self.rows:.1f} % of {self.rows:,}"
 
 
 def summarise(dataset: Dataset) -> DatasetSummary:
@@ -130,35 +130,51 @@ def summarise(dataset: Dataset) -> DatasetSummary:
 
 def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     """What each client of a federation has, in the order of their ids."""
-    places = (federation.located(dataset, client) for client in range(federation.num_clients))
     return [
         ClientShare(
             client=client,
             num_train=len(federation.train.of(client)),
             num_validation=len(federation.validation.of(client)),
             num_test=len(federation.test.of(client)),
-            labels=_labels(part, rows),
-            num_subjects=_num_subjects(part, rows),
+            labels=_labels(dataset, federation.rows(client)),
+            num_subjects=_num_subjects(dataset, federation.rows(client)),
             name=federation.names[client] if federation.names else "",
         )
-        for client, (part, rows) in enumerate(places)
+        for client in range(federation.num_clients)
     ]
 
 
-def observed_rows(federation: Federation, profiles: Sequence[ClientProfile]) -> dict[str, dict[str, ObservedRows]]:
-    """By modality and split, in how many rows it is observed; of the modalities alone that some owner lacks in some.
+def observed_rows(
+    federation: Federation,
+    profiles: Sequence[ClientProfile],
+    held_out: Sequence[Dataset] = (),
+    views: Sequence[int] = (),
+) -> dict[str, dict[str, ObservedRows]]:
+    """By modality and split, in how many rows it is observed; of the modalities that some owner lacks in some row.
 
-    The profiles are all clients, or the first ones.
+    Args:
+        federation: Which client has which rows.
+        profiles: The clients in the order of their ids.
+        held_out: The held-out set in each way in which clients see it; its rows count for each client.
+        views: Which of these is each client's.
     """
     found: dict[str, dict[str, ObservedRows]] = {}
-    for modality, observed in federation.observed.items():
+    for modality in sorted({*federation.observed, *(name for view in held_out for name in view.observed)}):
         owns = np.array([modality in profile.modalities for profile in profiles])
         found[modality] = {}
         for split, rows in federation.splits.items():
             if len(rows.flat):
-                counts = np.diff(np.concatenate([[0], np.cumsum(observed[rows.flat])])[rows.ends])[: len(owns)]
-                found[modality][split] = ObservedRows.of((rows.counts[: len(owns)] * owns).tolist(), counts.tolist())
-    return {name: own for name, own in found.items() if any(rows.observed < rows.rows for rows in own.values())}
+                counts = observed = rows.counts * owns
+                if modality in federation.observed:
+                    is_observed = federation.observed[modality][rows.flat]
+                    observed = np.diff(np.concatenate([[0], np.cumsum(is_observed)])[rows.ends])
+                found[modality][split] = ObservedRows.of(counts.tolist(), observed.tolist())
+        if held_out:
+            sizes = np.array([held_out[view].num_samples for view in views]) * owns
+            gaps = [int((~view.observed.get(modality, np.True_)).sum()) for view in held_out]
+            observed = sizes - np.array([gaps[view] for view in views]) * owns
+            found[modality]["held_out"] = ObservedRows.of(sizes.tolist(), observed.tolist())
+    return found
 
 
 def _labels(dataset: Dataset, rows: IntArray) -> dict[str, float]:

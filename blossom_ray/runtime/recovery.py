@@ -17,7 +17,7 @@ from blossom_ray.runtime.placement import Room
 from blossom_ray.scenario.sections import ClientResources, Failures
 
 Lost = ActorLostError | ActorTimeoutError
-_PHASES = {"train": "training", "evaluate": "evaluation", "private_sums": "evaluation"}
+_PHASES = {"train": "training", "evaluate": "evaluation"}
 
 
 class Recovery:
@@ -163,11 +163,11 @@ class Slot:
 
 @dataclass(eq=False)
 class Call:
-    """One `train`, `evaluate` or `private_sums` of one actor, and its results so far.
+    """One `train` or `evaluate` of one actor, and its results so far.
 
     Attributes:
         slot: Where the actor is.
-        method: `train`, `evaluate` or `private_sums`.
+        method: `train` or `evaluate`.
         part: The chunk, or the part of it that lives there.
         round_index: The round.
         arguments: What the method gets besides.

@@ -135,18 +135,8 @@ class ScenarioTree(Section):
 
     @property
     def num_clients(self) -> int:
-        """Number of registered clients, those that never train included."""
+        """Number of registered clients."""
         return sum(group.count for group in self.groups)
-
-    @property
-    def unseen_groups(self) -> tuple[ClientGroup, ...]:
-        """The groups of clients that never train."""
-        return tuple(group for group in self.groups if group.role == "unseen")
-
-    @property
-    def num_unseen(self) -> int:
-        """Number of clients that never train."""
-        return sum(group.count for group in self.unseen_groups)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -185,5 +175,5 @@ class ScenarioTree(Section):
         for group in self.groups:
             modalities = tuple(sorted(group.modalities))
             for _ in range(group.count):
-                yield ClientProfile(index, modalities, group.group, group.role == "unseen")
+                yield ClientProfile(index, modalities, group.group)
                 index += 1

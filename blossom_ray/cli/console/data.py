@@ -85,7 +85,6 @@ def shares_view(
         "client": True,
         "name": any(share.name for share in found),
         "modalities": True,
-        "role": any(profile.is_unseen for profile in profiles),
         "train": True,
         "validation": any(share.num_validation for share in found),
         "test": True,
@@ -95,26 +94,22 @@ def shares_view(
     gaps = [(f"{name} {split}", rows) for name, own in observed.items() for split, rows in own.items()]
     table = plain_table(*compress(shown, shown.values()), *(title for title, _ in gaps), *classes)
     for share, profile in list(zip(found, profiles, strict=True))[:MOST_CLIENTS_SHOWN]:
-        role = "unseen" if profile.is_unseen else "train"
-        who = (share.client, share.name, profile.modality_set, role)
-        samples = (share.num_train, share.num_validation, share.num_test, share.num_subjects)
+        cells = (share.client, share.name, profile.modality_set, share.num_train, share.num_validation, share.num_test)
         counts = [*(rows.by_client[share.client] for _, rows in gaps), *share.labels.values()]
-        table.add_row(*map(str, compress((*who, *samples), shown.values())), *map(_number, counts))
+        table.add_row(*map(str, compress((*cells, share.num_subjects), shown.values())), *map(_number, counts))
     title = line("clients, with their samples by class", "bold")
     rest = len(found) - MOST_CLIENTS_SHOWN
     more = [line(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []
-    return Group(title, table, *more, *observed_view(observed))
+    return Group(title, table, *more, *observed_lines(observed))
 
 
-def observed_view(observed: Mapping[str, Mapping[str, ObservedRows]]) -> list[RenderableType]:
-    """A table of the modalities that are not observed in all rows: in how many of each split; nothing where all are."""
-    if not observed:
-        return []
-    splits = list(dict.fromkeys(split for own in observed.values() for split in own))
-    table = plain_table("observed in rows for", *splits)
+def observed_lines(observed: Mapping[str, Mapping[str, ObservedRows]]) -> list[Text]:
+    """A line for each modality that is not observed in all rows: in which part of each split it is."""
+    found = []
     for name, own in observed.items():
-        table.add_row(name, *(str(own[split]) if split in own else "" for split in splits))
-    return [table]
+        parts = [f"{rows} {split.replace('_', '-')} rows" for split, rows in own.items()]
+        found.append(line(f"{name} is observed in {', '.join(parts)}"))
+    return found
 
 
 def _number(number: float) -> str:

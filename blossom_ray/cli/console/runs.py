@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from blossom_ray.cli.console.data import observed_view
+from blossom_ray.cli.console.data import observed_lines
 from blossom_ray.cli.console.rounds import (
     ASCII_BARS,
     BARS,
@@ -82,10 +82,9 @@ def _lines(record: RoundRecord, scenario: Scenario, pace: Pace) -> Iterator[str]
     parts = [f"round {record.round_index:>{len(str(rounds))}}/{rounds}", format_seconds(pace.last_s)]
     if "train_loss" in metrics:
         parts.append(f"train loss {metrics['train_loss']:.3f}")
-    for prefix in ("", "validation/", "unseen/", "unseen/fine_tuned/"):
+    for prefix in ("", "validation/"):
         if f"{prefix}loss" in metrics:
-            words = prefix.replace("/", " ").replace("_", "-")
-            parts.append(f"{words}loss {metrics[f'{prefix}loss']:.3f}")
+            parts.append(f"{prefix.replace('/', ' ')}loss {metrics[f'{prefix}loss']:.3f}")
             shown = shown_scores(scenario.task)
             parts += [f"{score.label} {format_score(score, metrics.get(prefix + score.name))}" for score in shown]
     parts += [
@@ -116,7 +115,7 @@ class LiveView:
 
     def __init__(self, scenario: Scenario, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._scenario, self._console, self._clock = scenario, console, clock
-        self._num_clients = Counter(profile.modality_set for profile in scenario.profiles() if not profile.is_unseen)
+        self._num_clients = Counter(profile.modality_set for profile in scenario.profiles())
         self._pace = Pace(scenario.rounds)
         self._curves: dict[str, list[float]] = {}
         # Where the last round alone has scores on test splits, the curves are of those of all rounds.
@@ -213,7 +212,7 @@ def final_summary(run: Run) -> RenderableType:
     """The end of a run: scores of the last evaluated round or the best one, bytes by block, time, where it is kept."""
     import polars as pl
 
-    num_clients = Counter(profile.modality_set for profile in run.scenario.profiles() if not profile.is_unseen)
+    num_clients = Counter(profile.modality_set for profile in run.scenario.profiles())
     parts: list[RenderableType] = [line(f"{title(run.scenario)}: {run.status}", "bold")]
     if run.stopped is not None:
         parts.append(line(f"{stopped_line(run.stopped, run.scenario)}, whose scores these are"))
@@ -233,7 +232,7 @@ def final_summary(run: Run) -> RenderableType:
         name: {split: ObservedRows(found["rows"], found["observed"], ()) for split, found in own.items()}
         for name, own in (run.manifest.get("data") or {}).get("observed", {}).items()
     }
-    parts += observed_view(observed)
+    parts += observed_lines(observed)
     parts += [line(f"note: {note}") for note in run.manifest.get("notes", ())]
     if run.path is not None:
         parts.append(line(str(run.path)))

@@ -1,0 +1,174 @@
+"""Runs on data whose rows lack modalities: what stands there counts for nothing; what is observed is counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from conftest import Command
+
+from blossom_ray import Run, Scenario, simulate
+from blossom_ray.core.records import RoundRecord
+from blossom_ray.runtime.local import LocalRuntime
+from blossom_ray.runtime.preparation import Preparation, prepare
+from blossom_ray.server import initial_server
+from blossom_ray.simulation import run_rounds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ENGINES = ["sequential", "vectorized"]
+
+
+@pytest.fixture
+def scenario(small_scenario: Scenario) -> Scenario:
+    """Two clients with acc, one with gyro, two with both; everything that reads samples, in two rounds."""
+    return small_scenario.override(
+        {
+            "data.validation_fraction": 0.2,
+            "data.without_modality": "leave-out",
+            "sharing": "full-model",
+            "model.head": {"kind": "mlp", "hidden": [8], "norm": "batch"},
+            "training.optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1},
+            "evaluation": {"held_out": "every", "fine_tune": {"every": 1}},
+        }
+    )
+
+
+def tables(run: Run) -> dict[str, pl.DataFrame]:
+    frames = {"rounds": run.rounds, "clients": run.clients, "blocks": run.blocks}
+    return {name: frame.select(pl.exclude("^.*seconds.*$")) for name, frame in frames.items()}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_observed_in_all_rows_is_the_run_without_the_key(scenario: Scenario, engine: str) -> None:
+    plain = simulate(scenario.override({"training.engine": engine}))
+    whole = {"train": 1.0, "validation": 1.0, "test": 1, "held_out": 1.0}
+    changes: dict[str, Any] = {"data.observed": {"acc": 1.0, "gyro": whole}, "clients.2.observed": {"gyro": 1.0}}
+    same = simulate(scenario.override({"training.engine": engine, **changes}))
+    assert same.manifest["digest"] == plain.manifest["digest"]
+    assert same.manifest["data"] == plain.manifest["data"]
+    assert "observation" not in plain.manifest["data"]
+    for name, frame in tables(plain).items():
+        assert frame.equals(tables(same)[name]), name
+
+
+def poison(preparation: Preparation, value: float) -> int:
+    """Fill what clients do not observe, behind all readers; how many rows were filled."""
+    index, number = preparation.shards, 0
+    for client in range(len(index.num_train)):
+        with preparation.open_shards() as shards:
+            held_out = shards.held_out(client)
+            assert held_out is not None
+            for name, has in shards.shard(client).observed.items():
+                number += _fill(index.folder / f"input-{name}.arrow", int(index.batches[name][client]), ~has, value)
+            for name, has in held_out.observed.items():
+                number += _fill(index.folder / f"held-out/{index.views[client]}/input-{name}.arrow", 0, ~has, value)
+    return number
+
+
+def _fill(path: Path, number: int, rows: np.ndarray, value: float) -> int:
+    with pa.ipc.open_file(pa.memory_map(str(path))) as file:
+        batches, schema = [file.get_batch(each) for each in range(file.num_record_batches)], file.schema
+    values = np.array(batches[number].column(0).values).reshape(len(rows), -1)
+    values[rows] = value
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=schema.field(0).type)
+    batches[number] = pa.record_batch([column], schema=schema)
+    path.unlink()  # the old one is mapped still
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return int(rows.sum())
+
+
+def results(preparation: Preparation) -> tuple[str, list[RoundRecord]]:
+    runtime = LocalRuntime(preparation)
+    try:
+        server = initial_server(
+            preparation.plan, preparation.profiles_on_server(), preparation.scenario.server.optimizer
+        )
+        records = []
+        for record, after in run_rounds(preparation, runtime, server):
+            records.append(record)
+            server = after
+        return server.digest() + str(sorted(runtime.describe().private_digests.items())), records
+    finally:
+        runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "missing"),
+    [*product(ENGINES, ("mask", "zero-embedding", "zero-input")), ("sequential", "prototype")],
+)
+def test_what_stands_in_unobserved_rows_counts_for_nothing(
+    scenario: Scenario, engine: str, missing: str, tmp_path: Path
+) -> None:
+    shares = {"acc": {"train": 0.7, "test": 0.5, "held_out": 0.5}, "gyro": 0.6}
+    changes: dict[str, Any] = {"data.observed": shares, "training.engine": engine, "model.missing": missing}
+    preparation = prepare(scenario.override(changes), tmp_path / "shards")
+    digest, records = results(preparation)
+    for value in (np.nan, 1e30):
+        assert poison(preparation, value) == 44
+        again, others = results(preparation)
+        assert again == digest
+        for record, other in zip(records, others, strict=True):
+            assert other.metrics == pytest.approx(record.metrics, rel=0, abs=0, nan_ok=True)
+            assert [each.scores for each in other.evaluation] == [each.scores for each in record.evaluation]
+
+
+def test_what_is_observed_and_left_out_is_counted_in_manifest_and_notes(scenario: Scenario) -> None:
+    shares = {"gyro": {"train": 0.8, "test": 0.5, "held_out": 0.5}}
+    half = simulate(scenario.override({"data.observed": shares}))
+    data = half.manifest["data"]
+    train, test, held_out = (data["observed"]["gyro"][split] for split in ("train", "test", "held_out"))
+    last = half.clients.filter(pl.col("round") == 2).sort("client")
+    owners = last.filter(pl.col("modalities") == "acc+gyro")
+    # The one client that owns gyro alone has fewer rows and no gaps.
+    alone = last.filter(pl.col("modalities") == "gyro")
+    assert train["rows"] == owners["num_train_examples"].sum() + alone["num_train_examples"].sum()
+    assert train["by_client"][2] == alone["num_train_examples"][0]
+    assert train["observed"] == sum(train["by_client"]) < train["rows"]
+    assert list(test["by_client"][:2]) == [0, 0]
+    assert 0 < test["observed"] < test["rows"]
+    assert held_out["by_client"][3] == held_out["by_client"][4] < 30
+    left = {entry["what"]: entry["count"] for entry in data["left_out"]}
+    assert set(left) == {f"{split} rows in which their client observes no modality (data.without_modality)"
+                         for split in ("train", "validation", "test")}  # fmt: skip
+    assert any("test rows in which their client observes no modality" in note for note in half.manifest["notes"])
+    more = simulate(scenario.override({"data.observed": {"gyro": {**shares["gyro"], "test": 0.9}}}))
+    assert more.manifest["data"]["partition"] == data["partition"]
+    assert more.manifest["data"]["observation"] != data["observation"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_table_with_nulls_trains_and_shows_its_gaps(command: Command, tmp_path: Path, engine: str) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {"client": f"p{row % 4}", "label": row // 4 % 2, "acc": (draw.normal(size=3) + row // 4 % 2).tolist(),
+         "gyro": None if row % 3 == 0 or row % 4 == 3 else (draw.normal(size=2) - row // 4 % 2).tolist()}
+        for row in range(120)
+    ]  # fmt: skip
+    pl.DataFrame(rows, infer_schema_length=None).write_parquet(tmp_path / "rows.parquet")
+    told = command("init", "--dataset", "table", "--path", "rows.parquet")
+    assert "client: 4 clients, 1 with acc, 3 with acc+gyro" in told.out
+    changes = [f"--set={change}" for change in (
+        f"training.engine={engine}", "rounds=1", "execution.runtime=local", "data.standardize=true",
+    )]  # fmt: skip
+    assert command("validate", "scenario.yaml", *changes).exit_code == 0
+    shown = command("data", "inspect", "scenario.yaml", *changes).out
+    assert "gyro train" in shown
+    told = json.loads(command("data", "inspect", "scenario.yaml", *changes, "--json").out)
+    assert told["modalities"]["gyro"]["num_observed"] == 60
+    finished = command("simulate", "scenario.yaml", *changes, "--out", "runs")
+    assert (finished.exit_code, finished.err) == (0, "")
+    assert re.search(r"gyro is observed in \d+\.\d % of \d+ train rows, \d+\.\d % of \d+ test rows\n", finished.out)
+    gaps = next((tmp_path / "runs" / "scenario").iterdir())
+    counts = Run.open(gaps).manifest["data"]["observed"]["gyro"]
+    assert sum(one["rows"] for one in counts.values()) == 90
+    assert sum(one["observed"] for one in counts.values()) == 60
