@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from blossom_ray import Run, Scenario, simulate
+from blossom_ray import Run, Scenario, report, simulate
 from blossom_ray.cli.console.rounds import score_table
 from blossom_ray.core.scores import find_score
 from blossom_ray.errors import InputError
@@ -56,8 +56,8 @@ def test_what_tables_tell_of_samples_without_a_modality(sparse: Scenario) -> Non
     assert 0 < min(both[1:]) <= max(both[1:]) < both[0]
 
 
-def test_what_samples_have_is_no_modality_set_of_clients(sparse: Scenario) -> None:
-    run = simulate(sparse)
+def test_what_samples_have_is_no_modality_set_of_clients(sparse: Scenario, tmp_path: Path) -> None:
+    run = simulate(sparse, out=tmp_path / "run")
     assert set(metric_columns(run, "accuracy")) == {ALL, "acc", "gyro", "acc+gyro"}
     assert find_metric("accuracy@acc", [run]) == ("accuracy@acc", "")
     assert (score_of("num_examples@acc").lower_is_better, score_of("loss@acc").lower_is_better) == (True, True)
@@ -69,6 +69,8 @@ def test_what_samples_have_is_no_modality_set_of_clients(sparse: Scenario) -> No
     console.print(score_table(metrics, {"acc": 2, "gyro": 1, "acc+gyro": 2}, "classification"))
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # of a StringIO
     assert [shown.count(f"samples with {name} ") for name in ("acc", "gyro", "acc+gyro")] == [1, 1, 1]
+    (page,) = report(run.path or "", out=tmp_path / "page.html")
+    assert page.read_text(encoding="utf-8").count("samples with ") == 3
 
 
 @pytest.mark.parametrize("engine", ["sequential", "vectorized"])

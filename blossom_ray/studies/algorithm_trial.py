@@ -18,6 +18,7 @@ import torch
 from blossom_ray.algorithms.options import CustomAlgorithm, FederatedAveraging, algorithm_of
 from blossom_ray.algorithms.seam import METHODS, Client, Sent, Tree, has
 from blossom_ray.clients.options import Training
+from blossom_ray.core.section import Custom
 from blossom_ray.data.arrays import from_arrays
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.options import ClientGroup, DirichletPartition, Partition, QuantityPartition
@@ -69,6 +70,9 @@ def _try(scenario: Scenario) -> None:
     if _far(together, _results(trial, 1, dropout=0.5)):
         raise RunError("algorithm: gives other numbers for clients one by one; expected that no client sees another")
     all_clients = trial.model_copy(update={"server": trial.server.model_copy(update={"clients_per_round": 1.0})})
+    if trial.model.missing != "prototype" and not isinstance(trial.model.fusion, Custom):
+        gaps = {"observed": dict.fromkeys(trial.modalities, 0.7), "without_modality": "keep-one"}
+        all_clients = all_clients.model_copy(update={"data": all_clients.data.model_copy(update=gaps)})
     plain, stacked = (_results(all_clients, 64, dropout=0.0, engine=engine) for engine in ("sequential", "vectorized"))
     if _far(plain, stacked):
         raise RunError(

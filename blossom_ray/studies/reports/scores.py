@@ -158,13 +158,15 @@ def _score_rows(variant: Variant, scores: Sequence[Score]) -> Iterator[list[str]
         sets = variant.modality_sets(kind)
         if sets and not variant.last(kind, ""):
             yield [title]
-        for end in ("", *(f"/{own}" for own in sets)):
+        ends = {f"/{own}": f"{BELOW}{own}" for own in sets}
+        ends |= {f"@{own}": f"{BELOW}samples with {own}" for own in variant.modality_sets(kind, "@")}
+        for end, label in {"": title, **ends}.items():
             if last := variant.last(kind, end):
                 names = [*(score.name for score in scores), "loss"]
                 values = [[row.get(f"{kind.format(name)}{end}") for row in last] for name in names]
                 known = [[value for value in each if value is not None] for each in values]
                 rounds = rounds_text(sorted({row["round"] for row in last})) or "-"
-                yield [f"{BELOW}{end[1:]}" if end else title, *map(format_mean, names, known), rounds]
+                yield [label, *map(format_mean, names, known), rounds]
 
 
 def _axis_label(score: Score) -> str:

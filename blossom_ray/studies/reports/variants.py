@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -52,9 +52,12 @@ class Variant:
         noted = {str(text) for run in self.runs for text in run.manifest.get("notes", ())}
         return " ".join(f"[{number}]" for number, text in enumerate(self.notes, 1) if text in noted)
 
-    def modality_sets(self, kind: str = "{}") -> list[str]:
-        """The modality sets that a kind of scoring, as in `last`, has scores for, sorted."""
-        start = f"{kind.format('loss')}/"
+    def modality_sets(self, kind: str = "{}", mark: Literal["/", "@"] = "/") -> list[str]:
+        """The modality sets that a kind of scoring, as in `last`, has scores for, sorted.
+
+        Those that clients own or, with `@`, those that samples have.
+        """
+        start = f"{kind.format('loss')}{mark}"
         return sorted(name.removeprefix(start) for name in self.rounds.columns if name.startswith(start))
 
     def last(self, kind: str, end: str) -> list[dict[str, Any]]:
