@@ -100,7 +100,7 @@ class AlgorithmServer:
         if not has(self._author, "select"):
             return None
         view = self._view(server, round_index, Reports())
-        draw, candidates = generator(seed, Purpose.SELECTION, round_index), np.arange(len(population.profiles))
+        draw, candidates = generator(seed, Purpose.SELECTION, round_index), np.arange(len(population.trained))
         size = population.cohort_size
         with naming("select"):
             found = list(self._author.select(view, candidates, size, draw))
@@ -285,7 +285,7 @@ def by_instance(
 
 def _is_seen(instance: BlockInstance) -> bool:
     """Whether authors see an instance: blocks of the model, also those without parameters, and extras."""
-    return instance.name.kind not in ("prototype", "statistics")
+    return instance.name.kind not in ("prototype", "statistics", "average")
 
 
 def _parameters(server: Server, instance: BlockInstance) -> np.ndarray:
@@ -322,17 +322,20 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
         sizes=sizes,
         width=model.fusion.fused_dim(dims),
         embedding_dims=dims,
-        num_clients=len(population.profiles),
+        num_clients=len(population.trained),
     )
     for path, found, expected in ignored_keys(plan.author, plan.training):
         raise InputError(f"{path} {found}; expected {expected}")
     shapes: dict[BlockInstance, tuple[int, ...]] = {}
     scored = set[str]()
-    for profile in population.representatives():
+    for profile in (*population.representatives(), *population.unseen_representatives()):
         layout, parts = plan.layout(profile), plan.extra_parts(profile)
         copies: dict[str, Any] = {name: Tree() for name in declared_copies(plan.author, layout)}
         copies[MODEL] = Tree({b: torch.zeros(sizes[b]) for b in layout.sizes})
         for part in parts:
+            if profile.is_unseen and part.is_on_server and part.instance not in shapes:
+                found = f"has {part.instance} for clients with {profile.modality_set} alone, and none of them trains"
+                raise InputError(f"algorithm: {found}; expected unseen clients of a kind that others which train are")
             shape = shapes.setdefault(part.instance, part.shape)
             if shape != part.shape:
                 found = f"{shape} and {part.shape} for clients of different kinds"

@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+import numpy as np
+
 from blossom_ray.algorithms.seam import has
 from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
 from blossom_ray.authoring import Reports, by_instance
-from blossom_ray.clients.plan import ChunkUpdate, ClientPlan
+from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock
 from blossom_ray.core.blocks import CENTRAL, Block, BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, ClassScores, ClientEvaluation, ClientTraining, RoundRecord, Scoring
 from blossom_ray.core.seeding import Purpose
@@ -72,6 +74,7 @@ class RoundEvaluation:
         bytes_down: Bytes sent to clients by block instance.
         seconds: Wall time.
         classes: As in `RoundRecord`.
+        bytes_up: Bytes sent back by block instance: means of private blocks for clients that never train.
     """
 
     scored: Mapping[Scoring, tuple[ClientEvaluation, ...]] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class RoundEvaluation:
     bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
     seconds: float = 0.0
     classes: tuple[ClassScores, ...] = ()
+    bytes_up: Mapping[BlockInstance, int] = field(default_factory=dict)
 
 
 Train = Callable[..., Iterator[ChunkUpdate]]
@@ -92,7 +96,7 @@ def trainer(preparation: Preparation, runtime: Runtime) -> Train:
     # torch comes with it; a process that just watches a run imports this module without.
     from blossom_ray.clients.central import CentralModel
 
-    profiles, modalities = preparation.population.profiles, preparation.scenario.modalities
+    profiles, modalities = preparation.population.trained, preparation.scenario.modalities
     return CentralModel(preparation.plan, profiles, modalities, preparation.shards).train
 
 
@@ -217,13 +221,20 @@ def scorings_due(
         is_end = is_last and scenario.stop is None
     if round_index % section.every != 0 and not is_last and not is_end:
         return frozenset()
-    tuned_of = {Scoring.OWN_TEST: Scoring.FINE_TUNED, Scoring.VALIDATION: Scoring.FINE_TUNED_VALIDATION}
+    tuned_of = {
+        Scoring.OWN_TEST: Scoring.FINE_TUNED,
+        Scoring.VALIDATION: Scoring.FINE_TUNED_VALIDATION,
+        Scoring.UNSEEN: Scoring.UNSEEN_FINE_TUNED,
+    }
     due = {Scoring.VALIDATION} if has_validation else set()
     if section.split == "test" or is_end:
         due |= {Scoring.OWN_TEST, Scoring.PLAIN} if has_own_model else {Scoring.OWN_TEST}
+        due |= {Scoring.UNSEEN} if scenario.num_unseen else set()
     tuning = section.fine_tune
     if tuning is not None and round_index > 0 and (is_end or (tuning.every and round_index % tuning.every == 0)):
         due |= {tuned_of[scoring] for scoring in due & tuned_of.keys()}
+    if scenario.model.norm_statistics == "local":  # theirs are initial before fine-tuning
+        due.discard(Scoring.UNSEEN)
     if has_held_out and (section.held_out == "every" or (section.held_out == "final" and is_end)):
         due.add(Scoring.HELD_OUT)
     return frozenset(due)
@@ -286,19 +297,23 @@ def evaluate(
     if not due:
         return RoundEvaluation()
     scenario, population = preparation.scenario, preparation.population
-    num_scored = fraction_of(scenario.evaluation.clients, len(population.profiles))
-    drawn = draw_clients(
-        len(population.profiles), num_scored, scenario.seeds.training, Purpose.EVALUATION_COHORT, round_index
-    )
+    num_clients = len(population.trained)
+    num_scored = fraction_of(scenario.evaluation.clients, num_clients)
+    drawn = draw_clients(num_clients, num_scored, scenario.seeds.training, Purpose.EVALUATION_COHORT, round_index)
     keeps_classes = scenario.evaluation.per_class == "every" or (scenario.evaluation.per_class == "final" and is_end)
     scored: dict[Scoring, tuple[ClientEvaluation, ...]] = {}
     metrics: dict[str, float] = {}
     bytes_down: Counter[BlockInstance] = Counter()
     classes: list[ClassScores] = []
+    averages, bytes_up = dict[BlockInstance, SentBlock](), dict[BlockInstance, int]()
+    if any(scoring.is_unseen for scoring in due):
+        averages, bytes_up = _private_averages(preparation, runtime, round_index)
     for scoring in (each for each in Scoring if each in due):
         is_held_out = scoring is Scoring.HELD_OUT
         if is_held_out:
             clients = held_out_clients(preparation.plan, population)
+        elif scoring.is_unseen:
+            clients = tuple(profile.index for profile in population.unseen)
         else:
             num_rows = preparation.shards.num_validation if scoring.is_validation else preparation.shards.num_test
             clients = tuple(client for client in drawn if num_rows[client])
@@ -306,7 +321,8 @@ def evaluate(
         tallies: dict[str, Tally] = {}
         by_set: dict[str, Tally] = {}
         chunks = population.cut(clients)
-        for part in runtime.evaluate(chunks, server.sent, round_index=round_index, scoring=scoring):
+        blocks = {**server.sent, **averages} if scoring.is_unseen else server.sent
+        for part in runtime.evaluate(chunks, blocks, round_index=round_index, scoring=scoring):
             records.extend(part.records)
             # Blocks are sent with the first scoring that needs them: the others cost no traffic.
             bytes_down.update(part.bytes_down)
@@ -317,14 +333,38 @@ def evaluate(
         scored[scoring] = tuple(sorted(records, key=lambda record: record.client))
         if not records:
             continue
-        for name, value in _summary(preparation, scored[scoring], tallies, by_set).items():
+        for name, value in _summary(preparation, scoring, scored[scoring], tallies, by_set).items():
             # On the held-out set each modality set's models are scored on the same samples: all together are none.
             if "/" in name or not is_held_out:
                 metrics[f"{scoring.prefix}{name}"] = value
         if keeps_classes:
             rules, names = task_rules(preparation.plan.task), preparation.class_names
             classes += class_scores(scoring.label, tallies, rules, names, with_total=not is_held_out)
-    return RoundEvaluation(scored, metrics, bytes_down, time.perf_counter() - started, tuple(classes))
+    return RoundEvaluation(scored, metrics, bytes_down, time.perf_counter() - started, tuple(classes), bytes_up)
+
+
+def _private_averages(
+    preparation: Preparation, runtime: Runtime, round_index: int
+) -> tuple[dict[BlockInstance, SentBlock], dict[BlockInstance, int]]:
+    """What private blocks of clients that never train begin with, and the bytes that were sent for it.
+
+    Where no client of their kind has trained yet there is nothing: the server has the blocks' initial values.
+    """
+    plan, population = preparation.plan, preparation.population
+    sent, bytes_up = dict[BlockInstance, SentBlock](), dict[BlockInstance, int]()
+    for profile in population.unseen_representatives():
+        if not (averages := plan.private_averages(profile)):
+            continue
+        sums: defaultdict[Block, Accumulator] = defaultdict(Accumulator)
+        chunks = population.cut(population.signatures[profile.modalities, profile.group])
+        for part in runtime.private_sums(chunks, round_index=round_index):
+            for name, chunk_sum in part.items():
+                sums[name].add(chunk_sum)
+        for name, accumulated in sums.items():
+            found, instance = accumulated.result(), averages[name]
+            sent[instance] = SentBlock(round_index, found.average.astype(np.float32))
+            bytes_up[instance] = found.contributors * sent[instance].values.nbytes
+    return sent, bytes_up
 
 
 def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...]:
@@ -369,13 +409,15 @@ def round_record(
         validation=evaluation.scored.get(Scoring.VALIDATION, ()),
         fine_tuned_validation=evaluation.scored.get(Scoring.FINE_TUNED_VALIDATION, ()),
         plain=evaluation.scored.get(Scoring.PLAIN, ()),
+        unseen=evaluation.scored.get(Scoring.UNSEEN, ()),
+        fine_tuned_unseen=evaluation.scored.get(Scoring.UNSEEN_FINE_TUNED, ()),
     )
 
 
 def may_leave_untrained(preparation: Preparation) -> bool:
     """Whether clients may be scored with parts of their own that were never trained."""
     scenario, population = preparation.scenario, preparation.population
-    num_clients = len(population.profiles)
+    num_clients = len(population.trained)
     trains_all = cohort_size(scenario.server.clients_per_round, num_clients) == num_clients
     if trains_all and scenario.failures.on_failure != "drop":
         return False
@@ -384,6 +426,7 @@ def may_leave_untrained(preparation: Preparation) -> bool:
 
 def _summary(
     preparation: Preparation,
+    scoring: Scoring,
     records: Sequence[ClientEvaluation],
     tallies: Mapping[str, Tally],
     by_set: Mapping[str, Tally],
@@ -394,7 +437,7 @@ def _summary(
     pooled = rules.scores(total(tallies.values()))
     sets = [profiles[record.client].modality_set for record in records]
     summary = summarize(records, sets, pooled)
-    if may_leave_untrained(preparation):
+    if may_leave_untrained(preparation) and not scoring.is_unseen:
         summary |= trained_summary(records, sets, [*pooled])
     return summary | observed_summary(records, sets, by_set, rules)
 
@@ -434,7 +477,8 @@ def _block_rounds(
             contributors[instance.together] += part.contributors
     bytes_down, bytes_up = Counter[BlockInstance](), Counter[BlockInstance]()
     sent_down = chain(training.bytes_down.items(), evaluation.bytes_down.items())
-    for counted, sent in ((bytes_down, sent_down), (bytes_up, training.bytes_up.items())):
+    sent_up = chain(training.bytes_up.items(), evaluation.bytes_up.items())
+    for counted, sent in ((bytes_down, sent_down), (bytes_up, sent_up)):
         for instance, size in sent:
             counted[instance.together] += size
     norms: dict[BlockInstance, float] = {}

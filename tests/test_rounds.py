@@ -62,7 +62,7 @@ def prepared(scenario: Scenario) -> Preparation:
         scenario=scenario,
         plan=plan,
         population=Population(profiles, scenario.execution.chunk_size, scenario.server.clients_per_round),
-        shards=ShardIndex(Path(), plan.input_shapes, {}, numbers + 5, numbers, numbers + 5),
+        shards=ShardIndex(Path(), plan.input_shapes, {}, numbers + 5, numbers, numbers + 5, {}, numbers),
         num_held_out=0,
         fingerprint="",
         partition="",

@@ -54,7 +54,12 @@ class ExtraPart:
         return self.is_returned
 
     def of(self, client: ClientProfile) -> ExtraPart:
-        """The same part of another client of its kind."""
+        """The same part of another client of its kind.
+
+        What the server has for each client, it has not for one that never trains: that one holds the first value.
+        """
+        if client.is_unseen and self.instance.scope is Scope.CLIENT:
+            return replace(self, instance=self.instance._replace(scope=Scope.PRIVATE, key=str(client.index)))
         if self.instance.scope not in (Scope.PRIVATE, Scope.CLIENT, Scope.DRAWN):
             return self
         return replace(self, instance=self.instance._replace(key=str(client.index)))

@@ -36,54 +36,69 @@ class Chunk:
 
 
 class Population:
-    """The registered clients and their chunks.
+    """The registered clients and their chunks. Those that never train are the last ones, and have chunks of their own.
 
     Clients are ordered by (modality set, group, id) and cut every `size` clients; a cohort's chunks are the parts of
     these that were drawn. A chunk is what an actor holds, trains and sums, so the cut is made wide enough for
     `chunk_size` clients to be drawn from it on average.
 
     Args:
-        profiles: All clients in the order of their ids.
+        profiles: All clients in the order of their ids; those that never train stand last.
         chunk_size: Clients of one chunk that train in an average round.
-        clients_per_round: As in the scenario: a fraction (float) or a number of clients (int).
+        clients_per_round: As in the scenario: a fraction (float) or a number of clients (int), of those that train.
+
+    Attributes:
+        trained: Those that train.
+        unseen: Those that never do.
     """
 
     def __init__(self, profiles: Sequence[ClientProfile], chunk_size: int, clients_per_round: float | int) -> None:
         self.profiles = tuple(profiles)
-        self.cohort_size = cohort_size(clients_per_round, len(self.profiles))
-        self._chunk_size = math.ceil(chunk_size * len(self.profiles) / self.cohort_size)
+        self.trained = tuple(profile for profile in self.profiles if not profile.is_unseen)
+        self.unseen = self.profiles[len(self.trained) :]
+        self.cohort_size = cohort_size(clients_per_round, len(self.trained))
+        self._chunk_size = math.ceil(chunk_size * len(self.trained) / self.cohort_size)
 
     @cached_property
     def signatures(self) -> Mapping[Signature, tuple[int, ...]]:
-        """Clients by (modality set, group), in sorted order of both."""
-        members: dict[Signature, list[int]] = {}
-        for profile in self.profiles:
-            members.setdefault((profile.modalities, profile.group), []).append(profile.index)
-        return {signature: tuple(members[signature]) for signature in sorted(members)}
+        """Clients that train by (modality set, group), in sorted order of both."""
+        return _by_signature(self.trained)
 
     def representatives(self) -> tuple[ClientProfile, ...]:
         """One client of each signature."""
         return tuple(self.profiles[members[0]] for members in self.signatures.values())
 
+    def unseen_representatives(self) -> tuple[ClientProfile, ...]:
+        """One client of each signature of those that never train."""
+        return tuple(self.profiles[members[0]] for members in _by_signature(self.unseen).values())
+
     @cached_property
     def chunks(self) -> tuple[Chunk, ...]:
-        """All chunks of all registered clients."""
+        """All chunks of all registered clients; last those of clients that never train."""
+        kinds = (*self.signatures.values(), *_by_signature(self.unseen).values())
         parts = [
             clients[start : start + self._chunk_size]
-            for clients in self.signatures.values()
+            for clients in kinds
             for start in range(0, len(clients), self._chunk_size)
         ]
         return tuple(Chunk(index, part) for index, part in enumerate(parts))
 
     def cohort(self, seed: int, round_index: int) -> tuple[int, ...]:
-        """The clients of one round, ascending: drawn without replacement, every client equally likely."""
-        return draw_clients(len(self.profiles), self.cohort_size, seed, Purpose.COHORT, round_index)
+        """The clients of one round, ascending: drawn without replacement, every client that trains equally likely."""
+        return draw_clients(len(self.trained), self.cohort_size, seed, Purpose.COHORT, round_index)
 
     def cut(self, clients: Iterable[int]) -> tuple[Chunk, ...]:
         """The chunks of some clients, in the order of all chunks, without the empty ones."""
         drawn = set(clients)
         parts = (Chunk(chunk.index, tuple(c for c in chunk.clients if c in drawn)) for chunk in self.chunks)
         return tuple(part for part in parts if part.clients)
+
+
+def _by_signature(profiles: Iterable[ClientProfile]) -> dict[Signature, tuple[int, ...]]:
+    members: dict[Signature, list[int]] = {}
+    for profile in profiles:
+        members.setdefault((profile.modalities, profile.group), []).append(profile.index)
+    return {signature: tuple(members[signature]) for signature in sorted(members)}
 
 
 def cohort_size(clients_per_round: float | int, num_clients: int) -> int:

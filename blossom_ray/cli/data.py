@@ -100,7 +100,9 @@ def inspect(
             from blossom_ray.data.division.observation import observe
 
             sets, targets = tuple(profile.modalities for profile in profiles), dataset.targets
-            divided = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed, sets)
+            divided = build_federation(
+                scenario.data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups
+            )
             federation = observe(divided, scenario.data, targets, scenario.groups, scenario.seed)
             parts, observed = shares(dataset, federation), observed_rows(federation, profiles)
     if as_json:
@@ -108,6 +110,7 @@ def inspect(
         if parts is not None:
             values["clients"] = [
                 {"client": share.client, "name": share.name or None, "modalities": list(profile.modalities),
+                 **({"role": "unseen"} if profile.is_unseen else {}),
                  "train": share.num_train, "validation": share.num_validation, "test": share.num_test,
                  "labels": dict(share.labels), "subjects": share.num_subjects}
                 for share, profile in zip(parts, profiles, strict=True)

@@ -146,7 +146,9 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
         "cohort": list(record.cohort),
         "blocks": [_block(block) for block in record.blocks],
         **{name: _plain(getattr(record, name)) for name in parts},
-        **({"plain": _plain(record.plain)} if record.plain else {}),
+        **{
+            name: _plain(found) for name in ("plain", "unseen", "fine_tuned_unseen") if (found := getattr(record, name))
+        },
         "stopped": None if record.stopped is None else asdict(record.stopped),
     }
 

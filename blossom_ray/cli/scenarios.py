@@ -37,12 +37,15 @@ def validate(scenario: ScenarioPath, settings: Settings = None, seed: Seed = Non
         print_json({"valid": False, "problems": problems})
         raise typer.Exit(error.exit_code) from None
     facts = {"clients": checked.num_clients, "rounds": checked.rounds, "modalities": list(checked.modalities)}
+    if checked.num_unseen:
+        facts["unseen"] = checked.num_unseen
     notes = inspector.notes(checked)
     if as_json:
         print_json({"valid": True, **facts, "notes": notes})
     else:
         names = ", ".join(checked.modalities)
-        found = f"{scenario}: valid; {checked.num_clients} clients, {checked.rounds} rounds, modalities {names}"
+        clients = f"{checked.num_clients} clients" + (f" ({checked.num_unseen} unseen)" if checked.num_unseen else "")
+        found = f"{scenario}: valid; {clients}, {checked.rounds} rounds, modalities {names}"
         say(found, *(f"note: {note}" for note in notes))
 
 

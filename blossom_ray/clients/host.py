@@ -25,7 +25,7 @@ from blossom_ray.clients.outcomes import Outcome
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.clients.state_files import INITIAL_STATE, ClientStates, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, SetScores, Traffic
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
@@ -66,7 +66,7 @@ class ClientHost:
         self._device = device
         self._workspaces: dict[tuple[str, ...], Workspace] = {}
         self._engines: dict[tuple[str, ...], Engine] = {}
-        self._authored: dict[tuple[tuple[str, ...], str], Authored] = {}
+        self._authored: dict[tuple[tuple[str, ...], str, bool], Authored] = {}
         self._states = ClientStates()
 
     @property
@@ -211,9 +211,31 @@ class ClientHost:
         tally = reduce(operator.add, (scored.tally for scored in scores))
         return ChunkEvaluation(tuple(records), tally, dict(down.by_instance), tallies)
 
+    def private_sums(self, chunk: Chunk, *, round_index: int, whole: bool) -> dict[Block, PartialSum | Contributions]:
+        """The private blocks of clients after a round by name, weighing as their training samples do.
+
+        Args:
+            chunk: Clients of one modality set and group, all of which live here. Who never trained adds nothing.
+            round_index: The round.
+            whole: As in `train`: whether they are added up here.
+        """
+        states = {client: self._states.settle(client, standing=round_index) for client in chunk.clients}
+        clients = tuple(client for client, state in states.items() if state.private)
+        weights = tuple(float(self._shards.shard(client).num_train) for client in clients)
+        found: dict[Block, PartialSum | Contributions] = {}
+        for name, instance in self._plan.trained_blocks(self._profiles[chunk.clients[0]]).items():
+            if instance.is_private and clients:
+                part = Contributions(clients, weights, np.stack([states[client].private[name] for client in clients]))
+                found[name] = (whole and part.summed()) or part
+        return found
+
     def private_digest(self) -> dict[int, str]:
-        """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing."""
-        return {client: self._states.digest(client) for client in self.clients}
+        """SHA-256 (hex) of each client's private blocks and local state: proof of equality that reveals nothing.
+
+        Clients that never train keep none.
+        """
+        trained = (client for client in self.clients if not self._profiles[client].is_unseen)
+        return {client: self._states.digest(client) for client in trained}
 
     def replay_evaluation(self, chunk: Chunk, blocks: Mapping[BlockInstance, SentBlock], *, round_index: int) -> None:
         """Bring clients into the state in which scoring them would leave them, without scoring."""
@@ -277,7 +299,7 @@ class ClientHost:
         authored = self._author(profile)
         sent = {instance: blocks[instance] for instance in self._plan.sent_blocks(profile, scored=is_scored)}
         joined, initial = self._plan.joined(profile, sent), self._workspace(profile).initial_blocks
-        private = [name for name, instance in self._plan.held_blocks(profile).items() if instance.is_private]
+        private = [name for name in self._plan.held_blocks(profile) if name not in joined]
         # Clients that were sent the same share one map of versions: with ten thousand of them it is most of a state.
         same: dict[tuple[tuple[BlockInstance, int], ...], dict[BlockInstance, int]] = {}
         turns = []
@@ -343,7 +365,7 @@ class ClientHost:
     def _author(self, profile: ClientProfile) -> Authored | None:
         if self._plan.author is None:
             return None
-        kind = profile.modalities, profile.group
+        kind = profile.modalities, profile.group, profile.is_unseen
         if kind not in self._authored:
             is_mapped = self._plan.engines[profile.modality_set] == "vectorized"
             self._authored[kind] = Authored(self._plan, self._workspace(profile), profile, is_mapped=is_mapped)

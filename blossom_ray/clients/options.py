@@ -387,6 +387,9 @@ class Training(Section):
         return self.engine if isinstance(self.engine, str) else self.engine[modality_set]
 
 
+UnseenStart = Literal["initial", "group-average"]
+
+
 class FineTune(Section):
     """Every scored client also trains a copy of its model on its own training split, and is scored with that copy too.
 

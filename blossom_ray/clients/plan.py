@@ -15,7 +15,7 @@ import numpy as np
 from blossom_ray.algorithms.extras import ExtraPart, declared_parts
 from blossom_ray.algorithms.options import AlgorithmOption, Weighting, algorithm_of
 from blossom_ray.algorithms.seam import MODEL, Layout, has
-from blossom_ray.clients.options import EngineName, FineTune, Training
+from blossom_ray.clients.options import EngineName, FineTune, Training, UnseenStart
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, SharingScheme, held_blocks, model_blocks
 from blossom_ray.core.records import ClientEvaluation, ClientTraining
 from blossom_ray.core.scores import Task
@@ -42,6 +42,7 @@ class ClientPlan:
         num_outputs: Number of classes, or of targets.
         evaluation_batch_size: Samples per forward pass in evaluation.
         fine_tune: The scenario's `evaluation.fine_tune` section.
+        unseen_start: Its `evaluation.unseen.start`.
         task: The scenario's task.
         metrics: Its `evaluation.metrics` section.
         weighting: Its `server.weighting`.
@@ -69,6 +70,7 @@ class ClientPlan:
     evaluation_batch_size: int
     task: Task
     fine_tune: FineTune | None = None
+    unseen_start: UnseenStart = "initial"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     weighting: Weighting = "samples"
     engines: Mapping[str, EngineName] = field(default_factory=dict)
@@ -171,6 +173,13 @@ class ClientPlan:
         instances = {name: self.scheme.instance(name, client) for name in names}
         return {name: instance for name, instance in instances.items() if instance.is_trained}
 
+    def private_averages(self, client: ClientProfile) -> dict[Block, BlockInstance]:
+        """By name of a private block what a client that never trains is sent for it; nothing where it begins anew."""
+        if not client.is_unseen or self.unseen_start == "initial":
+            return {}
+        trained = self.trained_blocks(client).items()
+        return {name: instance.average(client) for name, instance in trained if instance.is_private}
+
     def own_parts(self, client: ClientProfile) -> tuple[str, ...]:
         """What of a client's model its own training alone changes, in words: private blocks and copies, statistics."""
         trained = self.trained_blocks(client).items()
@@ -195,7 +204,8 @@ class ClientPlan:
             for part in self.extra_parts(client)
             if part.is_sent and (not scored or part.instance.copy in self.scored_copies)
         )
-        return (*self._exchanged(client, self.held_blocks(client)), *extras)
+        averages = self.private_averages(client).values()
+        return (*self._exchanged(client, self.held_blocks(client)), *averages, *extras)
 
     def sent_together(self, clients: Sequence[ClientProfile], *, scored: bool = False) -> tuple[BlockInstance, ...]:
         """The block instances that clients of one modality set and group receive, each once."""
@@ -229,7 +239,9 @@ class ClientPlan:
         values: dict[BlockInstance, Vector] = {}
         split = {Block("statistics", name): name for name in self.split_blocks}
         for instance in instances:
-            if instance.name in split:
+            if instance.name.kind == "average":
+                values[instance] = blocks[instance.name.of]
+            elif instance.name in split:
                 name = split[instance.name]
                 values[instance] = blocks[name][num_parameters[name] :]
             elif instance.name in self.split_blocks:
@@ -239,13 +251,14 @@ class ClientPlan:
         return values
 
     def joined(self, client: ClientProfile, sent: SentBlocks) -> dict[str, Vector]:
-        """The whole blocks of a client by name, but for the private ones, out of what it is sent: the inverse of `cut`.
+        """The whole blocks of a client by name, but for its own private ones, out of what it is sent: undoes `cut`.
 
         Args:
             client: The client; the result is the same for all of its modality set and group.
             sent: Every block instance that it is sent.
         """
-        whole: dict[str, Vector] = {}
+        averages = self.private_averages(client)
+        whole: dict[str, Vector] = {name: sent[instance].values for name, instance in averages.items()}
         for name, instance in self.held_blocks(client).items():
             if instance.is_private:
                 continue

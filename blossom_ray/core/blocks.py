@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Self, get_args
 
-BlockKind = Literal["encoder", "fusion", "head", "prototype", "statistics", ""]
+BlockKind = Literal["encoder", "fusion", "head", "prototype", "statistics", "average", ""]
 ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
 SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
 SCHEME_NAMES: tuple[SchemeName, ...] = get_args(SchemeName)
@@ -28,9 +28,9 @@ class Block(str):
 
     Args:
         kind: What it is. A `prototype`, measured and not trained, stands for a missing modality's embedding;
-            `statistics` are a block's running statistics where each modality set has its own. "" is no block, but the
-            place of a single array of an algorithm.
-        of: The modality, of `statistics` the block; "" where there is one block of its kind.
+            `statistics` are a block's running statistics where each modality set has its own, `average` the mean of a
+            private block for clients that never train. "" is no block, but the place of a single array of an algorithm.
+        of: The modality, of `statistics` and `average` the block; "" where there is one block of its kind.
     """
 
     __slots__ = ("kind", "of")
@@ -111,11 +111,13 @@ class ClientProfile:
         index: The client's id, 0..N-1 in the order of the scenario's `clients` section.
         modalities: The modalities that it owns, sorted.
         group: The label of its client group, "" when it has none.
+        is_unseen: Whether it never trains, and is only scored.
     """
 
     index: int
     modalities: tuple[str, ...]
     group: str = ""
+    is_unseen: bool = False
 
     @property
     def modality_set(self) -> str:
@@ -168,6 +170,13 @@ class BlockInstance(NamedTuple):
         if self.scope is Scope.GROUP:
             return BlockInstance(statistics, Scope.GROUP, f"{self.key}/{client.modality_set}")
         return BlockInstance(statistics, Scope.SAME_MODALITIES, client.modality_set)
+
+    def average(self, client: ClientProfile) -> BlockInstance:
+        """The mean of this private block over the clients that train and are of the kind of `client`."""
+        average = Block("average", self.name)
+        if client.group:
+            return BlockInstance(average, Scope.GROUP, f"{client.group}/{client.modality_set}")
+        return BlockInstance(average, Scope.SAME_MODALITIES, client.modality_set)
 
     def __str__(self) -> str:
         name = self.label.removesuffix(":")

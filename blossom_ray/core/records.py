@@ -20,6 +20,8 @@ class Scoring(StrEnum):
     FINE_TUNED_VALIDATION = "own validation split, after local fine-tuning"
     HELD_OUT = "held-out set"
     PLAIN = "own test split, the averaged model in place of the client's own one"
+    UNSEEN = "test split of a client that never trains"
+    UNSEEN_FINE_TUNED = "test split of a client that never trains, after local fine-tuning"
 
     @property
     def is_validation(self) -> bool:
@@ -29,7 +31,12 @@ class Scoring(StrEnum):
     @property
     def is_fine_tuned(self) -> bool:
         """Whether a copy is scored that was trained further."""
-        return self in (Scoring.FINE_TUNED, Scoring.FINE_TUNED_VALIDATION)
+        return self in (Scoring.FINE_TUNED, Scoring.FINE_TUNED_VALIDATION, Scoring.UNSEEN_FINE_TUNED)
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether clients are scored that never train."""
+        return self in (Scoring.UNSEEN, Scoring.UNSEEN_FINE_TUNED)
 
     @property
     def prefix(self) -> str:
@@ -56,6 +63,8 @@ _PREFIXES = {
     Scoring.FINE_TUNED_VALIDATION: "validation/fine_tuned/",
     Scoring.HELD_OUT: "held_out/",
     Scoring.PLAIN: "plain/",
+    Scoring.UNSEEN: "unseen/",
+    Scoring.UNSEEN_FINE_TUNED: "unseen/fine_tuned/",
 }
 
 
@@ -137,7 +146,7 @@ class ClassScores:
 
     Attributes:
         scoring: On which samples, and in which state, as the columns of the scores have it: `test`, `validation`,
-            `fine_tuned`, `validation/fine_tuned`, `held_out` or `plain`.
+            `fine_tuned`, `validation/fine_tuned`, `held_out`, `plain`, `unseen` or `unseen/fine_tuned`.
         modalities: The modality set; "" for the clients of all sets together.
         index: Number of the class.
         name: Its name.
@@ -264,10 +273,13 @@ class RoundRecord:
         fine_tuned_validation: As `validation`, after local fine-tuning.
         plain: As `evaluation`, with the averaged model in place of what the algorithm has clients scored with; empty
             where it has them scored with that.
+        unseen: As `evaluation`, of the clients that never train, which no other entry has.
+        fine_tuned_unseen: As `unseen`, after local fine-tuning.
         metrics: Summary of the round by name, as in `docs/semantics.md`: `train_loss`; per metric `accuracy`
             (mean over clients weighted by test samples), `accuracy_pooled`, `accuracy_p10`, `accuracy_p50`,
             `accuracy_p90` (spread over clients), `accuracy/<modality set>`; `fine_tuned/` before any of these;
-            `validation/` before any of all these; `plain/` before those of the test split;
+            `validation/` before any of all these; `plain/` before those of the test split; `unseen/` before those
+            of the test split and of it after fine-tuning;
             `held_out/accuracy/<modality set>`.
         blocks: One entry per block instance.
         seconds: Wall time by phase: `train` (with aggregation), `evaluate`, `total`.
@@ -294,10 +306,12 @@ class RoundRecord:
     fine_tuned_validation: tuple[ClientEvaluation, ...] = ()
     stopped: Stopped | None = None
     plain: tuple[ClientEvaluation, ...] = ()
+    unseen: tuple[ClientEvaluation, ...] = ()
+    fine_tuned_unseen: tuple[ClientEvaluation, ...] = ()
 
     @property
     def num_evaluated(self) -> int:
-        """Clients that were scored on their test or validation split."""
+        """Clients that were scored on their test or validation split, without those that never train."""
         return len({scored.client for scored in (*self.evaluation, *self.validation)})
 
 

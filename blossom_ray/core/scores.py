@@ -63,7 +63,7 @@ OTHER_COLUMNS = frozenset({
     "round", "learning_rate", "num_clients", "num_evaluated", "num_examples", "seconds", "seconds_train",
     "seconds_evaluate", "bytes_down", "bytes_up", "client", "modalities", "group", "num_train_examples", "weight",
     "num_steps", "train_loss", "train_seconds", "num_test_examples", "loss", "evaluate_bytes_down", "evaluate_seconds",
-    "num_validation_examples", "rounds_trained",
+    "num_validation_examples", "rounds_trained", "role", "num_unseen_examples",
 })  # fmt: skip
 """Columns of the tables `rounds` and `clients` that are no scores of a task, so that no metric takes their names."""
 
@@ -83,7 +83,7 @@ def find_score(metric: str, own: Iterable[Score] = ()) -> Score | None:
     Returns:
         The score, `loss` included; None for a column that is about none.
     """
-    for prefix in ("validation/", "held_out/", "fine_tuned/", "plain/"):
+    for prefix in ("unseen/", "validation/", "held_out/", "fine_tuned/", "plain/"):
         metric = metric.removeprefix(prefix)
     name = metric.split("/")[0].split("@")[0]
     known = {score.name: score for task in TASKS for score in (*SCORES[task], _LOSS)} | {"train_loss": _LOSS}

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     TRANSFORM = 16
     FINE_TUNING_TRANSFORM = 17
     OBSERVATION = 18
+    UNSEEN = 19
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
 
 

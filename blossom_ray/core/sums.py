@@ -6,14 +6,16 @@ so this order, which follows from the scenario alone, is what makes results inde
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
 Total = npt.NDArray[np.float64]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,18 @@ def weighted_sum(updates: Iterable[tuple[float, Vector]]) -> PartialSum:
     if total is None:
         raise ValueError("a partial sum needs at least one update")
     return PartialSum(total, weight, contributors)
+
+
+def summed(parts: Sequence[Mapping[Name, PartialSum | Contributions]]) -> dict[Name, PartialSum]:
+    """What the clients of a chunk have, added up in client order, be it one host's sum or single ones of several."""
+    found: dict[Name, PartialSum] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        own = [part[name] for part in parts if name in part]
+        one_by_one = [part for part in own if isinstance(part, Contributions)]
+        whole = Contributions.joined(one_by_one).summed() if one_by_one else own[0]
+        if isinstance(whole, PartialSum):
+            found[name] = whole
+    return found
 
 
 class Accumulator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -106,12 +106,17 @@ class GivenClients:
             )
         return cls(names, owners, modalities, splits, source, tuple(notes))
 
-    def members(self) -> dict[tuple[str, ...], list[int]]:
-        """The clients that own exactly the same modalities, in the order of `names`; sets are sorted."""
-        found: dict[tuple[str, ...], list[int]] = {modalities: [] for modalities in sorted(set(self.modalities))}
+    def members(self, chosen: Collection[int] | None = None) -> dict[tuple[str, ...], list[int]]:
+        """The clients that own exactly the same modalities, in the order of `names`; sets are sorted.
+
+        Args:
+            chosen: Those that are asked for; None: all.
+        """
+        found: dict[tuple[str, ...], list[int]] = {}
         for client, modalities in enumerate(self.modalities):
-            found[modalities].append(client)
-        return found
+            if chosen is None or client in chosen:
+                found.setdefault(modalities, []).append(client)
+        return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)

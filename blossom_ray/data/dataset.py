@@ -85,6 +85,7 @@ class Targets:
         clients: The clients of the data, or None where the data do not say whose their samples are.
         subject_names: What the subjects are called, by number; empty where their numbers are their names.
         observed: As in `Dataset`.
+        held_out: The same of the held-out part, or None; known once the data set has been loaded.
     """
 
     labels: IntArray
@@ -95,6 +96,7 @@ class Targets:
     clients: GivenClients | None = None
     subject_names: tuple[str, ...] = ()
     observed: Mapping[str, BoolArray] = field(default_factory=dict)
+    held_out: Targets | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ class Dataset:
             clients=self.given_clients,
             subject_names=self.subject_names,
             observed=self.observed,
+            held_out=None if self.held_out is None else self.held_out.targets,
         )
 
     def lacking(self, modality: str) -> BoolArray:

@@ -6,19 +6,20 @@ A new data set is a file in `sets/` and a name in `Data`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import Field
 
 from blossom_ray.core.scores import Task
+from blossom_ray.data.clients import GivenClients
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.observation import observe
-from blossom_ray.data.division.options import ClientGroup, Clients
-from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.division.options import ClientGroup, Clients, GivenPartition, Partition
+from blossom_ray.data.division.partition import PartitionError, unseen_clients
 from blossom_ray.data.files.archives import holds
 from blossom_ray.data.sets.av_mnist import AvMnistData
 from blossom_ray.data.sets.base import DataSection, DatasetFacts, Download
@@ -96,6 +97,18 @@ class Examination(NamedTuple):
     clients: tuple[ClientGroup, ...] = ()
 
 
+def _given_groups(spec: Partition, given: GivenClients, seed: int) -> tuple[ClientGroup, ...]:
+    """The groups of clients that the data give, those that never train last."""
+    unseen = unseen_clients(spec, given, seed) if isinstance(spec, GivenPartition) else frozenset[int]()
+
+    def groups(clients: Collection[int], **more: Any) -> list[ClientGroup]:
+        members = sorted(given.members(clients).items(), key=lambda item: "+".join(item[0]))
+        return [ClientGroup(count=len(own), modalities=modalities, **more) for modalities, own in members]
+
+    trained = groups({*range(len(given.names))} - unseen)
+    return (*trained, *groups(unseen, role="unseen", shots=getattr(spec, "shots", None)))
+
+
 def examine_federation(
     data: DataSection, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task
 ) -> Examination:
@@ -104,17 +117,20 @@ def examine_federation(
     Labels and subjects are read, and inputs only where they cannot be had without (own data).
     """
     try:
-        targets = data.open(modalities, seed, task).targets()
+        opened = data.open(modalities, seed, task)
+        # Who is in the held-out part is known once it is read.
+        needs_all = not isinstance(clients, str) and any(group.rows == "held-out" for group in clients)
+        targets = opened.load().targets if needs_all else opened.targets()
         if not isinstance(clients, str):
             groups = clients
         elif targets.clients is None:
             found, expected = "is 'from-data', but the data do not say whose their samples are", "groups of clients"
             raise PartitionError("clients", found, f"{expected}, or data with clients")
         else:
-            members = sorted(targets.clients.members().items(), key=lambda item: "+".join(item[0]))
-            groups = tuple(ClientGroup(count=len(own), modalities=modalities) for modalities, own in members)
+            groups = _given_groups(data.partition, targets.clients, seed)
         sets = [tuple(sorted(group.modalities)) for group in groups for _ in range(group.count)]
-        divided = build_federation(data, targets, len(sets), seed, sets)
+        unseen = [group for group in groups if group.role == "unseen"]
+        divided = build_federation(data, targets, len(sets), seed, sets, unseen)
         federation = observe(divided, data, targets, groups, seed)
         overlap = federation.overlap(targets.pieces)
         notes = [*([] if targets.clients is None else targets.clients.notes), *([str(overlap)] if overlap else [])]

@@ -136,13 +136,20 @@ def write_shards(
         RunFolderError: The files cannot be written.
     """
     rows = [federation.rows(client) for client in range(len(profiles))]
-    _write(folder / _LABELS, dataset.labels, (dataset.labels[own] for own in rows))
+    places = [federation.located(dataset, client) for client in range(len(profiles))]
+    _write(folder / _LABELS, dataset.labels, (part.labels[own] for part, own in places))
     batches, gaps = {}, {}
     for modality, samples in dataset.inputs.items():
         observed = federation.observed.get(modality)
         owns = np.array([modality in profile.modalities for profile in profiles])
-        owned = [rows[client] for client in np.flatnonzero(owns)]
-        _write(folder / _file_name(modality), samples, (_samples(samples, observed, own) for own in owned))
+        owned = [
+            (*places[client], None if observed is None else observed[rows[client]]) for client in np.flatnonzero(owns)
+        ]
+        _write(
+            folder / _file_name(modality),
+            samples,
+            (_samples(part.inputs[modality][own], has) for part, own, has in owned),
+        )
         batches[modality] = _numbered(owns)
         if observed is not None:
             lacks = np.array([owner and not observed[own].all() for owner, own in zip(owns, rows, strict=True)])
@@ -330,12 +337,11 @@ def _of(client: int, numbers: Mapping[str, IntArray]) -> list[tuple[str, int]]:
     return [(modality, int(batches[client])) for modality, batches in numbers.items() if batches[client] >= 0]
 
 
-def _samples(values: FloatArray, observed: BoolArray | None, rows: IntArray) -> FloatArray:
-    """A copy of some rows, zeros where they are not observed."""
-    chosen = values[rows]
+def _samples(values: FloatArray, observed: BoolArray | None) -> FloatArray:
+    """Samples (n, *shape) in memory of their own, made zeros where they are not observed (n,)."""
     if observed is not None:
-        chosen[~observed[rows]] = 0
-    return chosen
+        values[~observed] = 0
+    return values
 
 
 def _numbered(owns: npt.NDArray[np.bool_]) -> IntArray:

@@ -130,17 +130,18 @@ def summarise(dataset: Dataset) -> DatasetSummary:
 
 def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     """What each client of a federation has, in the order of their ids."""
+    places = (federation.located(dataset, client) for client in range(federation.num_clients))
     return [
         ClientShare(
             client=client,
             num_train=len(federation.train.of(client)),
             num_validation=len(federation.validation.of(client)),
             num_test=len(federation.test.of(client)),
-            labels=_labels(dataset, federation.rows(client)),
-            num_subjects=_num_subjects(dataset, federation.rows(client)),
+            labels=_labels(part, rows),
+            num_subjects=_num_subjects(part, rows),
             name=federation.names[client] if federation.names else "",
         )
-        for client in range(federation.num_clients)
+        for client, (part, rows) in enumerate(places)
     ]
 
 
@@ -154,7 +155,7 @@ def observed_rows(
 
     Args:
         federation: Which client has which rows.
-        profiles: The clients in the order of their ids.
+        profiles: The clients in the order of their ids: all, or the first ones.
         held_out: The held-out set in each way in which clients see it; its rows count for each client.
         views: Which of these is each client's.
     """
@@ -164,10 +165,10 @@ def observed_rows(
         found[modality] = {}
         for split, rows in federation.splits.items():
             if len(rows.flat):
-                counts = observed = rows.counts * owns
+                counts = observed = rows.counts[: len(owns)] * owns
                 if modality in federation.observed:
                     is_observed = federation.observed[modality][rows.flat]
-                    observed = np.diff(np.concatenate([[0], np.cumsum(is_observed)])[rows.ends])
+                    observed = np.diff(np.concatenate([[0], np.cumsum(is_observed)])[rows.ends])[: len(owns)]
                 found[modality][split] = ObservedRows.of(counts.tolist(), observed.tolist())
         if held_out:
             sizes = np.array([held_out[view].num_samples for view in views]) * owns

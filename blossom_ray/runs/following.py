@@ -93,6 +93,7 @@ def _record(
     trained = [client for client in clients if client["num_train_examples"] is not None]
     tested = [client for client in clients if client["num_test_examples"] is not None]
     validated = [client for client in clients if client.get("num_validation_examples") is not None]
+    unseen = [client for client in clients if client.get("unseen/loss") is not None]
     seconds = {"total": row["seconds"], "train": row["seconds_train"], "evaluate": row["seconds_evaluate"]}
     return RoundRecord(
         round_index=row["round"],
@@ -104,7 +105,8 @@ def _record(
         blocks=tuple(_block(block) for block in blocks),
         seconds={name: value for name, value in seconds.items() if value is not None},
         failures=_failures(failures),
-        validation=tuple(_validation(client) for client in validated),
+        validation=tuple(_scored(client, "validation/", "num_validation_examples") for client in validated),
+        unseen=tuple(_scored(client, "unseen/", "num_unseen_examples") for client in unseen),
     )
 
 
@@ -125,15 +127,13 @@ def _evaluation(client: dict[str, Any]) -> ClientEvaluation:
     )
 
 
-def _validation(client: dict[str, Any]) -> ClientEvaluation:
+def _scored(client: dict[str, Any], prefix: str, count: str) -> ClientEvaluation:
     """Bytes and seconds of a client that was scored on both splits are told with the test split."""
-    found = {
-        name.removeprefix("validation/"): value for name, value in client.items() if name.startswith("validation/")
-    }
+    found = {name.removeprefix(prefix): value for name, value in client.items() if name.startswith(prefix)}
     is_alone = client["num_test_examples"] is None
     return ClientEvaluation(
         client=client["client"],
-        num_examples=client["num_validation_examples"],
+        num_examples=client[count],
         loss=found.pop("loss"),
         scores={name: value for name, value in found.items() if "/" not in name},
         bytes_down=client["evaluate_bytes_down"] if is_alone else 0,

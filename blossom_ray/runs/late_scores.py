@@ -30,7 +30,8 @@ _Change = Callable[[list[_Row]], list[_Row]]
 _TEST = ("num_test_examples", "loss")
 # Tables with rows for each scoring.
 _BY_SCORING = ("classes", "confusion")
-_ORIGINS = ("num_train_examples", "num_test_examples", "num_validation_examples")
+_UNSEEN = "num_unseen_examples"
+_ORIGINS = ("num_train_examples", "num_test_examples", "num_validation_examples", _UNSEEN)
 
 
 def describe_late_scores(late: RoundRecord) -> dict[str, Any]:
@@ -91,7 +92,14 @@ def without_late_scores(tables: Mapping[str, pa.Table], entry: Mapping[str, Any]
         ]
 
     def clients(found: list[_Row]) -> list[_Row]:
-        return [row for row in without(found) if any(row.get(origin) is not None for origin in _ORIGINS)]
+        kept = []
+        for row in without(found):
+            scores = (name for name, value in row.items() if name not in own and value is not None)
+            if _UNSEEN in row and not any(Scoring.of_column(name).is_unseen for name in scores):
+                row[_UNSEEN] = None
+            if any(row.get(origin) is not None for origin in _ORIGINS):
+                kept.append(row)
+        return kept
 
     def classes(found: list[_Row]) -> list[_Row]:
         return [row for row in found if row["scoring"] not in scorings]
@@ -129,7 +137,7 @@ def _changed(
         table = tables[name]
         rows = change(table.filter(pc.field("round") == number).to_pylist())
         if name == "clients":
-            num_evaluated = sum(any(row.get(origin) is not None for origin in _ORIGINS[1:]) for row in rows)
+            num_evaluated = sum(any(row.get(origin) is not None for origin in _ORIGINS[1:3]) for row in rows)
         elif name == "rounds":
             rows = [{**row, "num_evaluated": num_evaluated} for row in rows]
         schema = table_schema([*table.schema.names, *more.get(name, ())], TABLES[name])

@@ -34,6 +34,17 @@ class ManifestObserved(ReadBack):
     """The same for each client."""
 
 
+class ManifestClients(ReadBack):
+    """Some clients of a federation."""
+
+    num_train: int
+    """Samples to train on of all of them; the same for the other splits below."""
+    num_validation: int
+    num_test: int
+    clients: dict[str, int]
+    """Their number by modality set."""
+
+
 class ManifestData(ReadBack):
     """Which federation it was."""
 
@@ -57,6 +68,8 @@ class ManifestData(ReadBack):
     """Digest of what is observed in which rows; "" where all is."""
     observed: dict[str, dict[str, ManifestObserved]] = Field(default_factory=dict)
     """By modality and split, of the modalities that some row lacks."""
+    unseen: ManifestClients | None = None
+    """The clients that never train, which the numbers above leave out."""
 
 
 class ManifestKernels(ReadBack):
@@ -158,6 +171,8 @@ def undefined_note(record: RoundRecord, task: Task) -> str:
         Scoring.FINE_TUNED_VALIDATION: "their own validation samples after fine-tuning",
         Scoring.HELD_OUT: "the held-out set",
         Scoring.PLAIN: "their own test samples by the averaged model",
+        Scoring.UNSEEN: "test samples of unseen clients",
+        Scoring.UNSEEN_FINE_TUNED: "test samples of unseen clients after fine-tuning",
     }
     found = [
         where
@@ -167,7 +182,7 @@ def undefined_note(record: RoundRecord, task: Task) -> str:
     if not found:
         return ""
     tuned = (*record.fine_tuned, *record.fine_tuned_validation)
-    scored = (*record.evaluation, *record.validation, *tuned, *record.plain)
+    scored = (*record.evaluation, *record.validation, *tuned, *record.plain, *record.unseen, *record.fine_tuned_unseen)
     clients = sorted({each.client for each in scored if math.isnan(each.scores[score] or 0)})
     whose = f" of client {clients[0]}" + (f" and {len(clients) - 1} others" if clients[1:] else "") if clients else ""
     return (

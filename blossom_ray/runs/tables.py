@@ -44,8 +44,9 @@ CLIENT_COLUMNS = {
 }
 """Behind them stands one `double` column per score of the task and, from the first round with them on, for the loss and
 scores after local fine-tuning, `fine_tuned/<score>`, and on the validation split, `validation/<score>` and
-`validation/fine_tuned/<score>`; by the averaged model, where an algorithm has another one scored, `plain/<score>`."""
-SOME_COLUMNS = {"num_validation_examples": "int64"}
+`validation/fine_tuned/<score>`; by the averaged model, where an algorithm has another one scored, `plain/<score>`; of
+clients that never train `unseen/<score>` and `unseen/fine_tuned/<score>`."""
+SOME_COLUMNS = {"num_validation_examples": "int64", "role": "string", "num_unseen_examples": "int64"}
 """Column to Arrow type, where that is not `double`, of those that stand behind a table's own in some runs only."""
 OBSERVED = "num_observed/"
 """What columns of `clients` begin with, int64, that some runs have for modalities that training samples lack."""
@@ -109,6 +110,7 @@ OPTIONAL_COLUMNS = {
         tuple(TRAINED),
         ("num_test_examples", "loss"),
         ("num_validation_examples", "validation/loss"),
+        ("num_unseen_examples",),
         ("evaluate_bytes_down", "evaluate_seconds"),
         ("rounds_trained",),
     ),
@@ -170,9 +172,12 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
     trained = {training.client: training for training in record.training}
     tested = {evaluation.client: evaluation for evaluation in record.evaluation}
     validated = {evaluation.client: evaluation for evaluation in record.validation}
-    clients = sorted(trained.keys() | tested.keys() | validated.keys())
-    scored = [[each[client] for each in (tested, validated) if client in each] for client in clients]
-    seen = [tested.get(client) or validated.get(client) or trained.get(client) for client in clients]
+    unseen = {evaluation.client: evaluation for evaluation in (*record.fine_tuned_unseen, *record.unseen)}
+    clients = sorted(trained.keys() | tested.keys() | validated.keys() | unseen.keys())
+    scored = [[each[client] for each in (tested, validated, unseen) if client in each] for client in clients]
+    seen = [
+        tested.get(client) or validated.get(client) or trained.get(client) or unseen.get(client) for client in clients
+    ]
     trainings = [trained.get(client) for client in clients]
     tests = [tested.get(client) for client in clients]
     rows: Columns = {
@@ -190,6 +195,9 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         rows |= {OBSERVED + name: [None if each is None else each.num_observed.get(name) for each in trainings]}
     if record.validation:
         rows |= _columns([validated.get(client) for client in clients], num_validation_examples="num_examples")
+    if any(profile.is_unseen for profile in profiles):
+        rows["role"] = ["unseen" if profiles[client].is_unseen else "train" for client in clients]
+        rows |= _columns([unseen.get(client) for client in clients], num_unseen_examples="num_examples")
     return rows | _score_columns(record, clients)
 
 
@@ -202,6 +210,8 @@ def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
         (Scoring.FINE_TUNED, record.fine_tuned),
         (Scoring.FINE_TUNED_VALIDATION, record.fine_tuned_validation),
         (Scoring.PLAIN, record.plain),
+        (Scoring.UNSEEN, record.unseen),
+        (Scoring.UNSEEN_FINE_TUNED, record.fine_tuned_unseen),
     ):
         prefix = scoring.prefix
         # The loss on the test split is a column of its own.

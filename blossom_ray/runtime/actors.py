@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import ray
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
-from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.blocks import Block, BlockInstance
 from blossom_ray.core.records import Scoring
-from blossom_ray.core.sums import Contributions, PartialSum
+from blossom_ray.core.sums import Contributions, PartialSum, summed
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError, RunFolderError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound
@@ -117,6 +117,15 @@ class ActorRuntime:
                 if scores is not None:
                     call.slot.worked(scores.records)
                     yield scores
+
+    def private_sums(self, chunks: Sequence[Chunk], *, round_index: int) -> Iterator[Mapping[Block, PartialSum]]:
+        """By chunk the private blocks of its clients after a round, added up."""
+
+        def make(slot: Slot, part: Chunk, whole: bool) -> Call:
+            return Call(slot, "private_sums", part, round_index, ((), round_index, whole))
+
+        for calls in self._run(chunks, make):
+            yield summed([self._fetch(call, 0) for call in calls])
 
     def take_round(self) -> RuntimeRound:
         """What went wrong, and what each client actor did, since the last call."""

@@ -10,7 +10,9 @@ from typing import Protocol
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
+from blossom_ray.core.blocks import Block
 from blossom_ray.core.records import ActorRound, Failure, Scoring
+from blossom_ray.core.sums import PartialSum
 from blossom_ray.runtime.kernels import Kernels
 
 
@@ -70,6 +72,9 @@ class Runtime(Protocol):
         self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, scoring: Scoring
     ) -> Iterator[ChunkEvaluation]:
         """Score these blocks, in the state and on the samples that `scoring` names."""
+
+    def private_sums(self, chunks: Sequence[Chunk], *, round_index: int) -> Iterator[Mapping[Block, PartialSum]]:
+        """By chunk the private blocks of its clients after a round, added up; nothing of clients that never trained."""
 
     def take_round(self) -> RuntimeRound:
         """What happened since the last call, by whatever call it was noticed."""

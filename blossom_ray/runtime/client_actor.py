@@ -17,8 +17,9 @@ import psutil
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.clients.plan import ChunkEvaluation, SentBlock
-from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.blocks import Block, BlockInstance
 from blossom_ray.core.records import ClientTraining, Scoring
+from blossom_ray.core.sums import Contributions, PartialSum
 from blossom_ray.runtime.kernels import Kernels, kernels
 from blossom_ray.runtime.preparation import Preparation
 
@@ -114,11 +115,17 @@ class ClientActor:
         """Score clients."""
         return self._here.evaluate(chunk, _blocks(versions, values), round_index=round_index, scoring=scoring)
 
+    def private_sums(
+        self, chunk: Chunk, _versions: Versions, round_index: int, whole: bool
+    ) -> dict[Block, PartialSum | Contributions]:
+        """The clients' private blocks, added up or one by one."""
+        return self._here.private_sums(chunk, round_index=round_index, whole=whole)
+
     def replay(self, method: str, chunk: Chunk, versions: Versions, round_index: int, *arguments: Any) -> None:
-        """Do what `train` or `evaluate` does to the clients' states, for its effect alone."""
+        """Do what `train` or `evaluate` does to the clients' states, for its effect alone; `private_sums` has none."""
         if method == "train":
             self.train(chunk, versions, round_index, *arguments)
-        else:
+        elif method == "evaluate":
             self._here.replay_evaluation(chunk, _blocks(versions, arguments[1:]), round_index=round_index)
 
     def sees(self, folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import numpy as np
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, ClientPlan, SentBlocks
-from blossom_ray.core.blocks import BlockInstance, ClientProfile
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile
 from blossom_ray.core.records import ClientEvaluation, ClientTraining, Failure, Scoring
-from blossom_ray.core.sums import Vector, weighted_sum
+from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.tasks import task_rules
 
@@ -95,6 +95,12 @@ class FakeRuntime:
             scores = rules.scores(tally)
             record = ClientEvaluation(number, client.num_examples, client.loss, scores, bytes_down=0, seconds=0.0)
             yield ChunkEvaluation((record,), tally, {})
+
+    def private_sums(self, chunks: Sequence[Chunk], *, round_index: int) -> Iterator[Mapping[Block, PartialSum]]:
+        """They keep nothing."""
+        del round_index
+        for _ in chunks:
+            yield {}
 
     def take_round(self) -> RuntimeRound:
         """Who was dropped since the last call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,9 @@ from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, SentBlocks
+from blossom_ray.core.blocks import Block
 from blossom_ray.core.records import Failure, Scoring
+from blossom_ray.core.sums import PartialSum, summed
 from blossom_ray.errors import ClientError
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.runtime.preparation import Preparation
@@ -59,6 +61,11 @@ class LocalRuntime:
         """Score these blocks, in the state and on the samples that `scoring` names."""
         for chunk in chunks:
             yield self._host.evaluate(chunk, blocks, round_index=round_index, scoring=scoring)
+
+    def private_sums(self, chunks: Sequence[Chunk], *, round_index: int) -> Iterator[Mapping[Block, PartialSum]]:
+        """By chunk the private blocks of its clients after a round, added up."""
+        for chunk in chunks:
+            yield summed([self._host.private_sums(chunk, round_index=round_index, whole=True)])
 
     def take_round(self) -> RuntimeRound:
         """The clients that were dropped since the last call."""

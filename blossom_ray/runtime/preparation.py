@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,12 @@ from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.plan import ClientPlan
 from blossom_ray.clients.transforms import build_transforms
 from blossom_ray.core.blocks import CENTRAL, FUSION, HEAD, Block, ClientProfile, Scope, SharingScheme
+from blossom_ray.core.phrases import listed
+from blossom_ray.core.records import Scoring
+from blossom_ray.core.scores import default_score
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LeftOut
-from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.observation import observation_digest, observe, observe_held_out
 from blossom_ray.data.division.standardization import standardized
 from blossom_ray.data.sets.base import OwnData
@@ -90,10 +93,10 @@ class Preparation:
         return bool(self.shards.num_validation.any())
 
     def profiles_on_server(self) -> tuple[ClientProfile, ...]:
-        """One client of each kind, or all of them where the server has something for each client alone."""
-        kinds = self.population.representatives()
+        """One client of each kind, or all that train where the server has something for each client alone."""
+        kinds, unseen = self.population.representatives(), self.population.unseen_representatives()
         has_own = any(part.instance.scope is Scope.CLIENT for one in kinds for part in self.plan.extra_parts(one))
-        return self.population.profiles if has_own else kinds
+        return (*(self.population.trained if has_own else kinds), *unseen)
 
     def costs(self) -> list[float]:
         """What a round of each client costs, in seconds or another unit common to all.
@@ -105,8 +108,8 @@ class Preparation:
         seconds = {name: times[self.plan.engines[name]] for name, times in found.items() if times}
         are_measured = len(seconds) == len(self.scenario.modality_sets)
         weights = np.empty(len(self.population.profiles))
-        for (modalities, _), clients in self.population.signatures.items():
-            weights[list(clients)] = seconds["+".join(modalities)] if are_measured else len(modalities)
+        for profile in self.population.profiles:
+            weights[profile.index] = seconds[profile.modality_set] if are_measured else len(profile.modalities)
         return [float(cost) for cost in self.shards.num_train * weights]
 
     def stacked_chunks(self) -> frozenset[int]:
@@ -145,14 +148,12 @@ class Preparation:
                 "num_classes": self.plan.num_outputs,
                 "class_names": list(self.class_names),
                 "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
-                "num_train": int(self.shards.num_train.sum()),
-                "num_validation": int(self.shards.num_validation.sum()),
-                "num_test": int(self.shards.num_test.sum()),
+                **_described_clients(self.shards, self.population.trained),
                 "num_held_out": self.num_held_out,
-                "clients": Counter(profile.modality_set for profile in self.population.profiles),
                 "left_out": [asdict(entry) for entry in self.left_out],
                 "client_names": list(self.client_names),
                 **self._observation(),
+                **({"unseen": _described_clients(self.shards, unseen)} if (unseen := self.population.unseen) else {}),
             },
         }
 
@@ -162,6 +163,17 @@ class Preparation:
             return {}
         rows = {name: {split: asdict(one) for split, one in own.items()} for name, own in self.observed.items()}
         return {"observation": self.observation, "observed": rows}
+
+
+def _described_clients(shards: ShardIndex, profiles: Sequence[ClientProfile]) -> dict[str, object]:
+    """What the manifest says of some clients: their samples, and how many there are of each modality set."""
+    clients = [profile.index for profile in profiles]
+    return {
+        "num_train": int(shards.num_train[clients].sum()),
+        "num_validation": int(shards.num_validation[clients].sum()),
+        "num_test": int(shards.num_test[clients].sum()),
+        "clients": Counter(profile.modality_set for profile in profiles),
+    }
 
 
 def prepare(scenario: Scenario, folder: Path) -> Preparation:
@@ -182,9 +194,15 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     dataset.check_task(scenario.task)
     sets = tuple(profile.modalities for profile in population.profiles)
     targets = dataset.targets
-    divided = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed, sets)
+    divided = build_federation(
+        scenario.data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups
+    )
     federation = observe(divided, scenario.data, targets, scenario.groups, scenario.seed)
-    unused = {"samples that no client has (data.partition)": dataset.num_samples - divided.num_samples}
+    num_unused = dataset.num_samples - divided.num_samples - divided.num_beyond
+    unused = {
+        "samples that no client has (data.partition)": num_unused,
+        "samples of unseen clients beyond their shots": divided.num_beyond,
+    }
     for split, rows in divided.splits.items():
         reason = f"{split} rows in which their client observes no modality (data.without_modality)"
         unused[reason] = len(rows.flat) - len(federation.splits[split].flat)
@@ -200,7 +218,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     if held_out is not None:
         views, view_of = observe_held_out(held_out, scenario.data, scenario.groups, scenario.seed)
         write_held_out(views, folder)
-    observed = observed_rows(federation, population.profiles, views, view_of.tolist())
+    observed = observed_rows(federation, population.trained, views, view_of[: len(population.trained)].tolist())
     _check_gaps(scenario, observed)
     is_partial = federation is not divided or any(view is not held_out for view in views)
     shards = write_shards(dataset, federation, population.profiles, folder, view_of)
@@ -216,6 +234,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         num_outputs=dataset.num_classes,
         evaluation_batch_size=scenario.evaluation.batch_size,
         fine_tune=scenario.evaluation.fine_tune,
+        unseen_start=scenario.evaluation.unseen.start,
         task=scenario.task,
         metrics=scenario.evaluation.metrics,
         weighting=scenario.server.weighting,
@@ -237,11 +256,36 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         partition=divided.digest(),
         left_out=dataset.left_out + tuple(LeftOut(what, number) for what, number in unused.items() if number > 0),
         class_names=tuple(dataset.class_names),
-        notes=(*dataset.notes, *given_notes, *(() if overlap is None else (str(overlap),))),
+        notes=(
+            *dataset.notes,
+            *given_notes,
+            *(() if overlap is None else (str(overlap),)),
+            *_unseen_notes(scenario, plan, population, divided),
+        ),
         client_names=federation.names,
         observation=observation_digest(federation, views) if is_partial else "",
         observed=observed,
     )
+
+
+def _unseen_notes(
+    scenario: Scenario, plan: ClientPlan, population: Population, federation: Federation
+) -> Iterator[str]:
+    """What to say of clients that never train: what of them is untrained, and who has too few samples."""
+    score = f"{Scoring.UNSEEN.prefix}{default_score(plan.task).name}"
+    kinds = population.unseen_representatives()
+    averaged = {str(name) for profile in kinds for name in plan.private_averages(profile)}
+    if averaged:
+        what = f"unseen clients begin with means of the private {listed(sorted(averaged))}"
+        yield f"{what} of those that train: private blocks left their clients in sum"
+    if parts := {part for profile in kinds for part in plan.own_parts(profile)} - averaged:
+        is_scored = plan.model.norm_statistics != "local"
+        then = f"so {score} says nothing of the scheme" if is_scored else "so they are scored after it alone"
+        yield f"unseen clients: their own {listed(sorted(parts))} have initial values before fine-tuning, {then}"
+    shots = [group.shots or 0 for group in scenario.unseen_groups for _ in range(group.count)]
+    counts = federation.train.counts[len(population.trained) :].tolist()
+    if short := [count for count, wanted in zip(counts, shots, strict=True) if count < wanted]:
+        yield f"{len(short)} of {len(shots)} unseen clients have fewer samples than shots, the fewest {min(short)}"
 
 
 def _try_training(scenario: Scenario, dataset: Dataset) -> None:
@@ -305,7 +349,8 @@ def _sparse_in_training(scenario: Scenario, observed: Mapping[str, Mapping[str, 
 
 def _prototypes(plan: ClientPlan, population: Population) -> tuple[str, ...]:
     """The modalities that some client, or a sample, lacks, where prototypes stand for them."""
-    held = (name for profile in population.representatives() for name in plan.held_blocks(profile))
+    kinds = (*population.representatives(), *population.unseen_representatives())
+    held = (name for profile in kinds for name in plan.held_blocks(profile))
     return tuple(sorted({name.of for name in held if name.kind == "prototype"}))
 
 

@@ -146,8 +146,8 @@ def _client_readings(record: RoundRecord, profiles: Sequence[ClientProfile]) -> 
         owned = profiles[training.client].modality_set
         trained[owned] += 1
         seconds[owned, "train"] += training.seconds
-    tuned = (record.fine_tuned, record.fine_tuned_validation)
-    for evaluation in chain(record.evaluation, record.validation, *tuned, record.plain):
+    tuned = (record.fine_tuned, record.fine_tuned_validation, record.fine_tuned_unseen)
+    for evaluation in chain(record.evaluation, record.validation, *tuned, record.plain, record.unseen):
         seconds[profiles[evaluation.client].modality_set, "evaluate"] += evaluation.seconds
     for owned, count in trained.items():
         yield Reading("blossom_clients_trained", count, {"modalities": owned})

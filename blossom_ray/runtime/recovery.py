@@ -17,7 +17,7 @@ from blossom_ray.runtime.placement import Room
 from blossom_ray.scenario.sections import ClientResources, Failures
 
 Lost = ActorLostError | ActorTimeoutError
-_PHASES = {"train": "training", "evaluate": "evaluation"}
+_PHASES = {"train": "training", "evaluate": "evaluation", "private_sums": "evaluation"}
 
 
 class Recovery:
@@ -163,11 +163,11 @@ class Slot:
 
 @dataclass(eq=False)
 class Call:
-    """One `train` or `evaluate` of one actor, and its results so far.
+    """One `train`, `evaluate` or `private_sums` of one actor, and its results so far.
 
     Attributes:
         slot: Where the actor is.
-        method: `train` or `evaluate`.
+        method: `train`, `evaluate` or `private_sums`.
         part: The chunk, or the part of it that lives there.
         round_index: The round.
         arguments: What the method gets besides.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from blossom_ray.algorithms.options import OF_CLASSES, OF_PLAIN_STEPS, AlgorithmOption, Server
@@ -42,8 +43,8 @@ _Rule = TypeVar("_Rule", bound=Callable[..., Iterator[Finding]])
 def _rule(check: _Rule) -> _Rule:
     """A rule, which runs where all sections that its parameters name are there and right in themselves.
 
-    Beside the sections, a parameter can be `from_data` (the text, in the place of `clients`), `num_clients`, `scopes`
-    (by block), and `sections` (all of them).
+    Beside the sections, a parameter can be `from_data` (the text, in the place of `clients`), `num_clients` (those that
+    train), `num_parts` (those that share the data set's samples), `scopes` (by block), and `sections` (all of them).
     """
     code = check.__code__
     _RULES.append((code.co_varnames[: code.co_argcount], check))
@@ -62,7 +63,9 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         sections = {"from_data" if name == "clients" else name: section for name, section in sections.items()}
     known = {name: section for name, section in sections.items() if section is not None} | {"sections": sections}
     if "clients" in known:
-        known["num_clients"] = sum(group.count for group in known["clients"])
+        groups = known["clients"]
+        known["num_clients"] = sum(group.count for group in groups if group.role == "train")
+        known["num_parts"] = sum(group.count for group in groups if group.rows == "shared")
     if scopes := _scopes(sections):
         known["scopes"] = scopes
     for needed, check in _RULES:
@@ -118,11 +121,64 @@ def _given(data: Data) -> Iterator[Finding]:
 
 
 @_rule
+def _unseen_last(clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+    """Clients that never train have the last ids, so that they move no other's; last those of the held-out part."""
+    order = [(group.role == "unseen", group.rows == "held-out") for group in clients]
+    for index, (before, here) in enumerate(pairwise(order)):
+        if here < before:
+            what = "role: unseen" if before[0] > here[0] else "rows: held-out"
+            expected = "groups that train first, then unseen ones, then those with rows: held-out"
+            yield Finding(f"clients.{index + 1}", f"stands behind a group with {what}", expected)
+    if all(group.role == "unseen" for group in clients):
+        yield Finding("clients", "has no group that trains", "one with role: train")
+
+
+@_rule
+def _unseen_blocks(model: Model, clients: tuple[ClientGroup, ...], scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+    """Blocks that a client which never trains shares with nobody who does would stay as they were drawn."""
+    trained = [group for group in clients if group.role == "train"]
+    by_set = [block for block, scope in scopes.items() if scope is Scope.SAME_MODALITIES]
+    of_group = [block for block, scope in scopes.items() if scope is Scope.GROUP]
+    what = f"sharing gives {listed(by_set)} the scope same-modalities" if by_set else ""
+    if model.norm_statistics == "same-modalities":
+        what = what or "model.norm_statistics is 'same-modalities'"
+    for index, group in enumerate(clients):
+        if group.role == "train":
+            continue
+        if what and group.modality_set not in {each.modality_set for each in trained}:
+            found = f"is {group.modality_set}, of unseen clients, while {what}"
+            yield Finding(f"clients.{index}.modalities", found, "a modality set that clients which train have")
+        if of_group and group.group not in {each.group for each in trained}:
+            found = f"is {group.group!r}, of unseen clients, while sharing gives {listed(of_group)} the scope group"
+            yield Finding(f"clients.{index}.group", found, "a label that clients which train have")
+
+
+@_rule
+def _unseen_start(
+    evaluation: Evaluation, clients: tuple[ClientGroup, ...], scopes: Mapping[str, Scope]
+) -> Iterator[Finding]:
+    if evaluation.unseen.start == "initial":
+        return
+    path, found = "evaluation.unseen.start", "is 'group-average', while"
+    unseen = [group for group in clients if group.role == "unseen"]
+    if not unseen:
+        yield Finding(path, f"{found} all clients train", "'initial', or clients with role: unseen")
+    if Scope.PRIVATE not in scopes.values():
+        yield Finding(path, f"{found} sharing makes no block private", "'initial', or private blocks")
+    trained = {(group.modality_set, group.group) for group in clients if group.role == "train"}
+    for group in unseen:
+        if (kind := (group.modality_set, group.group)) not in trained:
+            what = f"unseen clients with {kind[0]}{f' in group {kind[1]}' * bool(kind[1])}"
+            yield Finding(path, f"{found} no client that trains is as {what}", "'initial', or such clients")
+
+
+@_rule
 def _modalities(model: Model, clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
     owned: dict[str, None] = {}
     for index, group in enumerate(clients):
         for position, modality in enumerate(group.modalities):
-            owned[modality] = None
+            if group.role == "train":
+                owned[modality] = None
             if modality not in model.encoders:
                 path = f"clients.{index}.modalities.{position}"
                 yield Finding(path, shown(modality), _with_encoder(modality, model))
@@ -222,23 +278,23 @@ def _draws(data: Data) -> Iterator[Finding]:
 
 
 @_rule
-def _client_counts(data: Data, num_clients: int) -> Iterator[Finding]:
+def _client_counts(data: Data, num_parts: int) -> Iterator[Finding]:
     partition = data.partition
     num_splits = 3 if data.validation_fraction else 2
     if partition.kind == "subject":
         found_subjects = data.num_subjects
         each = num_splits if data.split in ("subject", "common-subject") else 1
-        if found_subjects is not None and found_subjects < each * num_clients:
-            found = f"is 'subject', while {found_subjects} subjects stand against {num_clients} clients"
+        if found_subjects is not None and found_subjects < each * num_parts:
+            found = f"is 'subject', while {found_subjects} subjects stand against {num_parts} clients"
             why = f", for data.split: {data.split} puts whole subjects into each split" if each > 1 else ""
             yield Finding("data.partition.kind", found, f"at least {each} per client{why}")
     if isinstance(data, SyntheticData):
-        if data.samples < num_splits * num_clients:
-            expected = f"at least {num_splits * num_clients}, {num_splits} for each of {num_clients} clients"
+        if data.samples < num_splits * num_parts:
+            expected = f"at least {num_splits * num_parts}, {num_splits} for each of {num_parts} clients"
             yield Finding("data.samples", f"is {data.samples}", expected)
-        elif (fewest := getattr(partition, "min_samples", 0)) * num_clients > data.samples:
-            found = f"is {fewest} for each of {num_clients} clients"
-            expected = f"at most {data.samples // num_clients}, since data.samples is {data.samples}"
+        elif (fewest := getattr(partition, "min_samples", 0)) * num_parts > data.samples:
+            found = f"is {fewest} for each of {num_parts} clients"
+            expected = f"at most {data.samples // num_parts}, since data.samples is {data.samples}"
             yield Finding("data.partition.min_samples", found, expected)
 
 

@@ -19,6 +19,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "recording_column"): None,
     ("data", "standardize"): False,
     ("evaluation", "split"): "test",
+    ("evaluation", "unseen"): {"start": "initial"},
     ("stop",): None,
     ("training", "optimizer", "blocks"): {},
     ("algorithm",): {"kind": "fedavg"},
@@ -29,6 +30,11 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "modalities", _EACH, "nan"): "refuse",
     ("clients", _EACH, "observed"): {},
     ("clients", _EACH, "observed_draw"): "independent",
+    ("data", "partition", "unseen"): (),
+    ("data", "partition", "shots"): None,
+    ("clients", _EACH, "role"): "train",
+    ("clients", _EACH, "rows"): "shared",
+    ("clients", _EACH, "shots"): None,
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now.
 

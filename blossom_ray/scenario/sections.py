@@ -7,13 +7,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blossom_ray.clients.options import FineTune
+from blossom_ray.clients.options import FineTune, UnseenStart
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.scores import OTHER_COLUMNS, SCORES, SUFFIXES
 from blossom_ray.core.section import Finding, Fraction, Positive, Section
 from blossom_ray.tasks.base import Metric, MetricName
 
 _LEAST_SHARE = 0.0001
+
+
+class Unseen(Section):
+    """How clients that never train (`clients[].role`) are scored."""
+
+    start: UnseenStart = "initial"
+    """What their private blocks begin with. `initial`: the blocks' initial values. `group-average`: in each scored
+    round the mean over the clients of the same modality set and group that have trained; private blocks leave their
+    clients in sum then, which is counted as traffic."""
 
 
 class Evaluation(Section):
@@ -34,6 +43,8 @@ class Evaluation(Section):
     round, or in every round that is scored."""
     fine_tune: FineTune | None = None
     """Score the clients after local fine-tuning as well; null: never."""
+    unseen: Unseen = Unseen()
+    """Clients that never train."""
     metrics: dict[MetricName, Metric] = Field(default_factory=dict)
     """Metrics of your own by name, besides the scores of the task; each is a column of the tables."""
     batch_size: Positive = 256

@@ -135,8 +135,18 @@ class ScenarioTree(Section):
 
     @property
     def num_clients(self) -> int:
-        """Number of registered clients."""
+        """Number of registered clients, those that never train included."""
         return sum(group.count for group in self.groups)
+
+    @property
+    def unseen_groups(self) -> tuple[ClientGroup, ...]:
+        """The groups of clients that never train."""
+        return tuple(group for group in self.groups if group.role == "unseen")
+
+    @property
+    def num_unseen(self) -> int:
+        """Number of clients that never train."""
+        return sum(group.count for group in self.unseen_groups)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -175,5 +185,5 @@ class ScenarioTree(Section):
         for group in self.groups:
             modalities = tuple(sorted(group.modalities))
             for _ in range(group.count):
-                yield ClientProfile(index, modalities, group.group)
+                yield ClientProfile(index, modalities, group.group, group.role == "unseen")
                 index += 1

@@ -83,7 +83,7 @@ def _try(scenario: Scenario) -> None:
 
 def _small(scenario: Scenario) -> Scenario:
     """The scenario with a few clients of generated samples, not checked again."""
-    groups = {(tuple(sorted(group.modalities)), group.group) for group in scenario.groups}
+    groups = {(tuple(sorted(group.modalities)), group.group) for group in scenario.groups if group.role == "train"}
     kinds = sorted(groups, key=lambda kind: (-len(kind[0]), kind))
     chosen, covered = list[tuple[tuple[str, ...], str]](), set[str]()
     for kind in kinds:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blossom_ray.algorithms.selection import Chunk, Signature, cohort_size, fraction_of
+from blossom_ray.algorithms.selection import Chunk, Signature, fraction_of
 from blossom_ray.authoring import rows_bytes
 from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.local_training import one_thread
@@ -27,7 +27,7 @@ from blossom_ray.server import initial_server
 
 @dataclass(frozen=True)
 class SetPlan:
-    """The clients of one modality set, how many, with the samples of all of them.
+    """The clients of one modality set that train, how many, with the samples of all of them.
 
     Attributes:
         chunks: Chunks that they are cut into.
@@ -127,11 +127,12 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
     if on_ray:
         actors = num_actors(execution, num_clients, room, whole_chunks=stacks)
         actor_of = actor_of_client(execution, population.chunks, preparation.costs(), actors, stacked=stacked)
-    workspaces = {p.modality_set: client_workspace(preparation.plan, p) for p in population.representatives()}
+    kinds = (*population.representatives(), *population.unseen_representatives())
+    workspaces = {profile.modality_set: client_workspace(preparation.plan, profile) for profile in kinds}
     parameters = {name: sum(f.num_parameters for f in found.flat.values()) for name, found in workspaces.items()}
     return Plan(
         sets={name: _set_plan(preparation, name, parameters[name]) for name in scenario.modality_sets},
-        clients_per_round=cohort_size(scenario.server.clients_per_round, num_clients),
+        clients_per_round=population.cohort_size,
         actors=actors,
         most_clients_per_actor=max(Counter(actor_of).values()),
         room=room,
@@ -140,8 +141,16 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
         memory=memory(preparation, workspaces, actor_of),
         blocks=block_traffic(preparation, workspaces),
         seconds=_seconds(preparation, probes, actor_of, num_cores) if is_timed else None,
-        notes=(*preparation.notes, *_kept_notes(preparation, parameters)),
+        notes=(*preparation.notes, *_kept_notes(preparation, parameters), *_unseen_notes(preparation)),
     )
+
+
+def _unseen_notes(preparation: Preparation) -> list[str]:
+    """The clients that never train, with their samples; all else in a plan but its scoring is of those that do."""
+    if not (members := [profile.index for profile in preparation.population.unseen]):
+        return []
+    train, test = (int(counts[members].sum()) for counts in (preparation.shards.num_train, preparation.shards.num_test))
+    return [f"{len(members)} unseen clients besides, with {train:,} samples to fine-tune on and {test:,} to test on"]
 
 
 def _kept_notes(preparation: Preparation, parameters: Mapping[str, int]) -> list[str]:
@@ -161,7 +170,7 @@ def _kept_notes(preparation: Preparation, parameters: Mapping[str, int]) -> list
 
 def _set_plan(preparation: Preparation, modality_set: str, num_parameters: int) -> SetPlan:
     population, shards = preparation.population, preparation.shards
-    members = [profile.index for profile in population.profiles if profile.modality_set == modality_set]
+    members = [profile.index for profile in population.trained if profile.modality_set == modality_set]
     own = frozenset(members)
     return SetPlan(
         clients=len(members),
@@ -197,19 +206,22 @@ def _seconds(
     preparation: Preparation, probes: Mapping[str, ChunkProbe], actor_of: Sequence[int], num_cores: int
 ) -> RoundSeconds:
     scenario, population = preparation.scenario, preparation.population
-    training, num_clients = scenario.training, len(population.profiles)
+    training, num_clients = scenario.training, len(population.trained)
 
     def busiest(costs: list[float]) -> float:
         return max(largest_load(actor_of, costs), sum(costs) / num_cores)
 
-    part = cohort_size(scenario.server.clients_per_round, num_clients) / num_clients
+    part = population.cohort_size / num_clients
     scoring = {name: probe.evaluation_seconds(preparation.plan.engines[name]) for name, probe in probes.items()}
     shards, reads_test = preparation.shards, scenario.evaluation.split == "test"
     num_scored = (shards.num_validation + reads_test * shards.num_test).tolist()
-    scores = [num_scored[profile.index] * scoring[profile.modality_set] for profile in population.profiles]
+    times = {profile.index: scoring[profile.modality_set] for profile in population.profiles}
+    parts = [scenario.evaluation.clients] * num_clients + [float(reads_test)] * len(population.unseen)
+    scores = [num_scored[client] * times[client] * own for client, own in enumerate(parts)]
+    costs = [*preparation.costs()[:num_clients], *[0.0] * len(population.unseen)]
     return RoundSeconds(
-        train=busiest(preparation.costs()) * training.local_epochs * part,
-        evaluate=busiest(scores) * scenario.evaluation.clients / scenario.evaluation.every,
+        train=busiest(costs) * training.local_epochs * part,
+        evaluate=busiest(scores) / scenario.evaluation.every,
     )
 
 
@@ -255,11 +267,11 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
     """Holders, size and traffic of every block instance, in sorted order.
 
     A client is sent a version once. A block changes in every round, so in an average one the cohort fetches it, unless
-    the evaluation before has brought it, and so do the clients that score it.
+    the evaluation before has brought it, and so do the clients that score it, those that never train among them.
     """
     plan, population, evaluation = preparation.plan, preparation.population, preparation.scenario.evaluation
-    num_clients = len(population.profiles)
-    trained_part = cohort_size(preparation.scenario.server.clients_per_round, num_clients) / num_clients
+    num_clients = len(population.trained)
+    trained_part = population.cohort_size / num_clients
     scored_part = fraction_of(evaluation.clients, num_clients) / num_clients / evaluation.every
     down_part = trained_part * (1 - scored_part) + scored_part
     holders: Counter[BlockInstance] = Counter()
@@ -292,14 +304,26 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
                 bytes_down=before.bytes_down + down * len(members),
                 bytes_up=before.bytes_up + up * len(members),
             )
+    unseen_part = (evaluation.split == "test") / evaluation.every
+    unseen = Counter(i for one in population.unseen for i in plan.sent_blocks(one, scored=True))
     traffic = {}
     for instance in sorted(holders):
         size = 0 if instance.is_private or not trainers[instance] else _FLOAT32 * values[instance]
         down, up = holders[instance] * size * down_part, trainers[instance] * size * trained_part
+        down += unseen[instance] * size * unseen_part
         if plan.author is not None:
             clients = {kind: len(members) for kind, members in population.signatures.items()}
             up = trained_part * sum(sent[kind].get(instance, 0) * number for kind, number in clients.items())
         traffic[instance] = BlockTraffic(str(instance.scope), holders[instance], values[instance], down, up)
+    for profile in population.unseen_representatives():
+        members = population.signatures.get((profile.modalities, profile.group), ())
+        for name, instance in plan.private_averages(profile).items():
+            size = workspaces[profile.modality_set].initial_blocks[name].size
+            down, up = (number * _FLOAT32 * size * unseen_part for number in (unseen[instance], len(members)))
+            traffic[instance] = BlockTraffic(str(instance.scope), unseen[instance], size, down, up)
+    for instance, before in extras.items():
+        more = unseen[instance] * _FLOAT32 * before.values * unseen_part
+        extras[instance] = replace(before, bytes_down=before.bytes_down + more)
     return {instance: (traffic | extras)[instance] for instance in sorted(traffic | extras)}
 
 
@@ -343,15 +367,16 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
         parts = plan.extra_parts(profile)
         on_server = {part.instance: part.size for part in parts if part.is_on_server}
         shared |= {instance: vector.size for instance, vector in sent.items()} | on_server
-        sums += sum(sent[instance].size for instance in plan.returned_blocks(profile) if not instance.copy)
-        sums += sum(on_server.values())
+        if not profile.is_unseen:
+            sums += sum(sent[instance].size for instance in plan.returned_blocks(profile) if not instance.copy)
+            sums += sum(on_server.values())
         private = sum(sizes[name] for name, instance in plan.held_blocks(profile).items() if instance.is_private)
         private += sum(part.size for part in parts if part.instance.is_private)
         own = sum(part.size for part in parts if part.instance.scope is Scope.CLIENT)
         num_own += own * (len(chunk.clients) - 1)
         for client in chunk.clients:
             actor = actors[client]
-            loads[actor] += 2 * _FLOAT32 * private
+            loads[actor] += 0 if profile.is_unseen else 2 * _FLOAT32 * private
             if (actor, profile.modality_set) not in has_model:
                 has_model.add((actor, profile.modality_set))
                 loads[actor] += _model_bytes(preparation, profile, sizes, sum(part.size for part in parts))

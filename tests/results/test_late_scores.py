@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,3 +148,27 @@ def test_validation_columns_that_no_run_writes_are_refused(tmp_path: Path, chang
     pq.write_table(table, tmp_path / "clients.parquet")
     with pytest.raises(RunFolderError, match=message):
         read_table(tmp_path, "clients")
+
+
+def test_scores_of_clients_that_never_train_come_and_go_with_their_rows() -> None:
+    """One was scored in its round before fine-tuning, and is scored after it at the end; the other then alone."""
+    profiles = (*PROFILES, ClientProfile(4, ("acc",), is_unseen=True), ClientProfile(5, ("acc",), is_unseen=True))
+    begun = [RECORDS[0], replace(RECORDS[1], unseen=(scored(4, 9, 0.6, 0.5),)), RECORDS[2]]
+    late = replace(
+        LATE,
+        unseen=(),
+        fine_tuned_unseen=(scored(4, 9, 0.4, 0.75), scored(5, 3, 0.5, 1.0)),
+        metrics={**LATE.metrics, "unseen/fine_tuned/accuracy": 0.8},
+    )
+    tables = in_memory_tables(begun, profiles)
+    found = with_late_scores(tables, late, profiles)
+    columns = ("client", "role", "num_test_examples", "num_unseen_examples", "unseen/loss", "unseen/fine_tuned/loss")
+    assert rows(found["clients"], 1, *columns)[-2:] == [
+        (4, "unseen", None, 9, 0.6, 0.4),
+        (5, "unseen", None, 3, None, 0.5),
+    ]
+    assert rows(found["rounds"], 1, "num_evaluated") == [(4,)]
+    assert lost_rows(found) is None
+    before = without_late_scores(found, describe_late_scores(late))
+    assert rows(before["clients"], 1, *columns)[-1] == (4, "unseen", None, 9, 0.6, None)
+    assert sums_by_round(before) == sums_by_round(tables)

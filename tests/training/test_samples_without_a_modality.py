@@ -260,3 +260,49 @@ def test_sets_of_a_client() -> None:
     found: Mapping[str, np.ndarray] = task.rows_by_set()
     assert {name: rows.tolist() for name, rows in found.items()} == {"acc": [2, 4, 5], "acc+gyro": [0, 1, 3]}
     assert (task.num_observed("gyro"), task.num_observed("acc")) == (3, 6)
+
+
+AGREEMENT: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "decay and anchor, stepped in the backward pass": ({}, {"kind": "sgd", "weight_decay": 0.1}, {"mu": 0.5}),
+    "momentum and normalisation": ({"kind": "custom", "factory": normed}, {"kind": "sgd", "momentum": 0.9}, {}),
+    # A bias before a normalisation has a gradient of rounding alone, which a small eps would blow up.
+    "moments and normalisation": (
+        {"kind": "custom", "factory": normed},
+        {"kind": "adamw", "weight_decay": 0.1, "eps": 0.01},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("missing", RULES)
+@pytest.mark.parametrize("case", AGREEMENT)
+def test_both_engines_agree_whoever_stands_beside(case: str, missing: str) -> None:
+    encoder, optimizer, more = AGREEMENT[case]
+    space = workspace(encoder or None, missing=missing, head={"kind": "mlp", "hidden": [5], "norm": "batch"})
+    blocks = frozenset(space.trained)
+    step = LocalPass(2, blocks, anchored=blocks if more else frozenset(), **more)
+    # Batches of four: at a low rate many encoders rest, or see one sample.
+    tasks = [client(number, space, size, rate=0.2) for number, size in enumerate((3, 13, 8, 5))]
+    plain = job(space, optimizer, passes=(step,))
+    stacked = make_engine("vectorized", space).train(tasks, plain)
+    for position, task in enumerate(tasks):
+        (alone,) = make_engine("sequential", space).train([task], plain)
+        (pair, _) = make_engine("vectorized", space).train([task, tasks[position - 1]], plain)
+        for found in (stacked[position], pair):
+            assert (found.num_steps, dict(found.steps)) == (alone.num_steps, dict(alone.steps))
+            assert found.loss == pytest.approx(alone.loss, rel=1e-4)
+            states = [{**result.local_state, **result.optimizer_state} for result in (found, alone)]
+            for name, values in alone.blocks.items():
+                np.testing.assert_allclose(found.blocks[name], values, rtol=1e-3, atol=2e-4, err_msg=name)
+            assert states[0].keys() == states[1].keys()
+            for name, own in states[1].items():
+                for key, values in own.items():
+                    np.testing.assert_allclose(
+                        states[0][name][key], values, rtol=1e-3, atol=2e-4, err_msg=f"{name} {key}"
+                    )
+    counted = make_engine("vectorized", space).evaluate(tasks, 4, round_index=1)
+    for task, found in zip(tasks, counted, strict=True):
+        (expected,) = make_engine("sequential", space).evaluate([task], 4, round_index=1)
+        assert {name: loss for name, (_, loss) in found.by_set.items()} == pytest.approx(
+            {name: loss for name, (_, loss) in expected.by_set.items()}, rel=1e-4
+        )

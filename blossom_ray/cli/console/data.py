@@ -85,6 +85,7 @@ def shares_view(
         "client": True,
         "name": any(share.name for share in found),
         "modalities": True,
+        "role": any(profile.is_unseen for profile in profiles),
         "train": True,
         "validation": any(share.num_validation for share in found),
         "test": True,
@@ -94,9 +95,11 @@ def shares_view(
     gaps = [(f"{name} {split}", rows) for name, own in observed.items() for split, rows in own.items()]
     table = plain_table(*compress(shown, shown.values()), *(title for title, _ in gaps), *classes)
     for share, profile in list(zip(found, profiles, strict=True))[:MOST_CLIENTS_SHOWN]:
-        cells = (share.client, share.name, profile.modality_set, share.num_train, share.num_validation, share.num_test)
+        role = "unseen" if profile.is_unseen else "train"
+        who = (share.client, share.name, profile.modality_set, role)
+        samples = (share.num_train, share.num_validation, share.num_test, share.num_subjects)
         counts = [*(rows.by_client[share.client] for _, rows in gaps), *share.labels.values()]
-        table.add_row(*map(str, compress((*cells, share.num_subjects), shown.values())), *map(_number, counts))
+        table.add_row(*map(str, compress((*who, *samples), shown.values())), *map(_number, counts))
     title = line("clients, with their samples by class", "bold")
     rest = len(found) - MOST_CLIENTS_SHOWN
     more = [line(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []

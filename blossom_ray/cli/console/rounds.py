@@ -24,7 +24,8 @@ def title(scenario: Scenario) -> str:
     else:
         sharing_text = sharing
     most = "at most " if scenario.stop is not None else ""
-    return f"{scenario.name}, {sharing_text}, {scenario.num_clients} clients, {most}{scenario.rounds} rounds"
+    unseen = f" ({scenario.num_unseen} unseen)" if scenario.num_unseen else ""
+    return f"{scenario.name}, {sharing_text}, {scenario.num_clients} clients{unseen}, {most}{scenario.rounds} rounds"
 
 
 def stopped_line(stopped: Stopped, scenario: Scenario) -> str:
@@ -52,8 +53,8 @@ def score_table(
     """Scores of an evaluated round by modality set, then over all clients, then what else its summary has.
 
     That is: over the clients that have trained, where others are scored with blocks of their own that never were;
-    on validation splits; after fine-tuning; on the held-out set. In a round that scores validation splits alone, all of
-    them are of these.
+    on validation splits; after fine-tuning; on the held-out set; over the clients that never train.
+    In a round that scores validation splits alone, all of them are of these.
 
     If there are `curves`, they are a last column: values of the task's first score so far by modality set as
     `modality_suffixes` gives it, "" for all clients, drawn in `bars`, from low to high.
@@ -95,6 +96,12 @@ def score_table(
     table.add_section()
     for suffix in modality_suffixes(metrics, "held_out/"):
         add(f"held-out {suffix[1:]}", "", "held_out/", suffix)
+    table.add_section()
+    for label, prefix in (("unseen", "unseen/"), ("unseen, fine-tuned", "unseen/fine_tuned/")):
+        suffixes = modality_suffixes(metrics, prefix)
+        for suffix in ("", *(suffixes if len(suffixes) > 1 else ())):
+            if f"{prefix}loss" in metrics:
+                add(f"{label} {suffix[1:]}".rstrip(), "", prefix, suffix)
     return table
 
 

@@ -82,9 +82,10 @@ def _lines(record: RoundRecord, scenario: Scenario, pace: Pace) -> Iterator[str]
     parts = [f"round {record.round_index:>{len(str(rounds))}}/{rounds}", format_seconds(pace.last_s)]
     if "train_loss" in metrics:
         parts.append(f"train loss {metrics['train_loss']:.3f}")
-    for prefix in ("", "validation/"):
+    for prefix in ("", "validation/", "unseen/", "unseen/fine_tuned/"):
         if f"{prefix}loss" in metrics:
-            parts.append(f"{prefix.replace('/', ' ')}loss {metrics[f'{prefix}loss']:.3f}")
+            words = prefix.replace("/", " ").replace("_", "-")
+            parts.append(f"{words}loss {metrics[f'{prefix}loss']:.3f}")
             shown = shown_scores(scenario.task)
             parts += [f"{score.label} {format_score(score, metrics.get(prefix + score.name))}" for score in shown]
     parts += [
@@ -115,7 +116,7 @@ class LiveView:
 
     def __init__(self, scenario: Scenario, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._scenario, self._console, self._clock = scenario, console, clock
-        self._num_clients = Counter(profile.modality_set for profile in scenario.profiles())
+        self._num_clients = Counter(profile.modality_set for profile in scenario.profiles() if not profile.is_unseen)
         self._pace = Pace(scenario.rounds)
         self._curves: dict[str, list[float]] = {}
         # Where the last round alone has scores on test splits, the curves are of those of all rounds.
@@ -212,7 +213,7 @@ def final_summary(run: Run) -> RenderableType:
     """The end of a run: scores of the last evaluated round or the best one, bytes by block, time, where it is kept."""
     import polars as pl
 
-    num_clients = Counter(profile.modality_set for profile in run.scenario.profiles())
+    num_clients = Counter(profile.modality_set for profile in run.scenario.profiles() if not profile.is_unseen)
     parts: list[RenderableType] = [line(f"{title(run.scenario)}: {run.status}", "bold")]
     if run.stopped is not None:
         parts.append(line(f"{stopped_line(run.stopped, run.scenario)}, whose scores these are"))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Self
 
 import numpy as np
 
 from blossom_ray.data.clients import SPLITS
-from blossom_ray.data.dataset import IntArray, Pieces, Targets
+from blossom_ray.data.dataset import Dataset, IntArray, Pieces, Targets
 from blossom_ray.data.division.blossom_code import reference_splits
-from blossom_ray.data.division.options import Division, GivenPartition, SubjectPartition
-from blossom_ray.data.division.partition import PartitionError, partition
-from blossom_ray.data.division.split import Split, split_parts
+from blossom_ray.data.division.options import ClientGroup, Division, GivenPartition, SubjectPartition
+from blossom_ray.data.division.partition import PartitionError, held_out_parts, partition
+from blossom_ray.data.division.split import Split, few, split_parts
 from blossom_ray.data.gaps import BoolArray
 
 _NOBODY = -1
@@ -46,13 +47,18 @@ class ClientRows:
 class Federation:
     """Train, validation and test rows of all clients.
 
+    Rows of the held-out part, which only clients that never train can have, are counted on from those of the data set.
+
     Attributes:
         train: To train on.
         validation: To choose on; none where the scenario asks for none.
         test: To test on.
         names: What the user's data call each client, or its subjects; empty where clients are drawn from samples.
-        observed: Modality to (N,) bool over the rows of the data set: whether a client that owns it has it in that row.
+        observed: Modality to (N,) bool over these rows: whether a client that owns it has it in that row.
             Of the modalities alone that some owner lacks in some row.
+        num_unseen: Clients that never train, the last ones.
+        num_held_out: Those of them, the last ones, whose rows are rows of the held-out part.
+        num_beyond: Samples of the data set that such clients have beyond their shots: they are for nothing.
     """
 
     train: ClientRows
@@ -60,6 +66,9 @@ class Federation:
     test: ClientRows
     names: tuple[str, ...] = ()
     observed: Mapping[str, BoolArray] = field(default_factory=dict)
+    num_unseen: int = 0
+    num_held_out: int = 0
+    num_beyond: int = 0
 
     @classmethod
     def of(cls, splits: Sequence[Split]) -> Self:
@@ -77,8 +86,8 @@ class Federation:
 
     @property
     def num_samples(self) -> int:
-        """Samples of all clients together, for whatever they are."""
-        return sum(len(rows.flat) for rows in self.splits.values())
+        """Samples of all clients together, for whatever they are; those of the held-out part are none of them."""
+        return sum(int(rows.ends[self._first_held_out]) for rows in self.splits.values())
 
     @property
     def splits(self) -> dict[str, ClientRows]:
@@ -89,6 +98,13 @@ class Federation:
         """The client's train rows, then its validation rows, then its test rows."""
         return np.concatenate([rows.of(client) for rows in self.splits.values()])
 
+    def located(self, dataset: Dataset, client: int) -> tuple[Dataset, IntArray]:
+        """The part of a data set that a client has rows of, the set itself or its held-out part, and where in it."""
+        if client < self._first_held_out:
+            return dataset, self.rows(client)
+        assert dataset.held_out is not None, "there are rows of it"
+        return dataset.held_out, self.rows(client) - dataset.num_samples
+
     def overlap(self, pieces: Pieces | None) -> Overlap | None:
         """How many test windows have a part of themselves in a training window; None where none has.
 
@@ -98,10 +114,11 @@ class Federation:
         """
         if pieces is None or pieces.overlap == 0:
             return None
-        clients = np.arange(self.num_clients)
+        clients = np.arange(self._first_held_out)
         trained_by = np.full(len(pieces.recordings), _NOBODY)
-        trained_by[self.train.flat] = np.repeat(clients, self.train.counts)
-        windows, owners = self.test.flat, np.repeat(clients, self.test.counts)
+        trained, tested = (rows.ends[: len(clients) + 1] for rows in (self.train, self.test))
+        trained_by[self.train.flat[: trained[-1]]] = np.repeat(clients, np.diff(trained))
+        windows, owners = self.test.flat[: tested[-1]], np.repeat(clients, np.diff(tested))
         by_any, by_own = (np.zeros(len(windows), np.bool_) for _ in range(2))
         for step in (-1, 1):
             # A window at an end of the data set has itself in the place of a neighbour: no training window.
@@ -118,11 +135,22 @@ class Federation:
         for rows in (self.train, self.test, *([self.validation] if len(self.validation.flat) else [])):
             for values in (rows.flat, rows.ends):
                 digest.update(np.ascontiguousarray(values, dtype="<i8").data)
+        if self.num_unseen:
+            digest.update(f"{self.num_unseen} unseen, {self.num_held_out} held out".encode())
         return digest.hexdigest()
+
+    @property
+    def _first_held_out(self) -> int:
+        return self.num_clients - self.num_held_out
 
 
 def build_federation(
-    data: Division, targets: Targets, num_clients: int, seed: int, modality_sets: Sequence[tuple[str, ...]] = ()
+    data: Division,
+    targets: Targets,
+    num_clients: int,
+    seed: int,
+    modality_sets: Sequence[tuple[str, ...]] = (),
+    unseen: Sequence[ClientGroup] = (),
 ) -> Federation:
     """Divide a data set over clients, and each client's part into train, validation and test.
 
@@ -134,19 +162,55 @@ def build_federation(
         num_clients: Number of clients, >= 1.
         seed: The scenario's seed.
         modality_sets: The modalities of each client, sorted, as in `partition`.
+        unseen: The groups of those that never train, which are the last ones; those with rows of the held-out part
+            stand behind the others.
 
     Raises:
         PartitionError: The partition or the split cannot be met.
     """
+    shots = [group.shots for group in unseen for _ in range(group.count)]
+    num_held_out = sum(group.count for group in unseen if group.rows == "held-out")
+    num_trained, num_shared = num_clients - len(shots), num_clients - num_held_out
+    splits, names = _divided(data, targets, num_shared, seed, modality_sets[:num_shared], num_shared - num_trained)
+    if num_held_out:
+        people = held_out_parts(targets.held_out, num_held_out, seed)
+        assert targets.held_out is not None, "there are parts of it"
+        splits += split_parts(people, data, targets.held_out, seed, num_shared)
+        names += tuple(_subjects_of(targets.held_out, rows) for rows in people) if names else ()
+    own = [
+        few(split, number, client, seed)
+        for client, (split, number) in enumerate(zip(splits[num_trained:], shots, strict=True), num_trained)
+    ]
+    shared, others = own[: num_shared - num_trained], own[num_shared - num_trained :]
+    before, after = (sum(map(len, chain(*rows))) for rows in (splits[num_trained:num_shared], shared))
+    others = [Split(*(rows + len(targets.labels) for rows in split)) for split in others]
+    return replace(
+        Federation.of([*splits[:num_trained], *shared, *others]),
+        names=names,
+        num_unseen=len(shots),
+        num_held_out=num_held_out,
+        num_beyond=before - after,
+    )
+
+
+def _divided(
+    data: Division,
+    targets: Targets,
+    num_clients: int,
+    seed: int,
+    modality_sets: Sequence[tuple[str, ...]],
+    num_unseen: int,
+) -> tuple[list[Split], tuple[str, ...]]:
+    """The splits of clients that share the data set's own samples, and their names."""
     if data.draws == "reference":
-        return Federation.of(reference_splits(data, targets, num_clients, seed))
-    parts = partition(data.partition, targets, num_clients, seed, modality_sets)
+        return reference_splits(data, targets, num_clients, seed), ()
+    parts = partition(data.partition, targets, num_clients, seed, modality_sets, num_unseen)
     given = targets.clients
     if isinstance(data.partition, GivenPartition) and given is not None and given.splits is not None:
         splits = _given_splits(parts, data, targets, given.splits, seed)
     else:
         splits = split_parts(parts, data, targets, seed)
-    return replace(Federation.of(splits), names=tuple(_names(data, targets, parts)))
+    return splits, tuple(_names(data, targets, parts))
 
 
 def _given_splits(
@@ -171,12 +235,14 @@ def _names(data: Division, targets: Targets, parts: Sequence[IntArray]) -> Itera
             assert targets.clients is not None, "the partition asks for them"
             yield from (targets.clients.names[int(targets.clients.owners[rows[0]])] for rows in parts)
         case SubjectPartition():
-            assert targets.subjects is not None, "the partition asks for them"
-            for rows in parts:
-                subjects = np.unique(targets.subjects[rows]).tolist()
-                yield ", ".join(
-                    targets.subject_names[each] if targets.subject_names else str(each) for each in subjects
-                )
+            yield from (_subjects_of(targets, rows) for rows in parts)
+
+
+def _subjects_of(targets: Targets, rows: IntArray) -> str:
+    """What the subjects of some rows are called."""
+    assert targets.subjects is not None, "asked for only where there are subjects"
+    names = targets.subject_names
+    return ", ".join(names[each] if names else str(each) for each in np.unique(targets.subjects[rows]).tolist())
 
 
 @dataclass(frozen=True)

@@ -46,18 +46,26 @@ def observe(
             without a row for something; or the data lack one of its modalities in all of its training rows.
     """
     by_group = [group.shares(data.observed) for group in groups]
-    if not targets.observed and all(share == (1, 1, 1) for shares in by_group for share in shares.values()):
+    parts = {"shared": targets}
+    if federation.num_held_out and targets.held_out is not None:
+        parts["held-out"] = targets.held_out
+    has_gaps_itself = any(part.observed for part in parts.values())
+    if not has_gaps_itself and all(share == (1, 1, 1) for shares in by_group for share in shares.values()):
         return federation
-    num_rows = len(targets.labels)
-    pattern = _Pattern(data, targets.observed, _Draws(seed, _SHARED, num_rows))
+    patterns, num_rows = dict[str, tuple[_Pattern, int]](), 0
+    for number, (rows_of, part) in zip((_SHARED, _HELD_OUT), parts.items(), strict=False):
+        draws = _Draws(seed, number, len(part.labels))
+        patterns[rows_of] = _Pattern(data, part.observed, draws), num_rows
+        num_rows += len(part.labels)
     observed = {name: np.zeros(num_rows, np.bool_) for group in groups for name in group.modalities}
     has_gaps = dict.fromkeys(observed, False)
     keeps: dict[str, list[BoolArray]] = {name: [] for name in SPLITS}
     first = 0
     for group, shares in zip(groups, by_group, strict=True):
+        pattern, before = patterns[group.rows]
         for position, (split, all_rows) in enumerate(federation.splits.items()):
             start, end = all_rows.ends[first], all_rows.ends[first + group.count]
-            rows = all_rows.flat[start:end]
+            rows = all_rows.flat[start:end] - before
             found = pattern.of(group, {name: share[position] for name, share in shares.items()}, rows)
             if split == "train":
                 owners = np.repeat(np.arange(first, first + group.count), all_rows.counts[first : first + group.count])
@@ -65,7 +73,7 @@ def observe(
             is_left = pattern.with_some(found, rows, f"{split} rows of clients with {group.modality_set}")
             keeps[split].append(is_left)
             for name, own in found.items():
-                observed[name][rows] = own
+                observed[name][rows + before] = own
                 has_gaps[name] |= not own[is_left].all()
         first += group.count
     if not any(has_gaps.values()) and all(kept.all() for each in keeps.values() for kept in each):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from blossom_ray.core.section import ModalityName, Positive, Rate, Section
+from blossom_ray.core.section import Finding, Fraction, ModalityName, Positive, Rate, Section
 
 
 class IidPartition(Section):
@@ -49,6 +49,16 @@ class GivenPartition(Section):
     """Each client has the samples that are its own, as own data say (the column `client` of a table)."""
 
     kind: Literal["given"]
+    unseen: Annotated[tuple[str, ...], Field(strict=False)] | Fraction = ()
+    """Clients of the data that never train: their names, or a fraction of all clients, drawn from the seed; a larger
+    fraction only adds clients. Where `clients` are groups, those with `role: unseen` are these."""
+    shots: Positive | None = None
+    """With `clients: from-data` the samples that each of them fine-tunes on, as in a group of clients; null: all."""
+
+    def conflicts(self) -> Iterator[Finding]:
+        """Shots of nobody."""
+        if self.shots is not None and self.unseen == ():
+            yield Finding("shots", f"is {self.shots}, while unseen is empty", "null, or clients in unseen")
 
 
 Partition = Annotated[
@@ -104,6 +114,15 @@ class ClientGroup(Section):
     observed_draw: Literal["independent", "together"] = "independent"
     """`independent`: each modality has a draw of its own. `together`: they fail in the same rows, the rows of the rarer
     one lying within those of the other."""
+    role: Literal["train", "unseen"] = "train"
+    """`unseen`: clients that never train: they are scored with the current shared blocks, before and after fine-tuning
+    on samples of their own, in columns that begin with `unseen/`. Their groups stand behind all others."""
+    rows: Literal["shared", "held-out"] = "shared"
+    """Whose samples unseen clients have. `shared`: they take part in the partition. `held-out`: whole people of the
+    data set's held-out part; such groups stand last."""
+    shots: Positive | None = None
+    """Samples that an unseen client fine-tunes on, the first of a drawn order of its training split: more shots only
+    add samples. null: all of them."""
 
     @field_validator("modalities")
     @classmethod
@@ -124,6 +143,14 @@ class ClientGroup(Section):
             default: `data.observed`.
         """
         return {name: by_split(self.observed.get(name, default.get(name, 1.0))) for name in sorted(self.modalities)}
+
+    def conflicts(self) -> Iterator[Finding]:
+        """What only clients that never train have."""
+        if self.role == "train":
+            if self.rows != "shared":
+                yield Finding("rows", f"is {self.rows!r}, while role is 'train'", "'shared', or role: unseen")
+            if self.shots is not None:
+                yield Finding("shots", f"is {self.shots}, while role is 'train'", "null, or role: unseen")
 
 
 Clients = Annotated[tuple[ClientGroup, ...], Field(strict=False, min_length=1)] | Literal["from-data"]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from blossom_ray.core.phrases import did_you_mean
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.clients import GivenClients
 from blossom_ray.data.dataset import IntArray, Targets
@@ -31,6 +32,8 @@ _MOST_PROPORTIONS = 10**7  # 80 MB as float64, several times over
 _LARGEST_ALPHA = 1e12  # even to the last row; far beyond it the draw's own sums overflow
 _MOST_NAMED = 5
 _FEWEST_SAMPLES = 2  # one to train on, one to test on
+_HELD_OUT, _CHOICE = 1, 2
+"""What stands in the round's place of the keys of these draws; those of single clients have 0."""
 
 
 class PartitionError(DataError):
@@ -51,7 +54,12 @@ class PartitionError(DataError):
 
 
 def partition(
-    spec: Partition, targets: Targets, num_clients: int, seed: int, modality_sets: Sequence[tuple[str, ...]] = ()
+    spec: Partition,
+    targets: Targets,
+    num_clients: int,
+    seed: int,
+    modality_sets: Sequence[tuple[str, ...]] = (),
+    num_unseen: int = 0,
 ) -> list[IntArray]:
     """Divide the rows of a data set over clients.
 
@@ -65,6 +73,7 @@ def partition(
         num_clients: Number of clients, >= 1.
         seed: The scenario's seed.
         modality_sets: The modalities of each client, sorted; for given clients alone.
+        num_unseen: How many of them, the last ones, never train; for given clients alone.
 
     Returns:
         For each client its rows, sorted, int64. Disjoint, and complete together.
@@ -74,7 +83,7 @@ def partition(
             proportions to draw (classes times clients).
     """
     if isinstance(spec, GivenPartition):
-        return _parts(_given(targets, modality_sets), num_clients)
+        return _parts(_given(spec, targets, modality_sets, num_unseen, seed), num_clients)
     num_rows = len(targets.labels)
     fewest = spec.min_samples if isinstance(spec, DirichletPartition | QuantityPartition) else _FEWEST_SAMPLES
     if num_clients * fewest > num_rows:
@@ -101,13 +110,67 @@ def partition(
     return _parts(matching[owners], num_clients)
 
 
-def _given(targets: Targets, modality_sets: Sequence[tuple[str, ...]]) -> IntArray:
+def held_out_parts(targets: Targets | None, num_clients: int, seed: int) -> list[IntArray]:
+    """The rows of clients that never train, in a held-out part whose people are dealt to them as wholes.
+
+    Args:
+        targets: Of the held-out part; None where there is none.
+        num_clients: Number of these clients, >= 1.
+        seed: The scenario's seed.
+
+    Raises:
+        PartitionError: There is no held-out part, or it has too few people or tells none.
+    """
+    subjects = None if targets is None else targets.subjects
+    num_people = 0 if subjects is None else len(np.unique(subjects))
+    if num_people < num_clients:
+        has = "there is none" if targets is None else f"it has {num_people}" if num_people else "it tells none"
+        found = f"ask for people of the held-out part for {num_clients} clients (rows: held-out), and {has}"
+        raise PartitionError("clients", found, "at most as many clients as people, or rows: shared")
+    draw = generator(seed, Purpose.UNSEEN, _HELD_OUT)
+    owners = _whole_subjects(subjects, num_clients, draw)
+    return _parts(draw.permutation(num_clients)[owners], num_clients)
+
+
+def unseen_clients(spec: GivenPartition, given: GivenClients, seed: int) -> frozenset[int]:
+    """The clients of the data that never train.
+
+    Args:
+        spec: Their names, or a fraction.
+        given: The clients of the data.
+        seed: The scenario's seed, which the fraction is drawn from.
+
+    Raises:
+        PartitionError: A name is no client's, or none is left to train.
+    """
+    num_clients = len(given.names)
+    if isinstance(spec.unseen, float):
+        drawn = generator(seed, Purpose.UNSEEN, _CHOICE).permutation(num_clients)
+        found = {int(client) for client in drawn[: max(1, int(spec.unseen * num_clients + 1e-9))]}
+    else:
+        for name in spec.unseen:
+            if name not in given.names:
+                expected = f"clients of {given.source}" + did_you_mean(name, given.names)
+                raise PartitionError("data.partition.unseen", f"names {name!r}", expected)
+        found = {given.names.index(name) for name in spec.unseen}
+    if len(found) == num_clients:
+        raise PartitionError("data.partition.unseen", f"leaves none of {num_clients} clients to train", "fewer of them")
+    return frozenset(found)
+
+
+def _given(
+    spec: GivenPartition, targets: Targets, modality_sets: Sequence[tuple[str, ...]], num_unseen: int, seed: int
+) -> IntArray:
     """The owner of each row, as the data say."""
     given = targets.clients
     if given is None:
         found = "is 'given', but the data do not say whose their samples are"
         raise PartitionError("data.partition.kind", found, "another kind, or data with clients")
-    order = _matched(given, modality_sets)
+    unseen = unseen_clients(spec, given, seed)
+    num_trained = len(modality_sets) - num_unseen
+    trained = {*range(len(given.names))} - unseen
+    order = _matched(given, modality_sets[:num_trained], given.members(trained), "")
+    order += _matched(given, modality_sets[num_trained:], given.members(unseen), "unseen ")
     sizes = np.bincount(given.owners)
     if given.splits is None and sizes.min() < _FEWEST_SAMPLES:
         found = f"is 'given', while {given.source} has {sizes.min()} row of {given.names[int(sizes.argmin())]!r}"
@@ -118,19 +181,24 @@ def _given(targets: Targets, modality_sets: Sequence[tuple[str, ...]]) -> IntArr
     return places[given.owners]
 
 
-def _matched(given: GivenClients, modality_sets: Sequence[tuple[str, ...]]) -> list[int]:
+def _matched(
+    given: GivenClients,
+    modality_sets: Sequence[tuple[str, ...]],
+    members: Mapping[tuple[str, ...], Sequence[int]],
+    kind: str,
+) -> list[int]:
     """Which client of the data each of a scenario is: the next in the order of names that owns exactly its set."""
 
     def named(clients: Sequence[int]) -> str:
         names = ", ".join(repr(given.names[client]) for client in clients[:_MOST_NAMED])
         return f"{names}, ..." if len(clients) > _MOST_NAMED else names
 
-    members, wanted = given.members(), Counter(modality_sets)
+    wanted = Counter(modality_sets)
     for modalities in sorted({*wanted, *members}):
         number, own = wanted[modalities], members.get(modalities, [])
         if number == len(own):
             continue
-        counts = [f"{count} client{'s' * (count != 1)}" for count in (number, len(own))]
+        counts = [f"{count} {kind}client{'s' * (count != 1)}" for count in (number, len(own))]
         found = f"have {counts[0]} with {'+'.join(modalities)}, while {given.source} has {counts[1]}"
         others = [each for each in members if each != modalities]
         if own:

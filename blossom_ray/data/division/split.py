@@ -36,7 +36,9 @@ class Split(NamedTuple):
     test: IntArray
 
 
-def split_parts(parts: Sequence[IntArray], spec: Division, targets: Targets, seed: int) -> list[Split]:
+def split_parts(
+    parts: Sequence[IntArray], spec: Division, targets: Targets, seed: int, first_client: int = 0
+) -> list[Split]:
     """Divide each client's rows into train, validation and test rows.
 
     The test rows are drawn first and the validation rows from what is left, by a draw of its own: whether and how many
@@ -56,6 +58,7 @@ def split_parts(parts: Sequence[IntArray], spec: Division, targets: Targets, see
         spec: The scenario's `data` section; `split`, `test_fraction` and `validation_fraction` count.
         targets: Subjects and recordings of all rows of the data set; labels do not count.
         seed: The scenario's seed.
+        first_client: The id of the first of them.
 
     Returns:
         The splits of each client.
@@ -66,7 +69,7 @@ def split_parts(parts: Sequence[IntArray], spec: Division, targets: Targets, see
     fewest, what = 2, "one to train on and one to test on"
     if spec.validation_fraction:
         fewest, what = 3, "one each for training, validation and testing"
-    for client, rows in enumerate(parts):
+    for client, rows in enumerate(parts, first_client):
         if len(rows) < fewest:
             raise PartitionError(
                 "data.partition",
@@ -79,13 +82,30 @@ def split_parts(parts: Sequence[IntArray], spec: Division, targets: Targets, see
         sides = [by_group[groups[rows]] for rows in parts]
     elif spec.split == "sample":
         sizes = [np.ones(len(rows), np.int64) for rows in parts]
-        sides = [_own_sides(own, _first_of, "samples", spec, seed, client) for client, own in enumerate(sizes)]
+        clients = enumerate(sizes, first_client)
+        sides = [_own_sides(own, _first_of, "samples", spec, seed, client) for client, own in clients]
     else:
-        sides = [_by_subject(rows, spec, targets.subjects, seed, client) for client, rows in enumerate(parts)]
+        clients = enumerate(parts, first_client)
+        sides = [_by_subject(rows, spec, targets.subjects, seed, client) for client, rows in clients]
     return [
         Split(*(np.sort(rows[own == side]) for side in (_TRAIN, _VALIDATION, _TEST)))
         for rows, own in zip(parts, sides, strict=True)
     ]
+
+
+def few(split: Split, shots: int | None, client: int, seed: int) -> Split:
+    """The rows of a client that never trains: nothing is chosen on it, and it has few samples to fine-tune on.
+
+    Args:
+        split: As it would have with all others.
+        shots: How many it tunes on, the first of a drawn order of what is not for testing; None: all of these.
+        client: Its id.
+        seed: The scenario's seed.
+    """
+    own = np.sort(np.concatenate([split.train, split.validation]))
+    if shots is not None:
+        own = np.sort(generator(seed, Purpose.UNSEEN, 0, client).permutation(own)[:shots])
+    return Split(own, split.validation[:0], split.test)
 
 
 _Rule = Callable[[float, IntArray, np.random.Generator], IntArray]

@@ -20,10 +20,10 @@ def standardized(dataset: Dataset, federation: Federation, profiles: Sequence[Cl
     """The data set with each channel at mean 0 and deviation 1 over the training rows of the clients that own it.
 
     Rows in which a client does not observe it count for nothing; zeros stay in those that have no value. Validation,
-    test and held-out rows are brought to the same scale and count for nothing, too. Clients would find mean and
-    deviation together from sums alone. A constant channel becomes 0. Channels: each feature of a vector (F,), the last
-    dimension of a sequence (time, channels), the first of an image (channels, height, width); of other shapes, all
-    values are one.
+    test and held-out rows, and all of clients that never train, are brought to the same scale and count for nothing,
+    too. Clients would find mean and deviation together from sums alone. A constant channel becomes 0. Channels: each
+    feature of a vector (F,), the last dimension of a sequence (time, channels), the first of an image (channels,
+    height, width); of other shapes, all values are one.
 
     Args:
         dataset: Not modified.
@@ -32,7 +32,7 @@ def standardized(dataset: Dataset, federation: Federation, profiles: Sequence[Cl
     """
     scales = {}
     for modality, values in dataset.inputs.items():
-        owners = [profile.index for profile in profiles if modality in profile.modalities]
+        owners = [profile.index for profile in profiles if modality in profile.modalities and not profile.is_unseen]
         rows = np.concatenate([federation.train.of(client) for client in owners])
         if modality in federation.observed:
             rows = rows[federation.observed[modality][rows]]

@@ -43,7 +43,10 @@ CLASS_SCORES = (
 )
 """The scores of a class, by their columns in the table `classes`."""
 _CLASS_COLUMNS = tuple(score.name for score in CLASS_SCORES)
-_PREFIXES = {"test": "", **{name: f"{name}/" for name in ("validation", "fine_tuned", "held_out", "plain")}}
+_PREFIXES = {
+    "test": "",
+    **{name: f"{name}/" for name in ("validation", "fine_tuned", "held_out", "plain", "unseen", "unseen/fine_tuned")},
+}
 _Item = TypeVar("_Item")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from blossom_ray.core.blocks import Scope
 from blossom_ray.core.scores import Score
 from blossom_ray.errors import BlossomError
 from blossom_ray.runs.folder import Run
@@ -38,6 +39,7 @@ from blossom_ray.studies.comparison.scores import (
     TO_TARGET,
     TUNED,
     UNSCORED,
+    UNSEEN,
     VALIDATION,
     Compute,
     RunScores,
@@ -128,6 +130,14 @@ class Row:
         return _mean([score for score, _ in self.clients(self.scores.own.rounds[summary]).values()])
 
     @property
+    def is_at_random(self) -> bool:
+        """Whether scores are of clients that never train, with blocks of their own that nobody has trained."""
+        if not self.metric.startswith(UNSEEN) or TUNED in self.metric or self.entry.run is None:
+            return False
+        scenario = self.entry.run.scenario
+        return Scope.PRIVATE in scenario.scheme.scopes.values() and scenario.evaluation.unseen.start == "initial"
+
+    @property
     def noted(self) -> list[str]:
         """What the run noted of itself."""
         return [] if self.entry.run is None else [*map(str, self.entry.run.manifest.get("notes", ()))]
@@ -146,7 +156,7 @@ def make_rows(
     """
     runs = [entry.finished for entry in entries if entry.finished is not None]
     metric, only = find_metric(metric, runs)
-    start = VALIDATION if metric.startswith(VALIDATION) else ""
+    start = next((prefix for prefix in (VALIDATION, UNSEEN) if metric.startswith(prefix)), "")
     tuned = f"{start}{TUNED}{metric.removeprefix(start)}"
     has_tuned = any(metric_columns(run, tuned) for run in runs)
     rows = []
@@ -158,7 +168,7 @@ def make_rows(
             continue
         scorings = {metric: plain, tuned: {**entry.setting, SCORING: FINE_TUNED}} if has_tuned else {metric: plain}
         for name, setting in scorings.items():
-            compute = run_compute(run, is_tuned=TUNED in name, up_to=up_to)
+            compute = run_compute(run, is_tuned=TUNED in name and start != UNSEEN, up_to=up_to)
             for modalities, column in metric_columns(run, name).items():
                 if only and modalities != only:
                     continue
@@ -178,7 +188,9 @@ def pair_rows(rows: Sequence[Row], baseline: Mapping[str, str], score: Score, *,
     """
     if not baseline:
         return []
-    plain = {SCORING: PLAIN} if SCORING in rows[0].setting and SCORING not in baseline else {}
+    # Clients that never train are compared before fine-tuning, or after it: some begin with a head at random.
+    is_unseen = rows[0].metric.startswith(UNSEEN)
+    plain = {SCORING: PLAIN} if SCORING in rows[0].setting and SCORING not in baseline and not is_unseen else {}
     places = {_place(row.setting, row): row for row in rows if row.scores.scored}
     notes = []
     for row in rows:
@@ -275,6 +287,8 @@ def _obstacle(row: Row, against: Row | None, *, varied: Iterable[str]) -> str | 
     for name, mine, other in zip(("data", "partition", "pattern of observed rows"), here, there, strict=True):
         if mine != other and not (is_asked and name.startswith("pattern")):
             return f"{row.entry.place} and {against.entry.place} had another {name}, so they are not paired"
+    if any(each.is_at_random for each in (row, against)):
+        return "before fine-tuning, private blocks of clients that never train have initial values, so there is no gain"
     return None
 
 

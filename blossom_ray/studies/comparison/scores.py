@@ -27,7 +27,9 @@ VALIDATION = "validation/"
 """What a column's name begins with that is about the clients' validation splits."""
 TUNED = "fine_tuned/"
 """What a column's name begins with that is about scores after local fine-tuning."""
-_PREFIXES = (VALIDATION, "held_out/", TUNED, "plain/")
+UNSEEN = "unseen/"
+"""What a column's name begins with that is about clients that never train."""
+_PREFIXES = (UNSEEN, VALIDATION, "held_out/", TUNED, "plain/")
 COMPUTE = ("num_examples", "num_steps", "bytes_down", "bytes_up")
 TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 
@@ -197,7 +199,8 @@ def client_scores(run: Run, metric: str, modality_set: str, rounds: tuple[int, .
     column = metric.removesuffix("_trained")
     if column != metric:
         metric, clients = column, clients.filter(pl.col("rounds_trained") > 0)
-    samples = "num_validation_examples" if metric.startswith(VALIDATION) else "num_test_examples"
+    counts = {VALIDATION: "num_validation_examples", UNSEEN: "num_unseen_examples"}
+    samples = next((count for start, count in counts.items() if metric.startswith(start)), "num_test_examples")
     if metric in ROUND_COLUMNS or metric not in clients.columns or samples not in clients.columns:
         return {}
     chosen = clients.filter(pl.col("round").is_in(rounds) & pl.col(metric).is_not_null())

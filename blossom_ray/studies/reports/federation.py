@@ -139,16 +139,18 @@ def _task(run: Run) -> str:
 
 
 def _sets(run: Run) -> Mapping[str, int]:
-    """The number of clients by modality set."""
-    return _recorded(run).get("clients") or Counter(profile.modality_set for profile in run.scenario.profiles())
+    """The number of clients that train by modality set."""
+    recorded = _recorded(run).get("clients")
+    return recorded or Counter(each.modality_set for each in run.scenario.profiles() if not each.is_unseen)
 
 
 def _clients(run: Run) -> str:
     sets = _sets(run)
     shown = [f"{number:,} with {name}" for name, number in [*sets.items()][:_MOST_SETS]]
     shown += [f"{len(sets) - _MOST_SETS} more sets of modalities"] if len(sets) > _MOST_SETS else []
-    total = sum(sets.values())
-    return f"{total:,} client{'s' * (total > 1)}: {', '.join(shown)}"
+    total, unseen = sum(sets.values()), run.scenario.num_unseen
+    others = f", and {unseen:,} that never train{'s' * (unseen == 1)}" if unseen else ""
+    return f"{total:,} client{'s' * (total > 1)}: {', '.join(shown)}{others}"
 
 
 def _partition(run: Run) -> str:

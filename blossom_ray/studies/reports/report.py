@@ -143,10 +143,10 @@ def _comparison_sections(
         yield ReportSection("Chosen on validation", tables=[replace(table, title="")], notes=notes)
     own = comparison_section("Comparison", comparison)
     yield own
-    held_out = f"held_out/{comparison.metric}"
-    if any(metric_columns(run, held_out) for run in finished):
-        other = compare_entries(entries, Question(metric=held_out))
-        yield comparison_section("Comparison on the held-out set", other, told=own.notes)
+    for start, title in (("held_out/", "on the held-out set"), ("unseen/", "of unseen clients")):
+        if any(metric_columns(run, f"{start}{comparison.metric}") for run in finished):
+            other = compare_entries(entries, Question(metric=f"{start}{comparison.metric}"))
+            yield comparison_section(f"Comparison {title}", other, told=own.notes)
 
 
 def _difference_figures(comparison: Comparison) -> list[ReportFigure]:

@@ -22,6 +22,8 @@ SCORINGS = {
     "validation/{}": "validation split",
     "held_out/{}": "held-out set",
     "plain/{}": "averaged model",
+    "unseen/{}": "unseen clients",
+    "unseen/fine_tuned/{}": "unseen clients, after fine-tuning",
 }
 """Words for each kind of scoring, by its columns in the table `rounds`; on the clients' test splits first."""
 MOST_PANELS_OF_CLIENTS = 12
@@ -36,6 +38,7 @@ _SPLITS = {
     "test": "the clients' test splits", "fine_tuned": "the same after fine-tuning",
     "validation": "the clients' validation splits", "held_out": "the held-out set",
     "plain": "the clients' test splits, by the averaged model",
+    "unseen": "the test splits of clients that never train", "unseen/fine_tuned": "the same after their fine-tuning",
 }  # fmt: skip
 _COUNTS = ("num_true", "num_predicted", "num_correct")
 _KEY = ("scoring", "modalities", "class", "name")
@@ -51,6 +54,7 @@ def curve_section(variants: Sequence[Variant]) -> ReportSection:
         words = f"{score.label} after each scored round: mean over clients, weighted by {split} samples."
         figure = curves(panels, x_label="round", y_label=_axis_label(score))
         figures.append(ReportFigure(f"curve-{score.name}", figure, f"{words} {_band(variants)}"))
+    figures += _unseen_figures(variants)
     loss, words = f"{start}loss", f"Mean loss on the clients' {split} splits after each round"
     if len(variants) == 1:
         names = {loss: split, "train_loss": "training"}
@@ -61,6 +65,23 @@ def curve_section(variants: Sequence[Variant]) -> ReportSection:
         panels, caption = _panels(variants, loss, "loss"), f"{words}. {_band(variants)}"
     figures.append(ReportFigure("curve-loss", curves(panels, x_label="round", y_label="loss"), caption))
     return ReportSection("Scores over rounds", figures, _score_tables(variants))
+
+
+def _unseen_figures(variants: Sequence[Variant]) -> Iterator[ReportFigure]:
+    """The first score of clients that never train, before and after their fine-tuning, where runs have them."""
+    score = headline_scores(variants)[0]
+    kinds = {"unseen/": "as they are", "unseen/fine_tuned/": "after fine-tuning"}
+    if not any(f"{start}loss" in variant.rounds.columns for variant in variants for start in kinds):
+        return
+    panels = {
+        f"{score.label}, {words}": [v.curve(f"{start}{score.name}") for v in variants] for start, words in kinds.items()
+    }
+    if len(variants) == 1:
+        curve = variants[0].curve
+        panels = {score.label: [curve(f"{start}{score.name}", label=words) for start, words in kinds.items()]}
+    words = f"{score.label} of clients that never train, with the shared blocks of each scored round"
+    figure = curves(panels, x_label="round", y_label=_axis_label(score))
+    yield ReportFigure("curve-unseen", figure, f"{words}. {_band(variants)}")
 
 
 def modality_section(variants: Sequence[Variant]) -> ReportSection:
