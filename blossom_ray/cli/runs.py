@@ -1,4 +1,4 @@
-"""Commands for runs: `simulate` and `resume`, and of those that another process makes `attach` and `stop`."""
+"""Commands for runs: `simulate`, `resume` and `export`, and of those that another process makes `attach` and `stop`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +26,7 @@ from blossom_ray.cli.options import (
 from blossom_ray.cli.output import fail, print_json, round_json, say, warn
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import InputError, RunError
+from blossom_ray.text import quoted
 
 if TYPE_CHECKING:
     from blossom_ray.core.records import RoundRecord
@@ -161,6 +162,44 @@ def stop_run(
 
     run = local_path(run, "the run")
     say(f"{run}: process {stop(run)} was asked to end; go on later with: blossom-ray resume {shlex.quote(str(run))}")
+
+
+@app.command(epilog="Example: blossom-ray export runs/quickstart/20261123T120000Z-4f1c --client 3 --to model-3")
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option("--to", help="The new folder.")],
+    client: Annotated[int | None, typer.Option("--client", metavar="ID", help="The model of this client.")] = None,
+    everybody: Annotated[bool, typer.Option("--global", help="The model that all clients share.")] = False,
+    round_index: Annotated[
+        str | None,
+        typer.Option(
+            "--round",
+            metavar="best|last|ROUND",
+            help="After which round, of those with a checkpoint; the best one of a run with stop, else the last one.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model into a folder, with weights and code that need torch, safetensors and numpy alone."""
+    from blossom_ray.runs.exporting import write_export
+    from blossom_ray.runs.folder import Run
+
+    if (client is None) != everybody:
+        raise InputError(f"--client and --global are {'both' if everybody else 'not'} given; expected one of the two")
+    number: int | Literal["best", "last"] | None
+    match round_index:
+        case None | "best" | "last":
+            number = round_index
+        case _ if round_index.isdecimal() and len(round_index) < 10:
+            number = int(round_index)
+        case _:
+            raise InputError(f"--round is {quoted(round_index)}; expected best, last or a round")
+    model = Run.open(local_path(run, "the run")).model(client, round_index=number)
+    files = write_export(model, folder := local_path(to, "--to"))
+    if as_json:
+        print_json({"export": str(folder), "files": [str(path) for path in files]})
+    else:
+        say(*files, f"predict with it: python {shlex.quote(str(folder / 'predict.py'))} TABLE.parquet")
 
 
 def _check_no_cell(run: Path, before: Scenario, now: Scenario) -> None:

@@ -219,6 +219,11 @@ class SharingScheme:
     def __reduce__(self) -> tuple[object, ...]:
         return _scheme_from_items, (tuple((name, str(scope)) for name, scope in self.scopes.items()),)
 
+    def with_frozen(self, blocks: Iterable[Block]) -> SharingScheme:
+        """The scheme in which nobody trains these blocks."""
+        frozen: dict[str, Scope] = dict.fromkeys(blocks, Scope.FROZEN)
+        return SharingScheme({**self.scopes, **frozen}) if frozen else self
+
     def scope(self, block: str) -> Scope:
         """The scope of a block. A prototype is shared under every scheme: it is there for those who lack the modality.
 

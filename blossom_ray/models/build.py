@@ -7,17 +7,21 @@ every sharing scheme, and whatever other blocks are built.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
 from blossom_ray.core.blocks import FUSION, HEAD, Block, held_blocks, model_blocks
+from blossom_ray.core.factories import shown_factory
 from blossom_ray.core.section import Custom
 from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
 from blossom_ray.errors import InputError
 from blossom_ray.models.flat import block_layout
-from blossom_ray.models.late_fusion import LateFusionModel, Prototype
-from blossom_ray.models.options import Model, Shape
+from blossom_ray.models.fusion import Prototype
+from blossom_ray.models.late_fusion import LateFusionModel
+from blossom_ray.models.options import BuiltIn, Model, Pretrained, Shape, place_of
 from blossom_ray.models.own_code import OwnModule, torch_seeded, try_own
+from blossom_ray.models.weights import load_weights
 
 
 def build_client_model(
@@ -68,8 +72,10 @@ def build_block(
     num_outputs: int,
     seed: int,
     embedding_dims: Mapping[str, int] | None = None,
+    *,
+    is_drawn: bool = False,
 ) -> nn.Module:
-    """One block with its initial values (PyTorch's default initialisation).
+    """One block with its initial values: PyTorch's default initialisation, or what `weights` names.
 
     Args:
         block: `encoder/<modality>`, `fusion`, `head` or `prototype/<modality>`.
@@ -78,9 +84,11 @@ def build_block(
         num_outputs: Number of outputs (classes).
         seed: The scenario's seed.
         embedding_dims: Those of the model, where they are known already.
+        is_drawn: Whether it is drawn even where there is a file with its values.
 
     Raises:
-        InputError: The block does not fit its input, or own code does not do what it should.
+        InputError: The block does not fit its input or the file with its values, or own code does not do what it
+            should.
         ValueError: The model has no block of this name.
     """
     dims = embedding_dims or model.embedding_dims(input_shapes)
@@ -89,7 +97,7 @@ def build_block(
     if block not in model_blocks(model.encoders):
         names = ", ".join(model_blocks(model.encoders))
         raise ValueError(f"block is {str(block)!r}; expected one of {names}")
-    where = f"model.encoders.{block.of}" if block.kind == "encoder" else f"model.{block}"
+    where = place_of(block)
     with torch_seeded(torch_seed(seed, Purpose.INITIAL_BLOCK, 0, stable_number(block))):
         if block.kind == "encoder":
             module = model.encoders[block.of].build(input_shapes[block.of], block.of)
@@ -97,11 +105,42 @@ def build_block(
             module = model.fusion.build(dims)
         else:
             module = model.head.build(model.fusion.fused_dim(dims), num_outputs)
+    if (weights := model.pretrained.get(block)) is not None and not is_drawn:
+        load_weights(module, weights, block, where)
     try:
         block_layout(module, model.norm_statistics)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return module
+
+
+def describe_block(
+    block: Block, model: Model, input_shapes: Mapping[str, Shape], num_outputs: int, dims: Mapping[str, int]
+) -> dict[str, Any]:
+    """How a block's module is made, as JSON values: its class or the user's factory, and what that is called with.
+
+    Args:
+        block: As `build_block` has it.
+        model: The scenario's `model` section.
+        input_shapes: Shape of one sample by modality, for all modalities of the federation.
+        num_outputs: Number of outputs (classes).
+        dims: Width of the embedding by modality.
+    """
+    section: Pretrained
+    arguments: tuple[Any, ...]
+    if block.kind == "prototype":
+        return {"class": Prototype.__name__, "arguments": [dims[block.of]], "options": {}}
+    if block.kind == "encoder":
+        section, arguments = model.encoders[block.of], (input_shapes[block.of],)
+    elif block.kind == "fusion":
+        section, arguments = model.fusion, (dict(dims),)
+    else:
+        section, arguments = model.head, (model.fusion.fused_dim(dims), num_outputs)
+    if isinstance(section, Custom):
+        return {"factory": shown_factory(section), "arguments": [*arguments], "options": section.options}
+    assert isinstance(section, BuiltIn), "all others are own code"
+    made = section.module(*arguments)
+    return {"class": made.func.__name__, "arguments": [*made.args], "options": made.keywords}
 
 
 def _own_modules(model: Model, dims: Mapping[str, int], num_outputs: int) -> dict[Block, OwnModule]:

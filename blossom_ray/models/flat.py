@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from blossom_ray.errors import InputError
-from blossom_ray.models.late_fusion import Prototype
+from blossom_ray.models.fusion import Prototype
 from blossom_ray.models.options import NormStatistics
 
 

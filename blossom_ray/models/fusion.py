@@ -166,6 +166,26 @@ class GatedUnits(_Fusion, RowWise):
         return _sum([g * torch.tanh(p) for g, p in zip(gates, projected, strict=True)])
 
 
+class Prototype(nn.Module):
+    """The mean embedding of a modality over the training samples of clients that own it; zeros at first.
+
+    Nothing is trained here: the server averages the means that the owners send, as it does normalisation statistics.
+
+    Args:
+        dim: Width of the embedding.
+    """
+
+    mean: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+
+    def forward(self, num_rows: int) -> Tensor:
+        """The same embedding for each row, (B, E)."""
+        return self.mean.expand(num_rows, -1)
+
+
 def _sum(terms: list[Tensor]) -> Tensor:
     total = terms[0]
     for term in terms[1:]:

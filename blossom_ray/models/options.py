@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from blossom_ray.core.blocks import FUSION, HEAD, Block
 from blossom_ray.core.phrases import one_of, shown
 from blossom_ray.core.section import Custom, Finding, ModalityName, Positive, Probability, Section
 from blossom_ray.core.structure import Hint
@@ -32,7 +34,40 @@ Widths = Annotated[tuple[Positive, ...], Field(strict=False)]
 _SAMPLES = {1: "a vector", 2: "a sequence", 3: "an image"}
 
 
-class _Encoder(Section):
+class Weights(Section):
+    """Values from a file, in the place of drawn ones, that a block starts from."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A safetensors file, or a folder that `blossom-ray export` has written. Relative to the working directory."""
+    block: str | None = None
+    """Which tensors of it: those whose names begin with this and a slash, such as `encoder/acc`. null: those of the
+    block of the same name where there are any, else all."""
+    frozen: bool = False
+    """Whether the block stays so: nobody trains, averages or sends it back, whatever `sharing` says of it."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Checksum of the file, without which it is refused. null: any; the scenario of a run says which it was."""
+
+
+class Pretrained(Section):
+    """Base of the sections of blocks: what each of them can start from."""
+
+    weights: Weights | None = None
+    """Pretrained values that the block starts from; null: it starts from drawn ones."""
+
+
+class BuiltIn(Pretrained):
+    """Base of the sections of blocks whose modules come with this package."""
+
+    if TYPE_CHECKING:
+        _module: Any  # each kind has its own
+
+    def module(self, *arguments: Any) -> partial[nn.Module]:
+        """The module's class with its arguments, all JSON values, before it is built; called with what `build` is."""
+        made: partial[nn.Module] = self._module(*arguments)
+        return made
+
+
+class _Encoder(BuiltIn):
     if TYPE_CHECKING:
         dim: Any  # each kind has it at its own place
 
@@ -65,10 +100,7 @@ class _Encoder(Section):
         """
         for path, found, expected in (*self.conflicts(), *self.misfits(shape, modality)):
             raise InputError(f"model.encoders.{modality}.{path} {found}; expected {expected}")
-        return self._module(shape)
-
-    @abstractmethod
-    def _module(self, shape: Shape) -> nn.Module: ...
+        return self.module(shape)()
 
 
 class MlpEncoder(_Encoder):
@@ -82,10 +114,10 @@ class MlpEncoder(_Encoder):
     dropout: Probability = 0.0
     """Dropout after each hidden layer."""
 
-    def _module(self, shape: Shape) -> nn.Module:
+    def _module(self, shape: Shape) -> partial[Any]:
         from blossom_ray.models.encoders import Mlp
 
-        return Mlp(math.prod(shape), self.dim, hidden=self.hidden, dropout=self.dropout)
+        return partial(Mlp, math.prod(shape), self.dim, hidden=self.hidden, dropout=self.dropout)
 
 
 class _Convolutions(_Encoder):
@@ -127,10 +159,10 @@ class Conv1dEncoder(_TimeConvolutions):
         """`dim`, or the last channels."""
         return self.dim or self.channels[-1]
 
-    def _module(self, shape: Shape) -> nn.Module:
+    def _module(self, shape: Shape) -> partial[Any]:
         from blossom_ray.models.encoders import TimeConvolutions
 
-        return TimeConvolutions(shape[1], self.channels, self.kernel_size, dropout=self.dropout, dim=self.dim)
+        return partial(TimeConvolutions, shape[1], self.channels, self.kernel_size, dropout=self.dropout, dim=self.dim)
 
 
 class ConvGruEncoder(_TimeConvolutions):
@@ -142,10 +174,12 @@ class ConvGruEncoder(_TimeConvolutions):
     dropout: Probability = 0.1
     """Dropout after each convolution."""
 
-    def _module(self, shape: Shape) -> nn.Module:
+    def _module(self, shape: Shape) -> partial[Any]:
         from blossom_ray.models.encoders import TimeConvolutionsGru
 
-        return TimeConvolutionsGru(shape[1], self.channels, self.kernel_size, dropout=self.dropout, dim=self.dim)
+        return partial(
+            TimeConvolutionsGru, shape[1], self.channels, self.kernel_size, dropout=self.dropout, dim=self.dim
+        )
 
 
 class GruEncoder(_Encoder):
@@ -157,10 +191,10 @@ class GruEncoder(_Encoder):
     dim: Positive = 64
     """Width of the GRU and of the embedding."""
 
-    def _module(self, shape: Shape) -> nn.Module:
+    def _module(self, shape: Shape) -> partial[Any]:
         from blossom_ray.models.encoders import MeanGru
 
-        return MeanGru(shape[1], self.dim)
+        return partial(MeanGru, shape[1], self.dim)
 
 
 class Conv2dEncoder(_Convolutions):
@@ -201,10 +235,11 @@ class Conv2dEncoder(_Convolutions):
         """Height and width after all layers."""
         return _shrunk(shape[1:], self.kernel_sizes, self.stride, pool=2 if self.max_pool else 1)
 
-    def _module(self, shape: Shape) -> nn.Module:
+    def _module(self, shape: Shape) -> partial[Any]:
         from blossom_ray.models.encoders import ImageConvolutions
 
-        return ImageConvolutions(
+        return partial(
+            ImageConvolutions,
             shape[0],
             self.channels,
             self.kernel_sizes,
@@ -217,7 +252,7 @@ class Conv2dEncoder(_Convolutions):
         )
 
 
-class CustomEncoder(Custom):
+class CustomEncoder(Custom, Pretrained):
     """Own encoder: `factory(input_shape, **options)` gives a module that maps (batch, *input_shape) to (batch, dim)."""
 
     num_axes: ClassVar[int | None] = None
@@ -261,7 +296,7 @@ def _shrunk(sides: Shape, kernels: tuple[int, ...], stride: int = 1, *, pool: in
     return sides
 
 
-class _Fusion(Section):
+class _Fusion(BuiltIn):
     kind: str
     dim: Positive = 256
     """Width of the fused representation."""
@@ -282,10 +317,7 @@ class _Fusion(Section):
         Args:
             embedding_dims: Width of the embedding by modality, for all modalities of the federation.
         """
-        return self._module(embedding_dims)
-
-    @abstractmethod
-    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module: ...
+        return self.module(embedding_dims)()
 
 
 class AttentionFusion(_Fusion):
@@ -293,10 +325,10 @@ class AttentionFusion(_Fusion):
 
     kind: Literal["attention"]
 
-    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+    def _module(self, embedding_dims: Mapping[str, int]) -> partial[Any]:
         from blossom_ray.models.fusion import Attention
 
-        return Attention(embedding_dims, self.dim, self.norm)
+        return partial(Attention, dict(embedding_dims), self.dim, self.norm)
 
 
 class ConcatFusion(_Fusion):
@@ -304,10 +336,10 @@ class ConcatFusion(_Fusion):
 
     kind: Literal["concat"]
 
-    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+    def _module(self, embedding_dims: Mapping[str, int]) -> partial[Any]:
         from blossom_ray.models.fusion import Concatenation
 
-        return Concatenation(embedding_dims, self.dim, self.norm)
+        return partial(Concatenation, dict(embedding_dims), self.dim, self.norm)
 
 
 class MeanFusion(_Fusion):
@@ -315,10 +347,10 @@ class MeanFusion(_Fusion):
 
     kind: Literal["mean"]
 
-    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+    def _module(self, embedding_dims: Mapping[str, int]) -> partial[Any]:
         from blossom_ray.models.fusion import ProjectedMean
 
-        return ProjectedMean(embedding_dims, self.dim, self.norm)
+        return partial(ProjectedMean, dict(embedding_dims), self.dim, self.norm)
 
 
 class GatedFusion(_Fusion):
@@ -326,13 +358,13 @@ class GatedFusion(_Fusion):
 
     kind: Literal["gated"]
 
-    def _module(self, embedding_dims: Mapping[str, int]) -> nn.Module:
+    def _module(self, embedding_dims: Mapping[str, int]) -> partial[Any]:
         from blossom_ray.models.fusion import GatedUnits
 
-        return GatedUnits(embedding_dims, self.dim, self.norm)
+        return partial(GatedUnits, dict(embedding_dims), self.dim, self.norm)
 
 
-class CustomFusion(Custom):
+class CustomFusion(Custom, Pretrained):
     """Own fusion: `factory(embedding_dims, **options)` gives a module from a dict of (batch, dim) to (batch, d)."""
 
     def fused_dim(self, embedding_dims: Mapping[str, int]) -> int:
@@ -355,7 +387,13 @@ Fusion = Annotated[
 ]
 
 
-class MlpHead(Section):
+class _Head(BuiltIn):
+    def build(self, input_dim: int, num_outputs: int) -> nn.Module:
+        """The module from (B, input_dim) to (B, num_outputs)."""
+        return self.module(input_dim, num_outputs)()
+
+
+class MlpHead(_Head):
     """Linear layers with ReLU and dropout, then a linear layer to the classes."""
 
     kind: Literal["mlp"]
@@ -372,26 +410,24 @@ class MlpHead(Section):
         for position, width in enumerate(self.hidden):
             yield from _normed_alone(f"hidden.{position}", width, self.norm)
 
-    def build(self, input_dim: int, num_outputs: int) -> nn.Module:
-        """`Mlp`, from (B, input_dim) to (B, num_outputs)."""
+    def _module(self, input_dim: int, num_outputs: int) -> partial[Any]:
         from blossom_ray.models.encoders import Mlp
 
-        return Mlp(input_dim, num_outputs, hidden=self.hidden, dropout=self.dropout, norm=self.norm)
+        return partial(Mlp, input_dim, num_outputs, hidden=self.hidden, dropout=self.dropout, norm=self.norm)
 
 
-class LinearHead(Section):
+class LinearHead(_Head):
     """One linear layer to the classes."""
 
     kind: Literal["linear"]
 
-    def build(self, input_dim: int, num_outputs: int) -> nn.Module:
-        """`nn.Linear`, from (B, input_dim) to (B, num_outputs)."""
+    def _module(self, input_dim: int, num_outputs: int) -> partial[Any]:
         from torch import nn
 
-        return nn.Linear(input_dim, num_outputs)
+        return partial(nn.Linear, input_dim, num_outputs)
 
 
-class CustomHead(Custom):
+class CustomHead(Custom, Pretrained):
     """Own head: `factory(input_dim, num_outputs, **options)` gives a module from (batch, d) to (batch, outputs)."""
 
     def build(self, input_dim: int, num_outputs: int) -> nn.Module:
@@ -423,6 +459,18 @@ class Model(Section):
     """Running statistics of normalisation layers: averaged with their block (`shared`), averaged over the clients that
     own exactly the same modalities (`same-modalities`), or kept by each client (`local`)."""
 
+    @property
+    def pretrained(self) -> dict[Block, Weights]:
+        """What blocks start from, where that is not drawn."""
+        sections = {Block("encoder", name): section.weights for name, section in self.encoders.items()}
+        sections |= {FUSION: self.fusion.weights, HEAD: self.head.weights}
+        return {block: weights for block, weights in sections.items() if weights is not None}
+
+    @property
+    def frozen_blocks(self) -> tuple[Block, ...]:
+        """Blocks whose pretrained values stay as they are."""
+        return tuple(block for block, weights in self.pretrained.items() if weights.frozen)
+
     def embedding_dims(self, input_shapes: Mapping[str, Shape]) -> dict[str, int]:
         """Width of each encoder's embedding by modality, sorted; own encoders are built and tried to find out.
 
@@ -437,6 +485,11 @@ class Model(Section):
         return {
             name: encoder.embedding_dim(input_shapes[name], name) for name, encoder in sorted(self.encoders.items())
         }
+
+
+def place_of(block: Block) -> str:
+    """Where a block's section stands in a scenario."""
+    return f"model.encoders.{block.of}" if block.kind == "encoder" else f"model.{block}"
 
 
 def _normed_alone(path: str, width: int, norm: FeatureNorm) -> Iterator[Finding]:

@@ -14,8 +14,9 @@ from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.options import ClientGroup, Clients
 from blossom_ray.data.options import Data, Examination, examine_federation
 from blossom_ray.errors import Problem, ScenarioError
+from blossom_ray.models.weights import with_sums
 from blossom_ray.reading.scenario import Inspection, Scenario, inspect_scenario
-from blossom_ray.scenario.checks import cross_problems, missing_validation
+from blossom_ray.scenario.checks import cross_problems, missing_validation, missing_weights
 
 
 class Inspector:
@@ -36,8 +37,8 @@ class Inspector:
             with_uris: Whether data at a URI are looked at; they may be within reach of another machine alone.
 
         Returns:
-            The scenario. In the place of `clients: from-data` it has the groups that the data give, where these were
-            looked at.
+            The scenario, with the checksums of files of weights. In the place of `clients: from-data` it has the groups
+            that the data give, where these are looked at.
 
         Raises:
             ScenarioError: With every problem found.
@@ -53,23 +54,23 @@ class Inspector:
         if problems or reading.scenario is None:
             problems.sort(key=lambda problem: (problem.source is not None, problem.line or 0))
             raise ScenarioError(tuple(problems))
-        return reading.scenario.with_clients(groups) if groups else reading.scenario
+        return _settled(reading.scenario, groups)
 
     def check(self, scenario: Scenario) -> Scenario:
         """Find out whether the data of a scenario can be read and divided, and own code be imported.
 
         Returns:
-            The scenario, in the place of `clients: from-data` with the groups that the data give.
+            As `read`.
 
         Raises:
             ScenarioError: They cannot.
         """
         sections = dict(scenario)
         groups, found = self._divide(sections, scenario.modalities)
-        found += factory_problems(sections)
+        found += [*factory_problems(sections), *missing_weights(sections)]
         if found:
             raise ScenarioError(tuple(Problem(*problem) for problem in found))
-        return scenario.with_clients(groups) if groups else scenario
+        return _settled(scenario, groups)
 
     def notes(self, scenario: Scenario) -> list[str]:
         """What is to be known of the federation of a scenario that was found right, in a line each."""
@@ -112,6 +113,12 @@ class Inspector:
             # With the clients that it leaves to the data, it is the same federation.
             self._known[_key(data, modalities, found.clients, seed, task)] = found
         return self._known[key]
+
+
+def _settled(scenario: Scenario, groups: tuple[ClientGroup, ...]) -> Scenario:
+    """The scenario with the groups that the data give, if they do, and the checksums of files of weights."""
+    scenario = scenario.with_clients(groups) if groups else scenario
+    return scenario.model_copy(update={"model": with_sums(scenario.model)}) if scenario.model.pretrained else scenario
 
 
 def _key(data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task) -> str:

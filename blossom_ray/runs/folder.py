@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import Progress, RoundRecord, Scoring, Stopped
-from blossom_ray.errors import RunFolderError
+from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.read_back import read_back
 from blossom_ray.reading.scenario import Scenario, recorded_scenario
 from blossom_ray.runs.late_scores import with_late_scores
@@ -34,6 +34,8 @@ from blossom_ray.storage import read_file
 if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
+
+    from blossom_ray.models.standalone import StandaloneModel
 
 SCENARIO_FILE = "scenario.yaml"
 MANIFEST_FILE = "manifest.json"
@@ -235,6 +237,40 @@ class Run:
             if Scoring.of_column(name).prefix in entry["prefixes"]
         }
         return Progress(entry["round"], metrics, 0.0, num_failures=self.failures.filter(is_there)["event"].n_unique())
+
+    def model(
+        self, client: int | None = None, *, round_index: int | Literal["best", "last"] | None = None
+    ) -> StandaloneModel:
+        """A model to take away: that with which a client was scored, or the one that all clients share.
+
+        It is a plain `torch.nn.Module` in evaluation mode that maps a dict of modality to (B, *shape) to the outputs
+        (B, O); `weights()` and `description` say what it consists of.
+
+        Args:
+            client: The client's id; None: the model of all clients, where they share every block of it.
+            round_index: A round whose checkpoint the run has kept, the best one of a run with `stop`, or the last one.
+                None: that of `final`.
+
+        Raises:
+            RunFolderError: The run has kept no checkpoint of the round.
+            InputError: There is no such client, or the clients share no whole model.
+
+        Examples:
+            >>> model = run.model(client=3)
+            >>> model({"acc": torch.zeros(1, 128, 3)})
+        """
+        from blossom_ray.runs.exporting import kept_checkpoint, taken_model
+
+        if self.path is None:
+            raise InputError("the run has no folder, and so no checkpoints; expected simulate(scenario, out=...)")
+        best = None if self.stopped is None else self.stopped.best_round
+        if round_index == "best" and best is None:
+            raise InputError(f"{self.path}: has no best round, which stop would have found; expected the last one")
+        number = best if round_index in ("best", None) else round_index
+        if number is None or number == "last":
+            number = self.rounds.height - 1
+        checkpoint = kept_checkpoint(self.path / CHECKPOINTS, self.scenario, int(number))
+        return taken_model(checkpoint, self.scenario, self.manifest, client)
 
     def __repr__(self) -> str:
         place = "in memory" if self.path is None else repr(str(self.path))

@@ -94,8 +94,7 @@ def simulate(
         >>> run.rounds["accuracy"][-1]
     """
     checked = check_runnable(scenario if data is None else with_dataset(scenario, data))
-    if isinstance(scenario.clients, str):
-        scenario = scenario.with_clients(checked.groups)
+    scenario = scenario.model_copy(update={"clients": checked.clients, "model": checked.model})
     check_address(scenario, address)
     if out is not None:
         out = local_path(out, "out")
@@ -132,7 +131,7 @@ def check_runnable(scenario: Scenario) -> Scenario:
     """Find out before anything starts whether the data can be read and divided, and own code be imported.
 
     Returns:
-        The scenario, in the place of `clients: from-data` with the groups that the data give.
+        As `Inspector.check`.
 
     Raises:
         ScenarioError: They cannot.
@@ -408,7 +407,8 @@ def _no_signals() -> Iterator[None]:
 
 def _circumstances(scenario: Scenario) -> dict[str, object]:
     """What a manifest says before a run begins: on what it runs, and with whose code."""
-    return {**describe_host(), "own_code": own_code_checksums(scenario)}
+    sums = {block: weights.sha256 for block, weights in scenario.model.pretrained.items()}
+    return {**describe_host(), "own_code": own_code_checksums(scenario), **({"weights": sums} if sums else {})}
 
 
 def describe_host() -> dict[str, object]:

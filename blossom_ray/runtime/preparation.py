@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -222,30 +222,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     _check_gaps(scenario, observed)
     is_partial = federation is not divided or any(view is not held_out for view in views)
     shards = write_shards(dataset, federation, population.profiles, folder, view_of)
-    engines: dict[str, EngineName] = {}
-    if scenario.training.engine != "auto":
-        engines = {name: scenario.training.engine_of(name) for name in scenario.modality_sets}
-    plan = ClientPlan(
-        model=scenario.model,
-        training=scenario.training,
-        scheme=_with_frozen_code(scenario, dataset),
-        seed=scenario.seeds.training,
-        input_shapes=dataset.input_shapes,
-        num_outputs=dataset.num_classes,
-        evaluation_batch_size=scenario.evaluation.batch_size,
-        fine_tune=scenario.evaluation.fine_tune,
-        unseen_start=scenario.evaluation.unseen.start,
-        task=scenario.task,
-        metrics=scenario.evaluation.metrics,
-        weighting=scenario.server.weighting,
-        engines=engines,
-        sparse=tuple(observed),
-        sparse_in_training=_sparse_in_training(scenario, observed),
-    )
-    plan = replace(plan, prototypes=_prototypes(plan, population))
-    plan = replace(plan, split_blocks=_split_blocks(plan, population))
-    if scenario.algorithm.kind != "fedavg":
-        plan = with_algorithm(plan, scenario.algorithm, population)
+    plan = client_plan(scenario, population, dataset.input_shapes, dataset.num_classes, observed, observed)
     return Preparation(
         scenario=scenario,
         plan=plan,
@@ -266,6 +243,52 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         observation=observation_digest(federation, views) if is_partial else "",
         observed=observed,
     )
+
+
+def client_plan(
+    scenario: Scenario,
+    population: Population,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    num_outputs: int,
+    observed: Mapping[str, Mapping[str, ObservedRows]],
+    sparse: Iterable[str],
+) -> ClientPlan:
+    """What every client of a scenario goes by.
+
+    Args:
+        scenario: The scenario.
+        population: Its clients.
+        input_shapes: Shape of one sample by modality.
+        num_outputs: Number of classes, or of targets.
+        observed: As in `Preparation`.
+        sparse: The modalities that some sample of an owner lacks.
+
+    Raises:
+        InputError: A block does not fit its input, or own code does not do what it should.
+    """
+    engines: dict[str, EngineName] = {}
+    if scenario.training.engine != "auto":
+        engines = {name: scenario.training.engine_of(name) for name in scenario.modality_sets}
+    plan = ClientPlan(
+        model=scenario.model,
+        training=scenario.training,
+        scheme=_with_frozen_code(scenario, input_shapes, num_outputs),
+        seed=scenario.seeds.training,
+        input_shapes=input_shapes,
+        num_outputs=num_outputs,
+        evaluation_batch_size=scenario.evaluation.batch_size,
+        fine_tune=scenario.evaluation.fine_tune,
+        unseen_start=scenario.evaluation.unseen.start,
+        task=scenario.task,
+        metrics=scenario.evaluation.metrics,
+        weighting=scenario.server.weighting,
+        engines=engines,
+        sparse=tuple(sorted(sparse)),
+        sparse_in_training=_sparse_in_training(scenario, observed),
+    )
+    plan = replace(plan, prototypes=_prototypes(plan, population))
+    plan = replace(plan, split_blocks=_split_blocks(plan, population))
+    return plan if scenario.algorithm.kind == "fedavg" else with_algorithm(plan, scenario.algorithm, population)
 
 
 def _unseen_notes(
@@ -297,21 +320,23 @@ def _try_training(scenario: Scenario, dataset: Dataset) -> None:
     build_transforms(training.transform, dataset.input_shapes, scenario.modalities)
 
 
-def _with_frozen_code(scenario: Scenario, dataset: Dataset) -> SharingScheme:
+def _with_frozen_code(
+    scenario: Scenario, input_shapes: Mapping[str, tuple[int, ...]], num_outputs: int
+) -> SharingScheme:
     """The scheme, with the scope `frozen` for own code whose parameters come frozen: nobody trains or averages it."""
     from blossom_ray.models.build import build_block
 
     model, scheme = scenario.model, scenario.scheme
     sections: dict[Block, object] = {Block("encoder", name): section for name, section in model.encoders.items()}
     sections |= {FUSION: model.fusion, HEAD: model.head}
-    frozen: dict[str, Scope] = {}
+    frozen: list[Block] = []
     for name, section in sections.items():
         if isinstance(section, Custom):
-            block = build_block(name, model, dataset.input_shapes, dataset.num_classes, scenario.seeds.training)
+            block = build_block(name, model, input_shapes, num_outputs, scenario.seeds.training)
             parameters = list(block.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
-                frozen[name] = Scope.FROZEN
-    return SharingScheme({**scheme.scopes, **frozen}) if frozen else scheme
+                frozen.append(name)
+    return scheme.with_frozen(frozen)
 
 
 def _check_gaps(scenario: Scenario, sparse: Collection[str]) -> None:

@@ -32,7 +32,9 @@ from blossom_ray.data.options import Data
 from blossom_ray.data.sets.base import Download, OwnData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.table import TableData
-from blossom_ray.models.options import Model
+from blossom_ray.errors import InputError
+from blossom_ray.models.options import Model, place_of
+from blossom_ray.models.weights import checked_sum
 from blossom_ray.scenario.sections import Evaluation, Execution, Stop
 from blossom_ray.scenario.tree import REFERENCE
 
@@ -80,12 +82,30 @@ def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
     Args:
         sections: As for `cross_problems`.
     """
-    data = sections.get("data")
+    data, found = sections.get("data"), missing_weights(sections)
     if not isinstance(data, Download | TableData) or data.path is None:
-        return []
+        return found
     if is_uri(data.path) or os.path.exists(os.path.expanduser(data.path)):
-        return []
-    return [Finding("data.path", f"{shown(data.path)}, which does not exist", data.facts.download)]
+        return found
+    return [Finding("data.path", f"{shown(data.path)}, which does not exist", data.facts.download), *found]
+
+
+def missing_weights(sections: Mapping[str, Any]) -> list[Finding]:
+    """Files with values of blocks that cannot be read, or are not those that the scenario means.
+
+    Args:
+        sections: As for `cross_problems`.
+    """
+    model, findings = sections.get("model"), []
+    for block, weights in model.pretrained.items() if model is not None else ():
+        try:
+            checked_sum(weights)
+        except InputError as error:
+            found, _, expected = str(error).partition("; expected ")
+            findings.append(
+                Finding(f"{place_of(block)}.weights.path", f"{shown(weights.path)}, which {found}", expected)
+            )
+    return findings
 
 
 def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
@@ -424,7 +444,7 @@ def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
     if model is None or sharing is None or (isinstance(sharing, str) and sharing not in SCHEME_NAMES):
         return {}
     try:
-        scheme = SharingScheme.of(sharing)
+        scheme = SharingScheme.of(sharing).with_frozen(model.frozen_blocks)
         return {block: scheme.scope(block) for block in model_blocks(model.encoders)}
     except KeyError:
         return {}  # a block without a scope is a problem of its own

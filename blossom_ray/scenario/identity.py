@@ -14,6 +14,9 @@ _EACH = "*"
 _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "validation_fraction"): 0.0,
     ("model", "fusion", "norm"): "none",
+    ("model", "encoders", _EACH, "weights"): None,
+    ("model", "fusion", "weights"): None,
+    ("model", "head", "weights"): None,
     ("evaluation", "per_class"): "final",
     ("data", "client_column"): None,
     ("data", "recording_column"): None,

@@ -176,8 +176,8 @@ class ScenarioTree(Section):
 
     @property
     def scheme(self) -> SharingScheme:
-        """The sharing scheme."""
-        return SharingScheme.of(self.sharing)
+        """The sharing scheme; blocks whose pretrained values stay as they are have the scope `frozen`."""
+        return SharingScheme.of(self.sharing).with_frozen(self.model.frozen_blocks)
 
     def profiles(self) -> Iterator[ClientProfile]:
         """The clients in the order of their ids."""

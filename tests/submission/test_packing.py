@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import blossom_ray
 from blossom_ray import Scenario
@@ -317,3 +319,19 @@ def test_an_own_algorithm_travels(
     assert factory_problems(dict(scenario)) == []  # which imports it, as the check before does
     package = packed(scenario, tmp_path_factory)
     assert "own_algorithm_of_a_test.py" in names(package)
+
+
+def test_weights_travel(small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (here / "pretrained").mkdir()
+    save_file(torch.nn.Linear(8, 3).state_dict(), here / "pretrained" / "head.safetensors")
+    weights = {"path": "pretrained/head.safetensors"}
+    scenario = small_scenario.override({"model.head": {"kind": "linear"}, "model.head.weights": weights})
+    package = packed(scenario, tmp_path_factory)
+    assert names(package) == {SCENARIO, "pretrained/head.safetensors"}
+    assert package.sizes["weights"] == (here / "pretrained" / "head.safetensors").stat().st_size
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "head.safetensors"
+    elsewhere.write_bytes((here / "pretrained" / "head.safetensors").read_bytes())
+    with pytest.raises(
+        InputError, match=r"model.head.weights.path is '.*'; to travel with a job, expected a path below"
+    ):
+        packed(scenario.override({"model.head.weights.path": str(elsewhere)}), tmp_path_factory)

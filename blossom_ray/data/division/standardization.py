@@ -30,13 +30,7 @@ def standardized(dataset: Dataset, federation: Federation, profiles: Sequence[Cl
         federation: Which rows clients train on.
         profiles: The clients in the order of their ids.
     """
-    scales = {}
-    for modality, values in dataset.inputs.items():
-        owners = [profile.index for profile in profiles if modality in profile.modalities and not profile.is_unseen]
-        rows = np.concatenate([federation.train.of(client) for client in owners])
-        if modality in federation.observed:
-            rows = rows[federation.observed[modality][rows]]
-        scales[modality] = _scale(values, rows)
+    scales = channel_scales(dataset, federation, profiles)
     held_out = dataset.held_out
     if held_out is not None:
         held_out = replace(held_out, inputs=_scaled(held_out, scales))
@@ -44,6 +38,18 @@ def standardized(dataset: Dataset, federation: Federation, profiles: Sequence[Cl
 
 
 _Scale = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def channel_scales(dataset: Dataset, federation: Federation, profiles: Sequence[ClientProfile]) -> dict[str, _Scale]:
+    """Mean and deviation that `standardized` uses, by modality, float64, shaped to go with a row."""
+    scales = {}
+    for modality, values in dataset.inputs.items():
+        owners = [profile.index for profile in profiles if modality in profile.modalities and not profile.is_unseen]
+        rows = np.concatenate([federation.train.of(client) for client in owners])
+        if modality in federation.observed:
+            rows = rows[federation.observed[modality][rows]]
+        scales[modality] = _scale(values, rows)
+    return scales
 
 
 def _scaled(dataset: Dataset, scales: Mapping[str, _Scale]) -> dict[str, FloatArray]:

@@ -22,6 +22,7 @@ from pathspec import GitIgnoreSpec
 from blossom_ray.core.factories import own_code
 from blossom_ray.core.locations import is_uri
 from blossom_ray.errors import InputError
+from blossom_ray.models.options import place_of
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
 
@@ -38,7 +39,7 @@ class Package:
 
     Attributes:
         folder: Where it lies.
-        sizes: Bytes by kind: `scenario`, `own code`, `data`, `included`, `blossom_ray`.
+        sizes: Bytes by kind: `scenario`, `own code`, `data`, `weights`, `included`, `blossom_ray`.
         files: What is packed, relative to the folder, with its kind.
         left_out: What was found beside and is not packed.
     """
@@ -151,6 +152,9 @@ def pack(
                     f"data.path holds {each.path}, {each.reason}, which does not travel with a job; expected files "
                     f"(cp --recursive --dereference copies what links lead to), or data.path=file:///... on the nodes"
                 )
+    for block, weights in scenario.model.pretrained.items():
+        source = _below_here(Path(weights.path).expanduser(), f"{place_of(block)}.weights.path", "or a link there")
+        package.add("weights", source, here, (), heeds_ignore_files=False)
     for source in _own_code(scenario):
         package.add("own code", source, here, without)
     for path in includes:

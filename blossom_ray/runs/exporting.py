@@ -1,0 +1,298 @@
+"""A model out of a run's folder: a client's as it was scored, or that of all clients; and the folder to give away.
+
+The data are read only where `data.standardize` has made means and deviations of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from blossom_ray.algorithms.selection import Population
+from blossom_ray.checkpoint import Checkpoint, CheckpointStore, check_compatible
+from blossom_ray.clients.authored import Authored
+from blossom_ray.clients.job import ClientTask
+from blossom_ray.clients.plan import ClientPlan, ClientState
+from blossom_ray.clients.state_files import INITIAL_STATE, read_clients, state_problem
+from blossom_ray.clients.workspace import Workspace, client_workspace
+from blossom_ray.core.blocks import Block, ClientProfile, Scope
+from blossom_ray.core.phrases import listed
+from blossom_ray.core.section import plain_tree
+from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.observation import observe
+from blossom_ray.data.division.options import Division
+from blossom_ray.data.division.standardization import channel_scales
+from blossom_ray.data.sets.base import OwnData
+from blossom_ray.data.sets.table import TableData
+from blossom_ray.data.summary import ObservedRows
+from blossom_ray.errors import DataError, InputError, RunFolderError
+from blossom_ray.models import encoders, fusion, predict, standalone
+from blossom_ray.models.build import describe_block
+from blossom_ray.models.standalone import DESCRIPTION, WEIGHTS, StandaloneModel
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.preparation import client_plan
+from blossom_ray.scenario.identity import identity, numbers_tree
+from blossom_ray.server import Server, initial_server
+from blossom_ray.storage import replacing_folder, writing
+
+_NOBODY = -1
+"""In the place of a client's id, of the model that is nobody's own."""
+
+
+def kept_checkpoint(folder: Path, scenario: Scenario, round_index: int) -> Checkpoint:
+    """The checkpoint of a round.
+
+    Args:
+        folder: The run's folder of checkpoints.
+        scenario: The run's.
+        round_index: The round.
+
+    Raises:
+        RunFolderError: The run has not kept it, or it is damaged.
+    """
+    store = CheckpointStore(folder, keep=1)
+    if round_index in (kept := store.recorded_tables()):
+        return store.read(round_index)
+    found = f"it has those of {listed(sorted(kept))}" if kept else f"checkpoint.every is {scenario.checkpoint.every}"
+    raise RunFolderError(
+        f"{folder.parent}: has no checkpoint of round {round_index} ({found}); expected one: checkpoint.every above 0 "
+        "keeps that of the last round, checkpoint.keep some before it, stop that of the best one"
+    )
+
+
+def taken_model(
+    checkpoint: Checkpoint, scenario: Scenario, manifest: Mapping[str, Any], client: int | None
+) -> StandaloneModel:
+    """The model that a client was scored with after a round, or that of all clients.
+
+    Args:
+        checkpoint: Of the round.
+        scenario: The run's scenario.
+        manifest: The run's manifest.
+        client: The client's id; None: the model that all of them share.
+
+    Raises:
+        InputError: There is no such client, or the clients share no whole model.
+        DataError: Means and deviations are needed, and the data are not what they were.
+        RunFolderError: The checkpoint belongs to another run, or the manifest does not say what is needed.
+    """
+    data, profiles = manifest.get("data") or {}, tuple(scenario.profiles())
+    if missing := {"input_shapes", "num_classes", "class_names", "fingerprint"} - data.keys():
+        raise RunFolderError(f"{checkpoint.folder.parents[1]}: its manifest does not say data.{min(missing)}")
+    if client is not None and not 0 <= client < len(profiles):
+        raise InputError(f"the client is {client}; expected one of 0 to {len(profiles) - 1}")
+    check_compatible(checkpoint, {"scenario": numbers_tree(scenario), "data_fingerprint": data["fingerprint"]})
+    shapes = {name: tuple(shape) for name, shape in data["input_shapes"].items()}
+    population = Population(profiles, scenario.execution.chunk_size, scenario.server.clients_per_round)
+    observed = {
+        name: {split: ObservedRows(**counts) for split, counts in splits.items()}
+        for name, splits in (data.get("observed") or {}).items()
+    }
+    # Prototypes stand for a modality in rows of its owners as well, wherever the server has one.
+    known = (Block.named(entry["name"]) for entry in checkpoint.index["blocks"])
+    sparse = {*observed, *(block.of for block in known if block.kind == "prototype")}
+    plan = client_plan(scenario, population, shapes, data["num_classes"], observed, sparse)
+    server = checkpoint.restore(initial_server(plan, profiles, scenario.server.optimizer))
+    if client is None:
+        profile, state = _everybody(plan, server), INITIAL_STATE
+        scored = (part.instance for part in plan.extra_parts(profile) if part.instance.copy in plan.scored_copies)
+        if any(instance.scope in (Scope.PRIVATE, Scope.CLIENT) for instance in scored):
+            # Clients are scored with models of their own; this is the averaged one.
+            plan = replace(plan, algorithm=None)
+    else:
+        profile, state = profiles[client], read_clients(checkpoint.client_files, [client]).get(client, INITIAL_STATE)
+        if averages := plan.private_averages(profile):
+            told = f"client {client} never trains, and begins with means of others' {listed(averages)}"
+            raise InputError(f"{told}, which no checkpoint has; expected a client that trains")
+    workspace = client_workspace(plan, profile)
+    if problem := state_problem(state, plan, profile, workspace):
+        raise RunFolderError(f"{checkpoint.folder}: is no checkpoint of this run: client {client} has {problem}")
+    _load(workspace, plan, profile, state, server, checkpoint.round_index)
+
+    blocks, dims = workspace.model.blocks, plan.model.embedding_dims(shapes)
+    description = {
+        "blossom_ray": version("blossom-ray"),
+        "run": _circumstances(scenario, manifest, checkpoint.round_index, client, state),
+        "task": scenario.task,
+        "outputs": data["class_names"],
+        "modalities": _modalities(scenario, data["fingerprint"], profile),
+        "missing": scenario.model.missing,
+        "input_shapes": shapes,
+        "embedding_dims": dims,
+        "precision": scenario.training.precision,
+        "norm_statistics": scenario.model.norm_statistics,
+        "batch_size": scenario.evaluation.batch_size,
+        "blocks": {name: describe_block(name, plan.model, shapes, plan.num_outputs, dims) for name in blocks},
+    }
+    found = StandaloneModel(json.loads(json.dumps(description, default=str)))
+    found.load_weights({f"{b}/{name}": v for b, module in blocks.items() for name, v in module.state_dict().items()})
+    return found
+
+
+def write_export(model: StandaloneModel, to: Path) -> list[Path]:
+    """Write a model into a new folder: weights, description, code that needs no blossom-ray, and how to use it.
+
+    Args:
+        model: From `taken_model`.
+        to: The folder. It may exist, if it is empty.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: The folder holds something.
+        RunFolderError: It cannot be written.
+        StorageError: The disk is full.
+    """
+    from safetensors.torch import save_file
+
+    with writing(to):
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise InputError(f"{to}: exists, and is no empty folder; expected a new one")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(to) as folder:
+            save_file(model.weights(), folder / WEIGHTS)
+            texts = {
+                DESCRIPTION: json.dumps(model.description, indent=1) + "\n",
+                "model.py": _joined(encoders, fusion, standalone),
+                "predict.py": inspect.getsource(predict).replace("blossom_ray.models.standalone", "model"),
+                "README.md": _readme(model.description),
+            }
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+    return sorted(to.iterdir())
+
+
+def _everybody(plan: ClientPlan, server: Server) -> ClientProfile:
+    """Who would own every modality and no block alone.
+
+    Raises:
+        InputError: The clients share no whole model.
+    """
+    profile = ClientProfile(_NOBODY, tuple(sorted(plan.model.encoders)))
+    held = plan.held_blocks(profile)
+    own = [f"{name} ({i.scope})" for name, i in held.items() if i.scope not in (Scope.SHARED, Scope.FROZEN)]
+    if not own:
+        kept = client_workspace(plan, profile).initial_state if plan.model.norm_statistics == "local" else {}
+        is_local = any(name.rpartition(".")[2].startswith("running_") for block in kept.values() for name in block)
+        split = {instance.statistics(profile) for name, instance in held.items() if name in plan.split_blocks}
+        if is_local or split - server.blocks.keys():
+            own = [f"statistics of normalisation (model.norm_statistics: {plan.model.norm_statistics})"]
+    if own:
+        raise InputError(f"there is no model of all clients, who have {', '.join(own)}; expected a client: --client 0")
+    return profile
+
+
+def _load(
+    workspace: Workspace, plan: ClientPlan, profile: ClientProfile, state: ClientState, server: Server, round_index: int
+) -> None:
+    """Bring a client's model into the workspace as `ClientHost.evaluate` scores it."""
+    sent = {instance: server.blocks[instance].sent for instance in plan.sent_blocks(profile, scored=True)}
+    values = plan.joined(profile, sent)
+    for name in plan.held_blocks(profile).keys() - values.keys():
+        values[name] = state.private.get(name, workspace.initial_blocks[name])
+    task = ClientTask(profile.index, values, {}, np.empty(0), state.local_state)
+    if plan.author is not None:
+        authored = Authored(plan, workspace, profile, is_mapped=False)
+        extras = authored.extras(profile, values, state, sent, round_index + 1)
+        (task,) = authored.scored([replace(task, extras=extras)])
+    workspace.load(task.blocks, task.local_state or workspace.initial_state)
+
+
+def _circumstances(
+    scenario: Scenario, manifest: Mapping[str, Any], round_index: int, client: int | None, state: ClientState
+) -> dict[str, Any]:
+    """Where a model comes from."""
+    names, engines = manifest["data"].get("client_names"), manifest.get("engines") or {}
+    others = {"path", *Division.model_fields}
+    own = None if client is None else [*scenario.profiles()][client].modality_set
+    found = {
+        "name": scenario.name,
+        "identity": identity(scenario),
+        "data_fingerprint": manifest["data"]["fingerprint"],
+        "data": {key: value for key, value in plain_tree(scenario.data, defaults=True).items() if key not in others},
+        "round": round_index,
+        "client": client,
+        "client_name": names[client] if names and client is not None else None,
+        "rounds_trained": None if client is None else state.rounds_trained,
+        "engine": "+".join(sorted({engine for name, engine in engines.items() if own in (name, None)})),
+    }
+    return found if not manifest.get("own_code") else {**found, "own_code": manifest["own_code"]}
+
+
+def _modalities(scenario: Scenario, fingerprint: str, profile: ClientProfile) -> dict[str, Any]:
+    """By modality the shape of a sample, its columns in a table, and what is done to it before the model sees it."""
+    section = scenario.data
+    scales = _scales(scenario, fingerprint) if isinstance(section, OwnData) and section.standardize else {}
+    by_window = {"kind": "window"} if getattr(section, "zscore", False) else None
+    columns = {name: each.column for name, each in section.modalities.items()} if isinstance(section, TableData) else {}
+    found = {}
+    for name in profile.modalities:
+        column = columns.get(name) or name
+        found[name] = {
+            "columns": [column] if isinstance(column, str) else [*column],
+            "normalisation": scales.get(name, by_window),
+        }
+    return found
+
+
+def _scales(scenario: Scenario, fingerprint: str) -> dict[str, dict[str, Any]]:
+    """Mean and deviation by channel, from the rows that clients train on."""
+    sets = tuple(profile.modalities for profile in scenario.profiles())
+    dataset = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
+    if dataset.fingerprint() != fingerprint:
+        raise DataError("the data are not those of the run; expected these, of which data.standardize made the means")
+    targets = dataset.targets
+    groups = scenario.unseen_groups
+    divided = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed, sets, groups)
+    federation = observe(divided, scenario.data, targets, scenario.groups, scenario.seed)
+    found = channel_scales(dataset, federation, tuple(scenario.profiles()))
+    return {
+        name: {"kind": "channel", "mean": mean.tolist(), "deviation": deviation.tolist()}
+        for name, (mean, deviation) in found.items()
+    }
+
+
+def _joined(*modules: ModuleType) -> str:
+    """The sources of modules as one text, without what they import from this package: that stands in it."""
+    kept = ["from __future__ import annotations\n"]
+    for module in modules:
+        lines = inspect.getsource(module).splitlines()
+        for node in ast.parse("\n".join(lines)).body:
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("__future__", "blossom_ray")):
+                for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+                    lines[number] = ""
+        kept += lines
+    return "\n".join(kept) + "\n"
+
+
+def _readme(told: Mapping[str, Any]) -> str:
+    """What the taker of a model should know."""
+    run, own = told["run"], [made["factory"] for made in told["blocks"].values() if "factory" in made]
+    whose = "all clients" if run["client"] is None else f"client {run['client_name'] or run['client']}"
+    same = "to the bit, on the same kind of processor with the same versions"
+    if run["engine"] != "sequential":
+        same = "within rounding, since clients were computed together"
+    lines = [
+        f"# {run['name']}: the model of {whose} after round {run['round']}\n",
+        f"Task: {told['task']}. Inputs: "
+        + ", ".join(f"{name} {told['input_shapes'][name]}" for name in told["modalities"])
+        + f". Outputs: {', '.join(told['outputs'])}.\n",
+        "It needs torch, safetensors and numpy, and pyarrow to read a table:\n",
+        "    python predict.py TABLE.parquet > predictions.csv\n",
+        'In Python, from this folder: `from model import load; model = load(".")`, a `torch.nn.Module`.',
+        "`model.json` says what it was trained on and how inputs are normalised; `prepared` of the model does that.",
+        f"It gives the scores of the run {same}, in batches of {told['batch_size']} rows.",
+    ]
+    if own:
+        lines.append(f"\nParts of it are own code, which is not here and must be importable: {', '.join(own)}.")
+    return "\n".join(lines) + "\n"
