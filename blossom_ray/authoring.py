@@ -312,9 +312,10 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
     model, dims = plan.model, plan.model.embedding_dims(plan.input_shapes)
     sizes = {
         block: block_layout(
-            build_block(block, model, plan.input_shapes, plan.num_outputs, plan.seed, dims), model.norm_statistics
+            build_block(block, model, plan.input_shapes, task.num_outputs, plan.seed, dims), model.norm_statistics
         ).num_parameters
-        for block in model_blocks(model.encoders)
+        for name, task in plan.tasks.items()
+        for block in model_blocks(model.encoders, name)
     }
     plan = replace(
         plan,

@@ -12,11 +12,12 @@ from itertools import chain
 import numpy as np
 
 from blossom_ray.algorithms.seam import has
-from blossom_ray.algorithms.selection import Population, Signature, cohort_size, draw_clients, fraction_of
+from blossom_ray.algorithms.selection import Population, cohort_size, draw_clients, fraction_of
 from blossom_ray.authoring import Reports, by_instance
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock
-from blossom_ray.core.blocks import CENTRAL, Block, BlockInstance, Scope
+from blossom_ray.core.blocks import CENTRAL, Block, BlockInstance, ClientProfile, Scope, Signature
 from blossom_ray.core.records import BlockRound, ClassScores, ClientEvaluation, ClientTraining, RoundRecord, Scoring
+from blossom_ray.core.scores import task_prefix
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Accumulator, Contributions, PartialSum, Total
 from blossom_ray.errors import RunError
@@ -56,12 +57,17 @@ class RoundTraining:
         """What the cohort reported, as an algorithm on the server sees it."""
         return Reports(tuple(record.client for record in self.records), self.sums, self.rows)
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The mean training loss over all samples seen, as in `RoundRecord.metrics`."""
-        weight = sum(record.num_examples for record in self.records)
-        loss_sum = sum(record.num_examples * record.loss for record in self.records)
-        return {"train_loss": loss_sum / weight} if self.records else {}
+    def metrics(self, profiles: Sequence[ClientProfile]) -> dict[str, float]:
+        """The mean training loss over all samples of a task seen, as in `RoundRecord.metrics`."""
+        found = {}
+        by_task: dict[str, list[ClientTraining]] = {}
+        for record in self.records:
+            by_task.setdefault(profiles[record.client].task, []).append(record)
+        for task, records in sorted(by_task.items()):
+            weight = sum(record.num_examples for record in records)
+            loss_sum = sum(record.num_examples * record.loss for record in records)
+            found[f"{task_prefix(task)}train_loss"] = loss_sum / weight
+        return found
 
 
 @dataclass(frozen=True)
@@ -249,7 +255,8 @@ def scorings_at_end(preparation: Preparation, round_index: int) -> tuple[frozens
     """
     scenario = preparation.scenario
     before, at_end = (_due(preparation, round_index, is_end=is_end) for is_end in (False, True))
-    adds_classes = scenario.evaluation.per_class == "final" and scenario.task != "regression"
+    has_classes = any(task.kind != "regression" for task in scenario.learned.values())
+    adds_classes = scenario.evaluation.per_class == "final" and has_classes
     return at_end if adds_classes else at_end - before, at_end - before
 
 
@@ -318,28 +325,32 @@ def evaluate(
             num_rows = preparation.shards.num_validation if scoring.is_validation else preparation.shards.num_test
             clients = tuple(client for client in drawn if num_rows[client])
         records: list[ClientEvaluation] = []
-        tallies: dict[str, Tally] = {}
-        by_set: dict[str, Tally] = {}
+        by_task: dict[str, dict[str, Tally]] = {}
+        observed: dict[str, dict[str, Tally]] = {}
         chunks = population.cut(clients)
         blocks = {**server.sent, **averages} if scoring.is_unseen else server.sent
         for part in runtime.evaluate(chunks, blocks, round_index=round_index, scoring=scoring):
             records.extend(part.records)
             # Blocks are sent with the first scoring that needs them: the others cost no traffic.
             bytes_down.update(part.bytes_down)
-            owned = population.profiles[part.records[0].client].modality_set
+            profile = population.profiles[part.records[0].client]
+            tallies, owned = by_task.setdefault(profile.task, {}), profile.modality_set
             tallies[owned] = tallies[owned] + part.tally if owned in tallies else part.tally
+            by_set = observed.setdefault(profile.task, {})
             for name, tally in (part.by_set or {owned: part.tally}).items():
                 by_set[name] = by_set[name] + tally if name in by_set else tally
         scored[scoring] = tuple(sorted(records, key=lambda record: record.client))
-        if not records:
-            continue
-        for name, value in _summary(preparation, scoring, scored[scoring], tallies, by_set).items():
-            # On the held-out set each modality set's models are scored on the same samples: all together are none.
-            if "/" in name or not is_held_out:
-                metrics[f"{scoring.prefix}{name}"] = value
-        if keeps_classes:
-            rules, names = task_rules(preparation.plan.task), preparation.class_names
-            classes += class_scores(scoring.label, tallies, rules, names, with_total=not is_held_out)
+        for task, tallies in sorted(by_task.items()):
+            prefix = f"{scoring.prefix}{task_prefix(task)}"
+            own = [record for record in scored[scoring] if population.profiles[record.client].task == task]
+            for name, value in _summary(preparation, scoring, task, own, tallies, observed[task]).items():
+                # On the held-out set each modality set's models are scored on the same samples: all together are none.
+                if "/" in name or not is_held_out:
+                    metrics[f"{prefix}{name}"] = value
+            if keeps_classes:
+                rules = task_rules(preparation.plan.tasks[task].kind)
+                names, label = preparation.task_facts[task].class_names, "/".join(filter(None, (scoring.label, task)))
+                classes += class_scores(label, tallies, rules, names, with_total=not is_held_out)
     return RoundEvaluation(scored, metrics, bytes_down, time.perf_counter() - started, tuple(classes), bytes_up)
 
 
@@ -356,7 +367,7 @@ def _private_averages(
         if not (averages := plan.private_averages(profile)):
             continue
         sums: defaultdict[Block, Accumulator] = defaultdict(Accumulator)
-        chunks = population.cut(population.signatures[profile.modalities, profile.group])
+        chunks = population.cut(population.signatures[profile.signature])
         for part in runtime.private_sums(chunks, round_index=round_index):
             for name, chunk_sum in part.items():
                 sums[name].add(chunk_sum)
@@ -372,6 +383,8 @@ def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...
     clients: list[int] = []
     for members in population.signatures.values():
         profile = population.profiles[members[0]]
+        if not plan.tasks[profile.task].has_held_out:
+            continue
         held, extras = plan.held_blocks(profile).values(), plan.extra_parts(profile)
         read = [part.instance.scope for part in extras if part.instance.copy in plan.scored_copies]
         personal = any(instance.is_private for instance in held) or plan.model.norm_statistics == "local"
@@ -399,7 +412,9 @@ def round_record(
         cohort=tuple(record.client for record in training.records),
         training=training.records,
         evaluation=evaluation.scored.get(Scoring.OWN_TEST, ()),
-        metrics=training.metrics | dict(evaluation.metrics),
+        metrics=training.metrics(preparation.population.profiles)
+        | (_rates(preparation, round_index) if training.records else {})
+        | dict(evaluation.metrics),
         blocks=_block_rounds(preparation, server, training, evaluation, update_norms or {}),
         seconds=seconds | {"total": sum(seconds.values())},
         failures=happened.failures,
@@ -412,6 +427,18 @@ def round_record(
         unseen=evaluation.scored.get(Scoring.UNSEEN, ()),
         fine_tuned_unseen=evaluation.scored.get(Scoring.UNSEEN_FINE_TUNED, ()),
     )
+
+
+def _rates(preparation: Preparation, round_index: int) -> dict[str, float]:
+    """The learning rates of the tasks that have their own."""
+    plan = preparation.plan
+    return {
+        f"{task_prefix(name)}learning_rate": plan.training.schedule.learning_rate(
+            task.lr, round_index, preparation.scenario.rounds
+        )
+        for name, task in plan.tasks.items()
+        if task.lr is not None
+    }
 
 
 def may_leave_untrained(preparation: Preparation) -> bool:
@@ -427,13 +454,14 @@ def may_leave_untrained(preparation: Preparation) -> bool:
 def _summary(
     preparation: Preparation,
     scoring: Scoring,
+    task: str,
     records: Sequence[ClientEvaluation],
     tallies: Mapping[str, Tally],
     by_set: Mapping[str, Tally],
 ) -> dict[str, float]:
-    """The metrics of one scoring, from its records and the sums over the clients, or the samples, of a modality set."""
+    """The metrics of a task in one scoring: of its records, and the sums over clients, or samples, of a set."""
     profiles, plan = preparation.population.profiles, preparation.plan
-    rules = task_rules(plan.task, plan.metrics)
+    rules = task_rules(plan.tasks[task].kind, plan.metrics)
     pooled = rules.scores(total(tallies.values()))
     sets = [profiles[record.client].modality_set for record in records]
     summary = summarize(records, sets, pooled)
@@ -458,7 +486,7 @@ def _block_rounds(
     reported: dict[Signature, dict[Block, BlockInstance]] = {}
     for record in training.records:
         profile = population.profiles[record.client]
-        signature = (profile.modalities, profile.group)
+        signature = profile.signature
         if signature not in reported:
             returned = {instance.name: instance for instance in plan.returned_blocks(profile) if not instance.copy}
             reported[signature] = {**_private(plan.trained_blocks(profile)), **returned}

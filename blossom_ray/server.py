@@ -11,7 +11,7 @@ import numpy as np
 
 from blossom_ray.algorithms.server_optimizers import OptimizerState, ServerOptimizer
 from blossom_ray.clients.plan import ClientPlan, SentBlock
-from blossom_ray.core.blocks import FUSION, HEAD, BlockInstance, ClientProfile
+from blossom_ray.core.blocks import BlockInstance, ClientProfile
 from blossom_ray.core.sums import Total
 from blossom_ray.errors import RunError
 
@@ -68,13 +68,15 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
         extras = [part for part in plan.extra_parts(profile) if part.is_on_server and part.instance not in blocks]
         if not instances and not extras:
             continue
+        task = plan.tasks[profile.task]
         workspace = Workspace(
             plan.model,
             plan.input_shapes,
-            plan.num_outputs,
+            task.num_outputs,
             owned=profile.modalities,
             seed=plan.seed,
-            task=plan.task,
+            task=task.kind,
+            task_name=profile.task,
             sparse=plan.sparse,
         )
         initial = plan.cut(instances, workspace.initial_blocks, workspace.num_parameters)
@@ -87,7 +89,7 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
 
 
 def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[ClientProfile]) -> tuple[BlockInstance, ...]:
-    """Instances of fusion and head whose running statistics are averaged over clients of different modality sets.
+    """Instances of fusion and head whose statistics are averaged over clients of different modality sets or tasks.
 
     Such clients are scored with statistics that are nobody's own (docs/results/paper-grid.md). Encoders see one
     modality, whoever holds them.
@@ -95,16 +97,16 @@ def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[Client
     Args:
         server: The untrained server.
         plan: What every client goes by.
-        profiles: The clients, or one of each modality set and group.
+        profiles: The clients, or one of each kind.
     """
-    senders: dict[BlockInstance, set[tuple[str, ...]]] = {}
+    senders: dict[BlockInstance, set[tuple[tuple[str, ...], str]]] = {}
     for profile in profiles:
         for instance in plan.returned_blocks(profile):
-            senders.setdefault(instance, set()).add(profile.modalities)
+            senders.setdefault(instance, set()).add((profile.modalities, profile.task))
     return tuple(
         instance
         for instance, block in server.blocks.items()
-        if instance.name in (FUSION, HEAD)
+        if instance.name.kind in ("fusion", "head")
         and not instance.copy
         and block.sent.values.size > block.num_parameters
         and len(senders.get(instance, ())) > 1

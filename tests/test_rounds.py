@@ -11,12 +11,12 @@ import pytest
 
 from blossom_ray import RunError, Scenario
 from blossom_ray.algorithms.selection import Population
-from blossom_ray.clients.plan import ClientPlan, SentBlock
+from blossom_ray.clients.plan import ClientPlan, SentBlock, TaskPlan
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, RoundRecord
 from blossom_ray.data.shards import ShardIndex
 from blossom_ray.runtime.fake import FakeClient, FakeRuntime
-from blossom_ray.runtime.preparation import Preparation
+from blossom_ray.runtime.preparation import Preparation, TaskFacts
 from blossom_ray.server import Server, ServerBlock
 from blossom_ray.simulation import run_rounds
 
@@ -54,9 +54,8 @@ def prepared(scenario: Scenario) -> Preparation:
         scheme=scenario.scheme,
         seed=0,
         input_shapes={"acc": (8, 2), "gyro": (8, 2)},
-        num_outputs=3,
+        tasks={"": TaskPlan("classification", 3)},
         evaluation_batch_size=10,
-        task="classification",
     )
     return Preparation(
         scenario=scenario,
@@ -65,6 +64,7 @@ def prepared(scenario: Scenario) -> Preparation:
         shards=ShardIndex(Path(), plan.input_shapes, {}, numbers + 5, numbers, numbers + 5, {}, numbers),
         num_held_out=0,
         fingerprint="",
+        task_facts={"": TaskFacts((), "", "")},
         partition="",
     )
 

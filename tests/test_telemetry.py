@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 from blossom_ray import Scenario, simulate
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import ActorRound, BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
+from blossom_ray.core.scores import LearnedTask
 from blossom_ray.runtime.prometheus import METRICS, RUN_TAGS, Reading, readings
 
 DASHBOARD = REPOSITORY / "docs" / "grafana-dashboard.json"
@@ -59,7 +60,9 @@ RECORD = RoundRecord(
 
 def told(metric: str) -> dict[tuple[str, ...], float]:
     """Value by tags in the order that the metric declares them."""
-    found = [reading for reading in readings(RECORD, PROFILES, "classification", 20, 900) if reading.metric == metric]
+    found = [
+        reading for reading in readings(RECORD, PROFILES, {"": LearnedTask()}, 20, 900) if reading.metric == metric
+    ]
     return {tuple(reading.tags[tag] for tag in METRICS[metric].tags): reading.value for reading in found}
 
 
@@ -98,7 +101,7 @@ def test_readings_by_hand(metric: str, expected: dict[tuple[str, ...], float]) -
 
 
 def test_every_metric_is_tested_by_hand_and_its_tags_are_those_declared() -> None:
-    found = list(readings(RECORD, PROFILES, "classification", 20, 900))
+    found = list(readings(RECORD, PROFILES, {"": LearnedTask()}, 20, 900))
     assert {reading.metric for reading in found} == set(METRICS)
     assert [reading for reading in found if set(reading.tags) != set(METRICS[reading.metric].tags)] == []
 
@@ -111,7 +114,7 @@ def test_no_tag_tells_clients_or_groups_apart(small_scenario: Scenario) -> None:
         return {
             (reading.metric, *sorted(reading.tags.items()))
             for record in simulate(scenario, stream=True)
-            for reading in readings(record, profiles, scenario.task, scenario.rounds, 1)
+            for reading in readings(record, profiles, scenario.learned, scenario.rounds, 1)
         }
 
     groups = small_scenario.model_dump()["clients"]
@@ -125,7 +128,9 @@ def test_no_tag_tells_clients_or_groups_apart(small_scenario: Scenario) -> None:
 
 def test_a_round_without_anything_tells_no_failure_and_no_score() -> None:
     record = RoundRecord(0, None, (), (), (), {}, ())
-    found = {reading.metric: reading for reading in readings(record, PROFILES, "regression", 1, 900)}
+    found = {
+        reading.metric: reading for reading in readings(record, PROFILES, {"": LearnedTask(kind="regression")}, 1, 900)
+    }
     assert found["blossom_round"] == Reading("blossom_round", 0)
     assert not found.keys() & {"blossom_score", "blossom_train_loss", "blossom_failures", "blossom_actors_replaced"}
 

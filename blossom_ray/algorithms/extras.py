@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blossom_ray.algorithms.seam import MODEL, Extra, Layout, has
-from blossom_ray.core.blocks import NO_BLOCK, BlockInstance, ClientProfile, Scope, SharingScheme
+from blossom_ray.core.blocks import NO_BLOCK, BlockInstance, ClientProfile, Scope, SharingScheme, scope_key
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, shown_error
 
-_SCOPES = ("private", "shared", "same-modalities", "group", "server", "client", "drawn")
+_SCOPES = ("private", "shared", "same-modalities", "same-task", "group", "server", "client", "drawn")
 _INITIAL, _DRAWN = ("initial", "received", "seeded"), ("uniform", "normal")
 _TAKEN = (MODEL, "received")
 
@@ -138,5 +138,6 @@ def _instance(name: str, block: Any, scope: str, client: ClientProfile, scheme: 
         return of_block._replace(copy=name)
     if scope == "server":  # beside its block, and nobody's own
         return BlockInstance(block, Scope.SERVER, "" if of_block.is_private else of_block.key, name)
-    keys = {"same-modalities": client.modality_set, "group": client.group, "shared": ""}
-    return BlockInstance(block, Scope(scope), keys.get(scope, str(client.index)), name)
+    # Without `tasks`, all clients have the same.
+    own = Scope.SHARED if scope == Scope.SAME_TASK and not client.task else Scope(scope)
+    return BlockInstance(block, own, scope_key(own, client), name)

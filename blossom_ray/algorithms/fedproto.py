@@ -19,7 +19,7 @@ class FedProto(Section):
     # Source: arXiv:2105.00243, algorithm 1. What differs: a prototype is the mean over all samples of a round's cohort;
     # models are averaged as `sharing` says, the paper's are `local`; the head predicts, and not the nearest prototype.
     def extras(self, layout: Layout) -> dict[str, Extra]:
-        return {"prototypes": Extra(shape=(layout.num_classes, layout.width + 1))}
+        return {"prototypes": Extra(shape=(layout.num_classes, layout.width + 1), scope="same-task")}
 
     def loss(self, batch: Any) -> Any:
         own = batch["prototypes"][batch.targets]

@@ -26,19 +26,19 @@ class LowRank(Section):
     def extras(self, layout: Layout) -> dict[str, Extra]:
         if self.block not in (known := model_blocks(layout.embedding_dims)):
             raise InputError(f"algorithm.block is {self.block!r}; expected one of {', '.join(known)}")
-        size = layout.sizes.get(Block.named(self.block), 0)
-        if not size or self.block not in layout.averaged:
+        own = [block for block in layout.averaged if self._is_own(block) and layout.sizes[block]]
+        if not own:
             return {}
-        width = isqrt(size)
-        a = Extra([self.block], shape=(ceil(size / width), self.rank), initial="normal")
-        return {"a": a, "b": Extra([self.block], shape=(self.rank, width))}
+        width = isqrt(size := layout.sizes[own[0]])
+        a = Extra(own, shape=(ceil(size / width), self.rank), initial="normal")
+        return {"a": a, "b": Extra(own, shape=(self.rank, width))}
 
     def passes(self, k: Client) -> list[Pass]:
-        others = [block for block in k.layout.trained if block != self.block]
+        others = [block for block in k.layout.trained if not self._is_own(block)]
         return [Pass(("model", "a", "b"), blocks=others, model=self.scored) if "a" in k.extras else Pass()]
 
     def finish(self, k: Client) -> dict[str, Any]:
-        return {"model": Sent(k.new.only([block for block in k.new if block != self.block]))}
+        return {"model": Sent(k.new.only([block for block in k.new if not self._is_own(block)]))}
 
     def scored(self, x: Mapping[str, Any]) -> Tree:
         found = Tree(x["model"])
@@ -46,3 +46,7 @@ class LowRank(Section):
             product = (a @ x["b"][block]).flatten() / self.rank**0.5
             found[block] = found[block] + product[: len(found[block])]
         return found
+
+    def _is_own(self, block: Block) -> bool:
+        """Whether it is the block, or the head of a task."""
+        return self.block in (block, block.kind)

@@ -25,8 +25,8 @@ class PmcmFL(Section):
     # Source: arXiv:2312.13508, prototype library and contrast. What differs: prototypes do not stand in for modalities
     # that are missing; `model.missing: prototype` does that, with one for each modality.
     def extras(self, layout: Layout) -> dict[str, Extra]:
-        dims = {name: layout.embedding_dims[name] for name in layout.modalities}
-        return {f"prototypes of {name}": Extra(shape=(layout.num_classes, dim + 1)) for name, dim in dims.items()}
+        shapes = {name: (layout.num_classes, layout.embedding_dims[name] + 1) for name in layout.modalities}
+        return {f"prototypes of {name}": Extra(shape=shape, scope="same-task") for name, shape in shapes.items()}
 
     def loss(self, batch: Any) -> Any:
         from torch.nn.functional import log_softmax, normalize

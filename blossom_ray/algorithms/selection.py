@@ -12,15 +12,13 @@ from functools import cached_property
 
 import numpy as np
 
-from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.blocks import ClientProfile, Signature
 from blossom_ray.core.seeding import Purpose, generator
-
-Signature = tuple[tuple[str, ...], str]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Clients of one modality set and group whose updates are summed together.
+    """Clients of one modality set, group and task whose updates are summed together.
 
     Attributes:
         index: Position in the order of all chunks.
@@ -38,8 +36,8 @@ class Chunk:
 class Population:
     """The registered clients and their chunks. Those that never train are the last ones, and have chunks of their own.
 
-    Clients are ordered by (modality set, group, id) and cut every `size` clients; a cohort's chunks are the parts of
-    these that were drawn. A chunk is what an actor holds, trains and sums, so the cut is made wide enough for
+    Clients are ordered by (modality set, group, task, id) and cut every `size` clients; a cohort's chunks are the parts
+    of these that were drawn. A chunk is what an actor holds, trains and sums, so the cut is made wide enough for
     `chunk_size` clients to be drawn from it on average.
 
     Args:
@@ -61,7 +59,7 @@ class Population:
 
     @cached_property
     def signatures(self) -> Mapping[Signature, tuple[int, ...]]:
-        """Clients that train by (modality set, group), in sorted order of both."""
+        """Clients that train by (modality set, group, task), in sorted order of these."""
         return _by_signature(self.trained)
 
     def representatives(self) -> tuple[ClientProfile, ...]:
@@ -97,7 +95,7 @@ class Population:
 def _by_signature(profiles: Iterable[ClientProfile]) -> dict[Signature, tuple[int, ...]]:
     members: dict[Signature, list[int]] = {}
     for profile in profiles:
-        members.setdefault((profile.modalities, profile.group), []).append(profile.index)
+        members.setdefault(profile.signature, []).append(profile.index)
     return {signature: tuple(members[signature]) for signature in sorted(members)}
 
 

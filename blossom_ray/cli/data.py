@@ -190,7 +190,7 @@ def _load(
         with listening(update):
             scenario = _scenario(target, path, modalities, settings, seed)
             try:
-                return scenario, scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
+                return scenario, scenario.data.open_learned(scenario.modalities, scenario.seed, scenario.learned).load()
             except DataError as error:
                 facts, name = scenario.data.facts, scenario.data.dataset
                 hint = [f"{name}: give {facts.download}; get it from {facts.page}"] if facts.page else []

@@ -186,26 +186,31 @@ def compare(
 ) -> None:
     """Compare finished runs: scores, gains over a baseline on the same federation, with 95 % intervals.
 
-    Intervals are over seeds (Student t); with a single seed over its clients (bootstrap), in brackets.
+    Runs of several tasks get a table for each of them, or for the one that --metric begins with. Intervals are over
+    seeds (Student t); with a single seed over its clients (bootstrap), in brackets.
     """
-    from blossom_ray.studies.comparison.comparing import compare as compare_runs
+    from blossom_ray.studies.comparison.comparing import Question, compare_entries
+    from blossom_ray.studies.comparison.entries import collect
+    from blossom_ray.studies.comparison.tasks import task_metrics
 
     overrides, problems = parse_settings(baseline or [], "--baseline")
     if problems:
         raise ScenarioError(tuple(problems))
-    found = compare_runs(
-        *runs,
-        metric=metric,
-        baseline=overrides or None,
-        by=by,
-        target=target,
-        up_to=up_to,
-        per_class=per_class,
-        choose=choose,
-        tune=tune or (),
-        choose_by=None if gain_of is None else gain_of.value,
-    )
-    _show(found, gain_of, Form.JSON if as_json else form)
+    entries = collect(runs)
+    for each in [metric] if metric is not None else task_metrics(entries, per_class=per_class):
+        question = Question(
+            metric=each,
+            baseline=overrides or None,
+            by=by,
+            target=target,
+            up_to=up_to,
+            per_class=per_class,
+            choose=choose,
+            tune=tune or (),
+            choose_by=None if gain_of is None else gain_of.value,
+        )
+        found = compare_entries(entries, question)
+        _show(found, gain_of, Form.JSON if as_json else form)
 
 
 @app.command(epilog="Example: blossom-ray report runs/quickstart/20261123T120000Z-4f1c --figures figures")

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from blossom_ray.core.blocks import FUSION, HEAD
+from blossom_ray.core.blocks import FUSION
 from blossom_ray.errors import RunError
 from blossom_ray.models.late_fusion import Forward, LateFusionModel, Presence
 from blossom_ray.tasks.base import TaskRules
@@ -212,7 +212,7 @@ def per_sample(found: object, num_rows: int) -> Mapping[str, Tensor]:
 @contextmanager
 def _still(model: LateFusionModel) -> Any:
     """Fusion and head in evaluation mode: no dropout, and running statistics are not moved."""
-    were = [(module, module.training) for block in (FUSION, HEAD) for module in model.blocks[block].modules()]
+    were = [(module, module.training) for block in (FUSION, model.head) for module in model.blocks[block].modules()]
     for module, _ in were:
         module.training = False
     try:

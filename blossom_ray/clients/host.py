@@ -25,7 +25,7 @@ from blossom_ray.clients.outcomes import Outcome
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.clients.state_files import INITIAL_STATE, ClientStates, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, Signature
 from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, SetScores, Traffic
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
@@ -64,9 +64,9 @@ class ClientHost:
         self._profiles = {profile.index: profile for profile in profiles}
         self._shards = shards
         self._device = device
-        self._workspaces: dict[tuple[str, ...], Workspace] = {}
-        self._engines: dict[tuple[str, ...], Engine] = {}
-        self._authored: dict[tuple[tuple[str, ...], str, bool], Authored] = {}
+        self._workspaces: dict[tuple[tuple[str, ...], str], Workspace] = {}
+        self._engines: dict[tuple[tuple[str, ...], str], Engine] = {}
+        self._authored: dict[tuple[Signature, bool], Authored] = {}
         self._states = ClientStates()
 
     @property
@@ -86,10 +86,10 @@ class ClientHost:
         """Train the chunk's clients on the current blocks, each with its own private ones.
 
         Args:
-            chunk: Clients of one modality set and group, all of which live here.
+            chunk: Clients of one kind, all of which live here.
             blocks: The current value of every block instance that they hold and that is not private.
             round_index: The round. Training the same round again starts from the same state.
-            learning_rate: The round's learning rate.
+            learning_rate: The round's learning rate, of clients whose task has none of its own.
             whole: Whether these are all clients that the chunk has in this round. Then their sum is sent; where
                 another host has client 6 of the chunk 4, 5, 6, each client's own values are, and whoever has them all
                 adds them up in client order.
@@ -98,6 +98,7 @@ class ClientHost:
             ClientError: A client's own code raised, or its update is not finite.
         """
         plan, profile = self._plan, self._profiles[chunk.clients[0]]
+        learning_rate = plan.learning_rate(profile, learning_rate, round_index)
         engine, workspace, batch_size = self._engine(profile), self._workspace(profile), plan.evaluation_batch_size
         down, up = Traffic(), Traffic()
         turns = self._receive(chunk, blocks, down, standing=round_index - 1)
@@ -169,7 +170,7 @@ class ClientHost:
         """Score the current blocks with each client's own private ones.
 
         Args:
-            chunk: Clients of one modality set and group, all of which live here.
+            chunk: Clients of one kind, all of which live here.
             blocks: The current value of every block instance that they hold and that is not private.
             round_index: The round that has just been averaged; its private blocks become final.
             scoring: On which samples, which each of them has, and whether after local fine-tuning, of which nothing
@@ -179,7 +180,7 @@ class ClientHost:
             ClientError: A client's own code raised.
         """
         plan, profile, down = self._plan, self._profiles[chunk.clients[0]], Traffic()
-        engine, rules = self._engine(profile), task_rules(plan.task, plan.metrics)
+        engine, rules = self._engine(profile), task_rules(plan.tasks[profile.task].kind, plan.metrics)
         turns = self._receive(chunk, blocks, down, standing=round_index, scoring=scoring)
         tasks = [turn.task for turn in turns]
         if (authored := self._author(profile)) and scoring is not Scoring.PLAIN:
@@ -344,12 +345,12 @@ class ClientHost:
         Raises:
             ClientError: A client's own code raised, or its blocks are not finite afterwards.
         """
-        plan, section = self._plan, self._plan.fine_tune
+        plan, section, profile = self._plan, self._plan.fine_tune, self._profiles[tasks[0].client]
         assert section is not None, "the loop asks for fine-tuning only where the scenario has it"
         job = LocalJob(
             plan.training.model_copy(update={"keep_optimizer_state": False, "modality_dropout": 0.0}),
-            section.lr or plan.training.optimizer.lr,
-            (tuning_pass(section, plan.trained_blocks(self._profiles[tasks[0].client])),),
+            section.lr or plan.tasks[profile.task].lr or plan.training.optimizer.lr,
+            (tuning_pass(section, plan.trained_blocks(profile)),),
             plan.seed,
             round_index,
             Purpose.FINE_TUNING,
@@ -365,22 +366,23 @@ class ClientHost:
     def _author(self, profile: ClientProfile) -> Authored | None:
         if self._plan.author is None:
             return None
-        kind = profile.modalities, profile.group, profile.is_unseen
+        kind = profile.signature, profile.is_unseen
         if kind not in self._authored:
             is_mapped = self._plan.engines[profile.modality_set] == "vectorized"
             self._authored[kind] = Authored(self._plan, self._workspace(profile), profile, is_mapped=is_mapped)
         return self._authored[kind]
 
     def _engine(self, profile: ClientProfile) -> Engine:
-        if profile.modalities not in self._engines:
-            workspace, engine = self._workspace(profile), self._plan.engines[profile.modality_set]
-            self._engines[profile.modalities] = make_engine(engine, workspace)
-        return self._engines[profile.modalities]
+        kind = profile.modalities, profile.task
+        if kind not in self._engines:
+            self._engines[kind] = make_engine(self._plan.engines[profile.modality_set], self._workspace(profile))
+        return self._engines[kind]
 
     def _workspace(self, profile: ClientProfile) -> Workspace:
-        if profile.modalities not in self._workspaces:
-            self._workspaces[profile.modalities] = client_workspace(self._plan, profile, self._device)
-        return self._workspaces[profile.modalities]
+        kind = profile.modalities, profile.task
+        if kind not in self._workspaces:
+            self._workspaces[kind] = client_workspace(self._plan, profile, self._device)
+        return self._workspaces[kind]
 
 
 def _averaged(

@@ -12,7 +12,7 @@ import numpy as np
 from blossom_ray.algorithms.seam import MODEL, Tree
 from blossom_ray.clients.options import FineTune, Training
 from blossom_ray.clients.plan import LocalState, OptimizerState
-from blossom_ray.core.blocks import FUSION, HEAD, Block, BlockInstance
+from blossom_ray.core.blocks import Block, BlockInstance
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import Vector
 from blossom_ray.data.gaps import BoolArray
@@ -268,8 +268,8 @@ def tuning_pass(section: FineTune, trained: Mapping[Block, BlockInstance]) -> Lo
         section: The scenario's `evaluation.fine_tune` section.
         trained: The block instances that the client trains or measures, by block name.
     """
-    names = {"all": _stepped(trained), "fusion-head": frozenset({FUSION, HEAD}), "head": frozenset({HEAD})}
-    return LocalPass(section.epochs, names[section.blocks] & _stepped(trained))
+    kinds = ("encoder", "fusion", "head") if section.blocks == "all" else section.blocks.split("-")
+    return LocalPass(section.epochs, frozenset(name for name in _stepped(trained) if Block.named(name).kind in kinds))
 
 
 def _stepped(trained: Mapping[Block, BlockInstance]) -> frozenset[str]:

@@ -71,9 +71,9 @@ class _Optimizer(Section):
 
     def of(self, block: str) -> ClientOptimizer:
         """The optimizer of a block, as a section without `blocks`."""
-        own = self.blocks.get(block)
-        if own is None and Block.named(block).kind == "encoder":
-            own = self.blocks.get(ANY_ENCODER)
+        own, kind = self.blocks.get(block), Block.named(block).kind
+        if own is None:
+            own = self.blocks.get(ANY_ENCODER if kind == "encoder" else kind)
         given = {} if own is None else {key: value for key, value in own if value is not None}
         if "kind" in given:
             section: ClientOptimizer = Hint.of(ClientOptimizer).kinds[given["kind"]](**given)

@@ -16,7 +16,16 @@ from blossom_ray.algorithms.extras import ExtraPart, declared_parts
 from blossom_ray.algorithms.options import AlgorithmOption, Weighting, algorithm_of
 from blossom_ray.algorithms.seam import MODEL, Layout, has
 from blossom_ray.clients.options import EngineName, FineTune, Training, UnseenStart
-from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, SharingScheme, held_blocks, model_blocks
+from blossom_ray.core.blocks import (
+    Block,
+    BlockInstance,
+    ClientProfile,
+    Scope,
+    SharingScheme,
+    Signature,
+    held_blocks,
+    model_blocks,
+)
 from blossom_ray.core.records import ClientEvaluation, ClientTraining
 from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import Contributions, PartialSum, Vector
@@ -30,6 +39,23 @@ OptimizerState = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
+class TaskPlan:
+    """What the clients of one task learn.
+
+    Attributes:
+        kind: Which kind of task it is.
+        num_outputs: Number of classes, or of targets.
+        lr: Their learning rate; None: that of `training.optimizer`.
+        has_held_out: Whether the held-out global test set has labels for it.
+    """
+
+    kind: Task
+    num_outputs: int
+    lr: float | None = None
+    has_held_out: bool = True
+
+
+@dataclass(frozen=True)
 class ClientPlan:
     """What every client of a run goes by; small, and the same in every process.
 
@@ -39,11 +65,11 @@ class ClientPlan:
         scheme: The sharing scheme.
         seed: Its seed.
         input_shapes: Shape of one sample by modality.
-        num_outputs: Number of classes, or of targets.
+        tasks: By the name of a task what its clients learn; "" is that of a scenario without `tasks`.
         evaluation_batch_size: Samples per forward pass in evaluation.
+        num_rounds: The scenario's `rounds`; needed where a task has a learning rate of its own.
         fine_tune: The scenario's `evaluation.fine_tune` section.
         unseen_start: Its `evaluation.unseen.start`.
-        task: The scenario's task.
         metrics: Its `evaluation.metrics` section.
         weighting: Its `server.weighting`.
         engines: The engine of each modality set; empty until they are chosen where `training.engine` is `auto`.
@@ -66,9 +92,9 @@ class ClientPlan:
     scheme: SharingScheme
     seed: int
     input_shapes: Mapping[str, tuple[int, ...]]
-    num_outputs: int
+    tasks: Mapping[str, TaskPlan]
     evaluation_batch_size: int
-    task: Task
+    num_rounds: int = 0
     fine_tune: FineTune | None = None
     unseen_start: UnseenStart = "initial"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
@@ -100,12 +126,12 @@ class ClientPlan:
 
     def layout(self, client: ClientProfile) -> Layout:
         """What clients of this one's kind have, as an algorithm sees it."""
-        blocks = model_blocks(client.modalities)
+        blocks = model_blocks(client.modalities, client.task)
         return Layout(
             modalities=client.modalities,
             sizes={block: self.sizes[block] for block in blocks},
             scopes={block: self.scheme.scope(block) for block in blocks},
-            num_classes=self.num_outputs,
+            num_classes=self.tasks[client.task].num_outputs,
             width=self.width,
             embedding_dims=self.embedding_dims,
             num_clients=self.num_clients,
@@ -119,14 +145,21 @@ class ClientPlan:
         """
         if self.author is None:
             return ()
-        kind = (client.modalities, client.group)
+        kind = client.signature
         if kind not in self._parts:
             self._parts[kind] = declared_parts(self.author, self.layout(client), client, self.scheme)
         return tuple(part.of(client) for part in self._parts[kind])
 
     @cached_property
-    def _parts(self) -> dict[tuple[tuple[str, ...], str], tuple[ExtraPart, ...]]:
+    def _parts(self) -> dict[Signature, tuple[ExtraPart, ...]]:
         return {}
+
+    def learning_rate(self, client: ClientProfile, learning_rate: float, round_index: int) -> float:
+        """A client's learning rate in a round: that of all, unless its task has its own, with the same schedule."""
+        own = self.tasks[client.task].lr
+        if own is None:
+            return learning_rate
+        return self.training.schedule.learning_rate(own, round_index, self.num_rounds)
 
     def keeps_rows(self, instance: BlockInstance) -> bool:
         """Whether the server needs each client's own contribution to an instance, and not their sum alone."""
@@ -161,13 +194,13 @@ class ClientPlan:
 
     def held_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client holds, by block name."""
-        names = held_blocks(client.modalities, self.model.encoders, self.model.missing, self.sparse)
+        names = held_blocks(client.modalities, self.model.encoders, self.model.missing, self.sparse, client.task)
         return {name: self.scheme.instance(name, client) for name in names}
 
     def trained_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client trains or measures: of its own modalities, and not frozen."""
         names = (
-            *model_blocks(client.modalities),
+            *model_blocks(client.modalities, client.task),
             *(Block("prototype", modality) for modality in self.measured_prototypes(client)),
         )
         instances = {name: self.scheme.instance(name, client) for name in names}
@@ -208,7 +241,7 @@ class ClientPlan:
         return (*self._exchanged(client, self.held_blocks(client)), *averages, *extras)
 
     def sent_together(self, clients: Sequence[ClientProfile], *, scored: bool = False) -> tuple[BlockInstance, ...]:
-        """The block instances that clients of one modality set and group receive, each once."""
+        """The block instances that clients of one kind receive, each once."""
         first = self.sent_blocks(clients[0], scored=scored)
         if not any(instance.scope is Scope.CLIENT for instance in first):
             return first
@@ -254,7 +287,7 @@ class ClientPlan:
         """The whole blocks of a client by name, but for its own private ones, out of what it is sent: undoes `cut`.
 
         Args:
-            client: The client; the result is the same for all of its modality set and group.
+            client: The client; the result is the same for all of its kind.
             sent: Every block instance that it is sent.
         """
         averages = self.private_averages(client)

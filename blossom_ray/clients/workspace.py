@@ -1,4 +1,4 @@
-"""A client model with its block vectors: memory that clients of one modality set take turns in."""
+"""A client model with its block vectors: memory that clients of one modality set and task take turns in."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Workspace:
         frozen: Names of blocks that are never trained.
         seed: The scenario's seed; initial values follow from it per block name.
         task: What the model learns; its loss and its scores are `rules`.
+        task_name: What the scenario calls it, "" in one without `tasks`.
         metrics: The scenario's `evaluation.metrics` section.
         device: Where the model computes.
         precision: In what its matrix products and convolutions compute.
@@ -54,6 +55,7 @@ class Workspace:
         frozen: frozenset[str] = frozenset(),
         seed: int,
         task: Task,
+        task_name: str = "",
         metrics: Mapping[str, Metric] | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
@@ -66,7 +68,8 @@ class Workspace:
         self.rules = task_rules(task, metrics)
         self.objective = Objective(loss or TaskLoss(kind="task"), self.rules, task, num_outputs, self.device)
         self.transforms = build_transforms(transforms or {}, input_shapes, owned)
-        self.model = build_client_model(section, input_shapes, num_outputs, owned, seed, sparse).to(self.device)
+        self.model = build_client_model(section, input_shapes, num_outputs, owned, seed, sparse, task_name)
+        self.model = self.model.to(self.device)
         self.model.precision = precision
         self.flat: dict[str, FlatBlock] = {}
         for name, module in self.model.blocks.items():
@@ -124,7 +127,7 @@ class Workspace:
 
 
 def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.device | str = "cpu") -> Workspace:
-    """The memory in which clients with the modalities of `profile` are computed.
+    """The memory in which clients with the modalities and the task of `profile` are computed.
 
     Args:
         plan: What every client goes by.
@@ -132,14 +135,16 @@ def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.dev
         device: Where the model computes.
     """
     frozen = frozenset(name for name, instance in plan.held_blocks(profile).items() if not instance.is_trained)
+    task = plan.tasks[profile.task]
     return Workspace(
         plan.model,
         plan.input_shapes,
-        plan.num_outputs,
+        task.num_outputs,
         owned=profile.modalities,
         frozen=frozen,
         seed=plan.seed,
-        task=plan.task,
+        task=task.kind,
+        task_name=profile.task,
         metrics=plan.metrics,
         device=device,
         precision=plan.training.precision,

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, Self, get_args
 
 BlockKind = Literal["encoder", "fusion", "head", "prototype", "statistics", "average", ""]
-ScopeName = Literal["shared", "same-modalities", "group", "private", "frozen"]
+ScopeName = Literal["shared", "same-modalities", "same-task", "same-modalities+same-task", "group", "private", "frozen"]
 SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
 SCHEME_NAMES: tuple[SchemeName, ...] = get_args(SchemeName)
 CENTRAL: SchemeName = "central"
@@ -23,6 +23,8 @@ CENTRAL: SchemeName = "central"
 class Block(str):
     """A unit of sharing, which is its own name: `encoder/<modality>`, `fusion`, `head`, `prototype/<modality>`.
 
+    In a scenario with `tasks` there is a head for each of them, `head/<task>`.
+
     It is equal to that text, sorts, hashes and is written as it; what it is stands beside the text, which nobody takes
     apart but `named`.
 
@@ -30,7 +32,8 @@ class Block(str):
         kind: What it is. A `prototype`, measured and not trained, stands for a missing modality's embedding;
             `statistics` are a block's running statistics where each modality set has its own, `average` the mean of a
             private block for clients that never train. "" is no block, but the place of a single array of an algorithm.
-        of: The modality, of `statistics` and `average` the block; "" where there is one block of its kind.
+        of: The modality, of a head the task, of `statistics` and `average` the block; "" where there is one block of
+            its kind.
     """
 
     __slots__ = ("kind", "of")
@@ -64,6 +67,8 @@ class Scope(StrEnum):
 
     SHARED = "shared"
     SAME_MODALITIES = "same-modalities"
+    SAME_TASK = "same-task"
+    SAME_MODALITIES_AND_TASK = "same-modalities+same-task"
     GROUP = "group"
     PRIVATE = "private"
     FROZEN = "frozen"
@@ -76,18 +81,23 @@ class Scope(StrEnum):
     __hash__ = str.__hash__
 
 
-def model_blocks(modalities: Iterable[str]) -> tuple[Block, ...]:
-    """All blocks of a model over these modalities: the encoders in sorted order, then `fusion`, then `head`."""
-    return (*(Block("encoder", modality) for modality in sorted(modalities)), FUSION, HEAD)
+def sorted_scope(name: object) -> object:
+    """A scope as a scenario writes it, with the parts of a composed one in sorted order; anything else as it is."""
+    return "+".join(sorted(name.split("+"))) if isinstance(name, str) else name
+
+
+def model_blocks(modalities: Iterable[str], task: str = "") -> tuple[Block, ...]:
+    """The blocks of a model over these modalities: the encoders in sorted order, then `fusion`, then a task's head."""
+    return (*(Block("encoder", modality) for modality in sorted(modalities)), FUSION, Block("head", task))
 
 
 def held_blocks(
-    owned: Iterable[str], modalities: Iterable[str], missing: str, sparse: Iterable[str] = ()
+    owned: Iterable[str], modalities: Iterable[str], missing: str, sparse: Iterable[str] = (), task: str = ""
 ) -> tuple[Block, ...]:
     """The names of the blocks that a client's model has.
 
-    Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusion and head; under
-    `prototype` the prototypes of the others, and of those that samples of owners may lack, `sparse`.
+    Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusion and its task's
+    head; under `prototype` the prototypes of the others, and of those that samples of owners may lack, `sparse`.
 
     Raises:
         ValueError: `owned` is empty, or holds a modality that is not one of `modalities`.
@@ -96,7 +106,7 @@ def held_blocks(
     if not owned or not owned <= modalities:
         found, known = ", ".join(sorted(owned)) or "none", ", ".join(sorted(modalities))
         raise ValueError(f"owned modalities are {found}; expected one or more of {known}")
-    names = model_blocks(modalities if missing == "zero-input" else owned)
+    names = model_blocks(modalities if missing == "zero-input" else owned, task)
     if missing == "prototype":
         lacked = modalities - (owned - set(sparse))
         names += tuple(Block("prototype", modality) for modality in sorted(lacked))
@@ -112,25 +122,41 @@ class ClientProfile:
         modalities: The modalities that it owns, sorted.
         group: The label of its client group, "" when it has none.
         is_unseen: Whether it never trains, and is only scored.
+        task: The name of its task, "" in a scenario without `tasks`.
     """
 
     index: int
     modalities: tuple[str, ...]
     group: str = ""
     is_unseen: bool = False
+    task: str = ""
 
     @property
     def modality_set(self) -> str:
         """The modality set as one word, such as `acc+gyro`."""
         return "+".join(self.modalities)
 
+    @property
+    def signature(self) -> Signature:
+        """What it has in common with the clients that hold the same block instances, but for their own ones."""
+        return Signature(self.modalities, self.group, self.task)
+
+
+class Signature(NamedTuple):
+    """A kind of clients: modality set, group and task."""
+
+    modalities: tuple[str, ...]
+    group: str = ""
+    task: str = ""
+
 
 class BlockInstance(NamedTuple):
     """One instance of a block: its name, the key of its scope, and of which copy of the model it is.
 
-    The key is "" for a `shared` or `frozen` block, the modality set (`acc+gyro`) for `same-modalities`, the group's
-    label for `group` (with the modality set behind a slash where it is about statistics), and the client's id for
-    `private` and `client`. The copy is "" for the model itself, else the name of what an algorithm adds to it.
+    The key is "" for a `shared` or `frozen` block, the modality set (`acc+gyro`) for `same-modalities`, the task's name
+    for `same-task`, both with a slash between for `same-modalities+same-task`, the group's label for `group` (with the
+    modality set behind a slash where it is about statistics), and the client's id for `private` and `client`. The copy
+    is "" for the model itself, else the name of what an algorithm adds to it.
     """
 
     name: Block
@@ -169,7 +195,9 @@ class BlockInstance(NamedTuple):
         statistics = Block("statistics", self.name)
         if self.scope is Scope.GROUP:
             return BlockInstance(statistics, Scope.GROUP, f"{self.key}/{client.modality_set}")
-        return BlockInstance(statistics, Scope.SAME_MODALITIES, client.modality_set)
+        is_of_task = self.scope in (Scope.SAME_TASK, Scope.SAME_MODALITIES_AND_TASK)
+        scope = Scope.SAME_MODALITIES_AND_TASK if is_of_task else Scope.SAME_MODALITIES
+        return BlockInstance(statistics, scope, scope_key(scope, client))
 
     def average(self, client: ClientProfile) -> BlockInstance:
         """The mean of this private block over the clients that train and are of the kind of `client`."""
@@ -227,13 +255,18 @@ class SharingScheme:
     def scope(self, block: str) -> Scope:
         """The scope of a block. A prototype is shared under every scheme: it is there for those who lack the modality.
 
+        A task's head has the scope of `head`, less that its clients have the same task.
+
         Raises:
             KeyError: The scheme says nothing about this block.
         """
+        named = Block.named(block)
+        if named.kind == "head" and named.of:
+            scope = self.scopes[block if block in self.scopes else HEAD]
+            return _WITHIN_TASK.get(scope, scope)
         if block in self.scopes:
             return self.scopes[block]
-        kind = Block.named(block).kind
-        if kind == "encoder":
+        if (kind := named.kind) == "encoder":
             return self.scopes[ANY_ENCODER]
         if kind == "prototype":
             return Scope.SHARED
@@ -242,12 +275,27 @@ class SharingScheme:
     def instance(self, block: str, client: ClientProfile) -> BlockInstance:
         """The copy of `block` that `client` holds."""
         scope = self.scope(block)
-        key = {
-            Scope.SAME_MODALITIES: client.modality_set,
-            Scope.GROUP: client.group,
-            Scope.PRIVATE: str(client.index),
-        }.get(scope, "")
-        return BlockInstance(Block.named(block), scope, key)
+        return BlockInstance(Block.named(block), scope, scope_key(scope, client))
+
+
+def scope_key(scope: Scope, client: ClientProfile) -> str:
+    """The key of the instances that a client holds in a scope."""
+    match scope:
+        case Scope.SAME_MODALITIES:
+            return client.modality_set
+        case Scope.SAME_TASK:
+            return client.task
+        case Scope.SAME_MODALITIES_AND_TASK:
+            return f"{client.modality_set}/{client.task}"
+        case Scope.GROUP:
+            return client.group
+        case Scope.PRIVATE | Scope.CLIENT | Scope.DRAWN:
+            return str(client.index)
+        case _:
+            return ""
+
+
+_WITHIN_TASK = {Scope.SAME_TASK: Scope.SHARED, Scope.SAME_MODALITIES_AND_TASK: Scope.SAME_MODALITIES}
 
 
 def _scheme_from_items(items: tuple[tuple[str, str], ...]) -> SharingScheme:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place, check_recordings
-from blossom_ray.data.dataset import Dataset, FloatArray, Labels
+from blossom_ray.data.dataset import Dataset, FloatArray, LabelColumn, Labels
 from blossom_ray.data.gaps import BoolArray, fill_gaps
 from blossom_ray.data.labels import RowValues, encode_classes, encode_ids, encode_numbers, encode_sets, encode_splits
 from blossom_ray.errors import DataError
@@ -35,6 +35,7 @@ def from_arrays(
     recordings: Any = None,
     splits: Any = None,
     observed: Arrays | None = None,
+    label_columns: Mapping[str, tuple[Any, Task]] | None = None,
 ) -> Dataset:
     """A data set from NumPy arrays, PyTorch tensors, or whatever `np.asarray` takes.
 
@@ -58,6 +59,8 @@ def from_arrays(
             as client and recording will do there). Without clients `test` is `held-out`.
         observed: Modality to (N,) truth values, whether each sample has a value of it; what stands where there is none
             counts for nothing. None in a list says the same, and so does NaN throughout a row where clients are given.
+        label_columns: Further labels by name, each with the task that they are for, which a scenario's `tasks` name;
+            the held-out set has them where `splits` says which rows it is.
 
     Raises:
         DataError: Something is no array of numbers, has another length, or is not finite; a label is none of the
@@ -89,6 +92,7 @@ def from_arrays(
         if given is not None:
             values = _row_values(name, given, number).of(shared)
             numbers[name], called[name] = encode_ids(values, are_subjects=name == "subjects")
+    columns = {name: _label_column(name, *given, number) for name, given in (label_columns or {}).items()}
     test_set = None
     if held_out is not None:
         given = _inputs(held_out[0], "held-out modality", {}, has_clients=False)
@@ -96,7 +100,7 @@ def from_arrays(
     if others.any():
         if held_out is not None:
             raise DataError("splits say 'held-out', while held_out is given; expected one of the two")
-        test_set = _dataset(arrays, others, encoded[0][others], names)
+        test_set = _dataset(arrays, others, encoded[0][others], names, label_columns=_columns_of(columns, others))
     own_splits = sides[shared] if has_clients and (sides > 0).any() else None
     if own_splits is not None and numbers["recordings"] is not None:
         place = _place("recordings")
@@ -110,6 +114,7 @@ def from_arrays(
         splits=own_splits,
         client_names=called["clients"],
         subject_names=called["subjects"],
+        label_columns=_columns_of(columns, ~others),
         **numbers,
     )
 
@@ -126,6 +131,17 @@ def _dataset(arrays: _Arrays, rows: BoolArray, labels: Labels, class_names: tupl
         others.get("clients"),
     )
     return Dataset(inputs, labels, class_names, observed=observed, **others)
+
+
+def _label_column(name: str, labels: Any, task: Task, number: int) -> LabelColumn:
+    encoded, names = _encoded([_array(f"labels {name!r}", labels, task)], task, None)
+    if len(encoded[0]) != number:
+        raise DataError(f"labels {name!r} have {len(encoded[0])} rows; expected {number}, as many as labels")
+    return LabelColumn(encoded[0], names)
+
+
+def _columns_of(columns: Mapping[str, LabelColumn], rows: BoolArray) -> dict[str, LabelColumn]:
+    return {name: LabelColumn(column.labels[rows], column.class_names) for name, column in columns.items()}
 
 
 def _row_values(name: str, given: Any, number: int) -> RowValues:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.core.phrases import one_of, shown
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import SPLITS, GivenClients, Origin, check_recordings
 from blossom_ray.data.gaps import BoolArray, fill_gaps, in_torn_clients
@@ -100,6 +101,23 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class LabelColumn:
+    """Labels of a data set's samples, of any task.
+
+    Attributes:
+        labels: As in `Dataset`.
+        class_names: Name of each class or target.
+    """
+
+    labels: Labels
+    class_names: tuple[str, ...]
+
+
+SUBJECT = "subject"
+"""The label column of every data set with subjects: whose a sample is."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Samples of several modalities with their labels.
 
@@ -122,6 +140,8 @@ class Dataset:
         notes: What a reader of the numbers should know of it.
         observed: Modality to (N,) bool, whether each row has a value of it; of the modalities alone that some row
             lacks.
+        label_columns: Further labels by name, for scenarios with several tasks. No part of the fingerprint: `labelled`
+            makes them the labels.
 
     Raises:
         DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite, or
@@ -143,6 +163,7 @@ class Dataset:
     subject_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     observed: Mapping[str, BoolArray] = field(default_factory=dict)
+    label_columns: Mapping[str, LabelColumn] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Mapping):
@@ -153,6 +174,11 @@ class Dataset:
             raise DataError("the data set has no modality")
         _check_names(self.inputs, self.class_names)
         _check_labels(self.labels, self.class_names)
+        for name, column in self.label_columns.items():
+            _check_labels(column.labels, column.class_names, f"labels {name!r}")
+            if len(column.labels) != self.num_samples:
+                found = f"labels {name!r} have shape {column.labels.shape}"
+                raise DataError(f"{found}; expected {self.num_samples} rows, as many as labels")
         for name, numbers in (
             ("subject", self.subjects), ("client", self.clients), ("split", self.splits),
             ("recording", self.recordings), ("recording", None if self.pieces is None else self.pieces.recordings),
@@ -214,6 +240,38 @@ class Dataset:
         """
         if self.task != task and not (self.task == "multilabel" and task == "regression"):
             raise DataError(f"the data set's labels are for {self.task} ({_described(self)}); expected task: {task}")
+
+    def labelled(self, name: str | None) -> Dataset:
+        """The data set with the labels of this name; None: as it is.
+
+        Where its held-out set lacks them, or has classes of its own, as subjects nobody trains on are, there is none.
+
+        Raises:
+            DataError: There are no such labels.
+        """
+        if name is None:
+            return self
+        column = self._column(name)
+        if column is None:
+            known = sorted({*self.label_columns, *([] if self.subjects is None else [SUBJECT])})
+            raise DataError(f"the data set has no labels {shown(name)}; expected {one_of(known) or 'null'}")
+        held_out = None
+        if self.held_out is not None:
+            other = self.held_out._column(name, self)
+            if other is not None and other.class_names == column.class_names:
+                held_out = replace(self.held_out, labels=other.labels, class_names=other.class_names)
+        return replace(self, labels=column.labels, class_names=column.class_names, held_out=held_out)
+
+    def _column(self, name: str, known: Dataset | None = None) -> LabelColumn | None:
+        """The labels of this name; None where there are none. Subjects are those of `known`, where it is given."""
+        if name in self.label_columns or name != SUBJECT or self.subjects is None:
+            return self.label_columns.get(name)
+        subjects = np.unique(self.subjects if known is None or known.subjects is None else known.subjects)
+        if not np.isin(self.subjects, subjects).all():
+            return None
+        names = self.subject_names if known is None else known.subject_names
+        called = tuple(names[number] if names else str(number) for number in subjects.tolist())
+        return LabelColumn(np.searchsorted(subjects, self.subjects).astype(np.int64), called)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -398,18 +456,18 @@ def strata(labels: FloatArray) -> tuple[IntArray, int]:
     return np.searchsorted(edges, values, side="left").astype(np.int64), NUM_QUANTILE_BINS
 
 
-def _check_labels(labels: Any, class_names: tuple[str, ...]) -> None:
+def _check_labels(labels: Any, class_names: tuple[str, ...], what: str = "labels") -> None:
     if not isinstance(labels, np.ndarray) or labels.dtype not in (np.int64, np.float32):
         found = getattr(labels, "dtype", type(labels).__name__)
         raise DataError(
-            f"labels have type {found}; expected a NumPy array of int64 (classification) or float32 (multilabel, "
+            f"{what} have type {found}; expected a NumPy array of int64 (classification) or float32 (multilabel, "
             f"regression)"
         )
     if labels.dtype == np.int64 and labels.ndim != 1:
-        raise DataError(f"labels have shape {labels.shape}; expected one label per sample")
+        raise DataError(f"{what} have shape {labels.shape}; expected one label per sample")
     if labels.dtype == np.float32 and (labels.ndim != 2 or labels.shape[1] != len(class_names)):
         raise DataError(
-            f"labels have shape {labels.shape}; expected (samples, {len(class_names)}), one column per class name"
+            f"{what} have shape {labels.shape}; expected (samples, {len(class_names)}), one column per class name"
         )
     if len(labels) == 0:
         raise DataError("the data set has no samples")
@@ -418,11 +476,11 @@ def _check_labels(labels: Any, class_names: tuple[str, ...]) -> None:
     if labels.dtype == np.float32:
         is_finite = np.isfinite(labels).all(axis=1)
         if not is_finite.all():
-            raise DataError(f"labels, row {int(is_finite.argmin())}: a value is not finite")
+            raise DataError(f"{what}, row {int(is_finite.argmin())}: a value is not finite")
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(class_names):
-        raise DataError(f"labels run from {low} to {high}; expected 0 to {len(class_names) - 1}")
+        raise DataError(f"{what} run from {low} to {high}; expected 0 to {len(class_names) - 1}")
 
 
 def _described(dataset: Dataset) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import Field
 
-from blossom_ray.core.scores import Task
+from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.clients import GivenClients
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.observation import observe
@@ -110,17 +110,18 @@ def _given_groups(spec: Partition, given: GivenClients, seed: int) -> tuple[Clie
 
 
 def examine_federation(
-    data: DataSection, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task
+    data: DataSection, modalities: tuple[str, ...], clients: Clients, seed: int, learned: Mapping[str, LearnedTask]
 ) -> Examination:
     """Find out what dividing a scenario's data over its clients comes to.
 
     Labels and subjects are read, and inputs only where they cannot be had without (own data).
     """
     try:
-        opened = data.open(modalities, seed, task)
-        # Who is in the held-out part is known once it is read.
+        source, labels = data.open_learned(modalities, seed, learned), data.skewed_labels(learned)
+        # Who is in the held-out part, and labels of another name, are known once all is read.
         needs_all = not isinstance(clients, str) and any(group.rows == "held-out" for group in clients)
-        targets = opened.load().targets if needs_all else opened.targets()
+        is_enough = labels is None and not needs_all
+        targets = source.targets() if is_enough else data.labelled(source.load(), labels).targets
         if not isinstance(clients, str):
             groups = clients
         elif targets.clients is None:

@@ -1,9 +1,9 @@
 """Clients' shards: written once per federation, read by memory map or from a buffer, without a copy.
 
-One Arrow file per modality and one for labels, each with one batch per client that owns it. A client's batch
-holds its train rows, then its validation rows, then its test rows. Where clients do not observe a modality in all of
-their rows, one more file says in which. The held-out set lies beside them, with one batch for each way in which clients
-see it.
+One Arrow file per modality and one for the labels of each task, each with one batch per client that has it. A client's
+batch holds its train rows, then its validation rows, then its test rows. Where clients do not observe a modality in all
+of their rows, one more file says in which. The held-out set lies beside them, with one batch for each way in which
+clients see it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from blossom_ray.errors import DataError, RunFolderError
 
 ByteArray = npt.NDArray[np.uint8]
 
-_LABELS = "labels"
 _CLIENTS = "clients"
 _HELD_OUT = "held-out/"
 _SUFFIX = ".arrow"
@@ -93,12 +92,13 @@ class ShardIndex:
         folder: The folder with the files.
         shapes: Shape of one sample by modality.
         batches: Modality to the number of each client's batch in its file, (num_clients,) int64; -1 where the
-            client does not own it. In the file of labels, batches have the numbers of their clients.
+            client does not own it.
         num_train: (num_clients,) int64: train rows of each client.
         num_validation: (num_clients,) int64: validation rows of each client.
         num_test: (num_clients,) int64: test rows of each client.
         gaps: As `batches`, of the files that say in which rows modalities are observed; -1 where it is in all rows.
         views: (num_clients,) int64: which way of seeing the held-out set is each client's.
+        labels: By task, as `batches`, of the files of labels; -1 where a client has another task.
     """
 
     folder: Path
@@ -109,6 +109,7 @@ class ShardIndex:
     num_test: IntArray
     gaps: Mapping[str, IntArray]
     views: IntArray
+    labels: Mapping[str, IntArray] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> IntArray:
@@ -126,7 +127,7 @@ def write_shards(
     """Write every client's samples; one client at a time is in memory besides the data set.
 
     Args:
-        dataset: With the modalities of all clients.
+        dataset: With the modalities of all clients, and in `label_columns` the labels of each task by its name.
         federation: Rows of each client, and what it observes in them.
         profiles: The clients in the order of their ids.
         folder: Made if it does not exist; files of the same name are replaced.
@@ -137,8 +138,13 @@ def write_shards(
     """
     rows = [federation.rows(client) for client in range(len(profiles))]
     places = [federation.located(dataset, client) for client in range(len(profiles))]
-    _write(folder / _LABELS, dataset.labels, (part.labels[own] for part, own in places))
-    batches, gaps = {}, {}
+    labels, batches, gaps = {}, {}, {}
+    for task in sorted({profile.task for profile in profiles}):
+        has = np.array([profile.task == task for profile in profiles])
+        own_places = (places[client] for client in np.flatnonzero(has))
+        like = _labels_of(dataset, task)
+        _write(folder / _labels_name(task), like, (_labels_of(part, task)[own] for part, own in own_places))
+        labels[task] = _numbered(has)
     for modality, samples in dataset.inputs.items():
         observed = federation.observed.get(modality)
         owns = np.array([modality in profile.modalities for profile in profiles])
@@ -165,15 +171,17 @@ def write_shards(
         num_test=federation.test.counts,
         gaps=gaps,
         views=np.zeros(len(profiles), np.int64) if views is None else views,
+        labels=labels,
     )
 
 
-def write_held_out(held_out: Sequence[Dataset], folder: Path) -> None:
+def write_held_out(held_out: Sequence[Dataset], folder: Path, tasks: Iterable[str] = ("",)) -> None:
     """Write the held-out global test set beside the shards in `folder`.
 
     Args:
         held_out: The set as clients see it, for each way in which they do.
         folder: Where `write_shards` has written.
+        tasks: Those that it has labels of.
 
     Raises:
         RunFolderError: The files cannot be written.
@@ -185,7 +193,9 @@ def write_held_out(held_out: Sequence[Dataset], folder: Path) -> None:
         for modality, observed in view.observed.items():
             own = observed.view(np.uint8)
             _write(folder / (place + _gaps_name(modality)), own, [own])
-        _write(folder / (place + _LABELS), view.labels, [view.labels])
+        for task in tasks:
+            labels = _labels_of(view, task)
+            _write(folder / (place + _labels_name(task)), labels, [labels])
 
 
 def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
@@ -196,16 +206,17 @@ def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
         clients: Ids in any order, each once.
 
     Returns:
-        One Arrow file as a uint8 vector for the labels, one for each modality that one of the clients owns, one for
-        each that one of them does not observe throughout, and the clients' ids; `ShardReader` reads them.
+        One Arrow file as a uint8 vector for the labels of each task and for each modality that one of the clients has,
+        one for each that one of them does not observe throughout, and the clients' ids; `ShardReader` reads them.
 
     Raises:
         DataError: A file is missing or damaged.
     """
     chosen = np.array(clients, np.int64)
-    numbers = {_file_name(modality): batches[chosen] for modality, batches in index.batches.items()}
+    numbers = {_labels_name(task): batches[chosen] for task, batches in index.labels.items()}
+    numbers |= {_file_name(modality): batches[chosen] for modality, batches in index.batches.items()}
     numbers |= {_gaps_name(modality): batches[chosen] for modality, batches in index.gaps.items()}
-    owned = {_LABELS: chosen} | {name: own[own >= 0] for name, own in numbers.items() if (own >= 0).any()}
+    owned = {name: own[own >= 0] for name, own in numbers.items() if (own >= 0).any()}
     return {
         _CLIENTS: chosen.view(np.uint8),
         **{name: _copy_batches(index.folder / name, own) for name, own in owned.items()},
@@ -223,7 +234,7 @@ def pack_held_out(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteAr
     if not (index.folder / _held_out(0)).is_dir():
         return {}
     owned = [modality for modality, batches in index.batches.items() if (batches[list(clients)] >= 0).any()]
-    files = [_LABELS, *map(_file_name, owned), *map(_gaps_name, owned)]
+    files = [*map(_labels_name, index.labels), *map(_file_name, owned), *map(_gaps_name, owned)]
     views = np.unique(index.views[list(clients)]).tolist()
     names = [name for view in views for file in files if _is_file(index.folder / (name := _held_out(view) + file))]
     return {name: _copy_batches(index.folder / name, np.zeros(1, np.int64)) for name in names}
@@ -241,16 +252,12 @@ class ShardReader:
     def __init__(self, index: ShardIndex, buffers: Mapping[str, ByteArray] | None = None) -> None:
         self._index, self._buffers = index, buffers
         self._open: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
-        self._labels, self._batches, self._gaps = np.arange(len(index.num_train)), index.batches, index.gaps
-        if buffers is None:
-            self._has_held_out = (index.folder / _held_out(0)).is_dir()
-        else:
-            self._has_held_out = any(name.startswith(_HELD_OUT) for name in buffers)
+        self._labels, self._batches, self._gaps = index.labels, index.batches, index.gaps
+        if buffers is not None:
             packed = np.frombuffer(buffers[_CLIENTS], np.int64)
-            self._labels = _renumbered(self._labels, packed)
-            self._batches, self._gaps = (
-                {modality: _renumbered(batches, packed) for modality, batches in numbers.items()}
-                for numbers in (index.batches, index.gaps)
+            self._labels, self._batches, self._gaps = (
+                {name: _renumbered(batches, packed) for name, batches in numbers.items()}
+                for numbers in (index.labels, index.batches, index.gaps)
             )
 
     def shard(self, client: int) -> Shard:
@@ -260,32 +267,34 @@ class ShardReader:
             KeyError: The packed buffers do not hold this client.
             DataError: A file is missing or damaged.
         """
-        number = int(self._labels[client])
-        if number < 0:
+        own = _of(client, self._labels)
+        if not own:
             raise KeyError(client)
+        task, position = own[0]
         inputs = {name: self._array(_file_name(name), number) for name, number in _of(client, self._batches)}
         observed = {name: self._array(_gaps_name(name), number) for name, number in _of(client, self._gaps)}
         return Shard(
             inputs=inputs,
-            labels=self._array(_LABELS, number),
+            labels=self._array(_labels_name(task), position),
             num_train=int(self._index.num_train[client]),
             num_validation=int(self._index.num_validation[client]),
             observed={name: rows.view(np.bool_) for name, rows in observed.items()},
         )
 
     def held_out(self, client: int) -> Shard | None:
-        """The held-out global test set as a client sees it, all rows test rows; None where there is none.
+        """The held-out global test set as a client sees it, all rows test rows; None where its task has none.
 
         Raises:
             DataError: A file is missing or damaged.
         """
-        if not self._has_held_out:
-            return None
         place, owned = _held_out(int(self._index.views[client])), [name for name, _ in _of(client, self._batches)]
+        labels = place + _labels_name(_of(client, self._labels)[0][0])
+        if not self._has_file(labels):
+            return None
         gaps = [name for name in owned if self._has_file(place + _gaps_name(name))]
         return Shard(
             inputs={name: self._array(place + _file_name(name), 0) for name in owned},
-            labels=self._array(place + _LABELS, 0),
+            labels=self._array(labels, 0),
             num_train=0,
             observed={name: self._array(place + _gaps_name(name), 0).view(np.bool_) for name in gaps},
         )
@@ -324,6 +333,14 @@ def _file_name(modality: str) -> str:
     return f"input-{modality}"
 
 
+def _labels_name(task: str) -> str:
+    return f"labels-{task}" if task else "labels"
+
+
+def _labels_of(dataset: Dataset, task: str) -> Labels:
+    return dataset.label_columns[task].labels if task else dataset.labels
+
+
 def _gaps_name(modality: str) -> str:
     return f"observed-{modality}"
 
@@ -333,7 +350,7 @@ def _held_out(view: int) -> str:
 
 
 def _of(client: int, numbers: Mapping[str, IntArray]) -> list[tuple[str, int]]:
-    """The modalities of which a client has a batch, and the number of that."""
+    """The modalities, or tasks, of which a client has a batch, and the number of that."""
     return [(modality, int(batches[client])) for modality, batches in numbers.items() if batches[client] >= 0]
 
 

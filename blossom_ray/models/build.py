@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from blossom_ray.core.blocks import FUSION, HEAD, Block, held_blocks, model_blocks
+from blossom_ray.core.blocks import FUSION, Block, held_blocks, model_blocks
 from blossom_ray.core.factories import shown_factory
 from blossom_ray.core.section import Custom
 from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
@@ -31,6 +31,7 @@ def build_client_model(
     owned: Iterable[str],
     seed: int,
     sparse: Iterable[str] = (),
+    task: str = "",
 ) -> LateFusionModel:
     """The model of a client that owns the modalities `owned`.
 
@@ -41,6 +42,7 @@ def build_client_model(
         owned: Modalities of the client.
         seed: The scenario's seed.
         sparse: Modalities that samples of owners may lack.
+        task: The name of its task, "" in a scenario without `tasks`.
 
     Raises:
         InputError: A block does not fit its input, or own code does not do what it should.
@@ -48,9 +50,9 @@ def build_client_model(
     """
     owned, sparse = tuple(owned), tuple(sparse)
     dims = model.embedding_dims(input_shapes)
-    names = held_blocks(owned, model.encoders, model.missing, sparse)
+    names = held_blocks(owned, model.encoders, model.missing, sparse, task)
     blocks = {name: build_block(name, model, input_shapes, num_outputs, seed, dims) for name in names}
-    own_modules = {name: own for name, own in _own_modules(model, dims, num_outputs).items() if name in names}
+    own_modules = {name: own for name, own in _own_modules(model, dims, num_outputs, task).items() if name in names}
     if FUSION in own_modules and model.missing == "mask":
         present = {name: (dims[name],) for name in sorted(owned)}
         try_own(blocks[FUSION], "model.fusion", present, own_modules[FUSION].width)
@@ -77,8 +79,10 @@ def build_block(
 ) -> nn.Module:
     """One block with its initial values: PyTorch's default initialisation, or what `weights` names.
 
+    Heads of all tasks draw the same numbers.
+
     Args:
-        block: `encoder/<modality>`, `fusion`, `head` or `prototype/<modality>`.
+        block: `encoder/<modality>`, `fusion`, `head`, `head/<task>` or `prototype/<modality>`.
         model: The scenario's `model` section.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         num_outputs: Number of outputs (classes).
@@ -94,19 +98,19 @@ def build_block(
     dims = embedding_dims or model.embedding_dims(input_shapes)
     if block.kind == "prototype" and block.of in dims:
         return Prototype(dims[block.of])
-    if block not in model_blocks(model.encoders):
+    if block.kind != "head" and block not in model_blocks(model.encoders):
         names = ", ".join(model_blocks(model.encoders))
         raise ValueError(f"block is {str(block)!r}; expected one of {names}")
-    where = place_of(block)
-    with torch_seeded(torch_seed(seed, Purpose.INITIAL_BLOCK, 0, stable_number(block))):
+    where, of_all = place_of(block), block if block.kind == "encoder" else Block(block.kind)
+    with torch_seeded(torch_seed(seed, Purpose.INITIAL_BLOCK, 0, stable_number(of_all))):
         if block.kind == "encoder":
             module = model.encoders[block.of].build(input_shapes[block.of], block.of)
         elif block.kind == "fusion":
             module = model.fusion.build(dims)
         else:
             module = model.head.build(model.fusion.fused_dim(dims), num_outputs)
-    if (weights := model.pretrained.get(block)) is not None and not is_drawn:
-        load_weights(module, weights, block, where)
+    if (weights := model.pretrained.get(of_all)) is not None and not is_drawn:
+        load_weights(module, weights, of_all, where)
     try:
         block_layout(module, model.norm_statistics)
     except InputError as error:
@@ -143,7 +147,7 @@ def describe_block(
     return {"class": made.func.__name__, "arguments": [*made.args], "options": made.keywords}
 
 
-def _own_modules(model: Model, dims: Mapping[str, int], num_outputs: int) -> dict[Block, OwnModule]:
+def _own_modules(model: Model, dims: Mapping[str, int], num_outputs: int, task: str) -> dict[Block, OwnModule]:
     """What the blocks of own code have to give, by block name."""
     own: dict[Block, OwnModule] = {
         Block("encoder", name): OwnModule.of(section, f"model.encoders.{name}", dims[name])
@@ -153,5 +157,5 @@ def _own_modules(model: Model, dims: Mapping[str, int], num_outputs: int) -> dic
     if isinstance(model.fusion, Custom):
         own[FUSION] = OwnModule.of(model.fusion, "model.fusion", model.fusion.fused_dim(dims))
     if isinstance(model.head, Custom):
-        own[HEAD] = OwnModule.of(model.head, "model.head", num_outputs)
+        own[Block("head", task)] = OwnModule.of(model.head, "model.head", num_outputs)
     return own

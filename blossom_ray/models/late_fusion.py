@@ -71,7 +71,7 @@ class LateFusionModel(nn.Module):
     samples that lack it, of which the encoder computes nothing.
 
     Args:
-        blocks: Module by block name: the held encoders, `fusion`, `head`, and the prototypes of missing modalities.
+        blocks: Module by block name: the held encoders, `fusion`, a head, and the prototypes of missing modalities.
         owned: Modalities of the client.
         missing: The rule above.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
@@ -80,7 +80,8 @@ class LateFusionModel(nn.Module):
         sparse: Modalities that samples of owners may lack; under `prototype` these hold theirs, too.
 
     Attributes:
-        blocks: The modules by block name, encoders in sorted order, then `fusion`, `head`, and prototypes.
+        blocks: The modules by block name, encoders in sorted order, then `fusion`, the head, and prototypes.
+        head: Name of the head.
         owned: The modalities of the client, sorted.
         unowned_blocks: Names of the blocks that it holds for modalities that it does not own.
         precision: In what matrix products and convolutions compute; parameters, gradients and logits are float32
@@ -108,14 +109,15 @@ class LateFusionModel(nn.Module):
         self.input_shapes = dict(input_shapes)
         self.embedding_dims = dict(sorted(embedding_dims.items()))
         self.own_modules = dict(own_modules or {})
-        names = held_blocks(self.owned, self.embedding_dims, missing, sparse)
+        self.head = next((name for name in map(Block.named, blocks) if name.kind == "head"), HEAD)
+        names = held_blocks(self.owned, self.embedding_dims, missing, sparse, self.head.of)
         if set(blocks) != set(names):
             raise ValueError(f"blocks are {', '.join(sorted(blocks))}; expected {', '.join(names)}")
         self.blocks: dict[Block, nn.Module] = {name: blocks[name] for name in names}
         self._own_encoders = {modality: Block("encoder", modality) for modality in self.owned}
         # nn.ModuleDict refuses names with a dot, which modalities may have; so modules register by position.
         self._registered = nn.ModuleList(self.blocks.values())
-        own = model_blocks(self.owned)
+        own = model_blocks(self.owned, self.head.of)
         self.unowned_blocks = tuple(name for name in names if name not in own)
         for name in self.unowned_blocks:
             self.blocks[name].requires_grad_(False)
@@ -199,7 +201,7 @@ class LateFusionModel(nn.Module):
                     embeddings[name] = torch.where(masks[name], embeddings[name], self._stand_in(name, any_BE))
         masked = (masks,) if masks and self.missing == "mask" else ()
         representation = self._output(FUSION, embeddings, any_BE, *masked)
-        return Forward(self._output(HEAD, representation, any_BE).float(), representation, owned)
+        return Forward(self._output(self.head, representation, any_BE).float(), representation, owned)
 
     def _stand_in(self, modality: str, like: Tensor) -> Tensor:
         """What stands for a modality that samples lack, unless these are masked: (B, E), as many rows as `like` has."""

@@ -489,7 +489,7 @@ class Model(Section):
 
 def place_of(block: Block) -> str:
     """Where a block's section stands in a scenario."""
-    return f"model.encoders.{block.of}" if block.kind == "encoder" else f"model.{block}"
+    return f"model.encoders.{block.of}" if block.kind == "encoder" else f"model.{block.kind}"
 
 
 def _normed_alone(path: str, width: int, norm: FeatureNorm) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from blossom_ray.core.factories import factory_problems
 from blossom_ray.core.locations import is_uri
-from blossom_ray.core.scores import Task
+from blossom_ray.core.scores import LearnedTask
 from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.options import ClientGroup, Clients
 from blossom_ray.data.options import Data, Examination, examine_federation
@@ -74,13 +74,13 @@ class Inspector:
 
     def notes(self, scenario: Scenario) -> list[str]:
         """What is to be known of the federation of a scenario that was found right, in a line each."""
-        return self._examine(scenario.data, scenario.modalities, scenario.groups, scenario.seed, scenario.task).notes
+        return self._examine(scenario.data, scenario.modalities, scenario.groups, scenario.seed, scenario.learned).notes
 
     def _look_at_data(self, reading: Inspection) -> tuple[tuple[ClientGroup, ...], list[Problem]]:
         """The clients that the data of a scenario give where it leaves that to them, and what is wrong with these."""
         sections = reading.sections
         known = {problem.path.split(".")[0] for problem in reading.problems}
-        if not {"data", "clients", "seed", "task"} <= sections.keys() or known & {"data", "clients"}:
+        if not {"data", "clients", "seed", "task", "tasks"} <= sections.keys() or known & {"data", "clients", "tasks"}:
             return (), []
         clients = sections["clients"]
         if isinstance(clients, str):
@@ -99,19 +99,27 @@ class Inspector:
     ) -> tuple[tuple[ClientGroup, ...], list[tuple[str, str, str]]]:
         """The clients that the data give, where a scenario leaves that to them, and what is wrong with its data."""
         clients = sections["clients"]
-        examined = self._examine(sections["data"], modalities, clients, sections["seed"], sections["task"])
+        learned = sections["tasks"] or {"": LearnedTask(kind=sections["task"])}
+        examined = self._examine(sections["data"], modalities, clients, sections["seed"], learned)
         missing = missing_validation(sections) if examined.has_validation is False else ()
         groups, found = examined.clients if isinstance(clients, str) else (), [*examined.problems, *missing]
         if groups:
             found += cross_problems({**sections, "clients": groups})
         return groups, found
 
-    def _examine(self, data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task) -> Examination:
-        key = _key(data, modalities, clients, seed, task)
+    def _examine(
+        self,
+        data: Data,
+        modalities: tuple[str, ...],
+        clients: Clients,
+        seed: int,
+        learned: Mapping[str, LearnedTask],
+    ) -> Examination:
+        key = _key(data, modalities, clients, seed, learned)
         if key not in self._known:
-            found = self._known[key] = examine_federation(data, modalities, clients, seed, task)
+            found = self._known[key] = examine_federation(data, modalities, clients, seed, learned)
             # With the clients that it leaves to the data, it is the same federation.
-            self._known[_key(data, modalities, found.clients, seed, task)] = found
+            self._known[_key(data, modalities, found.clients, seed, learned)] = found
         return self._known[key]
 
 
@@ -121,8 +129,11 @@ def _settled(scenario: Scenario, groups: tuple[ClientGroup, ...]) -> Scenario:
     return scenario.model_copy(update={"model": with_sums(scenario.model)}) if scenario.model.pretrained else scenario
 
 
-def _key(data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, task: Task) -> str:
+def _key(
+    data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, learned: Mapping[str, LearnedTask]
+) -> str:
     """What a federation follows from."""
     groups = clients if isinstance(clients, str) else [plain_tree(group, defaults=True) for group in clients]
     # Callables by what they are in this process: two of one name need not be the same.
-    return json.dumps([plain_tree(data, defaults=True), modalities, groups, seed, task], default=id)
+    tasks = {name: plain_tree(task, defaults=True) for name, task in learned.items()}
+    return json.dumps([plain_tree(data, defaults=True), modalities, groups, seed, tasks], default=id)

@@ -21,10 +21,10 @@ from blossom_ray.algorithms.selection import Population
 from blossom_ray.checkpoint import Checkpoint, CheckpointStore, check_compatible
 from blossom_ray.clients.authored import Authored
 from blossom_ray.clients.job import ClientTask
-from blossom_ray.clients.plan import ClientPlan, ClientState
+from blossom_ray.clients.plan import ClientPlan, ClientState, TaskPlan
 from blossom_ray.clients.state_files import INITIAL_STATE, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.blocks import Block, ClientProfile, Scope
+from blossom_ray.core.blocks import HEAD, Block, ClientProfile, Scope
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.federation import build_federation
@@ -39,7 +39,7 @@ from blossom_ray.models import encoders, fusion, predict, standalone
 from blossom_ray.models.build import describe_block
 from blossom_ray.models.standalone import DESCRIPTION, WEIGHTS, StandaloneModel
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.preparation import client_plan
+from blossom_ray.runtime.preparation import client_plan, joint_fingerprint
 from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.server import Server, initial_server
 from blossom_ray.storage import replacing_folder, writing
@@ -86,7 +86,8 @@ def taken_model(
         RunFolderError: The checkpoint belongs to another run, or the manifest does not say what is needed.
     """
     data, profiles = manifest.get("data") or {}, tuple(scenario.profiles())
-    if missing := {"input_shapes", "num_classes", "class_names", "fingerprint"} - data.keys():
+    needed = {"input_shapes", "fingerprint"} | ({"tasks"} if scenario.tasks else {"num_classes", "class_names"})
+    if missing := needed - data.keys():
         raise RunFolderError(f"{checkpoint.folder.parents[1]}: its manifest does not say data.{min(missing)}")
     if client is not None and not 0 <= client < len(profiles):
         raise InputError(f"the client is {client}; expected one of 0 to {len(profiles) - 1}")
@@ -100,7 +101,11 @@ def taken_model(
     # Prototypes stand for a modality in rows of its owners as well, wherever the server has one.
     known = (Block.named(entry["name"]) for entry in checkpoint.index["blocks"])
     sparse = {*observed, *(block.of for block in known if block.kind == "prototype")}
-    plan = client_plan(scenario, population, shapes, data["num_classes"], observed, sparse)
+    tasks = {
+        name: TaskPlan(task.kind, (data["tasks"][name] if name else data)["num_classes"], task.lr)
+        for name, task in scenario.learned.items()
+    }
+    plan = client_plan(scenario, population, shapes, tasks, observed, sparse)
     server = checkpoint.restore(initial_server(plan, profiles, scenario.server.optimizer))
     if client is None:
         profile, state = _everybody(plan, server), INITIAL_STATE
@@ -118,12 +123,14 @@ def taken_model(
         raise RunFolderError(f"{checkpoint.folder}: is no checkpoint of this run: client {client} has {problem}")
     _load(workspace, plan, profile, state, server, checkpoint.round_index)
 
-    blocks, dims = workspace.model.blocks, plan.model.embedding_dims(shapes)
+    num_outputs, dims = workspace.num_outputs, plan.model.embedding_dims(shapes)
+    # The head of a task is the only one here.
+    blocks = {HEAD if name.kind == "head" else name: module for name, module in workspace.model.blocks.items()}
     description = {
         "blossom_ray": version("blossom-ray"),
         "run": _circumstances(scenario, manifest, checkpoint.round_index, client, state),
-        "task": scenario.task,
-        "outputs": data["class_names"],
+        "task": plan.tasks[profile.task].kind,
+        "outputs": (data["tasks"][profile.task] if profile.task else data)["class_names"],
         "modalities": _modalities(scenario, data["fingerprint"], profile),
         "missing": scenario.model.missing,
         "input_shapes": shapes,
@@ -131,7 +138,7 @@ def taken_model(
         "precision": scenario.training.precision,
         "norm_statistics": scenario.model.norm_statistics,
         "batch_size": scenario.evaluation.batch_size,
-        "blocks": {name: describe_block(name, plan.model, shapes, plan.num_outputs, dims) for name in blocks},
+        "blocks": {name: describe_block(name, plan.model, shapes, num_outputs, dims) for name in blocks},
     }
     found = StandaloneModel(json.loads(json.dumps(description, default=str)))
     found.load_weights({f"{b}/{name}": v for b, module in blocks.items() for name, v in module.state_dict().items()})
@@ -178,7 +185,10 @@ def _everybody(plan: ClientPlan, server: Server) -> ClientProfile:
     Raises:
         InputError: The clients share no whole model.
     """
-    profile = ClientProfile(_NOBODY, tuple(sorted(plan.model.encoders)))
+    if len(plan.tasks) > 1:
+        has = f"the tasks {listed(plan.tasks)}"
+        raise InputError(f"there is no model of all clients, who have {has}; expected a client: --client 0")
+    profile = ClientProfile(_NOBODY, tuple(sorted(plan.model.encoders)), task=next(iter(plan.tasks)))
     held = plan.held_blocks(profile)
     own = [f"{name} ({i.scope})" for name, i in held.items() if i.scope not in (Scope.SHARED, Scope.FROZEN)]
     if not own:
@@ -248,13 +258,15 @@ def _modalities(scenario: Scenario, fingerprint: str, profile: ClientProfile) ->
 def _scales(scenario: Scenario, fingerprint: str) -> dict[str, dict[str, Any]]:
     """Mean and deviation by channel, from the rows that clients train on."""
     sets = tuple(profile.modalities for profile in scenario.profiles())
-    dataset = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
-    if dataset.fingerprint() != fingerprint:
+    data, learned = scenario.data, scenario.learned
+    dataset = data.open_learned(scenario.modalities, scenario.seed, learned).load()
+    by_task = (data.labelled(dataset, task.labels) for task in learned.values())
+    if joint_fingerprint([own.fingerprint() for own in by_task]) != fingerprint:
         raise DataError("the data are not those of the run; expected these, of which data.standardize made the means")
-    targets = dataset.targets
+    targets = data.labelled(dataset, data.skewed_labels(learned)).targets
     groups = scenario.unseen_groups
-    divided = build_federation(scenario.data, targets, scenario.num_clients, scenario.seed, sets, groups)
-    federation = observe(divided, scenario.data, targets, scenario.groups, scenario.seed)
+    divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, groups)
+    federation = observe(divided, data, targets, scenario.groups, scenario.seed)
     found = channel_scales(dataset, federation, tuple(scenario.profiles()))
     return {
         name: {"kind": "channel", "mean": mean.tolist(), "deviation": deviation.tolist()}

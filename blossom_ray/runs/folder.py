@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import Progress, RoundRecord, Scoring, Stopped
+from blossom_ray.core.scores import is_of_training
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.read_back import read_back
 from blossom_ray.reading.scenario import Scenario, recorded_scenario
@@ -233,7 +234,7 @@ class Run:
             name: value
             for row in self.rounds.filter(is_there).to_dicts()
             for name, value in row.items()
-            if value is not None and name not in {*ROUND_COLUMNS, "train_loss"}
+            if value is not None and name not in ROUND_COLUMNS and not is_of_training(name)
             if Scoring.of_column(name).prefix in entry["prefixes"]
         }
         return Progress(entry["round"], metrics, 0.0, num_failures=self.failures.filter(is_there)["event"].n_unique())

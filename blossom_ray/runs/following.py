@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
+from blossom_ray.core.scores import task_prefix
 from blossom_ray.errors import RunError, RunFolderError
 from blossom_ray.runs.folder import Run, lock_folder
 from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS, TRAINED
@@ -120,7 +121,7 @@ def _evaluation(client: dict[str, Any]) -> ClientEvaluation:
         client=client["client"],
         num_examples=client["num_test_examples"],
         loss=client["loss"],
-        scores={name: value for name, value in client.items() if name not in _NO_SCORES and "/" not in name},
+        scores=_own_scores(client, {name: value for name, value in client.items() if name not in _NO_SCORES}),
         bytes_down=client["evaluate_bytes_down"] or 0,
         seconds=client["evaluate_seconds"] or 0.0,
         rounds_trained=client["rounds_trained"],
@@ -135,11 +136,18 @@ def _scored(client: dict[str, Any], prefix: str, count: str) -> ClientEvaluation
         client=client["client"],
         num_examples=client[count],
         loss=found.pop("loss"),
-        scores={name: value for name, value in found.items() if "/" not in name},
+        scores=_own_scores(client, found),
         bytes_down=client["evaluate_bytes_down"] if is_alone else 0,
         seconds=client["evaluate_seconds"] if is_alone else 0.0,
         rounds_trained=client["rounds_trained"],
     )
+
+
+def _own_scores(client: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a client's own task among columns without the prefix of what was scored."""
+    start = task_prefix(client.get("task") or "")
+    own = {name.removeprefix(start): value for name, value in columns.items() if name.startswith(start)}
+    return {name: value for name, value in own.items() if "/" not in name}
 
 
 def _block(block: dict[str, Any]) -> BlockRound:

@@ -45,6 +45,9 @@ def with_table(scenario: Scenario, dataset: Dataset, folder: Path) -> Scenario:
     if not isinstance(section.partition, GivenPartition):
         dataset = dataset.without_clients()
     name = dataset.fingerprint()
+    if dataset.label_columns:
+        prints = [dataset.labelled(column).fingerprint() for column in dataset.label_columns]
+        name = hashlib.sha256("".join([name, *prints]).encode()).hexdigest()
     if dataset.left_out:
         name = hashlib.sha256(f"{name}{dataset.left_out}".encode()).hexdigest()
     if dataset.pieces is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import RoundRecord, Scoring
+from blossom_ray.core.scores import is_of_training
 from blossom_ray.runs.table_files import table_schema, widen
 from blossom_ray.runs.tables import (
     CLIENT_COLUMNS,
@@ -80,16 +81,12 @@ def without_late_scores(tables: Mapping[str, pa.Table], entry: Mapping[str, Any]
     own = {*ROUND_COLUMNS, *CLIENT_COLUMNS, *SOME_COLUMNS} - {*_TEST}
     prefixes, scorings = entry["prefixes"], entry["classes"]
 
+    def stays(name: str) -> bool:
+        is_no_score = name in own or name.startswith(OBSERVED) or is_of_training(name)
+        return is_no_score or Scoring.of_column(name).prefix not in prefixes
+
     def without(found: list[_Row]) -> list[_Row]:
-        return [
-            {
-                name: value
-                if name in own or name.startswith(OBSERVED) or Scoring.of_column(name).prefix not in prefixes
-                else None
-                for name, value in row.items()
-            }
-            for row in found
-        ]
+        return [{name: value if stays(name) else None for name, value in row.items()} for row in found]
 
     def clients(found: list[_Row]) -> list[_Row]:
         kept = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.core.records import Failure, RoundRecord
-from blossom_ray.core.scores import SCORES, Task
+from blossom_ray.core.scores import SCORES, LearnedTask, task_prefix
 from blossom_ray.errors import first_line
 from blossom_ray.storage import appending, writing
 
@@ -33,15 +33,18 @@ class RunLog:
     Args:
         folder: The run's folder, whose name is the run id.
         scenario: The scenario's name.
-        task: The run's task.
+        learned: What its clients learn, by the name of the task.
 
     Every method raises `StorageError` where the disk is full, and `RunFolderError` where the file cannot be written.
     """
 
-    def __init__(self, folder: Path, scenario: str, task: Task) -> None:
+    def __init__(self, folder: Path, scenario: str, learned: Mapping[str, LearnedTask]) -> None:
         self._folder, self._scenario = folder, scenario
-        scores = ("loss", *(score.name for score in SCORES[task]))
-        self._names = ("train_loss", *scores, *(f"validation/{name}" for name in scores))
+        self._names: list[str] = []
+        for name, task in learned.items():
+            start = task_prefix(name)
+            scores = [f"{start}{score}" for score in ("loss", *(score.name for score in SCORES[task.kind]))]
+            self._names += [f"{start}train_loss", *scores, *(f"validation/{score}" for score in scores)]
         self._logger = logging.getLogger(LOGGER)
         if self._logger.level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)

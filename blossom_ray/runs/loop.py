@@ -173,7 +173,7 @@ def run(
                 watched = watched.after(record)
                 stopped = watched.end(record.round_index)
             yield replace(record, stopped=stopped)
-            undefined = undefined or undefined_note(record, scenario.task)
+            undefined = undefined or undefined_note(record, scenario.learned)
             untrained = untrained_note(preparation, record) if record.num_evaluated else untrained
             is_last = record.round_index == scenario.rounds or stopped is not None or stopping()
             yield from writer.after_round(record, server, watched, is_last=is_last)
@@ -186,7 +186,7 @@ def run(
         digest = {"shared": server.digest(), "private": private}
         if stopped is not None and (late := _late_scores(preparation, runtime, server, store, stopped)) is not None:
             yield LateScores(late)
-            undefined = undefined or undefined_note(late, scenario.task)
+            undefined = undefined or undefined_note(late, scenario.learned)
             described = runtime.describe()
         # No round's record has room for what goes wrong after the last one.
         failures = runtime.take_round().failures

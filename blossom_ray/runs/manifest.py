@@ -6,7 +6,7 @@ Older versions say less, others more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,7 +14,7 @@ from pydantic import Field
 from blossom_ray.core.blocks import CENTRAL
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.records import RoundRecord, Scoring
-from blossom_ray.core.scores import Task, default_score
+from blossom_ray.core.scores import LearnedTask, default_score, task_prefix
 from blossom_ray.reading.read_back import ReadBack
 from blossom_ray.rounds import may_leave_untrained
 from blossom_ray.runtime.preparation import Preparation
@@ -153,17 +153,19 @@ def statistics_notes(preparation: Preparation, server: Server) -> Iterator[str]:
     """What to say of blocks whose running statistics are nobody's own."""
     if preparation.scenario.sharing == CENTRAL:
         return
+    kinds = "modality sets" if len(preparation.plan.tasks) == 1 else "modality sets or tasks"
     for instance in mixed_statistics(server, preparation.plan, preparation.population.representatives()):
         yield (
-            f"{instance}: running statistics of normalisation are averaged over clients of different modality sets, "
+            f"{instance}: running statistics of normalisation are averaged over clients of different {kinds}, "
             "which can spoil their scores; model.norm_statistics: same-modalities averages them within each modality "
             "set, local not at all"
         )
 
 
-def undefined_note(record: RoundRecord, task: Task) -> str:
+def undefined_note(record: RoundRecord, learned: Mapping[str, LearnedTask]) -> str:
     """What to say of a round in which models gave outputs that are not finite; "" where all are."""
-    score = default_score(task).name
+    scores = {task: default_score(each.kind).name for task, each in learned.items()}
+    starts = tuple(f"{task_prefix(task)}{score}" for task, score in scores.items())
     kinds = {
         Scoring.OWN_TEST: "their own test samples",
         Scoring.VALIDATION: "their own validation samples",
@@ -177,13 +179,18 @@ def undefined_note(record: RoundRecord, task: Task) -> str:
     found = [
         where
         for scoring, where in kinds.items()
-        if any(math.isnan(value) for name, value in record.metrics.items() if name.startswith(scoring.prefix + score))
+        if any(
+            math.isnan(value)
+            for name, value in record.metrics.items()
+            if name.startswith(tuple(scoring.prefix + start for start in starts))
+        )
     ]
     if not found:
         return ""
     tuned = (*record.fine_tuned, *record.fine_tuned_validation)
     scored = (*record.evaluation, *record.validation, *tuned, *record.plain, *record.unseen, *record.fine_tuned_unseen)
-    clients = sorted({each.client for each in scored if math.isnan(each.scores[score] or 0)})
+    judges = set(scores.values())
+    clients = sorted({each.client for each in scored if any(math.isnan(each.scores.get(one) or 0) for one in judges)})
     whose = f" of client {clients[0]}" + (f" and {len(clients) - 1} others" if clients[1:] else "") if clients else ""
     return (
         f"round {record.round_index}: outputs{whose} on {' and '.join(found)} are not finite, so these scores are "
@@ -207,8 +214,11 @@ def untrained_note(preparation: Preparation, record: RoundRecord) -> str:
     if not parts:
         return ""
     prefix = "" if record.evaluation else Scoring.VALIDATION.prefix
-    metric = f"{prefix}{default_score(plan.task).name}_trained"
-    without = f"; {metric} is the score without them" if metric in record.metrics else ""
+    judges = {name: default_score(task.kind).name for name, task in plan.tasks.items()}
+    metrics = [f"{prefix}{task_prefix(name)}{score}_trained" for name, score in judges.items()]
+    found = [metric for metric in metrics if metric in record.metrics]
+    is_score = "is the score" if len(found) == 1 else "are the scores"
+    without = f"; {listed(found)} {is_score} without them" if found else ""
     return (
         f"{len(untrained)} of {len(scored)} scored clients never trained: their own {listed(parts)} have "
         f"initial values{without}"

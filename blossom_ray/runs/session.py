@@ -282,7 +282,7 @@ class Session:
     ) -> None:
         self._scenario, self._writer, self._stopping, self._address = scenario, writer, stopping, address
         self._profiles = tuple(scenario.profiles())
-        self._log = RunLog(writer.folder, scenario.name, scenario.task)
+        self._log = RunLog(writer.folder, scenario.name, scenario.learned)
         self._engines: Mapping[str, EngineName] | None = None
         self._losses: list[dict[str, object]] = []
         self._is_over = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import RoundRecord, Scoring
+from blossom_ray.core.scores import task_prefix
 
 Value = int | float | str | None
 Columns = dict[str, Sequence[Value]]
@@ -42,11 +43,14 @@ CLIENT_COLUMNS = {
     "evaluate_seconds": "double",
     "rounds_trained": "int32",
 }
-"""Behind them stands one `double` column per score of the task and, from the first round with them on, for the loss and
-scores after local fine-tuning, `fine_tuned/<score>`, and on the validation split, `validation/<score>` and
+"""With `tasks`, `task` stands behind them; losses are those of the client's own task. Then comes a `double` column per
+score of the task, `<task>/<score>` with `tasks`, and, from the first round with them on, for the loss and scores
+after local fine-tuning, `fine_tuned/<score>`, and on the validation split, `validation/<score>` and
 `validation/fine_tuned/<score>`; by the averaged model, where an algorithm has another one scored, `plain/<score>`; of
 clients that never train `unseen/<score>` and `unseen/fine_tuned/<score>`."""
-SOME_COLUMNS = {"num_validation_examples": "int64", "role": "string", "num_unseen_examples": "int64"}
+SOME_COLUMNS = {
+    "task": "string", "num_validation_examples": "int64", "role": "string", "num_unseen_examples": "int64",
+}  # fmt: skip
 """Column to Arrow type, where that is not `double`, of those that stand behind a table's own in some runs only."""
 OBSERVED = "num_observed/"
 """What columns of `clients` begin with, int64, that some runs have for modalities that training samples lack."""
@@ -191,6 +195,8 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         "evaluate_seconds": [sum(each.seconds for each in both) if both else None for both in scored],
         **_columns(seen, rounds_trained="rounds_trained"),
     }
+    if any(profiles[client].task for client in clients):
+        rows["task"] = [profiles[client].task for client in clients]
     for name in sorted({name for training in record.training for name in training.num_observed}):
         rows |= {OBSERVED + name: [None if each is None else each.num_observed.get(name) for each in trainings]}
     if record.validation:
@@ -198,10 +204,10 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
     if any(profile.is_unseen for profile in profiles):
         rows["role"] = ["unseen" if profiles[client].is_unseen else "train" for client in clients]
         rows |= _columns([unseen.get(client) for client in clients], num_unseen_examples="num_examples")
-    return rows | _score_columns(record, clients)
+    return rows | _score_columns(record, clients, profiles)
 
 
-def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
+def _score_columns(record: RoundRecord, clients: Sequence[int], profiles: Sequence[ClientProfile]) -> Columns:
     """Scores on each split, before and after local fine-tuning; no columns for what the round has not."""
     columns: Columns = {}
     for scoring, evaluations in (
@@ -214,9 +220,13 @@ def _score_columns(record: RoundRecord, clients: Sequence[int]) -> Columns:
         (Scoring.UNSEEN_FINE_TUNED, record.fine_tuned_unseen),
     ):
         prefix = scoring.prefix
-        # The loss on the test split is a column of its own.
-        own = {each.client: {**({"loss": each.loss} if prefix else {}), **each.scores} for each in evaluations}
-        for name in next(iter(own.values()), {}):
+        own: dict[int, dict[str, float | None]] = {}
+        for each in evaluations:
+            task = task_prefix(profiles[each.client].task)
+            # The loss on the test split is a column of its own.
+            own[each.client] = {"loss": each.loss} if prefix else {}
+            own[each.client] |= {f"{task}{name}": value for name, value in each.scores.items()}
+        for name in dict.fromkeys(name for scores in own.values() for name in scores):
             columns[prefix + name] = [own.get(client, {}).get(name) for client in clients]
     return columns
 

@@ -87,11 +87,12 @@ class FakeRuntime:
     ) -> Iterator[ChunkEvaluation]:
         """Each client takes some samples of class 0 for class 0 and the others for class 1, whatever the blocks are."""
         del blocks, round_index, scoring
-        rules = task_rules(self._plan.task)
+        task = self._plan.tasks[""]
+        rules = task_rules(task.kind)
         for number in (number for chunk in chunks for number in chunk.clients):
             client = self._clients[number]
             predictions = (np.arange(client.num_examples) >= client.num_correct).astype(np.int64)
-            tally = rules.tally(np.zeros_like(predictions), predictions, self._plan.num_outputs)
+            tally = rules.tally(np.zeros_like(predictions), predictions, task.num_outputs)
             scores = rules.scores(tally)
             record = ClientEvaluation(number, client.num_examples, client.loss, scores, bytes_down=0, seconds=0.0)
             yield ChunkEvaluation((record,), tally, {})

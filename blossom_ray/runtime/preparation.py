@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,14 +16,13 @@ from blossom_ray.algorithms.selection import Population
 from blossom_ray.authoring import AlgorithmServer, holdings, with_algorithm
 from blossom_ray.clients.losses import Objective
 from blossom_ray.clients.options import EngineName
-from blossom_ray.clients.plan import ClientPlan
+from blossom_ray.clients.plan import ClientPlan, TaskPlan
 from blossom_ray.clients.transforms import build_transforms
-from blossom_ray.core.blocks import CENTRAL, FUSION, HEAD, Block, ClientProfile, Scope, SharingScheme
+from blossom_ray.core.blocks import CENTRAL, FUSION, Block, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.records import Scoring
-from blossom_ray.core.scores import default_score
 from blossom_ray.core.section import Custom
-from blossom_ray.data.dataset import Dataset, LeftOut
+from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.observation import observation_digest, observe, observe_held_out
 from blossom_ray.data.division.standardization import standardized
@@ -36,6 +36,21 @@ from blossom_ray.tasks import task_rules
 
 
 @dataclass(frozen=True)
+class TaskFacts:
+    """What is known of the data of one task.
+
+    Attributes:
+        class_names: Name of each class, or of each target of a regression.
+        fingerprint: SHA-256 (hex) of the data with its labels.
+        partition: SHA-256 (hex) over which rows its clients have for training, validation and testing.
+    """
+
+    class_names: tuple[str, ...]
+    fingerprint: str
+    partition: str
+
+
+@dataclass(frozen=True)
 class Preparation:
     """Everything that a runtime and the loop need, small enough to be sent to every process.
 
@@ -45,11 +60,11 @@ class Preparation:
         population: The clients and their chunks.
         shards: Where their shards lie.
         num_held_out: Samples of the held-out global test set, which lies beside them; 0 where there is none to score.
-        fingerprint: SHA-256 (hex) of the data.
+        fingerprint: SHA-256 (hex) of the data; with `tasks`, over those of all tasks.
         partition: SHA-256 (hex) over which rows each client has for training, validation and testing.
         left_out: What is not in the data, and rows that no client has, by reason.
         notes: What else is to be known of the data and their division, in a line each.
-        class_names: Name of each class, or of each target of a regression.
+        task_facts: By task its classes and what it has of the data.
         client_names: What the user's data call each client, or its subjects; empty where samples are dealt.
         seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
         observation: SHA-256 (hex) over what is observed in which rows; "" where all clients observe all that they own.
@@ -66,7 +81,7 @@ class Preparation:
     left_out: tuple[LeftOut, ...] = ()
     client_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = ()
+    task_facts: Mapping[str, TaskFacts] = field(default_factory=dict)
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
     observation: str = ""
     observed: Mapping[str, Mapping[str, ObservedRows]] = field(default_factory=dict)
@@ -139,23 +154,39 @@ class Preparation:
 
     def describe(self) -> Mapping[str, object]:
         """What the run's manifest says about the data, and about what was timed."""
+        everyone = self.population.trained
+        whole = self._describe_task("", everyone) if "" in self.task_facts else self._describe_clients(everyone)
+        tasks = {
+            name: self._describe_task(name, [one for one in everyone if one.task == name])
+            for name in self.task_facts
+            if name
+        }
         return {
             "seconds_per_sample": {name: dict(times) for name, times in self.seconds_per_sample.items()},
             "data": {
                 "fingerprint": self.fingerprint,
                 "partition": self.partition,
-                "task": self.plan.task,
-                "num_classes": self.plan.num_outputs,
-                "class_names": list(self.class_names),
-                "input_shapes": {name: list(shape) for name, shape in self.plan.input_shapes.items()},
-                **_described_clients(self.shards, self.population.trained),
-                "num_held_out": self.num_held_out,
+                **whole,
                 "left_out": [asdict(entry) for entry in self.left_out],
                 "client_names": list(self.client_names),
                 **self._observation(),
                 **({"unseen": _described_clients(self.shards, unseen)} if (unseen := self.population.unseen) else {}),
+                **({"tasks": tasks} if tasks else {}),
             },
         }
+
+    def _describe_task(self, name: str, members: Sequence[ClientProfile]) -> dict[str, object]:
+        """A task as the manifest has it, with its clients."""
+        facts, task = self.task_facts[name], self.plan.tasks[name]
+        own = {"fingerprint": facts.fingerprint, "partition": facts.partition} if name else {}
+        told = {"task": task.kind, "num_classes": task.num_outputs, "class_names": list(facts.class_names)}
+        held_out = {} if task.has_held_out else {"num_held_out": 0}
+        return own | told | self._describe_clients(members) | held_out
+
+    def _describe_clients(self, members: Sequence[ClientProfile]) -> dict[str, object]:
+        shapes = {name: list(shape) for name, shape in self.plan.input_shapes.items()}
+        told = _described_clients(self.shards, members)
+        return {"input_shapes": shapes, **told, "num_held_out": self.num_held_out}
 
     def _observation(self) -> dict[str, object]:
         """The part of the manifest on what is observed; nothing where all is."""
@@ -190,14 +221,15 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     population = Population(
         tuple(scenario.profiles()), scenario.execution.chunk_size, scenario.server.clients_per_round
     )
-    dataset = scenario.data.open(scenario.modalities, scenario.seed, scenario.task).load()
-    dataset.check_task(scenario.task)
+    data, learned = scenario.data, scenario.learned
+    dataset = data.open_learned(scenario.modalities, scenario.seed, learned).load()
+    by_task = {name: data.labelled(dataset, task.labels) for name, task in learned.items()}
+    for name, own in by_task.items():
+        own.check_task(learned[name].kind)
     sets = tuple(profile.modalities for profile in population.profiles)
-    targets = dataset.targets
-    divided = build_federation(
-        scenario.data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups
-    )
-    federation = observe(divided, scenario.data, targets, scenario.groups, scenario.seed)
+    targets = data.labelled(dataset, data.skewed_labels(learned)).targets
+    divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups)
+    federation = observe(divided, data, targets, scenario.groups, scenario.seed)
     num_unused = dataset.num_samples - divided.num_samples - divided.num_beyond
     unused = {
         "samples that no client has (data.partition)": num_unused,
@@ -208,36 +240,47 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         unused[reason] = len(rows.flat) - len(federation.splits[split].flat)
     overlap = federation.overlap(dataset.pieces)
     given_notes = () if targets.clients is None else targets.clients.notes
-    fingerprint = dataset.fingerprint()
-    if isinstance(scenario.data, OwnData) and scenario.data.standardize:
+    facts = {name: _task_facts(name, own, divided, population) for name, own in by_task.items()}
+    fingerprint = joint_fingerprint([own.fingerprint for own in facts.values()])
+    tasks = {
+        name: TaskPlan(task.kind, by_task[name].num_classes, task.lr, by_task[name].held_out is not None)
+        for name, task in learned.items()
+    }
+    if scenario.tasks is not None:
+        dataset = _labelled_by_task(dataset, by_task)
+    del by_task  # before their inputs are there a second time
+    if isinstance(data, OwnData) and data.standardize:
         dataset = standardized(dataset, federation, population.profiles)
-    _try_training(scenario, dataset)
+    _try_training(scenario, tasks, dataset.input_shapes)
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
     views: list[Dataset] = []
     view_of = np.zeros(scenario.num_clients, np.int64)
-    if held_out is not None:
-        views, view_of = observe_held_out(held_out, scenario.data, scenario.groups, scenario.seed)
-        write_held_out(views, folder)
+    with_labels = [name for name, task in tasks.items() if task.has_held_out]
+    _check_held_out_labels(scenario, with_labels)
+    if held_out is not None and with_labels:
+        views, view_of = observe_held_out(held_out, data, scenario.groups, scenario.seed)
+        write_held_out(views, folder, with_labels)
     observed = observed_rows(federation, population.trained, views, view_of[: len(population.trained)].tolist())
     _check_gaps(scenario, observed)
     is_partial = federation is not divided or any(view is not held_out for view in views)
     shards = write_shards(dataset, federation, population.profiles, folder, view_of)
-    plan = client_plan(scenario, population, dataset.input_shapes, dataset.num_classes, observed, observed)
+    plan = client_plan(scenario, population, dataset.input_shapes, tasks, observed, observed)
     return Preparation(
         scenario=scenario,
         plan=plan,
         population=population,
         shards=shards,
-        num_held_out=0 if held_out is None else held_out.num_samples,
+        num_held_out=0 if held_out is None or not with_labels else held_out.num_samples,
         fingerprint=fingerprint,
         partition=divided.digest(),
         left_out=dataset.left_out + tuple(LeftOut(what, number) for what, number in unused.items() if number > 0),
-        class_names=tuple(dataset.class_names),
+        task_facts=facts,
         notes=(
             *dataset.notes,
             *given_notes,
             *(() if overlap is None else (str(overlap),)),
             *_unseen_notes(scenario, plan, population, divided),
+            *_task_notes(scenario, with_labels),
         ),
         client_names=federation.names,
         observation=observation_digest(federation, views) if is_partial else "",
@@ -249,7 +292,7 @@ def client_plan(
     scenario: Scenario,
     population: Population,
     input_shapes: Mapping[str, tuple[int, ...]],
-    num_outputs: int,
+    tasks: Mapping[str, TaskPlan],
     observed: Mapping[str, Mapping[str, ObservedRows]],
     sparse: Iterable[str],
 ) -> ClientPlan:
@@ -259,7 +302,7 @@ def client_plan(
         scenario: The scenario.
         population: Its clients.
         input_shapes: Shape of one sample by modality.
-        num_outputs: Number of classes, or of targets.
+        tasks: What the clients of each task learn.
         observed: As in `Preparation`.
         sparse: The modalities that some sample of an owner lacks.
 
@@ -272,14 +315,14 @@ def client_plan(
     plan = ClientPlan(
         model=scenario.model,
         training=scenario.training,
-        scheme=_with_frozen_code(scenario, input_shapes, num_outputs),
+        scheme=_with_frozen_code(scenario, input_shapes, tasks),
         seed=scenario.seeds.training,
         input_shapes=input_shapes,
-        num_outputs=num_outputs,
+        tasks=tasks,
         evaluation_batch_size=scenario.evaluation.batch_size,
+        num_rounds=scenario.rounds,
         fine_tune=scenario.evaluation.fine_tune,
         unseen_start=scenario.evaluation.unseen.start,
-        task=scenario.task,
         metrics=scenario.evaluation.metrics,
         weighting=scenario.server.weighting,
         engines=engines,
@@ -295,7 +338,7 @@ def _unseen_notes(
     scenario: Scenario, plan: ClientPlan, population: Population, federation: Federation
 ) -> Iterator[str]:
     """What to say of clients that never train: what of them is untrained, and who has too few samples."""
-    score = f"{Scoring.UNSEEN.prefix}{default_score(plan.task).name}"
+    score = f"{Scoring.UNSEEN.prefix}{scenario.judge[0]}"
     kinds = population.unseen_representatives()
     averaged = {str(name) for profile in kinds for name in plan.private_averages(profile)}
     if averaged:
@@ -311,27 +354,73 @@ def _unseen_notes(
         yield f"{len(short)} of {len(shots)} unseen clients have fewer samples than shots, the fewest {min(short)}"
 
 
-def _try_training(scenario: Scenario, dataset: Dataset) -> None:
+def joint_fingerprint(of_tasks: Sequence[str]) -> str:
+    """SHA-256 (hex) of data with the labels of several tasks, from those with the labels of each."""
+    return of_tasks[0] if len(of_tasks) == 1 else hashlib.sha256("".join(of_tasks).encode()).hexdigest()
+
+
+def _task_facts(name: str, dataset: Dataset, federation: Federation, population: Population) -> TaskFacts:
+    """What is known of the data of a task."""
+    members = [profile.index for profile in population.profiles if profile.task == name]
+    partition = federation if len(members) == federation.num_clients else federation.only(members)
+    return TaskFacts(tuple(dataset.class_names), dataset.fingerprint(), partition.digest())
+
+
+def _labelled_by_task(dataset: Dataset, by_task: Mapping[str, Dataset]) -> Dataset:
+    """The data set, and its held-out set, with the labels of each task as the label column of its name."""
+    columns = {name: LabelColumn(own.labels, own.class_names) for name, own in by_task.items()}
+    tests = {name: own.held_out for name, own in by_task.items() if own.held_out is not None}
+    held_out = dataset.held_out
+    if held_out is not None:
+        held_out_columns = {name: LabelColumn(own.labels, own.class_names) for name, own in tests.items()}
+        held_out = replace(held_out, label_columns=held_out_columns)
+    return replace(dataset, label_columns=columns, held_out=held_out)
+
+
+def _check_held_out_labels(scenario: Scenario, held_out: Collection[str]) -> None:
+    """Refuse clients whose samples are of the held-out part, and whose task has no labels there.
+
+    Raises:
+        InputError: There are some.
+    """
+    for index, group in enumerate(scenario.groups):
+        if group.rows == "held-out" and (group.task or next(iter(scenario.learned))) not in held_out:
+            found = f"clients.{index}.rows is 'held-out', where the task {group.task!r} has other classes"
+            raise InputError(f"{found}; expected 'shared', or another task")
+
+
+def _task_notes(scenario: Scenario, held_out: Collection[str]) -> Iterator[str]:
+    """What is to be known of tasks whose labels the held-out set does not have."""
+    for name in scenario.learned:
+        if held_out and name not in held_out and scenario.evaluation.held_out != "never":
+            yield f"{name}: the held-out set has other classes, so there are no held-out scores of this task"
+
+
+def _try_training(
+    scenario: Scenario, tasks: Mapping[str, TaskPlan], input_shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     """Build what clients train with, so that what does not fit is known before a round begins."""
     import torch
 
-    training, rules = scenario.training, task_rules(scenario.task)
-    Objective(training.loss, rules, scenario.task, dataset.num_classes, torch.device("cpu"))
-    build_transforms(training.transform, dataset.input_shapes, scenario.modalities)
+    training = scenario.training
+    for task in tasks.values():
+        Objective(training.loss, task_rules(task.kind), task.kind, task.num_outputs, torch.device("cpu"))
+    build_transforms(training.transform, input_shapes, scenario.modalities)
 
 
 def _with_frozen_code(
-    scenario: Scenario, input_shapes: Mapping[str, tuple[int, ...]], num_outputs: int
+    scenario: Scenario, input_shapes: Mapping[str, tuple[int, ...]], tasks: Mapping[str, TaskPlan]
 ) -> SharingScheme:
     """The scheme, with the scope `frozen` for own code whose parameters come frozen: nobody trains or averages it."""
     from blossom_ray.models.build import build_block
 
     model, scheme = scenario.model, scenario.scheme
     sections: dict[Block, object] = {Block("encoder", name): section for name, section in model.encoders.items()}
-    sections |= {FUSION: model.fusion, HEAD: model.head}
+    sections |= {FUSION: model.fusion, **{Block("head", name): model.head for name in tasks}}
     frozen: list[Block] = []
     for name, section in sections.items():
         if isinstance(section, Custom):
+            num_outputs = tasks[name.of if name.kind == "head" else next(iter(tasks))].num_outputs
             block = build_block(name, model, input_shapes, num_outputs, scenario.seeds.training)
             parameters = list(block.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -391,14 +480,21 @@ def _split_blocks(plan: ClientPlan, population: Population) -> frozenset[str]:
     holders: defaultdict[Block, set[str]] = defaultdict(set)
     for profile in population.representatives():
         for name, instance in plan.held_blocks(profile).items():
-            is_common = instance.scope in (Scope.SHARED, Scope.GROUP) and name.kind != "prototype"
-            if is_common or (name in sparse and instance.scope is Scope.SAME_MODALITIES):
+            is_common = instance.scope in _OF_SEVERAL_SETS and name.kind != "prototype"
+            if is_common or (name in sparse and instance.scope in _OF_ONE_SET):
                 holders[name].add(profile.modality_set)
+
+    def has_statistics(name: Block) -> bool:
+        num_outputs = plan.tasks[name.of if name.kind == "head" else next(iter(plan.tasks))].num_outputs
+        block = build_block(name, model, plan.input_shapes, num_outputs, plan.seed)
+        return len(block_layout(block, model.norm_statistics).buffers) > 0
+
     return frozenset(
         name
         for name, sets in holders.items()
-        if (name in sparse or (len(sets) > 1 and model.norm_statistics == "same-modalities"))
-        and block_layout(
-            build_block(name, model, plan.input_shapes, plan.num_outputs, plan.seed), model.norm_statistics
-        ).buffers
+        if (name in sparse or (len(sets) > 1 and model.norm_statistics == "same-modalities")) and has_statistics(name)
     )
+
+
+_OF_SEVERAL_SETS = (Scope.SHARED, Scope.SAME_TASK, Scope.GROUP)
+_OF_ONE_SET = (Scope.SAME_MODALITIES, Scope.SAME_MODALITIES_AND_TASK)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from ray.util import metrics as ray_metrics
 
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.records import RoundRecord
-from blossom_ray.core.scores import SCORES, Task
+from blossom_ray.core.scores import SCORES, LearnedTask, Task, of_task
 from blossom_ray.reading.scenario import Scenario
 
 RUN_TAGS = ("scenario", "run")
@@ -66,7 +66,8 @@ METRICS: Mapping[str, Metric] = {
     "blossom_actor_memory_bytes": Metric("gauge", "Resident sets in bytes, summed over processes.", ("kind",)),
     "blossom_actor_memory_max_bytes": Metric("gauge", "Largest resident set of a process in bytes.", ("kind",)),
 }
-"""By name. Spilled bytes are not among them: Ray has them as `ray_spill_manager_objects_bytes`."""
+"""By name; in a run with `tasks` scores and losses have the tag `task` besides. Spilled bytes are not among them: Ray
+has them as `ray_spill_manager_objects_bytes`."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class RunMetrics:
     def __init__(self, scenario: Scenario, run_id: str) -> None:
         tags = dict(zip(RUN_TAGS, (scenario.name, run_id), strict=True))
         self._scenario, self._profiles = scenario, tuple(scenario.profiles())
-        self._made = {name: _made(name, metric, tags) for name, metric in METRICS.items()}
+        self._made = {
+            name: _made(name, metric, tags, has_tasks=bool(scenario.tasks)) for name, metric in METRICS.items()
+        }
         self._process = psutil.Process()
 
     def record(self, event: Any) -> None:
@@ -97,7 +100,7 @@ class RunMetrics:
         if not isinstance(event, RoundRecord):
             return
         memory_bytes, scenario = self._process.memory_info().rss, self._scenario
-        for reading in readings(event, self._profiles, scenario.task, scenario.rounds, memory_bytes):
+        for reading in readings(event, self._profiles, scenario.learned, scenario.rounds, memory_bytes):
             metric = self._made[reading.metric]
             if isinstance(metric, ray_metrics.Gauge):
                 metric.set(reading.value, dict(reading.tags))
@@ -105,22 +108,29 @@ class RunMetrics:
                 metric.inc(reading.value, dict(reading.tags))
 
 
-def _made(name: str, metric: Metric, tags: dict[str, str]) -> ray_metrics.Counter | ray_metrics.Gauge:
+def _made(
+    name: str, metric: Metric, tags: dict[str, str], *, has_tasks: bool
+) -> ray_metrics.Counter | ray_metrics.Gauge:
     kind = ray_metrics.Counter if metric.kind == "counter" else ray_metrics.Gauge
-    made = kind(name, description=metric.description, tag_keys=(*RUN_TAGS, *metric.tags))
+    more = ("task",) if has_tasks and name.endswith(("_score", "_loss")) else ()
+    made = kind(name, description=metric.description, tag_keys=(*RUN_TAGS, *metric.tags, *more))
     made.set_default_tags(tags)
     return made
 
 
 def readings(
-    record: RoundRecord, profiles: Sequence[ClientProfile], task: Task, num_rounds: int, driver_memory_bytes: int
+    record: RoundRecord,
+    profiles: Sequence[ClientProfile],
+    learned: Mapping[str, LearnedTask],
+    num_rounds: int,
+    driver_memory_bytes: int,
 ) -> Iterator[Reading]:
     """What one round tells.
 
     Args:
         record: The round.
         profiles: All clients in the order of their ids.
-        task: The run's task.
+        learned: What clients learn, by the name of the task.
         num_rounds: The scenario's `rounds`.
         driver_memory_bytes: Resident set of the process that runs the loop.
     """
@@ -133,7 +143,10 @@ def readings(
         yield Reading("blossom_round_seconds", seconds, {"phase": phase})
     yield from _client_readings(record, profiles)
     yield from _block_readings(record)
-    yield from _score_readings(record, task)
+    for name, task in learned.items():
+        tags = {"task": name} if name else {}
+        found = _score_readings(of_task(record.metrics, name), task.kind)
+        yield from (replace(reading, tags={**reading.tags, **tags}) for reading in found)
     for (phase, action), count in Counter((failure.phase, failure.action) for failure in record.failures).items():
         yield Reading("blossom_failures", count, {"phase": phase, "action": action})
     yield from _actor_readings(record, driver_memory_bytes)
@@ -165,11 +178,11 @@ def _block_readings(record: RoundRecord) -> Iterator[Reading]:
         yield Reading("blossom_block_bytes", num_bytes, {"block": name, "scope": scope, "direction": direction})
 
 
-def _score_readings(record: RoundRecord, task: Task) -> Iterator[Reading]:
-    if "train_loss" in record.metrics:
-        yield Reading("blossom_train_loss", record.metrics["train_loss"])
+def _score_readings(metrics: Mapping[str, float], task: Task) -> Iterator[Reading]:
+    if "train_loss" in metrics:
+        yield Reading("blossom_train_loss", metrics["train_loss"])
     names = {"loss", *(score.name for score in SCORES[task])}
-    for column, value in record.metrics.items():
+    for column, value in metrics.items():
         metric = "blossom_validation_score" if column.startswith("validation/") else "blossom_score"
         score, _, owned = column.removeprefix("validation/").partition("/")
         if score in names:

@@ -16,7 +16,7 @@ from blossom_ray.clients.options import Training, ignored_keys
 from blossom_ray.core.blocks import ANY_ENCODER, CENTRAL, SCHEME_NAMES, Block, Scope, SharingScheme, model_blocks
 from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
-from blossom_ray.core.scores import SCORES, SUFFIXES, Task
+from blossom_ray.core.scores import OTHER_COLUMNS, PREFIXES, SCORES, SUFFIXES, LearnedTask, Task, task_prefix
 from blossom_ray.core.section import Finding, find_conflicts
 from blossom_ray.data.division.options import (
     ClientGroup,
@@ -46,7 +46,8 @@ def _rule(check: _Rule) -> _Rule:
     """A rule, which runs where all sections that its parameters name are there and right in themselves.
 
     Beside the sections, a parameter can be `from_data` (the text, in the place of `clients`), `num_clients` (those that
-    train), `num_parts` (those that share the data set's samples), `scopes` (by block), and `sections` (all of them).
+    train), `num_parts` (those that share the data set's samples), `learned` (by task, as `ScenarioTree.learned`),
+    `scopes` (by block), and `sections` (all of them).
     """
     code = check.__code__
     _RULES.append((code.co_varnames[: code.co_argcount], check))
@@ -68,6 +69,8 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         groups = known["clients"]
         known["num_clients"] = sum(group.count for group in groups if group.role == "train")
         known["num_parts"] = sum(group.count for group in groups if group.rows == "shared")
+    if "task" in sections and "tasks" in sections:
+        known["learned"] = sections["tasks"] or {"": LearnedTask(kind=sections["task"])}
     if scopes := _scopes(sections):
         known["scopes"] = scopes
     for needed, check in _RULES:
@@ -122,8 +125,105 @@ def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 @_rule
-def _task(data: Data, task: Task) -> Iterator[Finding]:
-    yield from data.task_problems(task)
+def _task(data: Data, learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    known = data.facts.labels
+    for name, task in learned.items():
+        where = f"tasks.{name}"
+        if task.labels is None or task.labels == next(iter(known), None):
+            for finding in data.task_problems(task.kind):
+                yield finding._replace(path=f"{where}.kind") if name and finding.path == "task" else finding
+        elif known and task.labels not in known:
+            yield Finding(f"{where}.labels", shown(task.labels), one_of(known) + did_you_mean(task.labels, known))
+        elif known and task.kind not in known[task.labels]:
+            found = f"is {task.kind!r}, which the labels {task.labels!r} do not serve"
+            yield Finding(f"{where}.kind", found, one_of(known[task.labels]))
+        if task.labels in _OF_SUBJECTS:
+            if data.split in ("subject", "common-subject"):
+                found = (
+                    f"is {task.labels!r}, while data.split is {data.split!r}, which tests on others than it trains on"
+                )
+                yield Finding(f"{where}.labels", found, "other labels, or another data.split")
+            if isinstance(data, SyntheticData) and data.subjects is None:
+                yield Finding(
+                    f"{where}.labels", f"is {task.labels!r}, while data.subjects is null", "a number of subjects"
+                )
+        if task.class_names is not None and not isinstance(data, TableData):
+            found = f"is given, while data.dataset is {data.dataset!r}, which has names of its own"
+            yield Finding(f"{where}.class_names", found, "null")
+
+
+_OF_SUBJECTS = ("subject", "speaker")
+
+
+@_rule
+def _generated_labels(data: Data, tasks: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    """Generated labels are of one kind; those that have a name are of a classification."""
+    if not isinstance(data, SyntheticData):
+        return
+    kinds = ["classification" for task in tasks.values() if task.labels is not None]
+    kinds += [task.kind for task in tasks.values() if task.labels is None]
+    for name, task in tasks.items():
+        if task.labels is None and task.kind != kinds[0]:
+            yield Finding(f"tasks.{name}.kind", f"is {task.kind!r}, while other labels are of a {kinds[0]}", kinds[0])
+
+
+@_rule
+def _task_names(tasks: Mapping[str, LearnedTask], task: Task, model: Model) -> Iterator[Finding]:
+    if task != "classification":
+        yield Finding("task", f"is {task!r}, while there are tasks, each of its own kind", "no task beside tasks")
+    scores = {score.name for scores in SCORES.values() for score in scores}
+    scorings = {word for prefix in PREFIXES for word in prefix.split("/")}
+    for name in tasks:
+        if name in scores | scorings | OTHER_COLUMNS | {"test", "unseen", *model.encoders}:
+            yield Finding(f"tasks.{name}", "is the name of a score, a column or a modality, too", "another name")
+
+
+@_rule
+def _client_tasks(learned: Mapping[str, LearnedTask], clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+    names = [name for name in learned if name]
+    for index, group in enumerate(clients):
+        path = f"clients.{index}.task"
+        if group.task is not None and group.task not in names:
+            expected = one_of(names) + did_you_mean(group.task, names) if names else "null, or tasks by name"
+            yield Finding(path, shown(group.task) + ("" if names else ", while there are no tasks"), expected)
+        if group.task is None and len(names) > 1:
+            yield Finding(path, f"is null, while there are the tasks {listed(names)}", "one of them")
+    for name in names if len(names) > 1 else ():
+        if all(group.task != name for group in clients):
+            yield Finding(f"tasks.{name}", "is a task that no client has", "clients with this task")
+
+
+@_rule
+def _tasks_from_data(from_data: str, tasks: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    if len(tasks) > 1:
+        found = f"is {from_data!r}, while there are the tasks {listed(tasks)}"
+        yield Finding("clients", found, "groups of clients, each with its task")
+
+
+@_rule
+def _skewed_labels(data: Data, learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    labels = data.partition.labels if isinstance(data.partition, DirichletPartition) else None
+    if labels is None:
+        return
+    path, known = "data.partition.labels", data.facts.labels or [task.labels for task in learned.values()]
+    if "" in learned:
+        yield Finding(path, f"is {labels!r}, while there are no tasks", "null")
+    elif labels not in known:
+        yield Finding(path, shown(labels), one_of(name for name in known if name is not None))
+
+
+@_rule
+def _task_scopes(sharing: str | Mapping[str, str], learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    for block, scope in () if isinstance(sharing, str) else sharing.items():
+        if "" in learned and "same-task" in scope:
+            yield Finding(f"sharing.{block}", f"is {scope!r}, while there are no tasks", "another scope, or tasks")
+
+
+@_rule
+def _metrics_of_tasks(evaluation: Evaluation, learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    if evaluation.metrics and len(kinds := {task.kind for task in learned.values()}) > 1:
+        found = f"are given, while the tasks are of the kinds {listed(sorted(kinds))}, whose labels differ"
+        yield Finding("evaluation.metrics", found, "none, or tasks of one kind")
 
 
 @_rule
@@ -319,11 +419,13 @@ def _client_counts(data: Data, num_parts: int) -> Iterator[Finding]:
 
 
 @_rule
-def _sharing_map(sharing: str | Mapping[str, str], model: Model) -> Iterator[Finding]:
+def _sharing_map(
+    sharing: str | Mapping[str, str], model: Model, learned: Mapping[str, LearnedTask]
+) -> Iterator[Finding]:
     if isinstance(sharing, str):
         return
     blocks = model_blocks(model.encoders)
-    known = (ANY_ENCODER, *blocks)
+    known = _named_blocks(model, learned)
     for block in sharing:
         if block not in known:
             expected = one_of(known) + did_you_mean(block, known)
@@ -337,6 +439,11 @@ def _sharing_map(sharing: str | Mapping[str, str], model: Model) -> Iterator[Fin
     if uncovered:
         each = f"a scope for every block: {listed(blocks)} ({ANY_ENCODER} stands for every encoder)"
         yield Finding("sharing", f"says nothing about {listed(uncovered)}", each)
+
+
+def _named_blocks(model: Model, learned: Mapping[str, LearnedTask]) -> tuple[str, ...]:
+    """What a map by block may name."""
+    return (ANY_ENCODER, *model_blocks(model.encoders), *(Block("head", name) for name in learned if name))
 
 
 @_rule
@@ -370,17 +477,27 @@ def _stop_rounds(stop: Stop, rounds: int) -> Iterator[Finding]:
 
 
 @_rule
-def _stop_metric(stop: Stop, task: Task, evaluation: Evaluation, clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+def _stop_metric(
+    stop: Stop, learned: Mapping[str, LearnedTask], evaluation: Evaluation, clients: tuple[ClientGroup, ...]
+) -> Iterator[Finding]:
+    known: list[str] = []
+    examples: list[str] = []
+    for task, section in learned.items():
+        own, sets = tuple(evaluation.metrics), {group.modality_set for group in clients if group.task in (None, task)}
+        pooled = [score.name for score in SCORES[section.kind]]
+        names = ["loss", *pooled, *own]
+        plain = [*names, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES if suffix != "_pooled")]
+        plain += [*(f"{name}_pooled" for name in pooled), *(f"{name}/{one}" for name in names for one in sets)]
+        known += [f"{task_prefix(task)}{name}" for name in plain]
+        examples += [f"{task_prefix(task)}{name}" for name in names]
     if stop.metric is None:
+        if len(learned) > 1:
+            found = f"is null, while there are the tasks {listed(learned)}"
+            yield Finding("stop.metric", found, f"a score of one of them, such as {examples[1]!r}")
         return
-    own, sets = tuple(evaluation.metrics), {group.modality_set for group in clients}
-    pooled = [score.name for score in SCORES[task]]
-    names = ["loss", *pooled, *own]
-    plain = [*names, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES if suffix != "_pooled")]
-    known = [*plain, *(f"{name}_pooled" for name in pooled), *(f"{name}/{one}" for name in names for one in sets)]
     metric = stop.metric.removeprefix("validation/")
     if metric not in known:
-        expected = f"a score on the clients' validation splits, such as {listed(names)}"
+        expected = f"a score on the clients' validation splits, such as {listed(examples)}"
         yield Finding("stop.metric", shown(stop.metric), expected + did_you_mean(metric, known))
 
 
@@ -399,10 +516,11 @@ def _engines(training: Training, clients: tuple[ClientGroup, ...]) -> Iterator[F
 
 
 @_rule
-def _loss(training: Training, task: Task, data: Data) -> Iterator[Finding]:
-    num_classes = data.classes if isinstance(data, SyntheticData) else None
-    for finding in training.loss.misfits(task, num_classes):
-        yield finding._replace(path=f"training.loss.{finding.path}")
+def _loss(training: Training, learned: Mapping[str, LearnedTask], data: Data) -> Iterator[Finding]:
+    for task in learned.values():
+        num_classes = data.classes if isinstance(data, SyntheticData) and task.labels in (None, "class") else None
+        for finding in training.loss.misfits(task.kind, num_classes):
+            yield finding._replace(path=f"training.loss.{finding.path}")
 
 
 @_rule
@@ -421,8 +539,8 @@ def _transform_shapes(training: Training, data: Data, model: Model) -> Iterator[
 
 
 @_rule
-def _optimizer_blocks(training: Training, model: Model) -> Iterator[Finding]:
-    known = (ANY_ENCODER, *model_blocks(model.encoders))
+def _optimizer_blocks(training: Training, model: Model, learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    known = _named_blocks(model, learned)
     for block in training.optimizer.blocks:
         if block not in known:
             expected = one_of(known) + did_you_mean(block, known)
@@ -469,6 +587,10 @@ def _central(sharing: str | Mapping[str, str], sections: Mapping[str, Any]) -> I
         found = getattr(sections.get(section), key, value)
         if found != value:
             yield Finding(path, f"{shown(getattr(found, 'kind', found))}, while sharing is 'central'", expected)
+    if sections.get("tasks") is not None:
+        yield Finding(
+            "tasks", "are there, while sharing is 'central', which trains one model", "null, or another scheme"
+        )
     kind = getattr(sections.get("algorithm"), "kind", "fedavg")
     if kind != "fedavg":
         yield Finding("algorithm.kind", f"is {kind!r}, while sharing is 'central'", "'fedavg'")
@@ -483,10 +605,12 @@ def _passes(algorithm: AlgorithmOption, training: Training) -> Iterator[Finding]
 
 
 @_rule
-def _classes(algorithm: AlgorithmOption, task: Task) -> Iterator[Finding]:
-    if task != "classification" and algorithm.kind in OF_CLASSES:
-        found = f"is {algorithm.kind!r}, which has a place for each class, while task is {task!r}"
-        yield Finding("algorithm.kind", found, "another kind, or task: classification")
+def _classes(algorithm: AlgorithmOption, learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    for name, task in learned.items():
+        if task.kind != "classification" and algorithm.kind in OF_CLASSES:
+            where = f"tasks.{name}.kind" if name else "task"
+            found = f"is {algorithm.kind!r}, which has a place for each class, while {where} is {task.kind!r}"
+            yield Finding("algorithm.kind", found, "another kind, or task: classification")
 
 
 @_rule
@@ -509,10 +633,11 @@ def _alternation(training: Training, scopes: Mapping[str, Scope]) -> Iterator[Fi
 
 
 @_rule
-def _entropies(task: Task, server: Server) -> Iterator[Finding]:
-    if server.weighting == "entropy" and task != "classification":
-        found = f"is 'entropy', while the task is {task!r}, which has no probabilities of classes"
-        yield Finding("server.weighting", found, "'samples' or 'uniform'")
+def _entropies(learned: Mapping[str, LearnedTask], server: Server) -> Iterator[Finding]:
+    for task in learned.values():
+        if server.weighting == "entropy" and task.kind != "classification":
+            found = f"is 'entropy', while the task is {task.kind!r}, which has no probabilities of classes"
+            yield Finding("server.weighting", found, "'samples' or 'uniform'")
 
 
 @_rule

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from blossom_ray.core.records import RoundRecord, Stopped
-from blossom_ray.core.scores import default_score, find_score
+from blossom_ray.core.scores import find_score
 from blossom_ray.scenario.sections import Stop
 from blossom_ray.scenario.tree import ScenarioTree
 
@@ -41,7 +41,7 @@ class EarlyStopping:
         section = scenario.stop
         if section is None:
             return None
-        name = (section.metric or default_score(scenario.task).name).removeprefix("validation/")
+        name = (section.metric or scenario.judge[0]).removeprefix("validation/")
         score = find_score(name, scenario.own_scores)
         assert score is not None, "scenarios with another metric are refused"
         return cls(f"validation/{name}", score.lower_is_better, section, scenario.rounds)

@@ -38,6 +38,9 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("clients", _EACH, "role"): "train",
     ("clients", _EACH, "rows"): "shared",
     ("clients", _EACH, "shots"): None,
+    ("tasks",): None,
+    ("clients", _EACH, "task"): None,
+    ("data", "partition", "labels"): None,
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now.
 

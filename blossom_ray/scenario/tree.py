@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from blossom_ray.algorithms.options import AlgorithmOption, FederatedAveraging, Server, given_section
 from blossom_ray.clients.options import EngineName, Training
-from blossom_ray.core.blocks import ClientProfile, SchemeName, ScopeName, SharingScheme
-from blossom_ray.core.scores import Score, Task
+from blossom_ray.core.blocks import ClientProfile, SchemeName, ScopeName, SharingScheme, sorted_scope
+from blossom_ray.core.scores import LearnedTask, Score, Task, TaskName, default_score, task_prefix
 from blossom_ray.core.section import Section
 from blossom_ray.data.division.options import ClientGroup, Clients
 from blossom_ray.data.options import Data
@@ -75,6 +75,9 @@ class ScenarioTree(Section):
     """Number of rounds. Rounds count from 1; round 0 is the untrained model."""
     task: Task = "classification"
     """What is learned: one class per sample, any number of classes (`multilabel`), or numbers (`regression`)."""
+    tasks: Annotated[dict[TaskName, LearnedTask], Field(min_length=1)] | None = None
+    """Several tasks in one federation, by name, in the place of `task`: each group of clients has one, each task a head
+    and scores of its own. null: all clients learn `task`."""
     compat: Literal["blossom-reference"] | None = None
     """Repeat the mathematics of the paper's published code: sets `data.draws`, `model.missing`, `training.schedule` and
     `training.min_batch_size` where they are left out, and refuses other values. Its faulty state is not repeated."""
@@ -85,7 +88,7 @@ class ScenarioTree(Section):
     `data.partition: {kind: given}`, and the scenario of a run has the groups that were found."""
     model: Model
     """The late-fusion model."""
-    sharing: SchemeName | dict[str, ScopeName] = "private-head-fusion"
+    sharing: SchemeName | dict[str, Annotated[ScopeName, BeforeValidator(sorted_scope)]] = "private-head-fusion"
     """A named scheme, or a map from block name (`encoder/<modality>`, `encoder/*`, `fusion`, `head`) to scope.
     `central` is no federation but the pooled reference: one model, trained on all clients' training splits in one
     place. It bounds no personalised model, whose clients keep blocks of their own."""
@@ -149,6 +152,18 @@ class ScenarioTree(Section):
         return sum(group.count for group in self.unseen_groups)
 
     @property
+    def learned(self) -> Mapping[str, LearnedTask]:
+        """What clients learn, by the name of the task; "" is the only one of a scenario without `tasks`."""
+        return self.tasks or {"": LearnedTask(kind=self.task)}
+
+    @property
+    def judge(self) -> tuple[str, Score]:
+        """What a run is judged by where nobody says otherwise: the first score of its first task, and its column."""
+        name, task = next(iter(self.learned.items()))
+        score = default_score(task.kind)
+        return f"{task_prefix(name)}{score.name}", score
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """All modalities of the federation, sorted."""
         return tuple(sorted(self.model.encoders))
@@ -181,9 +196,9 @@ class ScenarioTree(Section):
 
     def profiles(self) -> Iterator[ClientProfile]:
         """The clients in the order of their ids."""
-        index = 0
+        index, only = 0, next(iter(self.learned))
         for group in self.groups:
             modalities = tuple(sorted(group.modalities))
             for _ in range(group.count):
-                yield ClientProfile(index, modalities, group.group, group.role == "unseen")
+                yield ClientProfile(index, modalities, group.group, group.role == "unseen", group.task or only)
                 index += 1

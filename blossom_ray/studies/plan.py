@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blossom_ray.algorithms.selection import Chunk, Signature, fraction_of
+from blossom_ray.algorithms.selection import Chunk, fraction_of
 from blossom_ray.authoring import rows_bytes
 from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.local_training import one_thread
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
+from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope, Signature
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.measurement import ChunkProbe, choose_engines, has_own_code, uses_gpu
@@ -128,8 +128,12 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
         actors = num_actors(execution, num_clients, room, whole_chunks=stacks)
         actor_of = actor_of_client(execution, population.chunks, preparation.costs(), actors, stacked=stacked)
     kinds = (*population.representatives(), *population.unseen_representatives())
-    workspaces = {profile.modality_set: client_workspace(preparation.plan, profile) for profile in kinds}
-    parameters = {name: sum(f.num_parameters for f in found.flat.values()) for name, found in workspaces.items()}
+    workspaces = {_model_of(profile): client_workspace(preparation.plan, profile) for profile in kinds}
+    # Tasks differ in their heads: the largest model of a set counts.
+    parameters: dict[str, int] = {}
+    for (name, _), found in workspaces.items():
+        own = sum(flat.num_parameters for flat in found.flat.values())
+        parameters[name] = max(own, parameters.get(name, 0))
     return Plan(
         sets={name: _set_plan(preparation, name, parameters[name]) for name in scenario.modality_sets},
         clients_per_round=population.cohort_size,
@@ -151,6 +155,11 @@ def _unseen_notes(preparation: Preparation) -> list[str]:
         return []
     train, test = (int(counts[members].sum()) for counts in (preparation.shards.num_train, preparation.shards.num_test))
     return [f"{len(members)} unseen clients besides, with {train:,} samples to fine-tune on and {test:,} to test on"]
+
+
+def _model_of(profile: ClientProfile) -> tuple[str, str]:
+    """What the model of a client follows from: modality set and task."""
+    return profile.modality_set, profile.task
 
 
 def _kept_notes(preparation: Preparation, parameters: Mapping[str, int]) -> list[str]:
@@ -263,7 +272,9 @@ class Memory:
     total: int
 
 
-def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace]) -> dict[BlockInstance, BlockTraffic]:
+def block_traffic(
+    preparation: Preparation, workspaces: Mapping[tuple[str, str], Workspace]
+) -> dict[BlockInstance, BlockTraffic]:
     """Holders, size and traffic of every block instance, in sorted order.
 
     A client is sent a version once. A block changes in every round, so in an average one the cohort fetches it, unless
@@ -281,7 +292,7 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
     sent = _first_updates(preparation) if plan.author is not None else {}
     for signature, members in population.signatures.items():
         profile = population.profiles[members[0]]
-        workspace, returned = workspaces[profile.modality_set], set(plan.returned_blocks(profile))
+        workspace, returned = workspaces[_model_of(profile)], set(plan.returned_blocks(profile))
         blocks = [instance for instance in plan.sent_blocks(profile) if not instance.copy]
         held = plan.cut(blocks, workspace.initial_blocks, workspace.num_parameters)
         for name, instance in plan.held_blocks(profile).items():
@@ -316,9 +327,9 @@ def block_traffic(preparation: Preparation, workspaces: Mapping[str, Workspace])
             up = trained_part * sum(sent[kind].get(instance, 0) * number for kind, number in clients.items())
         traffic[instance] = BlockTraffic(str(instance.scope), holders[instance], values[instance], down, up)
     for profile in population.unseen_representatives():
-        members = population.signatures.get((profile.modalities, profile.group), ())
+        members = population.signatures.get(profile.signature, ())
         for name, instance in plan.private_averages(profile).items():
-            size = workspaces[profile.modality_set].initial_blocks[name].size
+            size = workspaces[_model_of(profile)].initial_blocks[name].size
             down, up = (number * _FLOAT32 * size * unseen_part for number in (unseen[instance], len(members)))
             traffic[instance] = BlockTraffic(str(instance.scope), unseen[instance], size, down, up)
     for instance, before in extras.items():
@@ -351,16 +362,16 @@ def _first_updates(preparation: Preparation) -> dict[Signature, Mapping[BlockIns
     return found
 
 
-def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors: Sequence[int]) -> Memory:
+def memory(preparation: Preparation, workspaces: Mapping[tuple[str, str], Workspace], actors: Sequence[int]) -> Memory:
     """What the processes hold, by the actor of each client; in the local runtime one stands for the process itself."""
     plan, population, server = preparation.plan, preparation.population, preparation.scenario.server
     shared: dict[BlockInstance, int] = {}
     sums = num_own = 0
     loads: defaultdict[int, int] = defaultdict(lambda: ACTOR_MEMORY_BYTES)
-    has_model: set[tuple[int, str]] = set()
+    has_model: set[tuple[int, tuple[str, str]]] = set()
     for chunk in population.chunks:
         profile = population.profiles[chunk.clients[0]]
-        workspace = workspaces[profile.modality_set]
+        workspace = workspaces[_model_of(profile)]
         sizes = {name: flat.size for name, flat in workspace.flat.items()}
         blocks = [instance for instance in plan.sent_blocks(profile) if not instance.copy]
         sent = plan.cut(blocks, workspace.initial_blocks, workspace.num_parameters)
@@ -377,8 +388,8 @@ def memory(preparation: Preparation, workspaces: Mapping[str, Workspace], actors
         for client in chunk.clients:
             actor = actors[client]
             loads[actor] += 0 if profile.is_unseen else 2 * _FLOAT32 * private
-            if (actor, profile.modality_set) not in has_model:
-                has_model.add((actor, profile.modality_set))
+            if (actor, _model_of(profile)) not in has_model:
+                has_model.add((actor, _model_of(profile)))
                 loads[actor] += _model_bytes(preparation, profile, sizes, sum(part.size for part in parts))
     samples = int(preparation.shards.num_samples.sum())
     data = _FLOAT32 * samples * sum(math.prod(shape) for shape in plan.input_shapes.values())

@@ -129,7 +129,11 @@ class World:
         self.models = {}
         for profile in self.population.profiles:
             model = build_client_model(
-                self.plan.model, self.plan.input_shapes, self.plan.num_outputs, profile.modalities, self.plan.seed
+                self.plan.model,
+                self.plan.input_shapes,
+                self.plan.tasks[""].num_outputs,
+                profile.modalities,
+                self.plan.seed,
             )
             self.models[profile.index] = model
             self.private[profile.index] = {}

@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.core.records import Failure, RoundRecord
+from blossom_ray.core.scores import LearnedTask
 from blossom_ray.errors import RunError, RunFolderError
 from blossom_ray.runs.log import LOG_FILE, LOGGER, RunLog
 from blossom_ray.runs.session import record_run, resume_run
@@ -97,7 +98,7 @@ def test_nobody_listens_any_more_when_a_run_has_ended(small_scenario: Scenario, 
 
 
 def test_failures_are_warnings_before_their_round(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, "small", "classification")
+    log = RunLog(tmp_path, "small", {"": LearnedTask()})
     failure = Failure("training", (3, 4), 1, "died: gone", "repeated")
     log.round(RoundRecord(5, 0.1, (3, 4), (), (), {"loss": float("inf")}, (), failures=(failure,)))
     log.driver_lost(5, "died: gone")
@@ -114,7 +115,7 @@ def test_failures_are_warnings_before_their_round(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("left", "kept"), [("", 0), ('{"event": "st', 0), ('{"event": "start"}\n{"ev', 1)])
 def test_half_a_line_is_taken_out_before_the_next_one(tmp_path: Path, left: str, kept: int) -> None:
     (tmp_path / LOG_FILE).write_text(left, encoding="utf-8")
-    log = RunLog(tmp_path, "small", "classification")
+    log = RunLog(tmp_path, "small", {"": LearnedTask()})
     log.checkpoint(4)
     log.checkpoint(5)
     log.close()

@@ -125,6 +125,28 @@ def test_samples_that_lack_a_modality_are_the_same_everywhere(
 
 
 @pytest.mark.ray
+def test_several_tasks_are_the_same_on_every_placement(small_scenario: Scenario, ray_session: None) -> None:
+    changes: dict[str, Any] = {
+        "tasks": {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude", "lr": 0.02}},
+        "clients": [
+            {"count": 2, "task": "shape", "modalities": ["acc"]},
+            {"count": 2, "task": "size", "modalities": ["acc", "gyro"]},
+            {"count": 1, "task": "shape", "modalities": ["acc", "gyro"]},
+        ],
+        "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "private"},
+        "model.fusion.norm": "batch",
+        "model.norm_statistics": "same-modalities",
+        "evaluation.fine_tune": {},
+    }
+    scenario = small_scenario.override(changes)
+    local = simulate(scenario)
+    assert {"shape/accuracy", "size/rmse", "fine_tuned/size/rmse/acc+gyro"} <= set(local.rounds.columns)
+    for placed in ({"clients_per_actor": 2, "shards": "object-store"}, {"clients_per_actor": 1}):
+        changes = {f"execution.{key}": value for key, value in {"runtime": "ray", **placed}.items()}
+        assert_same_bits(local, simulate(scenario.override(changes)))
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("norm_statistics", "clients_per_actor"), [("local", 2), ("same-modalities", 5), ("same-modalities", 3)]
 )

@@ -151,7 +151,8 @@ def test_all_problems_come_at_once_in_line_order(scenario_file):
         "a.yaml:19: training.optimizer.lr is 0; expected a number above 0",
         "a.yaml:20: server.clients_per_round is 0; expected a fraction such as 0.1 or a number of clients such as 10",
         "a.yaml:21: sharing.head is 'privat'; "
-        "expected one of shared, same-modalities, group, private, frozen; did you mean 'private'?",
+        "expected one of shared, same-modalities, same-task, same-modalities+same-task, group, private, frozen; "
+        "did you mean 'private'?",
         "a.yaml:22: execution.runtime is 'rai'; expected one of ray, local; did you mean 'ray'?",
         "a.yaml:22: execution.clients_per_actor is 'all'; expected auto or an integer of at least 1",
     ]

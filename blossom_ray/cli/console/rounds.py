@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 
 from blossom_ray.core.records import ActorRound, Failure, RoundRecord, Stopped
-from blossom_ray.core.scores import Task, default_score, find_score
+from blossom_ray.core.scores import Task, find_score, of_task
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.studies.tables import format_bytes, format_score, modality_suffixes, plain_table, shown_scores
 
@@ -33,7 +34,7 @@ def stopped_line(stopped: Stopped, scenario: Scenario) -> str:
     how = "stopped early after" if stopped.reason == "patience" else "ended with"
     if stopped.best_round is None or stopped.value is None:
         return f"{how} round {stopped.round}; no round has a finite {stopped.metric}"
-    score = find_score(stopped.metric, scenario.own_scores) or default_score(scenario.task)
+    score = find_score(stopped.metric, scenario.own_scores) or scenario.judge[1]
     best = f"the best {stopped.metric}, {format_score(score, stopped.value)}, is that of round {stopped.best_round}"
     return f"{how} round {stopped.round}; {best}"
 
@@ -43,12 +44,30 @@ def split_prefix(metrics: Mapping[str, float]) -> str:
     return "" if "loss" in metrics else "validation/"
 
 
+def score_tables(
+    metrics: Mapping[str, float],
+    scenario: Scenario,
+    curves: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    bars: str = BARS,
+) -> Iterator[Table]:
+    """The tables of all tasks that have scores in a round, as `score_table` has them; curves by task."""
+    for task, section in scenario.learned.items():
+        own = of_task(metrics, task)
+        if "loss" in own or "validation/loss" in own:
+            own_clients = (one for one in scenario.profiles() if one.task == task and not one.is_unseen)
+            members = Counter(profile.modality_set for profile in own_clients)
+            own_curves = None if curves is None else curves.get(task, {})
+            yield score_table(own, members, section.kind, own_curves, bars, title=task or "modalities")
+
+
 def score_table(
     metrics: Mapping[str, float],
     num_clients: Mapping[str, int],
     task: Task,
     curves: Mapping[str, Sequence[float]] | None = None,
     bars: str = BARS,
+    *,
+    title: str = "modalities",
 ) -> Table:
     """Scores of an evaluated round by modality set, then over all clients, then what else its summary has.
 
@@ -57,10 +76,11 @@ def score_table(
     In a round that scores validation splits alone, all of them are of these.
 
     If there are `curves`, they are a last column: values of the task's first score so far by modality set as
-    `modality_suffixes` gives it, "" for all clients, drawn in `bars`, from low to high.
+    `modality_suffixes` gives it, "" for all clients, drawn in `bars`, from low to high. The title heads
+    the first column.
     """
     scores = shown_scores(task)
-    columns = ["modalities", "clients", *(score.label for score in scores), "loss"]
+    columns = [title, "clients", *(score.label for score in scores), "loss"]
     table = plain_table(*columns, *([] if curves is None else ["curve"]))
 
     first = split_prefix(metrics)

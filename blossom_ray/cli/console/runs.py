@@ -26,14 +26,14 @@ from blossom_ray.cli.console.rounds import (
     block_summary,
     block_table,
     failure_line,
-    score_table,
+    score_tables,
     split_prefix,
     stopped_line,
     title,
 )
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import RoundRecord
-from blossom_ray.core.scores import default_score
+from blossom_ray.core.scores import default_score, of_task
 from blossom_ray.data.summary import ObservedRows
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
@@ -78,16 +78,16 @@ def run_view(scenario: Scenario, console: Console) -> Iterator[Callable[[RoundRe
 
 
 def _lines(record: RoundRecord, scenario: Scenario, pace: Pace) -> Iterator[str]:
-    metrics, rounds = record.metrics, scenario.rounds
+    rounds = scenario.rounds
     parts = [f"round {record.round_index:>{len(str(rounds))}}/{rounds}", format_seconds(pace.last_s)]
-    if "train_loss" in metrics:
-        parts.append(f"train loss {metrics['train_loss']:.3f}")
-    for prefix in ("", "validation/", "unseen/", "unseen/fine_tuned/"):
-        if f"{prefix}loss" in metrics:
-            words = prefix.replace("/", " ").replace("_", "-")
-            parts.append(f"{words}loss {metrics[f'{prefix}loss']:.3f}")
-            shown = shown_scores(scenario.task)
-            parts += [f"{score.label} {format_score(score, metrics.get(prefix + score.name))}" for score in shown]
+    for task, section in scenario.learned.items():
+        metrics, shown = of_task(record.metrics, task), shown_scores(section.kind)
+        told = [f"train loss {metrics['train_loss']:.3f}"] if "train_loss" in metrics else []
+        for prefix in ("", "validation/", "unseen/", "unseen/fine_tuned/"):
+            if f"{prefix}loss" in metrics:
+                told.append(f"{prefix.replace('/', ' ').replace('_', '-')}loss {metrics[f'{prefix}loss']:.3f}")
+                told += [f"{score.label} {format_score(score, metrics.get(prefix + score.name))}" for score in shown]
+        parts += [f"{task}:", *told] if task and told else told
     parts += [
         f"up {format_bytes(sum(block.bytes_up for block in record.blocks))}",
         f"down {format_bytes(sum(block.bytes_down for block in record.blocks))}",
@@ -116,9 +116,8 @@ class LiveView:
 
     def __init__(self, scenario: Scenario, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._scenario, self._console, self._clock = scenario, console, clock
-        self._num_clients = Counter(profile.modality_set for profile in scenario.profiles() if not profile.is_unseen)
         self._pace = Pace(scenario.rounds)
-        self._curves: dict[str, list[float]] = {}
+        self._curves: dict[str, dict[str, list[float]]] = {task: {} for task in scenario.learned}
         # Where the last round alone has scores on test splits, the curves are of those of all rounds.
         self._prefix = "" if scenario.evaluation.split == "test" else "validation/"
         self._record: RoundRecord | None = None
@@ -148,10 +147,11 @@ class LiveView:
             self._replaced.update({actor.actor: actor.times_replaced for actor in record.actors})
             if record.num_evaluated:
                 self._scored = record.metrics
-                name = self._prefix + default_score(self._scenario.task).name
-                for row in ("", *modality_suffixes(record.metrics, self._prefix)):
-                    if f"{name}{row}" in record.metrics:
-                        self._curves.setdefault(row, []).append(record.metrics[f"{name}{row}"])
+                for task, section in self._scenario.learned.items():
+                    name, metrics = self._prefix + default_score(section.kind).name, of_task(record.metrics, task)
+                    for row in ("", *modality_suffixes(metrics, self._prefix)):
+                        if f"{name}{row}" in metrics:
+                            self._curves[task].setdefault(row, []).append(metrics[f"{name}{row}"])
 
     def _render(self) -> RenderableType:
         def height(part: RenderableType) -> int:
@@ -174,14 +174,19 @@ class LiveView:
             # Above the tables: what does not fit on the screen at all is cut off below.
             yield _Part(self._failure_lines(_SHOWN_FAILURES), self._failure_lines(1))
         if self._scored:
-            curves = self._curves if split_prefix(self._scored) == self._prefix else {}
-            yield _Part(score_table(self._scored, self._num_clients, self._scenario.task, curves, self._bars))
+            for table in score_tables(self._scored, self._scenario, self._shown_curves(), self._bars):
+                yield _Part(table)
         if record is not None:
             yield _Part(block_table(record), line(block_summary(record)))
             if record.actors:
                 summary = line(actor_summary(record, self._replaced))
                 is_many = len(record.actors) > _MOST_ACTOR_ROWS
                 yield _Part(summary if is_many else actor_table(record, self._replaced), summary)
+
+    def _shown_curves(self) -> dict[str, dict[str, list[float]]]:
+        """By task; none where what was scored last is no part of them."""
+        scored = {task: split_prefix(of_task(self._scored, task)) for task in self._curves}
+        return {task: own if scored[task] == self._prefix else {} for task, own in self._curves.items()}
 
     def _failure_lines(self, num_shown: int) -> RenderableType:
         count = len(self._failures)
@@ -213,12 +218,11 @@ def final_summary(run: Run) -> RenderableType:
     """The end of a run: scores of the last evaluated round or the best one, bytes by block, time, where it is kept."""
     import polars as pl
 
-    num_clients = Counter(profile.modality_set for profile in run.scenario.profiles() if not profile.is_unseen)
     parts: list[RenderableType] = [line(f"{title(run.scenario)}: {run.status}", "bold")]
     if run.stopped is not None:
         parts.append(line(f"{stopped_line(run.stopped, run.scenario)}, whose scores these are"))
     if final := run.final:
-        parts.append(score_table(final, num_clients, run.scenario.task))
+        parts += score_tables(final, run.scenario)
     traffic = plain_table("block", "scope", "down", "up")
     totals = run.blocks.group_by("block", "scope", "key", maintain_order=True)
     for block, scope, key, down, up in totals.agg(pl.col("bytes_down", "bytes_up").sum()).iter_rows():

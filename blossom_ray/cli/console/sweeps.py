@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from blossom_ray.core.records import Progress
-from blossom_ray.core.scores import default_score, find_score
+from blossom_ray.core.scores import find_score
 from blossom_ray.errors import first_line
 from blossom_ray.studies.sweeps.grid import Cell
 from blossom_ray.studies.sweeps.sweeping import CellEvent
@@ -80,7 +80,7 @@ class _Tally:
         if event.progress is not None:
             self._rounds[key] = event.progress.round_index
             self._last[key] = event.progress
-            name, metrics = default_score(event.cell.scenario.task).name, event.progress.metrics
+            (name, _), metrics = event.cell.scenario.judge, event.progress.metrics
             score = metrics.get(self._column) if self._column else metrics.get(name, metrics.get(f"validation/{name}"))
             if score is not None:
                 self._scores[key] = score
@@ -102,7 +102,7 @@ class _Tally:
             parts.append(self._failed[event.cell.name])
         elif event.kind in ("finished", "interrupted", "round") and event.cell.identity in self._last:
             rounds, score, seconds = self._columns(event.cell)
-            label = self._column or default_score(event.cell.scenario.task).label
+            label = self._column or event.cell.scenario.judge[1].label
             parts += [f"round {rounds}", *([f"{label} {score}"] if score else []), f"{seconds} a round"]
         if event.kind in _ENDS and event.kind != "skipped":
             parts += self._left()
@@ -130,10 +130,10 @@ class _Tally:
 
     def _columns(self, cell: Cell) -> tuple[str, str, str]:
         """Round, score and seconds of the last round of a cell; empty where there is none yet."""
-        last, score, task = self._last.get(cell.identity), self._scores.get(cell.identity), cell.scenario.task
+        last, score = self._last.get(cell.identity), self._scores.get(cell.identity)
         if last is None:
             return "", "", ""
-        about = (self._column and find_score(self._column, cell.scenario.own_scores)) or default_score(task)
+        about = (self._column and find_score(self._column, cell.scenario.own_scores)) or cell.scenario.judge[1]
         return (
             f"{last.round_index}/{cell.scenario.rounds}",
             "" if score is None else format_score(about, score),

@@ -105,6 +105,11 @@ class Federation:
         assert dataset.held_out is not None, "there are rows of it"
         return dataset.held_out, self.rows(client) - dataset.num_samples
 
+    def only(self, clients: Sequence[int]) -> Federation:
+        """That of some of its clients, in this order."""
+        parts = (self.train, self.validation, self.test)
+        return Federation.of([Split(*(rows.of(client) for rows in parts)) for client in clients])
+
     def overlap(self, pieces: Pieces | None) -> Overlap | None:
         """How many test windows have a part of themselves in a training window; None where none has.
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.clients import SPLITS
-from blossom_ray.data.dataset import Dataset, IntArray, Targets
+from blossom_ray.data.dataset import Dataset, IntArray, LabelColumn, Targets
 from blossom_ray.data.division.federation import ClientRows, Federation
 from blossom_ray.data.division.options import ClientGroup, Division, of_held_out
 from blossom_ray.data.division.partition import PartitionError
@@ -129,7 +129,11 @@ def _view(held_out: Dataset, group: ClientGroup, data: Division, seed: int) -> D
         {name: held_out.inputs[name][is_left] for name in found}, {name: ~own[is_left] for name, own in found.items()}
     )
     # What is known of samples beside inputs and labels is of no account any more.
-    return Dataset(inputs, held_out.labels[is_left], held_out.class_names, observed=observed)
+    columns = {
+        name: LabelColumn(column.labels[is_left], column.class_names) for name, column in held_out.label_columns.items()
+    }
+    labels = held_out.labels[is_left]
+    return Dataset(inputs, labels, held_out.class_names, observed=observed, label_columns=columns)
 
 
 def observation_digest(federation: Federation, held_out: Sequence[Dataset]) -> str:

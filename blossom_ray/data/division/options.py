@@ -24,6 +24,8 @@ class DirichletPartition(Section):
     """Concentration. Small values give each client few classes; large values approach `iid`."""
     min_samples: Annotated[int, Field(ge=2, le=1_000_000_000)] = 10
     """Fewest samples a client may end with; the draw is repeated until every client has them."""
+    labels: str | None = None
+    """The labels whose classes are skewed, by name, with `tasks`; null: those of the first task."""
     equal_sizes: bool = False
     """False: proportions per class over clients, so sizes differ (Yurochkin et al. 2019, the paper's choice).
     True: a class mix per client and equal sizes (Hsu et al. 2019)."""
@@ -106,7 +108,7 @@ class ClientGroup(Section):
     modalities: Annotated[tuple[ModalityName, ...], Field(strict=False, min_length=1)]
     """Modalities that each of them owns."""
     group: str = ""
-    """Label for blocks of scope `group`: a cluster, a site, a task."""
+    """Label for blocks of scope `group`: a cluster, a site."""
     observed: Observed = Field(default_factory=dict)
     """By modality the part of rows in which it is observed, in the place of that in `data.observed`: one number for all
     splits of the clients, or one for each. Which rows is drawn once for the whole run, and a larger part only adds
@@ -123,6 +125,8 @@ class ClientGroup(Section):
     shots: Positive | None = None
     """Samples that an unseen client fine-tunes on, the first of a drawn order of its training split: more shots only
     add samples. null: all of them."""
+    task: str | None = None
+    """Which of the scenario's `tasks` they learn; null: the only one."""
 
     @field_validator("modalities")
     @classmethod

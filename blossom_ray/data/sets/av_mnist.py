@@ -18,7 +18,7 @@ from pydantic import Field
 
 from blossom_ray.core.section import Positive, Section
 from blossom_ray.core.seeding import Purpose, generator
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LabelColumn, LeftOut, Targets
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import decibels, mel_power, read_wav
@@ -94,6 +94,7 @@ class AvMnistData(Download):
         licence="CC BY-SA 3.0 (MNIST), CC BY-SA 4.0 (spoken digits)",
         extra="audio",
         shapes={"audio": (2, 64, 141), "image": (1, 28, 28)},
+        labels={"digit": ("classification",), "speaker": ("classification",)},
     )
     landmarks: ClassVar = LANDMARKS
 
@@ -147,13 +148,16 @@ class AvMnistData(Download):
                 inputs["image"] = normalised(mnist.pixels[images])
             if spectrograms is not None:
                 inputs["audio"] = np.repeat(spectrograms[sounds][:, None], self.spectrogram.channels, axis=1)
-            found = _targets(sounds, recordings)
+            found, speakers = _targets(sounds, recordings), tuple(sorted({each.speaker for each in recordings}))
+            assert found.subjects is not None, "they are the speakers"
             spoken = sum(recording.is_test == (name == "test") for recording in recordings)
             unpaired = {"images": len(mnist.labels) - len(images), "recordings": spoken - len(np.unique(sounds))}
             rest = f"of the {name} part in no pair ({_KEYS[name]})"
             lacking = (LeftOut(f"{what} {rest}", number) for what, number in unpaired.items() if number)
             left = (*mnist.left_out, *lacking)
-            return Dataset(inputs, found.labels, CLASS_NAMES, found.subjects, held_out, found.recordings, left)
+            more = {"speaker": LabelColumn(found.subjects, speakers)}
+            own = (found.labels, CLASS_NAMES, found.subjects, held_out, found.recordings, left)
+            return Dataset(inputs, *own, label_columns=more)
 
         held_out = part("test")
         dataset = part("train", held_out)

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.core.phrases import one_of, shown
-from blossom_ray.core.scores import Task
+from blossom_ray.core.scores import LearnedTask, Task
 from blossom_ray.core.section import Finding
 from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
-from blossom_ray.data.division.options import Division
+from blossom_ray.data.division.options import DirichletPartition, Division
 from blossom_ray.data.files.archives import LARGEST_TABLE_BYTES, Archive, open_archive
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.errors import DataError, InputError
@@ -66,6 +66,8 @@ class DatasetFacts:
         licence: Its licence, or "".
         extra: The extra of this package that decoding needs, as in `pip install "blossom-ray[extra]"`, or "".
         shapes: Shape of one sample by modality, with the default options; empty where the scenario decides.
+        labels: By the name of its labels, for `tasks`, the tasks that they serve. The first are those of
+            `Dataset.labels`. Empty where the data say.
     """
 
     title: str
@@ -78,6 +80,7 @@ class DatasetFacts:
     licence: str = ""
     extra: str = ""
     shapes: Shapes = field(default_factory=dict)
+    labels: Mapping[str, tuple[Task, ...]] = field(default_factory=dict)
 
 
 class DataSection(Division):
@@ -102,6 +105,33 @@ class DataSection(Division):
                 a modality.
         """
         raise NotImplementedError
+
+    def open_learned(self, modalities: tuple[str, ...], seed: int, learned: Mapping[str, LearnedTask], /) -> DataSource:
+        """The same for what a scenario's clients learn; `Dataset.labelled` then has the labels of each task.
+
+        Args:
+            modalities: As `open`.
+            seed: As `open`.
+            learned: By the name of a task, as `ScenarioTree.learned`.
+
+        Raises:
+            DataError: As `open`.
+        """
+        return self.open(modalities, seed, next(iter(learned.values())).kind)
+
+    def labelled(self, dataset: Dataset, labels: str | None) -> Dataset:
+        """The data set, as it was loaded, with the labels that a task names.
+
+        Raises:
+            DataError: It has none of this name.
+        """
+        return dataset.labelled(None if labels == next(iter(self.facts.labels), None) else labels)
+
+    def skewed_labels(self, learned: Mapping[str, LearnedTask]) -> str | None:
+        """The labels whose classes the partition skews; None: those of `Dataset.labels`."""
+        named = self.partition.labels if isinstance(self.partition, DirichletPartition) else None
+        labels = named or next(iter(learned.values())).labels
+        return None if labels == next(iter(self.facts.labels), None) else labels
 
     @property
     def num_subjects(self) -> int | None:

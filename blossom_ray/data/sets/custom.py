@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from blossom_ray.core.factories import resolve_factory
-from blossom_ray.core.scores import TASKS, Task
+from blossom_ray.core.scores import TASKS, LearnedTask, Task
 from blossom_ray.core.section import Factory, check_factory
 from blossom_ray.data.dataset import Dataset, Targets
 from blossom_ray.data.division.options import GivenPartition
@@ -40,8 +41,11 @@ class CustomData(OwnData):
 
     _factory = field_validator("factory")(check_factory)
 
-    def open(self, modalities: tuple[str, ...], _seed: int, task: Task, /) -> Custom:
-        return Custom(self, tuple(sorted(modalities)), task)
+    def open(self, modalities: tuple[str, ...], seed: int, task: Task, /) -> Custom:
+        return self.open_learned(modalities, seed, {"": LearnedTask(kind=task)})
+
+    def open_learned(self, modalities: tuple[str, ...], _seed: int, learned: Mapping[str, LearnedTask], /) -> Custom:
+        return Custom(self, tuple(sorted(modalities)), learned)
 
     def problem(self, error: InputError) -> tuple[str, str, str]:
         if self.factory is not None:
@@ -56,7 +60,7 @@ class Custom:
 
     spec: CustomData
     modalities: tuple[str, ...]
-    task: Task
+    learned: Mapping[str, LearnedTask]
 
     def targets(self) -> Targets:
         """As `DataSource`; what the factory has built is kept for a run that follows."""
@@ -84,7 +88,7 @@ class Custom:
         return found
 
     def _fitting(self, found: Dataset) -> Dataset:
-        """The data set for these modalities, this task and this partition; a `DataError` where it is not for them."""
+        """The data set for these modalities, these tasks and this partition; a `DataError` where it is not for them."""
         if missing := sorted(set(self.modalities) - found.inputs.keys()):
             raise DataError(
                 f"data.factory returned the modalities {', '.join(sorted(found.inputs))}; "
@@ -92,7 +96,8 @@ class Custom:
             )
         if found.held_out is not None and found.held_out.class_names != found.class_names:
             raise DataError("data.factory returned a held-out set with other class names; expected the same")
-        found.check_task(self.task)
+        for task in self.learned.values():
+            found.labelled(task.labels).check_task(task.kind)
         found = found.only(self.modalities)
         return found if isinstance(self.spec.partition, GivenPartition) else found.without_clients()
 

@@ -49,6 +49,7 @@ class IemocapData(SpokenData):
         licence="for research, by agreement with the University of Southern California",
         extra="audio",
         shapes={"audio": (400, 80), "text": (32, 512)},
+        labels={"emotion": ("classification",), "subject": ("classification",)},
     )
     landmarks: ClassVar = ("Session1/dialog/EmoEvaluation/",)
 

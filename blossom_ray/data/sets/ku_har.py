@@ -67,6 +67,7 @@ class KuHarData(Download):
         page="Mendeley Data (doi:10.17632/45f952y38r.5)",
         licence="CC BY 4.0",
         shapes={"acc": (300, 3), "gyro": (300, 3)},
+        labels={"activity": ("classification",), "subject": ("classification",)},
     )
     landmarks: ClassVar = (SUBSAMPLES, RECORDINGS)
     largest_bytes: ClassVar = 1_000_000_000

@@ -6,12 +6,14 @@ Source: Poria et al., "MELD: A Multimodal Multi-Party Dataset for Emotion Recogn
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
-from blossom_ray.data.dataset import Dataset, LeftOut, Targets, left_out
+import numpy as np
+
+from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut, Targets, left_out
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
 from blossom_ray.data.sets.base import DatasetFacts, Opened, check_content
@@ -26,6 +28,7 @@ _OFFICIAL = {"train": (1109, 271, 268, 1743, 4710, 683, 1205), "test": (345, 68,
 _NO_SOUND = {"train": "dia125_utt3", "test": None}
 """An official clip that cannot be decoded. Its row is left out whatever the modalities, so that all of them have the
 same rows."""
+SENTIMENTS = ("negative", "neutral", "positive")
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 _CLIP = re.compile(r"dia(?P<dialogue>[0-9]{1,9})_utt(?P<utterance>[0-9]{1,9})", re.IGNORECASE)
 _SUFFIXES = (".mp4", ".wav")  # of which the last is read where both are there
@@ -55,6 +58,7 @@ class MeldData(SpokenData):
         licence="GPL-3.0 (annotations); dialogues for research",
         extra="audio,video",
         shapes={"audio": (400, 80), "text": (32, 512)},
+        labels={"emotion": ("classification",), "sentiment": ("classification",), "subject": ("classification",)},
     )
     landmarks: ClassVar = ("test_sent_emo.csv",)
     largest_bytes: ClassVar = 200_000_000
@@ -106,9 +110,11 @@ class MeldData(SpokenData):
                     missing += left_out(f"sounds without a row in {part}_sent_emo.csv", unknown)
                 missing += left_out("sounds with another name than dia<number>_utt<number>", misnamed)
             given = (self, opened.modalities, archive)
-            held_out = utterance_dataset(*given, utterances["test"], self.class_names)
+            held_out = _with_sentiments(
+                utterance_dataset(*given, utterances["test"], self.class_names), utterances["test"]
+            )
             found = utterance_dataset(*given, utterances["train"], self.class_names, held_out)
-            return replace(found, left_out=missing)
+            return replace(_with_sentiments(found, utterances["train"]), left_out=missing)
 
     def _part(
         self, archive: Archive, part: str, rows: list[Row], speakers: dict[str, int]
@@ -136,9 +142,19 @@ class MeldData(SpokenData):
                 speakers.setdefault(row["Speaker"], len(speakers)),
                 names.index(row["Emotion"]),
                 row["Utterance"],
+                sentiment=row.get("Sentiment", ""),
             )
             for row in rows
         ], missing
+
+
+def _with_sentiments(dataset: Dataset, utterances: Sequence[Utterance]) -> Dataset:
+    """The data set with the labels `sentiment`, where the table has one for each utterance."""
+    found = [each.sentiment for each in utterances]
+    if not set(found) <= set(SENTIMENTS):
+        return dataset
+    labels = np.array([SENTIMENTS.index(sentiment) for sentiment in found], np.int64)
+    return replace(dataset, label_columns={"sentiment": LabelColumn(labels, SENTIMENTS)})
 
 
 def _rows(archive: Archive, part: str) -> list[Row]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Finding
-from blossom_ray.data.dataset import Dataset, IntArray, Labels, LeftOut, Targets, left_out, targets_of
+from blossom_ray.data.dataset import Dataset, IntArray, LabelColumn, Labels, LeftOut, Targets, left_out, targets_of
 from blossom_ray.data.files.archives import Archive, open_archive
 from blossom_ray.data.files.cache import Arrays, cached, tracked
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
@@ -97,6 +97,7 @@ class PtbXlData(Download):
         licence="CC BY 4.0",
         extra="ecg",
         shapes={"i_to_avf": (1000, 6), "v1_to_v6": (1000, 6)},
+        labels={"superclasses": ("classification", "multilabel"), "normal": ("classification",)},
     )
     landmarks: ClassVar = (_DATABASE, "signal.npy")  # a prepared file has an array of this name
     largest_bytes: ClassVar = 1_000_000_000
@@ -137,7 +138,9 @@ class PtbXlData(Download):
                 values = signals[modality][rows]
                 inputs[modality] = standardised(values) if self.zscore else values * np.float32(records.scale)
             labels, patients = self._labelled(records, rows)
-            return Dataset(inputs, labels, SUPERCLASSES, patients, held_out)
+            is_normal = records.superclasses[rows, SUPERCLASSES.index("NORM")].astype(np.int64)
+            more = {"normal": LabelColumn(is_normal, ("abnormal", "normal"))}
+            return Dataset(inputs, labels, SUPERCLASSES, patients, held_out, label_columns=more)
 
         held_out_rows = self._rows(records, HELD_OUT_FOLD, HELD_OUT_FOLD)
         held_out = part(held_out_rows) if len(held_out_rows) else None

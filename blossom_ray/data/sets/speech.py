@@ -63,6 +63,7 @@ class Utterance:
         label: Its class, from 0.
         text: What is said.
         sound: The archive's member that holds its sound, or "" where none is needed.
+        sentiment: Its sentiment, "" where the data set has none.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Utterance:
     label: int
     text: str = ""
     sound: str = ""
+    sentiment: str = ""
 
 
 def utterance_targets(utterances: Sequence[Utterance], num_classes: int) -> Targets:

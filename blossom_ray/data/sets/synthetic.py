@@ -21,13 +21,15 @@ Multilabel: y_i has each of C classes with probability 0.3, independently, and m
 V_m = {(o_m + j) mod C, j < k_m}: c_i = a_i * sum of y_ic T[m, c] over c in V_m. The offset o_m is the sum of k over
 the modalities before m, in sorted order, that have k < C.
 
+In a classification the label column `amplitude` has the a_i of each modality, for scenarios with several tasks.
+
 Regression: T targets in the place of the classes, y_it ~ N(0, 1), and a_i = 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -36,10 +38,10 @@ import numpy.typing as npt
 from pydantic import Field
 
 from blossom_ray.core.phrases import shown
-from blossom_ray.core.scores import TASKS, Task
+from blossom_ray.core.scores import TASKS, LearnedTask, Task
 from blossom_ray.core.section import Finding, ModalityName, NonNegative, Positive, Section
 from blossom_ray.core.seeding import Purpose, generator, stable_number
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Targets, targets_of
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LabelColumn, Labels, Targets, targets_of
 from blossom_ray.data.sets.base import DataSection, DatasetFacts
 from blossom_ray.errors import DataError
 
@@ -54,6 +56,7 @@ _MOST_SAMPLES = 10_000_000
 _MOST_VALUES_OF_A_SAMPLE = 100_000_000
 _ROWS_AT_ONCE = 4096
 _SHARE_OF_POSITIVES = 0.3
+_AMPLITUDES = (0.75, 1.25)
 
 # What stands in the round's place of a generator's key: each kind of draw has its own stream.
 _LABELS, _SUBJECTS, _TEMPLATES, _SUBJECT_PATTERNS, _SAMPLES = range(5)
@@ -97,6 +100,7 @@ class SyntheticData(DataSection):
         classes="data.classes, 6 by default",
         tasks=TASKS,
         held_out="data.held_out_samples, 500 by default",
+        labels={"class": ("classification",), "subject": ("classification",), "amplitude": ("regression",)},
     )
 
     dataset: Literal["synthetic"]
@@ -147,6 +151,11 @@ class SyntheticData(DataSection):
 
     def open(self, modalities: tuple[str, ...], seed: int, task: Task, /) -> Synthetic:
         return Synthetic(self, tuple(sorted(modalities)), seed, task)
+
+    def open_learned(self, modalities: tuple[str, ...], seed: int, learned: Mapping[str, LearnedTask], /) -> Synthetic:
+        # Labels that have a name are those of a classification.
+        kinds: list[Task] = [task.kind for task in learned.values() if task.labels is None]
+        return self.open(modalities, seed, kinds[0] if kinds else "classification")
 
     def conflicts(self) -> Iterator[Finding]:
         for key, number in (("samples", self.samples), ("held_out_samples", self.held_out_samples)):
@@ -203,13 +212,24 @@ class Synthetic:
     def _part(self, num_samples: int, purpose: Purpose, held_out: Dataset | None) -> Dataset:
         labels, subjects = self._rows(num_samples, purpose)
         name = "target" if self.task == "regression" else "class"
+        more = {}
+        if self.task == "classification":
+            drawn = [
+                self._samples(modality, purpose).uniform(*_AMPLITUDES, num_samples) for modality in self.modalities
+            ]
+            more = {"amplitude": LabelColumn(np.stack(drawn, axis=-1).astype(np.float32), self.modalities)}
         return Dataset(
             inputs={modality: self._inputs(modality, labels, subjects, purpose) for modality in self.modalities},
             labels=labels,
             class_names=tuple(f"{name} {number}" for number in range(self._num_outputs)),
             subjects=subjects,
             held_out=held_out,
+            label_columns=more,
         )
+
+    def _samples(self, modality: str, purpose: Purpose) -> np.random.Generator:
+        """What the samples of a modality are drawn from: amplitudes first, then noise."""
+        return generator(self.seed, purpose, _SAMPLES, stable_number(modality))
 
     def _rows(self, num_samples: int, purpose: Purpose) -> tuple[Labels, IntArray | None]:
         """Labels and subjects."""
@@ -235,7 +255,7 @@ class Synthetic:
                 f"data.modalities.{modality}.shape is {list(shape)}; "
                 f"expected {len(usual)} numbers for kind {section.kind}: ({axes})"
             )
-        samples = generator(self.seed, purpose, _SAMPLES, stream)
+        samples = self._samples(modality, purpose)
         seen, weights = self._content(modality, labels, samples)
         number = spec.num_seen(modality, spec.classes) if labels.ndim == 1 else labels.shape[1]
         drawn = generator(self.seed, Purpose.DATA, _TEMPLATES, stream)
@@ -262,11 +282,11 @@ class Synthetic:
         """Which patterns make up each sample, (N, terms), and the weight of each of them, (N, terms)."""
         if self.task == "classification":
             seen = views(self.spec, modality, np.asarray(labels, np.int64))[:, np.newaxis]
-            return seen, draw.uniform(0.75, 1.25, size=seen.shape)
+            return seen, draw.uniform(*_AMPLITUDES, size=seen.shape)
         outputs = np.array(seen_outputs(self.spec, modality, labels.shape[1]), np.int64)
         weights = labels[:, outputs].astype(np.float64)
         if self.task == "multilabel":
-            weights *= draw.uniform(0.75, 1.25, size=(len(labels), 1))
+            weights *= draw.uniform(*_AMPLITUDES, size=(len(labels), 1))
         return np.broadcast_to(outputs, weights.shape), weights
 
 

@@ -15,10 +15,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from blossom_ray.core.scores import TASKS, Task
+from blossom_ray.core.scores import TASKS, LearnedTask, Task
 from blossom_ray.core.section import ModalityName, Positive, Section
 from blossom_ray.data.clients import GivenClients, Origin, check_recordings
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, Pieces, Targets, targets_of
+from blossom_ray.data.dataset import (
+    SUBJECT,
+    Dataset,
+    FloatArray,
+    IntArray,
+    LabelColumn,
+    Labels,
+    Pieces,
+    Targets,
+    targets_of,
+)
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.gaps import BoolArray, in_torn_clients
@@ -91,6 +101,12 @@ class TableData(OwnData):
     def open(self, modalities: tuple[str, ...], _seed: int, task: Task, /) -> Table:
         return Table(self, tuple(sorted(modalities)), task)
 
+    def open_learned(self, modalities: tuple[str, ...], _seed: int, learned: Mapping[str, LearnedTask], /) -> Table:
+        first = next(iter(learned.values()))
+        own = {} if first.labels is None else {"label_column": first.labels, "class_names": first.class_names}
+        more = [task for task in learned.values() if task.labels not in (None, SUBJECT)]
+        return Table(self.model_copy(update=own), tuple(sorted(modalities)), first.kind, tuple(more))
+
     def problem(self, error: InputError) -> tuple[str, str, str]:
         found, _, expected = str(error).partition("; expected ")
         return "data.path", f"is {self.path!r}: {found}", expected
@@ -103,9 +119,11 @@ class Table:
     spec: TableData
     modalities: tuple[str, ...]
     task: Task
+    more: tuple[LearnedTask, ...] = ()
 
     def targets(self) -> Targets:
         """As `DataSource`. Of the modalities only the types are looked at, and which rows have them."""
+        self._label_columns  # noqa: B018  # which refuses what is not right
         for modality in self.modalities:
             for column in self._columns(modality):
                 self.rows.check_column(column)
@@ -134,6 +152,7 @@ class Table:
                 inputs={modality: parts[1] for modality, parts in inputs.items()},
                 labels=labels[others],
                 class_names=names,
+                label_columns={name: _rows(column, others) for name, column in self._label_columns.items()},
                 subjects=_known(self._subjects[0], others),
                 recordings=_known(self._recordings, others),
                 pieces=self._pieces_of(others),
@@ -143,6 +162,7 @@ class Table:
             inputs={modality: parts[0] for modality, parts in inputs.items()},
             labels=labels[~others],
             class_names=names,
+            label_columns={name: _rows(column, ~others) for name, column in self._label_columns.items()},
             subjects=targets.subjects,
             held_out=held_out,
             recordings=targets.recordings,
@@ -202,10 +222,23 @@ class Table:
 
     @cached_property
     def _labels(self) -> tuple[Labels, tuple[str, ...]]:
-        columns = _listed(self.spec.label_column)
+        return self._read_labels(_listed(self.spec.label_column), self.task, self.spec.class_names)
+
+    @cached_property
+    def _label_columns(self) -> dict[str, LabelColumn]:
+        """The labels of all rows that tasks name."""
+        return {
+            task.labels: LabelColumn(*self._read_labels((task.labels,), task.kind, task.class_names))
+            for task in self.more
+            if task.labels is not None
+        }
+
+    def _read_labels(
+        self, columns: tuple[str, ...], task: Task, class_names: tuple[str, ...] | None
+    ) -> tuple[Labels, tuple[str, ...]]:
         for column in columns:
             self.rows.check_column(column)
-        return self.rows.labels(columns, self.task, self.spec.class_names)
+        return self.rows.labels(columns, task, class_names or self.rows.notes.class_names.get(columns[0]))
 
     @cached_property
     def _splits(self) -> IntArray:
@@ -272,7 +305,7 @@ class Table:
     def _unused_columns(self) -> Iterator[str]:
         """What columns would say that the scenario does not ask for."""
         spec, columns = self.spec, self.rows.names
-        used = {*_listed(spec.label_column), spec.subject_column, spec.split_column}
+        used = {*_listed(spec.label_column), spec.subject_column, spec.split_column, *self._label_columns}
         used |= {column for modality in self.modalities for column in self._columns(modality)}
         if not self._is_given and "client" in columns and "client" not in used:
             yield (
@@ -352,6 +385,10 @@ class Table:
 
 def _listed(columns: str | tuple[str, ...]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else columns
+
+
+def _rows(column: LabelColumn, rows: npt.NDArray[np.bool_]) -> LabelColumn:
+    return LabelColumn(column.labels[rows], column.class_names)
 
 
 def _known(numbers: IntArray | None, rows: npt.NDArray[np.bool_]) -> IntArray | None:

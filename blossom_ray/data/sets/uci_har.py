@@ -44,6 +44,7 @@ class UciHarData(Download):
         page="the UCI Machine Learning Repository, data set 240 (doi:10.24432/C54S4K)",
         licence="CC BY 4.0",
         shapes={"acc": (128, 3), "gyro": (128, 3)},
+        labels={"activity": ("classification",), "subject": ("classification",)},
     )
     landmarks: ClassVar = ("train/y_train.txt",)
 

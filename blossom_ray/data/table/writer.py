@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from blossom_ray.core.locations import local_path
 from blossom_ray.data.clients import HELD_OUT, SPLITS
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut
+from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, LeftOut
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.errors import RunFolderError
 from blossom_ray.storage import replacing
@@ -35,6 +35,7 @@ class Notes:
         overlap: That of the data set's `Pieces`, whose recordings are in the column `piece_of`; None where it has none.
         client_names: What the clients are called, in their order.
         subject_names: As in `Dataset`.
+        class_names: By column, those of the data set's `label_columns`.
     """
 
     left_out: tuple[LeftOut, ...] = ()
@@ -42,6 +43,7 @@ class Notes:
     overlap: float | None = None
     client_names: tuple[str, ...] = ()
     subject_names: tuple[str, ...] = ()
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 NOTES = TypeAdapter(Notes)
@@ -51,10 +53,11 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
     """Write a data set as one Arrow file, which `dataset: table` reads with the same values and fingerprint.
 
     Columns: a fixed-shape tensor per modality, null where it is not observed, `label` (the class's number, or a list of
-    float32), `subject` and `split` (`train`, then `test` for the held-out set), `recording` where samples share
-    recordings, and `piece_of` where they are pieces of recordings. Where the data say whose samples they are, `client`,
-    and `split` has the clients' own splits and `held-out`: read it with `data.partition: {kind: given}`. What is left
-    out of the data set is noted in the file. Class names stand in no file: give them as `data.class_names`.
+    float32) and the data set's `label_columns` in the same way, `subject` and `split` (`train`, then `test` for the
+    held-out set), `recording` where samples share recordings, and `piece_of` where they are pieces of recordings. Where
+    the data say whose samples they are, `client`, and `split` has the clients' own splits and `held-out`: read it with
+    `data.partition: {kind: given}`. What is left out of the data set is noted in the file. Class names of `label` stand
+    in no file: give them as `data.class_names`.
 
     Args:
         dataset: What to write. No modality may be called as one of these columns.
@@ -69,16 +72,18 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
     target = local_path(path, "path")
     optional = {"recording": dataset.recordings, PIECE_OF: dataset.pieces, "client": dataset.clients}
     own = ["label", "subject", "split", *(name for name, rows in optional.items() if rows is not None)]
-    for column in own:
-        if column in dataset.inputs:
-            raise RunFolderError(f"{target}: a modality is called {column!r}, as a column is; expected another name")
+    for column in (*own, *dataset.label_columns):
+        if column in dataset.inputs or (column in own and column in dataset.label_columns):
+            what = "a modality is" if column in dataset.inputs else "further labels are"
+            raise RunFolderError(f"{target}: {what} called {column!r}, as a column is; expected another name")
     if dataset.subjects is None:
         own.remove("subject")
     held_out = "test" if dataset.clients is None else HELD_OUT
     parts = {"train": dataset} | ({} if dataset.held_out is None else {held_out: dataset.held_out})
     given, overlap = dataset.given_clients, None if dataset.pieces is None else dataset.pieces.overlap
     names = () if given is None else given.names
-    notes = Notes(dataset.left_out, dataset.recordings is not None, overlap, names, dataset.subject_names)
+    called = {name: column.class_names for name, column in dataset.label_columns.items()}
+    notes = Notes(dataset.left_out, dataset.recordings is not None, overlap, names, dataset.subject_names, called)
     first = _columns(dataset, slice(1), "train", own, names)
     metadata = None if notes == Notes() else {NOTES_KEY: NOTES.dump_json(notes)}
     schema = pa.schema({name: column.type for name, column in first.items()}, metadata)
@@ -103,7 +108,6 @@ def _columns(
 ) -> dict[str, Any]:
     """Some rows by column, in the order of columns; null where the part does not say what the column does."""
     labels = part.labels[rows]
-    flat = pa.array(np.ascontiguousarray(labels).reshape(-1))
     splits = [split] * len(labels) if part.splits is None else [SPLITS[number] for number in part.splits[rows]]
     owners = [None] * len(labels) if part.clients is None else [client_names[client] for client in part.clients[rows]]
 
@@ -111,7 +115,7 @@ def _columns(
         return pa.nulls(len(labels), pa.int64()) if values is None else pa.array(values[rows])
 
     columns = {
-        "label": flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1]),
+        "label": _listed(labels),
         "subject": numbers(part.subjects),
         "split": pa.array(splits, pa.string()),
         "recording": numbers(part.recordings),
@@ -119,7 +123,13 @@ def _columns(
         "client": pa.array(owners, pa.string()),
     }
     inputs = {name: _tensors(values[rows], part.lacking(name)[rows]) for name, values in sorted(part.inputs.items())}
-    return inputs | {name: column for name, column in columns.items() if name in own}
+    more = {name: _listed(column.labels[rows]) for name, column in part.label_columns.items()}
+    return inputs | {name: column for name, column in columns.items() if name in own} | more
+
+
+def _listed(labels: Labels) -> Any:
+    flat = pa.array(np.ascontiguousarray(labels).reshape(-1))
+    return flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1])
 
 
 def _tensors(values: FloatArray, missing: BoolArray) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from blossom_ray.core.phrases import did_you_mean, listed, shortened
-from blossom_ray.core.scores import SCORES, SUFFIXES
+from blossom_ray.core.scores import SCORES, SUFFIXES, task_prefix
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
@@ -122,7 +122,7 @@ def choose_values(
     means = {_words(row, keys): row for row in table if row["modalities"] == (only or ALL)}
     by_run = {
         (_words(row, keys), Seeds(row["seed"], row["training_seed"])): row
-        for row in runs_frame(rows, keys).to_dicts()
+        for row in runs_frame(rows, keys, score).to_dicts()
         if row["modalities"] in (ALL, only)
     }
     order = [*dict.fromkeys(_words(entry.setting, tuned) for entry in entries)]
@@ -214,9 +214,13 @@ def _tuned_keys(tune: str | Iterable[str], keys: Sequence[str]) -> Words:
 
 def _expected_scores(scenario: Scenario) -> list[str]:
     """The scores on validation that a run of this scenario will have, of all clients first."""
-    names = [score.name for score in (*SCORES[scenario.task], *scenario.own_scores)] + ["loss"]
     ends = ("", *SUFFIXES, *{f"/{group.modality_set}" for group in scenario.groups})
     starts = ("", "fine_tuned/") if scenario.evaluation.fine_tune is not None else ("",)
+    names = [
+        f"{task_prefix(task)}{name}"
+        for task, section in scenario.learned.items()
+        for name in [*(score.name for score in (*SCORES[section.kind], *scenario.own_scores)), "loss"]
+    ]
     return [f"{start}{name}{end}" for start in starts for end in ends for name in names]
 
 

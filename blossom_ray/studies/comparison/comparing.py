@@ -34,6 +34,7 @@ from blossom_ray.studies.comparison.notes import (
 )
 from blossom_ray.studies.comparison.rows import Row, all_stop, make_rows, pair_rows, runs_frame, table_frame
 from blossom_ray.studies.comparison.scores import VALIDATION, Summary, score_of
+from blossom_ray.studies.comparison.tasks import by_task
 from blossom_ray.studies.sweeps.grid import value_text
 from blossom_ray.text import brief, quoted
 
@@ -66,7 +67,8 @@ class Comparison:
             seen, over all clients), `num_steps` (optimizer steps that a model goes through: the mean over a round's
             clients, summed over rounds), `bytes_down`, `bytes_up`; `rounds_to_target`, `bytes_down_to_target`,
             `bytes_up_to_target`, `note` (why there is no gain), `run_notes` (what the run noted of itself), `run` (its
-            folder).
+            folder). With a pair, `lost_`, `tied_` and `compared_` of each score: clients below their own score in the
+            baseline's run, at the same one, and those that have both.
         table: A row per setting and modality set: the keys, `modalities`, `num_seeds`, `num_pairs`, and for each of
             `final`, `last5`, `best` the mean over seeds with `_low` and `_high`, the same for `points_` and `gain_`,
             `unweighted_`, `p_` (t test of the points, paired by seed) and `p_holm_` (adjusted for all rows with a p);
@@ -160,7 +162,8 @@ def compare(
     Args:
         sources: Run folders, folders of sweeps, such opened, or lists of them. Only finished runs are used.
         metric: A column of the table `rounds`, such as `macro_f1_present`, `held_out/accuracy` or, of one modality set
-            alone, `accuracy/acc+gyro`; None: what the runs' task is judged by, such as `accuracy`.
+            alone, `accuracy/acc+gyro`; None: what the runs' task is judged by, such as `accuracy`. With `tasks`, a
+            score of one of them, such as `activity/accuracy`: its clients are compared.
         baseline: Value by varied key that the others are measured against; None: `sharing` `full-model`, where it is
             there.
         by: Keys to tell apart; over the others, scores and gains are averaged within a seed. `scoring` is always one
@@ -198,6 +201,7 @@ def compare_entries(entries: Sequence[RunEntry], question: Question) -> Comparis
         choice, entries = choose_values(entries, question.choose, question.tune, question.choose_by, up_to)
     elif question.tune:
         raise InputError(NO_SCORE)
+    entries, metric = by_task(entries, metric)
     if question.per_class:
         entries, metric = by_class(entries, metric)
     metric = metric or _default_metric(entries)
@@ -229,7 +233,7 @@ def compare_entries(entries: Sequence[RunEntry], question: Question) -> Comparis
         target=question.target,
         up_to=up_to,
         part=part,
-        runs=runs_frame(rows, keys).rename({_MODALITIES: part}),
+        runs=runs_frame(rows, keys, score).rename({_MODALITIES: part}),
         table=(table if choice is None else choice.beside(table, grouping)).rename({_MODALITIES: part}),
         unused=tuple((entry.place, entry.status) for entry in given if entry.status != "finished"),
         run_notes=run_notes(used),

@@ -207,7 +207,15 @@ def _score_columns(comparison: Comparison, gain_of: Summary, *, brief: bool, of_
             columns += [_Column(heading, _plain_cell(name, _p_text)) for heading, name in words.items()]
         percent = partial(difference_cell, name=gain, text="{:+.1f}".format, shows_interval=not brief)
         columns.append(_Column("gain %", percent))
+        if "local" in comparison.baseline.values():
+            columns.append(_Column("lost", partial(_lost_cell, gain_of), is_extra=True))
     return columns
+
+
+def _lost_cell(gain_of: Summary, row: _Row) -> str:
+    """How many clients score less than in the baseline's run: `2 of 10`, `2 of 10 (1 tied)`."""
+    lost, tied, compared = (row[f"{start}_{gain_of}"] for start in ("lost", "tied", "compared"))
+    return "-" if compared is None else f"{lost} of {compared}" + (f" ({tied} tied)" if tied else "")
 
 
 def _target_columns(comparison: Comparison) -> list[_Column]:

@@ -53,19 +53,20 @@ from blossom_ray.studies.comparison.scores import (
 
 _GAIN_ROUNDS = tuple(f"gain_{name}_rounds" for name in SUMMARIES)
 _UNWEIGHTED = tuple(f"unweighted_{name}" for name in SUMMARIES)
+_LOST = tuple(f"{start}_{name}" for start in ("lost", "tied", "compared") for name in SUMMARIES)
 _POINTS, _GAINS = (tuple(f"{start}_{name}" for name in SUMMARIES) for start in ("points", "gain"))
 _RUN_COLUMNS = (
     "seed", "training_seed", "modalities", "status", *SUMMARIES, "best_round", "last5_rounds", *_UNWEIGHTED, *_POINTS,
-    *_GAINS, *_GAIN_ROUNDS, *COMPUTE, *TO_TARGET, "note", "run_notes", "run",
+    *_GAINS, *_GAIN_ROUNDS, *_LOST, *COMPUTE, *TO_TARGET, "note", "run_notes", "run",
 )  # fmt: skip
 _TABLE_COLUMNS = (
     "modalities", "num_seeds", "num_pairs",
     *(f"{name}{end}" for name in (*SUMMARIES, *_POINTS, *_GAINS) for end in ("", "_low", "_high")),
     *_UNWEIGHTED, *(f"{start}_{name}" for start in ("p", "p_holm") for name in SUMMARIES),
-    "last5_rounds", *_GAIN_ROUNDS, "interval", *COMPUTE, *TO_TARGET, "num_reached", "run_notes",
+    "last5_rounds", *_GAIN_ROUNDS, *_LOST, "interval", *COMPUTE, *TO_TARGET, "num_reached", "run_notes",
 )  # fmt: skip
 _WORDS = ("modalities", "status", "last5_rounds", *_GAIN_ROUNDS, "interval", "note", "run_notes", "run")
-_COUNTS = ("seed", "training_seed", "best_round", "num_seeds", "num_pairs", "num_reached")
+_COUNTS = ("seed", "training_seed", "best_round", "num_seeds", "num_pairs", "num_reached", *_LOST)
 _OBSERVING = ("data.observed", "data.without_modality", "clients")
 """What the keys begin with that say which modalities are observed in which rows."""
 _NEAR_CHANCE = 0.1
@@ -128,6 +129,17 @@ class Row:
     def unweighted(self, summary: str) -> float | None:
         """The mean over clients, each of them counting once; None where there are no scores of single clients."""
         return _mean([score for score, _ in self.clients(self.scores.own.rounds[summary]).values()])
+
+    def lost(self, summary: str, score: Score) -> dict[str, int | None]:
+        """How many clients score less than they do in the baseline's run, as much, and have both scores."""
+        counts: dict[str, int | None] = dict.fromkeys((f"lost_{summary}", f"tied_{summary}", f"compared_{summary}"))
+        if self.pair is None or self.points[summary] is None:
+            return counts
+        own = self.clients(self.pair.own.rounds[summary])
+        base = self.pair.against.clients(self.pair.base.rounds[summary])
+        differences = [points(score, own[client][0], base[client][0]) for client in own.keys() & base.keys()]
+        found = (sum(each < 0 for each in differences), sum(each == 0 for each in differences), len(differences))
+        return dict(zip(counts, found, strict=True)) if differences else counts
 
     @property
     def is_at_random(self) -> bool:
@@ -226,7 +238,7 @@ def all_stop(rows: Iterable[Row]) -> bool:
     return len(runs) > 0 and all(run is not None and run.scenario.stop is not None for run in runs)
 
 
-def runs_frame(rows: Iterable[Row], keys: Sequence[str]) -> pl.DataFrame:
+def runs_frame(rows: Iterable[Row], keys: Sequence[str], score: Score) -> pl.DataFrame:
     """A row per row: the frame `runs` of a comparison."""
     records = []
     for row in rows:
@@ -238,6 +250,7 @@ def runs_frame(rows: Iterable[Row], keys: Sequence[str]) -> pl.DataFrame:
             record |= {name: own.values[name], f"unweighted_{name}": row.unweighted(name)}
             record |= {f"points_{name}": row.points[name], f"gain_{name}": row.gains[name]}
             record[f"gain_{name}_rounds"] = None if pair is None else pair.rounds[name]
+            record |= row.lost(name, score)
         record |= {"best_round": next(iter(own.rounds["best"]), None), **row.scores.to_target, **vars(row.compute)}
         record |= {"last5_rounds": row.last_rounds, "note": row.note, "run_notes": _each_once(row.noted)}
         records.append(record)
@@ -371,6 +384,10 @@ def _record(members: Sequence[Row], score: Score) -> dict[str, Any]:
         percent = over_seeds(row.gains[name] for row in members) if is_whole else []
         record |= columns(f"gain_{name}", percent, name, partial(gain, score))
         record[f"gain_{name}_rounds"] = _each_once(row.pair.rounds[name] for row in members if row.pair is not None)
+        lost = [row.lost(name, score) for row in members]
+        for column in lost[0]:
+            counts = [each[column] for each in lost]
+            record[column] = sum(filter(None, counts)) if any(count is not None for count in counts) else None
     for column in COMPUTE:
         took = [getattr(row.compute, column) for row in members]
         record[column] = None if None in took else _mean(over_seeds(took))

@@ -11,7 +11,7 @@ from typing import Literal
 import polars as pl
 
 from blossom_ray.core.phrases import did_you_mean, shortened
-from blossom_ray.core.scores import Score, default_score, find_score
+from blossom_ray.core.scores import Score, default_score, find_score, split_scoring
 from blossom_ray.errors import InputError
 from blossom_ray.runs.folder import Run
 from blossom_ray.runs.tables import ROUND_COLUMNS
@@ -29,7 +29,6 @@ TUNED = "fine_tuned/"
 """What a column's name begins with that is about scores after local fine-tuning."""
 UNSEEN = "unseen/"
 """What a column's name begins with that is about clients that never train."""
-_PREFIXES = (UNSEEN, VALIDATION, "held_out/", TUNED, "plain/")
 COMPUTE = ("num_examples", "num_steps", "bytes_down", "bytes_up")
 TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 
@@ -114,10 +113,8 @@ def find_metric(asked: str, runs: Sequence[Run]) -> tuple[str, str]:
 
 def split_column(column: str) -> tuple[str, str]:
     """A column's metric, and the modality set that it is about; "" where it is about all clients."""
-    prefix = ""
-    while more := next((each for each in _PREFIXES if column.startswith(prefix + each)), ""):
-        prefix += more
-    name, _, modalities = column.removeprefix(prefix).partition("/")
+    prefix, rest = split_scoring(column)
+    name, _, modalities = rest.partition("/")
     return prefix + name, modalities
 
 
@@ -132,9 +129,7 @@ def _judge(run: Run, column: str) -> str:
     if (stop := run.scenario.stop) is not None:
         names.append((stop.metric or default_score(run.scenario.task).name).removeprefix(VALIDATION))
     metric = split_column(column)[0].removeprefix(VALIDATION)
-    plain = metric
-    for prefix in _PREFIXES:
-        plain = plain.removeprefix(prefix)
+    plain = split_scoring(metric)[1]
     names += [metric, plain, plain.removesuffix("_trained")]
     return next((VALIDATION + name for name in names if VALIDATION + name in run.rounds.columns), column)
 

@@ -131,11 +131,14 @@ def _data(run: Run) -> str:
 
 
 def _task(run: Run) -> str:
-    number = _recorded(run).get("num_classes")
-    if not isinstance(number, int):
-        return run.scenario.task
-    noun = {"classification": "classes", "multilabel": "labels", "regression": "targets"}[run.scenario.task]
-    return f"{run.scenario.task}, {number:,} {noun if number > 1 else noun.removesuffix('s')}"
+    recorded = _recorded(run)
+    found = []
+    for name, task in run.scenario.learned.items():
+        number = (recorded.get("tasks", {}).get(name, {}) if name else recorded).get("num_classes")
+        noun = {"classification": "classes", "multilabel": "labels", "regression": "targets"}[task.kind]
+        counted = f", {number:,} {noun if number > 1 else noun.removesuffix('s')}" if isinstance(number, int) else ""
+        found.append(f"{name}: {task.kind}{counted}" if name else f"{task.kind}{counted}")
+    return "; ".join(found)
 
 
 def _sets(run: Run) -> Mapping[str, int]:

@@ -6,13 +6,13 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from blossom_ray.core.records import RoundRecord
-from blossom_ray.core.scores import TASKS, default_score
+from blossom_ray.core.scores import TASKS, default_score, split_scoring
 from blossom_ray.errors import InputError
 from blossom_ray.studies.comparison.scores import ALL
 from blossom_ray.studies.reports.charts import Curve, curves, figure_style
@@ -60,10 +60,8 @@ def live_figure(
     try:
         for record in records:
             if shown is not None and record.num_evaluated:
-                # What the task is judged by, told by the columns; on test splits where they are scored.
-                score = score or next(
-                    name for name in (*judges, *map("validation/{}".format, judges)) if name in record.metrics
-                )
+                # On test splits where they are scored.
+                score = score or _judge(record, judges)
                 _add(curve_of, record, score)
                 num_waiting += 1
                 if time.monotonic() - drawn_s >= every_s:
@@ -77,11 +75,21 @@ def live_figure(
             shown(_figure(curve_of, score))
 
 
+def _judge(record: RoundRecord, judges: Collection[str]) -> str:
+    """What the task, the first one of several, is judged by, told by the columns."""
+    for start in ("", "validation/"):
+        for name in record.metrics:
+            scoring, rest = split_scoring(name)
+            if scoring == start and rest.rpartition("/")[2] in judges:
+                return name
+    raise InputError("the round has no score; expected one that was scored")
+
+
 def _add(curve_of: dict[str, list[tuple[int, float]]], record: RoundRecord, score: str) -> None:
     if score not in record.metrics:
         known = ", ".join(name for name in record.metrics if "/" not in name.removeprefix("validation/"))
         raise InputError(f"score is {quoted(score)}; expected one of {known}")
-    prefix = "validation/" if score.startswith("validation/") else ""
+    prefix = score[: score.rfind("/") + 1]
     for suffix in ("", *modality_suffixes(record.metrics, prefix)):
         if f"{score}{suffix}" in record.metrics:
             points = curve_of.setdefault(suffix.lstrip("/") or ALL, [])

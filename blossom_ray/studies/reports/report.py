@@ -16,6 +16,7 @@ from blossom_ray.studies.comparison.entries import NOT_BEGUN, RunEntry, Source, 
 from blossom_ray.studies.comparison.notes import run_notes
 from blossom_ray.studies.comparison.panels import choice_table, comparison_title, panel_tables, remarks, shown_interval
 from blossom_ray.studies.comparison.scores import ALL, metric_columns
+from blossom_ray.studies.comparison.tasks import task_metrics, task_names, task_view
 from blossom_ray.studies.reports.charts import figure_style, heat_map
 from blossom_ray.studies.reports.federation import failure_section, federation_section, time_section, traffic_section
 from blossom_ray.studies.reports.page import FIGURE_FORMATS, ReportFigure, ReportSection, render_page, save_figure
@@ -68,12 +69,13 @@ def report(
     given = each_source(sources)
     entries = collect(given)
     finished = [entry.finished for entry in entries if entry.finished is not None]
-    comparison = None
+    comparisons: list[Comparison] = []
     if len(finished) > 1 or choose is not None or tune:
-        comparison = compare_entries(entries, Question(choose=choose, tune=tune))
-        entries = _keep_chosen(entries, comparison)
-    baseline = () if comparison is None else tuple(comparison.baseline)
-    told = [] if comparison is None else [note.text for note in comparison.run_notes]
+        metrics = task_metrics(entries)
+        comparisons = [compare_entries(entries, Question(metric, choose=choose, tune=tune)) for metric in metrics]
+        entries = _keep_chosen(entries, comparisons[0])
+    baseline = tuple(comparisons[0].baseline) if comparisons else ()
+    told = [note.text for note in comparisons[0].run_notes] if comparisons else []
     runs = [entry.run for entry in entries if entry.run is not None]
     notes = list(dict.fromkeys([*told, *(note.text for note in run_notes(("", run) for run in runs))]))
     variants = variants_of(entries, baseline, notes if len(runs) > 1 else ())
@@ -82,14 +84,14 @@ def report(
         raise InputError(f"no run has a complete round yet ({found}); expected at least one that has")
     used = [run for variant in variants for run in variant.runs]
     with figure_style():
-        compared = [] if comparison is None else _comparison_sections(entries, comparison, finished)
+        compared = _comparison_sections(entries, comparisons, finished)
         noted = _note_section(variants, told)
         scored = [variant for variant in variants if variant.rounds.height]
         sections = [
             federation_section(used),
             *compared,
             noted,
-            *(of(scored) for of in (curve_section, modality_section, class_section, client_section) if scored),
+            *_score_sections(scored),
             *(of(variants) for of in (traffic_section, time_section, failure_section)),
         ]
         sections = [section for section in sections if not section.is_empty]
@@ -134,19 +136,43 @@ def comparison_section(title: str, comparison: Comparison, told: Sequence[str] =
 
 
 def _comparison_sections(
-    entries: Sequence[RunEntry], comparison: Comparison, finished: Sequence[Run]
+    entries: Sequence[RunEntry], comparisons: Sequence[Comparison], finished: Sequence[Run]
 ) -> Iterator[ReportSection]:
-    """The comparison by the task's score, and by the same one on the held-out set where a run has it."""
-    if (choice := comparison.choice) is not None:
-        table = choice_table(choice, joined=True)
-        notes = [f"{table.title}.", *choice.notes]
-        yield ReportSection("Chosen on validation", tables=[replace(table, title="")], notes=notes)
-    own = comparison_section("Comparison", comparison)
-    yield own
-    for start, title in (("held_out/", "on the held-out set"), ("unseen/", "of unseen clients")):
-        if any(metric_columns(run, f"{start}{comparison.metric}") for run in finished):
-            other = compare_entries(entries, Question(metric=f"{start}{comparison.metric}"))
-            yield comparison_section(f"Comparison {title}", other, told=own.notes)
+    """The comparison by each task's score, and by the same one on the held-out set where a run has it."""
+    for comparison in comparisons:
+        task = comparison.metric.partition("/")[0] if len(comparisons) > 1 else ""
+        if comparison is comparisons[0] and (choice := comparison.choice) is not None:
+            table = choice_table(choice, joined=True)
+            notes = [f"{table.title}.", *choice.notes]
+            yield ReportSection("Chosen on validation", tables=[replace(table, title="")], notes=notes)
+        own = comparison_section("Comparison", comparison)
+        yield _of_task(own, task)
+        for start, title in (("held_out/", "on the held-out set"), ("unseen/", "of unseen clients")):
+            if any(metric_columns(run, f"{start}{comparison.metric}") for run in finished):
+                other = compare_entries(entries, Question(metric=f"{start}{comparison.metric}"))
+                yield _of_task(comparison_section(f"Comparison {title}", other, told=own.notes), task)
+
+
+def _score_sections(variants: Sequence[Variant]) -> Iterator[ReportSection]:
+    """What there is to show of scores, task by task where they have names."""
+    for task in task_names(run for variant in variants for run in variant.runs) or ("",):
+        own = [replace(each, runs=[task_view(run, task) for run in each.runs if _has(run, task)]) for each in variants]
+        own = [variant for variant in own if variant.runs] if task else [*variants]
+        for section in (curve_section, modality_section, class_section, client_section):
+            if own:
+                yield _of_task(section(own), task)
+
+
+def _has(run: Run, task: str) -> bool:
+    return task in (run.scenario.tasks or ())
+
+
+def _of_task(section: ReportSection, task: str) -> ReportSection:
+    """A section that says of which task it is, as do the names of its figures."""
+    if not task:
+        return section
+    figures = [replace(figure, name=f"{task}-{figure.name}") for figure in section.figures]
+    return replace(section, title=f"{section.title}: {task}", figures=figures)
 
 
 def _difference_figures(comparison: Comparison) -> list[ReportFigure]:

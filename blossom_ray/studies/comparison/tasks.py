@@ -1,0 +1,118 @@
+"""One task of several: a run as its clients of that task make it, and what runs with several are compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from blossom_ray.core.scores import default_score, of_task, split_scoring, task_prefix
+from blossom_ray.errors import InputError
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runs.folder import Run
+from blossom_ray.runs.tables import ROUND_COLUMNS
+from blossom_ray.studies.comparison.entries import RunEntry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def task_names(runs: Iterable[Run]) -> tuple[str, ...]:
+    """The tasks that some of the runs have by name, in their order."""
+    return tuple(dict.fromkeys(task for run in runs for task in run.scenario.tasks or ()))
+
+
+def task_metrics(entries: Iterable[RunEntry], *, per_class: bool = False) -> list[str | None]:
+    """What runs are compared by where nobody says: a metric for each task, or None where tasks have no names.
+
+    Args:
+        entries: The runs.
+        per_class: Whether single classes are compared.
+    """
+    runs = [entry.run for entry in entries if entry.run is not None]
+    found: list[str | None] = []
+    for task in task_names(runs):
+        kind = next(run.scenario.learned[task].kind for run in runs if task in run.scenario.learned)
+        score = {"classification": "recall", "multilabel": "auroc"}.get(kind) if per_class else default_score(kind).name
+        found += [f"{task}/{score}"] if score else []
+    return found or [None]
+
+
+def by_task(entries: Sequence[RunEntry], metric: str | None) -> tuple[Sequence[RunEntry], str | None]:
+    """The entries with runs of the task alone that a metric begins with, and the metric without it.
+
+    Runs that do not have the task stay as they are; so do all where tasks have no names.
+
+    Raises:
+        InputError: Runs have several tasks, and the metric is of none of them.
+    """
+    tasks = task_names(entry.run for entry in entries if entry.run is not None)
+    if not tasks:
+        return entries, metric
+    scoring, rest = split_scoring(metric or "")
+    task, _, own = rest.partition("/")
+    if task not in tasks:
+        examples = ", ".join(f"{task}/..." for task in tasks)
+        found = "no metric is given" if metric is None else f"the metric is {metric!r}"
+        raise InputError(f"{found}, while the runs have the tasks {', '.join(tasks)}; expected one of {examples}")
+    return [
+        replace(entry, run=task_view(entry.run, task))
+        if entry.run is not None and task in (entry.run.scenario.tasks or ())
+        else entry
+        for entry in entries
+    ], f"{scoring}{own}"
+
+
+def task_view(run: Run, task: str) -> Run:
+    """A run as if its clients of one task were all that it has: its scores by the names of runs without `tasks`.
+
+    Rounds, bytes and blocks are those of the whole run.
+    """
+    rounds = run.rounds
+    columns = {name: name for name in ROUND_COLUMNS} | of_task({name: name for name in rounds.columns}, task)
+    clients = run.clients
+    if "task" in clients.columns:
+        clients = clients.filter(pl.col("task") == task)
+    own = of_task({name: name for name in clients.columns}, task)
+    others = tuple(task_prefix(name) for name in run.scenario.learned)
+    kept = [name for name in clients.columns if name != "task" and not split_scoring(name)[1].startswith(others)]
+    frames = {
+        "rounds": rounds.select(pl.col(column).alias(name) for name, column in columns.items()),
+        "clients": clients.select(*kept, *(pl.col(column).alias(name) for name, column in own.items())),
+        **{name: _of_scorings(getattr(run, name), f"/{task}") for name in ("classes", "confusion")},
+    }
+    data = run.manifest.get("data") or {}
+    whole = {key: value for key, value in data.items() if key != "tasks"}
+    manifest = {key: value for key, value in run.manifest.items() if key != "tables"}  # which are sums of other columns
+    manifest["data"] = {**whole, **(data.get("tasks") or {}).get(task, {})}
+
+    def table(name: str) -> pa.Table:
+        frame: pl.DataFrame = frames[name] if name in frames else getattr(run, name)
+        found: Any = frame.to_arrow()
+        return found
+
+    return Run(None, manifest, table, _scenario_view(run.scenario, task))
+
+
+def _of_scorings(frame: pl.DataFrame, end: str) -> pl.DataFrame:
+    own = frame.filter(pl.col("scoring").str.ends_with(end))
+    return own.with_columns(pl.col("scoring").str.strip_suffix(end))
+
+
+def _scenario_view(scenario: Scenario, task: str) -> Scenario:
+    groups = (
+        scenario.groups
+        if scenario.tasks and len(scenario.tasks) == 1
+        else [group for group in scenario.groups if group.task == task]
+    )
+    changes: dict[str, Any] = {
+        "tasks": None,
+        "task": scenario.learned[task].kind,
+        "clients": tuple(group.model_copy(update={"task": None}) for group in groups),
+    }
+    if scenario.stop is not None and scenario.stop.metric is not None:
+        metric = scenario.stop.metric.removeprefix("validation/").removeprefix(task_prefix(task))
+        changes["stop"] = scenario.stop.model_copy(update={"metric": metric})
+    return scenario.model_copy(update=changes)

@@ -1,0 +1,183 @@
+"""Several tasks in one federation: each is computed as if it were alone, and scored by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blossom_ray import Dataset, from_arrays, simulate
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, SharingScheme
+from blossom_ray.core.records import RoundRecord
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.local import LocalRuntime
+from blossom_ray.runtime.measurement import choose_engines
+from blossom_ray.runtime.preparation import prepare
+from blossom_ray.server import Server, initial_server
+from blossom_ray.simulation import run_rounds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+_ENCODER = {"kind": "mlp", "hidden": [6], "dim": 5, "dropout": 0.1}
+_FUSION = {"kind": "mean", "dim": 5, "norm": "batch"}
+_APART = {"encoder/*": "same-task", "fusion": "same-task", "head": "shared"}
+TASKS: dict[str, dict[str, Any]] = {
+    "activity": {"labels": "activity"},
+    "stress": {"kind": "regression", "labels": "stress", "lr": 0.02},
+}
+
+
+def given_data(clients: str) -> Dataset:
+    """Rows of some clients, ten each with their own numbers, labelled for a classification and a regression."""
+    parts = []
+    for name in clients:
+        draw = np.random.default_rng(ord(name))
+        parts.append((draw.standard_normal((10, 4, 2)), draw.standard_normal((10, 3)), draw.integers(0, 3, 10)))
+    acc, gyro, classes = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return from_arrays(
+        {"acc": acc, "gyro": gyro},
+        classes,
+        class_names=["sit", "walk", "run"],
+        clients=[name for name in clients for _ in range(10)],
+        splits=(["train"] * 6 + ["test"] * 4) * len(clients),
+        label_columns={
+            "activity": ([("sit", "walk", "run")[label] for label in classes], "classification"),
+            "stress": (gyro[:, :1] + acc[:, 0, :1], "regression"),
+        },
+    )
+
+
+def scenario_of(clients: list[dict[str, Any]], names: str, tasks: dict[str, Any] | None, **more: Any) -> Scenario:
+    tree = {
+        "rounds": 2,
+        "data": {"dataset": "custom", "factory": lambda: given_data(names), "partition": {"kind": "given"}},
+        "clients": clients,
+        "tasks": tasks,
+        "model": {
+            "encoders": {"acc": _ENCODER, "gyro": _ENCODER},
+            "fusion": {"kind": "mean", "dim": 5, "norm": "batch"},
+        },
+        "training": {"optimizer": {"kind": "adam", "lr": 0.01}, "batch_size": 4, "schedule": {"kind": "cosine"}},
+        "sharing": _APART,
+        "execution": {"runtime": "local", "chunk_size": 2},
+        **more,
+    }
+    return Scenario.model_validate(tree)
+
+
+def simulated(scenario: Scenario, folder: Path) -> tuple[list[RoundRecord], Server]:
+    preparation = choose_engines(prepare(scenario, folder))
+    runtime = LocalRuntime(preparation)
+    server = initial_server(preparation.plan, preparation.profiles_on_server(), scenario.server.optimizer)
+    rounds = list(run_rounds(preparation, runtime, server))
+    runtime.close()
+    return [record for record, _ in rounds], rounds[-1][1]
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+@pytest.mark.parametrize(("first", "second"), [("activity", "stress"), ("stress", "activity")])
+def test_a_task_beside_another_is_computed_as_it_is_alone(tmp_path: Path, first: str, second: str, engine: str) -> None:
+    owned = ["acc", "gyro"]
+    groups = [{"count": 3, "task": first, "modalities": owned}, {"count": 2, "task": second, "modalities": owned}]
+    more = {"training": {"engine": engine, "optimizer": {"kind": "adam", "lr": 0.01}, "batch_size": 4}}
+    both, server = simulated(scenario_of(groups, "abcde", TASKS, **more), tmp_path / "both")
+    only, alone = simulated(scenario_of(groups[:1], "abc", {first: TASKS[first]}, **more), tmp_path / "alone")
+    for together, own in zip(both, only, strict=True):
+        assert {name: value for name, value in together.metrics.items() if f"{second}/" not in name} == dict(
+            own.metrics
+        )
+        assert [each.scores for each in together.evaluation[:3]] == [each.scores for each in own.evaluation]
+        assert [(each.loss, each.drift) for each in together.training[:3]] == [
+            (each.loss, each.drift) for each in own.training
+        ]
+    assert len(alone.blocks) == 4
+    for instance, block in alone.blocks.items():
+        assert np.array_equal(server.blocks[instance].sent.values, block.sent.values), instance
+    assert len(server.blocks) == 8
+
+
+OWNED = ["acc", "gyro"]
+GROUPS = [{"count": 3, "task": "activity", "modalities": OWNED}, {"count": 2, "task": "stress", "modalities": OWNED}]
+
+
+@pytest.fixture(scope="module")
+def shared_run() -> Any:
+    sharing = {"encoder/*": "shared", "fusion": "same-task+same-modalities", "head": "same-task"}
+    return simulate(scenario_of(GROUPS, "abcde", TASKS, sharing=sharing))
+
+
+def test_encoders_are_averaged_over_all_tasks_and_heads_within_their_own(shared_run: Any) -> None:
+    blocks = shared_run.blocks.filter(round=2).select("block", "scope", "key", "contributors", "weight").rows()
+    assert blocks == [
+        ("encoder/acc", "shared", "", 5, 30.0),
+        ("encoder/gyro", "shared", "", 5, 30.0),
+        ("fusion", "same-modalities+same-task", "acc+gyro/activity", 3, 18.0),
+        ("fusion", "same-modalities+same-task", "acc+gyro/stress", 2, 12.0),
+        ("head/activity", "shared", "", 3, 18.0),
+        ("head/stress", "shared", "", 2, 12.0),
+    ]
+
+
+def test_scores_stand_behind_the_name_of_their_task_and_nothing_is_pooled_over_tasks(shared_run: Any) -> None:
+    columns = set(shared_run.rounds.columns)
+    assert {"activity/accuracy", "activity/train_loss", "stress/rmse_p50", "stress/r2/acc+gyro"} <= columns
+    assert not columns & {"loss", "train_loss", "accuracy", "rmse", "loss/acc+gyro"}
+    rates = shared_run.rounds.select("learning_rate", "stress/learning_rate").rows()
+    assert rates[0] == (None, None)
+    assert rates[1:] == [pytest.approx((rate, 2 * rate)) for rate in (0.01, 0.0)]
+    assert "activity/learning_rate" not in columns
+
+
+def test_a_client_has_one_row_with_the_scores_of_its_task(shared_run: Any) -> None:
+    last = shared_run.clients.filter(round=2)
+    assert last["task"].to_list() == ["activity"] * 3 + ["stress"] * 2
+    assert last["activity/accuracy"].is_null().to_list() == [False] * 3 + [True] * 2
+    assert last["stress/rmse"].is_null().to_list() == [True] * 3 + [False] * 2
+    own = last.filter(task="stress")
+    expected = np.average(own["stress/rmse"].to_numpy(), weights=own["num_test_examples"].to_numpy())
+    assert shared_run.final["stress/rmse"] == pytest.approx(expected, rel=1e-12)
+    assert shared_run.classes["scoring"].unique().to_list() == ["test/activity"]
+
+
+def test_the_manifest_says_what_each_task_has_of_the_data(shared_run: Any) -> None:
+    data = shared_run.manifest["data"]
+    told = {name: (task["task"], task["num_classes"], task["num_train"]) for name, task in data["tasks"].items()}
+    assert told == {"activity": ("classification", 3, 18), "stress": ("regression", 1, 12)}
+    assert data["tasks"]["activity"]["class_names"] == ["run", "sit", "walk"]
+    assert "class_names" not in data
+    assert data["num_train"] == 30
+
+
+def test_one_task_by_name_has_the_bits_of_the_task_without_a_name(tmp_path: Path) -> None:
+    """`labels: null` are those of the data set, and the head begins with the same values."""
+    groups = [{"count": 3, "modalities": OWNED}]
+    runs = [
+        simulated(scenario_of(groups, "abc", tasks, sharing="private-head-fusion"), tmp_path / str(number))
+        for number, tasks in enumerate(({"only": {}}, None))
+    ]
+    (first, server), (second, other) = runs
+    assert [dict(each.metrics) for each in second] == [
+        {name.replace("only/", ""): value for name, value in each.metrics.items()} for each in first
+    ]
+    for instance, block in other.blocks.items():
+        assert np.array_equal(server.blocks[instance].sent.values, block.sent.values)
+
+
+def test_a_head_belongs_to_its_task_whatever_scope_heads_have() -> None:
+    client = ClientProfile(3, ("acc",), "left", task="who")
+    head = Block("head", "who")
+    for scope, expected in {
+        "same-task": BlockInstance(head, Scope.SHARED),
+        "shared": BlockInstance(head, Scope.SHARED),
+        "same-modalities+same-task": BlockInstance(head, Scope.SAME_MODALITIES, "acc"),
+        "group": BlockInstance(head, Scope.GROUP, "left"),
+        "private": BlockInstance(head, Scope.PRIVATE, "3"),
+    }.items():
+        scheme = SharingScheme.of({"encoder/*": "same-task", "fusion": scope, "head": scope})
+        assert scheme.instance(head, client) == expected
+    fusion = SharingScheme.of({"fusion": "same-modalities+same-task"}).instance("fusion", client)
+    assert str(fusion) == "fusion[acc/who]"
+    encoder = SharingScheme.of({"encoder/*": "same-task"}).instance("encoder/acc", client)
+    assert str(encoder.statistics(client)) == "statistics/encoder/acc[acc/who]"
