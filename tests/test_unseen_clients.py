@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from conftest import Command
 
 from blossom_ray import Run, Scenario, compare, report, simulate
+from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.observation import observe
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.shards import ShardReader, write_shards
 from blossom_ray.errors import ScenarioError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.scenario.identity import identity
@@ -158,8 +162,8 @@ def test_what_a_run_says_of_them(small_scenario: Scenario) -> None:
         ("samples of unseen clients beyond their shots", beyond)
     ]
     notes = run.manifest["notes"]
-    head = "unseen clients: their own head have initial values before fine-tuning, so unseen/accuracy says nothing of "
-    assert f"{head}the scheme" in notes
+    begin = "unseen clients: before fine-tuning their own head have initial values"
+    assert f"{begin}, and unseen/accuracy is with these" in notes
     # Three people of 20 samples each, 6 of them to test on.
     assert "3 of 4 unseen clients have fewer samples than shots, the fewest 14" in notes
 
@@ -170,8 +174,8 @@ def test_with_local_statistics_they_are_scored_after_fine_tuning_alone(small_sce
     assert not [name for name in run.rounds.columns if name.startswith("unseen/") and "fine_tuned" not in name]
     assert run.rounds["unseen/fine_tuned/accuracy"].is_null().to_list() == [True, True, False, False]
     assert run.clients.filter(round=1, role="unseen").is_empty()
-    note = "unseen clients: their own normalisation statistics have initial values before fine-tuning, so they are "
-    assert f"{note}scored after it alone" in run.manifest["notes"]
+    note = "unseen clients: before fine-tuning their own normalisation statistics have initial values"
+    assert f"{note}, so they are scored after it alone" in run.manifest["notes"]
 
 
 @pytest.mark.ray
@@ -418,3 +422,53 @@ def test_what_is_observed_of_the_held_out_part_is_drawn_there(small_scenario: Sc
             assert (shard.inputs["gyro"][~has] == 0).all()
             assert (shard.inputs["gyro"][has] == held_out.inputs["gyro"][rows[has]]).all()
             assert (shard.labels == held_out.labels[rows]).all()
+
+
+@pytest.mark.parametrize(("engine", "missing"), [("sequential", "prototype"), ("vectorized", "mask")])
+def test_what_they_alone_do_not_observe_is_no_others_business(
+    small_scenario: Scenario, engine: str, missing: str
+) -> None:
+    both = {**HELD_OUT, "modalities": ["acc", "gyro"], "shots": None, "observed": {"gyro": 0.5}}
+    changes = {
+        "clients": [*TRAINED, both],
+        "training.engine": engine,
+        "model.missing": missing,
+        "sharing": "full-model",
+    }
+    run = simulate(small_scenario.override({**FEW, **changes}))
+    alone = simulate(run.scenario.override({"clients": TRAINED}))
+    assert run.manifest["digest"]["private"] == alone.manifest["digest"]["private"]
+    plain = [name for name in alone.rounds.columns if "seconds" not in name and not name.startswith("bytes_")]
+    assert run.rounds.select(plain).equals(alone.rounds.select(plain))
+    assert "unseen/accuracy@acc" in run.rounds.columns
+    assert not [name for name in alone.rounds.columns if "@" in name]
+
+
+def test_commands_tell_them_apart(small_scenario: Scenario, command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "few.yaml"
+    path.write_text(scenario_yaml(small_scenario.override({**FEW, "evaluation.unseen": {"start": "group-average"}})))
+    assert "valid; 7 clients (2 unseen), 3 rounds" in command("validate", str(path)).out
+    assert json.loads(command("validate", str(path), "--json").out)["unseen"] == 2
+
+    shares = json.loads(command("data", "inspect", str(path), "--json").out)["clients"]
+    assert [share.get("role") for share in shares] == [*[None] * 5, "unseen", "unseen"]
+    assert [share["train"] for share in shares[5:]] == [4, 4]
+    assert "role" in command("data", "inspect", str(path)).out
+
+    plan = json.loads(command("plan", str(path), "--json").out)
+    num_test = sum(share["test"] for share in shares[5:])
+    assert f"2 unseen clients besides, with 8 samples to fine-tune on and {num_test} to test on" in plan["notes"]
+    assert plan["clients_per_round"] == 5
+    assert {name: own["clients"] for name, own in plan["sets"].items()} == {"acc": 2, "gyro": 1, "acc+gyro": 2}
+    run = simulate(Scenario.load(path))
+    measured = {
+        str(BlockInstance.of_column(*key)): rows
+        for key, rows in run.blocks.filter(round=2).group_by("block", "scope", "key")
+    }
+    for name, planned in plan["blocks"].items():
+        (row,) = measured[name].to_dicts()
+        assert (planned["bytes_down"], planned["bytes_up"]) == (row["bytes_down"], row["bytes_up"]), name
+
+    out = command("simulate", str(path), "--out", str(tmp_path / "runs"), "--set", "rounds=1").out
+    assert "7 clients (2 unseen)" in out
+    assert "unseen, fine-tuned" in out

@@ -346,8 +346,8 @@ def _unseen_notes(
         yield f"{what} of those that train: private blocks left their clients in sum"
     if parts := {part for profile in kinds for part in plan.own_parts(profile)} - averaged:
         is_scored = plan.model.norm_statistics != "local"
-        then = f"so {score} says nothing of the scheme" if is_scored else "so they are scored after it alone"
-        yield f"unseen clients: their own {listed(sorted(parts))} have initial values before fine-tuning, {then}"
+        then = f"and {score} is with these" if is_scored else "so they are scored after it alone"
+        yield f"unseen clients: before fine-tuning their own {listed(sorted(parts))} have initial values, {then}"
     shots = [group.shots or 0 for group in scenario.unseen_groups for _ in range(group.count)]
     counts = federation.train.counts[len(population.trained) :].tolist()
     if short := [count for count, wanted in zip(counts, shots, strict=True) if count < wanted]:

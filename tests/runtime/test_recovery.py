@@ -66,6 +66,10 @@ class Lethal(ClientActor):
         self._strike(f"evaluate {arguments[3]}", arguments[2])
         return super().evaluate(*arguments)
 
+    def private_sums(self, *arguments: Any) -> Any:
+        self._strike("private sums", arguments[2])
+        return super().private_sums(*arguments)
+
     def begin_checkpoint(self, path: Path, round_index: int) -> None:
         self._strike("checkpoint", round_index)
         super().begin_checkpoint(path, round_index)
@@ -154,6 +158,21 @@ def test_a_killed_actor_changes_no_bit(
     failures = [failure for record in records for failure in record.failures]
     assert [failure.action for failure in failures] == ["repeated"]
     assert sum(actor.times_replaced for record in records for actor in record.actors) == 1
+
+
+def test_an_actor_that_is_killed_over_sums_of_private_blocks_changes_no_bit(
+    on_ray: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unseen = {"count": 1, "modalities": ["acc"], "role": "unseen"}
+    changes = {"clients": [*on_ray.model_dump()["clients"], unseen], "evaluation.unseen": {"start": "group-average"}}
+    scenario = on_ray.override(changes)
+    undisturbed, facts = run_here(scenario.override({"execution.runtime": "local"}))
+    lethal(monkeypatch, tmp_path, "private sums", 3)
+    records, disturbed_facts = run_here(scenario)
+    assert (tmp_path / "struck").exists()
+    assert disturbed_facts["digest"] == facts["digest"]
+    assert numbers(records) == numbers(undisturbed)
+    assert [failure.phase for record in records for failure in record.failures] == ["evaluation"]
 
 
 BEST = 3
