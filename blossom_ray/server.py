@@ -103,13 +103,17 @@ def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[Client
     for profile in profiles:
         for instance in plan.returned_blocks(profile):
             senders.setdefault(instance, set()).add((profile.modalities, profile.task))
+    return tuple(each for each in normalised_together(server) if len(senders.get(each, ())) > 1)
+
+
+def normalised_together(server: Server) -> tuple[BlockInstance, ...]:
+    """Instances of fusion and head with running statistics that are averaged over clients."""
     return tuple(
         instance
         for instance, block in server.blocks.items()
         if instance.name.kind in ("fusion", "head")
         and not instance.copy
         and block.sent.values.size > block.num_parameters
-        and len(senders.get(instance, ())) > 1
     )
 
 

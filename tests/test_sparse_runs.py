@@ -25,7 +25,7 @@ def sparse(small_scenario: Scenario) -> Scenario:
     """Two clients with acc, one with gyro, two with both, which miss one or the other in some samples."""
     return small_scenario.override(
         {
-            "data.observed": {"acc": {"train": 0.6, "test": 0.5, "held_out": 0.7}, "gyro": 0.6},
+            "data.observed": {"acc": {"train": 0.6, "test": 0.35, "held_out": 0.7}, "gyro": 0.6},
             "data.without_modality": "leave-out",
             "sharing": "full-model",
             "model.encoders.acc": {"kind": "conv1d", "channels": [4], "kernel_size": 3, "dim": 6},
@@ -42,6 +42,7 @@ def test_what_tables_tell_of_samples_without_a_modality(sparse: Scenario) -> Non
     last = run.rounds.row(-1, named=True)
     sets = ("acc", "gyro", "acc+gyro")
     assert sum(last[f"num_examples@{name}"] for name in sets) == run.clients.filter(round=2)["num_test_examples"].sum()
+    assert sum("which can spoil their scores" in note and "have acc" in note for note in run.manifest["notes"]) == 1
     mean = sum(last[f"num_examples@{name}"] * last[f"accuracy@{name}"] for name in sets)
     assert mean / sum(last[f"num_examples@{name}"] for name in sets) == pytest.approx(last["accuracy_pooled"])
     assert {"accuracy_pooled@acc", "loss@gyro", "validation/accuracy@acc+gyro"} <= last.keys()

@@ -18,9 +18,13 @@ from blossom_ray.core.scores import LearnedTask, default_score, task_prefix
 from blossom_ray.reading.read_back import ReadBack
 from blossom_ray.rounds import may_leave_untrained
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.server import Server, mixed_statistics
+from blossom_ray.server import Server, mixed_statistics, normalised_together
 
 Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+_OTHER_SHARE = 0.1
+"""Shares of samples with a modality that differ by more are told where statistics follow from the one."""
 
 
 class ManifestObserved(ReadBack):
@@ -160,6 +164,15 @@ def statistics_notes(preparation: Preparation, server: Server) -> Iterator[str]:
             "which can spoil their scores; model.norm_statistics: same-modalities averages them within each modality "
             "set, local not at all"
         )
+    for modality, rows in preparation.observed.items():
+        trained, tested = (rows[split].observed / rows[split].rows for split in ("train", "test"))
+        if abs(trained - tested) > _OTHER_SHARE:
+            for instance in normalised_together(server):
+                yield (
+                    f"{instance}: running statistics of normalisation are of training samples, of which "
+                    f"{100 * trained:.0f} % have {modality}; of test samples {100 * tested:.0f} % have it, which can "
+                    "spoil their scores"
+                )
 
 
 def undefined_note(record: RoundRecord, learned: Mapping[str, LearnedTask]) -> str:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blossom_ray.clients.contributions import with_prototypes
+from blossom_ray.clients.contributions import entropies, with_prototypes
 from blossom_ray.clients.engines import make_engine
-from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass, LocalResult
+from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass, LocalResult, Scored
 from blossom_ray.clients.options import EngineName, Training
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.fusion import Attention, ProjectedMean
@@ -98,15 +98,23 @@ def test_what_unobserved_rows_hold_does_not_matter(engine: EngineName, missing: 
     space = workspace({"kind": "custom", "factory": normed}, missing=missing)
     computes = make_engine(engine, space)
 
-    def results(poison: float) -> tuple[list[LocalResult], list[Any]]:
+    def results(poison: float) -> tuple[list[LocalResult], list[Scored], list[dict[str, torch.Tensor]]]:
         tasks = [client(number, space, size, poison=poison) for number, size in enumerate((9, 13))]
         trained = computes.train(tasks, job(space, ADAM))
         after = [task.after(result) for task, result in zip(tasks, trained, strict=True)]
-        return trained, computes.evaluate(after, 5, round_index=1)
+        scored = computes.evaluate(after, 5, round_index=1)
+        return trained, scored, computes.measure(after, numbers, 5, round_index=1)
 
-    trained, scored = results(0.0)
+    def numbers(batch: Any) -> dict[str, Any]:
+        whole = {"outputs": batch.outputs, "entropy": entropies(batch.outputs), "losses": batch.losses}
+        return whole | batch.embeddings | {"gyro alone": batch.through(modalities=["gyro"]).representation}
+
+    trained, scored, measured = results(0.0)
     for poison in (float("nan"), 1e30):
-        again, scored_again = results(poison)
+        again, scored_again, measured_again = results(poison)
+        for own, sums in zip(measured_again, measured, strict=True):
+            assert own.keys() == sums.keys()
+            assert all(torch.equal(own[name], sums[name]) for name in sums)
         assert all(same_bits(*pair) for pair in zip(again, trained, strict=True))
         for found, expected in zip(scored_again, scored, strict=True):
             assert found.loss_sum == expected.loss_sum
