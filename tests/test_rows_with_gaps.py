@@ -20,6 +20,7 @@ from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.server import initial_server
 from blossom_ray.simulation import run_rounds
+from blossom_ray.studies.reports.federation import federation_section
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,6 +138,8 @@ def test_what_is_observed_and_left_out_is_counted_in_manifest_and_notes(scenario
     assert list(test["by_client"][:2]) == [0, 0]
     assert 0 < test["observed"] < test["rows"]
     assert held_out["by_client"][3] == held_out["by_client"][4] < 30
+    (paragraph,) = federation_section([half]).text
+    assert f". gyro is observed in {100 * train['observed'] / train['rows']:.1f} % of train rows, " in paragraph
     left = {entry["what"]: entry["count"] for entry in data["left_out"]}
     assert set(left) == {f"{split} rows in which their client observes no modality (data.without_modality)"
                          for split in ("train", "validation", "test")}  # fmt: skip
@@ -160,6 +163,7 @@ def test_a_table_with_nulls_trains_and_shows_its_gaps(command: Command, tmp_path
     changes = [f"--set={change}" for change in (
         f"training.engine={engine}", "rounds=1", "execution.runtime=local", "data.standardize=true",
     )]  # fmt: skip
+    assert "without_modality: leave-out" in (tmp_path / "scenario.yaml").read_text(encoding="utf-8")
     assert command("validate", "scenario.yaml", *changes).exit_code == 0
     shown = command("data", "inspect", "scenario.yaml", *changes).out
     assert "gyro train" in shown

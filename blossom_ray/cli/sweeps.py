@@ -151,7 +151,7 @@ def compare(
         typer.Option(
             "--baseline",
             metavar="PATH=VALUE",
-            help="What gains are measured against; sharing=full-model unless given. Repeatable.",
+            help="What gains are measured against; sharing=full-model unless given, or all rows observed. Repeatable.",
             autocompletion=completion.settings,
         ),
     ] = None,

@@ -234,6 +234,20 @@ def test_runs_that_are_to_differ_in_what_is_observed_are_paired(make: Make) -> N
     assert the_row(found, **{"data.observed.acc": "0.5"})["gain_final"] == pytest.approx(-25.0)
 
 
+def test_where_parts_of_rows_vary_the_baseline_is_that_all_are_observed_in_testing(make: Make) -> None:
+    shares = {(1.0, 1.0): 0.8, (1.0, 0.5): 0.6, (0.5, 1.0): 0.5, (0.5, 0.5): 0.45}
+    runs = [
+        make([score], **{"data.observed": {"acc": {"train": train, "test": test}}})
+        for (train, test), score in shares.items()
+    ]
+    found = compare(*runs)
+    assert found.baseline == {"data.observed.acc.test": "1.0"}
+    gains = [the_row(found, **{"data.observed.acc.train": train, "data.observed.acc.test": "0.5"}) for train in
+             ("1.0", "0.5")]  # fmt: skip
+    assert [row["gain_final"] for row in gains] == pytest.approx([-25.0, -10.0])
+    assert compare(runs[1], runs[3]).baseline == {"data.observed.acc.train": "1.0"}
+
+
 def test_a_seed_without_its_baseline_is_no_pair(make: Make) -> None:
     found = compare(
         make([0.4], sharing="full-model"), make([0.5], sharing="local"), make([0.9], sharing="local", seed=1)

@@ -165,7 +165,7 @@ def compare(
             alone, `accuracy/acc+gyro`; None: what the runs' task is judged by, such as `accuracy`. With `tasks`, a
             score of one of them, such as `activity/accuracy`: its clients are compared.
         baseline: Value by varied key that the others are measured against; None: `sharing` `full-model`, where it is
-            there.
+            there, or else 1.0 of `data.observed`, of its shares for testing where these vary.
         by: Keys to tell apart; over the others, scores and gains are averaged within a seed. `scoring` is always one
             where runs have it. None: all keys.
         target: A score; the table then says after how many rounds and bytes it is reached.
@@ -255,6 +255,14 @@ def _default_metric(entries: Sequence[RunEntry]) -> str:
     return default_score(next(iter(tasks), "classification")).name
 
 
+def _all_observed(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, str]:
+    """What runs are measured against that differ in which part of rows is observed: all, of those for testing."""
+    shares = [key for key in keys if key.startswith("data.observed.")]
+    values = {key: {row.setting[key] for row in rows} for key in shares}
+    tested = [key for key in shares if key.endswith(".test")] or shares
+    return dict.fromkeys(tested, "1.0") if all("1.0" in values[key] for key in tested) else {}
+
+
 def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any] | None) -> dict[str, str]:
     wanted = {key: value_text(value) for key, value in (DEFAULT_BASELINE if asked is None else asked).items()}
     for key, value in wanted.items():
@@ -262,7 +270,7 @@ def _baseline(rows: Sequence[Row], keys: Sequence[str], asked: Mapping[str, Any]
         if key in keys and value in values:
             continue
         if asked is None:
-            return {}
+            return _all_observed(rows, keys)
         if key not in keys:
             varied = ", ".join(keys) or "nothing but the seed"
             raise InputError(

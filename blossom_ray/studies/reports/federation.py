@@ -111,6 +111,7 @@ def _paragraph(name: str, runs: Sequence[Run]) -> str:
         f"{name}: {each(_task)}",
         f"Samples: {' and '.join(filter(None, (', '.join(samples[:-1]), samples[-1])))}" if samples else "",
         each(_clients),
+        _observed(runs[0]) if len(runs) == 1 else "",
         f"Partition: {each(_partition)}; split by {each(lambda run: run.scenario.data.split)}",
         f"A missing modality: {each(lambda run: run.scenario.model.missing)}",
         f"{each(lambda run: f'{run.scenario.rounds:,}')} rounds with {each(_cohort)} in each",
@@ -154,6 +155,15 @@ def _clients(run: Run) -> str:
     total, unseen = sum(sets.values()), run.scenario.num_unseen
     others = f", and {unseen:,} that never train{'s' * (unseen == 1)}" if unseen else ""
     return f"{total:,} client{'s' * (total > 1)}: {', '.join(shown)}{others}"
+
+
+def _observed(run: Run) -> str:
+    """The modalities that are not observed in all rows, with the part of each split in which they are."""
+    found = []
+    for name, own in _recorded(run).get("observed", {}).items():
+        shares = {split.replace("_", "-"): 100 * rows["observed"] / rows["rows"] for split, rows in own.items()}
+        found.append(f"{name} is observed in {', '.join(f'{s:.1f} % of {split} rows' for split, s in shares.items())}")
+    return "; ".join(found)
 
 
 def _partition(run: Run) -> str:
