@@ -39,7 +39,7 @@ def read_samples(path: Path, told: Mapping[str, Any]) -> Samples:
             for name in [name for name in told["modalities"] if name in arrays]:
                 rows = arrays[name].reshape(len(arrays[name]), -1)
                 present = ~np.isnan(rows).all(axis=1)
-                found[name] = _filled(name, present, rows[present], told["input_shapes"][name])
+                found[name] = _filled(name, present, rows[present], told)
     else:
         table = _table(path)
         for name, section in told["modalities"].items():
@@ -47,7 +47,7 @@ def read_samples(path: Path, told: Mapping[str, Any]) -> Samples:
                 columns = [table[column].combine_chunks() for column in section["columns"]]
                 present = np.logical_and.reduce([each.is_valid().to_numpy(zero_copy_only=False) for each in columns])
                 rows = np.concatenate([_numbers(each, present) for each in columns], axis=1)
-                found[name] = _filled(name, present, rows, told["input_shapes"][name])
+                found[name] = _filled(name, present, rows, told)
     if not found:
         raise ValueError(f"{path} has none of the modalities {', '.join(told['modalities'])}")
     return found
@@ -121,7 +121,8 @@ def main() -> None:
 def _table(path: Path) -> Any:
     from pyarrow import feather, parquet
 
-    return (parquet.read_table if path.suffix in (".parquet", ".pq") else feather.read_table)(path)
+    is_parquet = path.is_dir() or path.suffix in (".parquet", ".pq")
+    return (parquet if is_parquet else feather).read_table(path)
 
 
 def _numbers(column: Any, present: np.ndarray) -> np.ndarray:
@@ -142,9 +143,15 @@ def _numbers(column: Any, present: np.ndarray) -> np.ndarray:
     return found
 
 
-def _filled(name: str, present: np.ndarray, rows: np.ndarray, shape: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _filled(name: str, present: np.ndarray, rows: np.ndarray, told: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """An entry of `Samples` from the rows (n, numbers of a row) that are present."""
+    shape = told["input_shapes"][name]
     if len(rows) and rows.shape[1] != math.prod(shape):
         raise ValueError(f"{name} has {rows.shape[1]} values in a row; expected {math.prod(shape)}, of shape {shape}")
+    if told["modalities"][name]["nan"] == "unobserved":
+        is_torn = np.isnan(rows.astype(np.float32)).any(axis=1)
+        present, rows = present.copy(), rows[~is_torn]
+        present[present] = ~is_torn
     values = np.zeros((len(present), *shape), np.float32)
     values[present] = rows.reshape(-1, *shape)
     if not np.isfinite(values).all():

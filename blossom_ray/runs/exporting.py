@@ -32,7 +32,7 @@ from blossom_ray.data.division.observation import observe
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.standardization import channel_scales
 from blossom_ray.data.sets.base import OwnData
-from blossom_ray.data.sets.table import TableData
+from blossom_ray.data.sets.table import TableData, TableModality
 from blossom_ray.data.summary import ObservedRows
 from blossom_ray.errors import DataError, InputError, RunFolderError
 from blossom_ray.models import encoders, fusion, predict, standalone
@@ -244,12 +244,14 @@ def _modalities(scenario: Scenario, fingerprint: str, profile: ClientProfile) ->
     section = scenario.data
     scales = _scales(scenario, fingerprint) if isinstance(section, OwnData) and section.standardize else {}
     by_window = {"kind": "window"} if getattr(section, "zscore", False) else None
-    columns = {name: each.column for name, each in section.modalities.items()} if isinstance(section, TableData) else {}
+    tables = section.modalities if isinstance(section, TableData) else {}
     found = {}
     for name in profile.modalities:
-        column = columns.get(name) or name
+        own = tables.get(name, TableModality())
+        column = own.column or name
         found[name] = {
             "columns": [column] if isinstance(column, str) else [*column],
+            "nan": own.nan,
             "normalisation": scales.get(name, by_window),
         }
     return found
@@ -259,10 +261,14 @@ def _scales(scenario: Scenario, fingerprint: str) -> dict[str, dict[str, Any]]:
     """Mean and deviation by channel, from the rows that clients train on."""
     sets = tuple(profile.modalities for profile in scenario.profiles())
     data, learned = scenario.data, scenario.learned
-    dataset = data.open_learned(scenario.modalities, scenario.seed, learned).load()
-    by_task = (data.labelled(dataset, task.labels) for task in learned.values())
-    if joint_fingerprint([own.fingerprint() for own in by_task]) != fingerprint:
-        raise DataError("the data are not those of the run; expected these, of which data.standardize made the means")
+    try:
+        dataset = data.open_learned(scenario.modalities, scenario.seed, learned).load()
+        by_task = (data.labelled(dataset, task.labels) for task in learned.values())
+        if joint_fingerprint([own.fingerprint() for own in by_task]) != fingerprint:
+            raise DataError("the data are others now; expected those of the run")
+    except DataError as error:
+        why = "data.standardize makes means and deviations of the training rows, which leave with a model"
+        raise DataError(*error.args, why) from error
     targets = data.labelled(dataset, data.skewed_labels(learned)).targets
     groups = scenario.unseen_groups
     divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, groups)

@@ -66,7 +66,7 @@ def scored(model: StandaloneModel, run: Run, client: int, folder: Path) -> dict[
     """Scores and loss of a client's model on its test split, computed here."""
     folder.mkdir()
     scenario = run.scenario
-    rules, batch = task_rules(scenario.task), scenario.evaluation.batch_size
+    rules, batch = task_rules(model.description["task"]), scenario.evaluation.batch_size
     with prepare(scenario, folder).open_shards() as shards, torch.no_grad():
         inputs, labels, observed = shards.shard(client).test()
         values, has = (
@@ -169,6 +169,23 @@ def test_clients_that_never_train(small_scenario: Scenario, tmp_path: Path) -> N
     assert run.model(3).modalities == ("acc", "gyro")
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_client_of_one_of_several_tasks(small_scenario: Scenario, tmp_path: Path) -> None:
+    groups = [
+        {"count": 2, "task": "shape", "modalities": ["acc"]},
+        {"count": 2, "task": "size", "modalities": ["gyro"]},
+    ]
+    tasks = {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude"}}
+    run = run_of(small_scenario, tmp_path, clients=groups, tasks=tasks, sharing="full-model")
+    for client, names in ((0, ["class 0", "class 1", "class 2"]), (2, ["acc", "gyro"])):
+        model = run.model(client)
+        assert model.description["outputs"] == names
+        recorded = run.clients.filter(round=2, client=client)["loss"][0]
+        assert scored(model, run, client, tmp_path / str(client))["loss"] == recorded
+    with pytest.raises(InputError, match="no model of all clients, who have the tasks shape, size; expected a client"):
+        run.model()
+
+
 def test_rounds_are_those_that_the_run_has_kept(small_scenario: Scenario, tmp_path: Path) -> None:
     changes = {"rounds": 3, "checkpoint.every": 1, "checkpoint.keep": 2, "data.validation_fraction": 0.2}
     run = run_of(small_scenario, tmp_path, **changes)
@@ -244,6 +261,14 @@ def test_from_a_table_to_predictions_elsewhere(command: Command, tmp_path: Path,
     header, *found = csv.reader(done.stdout.splitlines())
     assert header == ["row", "prediction", "sit", "walk"]
 
+    Path("own.parquet").rename("moved.parquet")
+    refused = command("export", str(run.path), "--client", "1", "--to", "again")
+    assert refused.exit_code == 2
+    assert refused.err.endswith(
+        "\ndata.standardize makes means and deviations of the training rows, which leave with a model\n"
+    )
+    Path("moved.parquet").rename("own.parquet")
+
     # What the run's shards hold, brought back to the units of the table, is rows of the table; predictions of these are
     # those of the run's model for the shards.
     model, raw = run.model(1), {"acc": np.array(accel), "body": np.stack([age, bmi], axis=1)}
@@ -300,7 +325,9 @@ def test_a_table_is_read_as_the_runs_read_it(tmp_path: Path) -> None:
     section = TableData(dataset="table", path=str(tmp_path / "own.parquet"), modalities=sections)
     inputs = section.open(names, 0, "classification").load().inputs
     told = {
-        "modalities": {name: {"columns": sections.get(name, {}).get("column", [name])} for name in names},
+        "modalities": {
+            name: {"columns": sections.get(name, {}).get("column", [name]), "nan": "refuse"} for name in names
+        },
         "input_shapes": {name: list(values.shape[1:]) for name, values in inputs.items()},
     }
     feather.write_feather(pa.table(columns), tmp_path / "own.feather")
@@ -312,7 +339,7 @@ def test_a_table_is_read_as_the_runs_read_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_predicted_is_said(tmp_path: Path) -> None:
-    told = {"modalities": {"acc": {"columns": ["acc"]}}, "input_shapes": {"acc": [2]}}
+    told: dict[str, Any] = {"modalities": {"acc": {"columns": ["acc"], "nan": "refuse"}}, "input_shapes": {"acc": [2]}}
     for values, message in (
         ({"gyro": [[1.0, 2.0]]}, "has none of the modalities acc"),
         ({"acc": [[1.0, 2.0, 3.0]]}, "acc has 3 values in a row; expected 2, of shape"),
@@ -321,6 +348,14 @@ def test_what_cannot_be_predicted_is_said(tmp_path: Path) -> None:
         pq.write_table(pa.table(values), tmp_path / "own.parquet")
         with pytest.raises(ValueError, match=message):
             read_samples(tmp_path / "own.parquet", told)
+    torn = {"acc": [[1.0, 2.0], [1.0, None], [float("nan"), 2.0], None]}
+    pq.write_table(pa.table(torn), tmp_path / "own.parquet")
+    with pytest.raises(ValueError, match="acc, row 1: a value is not finite"):
+        read_samples(tmp_path / "own.parquet", told)
+    told["modalities"]["acc"]["nan"] = "unobserved"
+    present, values = read_samples(tmp_path / "own.parquet", told)["acc"]
+    assert present.tolist() == [True, False, False, False]
+    assert values.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     np.savez(tmp_path / "own.npz", acc=np.array([[1.0, 2.0], [np.nan, np.nan]], np.float32))
     samples = read_samples(tmp_path / "own.npz", told)
     assert samples["acc"][0].tolist() == [True, False]
