@@ -88,6 +88,7 @@ def meld_rows(num_dialogues: int) -> list[dict[str, object]]:
             "Utterance": SENTENCES[(dialogue + number) % len(SENTENCES)],
             "Speaker": speakers[number],
             "Emotion": emotions[number],
+            "Sentiment": {"neutral": "neutral", "joy": "positive"}.get(emotions[number], "negative"),
             "Dialogue_ID": dialogue,
             "Utterance_ID": number,
         }

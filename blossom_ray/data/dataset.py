@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.core.phrases import one_of, shown
+from blossom_ray.core.phrases import one_of, shortened
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import SPLITS, GivenClients, Origin, check_recordings
 from blossom_ray.data.gaps import BoolArray, fill_gaps, in_torn_clients
@@ -254,7 +254,7 @@ class Dataset:
         column = self._column(name)
         if column is None:
             known = sorted({*self.label_columns, *([] if self.subjects is None else [SUBJECT])})
-            raise DataError(f"the data set has no labels {shown(name)}; expected {one_of(known) or 'null'}")
+            raise DataError(f"the data set has no labels {shortened(name)!r}; expected {one_of(known) or 'null'}")
         held_out = None
         if self.held_out is not None:
             other = self.held_out._column(name, self)
