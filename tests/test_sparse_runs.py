@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from blossom_ray import Run, Scenario, report, simulate
+from blossom_ray import Dataset, Run, Scenario, from_arrays, report, simulate
 from blossom_ray.cli.console.rounds import score_table
 from blossom_ray.core.scores import find_score
 from blossom_ray.errors import InputError
@@ -105,6 +106,53 @@ def test_it_computes_what_else_a_scenario_asks_for(sparse: Scenario, changes: di
     last = run.rounds[-1:].select(losses)
     assert {"loss@acc", "loss@gyro", "loss@acc+gyro"} <= set(losses)
     assert all(column.is_finite().all() for column in last if column.null_count() == 0)
+
+
+def two_labels() -> Dataset:
+    """Four clients with twelve samples each, labelled for a classification and a regression."""
+    draw = np.random.default_rng(3)
+    acc, gyro, classes = draw.normal(size=(48, 4)), draw.normal(size=(48, 3)), draw.integers(0, 3, 48)
+    return from_arrays(
+        {"acc": acc, "gyro": gyro},
+        classes,
+        clients=np.repeat(np.arange(4), 12),
+        splits=(["train"] * 8 + ["test"] * 4) * 4,
+        label_columns={
+            "activity": ([str(label) for label in classes], "classification"),
+            "stress": (acc[:, :1], "regression"),
+        },
+    )
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_each_task_has_scores_of_what_samples_have(engine: str) -> None:
+    encoder = {"kind": "mlp", "hidden": [4], "dim": 3}
+    scenario = Scenario.model_validate(
+        {
+            "rounds": 1,
+            "data": {
+                "dataset": "custom",
+                "factory": two_labels,
+                "partition": {"kind": "given"},
+                "observed": {"acc": 0.6, "gyro": 0.7},
+                "without_modality": "keep-one",
+            },
+            "tasks": {"activity": {"labels": "activity"}, "stress": {"kind": "regression", "labels": "stress"}},
+            "clients": [{"count": 2, "modalities": ["acc", "gyro"], "task": task} for task in ("activity", "stress")],
+            "model": {"encoders": {"acc": encoder, "gyro": encoder}, "fusion": {"kind": "mean", "dim": 4}},
+            "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "same-task"},
+            "training": {"batch_size": 4, "engine": engine},
+            "execution": {"runtime": "local"},
+        }
+    )
+    run = simulate(scenario)
+    last = run.rounds.row(-1, named=True)
+    for task, score in (("activity", "accuracy"), ("stress", "rmse")):
+        sets = ("acc", "gyro", "acc+gyro")
+        assert sum(last[f"{task}/num_examples@{name}"] for name in sets) == 8
+        assert all(np.isfinite(last[f"{task}/{score}@{name}"]) for name in sets)
+    assert score_of("activity/num_examples@acc").lower_is_better
+    assert run.clients.filter(round=1)["num_observed/acc"].is_not_null().all()
 
 
 class Mean(nn.Module):

@@ -314,3 +314,22 @@ def test_both_engines_agree_whoever_stands_beside(case: str, missing: str) -> No
         assert {name: loss for name, (_, loss) in found.by_set.items()} == pytest.approx(
             {name: loss for name, (_, loss) in expected.by_set.items()}, rel=1e-4
         )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_through_some_modalities_gives_zeros_for_a_sample_that_has_none_of_them(engine: EngineName) -> None:
+    space = workspace()
+    tasks = [client(number, space, size) for number, size in enumerate((9, 5))]
+
+    def alone(batch: Any) -> dict[str, Any]:
+        seen = batch.through(modalities=["gyro"])
+        return {"outputs": seen.outputs, "present": seen.present["gyro"], "absent": seen.present["acc"]}
+
+    sums = make_engine(engine, space).measure(tasks, alone, 4, round_index=1)
+    for task, found in zip(tasks, sums, strict=True):
+        has = task.observed["gyro"]
+        space.load(task.blocks, space.initial_state)
+        with torch.inference_mode():
+            outputs = space.model.eval()({"gyro": torch.from_numpy(task.inputs["gyro"][has])})
+        np.testing.assert_allclose(found["outputs"], outputs.double().sum(dim=0), rtol=1e-5, atol=1e-6)
+        assert (float(found["present"]), float(found["absent"])) == (has.sum(), 0)

@@ -82,7 +82,7 @@ def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
 
     Bytes, seconds and counts are better when lower. What nobody knows counts as a share of 1, higher better.
     """
-    if metric.partition("@")[0] in ROUND_COLUMNS:
+    if metric in ROUND_COLUMNS or metric.partition("@")[0].endswith("num_examples"):
         return Score(metric, "", lower_is_better=True, is_share=False)
     return find_score(metric, own) or Score(metric, "")
 
