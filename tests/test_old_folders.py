@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Command
 
 from blossom_ray import Run, compare, report
@@ -26,6 +27,11 @@ def test_a_run_of_before_is_read() -> None:
     for name in ("train_loss", "loss"):
         assert run.rounds[name].to_list() == EXPECTED["run"][name]
     assert (run.clients.height, run.failures.height) == (6, 0)
+
+
+def test_a_model_of_a_run_of_before_is_taken_away() -> None:
+    model = Run.open(FOLDER / "run").model(0)
+    assert model({"acc": torch.zeros(2, *model.description["input_shapes"]["acc"])}).shape == (2, 3)
 
 
 def test_a_sweep_of_before_is_compared() -> None:

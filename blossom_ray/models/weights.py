@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,13 +30,20 @@ def checked_sum(section: Weights) -> str:
         InputError: It cannot be read, or is not the one that the section means. Begins with what was found.
     """
     try:
-        with regular(_file(section)).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        path = regular(_file(section))
+        told = path.stat()
+        found = _sum(path.absolute(), told.st_size, told.st_mtime_ns)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); expected {_EXPECTED}") from error
     if section.sha256 not in (None, found):
         raise InputError(f"has the checksum {found}; expected {section.sha256}, as weights.sha256 says")
     return found
+
+
+@lru_cache(maxsize=64)
+def _sum(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # by these it is known to be the same file
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_sums(model: Model) -> Model:
