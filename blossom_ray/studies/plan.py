@@ -134,6 +134,9 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
     for (name, _), found in workspaces.items():
         own = sum(flat.num_parameters for flat in found.flat.values())
         parameters[name] = max(own, parameters.get(name, 0))
+    notes = [*preparation.notes, *_kept_notes(preparation, parameters), *_unseen_notes(preparation)]
+    if is_timed and preparation.plan.author is not None:
+        notes.append(f"seconds are of plain training: what algorithm {scenario.algorithm.kind} adds is not in them")
     return Plan(
         sets={name: _set_plan(preparation, name, parameters[name]) for name in scenario.modality_sets},
         clients_per_round=population.cohort_size,
@@ -145,7 +148,7 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
         memory=memory(preparation, workspaces, actor_of),
         blocks=block_traffic(preparation, workspaces),
         seconds=_seconds(preparation, probes, actor_of, num_cores) if is_timed else None,
-        notes=(*preparation.notes, *_kept_notes(preparation, parameters), *_unseen_notes(preparation)),
+        notes=tuple(notes),
     )
 
 

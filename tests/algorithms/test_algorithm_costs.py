@@ -82,6 +82,13 @@ def test_what_clients_keep_is_said(tmp_path: Path) -> None:
     assert own.memory.total > plain.memory.total + 2 * 4 * 9 * parameters
 
 
+@pytest.mark.parametrize(("kind", "is_said"), [("fedavg", False), ("ditto", True)])
+def test_what_seconds_leave_out_is_said(kind: str, is_said: bool, tmp_path: Path) -> None:
+    plan = make_plan(scenario_of({"kind": kind}), TWO_CORES, tmp_path, probe=True)
+    assert plan.seconds is not None
+    assert any("seconds are of plain training: what algorithm ditto adds" in note for note in plan.notes) == is_said
+
+
 def test_rows_are_refused_above_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = scenario_of(Median(), sharing="full-model")
     plain = planned(scenario_of(FEDAVG, sharing="full-model"), tmp_path)
