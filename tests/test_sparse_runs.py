@@ -75,9 +75,8 @@ def test_what_samples_have_is_no_modality_set_of_clients(sparse: Scenario, tmp_p
     assert page.read_text(encoding="utf-8").count("samples with ") == 3
 
 
-@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
-def test_a_run_goes_on_from_a_checkpoint(sparse: Scenario, engine: str, tmp_path: Path) -> None:
-    scenario = sparse.override({"training.engine": engine, "checkpoint.every": 1, "rounds": 3})
+def test_a_run_goes_on_from_a_checkpoint(sparse: Scenario, tmp_path: Path) -> None:
+    scenario = sparse.override({"training.engine": "vectorized", "checkpoint.every": 1, "rounds": 3})
     whole = simulate(scenario)
     records = record_run(scenario, tmp_path)
     next(record for record in records if record.round_index == 2)

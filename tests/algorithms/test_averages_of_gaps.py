@@ -82,6 +82,7 @@ def run(encoder: Any = factor, options: dict[str, Any] | None = None, **changes:
         },
         "sharing": "full-model",
         "training": {"batch_size": 10, "optimizer": {"kind": "sgd", "lr": 0.5}},
+        "evaluation": {"every": 1000},
         "execution": {"runtime": "local"},
     }
     return simulated(Scenario.model_validate(tree).override(changes))

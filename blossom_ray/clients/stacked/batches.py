@@ -54,7 +54,7 @@ class StackedBatch:
         return self.encoded[modality].batch if modality in self.encoded else self
 
     def present(self, modality: str, real: Tensor) -> Tensor:
-        """Which rows have a modality, (K, B) of 0 and 1, in the type of `real`; padding counts as having it."""
+        """Which rows have a modality, (K, B) of 0 and 1, in the type of `real`; of padding either."""
         own = self.encoded.get(modality)
         if own is None:
             return torch.ones_like(real)
