@@ -106,14 +106,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="rows per forward pass; that of the run unless given")
     given = parser.parse_args()
     torch.set_num_threads(1)  # as the run computed: how many there are can change the order of sums
-    model = load(Path(__file__).parent)
-    told = model.description
     try:
+        model = load(Path(__file__).parent)
+        told = model.description
         samples = read_samples(given.table, told)
         for name in [name for name in told["modalities"] if name not in samples]:
             print(f"note: {given.table} has no {name}, which is missing in all rows", file=sys.stderr)
         values = outputs(model, samples, given.batch_size or told["batch_size"])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
     csv.writer(sys.stdout).writerows(predictions(told, values))
 

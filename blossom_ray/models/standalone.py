@@ -132,7 +132,11 @@ class StandaloneModel(nn.Module):
 
 
 def load(folder: str | Path) -> StandaloneModel:
-    """The model of an export's folder."""
+    """The model of an export's folder.
+
+    Raises:
+        ImportError: Own code that it consists of is not on Python's path.
+    """
     from safetensors.torch import load_file
 
     model = StandaloneModel(json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8")))
@@ -143,9 +147,13 @@ def load(folder: str | Path) -> StandaloneModel:
 def _module(made: Mapping[str, Any]) -> nn.Module:
     """A module from its class, or its factory, and their arguments."""
     arguments = [tuple(each) if isinstance(each, list) else each for each in made["arguments"]]
+    found: Any
     if "factory" in made:
         module_name, _, attribute = made["factory"].partition(":")
-        found: Any = import_module(module_name)
+        try:
+            found = import_module(module_name)
+        except ImportError as error:
+            raise ImportError(f"{made['factory']} is own code of the model, and not at hand: {error}") from error
         for name in attribute.split("."):
             found = getattr(found, name)
     else:

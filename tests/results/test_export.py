@@ -62,22 +62,27 @@ def run_of(scenario: Scenario, tmp_path: Path, **changes: Any) -> Run:
     return simulate(scenario.override(changes), out=tmp_path / "runs")
 
 
-def scored(model: StandaloneModel, run: Run, client: int, folder: Path) -> dict[str, float | None]:
-    """Scores and loss of a client's model on its test split, computed here."""
+def scored(run: Run, folder: Path, models: dict[int, StandaloneModel]) -> dict[int, dict[str, float | None]]:
+    """Scores and loss of models by client, each on the test split of its client, computed here."""
     folder.mkdir()
-    scenario = run.scenario
-    rules, batch = task_rules(model.description["task"]), scenario.evaluation.batch_size
-    with prepare(scenario, folder).open_shards() as shards, torch.no_grad():
-        inputs, labels, observed = shards.shard(client).test()
-        values, has = (
-            {name: torch.from_numpy(np.array(given)) for name, given in each.items()} for each in (inputs, observed)
-        )
-        targets, loss, found = torch.from_numpy(np.array(labels)), torch.zeros((), dtype=torch.float64), []
-        for start in range(0, len(targets), batch):
-            rows = slice(start, start + batch)
-            found.append(model(*({name: given[rows] for name, given in each.items()} for each in (values, has))))
-            loss += rules.loss(found[-1], targets[rows], reduction="sum")
-        tally = rules.tally(labels, rules.predict(torch.cat(found)).numpy(), len(model.description["outputs"]))
+    with prepare(run.scenario, folder).open_shards() as shards, torch.no_grad():
+        return {
+            client: scores(model, *shards.shard(client).test(), run.scenario.evaluation.batch_size)
+            for client, model in models.items()
+        }
+
+
+def scores(model: StandaloneModel, inputs: Any, labels: Any, observed: Any, batch: int) -> dict[str, float | None]:
+    rules = task_rules(model.description["task"])
+    values, has = (
+        {name: torch.from_numpy(np.array(given)) for name, given in each.items()} for each in (inputs, observed)
+    )
+    targets, loss, found = torch.from_numpy(np.array(labels)), torch.zeros((), dtype=torch.float64), []
+    for start in range(0, len(targets), batch):
+        rows = slice(start, start + batch)
+        found.append(model(*({name: given[rows] for name, given in each.items()} for each in (values, has))))
+        loss += rules.loss(found[-1], targets[rows], reduction="sum")
+    tally = rules.tally(labels, rules.predict(torch.cat(found)).numpy(), len(model.description["outputs"]))
     return {"loss": float(loss) / len(labels), **rules.scores(tally)}
 
 
@@ -86,13 +91,12 @@ def scored(model: StandaloneModel, run: Run, client: int, folder: Path) -> dict[
 def test_scores_are_those_of_the_run_to_the_bit(small_scenario: Scenario, tmp_path: Path, changes: Any) -> None:
     run = run_of(small_scenario, tmp_path, **changes)
     last = run.clients.filter(round=2)
-    for client in range(0, 5, 2):  # one of each modality set
-        model = run.model(client)
+    models = {client: run.model(client) for client in (0, 2, 4)}  # one of each modality set
+    for client, found in scored(run, tmp_path / "shards", models).items():
         (recorded,) = last.filter(client=client).to_dicts()
-        found = scored(model, run, client, tmp_path / str(client))
         assert found == {name: recorded[name] for name in found}
-        assert model.description["run"]["engine"] == "sequential"
-        assert model.description["run"]["rounds_trained"] == recorded["rounds_trained"]
+        told = models[client].description["run"]
+        assert (told["engine"], told["rounds_trained"]) == ("sequential", recorded["rounds_trained"])
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -100,7 +104,7 @@ def test_stacked_runs_agree_within_rounding(small_scenario: Scenario, tmp_path: 
     run = run_of(small_scenario, tmp_path, **{"training.engine": "vectorized", "execution.chunk_size": 32})
     model = run.model(1)
     assert model.description["run"]["engine"] == "vectorized"
-    found = scored(model, run, 1, tmp_path / "1")
+    found = scored(run, tmp_path / "shards", {1: model})[1]
     assert found["loss"] == pytest.approx(run.clients.filter(round=2, client=1)["loss"][0], rel=1e-5)
     write_export(model, tmp_path / "given")
     assert "within rounding" in (tmp_path / "given" / "README.md").read_text()
@@ -148,7 +152,7 @@ def test_with_personal_models_the_common_one_is_the_averaged_one(small_scenario:
     plain = run.clients.filter(round=2, client=4)["plain/loss"][0]
     with_one_thread = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert scored(run.model(), run, 4, tmp_path / "all")["loss"] == plain
+    assert scored(run, tmp_path / "shards", {4: run.model()})[4]["loss"] == plain
     torch.set_num_threads(with_one_thread)
 
 
@@ -160,7 +164,7 @@ def test_clients_that_never_train(small_scenario: Scenario, tmp_path: Path) -> N
     scenario = small_scenario.override({"clients": [*groups, unseen], "sharing": "private-head"})
     run = run_of(scenario, tmp_path)
     recorded = run.clients.filter(round=2, client=4)["unseen/loss"][0]
-    assert scored(run.model(4), run, 4, tmp_path / "4")["loss"] == recorded
+    assert scored(run, tmp_path / "shards", {4: run.model(4)})[4]["loss"] == recorded
     run = run_of(scenario, tmp_path, **{"evaluation.unseen.start": "group-average"})
     with pytest.raises(
         InputError, match="client 4 never trains, and begins with means of others' head, which no check"
@@ -181,7 +185,7 @@ def test_a_client_of_one_of_several_tasks(small_scenario: Scenario, tmp_path: Pa
         model = run.model(client)
         assert model.description["outputs"] == names
         recorded = run.clients.filter(round=2, client=client)["loss"][0]
-        assert scored(model, run, client, tmp_path / str(client))["loss"] == recorded
+        assert scored(run, tmp_path / str(client), {client: model})[client]["loss"] == recorded
     with pytest.raises(InputError, match="no model of all clients, who have the tasks shape, size; expected a client"):
         run.model()
 
@@ -217,7 +221,9 @@ def test_a_run_that_stops_gives_its_best_round(small_scenario: Scenario, tmp_pat
     assert best < run.stopped.round
     model = run.model(4)
     assert model.description["run"]["round"] == best
-    assert scored(model, run, 4, tmp_path / "4")["loss"] == run.clients.filter(round=best, client=4)["loss"][0]
+    assert (
+        scored(run, tmp_path / "shards", {4: model})[4]["loss"] == run.clients.filter(round=best, client=4)["loss"][0]
+    )
     assert run.model(4, round_index="last").description["run"]["round"] == run.stopped.round
 
 
@@ -404,6 +410,10 @@ def test_own_code_is_named(small_scenario: Scenario, tmp_path: Path) -> None:
         in (tmp_path / "given" / "README.md").read_text()
     )
     assert torch.equal(load(tmp_path / "given").blocks["head"].weight, model.blocks["head"].weight)
+    told = (tmp_path / "given" / "model.json").read_text().replace("torch.nn:Linear", "own_module:Head")
+    (tmp_path / "given" / "model.json").write_text(told)
+    with pytest.raises(ImportError, match="own_module:Head is own code of the model, and not at hand: No module named"):
+        load(tmp_path / "given")
 
 
 def test_what_is_given_away_imports_nothing_of_this_package(small_scenario: Scenario, tmp_path: Path) -> None:
