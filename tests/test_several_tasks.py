@@ -11,6 +11,7 @@ import pytest
 from blossom_ray import Dataset, from_arrays, simulate
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.records import RoundRecord
+from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.measurement import choose_engines
@@ -181,3 +182,47 @@ def test_a_head_belongs_to_its_task_whatever_scope_heads_have() -> None:
     assert str(fusion) == "fusion[acc/who]"
     encoder = SharingScheme.of({"encoder/*": "same-task"}).instance("encoder/acc", client)
     assert str(encoder.statistics(client)) == "statistics/encoder/acc[acc/who]"
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_clients_that_never_train_are_scored_by_task_as_if_it_were_alone(tmp_path: Path, engine: str) -> None:
+    """Means of private blocks that they begin with are of clients with the same task, too."""
+
+    def groups(task: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        own = {"modalities": ["acc", "gyro"], "task": task}
+        return {"count": 2, **own}, {"count": 1, **own, "role": "unseen", "shots": 3}
+
+    (active, active_new), (stressed, stressed_new) = groups("activity"), groups("stress")
+    more: dict[str, Any] = {
+        "sharing": {"encoder/*": "same-task", "fusion": "private", "head": "private"},
+        "training": {"optimizer": {"kind": "sgd", "lr": 0.05}, "engine": engine},
+        "evaluation": {"unseen": {"start": "group-average"}, "fine_tune": {"epochs": 1}},
+    }
+    together = scenario_of([active, stressed, active_new, stressed_new], "abcdef", TASKS, **more)
+    alone = scenario_of([active, active_new], "abe", {"activity": TASKS["activity"]}, **more)
+    (records, _), (own, _) = (
+        simulated(scenario.override({"data.partition.unseen": names}), tmp_path / names[0])
+        for scenario, names in ((together, ["e", "f"]), (alone, ["e"]))
+    )
+    for record, other in zip(records, own, strict=True):
+        for name in ("loss", "accuracy", "accuracy/acc+gyro"):
+            assert record.metrics[f"unseen/activity/{name}"] == other.metrics[f"unseen/activity/{name}"]
+        assert "unseen/stress/rmse" in record.metrics
+        assert "unseen/loss" not in record.metrics
+    assert {"unseen/fine_tuned/activity/accuracy", "unseen/fine_tuned/stress/rmse"} <= records[-1].metrics.keys()
+    sent = {
+        str(block.instance): block.bytes_up for block in records[-1].blocks if block.instance.name.kind == "average"
+    }
+    assert sent.keys() == {
+        "average/fusion[acc+gyro/activity]", "average/fusion[acc+gyro/stress]",
+        "average/head/activity[acc+gyro/activity]", "average/head/stress[acc+gyro/stress]",
+    }  # fmt: skip
+    assert all(sent.values())
+
+
+def test_clients_that_never_train_need_a_head_that_somebody_trains() -> None:
+    new = {"count": 1, "modalities": ["acc", "gyro"], "role": "unseen", "task": "stress"}
+    active = {"count": 2, "modalities": ["acc", "gyro"], "task": "activity"}
+    expected = "clients.1 is of unseen clients that share head with no client that trains"
+    with pytest.raises(ScenarioError, match=expected):
+        scenario_of([active, new], "abc", TASKS, sharing="full-model").override({"data.partition.unseen": ["c"]})

@@ -256,7 +256,12 @@ def test_gains_are_over_the_same_scoring_and_never_of_a_random_head(small_scenar
                 "clients": [TRAINED[0], TRAINED[2], {**HELD_OUT, "modalities": ["gyro"]}],
                 "sharing": {"encoder/*": "shared", "fusion": "same-modalities", "head": "shared"},
             },
-            "clients.2.modalities is gyro, of unseen clients, while sharing gives fusion the scope same-modalities",
+            "clients.2 is of unseen clients that share fusion with no client that trains; expected modalities, group",
+        ),
+        (
+            {"model.norm_statistics": "same-modalities", "clients.1.modalities": ["acc", "gyro"]}
+            | {"clients.3.modalities": ["gyro"], "sharing": "full-model"},
+            "clients.3 is of unseen clients that share running statistics with no client that trains",
         ),
         ({"clients.3.count": 4}, "ask for people of the held-out part for 4 clients (rows: held-out), and it has 3"),
         (
@@ -265,7 +270,7 @@ def test_gains_are_over_the_same_scoring_and_never_of_a_random_head(small_scenar
         ),
         (
             {"evaluation.unseen.start": "group-average", "clients.3.group": "ward"},
-            "while no client that trains is as unseen clients with acc in group ward; expected 'initial', or such",
+            "while no client that trains is as unseen clients (acc, ward); expected 'initial', or such clients",
         ),
         ({"data.subjects": None}, "(rows: held-out), and it tells none; expected at most as many clients as people"),
         ({"data.held_out_samples": 0}, "(rows: held-out), and there is none"),

@@ -202,9 +202,9 @@ class BlockInstance(NamedTuple):
     def average(self, client: ClientProfile) -> BlockInstance:
         """The mean of this private block over the clients that train and are of the kind of `client`."""
         average = Block("average", self.name)
-        if client.group:
-            return BlockInstance(average, Scope.GROUP, f"{client.group}/{client.modality_set}")
-        return BlockInstance(average, Scope.SAME_MODALITIES, client.modality_set)
+        of_task = Scope.SAME_MODALITIES_AND_TASK if client.task else Scope.SAME_MODALITIES
+        key = "/".join(filter(None, (client.group, client.modality_set, client.task)))
+        return BlockInstance(average, Scope.GROUP if client.group else of_task, key)
 
     def __str__(self) -> str:
         name = self.label.removesuffix(":")

@@ -13,7 +13,18 @@ from typing import Any, TypeVar
 from blossom_ray.algorithms.options import OF_CLASSES, OF_PLAIN_STEPS, AlgorithmOption, Server
 from blossom_ray.algorithms.server_optimizers import FedAvg
 from blossom_ray.clients.options import Training, ignored_keys
-from blossom_ray.core.blocks import ANY_ENCODER, CENTRAL, SCHEME_NAMES, Block, Scope, SharingScheme, model_blocks
+from blossom_ray.core.blocks import (
+    ANY_ENCODER,
+    CENTRAL,
+    HEAD,
+    SCHEME_NAMES,
+    Block,
+    ClientProfile,
+    Scope,
+    SharingScheme,
+    model_blocks,
+    scope_key,
+)
 from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import OTHER_COLUMNS, PREFIXES, SCORES, SUFFIXES, LearnedTask, Task, task_prefix
@@ -256,21 +267,24 @@ def _unseen_last(clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
 @_rule
 def _unseen_blocks(model: Model, clients: tuple[ClientGroup, ...], scopes: Mapping[str, Scope]) -> Iterator[Finding]:
     """Blocks that a client which never trains shares with nobody who does would stay as they were drawn."""
-    trained = [group for group in clients if group.role == "train"]
-    by_set = [block for block, scope in scopes.items() if scope is Scope.SAME_MODALITIES]
-    of_group = [block for block, scope in scopes.items() if scope is Scope.GROUP]
-    what = f"sharing gives {listed(by_set)} the scope same-modalities" if by_set else ""
+    shared = {block: scope for block, scope in scopes.items() if scope not in (Scope.PRIVATE, Scope.FROZEN)}
     if model.norm_statistics == "same-modalities":
-        what = what or "model.norm_statistics is 'same-modalities'"
+        shared["running statistics"] = Scope.SAME_MODALITIES
+
+    def instances(group: ClientGroup) -> dict[str, tuple[str, ...]]:
+        profile = ClientProfile(0, tuple(sorted(group.modalities)), group.group, task=group.task or "")
+        lacked = {Block("encoder", modality) for modality in model.encoders.keys() - group.modalities}
+        own = {block: scope for block, scope in shared.items() if block not in lacked}
+        of_task: dict[str, str] = {HEAD: profile.task}
+        return {block: (scope_key(scope, profile), of_task.get(block, "")) for block, scope in own.items()}
+
+    trained = {item for group in clients if group.role == "train" for item in instances(group).items()}
     for index, group in enumerate(clients):
-        if group.role == "train":
-            continue
-        if what and group.modality_set not in {each.modality_set for each in trained}:
-            found = f"is {group.modality_set}, of unseen clients, while {what}"
-            yield Finding(f"clients.{index}.modalities", found, "a modality set that clients which train have")
-        if of_group and group.group not in {each.group for each in trained}:
-            found = f"is {group.group!r}, of unseen clients, while sharing gives {listed(of_group)} the scope group"
-            yield Finding(f"clients.{index}.group", found, "a label that clients which train have")
+        alone = [block for block, key in instances(group).items() if (block, key) not in trained]
+        if group.role == "unseen" and alone:
+            found = f"is of unseen clients that share {listed(alone)} with no client that trains"
+            expected = "modalities, group and task as clients that train have, or private blocks"
+            yield Finding(f"clients.{index}", found, expected)
 
 
 @_rule
@@ -285,10 +299,10 @@ def _unseen_start(
         yield Finding(path, f"{found} all clients train", "'initial', or clients with role: unseen")
     if Scope.PRIVATE not in scopes.values():
         yield Finding(path, f"{found} sharing makes no block private", "'initial', or private blocks")
-    trained = {(group.modality_set, group.group) for group in clients if group.role == "train"}
+    trained = {(group.modality_set, group.group, group.task) for group in clients if group.role == "train"}
     for group in unseen:
-        if (kind := (group.modality_set, group.group)) not in trained:
-            what = f"unseen clients with {kind[0]}{f' in group {kind[1]}' * bool(kind[1])}"
+        if (kind := (group.modality_set, group.group, group.task)) not in trained:
+            what = f"unseen clients ({', '.join(filter(None, kind))})"
             yield Finding(path, f"{found} no client that trains is as {what}", "'initial', or such clients")
 
 
