@@ -5,10 +5,11 @@ Its functions are of one client. Where clients are stacked they are mapped over 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,9 +27,11 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK, Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.seeding import Purpose, generator, stable_number, torch_seed
 from blossom_ray.core.sums import Vector
-from blossom_ray.errors import OWN_CODE_RAISES, RunError
+from blossom_ray.errors import OWN_CODE_RAISES, RunError, shown_error
 from blossom_ray.models.build import build_block
 from blossom_ray.models.flat import FlatBlock
+
+_LOG = logging.getLogger(__name__)
 
 Rows = dict[str, Any]
 """By copy a tree of (K, n) tensors, or where it is a single array a tensor (K, *shape): row k is client k's."""
@@ -150,11 +153,17 @@ class Authored:
         Raises:
             RunError: The author's code raised, changed what it was given, or differs in kind from client to client.
         """
+        obstacle = ""
         if self._is_mapped:
-            with suppress(*OWN_CODE_RAISES):  # what cannot be mapped is called in turn, and then says what is wrong
+            try:
                 return mapped(function, rows)
+            except OWN_CODE_RAISES as error:  # it is called in turn, and then says what is wrong with it
+                obstacle = shown_error(error).splitlines()[0]
         with naming(method):
-            return one_by_one(method, function, rows, count)
+            found = one_by_one(method, function, rows, count)
+        if obstacle:
+            _tell(f"algorithm: {method} is called for one client after the other, for it cannot be mapped: {obstacle}")
+        return found
 
     def _drawn(self, part: ExtraPart, round_index: int, client: int) -> np.ndarray:
         name = stable_number(f"{part.instance.copy}\0{part.instance.name}")
@@ -343,6 +352,12 @@ class AuthoredRound:
             rates=each.rate,
             is_recorded=MODEL in each.train,
         )
+
+
+@cache
+def _tell(text: str) -> None:
+    """Log it, once in this process."""
+    _LOG.info("%s", text)
 
 
 def first_value(part: ExtraPart, plan: ClientPlan, workspace: Workspace) -> np.ndarray:

@@ -187,9 +187,13 @@ class Branching(Dyn):
         return [Pass(offset=-k["own"], anchor=k.received, mu=mu)]
 
 
-def test_functions_that_cannot_be_mapped_are_called_in_turn() -> None:
+def test_functions_that_cannot_be_mapped_are_called_in_turn_and_said(caplog: pytest.LogCaptureFixture) -> None:
     scenario = scenario_of({"kind": "feddyn"}).override({"training.engine": "vectorized"})
-    run, mapped = simulate(scenario.override({"algorithm": Branching()})), simulate(scenario)
+    mapped = simulate(scenario)
+    with caplog.at_level("INFO"):
+        run = simulate(scenario.override({"algorithm": Branching()}))
+    said = "algorithm: passes is called for one client after the other, for it cannot be mapped: "
+    assert [text.startswith(said) for text in caplog.messages if "after the other" in text] == [True]
     assert set(run.manifest["engines"].values()) == {"vectorized"}
     assert run.rounds["loss"].to_list() == pytest.approx(mapped.rounds["loss"].to_list(), abs=1e-5)
 
@@ -205,12 +209,20 @@ def test_keys_that_an_algorithm_would_ignore_are_refused(algorithm: Any) -> None
         scenario.override({"algorithm": algorithm, "sharing": "central"})
 
 
+class Steps:
+    """Sends the mean step."""
+
+    def extras(self, layout: Layout) -> dict[str, Extra]:
+        return {"step": Extra(layout.averaged)}
+
+    def finish(self, k: Client) -> dict[str, Any]:
+        return {"step": Sent(k.mean_step)}
+
+
 def test_steps_of_momentum_are_no_gradients() -> None:
-    scenario = scenario_of({"kind": "scaffold"}).override({"training.optimizer.momentum": 0.9})
-    with pytest.raises(
-        InputError, match=r"algorithm: finish: mean_step has no meaning .* expected sgd with a momentum"
-    ):
-        simulate(scenario)
+    changes = {"algorithm": Steps(), "training.optimizer.momentum": 0.9}
+    with pytest.raises(InputError, match=r"algorithm: finish: mean_step has no meaning .* sgd with a momentum"):
+        simulate(scenario_of({"kind": "fedavg"}).override(changes))
 
 
 def test_cells_of_a_sweep_and_a_resumed_run_find_it(own_file: Path, warm_processes: None) -> None:
