@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import Field
 
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.clients import GivenClients
 from blossom_ray.data.division.federation import build_federation
@@ -31,6 +32,7 @@ from blossom_ray.data.sets.ptb_xl import PtbXlData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.sets.uci_har import UciHarData
+from blossom_ray.data.summary import observed_lines, observed_rows
 from blossom_ray.errors import InputError
 
 Data = Annotated[
@@ -134,7 +136,10 @@ def examine_federation(
         divided = build_federation(data, targets, len(sets), seed, sets, unseen)
         federation = observe(divided, data, targets, groups, seed)
         overlap = federation.overlap(targets.pieces)
+        num_trained = len(sets) - sum(group.count for group in unseen)
+        trained = [ClientProfile(index, own) for index, own in enumerate(sets[:num_trained])]
         notes = [*([] if targets.clients is None else targets.clients.notes), *([str(overlap)] if overlap else [])]
+        notes += observed_lines(observed_rows(federation, trained))
         return Examination([], notes, len(federation.validation.flat) > 0, groups)
     except PartitionError as error:
         return Examination([(error.path, error.found, error.expected)], [])

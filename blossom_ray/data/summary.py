@@ -109,7 +109,7 @@ class ObservedRows:
         return cls(sum(rows), sum(observed), tuple(observed))
 
     def __str__(self) -> str:
-        return f"{100 * self.observed / self.rows:.1f} % of {self.rows:,}"
+        return f"{100 * self.observed / max(self.rows, 1):.1f} % of {self.rows:,}"
 
 
 def summarise(dataset: Dataset) -> DatasetSummary:
@@ -176,6 +176,15 @@ def observed_rows(
             observed = sizes - np.array([gaps[view] for view in views]) * owns
             found[modality]["held_out"] = ObservedRows.of(sizes.tolist(), observed.tolist())
     return found
+
+
+def observed_lines(observed: Mapping[str, Mapping[str, ObservedRows]]) -> list[str]:
+    """What to say of each modality that is not observed in all rows: in which part of each split it is."""
+    parts = {
+        name: [f"{rows} {split.replace('_', '-')} rows" for split, rows in own.items()]
+        for name, own in observed.items()
+    }
+    return [f"{name} is observed in {', '.join(own)}" for name, own in parts.items()]
 
 
 def _labels(dataset: Dataset, rows: IntArray) -> dict[str, float]:

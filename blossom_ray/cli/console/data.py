@@ -12,7 +12,7 @@ from rich.text import Text
 
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.sets.base import DatasetFacts
-from blossom_ray.data.summary import ClientShare, DatasetSummary, ObservedRows
+from blossom_ray.data.summary import ClientShare, DatasetSummary, ObservedRows, observed_lines
 from blossom_ray.studies.tables import format_bytes, line, plain_table
 
 MOST_CLIENTS_SHOWN = 50
@@ -103,16 +103,7 @@ def shares_view(
     title = line("clients, with their samples by class", "bold")
     rest = len(found) - MOST_CLIENTS_SHOWN
     more = [line(f"and {rest:,} more clients; --json has them all")] if rest > 0 else []
-    return Group(title, table, *more, *observed_lines(observed))
-
-
-def observed_lines(observed: Mapping[str, Mapping[str, ObservedRows]]) -> list[Text]:
-    """A line for each modality that is not observed in all rows: in which part of each split it is."""
-    found = []
-    for name, own in observed.items():
-        parts = [f"{rows} {split.replace('_', '-')} rows" for split, rows in own.items()]
-        found.append(line(f"{name} is observed in {', '.join(parts)}"))
-    return found
+    return Group(title, table, *more, *map(line, observed_lines(observed)))
 
 
 def _number(number: float) -> str:

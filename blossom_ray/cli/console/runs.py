@@ -17,7 +17,6 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from blossom_ray.cli.console.data import observed_lines
 from blossom_ray.cli.console.rounds import (
     ASCII_BARS,
     BARS,
@@ -34,7 +33,7 @@ from blossom_ray.cli.console.rounds import (
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import default_score, of_task
-from blossom_ray.data.summary import ObservedRows
+from blossom_ray.data.summary import ObservedRows, observed_lines
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
 from blossom_ray.studies.tables import (
@@ -237,7 +236,7 @@ def final_summary(run: Run) -> RenderableType:
         name: {split: ObservedRows(found["rows"], found["observed"], ()) for split, found in own.items()}
         for name, own in (run.manifest.get("data") or {}).get("observed", {}).items()
     }
-    parts += observed_lines(observed)
+    parts += map(line, observed_lines(observed))
     parts += [line(f"note: {note}") for note in run.manifest.get("notes", ())]
     if run.path is not None:
         parts.append(line(str(run.path)))
