@@ -217,7 +217,8 @@ class Client:
         before: Sums over its training split of what `before` gave, with the values received.
         after: The same of `after`, with the values trained; in `finish`.
         trained: All copies as training left them; in `finish`.
-        num_steps: By averaged block, the steps of the model that its training took; in `finish`.
+        num_steps: By averaged block, the steps of the model that its training took; in `finish`. A batch whose samples
+            lack an encoder's modality is one along a gradient of zero.
         rates: By averaged block its learning rate; None with momentum or Adam, whose steps are no gradients.
     """
 

@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -205,6 +205,7 @@ class Trainer:
         self._trained = workspace.trained
         self._received = {name: flat.parameters.clone() for name, flat in self._trained.items()}
         self._earlier_state: OptimizerState = {} if task is None else task.optimizer_state
+        self._has_gaps = task is not None and bool(task.observed)
         self._author = job.author if has(job.author, "loss") else None
         needs_copies = task is not None and (task.extras or self._author is not None)
         self._copies = ClientCopies(workspace, task) if task is not None and needs_copies else None
@@ -266,7 +267,7 @@ class Trainer:
             loss = self._loss(partial(self._composed.forward, inputs, present), inputs, present, targets)
             resting = self._resting(inputs)
             self._composed.take_step(loss, resting)
-            self._record(loss, len(targets), set(self._composed.composed) - resting)
+            self._record(loss, len(targets), set(self._composed.composed), resting)
             return
         for flat in self._active.values():
             flat.zero_gradient()
@@ -283,7 +284,7 @@ class Trainer:
             self._active[name].gradient.add_(offset)
         resting = self._resting(inputs)
         self._optimizers[-1][1].step(resting)
-        self._record(loss, len(targets), self._active.keys() - resting)
+        self._record(loss, len(targets), self._active.keys(), resting)
 
     def _loss(
         self,
@@ -309,12 +310,13 @@ class Trainer:
             losses = losses + one_per_sample(self._author.loss(batch), len(targets))
         return losses.mean()
 
-    def _record(self, loss: Tensor, num_examples: int, stepped: Iterable[str]) -> None:
+    def _record(self, loss: Tensor, num_examples: int, stepped: Set[str], resting: Set[str]) -> None:
         if self._pass.is_recorded:
             self._loss_sum += loss.detach() * num_examples
             self._num_examples += num_examples
             self._num_steps += 1
-            self._steps.update(stepped)
+            # What rests since samples lack its modality follows the gradient of their loss all the same, which is zero.
+            self._steps.update(stepped if self._has_gaps else stepped - resting)
 
     def _resting(self, inputs: Mapping[str, Tensor]) -> set[str]:
         if self._pass.has_offset:

@@ -119,6 +119,14 @@ def test_scaffold_in_batches_of_one_reaches_the_optimum(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_fednova_counts_batches_without_the_modality(engine: str) -> None:
+    """Per step that is taken alone, client 1 would count five times what it does: 0.5."""
+    changes = {"algorithm": {"kind": "fednova"}, "training.batch_size": 1, "training.optimizer.lr": 0.01}
+    found = run(**changes, rounds=40, **{"training.engine": engine})
+    assert float(found.value("encoder/m")[0]) == pytest.approx(2 / 12, abs=0.02)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
 def test_statistics_are_means_over_the_samples_that_have_the_modality(engine: str, weighting: str) -> None:
     found = run(mean, {"is_about_means": True}, **{"server.weighting": weighting, "training.engine": engine})

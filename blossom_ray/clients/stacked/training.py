@@ -18,7 +18,7 @@ from blossom_ray.clients.copies import label_of, optimizer_state_of
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import on_device
 from blossom_ray.clients.plan import LocalState, OptimizerState
-from blossom_ray.clients.stacked.batches import Resting, StackedBatch, stacked_batches
+from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.copies import AuthorsFunction, ComposedPass, StackedCopies
 from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer, descent_of
 from blossom_ray.clients.stacked.stack import Stack
@@ -63,7 +63,6 @@ class StackTrainer:
         self._copies = StackedCopies(stack, tasks, spare) if tasks[0].extras or has_loss else None
         self._loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=device)
         self._num_steps = np.zeros(len(tasks), dtype=np.int64)
-        self._rests: list[Counter[str]] = [Counter() for _ in tasks]
         self._steps: list[Counter[str]] = [Counter() for _ in tasks]
         self._optimizer_states: list[OptimizerState] = [{} for _ in tasks]
 
@@ -80,8 +79,6 @@ class StackTrainer:
             stepped = train(number, each, epochs)
             for counter, taken in zip(self._steps, (self._num_steps - before).tolist(), strict=True):
                 counter.update(dict.fromkeys(stepped, taken))
-        for counter, rests in zip(self._steps, self._rests, strict=True):
-            counter.subtract(rests)
         return self._results()
 
     def _train_pass(self, number: int, each: LocalPass, epochs: Sequence[Sequence[Any]]) -> Sequence[str]:
@@ -114,7 +111,7 @@ class StackTrainer:
             left = term.added(stack.parameters, left)
             for optimizer in optimizers:
                 optimizer.step(stack.parameters, left, resting)
-            self._record(each, batch, losses, resting)
+            self._record(each, batch, losses)
         for optimizer in optimizers if section.keep_optimizer_state else ():
             for kept, new in zip(self._optimizer_states, optimizer.states(), strict=True):
                 kept.update({label_of(copy, name): state for name, state in new.items()})
@@ -136,7 +133,7 @@ class StackTrainer:
             composed.compose(values)
             losses = self._losses(batch, values)
             composed.take_step(losses.sum(), leaves, resting)
-            self._record(each, batch, losses, resting)
+            self._record(each, batch, losses)
         composed.end()
         return composed.composed
 
@@ -171,11 +168,8 @@ class StackTrainer:
             added = torch.where(batch.mask.flatten() > 0, added, 0.0)
         return means(objective.each(outputs, targets, self._class_weights, batch.counts) + added, batch)
 
-    def _record(self, each: LocalPass, batch: StackedBatch, losses: Tensor, resting: Resting) -> None:
+    def _record(self, each: LocalPass, batch: StackedBatch, losses: Tensor) -> None:
         if each.is_recorded:
-            for name, clients in resting.items():
-                for client in clients:
-                    self._rests[client][name] += 1
             self._loss_sums[: len(batch.counts)] += losses.detach() * batch.row_counts
             self._num_steps[: len(batch.counts)] += 1
 
