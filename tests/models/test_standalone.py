@@ -15,6 +15,7 @@ from blossom_ray.clients.local_training import gathered
 from blossom_ray.data.sets.base import standardised
 from blossom_ray.models.build import build_client_model, describe_block
 from blossom_ray.models.options import Encoder, Fusion, Head, MissingRule, Model
+from blossom_ray.models.predict import outputs
 from blossom_ray.models.standalone import StandaloneModel
 
 SHAPES: dict[str, tuple[int, ...]] = {"acc": (40, 3), "image": (2, 24, 24), "mag.x": (11,)}
@@ -104,6 +105,28 @@ def test_what_the_defaults_leave_out() -> None:
     check_same(("acc", "image"), "bfloat16", missing="zero-embedding")
     image = {"kind": "conv2d", "channels": [4, 4], "kernel_size": [5, 3], "norm": "group", "global_pool": True}
     check_same(("image",), encoders={"image": image, "acc": {"kind": "conv1d", "dim": 5}})
+
+
+@pytest.mark.parametrize("fusion", [{"kind": "custom", "factory": OWN["fusion"]}, {"kind": "attention", "dim": 6}])
+def test_rows_are_predicted_as_each_alone(fusion: dict[str, Any]) -> None:
+    """A fusion of the user's own is never shown rows that have different modalities."""
+    encoders = {"acc": {"kind": "gru"}, "mag.x": {"kind": "mlp"}}
+    section = Model.model_validate({"encoders": encoders, "fusion": fusion})
+    dims, shapes = section.embedding_dims(SHAPES), {name: SHAPES[name] for name in encoders}
+    blocks = build_client_model(section, shapes, 3, shapes, 3).blocks
+    description = {
+        "outputs": ["a", "b", "c"], "modalities": {name: {"normalisation": None} for name in shapes},
+        "missing": "mask", "embedding_dims": dims, "precision": "float32",
+        "blocks": {name: describe_block(name, section, shapes, 3, dims) for name in blocks},
+    }  # fmt: skip
+    model, draw = StandaloneModel(description), np.random.default_rng(0)
+    present = {"acc": np.arange(9) % 3 > 0, "mag.x": np.arange(9) % 3 < 2}
+    samples = {name: (has, draw.normal(size=(9, *shapes[name])).astype(np.float32)) for name, has in present.items()}
+    found = outputs(model, samples, batch_size=4)
+    for row in range(9):
+        alone = {name: torch.from_numpy(v[row : row + 1]) for name, (has, v) in samples.items() if has[row]}
+        with torch.no_grad():
+            np.testing.assert_allclose(found[row], model(alone)[0].numpy(), rtol=1e-5, atol=1e-6)
 
 
 def model_of(modality: dict[str, Any], missing: str = "mask") -> StandaloneModel:
