@@ -357,6 +357,9 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
                 raise InputError(f"algorithm: scored raised {shown_error(error)}") from error
             scored |= watched.touched
     _check_rows(plan, population)
+    if population.size_of_task and has(plan.author, "select"):
+        found = "server.clients_per_round is a number for each task, while the algorithm selects the clients of a round"
+        raise InputError(f"{found}; expected one number for all")
     return replace(plan, scored_copies=frozenset(scored - {MODEL}))
 
 

@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 
 from blossom_ray.algorithms.seam import has
-from blossom_ray.algorithms.selection import Population, cohort_size, draw_clients, fraction_of
+from blossom_ray.algorithms.selection import Population, draw_clients, fraction_of
 from blossom_ray.authoring import Reports, by_instance
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock
 from blossom_ray.core.blocks import CENTRAL, Block, BlockInstance, ClientProfile, Scope, Signature
@@ -24,7 +24,7 @@ from blossom_ray.errors import RunError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Runtime, RuntimeRound
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.server import Server
+from blossom_ray.server import Server, mean_of_tasks, shared_by_tasks
 from blossom_ray.tasks import task_rules
 from blossom_ray.tasks.base import Tally
 from blossom_ray.tasks.summary import class_scores, observed_summary, summarize, total, trained_summary
@@ -39,6 +39,7 @@ class RoundTraining:
         records: One per client, in client order.
         sums: What contributors sent, added up, by block instance; instances without contributors are absent.
         rows: The same one by one, of what an algorithm wants so.
+        by_task: The same sums by task, of instances that clients of several tasks hold; empty with an algorithm.
         bytes_down: Bytes sent to clients by block instance.
         bytes_up: Bytes sent back by block instance.
         seconds: Wall time.
@@ -48,6 +49,7 @@ class RoundTraining:
     records: tuple[ClientTraining, ...] = ()
     sums: Mapping[BlockInstance, PartialSum] = field(default_factory=dict)
     rows: Mapping[BlockInstance, Contributions] = field(default_factory=dict)
+    by_task: Mapping[BlockInstance, Mapping[str, PartialSum]] = field(default_factory=dict)
     bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
     bytes_up: Mapping[BlockInstance, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -115,15 +117,22 @@ def train_round(
     records: list[ClientTraining] = []
     sums: defaultdict[BlockInstance, Accumulator] = defaultdict(Accumulator)
     rows: defaultdict[BlockInstance, list[Contributions]] = defaultdict(list)
+    by_task: defaultdict[BlockInstance, defaultdict[str, Accumulator]] = defaultdict(lambda: defaultdict(Accumulator))
+    # What an algorithm is sent need not be values that can be averaged.
+    is_averaged = preparation.algorithm is None
+    shared = shared_by_tasks(preparation.plan, population.representatives()) if is_averaged else frozenset()
     bytes_down: Counter[BlockInstance] = Counter()
     bytes_up: Counter[BlockInstance] = Counter()
     chunks = population.cut(cohort(preparation, server, round_index))
     for update in train(chunks, server.sent, round_index=round_index, learning_rate=learning_rate):
         records.extend(update.records)
+        task = population.profiles[update.records[0].client].task
         for instance, sent in by_instance(update.sent):
             part = sent if isinstance(sent, PartialSum) else sent.summed()
             if part is not None:
                 sums[instance].add(part)
+                if instance in shared:
+                    by_task[instance][task].add(part)
             if isinstance(sent, Contributions) and sent.clients and preparation.plan.keeps_rows(instance):
                 rows[instance].append(sent)
         bytes_down.update(update.bytes_down)
@@ -139,6 +148,7 @@ def train_round(
         records=tuple(sorted(records, key=lambda record: record.client)),
         sums={instance: total.result() for instance, total in sums.items()},
         rows={instance: Contributions.joined(parts) for instance, parts in rows.items()},
+        by_task={instance: {task: own[task].result() for task in sorted(own)} for instance, own in by_task.items()},
         bytes_down=bytes_down,
         bytes_up=bytes_up,
     )
@@ -197,7 +207,10 @@ def targets(
 ) -> Mapping[BlockInstance, Total]:
     """What each block instance is stepped towards: the average, or what an algorithm puts in its place."""
     if preparation.algorithm is None:
-        return {instance: part.average for instance, part in training.sums.items()}
+        averages = {instance: part.average for instance, part in training.sums.items()}
+        if preparation.scenario.server.task_weights == "equal":
+            averages |= {instance: mean_of_tasks(own) for instance, own in training.by_task.items()}
+        return averages
     return preparation.algorithm.next_values(server, round_index, training.reports)
 
 
@@ -401,9 +414,10 @@ def round_record(
     evaluation: RoundEvaluation,
     training: RoundTraining | None = None,
     update_norms: Mapping[BlockInstance, float] | None = None,
+    task_cosines: Mapping[BlockInstance, float] | None = None,
     happened: RuntimeRound | None = None,
 ) -> RoundRecord:
-    """What a round reports: of its two halves, of the server's step (norm by block instance), of the runtime."""
+    """What a round reports: of its two halves, of the server's step (norms and cosines by instance), of the runtime."""
     training, happened = training or RoundTraining(), happened or RuntimeRound()
     seconds = {"train": training.seconds, "evaluate": evaluation.seconds}
     return RoundRecord(
@@ -415,7 +429,7 @@ def round_record(
         metrics=training.metrics(preparation.population.profiles)
         | (_rates(preparation, round_index) if training.records else {})
         | dict(evaluation.metrics),
-        blocks=_block_rounds(preparation, server, training, evaluation, update_norms or {}),
+        blocks=_block_rounds(preparation, server, training, evaluation, update_norms or {}, task_cosines or {}),
         seconds=seconds | {"total": sum(seconds.values())},
         failures=happened.failures,
         fine_tuned=evaluation.scored.get(Scoring.FINE_TUNED, ()),
@@ -445,7 +459,7 @@ def may_leave_untrained(preparation: Preparation) -> bool:
     """Whether clients may be scored with parts of their own that were never trained."""
     scenario, population = preparation.scenario, preparation.population
     num_clients = len(population.trained)
-    trains_all = cohort_size(scenario.server.clients_per_round, num_clients) == num_clients
+    trains_all = population.cohort_size == num_clients
     if trains_all and scenario.failures.on_failure != "drop":
         return False
     return any(preparation.plan.own_parts(profile) for profile in population.representatives())
@@ -476,6 +490,7 @@ def _block_rounds(
     training: RoundTraining,
     evaluation: RoundEvaluation,
     update_norms: Mapping[BlockInstance, float],
+    task_cosines: Mapping[BlockInstance, float],
 ) -> tuple[BlockRound, ...]:
     """One entry per instance on the server, and one for all clients' own ones together: private, or on the server."""
     plan, population = preparation.plan, preparation.population
@@ -524,6 +539,7 @@ def _block_rounds(
             bytes_up=bytes_up[instance],
             update_norm=norms.get(instance, 0.0),
             client_drift=drift_sums[instance] / num_examples[instance] if num_examples[instance] else None,
+            task_cosine=task_cosines.get(instance),
         )
         for instance in instances
     )

@@ -12,7 +12,7 @@ import numpy as np
 from blossom_ray.algorithms.server_optimizers import OptimizerState, ServerOptimizer
 from blossom_ray.clients.plan import ClientPlan, SentBlock
 from blossom_ray.core.blocks import BlockInstance, ClientProfile
-from blossom_ray.core.sums import Total
+from blossom_ray.core.sums import PartialSum, Total
 from blossom_ray.errors import RunError
 
 
@@ -152,3 +152,63 @@ def server_step(
         sent = SentBlock(block.sent.version + 1, new)
         blocks[instance] = replace(block, sent=sent, optimizer_state=state)
     return Server(blocks), norms
+
+
+def shared_by_tasks(plan: ClientPlan, profiles: Iterable[ClientProfile]) -> frozenset[BlockInstance]:
+    """The block instances that clients of several tasks send back.
+
+    Args:
+        plan: What every client goes by.
+        profiles: The clients, or one of each kind.
+    """
+    tasks: dict[BlockInstance, set[str]] = {}
+    if len(plan.tasks) > 1:
+        for profile in profiles:
+            for instance in plan.returned_blocks(profile):
+                tasks.setdefault(instance, set()).add(profile.task)
+    return frozenset(instance for instance, own in tasks.items() if len(own) > 1)
+
+
+def mean_of_tasks(sums: Mapping[str, PartialSum]) -> Total:
+    """The mean over tasks of the averages over their own clients, float64; sums by task, at least one."""
+    averages = [part.average for part in sums.values()]
+    total: Total = averages[0].copy()
+    for average in averages[1:]:
+        total += average
+    return total / len(averages)
+
+
+def task_cosines(
+    server: Server, by_task: Mapping[BlockInstance, Mapping[str, PartialSum]]
+) -> dict[BlockInstance, float]:
+    """How far tasks pull each block that they share in the same direction; absent where `task_cosine` has none.
+
+    Args:
+        server: The server before its step.
+        by_task: What clients sent, added up, by task.
+    """
+    found = {instance: task_cosine(sums, server.blocks[instance]) for instance, sums in by_task.items()}
+    return {instance: cosine for instance, cosine in found.items() if cosine is not None}
+
+
+def task_cosine(sums: Mapping[str, PartialSum], block: ServerBlock) -> float | None:
+    """How far tasks pull a block in the same direction, from -1 to 1.
+
+    The cosine between the steps from its value to the averages over the clients of two tasks, in float64, over its
+    parameters; mean over the pairs of tasks. None for one task, or where no two tasks move it.
+
+    Args:
+        sums: What clients sent, added up, by task.
+        block: The block before the server's step.
+    """
+    old = block.sent.values[: block.num_parameters].astype(np.float64)
+    steps = [part.average[: block.num_parameters] - old for part in sums.values()]
+    sizes = [float(np.sqrt(np.square(step).sum())) for step in steps]
+    # Not a dot product of BLAS: its last bit depends on how many threads that has.
+    cosines = [
+        float((steps[i] * steps[j]).sum()) / (sizes[i] * sizes[j])
+        for i in range(len(steps))
+        for j in range(i)
+        if sizes[i] and sizes[j]
+    ]
+    return math.fsum(cosines) / len(cosines) if cosines else None

@@ -12,7 +12,7 @@ from blossom_ray.core.records import RoundRecord
 from blossom_ray.rounds import RoundTraining, evaluate_round, round_record, targets, train_round, trainer
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.server import Server, server_step
+from blossom_ray.server import Server, server_step, task_cosines
 
 
 def run_rounds(
@@ -39,10 +39,11 @@ def run_rounds(
     base_rate, schedule = scenario.training.optimizer.lr, scenario.training.schedule
     train = trainer(preparation, runtime)
     for round_index in range(first_round, scenario.rounds + 1):
-        training, norms = RoundTraining(), dict[BlockInstance, float]()
+        training, norms, cosines = RoundTraining(), dict[BlockInstance, float](), dict[BlockInstance, float]()
         if round_index > 0:
             rate = schedule.learning_rate(base_rate, round_index, scenario.rounds)
             training = train_round(preparation, train, server, round_index, rate)
+            cosines = task_cosines(server, training.by_task)
             next_values = targets(preparation, server, round_index, training)
             server, norms = server_step(server, next_values, scenario.server.optimizer)
         evaluation = evaluate_round(preparation, runtime, server, round_index)
@@ -53,6 +54,7 @@ def run_rounds(
             evaluation=evaluation,
             training=training,
             update_norms=norms,
+            task_cosines=cosines,
             happened=runtime.take_round(),
         )
         yield record, server

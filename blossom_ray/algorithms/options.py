@@ -31,6 +31,7 @@ from blossom_ray.algorithms.seam import METHODS, has
 from blossom_ray.algorithms.server_optimizers import FedAvg, ServerOptimizer
 from blossom_ray.algorithms.trimmed_mean import TrimmedMean
 from blossom_ray.core.factories import call_factory
+from blossom_ray.core.scores import TaskName
 from blossom_ray.core.section import Custom, Fraction, Positive, Section
 from blossom_ray.errors import InputError
 
@@ -139,9 +140,13 @@ class Server(Section):
 
     optimizer: ServerOptimizer = FedAvg(kind="fedavg")
     """The server optimizer; each block instance has its own state."""
-    clients_per_round: Fraction | Positive = 1.0
-    """Clients drawn for each round: a fraction (written with a point: 0.1, 1.0) or a number of clients (10)."""
+    clients_per_round: Fraction | Positive | dict[TaskName, Fraction | Positive] = 1.0
+    """Clients drawn for each round: a fraction (written with a point: 0.1, 1.0) or a number of clients (10); with
+    `tasks` also one of them for each task, of whose clients so many are drawn."""
     weighting: Weighting = "samples"
     """A client's weight in the averages: the training `samples` that it saw, the same for all (`uniform`), or one over
     the mean `entropy` of its predictions on its training split after local training (FLISM). `observed`: as `samples`,
     but an encoder weighs by the training samples that have its modality."""
+    task_weights: Literal["samples", "equal"] = "samples"
+    """What tasks count in the average of a block that they share: what their clients weigh (`samples`), or `equal`, the
+    mean over tasks of the averages over their own clients."""

@@ -6,6 +6,7 @@ Both follow from the scenario alone, so that placement on processes can never ch
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from blossom_ray.core.blocks import ClientProfile, Signature
-from blossom_ray.core.seeding import Purpose, generator
+from blossom_ray.core.seeding import Purpose, generator, stable_number
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,34 @@ class Population:
     Args:
         profiles: All clients in the order of their ids; those that never train stand last.
         chunk_size: Clients of one chunk that train in an average round.
-        clients_per_round: As in the scenario: a fraction (float) or a number of clients (int), of those that train.
+        clients_per_round: As in the scenario: a fraction (float) or a number of clients (int), of those that train; or
+            one for each task, of its clients.
 
     Attributes:
         trained: Those that train.
         unseen: Those that never do.
+        cohort_size: Clients of a round.
+        size_of_task: The same by task, where each has a number of its own; else empty.
     """
 
-    def __init__(self, profiles: Sequence[ClientProfile], chunk_size: int, clients_per_round: float | int) -> None:
+    def __init__(
+        self,
+        profiles: Sequence[ClientProfile],
+        chunk_size: int,
+        clients_per_round: float | int | Mapping[str, float | int],
+    ) -> None:
         self.profiles = tuple(profiles)
         self.trained = tuple(profile for profile in self.profiles if not profile.is_unseen)
         self.unseen = self.profiles[len(self.trained) :]
-        self.cohort_size = cohort_size(clients_per_round, len(self.trained))
+        self.size_of_task: dict[str, int] = {}
+        if isinstance(clients_per_round, Mapping):
+            members = Counter(profile.task for profile in self.trained)
+            self.size_of_task = {
+                task: cohort_size(size, members[task]) for task, size in sorted(clients_per_round.items())
+            }
+            self.cohort_size = sum(self.size_of_task.values())
+        else:
+            self.cohort_size = cohort_size(clients_per_round, len(self.trained))
         self._chunk_size = math.ceil(chunk_size * len(self.trained) / self.cohort_size)
 
     @cached_property
@@ -82,8 +99,18 @@ class Population:
         return tuple(Chunk(index, part) for index, part in enumerate(parts))
 
     def cohort(self, seed: int, round_index: int) -> tuple[int, ...]:
-        """The clients of one round, ascending: drawn without replacement, every client that trains equally likely."""
-        return draw_clients(len(self.trained), self.cohort_size, seed, Purpose.COHORT, round_index)
+        """The clients of one round, ascending: drawn without replacement, every client that trains equally likely.
+
+        Of tasks with a number of their own, so many of the clients of each.
+        """
+        if not self.size_of_task:
+            return draw_clients(len(self.trained), self.cohort_size, seed, Purpose.COHORT, round_index)
+        drawn: list[int] = []
+        for task, size in self.size_of_task.items():
+            members = [profile.index for profile in self.trained if profile.task == task]
+            places = draw_clients(len(members), size, seed, Purpose.COHORT, round_index, stable_number(task))
+            drawn += [members[place] for place in places]
+        return tuple(sorted(drawn))
 
     def cut(self, clients: Iterable[int]) -> tuple[Chunk, ...]:
         """The chunks of some clients, in the order of all chunks, without the empty ones."""
@@ -111,9 +138,11 @@ def fraction_of(fraction: float, number: int) -> int:
     return max(1, math.floor(fraction * number + 1e-9))
 
 
-def draw_clients(num_clients: int, size: int, seed: int, purpose: Purpose, round_index: int) -> tuple[int, ...]:
-    """`size` of `num_clients` client ids without replacement, ascending."""
+def draw_clients(
+    num_clients: int, size: int, seed: int, purpose: Purpose, round_index: int, task: int = 0
+) -> tuple[int, ...]:
+    """`size` of `num_clients` client ids without replacement, ascending; `task` is a number of the task, or 0."""
     if size == num_clients:
         return tuple(range(num_clients))
-    drawn = generator(seed, purpose, round_index).choice(num_clients, size, replace=False)
+    drawn = generator(seed, purpose, round_index, task).choice(num_clients, size, replace=False)
     return tuple(int(client) for client in np.sort(drawn))

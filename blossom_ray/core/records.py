@@ -188,6 +188,8 @@ class BlockRound:
         update_norm: L2 norm of the server's step, new minus old parameters (0 where nobody contributed).
         client_drift: Mean over contributors of the L2 norm of local minus received parameters, weighted by
             `num_examples`; None where nobody contributed.
+        task_cosine: Cosine between the steps that the averages of two tasks would be, mean over pairs of tasks; None
+            where clients of one task alone contributed.
     """
 
     instance: BlockInstance
@@ -197,6 +199,7 @@ class BlockRound:
     bytes_up: int
     update_norm: float
     client_drift: float | None
+    task_cosine: float | None = None
 
 
 @dataclass(frozen=True)

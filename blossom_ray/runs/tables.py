@@ -239,7 +239,12 @@ def _block_rows(record: RoundRecord) -> Columns:
         "scope": [str(instance.scope) for instance in instances],
         "key": [instance.key for instance in instances],
         **_columns(record.blocks, **{name: name for name in [*BLOCK_COLUMNS][4:]}),
+        **(_columns(record.blocks, task_cosine="task_cosine") if _has_cosines(record) else {}),
     }
+
+
+def _has_cosines(record: RoundRecord) -> bool:
+    return any(block.task_cosine is not None for block in record.blocks)
 
 
 def _failure_rows(record: RoundRecord) -> Columns:

@@ -87,10 +87,9 @@ class FakeRuntime:
     ) -> Iterator[ChunkEvaluation]:
         """Each client takes some samples of class 0 for class 0 and the others for class 1, whatever the blocks are."""
         del blocks, round_index, scoring
-        task = self._plan.tasks[""]
-        rules = task_rules(task.kind)
         for number in (number for chunk in chunks for number in chunk.clients):
-            client = self._clients[number]
+            client, task = self._clients[number], self._plan.tasks[self._profiles[number].task]
+            rules = task_rules(task.kind)
             predictions = (np.arange(client.num_examples) >= client.num_correct).astype(np.int64)
             tally = rules.tally(np.zeros_like(predictions), predictions, task.num_outputs)
             scores = rules.scores(tally)

@@ -485,6 +485,37 @@ def _cohort(server: Server, num_clients: int) -> Iterator[Finding]:
 
 
 @_rule
+def _cohorts_of_tasks(
+    server: Server, learned: Mapping[str, LearnedTask], clients: tuple[ClientGroup, ...]
+) -> Iterator[Finding]:
+    sizes, path = server.clients_per_round, "server.clients_per_round"
+    if not isinstance(sizes, Mapping):
+        return
+    names = [name for name in learned if name]
+    for name, size in sizes.items():
+        own = [group.count for group in clients if group.role == "train" and group.task in (None, name)]
+        if name not in names:
+            found = f"is of the task {name!r}, " + ("which there is not" if names else "while there are no tasks")
+            yield Finding(f"{path}.{name}", found, one_of(names) if names else "a fraction or a number of clients")
+        elif isinstance(size, int) and size > sum(own):
+            yield Finding(f"{path}.{name}", f"is {size}", f"at most {sum(own)}, the number of its clients")
+    if missing := [name for name in names if name not in sizes]:
+        yield Finding(path, f"says nothing about {listed(missing)}", "a fraction or a number for each task")
+
+
+@_rule
+def _task_weights(server: Server, learned: Mapping[str, LearnedTask], algorithm: AlgorithmOption) -> Iterator[Finding]:
+    if server.task_weights == "samples":
+        return
+    found = f"is {server.task_weights!r}, while "
+    if len(learned) < 2:
+        yield Finding("server.task_weights", f"{found}there are no several tasks", "'samples'")
+    if algorithm.kind != "fedavg":
+        found += f"algorithm.kind is {algorithm.kind!r}, for which a client has one weight"
+        yield Finding("server.task_weights", found, "'samples', or fedavg")
+
+
+@_rule
 def _stop_rounds(stop: Stop, rounds: int) -> Iterator[Finding]:
     if stop.min_rounds > rounds:
         yield Finding("stop.min_rounds", f"is {stop.min_rounds}", f"at most {rounds}, the number of rounds")

@@ -39,6 +39,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("clients", _EACH, "rows"): "shared",
     ("clients", _EACH, "shots"): None,
     ("tasks",): None,
+    ("server", "task_weights"): "samples",
     ("clients", _EACH, "task"): None,
     ("data", "partition", "labels"): None,
 }

@@ -50,6 +50,27 @@ def several(small_scenario: Scenario) -> Scenario:
         ({"sharing": "central"}, "tasks: are there, while sharing is 'central'"),
         ({"server.weighting": "entropy"}, "server.weighting: is 'entropy', while the task is 'regression'"),
         ({"algorithm": {"kind": "fedproto"}}, "while tasks.size.kind is 'regression'"),
+        (
+            {"server.clients_per_round": {"shape": 1}},
+            "server.clients_per_round: says nothing about size; a fraction or a number for each task",
+        ),
+        (
+            {"server.clients_per_round": {"shape": 1, "size": 4}},
+            "server.clients_per_round.size: is 4; at most 3, the number of its clients",
+        ),
+        (
+            {"server.clients_per_round": {"shape": 1, "size": 1, "sise": 1}},
+            "server.clients_per_round.sise: is of the task 'sise', which there is not; one of shape, size",
+        ),
+        (
+            {"server.clients_per_round": {"shape": 1, "size": 1.5}},
+            "server.clients_per_round.size: is 1.5; a number above",
+        ),
+        ({"server.task_weights": "equl"}, "server.task_weights: is 'equl'; one of samples, equal"),
+        (
+            {"server.task_weights": "equal", "algorithm": {"kind": "scaffold"}, "training.optimizer": {"kind": "sgd"}},
+            "server.task_weights: is 'equal', while algorithm.kind is 'scaffold', for which a client has one weight",
+        ),
         ({"training.loss": {"kind": "label-smoothing"}}, "training.loss.kind: is 'label-smoothing'"),
         (
             {"evaluation.metrics": {"mine": {"function": "math:fsum"}}},

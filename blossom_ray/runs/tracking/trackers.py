@@ -51,6 +51,8 @@ def tracked_values(progress: Progress) -> Iterator[Value]:
         yield Value("update_norm", name, block.update_norm)
         if block.client_drift is not None:
             yield Value("client_drift", name, block.client_drift)
+        if block.task_cosine is not None:
+            yield Value("task_cosine", name, block.task_cosine)
 
 
 class TensorBoardTracker:

@@ -174,8 +174,10 @@ def _partition(run: Run) -> str:
 
 
 def _cohort(run: Run) -> str:
-    total = sum(_sets(run).values())
-    number = cohort_size(run.scenario.server.clients_per_round, total)
+    total, size = sum(_sets(run).values()), run.scenario.server.clients_per_round
+    if isinstance(size, Mapping):
+        return ", ".join(f"{one} of {task}" for task, one in size.items())
+    number = cohort_size(size, total)
     return "all clients" if number == total else f"{number:,} client{'s' * (number > 1)}"
 
 
