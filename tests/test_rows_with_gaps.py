@@ -12,10 +12,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from conftest import Command
+from conftest import REPOSITORY, Command
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.core.records import RoundRecord
+from blossom_ray.reading.inspection import Inspector
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.server import initial_server
@@ -58,6 +59,18 @@ def test_what_is_observed_in_all_rows_is_the_run_without_the_key(scenario: Scena
     assert "observation" not in plain.manifest["data"]
     for name, frame in tables(plain).items():
         assert frame.equals(tables(same)[name]), name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "scenarios" / "sparse").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_scenarios_that_ship_say_what_is_observed(path: Path, uci_har_zip: Path) -> None:
+    inspector = Inspector()
+    checked = inspector.read(path, {"data.path": str(uci_har_zip)}, {})
+    (told,) = [note for note in inspector.notes(checked) if note.startswith("gyro is observed in")]
+    train, test = (float(share) for share in re.findall(r"(\d+\.\d) %", told))
+    expected = {"uci-har": (80, 80), "uci-har-fails-later": (90, 50)}[path.stem]
+    assert (train, test) == pytest.approx(expected, abs=3)  # of some thousand rows
 
 
 def poison(preparation: Preparation, value: float) -> int:
@@ -103,15 +116,19 @@ def results(preparation: Preparation) -> tuple[str, list[RoundRecord]]:
         runtime.close()
 
 
-@pytest.mark.parametrize(
-    ("engine", "missing"),
-    [*product(ENGINES, ("mask", "zero-embedding", "zero-input")), ("sequential", "prototype")],
-)
+COMPUTED = [
+    *({"training.engine": engine, "model.missing": rule} for engine, rule in
+      product(ENGINES, ("mask", "zero-embedding", "zero-input"))),
+    {"model.missing": "prototype", "server.weighting": "entropy"},
+    {"sharing": "central"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", COMPUTED, ids=lambda changes: " ".join(changes.values()))
 def test_what_stands_in_unobserved_rows_counts_for_nothing(
-    scenario: Scenario, engine: str, missing: str, tmp_path: Path
+    scenario: Scenario, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    shares = {"acc": {"train": 0.7, "test": 0.5, "held_out": 0.5}, "gyro": 0.6}
-    changes: dict[str, Any] = {"data.observed": shares, "training.engine": engine, "model.missing": missing}
+    changes = {**changes, "data.observed": {"acc": {"train": 0.7, "test": 0.5, "held_out": 0.5}, "gyro": 0.6}}
     preparation = prepare(scenario.override(changes), tmp_path / "shards")
     digest, records = results(preparation)
     for value in (np.nan, 1e30):
