@@ -291,11 +291,16 @@ class Dataset:
             held_out=None if self.held_out is None else self.held_out.targets,
         )
 
-    def lacking(self, modality: str) -> BoolArray:
-        """Whether each row (N,) has no value of a modality."""
-        observed = self.observed.get(modality)
+    def lacking(self, modality: str, rows: slice = slice(None)) -> BoolArray:
+        """Whether each of these rows has no value of a modality."""
+        if modality in self.observed:
+            return ~self.observed[modality][rows]
+        if self.clients is None:
+            return np.zeros(len(self.labels[rows]), np.bool_)
+        values = self.inputs[modality][rows]
         # By the first value: no other NaN passes the checks.
-        return np.isnan(self.inputs[modality].reshape(self.num_samples, -1)[:, 0]) if observed is None else ~observed
+        missing: BoolArray = np.isnan(values.reshape(len(values), -1)[:, 0])
+        return missing
 
     @property
     def given_clients(self) -> GivenClients | None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray import Dataset, from_arrays, write_table
+from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.options import ClientGroup
@@ -176,10 +177,10 @@ def test_the_order_of_rows_does_not_matter(order: list[int]) -> None:
 @every_kind
 def test_clients_from_the_data(kind: Kind, tmp_path: Path) -> None:
     spec, _ = kind(tmp_path, rows_of())
-    found = examine_federation(spec, ("acc", "gyro"), "from-data", 0, "classification")
+    found = examine_federation(spec, ("acc", "gyro"), "from-data", 0, {"": LearnedTask()})
     assert found.problems == []
     assert [(group.count, group.modalities) for group in found.clients] == [(1, ("acc",)), (2, ("acc", "gyro"))]
-    alone = examine_federation(spec, ("acc",), "from-data", 0, "classification")
+    alone = examine_federation(spec, ("acc",), "from-data", 0, {"": LearnedTask()})
     assert [(group.count, group.modalities) for group in alone.clients] == [(3, ("acc",))]
 
 
@@ -209,7 +210,7 @@ def test_groups_must_agree_with_the_data(groups: list[tuple[int, str]], found: s
     spec, _ = kind(tmp_path, rows_of())
     clients = tuple(ClientGroup(count=count, modalities=tuple(own.split("+"))) for count, own in groups)
     source = "column 'client'" if isinstance(spec, TableData) else "clients"
-    ((path, text, expected),) = examine_federation(spec, ("acc", "gyro"), clients, 0, "classification").problems
+    ((path, text, expected),) = examine_federation(spec, ("acc", "gyro"), clients, 0, {"": LearnedTask()}).problems
     assert (path, text) == ("clients", found.format(source=source))
     assert expected == "as many clients of each modality set as the data have, or clients: from-data"
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from data_sets import opened, synthetic_targets
 
+from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.options import ClientGroup
@@ -25,7 +26,7 @@ def spec_of(**values: Any) -> SyntheticData:
 
 def problems_of(data: Data, num_clients: int) -> list[tuple[str, str, str]]:
     groups = (ClientGroup(count=num_clients, modalities=("acc",)),)
-    found = examine_federation(data, ("acc",), groups, 0, "classification")
+    found = examine_federation(data, ("acc",), groups, 0, {"": LearnedTask()})
     assert not found.notes
     return found.problems
 

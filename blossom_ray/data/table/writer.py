@@ -122,7 +122,7 @@ def _columns(
         PIECE_OF: numbers(None if part.pieces is None else part.pieces.recordings),
         "client": pa.array(owners, pa.string()),
     }
-    inputs = {name: _tensors(values[rows], part.lacking(name)[rows]) for name, values in sorted(part.inputs.items())}
+    inputs = {name: _tensors(values[rows], part.lacking(name, rows)) for name, values in sorted(part.inputs.items())}
     more = {name: _listed(column.labels[rows]) for name, column in part.label_columns.items()}
     return inputs | {name: column for name, column in columns.items() if name in own} | more
 
