@@ -137,9 +137,12 @@ def test_several_tasks_are_the_same_on_every_placement(small_scenario: Scenario,
         "model.fusion.norm": "batch",
         "model.norm_statistics": "same-modalities",
         "evaluation.fine_tune": {},
+        "server.clients_per_round": {"shape": 1.0, "size": 1},
+        "server.task_weights": "equal",
     }
     scenario = small_scenario.override(changes)
     local = simulate(scenario)
+    assert local.blocks["task_cosine"].drop_nulls().len() > 0
     assert {"shape/accuracy", "size/rmse", "fine_tuned/size/rmse/acc+gyro"} <= set(local.rounds.columns)
     for placed in ({"clients_per_actor": 2, "shards": "object-store"}, {"clients_per_actor": 1}):
         changes = {f"execution.{key}": value for key, value in {"runtime": "ray", **placed}.items()}
