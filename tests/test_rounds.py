@@ -32,7 +32,7 @@ Loop = Callable[..., list[tuple[RoundRecord, Server]]]
 def loop(small_scenario: Scenario) -> Loop:
     """Runs all rounds of the small scenario with changes: blocks of two values, all 0, a learning rate of 1."""
 
-    def run(clients: Sequence[FakeClient] = CLIENTS, **changes: Any) -> list[tuple[RoundRecord, Server]]:
+    def run(clients: Sequence[FakeClient] = CLIENTS, /, **changes: Any) -> list[tuple[RoundRecord, Server]]:
         plain = {"rounds": 1, "sharing": "full-model", "training.optimizer": {"kind": "sgd", "lr": 1.0}}
         scenario = small_scenario.override(
             {**plain, **{key.replace("__", "."): value for key, value in changes.items()}}
@@ -172,3 +172,25 @@ def test_only_rounds_that_are_due_are_scored_and_only_the_clients_drawn(loop: Lo
     rounds = [record for record, _ in loop(rounds=5, evaluation__every=2, evaluation__clients=0.5)]
     assert [len(record.evaluation) for record in rounds] == [2, 0, 2, 0, 2, 2]
     assert ["accuracy" in record.metrics for record in rounds] == [True, False, True, False, True, True]
+
+
+def test_clients_that_never_train_are_in_a_score_of_their_own_and_in_nothing_else(loop: Loop) -> None:
+    """A step of 1,000 from one of them would show in every average; its loss of 9 and 100 samples in every mean."""
+    groups = [{"count": 2, "modalities": ["acc"]}, {"count": 1, "modalities": ["gyro"]}]
+    groups += [{"count": 2, "modalities": ["acc", "gyro"]}]
+    unseen = [{"count": number, "modalities": [name], "role": "unseen"} for number, name in ((1, "acc"), (2, "gyro"))]
+    others = [FakeClient(1000, 100, 80, 9.0), FakeClient(1000, 10, 2, 1.0), FakeClient(1000, 30, 21, 3.0)]
+    _, (record, server) = loop([*CLIENTS, *others], clients=[*groups, *unseen], server__clients_per_round=1.0)
+    assert values(server, ACC) == pytest.approx([58 / 12] * 2)
+    assert values(server, HEAD) == pytest.approx([61 / 15] * 2)
+    assert record.cohort == (0, 1, 2, 3, 4)
+    assert [each.client for each in record.evaluation] == [0, 1, 2, 3, 4]
+    assert [each.client for each in record.unseen] == [5, 6, 7]
+    # One of each client's k + 1 samples is right: 5 of 15.
+    assert record.metrics["accuracy"] == pytest.approx(5 / 15)
+    assert record.metrics["accuracy/acc"] == pytest.approx(2 / 3)
+    assert record.metrics["unseen/accuracy"] == pytest.approx((80 + 2 + 21) / 140)
+    assert record.metrics["unseen/accuracy/gyro"] == pytest.approx(23 / 40)
+    assert record.metrics["unseen/accuracy_p50"] == pytest.approx(0.7)
+    assert record.metrics["unseen/loss"] == pytest.approx((100 * 9 + 10 * 1 + 30 * 3) / 140)
+    assert block(record, HEAD).contributors == 5
