@@ -111,6 +111,23 @@ def test_stacked_chunks_resume_too(scenario: Scenario, tmp_path: Path) -> None:
     assert_same(finish(stacked, tmp_path / "run"), simulate(stacked, out=tmp_path / "whole"))
 
 
+def test_several_tasks_resume_too(scenario: Scenario, tmp_path: Path) -> None:
+    several = scenario.override(
+        {
+            "tasks": {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude", "lr": 0.02}},
+            "clients": [
+                {"count": 2, "task": "shape", "modalities": ["acc"]},
+                {"count": 3, "task": "size", "modalities": ["acc", "gyro"]},
+            ],
+            "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "private"},
+            "server.clients_per_round": {"shape": 1, "size": 2},
+            "server.task_weights": "equal",
+        }
+    )
+    begin(several, tmp_path / "run", 4)
+    assert_same(finish(several, tmp_path / "run"), simulate(several, out=tmp_path / "whole"))
+
+
 def forge(checkpoint: Path, file: str, change: Callable[[dict[str, np.ndarray]], None]) -> None:
     """Change a checkpoint's tensors and make all its checksums right again."""
     with safe_open(checkpoint / file, framework="numpy") as opened:
