@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blossom_ray import Dataset, from_arrays, simulate
+from blossom_ray import Dataset, compare, from_arrays, simulate
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.records import RoundRecord
-from blossom_ray.errors import ScenarioError
+from blossom_ray.errors import InputError, ScenarioError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.measurement import choose_engines
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.server import Server, initial_server
 from blossom_ray.simulation import run_rounds
+from blossom_ray.studies.comparison.tasks import task_view
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -226,3 +227,30 @@ def test_clients_that_never_train_need_a_head_that_somebody_trains() -> None:
     expected = "clients.1 is of unseen clients that share head with no client that trains"
     with pytest.raises(ScenarioError, match=expected):
         scenario_of([active, new], "abc", TASKS, sharing="full-model").override({"data.partition.unseen": ["c"]})
+
+
+def test_tasks_are_compared_one_by_one_and_the_clients_that_lost_are_counted(shared_run: Any) -> None:
+    together, alone = (simulate(shared_run.scenario.override({"sharing": name})) for name in ("full-model", "local"))
+    for metric, task, clients, sign in (("activity/accuracy", "activity", 3, 1), ("stress/rmse", "stress", 2, -1)):
+        table = compare(together, alone, metric=metric, baseline={"sharing": "local"}).runs
+        row = table.filter(table["sharing"] != "local").row(0, named=True)
+        score = metric.split("/")[1]
+        own, other = together.final[metric], alone.final[metric]
+        assert row["gain_final"] == pytest.approx(sign * 100 * (own - other) / abs(other))
+        both = [run.clients.filter(round=2, task=task).sort("client")[metric].to_numpy() for run in (together, alone)]
+        lost = int(np.sum(sign * (both[0] - both[1]) < 0))
+        tied = int(np.sum(both[0] == both[1]))
+        assert (row["lost_final"], row["tied_final"], row["compared_final"]) == (lost, tied, clients), score
+    with pytest.raises(InputError, match=r"no metric is given, while the runs have the tasks activity, stress"):
+        compare(together, alone)
+
+
+def test_a_run_of_one_task_is_compared_with_one_of_two_on_the_same_rows() -> None:
+    groups = [{**group, "count": 3} for group in GROUPS]
+    sharing = {"encoder/*": "shared", "fusion": "same-task", "head": "same-task"}
+    two = simulate(scenario_of(groups, "abcdef", TASKS, sharing=sharing))
+    one = task_view(two, "activity")
+    assert {"accuracy", "loss", "train_loss"} <= set(one.rounds.columns)
+    assert not [name for name in one.rounds.columns if "/" in name and name.startswith(("activity", "stress"))]
+    assert one.clients["client"].unique().sort().to_list() == [0, 1, 2]
+    assert one.manifest["data"]["task"] == "classification"

@@ -77,7 +77,9 @@ def task_view(run: Run, task: str) -> Run:
         clients = clients.filter(pl.col("task") == task)
     own = of_task({name: name for name in clients.columns}, task)
     others = tuple(task_prefix(name) for name in run.scenario.learned)
-    kept = [name for name in clients.columns if name != "task" and not split_scoring(name)[1].startswith(others)]
+    # `name` is added where clients are asked for.
+    added = ("task", "name")
+    kept = [name for name in clients.columns if name not in added and not split_scoring(name)[1].startswith(others)]
     frames = {
         "rounds": rounds.select(pl.col(column).alias(name) for name, column in columns.items()),
         "clients": clients.select(*kept, *(pl.col(column).alias(name) for name, column in own.items())),
