@@ -245,12 +245,15 @@ def test_tasks_are_compared_one_by_one_and_the_clients_that_lost_are_counted(sha
         compare(together, alone)
 
 
-def test_a_run_of_one_task_is_compared_with_one_of_two_on_the_same_rows() -> None:
-    groups = [{**group, "count": 3} for group in GROUPS]
-    sharing = {"encoder/*": "shared", "fusion": "same-task", "head": "same-task"}
-    two = simulate(scenario_of(groups, "abcdef", TASKS, sharing=sharing))
-    one = task_view(two, "activity")
-    assert {"accuracy", "loss", "train_loss"} <= set(one.rounds.columns)
-    assert not [name for name in one.rounds.columns if "/" in name and name.startswith(("activity", "stress"))]
-    assert one.clients["client"].unique().sort().to_list() == [0, 1, 2]
-    assert one.manifest["data"]["task"] == "classification"
+def test_one_task_of_a_run_has_the_form_of_a_run_of_one(shared_run: Any) -> None:
+    view = task_view(shared_run, "activity")
+    assert {"accuracy", "loss", "train_loss"} <= set(view.rounds.columns)
+    assert not [name for name in view.rounds.columns if "/" in name and name.startswith(("activity", "stress"))]
+    assert view.clients["client"].unique().sort().to_list() == [0, 1, 2]
+    assert view.manifest["data"]["task"] == "classification"
+
+
+def test_a_run_of_other_data_is_not_paired_by_task(shared_run: Any) -> None:
+    alone = simulate(scenario_of(GROUPS[:1], "abd", {"activity": TASKS["activity"]}, sharing="local"))
+    table = compare(shared_run, alone, metric="activity/accuracy", baseline={"sharing": "local"}).runs
+    assert table["gain_final"].is_null().all()
