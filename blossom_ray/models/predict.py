@@ -121,7 +121,10 @@ def main() -> None:
 def _table(path: Path) -> Any:
     from pyarrow import feather, parquet
 
-    is_parquet = path.is_dir() or path.suffix in (".parquet", ".pq")
+    if path.is_dir():
+        return parquet.read_table(path)
+    with path.open("rb") as file:  # what it is called says nothing
+        is_parquet = file.read(4) == b"PAR1"
     return (parquet if is_parquet else feather).read_table(path)
 
 

@@ -336,9 +336,9 @@ def test_a_table_is_read_as_the_runs_read_it(tmp_path: Path) -> None:
         },
         "input_shapes": {name: list(values.shape[1:]) for name, values in inputs.items()},
     }
-    feather.write_feather(pa.table(columns), tmp_path / "own.feather")
+    feather.write_feather(pa.table(columns), tmp_path / "arrow.parquet")  # told by its content
     np.savez(tmp_path / "own.npz", **inputs)
-    for path in ("own.parquet", "own.feather", "own.npz"):
+    for path in ("own.parquet", "arrow.parquet", "own.npz"):
         for name, (present, values) in read_samples(tmp_path / path, told).items():
             assert present.all()
             assert values.tobytes() == inputs[name].tobytes(), (path, name)
