@@ -89,6 +89,7 @@ def test_folders_of_runs_and_sweeps(folder: Path) -> None:
 def test_keys_follow_from_the_scenario_that_is_typed(folder: Path) -> None:
     assert bash(folder, "simulate", "own.yaml", "--set", "model.fu") == [
         "model.fusion.kind=",
+        "model.fusion.weights=",
         "model.fusion.dim=",
         "model.fusion.norm=",
     ]
