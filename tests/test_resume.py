@@ -206,8 +206,17 @@ SCORINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("scoring", SCORINGS)
-@pytest.mark.parametrize(("begun", "done", "rounds"), [(4, 5, 7), (7, 4, 5), (7, 4, 3)])
+@pytest.mark.parametrize(
+    ("begun", "done", "rounds", "scoring"),
+    [(4, 5, 7, scoring) for scoring in SCORINGS]
+    + [(7, 4, 5, SCORINGS[1]), (7, 4, 3, SCORINGS[4])]
+    + [
+        pytest.param(7, 4, rounds, scoring, marks=pytest.mark.long)
+        for rounds, tried in ((5, 1), (3, 4))
+        for scoring in SCORINGS
+        if scoring is not SCORINGS[tried]
+    ],
+)
 def test_a_run_goes_on_to_other_rounds_as_if_it_had_begun_with_them(
     scenario: Scenario, tmp_path: Path, scoring: dict[str, Any], begun: int, done: int, rounds: int
 ) -> None:

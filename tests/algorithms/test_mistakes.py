@@ -408,8 +408,16 @@ def test_nothing_is_said_about_the_built_in_ones(section: Any) -> None:
 NOTHING_SHARED = {"encoder/*": "private", "fusion": "frozen", "head": "private"}
 
 
-@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
-@pytest.mark.parametrize("sharing", ["local", NOTHING_SHARED], ids=str)
+@pytest.mark.parametrize(
+    ("sharing", "engine"),
+    [
+        ("local", "vectorized"),
+        (NOTHING_SHARED, "sequential"),
+        pytest.param("local", "sequential", marks=pytest.mark.long),
+        pytest.param(NOTHING_SHARED, "vectorized", marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("section", BUILT_IN, ids=[section.__name__ for section in BUILT_IN])
 def test_built_in_ones_run_where_nothing_is_averaged(section: Any, sharing: Any, engine: str) -> None:
     """Copies of no blocks are trees without entries."""
