@@ -7,10 +7,12 @@ import inspect
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 
 from blossom_ray import Scenario, simulate
+from blossom_ray.algorithms.low_rank import LowRank
 from blossom_ray.algorithms.options import (
     OF_CLASSES,
     OF_PLAIN_STEPS,
@@ -18,7 +20,13 @@ from blossom_ray.algorithms.options import (
     CustomAlgorithm,
     FederatedAveraging,
 )
+from blossom_ray.core.blocks import HEAD, BlockInstance, Scope
 from blossom_ray.errors import InputError, ScenarioError
+from blossom_ray.runtime.local import LocalRuntime
+from blossom_ray.runtime.measurement import choose_engines
+from blossom_ray.runtime.preparation import prepare
+from blossom_ray.server import initial_server
+from blossom_ray.simulation import run_rounds
 
 BUILT_IN = [
     each for each in get_args(get_args(AlgorithmOption)[0]) if each not in (FederatedAveraging, CustomAlgorithm)
@@ -60,6 +68,21 @@ def test_it_runs_on_the_baselines_with_its_defaults(section: Any) -> None:
     assert run.rounds["loss"].is_finite().all()
 
 
+@pytest.mark.parametrize("section", [each for each in BUILT_IN if each is not LowRank], ids=lambda each: kind_of(each))
+def test_running_statistics_of_a_shared_head_are_averaged(section: Any, tmp_path: Path) -> None:
+    head = {"kind": "mlp", "hidden": [6], "norm": "batch", "dropout": 0.0}
+    changes = {"rounds": 1, "data.samples": 240, "training.optimizer.momentum": 0.0, "model.head": head}
+    preparation = choose_engines(
+        prepare(Scenario.load(BASELINE, {**changes, "algorithm.kind": kind_of(section)}), tmp_path)
+    )
+    before = initial_server(preparation.plan, preparation.profiles_on_server(), preparation.scenario.server.optimizer)
+    *_, (_, after) = run_rounds(preparation, LocalRuntime(preparation), before)
+    instance = BlockInstance(HEAD, Scope.SHARED)
+    size = before.blocks[instance].num_parameters
+    old, new = (server.blocks[instance].sent.values[size:] for server in (before, after))
+    assert not np.isclose(old, new).all()
+
+
 @pytest.mark.parametrize("kind", OF_CLASSES)
 @pytest.mark.parametrize("task", ["regression", "multilabel"])
 def test_what_needs_classes_says_so(kind: str, task: str) -> None:
@@ -83,6 +106,13 @@ def test_a_private_head_may_have_momentum() -> None:
     optimizer = {"kind": "sgd", "blocks": {"head": {"momentum": 0.5}}}
     changes = {"training.optimizer": optimizer, "algorithm.kind": "scaffold", "sharing": "private-head"}
     assert Scenario.load(BASELINE, changes).algorithm.kind == "scaffold"
+
+
+def test_low_rank_needs_a_block_without_running_statistics() -> None:
+    changes = {"model.head": {"kind": "mlp", "norm": "batch"}, "algorithm.kind": "low-rank"}
+    with pytest.raises(ScenarioError, match=r"algorithm.block is 'head', whose running statistics would stay"):
+        Scenario.load(BASELINE, changes)
+    assert Scenario.load(BASELINE, {**changes, "model.norm_statistics": "local"}).algorithm.kind == "low-rank"
 
 
 def test_low_rank_knows_the_blocks() -> None:

@@ -113,13 +113,15 @@ def test_fedmsplit(changes: dict[str, Any]) -> None:
     scenario = scenario_of({"kind": "fedmsplit"}, **changes)
     world = World(scenario)
     mine: dict[int, dict[str, Tensor]] = {}
+    first = {client: world.received(client) for client in world.models}
     for t in world.rounds:
         sent = {
-            client: world.descend(
-                client, mine.get(client, world.received(client)), world.batches(client, t)(2), world.rate(t)
-            )[0]
+            client: world.descend(client, mine.get(client, first[client]), world.batches(client, t)(2), world.rate(t))[
+                0
+            ]
             for client in world.cohort(t)
         }
+        world.average(sent, world.n)
         for client, own in sent.items():
             mine[client] = {}
             for block, value in own.items():
@@ -129,7 +131,7 @@ def test_fedmsplit(changes: dict[str, Any]) -> None:
                     (p * other for p, other in zip(scores.softmax(0), others, strict=True)), torch.zeros(())
                 ).float()
     run = simulated(scenario)
-    assert_model_equals(run, world)  # the shared model that nobody trains, and private blocks
+    assert_model_equals(run, world)
     for client, own in mine.items():
         for block, value in own.items():
             assert_close(run.value(block, "mine", str(client)), value, f"{block} of client {client}")
