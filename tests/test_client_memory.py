@@ -14,6 +14,8 @@ from blossom_ray.core.records import Scoring
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.server import initial_server
 
+pytestmark = pytest.mark.slow
+
 NUM_CLIENTS = 1500
 MODALITY = {"kind": "vector", "shape": [2]}
 ENCODER = {"kind": "mlp", "hidden": [2], "dim": 2}

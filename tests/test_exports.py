@@ -14,6 +14,8 @@ from conftest import REPOSITORY
 
 import blossom_ray
 
+pytestmark = pytest.mark.slow
+
 NAMES = {
     "BlockInstance", "BlossomError", "Comparison", "DataError", "Dataset", "RoundRecord", "Run", "RunError",
     "Scenario", "ScenarioError", "Scope", "SharingScheme", "Sweep", "compare", "from_arrays", "live_figure",

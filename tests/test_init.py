@@ -23,6 +23,8 @@ from blossom_ray.data.options import DATASETS
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.reading.init import STARTING_POINTS
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"rounds": 1, "execution.runtime": "local"}
 
 

@@ -14,6 +14,8 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.models.build import build_client_model
 from blossom_ray.runs.session import check_runnable
 
+pytestmark = pytest.mark.slow
+
 SCENARIOS = sorted((REPOSITORY / "scenarios").glob("*.yaml"))
 
 

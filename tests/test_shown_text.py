@@ -35,6 +35,8 @@ from blossom_ray.studies.reports.page import inline_svg
 from blossom_ray.studies.tables import line, plain_table
 from blossom_ray.text import brief, printable, quoted
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     "\x1b[31mred\x1b[0m \x9b1m \x07\b\r\x7f \u202eoerc\u2066 \u200b [bold]no[/bold] [link=http://x]l[/link] :smile:"
 )

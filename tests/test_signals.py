@@ -22,6 +22,8 @@ from held import HOLD, IMPORTING, held_in
 from blossom_ray import Run, Scenario
 from blossom_ray.reading.writer import scenario_yaml
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = """\
 name: endless
 rounds: 1000000

@@ -25,6 +25,8 @@ from blossom_ray.runs.session import check_runnable, record_run, resume_run
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.scenario.identity import identity
 
+pytestmark = pytest.mark.slow
+
 Changes = dict[str, Any]
 TRAINED: list[Changes] = [
     {"count": 2, "modalities": ["acc"]},

@@ -310,7 +310,7 @@ class AuthoredRound:
             raise RunError("algorithm: passes gave none with a block to train; expected at least one")
         if not any(each.is_recorded for each in passes):
             passes = [replace(each, is_recorded=True) for each in passes]
-        own = [tuple(_affine(each, k) for each in affine) for k in range(len(tasks))]
+        own = zip(*(_affine(each, len(tasks)) for each in affine), strict=True)
         return tuple(passes), [replace(task, affine=each) for task, each in zip(tasks, own, strict=True)]
 
     def _local_pass(self, each: Pass) -> LocalPass:
@@ -388,11 +388,23 @@ def _is_held(rows: Any) -> bool:
     return rows != {} if isinstance(rows, Mapping) else True
 
 
-def _affine(each: Pass, k: int) -> Affine:
-    def own(tree: Mapping[str, Any] | None) -> dict[str, Vector]:
-        return {block: rows[k].detach().numpy() for block, rows in (tree or {}).items()}
+def _affine(each: Pass, count: int) -> list[Affine]:
+    """What of a pass is each client's own."""
 
-    return Affine(own(each.start), own(each.offset), own(each.anchor) if each.mu else {})
+    def own(tree: Mapping[str, Any] | None) -> list[dict[str, Vector]]:
+        found: list[dict[str, Vector]] = [{} for _ in range(count)]
+        for block, rows in (tree or {}).items():
+            values = rows.detach().numpy()
+            # Where all rows are one, so is the object: by that a stack knows that there is nothing to copy.
+            parts = [values[0]] * count if values.strides[0] == 0 else values
+            for client, part in zip(found, parts, strict=True):
+                client[block] = part
+        return found
+
+    return [
+        Affine(*parts)
+        for parts in zip(own(each.start), own(each.offset), own(each.anchor if each.mu else {}), strict=True)
+    ]
 
 
 def _stacked(values: Sequence[np.ndarray], size: int | None = None) -> Tensor:

@@ -22,6 +22,8 @@ from blossom_ray.data.sets.ptb_xl import LEADS, NUM_OF_SUPERCLASS, NUM_RECORDS, 
 from blossom_ray.errors import DataError
 from blossom_ray.reading.scenario import Scenario
 
+pytestmark = pytest.mark.slow
+
 SUBSET = Path(__file__).parents[3] / "shared/data/PTB-XL-subset"
 COLUMNS = ["ecg_id", "patient_id", "age", "report", "scp_codes", "strat_fold", "filename_lr", "filename_hr"]
 STATEMENTS = (

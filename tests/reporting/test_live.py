@@ -19,6 +19,8 @@ from blossom_ray.core.records import ClientEvaluation, RoundRecord
 from blossom_ray.errors import InputError
 from blossom_ray.reading.writer import scenario_yaml
 
+pytestmark = pytest.mark.slow
+
 
 def record(index: int, **metrics: float) -> RoundRecord:
     """A round that was scored where it has metrics."""

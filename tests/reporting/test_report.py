@@ -16,6 +16,8 @@ from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.writer import RunWriter
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )

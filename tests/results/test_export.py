@@ -29,6 +29,8 @@ from blossom_ray.runs.exporting import write_export
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.tasks import task_rules
 
+pytestmark = pytest.mark.slow
+
 BATCH_NORM = {"kind": "mlp", "hidden": [8], "norm": "batch"}
 SEQUENTIAL: dict[str, dict[str, Any]] = {
     "mask": {"server.clients_per_round": 2},  # some never train

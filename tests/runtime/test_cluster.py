@@ -15,6 +15,8 @@ from ray import exceptions
 from blossom_ray.errors import ActorLostError, ClientError, RunError, StorageError
 from blossom_ray.runtime.cluster import START_LIMIT, HeadNode, ray_errors, session
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
     # In a process of its own: this one may have joined the session of other tests.

@@ -17,6 +17,8 @@ from blossom_ray.studies.jobs.packing import Package
 from blossom_ray.studies.jobs.runs import fetch, submit
 from blossom_ray.studies.jobs.storage import Mirror, below, check_out, download
 
+pytestmark = pytest.mark.slow
+
 
 class Cluster:
     """The jobs of a cluster that runs none."""

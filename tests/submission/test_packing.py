@@ -21,6 +21,8 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.studies.jobs import packing
 from blossom_ray.studies.jobs.packing import SCENARIO, Package, pack
 
+pytestmark = pytest.mark.slow
+
 HEAD = """\
 import torch
 from own_neighbour import WIDTH

@@ -26,7 +26,7 @@ from blossom_ray.runs.tracking.following import check_target
 from blossom_ray.runs.tracking.mlflow import RUN_TAG, metric_name
 from blossom_ray.runs.tracking.trackers import Value, tracked_values
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
+pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 
 @pytest.fixture
