@@ -60,7 +60,7 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
     """
     # torch is needed here only; a process that just watches a run imports this module without it.
     from blossom_ray.clients.authored import first_value
-    from blossom_ray.clients.workspace import Workspace
+    from blossom_ray.clients.workspace import client_workspace
 
     blocks: dict[BlockInstance, ServerBlock] = {}
     for profile in profiles:
@@ -68,17 +68,7 @@ def initial_server(plan: ClientPlan, profiles: Iterable[ClientProfile], section:
         extras = [part for part in plan.extra_parts(profile) if part.is_on_server and part.instance not in blocks]
         if not instances and not extras:
             continue
-        task = plan.tasks[profile.task]
-        workspace = Workspace(
-            plan.model,
-            plan.input_shapes,
-            task.num_outputs,
-            owned=profile.modalities,
-            seed=plan.seed,
-            task=task.kind,
-            task_name=profile.task,
-            sparse=plan.sparse,
-        )
+        workspace = client_workspace(plan, profile)
         initial = plan.cut(instances, workspace.initial_blocks, workspace.num_parameters)
         for instance, values in initial.items():
             num_parameters = workspace.num_parameters.get(instance.name, 0)

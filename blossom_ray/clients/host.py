@@ -216,7 +216,7 @@ class ClientHost:
         """The private blocks of clients after a round by name, weighing as their training samples do.
 
         Args:
-            chunk: Clients of one modality set and group, all of which live here. Who never trained adds nothing.
+            chunk: Clients of one kind, all of which live here. Who never trained adds nothing.
             round_index: The round.
             whole: As in `train`: whether they are added up here.
         """

@@ -177,7 +177,7 @@ def by_hand(space: Workspace, task: ClientTask) -> dict[str, np.ndarray]:
         with torch.no_grad():
             for name in seen:
                 for parameter, momentum in zip(vectors[name], momenta[name], strict=True):
-                    momentum.mul_(0.9).add_(parameter.grad)  # type: ignore[arg-type]
+                    momentum.mul_(0.9).add_(parameter.grad)  # type: ignore[arg-type]  # there is one
                     parameter.sub_(0.05 * momentum)
     return {name: flat.read() for name, flat in space.trained.items()}
 
