@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from blossom_ray.core.blocks import BlockInstance
 from blossom_ray.core.records import RoundRecord
-from blossom_ray.rounds import RoundTraining, evaluate_round, round_record, targets, train_round, trainer
+from blossom_ray.round_records import round_record
+from blossom_ray.rounds import RoundTraining, evaluate_round, targets, train_round, trainer
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.server import Server, server_step, task_cosines

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.core.scores import Task
-from blossom_ray.data.dataset import Dataset, Targets
+from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.options import SECTIONS
 from blossom_ray.data.sets.base import DataSection, DataSource, Download
 from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.data.targets import Targets
 
 
 def opened(name: str, path: str | Path, *, modalities: tuple[str, ...] = (), **options: Any) -> DataSource:

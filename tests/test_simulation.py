@@ -10,7 +10,7 @@ import pytest
 from data_sets import open_source
 
 from blossom_ray import Dataset, Run, Scenario, simulate
-from blossom_ray.data.dataset import Pieces
+from blossom_ray.data.targets import Pieces
 
 
 def run(scenario: Scenario, **changes: Any) -> Run:

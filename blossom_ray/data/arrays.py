@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place, check_recordings
-from blossom_ray.data.dataset import Dataset, FloatArray, LabelColumn, Labels
+from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.gaps import BoolArray, fill_gaps
 from blossom_ray.data.labels import RowValues, encode_classes, encode_ids, encode_numbers, encode_sets, encode_splits
+from blossom_ray.data.targets import FloatArray, Labels
 from blossom_ray.errors import DataError
 
 Arrays = Mapping[str, Any]

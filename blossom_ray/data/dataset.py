@@ -21,12 +21,9 @@ from blossom_ray.core.phrases import one_of, shortened
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import SPLITS, GivenClients, Origin, check_recordings
 from blossom_ray.data.gaps import BoolArray, fill_gaps, in_torn_clients
+from blossom_ray.data.targets import FloatArray, IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError
 from blossom_ray.text import is_unicode
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-Labels = IntArray | FloatArray
 
 _ROWS_AT_ONCE = 4096
 _MOST_EXAMPLES = 3
@@ -54,50 +51,6 @@ class LeftOut:
 def left_out(what: str, names: Sequence[str]) -> tuple[LeftOut, ...]:
     """One entry for what has these names, or none where there are no names."""
     return (LeftOut(what, len(names), tuple(names[:_MOST_EXAMPLES])),) if names else ()
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Samples as pieces of recordings: windows of a signal, utterances of a dialogue.
-
-    Unlike `Targets.recordings` they may stand in a training and in a test split: `split: sample` does not mind them,
-    `split: recording` does.
-
-    Attributes:
-        recordings: (N,) int64, 0..R-1: the recording of each sample; its samples are in their order in time.
-        overlap: Part of itself that a sample has in common with the next one of its recording, 0 to less than 1.
-    """
-
-    recordings: IntArray
-    overlap: float = 0.0
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What a partition needs of a data set: a stratum per sample and subjects, without the inputs.
-
-    Attributes:
-        labels: (N,) int64, 0..num_classes-1: the classes of `classification`, else those of `strata`.
-        num_classes: Number of classes or strata.
-        subjects: (N,) int64, or None where samples belong to no subject.
-        recordings: (N,) int64, 0..R-1: samples with the same number share material that must not stand in a training
-            and in a test split. None where no two samples do.
-        pieces: The recordings that samples are pieces of, or None where the data set does not tell.
-        clients: The clients of the data, or None where the data do not say whose their samples are.
-        subject_names: What the subjects are called, by number; empty where their numbers are their names.
-        observed: As in `Dataset`.
-        held_out: The same of the held-out part, or None; known once the data set has been loaded.
-    """
-
-    labels: IntArray
-    num_classes: int
-    subjects: IntArray | None = None
-    recordings: IntArray | None = None
-    pieces: Pieces | None = None
-    clients: GivenClients | None = None
-    subject_names: tuple[str, ...] = ()
-    observed: Mapping[str, BoolArray] = field(default_factory=dict)
-    held_out: Targets | None = None
 
 
 @dataclass(frozen=True)
@@ -413,52 +366,6 @@ class Dataset:
     def _is_binary(self) -> bool:
         own = bool(((self.labels == 0) | (self.labels == 1)).all())
         return own and (self.held_out is None or self.held_out._is_binary)
-
-
-def targets_of(labels: Labels, num_classes: int, subjects: IntArray | None) -> Targets:
-    """The targets of labels of any task, as `strata` describes them.
-
-    Args:
-        labels: As in `Dataset`.
-        num_classes: Number of classes; of no account for float labels, which have strata of their own.
-        subjects: (N,) int64, or None.
-    """
-    if labels.ndim == 1:
-        return Targets(np.asarray(labels, np.int64), num_classes, subjects)
-    return Targets(*strata(np.asarray(labels, np.float32)), subjects)
-
-
-NUM_QUANTILE_BINS = 10
-
-
-def strata(labels: FloatArray) -> tuple[IntArray, int]:
-    """The stratum of each sample, and how many strata there are.
-
-    Labels of 0 and 1 alone (multilabel): the rarest class that the sample has, ties to the first; a sample without
-    any is in the last stratum, C. Combinations of classes would make thousands of strata of one sample each where
-    classes are many; the rarest class is what a skew has to be seen in.
-
-    Other labels (regression): the tenth of the data set that the value of the first target lies in. Equal values
-    share a stratum, so strata of a target with few values are uneven, and some may be empty.
-
-    Args:
-        labels: (N, C) or (N, T) float32, finite.
-
-    Returns:
-        Strata (N,) int64, 0..S-1, and S: C + 1 or 10.
-
-    Source: the rarest label first as in iterative stratification, Sechidis et al. 2011
-    (doi:10.1007/978-3-642-23808-6_10).
-    """
-    if ((labels == 0) | (labels == 1)).all():
-        has_class = labels == 1
-        from_rare = np.argsort(has_class.sum(axis=0), kind="stable")
-        rarest: IntArray = from_rare[has_class[:, from_rare].argmax(axis=1)].astype(np.int64)
-        rarest[~has_class.any(axis=1)] = labels.shape[1]
-        return rarest, labels.shape[1] + 1
-    values = labels[:, 0].astype(np.float64)
-    edges = np.quantile(values, np.arange(1, NUM_QUANTILE_BINS) / NUM_QUANTILE_BINS)
-    return np.searchsorted(edges, values, side="left").astype(np.int64), NUM_QUANTILE_BINS
 
 
 def _check_labels(labels: Any, class_names: tuple[str, ...], what: str = "labels") -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from blossom_ray.core.phrases import shortened, shown
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import HELD_OUT, SPLITS, Place
-from blossom_ray.data.dataset import FloatArray, IntArray
+from blossom_ray.data.targets import FloatArray, IntArray
 from blossom_ray.errors import DataError
 
 _MOST_BITS = 256  # more than any type of Arrow has

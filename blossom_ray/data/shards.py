@@ -22,9 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels
+from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import DataError, RunFolderError
 
 ByteArray = npt.NDArray[np.uint8]

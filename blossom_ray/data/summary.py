@@ -9,8 +9,9 @@ from typing import Self
 import numpy as np
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.data.dataset import Dataset, IntArray, LeftOut
+from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.targets import IntArray
 
 _ROWS_AT_ONCE = 1024
 

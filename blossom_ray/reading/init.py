@@ -15,9 +15,9 @@ import numpy as np
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import TASKS, Task
 from blossom_ray.data.clients import SPLITS
-from blossom_ray.data.dataset import Targets
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.table import Table, TableData
+from blossom_ray.data.targets import Targets
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.reading.inspection import Inspector
 from blossom_ray.reading.packaged import packaged_scenarios

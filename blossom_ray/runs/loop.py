@@ -15,11 +15,13 @@ from blossom_ray.checkpoint import STOP, TABLES, CheckpointStore, check_compatib
 from blossom_ray.clients.options import EngineName
 from blossom_ray.core.records import RoundRecord, Scoring, Stopped
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.rounds import evaluate, round_record, scorings_at_end
+from blossom_ray.round_records import round_record
+from blossom_ray.rounds import evaluate, scorings_at_end
 from blossom_ray.runs.manifest import statistics_notes, undefined_note, untrained_note
 from blossom_ray.runs.table_files import record_rows
 from blossom_ray.runs.table_sums import NO_ROWS, TableSums, add_rows
 from blossom_ray.runtime.base import Pending, Runtime
+from blossom_ray.runtime.description import describe
 from blossom_ray.runtime.kernels import Kernels, kernels, merge_kernels
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.scenario.early_stopping import EarlyStopping
@@ -161,7 +163,7 @@ def run(
                     watched = watched.with_state(checkpoint.stop)
         described, notes = runtime.describe(), (*notes, *advice)
         used = merge_kernels([kernels(), *described.kernels])
-        data = preparation.describe()
+        data = describe(preparation)
         yield Setup(preparation.plan.engines, data, described.entries, used, parameters, first_round, notes)
 
         writer, undefined, untrained = _CheckpointWriter(store, preparation, runtime, sums), "", ""

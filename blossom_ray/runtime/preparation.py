@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -151,60 +151,6 @@ class Preparation:
         if self.scenario.training.engine == "auto":
             tree["training"]["engine"] = dict(self.plan.engines)
         return {"scenario": tree, "data_fingerprint": self.fingerprint}
-
-    def describe(self) -> Mapping[str, object]:
-        """What the run's manifest says about the data, and about what was timed."""
-        everyone = self.population.trained
-        whole = self._describe_task("", everyone) if "" in self.task_facts else self._describe_clients(everyone)
-        tasks = {
-            name: self._describe_task(name, [one for one in everyone if one.task == name])
-            for name in self.task_facts
-            if name
-        }
-        return {
-            "seconds_per_sample": {name: dict(times) for name, times in self.seconds_per_sample.items()},
-            "data": {
-                "fingerprint": self.fingerprint,
-                "partition": self.partition,
-                **whole,
-                "left_out": [asdict(entry) for entry in self.left_out],
-                "client_names": list(self.client_names),
-                **self._observation(),
-                **({"unseen": _described_clients(self.shards, unseen)} if (unseen := self.population.unseen) else {}),
-                **({"tasks": tasks} if tasks else {}),
-            },
-        }
-
-    def _describe_task(self, name: str, members: Sequence[ClientProfile]) -> dict[str, object]:
-        """A task as the manifest has it, with its clients."""
-        facts, task = self.task_facts[name], self.plan.tasks[name]
-        own = {"fingerprint": facts.fingerprint, "partition": facts.partition} if name else {}
-        told = {"task": task.kind, "num_classes": task.num_outputs, "class_names": list(facts.class_names)}
-        held_out = {} if task.has_held_out else {"num_held_out": 0}
-        return own | told | self._describe_clients(members) | held_out
-
-    def _describe_clients(self, members: Sequence[ClientProfile]) -> dict[str, object]:
-        shapes = {name: list(shape) for name, shape in self.plan.input_shapes.items()}
-        told = _described_clients(self.shards, members)
-        return {"input_shapes": shapes, **told, "num_held_out": self.num_held_out}
-
-    def _observation(self) -> dict[str, object]:
-        """The part of the manifest on what is observed; nothing where all is."""
-        if not self.observation:
-            return {}
-        rows = {name: {split: asdict(one) for split, one in own.items()} for name, own in self.observed.items()}
-        return {"observation": self.observation, "observed": rows}
-
-
-def _described_clients(shards: ShardIndex, profiles: Sequence[ClientProfile]) -> dict[str, object]:
-    """What the manifest says of some clients: their samples, and how many there are of each modality set."""
-    clients = [profile.index for profile in profiles]
-    return {
-        "num_train": int(shards.num_train[clients].sum()),
-        "num_validation": int(shards.num_validation[clients].sum()),
-        "num_test": int(shards.num_test[clients].sum()),
-        "clients": Counter(profile.modality_set for profile in profiles),
-    }
 
 
 def prepare(scenario: Scenario, folder: Path) -> Preparation:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from blossom_ray import Dataset, from_arrays, write_table
 from blossom_ray.core.scores import LearnedTask
-from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.options import examine_federation
 from blossom_ray.data.sets.custom import CustomData
 from blossom_ray.data.sets.table import TableData
+from blossom_ray.data.targets import Targets
 from blossom_ray.errors import DataError
 
 NUM_ROWS = 24

@@ -9,13 +9,13 @@ import pytest
 from data_sets import opened, synthetic_targets
 
 from blossom_ray.core.scores import LearnedTask
-from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.options import Data, examine_federation
 from blossom_ray.data.sets.custom import CustomData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.uci_har import UciHarData
+from blossom_ray.data.targets import Targets
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
 

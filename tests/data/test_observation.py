@@ -9,12 +9,12 @@ import pytest
 
 from blossom_ray import Dataset
 from blossom_ray.core.seeding import Purpose, generator, stable_number
-from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.observation import observation_digest, observe, observe_held_out
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.data.targets import Targets
 
 NUM_ROWS, SEED = 400, 7
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from data_sets import opened
 
-from blossom_ray.data.dataset import Pieces, Targets
 from blossom_ray.data.division.federation import Federation, Overlap, build_federation
 from blossom_ray.data.division.split import Split
 from blossom_ray.data.sets.uci_har import UciHarData
+from blossom_ray.data.targets import Pieces, Targets
 
 OFFICIAL = Path(__file__).parents[3] / "shared/data/UCI-HAR/UCI HAR Dataset.zip"
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.division.options import Partition
 from blossom_ray.data.division.partition import PartitionError, partition
+from blossom_ray.data.targets import IntArray, Targets
 
 SPEC = TypeAdapter(Partition)
 

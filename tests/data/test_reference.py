@@ -9,11 +9,11 @@ from data_sets import opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.data.dataset import Targets
 from blossom_ray.data.division.blossom_code import reference_splits
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.data.targets import Targets
 
 # Samples of each activity in the official training part of UCI-HAR, in label order, and the ten client sizes that
 # PAPER.md gives for them.

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.data.dataset import Pieces, Targets
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.division.split import Split, split_parts
 from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.data.targets import Pieces, Targets
 
 
 def spec_of(**values: Any) -> SyntheticData:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blossom_ray.data.dataset import strata, targets_of
+from blossom_ray.data.targets import strata, targets_of
 
 
 def test_a_sample_is_in_the_stratum_of_its_rarest_class() -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from blossom_ray.clients.stacked.descent import Descent
 from blossom_ray.core.blocks import Block
-from blossom_ray.data.dataset import IntArray
 from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.targets import IntArray
 from blossom_ray.models.late_fusion import Presence
 
 Resting = Mapping[str, tuple[int, ...]]

@@ -23,7 +23,7 @@ from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK
 from blossom_ray.core.sums import Vector
-from blossom_ray.data.dataset import FloatArray
+from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import RunError
 from blossom_ray.models.late_fusion import Forward, LateFusionModel
 

@@ -16,7 +16,7 @@ from blossom_ray.clients.stacked.batches import Resting
 from blossom_ray.clients.stacked.descent import Descent, Rule
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.core.sums import Vector
-from blossom_ray.data.dataset import IntArray
+from blossom_ray.data.targets import IntArray
 
 
 class RowSteps:

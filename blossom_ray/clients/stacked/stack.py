@@ -24,7 +24,7 @@ from blossom_ray.clients.stacked.support import is_known, stacked_layer
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector
-from blossom_ray.data.dataset import FloatArray
+from blossom_ray.data.targets import FloatArray
 from blossom_ray.models.flat import Entry
 from blossom_ray.models.late_fusion import LateFusionModel
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 import numpy as np
 
 from blossom_ray.core.seeding import Purpose, generator
-from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.division.options import DirichletPartition, Division, IidPartition
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.division.split import Split
+from blossom_ray.data.targets import IntArray, Targets
 
 _SEED = 42
 _MAX_DRAWS = 11

@@ -11,12 +11,13 @@ from typing import Self
 import numpy as np
 
 from blossom_ray.data.clients import SPLITS
-from blossom_ray.data.dataset import Dataset, IntArray, Pieces, Targets
+from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.blossom_code import reference_splits
 from blossom_ray.data.division.options import ClientGroup, Division, GivenPartition, SubjectPartition
 from blossom_ray.data.division.partition import PartitionError, held_out_parts, partition
 from blossom_ray.data.division.split import Split, few, split_parts
 from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.targets import IntArray, Pieces, Targets
 
 _NOBODY = -1
 

@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.clients import SPLITS
-from blossom_ray.data.dataset import Dataset, IntArray, LabelColumn, Targets
+from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import ClientRows, Federation
 from blossom_ray.data.division.options import ClientGroup, Division, of_held_out
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.gaps import BoolArray, fill_gaps
+from blossom_ray.data.targets import IntArray, Targets
 
 _SHARED, _HELD_OUT = range(2)
 """The parts of a data set, each with draws of its own."""

@@ -14,7 +14,6 @@ import numpy as np
 from blossom_ray.core.phrases import did_you_mean
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.clients import GivenClients
-from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.division.options import (
     DirichletPartition,
     GivenPartition,
@@ -23,6 +22,7 @@ from blossom_ray.data.division.options import (
     QuantityPartition,
     SubjectPartition,
 )
+from blossom_ray.data.targets import IntArray, Targets
 from blossom_ray.errors import DataError
 
 MAX_DRAWS = 100

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.core.seeding import Purpose, generator
-from blossom_ray.data.dataset import IntArray, Targets
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.targets import IntArray, Targets
 
 _ALL_CLIENTS = 1
 """What stands in the round's place of the key of a draw that all clients share; their own draws have 0."""

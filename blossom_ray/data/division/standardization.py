@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray
+from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.targets import FloatArray, IntArray
 
 _ROWS_AT_ONCE = 1024
 

@@ -14,8 +14,8 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.data.dataset import FloatArray
 from blossom_ray.data.sets.base import module_of_extra
+from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import DataError
 
 DoubleArray = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from blossom_ray.core.section import Positive, Section
 from blossom_ray.core.seeding import Purpose, generator
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LabelColumn, LeftOut, Targets
+from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import decibels, mel_power, read_wav
@@ -34,6 +34,7 @@ from blossom_ray.data.sets.av_mnist_files import (
     read_mnist_labels,
 )
 from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, Shapes
+from blossom_ray.data.targets import FloatArray, IntArray, Targets
 from blossom_ray.errors import DataError
 
 CLASS_NAMES = tuple(str(digit) for digit in range(NUM_DIGITS))

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.data.dataset import FloatArray, IntArray, LeftOut, left_out
+from blossom_ray.data.dataset import LeftOut, left_out
 from blossom_ray.data.files.archives import Archive, holds, open_archive
 from blossom_ray.data.sets.base import check_content
+from blossom_ray.data.targets import FloatArray, IntArray
 from blossom_ray.errors import DataError
 
 NUM_DIGITS = 10

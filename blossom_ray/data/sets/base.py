@@ -20,10 +20,11 @@ import numpy.typing as npt
 from blossom_ray.core.phrases import one_of, shown
 from blossom_ray.core.scores import LearnedTask, Task
 from blossom_ray.core.section import Finding
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LeftOut, Targets
+from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.options import DirichletPartition, Division
 from blossom_ray.data.files.archives import LARGEST_TABLE_BYTES, Archive, open_archive
 from blossom_ray.data.files.remote import local_path
+from blossom_ray.data.targets import FloatArray, IntArray, Targets
 from blossom_ray.errors import DataError, InputError
 
 Shapes = Mapping[str, tuple[int, ...]]

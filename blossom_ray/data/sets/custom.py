@@ -12,9 +12,10 @@ from pydantic import Field, field_validator
 from blossom_ray.core.factories import resolve_factory
 from blossom_ray.core.scores import TASKS, LearnedTask, Task
 from blossom_ray.core.section import Factory, check_factory
-from blossom_ray.data.dataset import Dataset, Targets
+from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
+from blossom_ray.data.targets import Targets
 from blossom_ray.errors import OWN_CODE_RAISES, DataError, InputError, shown_error
 
 

@@ -14,11 +14,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from blossom_ray.data.dataset import Dataset, LeftOut, Targets, left_out
+from blossom_ray.data.dataset import Dataset, LeftOut, left_out
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.sets.base import DatasetFacts, Opened, check_content
 from blossom_ray.data.sets.speech import SpeechFrames, SpokenData, Utterance, utterance_dataset, utterance_targets
 from blossom_ray.data.sets.text import TextTokens
+from blossom_ray.data.targets import Targets
 from blossom_ray.errors import DataError
 
 CLASS_NAMES = ("anger", "happiness", "neutral", "sadness")

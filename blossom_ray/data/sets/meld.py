@@ -13,12 +13,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut, Targets, left_out
+from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut, left_out
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
 from blossom_ray.data.sets.base import DatasetFacts, Opened, check_content
 from blossom_ray.data.sets.speech import SpeechFrames, SpokenData, Utterance, utterance_dataset, utterance_targets
 from blossom_ray.data.sets.text import TextTokens
+from blossom_ray.data.targets import Targets
 from blossom_ray.errors import DataError
 
 EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")

@@ -14,12 +14,13 @@ import numpy as np
 from pydantic import Field
 
 from blossom_ray.core.section import Section
-from blossom_ray.data.dataset import Dataset, FloatArray, Pieces, Targets
+from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
 from blossom_ray.data.sets.audio import DoubleArray, mel_power, read_clip, read_wav
 from blossom_ray.data.sets.base import Download, Shapes
 from blossom_ray.data.sets.text import TextTokens, text_key, text_vectors
+from blossom_ray.data.targets import FloatArray, Pieces, Targets
 
 _DECODING = 1
 """Raised when frames of the same sound change, so that cached ones are not used."""

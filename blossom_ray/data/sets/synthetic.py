@@ -41,8 +41,9 @@ from blossom_ray.core.phrases import shown
 from blossom_ray.core.scores import TASKS, LearnedTask, Task
 from blossom_ray.core.section import Finding, ModalityName, NonNegative, Positive, Section
 from blossom_ray.core.seeding import Purpose, generator, stable_number
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, LabelColumn, Labels, Targets, targets_of
+from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.sets.base import DataSection, DatasetFacts
+from blossom_ray.data.targets import FloatArray, IntArray, Labels, Targets, targets_of
 from blossom_ray.errors import DataError
 
 _KINDS = {

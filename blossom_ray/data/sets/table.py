@@ -18,22 +18,13 @@ from pydantic import Field
 from blossom_ray.core.scores import TASKS, LearnedTask, Task
 from blossom_ray.core.section import ModalityName, Positive, Section
 from blossom_ray.data.clients import GivenClients, Origin, check_recordings
-from blossom_ray.data.dataset import (
-    SUBJECT,
-    Dataset,
-    FloatArray,
-    IntArray,
-    LabelColumn,
-    Labels,
-    Pieces,
-    Targets,
-    targets_of,
-)
+from blossom_ray.data.dataset import SUBJECT, Dataset, LabelColumn
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.gaps import BoolArray, in_torn_clients
 from blossom_ray.data.labels import encode_ids, encode_splits
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
+from blossom_ray.data.targets import FloatArray, IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:

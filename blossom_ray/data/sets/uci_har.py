@@ -15,9 +15,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Pieces, Targets
+from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, rows_lacking, standardised
+from blossom_ray.data.targets import FloatArray, IntArray, Pieces, Targets
 from blossom_ray.errors import DataError
 
 CLASS_NAMES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")

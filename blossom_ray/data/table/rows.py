@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place
-from blossom_ray.data.dataset import FloatArray, IntArray, Labels
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.labels import RowValues, encode_classes, encode_numbers, encode_sets
 from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
@@ -31,6 +30,7 @@ from blossom_ray.data.table.tensor_columns import (
     tensor_rows,
 )
 from blossom_ray.data.table.writer import NOTES, NOTES_KEY, Notes
+from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import DataError
 
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blossom_ray.data.clients import Place
-from blossom_ray.data.dataset import FloatArray
+from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import DataError
 
 

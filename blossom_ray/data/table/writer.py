@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 
 from blossom_ray.core.locations import local_path
 from blossom_ray.data.clients import HELD_OUT, SPLITS
-from blossom_ray.data.dataset import Dataset, FloatArray, IntArray, Labels, LeftOut
+from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import RunFolderError
 from blossom_ray.storage import replacing
 
