@@ -9,7 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -92,12 +92,12 @@ class Authored:
             self._first_values[key] = first_value(part, self.plan, self.workspace)
         return self._first_values[key]
 
-    @property
+    @cached_property
     def has_extras(self) -> bool:
         """Whether there is anything beside the model."""
         return bool(self._copies or self.plan.extra_parts(self.profile))
 
-    @property
+    @cached_property
     def has_own_instances(self) -> bool:
         """Whether the server has something for each client alone."""
         return any(part.instance.scope is Scope.CLIENT for part in self.plan.extra_parts(self.profile))

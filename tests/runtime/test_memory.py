@@ -51,8 +51,8 @@ def take_until_killed(limit_bytes):
         else:
             time.sleep(0.1)
 """
-# What a client takes before Ray's monitor kills it, if nobody else on the machine takes or gives back.
-TAKEN_BYTES = 2 * 2**30
+# What a client takes before Ray's monitor kills it, less what Ray's own processes and others on the machine take.
+TAKEN_BYTES = 4 * 2**30
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def greedy(scenario: Scenario, once: str) -> Scenario:
 def narrow_cluster() -> Iterator[str]:
     """The address of a cluster that lets the machine use a little more memory than now, and imports own code."""
     memory = psutil.virtual_memory()
-    if memory.available < 3 * TAKEN_BYTES:
-        pytest.skip(f"takes {3 * TAKEN_BYTES / 2**30:g} GiB of free memory")
+    if memory.available < 2 * TAKEN_BYTES:
+        pytest.skip(f"takes {2 * TAKEN_BYTES / 2**30:g} GiB of free memory")
     limit = memory.total - memory.available + TAKEN_BYTES
     # Looked at once a second: the memory of a process that was killed must be back before the next look.
     monitor = {"memory_usage_threshold": limit / memory.total, "memory_monitor_refresh_ms": 1000}
@@ -106,6 +106,7 @@ def test_a_client_that_fits_at_the_second_try_changes_no_bit(scenario: Scenario,
     assert_same_as_undisturbed(run, placed)
 
 
+@pytest.mark.long
 def test_a_client_that_never_fits_ends_the_run_with_one_cause_and_one_hint(scenario: Scenario) -> None:
     placed = greedy(scenario, "").override({"failures.max_retries": 0})
     with narrow_cluster() as address:
