@@ -121,9 +121,10 @@ def test_a_client_that_never_fits_ends_the_run_with_one_cause_and_one_hint(scena
 
 
 def test_a_model_larger_than_the_object_store_changes_no_bit(scenario: Scenario) -> None:
-    """Five versions of two encoders of 40 MB, and their sums of 80 MB, pass through a store of 80 MB."""
+    """Two versions of two encoders of 40 MB, and their sums of 80 MB, pass through a store of 80 MB."""
     encoder = {"kind": "mlp", "hidden": [3160, 3160], "dim": 6}
-    placed = scenario.override({"model.encoders": {"acc": encoder, "gyro": encoder}, "data.samples": 60})
+    changes = {"rounds": 1, "clients.0.count": 1, "clients.2.count": 1, "data.samples": 60}
+    placed = scenario.override({"model.encoders": {"acc": encoder, "gyro": encoder}, **changes})
     with cluster_of({"num_cpus": 2}) as (address, _):
         exit_code, message, folder = simulated(placed, address)
     assert exit_code == 0, message

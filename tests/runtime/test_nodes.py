@@ -128,6 +128,7 @@ def test_a_run_goes_on_without_a_lost_node(scenario: Scenario) -> None:
     assert run.failures.height > 0
 
 
+@pytest.mark.long
 def test_a_cluster_that_became_too_small_ends_the_run_so_that_it_can_go_on(scenario: Scenario) -> None:
     exit_code, message, folder = disturbed(scenario, (1, 1), kill_the_other_raylet)
     assert exit_code == 1
