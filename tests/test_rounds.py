@@ -3,21 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from without_data import prepared, untrained
 
 from blossom_ray import RunError, Scenario
-from blossom_ray.algorithms.selection import Population
-from blossom_ray.clients.plan import ClientPlan, SentBlock, TaskPlan
 from blossom_ray.core.blocks import BlockInstance, Scope
 from blossom_ray.core.records import BlockRound, RoundRecord
-from blossom_ray.data.shards import ShardIndex
 from blossom_ray.runtime.fake import FakeClient, FakeRuntime
-from blossom_ray.runtime.preparation import Preparation, TaskFacts
-from blossom_ray.server import Server, ServerBlock
+from blossom_ray.server import Server
 from blossom_ray.simulation import run_rounds
 
 ACC, GYRO, FUSION, HEAD = (
@@ -42,38 +37,6 @@ def loop(small_scenario: Scenario) -> Loop:
         return [*run_rounds(preparation, runtime, untrained(preparation))]
 
     return run
-
-
-def prepared(scenario: Scenario) -> Preparation:
-    """A federation without data: five samples to test, and none to validate, for each client."""
-    profiles = tuple(scenario.profiles())
-    numbers = np.zeros(len(profiles), np.int64)
-    plan = ClientPlan(
-        model=scenario.model,
-        training=scenario.training,
-        scheme=scenario.scheme,
-        seed=0,
-        input_shapes={"acc": (8, 2), "gyro": (8, 2)},
-        tasks={"": TaskPlan("classification", 3)},
-        evaluation_batch_size=10,
-    )
-    return Preparation(
-        scenario=scenario,
-        plan=plan,
-        population=Population(profiles, scenario.execution.chunk_size, scenario.server.clients_per_round),
-        shards=ShardIndex(Path(), plan.input_shapes, {}, numbers + 5, numbers, numbers + 5, {}, numbers),
-        num_held_out=0,
-        fingerprint="",
-        task_facts={"": TaskFacts((), "", "")},
-        partition="",
-    )
-
-
-def untrained(preparation: Preparation) -> Server:
-    section = preparation.scenario.server.optimizer
-    instances = {i for profile in preparation.population.profiles for i in preparation.plan.sent_blocks(profile)}
-    zeros = SentBlock(0, np.zeros(2, np.float32))
-    return Server({instance: ServerBlock(zeros, 2, section.init(2)) for instance in sorted(instances)})
 
 
 def values(server: Server, instance: BlockInstance) -> list[float]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from without_data import prepared, untrained
 
 from blossom_ray import Scenario, simulate
 from blossom_ray.algorithms.selection import Population
-from blossom_ray.clients.plan import ClientPlan, SentBlock, TaskPlan
+from blossom_ray.clients.plan import SentBlock
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.sums import PartialSum
-from blossom_ray.data.shards import ShardIndex
 from blossom_ray.runtime.fake import FakeClient, FakeRuntime
-from blossom_ray.runtime.preparation import Preparation, TaskFacts
 from blossom_ray.server import Server, ServerBlock, mean_of_tasks, task_cosine
 from blossom_ray.simulation import run_rounds
 
@@ -45,31 +43,9 @@ def run(scenario: Scenario, *clients: FakeClient, **server: Any) -> list[tuple[R
             **{f"server.{name}": value for name, value in server.items()},
         }
     )
-    profiles = tuple(scenario.profiles())
-    plan = ClientPlan(
-        model=scenario.model,
-        training=scenario.training,
-        scheme=scenario.scheme,
-        seed=0,
-        input_shapes={"acc": (8, 2), "gyro": (8, 2)},
-        tasks={name: TaskPlan("classification", 3) for name in TASKS},
-        evaluation_batch_size=10,
-    )
-    numbers = np.zeros(len(profiles), np.int64)
-    preparation = Preparation(
-        scenario=scenario,
-        plan=plan,
-        population=Population(profiles, 4, scenario.server.clients_per_round),
-        shards=ShardIndex(Path(), plan.input_shapes, {}, numbers + 5, numbers, numbers + 5, {}, numbers),
-        num_held_out=0,
-        fingerprint="",
-        task_facts={name: TaskFacts((), "", "") for name in TASKS},
-        partition="",
-    )
-    zeros, section = SentBlock(0, np.zeros(2, np.float32)), scenario.server.optimizer
-    instances = sorted({instance for profile in profiles for instance in plan.sent_blocks(profile)})
-    server_blocks = Server({instance: ServerBlock(zeros, 2, section.init(2)) for instance in instances})
-    return [*run_rounds(preparation, FakeRuntime(plan, profiles, clients), server_blocks)]
+    preparation = prepared(scenario)
+    runtime = FakeRuntime(preparation.plan, preparation.population.profiles, clients)
+    return [*run_rounds(preparation, runtime, untrained(preparation))]
 
 
 def value(rounds: list[tuple[RoundRecord, Server]], instance: BlockInstance) -> float:
