@@ -303,6 +303,8 @@ def test_common_draws_that_cannot_be_met() -> None:
     )
     with pytest.raises(PartitionError, match=message):
         split_parts(alone, spec_of(split="common-subject"), targets(np.arange(40) // 10), 0)
+    with pytest.raises(PartitionError, match=r"leave client 7 without a subject for"):
+        split_parts(alone, spec_of(split="common-subject"), targets(np.arange(40) // 10), 0, first_client=7)
     with pytest.raises(PartitionError, match=r"is 'recording', but .* no recording .*; expected 'sample'"):
         split_parts(alone, spec_of(split="recording"), targets(), 0)
     with pytest.raises(PartitionError, match=r"is 'recording', but .* expected 'common-subject', since the data tell"):

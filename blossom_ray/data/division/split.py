@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,7 +78,8 @@ def split_parts(
             )
     groups = _common_groups(spec, targets)
     if groups is not None:
-        by_group = _common_sides([groups[rows] for rows in parts], int(groups.max()) + 1, spec, seed)
+        owned = {client: np.unique(groups[rows]) for client, rows in enumerate(parts, first_client)}
+        by_group = _common_sides(owned, int(groups.max()) + 1, spec, seed)
         sides = [by_group[groups[rows]] for rows in parts]
     elif spec.split == "sample":
         sizes = [np.ones(len(rows), np.int64) for rows in parts]
@@ -171,20 +172,24 @@ def _common_groups(spec: Division, targets: Targets) -> IntArray | None:
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
-def _common_sides(groups: Sequence[IntArray], num_groups: int, spec: Division, seed: int) -> _Sides:
-    """What each group is for, by draws of no client: what one of them tests with, no other trains on."""
+def _common_sides(owned: Mapping[int, IntArray], num_groups: int, spec: Division, seed: int) -> _Sides:
+    """What each group is for, by draws of no client: what one of them tests with, no other trains on.
+
+    `owned` are the groups that each client has, by its id.
+    """
     sides = np.zeros(num_groups, np.int64)
-    owned = [np.unique(own) for own in groups]
     sides = _drawn(sides, owned, spec.test_fraction, _TEST, spec, seed)
     if spec.validation_fraction:
-        left = [own[sides[own] == _TRAIN] for own in owned]
-        for client, (own, rest) in enumerate(zip(owned, left, strict=True)):
-            _check_room(len(rest), len(own), _NAMES[spec.split] + "s", spec, client)
+        left = {client: own[sides[own] == _TRAIN] for client, own in owned.items()}
+        for client, own in owned.items():
+            _check_room(len(left[client]), len(own), _NAMES[spec.split] + "s", spec, client)
         sides = _drawn(sides, left, spec.validation_fraction, _VALIDATION, spec, seed)
     return sides
 
 
-def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int, spec: Division, seed: int) -> _Sides:
+def _drawn(
+    sides: _Sides, owned: Mapping[int, IntArray], fraction: float, side: int, spec: Division, seed: int
+) -> _Sides:
     """The sides with a fraction of all groups, at least one, put on another side.
 
     Each client keeps some of `owned`, its groups that are for training, and gets some on that side.
@@ -192,10 +197,11 @@ def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int,
     purpose, name = (Purpose.SPLIT, "testing") if side == _TEST else (Purpose.VALIDATION, "validation")
     left = np.flatnonzero(sides == _TRAIN)
     number = min(max(_whole(fraction * len(sides)), 1), len(left) - 1)
-    flat = np.concatenate(owned)
-    starts = np.cumsum([0, *map(len, owned)])[:-1]
-    sizes = np.array([len(own) for own in owned])
-    fewest, lacking = len(owned) + 1, (0, name)
+    clients, groups = [*owned], [*owned.values()]
+    flat = np.concatenate(groups)
+    sizes = np.array([len(own) for own in groups])
+    starts = np.cumsum(sizes) - sizes
+    fewest, lacking = len(owned) + 1, (0, 0, name)
     for attempt in range(_MOST_DRAWS):
         order = generator(seed, purpose, _ALL_CLIENTS, attempt).permutation(len(left))
         found = sides.copy()
@@ -205,14 +211,15 @@ def _drawn(sides: _Sides, owned: Sequence[IntArray], fraction: float, side: int,
         if not is_short.any():
             return found
         if is_short.sum() < fewest:
-            client = int(is_short.argmax())
-            fewest, lacking = int(is_short.sum()), (client, name if counts[client] == 0 else "training")
-    client, what = lacking
+            place = int(is_short.argmax())
+            fewest = int(is_short.sum())
+            lacking = clients[place], len(groups[place]), name if counts[place] == 0 else "training"
+    client, size, what = lacking
     group = _NAMES[spec.split]
     raise PartitionError(
         "data.split",
         f"is {spec.split!r}, and {number} of {len(sides)} {group}s, drawn for {name}, leave client {client} without a "
-        f"{group} for {what} ({_MOST_DRAWS} draws tried; it has {sizes[client]})",
+        f"{group} for {what} ({_MOST_DRAWS} draws tried; it has {size})",
         f"larger parts, fewer clients, or another fraction; a {group} has one purpose at all clients",
     )
 
