@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -18,7 +19,7 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class ValueRange:
-    """One modality's samples.
+    """One modality's samples, those that have it. Numbers are NaN where none has.
 
     Attributes:
         shape: Of one sample.
@@ -210,6 +211,8 @@ def _value_range(dataset: Dataset, modality: str) -> ValueRange:
     """
     values, missing = dataset.inputs[modality], dataset.lacking(modality)
     values = values[~missing] if missing.any() else values
+    if not len(values):
+        return ValueRange(tuple(values.shape[1:]), *[math.nan] * 4, num_observed=0)
     pieces = [values[start : start + _ROWS_AT_ONCE] for start in range(0, len(values), _ROWS_AT_ONCE)]
     mean = sum(float(piece.sum(dtype=np.float64)) for piece in pieces) / values.size
     squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in pieces)

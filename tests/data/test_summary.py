@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import math
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from rich.console import Console
 
+from blossom_ray.cli.console.data import summary_view
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.division.split import Split
@@ -48,6 +55,17 @@ def test_values_are_those_of_numpy_whatever_the_number_of_rows() -> None:
     found = summarise(Dataset({"m": values}, np.zeros(2500, np.int64), ("a",))).modalities["m"]
     assert found.mean == pytest.approx(values.mean(dtype=np.float64))
     assert found.deviation == pytest.approx(values.std(dtype=np.float64))
+
+
+def test_a_modality_that_the_held_out_set_lacks_has_no_values() -> None:
+    other = replace(dataset(np.array([0, 1, 1])), inputs={"m": 0 * INPUTS["m"]}, observed={"m": np.zeros(3, np.bool_)})
+    summary = summarise(dataset(np.array([0, 1, 1]), held_out=other))
+    assert summary.held_out is not None
+    values = summary.held_out.modalities["m"]
+    assert (values.num_observed, values.shape, math.isnan(values.mean)) == (0, (2, 1), True)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(summary_view("own", summary, ""))
+    assert re.search(r"m +\(2, 1\) .* 0 *\n", console.file.getvalue())  # type: ignore[attr-defined]  # of a StringIO
 
 
 def test_shares_of_clients() -> None:

@@ -59,7 +59,8 @@ def summary_view(title: str, summary: DatasetSummary, fingerprint: str) -> Rende
     modalities = plain_table("modality", "shape", "lowest", "highest", "mean", "deviation", *counted)
     for modality, values in summary.modalities.items():
         numbers = (values.low, values.high, values.mean, values.deviation)
-        found = (part.modalities[modality].num_observed or part.num_samples for part in gaps.values())
+        counts = ((part.modalities[modality].num_observed, part.num_samples) for part in gaps.values())
+        found = (number if observed is None else observed for observed, number in counts)
         cells = (*(f"{number:.4g}" for number in numbers), *map(_number, found))
         modalities.add_row(modality, str(values.shape), *cells)
     memory = summary.memory_bytes + (0 if held_out is None else held_out.memory_bytes)
