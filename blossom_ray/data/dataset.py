@@ -10,8 +10,9 @@ Three kinds of labels, one per task; dtype and shape tell which:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -295,10 +296,11 @@ class Dataset:
             "labels": self.labels, "subjects": self.subjects, "recordings": self.recordings, "clients": self.clients,
             "splits": self.splits,
         }  # fmt: skip
-        known: dict[str, npt.NDArray[Any]] = {name: values for name, values in own.items() if values is not None}
-        for name, values in (dict(sorted(self.inputs.items())) | known).items():
+        known: Iterator[tuple[str, npt.NDArray[Any]]] = ((n, each) for n, each in own.items() if each is not None)
+        # One after the other: a modality may be called `labels`.
+        for name, values in chain(sorted(self.inputs.items()), known):
             digest.update(f"{name}{values.shape}{values.dtype}".encode())
-            if self.clients is not None and name in self.inputs:
+            if self.clients is not None and values.dtype == np.float32:
                 values = np.where(np.isnan(values), np.float32(np.nan), values)  # of the many NaNs there are, one
             digest.update(np.ascontiguousarray(values).data)
         for name, observed in sorted(self.observed.items()):

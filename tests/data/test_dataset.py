@@ -108,3 +108,11 @@ def test_recordings_reach_the_split_and_the_fingerprint() -> None:
     assert dataset.targets.recordings is recordings
     assert Dataset(**GOOD).targets.recordings is None
     assert dataset.fingerprint() != Dataset(**GOOD).fingerprint()
+
+
+@pytest.mark.parametrize("name", ["labels", "subjects"])
+def test_a_modality_may_be_called_as_something_else_that_is_known(name: str) -> None:
+    """Its values count all the same."""
+    known = {**GOOD, "subjects": np.array([0, 0, 1])}
+    one, other = (Dataset(**{**known, "inputs": {name: np.full((3, 4), v, np.float32)}}) for v in (1, 2))
+    assert one.fingerprint() != other.fingerprint()
