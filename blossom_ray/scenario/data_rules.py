@@ -15,7 +15,7 @@ from blossom_ray.core.blocks import (
     scope_key,
 )
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
-from blossom_ray.core.scores import OTHER_COLUMNS, PREFIXES, SCORES, LearnedTask, Task
+from blossom_ray.core.scores import OTHER_COLUMNS, PREFIXES, LearnedTask, Score, Task, find_score
 from blossom_ray.core.section import Finding
 from blossom_ray.data.division.options import (
     ClientGroup,
@@ -80,13 +80,15 @@ def _generated_labels(data: Data, tasks: Mapping[str, LearnedTask]) -> Iterator[
 
 
 @rule
-def _task_names(tasks: Mapping[str, LearnedTask], task: Task, model: Model) -> Iterator[Finding]:
+def _task_names(
+    tasks: Mapping[str, LearnedTask], task: Task, model: Model, evaluation: Evaluation
+) -> Iterator[Finding]:
     if task != "classification":
         yield Finding("task", f"is {task!r}, while there are tasks, each of its own kind", "no task beside tasks")
-    scores = {score.name for scores in SCORES.values() for score in scores}
+    own = [Score(name, name) for name in evaluation.metrics]
     scorings = {word for prefix in PREFIXES for word in prefix.split("/")}
     for name in tasks:
-        if name in scores | scorings | OTHER_COLUMNS | {"test", "unseen", *model.encoders}:
+        if name in scorings | OTHER_COLUMNS | {"test", *model.encoders} or find_score(name, own) is not None:
             yield Finding(f"tasks.{name}", "is the name of a score, a column or a modality, too", "another name")
 
 

@@ -103,9 +103,10 @@ def test_what_does_not_go_with_tasks(several: Scenario, changes: dict[str, Any],
     assert told in refusals(several, changes)
 
 
-@pytest.mark.parametrize("name", ["rmse", "loss", "acc", "validation", "round", "test"])
+@pytest.mark.parametrize("name", ["rmse", "rmse_p10", "loss", "acc", "validation", "round", "test", "mine"])
 def test_a_task_is_not_called_as_something_else_is(small_scenario: Scenario, name: str) -> None:
-    told = refusals(small_scenario, {"tasks": {name: {}}})
+    metrics = {"mine": {"function": "math:fsum"}}
+    told = refusals(small_scenario, {"tasks": {name: {}}, "evaluation.metrics": metrics})
     assert f"tasks.{name}: is the name of a score, a column or a modality, too; another name" in told
 
 
