@@ -59,7 +59,7 @@ def scenario_of(clients: list[dict[str, Any]], names: str, tasks: dict[str, Any]
         "tasks": tasks,
         "model": {
             "encoders": {"acc": _ENCODER, "gyro": _ENCODER},
-            "fusion": {"kind": "mean", "dim": 5, "norm": "batch"},
+            "fusion": _FUSION,
         },
         "training": {"optimizer": {"kind": "adam", "lr": 0.01}, "batch_size": 4, "schedule": {"kind": "cosine"}},
         "sharing": _APART,
@@ -243,6 +243,15 @@ def test_tasks_are_compared_one_by_one_and_the_clients_that_lost_are_counted(sha
         assert (row["lost_final"], row["tied_final"], row["compared_final"]) == (lost, tied, clients), score
     with pytest.raises(InputError, match=r"no metric is given, while the runs have the tasks activity, stress"):
         compare(together, alone)
+
+
+def test_the_best_round_is_that_by_which_the_run_stopped_whatever_the_task(shared_run: Any) -> None:
+    """One model is kept, for all tasks."""
+    changes = {"rounds": 4, "data.validation_fraction": 0.3, "stop": {"patience": 4, "metric": "activity/accuracy"}}
+    run = simulate(shared_run.scenario.override(changes))
+    own = run.rounds.filter(run.rounds["round"] > 0)
+    assert int(own["round"][int(own["validation/stress/rmse"].arg_min() or 0)]) != run.stopped.best_round
+    assert compare(run, metric="stress/rmse").runs["best_round"].to_list() == [run.stopped.best_round] * 2
 
 
 def test_one_task_of_a_run_has_the_form_of_a_run_of_one(shared_run: Any) -> None:

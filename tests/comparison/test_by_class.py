@@ -73,8 +73,10 @@ def test_held_out_scores_are_of_one_modality_set(make: Callable[..., Run]) -> No
         compare(run, metric="held_out/recall", per_class=True)
 
 
-def test_fine_tuned_scores_stand_below_the_plain_ones(make: Callable[..., Run]) -> None:
-    found = compare(make({("test", ""): (0.2, 0.4), ("fine_tuned", ""): (0.6, 0.8)}), per_class=True)
+@pytest.mark.parametrize("start", ["", "validation/", "unseen/"])
+def test_fine_tuned_scores_stand_below_the_plain_ones(make: Callable[..., Run], start: str) -> None:
+    run = make({(start[:-1] or "test", ""): (0.2, 0.4), (f"{start}fine_tuned", ""): (0.6, 0.8)})
+    found = compare(run, metric=f"{start}recall", per_class=True)
     assert dict(found.table.group_by("scoring").agg("final").rows()) == {"plain": [0.2, 0.4], "fine-tuned": [0.6, 0.8]}
 
 

@@ -17,6 +17,7 @@ import polars as pl
 
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.phrases import one_of, shortened
+from blossom_ray.core.records import Scoring
 from blossom_ray.core.scores import Score
 from blossom_ray.core.structure import child_value, split_path
 from blossom_ray.errors import BlossomError, InputError, RunFolderError, first_line
@@ -43,10 +44,7 @@ CLASS_SCORES = (
 )
 """The scores of a class, by their columns in the table `classes`."""
 _CLASS_COLUMNS = tuple(score.name for score in CLASS_SCORES)
-_PREFIXES = {
-    "test": "",
-    **{name: f"{name}/" for name in ("validation", "fine_tuned", "held_out", "plain", "unseen", "unseen/fine_tuned")},
-}
+_PREFIXES = {scoring.label: scoring.prefix for scoring in Scoring}
 _Item = TypeVar("_Item")
 
 

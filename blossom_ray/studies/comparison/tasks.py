@@ -14,6 +14,7 @@ from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
 from blossom_ray.runs.tables import ROUND_COLUMNS
 from blossom_ray.studies.comparison.entries import RunEntry
+from blossom_ray.studies.comparison.scores import VALIDATION
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,6 +73,10 @@ def task_view(run: Run, task: str) -> Run:
     """
     rounds = run.rounds
     columns = {name: name for name in ROUND_COLUMNS} | of_task({name: name for name in rounds.columns}, task)
+    if (stop := run.scenario.stop) is not None and stop.metric is not None:
+        # What the run has stopped by says which round is its best one, be it about another task: one model is kept.
+        watched = f"{VALIDATION}{stop.metric.removeprefix(VALIDATION)}"
+        columns |= {watched: watched} if watched in {*rounds.columns} - {*columns.values()} else {}
     clients = run.clients
     if "task" in clients.columns:
         clients = clients.filter(pl.col("task") == task)
@@ -115,6 +120,6 @@ def _scenario_view(scenario: Scenario, task: str) -> Scenario:
         "clients": tuple(group.model_copy(update={"task": None}) for group in groups),
     }
     if scenario.stop is not None and scenario.stop.metric is not None:
-        metric = scenario.stop.metric.removeprefix("validation/").removeprefix(task_prefix(task))
+        metric = scenario.stop.metric.removeprefix(VALIDATION).removeprefix(task_prefix(task))
         changes["stop"] = scenario.stop.model_copy(update={"metric": metric})
     return scenario.model_copy(update=changes)

@@ -20,6 +20,7 @@ SCORINGS = {
     "{}_trained": "clients that trained",
     "fine_tuned/{}": "after fine-tuning",
     "validation/{}": "validation split",
+    "validation/fine_tuned/{}": "validation split, after fine-tuning",
     "held_out/{}": "held-out set",
     "plain/{}": "averaged model",
     "unseen/{}": "unseen clients",
@@ -36,7 +37,8 @@ MOST_MATRICES = 4
 """Settings whose matrices are shown; of more, recall alone is compared."""
 _SPLITS = {
     "test": "the clients' test splits", "fine_tuned": "the same after fine-tuning",
-    "validation": "the clients' validation splits", "held_out": "the held-out set",
+    "validation": "the clients' validation splits", "validation/fine_tuned": "the same after fine-tuning",
+    "held_out": "the held-out set",
     "plain": "the clients' test splits, by the averaged model",
     "unseen": "the test splits of clients that never train", "unseen/fine_tuned": "the same after their fine-tuning",
 }  # fmt: skip
