@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Command
 
 from blossom_ray import Scenario, simulate
+from blossom_ray.reading.writer import scenario_yaml
+from blossom_ray.studies.reports.federation import federation_section
 
 FOLDER = REPOSITORY / "scenarios" / "tasks"
 
@@ -15,6 +18,25 @@ FOLDER = REPOSITORY / "scenarios" / "tasks"
 def test_generated_data_have_a_classification_and_a_regression() -> None:
     run = simulate(Scenario.load(FOLDER / "generated.yaml", {"rounds": 1, "data.samples": 200}))
     assert {"shape/accuracy", "strength/rmse", "held_out/strength/r2/acc+gyro"} <= run.final.keys()
+
+
+def test_data_inspect_divides_the_samples_as_a_run_does(
+    small_scenario: Scenario, command: Command, tmp_path: Path
+) -> None:
+    """By the labels of the first task, which are not the first ones of the data set."""
+    tasks = {"who": {"labels": "subject"}, "shape": {"labels": "class"}}
+    groups = [{"count": 2, "task": task, "modalities": ["acc", "gyro"]} for task in tasks]
+    partition = {"kind": "dirichlet", "alpha": 0.3, "min_samples": 4}
+    scenario = small_scenario.override(
+        {"data.subjects": 5, "data.partition": partition, "tasks": tasks, "clients": groups, "rounds": 1}
+    )
+    (tmp_path / "two.yaml").write_text(scenario_yaml(scenario))
+    told = json.loads(command("data", "inspect", "two.yaml", "--json").out)["clients"]
+    run = simulate(scenario)
+    assert "Partition: dirichlet (alpha 0.3, min samples 4); split by sample." in federation_section([run]).text[0]
+    trained = run.clients.filter(round=1)
+    for key, column in (("train", "num_train_examples"), ("test", "num_test_examples")):
+        assert [client[key] for client in told] == trained[column].to_list()
 
 
 @pytest.mark.data

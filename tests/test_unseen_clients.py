@@ -24,6 +24,7 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.session import check_runnable, record_run, resume_run
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.scenario.identity import identity
+from blossom_ray.studies.reports.federation import federation_section
 
 pytestmark = pytest.mark.slow
 
@@ -292,9 +293,6 @@ def test_groups_that_train_have_the_identity_that_they_had(small_scenario: Scena
     )
 
 
-NAMES = ("s1", "s2", "s4", "s5")
-
-
 def given(path: Path, **partition: Any) -> Scenario:
     """Own data of six clients as they are given, four of which have acceleration and angular velocity."""
     from natural_tables import ACTIONS, actions
@@ -338,6 +336,7 @@ def test_clients_of_own_data_that_never_train_are_named(tmp_path: Path) -> None:
         (5, "s3", "unseen", "skeleton"),
     ]
     assert [group.shots for group in run.scenario.groups] == [None, None, None, 3, 3]
+    assert "Partition: given (unseen s4, s3, shots 3); split by sample." in federation_section([run]).text[0]
     assert run.manifest["data"]["unseen"]["num_train"] == 6
 
 

@@ -99,11 +99,10 @@ def inspect(
             from blossom_ray.data.division.federation import build_federation
             from blossom_ray.data.division.observation import observe
 
-            sets, targets = tuple(profile.modalities for profile in profiles), dataset.targets
-            divided = build_federation(
-                scenario.data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups
-            )
-            federation = observe(divided, scenario.data, targets, scenario.groups, scenario.seed)
+            sets, data = tuple(profile.modalities for profile in profiles), scenario.data
+            targets = data.labelled(dataset, data.skewed_labels(scenario.learned)).targets
+            divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups)
+            federation = observe(divided, data, targets, scenario.groups, scenario.seed)
             parts, observed = shares(dataset, federation), observed_rows(federation, profiles)
     if as_json:
         values = {"dataset": scenario.data.dataset, **plain_summary(summary), "fingerprint": fingerprint}

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from blossom_ray.algorithms.selection import cohort_size
+from blossom_ray.core.phrases import listed
 from blossom_ray.runs.folder import Run
 from blossom_ray.studies.reports.charts import bars, stacked_areas
 from blossom_ray.studies.reports.page import ReportFigure, ReportSection
@@ -168,8 +169,9 @@ def _observed(run: Run) -> str:
 
 def _partition(run: Run) -> str:
     (_, kind), *options = run.scenario.data.partition.model_dump().items()
-    shown = {name.replace("_", " "): value for name, value in options if value is not False}
-    words = ", ".join(name if value is True else f"{name} {value}" for name, value in shown.items())
+    shown = {name.replace("_", " "): value for name, value in options if value not in (False, None, ())}
+    texts = {name: listed(value) if isinstance(value, tuple) else value for name, value in shown.items()}
+    words = ", ".join(name if text is True else f"{name} {text}" for name, text in texts.items())
     return f"{kind} ({words})" if words else str(kind)
 
 
