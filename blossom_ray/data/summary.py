@@ -212,7 +212,7 @@ def _value_range(dataset: Dataset, modality: str) -> ValueRange:
     values, missing = dataset.inputs[modality], dataset.lacking(modality)
     values = values[~missing] if missing.any() else values
     if not len(values):
-        return ValueRange(tuple(values.shape[1:]), *[math.nan] * 4, num_observed=0)
+        return ValueRange(tuple(values.shape[1:]), math.nan, math.nan, math.nan, math.nan, num_observed=0)
     pieces = [values[start : start + _ROWS_AT_ONCE] for start in range(0, len(values), _ROWS_AT_ONCE)]
     mean = sum(float(piece.sum(dtype=np.float64)) for piece in pieces) / values.size
     squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in pieces)
