@@ -31,6 +31,7 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
+from blossom_ray.tasks.learned import only
 
 BATCH_SIZE = 16
 # Kernels on a GPU add in another order than on a CPU, and TF32 is off: differences of single precision.
@@ -79,10 +80,9 @@ def run_model(
     space = Workspace(
         section,
         shapes,
-        model["num_outputs"],
+        only("classification", model["num_outputs"]),
         owned=tuple(shapes),
         seed=0,
-        task="classification",
         device=arguments.device,
     )
     training = Training.model_validate({"batch_size": BATCH_SIZE, "optimizer": {"kind": "sgd"}})

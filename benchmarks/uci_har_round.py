@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +23,8 @@ from torch.nn import functional as F
 from blossom_ray import Scenario
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.local_training import SequentialEngine, read_only_tensor
-from blossom_ray.clients.workspace import Workspace
+from blossom_ray.clients.workspace import Workspace, client_workspace
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.runtime.preparation import Preparation, prepare
 
@@ -65,9 +67,7 @@ def make_workspace(preparation: Preparation, client: int, missing: str = "mask")
     owned = preparation.population.profiles[client].modalities
     if (owned, missing) not in SPACES:
         model = plan.model.model_copy(update={"missing": missing})
-        space = Workspace(
-            model, plan.input_shapes, plan.num_outputs, owned=owned, seed=plan.seed, task="classification"
-        )
+        space = client_workspace(replace(plan, model=model), ClientProfile(0, owned))
         SPACES[owned, missing] = space
     space = SPACES[owned, missing]
     space.load(space.initial_blocks, space.initial_state)

@@ -315,7 +315,7 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
             build_block(block, model, plan.input_shapes, task.num_outputs, plan.seed, dims), model.norm_statistics
         ).num_parameters
         for name, task in plan.tasks.items()
-        for block in model_blocks(model.encoders, name)
+        for block in model_blocks(model.encoders, (name,), plan.scheme.fusions((name,)))
     }
     plan = replace(
         plan,

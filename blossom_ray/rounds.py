@@ -14,7 +14,7 @@ from blossom_ray.algorithms.selection import Population, draw_clients, fraction_
 from blossom_ray.authoring import Reports, by_instance
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock
 from blossom_ray.core.blocks import CENTRAL, Block, BlockInstance, ClientProfile, Scope
-from blossom_ray.core.records import ClassScores, ClientEvaluation, ClientTraining, Scoring
+from blossom_ray.core.records import ClassScores, ClientEvaluation, ClientTraining, Scoring, TaskTraining
 from blossom_ray.core.scores import task_prefix
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Accumulator, Contributions, PartialSum, Total
@@ -60,12 +60,13 @@ class RoundTraining:
     def metrics(self, profiles: Sequence[ClientProfile]) -> dict[str, float]:
         """The mean training loss over all samples of a task seen, as in `RoundRecord.metrics`."""
         found = {}
-        by_task: dict[str, list[ClientTraining]] = {}
+        by_task: dict[str, list[TaskTraining]] = {}
         for record in self.records:
-            by_task.setdefault(profiles[record.client].task, []).append(record)
-        for task, records in sorted(by_task.items()):
-            weight = sum(record.num_examples for record in records)
-            loss_sum = sum(record.num_examples * record.loss for record in records)
+            for task, own in record.of_tasks(profiles[record.client].tasks).items():
+                by_task.setdefault(task, []).append(own)
+        for task, parts in sorted(by_task.items()):
+            weight = sum(part.num_examples for part in parts)
+            loss_sum = sum(part.num_examples * part.loss for part in parts)
             found[f"{task_prefix(task)}train_loss"] = loss_sum / weight
         return found
 
@@ -124,12 +125,12 @@ def train_round(
     chunks = population.cut(cohort(preparation, server, round_index))
     for update in train(chunks, server.sent, round_index=round_index, learning_rate=learning_rate):
         records.extend(update.records)
-        task = population.profiles[update.records[0].client].task
+        tasks = population.profiles[update.records[0].client].tasks
         for instance, sent in by_instance(update.sent):
             part = sent if isinstance(sent, PartialSum) else sent.summed()
             if part is not None:
                 sums[instance].add(part)
-                if instance in shared:
+                for task in tasks if instance in shared else ():
                     by_task[instance][task].add(part)
             if isinstance(sent, Contributions) and sent.clients and preparation.plan.keeps_rows(instance):
                 rows[instance].append(sent)
@@ -345,15 +346,17 @@ def evaluate(
             # Blocks are sent with the first scoring that needs them: the others cost no traffic.
             bytes_down.update(part.bytes_down)
             profile = population.profiles[part.records[0].client]
-            tallies, owned = by_task.setdefault(profile.task, {}), profile.modality_set
-            tallies[owned] = tallies[owned] + part.tally if owned in tallies else part.tally
-            by_set = observed.setdefault(profile.task, {})
-            for name, tally in (part.by_set or {owned: part.tally}).items():
-                by_set[name] = by_set[name] + tally if name in by_set else tally
+            owned = profile.modality_set
+            for task, whole in part.tallies.items():
+                tallies = by_task.setdefault(task, {})
+                tallies[owned] = tallies[owned] + whole if owned in tallies else whole
+                by_set = observed.setdefault(task, {})
+                for name, tally in part.by_set.get(task, {owned: whole}).items():
+                    by_set[name] = by_set[name] + tally if name in by_set else tally
         scored[scoring] = tuple(sorted(records, key=lambda record: record.client))
         for task, tallies in sorted(by_task.items()):
             prefix = f"{scoring.prefix}{task_prefix(task)}"
-            own = [record for record in scored[scoring] if population.profiles[record.client].task == task]
+            own = [record for record in scored[scoring] if record.task == task]
             for name, value in _summary(preparation, scoring, task, own, tallies, observed[task]).items():
                 # On the held-out set each modality set's models are scored on the same samples: all together are none.
                 if "/" in name or not is_held_out:
@@ -394,7 +397,7 @@ def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...
     clients: list[int] = []
     for members in population.signatures.values():
         profile = population.profiles[members[0]]
-        if not plan.tasks[profile.task].has_held_out:
+        if not any(plan.tasks[task].has_held_out for task in profile.tasks):
             continue
         held, extras = plan.held_blocks(profile).values(), plan.extra_parts(profile)
         read = [part.instance.scope for part in extras if part.instance.copy in plan.scored_copies]

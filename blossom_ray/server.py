@@ -11,7 +11,7 @@ import numpy as np
 
 from blossom_ray.algorithms.server_optimizers import OptimizerState, ServerOptimizer
 from blossom_ray.clients.plan import ClientPlan, SentBlock
-from blossom_ray.core.blocks import BlockInstance, ClientProfile
+from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile
 from blossom_ray.core.sums import PartialSum, Total
 from blossom_ray.errors import RunError
 
@@ -89,10 +89,10 @@ def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[Client
         plan: What every client goes by.
         profiles: The clients, or one of each kind.
     """
-    senders: dict[BlockInstance, set[tuple[tuple[str, ...], str]]] = {}
+    senders: dict[BlockInstance, set[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
     for profile in profiles:
         for instance in plan.returned_blocks(profile):
-            senders.setdefault(instance, set()).add((profile.modalities, profile.task))
+            senders.setdefault(instance, set()).add((profile.modalities, profile.tasks))
     return tuple(each for each in normalised_together(server) if len(senders.get(each, ())) > 1)
 
 
@@ -155,8 +155,14 @@ def shared_by_tasks(plan: ClientPlan, profiles: Iterable[ClientProfile]) -> froz
     if len(plan.tasks) > 1:
         for profile in profiles:
             for instance in plan.returned_blocks(profile):
-                tasks.setdefault(instance, set()).add(profile.task)
+                tasks.setdefault(instance, set()).update(_tasks_of(instance, profile))
     return frozenset(instance for instance, own in tasks.items() if len(own) > 1)
+
+
+def _tasks_of(instance: BlockInstance, profile: ClientProfile) -> tuple[str, ...]:
+    """The tasks of a client that a block instance serves."""
+    block = Block.named(instance.name.of) if instance.name.kind == "statistics" else instance.name
+    return (block.of,) if block.kind in ("fusion", "head") and block.of else profile.tasks
 
 
 def mean_of_tasks(sums: Mapping[str, PartialSum]) -> Total:

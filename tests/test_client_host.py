@@ -149,7 +149,7 @@ def test_scores_come_from_the_client_s_own_private_head(make: Any) -> None:
     after = bench.host.evaluate(ACC, bench.blocks, round_index=1, scoring=Scoring.HELD_OUT)
     assert after.records[0].loss != after.records[1].loss
     assert after.records[0].num_examples == 30
-    assert after.tally.counts["confusion"].sum() == 60
+    assert after.tallies[""].counts["confusion"].sum() == 60
 
 
 def test_own_code_that_raises_is_named_with_client_and_round(make: Any) -> None:

@@ -115,8 +115,8 @@ def test_encoders_are_averaged_over_all_tasks_and_heads_within_their_own(shared_
     assert blocks == [
         ("encoder/acc", "shared", "", 5, 30.0),
         ("encoder/gyro", "shared", "", 5, 30.0),
-        ("fusion", "same-modalities+same-task", "acc+gyro/activity", 3, 18.0),
-        ("fusion", "same-modalities+same-task", "acc+gyro/stress", 2, 12.0),
+        ("fusion/activity", "same-modalities", "acc+gyro", 3, 18.0),
+        ("fusion/stress", "same-modalities", "acc+gyro", 2, 12.0),
         ("head/activity", "shared", "", 3, 18.0),
         ("head/stress", "shared", "", 2, 12.0),
     ]
@@ -168,7 +168,7 @@ def test_one_task_by_name_has_the_bits_of_the_task_without_a_name(tmp_path: Path
 
 
 def test_a_head_belongs_to_its_task_whatever_scope_heads_have() -> None:
-    client = ClientProfile(3, ("acc",), "left", task="who")
+    client = ClientProfile(3, ("acc",), "left", tasks=("who",))
     head = Block("head", "who")
     for scope, expected in {
         "same-task": BlockInstance(head, Scope.SHARED),
@@ -224,7 +224,7 @@ def test_clients_that_never_train_are_scored_by_task_as_if_it_were_alone(tmp_pat
 def test_clients_that_never_train_need_a_head_that_somebody_trains() -> None:
     new = {"count": 1, "modalities": ["acc", "gyro"], "role": "unseen", "task": "stress"}
     active = {"count": 2, "modalities": ["acc", "gyro"], "task": "activity"}
-    expected = "clients.1 is of unseen clients that share head with no client that trains"
+    expected = "clients.1 is of unseen clients that share head/stress with no client that trains"
     with pytest.raises(ScenarioError, match=expected):
         scenario_of([active, new], "abc", TASKS, sharing="full-model").override({"data.partition.unseen": ["c"]})
 

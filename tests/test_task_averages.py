@@ -95,7 +95,7 @@ def test_the_cosine_is_between_steps_over_parameters_mean_over_pairs() -> None:
 
 
 def test_a_cohort_has_as_many_clients_of_each_task_as_it_says() -> None:
-    clients = [ClientProfile(k, ("acc",), task="who" if k % 3 == 0 else "activity") for k in range(30)]
+    clients = [ClientProfile(k, ("acc",), tasks=("who" if k % 3 == 0 else "activity",)) for k in range(30)]
     population = Population(clients, 4, {"activity": 0.25, "who": 3})
     assert population.cohort_size == 8
     cohorts = [population.cohort(0, number) for number in range(1, 40)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from blossom_ray import Scenario
-from blossom_ray.clients.workspace import Workspace
+from blossom_ray.clients.workspace import client_workspace
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.reading.overrides import parse_assignment
@@ -92,14 +92,7 @@ def server_of(preparation: Preparation) -> Server:
 def named_parameters(preparation: Preparation, server: Server) -> dict[str, np.ndarray]:
     """The server's blocks as parameters, by the names of the peers' model."""
     plan = preparation.plan
-    space = Workspace(
-        plan.model,
-        plan.input_shapes,
-        plan.num_outputs,
-        owned=tuple(plan.input_shapes),
-        seed=plan.seed,
-        task="classification",
-    )
+    space = client_workspace(plan, preparation.population.profiles[0])
     space.load({instance.name: block.sent.values for instance, block in server.blocks.items()}, {})
     blocks = [space.model.blocks[name] for name in ("encoder/first", "encoder/second", "fusion", "head")]
     parameters = [parameter for block in blocks for parameter in block.parameters()]

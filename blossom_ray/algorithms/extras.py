@@ -139,5 +139,5 @@ def _instance(name: str, block: Any, scope: str, client: ClientProfile, scheme: 
     if scope == "server":  # beside its block, and nobody's own
         return BlockInstance(block, Scope.SERVER, "" if of_block.is_private else of_block.key, name)
     # Without `tasks`, all clients have the same.
-    own = Scope.SHARED if scope == Scope.SAME_TASK and not client.task else Scope(scope)
+    own = Scope.SHARED if scope == Scope.SAME_TASK and not client.task_set else Scope(scope)
     return BlockInstance(block, own, scope_key(own, client), name)

@@ -31,7 +31,7 @@ class Ifca(Section):
         return more | {"choice": Extra(shape=(), scope="private")}
 
     def before(self, batch: Any) -> dict[str, Any]:
-        return {"model": batch.losses} | {name: batch.through(name).losses for name in self.names[1:]}
+        return {"model": batch.total_loss} | {name: batch.through(name).total_loss for name in self.names[1:]}
 
     def passes(self, k: Client) -> list[Pass]:
         return [Pass(start=pick(self._choice(k), [k[name] for name in self.names]))]

@@ -29,7 +29,7 @@ class LowRank(Section):
         own = [block for block in layout.averaged if self._is_own(block) and layout.sizes[block]]
         if not own:
             return {}
-        width = isqrt(size := layout.sizes[own[0]])
+        width = isqrt(size := max(layout.sizes[block] for block in own))
         a = Extra(own, shape=(ceil(size / width), self.rank), initial="normal")
         return {"a": a, "b": Extra(own, shape=(self.rank, width))}
 

@@ -29,7 +29,7 @@ class Oort(Section):
         return {"utility": Extra(shape=(), scope="server"), "known": known}
 
     def after(self, batch: Any) -> dict[str, Any]:
-        return {"squares": batch.losses.square()}
+        return {"squares": batch.total_loss.square()}
 
     def finish(self, k: Client) -> dict[str, Any]:
         return {"utility": Sent((k.num_samples * k.after["squares"]).sqrt(), 1)}

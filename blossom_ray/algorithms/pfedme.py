@@ -35,7 +35,7 @@ class PFedMe(Section):
         for through in c.batches():
             for _ in range(self.inner_steps):
                 leaves = theta.map(lambda values: values.detach().requires_grad_())
-                losses = through(leaves).losses
+                losses = through(leaves).total_loss
                 found = grad(losses.mean(), list(leaves.values()), allow_unused=True, materialize_grads=True)
                 gradient = Tree(zip(leaves, found, strict=True))
                 theta = theta - self.inner_rate * (gradient + self.pull * (theta - w))

@@ -166,8 +166,8 @@ class Layout:
         modalities: Those that they own, sorted.
         sizes: Number of parameters of each block of theirs.
         scopes: The scope of each block.
-        num_classes: Number of classes, or of targets.
-        width: Width of the fused representation.
+        outputs: Number of classes, or of targets, by task; without `tasks` its name is "".
+        width: Width of the fused representation; where each task has a fusion, of one of them.
         embedding_dims: Width of the embeddings by modality, of all modalities.
         num_clients: Clients of the whole federation.
     """
@@ -175,10 +175,21 @@ class Layout:
     modalities: tuple[str, ...]
     sizes: Mapping[Block, int]
     scopes: Mapping[Block, Scope]
-    num_classes: int
+    outputs: Mapping[str, int]
     width: int
     embedding_dims: Mapping[str, int]
     num_clients: int
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, or of targets, of the only task.
+
+        Raises:
+            InputError: There are several.
+        """
+        if len(self.outputs) > 1:
+            raise InputError(f"num_classes of {', '.join(self.outputs)} are several numbers; expected layout.outputs")
+        return next(iter(self.outputs.values()))
 
     @property
     def encoders(self) -> tuple[Block, ...]:

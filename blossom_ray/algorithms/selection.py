@@ -19,7 +19,7 @@ from blossom_ray.core.seeding import Purpose, generator, stable_number
 
 @dataclass(frozen=True)
 class Chunk:
-    """Clients of one modality set, group and task whose updates are summed together.
+    """Clients of one modality set, group and set of tasks whose updates are summed together.
 
     Attributes:
         index: Position in the order of all chunks.
@@ -65,7 +65,7 @@ class Population:
         self.unseen = self.profiles[len(self.trained) :]
         self.size_of_task: dict[str, int] = {}
         if isinstance(clients_per_round, Mapping):
-            members = Counter(profile.task for profile in self.trained)
+            members = Counter(task for profile in self.trained for task in profile.tasks)
             self.size_of_task = {
                 task: cohort_size(size, members[task]) for task, size in sorted(clients_per_round.items())
             }
@@ -107,7 +107,7 @@ class Population:
             return draw_clients(len(self.trained), self.cohort_size, seed, Purpose.COHORT, round_index)
         drawn: list[int] = []
         for task, size in self.size_of_task.items():
-            members = [profile.index for profile in self.trained if profile.task == task]
+            members = [profile.index for profile in self.trained if task in profile.tasks]
             places = draw_clients(len(members), size, seed, Purpose.COHORT, round_index, stable_number(task))
             drawn += [members[place] for place in places]
         return tuple(sorted(drawn))

@@ -13,10 +13,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from blossom_ray.core.blocks import FUSION
 from blossom_ray.errors import RunError
 from blossom_ray.models.late_fusion import Forward, LateFusionModel, Presence
-from blossom_ray.tasks.base import TaskRules
+from blossom_ray.tasks.learned import Learned, TaskPart
 
 Asked: TypeAlias = tuple[str, tuple[str, ...] | None]
 """A forward pass: the copy ("" for what is trained or measured) and the modalities; None for all."""
@@ -38,31 +37,51 @@ class Batch:
     """A client's batch. `batch["name"]` is an extra of the algorithm.
 
     Attributes:
-        targets: Labels, (B,) int64, or (B, O) float32, as the task has them.
+        labels: Labels, as the data have them: what `targets` and `labelled` are taken from.
         present: By owned modality (B,), 0 where it is left out, or a sample lacks it.
         real: (B,), 0 for padding. A term across samples must leave padding out.
         extras: By name a tree, or the only array.
     """
 
-    targets: Tensor
+    labels: Tensor
     present: Mapping[str, Tensor]
     real: Tensor
     extras: Mapping[str, Any]
     _forwards: Forwards
-    _rules: TaskRules
+    _learned: Learned
     _asked: Asked = ("", None)
 
     def __getitem__(self, name: str) -> Any:
         return self.extras[name]
 
     @property
-    def outputs(self) -> Tensor:
-        """What the model gives, (B, O)."""
+    def targets(self) -> Any:
+        """Labels, (B,) int64, or (B, O) float32, as the task has them; of several tasks by name. 0 if not known."""
+        return self._by_task(lambda part: part.targets_of(self.labels))
+
+    @property
+    def labelled(self) -> Any:
+        """Which labels are known, 0 or 1 in the shape of `targets`."""
+
+        def known(part: TaskPart) -> Tensor:
+            own = part.known_of(self.labels)
+            return torch.ones_like(self.labels, dtype=torch.float32) if own is None else own
+
+        return self._by_task(known)
+
+    @property
+    def outputs(self) -> Any:
+        """What the model gives, (B, O); of several tasks by name."""
+        return self._by_task(lambda part: part.outputs_of(self.all_outputs))
+
+    @property
+    def all_outputs(self) -> Tensor:
+        """The same, those of several tasks side by side."""
         return self._forwards.forward(self._asked).outputs
 
     @property
     def representation(self) -> Tensor:
-        """What its fusion gives, (B, F)."""
+        """What its fusion gives, (B, F); where each task has one, side by side."""
         return self._forwards.forward(self._asked).representation
 
     @property
@@ -71,9 +90,22 @@ class Batch:
         return self._forwards.forward(self._asked).embeddings
 
     @property
-    def losses(self) -> Tensor:
-        """The task's loss of each sample, (B,)."""
-        return self._rules.loss(self.outputs, self.targets, reduction="none")
+    def losses(self) -> Any:
+        """The task's loss of each sample, (B,), 0 where no label is known; of several tasks by name."""
+        return self._by_task(lambda part: part.losses(self.all_outputs, self.labels))
+
+    @property
+    def total_loss(self) -> Tensor:
+        """The sum over tasks of weight times loss, (B,); of one task without a weight its losses."""
+        found = [part.losses(self.all_outputs, self.labels) for part in self._learned.parts]
+        weighted = [
+            own if part.weight == 1 else part.weight * own for part, own in zip(self._learned.parts, found, strict=True)
+        ]
+        return sum(weighted[1:], weighted[0])
+
+    def _by_task(self, of: Callable[[TaskPart], Any]) -> Any:
+        found = {part.name: of(part) for part in self._learned.parts}
+        return found if self._learned.has_several else next(iter(found.values()))
 
     def through(self, copy: str = "", modalities: Collection[str] | None = None) -> Batch:
         """The same samples through another copy of the model, or with some modalities alone.
@@ -211,8 +243,9 @@ def per_sample(found: object, num_rows: int) -> Mapping[str, Tensor]:
 
 @contextmanager
 def _still(model: LateFusionModel) -> Any:
-    """Fusion and head in evaluation mode: no dropout, and running statistics are not moved."""
-    were = [(module, module.training) for block in (FUSION, model.head) for module in model.blocks[block].modules()]
+    """Fusions and heads in evaluation mode: no dropout, and running statistics are not moved."""
+    blocks = {*model.fusion_of, *model.fusion_of.values()}
+    were = [(module, module.training) for block in blocks for module in model.blocks[block].modules()]
     for module, _ in were:
         module.training = False
     try:

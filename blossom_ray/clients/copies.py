@@ -14,6 +14,7 @@ from torch.func import functional_call
 from blossom_ray.algorithms.seam import MODEL, Tree
 from blossom_ray.clients.batch import RECEIVED, Batch, LiveForwards
 from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass
+from blossom_ray.clients.losses import TrainingTally
 from blossom_ray.clients.optimizers import BlockOptimizer, TrainedVector
 from blossom_ray.clients.options import ClientOptimizer
 from blossom_ray.clients.plan import LocalState, OptimizerState
@@ -235,7 +236,7 @@ class LocalClient:
         self.copies: dict[str, Any] = {MODEL: Tree(model), **copies.extras()}
         self.learning_rate, self.epochs, self.round = job.learning_rate, job.training.local_epochs, job.round_index
         self.num_examples = self.num_batches = 0
-        self.loss_sum = 0.0
+        self.loss_sum, self.tally = 0.0, TrainingTally(workspace.learned)
         self.extras: dict[str, dict[str, np.ndarray]] = {}
 
     def batches(self, epochs: int | None = None) -> Iterator[Callable[[Mapping[str, Tensor]], Batch]]:
@@ -253,12 +254,16 @@ class LocalClient:
                 targets: Tensor = targets,
             ) -> Batch:
                 nonlocal is_first
-                self._workspace.model.training_mode(batch_size=len(targets), inputs=inputs)
+                idle = self._workspace.idle_blocks(targets)
+                self._workspace.model.training_mode(batch_size=len(targets), inputs=inputs, resting=idle)
                 own = partial(traced_with, self._workspace, values, inputs, present)
                 batch = authors_batch(self._workspace, own, inputs, present, targets, self.copies, self._copies)
                 if is_first:
                     is_first = False
-                    self.loss_sum += float(batch.losses.detach().sum())
+                    self.loss_sum += float(batch.total_loss.detach().sum())
+                    learned = self._workspace.learned
+                    if learned.has_several:
+                        self.tally.add(torch.stack([*batch.losses.values()], dim=1).mean(dim=0), targets)
                 return batch
 
             self.num_examples += len(targets)
@@ -323,7 +328,7 @@ def authors_batch(
         own: Its forward pass.
         inputs: Modality to (B, *shape), without those that are left out.
         present: Of modalities that some samples lack, which have it: `inputs` has those alone.
-        targets: (B,) or (B, outputs).
+        targets: The labels of the batch, as the tasks have them.
         extras: What `batch["name"]` gives.
         copies: Give the models of other copies.
     """
@@ -331,7 +336,7 @@ def authors_batch(
     has = {name: ones * (name in inputs) for name in workspace.model.owned}
     has |= {name: each.mask.squeeze(1).float() for name, each in present.items()}
     forwards = LiveForwards(own, workspace.model, inputs, present, copies.model_of)
-    return Batch(targets, has, ones, extras, forwards, workspace.rules)
+    return Batch(targets, has, ones, extras, forwards, workspace.learned)
 
 
 class _Traced(torch.nn.Module):

@@ -6,10 +6,8 @@ actor is a shell around another.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,8 @@ from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
 from blossom_ray.data.shards import Samples, ShardReader
 from blossom_ray.errors import RunFolderError
-from blossom_ray.tasks import task_rules
 from blossom_ray.tasks.base import Tally, TaskRules
+from blossom_ray.tasks.summary import total
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class ClientHost:
         self._profiles = {profile.index: profile for profile in profiles}
         self._shards = shards
         self._device = device
-        self._workspaces: dict[tuple[tuple[str, ...], str], Workspace] = {}
-        self._engines: dict[tuple[tuple[str, ...], str], Engine] = {}
+        self._workspaces: dict[tuple[tuple[str, ...], tuple[str, ...]], Workspace] = {}
+        self._engines: dict[tuple[tuple[str, ...], tuple[str, ...]], Engine] = {}
         self._authored: dict[tuple[Signature, bool], Authored] = {}
         self._states = ClientStates()
 
@@ -150,6 +148,7 @@ class ClientHost:
                     seconds=result.seconds,
                     rounds_trained=state.rounds_trained,
                     num_observed=num_observed,
+                    by_task=result.by_task,
                 )
             )
         clients = [turn.task.client for turn in turns]
@@ -180,7 +179,7 @@ class ClientHost:
             ClientError: A client's own code raised.
         """
         plan, profile, down = self._plan, self._profiles[chunk.clients[0]], Traffic()
-        engine, rules = self._engine(profile), task_rules(plan.tasks[profile.task].kind, plan.metrics)
+        engine, learned = self._engine(profile), self._workspace(profile).learned
         turns = self._receive(chunk, blocks, down, standing=round_index, scoring=scoring)
         tasks = [turn.task for turn in turns]
         if (authored := self._author(profile)) and scoring is not Scoring.PLAIN:
@@ -190,27 +189,36 @@ class ClientHost:
             tasks, tuning_seconds = self._fine_tune(tasks, engine, round_index)
         scores = engine.evaluate(tasks, plan.evaluation_batch_size, round_index=round_index)
         records = []
-        has_gaps = any(scored.by_set for scored in scores)
-        tallies: dict[str, Tally] = {}
+        has_gaps = any(task.observed for task in tasks)
+        tallies, by_set = dict[str, list[Tally]](), dict[str, dict[str, list[Tally]]]()
         for turn, scored, seconds in zip(turns, scores, tuning_seconds, strict=True):
-            client = turn.task.client
+            client, is_first = turn.task.client, True
             self._states.put(client, turn.state)
-            whole = scored.tally, scored.loss_sum
-            by_set = (scored.by_set or {profile.modality_set: whole}) if has_gaps else {}
-            for name, (own, _) in by_set.items():
-                tallies[name] = tallies[name] + own if name in tallies else own
-            records.append(
-                ClientEvaluation(
-                    client=client,
-                    **_scores(rules, *whole),
-                    bytes_down=down.by_client[client],
-                    seconds=scored.seconds + seconds,
-                    rounds_trained=turn.state.rounds_trained,
-                    by_set={name: SetScores(**_scores(rules, *own)) for name, own in by_set.items()},
+            for part in learned.parts:
+                if (own := scored.by_task.get(part.name)) is None:
+                    continue
+                tallies.setdefault(part.name, []).append(own.tally)
+                sets = (own.by_set or {profile.modality_set: (own.tally, own.loss)}) if has_gaps else {}
+                for name, (tally, _) in sets.items():
+                    by_set.setdefault(part.name, {}).setdefault(name, []).append(tally)
+                records.append(
+                    ClientEvaluation(
+                        client=client,
+                        **_scores(part.rules, own.tally, own.loss),
+                        bytes_down=down.by_client[client] if is_first else 0,
+                        seconds=scored.seconds + seconds if is_first else 0.0,
+                        rounds_trained=turn.state.rounds_trained,
+                        by_set={name: SetScores(**_scores(part.rules, *found)) for name, found in sets.items()},
+                        task=part.name,
+                    )
                 )
-            )
-        tally = reduce(operator.add, (scored.tally for scored in scores))
-        return ChunkEvaluation(tuple(records), tally, dict(down.by_instance), tallies)
+                is_first = False
+        return ChunkEvaluation(
+            tuple(records),
+            {task: total(own) for task, own in tallies.items()},
+            dict(down.by_instance),
+            {task: {name: total(own) for name, own in sets.items()} for task, sets in by_set.items()},
+        )
 
     def private_sums(self, chunk: Chunk, *, round_index: int, whole: bool) -> dict[Block, PartialSum | Contributions]:
         """The private blocks of clients after a round by name, weighing as their training samples do.
@@ -349,7 +357,7 @@ class ClientHost:
         assert section is not None, "the loop asks for fine-tuning only where the scenario has it"
         job = LocalJob(
             plan.training.model_copy(update={"keep_optimizer_state": False, "modality_dropout": 0.0}),
-            section.lr or plan.tasks[profile.task].lr or plan.training.optimizer.lr,
+            section.lr or plan.task_lr(profile) or plan.training.optimizer.lr,
             (tuning_pass(section, plan.trained_blocks(profile)),),
             plan.seed,
             round_index,
@@ -373,13 +381,13 @@ class ClientHost:
         return self._authored[kind]
 
     def _engine(self, profile: ClientProfile) -> Engine:
-        kind = profile.modalities, profile.task
+        kind = profile.modalities, profile.tasks
         if kind not in self._engines:
             self._engines[kind] = make_engine(self._plan.engines[profile.modality_set], self._workspace(profile))
         return self._engines[kind]
 
     def _workspace(self, profile: ClientProfile) -> Workspace:
-        kind = profile.modalities, profile.task
+        kind = profile.modalities, profile.tasks
         if kind not in self._workspaces:
             self._workspaces[kind] = client_workspace(self._plan, profile, self._device)
         return self._workspaces[kind]
@@ -401,8 +409,8 @@ def _averaged(
     return Outcome({}, sent)
 
 
-def _scores(rules: TaskRules, tally: Tally, loss_sum: float) -> dict[str, Any]:
-    return {"num_examples": tally.num_examples, "loss": loss_sum / tally.num_examples, "scores": rules.scores(tally)}
+def _scores(rules: TaskRules, tally: Tally, loss: float) -> dict[str, Any]:
+    return {"num_examples": tally.num_examples, "loss": loss, "scores": rules.scores(tally)}
 
 
 def _on_server(instance: BlockInstance, client: int) -> BlockInstance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +13,12 @@ from blossom_ray.algorithms.seam import MODEL, Tree
 from blossom_ray.clients.options import FineTune, Training
 from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.core.blocks import Block, BlockInstance
+from blossom_ray.core.records import TaskTraining
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import Vector
 from blossom_ray.data.gaps import BoolArray
-from blossom_ray.tasks.base import Tally, TaskRules
+from blossom_ray.tasks.base import Tally
+from blossom_ray.tasks.learned import Learned
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class ClientTask:
         client: The client's id.
         blocks: Values of all blocks that it holds, (size,) float32. May be read-only.
         inputs: Modality to (n, *shape) float32 for the client's modalities. May be read-only.
-        labels: (n,) int64, or (n, outputs) float32, as the task has them.
+        labels: (n,) int64, or (n, outputs) float32, as the task has them; of several tasks, or known in part, rows as
+            `core/label_rows.py` has them.
         local_state: Its normalisation state; empty for the initial one.
         optimizer_state: State of its optimizer to start from; empty for a new one. Not used in evaluation.
         extras: What an algorithm adds: by name, parameters by block, or by `NO_BLOCK` the only array.
@@ -168,6 +171,7 @@ class LocalResult:
         num_examples: Training samples seen, over all epochs of all passes that train the model.
         num_steps: Optimizer steps of these.
         loss: Mean training loss over the samples seen, each measured before its step, without a proximal term.
+        by_task: As in `ClientTraining`.
         drift: L2 norm of new minus old parameters by block.
         seconds: Wall time that it took; of clients that are computed together each one's part.
         steps: Optimizer steps of the model by block.
@@ -183,7 +187,23 @@ class LocalResult:
     drift: dict[str, float]
     seconds: float
     steps: Mapping[str, int] = field(default_factory=dict)
+    by_task: Mapping[str, TaskTraining] = field(default_factory=dict)
     extras: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskScored:
+    """What scoring one client's model in one task gives.
+
+    Attributes:
+        tally: What its scores follow from.
+        loss: Mean loss over the labels that are known.
+        by_set: Tally and loss of the samples that have the same modalities, by these; empty where no sample lacks one.
+    """
+
+    tally: Tally
+    loss: float
+    by_set: Mapping[str, tuple[Tally, float]]
 
 
 @dataclass(frozen=True)
@@ -191,47 +211,45 @@ class Scored:
     """What scoring one client's model gives.
 
     Attributes:
-        tally: What its scores follow from.
-        loss_sum: Sum of the loss over the samples.
+        by_task: By task what is known of it; without those of which no sample has a label.
         seconds: Wall time that it took; of clients that are computed together each one's part.
-        by_set: Tally and sum of the loss of the samples that have the same modalities, by these; empty where no sample
-            lacks one.
     """
 
-    tally: Tally
-    loss_sum: float
+    by_task: Mapping[str, TaskScored]
     seconds: float
-    by_set: Mapping[str, tuple[Tally, float]] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
         task: ClientTask,
-        rules: TaskRules,
-        num_outputs: int,
-        predictions: np.ndarray,
+        learned: Learned,
+        predictions: Sequence[np.ndarray],
         *,
-        losses: np.ndarray,
-        loss_sum: float,
+        losses: Sequence[np.ndarray],
+        loss_sums: Sequence[float],
         seconds: float,
     ) -> Scored:
         """What follows from predictions for a client's samples.
 
         Args:
             task: The client.
-            rules: Those of the task.
-            num_outputs: Number of classes, or of targets.
-            predictions: What `rules.predict` gave for each sample.
-            losses: The loss of each sample, (n,); empty where no sample lacks a modality.
-            loss_sum: Its sum.
+            learned: Its tasks.
+            predictions: Of each of them what its `rules.predict` gave for each sample.
+            losses: Of each of them the loss of each sample, (n,); empty where no sample lacks a modality.
+            loss_sums: Their sums.
             seconds: Wall time.
         """
-        tally = rules.tally(task.labels, predictions, num_outputs)
-        by_set = {
-            name: (rules.tally(task.labels[rows], predictions[rows], num_outputs), math.fsum(losses[rows].tolist()))
-            for name, rows in (task.rows_by_set() if task.observed else {}).items()
-        }
-        return cls(tally, loss_sum, seconds, by_set)
+        sets = task.rows_by_set() if task.observed else {}
+        found: dict[str, TaskScored] = {}
+        for part, predicted, each, loss_sum in zip(learned.parts, predictions, losses, loss_sums, strict=True):
+            if (whole := part.tally(task.labels, predicted)) is None:
+                continue
+            by_set = {}
+            for name, rows in sets.items():
+                if (own := part.tally(task.labels[rows], predicted[rows])) is not None:
+                    by_set[name] = own[0], math.fsum(each[rows].tolist()) / own[1]
+            found[part.name] = TaskScored(whole[0], loss_sum / whole[1], by_set)
+        return cls(found, seconds)
 
 
 def training_passes(section: Training, trained: Mapping[Block, BlockInstance]) -> tuple[LocalPass, ...]:

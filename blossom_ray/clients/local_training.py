@@ -30,6 +30,7 @@ from blossom_ray.clients.copies import (
     optimizer_state_of,
 )
 from blossom_ray.clients.job import Affine, ClientTask, LocalJob, LocalPass, LocalResult, Scored
+from blossom_ray.clients.losses import Losses, TrainingTally
 from blossom_ray.clients.optimizers import BlockOptimizer
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import OptimizerState
@@ -131,6 +132,7 @@ class SequentialEngine:
             num_examples=client.num_examples,
             num_steps=client.num_batches,
             loss=client.loss_sum / client.num_examples,
+            by_task=client.tally.means(),
             drift=drift,
             seconds=time.perf_counter() - started,
             steps=dict.fromkeys(workspace.trained, client.num_batches),
@@ -139,22 +141,24 @@ class SequentialEngine:
 
     def _score(self, task: ClientTask, batch_size: int) -> Scored:
         started, workspace = time.perf_counter(), self._workspace
-        rules, targets = workspace.rules, read_only_tensor(task.labels)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=workspace.device)
-        predictions, losses = [], [torch.zeros(0)]
+        parts, targets = workspace.learned.parts, read_only_tensor(task.labels)
+        loss_sums = torch.zeros(len(parts), dtype=torch.float64, device=workspace.device)
+        predictions: list[list[Tensor]] = [[] for _ in parts]
+        losses = [[torch.zeros(0)] for _ in parts]
         for rows, outputs in evaluation_outputs(workspace, task.inputs, task.observed, batch_size, workspace.model):
             labels = targets[rows].to(workspace.device)
-            loss_sum += rules.loss(outputs, labels, reduction="sum")
-            predictions.append(rules.predict(outputs).cpu())
-            if task.observed:
-                losses.append(rules.loss(outputs, labels, reduction="none").cpu())
+            for at, part in enumerate(parts):
+                own, known = (part.outputs_of(outputs), part.targets_of(labels)), part.known_of(labels)
+                loss_sums[at] += part.rules.loss(*own, reduction="sum", known=known)
+                predictions[at].append(part.rules.predict(own[0]).cpu())
+                if task.observed:
+                    losses[at].append(part.losses(outputs, labels).cpu())
         return Scored.of(
             task,
-            rules,
-            workspace.num_outputs,
-            torch.cat(predictions).numpy(),
-            losses=torch.cat(losses).numpy(),
-            loss_sum=float(loss_sum),
+            workspace.learned,
+            [torch.cat(own).numpy() for own in predictions],
+            losses=[torch.cat(each).numpy() for each in losses],
+            loss_sums=loss_sums.tolist(),
             seconds=time.perf_counter() - started,
         )
 
@@ -206,6 +210,7 @@ class Trainer:
         self._received = {name: flat.parameters.clone() for name, flat in self._trained.items()}
         self._earlier_state: OptimizerState = {} if task is None else task.optimizer_state
         self._has_gaps = task is not None and bool(task.observed)
+        self._tally = TrainingTally(workspace.learned)
         self._author = job.author if has(job.author, "loss") else None
         needs_copies = task is not None and (task.extras or self._author is not None)
         self._copies = ClientCopies(workspace, task) if task is not None and needs_copies else None
@@ -261,39 +266,39 @@ class Trainer:
             targets: (B,) int64, or (B, outputs) float32, as the task has them.
             present: Of modalities that some samples lack, which have it: `inputs` has those alone.
         """
-        model = self._workspace.model
-        model.training_mode(batch_size=len(targets), inputs=inputs)
+        model, idle = self._workspace.model, self._workspace.idle_blocks(targets)
+        model.training_mode(batch_size=len(targets), inputs=inputs, resting=idle)
         if self._composed is not None:
-            loss = self._loss(partial(self._composed.forward, inputs, present), inputs, present, targets)
+            losses = self._losses(partial(self._composed.forward, inputs, present), inputs, present, targets)
             resting = self._resting(inputs)
-            self._composed.take_step(loss, resting)
-            self._record(loss, len(targets), set(self._composed.composed), resting)
+            self._composed.take_step(losses.total, self._without_steps(resting, idle))
+            self._record(losses, targets, set(self._composed.composed), resting)
             return
         for flat in self._active.values():
             flat.zero_gradient()
         if self._author is None:
-            loss = self._workspace.objective.mean(model(inputs, present), targets, self._class_weights)
+            losses = self._workspace.objective.mean(model(inputs, present), targets, self._class_weights)
         else:
-            loss = self._loss(partial(model.traced, inputs, present), inputs, present, targets)
+            losses = self._losses(partial(model.traced, inputs, present), inputs, present, targets)
         if self._active:  # a model all of which came frozen has nothing to train
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            losses.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, anchor in self._anchors.items():
             flat = self._active[name]
             flat.gradient.add_(flat.parameters - anchor, alpha=self._pass.mu)
         for name, offset in self._offsets.items():
             self._active[name].gradient.add_(offset)
         resting = self._resting(inputs)
-        self._optimizers[-1][1].step(resting)
-        self._record(loss, len(targets), self._active.keys(), resting)
+        self._optimizers[-1][1].step(self._without_steps(resting, idle))
+        self._record(losses, targets, self._active.keys(), resting)
 
-    def _loss(
+    def _losses(
         self,
         own: Callable[[], Forward],
         inputs: Mapping[str, Tensor],
         present: Mapping[str, Presence],
         targets: Tensor,
-    ) -> Tensor:
-        """The mean over a batch of the loss of `training` and what the algorithm adds to it.
+    ) -> Losses:
+        """The means over a batch of the losses of `training`, and in their sum of what the algorithm adds to it.
 
         Args:
             own: The forward pass of what is trained.
@@ -305,18 +310,23 @@ class Trainer:
         assert copies is not None, "there are copies"
         extras = self._extras if self._composed is None else self._composed.values()
         batch = authors_batch(workspace, own, inputs, present, targets, extras, copies)
-        losses = workspace.objective.each(batch.outputs, targets, self._class_weights, (len(targets),))
+        total, by_task = workspace.objective.each(batch.all_outputs, targets, self._class_weights, (len(targets),))
         if self._author is not None:
-            losses = losses + one_per_sample(self._author.loss(batch), len(targets))
-        return losses.mean()
+            total = total + one_per_sample(self._author.loss(batch), len(targets))
+        return Losses(total.mean(), None if by_task is None else by_task.mean(dim=0))
 
-    def _record(self, loss: Tensor, num_examples: int, stepped: Set[str], resting: Set[str]) -> None:
+    def _record(self, losses: Losses, targets: Tensor, stepped: Set[str], resting: Set[str]) -> None:
         if self._pass.is_recorded:
-            self._loss_sum += loss.detach() * num_examples
-            self._num_examples += num_examples
+            self._loss_sum += losses.total.detach() * len(targets)
+            self._num_examples += len(targets)
             self._num_steps += 1
+            self._tally.add(losses.by_task, targets)
             # What rests since samples lack its modality follows the gradient of their loss all the same, which is zero.
             self._steps.update(stepped if self._has_gaps else stepped - resting)
+
+    def _without_steps(self, encoders: Set[str], idle: Set[str]) -> Set[str]:
+        """The blocks that take no step in a batch."""
+        return encoders if self._pass.has_offset else encoders | idle
 
     def _resting(self, inputs: Mapping[str, Tensor]) -> set[str]:
         if self._pass.has_offset:
@@ -342,6 +352,7 @@ class Trainer:
             num_examples=self._num_examples,
             num_steps=self._num_steps,
             loss=float(self._loss_sum) / self._num_examples,
+            by_task=self._tally.means(),
             drift={name: _distance(flat.parameters, self._received[name]) for name, flat in self._trained.items()},
             seconds=time.perf_counter() - self._started,
             steps=self._steps,

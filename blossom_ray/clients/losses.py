@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from blossom_ray.core.factories import call_factory, shown_factory
 from blossom_ray.core.phrases import one_of, shown
+from blossom_ray.core.records import TaskTraining
 from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Custom, Finding, NonNegative, Probability, Section
 from blossom_ray.core.structure import Hint
 from blossom_ray.errors import OWN_CODE_RAISES, InputError, shown_error
+from blossom_ray.tasks.base import where_known
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from blossom_ray.tasks.base import TaskRules
+    from blossom_ray.tasks.base import BoolArray, TaskRules
+    from blossom_ray.tasks.learned import Learned
 
 _WHERE = "training.loss"
 Weights = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1)]
@@ -46,17 +49,25 @@ class _Loss(Section):
             if isinstance(value, tuple) and num_outputs not in (None, len(value)):
                 yield Finding(key, shown(value), f"{num_outputs} numbers, one for each class")
 
-    def class_weights(self, labels: np.ndarray, num_outputs: int) -> np.ndarray | None:  # noqa: ARG002  # some have none
+    def class_weights(
+        self,
+        labels: np.ndarray,  # noqa: ARG002  # some have none
+        num_outputs: int,  # noqa: ARG002
+        known: BoolArray | None,  # noqa: ARG002
+    ) -> np.ndarray | None:
         """What the classes count on a client, as the function `class_weights` has it; None where all count 1.
 
         Args:
             labels: The labels that the client trains with.
             num_outputs: Number of classes.
+            known: Which of them are known; None: all.
         """
         return None
 
     @abstractmethod
-    def losses(self, rules: TaskRules, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    def losses(
+        self, rules: TaskRules, outputs: Tensor, targets: Tensor, weights: Tensor | None, known: Tensor | None
+    ) -> Tensor:
         """The loss of each of R samples, (R,), which may be of several clients.
 
         Args:
@@ -64,6 +75,7 @@ class _Loss(Section):
             outputs: (R, O) float32.
             targets: (R,) int64 or (R, O) float32, as the task has them.
             weights: For each sample its client's `class_weights`.
+            known: As in `TaskRules.loss`.
         """
 
 
@@ -74,9 +86,11 @@ class TaskLoss(_Loss):
 
     kind: Literal["task"]
 
-    def losses(self, rules: TaskRules, outputs: Tensor, targets: Tensor, _: Tensor | None) -> Tensor:
+    def losses(
+        self, rules: TaskRules, outputs: Tensor, targets: Tensor, _: Tensor | None, known: Tensor | None
+    ) -> Tensor:
         """The task's."""
-        return rules.loss(outputs, targets, reduction="none")
+        return rules.loss(outputs, targets, reduction="none", known=known)
 
 
 class _ClassWeighted(_Loss):
@@ -86,14 +100,17 @@ class _ClassWeighted(_Loss):
     """Of `effective-number` alone: 0 gives all classes of a client one weight, near 1 their weights are as `balanced`
     has them in proportion."""
 
-    def losses(self, rules: TaskRules, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    def losses(
+        self, rules: TaskRules, outputs: Tensor, targets: Tensor, weights: Tensor | None, known: Tensor | None
+    ) -> Tensor:
         """The task's, each class with its weight."""
         from torch.nn import functional as F
 
         if targets.ndim == 1:
-            terms = self._modulated(rules.loss(outputs, targets, reduction="none"))
+            terms = self._modulated(rules.loss(outputs, targets, reduction="none", known=known))
             return terms if weights is None else terms * weights.gather(1, targets.unsqueeze(1)).squeeze(1)
-        terms = self._modulated(F.binary_cross_entropy_with_logits(outputs, targets, reduction="none"))
+        terms = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+        terms = self._modulated(where_known(terms, known))
         if weights is not None:
             terms = terms * weights[:, 0].lerp(weights[:, 1], targets)
         return terms.mean(dim=1)
@@ -111,9 +128,9 @@ class WeightedLoss(_ClassWeighted):
     (1 - beta) / (1 - beta^n_c), scaled to a mean of 1 over these classes (Cui et al. 2019). Or a number for each class.
     In a multilabel task by class, samples with and without it being two classes; given numbers are of those with it."""
 
-    def class_weights(self, labels: np.ndarray, num_outputs: int) -> np.ndarray:
+    def class_weights(self, labels: np.ndarray, num_outputs: int, known: BoolArray | None) -> np.ndarray:
         """By the rule, or as given."""
-        return class_weights(self.weights, labels, num_outputs, self.beta)
+        return class_weights(self.weights, labels, num_outputs, self.beta, known)
 
 
 class FocalLoss(_ClassWeighted):
@@ -133,11 +150,11 @@ class FocalLoss(_ClassWeighted):
             found = f"is {self.alpha:g}, one number for all classes"
             yield Finding("alpha", found, "balanced, effective-number, a number for each class, or null")
 
-    def class_weights(self, labels: np.ndarray, num_outputs: int) -> np.ndarray | None:
+    def class_weights(self, labels: np.ndarray, num_outputs: int, known: BoolArray | None) -> np.ndarray | None:
         """By the rule, as given, or none."""
         if isinstance(self.alpha, float):
             return np.repeat([[1 - self.alpha], [self.alpha]], num_outputs, axis=1)
-        return None if self.alpha is None else class_weights(self.alpha, labels, num_outputs, self.beta)
+        return None if self.alpha is None else class_weights(self.alpha, labels, num_outputs, self.beta, known)
 
     def _modulated(self, terms: Tensor) -> Tensor:
         # Not 0, where the slope of a power below 1 is infinite.
@@ -151,11 +168,12 @@ class LabelSmoothing(_Loss):
     smoothing: Probability = 0.1
     """That part; the true class has its share of it, too."""
 
-    def losses(self, _: TaskRules, outputs: Tensor, targets: Tensor, __: Tensor | None) -> Tensor:
+    def losses(self, _: TaskRules, outputs: Tensor, targets: Tensor, __: Tensor | None, known: Tensor | None) -> Tensor:
         """Smoothed."""
         from torch.nn import functional as F
 
-        return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.smoothing)
+        terms = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.smoothing)
+        return where_known(terms, known)
 
 
 class CustomLoss(Custom):
@@ -223,7 +241,9 @@ Loss = Annotated[
 ]
 
 
-def class_weights(rule: ClassWeights, labels: np.ndarray, num_outputs: int, beta: float) -> np.ndarray:
+def class_weights(
+    rule: ClassWeights, labels: np.ndarray, num_outputs: int, beta: float, known: BoolArray | None = None
+) -> np.ndarray:
     """What each class counts on a client; 0 for a class that it lacks.
 
     Args:
@@ -232,6 +252,7 @@ def class_weights(rule: ClassWeights, labels: np.ndarray, num_outputs: int, beta
         labels: (n,) classes, n > 0; or (n, C) 0 and 1.
         num_outputs: Number of classes C.
         beta: Of `effective-number`.
+        known: Of the shape of `labels`, which of them are known and count; None: all.
 
     Returns:
         (C,) float64; for labels (n, C) it is (2, C), what samples without and with a class count for it.
@@ -243,71 +264,149 @@ def class_weights(rule: ClassWeights, labels: np.ndarray, num_outputs: int, beta
         given = np.array(rule)
         return np.stack([np.ones_like(given), given]) if is_multilabel else given
     if is_multilabel:
-        num_with = labels.sum(axis=0, dtype=np.float64)
-        counts = np.stack([len(labels) - num_with, num_with])
+        num_with = labels.sum(axis=0, dtype=np.float64, where=True if known is None else known)
+        num_known = np.full(num_outputs, len(labels)) if known is None else known.sum(axis=0)
+        counts = np.stack([num_known - num_with, num_with])
     else:
-        counts = np.bincount(labels, minlength=num_outputs).astype(np.float64)
+        counts = np.bincount(labels if known is None else labels[known], minlength=num_outputs).astype(np.float64)
     present, weights = counts > 0, np.zeros_like(counts)
     num_present = present.sum(axis=0)
     if rule == "balanced":
-        np.divide(len(labels), num_present * counts, out=weights, where=present)
+        np.divide(counts.sum(axis=0), num_present * counts, out=weights, where=present)
     else:
         np.divide(1 - beta, 1 - beta**counts, out=weights, where=present)
-        weights *= num_present / weights.sum(axis=0)
+        total = weights.sum(axis=0)
+        weights *= num_present / np.where(total > 0, total, 1.0)
     return weights
 
 
+class Losses(NamedTuple):
+    """The losses of some samples.
+
+    Attributes:
+        total: What training makes small: of each sample, or their mean.
+        by_task: By task, in the last axis, what each of them adds without its weight; None where that is `total`.
+    """
+
+    total: Tensor
+    by_task: Tensor | None = None
+
+
+class TrainingTally:
+    """Adds up what is of each task in the losses of a client's batches.
+
+    Args:
+        learned: The client's tasks.
+    """
+
+    def __init__(self, learned: Learned) -> None:
+        self._learned = learned
+        self._sums, self._counts = [0.0] * len(learned.parts), [0] * len(learned.parts)
+
+    def add(self, by_task: Tensor | None, targets: Tensor) -> None:
+        """A batch: the means over all of its samples, as `Losses.by_task` has them, and its labels."""
+        if by_task is None:
+            return
+        sums = (by_task.detach().double() * len(targets)).tolist()
+        counts = [len(targets)]
+        if self._learned.has_rows:
+            counts = self._learned.known_samples(targets).sum(dim=0).long().tolist()
+        self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)]
+        self._counts = [old + new for old, new in zip(self._counts, counts, strict=True)]
+
+    def means(self) -> dict[str, TaskTraining]:
+        """By task the samples with a label of it and its mean loss; none of tasks without any."""
+        found = zip(self._learned.parts, self._sums, self._counts, strict=True)
+        return {part.name: TaskTraining(count, total / count) for part, total, count in found if count}
+
+
+ClientWeights = tuple["Tensor | None", ...]
+"""By task what the classes count on some clients, (K, C), a row for each; None where all count 1."""
+
+
 class Objective:
-    """`training.loss`, ready to be computed.
+    """`training.loss` of a client's tasks, ready to be computed: the sum over tasks of weight times loss.
 
     Args:
         section: The section.
-        rules: The task's.
-        task: Its name.
-        num_outputs: Number of classes, or of targets.
+        learned: The tasks.
         device: Where the clients compute.
 
     Raises:
         InputError: The section does not fit, or own code does not do what it should.
     """
 
-    def __init__(self, section: Loss, rules: TaskRules, task: Task, num_outputs: int, device: torch.device) -> None:
-        for path, found, expected in section.misfits(task, num_outputs):
-            raise InputError(f"{_WHERE}.{path} {found}; expected {expected}")
-        self._section, self._rules, self._num_outputs, self._device = section, rules, num_outputs, device
-        self._own = section.function(task, num_outputs) if isinstance(section, CustomLoss) else None
+    def __init__(self, section: Loss, learned: Learned, device: torch.device) -> None:
+        for part in learned.parts:
+            for path, found, expected in section.misfits(part.kind, part.num_outputs):
+                raise InputError(f"{_WHERE}.{path} {found}; expected {expected}")
+        self._section, self._learned, self._device = section, learned, device
+        self._is_plain = not learned.has_several and learned.parts[0].weight == 1
+        self._own: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
+        if isinstance(section, CustomLoss):
+            self._own = tuple(section.function(part.kind, part.num_outputs) for part in learned.parts)
 
-    def weights(self, labels: Sequence[np.ndarray]) -> Tensor | None:
-        """What the classes count on some clients, a row for each, from the labels that they train with."""
+    def weights(self, labels: Sequence[np.ndarray]) -> ClientWeights:
+        """What the classes count on some clients, from the labels that they train with."""
         import torch
 
-        found = [self._section.class_weights(own, self._num_outputs) for own in labels]
-        rows = [row for row in found if row is not None]
-        return torch.from_numpy(np.stack(rows)).to(self._device, torch.float32) if rows else None
+        found: list[Tensor | None] = []
+        for part in self._learned.parts:
+            own = [part.known_rows(rows) for rows in labels]
+            each = [self._section.class_weights(values, part.num_outputs, known) for values, known in own]
+            rows = [row for row in each if row is not None]
+            found.append(torch.from_numpy(np.stack(rows)).to(self._device, torch.float32) if rows else None)
+        return tuple(found)
 
-    def mean(self, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """The loss of one client's batch; arguments as those of `each`."""
-        if isinstance(self._section, TaskLoss):
-            return self._rules.loss(outputs, targets, reduction="mean")
-        return self.each(outputs, targets, weights, (len(outputs),)).mean()
+    def mean(self, outputs: Tensor, targets: Tensor, weights: ClientWeights) -> Losses:
+        """The mean losses over one client's batch; arguments as those of `each`."""
+        if self._is_plain and isinstance(self._section, TaskLoss) and not self._learned.has_rows:
+            return Losses(self._learned.parts[0].rules.loss(outputs, targets, reduction="mean"))
+        total, by_task = self.each(outputs, targets, weights, (len(outputs),))
+        return Losses(total.mean(), None if by_task is None else by_task.mean(dim=0))
 
-    def each(self, outputs: Tensor, targets: Tensor, weights: Tensor | None, counts: Sequence[int]) -> Tensor:
-        """The loss of each sample of K clients' batches, (K * B,).
+    def each(self, outputs: Tensor, targets: Tensor, weights: ClientWeights, counts: Sequence[int]) -> Losses:
+        """The losses of each sample of K clients' batches, (K * B,).
 
         Args:
             outputs: (K * B, O).
-            targets: (K * B,) or (K * B, O).
+            targets: (K * B,) or (K * B, O), or rows of labels.
             weights: From `weights`, of these clients and perhaps of others after them.
             counts: Of each client the rows that are no padding. Own code does not see others.
         """
         import torch
 
+        found = [self._of_task(at, outputs, targets, weights[at], counts) for at in range(len(self._learned.parts))]
+        if self._is_plain:
+            return Losses(found[0])
+        weighted = [part.weight * own for part, own in zip(self._learned.parts, found, strict=True)]
+        return Losses(sum(weighted[1:], weighted[0]), torch.stack(found, dim=-1))
+
+    def _of_task(
+        self, at: int, outputs: Tensor, targets: Tensor, weights: Tensor | None, counts: Sequence[int]
+    ) -> Tensor:
+        """The losses of one task, which has the place `at`."""
+        import torch
+
+        part = self._learned.parts[at]
+        own_outputs, own_targets, known = part.outputs_of(outputs), part.targets_of(targets), part.known_of(targets)
         num_rows = len(outputs) // len(counts)
-        if self._own is None:
+        if not self._own:
             rows = None if weights is None else weights[: len(counts)].repeat_interleave(num_rows, dim=0)
-            return self._section.losses(self._rules, outputs, targets, rows)  # type: ignore[union-attr]  # not custom
+            return self._section.losses(part.rules, own_outputs, own_targets, rows, known)  # type: ignore[union-attr]  # not custom
         parts = []
         for start, count in zip(range(0, len(outputs), num_rows), counts, strict=True):
             real = slice(start, start + count)
-            parts += [self._own(outputs[real], targets[real]), outputs.new_zeros(num_rows - count)]
+            parts += [
+                self._own_losses(at, own_outputs[real], own_targets[real], None if known is None else known[real])
+            ]
+            parts += [outputs.new_zeros(num_rows - count)]
         return torch.cat(parts)
+
+    def _own_losses(self, at: int, outputs: Tensor, targets: Tensor, known: Tensor | None) -> Tensor:
+        """What own code gives of one client's samples, of which it sees those with labels."""
+        if known is None:
+            return self._own[at](outputs, targets)
+        rows = (known if known.ndim == 1 else known.amin(dim=1)) > 0
+        losses = outputs.new_zeros(len(outputs))
+        return losses.index_put((rows,), self._own[at](outputs[rows], targets[rows])) if rows.any() else losses

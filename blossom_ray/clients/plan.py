@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,11 @@ from blossom_ray.core.records import ClientEvaluation, ClientTraining
 from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import Contributions, PartialSum, Vector
 from blossom_ray.models.options import Model
+from blossom_ray.tasks import task_rules
 from blossom_ray.tasks.base import Metric, Tally
+
+if TYPE_CHECKING:  # which comes with PyTorch
+    from blossom_ray.tasks.learned import Learned
 
 # Buffers by block and name, as NumPy arrays: normalisation statistics that stay with a client, counters.
 LocalState = dict[str, dict[str, np.ndarray]]
@@ -45,14 +49,24 @@ class TaskPlan:
     Attributes:
         kind: Which kind of task it is.
         num_outputs: Number of classes, or of targets.
-        lr: Their learning rate; None: that of `training.optimizer`.
+        lr: The learning rate of clients with this task alone; None: that of `training.optimizer`.
         has_held_out: Whether the held-out global test set has labels for it.
+        loss_weight: What its loss counts in the sum over a client's tasks.
+        is_partial: Whether some sample lacks some label of it.
     """
 
     kind: Task
     num_outputs: int
     lr: float | None = None
     has_held_out: bool = True
+    loss_weight: float = 1.0
+    is_partial: bool = False
+
+
+def has_label_rows(tasks: Iterable[TaskPlan]) -> bool:
+    """Whether the labels of clients with these tasks are rows as `core/label_rows.py` has them."""
+    tasks = tuple(tasks)
+    return len(tasks) > 1 or any(task.is_partial for task in tasks)
 
 
 @dataclass(frozen=True)
@@ -126,16 +140,34 @@ class ClientPlan:
 
     def layout(self, client: ClientProfile) -> Layout:
         """What clients of this one's kind have, as an algorithm sees it."""
-        blocks = model_blocks(client.modalities, client.task)
+        blocks = self._model_blocks(client)
         return Layout(
             modalities=client.modalities,
             sizes={block: self.sizes[block] for block in blocks},
             scopes={block: self.scheme.scope(block) for block in blocks},
-            num_classes=self.tasks[client.task].num_outputs,
+            outputs={name: self.tasks[name].num_outputs for name in client.tasks},
             width=self.width,
             embedding_dims=self.embedding_dims,
             num_clients=self.num_clients,
         )
+
+    def learned(self, client: ClientProfile) -> Learned:
+        """What a client's model learns; imports PyTorch.
+
+        Raises:
+            InputError: A metric's function cannot be found.
+        """
+        from blossom_ray.tasks.learned import Learned
+
+        own = {name: self.tasks[name] for name in client.tasks}
+        parts = {
+            name: (task.kind, task_rules(task.kind, self.metrics), task.num_outputs, task.loss_weight)
+            for name, task in own.items()
+        }
+        return Learned(parts, has_rows=has_label_rows(own.values()))
+
+    def _model_blocks(self, client: ClientProfile) -> tuple[Block, ...]:
+        return model_blocks(client.modalities, client.tasks, self.scheme.fusions(client.tasks))
 
     def extra_parts(self, client: ClientProfile) -> tuple[ExtraPart, ...]:
         """What a client, and the server for it, hold beside the model.
@@ -155,11 +187,15 @@ class ClientPlan:
         return {}
 
     def learning_rate(self, client: ClientProfile, learning_rate: float, round_index: int) -> float:
-        """A client's learning rate in a round: that of all, unless its task has its own, with the same schedule."""
-        own = self.tasks[client.task].lr
+        """A client's learning rate in a round: that of all, unless its only task has one, with the same schedule."""
+        own = self.task_lr(client)
         if own is None:
             return learning_rate
         return self.training.schedule.learning_rate(own, round_index, self.num_rounds)
+
+    def task_lr(self, client: ClientProfile) -> float | None:
+        """The learning rate that a client's only task has; None where that has none, or the client several."""
+        return self.tasks[client.tasks[0]].lr if len(client.tasks) == 1 else None
 
     def keeps_rows(self, instance: BlockInstance) -> bool:
         """Whether the server needs each client's own contribution to an instance, and not their sum alone."""
@@ -194,13 +230,15 @@ class ClientPlan:
 
     def held_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client holds, by block name."""
-        names = held_blocks(client.modalities, self.model.encoders, self.model.missing, self.sparse, client.task)
+        fusions = self.scheme.fusions(client.tasks)
+        model = self.model
+        names = held_blocks(client.modalities, model.encoders, model.missing, self.sparse, client.tasks, fusions)
         return {name: self.scheme.instance(name, client) for name in names}
 
     def trained_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client trains or measures: of its own modalities, and not frozen."""
         names = (
-            *model_blocks(client.modalities, client.task),
+            *self._model_blocks(client),
             *(Block("prototype", modality) for modality in self.measured_prototypes(client)),
         )
         instances = {name: self.scheme.instance(name, client) for name in names}
@@ -389,13 +427,13 @@ class ChunkEvaluation:
     """Scores of a chunk's clients.
 
     Attributes:
-        records: One per client, in client order.
-        tally: Of these clients together.
+        records: One per client and task of which it has labels, in client order.
+        tallies: By task, of these clients together.
         bytes_down: Bytes sent to these clients by block instance.
-        by_set: Of their samples that have the same modalities, by these; empty where no sample lacks one.
+        by_set: By task, of their samples that have the same modalities, by these; empty where no sample lacks one.
     """
 
     records: tuple[ClientEvaluation, ...]
-    tally: Tally
+    tallies: Mapping[str, Tally]
     bytes_down: Mapping[BlockInstance, int]
-    by_set: Mapping[str, Tally] = field(default_factory=dict)
+    by_set: Mapping[str, Mapping[str, Tally]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A client model with its block vectors: memory that clients of one modality set and task take turns in."""
+"""A client model with its block vectors: memory that clients of one modality set with the same tasks take turns in."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from blossom_ray.clients.losses import Loss, Objective, TaskLoss
 from blossom_ray.clients.plan import ClientPlan, LocalState
 from blossom_ray.clients.transforms import Transform, build_transforms
-from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.scores import Task
+from blossom_ray.core.blocks import Block, ClientProfile
 from blossom_ray.core.sums import Vector
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
 from blossom_ray.models.late_fusion import LateFusionModel
 from blossom_ray.models.options import Model, NormStatistics, Precision
-from blossom_ray.tasks import task_rules
-from blossom_ray.tasks.base import Metric
+from blossom_ray.tasks.learned import Learned
 
 
 class Workspace:
@@ -28,18 +27,16 @@ class Workspace:
     Args:
         section: The scenario's `model` section.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
-        num_outputs: Number of classes, or of targets.
+        learned: What the model learns, its loss and its scores.
         owned: Modalities of the clients that work here.
         frozen: Names of blocks that are never trained.
         seed: The scenario's seed; initial values follow from it per block name.
-        task: What the model learns; its loss and its scores are `rules`.
-        task_name: What the scenario calls it, "" in one without `tasks`.
-        metrics: The scenario's `evaluation.metrics` section.
         device: Where the model computes.
         precision: In what its matrix products and convolutions compute.
         loss: The scenario's `training.loss` section.
         transforms: Its `training.transform` section.
         sparse: Modalities that samples of owners may lack.
+        fusions: The tasks that have a fusion each; "" is one for all.
 
     Raises:
         InputError: A part of the sections does not fit, or own code does not do what it should.
@@ -49,26 +46,22 @@ class Workspace:
         self,
         section: Model,
         input_shapes: Mapping[str, tuple[int, ...]],
-        num_outputs: int,
+        learned: Learned,
         *,
         owned: tuple[str, ...],
         frozen: frozenset[str] = frozenset(),
         seed: int,
-        task: Task,
-        task_name: str = "",
-        metrics: Mapping[str, Metric] | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
         loss: Loss | None = None,
         transforms: Mapping[str, Transform] | None = None,
         sparse: Iterable[str] = (),
+        fusions: Iterable[str] = ("",),
     ) -> None:
-        self.device = torch.device(device)
-        self.num_outputs = num_outputs
-        self.rules = task_rules(task, metrics)
-        self.objective = Objective(loss or TaskLoss(kind="task"), self.rules, task, num_outputs, self.device)
+        self.device, self.learned = torch.device(device), learned
+        self.objective = Objective(loss or TaskLoss(kind="task"), learned, self.device)
         self.transforms = build_transforms(transforms or {}, input_shapes, owned)
-        self.model = build_client_model(section, input_shapes, num_outputs, owned, seed, sparse, task_name)
+        self.model = build_client_model(section, input_shapes, learned.outputs, owned, seed, sparse, fusions)
         self.model = self.model.to(self.device)
         self.model.precision = precision
         self.flat: dict[str, FlatBlock] = {}
@@ -92,6 +85,18 @@ class Workspace:
     def num_parameters(self) -> dict[str, int]:
         """How many values of each block's vector are parameters, by name; they come first."""
         return {name: flat.num_parameters for name, flat in self.flat.items()}
+
+    def idle_blocks(self, targets: Tensor) -> frozenset[Block]:
+        """Heads, and fusions of theirs alone, of tasks of which no sample of a batch has a label.
+
+        Args:
+            targets: The labels of the batch, as the tasks have them.
+        """
+        if not self.learned.has_several:
+            return frozenset()
+        has_label = self.learned.known_samples(targets).amax(dim=0).tolist()
+        heads = [Block("head", part.name) for part, own in zip(self.learned.parts, has_label, strict=True) if not own]
+        return frozenset((*heads, *(fusion for head in heads if (fusion := self.model.fusion_of[head]).of)))
 
     def train_only(self, names: frozenset[str]) -> None:
         """Let training change only these of the `trained` blocks; the others stand still as frozen blocks do."""
@@ -127,7 +132,7 @@ class Workspace:
 
 
 def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.device | str = "cpu") -> Workspace:
-    """The memory in which clients with the modalities and the task of `profile` are computed.
+    """The memory in which clients with the modalities and the tasks of `profile` are computed.
 
     Args:
         plan: What every client goes by.
@@ -135,20 +140,17 @@ def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.dev
         device: Where the model computes.
     """
     frozen = frozenset(name for name, instance in plan.held_blocks(profile).items() if not instance.is_trained)
-    task = plan.tasks[profile.task]
     return Workspace(
         plan.model,
         plan.input_shapes,
-        task.num_outputs,
+        plan.learned(profile),
         owned=profile.modalities,
         frozen=frozen,
         seed=plan.seed,
-        task=task.kind,
-        task_name=profile.task,
-        metrics=plan.metrics,
         device=device,
         precision=plan.training.precision,
         loss=plan.training.loss,
         transforms=plan.training.transform,
         sparse=plan.sparse,
+        fusions=plan.scheme.fusions(profile.tasks),
     )

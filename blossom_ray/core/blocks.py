@@ -23,7 +23,8 @@ CENTRAL: SchemeName = "central"
 class Block(str):
     """A unit of sharing, which is its own name: `encoder/<modality>`, `fusion`, `head`, `prototype/<modality>`.
 
-    In a scenario with `tasks` there is a head for each of them, `head/<task>`.
+    In a scenario with `tasks` there is a head for each of them, `head/<task>`, and where clients of the same task alone
+    share a fusion a `fusion/<task>`.
 
     It is equal to that text, sorts, hashes and is written as it; what it is stands beside the text, which nobody takes
     apart but `named`.
@@ -32,8 +33,8 @@ class Block(str):
         kind: What it is. A `prototype`, measured and not trained, stands for a missing modality's embedding;
             `statistics` are a block's running statistics where each modality set has its own, `average` the mean of a
             private block for clients that never train. "" is no block, but the place of a single array of an algorithm.
-        of: The modality, of a head the task, of `statistics` and `average` the block; "" where there is one block of
-            its kind.
+        of: The modality, of a head and such a fusion the task, of `statistics` and `average` the block; "" where there
+            is one block of its kind.
     """
 
     __slots__ = ("kind", "of")
@@ -60,6 +61,7 @@ class Block(str):
 FUSION, HEAD = Block("fusion"), Block("head")
 NO_BLOCK = Block("")
 ANY_ENCODER = Block("encoder", "*")
+ANY_FUSION = Block("fusion", "*")
 
 
 class Scope(StrEnum):
@@ -86,18 +88,32 @@ def sorted_scope(name: object) -> object:
     return "+".join(sorted(name.split("+"))) if isinstance(name, str) else name
 
 
-def model_blocks(modalities: Iterable[str], task: str = "") -> tuple[Block, ...]:
-    """The blocks of a model over these modalities: the encoders in sorted order, then `fusion`, then a task's head."""
-    return (*(Block("encoder", modality) for modality in sorted(modalities)), FUSION, Block("head", task))
+def model_blocks(
+    modalities: Iterable[str], tasks: Iterable[str] = ("",), fusions: Iterable[str] = ("",)
+) -> tuple[Block, ...]:
+    """The blocks of a model over these modalities: encoders in sorted order, fusions, and a head for each task.
+
+    Args:
+        modalities: The modalities.
+        tasks: The tasks.
+        fusions: Those of them that have a fusion each; "" is one for all.
+    """
+    encoders = (Block("encoder", modality) for modality in sorted(modalities))
+    return (*encoders, *(Block("fusion", task) for task in fusions), *(Block("head", task) for task in tasks))
 
 
 def held_blocks(
-    owned: Iterable[str], modalities: Iterable[str], missing: str, sparse: Iterable[str] = (), task: str = ""
+    owned: Iterable[str],
+    modalities: Iterable[str],
+    missing: str,
+    sparse: Iterable[str] = (),
+    tasks: Iterable[str] = ("",),
+    fusions: Iterable[str] = ("",),
 ) -> tuple[Block, ...]:
     """The names of the blocks that a client's model has.
 
-    Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusion and its task's
-    head; under `prototype` the prototypes of the others, and of those that samples of owners may lack, `sparse`.
+    Encoders of all modalities under `zero-input`, else of those that it owns, in sorted order; fusions and heads; under
+    `prototype` the prototypes of the others, and of those that samples of owners may lack, `sparse`.
 
     Raises:
         ValueError: `owned` is empty, or holds a modality that is not one of `modalities`.
@@ -106,7 +122,7 @@ def held_blocks(
     if not owned or not owned <= modalities:
         found, known = ", ".join(sorted(owned)) or "none", ", ".join(sorted(modalities))
         raise ValueError(f"owned modalities are {found}; expected one or more of {known}")
-    names = model_blocks(modalities if missing == "zero-input" else owned, task)
+    names = model_blocks(modalities if missing == "zero-input" else owned, tasks, fusions)
     if missing == "prototype":
         lacked = modalities - (owned - set(sparse))
         names += tuple(Block("prototype", modality) for modality in sorted(lacked))
@@ -122,14 +138,14 @@ class ClientProfile:
         modalities: The modalities that it owns, sorted.
         group: The label of its client group, "" when it has none.
         is_unseen: Whether it never trains, and is only scored.
-        task: The name of its task, "" in a scenario without `tasks`.
+        tasks: The names of its tasks, sorted; "" is the only one in a scenario without `tasks`.
     """
 
     index: int
     modalities: tuple[str, ...]
     group: str = ""
     is_unseen: bool = False
-    task: str = ""
+    tasks: tuple[str, ...] = ("",)
 
     @property
     def modality_set(self) -> str:
@@ -137,17 +153,22 @@ class ClientProfile:
         return "+".join(self.modalities)
 
     @property
+    def task_set(self) -> str:
+        """Its tasks as one word, such as `activity+who`; "" in a scenario without `tasks`."""
+        return "+".join(self.tasks)
+
+    @property
     def signature(self) -> Signature:
         """What it has in common with the clients that hold the same block instances, but for their own ones."""
-        return Signature(self.modalities, self.group, self.task)
+        return Signature(self.modalities, self.group, self.tasks)
 
 
 class Signature(NamedTuple):
-    """A kind of clients: modality set, group and task."""
+    """A kind of clients: modality set, group and tasks."""
 
     modalities: tuple[str, ...]
     group: str = ""
-    task: str = ""
+    tasks: tuple[str, ...] = ("",)
 
 
 class BlockInstance(NamedTuple):
@@ -202,8 +223,8 @@ class BlockInstance(NamedTuple):
     def average(self, client: ClientProfile) -> BlockInstance:
         """The mean of this private block over the clients that train and are of the kind of `client`."""
         average = Block("average", self.name)
-        of_task = Scope.SAME_MODALITIES_AND_TASK if client.task else Scope.SAME_MODALITIES
-        key = "/".join(filter(None, (client.group, client.modality_set, client.task)))
+        of_task = Scope.SAME_MODALITIES_AND_TASK if client.task_set else Scope.SAME_MODALITIES
+        key = "/".join(filter(None, (client.group, client.modality_set, client.task_set)))
         return BlockInstance(average, Scope.GROUP if client.group else of_task, key)
 
     def __str__(self) -> str:
@@ -228,7 +249,8 @@ class SharingScheme:
     """The scope of every block.
 
     Attributes:
-        scopes: Scope by block name. `encoder/*` stands for every encoder that has no entry of its own.
+        scopes: Scope by block name. `encoder/*` stands for every encoder that has no entry of its own, `fusion/*` for
+            the fusion of every task.
     """
 
     scopes: Mapping[str, Scope]
@@ -250,19 +272,23 @@ class SharingScheme:
     def with_frozen(self, blocks: Iterable[Block]) -> SharingScheme:
         """The scheme in which nobody trains these blocks."""
         frozen: dict[str, Scope] = dict.fromkeys(blocks, Scope.FROZEN)
-        return SharingScheme({**self.scopes, **frozen}) if frozen else self
+        kept = {name: scope for name, scope in self.scopes.items() if Block.named(name).kind not in frozen}
+        return SharingScheme({**kept, **frozen}) if frozen else self
 
     def scope(self, block: str) -> Scope:
         """The scope of a block. A prototype is shared under every scheme: it is there for those who lack the modality.
 
-        A task's head has the scope of `head`, less that its clients have the same task.
+        The head and the fusion of a task have the scope of `head` and `fusion`, less that their clients have the same
+        task.
 
         Raises:
             KeyError: The scheme says nothing about this block.
         """
         named = Block.named(block)
-        if named.kind == "head" and named.of:
-            scope = self.scopes[block if block in self.scopes else HEAD]
+        if named.kind in ("head", "fusion") and named.of not in ("", "*"):
+            scope = self.scopes[
+                next(name for name in (block, Block(named.kind, "*"), named.kind) if name in self.scopes)
+            ]
             return _WITHIN_TASK.get(scope, scope)
         if block in self.scopes:
             return self.scopes[block]
@@ -270,7 +296,18 @@ class SharingScheme:
             return self.scopes[ANY_ENCODER]
         if kind == "prototype":
             return Scope.SHARED
+        if kind == "fusion" and ANY_FUSION in self.scopes:
+            return self.scopes[ANY_FUSION]
         raise KeyError(block)
+
+    def fusions(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        """The tasks of a client that have a fusion of their own; "" alone where there is one for all."""
+        tasks = tuple(tasks)
+        is_of_task = any(
+            named.kind == "fusion" and (named.of or scope in _WITHIN_TASK)
+            for named, scope in ((Block.named(name), scope) for name, scope in self.scopes.items())
+        )
+        return tasks if is_of_task else ("",)
 
     def instance(self, block: str, client: ClientProfile) -> BlockInstance:
         """The copy of `block` that `client` holds."""
@@ -284,9 +321,9 @@ def scope_key(scope: Scope, client: ClientProfile) -> str:
         case Scope.SAME_MODALITIES:
             return client.modality_set
         case Scope.SAME_TASK:
-            return client.task
+            return client.task_set
         case Scope.SAME_MODALITIES_AND_TASK:
-            return f"{client.modality_set}/{client.task}"
+            return f"{client.modality_set}/{client.task_set}"
         case Scope.GROUP:
             return client.group
         case Scope.PRIVATE | Scope.CLIENT | Scope.DRAWN:

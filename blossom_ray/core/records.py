@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from blossom_ray.core.blocks import BlockInstance
 
@@ -68,6 +68,18 @@ _PREFIXES = {
 }
 
 
+class TaskTraining(NamedTuple):
+    """What training one of its tasks came to on a client in one round.
+
+    Attributes:
+        num_examples: Training samples with a label of it seen, over all local epochs.
+        loss: Its mean training loss over them, without the task's weight.
+    """
+
+    num_examples: int
+    loss: float
+
+
 @dataclass(frozen=True)
 class ClientTraining:
     """One client's local training in one round.
@@ -84,6 +96,7 @@ class ClientTraining:
         seconds: Time spent on this client.
         rounds_trained: Rounds in which the client has trained so far, this one included; None where that is not known.
         num_observed: Of its modalities that training samples of some client lack, its training samples that have it.
+        by_task: Of a client with several tasks, or a weighted one, what is of each of them in `loss`.
     """
 
     client: int
@@ -97,6 +110,11 @@ class ClientTraining:
     seconds: float
     rounds_trained: int | None = None
     num_observed: Mapping[str, int] = field(default_factory=dict)
+    by_task: Mapping[str, TaskTraining] = field(default_factory=dict)
+
+    def of_tasks(self, tasks: tuple[str, ...]) -> Mapping[str, TaskTraining]:
+        """What training each of the client's tasks came to."""
+        return self.by_task or {tasks[0]: TaskTraining(self.num_examples, self.loss)}
 
 
 @dataclass(frozen=True)
@@ -116,18 +134,20 @@ class SetScores:
 
 @dataclass(frozen=True)
 class ClientEvaluation:
-    """One client's scores on its own test or validation split, or on the held-out global test set.
+    """One client's scores in one of its tasks, on its own test or validation split, or on the held-out global test set.
 
     Attributes:
         client: The client's id.
-        num_examples: Samples scored.
-        loss: Mean loss over them.
+        num_examples: Samples scored: those with a label of the task.
+        loss: Mean loss over them; where some lack some labels of the task, over all labels.
         scores: The task's scores by name, as in `SCORES`; None where the samples do not define one.
-        bytes_down: Bytes of blocks sent to the client for evaluation.
+        bytes_down: Bytes of blocks sent to the client for evaluation; of a client with several tasks those for all of
+            them stand with the first one, as `seconds` do.
         seconds: Time spent on this client.
         rounds_trained: Rounds in which the client has trained so far, this one included; None where that is not known.
         by_set: Scores of the samples that have the same modalities, by these; empty where no sample of its chunk lacks
             one.
+        task: The task, one of the client's; "" in a scenario without `tasks`.
     """
 
     client: int
@@ -138,6 +158,7 @@ class ClientEvaluation:
     seconds: float
     rounds_trained: int | None = None
     by_set: Mapping[str, SetScores] = field(default_factory=dict)
+    task: str = ""
 
 
 @dataclass(frozen=True)

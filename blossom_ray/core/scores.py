@@ -33,7 +33,10 @@ class LearnedTask(Section):
     class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Names of the classes in order, of a table's column; null: the labels that occur, sorted."""
     lr: Rate | None = None
-    """Learning rate of its clients, on the schedule of all; null: that of `training.optimizer`."""
+    """Learning rate of clients with this task alone, on the schedule of all; null: that of `training.optimizer`, which
+    clients with several tasks have."""
+    loss_weight: Rate = 1.0
+    """What its loss counts in the sum over a client's tasks, also of a client with this task alone."""
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,12 @@ class LabelColumn:
     Attributes:
         labels: As in `Dataset`.
         class_names: Name of each class or target.
+        known: Of the shape of `labels`, which of them are known; the others are 0. None: all.
     """
 
     labels: Labels
     class_names: tuple[str, ...]
+    known: BoolArray | None = None
 
 
 SUBJECT = "subject"

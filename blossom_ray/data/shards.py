@@ -1,9 +1,9 @@
 """Clients' shards: written once per federation, read by memory map or from a buffer, without a copy.
 
-One Arrow file per modality and one for the labels of each task, each with one batch per client that has it. A client's
-batch holds its train rows, then its validation rows, then its test rows. Where clients do not observe a modality in all
-of their rows, one more file says in which. The held-out set lies beside them, with one batch for each way in which
-clients see it.
+One Arrow file per modality and one for the labels of each set of tasks, each with one batch per client that has it. A
+client's batch holds its train rows, then its validation rows, then its test rows. Where clients do not observe a
+modality in all of their rows, one more file says in which. The held-out set lies beside them, with one batch for each
+way in which clients see it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.data.dataset import Dataset
+from blossom_ray.core.label_rows import label_rows
+from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.targets import FloatArray, IntArray, Labels
@@ -40,7 +41,8 @@ class Samples(NamedTuple):
 
     Attributes:
         inputs: Own modalities to (n, *shape) float32.
-        labels: (n,) int64, or (n, C) float32, as in `Dataset`.
+        labels: (n,) int64, or (n, C) float32, as in `Dataset`; of several tasks, or known in part, rows as
+            `core/label_rows.py` has them.
         observed: Of the modalities that some of these samples lack: (n,) bool, which have it.
     """
 
@@ -55,7 +57,7 @@ class Shard:
 
     Attributes:
         inputs: Own modalities to (n, *shape) float32: train rows, then validation rows, then test rows.
-        labels: (n,) int64, or (n, C) float32, as in `Dataset`.
+        labels: As in `Samples`.
         num_train: How many of the n rows are for training; 0 for the held-out set.
         num_validation: How many of the next rows are for validation; the rest are test rows.
         observed: Of the modalities that some row lacks: (n,) bool, which have it. The inputs of the others are zeros.
@@ -99,7 +101,7 @@ class ShardIndex:
         num_test: (num_clients,) int64: test rows of each client.
         gaps: As `batches`, of the files that say in which rows modalities are observed; -1 where it is in all rows.
         views: (num_clients,) int64: which way of seeing the held-out set is each client's.
-        labels: By task, as `batches`, of the files of labels; -1 where a client has another task.
+        labels: By tasks, such as `activity+who`, as `batches`, of the files of labels; -1 where a client has others.
     """
 
     folder: Path
@@ -140,12 +142,15 @@ def write_shards(
     rows = [federation.rows(client) for client in range(len(profiles))]
     places = [federation.located(dataset, client) for client in range(len(profiles))]
     labels, batches, gaps = {}, {}, {}
-    for task in sorted({profile.task for profile in profiles}):
-        has = np.array([profile.task == task for profile in profiles])
-        own_places = (places[client] for client in np.flatnonzero(has))
-        like = _labels_of(dataset, task)
-        _write(folder / _labels_name(task), like, (_labels_of(part, task)[own] for part, own in own_places))
-        labels[task] = _numbered(has)
+    for tasks in sorted({profile.tasks for profile in profiles}):
+        name = "+".join(tasks)
+        has = np.array([profile.tasks == tasks for profile in profiles])
+        own_places = [places[client] for client in np.flatnonzero(has)]
+        parts = {id(part): _labels_of(part, tasks, dataset) for part, _ in own_places}
+        _write(
+            folder / _labels_name(name), next(iter(parts.values())), (parts[id(part)][own] for part, own in own_places)
+        )
+        labels[name] = _numbered(has)
     for modality, samples in dataset.inputs.items():
         observed = federation.observed.get(modality)
         owns = np.array([modality in profile.modalities for profile in profiles])
@@ -176,13 +181,20 @@ def write_shards(
     )
 
 
-def write_held_out(held_out: Sequence[Dataset], folder: Path, tasks: Iterable[str] = ("",)) -> None:
+def write_held_out(
+    held_out: Sequence[Dataset],
+    folder: Path,
+    *,
+    dataset: Dataset | None = None,
+    tasks: Collection[tuple[str, ...]] = (("",),),
+) -> None:
     """Write the held-out global test set beside the shards in `folder`.
 
     Args:
         held_out: The set as clients see it, for each way in which they do.
-        folder: Where `write_shards` has written.
-        tasks: Those that it has labels of.
+        folder: Where `write_shards` writes.
+        dataset: What that is given, for what the labels are of which the set has none; needed with several tasks.
+        tasks: Those that clients have together.
 
     Raises:
         RunFolderError: The files cannot be written.
@@ -194,9 +206,10 @@ def write_held_out(held_out: Sequence[Dataset], folder: Path, tasks: Iterable[st
         for modality, observed in view.observed.items():
             own = observed.view(np.uint8)
             _write(folder / (place + _gaps_name(modality)), own, [own])
-        for task in tasks:
-            labels = _labels_of(view, task)
-            _write(folder / (place + _labels_name(task)), labels, [labels])
+        for together in tasks:
+            if any(_column(view, task) is not None for task in together):
+                labels = _labels_of(view, together, dataset or view)
+                _write(folder / (place + _labels_name("+".join(together))), labels, [labels])
 
 
 def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
@@ -338,8 +351,23 @@ def _labels_name(task: str) -> str:
     return f"labels-{task}" if task else "labels"
 
 
-def _labels_of(dataset: Dataset, task: str) -> Labels:
-    return dataset.label_columns[task].labels if task else dataset.labels
+def _column(dataset: Dataset, task: str) -> LabelColumn | None:
+    return dataset.label_columns.get(task) if task else LabelColumn(dataset.labels, dataset.class_names)
+
+
+def _labels_of(part: Dataset, tasks: Sequence[str], dataset: Dataset) -> Labels:
+    """The labels of some tasks in a part of a data set, as `Samples` has them; those that it lacks are not known."""
+    found = []
+    for task in tasks:
+        column, like = _column(part, task), _column(dataset, task)
+        assert like is not None, "the data set has the labels of all tasks"
+        if column is None:
+            labels = np.zeros((part.num_samples, *like.labels.shape[1:]), like.labels.dtype)
+            column = LabelColumn(labels, like.class_names, np.zeros(labels.shape, bool))
+        found.append(column)
+    if len(found) == 1 and found[0].known is None:
+        return found[0].labels
+    return label_rows([(column.labels, column.known) for column in found])
 
 
 def _gaps_name(modality: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from blossom_ray.core.blocks import FUSION, Block, held_blocks, model_blocks
+from blossom_ray.core.blocks import Block, held_blocks, model_blocks
 from blossom_ray.core.factories import shown_factory
 from blossom_ray.core.section import Custom
 from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
@@ -27,22 +27,22 @@ from blossom_ray.models.weights import load_weights
 def build_client_model(
     model: Model,
     input_shapes: Mapping[str, Shape],
-    num_outputs: int,
+    num_outputs: int | Mapping[str, int],
     owned: Iterable[str],
     seed: int,
     sparse: Iterable[str] = (),
-    task: str = "",
+    fusions: Iterable[str] = ("",),
 ) -> LateFusionModel:
     """The model of a client that owns the modalities `owned`.
 
     Args:
         model: The scenario's `model` section.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
-        num_outputs: Number of outputs (classes).
+        num_outputs: Number of outputs (classes); of a scenario with `tasks` by the names of the client's.
         owned: Modalities of the client.
         seed: The scenario's seed.
         sparse: Modalities that samples of owners may lack.
-        task: The name of its task, "" in a scenario without `tasks`.
+        fusions: The tasks that have a fusion each; "" is one for all.
 
     Raises:
         InputError: A block does not fit its input, or own code does not do what it should.
@@ -50,18 +50,21 @@ def build_client_model(
     """
     owned, sparse = tuple(owned), tuple(sparse)
     dims = model.embedding_dims(input_shapes)
-    names = held_blocks(owned, model.encoders, model.missing, sparse, task)
-    blocks = {name: build_block(name, model, input_shapes, num_outputs, seed, dims) for name in names}
-    own_modules = {name: own for name, own in _own_modules(model, dims, num_outputs, task).items() if name in names}
-    if FUSION in own_modules and model.missing == "mask":
-        present = {name: (dims[name],) for name in sorted(owned)}
-        try_own(blocks[FUSION], "model.fusion", present, own_modules[FUSION].width)
+    by_task = num_outputs if isinstance(num_outputs, Mapping) else {"": num_outputs}
+    names = held_blocks(owned, model.encoders, model.missing, sparse, by_task, fusions)
+    # Of all blocks, a head alone asks for it.
+    blocks = {name: build_block(name, model, input_shapes, by_task.get(name.of, 0), seed, dims) for name in names}
+    own_modules = {name: own for name in names if (own := _own_module(name, model, dims, by_task)) is not None}
+    for name in (name for name in own_modules if name.kind == "fusion" and model.missing == "mask"):
+        present = {modality: (dims[modality],) for modality in sorted(owned)}
+        try_own(blocks[name], "model.fusion", present, own_modules[name].width)
     return LateFusionModel(
         blocks,
         owned=owned,
         missing=model.missing,
         input_shapes=input_shapes,
         embedding_dims=dims,
+        num_outputs={Block("head", task): number for task, number in by_task.items()},
         own_modules=own_modules,
         sparse=sparse,
     )
@@ -79,10 +82,10 @@ def build_block(
 ) -> nn.Module:
     """One block with its initial values: PyTorch's default initialisation, or what `weights` names.
 
-    Heads of all tasks draw the same numbers.
+    Heads of all tasks draw the same numbers, and so do their fusions.
 
     Args:
-        block: `encoder/<modality>`, `fusion`, `head`, `head/<task>` or `prototype/<modality>`.
+        block: `encoder/<modality>`, `fusion`, `head`, one of a task behind a slash, or `prototype/<modality>`.
         model: The scenario's `model` section.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         num_outputs: Number of outputs (classes).
@@ -98,7 +101,7 @@ def build_block(
     dims = embedding_dims or model.embedding_dims(input_shapes)
     if block.kind == "prototype" and block.of in dims:
         return Prototype(dims[block.of])
-    if block.kind != "head" and block not in model_blocks(model.encoders):
+    if block.kind not in ("fusion", "head") and block not in model_blocks(model.encoders):
         names = ", ".join(model_blocks(model.encoders))
         raise ValueError(f"block is {str(block)!r}; expected one of {names}")
     where, of_all = place_of(block), block if block.kind == "encoder" else Block(block.kind)
@@ -147,15 +150,15 @@ def describe_block(
     return {"class": made.func.__name__, "arguments": [*made.args], "options": made.keywords}
 
 
-def _own_modules(model: Model, dims: Mapping[str, int], num_outputs: int, task: str) -> dict[Block, OwnModule]:
-    """What the blocks of own code have to give, by block name."""
-    own: dict[Block, OwnModule] = {
-        Block("encoder", name): OwnModule.of(section, f"model.encoders.{name}", dims[name])
-        for name, section in model.encoders.items()
-        if isinstance(section, Custom)
-    }
-    if isinstance(model.fusion, Custom):
-        own[FUSION] = OwnModule.of(model.fusion, "model.fusion", model.fusion.fused_dim(dims))
-    if isinstance(model.head, Custom):
-        own[Block("head", task)] = OwnModule.of(model.head, "model.head", num_outputs)
-    return own
+def _own_module(
+    block: Block, model: Model, dims: Mapping[str, int], num_outputs: Mapping[str, int]
+) -> OwnModule | None:
+    """What a block of own code has to give; None for any other block."""
+    if block.kind == "encoder":
+        section, width = model.encoders[block.of], dims[block.of]
+        return OwnModule.of(section, f"model.encoders.{block.of}", width) if isinstance(section, Custom) else None
+    if block.kind == "fusion" and isinstance(model.fusion, Custom):
+        return OwnModule.of(model.fusion, "model.fusion", model.fusion.fused_dim(dims))
+    if block.kind == "head" and isinstance(model.head, Custom):
+        return OwnModule.of(model.head, "model.head", num_outputs[block.of])
+    return None

@@ -1,4 +1,4 @@
-"""A client's model: the encoders that it holds, a fusion, a head, and the rule for modalities that it lacks.
+"""A client's model: the encoders that it holds, fusion and head of its tasks, and the rule for lacking modalities.
 
 Shape suffixes: B batch, E embedding, O outputs.
 """
@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.core.blocks import FUSION, HEAD, Block, held_blocks, model_blocks
+from blossom_ray.core.blocks import HEAD, Block, held_blocks, model_blocks
 from blossom_ray.errors import InputError
 from blossom_ray.models.options import MissingRule, Precision
 from blossom_ray.models.own_code import OwnModule, output_problem
@@ -51,8 +51,8 @@ class Forward:
     """What a forward pass gives.
 
     Attributes:
-        outputs: (B, O) float32.
-        representation: What the fusion gave, (B, F).
+        outputs: (B, O) float32; those of several heads stand side by side.
+        representation: What the fusion gave, (B, F); the same where each task has one.
         embeddings: What the encoders of owned modalities gave, (B, E) by modality; zeros where a sample lacks it.
     """
 
@@ -64,6 +64,8 @@ class Forward:
 class LateFusionModel(nn.Module):
     """Encoders, fusion and head of one client, as named blocks. It starts in evaluation mode.
 
+    Of several tasks each has a head, and all of them one fusion, or each one of its own.
+
     What stands for a modality that the client does not own: `mask`: the fusion gets owned embeddings alone.
     `zero-embedding`: an embedding of zeros. `zero-input`: an input of zeros through the modality's encoder,
     which the client then holds but never trains; under the other rules it does not hold it. `prototype`: the mean
@@ -71,17 +73,18 @@ class LateFusionModel(nn.Module):
     samples that lack it, of which the encoder computes nothing.
 
     Args:
-        blocks: Module by block name: the held encoders, `fusion`, a head, and the prototypes of missing modalities.
+        blocks: Module by block name: the held encoders, fusions, heads, and the prototypes of missing modalities.
         owned: Modalities of the client.
         missing: The rule above.
         input_shapes: Shape of one sample by modality, for all modalities of the federation.
         embedding_dims: Width of the embedding by modality, for all modalities of the federation.
+        num_outputs: Width of the outputs by head; needed where there are several.
         own_modules: The blocks that are the user's code; what they give is checked in each batch.
         sparse: Modalities that samples of owners may lack; under `prototype` these hold theirs, too.
 
     Attributes:
-        blocks: The modules by block name, encoders in sorted order, then `fusion`, the head, and prototypes.
-        head: Name of the head.
+        blocks: The modules by block name, encoders in sorted order, then fusions, heads, and prototypes.
+        fusion_of: By name of a head the name of its fusion.
         owned: The modalities of the client, sorted.
         unowned_blocks: Names of the blocks that it holds for modalities that it does not own.
         precision: In what matrix products and convolutions compute; parameters, gradients and logits are float32
@@ -100,6 +103,7 @@ class LateFusionModel(nn.Module):
         missing: MissingRule,
         input_shapes: Mapping[str, tuple[int, ...]],
         embedding_dims: Mapping[str, int],
+        num_outputs: Mapping[Block, int] = MappingProxyType({}),
         own_modules: Mapping[Block, OwnModule] | None = None,
         sparse: Iterable[str] = (),
     ) -> None:
@@ -109,15 +113,20 @@ class LateFusionModel(nn.Module):
         self.input_shapes = dict(input_shapes)
         self.embedding_dims = dict(sorted(embedding_dims.items()))
         self.own_modules = dict(own_modules or {})
-        self.head = next((name for name in map(Block.named, blocks) if name.kind == "head"), HEAD)
-        names = held_blocks(self.owned, self.embedding_dims, missing, sparse, self.head.of)
+        heads = [name for name in map(Block.named, blocks) if name.kind == "head"] or [HEAD]
+        own_fusions = [name.of for name in map(Block.named, blocks) if name.kind == "fusion"] or [""]
+        tasks = [name.of for name in heads]
+        names = held_blocks(self.owned, self.embedding_dims, missing, sparse, tasks, own_fusions)
         if set(blocks) != set(names):
             raise ValueError(f"blocks are {', '.join(sorted(blocks))}; expected {', '.join(names)}")
         self.blocks: dict[Block, nn.Module] = {name: blocks[name] for name in names}
         self._own_encoders = {modality: Block("encoder", modality) for modality in self.owned}
         # nn.ModuleDict refuses names with a dot, which modalities may have; so modules register by position.
         self._registered = nn.ModuleList(self.blocks.values())
-        own = model_blocks(self.owned, self.head.of)
+        of_task = own_fusions != [""]
+        self.fusion_of = {head: Block("fusion", head.of if of_task else "") for head in heads}
+        self._num_outputs, self._resting = dict(num_outputs), frozenset[Block]()
+        own = model_blocks(self.owned, tasks, own_fusions)
         self.unowned_blocks = tuple(name for name in names if name not in own)
         for name in self.unowned_blocks:
             self.blocks[name].requires_grad_(False)
@@ -133,7 +142,7 @@ class LateFusionModel(nn.Module):
         evaluation mode: no dropout, and normalisation statistics are used but not updated.
         """
         super().train(mode)
-        self._trained_norms = []
+        self._trained_norms, self._resting = [], frozenset()
         for name, block in self.blocks.items():
             if name in self.unowned_blocks or _is_frozen(block):
                 block.eval()
@@ -142,7 +151,13 @@ class LateFusionModel(nn.Module):
                 self._trained_norms += [(name.of, norm) for norm in norms]
         return self
 
-    def training_mode(self, *, batch_size: int, inputs: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+    def training_mode(
+        self,
+        *,
+        batch_size: int,
+        inputs: Mapping[str, Tensor] = MappingProxyType({}),
+        resting: frozenset[Block] = frozenset(),
+    ) -> None:
         """Set training mode for one batch of this size.
 
         One sample has no variance over the batch, so normalisation layers with running statistics use these
@@ -151,9 +166,11 @@ class LateFusionModel(nn.Module):
         Args:
             batch_size: Samples of the batch.
             inputs: By modality those of them that its encoder sees; all where it is not here.
+            resting: Heads, and fusions of theirs alone, that do not compute in this batch: a head's outputs are 0.
         """
         if not self.training:
             self.train()
+        self._resting = resting
         for modality, norm in self._trained_norms:
             norm.train((len(inputs[modality]) if modality in inputs else batch_size) > 1)
 
@@ -180,7 +197,7 @@ class LateFusionModel(nn.Module):
             return self._fused(embeddings, present)
 
     def fused(self, embeddings: Mapping[str, Tensor], present: Mapping[str, Presence] = EVERYWHERE) -> Forward:
-        """What fusion and head make of the embeddings (B, E) of some owned modalities, of at least one."""
+        """What fusions and heads make of the embeddings (B, E) of some owned modalities, of at least one."""
         with self._precision(embeddings):
             return self._fused(dict(embeddings), present)
 
@@ -200,8 +217,21 @@ class LateFusionModel(nn.Module):
                 elif name in masks and self.missing != "zero-embedding":  # zeros are there
                     embeddings[name] = torch.where(masks[name], embeddings[name], self._stand_in(name, any_BE))
         masked = (masks,) if masks and self.missing == "mask" else ()
-        representation = self._output(FUSION, embeddings, any_BE, *masked)
-        return Forward(self._output(self.head, representation, any_BE).float(), representation, owned)
+        fused: dict[Block, Tensor] = {}
+        outputs: list[Tensor] = []
+        for head, fusion in self.fusion_of.items():
+            if head in self._resting:
+                outputs.append(any_BE.new_zeros(len(any_BE), self._num_outputs[head], dtype=torch.float32))
+                continue
+            if fusion not in fused:
+                fused[fusion] = self._output(fusion, embeddings, any_BE, *masked)
+            outputs.append(self._output(head, fused[fusion], any_BE).float())
+        if len(outputs) == 1:
+            return Forward(outputs[0], next(iter(fused.values())), owned)
+        fusions = dict.fromkeys(self.fusion_of.values())
+        width = next((values.shape[1] for values in fused.values()), 0)
+        parts = [fused[name] if name in fused else any_BE.new_zeros(len(any_BE), width) for name in fusions]
+        return Forward(torch.cat(outputs, dim=1), torch.cat(parts, dim=1), owned)
 
     def _stand_in(self, modality: str, like: Tensor) -> Tensor:
         """What stands for a modality that samples lack, unless these are masked: (B, E), as many rows as `like` has."""

@@ -24,7 +24,7 @@ from blossom_ray.clients.job import ClientTask
 from blossom_ray.clients.plan import ClientPlan, ClientState, TaskPlan
 from blossom_ray.clients.state_files import INITIAL_STATE, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.blocks import HEAD, Block, ClientProfile, Scope
+from blossom_ray.core.blocks import FUSION, HEAD, Block, ClientProfile, Scope
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.federation import build_federation
@@ -114,6 +114,9 @@ def taken_model(
             # Clients are scored with models of their own; this is the averaged one.
             plan = replace(plan, algorithm=None)
     else:
+        if len(profiles[client].tasks) > 1:
+            several = f"client {client} has the tasks {listed(profiles[client].tasks)}"
+            raise InputError(f"{several}; expected a client with one task, whose model has one head")
         profile, state = profiles[client], read_clients(checkpoint.client_files, [client]).get(client, INITIAL_STATE)
         if averages := plan.private_averages(profile):
             told = f"client {client} never trains, and begins with means of others' {listed(averages)}"
@@ -123,14 +126,18 @@ def taken_model(
         raise RunFolderError(f"{checkpoint.folder}: is no checkpoint of this run: client {client} has {problem}")
     _load(workspace, plan, profile, state, server, checkpoint.round_index)
 
-    num_outputs, dims = workspace.num_outputs, plan.model.embedding_dims(shapes)
-    # The head of a task is the only one here.
-    blocks = {HEAD if name.kind == "head" else name: module for name, module in workspace.model.blocks.items()}
+    num_outputs, dims = workspace.learned.num_outputs, plan.model.embedding_dims(shapes)
+    # Head and fusion of a task are the only ones here.
+    of_task = {
+        **dict.fromkeys(workspace.model.fusion_of, HEAD),
+        **dict.fromkeys(workspace.model.fusion_of.values(), FUSION),
+    }
+    blocks = {of_task.get(name, name): module for name, module in workspace.model.blocks.items()}
     description = {
         "blossom_ray": version("blossom-ray"),
         "run": _circumstances(scenario, manifest, checkpoint.round_index, client, state),
-        "task": plan.tasks[profile.task].kind,
-        "outputs": (data["tasks"][profile.task] if profile.task else data)["class_names"],
+        "task": plan.tasks[profile.tasks[0]].kind,
+        "outputs": (data["tasks"][profile.tasks[0]] if profile.task_set else data)["class_names"],
         "modalities": _modalities(scenario, data["fingerprint"], profile),
         "missing": scenario.model.missing,
         "input_shapes": shapes,
@@ -188,7 +195,7 @@ def _everybody(plan: ClientPlan, server: Server) -> ClientProfile:
     if len(plan.tasks) > 1:
         has = f"the tasks {listed(plan.tasks)}"
         raise InputError(f"there is no model of all clients, who have {has}; expected a client: --client 0")
-    profile = ClientProfile(_NOBODY, tuple(sorted(plan.model.encoders)), task=next(iter(plan.tasks)))
+    profile = ClientProfile(_NOBODY, tuple(sorted(plan.model.encoders)), tasks=(next(iter(plan.tasks)),))
     held = plan.held_blocks(profile)
     own = [f"{name} ({i.scope})" for name, i in held.items() if i.scope not in (Scope.SHARED, Scope.FROZEN)]
     if not own:

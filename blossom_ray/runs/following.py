@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blossom_ray.core.blocks import BlockInstance
-from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
+from blossom_ray.core.records import (
+    BlockRound,
+    ClientEvaluation,
+    ClientTraining,
+    Failure,
+    RoundRecord,
+    Scoring,
+    TaskTraining,
+)
 from blossom_ray.core.scores import task_prefix
 from blossom_ray.errors import RunError, RunFolderError
 from blossom_ray.runs.folder import Run, lock_folder
-from blossom_ray.runs.tables import CLIENT_COLUMNS, ROUND_COLUMNS, SOME_COLUMNS, TRAINED
+from blossom_ray.runs.tables import CLIENT_COLUMNS, NUM_EXAMPLES, ROUND_COLUMNS, SOME_COLUMNS, TRAINED
 
 if TYPE_CHECKING:
     import polars as pl
 
 _POLL_S = 0.5
-_NO_SCORES = {*CLIENT_COLUMNS, *SOME_COLUMNS, "name"}
+_NO_SCORES = {*CLIENT_COLUMNS, *SOME_COLUMNS, "name", "num_examples"}
 
 
 def follow(folder: Path, poll_s: float = _POLL_S) -> Generator[RoundRecord, None, None]:
@@ -101,53 +110,60 @@ def _record(
         learning_rate=row["learning_rate"],
         cohort=tuple(client["client"] for client in trained),
         training=tuple(_training(client) for client in trained),
-        evaluation=tuple(_evaluation(client) for client in tested),
+        evaluation=tuple(each for client in tested for each in _evaluations(client, Scoring.OWN_TEST)),
         metrics={name: value for name, value in row.items() if name not in ROUND_COLUMNS and value is not None},
         blocks=tuple(_block(block) for block in blocks),
         seconds={name: value for name, value in seconds.items() if value is not None},
         failures=_failures(failures),
-        validation=tuple(_scored(client, "validation/", "num_validation_examples") for client in validated),
-        unseen=tuple(_scored(client, "unseen/", "num_unseen_examples") for client in unseen),
+        validation=tuple(each for client in validated for each in _evaluations(client, Scoring.VALIDATION)),
+        unseen=tuple(each for client in unseen for each in _evaluations(client, Scoring.UNSEEN)),
     )
 
 
 def _training(client: dict[str, Any]) -> ClientTraining:
     values = {attribute: client[column] for column, attribute in TRAINED.items()}
-    return ClientTraining(client=client["client"], drift={}, rounds_trained=client["rounds_trained"], **values)
-
-
-def _evaluation(client: dict[str, Any]) -> ClientEvaluation:
-    return ClientEvaluation(
-        client=client["client"],
-        num_examples=client["num_test_examples"],
-        loss=client["loss"],
-        scores=_own_scores(client, {name: value for name, value in client.items() if name not in _NO_SCORES}),
-        bytes_down=client["evaluate_bytes_down"] or 0,
-        seconds=client["evaluate_seconds"] or 0.0,
-        rounds_trained=client["rounds_trained"],
+    by_task = {}
+    for task in _tasks(client):
+        if (loss := client.get(f"{task_prefix(task)}train_loss")) is not None and task:
+            by_task[task] = TaskTraining(values["num_examples"], loss)
+    if values["loss"] is None:
+        values["loss"] = math.nan  # of several tasks together there is none
+    return ClientTraining(
+        client=client["client"], drift={}, rounds_trained=client["rounds_trained"], by_task=by_task, **values
     )
 
 
-def _scored(client: dict[str, Any], prefix: str, count: str) -> ClientEvaluation:
-    """Bytes and seconds of a client that was scored on both splits are told with the test split."""
+def _evaluations(client: dict[str, Any], scoring: Scoring) -> Iterator[ClientEvaluation]:
+    """What a client's row says of its scores in each of its tasks.
+
+    Bytes and seconds of a client that was scored on several splits are told with the test split, and there with the
+    first task.
+    """
+    prefix, count = scoring.prefix, NUM_EXAMPLES[scoring]
     found = {name.removeprefix(prefix): value for name, value in client.items() if name.startswith(prefix)}
-    is_alone = client["num_test_examples"] is None
-    return ClientEvaluation(
-        client=client["client"],
-        num_examples=client[count],
-        loss=found.pop("loss"),
-        scores=_own_scores(client, found),
-        bytes_down=client["evaluate_bytes_down"] if is_alone else 0,
-        seconds=client["evaluate_seconds"] if is_alone else 0.0,
-        rounds_trained=client["rounds_trained"],
-    )
+    is_first = not prefix or client["num_test_examples"] is None
+    for task in _tasks(client):
+        start = task_prefix(task)
+        own = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
+        loss = own.get("loss") if start and own.get("loss") is not None else found.get("loss")
+        if loss is None:
+            continue
+        num_examples = own.get("num_examples")
+        yield ClientEvaluation(
+            client=client["client"],
+            num_examples=client[count] if num_examples is None else int(num_examples),
+            loss=loss,
+            scores={name: value for name, value in own.items() if "/" not in name and name not in _NO_SCORES},
+            bytes_down=(client["evaluate_bytes_down"] or 0) if is_first else 0,
+            seconds=(client["evaluate_seconds"] or 0.0) if is_first else 0.0,
+            rounds_trained=client["rounds_trained"],
+            task=task,
+        )
+        is_first = False
 
 
-def _own_scores(client: dict[str, Any], columns: dict[str, Any]) -> dict[str, Any]:
-    """The scores of a client's own task among columns without the prefix of what was scored."""
-    start = task_prefix(client.get("task") or "")
-    own = {name.removeprefix(start): value for name, value in columns.items() if name.startswith(start)}
-    return {name: value for name, value in own.items() if "/" not in name}
+def _tasks(client: dict[str, Any]) -> list[str]:
+    return (client.get("task") or "").split("+")
 
 
 def _block(block: dict[str, Any]) -> BlockRound:

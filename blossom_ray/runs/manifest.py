@@ -221,8 +221,8 @@ def untrained_note(preparation: Preparation, record: RoundRecord) -> str:
     if not may_leave_untrained(preparation):
         return ""
     profiles, plan = preparation.population.profiles, preparation.plan
-    scored = record.evaluation or record.validation
-    untrained = [profiles[entry.client] for entry in scored if entry.rounds_trained == 0]
+    scored = {entry.client: entry for entry in record.evaluation or record.validation}
+    untrained = [profiles[client] for client, entry in scored.items() if entry.rounds_trained == 0]
     parts = sorted({part for profile in untrained for part in plan.own_parts(profile)})
     if not parts:
         return ""

@@ -19,6 +19,7 @@ from blossom_ray.runs.tables import (
     LATER_COLUMNS,
     LATER_TABLES,
     OBSERVED,
+    OF_ONE_TASK,
     OPTIONAL_COLUMNS,
     SOME_COLUMNS,
     TABLES,
@@ -226,6 +227,8 @@ def _check_values(table: pa.Table, name: str, path: Path) -> None:
             )
     for group in groups:
         for column in group[1:]:
+            if column in OF_ONE_TASK and "task" in table.schema.names:
+                continue
             if pc.is_null(table[group[0]]) != pc.is_null(table[column]):
                 raise RunFolderError(f"{path}: {group[0]!r} and {column!r} are null in other rows; expected the same")
     if name == "blocks":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.records import RoundRecord, Scoring
+from blossom_ray.core.records import ClientEvaluation, RoundRecord, Scoring
 from blossom_ray.core.scores import task_prefix
 
 Value = int | float | str | None
@@ -43,7 +44,10 @@ CLIENT_COLUMNS = {
     "evaluate_seconds": "double",
     "rounds_trained": "int32",
 }
-"""With `tasks`, `task` stands behind them; losses are those of the client's own task. Then comes a `double` column per
+"""With `tasks`, `task` stands behind them, such as `activity` or `activity+who`; losses are those of the client's own
+task. Where some client has several tasks, `loss` and `train_loss` are null, `<task>/loss`, `<task>/train_loss` and
+`<task>/num_examples`, the samples with a label of it, stand in their place, and samples scored are the most that have a
+label of one task. Then comes a `double` column per
 score of the task, `<task>/<score>` with `tasks`, and, from the first round with them on, for the loss and scores
 after local fine-tuning, `fine_tuned/<score>`, and on the validation split, `validation/<score>` and
 `validation/fine_tuned/<score>`; by the averaged model, where an algorithm has another one scored, `plain/<score>`; of
@@ -124,6 +128,14 @@ OPTIONAL_COLUMNS = {
     "confusion": (),
 }
 """Columns that may be null, those of one group together, in tables that have them. Metrics may be, too; no others."""
+OF_ONE_TASK = ("train_loss", "loss")
+"""Columns that are null where some client has several tasks."""
+NUM_EXAMPLES = {
+    Scoring.OWN_TEST: "num_test_examples",
+    Scoring.VALIDATION: "num_validation_examples",
+    Scoring.UNSEEN: "num_unseen_examples",
+}
+"""The column of `clients` that counts the samples of a scoring."""
 TABLES = {
     "rounds": ROUND_COLUMNS,
     "clients": CLIENT_COLUMNS,
@@ -174,9 +186,8 @@ def _round_row(record: RoundRecord) -> Columns:
 
 def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Columns:
     trained = {training.client: training for training in record.training}
-    tested = {evaluation.client: evaluation for evaluation in record.evaluation}
-    validated = {evaluation.client: evaluation for evaluation in record.validation}
-    unseen = {evaluation.client: evaluation for evaluation in (*record.fine_tuned_unseen, *record.unseen)}
+    tested, validated = _of_clients(record.evaluation), _of_clients(record.validation)
+    unseen = _of_clients(record.fine_tuned_unseen) | _of_clients(record.unseen)
     clients = sorted(trained.keys() | tested.keys() | validated.keys() | unseen.keys())
     scored = [[each[client] for each in (tested, validated, unseen) if client in each] for client in clients]
     seen = [
@@ -195,8 +206,8 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         "evaluate_seconds": [sum(each.seconds for each in both) if both else None for both in scored],
         **_columns(seen, rounds_trained="rounds_trained"),
     }
-    if any(profiles[client].task for client in clients):
-        rows["task"] = [profiles[client].task for client in clients]
+    if any(profiles[client].task_set for client in clients):
+        rows["task"] = [profiles[client].task_set for client in clients]
     for name in sorted({name for training in record.training for name in training.num_observed}):
         rows |= {OBSERVED + name: [None if each is None else each.num_observed.get(name) for each in trainings]}
     if record.validation:
@@ -204,10 +215,26 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
     if any(profile.is_unseen for profile in profiles):
         rows["role"] = ["unseen" if profiles[client].is_unseen else "train" for client in clients]
         rows |= _columns([unseen.get(client) for client in clients], num_unseen_examples="num_examples")
-    return rows | _score_columns(record, clients, profiles)
+    has_several = any(len(profile.tasks) > 1 for profile in profiles)
+    if has_several:
+        rows |= {name: [None] * len(clients) for name in OF_ONE_TASK}
+        by_task = [{} if each is None else each.of_tasks(profiles[each.client].tasks) for each in trainings]
+        for task in sorted({task for own in by_task for task in own}):
+            rows[f"{task_prefix(task)}train_loss"] = [own[task].loss if task in own else None for own in by_task]
+    return rows | _score_columns(record, clients, has_several=has_several)
 
 
-def _score_columns(record: RoundRecord, clients: Sequence[int], profiles: Sequence[ClientProfile]) -> Columns:
+def _of_clients(evaluations: Iterable[ClientEvaluation]) -> dict[int, ClientEvaluation]:
+    """By client the evaluation that stands for those of all of its tasks: the first, with the most samples of any."""
+    found: dict[int, ClientEvaluation] = {}
+    for each in evaluations:
+        first = found.setdefault(each.client, each)
+        if each.num_examples > first.num_examples:
+            found[each.client] = replace(first, num_examples=each.num_examples)
+    return found
+
+
+def _score_columns(record: RoundRecord, clients: Sequence[int], *, has_several: bool) -> Columns:
     """Scores on each split, before and after local fine-tuning; no columns for what the round has not."""
     columns: Columns = {}
     for scoring, evaluations in (
@@ -222,10 +249,13 @@ def _score_columns(record: RoundRecord, clients: Sequence[int], profiles: Sequen
         prefix = scoring.prefix
         own: dict[int, dict[str, float | None]] = {}
         for each in evaluations:
-            task = task_prefix(profiles[each.client].task)
-            # The loss on the test split is a column of its own.
-            own[each.client] = {"loss": each.loss} if prefix else {}
-            own[each.client] |= {f"{task}{name}": value for name, value in each.scores.items()}
+            task, scores = task_prefix(each.task), own.setdefault(each.client, {})
+            if has_several:
+                scores[f"{task}loss"] = each.loss
+                scores |= {f"{task}num_examples": each.num_examples} if scoring in NUM_EXAMPLES else {}
+            elif prefix:  # the loss on the test split is a column of its own
+                scores["loss"] = each.loss
+            scores |= {f"{task}{name}": value for name, value in each.scores.items()}
         for name in dict.fromkeys(name for scores in own.values() for name in scores):
             columns[prefix + name] = [own.get(client, {}).get(name) for client in clients]
     return columns

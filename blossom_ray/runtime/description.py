@@ -16,7 +16,7 @@ def describe(preparation: Preparation) -> Mapping[str, object]:
     shards, facts = preparation.shards, preparation.task_facts
     trained, unseen = preparation.population.trained, preparation.population.unseen
     whole = _described_task(preparation, "", trained) if "" in facts else _described_members(preparation, trained)
-    members = {name: [one for one in trained if one.task == name] for name in facts if name}
+    members = {name: [one for one in trained if name in one.tasks] for name in facts if name}
     tasks = {name: _described_task(preparation, name, own) for name, own in members.items()}
     return {
         "seconds_per_sample": {name: dict(times) for name, times in preparation.seconds_per_sample.items()},

@@ -88,13 +88,14 @@ class FakeRuntime:
         """Each client takes some samples of class 0 for class 0 and the others for class 1, whatever the blocks are."""
         del blocks, round_index, scoring
         for number in (number for chunk in chunks for number in chunk.clients):
-            client, task = self._clients[number], self._plan.tasks[self._profiles[number].task]
+            client, name = self._clients[number], self._profiles[number].tasks[0]
+            task = self._plan.tasks[name]
             rules = task_rules(task.kind)
             predictions = (np.arange(client.num_examples) >= client.num_correct).astype(np.int64)
             tally = rules.tally(np.zeros_like(predictions), predictions, task.num_outputs)
             scores = rules.scores(tally)
-            record = ClientEvaluation(number, client.num_examples, client.loss, scores, bytes_down=0, seconds=0.0)
-            yield ChunkEvaluation((record,), tally, {})
+            record = ClientEvaluation(number, client.num_examples, client.loss, scores, 0, seconds=0.0, task=name)
+            yield ChunkEvaluation((record,), {name: tally}, {})
 
     def private_sums(self, chunks: Sequence[Chunk], *, round_index: int) -> Iterator[Mapping[Block, PartialSum]]:
         """They keep nothing."""

@@ -32,7 +32,6 @@ from blossom_ray.data.summary import ObservedRows, observed_rows
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.scenario.identity import numbers_tree
-from blossom_ray.tasks import task_rules
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,13 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     facts = {name: _task_facts(name, own, divided, population) for name, own in by_task.items()}
     fingerprint = joint_fingerprint([own.fingerprint for own in facts.values()])
     tasks = {
-        name: TaskPlan(task.kind, by_task[name].num_classes, task.lr, by_task[name].held_out is not None)
+        name: TaskPlan(
+            task.kind,
+            by_task[name].num_classes,
+            task.lr,
+            has_held_out=by_task[name].held_out is not None,
+            loss_weight=task.loss_weight,
+        )
         for name, task in learned.items()
     }
     if scenario.tasks is not None:
@@ -205,7 +210,8 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     _check_held_out_labels(scenario, with_labels)
     if held_out is not None and with_labels:
         views, view_of = observe_held_out(held_out, data, scenario.groups, scenario.seed)
-        write_held_out(views, folder, with_labels)
+        task_sets = sorted({profile.tasks for profile in population.profiles})
+        write_held_out(views, folder, dataset=dataset, tasks=task_sets)
     observed = observed_rows(federation, population.trained, views, view_of[: len(population.trained)].tolist())
     _check_gaps(scenario, observed)
     is_partial = federation is not divided or any(view is not held_out for view in views)
@@ -307,7 +313,7 @@ def joint_fingerprint(of_tasks: Sequence[str]) -> str:
 
 def _task_facts(name: str, dataset: Dataset, federation: Federation, population: Population) -> TaskFacts:
     """What is known of the data of a task."""
-    members = [profile.index for profile in population.profiles if profile.task == name]
+    members = [profile.index for profile in population.profiles if name in profile.tasks]
     partition = federation if len(members) == federation.num_clients else federation.only(members)
     return TaskFacts(tuple(dataset.class_names), dataset.fingerprint(), partition.digest())
 
@@ -330,9 +336,10 @@ def _check_held_out_labels(scenario: Scenario, held_out: Collection[str]) -> Non
         InputError: There are some.
     """
     for index, group in enumerate(scenario.groups):
-        if group.rows == "held-out" and (group.task or next(iter(scenario.learned))) not in held_out:
-            found = f"clients.{index}.rows is 'held-out', where the task {group.task!r} has other classes"
-            raise InputError(f"{found}; expected 'shared', or another task")
+        for task in group.tasks or tuple(scenario.learned) if group.rows == "held-out" else ():
+            if task not in held_out:
+                found = f"clients.{index}.rows is 'held-out', where the task {task!r} has other classes"
+                raise InputError(f"{found}; expected 'shared', or another task")
 
 
 def _task_notes(scenario: Scenario, held_out: Collection[str]) -> Iterator[str]:
@@ -348,9 +355,11 @@ def _try_training(
     """Build what clients train with, so that what does not fit is known before a round begins."""
     import torch
 
+    from blossom_ray.tasks.learned import only
+
     training = scenario.training
     for task in tasks.values():
-        Objective(training.loss, task_rules(task.kind), task.kind, task.num_outputs, torch.device("cpu"))
+        Objective(training.loss, only(task.kind, task.num_outputs), torch.device("cpu"))
     build_transforms(training.transform, input_shapes, scenario.modalities)
 
 

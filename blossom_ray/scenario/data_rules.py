@@ -7,13 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from blossom_ray.clients.options import Training
-from blossom_ray.core.blocks import (
-    HEAD,
-    Block,
-    ClientProfile,
-    Scope,
-    scope_key,
-)
+from blossom_ray.core.blocks import Block, ClientProfile, Scope, SharingScheme, model_blocks
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import OTHER_COLUMNS, PREFIXES, LearnedTask, Score, Task, find_score
 from blossom_ray.core.section import Finding
@@ -97,14 +91,21 @@ def _client_tasks(learned: Mapping[str, LearnedTask], clients: tuple[ClientGroup
     names = [name for name in learned if name]
     for index, group in enumerate(clients):
         path = f"clients.{index}.task"
-        if group.task is not None and group.task not in names:
-            expected = one_of(names) + did_you_mean(group.task, names) if names else "null, or tasks by name"
-            yield Finding(path, shown(group.task) + ("" if names else ", while there are no tasks"), expected)
+        for task in group.tasks:
+            if task not in names:
+                expected = one_of(names) + did_you_mean(task, names) if names else "null, or tasks by name"
+                yield Finding(path, shown(task) + ("" if names else ", while there are no tasks"), expected)
         if group.task is None and len(names) > 1:
             yield Finding(path, f"is null, while there are the tasks {listed(names)}", "one of them")
     for name in names if len(names) > 1 else ():
-        if all(group.task != name for group in clients):
+        if all(name not in group.tasks for group in clients):
             yield Finding(f"tasks.{name}", "is a task that no client has", "clients with this task")
+    for name, section in learned.items():
+        if section.loss_weight != 1 and not any(len(group.tasks) > 1 for group in clients):
+            found = (
+                f"is {section.loss_weight:g}, while every client has one task, whose learning rate is tasks.{name}.lr"
+            )
+            yield Finding(f"tasks.{name}.loss_weight", found, "1, or clients with several tasks")
 
 
 @rule
@@ -131,6 +132,15 @@ def _task_scopes(sharing: str | Mapping[str, str], learned: Mapping[str, Learned
     for block, scope in () if isinstance(sharing, str) else sharing.items():
         if "" in learned and "same-task" in scope:
             yield Finding(f"sharing.{block}", f"is {scope!r}, while there are no tasks", "another scope, or tasks")
+
+
+@rule
+def _encoders_of_tasks(sharing: str | Mapping[str, str], clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+    several = next((group.tasks for group in clients if len(group.tasks) > 1), ())
+    for block, scope in () if isinstance(sharing, str) or not several else sharing.items():
+        if "same-task" in scope and Block.named(block).kind == "encoder":
+            found = f"is {scope!r}, while clients with the tasks {listed(several)} have one encoder for all of them"
+            yield Finding(f"sharing.{block}", found, "a scope without same-task, or clients with one task each")
 
 
 @rule
@@ -168,18 +178,23 @@ def _unseen_last(clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
 
 
 @rule
-def _unseen_blocks(model: Model, clients: tuple[ClientGroup, ...], scopes: Mapping[str, Scope]) -> Iterator[Finding]:
+def _unseen_blocks(
+    model: Model, clients: tuple[ClientGroup, ...], sharing: str | Mapping[str, str], scopes: Mapping[str, Scope]
+) -> Iterator[Finding]:
     """Blocks that a client which never trains shares with nobody who does would stay as they were drawn."""
-    shared = {block: scope for block, scope in scopes.items() if scope not in (Scope.PRIVATE, Scope.FROZEN)}
-    if model.norm_statistics == "same-modalities":
-        shared["running statistics"] = Scope.SAME_MODALITIES
+    del scopes  # there are some: sharing and model are right
+    scheme = SharingScheme.of(sharing).with_frozen(model.frozen_blocks)
 
-    def instances(group: ClientGroup) -> dict[str, tuple[str, ...]]:
-        profile = ClientProfile(0, tuple(sorted(group.modalities)), group.group, task=group.task or "")
-        lacked = {Block("encoder", modality) for modality in model.encoders.keys() - group.modalities}
-        own = {block: scope for block, scope in shared.items() if block not in lacked}
-        of_task: dict[str, str] = {HEAD: profile.task}
-        return {block: (scope_key(scope, profile), of_task.get(block, "")) for block, scope in own.items()}
+    def instances(group: ClientGroup) -> dict[str, tuple[Scope, str]]:
+        profile = ClientProfile(0, tuple(sorted(group.modalities)), group.group, tasks=group.tasks or ("",))
+        blocks = model_blocks(profile.modalities, profile.tasks, scheme.fusions(profile.tasks))
+        held = (scheme.instance(block, profile) for block in blocks)
+        own: dict[str, tuple[Scope, str]] = {
+            str(i.name): (i.scope, i.key) for i in held if i.scope not in (Scope.PRIVATE, Scope.FROZEN)
+        }
+        if model.norm_statistics == "same-modalities":
+            own["running statistics"] = Scope.SAME_MODALITIES, profile.modality_set
+        return own
 
     trained = {item for group in clients if group.role == "train" for item in instances(group).items()}
     for index, group in enumerate(clients):
@@ -202,9 +217,13 @@ def _unseen_start(
         yield Finding(path, f"{found} all clients train", "'initial', or clients with role: unseen")
     if Scope.PRIVATE not in scopes.values():
         yield Finding(path, f"{found} sharing makes no block private", "'initial', or private blocks")
-    trained = {(group.modality_set, group.group, group.task) for group in clients if group.role == "train"}
+
+    def kind_of(group: ClientGroup) -> tuple[str, str, str]:
+        return group.modality_set, group.group, "+".join(group.tasks)
+
+    trained = {kind_of(group) for group in clients if group.role == "train"}
     for group in unseen:
-        if (kind := (group.modality_set, group.group, group.task)) not in trained:
+        if (kind := kind_of(group)) not in trained:
             what = f"unseen clients ({', '.join(filter(None, kind))})"
             yield Finding(path, f"{found} no client that trains is as {what}", "'initial', or such clients")
 

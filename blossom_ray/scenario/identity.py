@@ -41,6 +41,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("tasks",): None,
     ("server", "task_weights"): "samples",
     ("clients", _EACH, "task"): None,
+    ("tasks", _EACH, "loss_weight"): 1.0,
     ("data", "partition", "labels"): None,
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now.

@@ -11,8 +11,10 @@ from blossom_ray.algorithms.server_optimizers import FedAvg
 from blossom_ray.clients.options import Training, ignored_keys
 from blossom_ray.core.blocks import (
     ANY_ENCODER,
+    ANY_FUSION,
     CENTRAL,
     Block,
+    BlockKind,
     Scope,
     SharingScheme,
     model_blocks,
@@ -38,16 +40,14 @@ def _sharing_map(
     if isinstance(sharing, str):
         return
     blocks = model_blocks(model.encoders)
-    known = _named_blocks(model, learned)
+    known = (*_named_blocks(model, learned), *([] if "" in learned else [ANY_FUSION]))
     for block in sharing:
         if block not in known:
             expected = one_of(known) + did_you_mean(block, known)
             yield Finding(f"sharing.{block}", "is not a block of this model", expected)
     scheme = SharingScheme.of(sharing)
     uncovered = [
-        block
-        for block in blocks
-        if block not in scheme.scopes and not (block.kind == "encoder" and ANY_ENCODER in scheme.scopes)
+        block for block in blocks if block not in scheme.scopes and Block(block.kind, "*") not in scheme.scopes
     ]
     if uncovered:
         each = f"a scope for every block: {listed(blocks)} ({ANY_ENCODER} stands for every encoder)"
@@ -56,7 +56,11 @@ def _sharing_map(
 
 def _named_blocks(model: Model, learned: Mapping[str, LearnedTask]) -> tuple[str, ...]:
     """What a map by block may name."""
-    return (ANY_ENCODER, *model_blocks(model.encoders), *(Block("head", name) for name in learned if name))
+    of_tasks = (Block(kind, name) for kind in _OF_TASK for name in learned if name)
+    return (ANY_ENCODER, *model_blocks(model.encoders), *of_tasks)
+
+
+_OF_TASK: tuple[BlockKind, ...] = ("fusion", "head")
 
 
 @rule
@@ -92,7 +96,7 @@ def _cohorts_of_tasks(
         return
     names = [name for name in learned if name]
     for name, size in sizes.items():
-        own = [group.count for group in clients if group.role == "train" and group.task in (None, name)]
+        own = [group.count for group in clients if group.role == "train" and name in (group.tasks or (name,))]
         if name not in names:
             found = f"is of the task {name!r}, " + ("which there is not" if names else "while there are no tasks")
             yield Finding(f"{path}.{name}", found, one_of(names) if names else "a fraction or a number of clients")
@@ -100,6 +104,9 @@ def _cohorts_of_tasks(
             yield Finding(f"{path}.{name}", f"is {size}", f"at most {sum(own)}, the number of its clients")
     if missing := [name for name in names if name not in sizes]:
         yield Finding(path, f"says nothing about {listed(missing)}", "a fraction or a number for each task")
+    if several := next((group.tasks for group in clients if len(group.tasks) > 1), ()):
+        found = f"has a number for each task, while clients have the tasks {listed(several)} at once"
+        yield Finding(path, found, "one number for all clients")
 
 
 @rule
@@ -127,7 +134,10 @@ def _stop_metric(
     known: list[str] = []
     examples: list[str] = []
     for task, section in learned.items():
-        own, sets = tuple(evaluation.metrics), {group.modality_set for group in clients if group.task in (None, task)}
+        own, sets = (
+            tuple(evaluation.metrics),
+            {group.modality_set for group in clients if task in (group.tasks or (task,))},
+        )
         pooled = [score.name for score in SCORES[section.kind]]
         names = ["loss", *pooled, *own]
         plain = [*names, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES if suffix != "_pooled")]
@@ -237,7 +247,13 @@ def _passes(algorithm: AlgorithmOption, training: Training) -> Iterator[Finding]
 
 
 @rule
-def _classes(algorithm: AlgorithmOption, learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+def _classes(
+    algorithm: AlgorithmOption, learned: Mapping[str, LearnedTask], clients: tuple[ClientGroup, ...]
+) -> Iterator[Finding]:
+    several = next((group.tasks for group in clients if len(group.tasks) > 1), ())
+    if several and algorithm.kind in OF_CLASSES:
+        found = f"is {algorithm.kind!r}, which has a place for each class of one task, while clients have "
+        yield Finding("algorithm.kind", f"{found}{listed(several)}", "another kind, or clients with one task each")
     for name, task in learned.items():
         if task.kind != "classification" and algorithm.kind in OF_CLASSES:
             where = f"tasks.{name}.kind" if name else "task"
@@ -277,7 +293,13 @@ def _alternation(training: Training, scopes: Mapping[str, Scope]) -> Iterator[Fi
 
 
 @rule
-def _entropies(learned: Mapping[str, LearnedTask], server: Server) -> Iterator[Finding]:
+def _entropies(
+    learned: Mapping[str, LearnedTask], server: Server, clients: tuple[ClientGroup, ...]
+) -> Iterator[Finding]:
+    several = next((group.tasks for group in clients if len(group.tasks) > 1), ())
+    if server.weighting == "entropy" and several:
+        found = f"is 'entropy', while clients have the tasks {listed(several)}, whose outputs are of several kinds"
+        yield Finding("server.weighting", found, "'samples' or 'uniform', or clients with one task each")
     for task in learned.values():
         if server.weighting == "entropy" and task.kind != "classification":
             found = f"is 'entropy', while the task is {task.kind!r}, which has no probabilities of classes"

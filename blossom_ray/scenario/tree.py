@@ -200,5 +200,5 @@ class ScenarioTree(Section):
         for group in self.groups:
             modalities = tuple(sorted(group.modalities))
             for _ in range(group.count):
-                yield ClientProfile(index, modalities, group.group, group.role == "unseen", group.task or only)
+                yield ClientProfile(index, modalities, group.group, group.role == "unseen", group.tasks or (only,))
                 index += 1

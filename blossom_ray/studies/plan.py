@@ -162,7 +162,7 @@ def _unseen_notes(preparation: Preparation) -> list[str]:
 
 def _model_of(profile: ClientProfile) -> tuple[str, str]:
     """What the model of a client follows from: modality set and task."""
-    return profile.modality_set, profile.task
+    return profile.modality_set, profile.task_set
 
 
 def _kept_notes(preparation: Preparation, parameters: Mapping[str, int]) -> list[str]:

@@ -24,6 +24,7 @@ from pydantic import Field, field_validator
 from blossom_ray.core.section import Factory, Section, check_factory
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 DoubleArray = npt.NDArray[np.float64]
 Reduction = Literal["mean", "sum", "none"]
 
@@ -97,25 +98,34 @@ class ClassCounts:
 class TaskRules(Protocol):
     """One task. Outputs are those of a model's head, (B, O) float32: logits, or values in a regression."""
 
-    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction, known: Tensor | None = None) -> Tensor:
         """The loss of each sample (B,), or its mean or sum over samples; differentiable.
 
         Args:
             outputs: (B, O) float32.
             targets: Labels of the samples, as in `Dataset`: (B,) int64, or (B, O) float32.
             reduction: What is done with the samples' losses.
+            known: Of the shape of `targets`, 1 where a label is known; None: everywhere. Others add 0: of several
+                classes or targets the sum over those that are known is divided by all.
         """
 
     def predict(self, outputs: Tensor) -> Tensor:
         """What `tally` needs of the outputs: (B,) or (B, O)."""
 
-    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
+    def tally(
+        self,
+        labels: npt.NDArray[np.generic],
+        predictions: npt.NDArray[np.generic],
+        num_outputs: int,
+        known: BoolArray | None = None,
+    ) -> Tally:
         """Count the predictions of one client's model.
 
         Args:
             labels: (N,) int64 or (N, O) float32, N > 0.
             predictions: What `predict` gave for these samples.
             num_outputs: O, the number of outputs of the head.
+            known: Of the shape of `labels`, which of them are known and count, at least one in each row; None: all.
 
         Raises:
             DataError: Labels and predictions have other shapes or values than announced.
@@ -152,6 +162,11 @@ def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
             return losses.sum()
         case "none":
             return losses
+
+
+def where_known(terms: Tensor, known: Tensor | None) -> Tensor:
+    """Losses of samples, or of single classes or targets of theirs, made 0 where the label is not known."""
+    return terms if known is None else terms.masked_fill(known == 0, 0.0)
 
 
 def ratios(parts: IntArray, wholes: IntArray) -> DoubleArray:

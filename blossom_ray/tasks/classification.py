@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.errors import DataError
-from blossom_ray.tasks.base import ClassCounts, IntArray, Reduction, Tally, undefined_scores
+from blossom_ray.tasks.base import (
+    BoolArray,
+    ClassCounts,
+    IntArray,
+    Reduction,
+    Tally,
+    reduced,
+    undefined_scores,
+    where_known,
+)
 
 _CONFUSION = "confusion"
 
@@ -19,8 +28,10 @@ _CONFUSION = "confusion"
 class Classification:
     """Labels (N,) int64; the tally is the confusion matrix `confusion`, (C, C)."""
 
-    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction, known: Tensor | None = None) -> Tensor:
         """Cross-entropy, in nats."""
+        if known is not None:
+            return reduced(where_known(self.loss(outputs, targets, reduction="none"), known), reduction)
         if reduction == "none":
             # Stacks of clients have many rows and few classes. With the classes as the first axis, the kernel computes
             # on vectors of rows; along the last one it goes row by row, with the same result in 2.5 times the time.
@@ -32,7 +43,13 @@ class Classification:
         """The class with the largest logit, (B,) int64; -1 where that is not finite, so that no class is predicted."""
         return torch.where(outputs.amax(dim=1).isfinite(), outputs.argmax(dim=1), -1)
 
-    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
+    def tally(
+        self,
+        labels: npt.NDArray[np.generic],
+        predictions: npt.NDArray[np.generic],
+        num_outputs: int,
+        known: BoolArray | None = None,  # noqa: ARG002  # a sample's one label is known
+    ) -> Tally:
         """Count samples by true and predicted class."""
         classes = np.asarray(predictions, np.int64)
         if (num_undefined := int(np.count_nonzero(classes == -1))) > 0:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from blossom_ray.errors import DataError
 from blossom_ray.tasks.base import (
+    BoolArray,
     ClassCounts,
     DoubleArray,
     Reduction,
@@ -20,6 +21,7 @@ from blossom_ray.tasks.base import (
     reduced,
     undefined_scores,
     undefined_tally,
+    where_known,
 )
 
 
@@ -28,27 +30,36 @@ class Multilabel:
 
     The tally has, per class: `hits` (predicted and true), `predicted`, `true`, `pairs` (of a sample with the class
     and one without, both scored by the same model) and `doubled_wins` (2 for each pair in which the sample with the
-    class has the larger logit, 1 for a tie); and `exact`, the samples with all classes right.
+    class has the larger logit, 1 for a tie), of the samples of which it is known; `exact`, the samples with all classes
+    right, of the `whole` ones of which all are known.
     """
 
-    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction, known: Tensor | None = None) -> Tensor:
         """Binary cross-entropy, in nats, mean over classes."""
-        losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
-        return reduced(losses, reduction)
+        terms = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+        return reduced(where_known(terms, known).mean(dim=1), reduction)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """The logits themselves: the AUROC needs their order."""
         return outputs
 
-    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
+    def tally(
+        self,
+        labels: npt.NDArray[np.generic],
+        predictions: npt.NDArray[np.generic],
+        num_outputs: int,
+        known: BoolArray | None = None,
+    ) -> Tally:
         """Count what is right, and compare the samples of each class with the others."""
         check_shapes(labels, predictions, num_outputs)
         if (undefined := undefined_tally(predictions)) is not None:
             return undefined
-        truth, predicted = labels == 1, np.asarray(predictions, np.float32) > 0
-        if not ((labels == 0) | truth).all():
+        is_known = np.ones(labels.shape, bool) if known is None else known
+        truth, predicted = (labels == 1) & is_known, (np.asarray(predictions, np.float32) > 0) & is_known
+        if not ((labels == 0) | (labels == 1)).all():
             raise DataError("a label is neither 0 nor 1; expected labels of 0 and 1 for task: multilabel")
-        pairs = truth.sum(axis=0) * (~truth).sum(axis=0)
+        false, whole = ~truth & is_known, is_known.all(axis=1)
+        pairs = truth.sum(axis=0) * false.sum(axis=0)
         return Tally(
             len(labels),
             {
@@ -57,10 +68,11 @@ class Multilabel:
                 "true": truth.sum(axis=0),
                 "pairs": pairs,
                 "doubled_wins": np.array([
-                    _doubled_wins(predictions[truth[:, k], k], predictions[~truth[:, k], k]) if pairs[k] else 0
+                    _doubled_wins(predictions[truth[:, k], k], predictions[false[:, k], k]) if pairs[k] else 0
                     for k in range(num_outputs)
                 ], np.int64),
-                "exact": np.array((truth == predicted).all(axis=1).sum()),
+                "exact": np.array(((truth == predicted).all(axis=1) & whole).sum()),
+                "whole": np.array(whole.sum()),
             },
         )  # fmt: skip
 
@@ -83,7 +95,7 @@ class Multilabel:
             "macro_auroc": math.fsum(auroc) / len(auroc) if len(auroc) else None,
             "macro_f1_present": math.fsum(f1) / len(f1) if len(f1) else None,
             "macro_f1_all": math.fsum(f1) / len(present),
-            "subset_accuracy": int(counts["exact"]) / tally.num_examples,
+            "subset_accuracy": int(counts["exact"]) / num_whole if (num_whole := int(counts["whole"])) else None,
         }
 
     def classes(self, tally: Tally) -> ClassCounts | None:

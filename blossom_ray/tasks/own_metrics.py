@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blossom_ray.core.factories import resolve_factory
 from blossom_ray.errors import OWN_CODE_RAISES, RunError, shown_error
-from blossom_ray.tasks.base import ClassCounts, DoubleArray, Metric, Reduction, Tally, TaskRules
+from blossom_ray.tasks.base import BoolArray, ClassCounts, DoubleArray, Metric, Reduction, Tally, TaskRules
 
 _PREFIX = "metric/"
 
@@ -39,22 +39,31 @@ class WithMetrics:
             for name, section in metrics.items()
         }
 
-    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction, known: Tensor | None = None) -> Tensor:
         """The task's loss."""
-        return self._rules.loss(outputs, targets, reduction=reduction)
+        return self._rules.loss(outputs, targets, reduction=reduction, known=known)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """The outputs themselves, which own metrics see; (B, O)."""
         return outputs
 
-    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
-        """The task's tally and, per metric, its value on these samples.
+    def tally(
+        self,
+        labels: npt.NDArray[np.generic],
+        predictions: npt.NDArray[np.generic],
+        num_outputs: int,
+        known: BoolArray | None = None,
+    ) -> Tally:
+        """The task's tally and, per metric, its value on those of the samples of which all labels are known.
 
         Raises:
             RunError: A metric raised, or gave something else than a number or None.
         """
         predicted = self._rules.predict(torch.from_numpy(np.asarray(predictions))).numpy()
-        tally = self._rules.tally(labels, predicted, num_outputs)
+        tally = self._rules.tally(labels, predicted, num_outputs, known)
+        if known is not None:
+            whole = known.reshape(len(known), -1).all(axis=1)
+            labels, predictions = labels[whole], predictions[whole]
         if tally.num_undefined:
             values = {_PREFIX + name: np.array([[np.nan, 1.0]]) for name in self._metrics}
         else:
@@ -71,6 +80,8 @@ class WithMetrics:
 
     def _value(self, name: str, labels: npt.NDArray[np.generic], outputs: npt.NDArray[np.generic]) -> DoubleArray:
         function, options = self._metrics[name]
+        if not len(labels):
+            return np.array([[0.0, 0.0]])
         labels, outputs = labels.view(), outputs.view()
         labels.flags.writeable = outputs.flags.writeable = False
         try:

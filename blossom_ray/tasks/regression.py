@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blossom_ray.tasks.base import (
+    BoolArray,
     ClassCounts,
     DoubleArray,
     Reduction,
@@ -18,38 +20,49 @@ from blossom_ray.tasks.base import (
     reduced,
     undefined_scores,
     undefined_tally,
+    where_known,
 )
 
 
 class Regression:
     """Labels (N, T) float32, finite, in whatever unit they have.
 
-    The tally has a row per client: `samples` (1 column), and per target `absolute` and `squared` (sums of errors),
-    `mean` of the labels and `spread`, the sum of their squared distances from that mean.
+    The tally has a row per client, and in it per target, over the samples of which it is known: `samples`, how many
+    these are, `absolute` and `squared` (sums of errors), `mean` of the labels and `spread`, the sum of their squared
+    distances from that mean.
     """
 
-    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction, known: Tensor | None = None) -> Tensor:
         """Squared error, mean over targets."""
-        return reduced(F.mse_loss(outputs, targets, reduction="none").mean(dim=1), reduction)
+        terms = F.mse_loss(outputs, targets, reduction="none")
+        return reduced(where_known(terms, known).mean(dim=1), reduction)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """The outputs themselves."""
         return outputs
 
-    def tally(self, labels: npt.NDArray[np.generic], predictions: npt.NDArray[np.generic], num_outputs: int) -> Tally:
+    def tally(
+        self,
+        labels: npt.NDArray[np.generic],
+        predictions: npt.NDArray[np.generic],
+        num_outputs: int,
+        known: BoolArray | None = None,
+    ) -> Tally:
         """Add up errors, in float64."""
         check_shapes(labels, predictions, num_outputs)
         if (undefined := undefined_tally(predictions)) is not None:
             return undefined
+        is_known: BoolArray | Literal[True] = True if known is None else known
         truth = np.asarray(labels, np.float64)
-        error = np.asarray(predictions, np.float64) - truth
-        mean = truth.mean(axis=0)
+        error = np.where(is_known, np.asarray(predictions, np.float64) - truth, 0.0)
+        samples = np.broadcast_to(is_known, labels.shape).sum(axis=0, dtype=np.float64)
+        mean = truth.sum(axis=0, where=is_known) / np.maximum(samples, 1.0)
         moments = {
-            "samples": np.array([len(truth)], np.float64),
+            "samples": samples,
             "absolute": np.abs(error).sum(axis=0),
             "squared": np.square(error).sum(axis=0),
             "mean": mean,
-            "spread": np.square(truth - mean).sum(axis=0),
+            "spread": np.square(truth - mean).sum(axis=0, where=is_known),
         }
         return Tally(len(labels), moments={name: values[np.newaxis] for name, values in moments.items()})
 
@@ -65,12 +78,13 @@ class Regression:
         absolute, squared, spread = (_total(moments[name]) for name in ("absolute", "squared", "spread"))
         # The spread about the common mean: within clients, and of the clients' means (Chan et al. 1979).
         samples = moments["samples"]
-        mean = _total(samples * moments["mean"]) / tally.num_examples
+        num_known = _total(samples)
+        mean = _total(samples * moments["mean"]) / np.maximum(num_known, 1.0)
         spread = spread + _total(samples * np.square(moments["mean"] - mean))
         # Distances that are rounding alone are no spread: float32 labels that differ lie further apart.
-        varies = spread > tally.num_examples * np.square(1e-14 * mean)
+        varies = spread > num_known * np.square(1e-14 * mean)
         r2 = 1 - squared[varies] / spread[varies]
-        num_values = tally.num_examples * len(squared)
+        num_values = math.fsum(num_known)
         return {
             "rmse": math.sqrt(math.fsum(squared) / num_values),
             "mae": math.fsum(absolute) / num_values,

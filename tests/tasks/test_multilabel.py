@@ -40,6 +40,7 @@ def test_scores_by_hand() -> None:
         "pairs": [4, 3, 0],
         "doubled_wins": [6, 5, 0],
         "exact": 1,
+        "whole": 4,
     }
     assert RULES.scores(tally) == pytest.approx(
         {

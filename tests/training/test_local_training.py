@@ -12,6 +12,7 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import LinearHead, Model
+from blossom_ray.tasks.learned import only
 
 SHAPES = {"acc": (4,), "gyro": (3,)}
 RNG = np.random.default_rng(0)
@@ -31,7 +32,7 @@ def model_section(**changes: Any) -> Model:
 
 def workspace(owned: tuple[str, ...] = ("acc", "gyro"), **changes: Any) -> Workspace:
     frozen = changes.pop("frozen", frozenset())
-    return Workspace(model_section(**changes), SHAPES, 3, owned=owned, frozen=frozen, seed=0, task="classification")
+    return Workspace(model_section(**changes), SHAPES, only("classification", 3), owned=owned, frozen=frozen, seed=0)
 
 
 def section(optimizer: dict[str, Any] | None = None, **changes: Any) -> Training:

@@ -21,7 +21,7 @@ from blossom_ray.core.scores import Task
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.errors import ClientError, InputError, RunError, ScenarioError
 from blossom_ray.models.options import Model
-from blossom_ray.tasks import task_rules
+from blossom_ray.tasks.learned import only
 
 MODEL = {
     "encoders": {"acc": {"kind": "mlp", "hidden": [5], "dim": 4}},
@@ -53,13 +53,13 @@ def loss_section(tree: dict[str, Any]) -> Loss:
 
 
 def objective(tree: dict[str, Any], task: Task = "classification", num_outputs: int = 3) -> Objective:
-    return Objective(loss_section(tree), task_rules(task), task, num_outputs, torch.device("cpu"))
+    return Objective(loss_section(tree), only(task, num_outputs), torch.device("cpu"))
 
 
 def losses(tree: dict[str, Any], labels: Any, targets: Tensor, task: Task = "classification") -> list[float]:
     """Of the three samples above, on a client that trains with these labels."""
     found = objective(tree, task)
-    each: list[float] = found.each(OUTPUTS, targets, found.weights([np.array(labels)]), (3,)).tolist()
+    each: list[float] = found.each(OUTPUTS, targets, found.weights([np.array(labels)]), (3,)).total.tolist()
     return each
 
 
@@ -111,13 +111,13 @@ def test_losses_of_several_classes_at_once_can_be_done_by_hand() -> None:
 def test_a_sample_that_is_surely_right_has_a_finite_gradient() -> None:
     outputs = torch.tensor([[200.0, 0.0]], requires_grad=True)
     found = objective({"kind": "focal", "gamma": 0.5}, num_outputs=2)
-    (gradient,) = torch.autograd.grad(found.mean(outputs, torch.tensor([0]), None), outputs)
+    (gradient,) = torch.autograd.grad(found.mean(outputs, torch.tensor([0]), (None,)).total, outputs)
     assert gradient.tolist() == [[0.0, 0.0]]
 
 
 def space(loss: dict[str, Any], task: Task = "classification") -> Workspace:
     model = Model.model_validate(MODEL)
-    return Workspace(model, {"acc": (4,)}, 3, owned=("acc",), seed=0, task=task, loss=loss_section(loss))
+    return Workspace(model, {"acc": (4,)}, only(task, 3), owned=("acc",), seed=0, loss=loss_section(loss))
 
 
 def make_tasks(workspace: Workspace, task: Task, *sizes: int) -> list[ClientTask]:
@@ -199,7 +199,7 @@ def test_scoring_keeps_the_loss_of_the_task() -> None:
         scored = [
             engine(each).evaluate(make_tasks(each, "classification", 9), 4, round_index=1) for each in (plain, other)
         ]
-        assert scored[0][0].loss_sum == scored[1][0].loss_sum
+        assert scored[0][0].by_task[""].loss == scored[1][0].by_task[""].loss
 
 
 @pytest.mark.parametrize("sharing", ["full-model", "central"])
@@ -303,7 +303,7 @@ def test_what_a_factory_draws_is_the_same_in_every_process() -> None:
 
     before = torch.get_rng_state()
     first, second = (objective({"kind": "custom", "factory": projected}) for _ in range(2))
-    assert torch.equal(*(each.each(OUTPUTS, CLASSES, None, (3,)) for each in (first, second)))
+    assert torch.equal(*(each.each(OUTPUTS, CLASSES, (None,), (3,)).total for each in (first, second)))
     assert torch.equal(torch.get_rng_state(), before)
 
 

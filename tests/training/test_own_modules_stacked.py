@@ -17,6 +17,7 @@ from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.stacked.trial import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
+from blossom_ray.tasks.learned import only
 
 SHAPES = {"seq": (8, 4), "image": (2, 6, 6), "vector": (10,)}
 DIM, CLASSES = 6, 3
@@ -233,8 +234,8 @@ def workspace(shape: str = "vector", encoder: Callable[[], nn.Module] | None = N
         | {key: changes.pop(key) for key in ("fusion", "head", "missing") if key in changes}
     )
     shapes = {"acc": SHAPES[shape], "gyro": (3,)}
-    options = {"owned": ("acc", "gyro"), "seed": 0, "task": "classification"} | changes
-    return Workspace(section, shapes, CLASSES, **options)
+    options = {"owned": ("acc", "gyro"), "seed": 0} | changes
+    return Workspace(section, shapes, only("classification", CLASSES), **options)
 
 
 def make_tasks(space: Workspace, sizes: Sequence[int] = SIZES) -> list[ClientTask]:
@@ -271,7 +272,7 @@ def assert_engines_agree(
         assert found.loss == pytest.approx(expected.loss, rel=tolerance)
     moved = [task.after(result) for task, result in zip(tasks, alone, strict=True)]
     scores, expected_scores = (
-        [scored.loss_sum for scored in engine(space).evaluate(moved, 4, round_index=1)]
+        [scored.by_task[""].loss for scored in engine(space).evaluate(moved, 4, round_index=1)]
         for engine in (StackedEngine, SequentialEngine)
     )
     assert scores == pytest.approx(expected_scores, rel=tolerance)

@@ -19,6 +19,7 @@ from blossom_ray.clients.options import EngineName, Training
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.fusion import Attention, ProjectedMean
 from blossom_ray.models.options import Model
+from blossom_ray.tasks.learned import only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +34,7 @@ def workspace(encoder: dict[str, Any] | None = None, sparse: tuple[str, ...] = (
     encoders = dict.fromkeys(SHAPES, encoder or MLP)
     tree = {"encoders": encoders, "fusion": {"kind": "attention", "dim": 6}, "head": {"kind": "linear"}} | changes
     return Workspace(
-        Model.model_validate(tree), SHAPES, 3, owned=("acc", "gyro"), seed=0, task="classification", sparse=sparse
+        Model.model_validate(tree), SHAPES, only("classification", 3), owned=("acc", "gyro"), seed=0, sparse=sparse
     )
 
 
@@ -117,7 +118,8 @@ def test_what_unobserved_rows_hold_does_not_matter(engine: EngineName, missing: 
             assert all(torch.equal(own[name], sums[name]) for name in sums)
         assert all(same_bits(*pair) for pair in zip(again, trained, strict=True))
         for found, expected in zip(scored_again, scored, strict=True):
-            assert found.loss_sum == expected.loss_sum
+            found, expected = found.by_task[""], expected.by_task[""]
+            assert found.loss == expected.loss
             assert found.by_set.keys() == expected.by_set.keys() == {"acc", "gyro", "acc+gyro"}
             for name, (tally, loss_sum) in expected.by_set.items():
                 assert found.by_set[name][1] == loss_sum
@@ -194,7 +196,7 @@ class OneFeature:
         encoders = {"acc": MLP, "gyro": {"kind": "custom", "factory": normed_input}}
         tree = {"encoders": encoders, "fusion": {"kind": "mean", "dim": 2}, "head": {"kind": "linear"}}
         shapes, owned = {"acc": (1,), "gyro": (1,)}, ("acc", "gyro")
-        self.space = Workspace(Model.model_validate(tree), shapes, 2, owned=owned, seed=0, task="classification")
+        self.space = Workspace(Model.model_validate(tree), shapes, only("classification", 2), owned=owned, seed=0)
         self.blocks = self.space.initial_blocks
 
     def task(self, num_rows: int, number: int = 0) -> ClientTask:
@@ -312,8 +314,8 @@ def test_both_engines_agree_whoever_stands_beside(case: str, missing: str) -> No
     counted = make_engine("vectorized", space).evaluate(tasks, 4, round_index=1)
     for task, found in zip(tasks, counted, strict=True):
         (expected,) = make_engine("sequential", space).evaluate([task], 4, round_index=1)
-        assert {name: loss for name, (_, loss) in found.by_set.items()} == pytest.approx(
-            {name: loss for name, (_, loss) in expected.by_set.items()}, rel=1e-4
+        assert {name: loss for name, (_, loss) in found.by_task[""].by_set.items()} == pytest.approx(
+            {name: loss for name, (_, loss) in expected.by_task[""].by_set.items()}, rel=1e-4
         )
 
 

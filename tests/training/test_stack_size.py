@@ -87,8 +87,8 @@ def test_a_stack_that_does_not_fit_is_halved_and_the_results_are_the_same(kind: 
         assert_same_result(one, other)
         assert_same_bits(one, two)
     for one, other in zip(scored, StackedEngine(space).evaluate(tasks, batch_size=4, round_index=1), strict=True):
-        assert one.tally.num_examples == other.tally.num_examples
-        assert one.loss_sum == pytest.approx(other.loss_sum, rel=1e-6)
+        assert one.by_task[""].tally.num_examples == other.by_task[""].tally.num_examples
+        assert one.by_task[""].loss == pytest.approx(other.by_task[""].loss, rel=1e-6)
 
 
 def assert_same_bits(found: LocalResult, expected: LocalResult) -> None:

@@ -20,6 +20,7 @@ from blossom_ray.clients.stacked.trial import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import ClientError
 from blossom_ray.models.options import Model
+from blossom_ray.tasks.learned import only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,7 +53,7 @@ def workspace(
     }
     section = Model.model_validate(tree | changes)
     return Workspace(
-        section, shapes or SEQUENCES, NUM_CLASSES, owned=owned, frozen=frozenset(frozen), seed=0, task="classification"
+        section, shapes or SEQUENCES, only("classification", NUM_CLASSES), owned=owned, frozen=frozenset(frozen), seed=0
     )
 
 
@@ -336,8 +337,10 @@ def test_evaluation(missing: str, batch_size: int) -> None:
     stacked = engine.evaluate(tasks, batch_size, round_index=1)
     alone = SequentialEngine(space).evaluate(tasks, batch_size, round_index=1)
     for scored, expected in zip(stacked, alone, strict=True):
-        np.testing.assert_array_equal(scored.tally.counts["confusion"], expected.tally.counts["confusion"])
-        assert scored.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
+        np.testing.assert_array_equal(
+            scored.by_task[""].tally.counts["confusion"], expected.by_task[""].tally.counts["confusion"]
+        )
+        assert scored.by_task[""].loss == pytest.approx(expected.by_task[""].loss, rel=1e-5)
     engine.train(tasks, make_job(space, training()))
 
 

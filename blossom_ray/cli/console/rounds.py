@@ -54,7 +54,7 @@ def score_tables(
     for task, section in scenario.learned.items():
         own = of_task(metrics, task)
         if "loss" in own or "validation/loss" in own:
-            own_clients = (one for one in scenario.profiles() if one.task == task and not one.is_unseen)
+            own_clients = (one for one in scenario.profiles() if task in one.tasks and not one.is_unseen)
             members = Counter(profile.modality_set for profile in own_clients)
             own_curves = None if curves is None else curves.get(task, {})
             yield score_table(own, members, section.kind, own_curves, bars, title=task or "modalities")

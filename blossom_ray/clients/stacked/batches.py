@@ -8,7 +8,7 @@ parameters, statistics or randomness unfold the axis with the help of `Lanes`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from blossom_ray.clients.stacked.descent import Descent
-from blossom_ray.core.blocks import Block
+from blossom_ray.core.blocks import Block, BlockKind
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.targets import IntArray
 from blossom_ray.models.late_fusion import Presence
 
 Resting = Mapping[str, tuple[int, ...]]
 """By block the clients of a stack that take no step with it."""
+_OF_TASK: tuple[BlockKind, ...] = ("fusion", "head")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class StackedBatch:
         row_counts: The same as a float32 tensor, (K,).
         mask: (K, B) float32, 1 for real rows and 0 for padding; None where all rows are real.
         encoded: Of the modalities that some real row lacks, what their encoders see.
+        idle: By task, of several, the clients of which no real row has a label of it.
     """
 
     rows: Tensor
@@ -42,12 +44,23 @@ class StackedBatch:
     row_counts: Tensor
     mask: Tensor | None
     encoded: Mapping[str, Encoded] = field(default_factory=dict)
+    idle: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def resting(self) -> Resting:
-        """The encoders and the clients that have no row for them."""
+        """The encoders, heads and fusions of a task, and the clients that have no row for them."""
         clients = {Block("encoder", name): own.resting(len(self.counts)) for name, own in self.encoded.items()}
+        clients |= {Block(kind, task): own for task, own in self.idle.items() for kind in _OF_TASK}
         return {name: own for name, own in clients.items() if own}
+
+    def of_task(self, task: str) -> StackedBatch:
+        """What head and fusion of a task see: of clients without a label of it no row is real."""
+        if not (idle := self.idle.get(task, ())):
+            return self
+        row_counts = self.row_counts.clone()
+        row_counts[list(idle)] = 0
+        counts = tuple(0 if client in idle else count for client, count in enumerate(self.counts))
+        return replace(self, counts=counts, row_counts=row_counts)
 
     def seen_by(self, modality: str) -> StackedBatch | None:
         """What the encoder of a modality sees; None where no client has a row for it."""
@@ -88,6 +101,7 @@ def stacked_batches(
     batch_size: int,
     device: torch.device,
     observed: Mapping[str, BoolArray] = MappingProxyType({}),
+    labelled: Mapping[str, BoolArray] = MappingProxyType({}),
 ) -> Iterator[StackedBatch]:
     """The steps of a stack of clients, until the last client is through.
 
@@ -97,6 +111,7 @@ def stacked_batches(
         batch_size: Samples per batch; the last one of an epoch may be smaller.
         device: Where the tensors are needed.
         observed: Of the modalities that some sample lacks, which samples of the concatenated shards have it.
+        labelled: Of several tasks, which of these samples have a label of it.
     """
     sizes = np.array([len(orders[0]) for orders in epochs])
     steps_per_epoch = -(-sizes // batch_size)
@@ -118,6 +133,10 @@ def stacked_batches(
     all_rows, all_counts = torch.from_numpy(rows).to(device), torch.from_numpy(counts).to(device, torch.float32)
     positions = torch.arange(width, device=device)
     sparse = {name: _SparseRows(rows, counts, has, offsets, device) for name, has in observed.items()}
+    is_real = np.arange(rows.shape[2]) < counts[:, :, np.newaxis]
+    has_label: dict[str, BoolArray] = {
+        task: np.asarray((own[rows] & is_real).any(axis=2)) for task, own in labelled.items()
+    }
     for step in range(len(rows)):
         active = int(np.count_nonzero(num_steps > step))
         real = counts[step, :active]
@@ -125,7 +144,13 @@ def stacked_batches(
         row_counts = all_counts[step, :active]
         mask = None if real.min() == width else (positions[:width] < row_counts.unsqueeze(1)).float()
         encoded = {name: found for name, own in sparse.items() if (found := own.of(step, active, width)) is not None}
-        yield StackedBatch(all_rows[step, :active, :width].reshape(-1), tuple(real.tolist()), row_counts, mask, encoded)
+        idle = {task: _without(own[step, :active]) for task, own in has_label.items()}
+        own_rows = all_rows[step, :active, :width].reshape(-1)
+        yield StackedBatch(own_rows, tuple(real.tolist()), row_counts, mask, encoded, idle)
+
+
+def _without(has: BoolArray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(~has).tolist())
 
 
 class _SparseRows:

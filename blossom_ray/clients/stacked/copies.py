@@ -273,7 +273,7 @@ class AuthorsFunction:
     Args:
         function: From a client's batch to a tensor, or to a dict of tensors.
         method: Its name, for messages.
-        workspace: Gives the rules of the task.
+        workspace: Gives the tasks.
     """
 
     function: Callable[[Batch], Any]
@@ -302,11 +302,11 @@ class AuthorsFunction:
         labels = batch.unfold(targets)
         real = torch.ones(labels.shape[:2], device=labels.device) if batch.mask is None else batch.mask
         present = {name: batch.present(name, real) for name in modalities}
-        rules = self.workspace.rules
+        learned = self.workspace.learned
         if not self.asked:
             seen = _Seen(live, batch)
             self.function(
-                Batch(labels[0], {n: p[0] for n, p in present.items()}, real[0], _first_row(extras), seen, rules)
+                Batch(labels[0], {n: p[0] for n, p in present.items()}, real[0], _first_row(extras), seen, learned)
             )
             self.asked = tuple(seen.asked)
         passes = [live.forward(asked) for asked in self.asked]
@@ -322,7 +322,7 @@ class AuthorsFunction:
             found = {asked: Forward(*each) for asked, each in zip(self.asked, own["passes"], strict=True)}
             trees = as_trees(own["extras"], extras)
             forwards = FixedForwards(found, self.method)
-            return self.function(Batch(own["targets"], own["present"], own["real"], trees, forwards, rules))
+            return self.function(Batch(own["targets"], own["present"], own["real"], trees, forwards, learned))
 
         return torch.vmap(one, randomness="error")(tensors)
 

@@ -188,34 +188,36 @@ class StackedEngine:
 
     def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
         started = time.perf_counter()
-        rules = self._workspace.rules
-        loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=self._device)
-        # Predictions of each step, and losses where they are asked for sample by sample.
+        learned = self._workspace.learned
+        loss_sums = torch.zeros(len(tasks), len(learned.parts), dtype=torch.float64, device=self._device)
+        # Of each step predictions by task, and losses by task where they are asked for sample by sample.
         steps: list[tuple[tuple[int, ...], list[Tensor]]] = []
         has_gaps = any(task.observed for task in tasks)
         for batch, outputs, targets in self._outputs(tasks, batch_size):
-            losses = rules.loss(outputs, targets, reduction="none")
-            loss_sums[: len(batch.counts)] += means(losses, batch) * batch.row_counts
-            steps.append((batch.counts, [rules.predict(outputs), *([losses] if has_gaps else [])]))
-        predictions: list[list[np.ndarray]] = [[] for _ in tasks]
-        losses_of: list[list[np.ndarray]] = [[np.zeros(0)] for _ in tasks]
+            losses = [part.losses(outputs, targets) for part in learned.parts]
+            for at, own in enumerate(losses):
+                loss_sums[: len(batch.counts), at] += means(own, batch) * batch.row_counts
+            predicted = [part.rules.predict(part.outputs_of(outputs)) for part in learned.parts]
+            steps.append((batch.counts, [*predicted, *(losses if has_gaps else ())]))
+        # By task, first predictions and then losses, of each client.
+        found: list[list[list[np.ndarray]]] = [[[] for _ in tasks] for _ in steps[0][1]]
         for counts, numbers in steps:
-            for found, rows in zip((predictions, losses_of), numbers, strict=False):
+            for of_clients, rows in zip(found, numbers, strict=True):
                 by_client = torch.unflatten(rows, 0, (len(counts), -1)).cpu().numpy()
-                for own, row, count in zip(found, by_client, counts, strict=False):
-                    own.append(row[:count])
-        seconds = (time.perf_counter() - started) / len(tasks)
+                for own_rows, row, count in zip(of_clients, by_client, counts, strict=False):
+                    own_rows.append(row[:count])
+        whole = [[np.concatenate(own_rows) for own_rows in of_clients] for of_clients in found]
+        num_tasks, seconds = len(learned.parts), (time.perf_counter() - started) / len(tasks)
         return [
             Scored.of(
                 task,
-                rules,
-                self._workspace.num_outputs,
-                np.concatenate(predictions[k]),
-                losses=np.concatenate(losses_of[k]),
-                loss_sum=loss_sum,
+                learned,
+                [own[k] for own in whole[:num_tasks]],
+                losses=[own[k] for own in whole[num_tasks:]] or [np.zeros(0)] * num_tasks,
+                loss_sums=sums,
                 seconds=seconds,
             )
-            for k, (task, loss_sum) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
+            for k, (task, sums) in enumerate(zip(tasks, loss_sums.tolist(), strict=True))
         ]
 
     @torch.no_grad()

@@ -103,7 +103,8 @@ class Stack:
         capacity: As given.
         device: Where the tensors lie.
         model: Takes owned modality to (K * B, *shape) and gives logits (K * B, O), as `batches.py` describes.
-        lanes: The batch that it computes on; its encoders see as much of it as has their modality.
+        lanes: The batch that it computes on; its encoders see as much of it as has their modality, fusion and head of a
+            task the clients that have a label of it.
         parameters: The parameters that are trained now, of the clients that take part, (K, *shape) each, in a fixed
             order.
         parameter_blocks: The block of each of them.
@@ -115,7 +116,10 @@ class Stack:
     def __init__(self, workspace: Workspace, capacity: int) -> None:
         self._flat, self._trained, self._initial_state = workspace.flat, workspace.trained, workspace.initial_state
         self.capacity, self.device, self.lanes = capacity, workspace.device, Lanes()
-        self._encoder_lanes = {Block("encoder", modality): Lanes() for modality in workspace.model.owned}
+        own = [Block("encoder", modality) for modality in workspace.model.owned]
+        if workspace.learned.has_several:
+            own += [block for pair in workspace.model.fusion_of.items() for block in pair if block.of]
+        self._own_lanes = {name: Lanes() for name in own}
         self._rows, self._local = {}, {}
         self._kept_rows: dict[tuple[str, str, str], FloatArray] = {}
         for name, flat in self._flat.items():
@@ -256,13 +260,14 @@ class Stack:
         if len(batch.counts) != self.lanes.num_clients:
             self._activate(len(batch.counts))
         self.lanes.enter(batch)
-        for name, lanes in self._encoder_lanes.items():
-            own = batch.encoded.get(name.of)
-            lanes.enter(batch if own is None or own.batch is None else own.batch)
+        for name, lanes in self._own_lanes.items():
+            own = batch.encoded.get(name.of) if name.kind == "encoder" else None
+            seen = batch if name.kind == "encoder" else batch.of_task(name.of)
+            lanes.enter(seen if own is None or own.batch is None else own.batch)
 
     def train_with(self, *, generators: Sequence[torch.Generator], descent: Descent | None) -> None:
         """What layers draw dropout masks from, client by client, and the steps that they take themselves."""
-        for lanes in (self.lanes, *self._encoder_lanes.values()):
+        for lanes in (self.lanes, *self._own_lanes.values()):
             lanes.generators, lanes.descent = generators, descent
 
     def train_only(self, names: Collection[str]) -> None:
@@ -301,7 +306,7 @@ class Stack:
     def _stacked_layers(self, name: str) -> list[tuple[nn.Module, nn.Module]]:
         """What is exchanged in a block, and for what: its known layers one by one, or with another layer all of it."""
         block, layers = self._flat[name].module, []
-        lanes = self._encoder_lanes.get(Block.named(name), self.lanes)
+        lanes = self._own_lanes.get(Block.named(name), self.lanes)
         names = {id(tensor): key for key, tensor in (*block.named_parameters(), *block.named_buffers())}
         for module in block.modules():
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -324,7 +329,7 @@ class Stack:
     def _activate(self, num_clients: int) -> None:
         """Let the layers see the first rows."""
         self.model.num_stacked = num_clients
-        for lanes in (self.lanes, *self._encoder_lanes.values()):
+        for lanes in (self.lanes, *self._own_lanes.values()):
             lanes.num_clients = num_clients
         self.parameters, self.parameter_blocks = [], []
         for name, rows in self._rows.items():

@@ -17,6 +17,7 @@ from blossom_ray.clients.batch import LiveForwards, one_per_sample
 from blossom_ray.clients.copies import label_of, optimizer_state_of
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import on_device
+from blossom_ray.clients.losses import Losses, TrainingTally
 from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.copies import AuthorsFunction, ComposedPass, StackedCopies
@@ -48,6 +49,9 @@ class StackTrainer:
         self._started = time.perf_counter()
         self._workspace, self._stack, self._tasks, self._job, device = workspace, stack, tasks, job, stack.device
         self._objective, self._shards = workspace.objective, Shards(tasks, device)
+        learned = workspace.learned
+        known = learned.known_samples(self._shards.labels).cpu().numpy() > 0 if learned.has_several else None
+        self._labelled = {part.name: known[:, at] for at, part in enumerate(learned.parts) if known is not None}
         self._class_weights = self._objective.weights([task.labels for task in tasks])
         self._generators = [
             torch.Generator(device).manual_seed(job.dropout_seed(task.client))
@@ -63,6 +67,7 @@ class StackTrainer:
         self._copies = StackedCopies(stack, tasks, spare) if tasks[0].extras or has_loss else None
         self._loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=device)
         self._num_steps = np.zeros(len(tasks), dtype=np.int64)
+        self._tallies = [TrainingTally(workspace.learned) for _ in tasks]
         self._steps: list[Counter[str]] = [Counter() for _ in tasks]
         self._optimizer_states: list[OptimizerState] = [{} for _ in tasks]
 
@@ -102,7 +107,7 @@ class StackTrainer:
             resting = {} if each.has_offset else batch.resting
             if descent is not None:
                 descent.begin(resting)
-            losses = self._losses(batch, extras)
+            losses, by_task = self._losses(batch, extras)
             # A modality that no client of the stack owns leaves parameters of the fusion without a gradient.
             gradients: Sequence[Tensor | None] = torch.autograd.grad(
                 losses.sum(), stack.parameters, allow_unused=True, materialize_grads=descent is None
@@ -111,7 +116,7 @@ class StackTrainer:
             left = term.added(stack.parameters, left)
             for optimizer in optimizers:
                 optimizer.step(stack.parameters, left, resting)
-            self._record(each, batch, losses)
+            self._record(each, batch, losses, by_task)
         for optimizer in optimizers if section.keep_optimizer_state else ():
             for kept, new in zip(self._optimizer_states, optimizer.states(), strict=True):
                 kept.update({label_of(copy, name): state for name, state in new.items()})
@@ -131,21 +136,21 @@ class StackTrainer:
             resting = {} if each.has_offset else batch.resting
             values, leaves = composed.values(len(batch.counts))
             composed.compose(values)
-            losses = self._losses(batch, values)
+            losses, by_task = self._losses(batch, values)
             composed.take_step(losses.sum(), leaves, resting)
-            self._record(each, batch, losses)
+            self._record(each, batch, losses, by_task)
         composed.end()
         return composed.composed
 
     def _batches(self, epochs: Sequence[Sequence[Any]]) -> Iterator[StackedBatch]:
         """The steps of a pass, each of them entered."""
         stack, batch_size = self._stack, self._job.training.batch_size
-        for batch in stacked_batches(epochs, batch_size, stack.device, self._shards.observed):
+        for batch in stacked_batches(epochs, batch_size, stack.device, self._shards.observed, self._labelled):
             stack.enter(batch)
             yield batch
 
-    def _losses(self, batch: StackedBatch, extras: Mapping[str, Any]) -> Tensor:
-        """The loss that each client of a batch makes small, (K,)."""
+    def _losses(self, batch: StackedBatch, extras: Mapping[str, Any]) -> Losses:
+        """The loss that each client of a batch makes small, (K,), and what is of each task in it, (K, T)."""
         stack, objective = self._stack, self._objective
         inputs, present, targets = self._shards.gather(batch)
         for name, change in self._workspace.transforms.items():
@@ -157,7 +162,8 @@ class StackTrainer:
                     values[:count] = change(values[:count], draw)
         if self._added is None:
             outputs = stack.model(inputs, present)
-            return means(objective.each(outputs, targets, self._class_weights, batch.counts), batch)
+            found = objective.each(outputs, targets, self._class_weights, batch.counts)
+            return Losses(means(found.total, batch), None if found.by_task is None else means(found.by_task, batch))
         assert self._copies is not None, "there are copies"
         self._copies.batch = batch
         own = partial(stack.model.traced, inputs, present)
@@ -166,12 +172,19 @@ class StackTrainer:
         added = one_per_sample(self._added(live, self._tasks[0].inputs, targets, batch, extras).flatten(), len(outputs))
         if batch.mask is not None:
             added = torch.where(batch.mask.flatten() > 0, added, 0.0)
-        return means(objective.each(outputs, targets, self._class_weights, batch.counts) + added, batch)
+        found = objective.each(outputs, targets, self._class_weights, batch.counts)
+        by_task = None if found.by_task is None else means(found.by_task, batch)
+        return Losses(means(found.total + added, batch), by_task)
 
-    def _record(self, each: LocalPass, batch: StackedBatch, losses: Tensor) -> None:
-        if each.is_recorded:
-            self._loss_sums[: len(batch.counts)] += losses.detach() * batch.row_counts
-            self._num_steps[: len(batch.counts)] += 1
+    def _record(self, each: LocalPass, batch: StackedBatch, losses: Tensor, by_task: Tensor | None) -> None:
+        if not each.is_recorded:
+            return
+        self._loss_sums[: len(batch.counts)] += losses.detach() * batch.row_counts
+        self._num_steps[: len(batch.counts)] += 1
+        if by_task is not None:
+            targets = batch.unfold(self._shards.labels.index_select(0, batch.rows))
+            for client, count in enumerate(batch.counts):
+                self._tallies[client].add(by_task[client], targets[client, :count])
 
     def _results(self) -> list[LocalResult]:
         tasks, count = self._tasks, len(self._tasks)
@@ -192,6 +205,7 @@ class StackTrainer:
                 num_examples=num_examples[k],
                 num_steps=int(self._num_steps[k]),
                 loss=loss_sum / num_examples[k],
+                by_task=self._tallies[k].means(),
                 drift=drifts[k],
                 seconds=seconds,
                 steps=self._steps[k],
@@ -206,6 +220,7 @@ class Shards:
 
     Attributes:
         observed: Of the modalities that some sample lacks: which samples have it, (n,) bool.
+        labels: Their labels, one client's after the other's.
     """
 
     def __init__(self, tasks: Sequence[ClientTask], device: torch.device) -> None:
@@ -213,7 +228,7 @@ class Shards:
             modality: on_device(np.concatenate([task.inputs[modality] for task in tasks]), device)
             for modality in tasks[0].inputs
         }
-        self._labels = on_device(np.concatenate([task.labels for task in tasks]), device)
+        self.labels = on_device(np.concatenate([task.labels for task in tasks]), device)
         self.observed = {
             modality: np.concatenate([task.observed.get(modality, np.ones(len(task.labels), bool)) for task in tasks])
             for modality in tasks[0].inputs
@@ -230,12 +245,14 @@ class Shards:
         seen = {modality: batch.seen_by(modality) for modality in self._inputs}
         inputs = {name: self._inputs[name].index_select(0, own.rows) for name, own in seen.items() if own is not None}
         present = {name: own.presence for name, own in batch.encoded.items() if own.presence is not None}
-        return inputs, present or EVERYWHERE, self._labels.index_select(0, batch.rows)
+        return inputs, present or EVERYWHERE, self.labels.index_select(0, batch.rows)
 
 
 def means(losses: Tensor, batch: StackedBatch) -> Tensor:
-    """Mean loss of each client over its real rows, (K,), from those of all rows."""
+    """Mean loss of each client over its real rows, (K,) or (K, T), from those of all rows, (K * B,) or (K * B, T)."""
     by_client = batch.unfold(losses)
     if batch.mask is None:
         return by_client.mean(dim=1)
+    if losses.ndim > 1:
+        return (by_client * batch.mask.unsqueeze(2)).sum(dim=1) / batch.row_counts.unsqueeze(1)
     return (by_client * batch.mask).sum(dim=1) / batch.row_counts

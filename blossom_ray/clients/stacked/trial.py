@@ -18,7 +18,7 @@ from blossom_ray.clients.plan import LocalState
 from blossom_ray.clients.stacked.batches import StackedBatch
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.core.blocks import FUSION, Block
+from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector
 from blossom_ray.errors import OWN_CODE_RAISES, shown_error
 from blossom_ray.models.late_fusion import LateFusionModel
@@ -140,9 +140,9 @@ class _Trial:
             embeddings = {
                 modality: draw(*size, model.embedding_dims[modality], generator=random) for modality in embedded
             }
-            if name == FUSION:
+            if name.kind == "fusion":
                 return embeddings
-            fused = model.eval().blocks[FUSION]({key: values[0] for key, values in embeddings.items()})
+            fused = model.eval().blocks[model.fusion_of[name]]({key: values[0] for key, values in embeddings.items()})
             return draw(*size, *fused.shape[1:], generator=random)
 
         self._steps = []

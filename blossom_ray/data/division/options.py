@@ -125,8 +125,9 @@ class ClientGroup(Section):
     shots: Positive | None = None
     """Samples that an unseen client fine-tunes on, the first of a drawn order of its training split: more shots only
     add samples. null: all of them."""
-    task: str | None = None
-    """Which of the scenario's `tasks` they learn; null: the only one."""
+    task: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """Which of the scenario's `tasks` they learn, one name or a list: each has a head, and their losses are added up,
+    each with its `loss_weight`. null: the only one."""
 
     @field_validator("modalities")
     @classmethod
@@ -134,6 +135,18 @@ class ClientGroup(Section):
         if len(set(modalities)) != len(modalities):
             raise ValueError("each modality once")
         return modalities
+
+    @field_validator("task")
+    @classmethod
+    def _each_task_once(cls, task: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(task, tuple) and len(set(task)) != len(task):
+            raise ValueError("each task once")
+        return tuple(sorted(task)) if isinstance(task, tuple) and len(task) > 1 else task and "".join(task)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks that they learn, sorted; none where that is the only one."""
+        return (self.task,) if isinstance(self.task, str) else self.task or ()
 
     @property
     def modality_set(self) -> str:

@@ -12,7 +12,7 @@ from blossom_ray.core.scores import default_score, of_task, split_scoring, task_
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
-from blossom_ray.runs.tables import ROUND_COLUMNS
+from blossom_ray.runs.tables import NUM_EXAMPLES, ROUND_COLUMNS
 from blossom_ray.studies.comparison.entries import RunEntry
 from blossom_ray.studies.comparison.scores import VALIDATION
 
@@ -79,11 +79,14 @@ def task_view(run: Run, task: str) -> Run:
         columns |= {watched: watched} if watched in {*rounds.columns} - {*columns.values()} else {}
     clients = run.clients
     if "task" in clients.columns:
-        clients = clients.filter(pl.col("task") == task)
+        clients = clients.filter(pl.col("task").str.split("+").list.contains(task))
     own = of_task({name: name for name in clients.columns}, task)
+    # Of clients with several tasks: the samples with a label of this one.
+    counts = {f"{scoring.prefix}num_examples": column for scoring, column in NUM_EXAMPLES.items()}
+    own = {counts.get(name, name): column for name, column in own.items()}
     others = tuple(task_prefix(name) for name in run.scenario.learned)
     # `name` is added where clients are asked for.
-    added = ("task", "name")
+    added = ("task", "name", *own)
     kept = [name for name in clients.columns if name not in added and not split_scoring(name)[1].startswith(others)]
     frames = {
         "rounds": rounds.select(pl.col(column).alias(name) for name, column in columns.items()),
@@ -112,7 +115,7 @@ def _scenario_view(scenario: Scenario, task: str) -> Scenario:
     groups = (
         scenario.groups
         if scenario.tasks and len(scenario.tasks) == 1
-        else [group for group in scenario.groups if group.task == task]
+        else [group for group in scenario.groups if task in group.tasks]
     )
     changes: dict[str, Any] = {
         "tasks": None,
