@@ -72,8 +72,11 @@ def _error_path(loc: tuple[Part, ...], root: type[Section]) -> _ErrorPath:
             if not rest:
                 return _ErrorPath(tuple(parts), hint, parent, tuple(entered), open_union=tuple(parts))
             entered.append(tuple(parts))
-            # The tag names the member in pydantic's words; the next part tells which member it is in ours.
-            hint = next((member for member in hint.members if member.child(rest[0]) is not None), None)
+            # The tag names the member in pydantic's words; the next part tells which member it is in ours. One that no
+            # member knows is an unknown key of a section, whose name is the tag.
+            named = [member for member in hint.members if member.section and member.section.__name__ == part]
+            known = (member for member in hint.members if member.child(rest[0]) is not None)
+            hint = next(known, named[0] if named else None)
             continue
         parts.append(part)
         # The one member of `X | None`, for which pydantic has no tag.

@@ -71,6 +71,23 @@ def test_what_another_override_gives_is_never_dropped(small):
     ]
 
 
+def test_an_unknown_key_of_what_may_be_a_number_too(small):
+    reading = inspect_scenario(small, {"data.observed": {"acc": {"tset": 0.5}}}, {})
+    assert [str(problem) for problem in reading.problems] == [
+        "override: data.observed.acc.tset is not a known key; "
+        "expected one of train, validation, test, held_out; did you mean 'test'?"
+    ]
+
+
+def test_columns_of_a_table_are_named_once(small):
+    table = {"dataset": "table", "path": "own.parquet", "label_column": ["a", "a"]}
+    reading = inspect_scenario(small, {"data": {**table, "modalities": {"acc": {"column": ["x", "y", "x"]}}}}, {})
+    assert [str(problem) for problem in reading.problems] == [
+        "override: data.modalities.acc.column is ['x', 'y', 'x']; expected each column once",
+        "override: data.label_column is ['a', 'a']; expected each column once",
+    ]
+
+
 def test_problems_name_the_override_and_come_last(small):
     values = {"seed": -1, "training.schedule.kind": "step", "clients.0.count": 0, "training.batch_size": {"a": 1}}
     reading = inspect_scenario(small, values, {"seed": "--seed"})

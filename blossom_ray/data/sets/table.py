@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from blossom_ray.core.scores import TASKS, LearnedTask, Task
 from blossom_ray.core.section import ModalityName, Positive, Section
@@ -34,6 +34,12 @@ ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], F
 _PIECE_OF = "piece_of"  # as `write_table` calls it
 
 
+def _each_once(columns: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    if isinstance(columns, tuple) and len(set(columns)) < len(columns):
+        raise ValueError("each column once")
+    return columns
+
+
 class TableModality(Section):
     """Where a modality stands in a table, and the shape of a sample."""
 
@@ -44,6 +50,8 @@ class TableModality(Section):
     nan: Literal["refuse", "unobserved"] = "refuse"
     """What NaN means, and null within a list. `unobserved`: the row has no value of the modality. Null in the place of
     a whole value always says so; infinity is always refused."""
+
+    _columns = field_validator("column")(_each_once)
 
 
 class TableData(OwnData):
@@ -88,6 +96,8 @@ class TableData(OwnData):
     standardize: bool = False
     """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
     together: each feature of a vector, the last dimension of a sequence, the first of an image."""
+
+    _label_columns = field_validator("label_column")(_each_once)
 
     def open(self, modalities: tuple[str, ...], _seed: int, task: Task, /) -> Table:
         return Table(self, tuple(sorted(modalities)), task)
