@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.core.scores import Task
+from blossom_ray.core.scores import TASKS, Task
 from blossom_ray.data.clients import Place, check_recordings
 from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.gaps import BoolArray, fill_gaps
@@ -135,7 +135,7 @@ def _dataset(arrays: _Arrays, rows: BoolArray, labels: Labels, class_names: tupl
 
 
 def _label_column(name: str, labels: Any, task: Task, number: int) -> LabelColumn:
-    encoded, names = _encoded([_array(f"labels {name!r}", labels, task)], task, None)
+    encoded, names = _encoded([_array(f"labels {name!r}", labels, task)], task, None, f"labels {name!r}")
     if len(encoded[0]) != number:
         raise DataError(f"labels {name!r} have {len(encoded[0])} rows; expected {number}, as many as labels")
     return LabelColumn(encoded[0], names)
@@ -185,7 +185,8 @@ def _inputs(inputs: Arrays, what: str, observed: Arrays, *, has_clients: bool) -
 def _without_nulls(values: Any) -> tuple[Any, BoolArray | None]:
     """Zeros in the place of each null of a list or column, and where they are; what has none is left as it is."""
     num_nulls = getattr(values, "null_count", 0)
-    if num_nulls() if callable(num_nulls) else num_nulls:
+    num_nulls = num_nulls() if callable(num_nulls) else num_nulls
+    if isinstance(num_nulls, int) and num_nulls:  # a frame of several columns counts them by column, and is an array
         values = _listed(values)
     is_list = isinstance(values, list | tuple) or getattr(values, "dtype", None) == np.dtype(object)
     rows = list(values) if is_list else []
@@ -198,6 +199,8 @@ def _without_nulls(values: Any) -> tuple[Any, BoolArray | None]:
 
 def _array(name: str, labels: Any, task: Task) -> Any:
     """Labels as an array; classes, and names of several classes per sample, as a list."""
+    if task not in TASKS:
+        raise DataError(f"{name} are for task {task!r}; expected one of {', '.join(TASKS)}")
     if task == "classification":
         return _plain_values(name, labels)
     if task == "multilabel" and _holds_names(listed := _listed(labels)):
@@ -237,13 +240,13 @@ def _listed(values: Any) -> Any:
 
 
 def _encoded(
-    parts: Sequence[Any], task: Task, class_names: Sequence[str] | None
+    parts: Sequence[Any], task: Task, class_names: Sequence[str] | None, what: str = "labels"
 ) -> tuple[list[Labels], tuple[str, ...]]:
     """The labels of both parts, with the classes of both together, and the classes' names."""
     ends = [len(part) for part in parts]
 
     def place(row: int) -> str:
-        return f"labels, row {row}" if row < ends[0] else f"held-out labels, row {row - ends[0]}"
+        return f"{what}, row {row}" if row < ends[0] else f"held-out labels, row {row - ends[0]}"
 
     if task == "classification":
         listed = RowValues.listed((value for part in parts for value in part), place)

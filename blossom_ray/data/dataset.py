@@ -131,6 +131,8 @@ class Dataset:
         _check_names(self.inputs, self.class_names)
         _check_labels(self.labels, self.class_names)
         for name, column in self.label_columns.items():
+            if not isinstance(name, str):
+                raise DataError(f"labels are called {name!r}; expected text")
             _check_labels(column.labels, column.class_names, f"labels {name!r}")
             if len(column.labels) != self.num_samples:
                 found = f"labels {name!r} have shape {column.labels.shape}"
@@ -188,14 +190,15 @@ class Dataset:
             return "classification"
         return "multilabel" if self._is_binary else "regression"
 
-    def check_task(self, task: Task) -> None:
-        """Refuse a task that the labels are not for.
+    def check_task(self, task: Task, name: str | None = None) -> None:
+        """Refuse a task that the labels are not for; `name` is that of the labels, where they have one.
 
         Raises:
             DataError: They are for another one.
         """
         if self.task != task and not (self.task == "multilabel" and task == "regression"):
-            raise DataError(f"the data set's labels are for {self.task} ({_described(self)}); expected task: {task}")
+            labels = "the data set's labels" if name is None else f"the labels {name!r}"
+            raise DataError(f"{labels} are for {self.task} ({_described(self)}); expected task: {task}")
 
     def labelled(self, name: str | None) -> Dataset:
         """The data set with the labels of this name; None: as it is.

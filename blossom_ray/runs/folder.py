@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -270,6 +271,8 @@ class Run:
         number = best if round_index in ("best", None) else round_index
         if number is None or number == "last":
             number = self.rounds.height - 1
+        if not isinstance(number, Integral):
+            raise InputError(f"round_index is {round_index!r}; expected best, last or a round")
         checkpoint = kept_checkpoint(self.path / CHECKPOINTS, self.scenario, int(number))
         return taken_model(checkpoint, self.scenario, self.manifest, client)
 

@@ -170,7 +170,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     dataset = data.open_learned(scenario.modalities, scenario.seed, learned).load()
     by_task = {name: data.labelled(dataset, task.labels) for name, task in learned.items()}
     for name, own in by_task.items():
-        own.check_task(learned[name].kind)
+        own.check_task(learned[name].kind, learned[name].labels)
     sets = tuple(profile.modalities for profile in population.profiles)
     targets = data.labelled(dataset, data.skewed_labels(learned)).targets
     divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups)

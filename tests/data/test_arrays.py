@@ -136,6 +136,13 @@ def test_subjects_and_a_held_out_set_share_their_classes() -> None:
     assert from_arrays({"acc": ACC}, [0, 1, 0], subjects=[7, 5, 7]).targets.subjects.tolist() == [7, 5, 7]  # type: ignore[union-attr]  # subjects are given
 
 
+def test_a_frame_is_an_array_of_its_columns() -> None:
+    frame = pl.DataFrame({"x": [1.0, 2.0, 3.0], "y": [4.0, 5.0, 6.0]})
+    assert from_arrays({"acc": frame}, [0, 1, 0]).inputs["acc"].tolist() == [[1, 4], [2, 5], [3, 6]]
+    with pytest.raises(DataError, match="modality 'acc', row 1: a value is not finite"):
+        from_arrays({"acc": frame.with_columns(x=pl.Series([1.0, None, 3.0]))}, [0, 1, 0])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

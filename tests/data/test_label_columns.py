@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_every_data_set import DOWNLOADED, modalities_of, section_of
 
-from blossom_ray import Scenario, from_arrays, write_table
+from blossom_ray import Scenario, ScenarioError, from_arrays, simulate, write_table
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.options import SECTIONS
@@ -83,8 +83,33 @@ def test_columns_from_arrays_follow_their_rows() -> None:
     assert who.held_out is not None
     assert who.held_out.labels.tolist() == [1, 1]
     assert who.fingerprint() != dataset.fingerprint() != dataset.labelled("effort").fingerprint()
-    with pytest.raises(DataError, match=r"labels 'who' have 2 rows; expected 6, as many as labels"):
-        from_arrays(INPUTS, list("xyxyxy"), label_columns={"who": (["a", "b"], "classification")})
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"who": (["a", "b"], "classification")}, "labels 'who' have 2 rows; expected 6, as many as labels"),
+        ({"who": (["a", None, *"abab"], "classification")}, "labels 'who', row 1 is null; expected a label in every"),
+        ({"who": ([0, 1, np.nan, 1, 2, 3], "regression")}, "labels 'who', row 2 is [nan]; expected finite numbers"),
+        ({"who": ([0, 1] * 3, "classify")}, "labels 'who' are for task 'classify'; expected one of classification, "),
+        ({3: ([0, 1] * 3, "classification")}, "labels are called 3; expected text"),
+    ],
+)
+def test_wrong_columns_from_arrays_are_named(columns: Any, told: str) -> None:
+    with pytest.raises(DataError) as raised:
+        from_arrays(INPUTS, list("xyxyxy"), label_columns=columns)
+    assert told in str(raised.value)
+
+
+def test_labels_of_another_task_are_named() -> None:
+    dataset = from_arrays(INPUTS, list("xyxyxy"), label_columns={"effort": ([0.5, 1, 2, 3, 4, 5], "regression")})
+    tasks = {"what": {}, "effort": {"labels": "effort"}}
+    tree = {
+        "rounds": 1, "data": {"dataset": "custom"}, "tasks": tasks, "model": {"encoders": {"acc": {"kind": "mlp"}}},
+        "clients": [{"count": 1, "modalities": ["acc"], "task": task} for task in tasks],
+    }  # fmt: skip
+    with pytest.raises(ScenarioError, match=r"the labels 'effort' are for regression \(float32, 1 per sample\)"):
+        simulate(Scenario.model_validate(tree), data=dataset)
 
 
 def learned(**labels: Any) -> dict[str, LearnedTask]:

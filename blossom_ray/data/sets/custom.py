@@ -98,7 +98,7 @@ class Custom:
         if found.held_out is not None and found.held_out.class_names != found.class_names:
             raise DataError("data.factory returned a held-out set with other class names; expected the same")
         for task in self.learned.values():
-            found.labelled(task.labels).check_task(task.kind)
+            found.labelled(task.labels).check_task(task.kind, task.labels)
         found = found.only(self.modalities)
         return found if isinstance(self.spec.partition, GivenPartition) else found.without_clients()
 
