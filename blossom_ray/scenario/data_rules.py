@@ -35,14 +35,14 @@ def _task(data: Data, learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
     known = data.facts.labels
     for name, task in learned.items():
         where = f"tasks.{name}"
-        if task.labels is None or task.labels == next(iter(known), None):
-            for finding in data.task_problems(task.kind):
-                yield finding._replace(path=f"{where}.kind") if name and finding.path == "task" else finding
-        elif known and task.labels not in known:
+        if task.labels is not None and known and task.labels not in known:
             yield Finding(f"{where}.labels", shown(task.labels), one_of(known) + did_you_mean(task.labels, known))
-        elif known and task.kind not in known[task.labels]:
+        elif task.labels is not None and known and task.kind not in known[task.labels]:
             found = f"is {task.kind!r}, which the labels {task.labels!r} do not serve"
             yield Finding(f"{where}.kind", found, one_of(known[task.labels]))
+        elif task.labels in (None, next(iter(known), None)):
+            for finding in data.task_problems(task.kind):
+                yield finding._replace(path=f"{where}.kind") if name and finding.path == "task" else finding
         if task.labels in _OF_SUBJECTS:
             if data.split in ("subject", "common-subject"):
                 found = (

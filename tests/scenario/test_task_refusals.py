@@ -43,6 +43,7 @@ def several(small_scenario: Scenario) -> Scenario:
             "tasks.size.kind: is 'classification', which the labels 'amplitude' do",
         ),
         ({"tasks.size.labels": None}, "tasks.size.kind: is 'regression', while other labels are of a classification"),
+        ({"tasks.size.labels": "class"}, "tasks.size.kind: is 'regression', which the labels 'class' do not serve"),
         (
             {"tasks.shape.class_names": ["a", "b", "c"]},
             "tasks.shape.class_names: is given, while data.dataset is 'synth",
