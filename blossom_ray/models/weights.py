@@ -11,12 +11,13 @@ from safetensors import SafetensorError
 
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.locations import local_path
+from blossom_ray.core.phrases import one_of
 from blossom_ray.errors import InputError
 from blossom_ray.models.options import Model, Pretrained, Weights
 from blossom_ray.storage import regular
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 _Kind = TypeVar("_Kind", bound=Pretrained)
 _EXPORTED = "model.safetensors"
@@ -86,20 +87,33 @@ def load_weights(module: nn.Module, section: Weights, block: Block, where: str) 
         raise InputError(f"{where}.weights.path is {section.path!r}, which {error}") from error
     start = f"{section.block or block}/"
     own = {name.removeprefix(start): values for name, values in tensors.items() if name.startswith(start)}
-    if not own and section.block is None:
+    if not own:
+        if section.block is not None:
+            known = one_of(sorted({name.rpartition("/")[0] for name in tensors} - {""})) or "null"
+            raise InputError(f"{where}.weights.block is {section.block!r}, not in {section.path!r}; expected {known}")
         own = tensors
     expected = module.state_dict()
     differing = []
     for name in sorted({*own, *expected}):
-        there, here = (f"{list(found[name].shape)}" if name in found else "missing" for found in (own, expected))
+        there, here = (_described(found.get(name)) for found in (own, expected))
         if there != here:
             differing.append(f"  {name}: {there} in the file, {here} in the block")
     if differing:
-        of_block = f"block {section.block}" if section.block else "tensors"
-        raise InputError(f"{where}.weights: the {of_block} of {section.path!r} are not those of {block}:", *differing)
+        of_block = f"tensors of {section.block} in" if section.block else "tensors of"
+        raise InputError(f"{where}.weights: the {of_block} {section.path!r} are not those of {block}:", *differing)
+    if wrong := [name for name, values in own.items() if not values.isfinite().all()]:
+        found = f"{where}.weights: {wrong[0]} of {section.path!r} has a value that is not finite"
+        raise InputError(f"{found}; expected finite numbers")
     module.load_state_dict(own)
     if section.frozen:
         module.requires_grad_(False)
+
+
+def _described(values: Tensor | None) -> str:
+    """Shape of a tensor, and its type where it is none of floats: these are converted into each other."""
+    if values is None:
+        return "missing"
+    return f"{list(values.shape)}" if values.is_floating_point() else f"{list(values.shape)} {values.dtype}"
 
 
 def _file(section: Weights) -> Path:

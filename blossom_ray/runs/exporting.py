@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,7 +89,7 @@ def taken_model(
     needed = {"input_shapes", "fingerprint"} | ({"tasks"} if scenario.tasks else {"num_classes", "class_names"})
     if missing := needed - data.keys():
         raise RunFolderError(f"{checkpoint.folder.parents[1]}: its manifest does not say data.{min(missing)}")
-    if client is not None and not (isinstance(client, Integral) and 0 <= client < len(profiles)):
+    if client is not None and client not in range(len(profiles)):
         raise InputError(f"the client is {client!r}; expected one of 0 to {len(profiles) - 1}")
     check_compatible(checkpoint, {"scenario": numbers_tree(scenario), "data_fingerprint": data["fingerprint"]})
     shapes = {name: tuple(shape) for name, shape in data["input_shapes"].items()}

@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -268,12 +267,17 @@ class Run:
         best = None if self.stopped is None else self.stopped.best_round
         if round_index == "best" and best is None:
             raise InputError(f"{self.path}: has no best round, which stop would have found; expected the last one")
-        number = best if round_index in ("best", None) else round_index
-        if number is None or number == "last":
-            number = self.rounds.height - 1
-        if not isinstance(number, Integral):
-            raise InputError(f"round_index is {round_index!r}; expected best, last or a round")
-        checkpoint = kept_checkpoint(self.path / CHECKPOINTS, self.scenario, int(number))
+        last = self.rounds.height - 1
+        if last < 0:
+            raise RunFolderError(f"{self.path}: has no complete round yet; expected one, with a checkpoint")
+        match round_index:
+            case None | "best":
+                number = last if best is None else best
+            case "last":
+                number = last
+            case _:
+                number = round_index
+        checkpoint = kept_checkpoint(self.path / CHECKPOINTS, self.scenario, number)
         return taken_model(checkpoint, self.scenario, self.manifest, client)
 
     def __repr__(self) -> str:

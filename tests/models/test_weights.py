@@ -116,6 +116,27 @@ def test_a_file_that_does_not_fit_is_refused_with_its_tensors(small_scenario: Sc
     ]
 
 
+@pytest.mark.parametrize(
+    ("change", "block", "told"),
+    [
+        (1.0, "encoder/gyr", "weights.block is 'encoder/gyr', not in '{path}'; expected one of encoder/gyro, head"),
+        (1.0, "head", "acc.weights: the tensors of head in '{path}' are not those of encoder/acc:"),
+        (math.nan, "encoder/gyro", "weights: layers.0.bias of '{path}' has a value that is not finite; expected"),
+        (torch.int32, "encoder/gyro", "  layers.0.bias: [8] torch.int32 in the file, [8] in the block"),
+    ],
+)
+def test_tensors_that_would_do_harm_are_refused(
+    small_scenario: Scenario, tmp_path: Path, change: Any, block: str, told: str
+) -> None:
+    path = tmp_path / "w.safetensors"
+    tensors = saved(small_scenario, path, "encoder/gyro", "head")
+    own = {n: v.to(change) if isinstance(change, torch.dtype) else v * change for n, v in tensors.items()}
+    save_file(own, path)
+    with pytest.raises(InputError) as refused:
+        simulate(small_scenario.override({"model.encoders.acc.weights": {"path": str(path), "block": block}}))
+    assert told.format(path=path) in str(refused.value)
+
+
 def test_what_is_no_file_of_weights_is_refused(small_scenario: Scenario, tmp_path: Path, command: Command) -> None:
     for name in ("empty", "run"):
         (tmp_path / name).mkdir()

@@ -207,15 +207,18 @@ def test_rounds_are_those_that_the_run_has_kept(small_scenario: Scenario, tmp_pa
         run.model(0, round_index=1)
     with pytest.raises(InputError, match="has no best round, which stop would have found"):
         run.model(0, round_index="best")
-    with pytest.raises(InputError, match="round_index is 'newest'; expected best, last or a round"):
+    with pytest.raises(RunFolderError, match=r"has no checkpoint of round newest \(it has those of 2, 3\)"):
         run.model(0, round_index="newest")  # type: ignore[arg-type]  # as it is meant
-    for wrong in ("0", 0.0):
-        with pytest.raises(InputError, match=rf"the client is {wrong!r}; expected one of 0 to 4"):
-            run.model(wrong)  # type: ignore[arg-type]  # as it is meant
+    with pytest.raises(InputError, match="the client is '0'; expected one of 0 to 4"):
+        run.model("0")  # type: ignore[arg-type]  # as it is meant
     with pytest.raises(RunFolderError, match=r"has no checkpoint of round 1 \(checkpoint.every is 0\)"):
         run_of(small_scenario, tmp_path, rounds=1, **{"checkpoint.every": 0}).model(0)
     with pytest.raises(InputError, match=r"the run has no folder, and so no checkpoints; expected simulate\("):
         simulate(small_scenario.override({"rounds": 1})).model(0)
+    begun = Run.from_records((), small_scenario, tuple(small_scenario.profiles()), {})
+    begun.path = tmp_path
+    with pytest.raises(RunFolderError, match="has no complete round yet; expected one, with a checkpoint"):
+        begun.model(0)
 
 
 @pytest.mark.usefixtures("one_thread")
