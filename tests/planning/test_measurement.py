@@ -13,6 +13,7 @@ from torch import nn
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.options import EngineName
+from blossom_ray.runtime.description import describe
 from blossom_ray.runtime.measurement import ChunkProbe, _fastest, choose_engines
 from blossom_ray.runtime.preparation import Preparation, prepare
 
@@ -43,7 +44,7 @@ def test_every_set_gets_an_engine_and_the_times_that_it_follows_from(preparation
         times = settled.seconds_per_sample[name]
         assert engines[name] == min(times, key=times.__getitem__)
         assert all(0 < seconds < 1 for seconds in times.values())
-    described: Any = settled.describe()
+    described: Any = describe(settled)
     assert described["seconds_per_sample"] == settled.seconds_per_sample
 
 
