@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from blossom_ray import Scenario
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
-from blossom_ray.clients.local_training import SequentialEngine, read_only_tensor
+from blossom_ray.clients.local_training import SequentialEngine
+from blossom_ray.clients.samples import read_only_tensor
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.seeding import Purpose, generator, torch_seed

@@ -14,9 +14,10 @@ from torch import Tensor
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.clients.engines import check_finite
 from blossom_ray.clients.job import NO_AFFINE, LocalJob, LocalPass, LocalResult
-from blossom_ray.clients.local_training import Trainer, cut, gathered, kept_modalities, one_thread, seeded_dropout
+from blossom_ray.clients.local_training import Trainer, one_thread, seeded_dropout
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlocks
+from blossom_ray.clients.samples import cut, gathered, kept_modalities
 from blossom_ray.clients.transforms import transformed
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import ClientProfile

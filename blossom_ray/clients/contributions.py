@@ -15,7 +15,7 @@ from blossom_ray.algorithms.options import Weighting
 from blossom_ray.clients.batch import Batch
 from blossom_ray.clients.engines import Engine
 from blossom_ray.clients.job import ClientTask, LocalResult
-from blossom_ray.clients.local_training import evaluation_outputs
+from blossom_ray.clients.samples import evaluation_outputs
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_kinds import OwnFusion, kinds
 
-from blossom_ray.clients.local_training import gathered
+from blossom_ray.clients.samples import gathered
 from blossom_ray.data.sets.base import standardised
 from blossom_ray.models.build import build_client_model, describe_block
 from blossom_ray.models.options import Encoder, Fusion, Head, MissingRule, Model

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
-from blossom_ray.clients.local_training import SequentialEngine, kept_modalities
+from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import OptimizerState
+from blossom_ray.clients.samples import kept_modalities
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import LinearHead, Model
 from blossom_ray.tasks.learned import only

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blossom_ray.clients.local_training import read_only_tensor
 from blossom_ray.clients.plan import LocalState
+from blossom_ray.clients.samples import read_only_tensor
 from blossom_ray.clients.stacked.batches import Lanes, StackedBatch
 from blossom_ray.clients.stacked.descent import Descent
 from blossom_ray.clients.stacked.layers import (

@@ -16,9 +16,9 @@ from blossom_ray.algorithms.seam import has
 from blossom_ray.clients.batch import LiveForwards, one_per_sample
 from blossom_ray.clients.copies import label_of, optimizer_state_of
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
-from blossom_ray.clients.local_training import on_device
 from blossom_ray.clients.losses import Losses, TrainingTally
 from blossom_ray.clients.plan import LocalState, OptimizerState
+from blossom_ray.clients.samples import on_device
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.copies import AuthorsFunction, ComposedPass, StackedCopies
 from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer, descent_of
