@@ -91,7 +91,7 @@ class AlgorithmServer:
     """
 
     def __init__(self, plan: ClientPlan, holders: Mapping[BlockInstance, Holding]) -> None:
-        self._author, self._holders = plan.author, holders
+        self._author, self._holders, self._sizes = plan.author, holders, plan.sizes
         self.has_admit = has(self._author, "admit")
         self._has_weights = plan.weighting != "entropy"
 
@@ -152,7 +152,7 @@ class AlgorithmServer:
 
     def _whole(self, server: Server, instance: BlockInstance, value: Any, average: Total | None) -> Total:
         """A value of `server`, checked, with the running statistics of its block behind it."""
-        old = _parameters(server, instance)
+        old = self._seen(server, instance)
         array = np.asarray(value, np.float64)
         if array.shape != old.shape or not np.isfinite(array).all():
             found = f"shape {array.shape}" if array.shape != old.shape else "values that are not finite"
@@ -161,6 +161,11 @@ class AlgorithmServer:
             return array
         behind = server.blocks[instance].sent.values if average is None else average
         return np.concatenate([array, behind[len(array) :]])
+
+    def _seen(self, server: Server, instance: BlockInstance) -> np.ndarray:
+        """The values of an instance that authors see."""
+        values = server.blocks[instance].sent.values
+        return values if instance.copy else values[: self._sizes[instance.name]]
 
     def _view(self, server: Server, round_index: int, reports: Reports) -> ServerView:
         clients, sums, rows = reports.clients, reports.sums, reports.rows
@@ -172,7 +177,7 @@ class AlgorithmServer:
             if not _is_seen(instance):
                 continue
             name, key = instance.copy or MODEL, (instance.name, instance.key)
-            value = _locked(_parameters(server, instance).astype(np.float64))
+            value = _locked(self._seen(server, instance).astype(np.float64))
             view.all[name][key] = value
             is_beside = instance.scope is Scope.SERVER and (instance.name == NO_BLOCK or key in touched)
             if instance in sums or is_beside:
@@ -288,13 +293,11 @@ def _is_seen(instance: BlockInstance) -> bool:
     return instance.name.kind not in ("prototype", "statistics", "average")
 
 
-def _parameters(server: Server, instance: BlockInstance) -> np.ndarray:
-    block = server.blocks[instance]
-    return block.sent.values if instance.copy else block.sent.values[: block.num_parameters]
-
-
 def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Population) -> ClientPlan:
     """The plan with an algorithm, and with what its author is told of the model.
+
+    What an algorithm sends of the parameters need not say how running statistics are averaged. So where it sends
+    anything they are block instances of their own, but for those that its models have behind the parameters.
 
     Args:
         plan: Without one.
@@ -310,29 +313,39 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
     from blossom_ray.models.flat import block_layout
 
     model, dims = plan.model, plan.model.embedding_dims(plan.input_shapes)
-    sizes = {
+    layouts = {
         block: block_layout(
             build_block(block, model, plan.input_shapes, task.num_outputs, plan.seed, dims), model.norm_statistics
-        ).num_parameters
+        )
         for name, task in plan.tasks.items()
         for block in model_blocks(model.encoders, (name,), plan.scheme.fusions((name,)))
     }
     plan = replace(
         plan,
         algorithm=section,
-        sizes=sizes,
+        sizes={block: layout.num_parameters for block, layout in layouts.items()},
         width=model.fusion.fused_dim(dims),
         embedding_dims=dims,
         num_clients=len(population.trained),
     )
     for path, found, expected in ignored_keys(plan.author, plan.training):
         raise InputError(f"{path} {found}; expected {expected}")
+    kinds = (*population.representatives(), *population.unseen_representatives())
+    declared = (part for profile in kinds for part in plan.extra_parts(profile))
+    behind = {part.instance.name for part in declared if part.has_statistics} - plan.split_blocks
+    apart = {block for block, layout in layouts.items() if layout.buffers and block not in behind}
+    apart = {block for block in apart if plan.scheme.scope(block) not in (Scope.PRIVATE, Scope.FROZEN)}
+    plan = replace(
+        plan,
+        sizes={block: (layout.size if block in behind else layout.num_parameters) for block, layout in layouts.items()},
+        split_blocks=plan.split_blocks | (apart if has(plan.author, "finish") else set()),
+    )
     shapes: dict[BlockInstance, tuple[int, ...]] = {}
     scored = set[str]()
-    for profile in (*population.representatives(), *population.unseen_representatives()):
+    for profile in kinds:
         layout, parts = plan.layout(profile), plan.extra_parts(profile)
         copies: dict[str, Any] = {name: Tree() for name in declared_copies(plan.author, layout)}
-        copies[MODEL] = Tree({b: torch.zeros(sizes[b]) for b in layout.sizes})
+        copies[MODEL] = Tree({b: torch.zeros(size) for b, size in layout.sizes.items()})
         for part in parts:
             if profile.is_unseen and part.is_on_server and part.instance not in shapes:
                 found = f"has {part.instance} for clients with {profile.modality_set} alone, and none of them trains"

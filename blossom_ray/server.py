@@ -103,7 +103,10 @@ def normalised_together(server: Server) -> tuple[BlockInstance, ...]:
         for instance, block in server.blocks.items()
         if instance.name.kind in ("fusion", "head")
         and not instance.copy
-        and block.sent.values.size > block.num_parameters
+        and (
+            block.sent.values.size > block.num_parameters
+            or instance._replace(name=Block("statistics", instance.name)) in server.blocks
+        )
     )
 
 

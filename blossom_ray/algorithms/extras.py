@@ -26,12 +26,14 @@ class ExtraPart:
         shape: Its shape.
         initial: Its first values, as `Extra.initial` has them.
         is_copy: Whether it is shaped as the block's parameters are, and so is part of a copy of the model.
+        has_statistics: Whether running statistics of its own stand behind these.
     """
 
     instance: BlockInstance
     shape: tuple[int, ...]
     initial: float | str
     is_copy: bool
+    has_statistics: bool = False
 
     @property
     def size(self) -> int:
@@ -121,6 +123,8 @@ def _parts(name: str, extra: Extra, layout: Layout, client: ClientProfile, schem
         raise InputError(f"{where} has initial {extra.initial!r} and a shape of its own; expected {expected}")
     if extra.blocks is None and extra.shape is None:
         raise InputError(f"{where} has neither blocks nor shape; expected one of them")
+    if extra.with_statistics and (extra.blocks is None or has_shape):
+        raise InputError(f"{where} has statistics and a shape of its own; expected blocks alone")
     blocks = [NO_BLOCK] if extra.blocks is None else [block for block in layout.sizes if block in extra.blocks]
     parts = []
     for block in blocks:
@@ -128,7 +132,8 @@ def _parts(name: str, extra: Extra, layout: Layout, client: ClientProfile, schem
         instance = _instance(name, block, extra.scope, client, scheme)
         if instance.scope is Scope.FROZEN:
             raise InputError(f"{where} follows {block}, which is frozen; expected another scope, or none of it")
-        parts.append(ExtraPart(instance, shape, extra.initial, is_copy=extra.shape is None))
+        is_copy = extra.shape is None
+        parts.append(ExtraPart(instance, shape, extra.initial, is_copy, has_statistics=extra.with_statistics))
     return parts
 
 

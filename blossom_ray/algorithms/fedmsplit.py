@@ -28,7 +28,7 @@ class FedMSplit(Section):
         return [Pass(start=k["mine"])]
 
     def finish(self, k: Client) -> dict[str, Any]:
-        return {"mine": Sent(k.new)}  # and the model, with which running statistics are averaged
+        return {"mine": Sent(k.new), "model": Sent(k.new, 0)}
 
     def server(self, s: ServerView) -> dict[str, Tree]:
         trained, mixed = s.average("mine"), Tree()

@@ -34,7 +34,7 @@ class Harmony(Section):
     def extras(self, layout: Layout) -> dict[str, Extra]:
         own = [block for block in layout.averaged if block.kind != "encoder"]
         encoders = [block for block in layout.averaged if block.kind == "encoder"]
-        grouped = {name: Extra(own, initial="initial") for name in self.names}
+        grouped = {name: Extra(own, initial="initial", with_statistics=True) for name in self.names}
         moved, group = Extra(encoders, shape=(), scope="server"), Extra(shape=(), scope="client")
         return grouped | {"moved": moved, "group": group}
 

@@ -27,7 +27,7 @@ class Ifca(Section):
         return ["model", *(f"cluster {j}" for j in range(1, self.clusters))]
 
     def extras(self, layout: Layout) -> dict[str, Extra]:
-        more = {name: Extra(layout.averaged, initial="seeded") for name in self.names[1:]}
+        more = {name: Extra(layout.averaged, initial="seeded", with_statistics=True) for name in self.names[1:]}
         return more | {"choice": Extra(shape=(), scope="private")}
 
     def before(self, batch: Any) -> dict[str, Any]:

@@ -108,12 +108,15 @@ class Extra:
         initial: A number; "initial": the block's first value; "received": what the block is now, until the client keeps
             its own; "seeded": drawn as the block's first value is, but for this extra. Of an array with a shape of its
             own and of what is drawn: "uniform" in [0, 1) or "normal", from the seed.
+        with_statistics: Of several models that a client trains one of (`Pass(start=...)`): whether each has running
+            statistics of its own. Vectors of these blocks, also the model's, then have them behind the parameters.
     """
 
     blocks: Collection[str] | None = None
     shape: tuple[int, ...] | None = None
     scope: str = ""
     initial: float | str = 0.0
+    with_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Layout:
 
     Attributes:
         modalities: Those that they own, sorted.
-        sizes: Number of parameters of each block of theirs.
+        sizes: Number of parameters of each block of theirs, with statistics where an extra has them.
         scopes: The scope of each block.
         outputs: Number of classes, or of targets, by task; without `tasks` its name is "".
         width: Width of the fused representation; where each task has a fusion, of one of them.

@@ -340,6 +340,13 @@ class AuthoredRound:
                         f"algorithm: passes: {what} of {first} for {block} has shape {found}; "
                         + (f"expected {expected}" if expected else f"expected blocks of {', '.join(held)}")
                     )
+        longer = {b for b, size in self._layout.sizes.items() if size > self._authored.workspace.num_parameters[b]}
+        is_plain = each.train == (MODEL,) and each.model is None
+        if longer.intersection(held if not is_plain and isinstance(held, Tree) else (*each.offset, *each.anchor)):
+            raise RunError(
+                f"algorithm: passes: {', '.join(sorted(longer))} have running statistics behind their parameters; "
+                "expected passes of the model, from a start, without offset, anchor and model="
+            )
         epochs = self._plan.training.local_epochs if each.epochs is None else each.epochs
         return LocalPass(
             num_epochs=epochs,

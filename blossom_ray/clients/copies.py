@@ -60,7 +60,7 @@ class ClientCopies:
             flat = self._workspace.flat[name]
             self._model[name] = flat.parameters.cpu().numpy().copy(), flat.statistics()
             if name in own:
-                flat.load_parameters(own[name])
+                flat.load_first(own[name])
             flat.load_statistics(self._statistics_for(copy, name))
         self._with_parameters = with_parameters
 
@@ -103,8 +103,8 @@ class ClientCopies:
                 flat.load(received[name])
                 flat.load_local_state({key: values for key, values in self._initial[name].items() if key})
                 if name in own:
-                    flat.load_parameters(own[name])
                     flat.load_statistics(self._statistics_for(copy, name))
+                    flat.load_first(own[name])
             self._looked_through[copy] = model
         return self._looked_through[copy]
 
@@ -115,7 +115,7 @@ class ClientCopies:
             own[name] = flat.parameters.cpu().numpy().copy()
             if found := flat.statistics():
                 self._statistics_of[f"{self._current}:{name}"] = found
-            flat.load_parameters(parameters)
+            flat.load_first(parameters)
             flat.load_statistics(statistics)
         if own and self._with_parameters:
             self.keep(self._current, own)
@@ -202,7 +202,7 @@ class ComposedPass:
                 self._copies.keep(copy, values)
                 continue
             for name, vector in values.items():
-                self._workspace.flat[name].load_parameters(vector)
+                self._workspace.flat[name].load_first(vector)
 
     def _blocks(self) -> Mapping[str, Tensor]:
         return composed_blocks(self._step, self.values(), self._workspace)
@@ -291,7 +291,7 @@ class LocalClient:
             if copy == MODEL:
                 for name, vector in values.items():
                     if name in self._workspace.trained:
-                        self._workspace.flat[name].load_parameters(vector)
+                        self._workspace.flat[name].load_first(vector)
             else:
                 self.extras[copy] = values
 

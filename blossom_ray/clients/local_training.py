@@ -255,7 +255,7 @@ class Trainer:
         self._workspace.train_only(step.blocks)
         self._active = {name: flat for name, flat in self._trained.items() if name in step.blocks}
         for name, values in own.start.items():
-            self._trained[name].parameters.copy_(read_only_tensor(values))
+            self._trained[name].values[: len(values)].copy_(read_only_tensor(values))
         anchors = {name: on_device(values, self._workspace.device) for name, values in own.anchor.items()}
         self._anchors = {
             name: anchors.get(name, self._received[name]) for name in self._active if name in step.anchored

@@ -80,16 +80,16 @@ class Sorting:
             elif (value.value if isinstance(value, Sent) else value) != {}:  # a copy of no blocks
                 known = ", ".join(sorted({MODEL, *self._parts}))
                 raise RunError(f"algorithm: finish gave {name!r}, which is no extra; expected some of {known}")
-        self._prototypes()
+        self._measured()
         return [Outcome(extras, sent) for extras, sent in zip(self._extras, self._sent, strict=True)]
 
     def _model(self, value: Any) -> None:
-        """The averaged blocks of the model: parameters as the algorithm sends them, with their running statistics."""
+        """The averaged blocks of the model as the algorithm sends them."""
         if not isinstance(value, Sent):
             value = Sent(value)
         if not isinstance(value.value, Tree):
             raise RunError("algorithm: finish gave a model that is no tree of blocks; expected Sent(k.new, ...)")
-        sizes, num_parameters = self._layout.sizes, self._workspace.num_parameters
+        sizes = self._layout.sizes
         new: dict[str, np.ndarray] = {}
         weights: dict[str, np.ndarray] = {}
         for block, rows in value.value.items():
@@ -98,25 +98,23 @@ class Sorting:
                 raise RunError(f"algorithm: finish sends {block} of model; expected averaged blocks: {known}")
             new[block] = self._checked(MODEL, block, rows, (sizes[block],))
             weights[block] = self._weights_of(value.weight, block)
-        returned = self._plan.returned_blocks(self._profile)
-        instances = [i for i in returned if not i.copy and i.name.kind != "prototype"]
-        for k, result in enumerate(self._results):
-            whole = {
-                block: np.concatenate([rows[k], result.blocks[block][num_parameters[block] :]])
-                for block, rows in new.items()
-            }
-            owners = {i: i.name.of if i.name.kind == "statistics" else i.name for i in instances}
-            wanted = [i for i in instances if owners[i] in whole and weights[owners[i]][k] != 0]
-            for instance, values in self._plan.cut(wanted, whole, num_parameters).items():
-                weight = float(weights[owners[instance]][k])
-                self._sent[k][instance] = self._plan.block_weight(instance, weight, self._observed[k]), values
-
-    def _prototypes(self) -> None:
         for instance in self._plan.returned_blocks(self._profile):
-            if instance.name.kind == "prototype":
-                for k, (result, weight) in enumerate(zip(self._results, self._weights, strict=True)):
-                    weight = self._plan.block_weight(instance, weight, self._observed[k])
-                    self._sent[k][instance] = weight, result.blocks[instance.name]
+            block = instance.name
+            if instance.copy or block not in new:
+                continue
+            for k, own in enumerate(weights[block]):
+                if own != 0:
+                    values, rest = new[block][k], self._results[k].blocks[block][sizes[block] :]
+                    is_whole = block in self._plan.split_blocks or not rest.size
+                    self._sent[k][instance] = float(own), values if is_whole else np.concatenate([values, rest])
+
+    def _measured(self) -> None:
+        """What is measured in place of trained weighs what its client does, whatever becomes of parameters."""
+        kinds = ("prototype", "statistics") if MODEL in self._trained else ("prototype",)
+        instances = [i for i in self._plan.returned_blocks(self._profile) if i.name.kind in kinds]
+        for k, (result, weight) in enumerate(zip(self._results, self._weights, strict=True)):
+            for instance, values in self._plan.cut(instances, result.blocks, self._workspace.num_parameters).items():
+                self._sent[k][instance] = self._plan.block_weight(instance, weight, self._observed[k]), values
 
     def _extra(self, name: str, value: Any) -> None:
         parts = self._parts[name]

@@ -90,9 +90,11 @@ class ClientPlan:
         prototypes: With `model.missing: prototype` the modalities that some client, or some sample, lacks, sorted.
         split_blocks: The blocks whose running statistics are block instances of their own: with
             `model.norm_statistics: same-modalities` those that several modality sets hold in common, one per modality
-            set; and the encoders of `sparse_in_training`, whose statistics have other weights than their parameters.
+            set; and those whose statistics may have other weights than their parameters: the encoders of
+            `sparse_in_training`, and all that are averaged where an algorithm says what leaves a client.
         algorithm: The scenario's `algorithm` section; None: federated averaging, with what `training` says.
-        sizes: Number of parameters of each block of the model; needed with an algorithm alone, as what follows.
+        sizes: Number of values of each block of the model that an algorithm sees: parameters, and running statistics
+            where an extra has them; needed with an algorithm alone, as what follows.
         width: Width of the fused representation.
         embedding_dims: Width of the embeddings by modality.
         num_clients: Registered clients.

@@ -224,9 +224,9 @@ class FlatBlock:
             _copy_into(self.values[self.num_parameters :], statistics[""])
         self.load_local_state({name: values for name, values in statistics.items() if name})
 
-    def load_parameters(self, vector: npt.NDArray[np.float32]) -> None:
-        """Copy parameters (num_parameters,) into the block, and leave its averaged buffers as they are."""
-        _copy_into(self.parameters, vector)
+    def load_first(self, vector: npt.NDArray[np.float32]) -> None:
+        """Copy a vector into the first values: (num_parameters,) leaves the averaged buffers as they are."""
+        _copy_into(self.values[: len(vector)], vector)
 
     def _local_buffers(self) -> dict[str, Tensor]:
         # Looked up each time: a module may replace its own buffers.

@@ -201,7 +201,7 @@ def _everybody(plan: ClientPlan, server: Server) -> ClientProfile:
     if not own:
         kept = client_workspace(plan, profile).initial_state if plan.model.norm_statistics == "local" else {}
         is_local = any(name.rpartition(".")[2].startswith("running_") for block in kept.values() for name in block)
-        split = {instance.statistics(profile) for name, instance in held.items() if name in plan.split_blocks}
+        split = {instance for instance in plan.sent_blocks(profile) if instance.name.kind == "statistics"}
         if is_local or split - server.blocks.keys():
             own = [f"statistics of normalisation (model.norm_statistics: {plan.model.norm_statistics})"]
     if own:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blossom_ray.algorithms.low_rank import LowRank
 from blossom_ray.algorithms.options import OF_CLASSES, OF_PLAIN_STEPS, AlgorithmOption, Server
 from blossom_ray.algorithms.server_optimizers import FedAvg
 from blossom_ray.clients.options import Training, ignored_keys
@@ -267,18 +266,6 @@ def _plain_steps(algorithm: AlgorithmOption, training: Training, scopes: Mapping
     if algorithm.kind in OF_PLAIN_STEPS and not all(training.optimizer.of(block).is_plain for block in averaged):
         found = f"has momentum or is no sgd, while algorithm.kind is {algorithm.kind!r}, which counts plain steps"
         yield Finding("training.optimizer", found, "{kind: sgd, momentum: 0} for each block that is averaged")
-
-
-@rule
-def _low_rank_statistics(algorithm: AlgorithmOption, model: Model) -> Iterator[Finding]:
-    """Factors travel in the place of the block, and with it its running statistics would."""
-    if not isinstance(algorithm, LowRank) or model.norm_statistics == "local":
-        return
-    kind, _, modality = algorithm.block.partition("/")
-    section: object = model.encoders.get(modality) if kind == "encoder" else getattr(model, kind, None)
-    if getattr(section, "norm", "none") == "batch":
-        found = f"is {algorithm.block!r}, whose running statistics would stay as they are at first"
-        yield Finding("algorithm.block", found, "a block without batch normalisation, or model.norm_statistics: local")
 
 
 @rule

@@ -89,8 +89,6 @@ def run(case: str, group: str, data: Path, out: Path, rounds: int, seeds: str, *
     """A sweep over the algorithms of a group; cells that have finished are skipped."""
     sharing, is_plain, kinds = GROUPS[group]
     name = case.partition("_")[0]
-    if name == "av-mnist":  # whose heads have batch normalisation
-        kinds = tuple(kind for kind in kinds if kind != "low-rank")
     settings = [f"data.path={(data / DATA[name]).resolve()}", "execution.runtime=local", f"sharing={sharing}"]
     settings += [f"rounds={rounds}", *([f"training.optimizer={PLAIN[name]}"] if is_plain else [])]
     settings += [f"model.encoders={SMALL[name]}"] if is_small and name in SMALL else []

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from blossom_ray import Scenario
@@ -52,7 +53,28 @@ TREE: dict[str, Any] = {
 }
 """Nine clients of three modality sets with unequal shards, five a round."""
 
+BATCH_NORM = {"model.head": {"kind": "mlp", "hidden": [6], "norm": "batch", "dropout": 0.0}}
+
 Blocks = dict[str, Tensor]
+
+
+def running(module: nn.Module) -> Tensor:
+    """The running means and variances of a block, one after the other."""
+    found = [buffer.flatten() for name, buffer in module.named_buffers() if name.rpartition(".")[2][:8] == "running_"]
+    return torch.cat([torch.zeros(0), *found]).clone()
+
+
+def set_running(module: nn.Module, values: Tensor) -> None:
+    """Put these in their place."""
+    for norm in norms_of(module):
+        size = norm.num_features
+        norm.running_mean, norm.running_var = values[:size].clone(), values[size : 2 * size].clone()
+        values = values[2 * size :]
+
+
+def norms_of(module: nn.Module) -> list[Any]:
+    """Its normalisation layers that keep running statistics; trained on one sample they use these."""
+    return [each for each in module.modules() if isinstance(each, _BatchNorm)]
 
 
 def scenario_of(algorithm: Mapping[str, Any], **changes: Any) -> Scenario:
@@ -99,7 +121,7 @@ def simulated(scenario: Scenario) -> Simulated:
 
 @dataclass
 class World:
-    """The federation as plain values.
+    """The federation as plain values; a block's vector has its running statistics behind the parameters.
 
     Attributes:
         shared: The averaged blocks: by name, and where each modality set has its own by `label`.
@@ -138,7 +160,7 @@ class World:
             self.models[profile.index] = model
             self.private[profile.index] = {}
             for name, module in model.blocks.items():
-                vector = parameters_to_vector(module.parameters()).detach().clone()
+                vector = torch.cat([parameters_to_vector(module.parameters()).detach(), running(module)])
                 if self.plan.scheme.scope(name) is Scope.PRIVATE:
                     self.private[profile.index][name] = vector
                 else:
@@ -195,19 +217,22 @@ class World:
         """The client's model with these blocks; those that are not here are its private ones."""
         model = self.models[client]
         for name, module in model.blocks.items():
-            vector_to_parameters({**self.private[client], **blocks}[name].clone(), module.parameters())
+            vector = {**self.private[client], **blocks}[name].clone()
+            vector_to_parameters(vector, module.parameters())
+            set_running(module, vector[sum(parameter.numel() for parameter in module.parameters()) :])
         model.eval()
         return model
 
     def gradient(self, client: int, blocks: Mapping[str, Tensor], loss: Callable[[Any], Tensor]) -> Blocks:
-        """The gradient by block of a function of the client's model."""
+        """The gradient by block of a function of the client's model; zeros for running statistics."""
         model = self.set_model(client, blocks)
         model.zero_grad()
         loss(model).backward()
-        return {
-            name: parameters_to_vector([torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()])
-            for name, module in model.blocks.items()
-        }
+        found = {}
+        for name, module in model.blocks.items():
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+            found[name] = torch.cat([parameters_to_vector(parts), torch.zeros_like(running(module))])
+        return found
 
     def descend(
         self,
@@ -237,6 +262,8 @@ class World:
         for inputs, labels in batches:
 
             def value(model: Any, inputs: Any = inputs, labels: Any = labels) -> Tensor:
+                for norm in norms_of(model):
+                    norm.train(len(labels) > 1)
                 if loss is not None:
                     return loss(model, inputs, labels)
                 return torch.nn.functional.cross_entropy(model(inputs), labels)
@@ -246,6 +273,9 @@ class World:
                 name: x - rate * (g[name] + added(name, x)) if only is None or name in only else x
                 for name, x in w.items()
             }
+            for name, module in self.models[client].blocks.items():
+                if len(found := running(module)):
+                    w[name] = torch.cat([w[name][: -len(found)], found])
             steps.update(b for b in w if not b.startswith("encoder/") or b.removeprefix("encoder/") in inputs)
         for name in self.private[client]:
             self.private[client][name] = w[name]

@@ -127,9 +127,18 @@ def test_fednova_counts_batches_without_the_modality(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("weighting", ["samples", "uniform"])
-def test_statistics_are_means_over_the_samples_that_have_the_modality(engine: str, weighting: str) -> None:
-    found = run(mean, {"is_about_means": True}, **{"server.weighting": weighting, "training.engine": engine})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"server.weighting": "uniform"},
+        *({"algorithm": kind} for kind in ({"kind": "fedavg"}, {"kind": "fednova"}, {"kind": "ifca"})),
+        {"algorithm": {"kind": "low-rank", "block": "encoder/m"}},
+    ],
+    ids=str,
+)
+def test_statistics_are_means_over_the_samples_that_have_the_modality(engine: str, changes: dict[str, Any]) -> None:
+    """Whatever an algorithm sends of the parameters."""
+    found = run(mean, {"is_about_means": True}, **{"training.engine": engine}, **changes)
     statistics = BlockInstance("statistics/encoder/m", Scope.SHARED)
     values = found.server.blocks[statistics].sent.values
     assert values[0] == pytest.approx((10 * 2 + 2 * 8) / 12)  # 3, and not 5

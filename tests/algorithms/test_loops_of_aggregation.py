@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plain_loops import World, assert_close, assert_kept, assert_model_equals, scenario_of, simulated
+from plain_loops import (
+    BATCH_NORM,
+    World,
+    assert_close,
+    assert_kept,
+    assert_model_equals,
+    running,
+    scenario_of,
+    simulated,
+)
 from torch import Tensor
 
 from blossom_ray.core.seeding import Purpose, stable_number
@@ -33,6 +42,20 @@ def plain_round(world: World, t: int) -> dict[int, dict[str, Tensor]]:
         client: world.descend(client, world.received(client), world.batches(client, t)(2), world.rate(t))[0]
         for client in world.cohort(t)
     }
+
+
+@each_engine
+@pytest.mark.parametrize("kind", ["fednova", "scaffold", "random-sparsification", "mfedmc", "fedmsplit"])
+def test_running_statistics_weigh_what_their_client_does(kind: str, engine: str) -> None:
+    """Whatever is sent of the parameters, and with what weight; in the first round all train as they do in FedAvg."""
+    scenario = scenario_of({"kind": kind}, rounds=1, **BATCH_NORM, **{"training.engine": engine})
+    world = World(scenario)
+    size = len(running(world.models[0].blocks["head"]))
+    found = {client: own["head"][-size:] for client, own in plain_round(world, 1).items()}
+    total = sum((world.n[client] * own.double() for client, own in found.items()), torch.zeros(size))
+    expected = total / sum(world.n[client] for client in found)
+    assert_close(simulated(scenario).value("statistics/head"), expected.float(), "statistics/head")
+    assert float((expected - world.first["head"][-size:]).abs().max()) > 0.05
 
 
 @each_federation
@@ -113,15 +136,13 @@ def test_fedmsplit(changes: dict[str, Any]) -> None:
     scenario = scenario_of({"kind": "fedmsplit"}, **changes)
     world = World(scenario)
     mine: dict[int, dict[str, Tensor]] = {}
-    first = {client: world.received(client) for client in world.models}
     for t in world.rounds:
         sent = {
-            client: world.descend(client, mine.get(client, first[client]), world.batches(client, t)(2), world.rate(t))[
-                0
-            ]
+            client: world.descend(
+                client, mine.get(client, world.received(client)), world.batches(client, t)(2), world.rate(t)
+            )[0]
             for client in world.cohort(t)
         }
-        world.average(sent, world.n)
         for client, own in sent.items():
             mine[client] = {}
             for block, value in own.items():
@@ -131,15 +152,18 @@ def test_fedmsplit(changes: dict[str, Any]) -> None:
                     (p * other for p, other in zip(scores.softmax(0), others, strict=True)), torch.zeros(())
                 ).float()
     run = simulated(scenario)
-    assert_model_equals(run, world)
+    assert_model_equals(run, world)  # the shared model that nobody trains, and private blocks
     for client, own in mine.items():
         for block, value in own.items():
             assert_close(run.value(block, "mine", str(client)), value, f"{block} of client {client}")
     assert len(mine) > 5  # and somebody was there twice
 
 
-@each_federation
+@pytest.mark.parametrize(
+    "changes", [*FEDERATIONS.values(), BATCH_NORM | {"rounds": 2}], ids=[*FEDERATIONS, "batch norm"]
+)
 def test_harmony(changes: dict[str, Any]) -> None:
+    """Also the running statistics of a group are averages over its clients."""
     scenario = scenario_of({"kind": "harmony", "groups": 2}, **{**changes, "server.clients_per_round": 7})
     world = World(scenario)
     group: dict[int, int] = defaultdict(int)

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plain_loops import World, assert_close, assert_kept, assert_model_equals, scenario_of, simulated
+from plain_loops import (
+    BATCH_NORM,
+    World,
+    assert_close,
+    assert_kept,
+    assert_model_equals,
+    running,
+    scenario_of,
+    simulated,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -179,8 +188,13 @@ def supervised_contrast(one: Tensor, other: Tensor, labels: Tensor, temperature:
     return torch.stack(losses).mean()
 
 
-@each_federation
+@pytest.mark.parametrize(
+    "changes",
+    [{}, STACKED, PRIVATE, DROPPED, BATCH_NORM | {"rounds": 2}, BATCH_NORM | {"rounds": 2, **STACKED}],
+    ids=["one after the other", "stacked", "private head", "dropped", "batch norm", "batch norm, stacked"],
+)
 def test_ifca(changes: dict[str, Any]) -> None:
+    """Also the running statistics of a model are averages over the clients that have chosen it."""
     scenario = scenario_of({"kind": "ifca", "clusters": 3}, **{**changes, "server.clients_per_round": 7})
     run = simulated(scenario)
     first = simulated(scenario.override({"rounds": 1, "training.optimizer.lr": 1e-30}))
@@ -189,6 +203,10 @@ def test_ifca(changes: dict[str, Any]) -> None:
     models = [dict(world.shared)] + [
         {label: torch.tensor(first.value(label, name)) for label in world.shared} for name in names[1:]
     ]
+    if "model.head" in changes:  # which have statistics already
+        size = len(running(world.models[0].blocks["head"]))
+        for model in models:
+            model["head"] = torch.cat([model["head"][:-size], world.first["head"][-size:]])
     choices: dict[int, int] = {}
     for t in world.rounds:
         groups: list[dict[int, dict[str, Tensor]]] = [{}, {}, {}]

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from plain_loops import World, assert_close, assert_kept, assert_model_equals, scenario_of, simulated
+from plain_loops import (
+    BATCH_NORM,
+    World,
+    assert_close,
+    assert_kept,
+    assert_model_equals,
+    norms_of,
+    running,
+    scenario_of,
+    set_running,
+    simulated,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -63,13 +74,20 @@ def test_mixed(engine: str, sharing: str) -> None:
     assert_kept(run, "lean", lean)
 
 
-@pytest.mark.parametrize("block", ["head", "encoder/acc"])
+@pytest.mark.parametrize(
+    ("block", "changes"),
+    [("head", {}), ("encoder/acc", {}), ("head", BATCH_NORM | {"rounds": 2})],
+    ids=["head", "encoder", "norm"],
+)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_low_rank(engine: str, block: str) -> None:
-    scenario = scenario_of({"kind": "low-rank", "block": block, "rank": 2}, **{"training.engine": engine})
+def test_low_rank(engine: str, block: str, changes: dict[str, Any]) -> None:
+    """Factors travel in the place of the block; its running statistics are averaged all the same."""
+    scenario = scenario_of({"kind": "low-rank", "block": block, "rank": 2}, **{"training.engine": engine}, **changes)
     world = World(scenario)
     run = simulated(scenario)
-    size = len(world.first[block])
+    statistics = running(world.models[0].blocks[block])
+    size = len(world.first[block]) - len(statistics)
+    world.shared[block] = world.first[block] = world.first[block][:size]
     width = int(size**0.5)
     height = -(-size // width)
     start = simulated(scenario.override({"rounds": 1, "training.optimizer.lr": 1e-30}))
@@ -77,10 +95,13 @@ def test_low_rank(engine: str, block: str) -> None:
     assert a.shape == (height, 2)
     assert abs(float(a.std()) - 1) < 0.5
     for t in world.rounds:
-        sent, factors = {}, {}
+        sent, factors, measured = {}, {}, {}
         for client in world.cohort(t):
             x, own = world.received(client), {"a": a, "b": b}
+            set_running(world.models[client].blocks["head"], statistics if block == "head" else torch.zeros(0))
             for inputs, labels in world.batches(client, t)(2):
+                for norm in norms_of(world.models[client]):
+                    norm.train(len(labels) > 1)
                 if block not in x:
                     x, _ = world.descend(client, x, iter([(inputs, labels)]), world.rate(t))
                     continue
@@ -92,15 +113,20 @@ def test_low_rank(engine: str, block: str) -> None:
                 x, own = {**x, **{name: moved[name] for name in x if name != block}}, {n: moved[n] for n in own}
             if block in x:
                 factors[client] = own
+                measured[client] = running(world.models[client].blocks[block])
                 del x[block]
             sent[client] = x
         world.average(sent, world.n)
         n = sum(world.n[k] for k in factors)
         if factors:
             a, b = (sum(world.n[k] * own[f].double() for k, own in factors.items()).div(n).float() for f in ("a", "b"))
+            statistics = (sum(world.n[k] * own.double() for k, own in measured.items()) / n).float()
     assert_model_equals(run, world)
     assert_close(run.value(block, "a"), a, "a")
     assert_close(run.value(block, "b"), b, "b")
+    if changes:
+        assert_close(run.value("statistics/head"), statistics, "statistics")
+        assert float(statistics.abs().max()) > 0.1
     assert torch.equal(world.shared[block], world.first[block])
     assert float(b.abs().max()) > 1e-3
 

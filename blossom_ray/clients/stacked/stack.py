@@ -49,11 +49,16 @@ class BlockRows:
         self.tensors = {entry.name: torch.zeros(capacity, *entry.shape, device=device) for entry in entries}
 
     def write(self, vectors: FloatArray, *, first_row: int = 0, num_rows: int | None = None) -> None:
-        """Copy vectors (K, size) into the rows from `first_row` on, or one vector (1, size) into `num_rows` of them."""
+        """Copy vectors (K, size) into the rows from `first_row` on, or one vector (1, size) into `num_rows` of them.
+
+        Shorter vectors leave the entries behind their end as they are.
+        """
         values = read_only_tensor(vectors).to(self._device)
         rows = slice(first_row, first_row + (len(vectors) if num_rows is None else num_rows))
         start = self._entries[0].offset if self._entries else 0
         for entry in self._entries:
+            if entry.end - start > values.shape[1]:
+                break
             part = values[:, entry.offset - start : entry.end - start]
             self.tensors[entry.name][rows] = part.reshape(len(vectors), *entry.shape)
 
@@ -215,7 +220,7 @@ class Stack:
         return [{name: distances[k] for name, distances in found.items()} for k in range(num_clients)]
 
     def start(self, values: Sequence[Mapping[str, Vector]]) -> None:
-        """Put other parameters, (n,) float32 by block, in the place of the first clients' own."""
+        """Put other vectors, float32 by block, in the place of the first clients': parameters alone, or all of it."""
         for name in values[0]:
             self._rows[name].write(np.stack([own[name] for own in values]))
 
@@ -235,9 +240,13 @@ class Stack:
     def load_block(
         self, name: str, parameters: Iterable[Vector], statistics: Sequence[Mapping[str, np.ndarray]]
     ) -> None:
-        """Copy the first clients' parameters of a block in, and its running statistics as `statistics` gives them."""
+        """Copy the first clients' parameters of a block in, and its running statistics as `statistics` gives them.
+
+        Those that stand behind the parameters go before.
+        """
+        size = self.num_parameters[name]
         vectors = [
-            np.concatenate([own, kept[""]]) if "" in kept else own
+            np.concatenate([own, kept[""][len(own) - size :]]) if "" in kept else own
             for own, kept in zip(parameters, statistics, strict=True)
         ]
         self._rows[name].write(np.stack(vectors))
