@@ -46,6 +46,9 @@ class Authored:
         workspace: A model of this kind of clients.
         profile: One of them.
         is_mapped: Whether functions are mapped over clients, instead of called for one after the other.
+
+    Attributes:
+        obstacles: Lines on what cannot be mapped, and why, as far as that is known.
     """
 
     def __init__(self, plan: ClientPlan, workspace: Workspace, profile: ClientProfile, *, is_mapped: bool) -> None:
@@ -53,6 +56,7 @@ class Authored:
         self._author, self.layout = plan.author, plan.layout(profile)
         self._copies = declared_copies(self._author, self.layout)
         self._first_values: dict[tuple[str, Block], np.ndarray] = {}
+        self.obstacles: dict[str, None] = {}
 
     def extras(
         self,
@@ -162,7 +166,9 @@ class Authored:
         with naming(method):
             found = one_by_one(method, function, rows, count)
         if obstacle:
-            _tell(f"algorithm: {method} is called for one client after the other, for it cannot be mapped: {obstacle}")
+            told = f"algorithm: {method} is called for one client after the other, for it cannot be mapped: {obstacle}"
+            self.obstacles[told] = None
+            _tell(told)
         return found
 
     def _drawn(self, part: ExtraPart, round_index: int, client: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,10 @@ class Engine(Protocol):
     Raises:
         ClientError: A client's own code raised, or it does not fit into memory.
     """
+
+    @property
+    def obstacles(self) -> Collection[str]:
+        """Lines on what of stacked clients is computed for one after the other, and why, as far as that is known."""
 
     def train(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
         """Train each client on its shard.

@@ -72,6 +72,12 @@ class ClientHost:
         """Ids of the clients that live here, ascending."""
         return tuple(sorted(self._profiles))
 
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Lines on what of stacked clients was computed for one after the other, and why."""
+        of_authors = {line for authored in self._authored.values() for line in authored.obstacles}
+        return tuple(sorted(of_authors | {line for engine in self._engines.values() for line in engine.obstacles}))
+
     def train(
         self,
         chunk: Chunk,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -58,6 +58,8 @@ class SequentialEngine:
     Args:
         workspace: The model's memory.
     """
+
+    obstacles: Collection[str] = ()
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace

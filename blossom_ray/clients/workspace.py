@@ -13,6 +13,8 @@ from blossom_ray.clients.losses import Loss, Objective, TaskLoss
 from blossom_ray.clients.plan import ClientPlan, LocalState
 from blossom_ray.clients.transforms import Transform, build_transforms
 from blossom_ray.core.blocks import Block, ClientProfile
+from blossom_ray.core.factories import shown_factory
+from blossom_ray.core.section import Custom
 from blossom_ray.core.sums import Vector
 from blossom_ray.models.build import build_client_model
 from blossom_ray.models.flat import FlatBlock
@@ -38,6 +40,9 @@ class Workspace:
         sparse: Modalities that samples of owners may lack.
         fusions: The tasks that have a fusion each; "" is one for all.
 
+    Attributes:
+        own_functions: Own code that is called in training and is no part of the model: its place and its factory.
+
     Raises:
         InputError: A part of the sections does not fit, or own code does not do what it should.
     """
@@ -60,7 +65,11 @@ class Workspace:
     ) -> None:
         self.device, self.learned = torch.device(device), learned
         self.objective = Objective(loss or TaskLoss(kind="task"), learned, self.device)
-        self.transforms = build_transforms(transforms or {}, input_shapes, owned)
+        transforms = transforms or {}
+        self.transforms = build_transforms(transforms, input_shapes, owned)
+        called = {"training.loss": loss, **{f"training.transform.{name}": transforms[name] for name in self.transforms}}
+        own = ((where, each) for where, each in called.items() if isinstance(each, Custom))
+        self.own_functions = tuple(f"{where} ({shown_factory(each)})" for where, each in own)
         self.model = build_client_model(section, input_shapes, learned.outputs, owned, seed, sparse, fusions)
         self.model = self.model.to(self.device)
         self.model.precision = precision

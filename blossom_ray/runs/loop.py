@@ -193,7 +193,7 @@ def run(
         # No round's record has room for what goes wrong after the last one.
         failures = runtime.take_round().failures
         lost = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in failures]
-        notes = (*notes, *filter(None, (undefined, untrained)), *lost)
+        notes = (*notes, *described.obstacles, *filter(None, (undefined, untrained)), *lost)
         used = merge_kernels(used, [kernels(), *described.kernels])
         yield Outcome(digest, described.entries, used, stopped, notes)
     finally:

@@ -191,11 +191,12 @@ class ActorRuntime:
 
     def describe(self) -> Description:
         """What there is to say of the actors and of the state of their clients."""
-        peaks, digests, kernels = zip(*self._ask("end", "describe"), strict=True)
+        peaks, digests, kernels, obstacles = zip(*self._ask("end", "describe"), strict=True)
         return Description(
             {"runtime": "ray", "actors": len(self._slots), "peak_actor_memory_bytes": max(peaks)},
             dict(sorted(item for part in digests for item in part.items())),
             kernels,
+            sorted({line for lines in obstacles for line in lines}),
         )
 
     def close(self) -> None:

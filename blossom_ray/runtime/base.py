@@ -37,11 +37,13 @@ class Description:
         entries: What the run's manifest says about execution.
         private_digests: SHA-256 (hex) of every client's private state, by client, in ascending order.
         kernels: What chooses the CPU kernels of each process that holds clients, unless it is this one.
+        obstacles: Lines on what of stacked clients was computed for one after the other until now, and why.
     """
 
     entries: Mapping[str, object]
     private_digests: Mapping[int, str]
     kernels: Sequence[Kernels] = ()
+    obstacles: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -144,13 +144,13 @@ class ClientActor:
         """Take the clients' states from a checkpoint's files."""
         self._here.restore(paths)
 
-    def describe(self) -> tuple[int, dict[int, str], Kernels]:
+    def describe(self) -> tuple[int, dict[int, str], Kernels, tuple[str, ...]]:
         """The largest resident set of this process so far in bytes, with what `Description` has of its clients and it.
 
         Pages that it shares with others are counted.
         """
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return peak, self._here.private_digest(), kernels()
+        return peak, self._here.private_digest(), kernels(), self._here.obstacles
 
     @property
     def _here(self) -> ClientHost:

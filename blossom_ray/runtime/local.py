@@ -88,7 +88,8 @@ class LocalRuntime:
 
     def describe(self) -> Description:
         """There are no other processes."""
-        return Description({"runtime": "local", "actors": 0}, self._host.private_digest())
+        entries = {"runtime": "local", "actors": 0}
+        return Description(entries, self._host.private_digest(), obstacles=self._host.obstacles)
 
     def close(self) -> None:
         """Unmap the shards and give torch its threads back."""

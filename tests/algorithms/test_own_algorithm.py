@@ -193,7 +193,10 @@ def test_functions_that_cannot_be_mapped_are_called_in_turn_and_said(caplog: pyt
     with caplog.at_level("INFO"):
         run = simulate(scenario.override({"algorithm": Branching()}))
     said = "algorithm: passes is called for one client after the other, for it cannot be mapped: "
-    assert [text.startswith(said) for text in caplog.messages if "after the other" in text] == [True]
+    (told,) = [text for text in caplog.messages if "after the other" in text]
+    assert told.startswith(said)
+    assert told in run.manifest["notes"]
+    assert not any("after the other" in note for note in mapped.manifest["notes"])
     assert set(run.manifest["engines"].values()) == {"vectorized"}
     assert run.rounds["loss"].to_list() == pytest.approx(mapped.rounds["loss"].to_list(), abs=1e-5)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blossom_ray import Scenario, simulate
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
@@ -493,3 +494,30 @@ def test_what_cannot_be_stacked_is_named(kind: type[nn.Module]) -> None:
     assert found.startswith(f"head ({kind.__name__}) {REFUSED[kind]}")
     assert found == stacking_obstacle(space), "the same every time"
     assert "\n" not in found
+
+
+def halved() -> Callable[[Tensor, Tensor], Tensor]:
+    """An own loss."""
+    return lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none") / 2
+
+
+def shifted() -> Callable[[Tensor, torch.Generator], Tensor]:
+    """An own transform."""
+    return lambda batch, draw: batch + torch.rand(1, generator=draw)
+
+
+def test_own_losses_and_transforms_see_one_client_alone_and_the_manifest_says_so(small_scenario: Scenario) -> None:
+    own = {
+        "training.loss": {"kind": "custom", "factory": halved},
+        "training.transform": {"acc": {"kind": "custom", "factory": shifted}},
+        "rounds": 1,
+    }
+    scenario = small_scenario.override(own)
+    notes = simulate(scenario.override({"training.engine": "vectorized"})).manifest["notes"]
+    one_by_one = "is called for one client after the other, so that it sees the samples of one alone"
+    assert [note for note in notes if one_by_one in note] == [
+        f"training.loss (test_own_modules_stacked:halved) {one_by_one}",
+        f"training.transform.acc (test_own_modules_stacked:shifted) {one_by_one}",
+    ]
+    alone = simulate(scenario.override({"training.engine": "sequential"})).manifest["notes"]
+    assert not any(one_by_one in note for note in alone)

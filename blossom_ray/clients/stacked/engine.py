@@ -63,6 +63,8 @@ class StackedEngine:
         self._stack: Stack | None = None
         self._spares: dict[str, Stack] = {}
         self._in_turn = SequentialEngine(workspace)
+        one_by_one = "is called for one client after the other, so that it sees the samples of one alone"
+        self.obstacles = {f"{name} {one_by_one}": None for name in workspace.own_functions}
 
     def train(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
         """Train each client on its shard; `job` has nothing that `training_obstacle` names."""
@@ -162,6 +164,10 @@ class StackedEngine:
             if not can_halve:
                 in_turn_results = in_turn()
                 _LOG.info("%d clients were computed one after the other: their stack raised %s", len(tasks), cause)
+                owned = "+".join(self._workspace.model.owned)
+                self.obstacles[
+                    f"clients with {owned} were computed one after the other: their stack raised {cause}"
+                ] = None
                 return in_turn_results
             self._size.halve(len(positions))
         return [results[position] for position in range(len(tasks))]
