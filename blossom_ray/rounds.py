@@ -338,7 +338,7 @@ def evaluate(
             clients = tuple(client for client in drawn if num_rows[client])
         records: list[ClientEvaluation] = []
         by_task: dict[str, dict[str, Tally]] = {}
-        observed: dict[str, dict[str, Tally]] = {}
+        observed: dict[tuple[str, str], dict[str, Tally]] = {}
         chunks = population.cut(clients)
         blocks = {**server.sent, **averages} if scoring.is_unseen else server.sent
         for part in runtime.evaluate(chunks, blocks, round_index=round_index, scoring=scoring):
@@ -350,15 +350,15 @@ def evaluate(
             for task, whole in part.tallies.items():
                 tallies = by_task.setdefault(task, {})
                 tallies[owned] = tallies[owned] + whole if owned in tallies else whole
-                by_set = observed.setdefault(task, {})
+                # On the held-out set each modality set's models are scored on the same samples: all together are none.
+                by_set = observed.setdefault((task, owned if is_held_out else ""), {})
                 for name, tally in part.by_set.get(task, {owned: whole}).items():
                     by_set[name] = by_set[name] + tally if name in by_set else tally
         scored[scoring] = tuple(sorted(records, key=lambda record: record.client))
         for task, tallies in sorted(by_task.items()):
             prefix = f"{scoring.prefix}{task_prefix(task)}"
             own = [record for record in scored[scoring] if record.task == task]
-            for name, value in _summary(preparation, scoring, task, own, tallies, observed[task]).items():
-                # On the held-out set each modality set's models are scored on the same samples: all together are none.
+            for name, value in _summary(preparation, scoring, task, own, tallies, observed).items():
                 if "/" in name or not is_held_out:
                     metrics[f"{prefix}{name}"] = value
             if keeps_classes:
@@ -423,9 +423,18 @@ def _summary(
     task: str,
     records: Sequence[ClientEvaluation],
     tallies: Mapping[str, Tally],
-    by_set: Mapping[str, Tally],
+    observed: Mapping[tuple[str, str], Mapping[str, Tally]],
 ) -> dict[str, float]:
-    """The metrics of a task in one scoring: of its records, and the sums over clients, or samples, of a set."""
+    """The metrics of a task in one scoring.
+
+    Args:
+        preparation: The prepared federation.
+        scoring: On what clients were scored.
+        task: The task.
+        records: Its clients' scores.
+        tallies: Their sums by modality set.
+        observed: By task and modality set, "" for all clients, the sums over samples that have the same modalities.
+    """
     profiles, plan = preparation.population.profiles, preparation.plan
     rules = task_rules(plan.tasks[task].kind, plan.metrics)
     pooled = rules.scores(total(tallies.values()))
@@ -433,4 +442,9 @@ def _summary(
     summary = summarize(records, sets, pooled)
     if may_leave_untrained(preparation) and not scoring.is_unseen:
         summary |= trained_summary(records, sets, [*pooled])
-    return summary | observed_summary(records, sets, by_set, rules)
+    for owned in ("", *tallies):
+        members = [record for record, own in zip(records, sets, strict=True) if not owned or own == owned]
+        own_sets = [own for own in sets if not owned or own == owned]
+        found = observed_summary(members, own_sets, observed.get((task, owned), {}), rules)
+        summary |= {f"{name}/{owned}" if owned else name: value for name, value in found.items()}
+    return summary

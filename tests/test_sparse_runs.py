@@ -47,6 +47,12 @@ def test_what_tables_tell_of_samples_without_a_modality(sparse: Scenario) -> Non
     mean = sum(last[f"num_examples@{name}"] * last[f"accuracy@{name}"] for name in sets)
     assert mean / sum(last[f"num_examples@{name}"] for name in sets) == pytest.approx(last["accuracy_pooled"])
     assert {"accuracy_pooled@acc", "loss@gyro", "validation/accuracy@acc+gyro"} <= last.keys()
+    # The held-out set, all of whose rows have gyro, is seen with gaps by clients with both.
+    ends = ("gyro/acc+gyro", "acc+gyro/acc+gyro")
+    assert {name for name in last if name.startswith("held_out/loss@")} == {f"held_out/loss@{end}" for end in ends}
+    numbers, found = ([last[f"held_out/{name}@{end}"] for end in ends] for name in ("num_examples", "accuracy"))
+    assert np.average(found, weights=numbers) == pytest.approx(last["held_out/accuracy/acc+gyro"])
+    assert sum(numbers) == run.manifest["data"]["num_held_out"]
     # Clients with one modality have fewer samples and no gaps; what they do not own is null.
     trained = run.clients.filter(round=1).select("modalities", "num_train_examples", pl.col("^num_observed/.*$"))
     assert trained.columns[2:] == ["num_observed/acc", "num_observed/gyro"]
@@ -62,6 +68,8 @@ def test_what_samples_have_is_no_modality_set_of_clients(sparse: Scenario, tmp_p
     run = simulate(sparse, out=tmp_path / "run")
     assert set(metric_columns(run, "accuracy")) == {ALL, "acc", "gyro", "acc+gyro"}
     assert find_metric("accuracy@acc", [run]) == ("accuracy@acc", "")
+    assert set(metric_columns(run, "held_out/accuracy")) == {"acc", "gyro", "acc+gyro"}
+    assert set(metric_columns(run, "held_out/accuracy@gyro")) == {"acc+gyro"}
     assert (score_of("num_examples@acc").lower_is_better, score_of("loss@acc").lower_is_better) == (True, True)
     about = find_score("fine_tuned/accuracy_pooled@acc+gyro")
     assert about is not None
@@ -72,7 +80,8 @@ def test_what_samples_have_is_no_modality_set_of_clients(sparse: Scenario, tmp_p
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # of a StringIO
     assert [shown.count(f"samples with {name} ") for name in ("acc", "gyro", "acc+gyro")] == [1, 1, 1]
     (page,) = report(run.path or "", out=tmp_path / "page.html")
-    assert page.read_text(encoding="utf-8").count("samples with ") == 3
+    shown = page.read_text(encoding="utf-8")
+    assert (shown.count("samples with "), shown.count("samples with gyro, clients with acc+gyro")) == (5, 1)
 
 
 def test_a_run_goes_on_from_a_checkpoint(sparse: Scenario, tmp_path: Path) -> None:

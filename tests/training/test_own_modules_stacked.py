@@ -516,8 +516,8 @@ def test_own_losses_and_transforms_see_one_client_alone_and_the_manifest_says_so
     notes = simulate(scenario.override({"training.engine": "vectorized"})).manifest["notes"]
     one_by_one = "is called for one client after the other, so that it sees the samples of one alone"
     assert [note for note in notes if one_by_one in note] == [
-        f"training.loss (test_own_modules_stacked:halved) {one_by_one}",
-        f"training.transform.acc (test_own_modules_stacked:shifted) {one_by_one}",
+        f"training.loss (halved) {one_by_one}",
+        f"training.transform.acc (shifted) {one_by_one}",
     ]
     alone = simulate(scenario.override({"training.engine": "sequential"})).manifest["notes"]
     assert not any(one_by_one in note for note in alone)

@@ -182,7 +182,11 @@ def _score_rows(variant: Variant, scores: Sequence[Score]) -> Iterator[list[str]
         if sets and not variant.last(kind, ""):
             yield [title]
         ends = {f"/{own}": f"{BELOW}{own}" for own in sets}
-        ends |= {f"@{own}": f"{BELOW}samples with {own}" for own in variant.modality_sets(kind, "@")}
+        observed = {f"@{own}": own.partition("/") for own in variant.modality_sets(kind, "@")}
+        ends |= {
+            end: f"{BELOW}samples with {own}" + (f", clients with {owned}" if owned else "")
+            for end, (own, _, owned) in observed.items()
+        }
         for end, label in {"": title, **ends}.items():
             if last := variant.last(kind, end):
                 names = [*(score.name for score in scores), "loss"]
