@@ -103,11 +103,11 @@ class AlgorithmServer:
         draw, candidates = generator(seed, Purpose.SELECTION, round_index), np.arange(len(population.trained))
         size = population.cohort_size
         with naming("select"):
-            found = list(self._author.select(view, candidates, size, draw))
-        chosen = sorted({int(client) for client in found})
+            found = [*map(int, self._author.select(view, candidates, size, draw))]
+        chosen = sorted({*found})
         if len(chosen) != len(found) or len(chosen) != size or chosen[0] < 0 or chosen[-1] >= len(candidates):
             expected = f"{size} clients between 0 and {len(candidates) - 1}, each once"
-            raise RunError(f"algorithm: select gave {brief(str([*map(int, found)]))}; expected {expected}")
+            raise RunError(f"algorithm: select gave {brief(str(found))}; expected {expected}")
         return tuple(chosen)
 
     def admitted(
@@ -120,7 +120,9 @@ class AlgorithmServer:
         admitted = dict(_trees("admit", found, view.members))
         for copy, tree in admitted.items():
             for key, clients in tree.items():
-                if strangers := sorted(set(map(int, clients)) - set(view.members[copy][key].tolist())):
+                with naming("admit"):
+                    strangers = sorted(set(map(int, clients)) - set(view.members[copy][key].tolist()))
+                if strangers:
                     expected = f"some of {view.members[copy][key].tolist()}, who sent it"
                     raise RunError(f"algorithm: admit names {strangers} for {copy} {key}; expected {expected}")
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from blossom_ray.algorithms.seam import MODEL, Extra, Layout, has
@@ -125,10 +126,13 @@ def _parts(name: str, extra: Extra, layout: Layout, client: ClientProfile, schem
         raise InputError(f"{where} has neither blocks nor shape; expected one of them")
     if extra.with_statistics and (extra.blocks is None or has_shape):
         raise InputError(f"{where} has statistics and a shape of its own; expected blocks alone")
+    own: Any = extra.shape if has_shape else ()
+    if not isinstance(own, tuple | list) or not all(isinstance(size, Integral) and int(size) >= 0 for size in own):
+        raise InputError(f"{where} has shape {own!r}; expected a tuple of whole numbers from 0")
     blocks = [NO_BLOCK] if extra.blocks is None else [block for block in layout.sizes if block in extra.blocks]
     parts = []
     for block in blocks:
-        shape = (layout.sizes[block],) if extra.shape is None else tuple(int(size) for size in extra.shape)
+        shape = tuple(map(int, own)) if has_shape else (layout.sizes[block],)
         instance = _instance(name, block, extra.scope, client, scheme)
         if instance.scope is Scope.FROZEN:
             raise InputError(f"{where} follows {block}, which is frozen; expected another scope, or none of it")

@@ -97,7 +97,7 @@ class Sorting:
                 known = ", ".join(self._layout.averaged)
                 raise RunError(f"algorithm: finish sends {block} of model; expected averaged blocks: {known}")
             new[block] = self._checked(MODEL, block, rows, (sizes[block],))
-            weights[block] = self._weights_of(value.weight, block)
+            weights[block] = self._weights_of(value.weight, block, block)
         for instance in self._plan.returned_blocks(self._profile):
             block = instance.name
             if instance.copy or block not in new:
@@ -142,7 +142,7 @@ class Sorting:
                 raise RunError(f"algorithm: finish gave {name}, which is {scope}; expected Sent(...), for it leaves")
             if part.instance.scope is Scope.DRAWN:
                 raise RunError(f"algorithm: finish gave {name}, which is drawn anew; expected another extra")
-            weights = self._weights_of(weight, block)
+            weights = self._weights_of(weight, block, name if is_single else block)
             instance = part.instance._replace(key="") if part.instance.scope is Scope.CLIENT else part.instance
             for k, sent in enumerate(self._sent):
                 if weights[k] != 0:
@@ -161,17 +161,17 @@ class Sorting:
             raise RunError(f"{where} is not finite", "a smaller training.optimizer.lr, or a guard in the algorithm")
         return values
 
-    def _weights_of(self, weight: Any, block: str) -> np.ndarray:
-        """The clients' weights for one block, (K,) float64."""
+    def _weights_of(self, weight: Any, block: str, what: str) -> np.ndarray:
+        """The clients' weights for one block, (K,) float64; `what` is sent with them, for messages."""
         if weight is None:
             return np.array(self._weights, np.float64)
         if isinstance(weight, Tree):
             if block not in weight:
-                raise RunError(f"algorithm: finish sends {block} without a weight; expected one for each block")
+                raise RunError(f"algorithm: finish sends {what} without a weight; expected one for each block")
             weight = weight[block]
         numbers = np.asarray(weight.detach().cpu() if isinstance(weight, Tensor) else weight, np.float64)
         if numbers.ndim > 1:
-            raise RunError(f"algorithm: finish sends {block} with a weight of shape {numbers.shape[1:]}; expected ()")
+            raise RunError(f"algorithm: finish sends {what} with a weight of shape {numbers.shape[1:]}; expected ()")
         if not np.isfinite(numbers).all() or (numbers < 0).any():
-            raise RunError(f"algorithm: finish sends {block} with a weight of {numbers}; expected 0 or more")
+            raise RunError(f"algorithm: finish sends {what} with a weight of {numbers}; expected 0 or more")
         return np.broadcast_to(numbers, (len(self._results),))

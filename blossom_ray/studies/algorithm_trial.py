@@ -49,7 +49,8 @@ def algorithm_problem(scenario: Scenario) -> tuple[str, str] | None:
     try:
         _try(scenario)
     except BlossomError as error:
-        found, _, expected = str(error).partition("\n")[0].removeprefix("algorithm: ").partition("; expected ")
+        told = str(error).partition("\n")[0].removeprefix("algorithm: ").removeprefix("algorithm.factory ")
+        found, _, expected = told.partition("; expected ")
         return found, expected or "an algorithm that runs"
     return None
 

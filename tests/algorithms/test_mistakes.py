@@ -236,6 +236,33 @@ class Twice(Scaffold):
         return [0] * size
 
 
+class SelectsText(Scaffold):
+    def select(self, s: ServerView, candidates: Any, size: int, draw: Any) -> Any:
+        return "first"
+
+
+class AdmitsNothing(Scaffold):
+    def admit(self, s: ServerView) -> Any:
+        return {"model": dict.fromkeys(s.members["model"])}
+
+
+class OddShape(Scaffold):
+    def extras(self, layout: Layout) -> Any:
+        return super().extras(layout) | {"more": Extra(shape=(2, -1))}
+
+
+class WeightOfOneArray(Scaffold):
+    def extras(self, layout: Layout) -> Any:
+        return super().extras(layout) | {"more": Extra(shape=(), scope="shared")}
+
+    def finish(self, k: Client) -> Any:
+        return {"more": Sent(k["more"], float("inf"))}
+
+
+class Nothing:
+    pass
+
+
 class AdmitsUnknownBlock(Scaffold):
     def admit(self, s: ServerView) -> Any:
         return {"model": {("encoder/video", ""): s.clients}}
@@ -362,6 +389,10 @@ MISTAKES: list[tuple[type, str]] = [
     (StateInClass, "server keeps seen in itself"),
     (TooFew, r"select gave \[0\]; expected 3 clients between 0 and 5, each once"),
     (Twice, r"select gave \[0, 0, 0\]; expected 3 clients between 0 and 5, each once"),
+    (SelectsText, "select raised ValueError: invalid literal for int.* 'f'"),
+    (AdmitsNothing, "admit raised TypeError: 'NoneType' object is not iterable"),
+    (OddShape, r"extra 'more' has shape \(2, -1\); expected a tuple of whole numbers from 0"),
+    (WeightOfOneArray, "finish sends more with a weight of inf; expected 0 or more"),
     (AdmitsUnknownBlock, r"admit gave \('encoder/video', ''\) of model; expected some of \('encoder/"),
     (AdmitsStranger, r"admit names \[977\] for model .*; expected some of \[.*\], who sent it"),
     (NegativeWeight, r"finish sends encoder/\w+ with a weight of -1.0; expected 0 or more"),
@@ -394,6 +425,12 @@ def test_each_mistake_has_its_line(kind: type, message: str) -> None:
     line = "; expected ".join(found)
     assert "\n" not in line
     assert re.search(message, line), line
+
+
+def test_an_object_without_methods_is_no_algorithm() -> None:
+    found = algorithm_problem(scenario_of({"kind": "custom", "factory": Nothing}))
+    assert found is not None
+    assert found[0] == "gave Nothing with no such method"
 
 
 BUILT_IN = [section for section in get_args(get_args(AlgorithmOption)[0]) if section is not CustomAlgorithm]
