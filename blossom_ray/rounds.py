@@ -22,7 +22,7 @@ from blossom_ray.errors import RunError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.server import Server, mean_of_tasks, shared_by_tasks
+from blossom_ray.server import Server, mean_of_tasks, shared_by_tasks, sums_by_task
 from blossom_ray.tasks import task_rules
 from blossom_ray.tasks.base import Tally
 from blossom_ray.tasks.summary import class_scores, observed_summary, summarize, total, trained_summary
@@ -130,8 +130,9 @@ def train_round(
             part = sent if isinstance(sent, PartialSum) else sent.summed()
             if part is not None:
                 sums[instance].add(part)
-                for task in tasks if instance in shared else ():
-                    by_task[instance][task].add(part)
+                if instance in shared:
+                    for task, own in sums_by_task(sent, update.records, tasks, preparation.plan.weighting).items():
+                        by_task[instance][task].add(own)
             if isinstance(sent, Contributions) and sent.clients and preparation.plan.keeps_rows(instance):
                 rows[instance].append(sent)
         bytes_down.update(update.bytes_down)

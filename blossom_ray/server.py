@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
 
+from blossom_ray.algorithms.options import Weighting
 from blossom_ray.algorithms.server_optimizers import OptimizerState, ServerOptimizer
 from blossom_ray.clients.plan import ClientPlan, SentBlock
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile
-from blossom_ray.core.sums import PartialSum, Total
+from blossom_ray.core.records import ClientTraining
+from blossom_ray.core.sums import Contributions, PartialSum, Total
 from blossom_ray.errors import RunError
 
 
@@ -160,6 +162,32 @@ def shared_by_tasks(plan: ClientPlan, profiles: Iterable[ClientProfile]) -> froz
             for instance in plan.returned_blocks(profile):
                 tasks.setdefault(instance, set()).update(_tasks_of(instance, profile))
     return frozenset(instance for instance, own in tasks.items() if len(own) > 1)
+
+
+def sums_by_task(
+    sent: PartialSum | Contributions, records: Sequence[ClientTraining], tasks: Sequence[str], weighting: Weighting
+) -> dict[str, PartialSum]:
+    """What clients of one kind sent, added up for each of their tasks.
+
+    A client counts in a task with as much of its weight as it has samples with a label of it; with `uniform` weights
+    it counts as all others do.
+
+    Args:
+        sent: Their sum, or their own values; their own where they have labels of some samples alone.
+        records: Of these clients, and maybe others.
+        tasks: Their tasks.
+        weighting: The scenario's `server.weighting`.
+    """
+    found = {}
+    for task in tasks:
+        own = sent
+        if isinstance(sent, Contributions):
+            parts = {record.client: record.part_of(task) for record in records}
+            own = sent if weighting == "uniform" else sent.scaled(parts)
+        part = own if isinstance(own, PartialSum) else own.summed()
+        if part is not None:
+            found[task] = part
+    return found
 
 
 def _tasks_of(instance: BlockInstance, profile: ClientProfile) -> tuple[str, ...]:

@@ -117,10 +117,11 @@ def test_several_tasks_resume_too(scenario: Scenario, tmp_path: Path) -> None:
             "tasks": {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude", "lr": 0.02}},
             "clients": [
                 {"count": 2, "task": "shape", "modalities": ["acc"]},
-                {"count": 3, "task": "size", "modalities": ["acc", "gyro"]},
+                {"count": 1, "task": "size", "modalities": ["acc", "gyro"]},
+                {"count": 2, "task": ["shape", "size"], "modalities": ["acc", "gyro"]},
             ],
             "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "private"},
-            "server.clients_per_round": {"shape": 1, "size": 2},
+            "server.clients_per_round": 3,
             "server.task_weights": "equal",
         }
     )

@@ -14,9 +14,9 @@ from blossom_ray.algorithms.selection import Population
 from blossom_ray.clients.plan import SentBlock
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import RoundRecord
-from blossom_ray.core.sums import PartialSum
+from blossom_ray.core.sums import Contributions, PartialSum
 from blossom_ray.runtime.fake import FakeClient, FakeRuntime
-from blossom_ray.server import Server, ServerBlock, mean_of_tasks, task_cosine
+from blossom_ray.server import Server, ServerBlock, mean_of_tasks, sums_by_task, task_cosine
 from blossom_ray.simulation import run_rounds
 
 ENCODER, HEAD = (
@@ -28,11 +28,12 @@ ACTIVITY, WHO = (FakeClient(1, 30), FakeClient(3, 10)), FakeClient(7, 20)
 
 
 def run(scenario: Scenario, *clients: FakeClient, **server: Any) -> list[tuple[RoundRecord, Server]]:
-    """A round of two clients of `activity` and one of `who`, from blocks of two values, all 0, at a rate of 1."""
+    """A round of two clients of `activity`, one of `who`, maybe one of both, from two values of 0, at a rate of 1."""
     groups = [
         {"count": 2, "task": "activity", "modalities": ["acc", "gyro"]},
         {"count": 1, "task": "who", "modalities": ["acc", "gyro"]},
-    ]
+        {"count": 1, "task": ["who", "activity"], "modalities": ["acc", "gyro"]},
+    ][: len(clients) - 1]
     scenario = scenario.override(
         {
             "rounds": 1,
@@ -62,6 +63,17 @@ def test_a_shared_block_weighs_tasks_by_samples_or_alike(small_scenario: Scenari
     equal = run(small_scenario, *ACTIVITY, WHO, task_weights="equal")
     assert value(equal, ENCODER) == pytest.approx(4.25)
     assert value(equal, HEAD) == pytest.approx(1.5)
+
+
+def test_a_client_with_two_tasks_counts_in_each_with_its_labelled_samples(small_scenario: Scenario) -> None:
+    both = FakeClient(5, 20, num_labelled={"activity": 20, "who": 10})
+    # 300 / 80, and the mean of (30 * 1 + 10 * 3 + 20 * 5) / 60 and (20 * 7 + 10 * 5) / 30.
+    assert value(run(small_scenario, *ACTIVITY, WHO, both), ENCODER) == pytest.approx(3.75)
+    equal = run(small_scenario, *ACTIVITY, WHO, both, task_weights="equal")
+    assert value(equal, ENCODER) == pytest.approx(4.5)
+    assert value(equal, HEAD) == pytest.approx(160 / 60)
+    parts = sums_by_task(Contributions((3,), (1.0,), np.ones((1, 2), np.float32)), (), ("who",), "uniform")
+    assert parts["who"].weight == 1.0
 
 
 @pytest.mark.parametrize("weights", ["samples", "equal"])

@@ -158,6 +158,9 @@ class ClientHost:
                 )
             )
         clients = [turn.task.client for turn in turns]
+        # What clients count in the sums of single tasks is known to the server.
+        is_even = all(record.part_of(task) == 1 for record in records for task in profile.tasks)
+        whole = whole and (is_even or plan.author is not None)
         sent = {
             instance: _combined(clients, outcomes, instance, is_summed=whole and not plan.keeps_rows(instance))
             for instance in plan.returned_blocks(profile)

@@ -116,6 +116,12 @@ class ClientTraining:
         """What training each of the client's tasks came to."""
         return self.by_task or {tasks[0]: TaskTraining(self.num_examples, self.loss)}
 
+    def part_of(self, task: str) -> float:
+        """The part of the samples seen that had a label of one of the client's tasks, 0 to 1."""
+        if not self.by_task:
+            return 1.0
+        return self.by_task[task].num_examples / self.num_examples if task in self.by_task else 0.0
+
 
 @dataclass(frozen=True)
 class SetScores:

@@ -75,6 +75,12 @@ class Contributions:
             tuple(self.clients[at] for at in kept), tuple(self.weights[at] for at in kept), self.values[kept]
         )
 
+    def scaled(self, factors: Mapping[int, float]) -> Contributions:
+        """The same with other weights: those of each client times its factor; without clients whose factor is 0."""
+        kept = self.only([client for client in self.clients if factors[client]])
+        weights = tuple(w * factors[client] for client, w in zip(kept.clients, kept.weights, strict=True))
+        return Contributions(kept.clients, weights, kept.values)
+
     def summed(self) -> PartialSum | None:
         """Their sum, in client order; None where there are none."""
         return weighted_sum(zip(self.weights, self.values, strict=True)) if self.clients else None

@@ -15,7 +15,7 @@ from blossom_ray.data.clients import Place, check_recordings
 from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.gaps import BoolArray, fill_gaps
 from blossom_ray.data.labels import RowValues, encode_classes, encode_ids, encode_numbers, encode_sets, encode_splits
-from blossom_ray.data.targets import FloatArray, Labels
+from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import DataError
 
 Arrays = Mapping[str, Any]
@@ -46,7 +46,7 @@ def from_arrays(
         inputs: Modality to array (N, *shape), numbers or truth values; (N,) counts as (N, 1).
         labels: Classification: (N,) whole numbers (of any type) or text. An array of NumPy's fixed-width text has lost
             the NULs at its ends; a list keeps them. Multilabel: (N, C) of 0 and 1, or for each sample a list of
-            class names. Regression: (N,) or (N, T) numbers.
+            class names. Regression: (N,) or (N, T) numbers. None in a list is a label that is not known.
         task: What the labels are for; the scenario's `task` must be the same.
         class_names: Names of the classes in order; text labels must be among them, whole numbers count them from 0.
             Left out: the labels that occur, sorted. In a regression the names of the targets.
@@ -77,8 +77,8 @@ def from_arrays(
     parts = [_array("labels", labels, task)]
     if held_out is not None:
         parts.append(_array("held-out labels", held_out[1], task))
-    encoded, names = _encoded(parts, task, class_names)
-    number = len(encoded[0])
+    encoded = _encoded(parts, task, class_names)
+    number = len(encoded[0].labels)
     arrays = _inputs(inputs, "modality", observed or {}, has_clients=clients is not None)
     sides, has_clients = np.zeros(number, np.int64), clients is not None
     if splits is not None:
@@ -97,11 +97,12 @@ def from_arrays(
     test_set = None
     if held_out is not None:
         given = _inputs(held_out[0], "held-out modality", {}, has_clients=False)
-        test_set = _dataset(given, np.full(len(encoded[1]), True), encoded[1], names)
+        test_set = _dataset(given, np.full(len(encoded[1].labels), True), encoded[1])
     if others.any():
         if held_out is not None:
             raise DataError("splits say 'held-out', while held_out is given; expected one of the two")
-        test_set = _dataset(arrays, others, encoded[0][others], names, label_columns=_columns_of(columns, others))
+        of_test = {name: column.of(others) for name, column in columns.items()}
+        test_set = _dataset(arrays, others, encoded[0].of(others), label_columns=of_test)
     own_splits = sides[shared] if has_clients and (sides > 0).any() else None
     if own_splits is not None and numbers["recordings"] is not None:
         place = _place("recordings")
@@ -109,18 +110,17 @@ def from_arrays(
     return _dataset(
         arrays,
         ~others,
-        encoded[0][~others],
-        names,
+        encoded[0].of(~others),
         held_out=test_set,
         splits=own_splits,
         client_names=called["clients"],
         subject_names=called["subjects"],
-        label_columns=_columns_of(columns, ~others),
+        label_columns={name: column.of(~others) for name, column in columns.items()},
         **numbers,
     )
 
 
-def _dataset(arrays: _Arrays, rows: BoolArray, labels: Labels, class_names: tuple[str, ...], **others: Any) -> Dataset:
+def _dataset(arrays: _Arrays, rows: BoolArray, labels: LabelColumn, **others: Any) -> Dataset:
     """The data set of some rows (N,), where labels are those of these rows alone."""
     for modality, (values, _) in arrays.items():
         if len(values) != len(rows):
@@ -131,18 +131,14 @@ def _dataset(arrays: _Arrays, rows: BoolArray, labels: Labels, class_names: tupl
         {modality: missing[chosen] for modality, (_, missing) in arrays.items()},
         others.get("clients"),
     )
-    return Dataset(inputs, labels, class_names, observed=observed, **others)
+    return Dataset(inputs, **vars(labels), observed=observed, **others)
 
 
 def _label_column(name: str, labels: Any, task: Task, number: int) -> LabelColumn:
-    encoded, names = _encoded([_array(f"labels {name!r}", labels, task)], task, None, f"labels {name!r}")
-    if len(encoded[0]) != number:
-        raise DataError(f"labels {name!r} have {len(encoded[0])} rows; expected {number}, as many as labels")
-    return LabelColumn(encoded[0], names)
-
-
-def _columns_of(columns: Mapping[str, LabelColumn], rows: BoolArray) -> dict[str, LabelColumn]:
-    return {name: LabelColumn(column.labels[rows], column.class_names) for name, column in columns.items()}
+    column = _encoded([_array(f"labels {name!r}", labels, task)], task, None, f"labels {name!r}")[0]
+    if len(column.labels) != number:
+        raise DataError(f"labels {name!r} have {len(column.labels)} rows; expected {number}, as many as labels")
+    return column
 
 
 def _row_values(name: str, given: Any, number: int) -> RowValues:
@@ -198,18 +194,37 @@ def _without_nulls(values: Any) -> tuple[Any, BoolArray | None]:
 
 
 def _array(name: str, labels: Any, task: Task) -> Any:
-    """Labels as an array; classes, and names of several classes per sample, as a list."""
+    """Labels as an array, NaN where one is not known; classes, and names of several classes per sample, as a list."""
     if task not in TASKS:
         raise DataError(f"{name} are for task {task!r}; expected one of {', '.join(TASKS)}")
     if task == "classification":
         return _plain_values(name, labels)
     if task == "multilabel" and _holds_names(listed := _listed(labels)):
-        return [list(map(str, own)) for own in listed]
-    numbers = _numbers(name, labels)
+        return [None if own is None else list(map(str, own)) for own in listed]
+    filled, known = _with_known(labels)
+    numbers = _numbers(name, filled)
     numbers = numbers[:, np.newaxis] if numbers.ndim == 1 else numbers
     if numbers.ndim != 2:
         raise DataError(f"{name} have shape {numbers.shape}; expected (N, classes or targets)")
-    return numbers
+    if (is_nan := np.isnan(numbers).any(axis=1)).any():
+        found = f"{name}, row {int(is_nan.argmax())} is {numbers[is_nan.argmax()].tolist()}"
+        raise DataError(f"{found}; expected finite numbers, or None in a list where none is known")
+    return numbers if known is None else np.where(known.reshape(numbers.shape), numbers, np.float32(np.nan))
+
+
+def _with_known(labels: Any) -> tuple[Any, BoolArray | None]:
+    """Zeros in the place of each None of a list, or of lists in it, and which are none of these; None: all."""
+    labels = _listed(labels)
+    if getattr(labels, "dtype", None) == np.dtype(object):
+        labels = labels.tolist()
+    rows = labels if isinstance(labels, list | tuple) else []
+    inner = next((row for row in rows if isinstance(row, list | tuple)), None)
+    wide = [row if isinstance(row, list | tuple) else [row] * (1 if inner is None else len(inner)) for row in rows]
+    known = [[value is not None for value in row] for row in wide]
+    if all(map(all, known)):
+        return labels, None
+    filled = [[0 if value is None else value for value in row] for row in wide]
+    return (filled if inner is not None else [value for (value,) in filled]), np.array(known)
 
 
 def _plain_values(name: str, values: Any) -> list[Any]:
@@ -241,24 +256,25 @@ def _listed(values: Any) -> Any:
 
 def _encoded(
     parts: Sequence[Any], task: Task, class_names: Sequence[str] | None, what: str = "labels"
-) -> tuple[list[Labels], tuple[str, ...]]:
-    """The labels of both parts, with the classes of both together, and the classes' names."""
+) -> list[LabelColumn]:
+    """The labels of each part, with the classes of all together."""
     ends = [len(part) for part in parts]
 
     def place(row: int) -> str:
         return f"{what}, row {row}" if row < ends[0] else f"held-out labels, row {row - ends[0]}"
 
     if task == "classification":
-        listed = RowValues.listed((value for part in parts for value in part), place)
-        codes, names = encode_classes(listed, class_names)
-        return [codes[: ends[0]], codes[ends[0] :]], names
-    if task == "multilabel" and all(isinstance(part, list) for part in parts):
-        sets, names = encode_sets([own for part in parts for own in part], place, class_names)
-        return [sets[: ends[0]], sets[ends[0] :]], names
-    if any(isinstance(part, list) or part.shape[1:] != parts[0].shape[1:] for part in parts):
+        found = encode_classes(RowValues.listed((value for part in parts for value in part), place), class_names)
+    elif task == "multilabel" and all(isinstance(part, list) for part in parts):
+        found = encode_sets([own for part in parts for own in part], place, class_names)
+    elif any(isinstance(part, list) or part.shape[1:] != parts[0].shape[1:] for part in parts):
         raise DataError("labels and held-out labels are of different kinds or widths; expected the same for both")
-    numbers, names = encode_numbers(np.concatenate(list(parts)), place, task, class_names)
-    return [numbers[: ends[0]], numbers[ends[0] :]], names
+    else:
+        numbers = np.concatenate(list(parts))
+        known = ~np.isnan(numbers)
+        found = encode_numbers(np.where(known, numbers, np.float32(0)), place, task, class_names, known=known)
+    whole, is_first = LabelColumn(*found), np.arange(sum(ends)) < ends[0]
+    return [whole.of(is_first), whole.of(~is_first)]
 
 
 def _numbers(name: str, values: Any) -> FloatArray:
@@ -287,6 +303,7 @@ def _holds_names(labels: Any) -> bool:
     return (
         isinstance(labels, Sequence)
         and not isinstance(labels, str)
-        and all(isinstance(own, list | tuple | set | frozenset) for own in labels)
-        and all(isinstance(name, str) for own in labels for name in own)
+        and all(own is None or isinstance(own, list | tuple | set | frozenset) for own in labels)
+        and all(isinstance(name, str) for own in labels for name in own or ())
+        and any(own is not None for own in labels)
     )

@@ -68,6 +68,11 @@ class LabelColumn:
     class_names: tuple[str, ...]
     known: BoolArray | None = None
 
+    def of(self, rows: BoolArray) -> LabelColumn:
+        """Those of some rows (N,)."""
+        known = None if self.known is None or self.known[rows].all() else self.known[rows]
+        return LabelColumn(self.labels[rows], self.class_names, known)
+
 
 SUBJECT = "subject"
 """The label column of every data set with subjects: whose a sample is."""
@@ -98,6 +103,7 @@ class Dataset:
             lacks.
         label_columns: Further labels by name, for scenarios with several tasks. No part of the fingerprint: `labelled`
             makes them the labels.
+        known: Of the shape of `labels`, which of them are known; the others are 0. None: all.
 
     Raises:
         DataError: Arrays of unequal length, a wrong type or shape, a label out of range, a value that is not finite, or
@@ -120,6 +126,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     observed: Mapping[str, BoolArray] = field(default_factory=dict)
     label_columns: Mapping[str, LabelColumn] = field(default_factory=dict)
+    known: BoolArray | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Mapping):
@@ -130,10 +137,12 @@ class Dataset:
             raise DataError("the data set has no modality")
         _check_names(self.inputs, self.class_names)
         _check_labels(self.labels, self.class_names)
+        _check_known(self.labels, self.known)
         for name, column in self.label_columns.items():
             if not isinstance(name, str):
                 raise DataError(f"labels are called {name!r}; expected text")
             _check_labels(column.labels, column.class_names, f"labels {name!r}")
+            _check_known(column.labels, column.known, f"labels {name!r}")
             if len(column.labels) != self.num_samples:
                 found = f"labels {name!r} have shape {column.labels.shape}"
                 raise DataError(f"{found}; expected {self.num_samples} rows, as many as labels")
@@ -190,6 +199,12 @@ class Dataset:
             return "classification"
         return "multilabel" if self._is_binary else "regression"
 
+    @property
+    def has_held_out_labels(self) -> bool:
+        """Whether some label of the held-out set is known."""
+        known = None if self.held_out is None else self.held_out.known
+        return self.held_out is not None and (known is None or bool(known.any()))
+
     def check_task(self, task: Task, name: str | None = None) -> None:
         """Refuse a task that the labels are not for; `name` is that of the labels, where they have one.
 
@@ -218,8 +233,8 @@ class Dataset:
         if self.held_out is not None:
             other = self.held_out._column(name, self)
             if other is not None and other.class_names == column.class_names:
-                held_out = replace(self.held_out, labels=other.labels, class_names=other.class_names)
-        return replace(self, labels=column.labels, class_names=column.class_names, held_out=held_out)
+                held_out = replace(self.held_out, **vars(other))
+        return replace(self, **vars(column), held_out=held_out)
 
     def _column(self, name: str, known: Dataset | None = None) -> LabelColumn | None:
         """The labels of this name; None where there are none. Subjects are those of `known`, where it is given."""
@@ -241,7 +256,7 @@ class Dataset:
     def targets(self) -> Targets:
         """A stratum per sample, subjects, recordings and clients."""
         return replace(
-            targets_of(self.labels, self.num_classes, self.subjects),
+            targets_of(self.labels, self.num_classes, self.subjects, self.known),
             recordings=self.recordings,
             pieces=self.pieces,
             clients=self.given_clients,
@@ -299,7 +314,7 @@ class Dataset:
         digest = hashlib.sha256()
         own = {
             "labels": self.labels, "subjects": self.subjects, "recordings": self.recordings, "clients": self.clients,
-            "splits": self.splits,
+            "splits": self.splits, "known": self.known,
         }  # fmt: skip
         known: Iterator[tuple[str, npt.NDArray[Any]]] = ((n, each) for n, each in own.items() if each is not None)
         # One after the other: a modality may be called `labels`.
@@ -400,6 +415,16 @@ def _check_labels(labels: Any, class_names: tuple[str, ...], what: str = "labels
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(class_names):
         raise DataError(f"{what} run from {low} to {high}; expected 0 to {len(class_names) - 1}")
+
+
+def _check_known(labels: Labels, known: Any, what: str = "labels") -> None:
+    if known is None:
+        return
+    if not isinstance(known, np.ndarray) or known.dtype != np.bool_ or known.shape != labels.shape or known.all():
+        found = f"{known.dtype} of shape {known.shape}" if isinstance(known, np.ndarray) else type(known).__name__
+        raise DataError(f"what is known of {what} is {found}; expected bool {labels.shape}, False for some, or None")
+    if labels[~known].any():
+        raise DataError(f"{what} have a value that is not 0, while known says that there is none")
 
 
 def _described(dataset: Dataset) -> str:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from blossom_ray.core.phrases import shortened, shown
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import HELD_OUT, SPLITS, Place
-from blossom_ray.data.targets import FloatArray, IntArray
+from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import DataError
 
 _MOST_BITS = 256  # more than any type of Arrow has
@@ -78,8 +79,13 @@ class RowValues:
         return [int(value) for value in found]
 
 
-def encode_classes(values: RowValues, class_names: Sequence[str] | None = None) -> tuple[IntArray, tuple[str, ...]]:
-    """One class per sample, as numbers from 0.
+Encoded = tuple[Labels, tuple[str, ...], BoolArray | None]
+"""Labels of samples, the names of classes or targets, and which labels are known, of their shape; None: all."""
+_SOME = "a label in some row"
+
+
+def encode_classes(values: RowValues, class_names: Sequence[str] | None = None) -> Encoded:
+    """One class per sample, as numbers from 0; a null is a label that is not known.
 
     Args:
         values: Of N rows, at least one: text, truth values, or whole numbers of any type.
@@ -87,55 +93,65 @@ def encode_classes(values: RowValues, class_names: Sequence[str] | None = None) 
             occur, sorted.
 
     Returns:
-        Labels (N,) int64, and the names of the classes.
+        Labels (N,) int64, the names of the classes, and which labels are known.
 
     Raises:
-        DataError: A value is null, neither text nor whole, or none of the classes.
+        DataError: All values are null, or one is neither text nor whole, or none of the classes.
     """
-    values.check_given("a label in every row")
+    is_known = values.codes >= 0
+    if not is_known.any():
+        values.check_given(_SOME)
     classes = values.text_or_whole(_CLASSES)
     if class_names is None:
-        return _counted(classes, values.codes)
+        labels, names = _counted(classes, values.codes)
+        return _with_unknown(labels, names, is_known)
     is_text = bool(classes) and isinstance(classes[0], str)
     known: Sequence[Any] = class_names if is_text else range(len(class_names))
     numbers = {value: number for number, value in enumerate(known)}
     expected = f"one of {', '.join(class_names)}" if is_text else f"0 to {len(class_names) - 1}, one of the class names"
     values.check_each([value in numbers for value in classes], expected)
-    return np.array([numbers[value] for value in classes], np.int64)[values.codes], tuple(class_names)
+    labels = np.array([numbers[value] for value in classes], np.int64)[values.codes]
+    return _with_unknown(labels, tuple(class_names), is_known)
 
 
 def encode_sets(
-    sets: Sequence[Sequence[str]], place: Place, class_names: Sequence[str] | None = None
-) -> tuple[FloatArray, tuple[str, ...]]:
+    sets: Sequence[Sequence[str] | None], place: Place, class_names: Sequence[str] | None = None
+) -> Encoded:
     """Any number of classes per sample, each given by its name, as a column of 0 and 1 per class.
 
     Args:
-        sets: Names of the classes of each of N samples.
+        sets: Names of the classes of each of N samples; None: no label of it is known.
         place: Where a row stands.
         class_names: All classes in order; None: those that occur, sorted.
 
     Returns:
-        Labels (N, C) float32, and the names of the classes.
+        Labels (N, C) float32, the names of the classes, and which labels are known.
 
     Raises:
         DataError: A name is none of the classes, or no sample has any.
     """
-    names = tuple(sorted({name for own in sets for name in own}) if class_names is None else class_names)
+    known = np.array([own is not None for own in sets])
+    names = tuple(sorted({name for own in sets for name in own or ()}) if class_names is None else class_names)
     if not names:
         raise DataError(f"{place(0)} and all others are empty; expected the names of classes")
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.zeros((len(sets), len(names)), np.float32)
     for row, own in enumerate(sets):
-        for name in own:
+        for name in own or ():
             if name not in numbers:
                 raise DataError(f"{place(row)} has {shortened(name)!r}; expected some of {', '.join(names)}")
             labels[row, numbers[name]] = 1
-    return labels, names
+    return _with_unknown(labels, names, np.repeat(known[:, np.newaxis], len(names), axis=1))
 
 
 def encode_numbers(
-    values: FloatArray, place: Place, task: Task, class_names: Sequence[str] | None, columns: Sequence[str] = ()
-) -> tuple[FloatArray, tuple[str, ...]]:
+    values: FloatArray,
+    place: Place,
+    task: Task,
+    class_names: Sequence[str] | None,
+    columns: Sequence[str] = (),
+    known: BoolArray | None = None,
+) -> Encoded:
     """Labels that are numbers already: of each class 0 or 1 (multilabel), or the values of targets (regression).
 
     Args:
@@ -144,10 +160,14 @@ def encode_numbers(
         task: What they are for.
         class_names: Names of classes or targets, in order; None: those of the columns.
         columns: What the columns are called, where they are as many; else they are numbered.
+        known: (N, C), which of them are known, the others being 0; None: all.
 
     Raises:
-        DataError: A value is not 0 or 1, or not finite; or there are more or fewer names than columns.
+        DataError: A value is not 0 or 1, or not finite, or none is known; or there are more or fewer names than
+            columns.
     """
+    if known is not None and not known.any():
+        raise DataError(f"{place(0)} and all others are null; expected {_SOME}")
     is_multilabel = task == "multilabel"
     wrong = ~(((values == 0) | (values == 1)) if is_multilabel else np.isfinite(values)).all(axis=1)
     if wrong.any():
@@ -160,7 +180,15 @@ def encode_numbers(
     names = tuple(columns if class_names is None else class_names)
     if len(names) != width:
         raise DataError(f"{place(0)} has {width} values; expected {len(names)}, one per class name")
-    return values, names
+    return values, names, None if known is None or known.all() else known
+
+
+def _with_unknown(labels: Labels, names: tuple[str, ...], known: BoolArray) -> Encoded:
+    """Labels, 0 where they are not known."""
+    if known.all():
+        return labels, names, None
+    labels[~known] = 0
+    return labels, names, known
 
 
 def encode_ids(

@@ -25,6 +25,7 @@ from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.label_rows import label_rows
 from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.division.labelling import column_of, is_partial
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import DataError, RunFolderError
@@ -207,7 +208,7 @@ def write_held_out(
             own = observed.view(np.uint8)
             _write(folder / (place + _gaps_name(modality)), own, [own])
         for together in tasks:
-            if any(_column(view, task) is not None for task in together):
+            if any(column_of(view, task) is not None for task in together):
                 labels = _labels_of(view, together, dataset or view)
                 _write(folder / (place + _labels_name("+".join(together))), labels, [labels])
 
@@ -351,21 +352,17 @@ def _labels_name(task: str) -> str:
     return f"labels-{task}" if task else "labels"
 
 
-def _column(dataset: Dataset, task: str) -> LabelColumn | None:
-    return dataset.label_columns.get(task) if task else LabelColumn(dataset.labels, dataset.class_names)
-
-
 def _labels_of(part: Dataset, tasks: Sequence[str], dataset: Dataset) -> Labels:
     """The labels of some tasks in a part of a data set, as `Samples` has them; those that it lacks are not known."""
     found = []
     for task in tasks:
-        column, like = _column(part, task), _column(dataset, task)
+        column, like = column_of(part, task), column_of(dataset, task)
         assert like is not None, "the data set has the labels of all tasks"
         if column is None:
             labels = np.zeros((part.num_samples, *like.labels.shape[1:]), like.labels.dtype)
             column = LabelColumn(labels, like.class_names, np.zeros(labels.shape, bool))
         found.append(column)
-    if len(found) == 1 and found[0].known is None:
+    if len(found) == 1 and not is_partial(dataset, tasks[0]):
         return found[0].labels
     return label_rows([(column.labels, column.known) for column in found])
 

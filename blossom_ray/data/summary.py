@@ -191,12 +191,15 @@ def observed_lines(observed: Mapping[str, Mapping[str, ObservedRows]]) -> list[s
 
 def _labels(dataset: Dataset, rows: IntArray) -> dict[str, float]:
     labels = dataset.labels[rows]
+    known = np.ones(labels.shape, np.bool_) if dataset.known is None else dataset.known[rows]
     if dataset.task == "classification":
+        labels = labels[known]
         numbers: list[float] = np.bincount(labels.astype(np.int64), minlength=dataset.num_classes).tolist()
     elif dataset.task == "multilabel":
         numbers = labels.sum(axis=0, dtype=np.int64).tolist()
     else:
-        numbers = labels.mean(axis=0, dtype=np.float64).tolist()
+        counts = np.maximum(known.sum(axis=0), 1)
+        numbers = (labels.sum(axis=0, dtype=np.float64) / counts).tolist()
     return dict(zip(dataset.class_names, numbers, strict=True))
 
 

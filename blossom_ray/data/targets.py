@@ -60,23 +60,34 @@ class Targets:
     held_out: Targets | None = None
 
 
-def targets_of(labels: Labels, num_classes: int, subjects: IntArray | None) -> Targets:
+def targets_of(labels: Labels, num_classes: int, subjects: IntArray | None, known: BoolArray | None = None) -> Targets:
     """The targets of labels of any task, as `strata` describes them.
+
+    Samples of which the label is not known have a stratum of their own, the last one; of several classes those count
+    that are known.
 
     Args:
         labels: As in `Dataset`.
         num_classes: Number of classes; of no account for float labels, which have strata of their own.
         subjects: (N,) int64, or None.
+        known: As in `Dataset`.
     """
     if labels.ndim == 1:
-        return Targets(np.asarray(labels, np.int64), num_classes, subjects)
-    return Targets(*strata(np.asarray(labels, np.float32)), subjects)
+        found, num_strata = np.asarray(labels, np.int64), num_classes
+    else:
+        found, num_strata = strata(np.asarray(labels, np.float32), known)
+        if known is not None and num_strata == labels.shape[1] + 1:
+            return Targets(found, num_strata, subjects)
+    if known is not None:
+        found = np.where(known if known.ndim == 1 else known[:, 0], found, num_strata)
+        num_strata += 1
+    return Targets(found, num_strata, subjects)
 
 
 NUM_QUANTILE_BINS = 10
 
 
-def strata(labels: FloatArray) -> tuple[IntArray, int]:
+def strata(labels: FloatArray, known: BoolArray | None = None) -> tuple[IntArray, int]:
     """The stratum of each sample, and how many strata there are.
 
     Labels of 0 and 1 alone (multilabel): the rarest class that the sample has, ties to the first; a sample without
@@ -88,6 +99,8 @@ def strata(labels: FloatArray) -> tuple[IntArray, int]:
 
     Args:
         labels: (N, C) or (N, T) float32, finite.
+        known: Of the same shape, which of them are known; None: all. The others are 0, which is no class, and count in
+            no tenth.
 
     Returns:
         Strata (N,) int64, 0..S-1, and S: C + 1 or 10.
@@ -102,5 +115,6 @@ def strata(labels: FloatArray) -> tuple[IntArray, int]:
         rarest[~has_class.any(axis=1)] = labels.shape[1]
         return rarest, labels.shape[1] + 1
     values = labels[:, 0].astype(np.float64)
-    edges = np.quantile(values, np.arange(1, NUM_QUANTILE_BINS) / NUM_QUANTILE_BINS)
+    counted = values if known is None else values[known[:, 0]]
+    edges = np.quantile(counted, np.arange(1, NUM_QUANTILE_BINS) / NUM_QUANTILE_BINS)
     return np.searchsorted(edges, values, side="left").astype(np.int64), NUM_QUANTILE_BINS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, ClientPlan, SentBlocks
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile
-from blossom_ray.core.records import ClientEvaluation, ClientTraining, Failure, Scoring
-from blossom_ray.core.sums import PartialSum, Vector, weighted_sum
+from blossom_ray.core.records import ClientEvaluation, ClientTraining, Failure, Scoring, TaskTraining
+from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.tasks import task_rules
 
@@ -30,6 +30,7 @@ class FakeClient:
         num_correct: How many of these it takes for class 0; the others for class 1.
         loss: Its loss in training and scoring.
         fails_in: Rounds in which it fails in training, and is dropped.
+        num_labelled: Of several tasks, its training samples with a label of each.
     """
 
     step: float = 1.0
@@ -37,6 +38,7 @@ class FakeClient:
     num_correct: int = 0
     loss: float = 0.0
     fails_in: Collection[int] = ()
+    num_labelled: Mapping[str, int] = field(default_factory=dict)
 
 
 class FakeRuntime:
@@ -75,11 +77,13 @@ class FakeRuntime:
                     returned[instance] = blocks[instance].values.nbytes
                 traffic = received.total(), returned.total()
                 weight, seconds = client.num_examples, 0.0
-                records.append(ClientTraining(number, weight, weight, 1, client.loss, drift, *traffic, seconds))
+                by_task = {task: TaskTraining(count, client.loss) for task, count in client.num_labelled.items()}
+                record = ClientTraining(number, weight, weight, 1, client.loss, drift, *traffic, seconds)
+                records.append(replace(record, by_task=by_task))
                 down.update(received)
                 up.update(returned)
             if records:
-                sums = ((instance, weighted_sum(own)) for instance, own in updates.items())
+                sums = ((instance, _sent(records, own)) for instance, own in updates.items())
                 yield ChunkUpdate(tuple(records), sums, down, up)
 
     def evaluate(
@@ -122,3 +126,10 @@ class FakeRuntime:
 
     def close(self) -> None:
         """There is nothing to free."""
+
+
+def _sent(records: Sequence[ClientTraining], own: Sequence[tuple[float, Vector]]) -> PartialSum | Contributions:
+    if not any(record.by_task for record in records):
+        return weighted_sum(own)
+    weights, values = zip(*own, strict=True)
+    return Contributions(tuple(record.client for record in records), weights, np.stack(values))

@@ -14,7 +14,7 @@ import numpy as np
 
 from blossom_ray.algorithms.selection import Population
 from blossom_ray.authoring import AlgorithmServer, holdings, with_algorithm
-from blossom_ray.clients.losses import Objective
+from blossom_ray.clients.losses import CustomLoss, Objective
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.plan import ClientPlan, TaskPlan
 from blossom_ray.clients.transforms import build_transforms
@@ -24,6 +24,7 @@ from blossom_ray.core.records import Scoring
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.division.federation import Federation, build_federation
+from blossom_ray.data.division.labelling import check_labels, labelled_lines, labelled_rows, without_unlabelled
 from blossom_ray.data.division.observation import observation_digest, observe, observe_held_out
 from blossom_ray.data.division.standardization import standardized
 from blossom_ray.data.sets.base import OwnData
@@ -174,15 +175,22 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     sets = tuple(profile.modalities for profile in population.profiles)
     targets = data.labelled(dataset, data.skewed_labels(learned)).targets
     divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups)
-    federation = observe(divided, data, targets, scenario.groups, scenario.seed)
+    if scenario.tasks is not None:
+        dataset = _labelled_by_task(dataset, by_task)
+    labelled = labelled_rows(dataset, [*learned])
+    to_learn = without_unlabelled(divided, population.profiles, labelled)
+    federation = observe(to_learn, data, targets, scenario.groups, scenario.seed)
+    check_labels(federation, population.profiles, labelled, divided)
     num_unused = dataset.num_samples - divided.num_samples - divided.num_beyond
     unused = {
         "samples that no client has (data.partition)": num_unused,
         "samples of unseen clients beyond their shots": divided.num_beyond,
     }
     for split, rows in divided.splits.items():
+        num_left = len(to_learn.splits[split].flat)
+        unused[f"{split} rows without a label that their client learns"] = len(rows.flat) - num_left
         reason = f"{split} rows in which their client observes no modality (data.without_modality)"
-        unused[reason] = len(rows.flat) - len(federation.splits[split].flat)
+        unused[reason] = num_left - len(federation.splits[split].flat)
     overlap = federation.overlap(dataset.pieces)
     given_notes = () if targets.clients is None else targets.clients.notes
     facts = {name: _task_facts(name, own, divided, population) for name, own in by_task.items()}
@@ -192,13 +200,12 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
             task.kind,
             by_task[name].num_classes,
             task.lr,
-            has_held_out=by_task[name].held_out is not None,
+            has_held_out=by_task[name].has_held_out_labels,
             loss_weight=task.loss_weight,
+            is_partial=name in labelled,
         )
         for name, task in learned.items()
     }
-    if scenario.tasks is not None:
-        dataset = _labelled_by_task(dataset, by_task)
     del by_task  # before their inputs are there a second time
     if isinstance(data, OwnData) and data.standardize:
         dataset = standardized(dataset, federation, population.profiles)
@@ -214,7 +221,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         write_held_out(views, folder, dataset=dataset, tasks=task_sets)
     observed = observed_rows(federation, population.trained, views, view_of[: len(population.trained)].tolist())
     _check_gaps(scenario, observed)
-    is_partial = federation is not divided or any(view is not held_out for view in views)
+    is_partial = federation is not to_learn or any(view is not held_out for view in views)
     shards = write_shards(dataset, federation, population.profiles, folder, view_of)
     plan = client_plan(scenario, population, dataset.input_shapes, tasks, observed, observed)
     return Preparation(
@@ -233,6 +240,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
             *(() if overlap is None else (str(overlap),)),
             *_unseen_notes(scenario, plan, population, divided),
             *_task_notes(scenario, with_labels),
+            *labelled_lines(federation, population.trained, labelled),
         ),
         client_names=federation.names,
         observation=observation_digest(federation, views) if is_partial else "",
@@ -320,11 +328,11 @@ def _task_facts(name: str, dataset: Dataset, federation: Federation, population:
 
 def _labelled_by_task(dataset: Dataset, by_task: Mapping[str, Dataset]) -> Dataset:
     """The data set, and its held-out set, with the labels of each task as the label column of its name."""
-    columns = {name: LabelColumn(own.labels, own.class_names) for name, own in by_task.items()}
+    columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in by_task.items()}
     tests = {name: own.held_out for name, own in by_task.items() if own.held_out is not None}
     held_out = dataset.held_out
     if held_out is not None:
-        held_out_columns = {name: LabelColumn(own.labels, own.class_names) for name, own in tests.items()}
+        held_out_columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in tests.items()}
         held_out = replace(held_out, label_columns=held_out_columns)
     return replace(dataset, label_columns=columns, held_out=held_out)
 
@@ -358,8 +366,14 @@ def _try_training(
     from blossom_ray.tasks.learned import only
 
     training = scenario.training
-    for task in tasks.values():
+    for name, task in tasks.items():
         Objective(training.loss, only(task.kind, task.num_outputs), torch.device("cpu"))
+        if isinstance(training.loss, CustomLoss) and task.is_partial and task.kind != "classification":
+            whose = f"labels of {name}" if name else "labels"
+            found = (
+                f"training.loss is own code, which is not told which {whose} a sample lacks, and some samples lack some"
+            )
+            raise InputError(f"{found}; expected another loss")
     build_transforms(training.transform, input_shapes, scenario.modalities)
 
 

@@ -103,7 +103,7 @@ def _client_tasks(learned: Mapping[str, LearnedTask], clients: tuple[ClientGroup
     for name, section in learned.items():
         if section.loss_weight != 1 and not any(len(group.tasks) > 1 for group in clients):
             found = (
-                f"is {section.loss_weight:g}, while every client has one task, whose learning rate is tasks.{name}.lr"
+                f"is {section.loss_weight:g}, while all clients have one task, whose learning rate is tasks.{name}.lr"
             )
             yield Finding(f"tasks.{name}.loss_weight", found, "1, or clients with several tasks")
 

@@ -282,7 +282,7 @@ NESTED = [[[1, 2], [3, 4]], [[1, 2], [3]], [[1, 2], [3, 4]]]
             r"has shape \[2\]; expected a plain number, as one",
         ),
         ({"label": [0.5, 1.0, 2.0]}, {}, "column 'label', row 0 is 0.5; expected text or a whole number"),
-        ({"label": [0, None, 2]}, {}, "column 'label', row 1 is null; expected a label in every row"),
+        ({"label": pa.nulls(3, pa.int64())}, {}, "column 'label', row 0 is null; expected a label in some row"),
         ({"label": [0, 1, 2]}, {"class_names": ["a", "b"]}, "column 'label', row 2 is 2; expected 0 to 1"),
         ({"label": [0, -1, 1]}, {"class_names": ["a", "b"]}, "column 'label', row 1 is -1; expected 0 to 1"),
         ({"label": ["a", "b", "c"]}, {"class_names": ["a", "b"]}, "column 'label', row 2 is 'c'; expected one of a, b"),
@@ -352,7 +352,6 @@ def with_null(values: pa.Array, codes: list[int]) -> pa.Array:
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("label", "column 'label', row 2 is null; expected a label in every row"),
         ("subject", "column 'subject', row 2 is null; expected a whole number from 0, or text"),
         ("split", "column 'split', row 2 is null; expected 'train' or 'test' or 'held-out'"),
     ],
@@ -368,8 +367,46 @@ def test_a_null_among_the_values_of_a_dictionary(column: str, message: str, text
     values = with_null(pa.array(["train", None, "test", "unused"], text), [0, 2, 0, 2])
     write_as("arrow", pa.table({**good, column: values}), path)
     assert load(path).num_samples == (2 if column == "split" else 4)
-    if column == "label":
-        assert load(path).class_names == ("test", "train")
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()])
+def test_a_null_among_the_values_of_a_dictionary_is_no_class(text: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.arrow"
+    for codes, known in (([0, 0, 1, 0], [True, True, False, True]), ([0, 2, 0, 2], None)):
+        values = with_null(pa.array(["train", None, "test", "unused"], text), codes)
+        write_as("arrow", pa.table({"acc": [[1.0]] * 4, "label": values}), path)
+        found = load(path)
+        assert found.class_names == (("train",) if known else ("test", "train"))
+        assert found.labels.tolist() == ([0] * 4 if known else [1, 0, 1, 0])
+        assert found.known is None if known is None else found.known.tolist() == known
+
+
+def test_labels_that_are_null_are_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = {
+        "acc": [[1.0]] * 4,
+        "label": ["b", None, "a", None],
+        "mi": pa.array([1, None, 0, 0], pa.int8()),
+        "cd": pa.array([None, None, 1.0, 0.0], pa.float32()),
+        "both": pa.array([[1, 0], None, [None, 1], [0, 0]], pa.list_(pa.int8())),
+        "names": [["x"], None, [], ["y"]],
+    }
+    write_as("parquet", pa.table(columns), path)
+    whole = load(path)
+    assert whole.known is not None
+    assert (whole.labels.tolist(), whole.known.tolist()) == ([1, 0, 0, 0], [True, False, True, False])
+    expected = {("mi", "cd"): ([[1, 0], [0, 0], [0, 1], [0, 0]], [[1, 0], [0, 0], [1, 1], [1, 1]])}
+    expected["both",] = [[1, 0], [0, 0], [0, 1], [0, 0]], [[1, 1], [0, 0], [0, 1], [1, 1]]
+    expected["names",] = [[1, 0], [0, 0], [0, 0], [0, 1]], [[1, 1], [0, 0], [1, 1], [1, 1]]
+    for label, (labels, known) in expected.items():
+        found = load(path, label_column=list(label), task="multilabel")
+        assert (found.labels.tolist(), np.asarray(found.known, int).tolist()) == (labels, known), label
+    again = tmp_path / "again.arrow"
+    write_table(found, again)
+    assert load(again, class_names=["x", "y"], task="multilabel").fingerprint() == found.fingerprint()
+    write_as("parquet", pa.table({"acc": [[1.0]] * 2, "label": [1.0, np.nan]}), path)
+    with pytest.raises(DataError, match="row 1 holds a value that is not finite"):
+        load(path, task="regression")
 
 
 def test_a_null_among_the_names_of_classes(tmp_path: Path) -> None:

@@ -127,17 +127,20 @@ def test_samples_that_lack_a_modality_are_the_same_everywhere(
 @pytest.mark.ray
 def test_several_tasks_are_the_same_on_every_placement(small_scenario: Scenario, ray_session: None) -> None:
     changes: dict[str, Any] = {
-        "tasks": {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude", "lr": 0.02}},
+        "tasks": {
+            "shape": {"labels": "class"},
+            "size": {"kind": "regression", "labels": "amplitude", "lr": 0.02, "loss_weight": 0.5},
+        },
         "clients": [
             {"count": 2, "task": "shape", "modalities": ["acc"]},
-            {"count": 2, "task": "size", "modalities": ["acc", "gyro"]},
-            {"count": 1, "task": "shape", "modalities": ["acc", "gyro"]},
+            {"count": 1, "task": "size", "modalities": ["acc", "gyro"]},
+            {"count": 2, "task": ["size", "shape"], "modalities": ["acc", "gyro"]},
         ],
         "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "private"},
         "model.fusion.norm": "batch",
         "model.norm_statistics": "same-modalities",
         "evaluation.fine_tune": {},
-        "server.clients_per_round": {"shape": 1.0, "size": 1},
+        "server.clients_per_round": 4,
         "server.task_weights": "equal",
     }
     scenario = small_scenario.override(changes)

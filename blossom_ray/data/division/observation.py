@@ -16,7 +16,8 @@ import numpy.typing as npt
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.clients import SPLITS
 from blossom_ray.data.dataset import Dataset, LabelColumn
-from blossom_ray.data.division.federation import ClientRows, Federation
+from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.division.labelling import chosen
 from blossom_ray.data.division.options import ClientGroup, Division, of_held_out
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.gaps import BoolArray, fill_gaps
@@ -79,7 +80,7 @@ def observe(
         first += group.count
     if not any(has_gaps.values()) and all(kept.all() for each in keeps.values() for kept in each):
         return federation
-    train, validation, test = (_chosen(rows, np.concatenate(keeps[split])) for split, rows in federation.splits.items())
+    train, validation, test = (chosen(rows, np.concatenate(keeps[split])) for split, rows in federation.splits.items())
     left = replace(federation, train=train, validation=validation, test=test)
     for split, all_rows in federation.splits.items():
         if (is_lost := (left.splits[split].counts == 0) & (all_rows.counts > 0)).any():
@@ -130,11 +131,9 @@ def _view(held_out: Dataset, group: ClientGroup, data: Division, seed: int) -> D
         {name: held_out.inputs[name][is_left] for name in found}, {name: ~own[is_left] for name, own in found.items()}
     )
     # What is known of samples beside inputs and labels is of no account any more.
-    columns = {
-        name: LabelColumn(column.labels[is_left], column.class_names) for name, column in held_out.label_columns.items()
-    }
-    labels = held_out.labels[is_left]
-    return Dataset(inputs, labels, held_out.class_names, observed=observed, label_columns=columns)
+    columns = {name: column.of(is_left) for name, column in held_out.label_columns.items()}
+    own = LabelColumn(held_out.labels, held_out.class_names, held_out.known).of(is_left)
+    return Dataset(inputs, **vars(own), observed=observed, label_columns=columns)
 
 
 def observation_digest(federation: Federation, held_out: Sequence[Dataset]) -> str:
@@ -223,9 +222,3 @@ class _Pattern:
 
     def _draw(self, group: ClientGroup, name: str) -> npt.NDArray[np.float64]:
         return self.draws.of(group.modality_set if group.observed_draw == "together" else name)
-
-
-def _chosen(rows: ClientRows, is_chosen: BoolArray) -> ClientRows:
-    """The rows of all clients that are chosen (n,)."""
-    ends = np.concatenate([[0], np.cumsum(is_chosen)])[rows.ends]
-    return ClientRows(rows.flat[is_chosen], ends.astype(np.int64))

@@ -24,7 +24,7 @@ from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.gaps import BoolArray, in_torn_clients
 from blossom_ray.data.labels import encode_ids, encode_splits
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
-from blossom_ray.data.targets import FloatArray, IntArray, Labels, Pieces, Targets, targets_of
+from blossom_ray.data.targets import FloatArray, IntArray, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ class Table:
         shared = ~self._is_held_out
         whose, subject_names = self._subjects
         subjects = _known(whose, shared)
-        labels, names = self._labels
+        own = self._labels.of(shared)
         return replace(
-            targets_of(labels[shared], len(names), subjects),
+            targets_of(own.labels, len(own.class_names), subjects, own.known),
             recordings=_known(self._recordings, shared),
             pieces=self._pieces_of(shared),
             clients=self.given_clients,
@@ -145,15 +145,14 @@ class Table:
     def load(self) -> Dataset:
         """As `DataSource`: the rows that clients share, and as held-out set those whose split says so."""
         targets, given = self.targets(), self.given_clients
-        labels, names = self._labels
+        column = self._labels
         others, held_out = self._is_held_out, None
         inputs = {modality: self._inputs(modality, targets.observed) for modality in self.modalities}
         if others.any():
             held_out = Dataset(
                 inputs={modality: parts[1] for modality, parts in inputs.items()},
-                labels=labels[others],
-                class_names=names,
-                label_columns={name: _rows(column, others) for name, column in self._label_columns.items()},
+                **vars(column.of(others)),
+                label_columns={name: more.of(others) for name, more in self._label_columns.items()},
                 subjects=_known(self._subjects[0], others),
                 recordings=_known(self._recordings, others),
                 pieces=self._pieces_of(others),
@@ -161,9 +160,8 @@ class Table:
             )
         return Dataset(
             inputs={modality: parts[0] for modality, parts in inputs.items()},
-            labels=labels[~others],
-            class_names=names,
-            label_columns={name: _rows(column, ~others) for name, column in self._label_columns.items()},
+            **vars(column.of(~others)),
+            label_columns={name: more.of(~others) for name, more in self._label_columns.items()},
             subjects=targets.subjects,
             held_out=held_out,
             recordings=targets.recordings,
@@ -208,7 +206,7 @@ class Table:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes or targets."""
-        return self._labels[1]
+        return self._labels.class_names
 
     @cached_property
     def rows(self) -> TableRows:
@@ -222,24 +220,23 @@ class Table:
         return isinstance(self.spec.partition, GivenPartition)
 
     @cached_property
-    def _labels(self) -> tuple[Labels, tuple[str, ...]]:
+    def _labels(self) -> LabelColumn:
         return self._read_labels(_listed(self.spec.label_column), self.task, self.spec.class_names)
 
     @cached_property
     def _label_columns(self) -> dict[str, LabelColumn]:
         """The labels of all rows that tasks name."""
         return {
-            task.labels: LabelColumn(*self._read_labels((task.labels,), task.kind, task.class_names))
+            task.labels: self._read_labels((task.labels,), task.kind, task.class_names)
             for task in self.more
             if task.labels is not None
         }
 
-    def _read_labels(
-        self, columns: tuple[str, ...], task: Task, class_names: tuple[str, ...] | None
-    ) -> tuple[Labels, tuple[str, ...]]:
+    def _read_labels(self, columns: tuple[str, ...], task: Task, class_names: tuple[str, ...] | None) -> LabelColumn:
         for column in columns:
             self.rows.check_column(column)
-        return self.rows.labels(columns, task, class_names or self.rows.notes.class_names.get(columns[0]))
+        found = self.rows.labels(columns, task, class_names or self.rows.notes.class_names.get(columns[0]))
+        return LabelColumn(*found)
 
     @cached_property
     def _splits(self) -> IntArray:
@@ -386,10 +383,6 @@ class Table:
 
 def _listed(columns: str | tuple[str, ...]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else columns
-
-
-def _rows(column: LabelColumn, rows: npt.NDArray[np.bool_]) -> LabelColumn:
-    return LabelColumn(column.labels[rows], column.class_names)
 
 
 def _known(numbers: IntArray | None, rows: npt.NDArray[np.bool_]) -> IntArray | None:

@@ -18,19 +18,20 @@ from pydantic import ValidationError
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place
 from blossom_ray.data.gaps import BoolArray
-from blossom_ray.data.labels import RowValues, encode_classes, encode_numbers, encode_sets
+from blossom_ray.data.labels import Encoded, RowValues, encode_classes, encode_numbers, encode_sets
 from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
 from blossom_ray.data.table.tensor_columns import (
     check_numeric,
     chosen_rows,
     is_list,
     is_number,
+    label_numbers,
     place_of,
     present_rows,
     tensor_rows,
 )
 from blossom_ray.data.table.writer import NOTES, NOTES_KEY, Notes
-from blossom_ray.data.targets import FloatArray, IntArray, Labels
+from blossom_ray.data.targets import FloatArray, IntArray
 from blossom_ray.errors import DataError
 
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
@@ -162,10 +163,8 @@ class TableRows:
                     parts.append(np.array(own, np.int64))
         return RowValues(tuple(numbers), np.concatenate(parts), self.place(column)).of()
 
-    def labels(
-        self, columns: Sequence[str], task: Task, class_names: Sequence[str] | None
-    ) -> tuple[Labels, tuple[str, ...]]:
-        """The labels of all rows, as in `Dataset`, and the names of classes or targets.
+    def labels(self, columns: Sequence[str], task: Task, class_names: Sequence[str] | None) -> Encoded:
+        """The labels of all rows, as in `Dataset`, and the names of classes or targets; null is not known.
 
         Args:
             columns: Columns of labels, which all files have.
@@ -173,8 +172,8 @@ class TableRows:
             class_names: Names of classes or targets, or None.
 
         Raises:
-            DataError: A column is of a type that the task does not have, or a row is null, of another length, or out
-                of range.
+            DataError: A column is of a type that the task does not have, or null in all rows, or a row is of another
+                length, or out of range.
         """
         place, first = self.place(columns[0]), columns[0]
         if task == "classification":
@@ -186,8 +185,9 @@ class TableRows:
             return encode_classes(replace(values, distinct=distinct), class_names)
         if task == "multilabel" and len(columns) == 1 and all(_is_text_list(file.types[first]) for file in self.files):
             return encode_sets(_name_lists(self.files, first), place, class_names)
-        numbers = np.concatenate([_numbers(self.files, column) for column in columns], axis=1)
-        return encode_numbers(numbers, place, task, class_names, columns)
+        found = [_numbers(self.files, column) for column in columns]
+        numbers, known = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
+        return encode_numbers(numbers, place, task, class_names, columns, known)
 
     def whole_numbers(self, column: str) -> IntArray:
         """The numbers of a column that `write_table` has written, -1 for null."""
@@ -261,35 +261,44 @@ def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Pl
     return values.reshape(len(values), *shape)
 
 
-def _name_lists(files: Sequence[ColumnFile], column: str) -> list[list[str]]:
-    found: list[list[str]] = []
+def _name_lists(files: Sequence[ColumnFile], column: str) -> list[list[str] | None]:
+    found: list[list[str] | None] = []
     known: dict[str, str] = {}
     for file in files:
         for first_row, batch in file.batches([column]):
             place = place_of(file.name, column, first_row)
             for row, names in enumerate(batch[column].to_pylist()):
-                if names is None:
-                    raise DataError(f"{place(row)} is null; expected a label in every row")
-                if None in names:
+                if names is not None and None in names:
                     raise DataError(f"{place(row)} holds a null; expected names of classes")
-                found.append([known.setdefault(name, name) for name in names])
+                found.append(None if names is None else [known.setdefault(name, name) for name in names])
     return found
 
 
-def _numbers(files: Sequence[ColumnFile], column: str) -> FloatArray:
-    """(N, width) float32."""
-    parts: list[FloatArray] = []
+def _numbers(files: Sequence[ColumnFile], column: str) -> tuple[FloatArray, BoolArray]:
+    """(N, width) float32, 0 where a row or a value in its list is null; and where there is a value."""
+    parts: list[tuple[BoolArray, FloatArray]] = []
+    shape: tuple[int, ...] | None = None
     for file in files:
         check_numeric(file.types[column], file.name, column)
         for first_row, batch in file.batches([column]):
-            place = place_of(file.name, column, first_row)
-            rows = tensor_rows(batch[column], place, parts[0].shape[1:] if parts else None)
+            present = present_rows(batch[column])
+            place = place_of(file.name, column, first_row, np.flatnonzero(present))
+            rows = np.zeros((0, 0), np.float32)
+            if present.any():
+                rows = label_numbers(chosen_rows(batch[column], present), place, shape)
+                shape = rows.shape[1:]
             if rows.ndim > 2:
                 found = f"has shape {list(rows.shape[1:])}"
                 raise DataError(f"{place(0)} {found}; expected a number or a list of numbers")
-            parts.append(rows)
-    values = np.concatenate(parts)
-    return values[:, np.newaxis] if values.ndim == 1 else values
+            parts.append((present, rows))
+    width = 1 if not shape else shape[0]
+    num_rows = sum(len(present) for present, _ in parts)
+    values = np.full((num_rows, width), np.nan, np.float32)
+    is_there = np.concatenate([present for present, _ in parts])
+    filled = (rows.reshape(-1, width) for present, rows in parts if present.any())
+    values[is_there] = np.concatenate([values[:0], *filled])
+    known = ~np.isnan(values)
+    return np.nan_to_num(values, copy=False, nan=0.0), known
 
 
 def _is_text_list(type_: Any) -> bool:

@@ -84,6 +84,23 @@ def tensor_rows(column: Any, place: Place, shape: tuple[int, ...] | None, *, has
     return rows
 
 
+def label_numbers(column: Any, place: Place, shape: tuple[int, ...] | None) -> FloatArray:
+    """The rows of a column of labels, none of them null, as `tensor_rows`; NaN where a value in a list is null.
+
+    Raises:
+        DataError: As `tensor_rows`; or a value is NaN.
+    """
+    rows = tensor_rows(column, place, shape, has_nan=True)
+    is_nan = np.isnan(rows).reshape(len(rows), -1)
+    leaves = column.storage if isinstance(column, pa.ExtensionArray) else column
+    while is_list(leaves.type):
+        leaves = leaves.flatten()
+    if is_nan.sum() != leaves.null_count:
+        row = int(is_nan.any(axis=1).argmax())
+        raise DataError(f"{place(row)} holds a value that is not finite; expected finite numbers")
+    return rows
+
+
 def present_rows(column: Any) -> npt.NDArray[np.bool_]:
     """Whether each row of an Arrow array is there, and not null (N,)."""
     present: npt.NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)

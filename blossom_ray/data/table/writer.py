@@ -116,7 +116,7 @@ def _columns(
         return pa.nulls(len(labels), pa.int64()) if values is None else pa.array(values[rows])
 
     columns = {
-        "label": _listed(labels),
+        "label": _listed(labels, None if part.known is None else part.known[rows]),
         "subject": numbers(part.subjects),
         "split": pa.array(splits, pa.string()),
         "recording": numbers(part.recordings),
@@ -124,12 +124,16 @@ def _columns(
         "client": pa.array(owners, pa.string()),
     }
     inputs = {name: _tensors(values[rows], part.lacking(name, rows)) for name, values in sorted(part.inputs.items())}
-    more = {name: _listed(column.labels[rows]) for name, column in part.label_columns.items()}
+    more = {
+        name: _listed(column.labels[rows], None if column.known is None else column.known[rows])
+        for name, column in part.label_columns.items()
+    }
     return inputs | {name: column for name, column in columns.items() if name in own} | more
 
 
-def _listed(labels: Labels) -> Any:
-    flat = pa.array(np.ascontiguousarray(labels).reshape(-1))
+def _listed(labels: Labels, known: BoolArray | None) -> Any:
+    mask = None if known is None else np.ascontiguousarray(~known).reshape(-1)
+    flat = pa.array(np.ascontiguousarray(labels).reshape(-1), mask=mask)
     return flat if labels.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, labels.shape[1])
 
 

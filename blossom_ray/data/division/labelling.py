@@ -1,0 +1,131 @@
+"""Rows of which no label is known that their client would learn: left out, before what is observed is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.data.dataset import Dataset, LabelColumn
+from blossom_ray.data.division.federation import ClientRows, Federation
+from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.gaps import BoolArray
+
+
+def column_of(dataset: Dataset, task: str) -> LabelColumn | None:
+    """The labels of a task, "" that of a scenario without `tasks`; None where the data set has none of them.
+
+    Args:
+        dataset: With the labels of each task by its name in `label_columns`.
+        task: The task.
+    """
+    if task:
+        return dataset.label_columns.get(task)
+    return LabelColumn(dataset.labels, dataset.class_names, dataset.known)
+
+
+def is_partial(dataset: Dataset, task: str) -> bool:
+    """Whether some label of a task is not known, in the data set or in its held-out set."""
+    parts = (dataset,) if dataset.held_out is None else (dataset, dataset.held_out)
+    return any((column := column_of(part, task)) is not None and column.known is not None for part in parts)
+
+
+def labelled_rows(dataset: Dataset, tasks: Sequence[str]) -> dict[str, BoolArray]:
+    """Of those tasks of which some label is not known, whether each row has one; the held-out set's rows behind.
+
+    Args:
+        dataset: As in `column_of`.
+        tasks: The tasks.
+    """
+    found = {}
+    parts = (dataset,) if dataset.held_out is None else (dataset, dataset.held_out)
+    for task in tasks:
+        if is_partial(dataset, task):
+            found[task] = np.concatenate([_has_label(part, column_of(part, task)) for part in parts])
+    return found
+
+
+def without_unlabelled(
+    federation: Federation, profiles: Sequence[ClientProfile], labelled: Mapping[str, BoolArray]
+) -> Federation:
+    """The federation without the rows that have no label of any task of their client; itself where there are none.
+
+    Args:
+        federation: Which client has which rows.
+        profiles: The clients in the order of their ids.
+        labelled: As `labelled_rows` gives it.
+    """
+    partial = [all(task in labelled for task in profile.tasks) for profile in profiles]
+    if not any(partial):
+        return federation
+    kept = {}
+    for split, rows in federation.splits.items():
+        own = [
+            np.logical_or.reduce([labelled[task][rows.of(profile.index)] for task in profile.tasks])
+            if is_one
+            else np.ones(int(rows.counts[profile.index]), np.bool_)
+            for profile, is_one in zip(profiles, partial, strict=True)
+        ]
+        kept[split] = chosen(rows, np.concatenate(own))
+    if all(len(kept[split].flat) == len(rows.flat) for split, rows in federation.splits.items()):
+        return federation
+    return replace(federation, train=kept["train"], validation=kept["validation"], test=kept["test"])
+
+
+def check_labels(
+    federation: Federation,
+    profiles: Sequence[ClientProfile],
+    labelled: Mapping[str, BoolArray],
+    before: Federation,
+) -> None:
+    """Refuse a client without a labelled row of one of its tasks, for anything that it had rows for.
+
+    Args:
+        federation: What is left to the clients.
+        profiles: The clients in the order of their ids.
+        labelled: As `labelled_rows` gives it.
+        before: What they had before rows were left out.
+
+    Raises:
+        PartitionError: There is such a client; the first one.
+    """
+    for profile in profiles:
+        for task in profile.tasks:
+            if task not in labelled:
+                continue
+            for split, rows in federation.splits.items():
+                had = int(before.splits[split].counts[profile.index])
+                if had and not labelled[task][rows.of(profile.index)].any():
+                    what = f"labels of {task} are" if task else "labels are"
+                    found = f"leaves client {profile.index} with {had} {split} rows, of none of which {what} known"
+                    raise PartitionError("data.partition", found, "a row with a label, or other clients for this task")
+
+
+def labelled_lines(
+    federation: Federation, profiles: Sequence[ClientProfile], labelled: Mapping[str, BoolArray]
+) -> Iterator[str]:
+    """What to say of each task of which some label is not known: in how many rows of its clients there is one."""
+    for task, has in labelled.items():
+        parts = []
+        members = [profile.index for profile in profiles if task in profile.tasks]
+        for split, rows in federation.splits.items():
+            own = [rows.of(client) for client in members]
+            if number := sum(map(len, own)):
+                parts.append(f"{sum(int(has[each].sum()) for each in own):,} of {number:,} {split} rows")
+        yield f"{task or 'labels'}: {'known' if not task else 'labels are known'} in {', '.join(parts)} of its clients"
+
+
+def chosen(rows: ClientRows, is_chosen: BoolArray) -> ClientRows:
+    """The rows of all clients that are chosen (n,)."""
+    ends = np.concatenate([[0], np.cumsum(is_chosen)])[rows.ends]
+    return ClientRows(rows.flat[is_chosen], ends.astype(np.int64))
+
+
+def _has_label(part: Dataset, column: LabelColumn | None) -> BoolArray:
+    if column is None:
+        return np.zeros(part.num_samples, np.bool_)
+    if column.known is None:
+        return np.ones(part.num_samples, np.bool_)
+    return column.known if column.known.ndim == 1 else np.asarray(column.known.any(axis=1))

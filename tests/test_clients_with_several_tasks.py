@@ -1,0 +1,203 @@
+"""Federations with clients that have several tasks, and samples of which some labels are not known."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blossom_ray import Dataset, Run, Scenario, compare, from_arrays, simulate
+from blossom_ray.errors import InputError, ScenarioError
+from blossom_ray.runtime.preparation import prepare
+from blossom_ray.studies.comparison.tasks import task_view
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+_ENCODER = {"kind": "mlp", "hidden": [5], "dim": 4}
+CLIENTS = [
+    {"count": 2, "task": "act", "modalities": ["acc"]},
+    {"count": 1, "task": "grade", "modalities": ["acc", "gyro"]},
+    {"count": 2, "task": ["grade", "act"], "modalities": ["acc", "gyro"]},
+]
+TASKS: dict[str, Any] = {
+    "act": {"labels": "act"},
+    "grade": {"labels": "grade", "kind": "regression", "loss_weight": 0.3},
+}
+
+
+def data(known: float = 0.85, size: int = 120) -> Dataset:
+    """Samples of two tasks; so many of them have a label of each, and a tenth has none at all."""
+    draw = np.random.default_rng(0)
+    classes, lost = draw.integers(0, 3, size), draw.random(size) < 0.1 * (known < 1)
+    acc, gyro = draw.standard_normal((size, 4)) + classes[:, None], draw.standard_normal((size, 3))
+    has = [(draw.random(size) < known) & ~lost for _ in range(2)]
+    act = ["xyz"[label] if is_known else None for label, is_known in zip(classes, has[0], strict=True)]
+    grade = [float(values[0]) if is_known else None for values, is_known in zip(acc, has[1], strict=True)]
+    columns: dict[str, Any] = {"act": (act, "classification"), "grade": (grade, "regression")}
+    return from_arrays({"acc": acc, "gyro": gyro}, list(map(str, classes)), label_columns=columns)
+
+
+def scenario(known: float = 0.85, **changes: Any) -> Scenario:
+    tree: dict[str, Any] = {
+        "rounds": 2,
+        "data": {"dataset": "custom", "factory": partial(data, known), "validation_fraction": 0.2},
+        "clients": CLIENTS,
+        "tasks": TASKS,
+        "model": {
+            "encoders": {"acc": _ENCODER, "gyro": _ENCODER},
+            "fusion": {"kind": "mean", "dim": 4},
+            "head": {"kind": "linear"},
+        },
+        "sharing": "full-model",
+        "training": {"optimizer": {"kind": "sgd", "lr": 0.1}, "batch_size": 4},
+        "execution": {"runtime": "local"},
+    }
+    return Scenario.model_validate(tree).override(changes)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return simulate(scenario())
+
+
+def test_a_client_has_one_row_with_scores_of_each_of_its_tasks(run: Run) -> None:
+    rows = run.clients.filter(round=2)
+    assert rows["client"].to_list() == [0, 1, 2, 3, 4]
+    assert rows["task"].to_list() == ["act", "act", "grade", "act+grade", "act+grade"]
+    for column in ("loss", "train_loss"):
+        assert rows[column].null_count() == 5
+        assert rows[f"act/{column}"].is_null().to_list() == [False, False, True, False, False]
+        assert rows[f"grade/{column}"].is_null().to_list() == [True, True, False, False, False]
+    assert (rows["num_test_examples"] >= rows["grade/num_examples"]).drop_nulls().all()
+    # The summary weighs clients by their samples with a label of the task.
+    own = rows.drop_nulls("grade/rmse")
+    mean = np.average(own["grade/rmse"], weights=own["grade/num_examples"])
+    assert run.final["grade/rmse"] == pytest.approx(mean)
+    assert not {"loss", "accuracy", "rmse", "train_loss"} & set(run.rounds.columns)
+
+
+def test_samples_without_any_label_of_their_client_are_left_out_and_counted(run: Run, tmp_path: Path) -> None:
+    dataset, found = data(), prepare(scenario(), tmp_path)
+    known = {name: dataset.label_columns[name].known for name in TASKS}
+    counts = {each["what"]: each["count"] for each in run.manifest["data"]["left_out"]}
+    assert sum(counts.values()) == 120 - found.shards.num_samples.sum() > 0
+    assert all("without a label that their client learns" in what for what in counts)
+    with found.open_shards() as shards:
+        for profile in found.population.profiles:
+            labels = shards.shard(profile.index).labels
+            for split in (shards.shard(profile.index).train(), shards.shard(profile.index).test()):
+                assert all(len(split.labels) > 0 for _ in known)
+            places = [part.known_rows(labels)[1] for part in found.plan.learned(profile).parts]
+            assert np.any([own.reshape(len(labels), -1).any(axis=1) for own in places if own is not None], axis=0).all()
+    notes = [note for note in run.manifest["notes"] if "labels are known in" in note]
+    assert [note.partition(":")[0] for note in notes] == ["act", "grade"]
+
+
+def test_both_engines_agree(run: Run) -> None:
+    stacked = simulate(scenario(**{"training.engine": "vectorized"}))
+    assert stacked.manifest["engines"] == {"acc": "vectorized", "acc+gyro": "vectorized"}
+    assert stacked.final == pytest.approx(run.final, rel=1e-4, abs=1e-5)
+
+
+def test_a_task_that_counts_nothing_leaves_a_client_what_it_is() -> None:
+    alike = {name: {"labels": "act", "loss_weight": weight} for name, weight in (("one", 1.0), ("other", 1e-12))}
+    groups = [{"count": 5, "modalities": ["acc", "gyro"], "task": ["one", "other"]}]
+    both = simulate(scenario(1.0, tasks=alike, clients=groups))
+    groups = [{"count": 5, "modalities": ["acc", "gyro"]}]
+    single = simulate(scenario(1.0, tasks={"one": {"labels": "act"}}, clients=groups))
+    for name in ("one/accuracy", "one/loss", "one/train_loss"):
+        assert both.final[name] == pytest.approx(single.final[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_private_parts_phases_and_fine_tuning_are_of_all_heads(engine: str) -> None:
+    changes: dict[str, Any] = {
+        "sharing": "private-head",
+        "training.alternate": {},
+        "training.engine": engine,
+        "evaluation.fine_tune": {"blocks": "head", "epochs": 2, "lr": 0.3},
+        "clients": [*CLIENTS, {"count": 1, "task": ["grade", "act"], "modalities": ["acc", "gyro"], "role": "unseen"}],
+    }
+    found = simulate(scenario(**changes)).clients.filter(round=2)
+    for task in ("act", "grade"):
+        own = found.drop_nulls(f"{task}/loss")
+        assert (own[f"{task}/loss"] != own[f"fine_tuned/{task}/loss"]).all()
+        assert found[f"unseen/{task}/loss"].drop_nulls().len() == 1
+        assert found[f"validation/{task}/num_examples"].drop_nulls().len() == len(own)
+
+
+ALGORITHMS = (
+    "scaffold", "fednova", "feddyn", "fedprox", "ditto", "moon", "mixed", "pfedme", "fedrep", "ifca", "oort", "median",
+    "fedmsplit", "harmony", "low-rank", "random-sparsification",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_algorithms_take_clients_with_several_tasks(kind: str) -> None:
+    block = {"block": "encoder/acc"} if kind == "low-rank" else {}
+    how = {"algorithm": {"kind": kind, **block}, "rounds": 1, "data.validation_fraction": 0.0}
+    one, other = (simulate(scenario(**how, **{"training.engine": each})) for each in ("sequential", "vectorized"))
+    assert np.isfinite(one.final["act/loss"])
+    if kind not in ("ifca", "harmony"):  # which choose by numbers that engines round differently
+        assert other.final == pytest.approx(one.final, rel=1e-3, abs=1e-4)
+
+
+def test_a_null_in_a_scenario_of_one_task_is_no_label() -> None:
+    def factory() -> Dataset:
+        draw = np.random.default_rng(1)
+        labels = [["a", "b", None][number] for number in draw.integers(0, 3, 60)]
+        return from_arrays({"acc": draw.standard_normal((60, 4)), "gyro": draw.standard_normal((60, 3))}, labels)
+
+    groups = [{"count": 2, "modalities": ["acc", "gyro"]}]
+    found = simulate(scenario(tasks=None, clients=groups, data={"dataset": "custom", "factory": factory}))
+    counts = sum(each["count"] for each in found.manifest["data"]["left_out"])
+    assert counts == sum(label is None for label in factory().known.tolist()) + sum(~factory().known)  # type: ignore[union-attr]
+    assert found.manifest["data"]["num_train"] + found.manifest["data"]["num_test"] == 60 - counts
+    assert any(note.startswith("labels: known in") for note in found.manifest["notes"])
+
+
+def test_every_client_has_a_label_of_each_task_for_each_purpose(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"leaves client \d with \d+ \w+ rows, of none of which labels of \w+ are known"
+    ):
+        prepare(scenario(0.05), tmp_path)
+
+
+def test_each_task_is_compared_with_training_alone_and_has_all_of_its_clients(run: Run) -> None:
+    alone = simulate(run.scenario.override({"sharing": "local"}))
+    for metric, sign, number in (("act/accuracy", 1, 4), ("grade/rmse", -1, 3)):
+        table = compare(run, alone, metric=metric, baseline={"sharing": "local"}).runs
+        row = table.filter(table["sharing"] != "local").row(0, named=True)
+        own, other = (each.clients.filter(round=2)[metric].drop_nulls() for each in (run, alone))
+        assert (len(own), row["compared_final"]) == (number, number)
+        assert row["lost_final"] == sum(sign * (mine - theirs) < 0 for mine, theirs in zip(own, other, strict=True))
+    view = task_view(run, "grade").clients.filter(round=2)
+    assert view["client"].to_list() == [2, 3, 4]
+    assert view["loss"].null_count() == view["train_loss"].null_count() == 0
+    assert view["num_test_examples"].to_list() == run.clients.filter(round=2)["grade/num_examples"].to_list()[2:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clients.0.task": ["act", "act"]}, "clients.0.task.*each task once"),
+        ({"clients.2.task": ["act", "mood"]}, "clients.2.task is 'mood'; expected one of act, grade"),
+        ({"clients": CLIENTS[:2]}, "tasks.grade.loss_weight is 0.3, while all clients have one task"),
+        ({"sharing": {"encoder/*": "same-task", "fusion": "shared", "head": "shared"}}, "have one encoder for all"),
+        (
+            {"sharing": {"encoder/*": "shared", "fusion/mood": "shared", "head": "shared"}},
+            "sharing.fusion/mood is not a block",
+        ),
+        ({"server.clients_per_round": {"act": 1, "grade": 1}}, "while clients have the tasks act, grade at once"),
+        ({"algorithm": {"kind": "fedproto"}}, "has a place for each class of one task, while clients have act, grade"),
+        ({"server.weighting": "entropy"}, "whose outputs are of several kinds"),
+    ],
+)
+def test_what_clients_with_several_tasks_cannot_have(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        scenario(**changes)
+    assert re.search(message, str(caught.value)), caught.value
