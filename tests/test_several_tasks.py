@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blossom_ray import Dataset, compare, from_arrays, simulate
+from blossom_ray import Dataset, Run, compare, from_arrays, simulate
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.errors import InputError, ScenarioError
@@ -252,6 +252,23 @@ def test_the_best_round_is_that_by_which_the_run_stopped_whatever_the_task(share
     own = run.rounds.filter(run.rounds["round"] > 0)
     assert int(own["round"][int(own["validation/stress/rmse"].arg_min() or 0)]) != run.stopped.best_round
     assert compare(run, metric="stress/rmse").runs["best_round"].to_list() == [run.stopped.best_round] * 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"evaluation.split": "validation", "stop": {"patience": 1}}], ids=str)
+def test_clients_with_several_tasks_are_scored_on_validation_by_task(
+    small_scenario: Scenario, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Their run can be read again, without a column `validation/loss`, which would be of several tasks."""
+    changes = {**changes, "stop.metric": "size/rmse"} if changes else {}
+    both = [{"count": 3, "task": ["shape", "size"], "modalities": OWNED}]
+    tasks = {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude"}}
+    given = {"clients": both, "tasks": tasks, "data.validation_fraction": 0.3, **changes}
+    run = simulate(small_scenario.override(given), out=tmp_path)
+    scored = Run.open(run.path or "").clients.filter(round=1)
+    assert {"validation/shape/loss", "validation/size/rmse", "num_validation_examples"} <= set(scored.columns)
+    assert "validation/loss" not in scored.columns
+    found = compare(run.path or "", metric="validation/size/rmse").runs
+    assert found["final"][0] == run.rounds["validation/size/rmse"][-1]
 
 
 def test_one_task_of_a_run_has_the_form_of_a_run_of_one(shared_run: Any) -> None:

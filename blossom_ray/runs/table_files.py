@@ -201,8 +201,10 @@ def _check_columns(table: pa.Table, name: str, path: Path) -> None:
     expected = table_schema(table.schema.names, TABLES[name])
     if table.schema.names != expected.names or table.schema.types != expected.types:
         raise RunFolderError(f"{path}: has the columns {table.schema.names}; expected those of the table {name!r}")
+    of_tasks = OF_ONE_TASK if "task" in table.schema.names else ()
     for group in OPTIONAL_COLUMNS[name]:
-        if set(group) & SOME_COLUMNS.keys() & set(table.schema.names) and not set(group) <= set(table.schema.names):
+        is_there = bool(set(group) & SOME_COLUMNS.keys() & set(table.schema.names))
+        if is_there and not set(group) - set(of_tasks) <= set(table.schema.names):
             raise RunFolderError(f"{path}: has some of the columns {', '.join(group)}; expected all of them")
     rounds = table["round"].to_pylist()
     if None in rounds or rounds != sorted(rounds) or (rounds and rounds[0] < 0):

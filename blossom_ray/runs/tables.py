@@ -128,8 +128,8 @@ OPTIONAL_COLUMNS = {
     "confusion": (),
 }
 """Columns that may be null, those of one group together, in tables that have them. Metrics may be, too; no others."""
-OF_ONE_TASK = ("train_loss", "loss")
-"""Columns that are null where some client has several tasks."""
+OF_ONE_TASK = ("train_loss", "loss", "validation/loss")
+"""Columns that are null, or not there, where some client has several tasks."""
 NUM_EXAMPLES = {
     Scoring.OWN_TEST: "num_test_examples",
     Scoring.VALIDATION: "num_validation_examples",
@@ -217,7 +217,7 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
         rows |= _columns([unseen.get(client) for client in clients], num_unseen_examples="num_examples")
     has_several = any(len(profile.tasks) > 1 for profile in profiles)
     if has_several:
-        rows |= {name: [None] * len(clients) for name in OF_ONE_TASK}
+        rows |= {name: [None] * len(clients) for name in OF_ONE_TASK if name in rows}
         by_task = [{} if each is None else each.of_tasks(profiles[each.client].tasks) for each in trainings]
         for task in sorted({task for own in by_task for task in own}):
             rows[f"{task_prefix(task)}train_loss"] = [own[task].loss if task in own else None for own in by_task]
