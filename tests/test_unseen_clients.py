@@ -389,6 +389,15 @@ def test_what_is_refused_of_own_data(tmp_path: Path, partition: Changes, message
     assert message in str(error.value)
 
 
+def test_shots_of_given_clients_are_not_lost_where_groups_are_written_out(tmp_path: Path) -> None:
+    run = simulate(given(tmp_path / "own.parquet", unseen=["s4", "s3"], shots=3))
+    assert run.scenario.override({"rounds": 3}).groups == run.scenario.groups
+    with pytest.raises(
+        ScenarioError, match=r"clients.3.shots is null, while data.partition.shots is 3; expected 3, or"
+    ):
+        run.scenario.override({"clients.3.shots": None})
+
+
 def test_what_is_observed_of_the_held_out_part_is_drawn_there(small_scenario: Scenario) -> None:
     """By its own draws, one number for each of its rows: others keep theirs, and zeros stand where nothing is."""
     both = {**HELD_OUT, "modalities": ["acc", "gyro"], "shots": None, "observed": {"gyro": 0.5}}

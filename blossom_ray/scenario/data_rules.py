@@ -178,6 +178,16 @@ def _unseen_last(clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
 
 
 @rule
+def _unseen_shots(data: Data, clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
+    """Shots of given clients are for those that the data give, who have them in their groups once these are known."""
+    shots = getattr(data.partition, "shots", None)
+    for index, group in enumerate(clients):
+        if shots is not None and group.role == "unseen" and group.shots != shots:
+            found = f"is {'null' if group.shots is None else group.shots}, while data.partition.shots is {shots}"
+            yield Finding(f"clients.{index}.shots", found, f"{shots}, or data.partition.shots: null")
+
+
+@rule
 def _unseen_blocks(
     model: Model, clients: tuple[ClientGroup, ...], sharing: str | Mapping[str, str], scopes: Mapping[str, Scope]
 ) -> Iterator[Finding]:

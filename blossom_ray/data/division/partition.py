@@ -125,7 +125,8 @@ def held_out_parts(targets: Targets | None, num_clients: int, seed: int) -> list
     num_people = 0 if subjects is None else len(np.unique(subjects))
     if num_people < num_clients:
         has = "there is none" if targets is None else f"it has {num_people}" if num_people else "it tells none"
-        found = f"ask for people of the held-out part for {num_clients} clients (rows: held-out), and {has}"
+        asking = f"{num_clients} client{'s' * (num_clients > 1)}"
+        found = f"ask for people of the held-out part for {asking} (rows: held-out), and {has}"
         raise PartitionError("clients", found, "at most as many clients as people, or rows: shared")
     draw = generator(seed, Purpose.UNSEEN, _HELD_OUT)
     owners = _whole_subjects(subjects, num_clients, draw)
