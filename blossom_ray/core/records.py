@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from blossom_ray.core.blocks import BlockInstance
 
@@ -68,7 +68,8 @@ _PREFIXES = {
 }
 
 
-class TaskTraining(NamedTuple):
+@dataclass(frozen=True)
+class TaskTraining:
     """What training one of its tasks came to on a client in one round.
 
     Attributes:
