@@ -18,6 +18,7 @@ from blossom_ray.runtime.measurement import choose_engines
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.server import Server, initial_server
 from blossom_ray.simulation import run_rounds
+from blossom_ray.studies.comparison.scores import ALL
 from blossom_ray.studies.comparison.tasks import task_view
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -277,6 +278,24 @@ def test_one_task_of_a_run_has_the_form_of_a_run_of_one(shared_run: Any) -> None
     assert not [name for name in view.rounds.columns if "/" in name and name.startswith(("activity", "stress"))]
     assert view.clients["client"].unique().sort().to_list() == [0, 1, 2]
     assert view.manifest["data"]["task"] == "classification"
+
+
+def test_a_run_of_one_task_is_paired_with_one_of_two_on_the_same_rows() -> None:
+    """Its clients are the same ones, with the labels of the other task besides."""
+    clients = {"count": 5, "modalities": OWNED}
+    both = simulate(scenario_of([{**clients, "task": [*TASKS]}], "abcde", TASKS, sharing="full-model"))
+    own = {"activity": TASKS["activity"]}
+    alone = simulate(scenario_of([{**clients, "task": "activity"}], "abcde", own, sharing="local"))
+    assert both.manifest["data"]["fingerprint"] != alone.manifest["data"]["fingerprint"]
+    table = compare(both, alone, metric="activity/accuracy", baseline={"sharing": "local"}).runs
+    (row,) = table.filter((table["sharing"] == "full-model") & (table["modalities"] == ALL)).to_dicts()
+    difference = both.final["activity/accuracy"] - alone.final["activity/accuracy"]
+    assert row["points_final"] == pytest.approx(100 * difference)
+    assert row["compared_final"] == 5
+    view, whole = (task_view(run, "activity").manifest["data"] for run in (both, alone))
+    assert {name: view[name] for name in ("fingerprint", "partition")} == {
+        name: whole[name] for name in ("fingerprint", "partition")
+    }
 
 
 def test_a_run_of_other_data_is_not_paired_by_task(shared_run: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from blossom_ray import Dataset, Run, Scenario, from_arrays, report, simulate
+from blossom_ray import Dataset, Run, Scenario, compare, from_arrays, report, simulate
 from blossom_ray.cli.console.rounds import score_table
 from blossom_ray.core.scores import find_score
 from blossom_ray.errors import InputError
@@ -132,10 +132,10 @@ def two_labels() -> Dataset:
     )
 
 
-@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
-def test_each_task_has_scores_of_what_samples_have(engine: str) -> None:
+def two_tasks(**changes: Any) -> Scenario:
+    """Two clients of each of two tasks."""
     encoder = {"kind": "mlp", "hidden": [4], "dim": 3}
-    scenario = Scenario.model_validate(
+    return Scenario.model_validate(
         {
             "rounds": 1,
             "data": {
@@ -149,11 +149,15 @@ def test_each_task_has_scores_of_what_samples_have(engine: str) -> None:
             "clients": [{"count": 2, "modalities": ["acc", "gyro"], "task": task} for task in ("activity", "stress")],
             "model": {"encoders": {"acc": encoder, "gyro": encoder}, "fusion": {"kind": "mean", "dim": 4}},
             "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "same-task"},
-            "training": {"batch_size": 4, "engine": engine},
+            "training": {"batch_size": 4},
             "execution": {"runtime": "local"},
         }
-    )
-    run = simulate(scenario)
+    ).override({key.replace("__", "."): value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_each_task_has_scores_of_what_samples_have(engine: str) -> None:
+    run = simulate(two_tasks(training__engine=engine))
     last = run.rounds.row(-1, named=True)
     for task, score in (("activity", "accuracy"), ("stress", "rmse")):
         sets = ("acc", "gyro", "acc+gyro")
@@ -161,6 +165,32 @@ def test_each_task_has_scores_of_what_samples_have(engine: str) -> None:
         assert all(np.isfinite(last[f"{task}/{score}@{name}"]) for name in sets)
     assert score_of("activity/num_examples@acc").lower_is_better
     assert run.clients.filter(round=1)["num_observed/acc"].is_not_null().all()
+
+
+def test_what_other_clients_observe_is_of_no_account_to_a_task() -> None:
+    """It has a digest of its own, and is compared where that is the same."""
+    groups = [{"count": 2, "modalities": ["acc", "gyro"], "task": task} for task in ("activity", "stress")]
+    fewer = [groups[0], {**groups[1], "observed": {"acc": 0.3}}]
+    changes = (("full-model", groups), ("local", fewer))
+    runs = [simulate(two_tasks(sharing=name, clients=each)) for name, each in changes]
+    told = [{name: own["observation"] for name, own in run.manifest["data"]["tasks"].items()} for run in runs]
+    assert told[0]["activity"] == told[1]["activity"] != ""
+    assert told[0]["stress"] != told[1]["stress"]
+    assert runs[0].manifest["data"]["observation"] != runs[1].manifest["data"]["observation"]
+    for metric, has_gain in (("activity/accuracy", True), ("stress/rmse", False)):
+        found = compare(*runs, metric=metric, baseline={"sharing": "local"}).runs
+        (row,) = found.filter((pl.col("sharing") == "full-model") & (pl.col("modalities") == ALL)).to_dicts()
+        assert (row["points_final"] is not None) is has_gain
+
+
+def test_a_task_that_observes_everything_beside_one_that_does_not_has_no_pattern() -> None:
+    whole = {"count": 2, "modalities": ["acc", "gyro"], "task": "activity", "observed": {"acc": 1.0, "gyro": 1.0}}
+    groups = [whole, {"count": 2, "modalities": ["acc", "gyro"], "task": "stress"}]
+    data = simulate(two_tasks(clients=groups)).manifest["data"]
+    assert {name: bool(own["observation"]) for name, own in data["tasks"].items()} == {
+        "activity": False,
+        "stress": True,
+    }
 
 
 class Mean(nn.Module):

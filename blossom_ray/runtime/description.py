@@ -37,6 +37,7 @@ def _described_task(preparation: Preparation, name: str, members: Sequence[Clien
     """A task as the manifest has it, with its clients."""
     facts, task = preparation.task_facts[name], preparation.plan.tasks[name]
     own = {"fingerprint": facts.fingerprint, "partition": facts.partition} if name else {}
+    own |= {"observation": facts.observation} if name and preparation.observation else {}
     told = {"task": task.kind, "num_classes": task.num_outputs, "class_names": list(facts.class_names)}
     held_out = {} if task.has_held_out else {"num_held_out": 0}
     return own | told | _described_members(preparation, members) | held_out

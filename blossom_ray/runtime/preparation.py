@@ -25,7 +25,7 @@ from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.labelling import check_labels, labelled_lines, labelled_rows, without_unlabelled
-from blossom_ray.data.division.observation import observation_digest, observe, observe_held_out
+from blossom_ray.data.division.observation import observation_digest, observation_of, observe, observe_held_out
 from blossom_ray.data.division.standardization import standardized
 from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
@@ -43,11 +43,13 @@ class TaskFacts:
         class_names: Name of each class, or of each target of a regression.
         fingerprint: SHA-256 (hex) of the data with its labels.
         partition: SHA-256 (hex) over which rows its clients have for training, validation and testing.
+        observation: SHA-256 (hex) over what these observe in which rows; "" where they observe all that they own.
     """
 
     class_names: tuple[str, ...]
     fingerprint: str
     partition: str
+    observation: str = ""
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,11 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     observed = observed_rows(federation, population.trained, views, view_of[: len(population.trained)].tolist())
     _check_gaps(scenario, observed)
     is_partial = federation is not to_learn or any(view is not held_out for view in views)
+    for name, known in facts.items() if is_partial else ():
+        members = [profile for profile in population.profiles if name in profile.tasks]
+        numbers = dict.fromkeys(view_of[[profile.index for profile in members]].tolist()) if views else ()
+        seen = [views[number] for number in numbers]
+        facts[name] = replace(known, observation=observation_of(members, to_learn, federation, seen, held_out))
     shards = write_shards(dataset, federation, population.profiles, folder, view_of)
     plan = client_plan(scenario, population, dataset.input_shapes, tasks, observed, observed)
     return Preparation(
@@ -321,8 +328,7 @@ def joint_fingerprint(of_tasks: Sequence[str]) -> str:
 
 def _task_facts(name: str, dataset: Dataset, federation: Federation, population: Population) -> TaskFacts:
     """What is known of the data of a task."""
-    members = [profile.index for profile in population.profiles if name in profile.tasks]
-    partition = federation if len(members) == federation.num_clients else federation.only(members)
+    partition = federation.only([profile.index for profile in population.profiles if name in profile.tasks])
     return TaskFacts(tuple(dataset.class_names), dataset.fingerprint(), partition.digest())
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from blossom_ray import Dataset
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.division.federation import Federation, build_federation
-from blossom_ray.data.division.observation import observation_digest, observe, observe_held_out
+from blossom_ray.data.division.observation import (
+    observation_digest,
+    observation_of,
+    observe,
+    observe_held_out,
+)
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.sets.synthetic import SyntheticData
@@ -184,3 +191,19 @@ def test_what_the_held_out_set_lacks_is_not_observed() -> None:
     assert set(acc.inputs) == {"acc"}
     with pytest.raises(PartitionError, match="25 of 100 rows of the held-out set of clients with gyro"):
         observe_held_out(lacking, section(), groups_of({"modalities": ["gyro"]}), SEED)
+
+
+def test_what_some_clients_observe_is_told_as_of_a_federation_of_them_alone() -> None:
+    groups = groups_of({"modalities": ["acc"]}, {"observed": {"gyro": 0.5}})
+    data, targets = section(), targets_of()
+    found, whole = observed(data, groups), divided(data, groups, targets)
+    clients = [ClientProfile(number, ("acc",) if number < 2 else ("acc", "gyro")) for number in range(4)]
+    alone = whole.only([2, 3])
+    mask = np.zeros(NUM_ROWS, bool)
+    own = np.concatenate([alone.rows(client) for client in range(2)])
+    mask[own] = drawn("gyro")[own] < 0.5
+    expected = observation_digest(replace(alone, observed={"gyro": mask}), [])
+    assert observation_of(clients[2:], whole, found) == expected
+    assert observation_of(clients[:2], whole, found) == ""
+    fewer = replace(found, train=whole.test)
+    assert observation_of(clients[:2], whole, fewer) != ""  # where rows were left out

@@ -107,9 +107,17 @@ class Federation:
         return dataset.held_out, self.rows(client) - dataset.num_samples
 
     def only(self, clients: Sequence[int]) -> Federation:
-        """That of some of its clients, in this order."""
+        """That of some of its clients, in this order, with what is observed in their rows."""
+        if [*clients] == [*range(self.num_clients)]:
+            return self
         parts = (self.train, self.validation, self.test)
-        return Federation.of([Split(*(rows.of(client) for rows in parts)) for client in clients])
+        found = Federation.of([Split(*(rows.of(client) for rows in parts)) for client in clients])
+        observed = {}
+        for name, everywhere in self.observed.items():
+            observed[name] = np.zeros_like(everywhere)
+            for rows in found.splits.values():
+                observed[name][rows.flat] = everywhere[rows.flat]
+        return replace(found, observed=observed)
 
     def overlap(self, pieces: Pieces | None) -> Overlap | None:
         """How many test windows have a part of themselves in a training window; None where none has.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.clients import SPLITS
 from blossom_ray.data.dataset import Dataset, LabelColumn
@@ -151,6 +152,33 @@ def observation_digest(federation: Federation, held_out: Sequence[Dataset]) -> s
             digest.update(name.encode())
             digest.update(np.packbits(own).data)
     return digest.hexdigest()
+
+
+def observation_of(
+    clients: Sequence[ClientProfile],
+    before: Federation,
+    federation: Federation,
+    views: Sequence[Dataset] = (),
+    held_out: Dataset | None = None,
+) -> str:
+    """What `observation_digest` says of a federation of some clients alone; "" where they observe all that they own.
+
+    Args:
+        clients: These.
+        before: The federation of all clients that `observe` was given.
+        federation: What it gave.
+        views: Each way in which these see the held-out set.
+        held_out: The set.
+    """
+    numbers = [client.index for client in clients]
+    rows = federation.only(numbers)
+    lacked = {}
+    for name, has in rows.observed.items():
+        owners = [place for place, client in enumerate(clients) if name in client.modalities]
+        if owners and not all(has[own.flat].all() for own in rows.only(owners).splits.values()):
+            lacked[name] = has
+    is_partial = lacked or rows.digest() != before.only(numbers).digest() or any(view is not held_out for view in views)
+    return observation_digest(replace(rows, observed=lacked), views) if is_partial else ""
 
 
 @dataclass(frozen=True)

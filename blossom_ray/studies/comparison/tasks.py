@@ -13,7 +13,7 @@ from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
 from blossom_ray.runs.tables import NUM_EXAMPLES, ROUND_COLUMNS
-from blossom_ray.studies.comparison.entries import RunEntry
+from blossom_ray.studies.comparison.entries import RunEntry, with_settings
 from blossom_ray.studies.comparison.scores import VALIDATION
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def task_metrics(entries: Iterable[RunEntry], *, per_class: bool = False) -> lis
 def by_task(entries: Sequence[RunEntry], metric: str | None) -> tuple[Sequence[RunEntry], str | None]:
     """The entries with runs of the task alone that a metric begins with, and the metric without it.
 
-    Runs that do not have the task stay as they are; so do all where tasks have no names.
+    Runs that do not have the task stay as they are; so do all where tasks have no names. What tells runs apart that no
+    sweep has made is what that task's clients differ in, so that a run of it alone is paired with one of several tasks;
+    where that does not tell all of them apart, it is what the runs differ in.
 
     Raises:
         InputError: Runs have several tasks, and the metric is of none of them.
@@ -58,12 +60,17 @@ def by_task(entries: Sequence[RunEntry], metric: str | None) -> tuple[Sequence[R
         examples = ", ".join(f"{task}/..." for task in tasks)
         found = "no metric is given" if metric is None else f"the metric is {metric!r}"
         raise InputError(f"{found}, while the runs have the tasks {', '.join(tasks)}; expected one of {examples}")
-    return [
+    seen = [
         replace(entry, run=task_view(entry.run, task))
         if entry.run is not None and task in (entry.run.scenario.tasks or ())
         else entry
         for entry in entries
-    ], f"{scoring}{own}"
+    ]
+    if not any(entry.given for entry in entries):
+        told = with_settings(seen)
+        if len({repr((entry.seeds, entry.setting)) for entry in told}) == len(told):
+            seen = told
+    return seen, f"{scoring}{own}"
 
 
 def task_view(run: Run, task: str) -> Run:
