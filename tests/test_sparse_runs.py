@@ -227,3 +227,19 @@ def test_what_cannot_be_is_said(sparse: Scenario, changes: dict[str, Any], messa
     with pytest.raises(InputError) as raised:
         simulate(sparse.override(changes))
     assert message in str(raised.value)
+
+
+def test_modality_dropout_trains_for_a_sensor_that_fails_later(small_scenario: Scenario) -> None:
+    whole = small_scenario.override({"training.modality_dropout": 0.4, "data.without_modality": "leave-out"})
+    fails = whole.override({"data.observed.gyro": {"test": 0.5}})
+    found = simulate(fails)
+    assert found.manifest["digest"] == simulate(whole).manifest["digest"]
+    assert found.final["num_examples@acc"] > 0
+
+
+def test_modality_dropout_is_not_for_training_samples_with_gaps(small_scenario: Scenario) -> None:
+    lists = [[[float(row)]] if row % 3 else None for row in range(90)]
+    dataset = from_arrays({"acc": np.ones((90, 1, 1)), "gyro": lists}, [0, 1] * 45)
+    changes = {"data": {"dataset": "custom"}, "training.modality_dropout": 0.4, "data.without_modality": "leave-out"}
+    with pytest.raises(InputError, match=r"is 0\.4, while training samples lack gyro already; expected 0"):
+        simulate(small_scenario.override(changes), data=dataset)

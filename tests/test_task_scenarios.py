@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, Command
+from downloads import DOWNLOADS
 
 from blossom_ray import Scenario, simulate
 from blossom_ray.reading.writer import scenario_yaml
@@ -47,3 +48,17 @@ def test_uci_har_tells_what_is_done_and_who_it_is(small_uci_har: Path) -> None:
     assert (tasks["activity"]["num_classes"], tasks["who"]["num_classes"]) == (6, 21)
     assert not any(name.startswith("held_out/who") for name in run.final)
     assert any(note.startswith("who: the held-out set has other classes") for note in run.manifest["notes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "scores"),
+    [
+        ("av-mnist", {"held_out/digit/accuracy/image", "held_out/speaker/accuracy/audio"}),
+        ("ptb-xl", {"superclasses/macro_auroc/i_to_avf", "held_out/normal/accuracy/i_to_avf+v1_to_v6"}),
+        ("meld", {"emotion/accuracy", "held_out/sentiment/macro_f1_present/text"}),
+    ],
+)
+def test_two_columns_of_labels_are_two_tasks(name: str, scores: set[str], tmp_path: Path) -> None:
+    few = {"rounds": 1, "execution.runtime": "local", "data.partition": {"kind": "iid"}}
+    data = {"data.path": str(DOWNLOADS[name](tmp_path))}
+    assert scores <= simulate(Scenario.load(FOLDER / f"{name}.yaml", few | data)).final.keys()

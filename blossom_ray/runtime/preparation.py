@@ -294,7 +294,7 @@ def client_plan(
         weighting=scenario.server.weighting,
         engines=engines,
         sparse=tuple(sorted(sparse)),
-        sparse_in_training=_sparse_in_training(scenario, observed),
+        sparse_in_training=() if scenario.sharing == CENTRAL else _lacking_in_training(observed),
     )
     plan = replace(plan, prototypes=_prototypes(plan, population))
     plan = replace(plan, split_blocks=_split_blocks(plan, population))
@@ -403,12 +403,12 @@ def _with_frozen_code(
     return scheme.with_frozen(frozen)
 
 
-def _check_gaps(scenario: Scenario, sparse: Collection[str]) -> None:
+def _check_gaps(scenario: Scenario, sparse: Mapping[str, Mapping[str, ObservedRows]]) -> None:
     """Refuse what cannot do without a modality in single samples.
 
     Args:
         scenario: The scenario.
-        sparse: The modalities that some sample of an owner lacks.
+        sparse: The modalities that some sample of an owner lacks, as `observed_rows`.
 
     Raises:
         InputError: Something cannot.
@@ -416,9 +416,9 @@ def _check_gaps(scenario: Scenario, sparse: Collection[str]) -> None:
     if not sparse:
         return
     model, lacking = scenario.model, f"while samples lack {', '.join(sparse)}"
-    if scenario.training.modality_dropout:
+    if scenario.training.modality_dropout and (in_training := _lacking_in_training(sparse)):
         found = f"training.modality_dropout is {scenario.training.modality_dropout:g}"
-        raise InputError(f"{found}, {lacking} already; expected 0")
+        raise InputError(f"{found}, while training samples lack {', '.join(in_training)} already; expected 0")
     if isinstance(model.fusion, Custom) and model.missing == "mask":
         found = f"model.missing is 'mask' and model.fusion own code, which is not told what a sample lacks, {lacking}"
         raise InputError(f"{found}; expected another rule, or a fusion of another kind")
@@ -429,10 +429,8 @@ def _check_gaps(scenario: Scenario, sparse: Collection[str]) -> None:
             raise InputError(f"{found}, so its copies embed differently; expected shared or frozen encoders")
 
 
-def _sparse_in_training(scenario: Scenario, observed: Mapping[str, Mapping[str, ObservedRows]]) -> tuple[str, ...]:
-    """The modalities that some training sample of an owner lacks; none where nothing is averaged."""
-    if scenario.sharing == CENTRAL:
-        return ()
+def _lacking_in_training(observed: Mapping[str, Mapping[str, ObservedRows]]) -> tuple[str, ...]:
+    """The modalities that some training sample of an owner lacks."""
     return tuple(sorted(name for name, rows in observed.items() if rows["train"].observed < rows["train"].rows))
 
 

@@ -288,9 +288,9 @@ def _shares(path: str, observed: Observed, modalities: Iterable[str]) -> Iterato
 def _gaps_and_dropout(data: Data, training: Training, sections: Mapping[str, Any]) -> Iterator[Finding]:
     groups = sections.get("clients")
     given = [data.observed, *(group.observed for group in groups or () if not isinstance(groups, str))]
-    if training.modality_dropout > 0 and any(min(by_split(one)) < 1 for shares in given for one in shares.values()):
-        found = f"is {training.modality_dropout:g}, while observed leaves modalities out of rows already"
-        yield Finding("training.modality_dropout", found, "0, or no observed below 1")
+    if training.modality_dropout > 0 and any(by_split(one)[0] < 1 for shares in given for one in shares.values()):
+        found = f"is {training.modality_dropout:g}, while observed leaves modalities out of training rows already"
+        yield Finding("training.modality_dropout", found, "0, or no observed below 1 in training")
 
 
 @rule

@@ -82,9 +82,9 @@ def test_the_base_is_right(problems):
             "expected it under data.observed.gyro",
         ),
         (
-            {"clients.1.observed.gyro.test": 0.5, "training.modality_dropout": 0.2},
-            "set: training.modality_dropout is 0.2, while observed leaves modalities out of rows already; "
-            "expected 0, or no observed below 1",
+            {"clients.1.observed.gyro": 0.5, "training.modality_dropout": 0.2},
+            "set: training.modality_dropout is 0.2, while observed leaves modalities out of training rows already; "
+            "expected 0, or no observed below 1 in training",
         ),
         (
             {"training.engine": {"acc": "vectorized"}},
