@@ -211,6 +211,26 @@ def test_a_sweep_that_chooses_shows_test_scores_of_what_was_chosen_alone(command
     assert not any("accuracy" in event for event in events)
 
 
+def test_a_sweep_that_chooses_by_one_of_several_tasks_shows_each(
+    command: Command, small: str, small_scenario: Scenario, tmp_path: Path
+) -> None:
+    tasks = {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude"}}
+    groups = [{"count": 2, "modalities": ["acc", "gyro"], "task": task} for task in tasks]
+    several = small_scenario.override(
+        {"tasks": tasks, "clients": groups, "data.validation_fraction": 0.25, "rounds": 1}
+    )
+    (tmp_path / small).write_text(scenario_yaml(several), encoding="utf-8")
+    rates = ("--vary", "training.optimizer.lr=0.01,0.05", "--choose", "size/rmse", "--tune", "lr")
+    chosen = command("sweep", small, *rates, "--jobs", "1", "--json")
+    assert (chosen.exit_code, chosen.err) == (0, "")
+    told = [json.loads(line) for line in chosen.out.splitlines()[-2:]]
+    assert [(each["metric"], each["choice"]["metric"]) for each in told] == [
+        ("shape/accuracy", "validation/size/rmse"), ("size/rmse", "validation/size/rmse"),
+    ]  # fmt: skip
+    wrong = command("compare", "sweeps/small", "--choose", "rmse", "--tune", "lr")
+    assert "choose is 'rmse'; expected a score on validation: shape/" in wrong.err
+
+
 def test_a_sweep_in_which_nothing_can_be_chosen_ends_as_failed(command: Command, small: str) -> None:
     rates = ("--vary", "training.optimizer.lr=1e30,1e31", "--choose", "accuracy", "--tune", "lr", "--jobs", "1")
     failing = command("sweep", small, "--set", "data.validation_fraction=0.25", *rates)

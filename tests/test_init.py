@@ -232,10 +232,10 @@ def test_columns_with_rows_that_no_run_could_read_are_left_out(command: Command,
              "string; expected a column of numbers"],
         ),
         (
-            {"label": ["a"] * 39 + [None]},
-            ["data.path is 'rows.parquet': rows.parquet, column 'label', row 39 is null; expected a label in every row "
-             "(for task: classification)",
-             "data.path is 'rows.parquet': rows.parquet, column 'label' has type string; expected numbers, (nested) "
+            {"label": [b"a"] * 40},
+            ["data.path is 'rows.parquet': rows.parquet, column 'label' has type binary; expected whole numbers or "
+             "text (for task: classification)",
+             "data.path is 'rows.parquet': rows.parquet, column 'label' has type binary; expected numbers, (nested) "
              "lists of numbers, or a fixed-shape tensor (for task: multilabel, regression)"],
         ),
         (
@@ -423,3 +423,20 @@ def test_a_partition_that_is_asked_for_leaves_the_clients_of_the_data_aside(comm
     assert "have 3 clients with acc, while column 'client' has 0 clients with values of exactly these; '0', '1'" in (
         outcome.err
     )
+
+
+def test_a_column_without_values_and_splits_that_make_no_clients_are_no_obstacle(
+    command: Command, tmp_path: Path
+) -> None:
+    """A subject that is in the held-out set alone has nothing to train on."""
+    subjects = [row % 5 for row in ROWS]
+    splits = ["test" if subject == 4 else "train" for subject in subjects]
+    write_table(
+        tmp_path, subject=subjects, split=splits, gyro=[None if row % 3 else row / 2 for row in ROWS], rest=[None] * 40
+    )
+    outcome = command("init", *TABLE)
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert "no modality: rows.parquet, column 'rest' is null in all rows" in outcome.out.splitlines()
+    written = Scenario.load(tmp_path / "scenario.yaml")
+    assert written.modalities == ("acc", "gyro")
+    assert (written.data.partition.kind, written.data.without_modality) == ("subject", "leave-out")

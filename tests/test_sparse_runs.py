@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from conftest import Command
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from blossom_ray import Dataset, Run, Scenario, compare, from_arrays, report, si
 from blossom_ray.cli.console.rounds import score_table
 from blossom_ray.core.scores import find_score
 from blossom_ray.errors import InputError
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.session import record_run, resume_run
 from blossom_ray.studies.comparison.scores import ALL, find_metric, metric_columns, score_of
 
@@ -82,6 +85,20 @@ def test_what_samples_have_is_no_modality_set_of_clients(sparse: Scenario, tmp_p
     (page,) = report(run.path or "", out=tmp_path / "page.html")
     shown = page.read_text(encoding="utf-8")
     assert (shown.count("samples with "), shown.count("samples with gyro, clients with acc+gyro")) == (5, 1)
+
+
+def test_a_round_is_json_with_the_scores_of_what_samples_have(
+    sparse: Scenario, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "sparse.yaml").write_text(scenario_yaml(sparse))
+    *_, last, _ = command("simulate", "sparse.yaml", "--json").out.splitlines()
+    told = json.loads(last)
+    sets = [each["by_set"] for each in told["evaluation"] if each["by_set"]]
+    assert (
+        sum(own["num_examples"] for each in sets for name, own in each.items() if name == "acc+gyro")
+        == (told["num_examples@acc+gyro"])
+    )
+    assert {"num_examples", "loss", "scores"} == {key for each in sets for own in each.values() for key in own}
 
 
 def test_a_run_goes_on_from_a_checkpoint(sparse: Scenario, tmp_path: Path) -> None:

@@ -160,4 +160,8 @@ def _block(block: BlockRound) -> dict[str, Any]:
 
 
 def _plain(entries: Iterable[Any]) -> list[dict[str, Any]]:
-    return [{field.name: getattr(entry, field.name) for field in fields(entry)} for entry in entries]
+    found = [{field.name: getattr(entry, field.name) for field in fields(entry)} for entry in entries]
+    for values in found:
+        if "by_set" in values:
+            values["by_set"] = {name: asdict(scores) for name, scores in values["by_set"].items()}
+    return found

@@ -269,22 +269,26 @@ def _show_choice(
     folder: Path, cells: Sequence[Cell], choose: str, tune: Sequence[str], *, may_fail: bool, as_json: bool
 ) -> None:
     """What was chosen among the cells of this command, and how the runs with it compare."""
-    from blossom_ray.studies.comparison.comparing import compare as compare_runs
+    from blossom_ray.studies.comparison.comparing import Question, compare_entries
+    from blossom_ray.studies.comparison.entries import collect
+    from blossom_ray.studies.comparison.tasks import task_metrics
     from blossom_ray.studies.sweeps.folder import Sweep
 
     known = {cell.identity: cell for cell in Sweep.open(folder).cells}
-    own = Sweep(folder, tuple(known[cell.identity] for cell in cells))
+    entries = collect([Sweep(folder, tuple(known[cell.identity] for cell in cells))])
+    questions = [Question(metric, choose=choose, tune=tune) for metric in task_metrics(entries)]
     try:
-        found = compare_runs(own, choose=choose, tune=tune)
+        found = [compare_entries(entries, question) for question in questions]
     except InputError as error:
         if not may_fail:
             raise
         # What failed has been told, and is what the command ends with.
         warn(f"error: {error}")
         return
-    if not as_json:
-        say("")
-    _show(found, None, Form.JSON if as_json else Form.TABLE)
+    for each in found:
+        if not as_json:
+            say("")
+        _show(each, None, Form.JSON if as_json else Form.TABLE)
 
 
 def _checked_cells(scenarios: list[Path], vary: list[str], seeds: str | None, settings: list[str]) -> tuple[Cell, ...]:

@@ -307,9 +307,13 @@ def _keys(path: str, partition: str | None, labels: Mapping[str, Any]) -> dict[s
     by_subject = {"partition": "given", "client_column": "subject", **by_recording}
     if partition == "given":
         return by_subject
-    # A subject that lacks a modality is a client that lacks it; else subjects can be dealt to any clients.
+    # A subject that lacks a modality is a client that lacks it; else subjects can be dealt to any clients. Splits that
+    # leave a subject none to train on are about a held-out set.
     columns = _modalities(_table(path, "classification", labels).columns()[0])
-    given = _table(path, "classification", by_subject, columns).given_clients if columns else None
+    try:
+        given = _table(path, "classification", by_subject, columns).given_clients if columns else None
+    except DataError:
+        given = None
     return by_recording if given is None or len(given.members()) == 1 else by_subject
 
 

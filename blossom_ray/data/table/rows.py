@@ -121,9 +121,11 @@ class TableRows:
             if column in file.index_columns or _INDEX.fullmatch(column):
                 raise DataError(f"{file.name}, column {column!r} is the index of a frame of pandas")
         self.check_numeric(column)
-        shape: tuple[int, ...] = ()
+        shape: tuple[int, ...] | None = None
         for rows in self.samples((column,), None):
             shape = rows.values.shape[1:] if len(rows.values) else shape
+        if shape is None:
+            raise DataError(f"{self.path}, column {column!r} is null in all rows; expected values in some")
         return () if is_number(self.files[0].types[column]) else shape
 
     def place(self, column: str) -> Place:

@@ -241,7 +241,8 @@ def _validation_metric(asked: str, entries: Iterable[RunEntry]) -> str:
 def _check_metric(asked: str, known: Iterable[str]) -> None:
     name, known = asked.removeprefix(VALIDATION), list(known)
     if name not in known:
-        plain = [each for each in known if not split_column(each)[1]]
+        # With tasks, all have a name behind a slash.
+        plain = [each for each in known if not split_column(each)[1]] or known
         raise InputError(
             f"choose is {shortened(asked)!r}; expected a score on validation: {listed(plain[:_MOST_NAMED])}"
             f"{did_you_mean(name, known)}"
