@@ -21,6 +21,13 @@ def test_generated_data_have_a_classification_and_a_regression() -> None:
     assert {"shape/accuracy", "strength/rmse", "held_out/strength/r2/acc+gyro"} <= run.final.keys()
 
 
+def test_clients_with_both_tasks_stand_among_clients_with_one() -> None:
+    run = simulate(Scenario.load(FOLDER / "both.yaml", {"rounds": 1, "data.samples": 200}))
+    held = run.blocks.filter(round=1).select("block", "contributors").rows()
+    assert [number for _, number in held] == [9, 6, 6, 6, 6, 6]
+    assert {"held_out/shape/accuracy/acc+gyro", "held_out/strength/rmse/acc+gyro"} <= run.final.keys()
+
+
 def test_data_inspect_divides_the_samples_as_a_run_does(
     small_scenario: Scenario, command: Command, tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """Predictions for samples of your own, as CSV: `python predict.py TABLE`.
 
 TABLE is a Parquet or Arrow (Feather) file with a row per sample, or an .npz archive with an array per modality. What is
-null (in an archive NaN throughout) is missing in that row. Printed are row, prediction, and each class's probability.
+null (in an archive NaN throughout) is missing in that row. Printed are row, prediction, and each class's probability,
+of several tasks side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from blossom_ray.models.standalone import StandaloneModel, load
+from blossom_ray.models.standalone import StandaloneModel, load, tasks_of
 
 Samples = dict[str, tuple[np.ndarray, np.ndarray]]
 """By modality which rows have it, (N,) bool, and values (N, *shape) float32, zeros where a row lacks it."""
@@ -53,8 +54,8 @@ def read_samples(path: Path, told: Mapping[str, Any]) -> Samples:
     return found
 
 
-def outputs(model: StandaloneModel, samples: Samples, batch_size: int) -> np.ndarray:
-    """What the model gives for each row, (N, O) float32: logits, or values in a regression.
+def outputs(model: StandaloneModel, samples: Samples, batch_size: int) -> dict[str, np.ndarray]:
+    """What the model gives for each row by task, (N, O) float32: logits, or values in a regression.
 
     Args:
         model: The model.
@@ -70,9 +71,10 @@ def outputs(model: StandaloneModel, samples: Samples, batch_size: int) -> np.nda
         raise ValueError(f"row {int((~has.any(axis=1)).argmax())} has none of {', '.join(names)}")
     inputs = {name: torch.from_numpy(model.prepared(name, samples[name][1])) for name in names}
     observed = {name: torch.from_numpy(samples[name][0]) for name in names}
-    found = np.empty((len(has), len(model.description["outputs"])), np.float32)
+    tasks = tasks_of(model.description)
+    found = {task: np.empty((len(has), len(told["outputs"])), np.float32) for task, told in tasks.items()}
     # A fusion of the author's own sees batches whose rows have the same modalities.
-    is_own = "factory" in model.description["blocks"]["fusion"]
+    is_own = any("factory" in made for name, made in model.description["blocks"].items() if name[:6] == "fusion")
     kinds = np.unique(has, axis=0, return_inverse=True)[1].reshape(-1) if is_own else np.zeros(len(has), np.int64)
     with torch.inference_mode():
         for kind in np.unique(kinds):
@@ -80,12 +82,25 @@ def outputs(model: StandaloneModel, samples: Samples, batch_size: int) -> np.nda
             for start in range(0, len(rows), batch_size):
                 own = rows[start : start + batch_size]
                 batch, present = ({name: given[own] for name, given in of.items()} for of in (inputs, observed))
-                found[own] = model(batch, present).numpy()
+                given_outputs = model(batch, present)
+                for task, values in ({"": given_outputs} if "" in found else given_outputs).items():
+                    found[task][own] = values.numpy()
     return found
 
 
+def all_predictions(told: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> Iterator[list[Any]]:
+    """Header and rows of what is printed, from `outputs`; of several tasks the columns begin with the task's name."""
+    parts = [
+        [[f"{task}/{each}" if task and row == 0 and each != "row" else each for each in cells] for row, cells in listed]
+        for task, own in tasks_of(told).items()
+        for listed in [enumerate(predictions(own, values[task]))]
+    ]
+    for first, *others in zip(*parts, strict=True):
+        yield [*first, *(cell for cells in others for cell in cells[1:])]
+
+
 def predictions(told: Mapping[str, Any], values: np.ndarray) -> Iterator[list[Any]]:
-    """Header and rows of what is printed, from `outputs`."""
+    """The same of one task."""
     task, names = told["task"], told["outputs"]
     if task == "regression":
         yield ["row", *names]
@@ -115,7 +130,7 @@ def main() -> None:
         values = outputs(model, samples, given.batch_size or told["batch_size"])
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
-    csv.writer(sys.stdout).writerows(predictions(told, values))
+    csv.writer(sys.stdout).writerows(all_predictions(told, values))
 
 
 def _table(path: Path) -> Any:

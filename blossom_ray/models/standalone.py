@@ -35,6 +35,8 @@ _CLASSES = (
 class StandaloneModel(nn.Module):
     """Encoders, fusion and head of one client, and what stands for a modality that is not there. In evaluation mode.
 
+    Of several tasks each has a head, `head/<task>`, and maybe a fusion, `fusion/<task>`.
+
     Args:
         description: What `model.json` says; `blocks` has how each module is made. Own code is imported, and so run.
 
@@ -52,8 +54,10 @@ class StandaloneModel(nn.Module):
         self._registered = nn.ModuleList(self.blocks.values())  # nn.ModuleDict refuses names with a dot
         self.eval()
 
-    def forward(self, inputs: Mapping[str, Tensor], observed: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits, or values in a regression, (B, O) float32.
+    def forward(
+        self, inputs: Mapping[str, Tensor], observed: Mapping[str, Tensor] | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Logits, or values in a regression, (B, O) float32; of several tasks by name.
 
         Args:
             inputs: Modality to (B, *shape) float32, as `prepared` gives them; at least one. What stands for another one
@@ -81,9 +85,16 @@ class StandaloneModel(nn.Module):
                     embeddings[name] = self._stand_in(name, like)
                 elif name in masks and missing != "zero-embedding":
                     embeddings[name] = torch.where(masks[name], embeddings[name], self._stand_in(name, like))
-            fused = self.blocks["fusion"](embeddings, *((masks,) if masks and missing == "mask" else ()))
-            outputs: Tensor = self.blocks["head"](fused)
-            return outputs.float()
+            masked = (masks,) if masks and missing == "mask" else ()
+            fused: dict[str, Tensor] = {}
+            found: dict[str, Tensor] = {}
+            for task in tasks_of(self.description):
+                head = f"head/{task}" if task else "head"
+                fusion = f"fusion/{task}" if f"fusion/{task}" in self.blocks else "fusion"
+                if fusion not in fused:
+                    fused[fusion] = self.blocks[fusion](embeddings, *masked)
+                found[task] = self.blocks[head](fused[fusion]).float()
+            return found.get("", found)
 
     def _stand_in(self, modality: str, like: Tensor) -> Tensor:
         """The embedding (B, E) of a modality that is missing, for as many rows as `like` has."""
@@ -129,6 +140,13 @@ class StandaloneModel(nn.Module):
             start = f"{block}/"
             own = {name.removeprefix(start): values for name, values in weights.items() if name.startswith(start)}
             module.load_state_dict(own)
+
+
+def tasks_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """By name what each task is and what its outputs are called; "" is the name of a single one."""
+    told = ("task", "outputs")
+    found: dict[str, Any] = description.get("tasks") or {"": {name: description.get(name) for name in told}}
+    return found
 
 
 def load(folder: str | Path) -> StandaloneModel:

@@ -24,10 +24,11 @@ from blossom_ray.clients.job import ClientTask
 from blossom_ray.clients.plan import ClientPlan, ClientState, TaskPlan
 from blossom_ray.clients.state_files import INITIAL_STATE, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
-from blossom_ray.core.blocks import FUSION, HEAD, Block, ClientProfile, Scope
+from blossom_ray.core.blocks import Block, BlockKind, ClientProfile, Scope
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.labelling import labelled_rows, without_unlabelled
 from blossom_ray.data.division.observation import observe
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.standardization import channel_scales
@@ -37,15 +38,16 @@ from blossom_ray.data.summary import ObservedRows
 from blossom_ray.errors import DataError, InputError, RunFolderError
 from blossom_ray.models import encoders, fusion, predict, standalone
 from blossom_ray.models.build import describe_block
-from blossom_ray.models.standalone import DESCRIPTION, WEIGHTS, StandaloneModel
+from blossom_ray.models.standalone import DESCRIPTION, WEIGHTS, StandaloneModel, tasks_of
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.preparation import client_plan, joint_fingerprint
+from blossom_ray.runtime.preparation import client_plan, joint_fingerprint, labelled_by_task
 from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.server import Server, initial_server
 from blossom_ray.storage import replacing_folder, writing
 
 _NOBODY = -1
 """In the place of a client's id, of the model that is nobody's own."""
+_OF_TASK: tuple[BlockKind, ...] = ("fusion", "head")
 
 
 def kept_checkpoint(folder: Path, scenario: Scenario, round_index: int) -> Checkpoint:
@@ -114,9 +116,6 @@ def taken_model(
             # Clients are scored with models of their own; this is the averaged one.
             plan = replace(plan, algorithm=None)
     else:
-        if len(profiles[client].tasks) > 1:
-            several = f"client {client} has the tasks {listed(profiles[client].tasks)}"
-            raise InputError(f"{several}; expected a client with one task, whose model has one head")
         profile, state = profiles[client], read_clients(checkpoint.client_files, [client]).get(client, INITIAL_STATE)
         if averages := plan.private_averages(profile):
             told = f"client {client} never trains, and begins with means of others' {listed(averages)}"
@@ -126,18 +125,14 @@ def taken_model(
         raise RunFolderError(f"{checkpoint.folder}: is no checkpoint of this run: client {client} has {problem}")
     _load(workspace, plan, profile, state, server, checkpoint.round_index)
 
-    num_outputs, dims = workspace.learned.num_outputs, plan.model.embedding_dims(shapes)
-    # Head and fusion of a task are the only ones here.
-    of_task = {
-        **dict.fromkeys(workspace.model.fusion_of, HEAD),
-        **dict.fromkeys(workspace.model.fusion_of.values(), FUSION),
-    }
-    blocks = {of_task.get(name, name): module for name, module in workspace.model.blocks.items()}
+    dims = plan.model.embedding_dims(shapes)
+    # Head and fusion of an only task are the only ones here.
+    short = {Block(kind, profile.tasks[0]): Block(kind) for kind in _OF_TASK} if len(profile.tasks) == 1 else {}
+    blocks = {short.get(name, name): module for name, module in workspace.model.blocks.items()}
     description = {
         "blossom_ray": version("blossom-ray"),
         "run": _circumstances(scenario, manifest, checkpoint.round_index, client, state),
-        "task": plan.tasks[profile.tasks[0]].kind,
-        "outputs": (data["tasks"][profile.tasks[0]] if profile.task_set else data)["class_names"],
+        **_learned(plan, profile, data),
         "modalities": _modalities(scenario, data["fingerprint"], profile),
         "missing": scenario.model.missing,
         "input_shapes": shapes,
@@ -145,7 +140,10 @@ def taken_model(
         "precision": scenario.training.precision,
         "norm_statistics": scenario.model.norm_statistics,
         "batch_size": scenario.evaluation.batch_size,
-        "blocks": {name: describe_block(name, plan.model, shapes, num_outputs, dims) for name in blocks},
+        "blocks": {
+            own: describe_block(name, plan.model, shapes, workspace.learned.outputs.get(name.of, 0), dims)
+            for name, own in zip(workspace.model.blocks, blocks, strict=True)
+        },
     }
     found = StandaloneModel(json.loads(json.dumps(description, default=str)))
     found.load_weights({f"{b}/{name}": v for b, module in blocks.items() for name, v in module.state_dict().items()})
@@ -209,6 +207,15 @@ def _everybody(plan: ClientPlan, server: Server) -> ClientProfile:
     return profile
 
 
+def _learned(plan: ClientPlan, profile: ClientProfile, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client's outputs are: of one task, or of several by name."""
+    tasks = {
+        name: {"task": plan.tasks[name].kind, "outputs": (data["tasks"][name] if name else data)["class_names"]}
+        for name in profile.tasks
+    }
+    return {"tasks": tasks} if len(tasks) > 1 else next(iter(tasks.values()))
+
+
 def _load(
     workspace: Workspace, plan: ClientPlan, profile: ClientProfile, state: ClientState, server: Server, round_index: int
 ) -> None:
@@ -270,8 +277,8 @@ def _scales(scenario: Scenario, fingerprint: str) -> dict[str, dict[str, Any]]:
     data, learned = scenario.data, scenario.learned
     try:
         dataset = data.open_learned(scenario.modalities, scenario.seed, learned).load()
-        by_task = (data.labelled(dataset, task.labels) for task in learned.values())
-        if joint_fingerprint([own.fingerprint() for own in by_task]) != fingerprint:
+        by_task = {name: data.labelled(dataset, task.labels) for name, task in learned.items()}
+        if joint_fingerprint([own.fingerprint() for own in by_task.values()]) != fingerprint:
             raise DataError("the data are others now; expected those of the run")
     except DataError as error:
         why = "data.standardize makes means and deviations of the training rows, which leave with a model"
@@ -279,8 +286,10 @@ def _scales(scenario: Scenario, fingerprint: str) -> dict[str, dict[str, Any]]:
     targets = data.labelled(dataset, data.skewed_labels(learned)).targets
     groups = scenario.unseen_groups
     divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, groups)
-    federation = observe(divided, data, targets, scenario.groups, scenario.seed)
-    found = channel_scales(dataset, federation, tuple(scenario.profiles()))
+    profiles = tuple(scenario.profiles())
+    labelled = labelled_rows(labelled_by_task(dataset, by_task), [*learned])
+    federation = observe(without_unlabelled(divided, profiles, labelled), data, targets, scenario.groups, scenario.seed)
+    found = channel_scales(dataset, federation, profiles)
     return {
         name: {"kind": "channel", "mean": mean.tolist(), "deviation": deviation.tolist()}
         for name, (mean, deviation) in found.items()
@@ -309,9 +318,11 @@ def _readme(told: Mapping[str, Any]) -> str:
         same = "within rounding, since clients were computed together"
     lines = [
         f"# {run['name']}: the model of {whose} after round {run['round']}\n",
-        f"Task: {told['task']}. Inputs: "
-        + ", ".join(f"{name} {told['input_shapes'][name]}" for name in told["modalities"])
-        + f". Outputs: {', '.join(told['outputs'])}.\n",
+        "Inputs: " + ", ".join(f"{name} {told['input_shapes'][name]}" for name in told["modalities"]) + ".\n",
+        *(
+            f"Task{f' {name}' if name else ''}: {own['task']}. Outputs: {', '.join(own['outputs'])}.\n"
+            for name, own in tasks_of(told).items()
+        ),
         "It needs torch, safetensors and numpy, and pyarrow to read a table:\n",
         "    python predict.py TABLE.parquet > predictions.csv\n",
         'In Python, from this folder: `from model import load; model = load(".")`, a `torch.nn.Module`.',

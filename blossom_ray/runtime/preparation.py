@@ -177,8 +177,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     sets = tuple(profile.modalities for profile in population.profiles)
     targets = data.labelled(dataset, data.skewed_labels(learned)).targets
     divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups)
-    if scenario.tasks is not None:
-        dataset = _labelled_by_task(dataset, by_task)
+    dataset = labelled_by_task(dataset, by_task)
     labelled = labelled_rows(dataset, [*learned])
     to_learn = without_unlabelled(divided, population.profiles, labelled)
     federation = observe(to_learn, data, targets, scenario.groups, scenario.seed)
@@ -332,8 +331,10 @@ def _task_facts(name: str, dataset: Dataset, federation: Federation, population:
     return TaskFacts(tuple(dataset.class_names), dataset.fingerprint(), partition.digest())
 
 
-def _labelled_by_task(dataset: Dataset, by_task: Mapping[str, Dataset]) -> Dataset:
+def labelled_by_task(dataset: Dataset, by_task: Mapping[str, Dataset]) -> Dataset:
     """The data set, and its held-out set, with the labels of each task as the label column of its name."""
+    if "" in by_task:
+        return dataset
     columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in by_task.items()}
     tests = {name: own.held_out for name, own in by_task.items() if own.held_out is not None}
     held_out = dataset.held_out

@@ -1,14 +1,15 @@
 """An own algorithm, tried on a few small clients, so that its mistakes are found before a run finds them.
 
 The clients have the scenario's model, sharing and training, and generated samples in the shapes of its data. Encoders
-rest in some batches, batches are short, classes are absent, and some clients are never drawn.
+rest in some batches, batches are short, classes are absent, and some clients are never drawn. Where clients have
+several tasks, so have some of these.
 """
 
 from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from blossom_ray.algorithms.options import CustomAlgorithm, FederatedAveraging, algorithm_of
 from blossom_ray.algorithms.seam import METHODS, Client, Sent, Tree, has
 from blossom_ray.clients.options import Training
+from blossom_ray.core.scores import LearnedTask, Task
 from blossom_ray.core.section import Custom
 from blossom_ray.data.arrays import from_arrays
 from blossom_ray.data.dataset import Dataset
@@ -34,7 +36,7 @@ from blossom_ray.server import initial_server
 from blossom_ray.simulation import run_rounds
 from blossom_ray.storage import temporary_folder
 
-_ROUNDS, _SAMPLES, _BATCH_SIZE, _MOST_RATE = 4, 14, 4, 0.05
+_ROUNDS, _SAMPLES, _BATCH_SIZE, _MOST_RATE, _OUTPUTS = 4, 14, 4, 0.05, 3
 _RANDOM = "expected numbers of the simulator's: an extra of the scope drawn, or the argument `draw`"
 _SAME = 1e-4, 1e-5
 """How far results may differ where sums run in another order, relative to their size and at all."""
@@ -84,26 +86,31 @@ def _try(scenario: Scenario) -> None:
 
 def _small(scenario: Scenario) -> Scenario:
     """The scenario with a few clients of generated samples, not checked again."""
-    if scenario.tasks is not None:  # one task is as good as several: its code sees one at a time
-        first = next(iter(scenario.learned.values()))
-        scenario = scenario.model_copy(update={"tasks": None, "task": first.kind})
-    groups = {(tuple(sorted(group.modalities)), group.group) for group in scenario.groups if group.role == "train"}
-    kinds = sorted(groups, key=lambda kind: (-len(kind[0]), kind))
-    chosen, covered = list[tuple[tuple[str, ...], str]](), set[str]()
+    if scenario.tasks is not None and not any(len(group.tasks) > 1 for group in scenario.groups):
+        first = next(iter(scenario.learned.values()))  # as good as all: code sees one at a time
+        groups = tuple(group.model_copy(update={"task": None}) for group in scenario.groups)
+        scenario = scenario.model_copy(update={"tasks": None, "task": first.kind, "clients": groups})
+    trained = (group for group in scenario.groups if group.role == "train")
+    found = {(tuple(sorted(group.modalities)), group.group, group.tasks) for group in trained}
+    kinds = sorted(found, key=lambda kind: (-len(kind[2]), -len(kind[0]), kind))
+    chosen, covered = list[tuple[tuple[str, ...], str, tuple[str, ...]]](), set[str]()
     for kind in kinds:
         if len(chosen) < 3 or not set(kind[0]) <= covered:
             chosen.append(kind)
             covered |= set(kind[0])
     each = 2 if len(chosen) > 1 else 5
-    clients = tuple(ClientGroup(count=each, modalities=names, group=label) for names, label in chosen)
+    clients = tuple(
+        ClientGroup(count=each, modalities=names, group=label, task=tasks or None) for names, label, tasks in chosen
+    )
     size = _SAMPLES * each * len(chosen)
     partition: Partition = QuantityPartition(kind="quantity", min_samples=6)
-    if scenario.task == "classification":
+    if scenario.task == "classification" and scenario.tasks is None:
         partition = DirichletPartition(kind="dirichlet", alpha=1.0, min_samples=6)
     return scenario.model_copy(
         update={
             "rounds": _ROUNDS,
             "clients": clients,
+            "tasks": _learned(scenario, {task for *_, tasks in chosen for task in tasks}),
             "data": CustomData(dataset="custom", factory=partial(_samples, scenario, size), partition=partition),
             "server": scenario.server.model_copy(update={"clients_per_round": max(2, each * len(chosen) // 2)}),
             "evaluation": Evaluation(held_out="never"),
@@ -114,27 +121,50 @@ def _small(scenario: Scenario) -> Scenario:
     )
 
 
+def _learned(scenario: Scenario, used: Collection[str]) -> dict[str, LearnedTask] | None:
+    """The tasks of the clients that are tried, each with the labels of its name."""
+    if scenario.tasks is None:
+        return None
+    return {
+        name: LearnedTask(kind=task.kind, labels=name, loss_weight=task.loss_weight)
+        for name, task in scenario.tasks.items()
+        if name in used
+    }
+
+
 def _samples(scenario: Scenario, size: int) -> Dataset:
     """Normal numbers in the shapes of the scenario's data, and labels at random, of all classes but the last."""
     data, modalities = scenario.data, scenario.modalities
     draw, shapes = np.random.default_rng(0), dict(data.input_shapes(modalities))
-    opened, is_classification = data.open(modalities, scenario.seed, scenario.task), scenario.task == "classification"
-    if isinstance(data, SyntheticData):
-        num_outputs = data.targets if scenario.task == "regression" else data.classes
+    task = next(iter(scenario.learned.values())).kind
+    opened, is_classification = data.open(modalities, scenario.seed, task), task == "classification"
+    if scenario.tasks is not None and set(modalities) <= shapes.keys():
+        num_outputs = _OUTPUTS
+    elif isinstance(data, SyntheticData):
+        num_outputs = data.targets if task == "regression" else data.classes
     elif set(modalities) <= shapes.keys() and is_classification:
         num_outputs = opened.targets().num_classes
     else:
         loaded = opened.load()
         shapes, num_outputs = loaded.input_shapes, loaded.num_classes
+    if scenario.tasks is not None:
+        columns = {name: (_labels(draw, own.kind, size, _OUTPUTS), own.kind) for name, own in scenario.tasks.items()}
+        inputs = {name: draw.standard_normal((size, *shapes[name])) for name in modalities}
+        return from_arrays(inputs, [0, 1] * (size // 2), label_columns=columns)
     names = [str(number) for number in range(num_outputs)]
     inputs = {name: draw.standard_normal((size, *shapes[name])) for name in modalities}
     if is_classification:
         return from_arrays(
             inputs, [names[at] for at in draw.integers(max(2, num_outputs - 1), size=size)], class_names=names
         )
+    return from_arrays(inputs, _labels(draw, task, size, num_outputs), task=task, class_names=names)
+
+
+def _labels(draw: np.random.Generator, task: Task, size: int, num_outputs: int) -> Any:
     values = draw.standard_normal((size, num_outputs))
-    labels = values if scenario.task == "regression" else (values > 0).astype(np.int64)
-    return from_arrays(inputs, labels, task=scenario.task, class_names=names)
+    if task == "classification":
+        return values.argmax(axis=1)
+    return values if task == "regression" else (values > 0).astype(np.int64)
 
 
 def _results(trial: Scenario, chunk_size: int, *, dropout: float, engine: str = "sequential") -> dict[str, np.ndarray]:

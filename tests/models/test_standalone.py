@@ -122,7 +122,7 @@ def test_rows_are_predicted_as_each_alone(fusion: dict[str, Any]) -> None:
     model, draw = StandaloneModel(description), np.random.default_rng(0)
     present = {"acc": np.arange(9) % 3 > 0, "mag.x": np.arange(9) % 3 < 2}
     samples = {name: (has, draw.normal(size=(9, *shapes[name])).astype(np.float32)) for name, has in present.items()}
-    found = outputs(model, samples, batch_size=4)
+    found = outputs(model, samples, batch_size=4)[""]
     for row in range(9):
         alone = {name: torch.from_numpy(v[row : row + 1]) for name, (has, v) in samples.items() if has[row]}
         with torch.no_grad():

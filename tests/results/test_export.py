@@ -23,7 +23,7 @@ from blossom_ray import Run, Scenario, simulate
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.models.options import MissingRule
-from blossom_ray.models.predict import outputs, predictions, read_samples
+from blossom_ray.models.predict import all_predictions, outputs, predictions, read_samples
 from blossom_ray.models.standalone import StandaloneModel, load
 from blossom_ray.runs.exporting import write_export
 from blossom_ray.runtime.preparation import prepare
@@ -190,6 +190,35 @@ def test_a_client_of_one_of_several_tasks(small_scenario: Scenario, tmp_path: Pa
         assert scored(run, tmp_path / str(client), {client: model})[client]["loss"] == recorded
     with pytest.raises(InputError, match="no model of all clients, who have the tasks shape, size; expected a client"):
         run.model()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("fusion", ["shared", "same-task"])
+def test_a_client_with_several_tasks(small_scenario: Scenario, tmp_path: Path, fusion: str) -> None:
+    tasks = {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude"}}
+    groups = [{"count": 2, "task": ["shape", "size"], "modalities": ["acc", "gyro"]}]
+    sharing = {"encoder/*": "shared", "fusion": fusion, "head": "private"}
+    run = run_of(small_scenario, tmp_path, clients=groups, tasks=tasks, sharing=sharing)
+    write_export(run.model(1), tmp_path / "out")
+    model = load(tmp_path / "out")
+    (tmp_path / "shards").mkdir()
+    preparation, batch = prepare(run.scenario, tmp_path / "shards"), run.scenario.evaluation.batch_size
+    with preparation.open_shards() as shards, torch.no_grad():
+        inputs, labels, _ = shards.shard(1).test()
+        values = {name: torch.from_numpy(np.array(given)) for name, given in inputs.items()}
+        targets = torch.from_numpy(np.array(labels))
+        assert len(targets) <= batch
+        found = model(values)
+        for part in preparation.plan.learned(preparation.population.profiles[1]).parts:
+            loss = part.rules.loss(found[part.name], part.targets_of(targets), reduction="sum").double()
+            assert float(loss) / len(labels) == run.clients.filter(round=2, client=1)[f"{part.name}/loss"][0]
+    samples = {name: (np.ones(len(labels), bool), each.numpy()) for name, each in values.items()}
+    header, first, *_ = all_predictions(model.description, outputs(model, samples, batch))
+    assert header == [
+        "row", "shape/prediction", "shape/class 0", "shape/class 1", "shape/class 2", "size/acc", "size/gyro",
+    ]  # fmt: skip
+    assert first[5:] == found["size"][0].tolist()
+    assert len(first) == len(header)
 
 
 def test_rounds_are_those_that_the_run_has_kept(small_scenario: Scenario, tmp_path: Path) -> None:
