@@ -15,8 +15,8 @@ from blossom_ray.algorithms.options import AlgorithmOption
 from blossom_ray.algorithms.seam import MODEL, ServerView, Tree, has, naming
 from blossom_ray.algorithms.selection import Population
 from blossom_ray.clients.options import ignored_keys
-from blossom_ray.clients.plan import ClientPlan
-from blossom_ray.core.blocks import NO_BLOCK, BlockInstance, Scope, model_blocks
+from blossom_ray.clients.plan import ClientPlan, ModelSizes
+from blossom_ray.core.blocks import NO_BLOCK, Block, BlockInstance, Scope, model_blocks
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.core.sums import Contributions, PartialSum, Total
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, InputError, RunError, shown_error
@@ -87,11 +87,15 @@ class AlgorithmServer:
 
     Args:
         plan: What every client goes by; it has an algorithm.
+        population: The clients.
         holders: As `holdings` has it.
     """
 
-    def __init__(self, plan: ClientPlan, holders: Mapping[BlockInstance, Holding]) -> None:
-        self._author, self._holders, self._sizes = plan.author, holders, plan.sizes
+    def __init__(self, plan: ClientPlan, population: Population, holders: Mapping[BlockInstance, Holding]) -> None:
+        self._author, self._holders = plan.author, holders
+        kinds = (*population.representatives(), *population.unseen_representatives())
+        sizes = ((one, block, size) for one in kinds for block, size in plan.layout(one).sizes.items())
+        self._sizes = {plan.scheme.instance(block, one): size for one, block, size in sizes}
         self.has_admit = has(self._author, "admit")
         self._has_weights = plan.weighting != "entropy"
 
@@ -167,7 +171,7 @@ class AlgorithmServer:
     def _seen(self, server: Server, instance: BlockInstance) -> np.ndarray:
         """The values of an instance that authors see."""
         values = server.blocks[instance].sent.values
-        return values if instance.copy else values[: self._sizes[instance.name]]
+        return values if instance.copy else values[: self._sizes[instance]]
 
     def _view(self, server: Server, round_index: int, reports: Reports) -> ServerView:
         clients, sums, rows = reports.clients, reports.sums, reports.rows
@@ -249,7 +253,7 @@ def rows_bytes(plan: ClientPlan, population: Population) -> dict[str, int]:
         for instance in plan.returned_blocks(profile):
             if plan.keeps_rows(instance):
                 holders[instance] += len(members)
-                sizes[instance] = (extras | keyed).get(instance) or plan.sizes.get(instance.name, 0)
+                sizes[instance] = (extras | keyed).get(instance) or plan.layout(profile).sizes.get(instance.name, 0)
     found: Counter[str] = Counter()
     for instance, number in holders.items():
         found[instance.copy or MODEL] += 4 * sizes[instance] * min(number, population.cohort_size)
@@ -312,34 +316,37 @@ def with_algorithm(plan: ClientPlan, section: AlgorithmOption, population: Popul
     import torch
 
     from blossom_ray.models.build import build_block
-    from blossom_ray.models.flat import block_layout
+    from blossom_ray.models.flat import Layout, block_layout
 
-    model, dims = plan.model, plan.model.embedding_dims(plan.input_shapes)
-    layouts = {
-        block: block_layout(
-            build_block(block, model, plan.input_shapes, task.num_outputs, plan.seed, dims), model.norm_statistics
-        )
-        for name, task in plan.tasks.items()
-        for block in model_blocks(model.encoders, (name,), plan.scheme.fusions((name,)))
-    }
-    plan = replace(
-        plan,
-        algorithm=section,
-        sizes={block: layout.num_parameters for block, layout in layouts.items()},
-        width=model.fusion.fused_dim(dims),
-        embedding_dims=dims,
-        num_clients=len(population.trained),
-    )
+    model = plan.model
+    layouts: dict[str, dict[Block, Layout]] = {}
+    sizes: dict[str, ModelSizes] = {}
+    for data_set, samples in plan.input_shapes.items():
+        dims = model.embedding_dims(samples)
+        layouts[data_set] = own = {
+            block: block_layout(
+                build_block(block, model, samples, task.num_outputs, plan.seed, dims), model.norm_statistics
+            )
+            for name, task in plan.tasks.items()
+            if task.data == data_set
+            for block in model_blocks(samples, (name,), plan.scheme.fusions((name,)))
+        }
+        blocks = {block: layout.num_parameters for block, layout in own.items()}
+        sizes[data_set] = ModelSizes(blocks, model.fusion.fused_dim(dims), dims)
+    plan = replace(plan, algorithm=section, sizes=sizes, num_clients=len(population.trained))
     for path, found, expected in ignored_keys(plan.author, plan.training):
         raise InputError(f"{path} {found}; expected {expected}")
     kinds = (*population.representatives(), *population.unseen_representatives())
     declared = (part for profile in kinds for part in plan.extra_parts(profile))
     behind = {part.instance.name for part in declared if part.has_statistics} - plan.split_blocks
-    apart = {block for block, layout in layouts.items() if layout.buffers and block not in behind}
+    apart = {block for own in layouts.values() for block, layout in own.items() if layout.buffers} - behind
     apart = {block for block in apart if plan.scheme.scope(block) not in (Scope.PRIVATE, Scope.FROZEN)}
+    for data_set, own in layouts.items():
+        whole = {block: layout.size for block, layout in own.items() if block in behind}
+        sizes[data_set] = replace(sizes[data_set], blocks={**sizes[data_set].blocks, **whole})
     plan = replace(
         plan,
-        sizes={block: (layout.size if block in behind else layout.num_parameters) for block, layout in layouts.items()},
+        sizes=sizes,
         split_blocks=plan.split_blocks | (apart if has(plan.author, "finish") else set()),
     )
     shapes: dict[BlockInstance, tuple[int, ...]] = {}

@@ -13,7 +13,7 @@ from blossom_ray.core.scores import task_prefix
 from blossom_ray.rounds import RoundEvaluation, RoundTraining
 from blossom_ray.runtime.base import RuntimeRound
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.server import Server
+from blossom_ray.server import Server, weight_shares
 
 
 def round_record(
@@ -121,6 +121,7 @@ def _block_rounds(
             update_norm=norms.get(instance, 0.0),
             client_drift=drift_sums[instance] / num_examples[instance] if num_examples[instance] else None,
             task_cosine=task_cosines.get(instance),
+            weight_shares=weight_shares(training.by_task.get(instance, {}), preparation.scenario.server.task_weights),
         )
         for instance in instances
     )

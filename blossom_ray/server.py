@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
 
-from blossom_ray.algorithms.options import Weighting
+from blossom_ray.algorithms.options import TaskWeights, Weighting
 from blossom_ray.algorithms.server_optimizers import OptimizerState, ServerOptimizer
 from blossom_ray.clients.plan import ClientPlan, SentBlock
-from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile
+from blossom_ray.core.blocks import Block, BlockInstance, BlockKind, ClientProfile
 from blossom_ray.core.records import ClientTraining
 from blossom_ray.core.sums import Contributions, PartialSum, Total
 from blossom_ray.errors import RunError
@@ -84,26 +85,28 @@ def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[Client
     """Instances of fusion and head whose statistics are averaged over clients of different modality sets or tasks.
 
     Such clients are scored with statistics that are nobody's own (docs/results/paper-grid.md). Encoders see one
-    modality, whoever holds them.
+    modality, whoever holds them; theirs are mixed where clients have it from different data sets.
 
     Args:
         server: The untrained server.
         plan: What every client goes by.
         profiles: The clients, or one of each kind.
     """
-    senders: dict[BlockInstance, set[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+    senders: defaultdict[BlockInstance, set[object]] = defaultdict(set)
     for profile in profiles:
         for instance in plan.returned_blocks(profile):
-            senders.setdefault(instance, set()).add((profile.modalities, profile.tasks))
-    return tuple(each for each in normalised_together(server) if len(senders.get(each, ())) > 1)
+            is_of_one_modality = instance.name.kind not in ("fusion", "head")
+            senders[instance].add(plan.data_set(profile) if is_of_one_modality else (profile.modalities, profile.tasks))
+    together = normalised_together(server, ("fusion", "head", "encoder"))
+    return tuple(each for each in together if len(senders[each]) > 1)
 
 
-def normalised_together(server: Server) -> tuple[BlockInstance, ...]:
-    """Instances of fusion and head with running statistics that are averaged over clients."""
+def normalised_together(server: Server, kinds: Collection[BlockKind] = ("fusion", "head")) -> tuple[BlockInstance, ...]:
+    """Instances of blocks of these kinds with running statistics that are averaged over clients."""
     return tuple(
         instance
         for instance, block in server.blocks.items()
-        if instance.name.kind in ("fusion", "head")
+        if instance.name.kind in kinds
         and not instance.copy
         and (
             block.sent.values.size > block.num_parameters
@@ -203,6 +206,17 @@ def mean_of_tasks(sums: Mapping[str, PartialSum]) -> Total:
     for average in averages[1:]:
         total += average
     return total / len(averages)
+
+
+def weight_shares(sums: Mapping[str, PartialSum], task_weights: TaskWeights) -> dict[str, float]:
+    """The part of the weight that each task has in the average of a block, 0 to 1.
+
+    Args:
+        sums: What clients sent, added up, by task.
+        task_weights: The scenario's `server.task_weights`.
+    """
+    weights = {task: 1.0 if task_weights == "equal" else part.weight for task, part in sums.items()}
+    return {task: weight / math.fsum(weights.values()) for task, weight in weights.items()}
 
 
 def task_cosines(

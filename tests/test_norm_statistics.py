@@ -110,7 +110,7 @@ class PlainFederation:
 
     def model(self, owned: tuple[str, ...]) -> Any:
         plan = self.preparation.plan
-        return build_client_model(plan.model, plan.input_shapes, plan.tasks[""].num_outputs, owned, plan.seed)
+        return build_client_model(plan.model, plan.input_shapes[""], plan.tasks[""].num_outputs, owned, plan.seed)
 
     def samples(self, client: int, split: str) -> tuple[dict[str, Tensor], Tensor]:
         with self.preparation.open_shards() as shards:

@@ -10,7 +10,8 @@ from blossom_ray import Scenario
 from blossom_ray.algorithms.selection import Population
 from blossom_ray.clients.plan import ClientPlan, SentBlock, TaskPlan
 from blossom_ray.data.shards import ShardIndex
-from blossom_ray.runtime.preparation import Preparation, TaskFacts
+from blossom_ray.runtime.loading import TaskFacts
+from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.server import Server, ServerBlock
 
 
@@ -23,7 +24,7 @@ def prepared(scenario: Scenario) -> Preparation:
         training=scenario.training,
         scheme=scenario.scheme,
         seed=0,
-        input_shapes={"acc": (8, 2), "gyro": (8, 2)},
+        input_shapes={"": {"acc": (8, 2), "gyro": (8, 2)}},
         tasks={name: TaskPlan("classification", 3) for name in scenario.learned},
         evaluation_batch_size=10,
     )
@@ -31,8 +32,8 @@ def prepared(scenario: Scenario) -> Preparation:
         scenario=scenario,
         plan=plan,
         population=Population(profiles, scenario.execution.chunk_size, scenario.server.clients_per_round),
-        shards=ShardIndex(Path(), plan.input_shapes, {}, numbers + 5, numbers, numbers + 5, {}, numbers),
-        num_held_out=0,
+        shards=ShardIndex(Path(), {}, numbers + 5, numbers, numbers + 5, {}, numbers),
+        num_held_out={"": 0},
         fingerprint="",
         task_facts={name: TaskFacts((), "", "") for name in scenario.learned},
         partition="",

@@ -36,6 +36,7 @@ from blossom_ray.core.section import Custom, Fraction, Positive, Section
 from blossom_ray.errors import InputError
 
 Weighting = Literal["samples", "observed", "uniform", "entropy"]
+TaskWeights = Literal["samples", "equal"]
 
 
 class FederatedAveraging(Section):
@@ -147,6 +148,6 @@ class Server(Section):
     """A client's weight in the averages: the training `samples` that it saw, the same for all (`uniform`), or one over
     the mean `entropy` of its predictions on its training split after local training (FLISM). `observed`: as `samples`,
     but an encoder weighs by the training samples that have its modality."""
-    task_weights: Literal["samples", "equal"] = "samples"
+    task_weights: TaskWeights = "samples"
     """What tasks count in the average of a block that they share: what their clients weigh (`samples`), or `equal`, the
     mean over tasks of the averages over their own clients."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +20,10 @@ from blossom_ray.errors import DataError, InputError, ScenarioError
 from blossom_ray.text import quoted
 
 if TYPE_CHECKING:
+    from blossom_ray.core.blocks import ClientProfile
     from blossom_ray.data.dataset import Dataset
+    from blossom_ray.data.federated import FederatedDataset
+    from blossom_ray.data.summary import ClientShare, DatasetSummary, ObservedRows
     from blossom_ray.reading.scenario import Scenario
 
 data_app = typer.Typer(
@@ -83,49 +88,87 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a data set holds; with a scenario, also what each of its clients gets."""
-    from blossom_ray.cli.console.data import plain_summary, shares_view, summary_view
+    from blossom_ray.cli.console.data import shares_view, summary_view
     from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.data.options import DATASETS
-    from blossom_ray.data.summary import ObservedRows, observed_rows, shares, summarise
+    from blossom_ray.data.summary import unit_notes
+    from blossom_ray.studies.tables import line
 
     console = terminal()
     with interruptible() as interruption:
         interruption.farewell = "interrupted"
-        scenario, dataset = _load(target, path, modality or [], settings or [], seed, as_json=as_json)
-        summary, fingerprint = summarise(dataset), dataset.fingerprint()
-        parts, profiles = None, tuple(scenario.profiles())
-        observed: dict[str, dict[str, ObservedRows]] = {}
-        if target not in DATASETS:
-            from blossom_ray.data.division.federation import build_federation
-            from blossom_ray.data.division.observation import observe
-
-            sets, data = tuple(profile.modalities for profile in profiles), scenario.data
-            targets = data.labelled(dataset, data.skewed_labels(scenario.learned)).targets
-            divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups)
-            federation = observe(divided, data, targets, scenario.groups, scenario.seed)
-            parts, observed = shares(dataset, federation), observed_rows(federation, profiles)
+        scenario, loaded = _load(target, path, modality or [], settings or [], seed, as_json=as_json)
+        everyone = tuple(scenario.profiles())
+        found = {
+            whole.name: _inspected(whole, dataset, everyone, is_divided=target not in DATASETS)
+            for whole, dataset in loaded
+        }
+    notes = unit_notes({name: each.summary for name, each in found.items()})
     if as_json:
-        values = {"dataset": scenario.data.dataset, **plain_summary(summary), "fingerprint": fingerprint}
-        if parts is not None:
-            values["clients"] = [
-                {"client": share.client, "name": share.name or None, "modalities": list(profile.modalities),
-                 **({"role": "unseen"} if profile.is_unseen else {}),
-                 "train": share.num_train, "validation": share.num_validation, "test": share.num_test,
-                 "labels": dict(share.labels), "subjects": share.num_subjects}
-                for share, profile in zip(parts, profiles, strict=True)
-            ]  # fmt: skip
-        if observed:
-            values["observed"] = {
-                name: {split: vars(rows) for split, rows in own.items()} for name, own in observed.items()
-            }
-        print_json(values)
+        values = {name: _plain(each) for name, each in found.items()}
+        print_json(values.get("", {"datasets": values, "notes": notes}))
         return
-    console.print(summary_view(scenario.data.dataset, summary, fingerprint))
-    if parts is not None:
-        view = shares_view(parts, profiles, observed)
-        # A column for each class may not fit; a line that the terminal breaks can still be read.
-        needed = console.measure(view, options=console.options.update(max_width=10_000)).maximum
-        terminal(width=max(console.width, needed)).print(view)
+    for each in found.values():
+        console.print(summary_view(each.title, each.summary, each.fingerprint))
+        if each.shares is not None:
+            view = shares_view(each.shares, each.profiles, each.observed)
+            # A column for each class may not fit; a line that the terminal breaks can still be read.
+            needed = console.measure(view, options=console.options.update(max_width=10_000)).maximum
+            terminal(width=max(console.width, needed)).print(view)
+    for note in notes:
+        console.print(line(note))
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """What is shown of a data set, and of its clients where it is divided over some."""
+
+    dataset: str
+    title: str
+    summary: DatasetSummary
+    fingerprint: str
+    profiles: Sequence[ClientProfile]
+    shares: Sequence[ClientShare] | None
+    observed: Mapping[str, Mapping[str, ObservedRows]]
+
+
+def _inspected(
+    whole: FederatedDataset, dataset: Dataset, everyone: Sequence[ClientProfile], *, is_divided: bool
+) -> _Inspected:
+    from blossom_ray.data.summary import observed_rows, shares, summarise
+
+    profiles = whole.profiles(everyone)
+    own: list[ClientShare] | None = None
+    observed: dict[str, dict[str, ObservedRows]] = {}
+    if is_divided:
+        with whole.told():
+            targets = whole.targets(dataset)
+            federation = whole.observe(whole.divide(targets), targets)
+        own = [replace(each, client=whole.ids[each.client]) for each in shares(dataset, federation)]
+        observed = observed_rows(federation, profiles)
+    name = whole.data.dataset
+    title = f"{whole.name}: {name}" if whole.name else name
+    return _Inspected(name, title, summarise(dataset), dataset.fingerprint(), profiles, own, observed)
+
+
+def _plain(found: _Inspected) -> dict[str, Any]:
+    """The same as plain values, for JSON."""
+    from blossom_ray.cli.console.data import plain_summary
+
+    values = {"dataset": found.dataset, **plain_summary(found.summary), "fingerprint": found.fingerprint}
+    if found.shares is not None:
+        values["clients"] = [
+            {"client": share.client, "name": share.name or None, "modalities": list(profile.modalities),
+             **({"role": "unseen"} if profile.is_unseen else {}),
+             "train": share.num_train, "validation": share.num_validation, "test": share.num_test,
+             "labels": dict(share.labels), "subjects": share.num_subjects}
+            for share, profile in zip(found.shares, found.profiles, strict=True)
+        ]  # fmt: skip
+    if found.observed:
+        values["observed"] = {
+            name: {split: vars(rows) for split, rows in own.items()} for name, own in found.observed.items()
+        }
+    return values
 
 
 @data_app.command(epilog="Example: blossom-ray data prepare ptb-xl --path ptb-xl-1.0.3.zip")
@@ -143,33 +186,33 @@ def prepare(
     started = time.monotonic()
     with interruptible() as interruption:
         interruption.farewell = "interrupted; nothing half done is kept"
-        scenario, dataset = _load(target, path, modality or [], settings or [], None, as_json=as_json)
-    name, num_samples = scenario.data.dataset, dataset.num_samples
-    left_out = dataset.left_out
-    del dataset
+        _, loaded = _load(target, path, modality or [], settings or [], None, as_json=as_json)
+    prepared = [(whole.data.dataset, dataset.num_samples, dataset.left_out) for whole, dataset in loaded]
+    del loaded
     seconds = time.monotonic() - started
     folder = cache_folder()
-    num_bytes = sum(entries(name, folder).values())
-    if as_json:
-        missing = [vars(entry) for entry in left_out]
-        facts = {"dataset": name, "samples": num_samples, "left_out": missing, "seconds": seconds}
-        print_json({**facts, "cache": str(folder), "cached_bytes": num_bytes})
-    elif num_bytes:
-        kept = f"{format_bytes(num_bytes)} of it in {folder}"
-        say(f"{name}: {num_samples:,} samples ready after {format_seconds(seconds)}; {kept}")
-    else:
-        say(f"{name}: {num_samples:,} samples; nothing to prepare, they are read or made anew for each run")
-    if not as_json and left_out:
-        say(*left_out)
+    for name, num_samples, left_out in prepared:
+        num_bytes = sum(entries(name, folder).values())
+        if as_json:
+            missing = [vars(entry) for entry in left_out]
+            facts = {"dataset": name, "samples": num_samples, "left_out": missing, "seconds": seconds}
+            print_json({**facts, "cache": str(folder), "cached_bytes": num_bytes})
+        elif num_bytes:
+            kept = f"{format_bytes(num_bytes)} of it in {folder}"
+            say(f"{name}: {num_samples:,} samples ready after {format_seconds(seconds)}; {kept}")
+        else:
+            say(f"{name}: {num_samples:,} samples; nothing to prepare, they are read or made anew for each run")
+        if not as_json and left_out:
+            say(*left_out)
 
 
 def _load(
     target: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None, *, as_json: bool
-) -> tuple[Scenario, Dataset]:
-    """The scenario that is asked for, and its data set; a bar on a terminal while a loader works.
+) -> tuple[Scenario, list[tuple[FederatedDataset, Dataset]]]:
+    """The scenario that is asked for, and its data sets; a bar on a terminal while a loader works.
 
     Raises:
-        DataError: It cannot be read; where it can be had is said, too.
+        DataError: One cannot be read; where it can be had is said, too.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -188,12 +231,16 @@ def _load(
 
         with listening(update):
             scenario = _scenario(target, path, modalities, settings, seed)
-            try:
-                return scenario, scenario.data.open_learned(scenario.modalities, scenario.seed, scenario.learned).load()
-            except DataError as error:
-                facts, name = scenario.data.facts, scenario.data.dataset
-                hint = [f"{name}: give {facts.download}; get it from {facts.page}"] if facts.page else []
-                raise DataError(*error.args, *hint) from error
+            loaded = []
+            for whole in scenario.federated:
+                try:
+                    with whole.told():
+                        loaded.append((whole, whole.open().load()))
+                except DataError as error:
+                    facts, name = whole.data.facts, whole.data.dataset
+                    hint = [f"{name}: give {facts.download}; get it from {facts.page}"] if facts.page else []
+                    raise DataError(*error.args, *hint) from error
+            return scenario, loaded
 
 
 def _scenario(target: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None) -> Scenario:

@@ -385,7 +385,7 @@ def first_value(part: ExtraPart, plan: ClientPlan, workspace: Workspace) -> np.n
         return _numbers(part, generator(plan.seed, Purpose.INITIAL_BLOCK, 1, number))
     if part.initial == "seeded":
         seed = torch_seed(plan.seed, Purpose.INITIAL_BLOCK, 1, stable_number(part.instance.copy))
-        shapes, num_outputs = plan.input_shapes, workspace.learned.outputs.get(block.of, 0)
+        shapes, num_outputs = workspace.model.input_shapes, workspace.learned.outputs.get(block.of, 0)
         module = build_block(block, plan.model, shapes, num_outputs, seed, is_drawn=True)
         return FlatBlock(module, plan.model.norm_statistics).read()[: part.shape[0]]
     return workspace.initial_blocks[block][: part.shape[0]]

@@ -53,6 +53,7 @@ class TaskPlan:
         has_held_out: Whether the held-out global test set has labels for it.
         loss_weight: What its loss counts in the sum over a client's tasks.
         is_partial: Whether some sample lacks some label of it.
+        data: The name of its clients' data set, "" in a scenario without `datasets`.
     """
 
     kind: Task
@@ -61,6 +62,23 @@ class TaskPlan:
     has_held_out: bool = True
     loss_weight: float = 1.0
     is_partial: bool = False
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the author of an algorithm is told of the models of one data set's clients.
+
+    Attributes:
+        blocks: Number of values of each block that an algorithm sees: parameters, and running statistics where an extra
+            has them.
+        width: Width of the fused representation.
+        embedding_dims: Width of the embeddings by modality.
+    """
+
+    blocks: Mapping[Block, int]
+    width: int
+    embedding_dims: Mapping[str, int]
 
 
 def has_label_rows(tasks: Iterable[TaskPlan]) -> bool:
@@ -78,7 +96,8 @@ class ClientPlan:
         training: Its `training` section.
         scheme: The sharing scheme.
         seed: Its seed.
-        input_shapes: Shape of one sample by modality.
+        input_shapes: By the name of a data set the shape of one sample by modality, of those that the models of its
+            clients know: its own, and where a fusion is of several data sets those of the others.
         tasks: By the name of a task what its clients learn; "" is that of a scenario without `tasks`.
         evaluation_batch_size: Samples per forward pass in evaluation.
         num_rounds: The scenario's `rounds`; needed where a task has a learning rate of its own.
@@ -93,10 +112,7 @@ class ClientPlan:
             set; and those whose statistics may have other weights than their parameters: the encoders of
             `sparse_in_training`, and all that are averaged where an algorithm says what leaves a client.
         algorithm: The scenario's `algorithm` section; None: federated averaging, with what `training` says.
-        sizes: Number of values of each block of the model that an algorithm sees: parameters, and running statistics
-            where an extra has them; needed with an algorithm alone, as what follows.
-        width: Width of the fused representation.
-        embedding_dims: Width of the embeddings by modality.
+        sizes: By the name of a data set; needed with an algorithm alone, as what follows.
         num_clients: Registered clients.
         scored_copies: Of an algorithm with `scored` the copies that it reads.
         sparse: The modalities that some sample of an owner lacks, sorted.
@@ -107,7 +123,7 @@ class ClientPlan:
     training: Training
     scheme: SharingScheme
     seed: int
-    input_shapes: Mapping[str, tuple[int, ...]]
+    input_shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
     tasks: Mapping[str, TaskPlan]
     evaluation_batch_size: int
     num_rounds: int = 0
@@ -119,9 +135,7 @@ class ClientPlan:
     prototypes: tuple[str, ...] = ()
     split_blocks: frozenset[str] = frozenset()
     algorithm: AlgorithmOption | None = None
-    sizes: Mapping[Block, int] = field(default_factory=dict)
-    width: int = 0
-    embedding_dims: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, ModelSizes] = field(default_factory=dict)
     num_clients: int = 0
     scored_copies: frozenset[str] = frozenset()
     sparse: tuple[str, ...] = ()
@@ -140,16 +154,24 @@ class ClientPlan:
         """
         return None if self.algorithm is None else algorithm_of(self.algorithm)
 
+    def data_set(self, client: ClientProfile) -> str:
+        """The name of a client's data set, which is that of all of its tasks."""
+        return self.tasks[client.tasks[0]].data
+
+    def shapes(self, client: ClientProfile) -> Mapping[str, tuple[int, ...]]:
+        """Shape of one sample by modality, of all modalities that a client's model knows."""
+        return self.input_shapes[self.data_set(client)]
+
     def layout(self, client: ClientProfile) -> Layout:
         """What clients of this one's kind have, as an algorithm sees it."""
-        blocks = self._model_blocks(client)
+        blocks, sizes = self._model_blocks(client), self.sizes[self.data_set(client)]
         return Layout(
             modalities=client.modalities,
-            sizes={block: self.sizes[block] for block in blocks},
+            sizes={block: sizes.blocks[block] for block in blocks},
             scopes={block: self.scheme.scope(block) for block in blocks},
             outputs={name: self.tasks[name].num_outputs for name in client.tasks},
-            width=self.width,
-            embedding_dims=self.embedding_dims,
+            width=sizes.width,
+            embedding_dims=sizes.embedding_dims,
             num_clients=self.num_clients,
         )
 
@@ -232,9 +254,8 @@ class ClientPlan:
 
     def held_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:
         """The block instances that a client holds, by block name."""
-        fusions = self.scheme.fusions(client.tasks)
-        model = self.model
-        names = held_blocks(client.modalities, model.encoders, model.missing, self.sparse, client.tasks, fusions)
+        fusions, shapes = self.scheme.fusions(client.tasks), self.shapes(client)
+        names = held_blocks(client.modalities, shapes, self.model.missing, self.sparse, client.tasks, fusions)
         return {name: self.scheme.instance(name, client) for name in names}
 
     def trained_blocks(self, client: ClientProfile) -> dict[Block, BlockInstance]:

@@ -28,7 +28,7 @@ class Workspace:
 
     Args:
         section: The scenario's `model` section.
-        input_shapes: Shape of one sample by modality, for all modalities of the federation.
+        input_shapes: Shape of one sample by modality, for all modalities that the model knows.
         learned: What the model learns, its loss and its scores.
         owned: Modalities of the clients that work here.
         frozen: Names of blocks that are never trained.
@@ -151,7 +151,7 @@ def client_workspace(plan: ClientPlan, profile: ClientProfile, device: torch.dev
     frozen = frozenset(name for name, instance in plan.held_blocks(profile).items() if not instance.is_trained)
     return Workspace(
         plan.model,
-        plan.input_shapes,
+        plan.shapes(profile),
         plan.learned(profile),
         owned=profile.modalities,
         frozen=frozen,

@@ -218,6 +218,7 @@ class BlockRound:
             `num_examples`; None where nobody contributed.
         task_cosine: Cosine between the steps that the averages of two tasks would be, mean over pairs of tasks; None
             where clients of one task alone contributed.
+        weight_shares: By task its part of the weight in the average, of a block that clients of several tasks share.
     """
 
     instance: BlockInstance
@@ -228,6 +229,7 @@ class BlockRound:
     update_norm: float
     client_drift: float | None
     task_cosine: float | None = None
+    weight_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     FINE_TUNING_TRANSFORM = 17
     OBSERVATION = 18
     UNSEEN = 19
+    DATASET = 20
     BOOTSTRAP = 100  # from here on: what looks at results and changes none
 
 
@@ -50,6 +51,11 @@ def generator(seed: int, purpose: Purpose, round_index: int = 0, client_index: i
         client_index: The client, or 0. Another stable number, such as `stable_number(name)`, may stand here.
     """
     return np.random.default_rng([seed, int(purpose), round_index, client_index])
+
+
+def named_seed(seed: int, name: str) -> int:
+    """The seed of what is drawn about a data set with a name, 63 bits; about one without, the seed itself."""
+    return int(generator(seed, Purpose.DATASET, 0, stable_number(name)).integers(2**63)) if name else seed
 
 
 def torch_seed(seed: int, purpose: Purpose, round_index: int = 0, client_index: int = 0) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
@@ -15,12 +16,10 @@ from typing import Annotated, Any, NamedTuple, get_args
 from pydantic import Field
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.clients import GivenClients
-from blossom_ray.data.division.federation import build_federation
-from blossom_ray.data.division.observation import observe
-from blossom_ray.data.division.options import ClientGroup, Clients, GivenPartition, Partition
+from blossom_ray.data.division.options import ClientGroup, GivenPartition, Partition
 from blossom_ray.data.division.partition import PartitionError, unseen_clients
+from blossom_ray.data.federated import FederatedDataset
 from blossom_ray.data.files.archives import holds
 from blossom_ray.data.sets.av_mnist import AvMnistData
 from blossom_ray.data.sets.base import DataSection, DatasetFacts, Download
@@ -35,10 +34,10 @@ from blossom_ray.data.sets.uci_har import UciHarData
 from blossom_ray.data.summary import observed_lines, observed_rows
 from blossom_ray.errors import InputError
 
-Data = Annotated[
-    SyntheticData | UciHarData | KuHarData | PtbXlData | AvMnistData | MeldData | IemocapData | TableData | CustomData,
-    Field(discriminator="dataset"),
-]
+AnyData = (
+    SyntheticData | UciHarData | KuHarData | PtbXlData | AvMnistData | MeldData | IemocapData | TableData | CustomData
+)
+Data = Annotated[AnyData, Field(discriminator="dataset")]
 
 SECTIONS: Mapping[str, type[DataSection]] = {
     get_args(section.model_fields["dataset"].annotation)[0]: section for section in get_args(get_args(Data)[0])
@@ -111,37 +110,36 @@ def _given_groups(spec: Partition, given: GivenClients, seed: int) -> tuple[Clie
     return (*trained, *groups(unseen, role="unseen", shots=getattr(spec, "shots", None)))
 
 
-def examine_federation(
-    data: DataSection, modalities: tuple[str, ...], clients: Clients, seed: int, learned: Mapping[str, LearnedTask]
-) -> Examination:
-    """Find out what dividing a scenario's data over its clients comes to.
+def examine_federation(whole: FederatedDataset) -> Examination:
+    """Find out what dividing a data set over its clients comes to.
 
     Labels and subjects are read, and inputs only where they cannot be had without (own data).
     """
+    data, clients = whole.data, whole.clients
     try:
-        source, labels = data.open_learned(modalities, seed, learned), data.skewed_labels(learned)
+        source = whole.open()
         # Who is in the held-out part, and labels of another name, are known once all is read.
         needs_all = not isinstance(clients, str) and any(group.rows == "held-out" for group in clients)
-        is_enough = labels is None and not needs_all
-        targets = source.targets() if is_enough else data.labelled(source.load(), labels).targets
-        if not isinstance(clients, str):
-            groups = clients
-        elif targets.clients is None:
-            found, expected = "is 'from-data', but the data do not say whose their samples are", "groups of clients"
-            raise PartitionError("clients", found, f"{expected}, or data with clients")
-        else:
-            groups = _given_groups(data.partition, targets.clients, seed)
-        sets = [tuple(sorted(group.modalities)) for group in groups for _ in range(group.count)]
-        unseen = [group for group in groups if group.role == "unseen"]
-        divided = build_federation(data, targets, len(sets), seed, sets, unseen)
-        federation = observe(divided, data, targets, groups, seed)
-        overlap = federation.overlap(targets.pieces)
-        num_trained = len(sets) - sum(group.count for group in unseen)
-        trained = [ClientProfile(index, own) for index, own in enumerate(sets[:num_trained])]
-        notes = [*([] if targets.clients is None else targets.clients.notes), *([str(overlap)] if overlap else [])]
-        notes += observed_lines(observed_rows(federation, trained))
-        return Examination([], notes, len(federation.validation.flat) > 0, groups)
-    except PartitionError as error:
-        return Examination([(error.path, error.found, error.expected)], [])
+        is_enough = data.skewed_labels(whole.learned) is None and not needs_all
+        targets = source.targets() if is_enough else whole.targets(source.load())
+        if isinstance(clients, str):
+            if targets.clients is None:
+                found = "is 'from-data', but the data do not say whose their samples are"
+                raise PartitionError("clients", found, "groups of clients, or data with clients")
+            whole = replace(whole, clients=_given_groups(data.partition, targets.clients, whole.seed))
+        federation = whole.observe(whole.divide(targets), targets)
     except InputError as error:
-        return Examination([data.problem(error)], [])
+        problem = data.problem(error)
+        if isinstance(error, PartitionError):
+            problem = error.path, error.found, error.expected
+        path, found, expected = map(whole.in_words, problem)
+        return Examination([(path, found, expected)], [])
+    overlap = federation.overlap(targets.pieces)
+    trained = [
+        ClientProfile(client, tuple(sorted(group.modalities)))
+        for client, group in enumerate(group for group in whole.groups for _ in range(group.count))
+        if group.role == "train"
+    ]
+    notes = [*([] if targets.clients is None else targets.clients.notes), *([str(overlap)] if overlap else [])]
+    notes += observed_lines(observed_rows(federation, trained))
+    return Examination([], [whole.in_words(note) for note in notes], len(federation.validation.flat) > 0, whole.groups)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,9 +94,8 @@ class ShardIndex:
 
     Attributes:
         folder: The folder with the files.
-        shapes: Shape of one sample by modality.
         batches: Modality to the number of each client's batch in its file, (num_clients,) int64; -1 where the
-            client does not own it.
+            client does not own it. With several data sets, of `<data set>/<modality>`.
         num_train: (num_clients,) int64: train rows of each client.
         num_validation: (num_clients,) int64: validation rows of each client.
         num_test: (num_clients,) int64: test rows of each client.
@@ -106,7 +105,6 @@ class ShardIndex:
     """
 
     folder: Path
-    shapes: Mapping[str, tuple[int, ...]]
     batches: Mapping[str, IntArray]
     num_train: IntArray
     num_validation: IntArray
@@ -120,6 +118,27 @@ class ShardIndex:
         """(num_clients,) int64: rows of each client, for whatever they are."""
         return self.num_train + self.num_validation + self.num_test
 
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Sequence[int], ShardIndex]]) -> ShardIndex:
+        """The index of all clients, from those of several data sets in one folder, each with the ids of its clients."""
+        num_clients = sum(len(clients) for clients, _ in parts)
+
+        def spread(of: Callable[[ShardIndex], Mapping[str, IntArray]], fill: int) -> dict[str, IntArray]:
+            found: dict[str, IntArray] = {}
+            for clients, index in parts:
+                for name, numbers in of(index).items():
+                    found.setdefault(name, np.full(num_clients, fill, np.int64))[list(clients)] = numbers
+            return found
+
+        counts = ("num_train", "num_validation", "num_test", "views")
+        return cls(
+            folder=parts[0][1].folder,
+            batches=spread(lambda index: index.batches, -1),
+            gaps=spread(lambda index: index.gaps, -1),
+            labels=spread(lambda index: index.labels, -1),
+            **spread(lambda index: {name: getattr(index, name) for name in counts}, 0),
+        )
+
 
 def write_shards(
     dataset: Dataset,
@@ -127,6 +146,7 @@ def write_shards(
     profiles: Sequence[ClientProfile],
     folder: Path,
     views: IntArray | None = None,
+    name: str = "",
 ) -> ShardIndex:
     """Write every client's samples; one client at a time is in memory besides the data set.
 
@@ -136,6 +156,7 @@ def write_shards(
         profiles: The clients in the order of their ids.
         folder: Made if it does not exist; files of the same name are replaced.
         views: As in `ShardIndex`; None: all clients see the held-out set in the same way.
+        name: Of the data set, where there are several in one folder.
 
     Raises:
         RunFolderError: The files cannot be written.
@@ -144,34 +165,36 @@ def write_shards(
     places = [federation.located(dataset, client) for client in range(len(profiles))]
     labels, batches, gaps = {}, {}, {}
     for tasks in sorted({profile.tasks for profile in profiles}):
-        name = "+".join(tasks)
+        together = "+".join(tasks)
         has = np.array([profile.tasks == tasks for profile in profiles])
         own_places = [places[client] for client in np.flatnonzero(has)]
         parts = {id(part): _labels_of(part, tasks, dataset) for part, _ in own_places}
         _write(
-            folder / _labels_name(name), next(iter(parts.values())), (parts[id(part)][own] for part, own in own_places)
+            folder / _labels_name(together),
+            next(iter(parts.values())),
+            (parts[id(part)][own] for part, own in own_places),
         )
-        labels[name] = _numbered(has)
+        labels[together] = _numbered(has)
     for modality, samples in dataset.inputs.items():
         observed = federation.observed.get(modality)
         owns = np.array([modality in profile.modalities for profile in profiles])
         owned = [
             (*places[client], None if observed is None else observed[rows[client]]) for client in np.flatnonzero(owns)
         ]
+        key = _key(modality, name)
         _write(
-            folder / _file_name(modality),
+            folder / _file_name(key),
             samples,
             (_samples(part.inputs[modality][own], has) for part, own, has in owned),
         )
-        batches[modality] = _numbered(owns)
+        batches[key] = _numbered(owns)
         if observed is not None:
             lacks = np.array([owner and not observed[own].all() for owner, own in zip(owns, rows, strict=True)])
             found = (observed[rows[client]].view(np.uint8) for client in np.flatnonzero(lacks))
-            _write(folder / _gaps_name(modality), observed.view(np.uint8), found)
-            gaps[modality] = _numbered(lacks)
+            _write(folder / _gaps_name(key), observed.view(np.uint8), found)
+            gaps[key] = _numbered(lacks)
     return ShardIndex(
         folder=folder,
-        shapes=dataset.input_shapes,
         batches=batches,
         num_train=federation.train.counts,
         num_validation=federation.validation.counts,
@@ -188,6 +211,7 @@ def write_held_out(
     *,
     dataset: Dataset | None = None,
     tasks: Collection[tuple[str, ...]] = (("",),),
+    name: str = "",
 ) -> None:
     """Write the held-out global test set beside the shards in `folder`.
 
@@ -196,6 +220,7 @@ def write_held_out(
         folder: Where `write_shards` writes.
         dataset: What that is given, for what the labels are of which the set has none; needed with several tasks.
         tasks: Those that clients have together.
+        name: As in `write_shards`.
 
     Raises:
         RunFolderError: The files cannot be written.
@@ -203,10 +228,10 @@ def write_held_out(
     for number, view in enumerate(held_out):
         place = _held_out(number)
         for modality, samples in view.inputs.items():
-            _write(folder / (place + _file_name(modality)), samples, [samples])
+            _write(folder / (place + _file_name(_key(modality, name))), samples, [samples])
         for modality, observed in view.observed.items():
             own = observed.view(np.uint8)
-            _write(folder / (place + _gaps_name(modality)), own, [own])
+            _write(folder / (place + _gaps_name(_key(modality, name))), own, [own])
         for together in tasks:
             if any(column_of(view, task) is not None for task in together):
                 labels = _labels_of(view, together, dataset or view)
@@ -286,8 +311,8 @@ class ShardReader:
         if not own:
             raise KeyError(client)
         task, position = own[0]
-        inputs = {name: self._array(_file_name(name), number) for name, number in _of(client, self._batches)}
-        observed = {name: self._array(_gaps_name(name), number) for name, number in _of(client, self._gaps)}
+        inputs = {_modality(key): self._array(_file_name(key), number) for key, number in _of(client, self._batches)}
+        observed = {_modality(key): self._array(_gaps_name(key), number) for key, number in _of(client, self._gaps)}
         return Shard(
             inputs=inputs,
             labels=self._array(_labels_name(task), position),
@@ -302,16 +327,16 @@ class ShardReader:
         Raises:
             DataError: A file is missing or damaged.
         """
-        place, owned = _held_out(int(self._index.views[client])), [name for name, _ in _of(client, self._batches)]
+        place, owned = _held_out(int(self._index.views[client])), [key for key, _ in _of(client, self._batches)]
         labels = place + _labels_name(_of(client, self._labels)[0][0])
         if not self._has_file(labels):
             return None
-        gaps = [name for name in owned if self._has_file(place + _gaps_name(name))]
+        gaps = [key for key in owned if self._has_file(place + _gaps_name(key))]
         return Shard(
-            inputs={name: self._array(place + _file_name(name), 0) for name in owned},
+            inputs={_modality(key): self._array(place + _file_name(key), 0) for key in owned},
             labels=self._array(labels, 0),
             num_train=0,
-            observed={name: self._array(place + _gaps_name(name), 0).view(np.bool_) for name in gaps},
+            observed={_modality(key): self._array(place + _gaps_name(key), 0).view(np.bool_) for key in gaps},
         )
 
     def close(self) -> None:
@@ -344,8 +369,17 @@ class ShardReader:
         return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *shape)
 
 
-def _file_name(modality: str) -> str:
-    return f"input-{modality}"
+def _key(modality: str, dataset: str) -> str:
+    """What a modality is called among those of all data sets."""
+    return f"{dataset}/{modality}" if dataset else modality
+
+
+def _modality(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _file_name(key: str) -> str:
+    return f"input-{key}"
 
 
 def _labels_name(task: str) -> str:
@@ -367,8 +401,8 @@ def _labels_of(part: Dataset, tasks: Sequence[str], dataset: Dataset) -> Labels:
     return label_rows([(column.labels, column.known) for column in found])
 
 
-def _gaps_name(modality: str) -> str:
-    return f"observed-{modality}"
+def _gaps_name(key: str) -> str:
+    return f"observed-{key}"
 
 
 def _held_out(view: int) -> str:

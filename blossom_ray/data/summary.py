@@ -147,6 +147,32 @@ def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     ]
 
 
+def unit_notes(summaries: Mapping[str, DatasetSummary]) -> list[str]:
+    """What to say of modalities of one name whose values are of another scale in another data set.
+
+    Args:
+        summaries: By the name of a data set.
+    """
+    notes = []
+    for modality in sorted({name for summary in summaries.values() for name in summary.modalities}):
+        found = {
+            name: summary.modalities[modality].deviation
+            for name, summary in summaries.items()
+            if modality in summary.modalities
+        }
+        low, high = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+        if found[high] > _OTHER_SCALE * found[low]:
+            notes.append(
+                f"{modality}: values deviate by {found[low]:.4g} in {low} and by {found[high]:.4g} in {high}, as in "
+                "other units; an encoder of both sees them as they are"
+            )
+    return notes
+
+
+_OTHER_SCALE = 3.0
+"""Deviations of one modality that differ by more times are told."""
+
+
 def observed_rows(
     federation: Federation,
     profiles: Sequence[ClientProfile],

@@ -37,7 +37,7 @@ def build_client_model(
 
     Args:
         model: The scenario's `model` section.
-        input_shapes: Shape of one sample by modality, for all modalities of the federation.
+        input_shapes: Shape of one sample by modality, for all modalities that the model knows.
         num_outputs: Number of outputs (classes); of a scenario with `tasks` by the names of the client's.
         owned: Modalities of the client.
         seed: The scenario's seed.
@@ -51,7 +51,7 @@ def build_client_model(
     owned, sparse = tuple(owned), tuple(sparse)
     dims = model.embedding_dims(input_shapes)
     by_task = num_outputs if isinstance(num_outputs, Mapping) else {"": num_outputs}
-    names = held_blocks(owned, model.encoders, model.missing, sparse, by_task, fusions)
+    names = held_blocks(owned, dims, model.missing, sparse, by_task, fusions)
     # Of all blocks, a head alone asks for it.
     blocks = {name: build_block(name, model, input_shapes, by_task.get(name.of, 0), seed, dims) for name in names}
     own_modules = {name: own for name in names if (own := _own_module(name, model, dims, by_task)) is not None}
@@ -87,7 +87,7 @@ def build_block(
     Args:
         block: `encoder/<modality>`, `fusion`, `head`, one of a task behind a slash, or `prototype/<modality>`.
         model: The scenario's `model` section.
-        input_shapes: Shape of one sample by modality, for all modalities of the federation.
+        input_shapes: Shape of one sample by modality, for all modalities that the model knows.
         num_outputs: Number of outputs (classes).
         seed: The scenario's seed.
         embedding_dims: Those of the model, where they are known already.
@@ -129,7 +129,7 @@ def describe_block(
     Args:
         block: As `build_block` has it.
         model: The scenario's `model` section.
-        input_shapes: Shape of one sample by modality, for all modalities of the federation.
+        input_shapes: Shape of one sample by modality, for all modalities that the model knows.
         num_outputs: Number of outputs (classes).
         dims: Width of the embedding by modality.
     """

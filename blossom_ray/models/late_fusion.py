@@ -76,8 +76,8 @@ class LateFusionModel(nn.Module):
         blocks: Module by block name: the held encoders, fusions, heads, and the prototypes of missing modalities.
         owned: Modalities of the client.
         missing: The rule above.
-        input_shapes: Shape of one sample by modality, for all modalities of the federation.
-        embedding_dims: Width of the embedding by modality, for all modalities of the federation.
+        input_shapes: Shape of one sample by modality, for all modalities that the model knows.
+        embedding_dims: Width of the embedding by modality, for all modalities that the model knows.
         num_outputs: Width of the outputs by head; needed where there are several.
         own_modules: The blocks that are the user's code; what they give is checked in each batch.
         sparse: Modalities that samples of owners may lack; under `prototype` these hold theirs, too.

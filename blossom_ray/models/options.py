@@ -315,7 +315,7 @@ class _Fusion(BuiltIn):
         """The module from the embeddings (B, E) of present modalities, a dict, to (B, fused_dim).
 
         Args:
-            embedding_dims: Width of the embedding by modality, for all modalities of the federation.
+            embedding_dims: Width of the embedding by modality, for all modalities that the model knows.
         """
         return self.module(embedding_dims)()
 
@@ -472,18 +472,15 @@ class Model(Section):
         return tuple(block for block, weights in self.pretrained.items() if weights.frozen)
 
     def embedding_dims(self, input_shapes: Mapping[str, Shape]) -> dict[str, int]:
-        """Width of each encoder's embedding by modality, sorted; own encoders are built and tried to find out.
+        """Width of the embedding of each of these modalities, sorted; own encoders are built and tried to find out.
 
         Raises:
-            InputError: The data lack a modality of the model, or an own encoder does not do what it should.
+            InputError: An own encoder does not do what it should.
         """
-        for modality in self.encoders:
-            if modality not in input_shapes:
-                known = ", ".join(sorted(input_shapes))
-                where = f"model.encoders.{modality}"
-                raise InputError(f"{where} is for a modality that the data do not have; expected one of {known}")
         return {
-            name: encoder.embedding_dim(input_shapes[name], name) for name, encoder in sorted(self.encoders.items())
+            name: self.encoders[name].embedding_dim(shape, name)
+            for name, shape in sorted(input_shapes.items())
+            if name in self.encoders
         }
 
 

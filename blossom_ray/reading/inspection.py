@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from blossom_ray.core.factories import factory_problems
 from blossom_ray.core.locations import is_uri
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.core.section import plain_tree
-from blossom_ray.data.division.options import ClientGroup, Clients
-from blossom_ray.data.options import Data, Examination, examine_federation
+from blossom_ray.data.division.options import ClientGroup
+from blossom_ray.data.federated import FederatedDataset, federated_datasets
+from blossom_ray.data.options import Examination, examine_federation
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.models.weights import with_sums
 from blossom_ray.reading.scenario import Inspection, Scenario, inspect_scenario
-from blossom_ray.scenario.checks import cross_problems, missing_validation, missing_weights
+from blossom_ray.scenario.checks import cross_problems, data_sets, missing_validation, missing_weights
 
 
 class Inspector:
@@ -46,8 +48,8 @@ class Inspector:
         reading = inspect_scenario(path, overrides, sources)
         groups: tuple[ClientGroup, ...] = ()
         problems = [*reading.problems]
-        location = getattr(reading.sections.get("data"), "path", None)
-        if with_uris or location is None or not is_uri(location):
+        locations = [getattr(data, "path", None) for data in data_sets(reading.sections).values()]
+        if with_uris or not any(location and is_uri(location) for location in locations):
             groups, found = self._look_at_data(reading)
             problems += (problem for problem in found if problem not in problems)
         problems += [reading.origins.problem(*problem) for problem in factory_problems(reading.sections)]
@@ -74,13 +76,15 @@ class Inspector:
 
     def notes(self, scenario: Scenario) -> list[str]:
         """What is to be known of the federation of a scenario that was found right, in a line each."""
-        return self._examine(scenario.data, scenario.modalities, scenario.groups, scenario.seed, scenario.learned).notes
+        found = {each.name: self._examine(each).notes for each in scenario.federated}
+        return [f"{name}: {note}" if name else note for name, notes in found.items() for note in notes]
 
     def _look_at_data(self, reading: Inspection) -> tuple[tuple[ClientGroup, ...], list[Problem]]:
         """The clients that the data of a scenario give where it leaves that to them, and what is wrong with these."""
         sections = reading.sections
         known = {problem.path.split(".")[0] for problem in reading.problems}
-        if not {"data", "clients", "seed", "task", "tasks"} <= sections.keys() or known & {"data", "clients", "tasks"}:
+        needed = {"data", "datasets", "clients", "tasks"}
+        if not needed | {"seed", "task"} <= sections.keys() or known & needed:
             return (), []
         clients = sections["clients"]
         if isinstance(clients, str):
@@ -100,26 +104,23 @@ class Inspector:
         """The clients that the data give, where a scenario leaves that to them, and what is wrong with its data."""
         clients = sections["clients"]
         learned = sections["tasks"] or {"": LearnedTask(kind=sections["task"])}
-        examined = self._examine(sections["data"], modalities, clients, sections["seed"], learned)
-        missing = missing_validation(sections) if examined.has_validation is False else ()
-        groups, found = examined.clients if isinstance(clients, str) else (), [*examined.problems, *missing]
+        whole = federated_datasets(data_sets(sections), modalities, clients, sections["seed"], learned)
+        examined = [self._examine(each) for each in whole]
+        found = [problem for each in examined for problem in each.problems]
+        found += (
+            missing_validation(sections) if examined and all(each.has_validation is False for each in examined) else ()
+        )
+        groups = examined[0].clients if isinstance(clients, str) else ()
         if groups:
             found += cross_problems({**sections, "clients": groups})
         return groups, found
 
-    def _examine(
-        self,
-        data: Data,
-        modalities: tuple[str, ...],
-        clients: Clients,
-        seed: int,
-        learned: Mapping[str, LearnedTask],
-    ) -> Examination:
-        key = _key(data, modalities, clients, seed, learned)
+    def _examine(self, whole: FederatedDataset) -> Examination:
+        key = _key(whole)
         if key not in self._known:
-            found = self._known[key] = examine_federation(data, modalities, clients, seed, learned)
+            found = self._known[key] = examine_federation(whole)
             # With the clients that it leaves to the data, it is the same federation.
-            self._known[_key(data, modalities, found.clients, seed, learned)] = found
+            self._known[_key(replace(whole, clients=found.clients))] = found
         return self._known[key]
 
 
@@ -129,11 +130,10 @@ def _settled(scenario: Scenario, groups: tuple[ClientGroup, ...]) -> Scenario:
     return scenario.model_copy(update={"model": with_sums(scenario.model)}) if scenario.model.pretrained else scenario
 
 
-def _key(
-    data: Data, modalities: tuple[str, ...], clients: Clients, seed: int, learned: Mapping[str, LearnedTask]
-) -> str:
+def _key(whole: FederatedDataset) -> str:
     """What a federation follows from."""
-    groups = clients if isinstance(clients, str) else [plain_tree(group, defaults=True) for group in clients]
+    groups = whole.clients if isinstance(whole.clients, str) else [plain_tree(g, defaults=True) for g in whole.clients]
+    tasks = {name: plain_tree(task, defaults=True) for name, task in whole.learned.items()}
+    told = [plain_tree(whole.data, defaults=True), whole.modalities, groups, whole.seed, tasks, whole.name]
     # Callables by what they are in this process: two of one name need not be the same.
-    tasks = {name: plain_tree(task, defaults=True) for name, task in learned.items()}
-    return json.dumps([plain_tree(data, defaults=True), modalities, groups, seed, tasks], default=id)
+    return json.dumps(told, default=id)

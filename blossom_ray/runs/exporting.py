@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,12 +27,11 @@ from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import Block, BlockKind, ClientProfile, Scope
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.section import plain_tree
-from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.labelling import labelled_rows, without_unlabelled
-from blossom_ray.data.division.observation import observe
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.standardization import channel_scales
-from blossom_ray.data.sets.base import OwnData
+from blossom_ray.data.federated import FederatedDataset
+from blossom_ray.data.sets.base import DataSection, OwnData
 from blossom_ray.data.sets.table import TableData, TableModality
 from blossom_ray.data.summary import ObservedRows
 from blossom_ray.errors import DataError, InputError, RunFolderError
@@ -40,7 +39,8 @@ from blossom_ray.models import encoders, fusion, predict, standalone
 from blossom_ray.models.build import describe_block
 from blossom_ray.models.standalone import DESCRIPTION, WEIGHTS, StandaloneModel, tasks_of
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.preparation import client_plan, joint_fingerprint, labelled_by_task
+from blossom_ray.runtime.loading import labelled_by_task
+from blossom_ray.runtime.preparation import client_plan
 from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.server import Server, initial_server
 from blossom_ray.storage import replacing_folder, writing
@@ -88,13 +88,18 @@ def taken_model(
         RunFolderError: The checkpoint belongs to another run, or the manifest does not say what is needed.
     """
     data, profiles = manifest.get("data") or {}, tuple(scenario.profiles())
-    needed = {"input_shapes", "fingerprint"} | ({"tasks"} if scenario.tasks else {"num_classes", "class_names"})
+    needed = {"fingerprint"} | ({"tasks"} if scenario.tasks else {"input_shapes", "num_classes", "class_names"})
     if missing := needed - data.keys():
         raise RunFolderError(f"{checkpoint.folder.parents[1]}: its manifest does not say data.{min(missing)}")
     if client is not None and client not in range(len(profiles)):
         raise InputError(f"the client is {client!r}; expected one of 0 to {len(profiles) - 1}")
     check_compatible(checkpoint, {"scenario": numbers_tree(scenario), "data_fingerprint": data["fingerprint"]})
-    shapes = {name: tuple(shape) for name, shape in data["input_shapes"].items()}
+    told = {name: data["tasks"][name] if name else data for name in scenario.learned}
+    whole = {task: each for each in scenario.federated for task in each.learned}
+    input_shapes = {
+        each.name: {modality: tuple(shape) for modality, shape in told[task]["input_shapes"].items()}
+        for task, each in whole.items()
+    }
     population = Population(profiles, scenario.execution.chunk_size, scenario.server.clients_per_round)
     observed = {
         name: {split: ObservedRows(**counts) for split, counts in splits.items()}
@@ -104,10 +109,10 @@ def taken_model(
     known = (Block.named(entry["name"]) for entry in checkpoint.index["blocks"])
     sparse = {*observed, *(block.of for block in known if block.kind == "prototype")}
     tasks = {
-        name: TaskPlan(task.kind, (data["tasks"][name] if name else data)["num_classes"], task.lr)
+        name: TaskPlan(task.kind, told[name]["num_classes"], task.lr, data=whole[name].name)
         for name, task in scenario.learned.items()
     }
-    plan = client_plan(scenario, population, shapes, tasks, observed, sparse)
+    plan = client_plan(scenario, population, input_shapes, tasks, observed, sparse)
     server = checkpoint.restore(initial_server(plan, profiles, scenario.server.optimizer))
     if client is None:
         profile, state = _everybody(plan, server), INITIAL_STATE
@@ -118,22 +123,23 @@ def taken_model(
     else:
         profile, state = profiles[client], read_clients(checkpoint.client_files, [client]).get(client, INITIAL_STATE)
         if averages := plan.private_averages(profile):
-            told = f"client {client} never trains, and begins with means of others' {listed(averages)}"
-            raise InputError(f"{told}, which no checkpoint has; expected a client that trains")
+            means = f"client {client} never trains, and begins with means of others' {listed(averages)}"
+            raise InputError(f"{means}, which no checkpoint has; expected a client that trains")
     workspace = client_workspace(plan, profile)
     if problem := state_problem(state, plan, profile, workspace):
         raise RunFolderError(f"{checkpoint.folder}: is no checkpoint of this run: client {client} has {problem}")
     _load(workspace, plan, profile, state, server, checkpoint.round_index)
 
+    shapes, own = plan.shapes(profile), whole[profile.tasks[0]]
     dims = plan.model.embedding_dims(shapes)
     # Head and fusion of an only task are the only ones here.
     short = {Block(kind, profile.tasks[0]): Block(kind) for kind in _OF_TASK} if len(profile.tasks) == 1 else {}
     blocks = {short.get(name, name): module for name, module in workspace.model.blocks.items()}
     description = {
         "blossom_ray": version("blossom-ray"),
-        "run": _circumstances(scenario, manifest, checkpoint.round_index, client, state),
+        "run": _circumstances(scenario, own.data, manifest, checkpoint.round_index, client, state),
         **_learned(plan, profile, data),
-        "modalities": _modalities(scenario, data["fingerprint"], profile),
+        "modalities": _modalities(own, [told[task]["fingerprint"] for task in own.learned], profile, profiles),
         "missing": scenario.model.missing,
         "input_shapes": shapes,
         "embedding_dims": dims,
@@ -233,7 +239,12 @@ def _load(
 
 
 def _circumstances(
-    scenario: Scenario, manifest: Mapping[str, Any], round_index: int, client: int | None, state: ClientState
+    scenario: Scenario,
+    section: DataSection,
+    manifest: Mapping[str, Any],
+    round_index: int,
+    client: int | None,
+    state: ClientState,
 ) -> dict[str, Any]:
     """Where a model comes from."""
     names, engines = manifest["data"].get("client_names"), manifest.get("engines") or {}
@@ -243,7 +254,7 @@ def _circumstances(
         "name": scenario.name,
         "identity": identity(scenario),
         "data_fingerprint": manifest["data"]["fingerprint"],
-        "data": {key: value for key, value in plain_tree(scenario.data, defaults=True).items() if key not in others},
+        "data": {key: value for key, value in plain_tree(section, defaults=True).items() if key not in others},
         "round": round_index,
         "client": client,
         "client_name": names[client] if names and client is not None else None,
@@ -253,10 +264,12 @@ def _circumstances(
     return found if not manifest.get("own_code") else {**found, "own_code": manifest["own_code"]}
 
 
-def _modalities(scenario: Scenario, fingerprint: str, profile: ClientProfile) -> dict[str, Any]:
+def _modalities(
+    whole: FederatedDataset, fingerprints: Sequence[str], profile: ClientProfile, everyone: Sequence[ClientProfile]
+) -> dict[str, Any]:
     """By modality the shape of a sample, its columns in a table, and what is done to it before the model sees it."""
-    section = scenario.data
-    scales = _scales(scenario, fingerprint) if isinstance(section, OwnData) and section.standardize else {}
+    section = whole.data
+    scales = _scales(whole, fingerprints, everyone) if isinstance(section, OwnData) and section.standardize else {}
     by_window = {"kind": "window"} if getattr(section, "zscore", False) else None
     tables = section.modalities if isinstance(section, TableData) else {}
     found = {}
@@ -271,24 +284,23 @@ def _modalities(scenario: Scenario, fingerprint: str, profile: ClientProfile) ->
     return found
 
 
-def _scales(scenario: Scenario, fingerprint: str) -> dict[str, dict[str, Any]]:
-    """Mean and deviation by channel, from the rows that clients train on."""
-    sets = tuple(profile.modalities for profile in scenario.profiles())
-    data, learned = scenario.data, scenario.learned
+def _scales(
+    whole: FederatedDataset, fingerprints: Sequence[str], everyone: Sequence[ClientProfile]
+) -> dict[str, dict[str, Any]]:
+    """Mean and deviation by channel, from the rows that clients train on; fingerprints with the labels of each task."""
+    data = whole.data
     try:
-        dataset = data.open_learned(scenario.modalities, scenario.seed, learned).load()
-        by_task = {name: data.labelled(dataset, task.labels) for name, task in learned.items()}
-        if joint_fingerprint([own.fingerprint() for own in by_task.values()]) != fingerprint:
+        with whole.told():
+            dataset = whole.open().load()
+        by_task = {name: data.labelled(dataset, task.labels) for name, task in whole.learned.items()}
+        if [own.fingerprint() for own in by_task.values()] != [*fingerprints]:
             raise DataError("the data are others now; expected those of the run")
     except DataError as error:
-        why = "data.standardize makes means and deviations of the training rows, which leave with a model"
-        raise DataError(*error.args, why) from error
-    targets = data.labelled(dataset, data.skewed_labels(learned)).targets
-    groups = scenario.unseen_groups
-    divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, groups)
-    profiles = tuple(scenario.profiles())
-    labelled = labelled_rows(labelled_by_task(dataset, by_task), [*learned])
-    federation = observe(without_unlabelled(divided, profiles, labelled), data, targets, scenario.groups, scenario.seed)
+        why = f"{whole.in_words('data.standardize')} makes means and deviations of the training rows, which leave with"
+        raise DataError(*error.args, f"{why} a model") from error
+    targets, profiles = whole.targets(dataset), whole.profiles(everyone)
+    labelled = labelled_rows(labelled_by_task(dataset, by_task), [*by_task])
+    federation = whole.observe(without_unlabelled(whole.divide(targets), profiles, labelled), targets)
     found = channel_scales(dataset, federation, profiles)
     return {
         name: {"kind": "channel", "mean": mean.tolist(), "deviation": deviation.tolist()}

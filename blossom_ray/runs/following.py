@@ -23,7 +23,14 @@ from blossom_ray.core.records import (
 from blossom_ray.core.scores import task_prefix
 from blossom_ray.errors import RunError, RunFolderError
 from blossom_ray.runs.folder import Run, lock_folder
-from blossom_ray.runs.tables import CLIENT_COLUMNS, NUM_EXAMPLES, ROUND_COLUMNS, SOME_COLUMNS, TRAINED
+from blossom_ray.runs.tables import (
+    CLIENT_COLUMNS,
+    NUM_EXAMPLES,
+    ROUND_COLUMNS,
+    SOME_COLUMNS,
+    TRAINED,
+    WEIGHT_SHARE,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -167,8 +174,14 @@ def _tasks(client: dict[str, Any]) -> list[str]:
 
 
 def _block(block: dict[str, Any]) -> BlockRound:
-    values = {name: value for name, value in block.items() if name not in ("round", "block", "scope", "key")}
-    return BlockRound(BlockInstance.of_column(block["block"], block["scope"], block["key"]), **values)
+    ends = {name: name.rpartition("/")[::2] for name in block}
+    shares = {
+        task: block[name] for name, (task, end) in ends.items() if end == WEIGHT_SHARE and block[name] is not None
+    }
+    kept = {name for name, (task, _) in ends.items() if not task} - {"round", "block", "scope", "key"}
+    values = {name: value for name, value in block.items() if name in kept}
+    instance = BlockInstance.of_column(block["block"], block["scope"], block["key"])
+    return BlockRound(instance, **values, weight_shares=shares)
 
 
 def _failures(rows: list[dict[str, Any]]) -> tuple[Failure, ...]:

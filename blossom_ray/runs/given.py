@@ -1,47 +1,78 @@
-"""A data set that a program gives to `simulate`, put in the place of the scenario's `data` section."""
+"""Data sets that a program gives to `simulate`, put in the place of the scenario's own custom ones."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from blossom_ray.core.phrases import listed
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.options import GivenPartition
+from blossom_ray.data.options import AnyData
 from blossom_ray.data.sets.custom import CustomData
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.table.writer import write_table
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.reading.scenario import Scenario
 
+Given = Dataset | Mapping[str, Dataset]
+"""The data set of a scenario, or several by their names in `datasets`."""
 
-def with_dataset(scenario: Scenario, dataset: Dataset) -> Scenario:
-    """The scenario with this data set, for a run in this process.
+
+def with_dataset(scenario: Scenario, given: Given) -> Scenario:
+    """The scenario with these data sets, for a run in this process.
 
     Raises:
-        ScenarioError: The scenario's `data` names another data set.
-        DataError: It is no `Dataset`.
+        ScenarioError: The scenario names another data set.
+        DataError: It is no `Dataset`, or none of the scenario's.
     """
-    section = _section(scenario, dataset)
-    return scenario.model_copy(update={"data": section.model_copy(update={"factory": lambda: dataset})})
+
+    def in_memory(section: CustomData, dataset: Dataset) -> CustomData:
+        return section.model_copy(update={"factory": lambda: dataset})
+
+    return _with_sections(scenario, given, in_memory)
 
 
-def with_table(scenario: Scenario, dataset: Dataset, folder: Path) -> Scenario:
-    """The scenario with this data set as a file, which other processes read and a run can be resumed from.
+def with_table(scenario: Scenario, given: Given, folder: Path) -> Scenario:
+    """The scenario with these data sets as files, which other processes read and a run can be resumed from.
 
-    The file is named after the data's fingerprint, what is left out and what samples are pieces of, so runs on the
+    A file is named after the data's fingerprint, what is left out and what samples are pieces of, so runs on the
     same data share it.
 
     Args:
-        scenario: With `data: {dataset: custom}` and no factory.
-        dataset: The data set.
-        folder: Where the file is, or is written.
+        scenario: With `dataset: custom` and no factory in their places.
+        given: The data sets.
+        folder: Where the files are, or are written.
 
     Raises:
-        ScenarioError: The scenario's `data` names another data set.
-        DataError: It is no `Dataset`.
-        RunFolderError: The file cannot be written.
+        ScenarioError: The scenario names another data set.
+        DataError: It is no `Dataset`, or none of the scenario's.
+        RunFolderError: A file cannot be written.
     """
-    section = _section(scenario, dataset)
+    return _with_sections(scenario, given, lambda section, dataset: _table(section, dataset, folder))
+
+
+def _with_sections(
+    scenario: Scenario, given: Given, section_with: Callable[[CustomData, Dataset], AnyData]
+) -> Scenario:
+    if not isinstance(given, Mapping):
+        if scenario.datasets is not None:
+            raise DataError(
+                f"data is one data set, while there are the datasets {listed(scenario.datasets)}; expected "
+                "a mapping from their names"
+            )
+        return scenario.model_copy(update={"data": section_with(_section(scenario.data, "data", given), given)})
+    datasets = dict(scenario.datasets or {})
+    for name, dataset in given.items():
+        if name not in datasets:
+            expected = f"some of {listed(datasets)}" if datasets else "a blossom_ray.Dataset for `data`"
+            raise DataError(f"data has a data set {name!r}; expected {expected}")
+        datasets[name] = section_with(_section(datasets[name], f"datasets.{name}", dataset), dataset)
+    return scenario.model_copy(update={"datasets": datasets})
+
+
+def _table(section: CustomData, dataset: Dataset, folder: Path) -> TableData:
     if not isinstance(section.partition, GivenPartition):
         dataset = dataset.without_clients()
     name = dataset.fingerprint()
@@ -57,22 +88,22 @@ def with_table(scenario: Scenario, dataset: Dataset, folder: Path) -> Scenario:
     if not path.exists():
         write_table(dataset, path)
     shared = (CustomData.model_fields.keys() & TableData.model_fields.keys()) - {"dataset"}
-    table = TableData(
+    return TableData(
         dataset="table",
         path=str(path),
         class_names=dataset.class_names,
         **{key: getattr(section, key) for key in sorted(shared)},
     )
-    return scenario.model_copy(update={"data": table})
 
 
-def _section(scenario: Scenario, dataset: Dataset) -> CustomData:
+def _section(section: object, place: str, dataset: object) -> CustomData:
     if not isinstance(dataset, Dataset):
         raise DataError(f"data is of type {type(dataset).__name__}; expected a blossom_ray.Dataset")
-    section = scenario.data
     if not isinstance(section, CustomData) or section.factory is not None:
-        found = "names another data set" if isinstance(section, CustomData) else f"is {section.dataset!r}"
-        path = "data.factory" if isinstance(section, CustomData) else "data.dataset"
+        found = (
+            "names another data set" if isinstance(section, CustomData) else f"is {getattr(section, 'dataset', None)!r}"
+        )
+        path = f"{place}.factory" if isinstance(section, CustomData) else f"{place}.dataset"
         expected = "'custom' without a factory, since a data set is given to simulate"
         raise ScenarioError((Problem(path, found, expected),))
     return section

@@ -157,8 +157,9 @@ def statistics_notes(preparation: Preparation, server: Server) -> Iterator[str]:
     """What to say of blocks whose running statistics are nobody's own."""
     if preparation.scenario.sharing == CENTRAL:
         return
-    kinds = "modality sets" if len(preparation.plan.tasks) == 1 else "modality sets or tasks"
+    of_several = "modality sets" if len(preparation.plan.tasks) == 1 else "modality sets or tasks"
     for instance in mixed_statistics(server, preparation.plan, preparation.population.representatives()):
+        kinds = "data sets" if instance.name.kind == "encoder" else of_several
         yield (
             f"{instance}: running statistics of normalisation are averaged over clients of different {kinds}, "
             "which can spoil their scores; model.norm_statistics: same-modalities averages them within each modality "

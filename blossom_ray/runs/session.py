@@ -16,14 +16,13 @@ from typing import Literal, overload
 from blossom_ray.clients.options import EngineName
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import RoundRecord
-from blossom_ray.data.dataset import Dataset
 from blossom_ray.errors import ClientError, DriverLostError, InputError, RunError, StorageError
 from blossom_ray.reading.inspection import Inspector
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import CHECKPOINTS, MANIFEST_FILE, Run
-from blossom_ray.runs.given import with_dataset, with_table
+from blossom_ray.runs.given import Given, with_dataset, with_table
 from blossom_ray.runs.log import RunLog
 from blossom_ray.runs.loop import CheckpointKept, Event, LateScores, Outcome, Setup, run
 from blossom_ray.runs.resuming import check_resumption
@@ -41,7 +40,7 @@ IN_MEMORY = "in-memory"
 def simulate(
     scenario: Scenario,
     *,
-    data: Dataset | None = None,
+    data: Given | None = None,
     out: str | Path | None = None,
     stream: Literal[False] = False,
     address: str | None = None,
@@ -50,7 +49,7 @@ def simulate(
 def simulate(
     scenario: Scenario,
     *,
-    data: Dataset | None = None,
+    data: Given | None = None,
     out: str | Path | None = None,
     stream: Literal[True],
     address: str | None = None,
@@ -58,7 +57,7 @@ def simulate(
 def simulate(
     scenario: Scenario,
     *,
-    data: Dataset | None = None,
+    data: Given | None = None,
     out: str | Path | None = None,
     stream: bool = False,
     address: str | None = None,
@@ -67,8 +66,8 @@ def simulate(
 
     Args:
         scenario: What to run, and where (`execution.runtime`).
-        data: The data set of a scenario with `data: {dataset: custom}` and no factory; with `out` it is kept there as
-            a file, from which the run can be resumed.
+        data: The data set of a scenario with `data: {dataset: custom}` and no factory, or a mapping of such by their
+            names in `datasets`; with `out` they are kept there as files, from which the run can be resumed.
         out: Folder under which the run folder is made, such as "runs"; None: nothing is written.
         stream: Whether to get each round's record as it comes, instead of the run at the end. Closing the iterator
             ends the run: before the last record as interrupted, with complete rounds kept; from it on, it has finished.
@@ -196,7 +195,7 @@ def events(
             yield from stream(scenario, loop, run_id, stopping, shared=shared, address=address)
 
 
-def _events_with(scenario: Scenario, data: Dataset | None, address: str | None) -> Iterator[Event]:
+def _events_with(scenario: Scenario, data: Given | None, address: str | None) -> Iterator[Event]:
     """The events of a run without a folder; a data set that is given reaches other processes as a file."""
     if data is None:
         yield from events(scenario, address=address)

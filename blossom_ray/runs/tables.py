@@ -270,7 +270,15 @@ def _block_rows(record: RoundRecord) -> Columns:
         "key": [instance.key for instance in instances],
         **_columns(record.blocks, **{name: name for name in [*BLOCK_COLUMNS][4:]}),
         **(_columns(record.blocks, task_cosine="task_cosine") if _has_cosines(record) else {}),
+        **{
+            f"{task_prefix(task)}{WEIGHT_SHARE}": [block.weight_shares.get(task) for block in record.blocks]
+            for task in sorted({task for block in record.blocks for task in block.weight_shares})
+        },
     }
+
+
+WEIGHT_SHARE = "weight_share"
+"""What columns of `blocks` end with that some runs have, behind a task's name."""
 
 
 def _has_cosines(record: RoundRecord) -> bool:

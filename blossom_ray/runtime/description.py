@@ -44,9 +44,11 @@ def _described_task(preparation: Preparation, name: str, members: Sequence[Clien
 
 
 def _described_members(preparation: Preparation, members: Sequence[ClientProfile]) -> dict[str, object]:
-    shapes = {name: list(shape) for name, shape in preparation.plan.input_shapes.items()}
-    told = _described_clients(preparation.shards, members)
-    return {"input_shapes": shapes, **told, "num_held_out": preparation.num_held_out}
+    plan, told = preparation.plan, _described_clients(preparation.shards, members)
+    data_sets = {plan.data_set(profile) for profile in members}
+    if len(data_sets) == 1:
+        told = {"input_shapes": {name: list(shape) for name, shape in plan.shapes(members[0]).items()}, **told}
+    return {**told, "num_held_out": sum(preparation.num_held_out[name] for name in data_sets)}
 
 
 def _observation(preparation: Preparation) -> dict[str, object]:

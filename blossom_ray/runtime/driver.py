@@ -47,10 +47,11 @@ class DriverActor:
         self._scenario, self._loop, self._run_id, self._shared = scenario, loop, run_id, shared
         self._is_stopping = False
 
-    def keep(self, dataset: Dataset) -> None:
-        """Take over what the scenario's own code has built in the process that checked it."""
-        if isinstance(self._scenario.data, CustomData):
-            keep_built(self._scenario.data, dataset)
+    def keep(self, name: str, dataset: Dataset) -> None:
+        """Take over what own code of a data set has built in the process that checked the scenario."""
+        section = self._scenario.data_sets[name]
+        assert isinstance(section, CustomData), "no other data set is built"
+        keep_built(section, dataset)
 
     def events(self) -> Iterator[Any]:
         """Run to the end, or until `stop`."""
@@ -116,9 +117,11 @@ def stream(
         )
         try:
             with ray_errors("the driver actor", DriverLostError):
-                if (built := take_built(scenario.data)) is not None:
-                    ray.get(driver.keep.remote(built))  # a call of its own, so that the object store lets go of it
-                    del built
+                for name, section in scenario.data_sets.items():
+                    if (built := take_built(section)) is not None:
+                        # A call of its own, so that the object store lets go of it.
+                        ray.get(driver.keep.remote(name, built))
+                        del built
                 method = driver.events.options(
                     num_returns="streaming", _generator_backpressure_num_objects=_EVENTS_AHEAD
                 )

@@ -2,54 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from blossom_ray.algorithms.selection import Population
 from blossom_ray.authoring import AlgorithmServer, holdings, with_algorithm
-from blossom_ray.clients.losses import CustomLoss, Objective
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.plan import ClientPlan, TaskPlan
-from blossom_ray.clients.transforms import build_transforms
-from blossom_ray.core.blocks import CENTRAL, FUSION, Block, ClientProfile, Scope, SharingScheme
+from blossom_ray.core.blocks import CENTRAL, FUSION, Block, BlockInstance, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.records import Scoring
 from blossom_ray.core.section import Custom
-from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
-from blossom_ray.data.division.federation import Federation, build_federation
-from blossom_ray.data.division.labelling import check_labels, labelled_lines, labelled_rows, without_unlabelled
-from blossom_ray.data.division.observation import observation_digest, observation_of, observe, observe_held_out
-from blossom_ray.data.division.standardization import standardized
-from blossom_ray.data.sets.base import OwnData
-from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
-from blossom_ray.data.summary import ObservedRows, observed_rows
+from blossom_ray.data.dataset import LeftOut
+from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out
+from blossom_ray.data.summary import ObservedRows
 from blossom_ray.errors import InputError
+from blossom_ray.models.options import place_of
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.loading import (
+    LoadedDataset,
+    TaskFacts,
+    joint_digest,
+    joint_names,
+    joint_observed,
+    load_dataset,
+)
 from blossom_ray.scenario.identity import numbers_tree
 
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What is known of the data of one task.
-
-    Attributes:
-        class_names: Name of each class, or of each target of a regression.
-        fingerprint: SHA-256 (hex) of the data with its labels.
-        partition: SHA-256 (hex) over which rows its clients have for training, validation and testing.
-        observation: SHA-256 (hex) over what these observe in which rows; "" where they observe all that they own.
-    """
-
-    class_names: tuple[str, ...]
-    fingerprint: str
-    partition: str
-    observation: str = ""
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,8 @@ class Preparation:
         plan: What every client goes by.
         population: The clients and their chunks.
         shards: Where their shards lie.
-        num_held_out: Samples of the held-out global test set, which lies beside them; 0 where there is none to score.
+        num_held_out: By the name of a data set the samples of its held-out global test set, which lies beside them; 0
+            where there is none to score.
         fingerprint: SHA-256 (hex) of the data; with `tasks`, over those of all tasks.
         partition: SHA-256 (hex) over which rows each client has for training, validation and testing.
         left_out: What is not in the data, and rows that no client has, by reason.
@@ -77,7 +65,7 @@ class Preparation:
     plan: ClientPlan
     population: Population
     shards: ShardIndex
-    num_held_out: int
+    num_held_out: Mapping[str, int]
     fingerprint: str
     partition: str
     left_out: tuple[LeftOut, ...] = ()
@@ -93,7 +81,8 @@ class Preparation:
         """The algorithm as it acts on the server; None: federated averaging."""
         if self.plan.author is None:
             return None
-        return AlgorithmServer(self.plan, holdings(self.plan, self.population, self.shards.num_train))
+        holders = holdings(self.plan, self.population, self.shards.num_train)
+        return AlgorithmServer(self.plan, self.population, holders)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is cached."""
@@ -102,7 +91,7 @@ class Preparation:
     @property
     def has_held_out(self) -> bool:
         """Whether there is a held-out global test set to score."""
-        return self.num_held_out > 0
+        return any(self.num_held_out.values())
 
     @property
     def has_validation(self) -> bool:
@@ -169,87 +158,34 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
     population = Population(
         tuple(scenario.profiles()), scenario.execution.chunk_size, scenario.server.clients_per_round
     )
-    data, learned = scenario.data, scenario.learned
-    dataset = data.open_learned(scenario.modalities, scenario.seed, learned).load()
-    by_task = {name: data.labelled(dataset, task.labels) for name, task in learned.items()}
-    for name, own in by_task.items():
-        own.check_task(learned[name].kind, learned[name].labels)
-    sets = tuple(profile.modalities for profile in population.profiles)
-    targets = data.labelled(dataset, data.skewed_labels(learned)).targets
-    divided = build_federation(data, targets, scenario.num_clients, scenario.seed, sets, scenario.unseen_groups)
-    dataset = labelled_by_task(dataset, by_task)
-    labelled = labelled_rows(dataset, [*learned])
-    to_learn = without_unlabelled(divided, population.profiles, labelled)
-    federation = observe(to_learn, data, targets, scenario.groups, scenario.seed)
-    check_labels(federation, population.profiles, labelled, divided)
-    num_unused = dataset.num_samples - divided.num_samples - divided.num_beyond
-    unused = {
-        "samples that no client has (data.partition)": num_unused,
-        "samples of unseen clients beyond their shots": divided.num_beyond,
-    }
-    for split, rows in divided.splits.items():
-        num_left = len(to_learn.splits[split].flat)
-        unused[f"{split} rows without a label that their client learns"] = len(rows.flat) - num_left
-        reason = f"{split} rows in which their client observes no modality (data.without_modality)"
-        unused[reason] = num_left - len(federation.splits[split].flat)
-    overlap = federation.overlap(dataset.pieces)
-    given_notes = () if targets.clients is None else targets.clients.notes
-    facts = {name: _task_facts(name, own, divided, population) for name, own in by_task.items()}
-    fingerprint = joint_fingerprint([own.fingerprint for own in facts.values()])
-    tasks = {
-        name: TaskPlan(
-            task.kind,
-            by_task[name].num_classes,
-            task.lr,
-            has_held_out=by_task[name].has_held_out_labels,
-            loss_weight=task.loss_weight,
-            is_partial=name in labelled,
-        )
-        for name, task in learned.items()
-    }
-    del by_task  # before their inputs are there a second time
-    if isinstance(data, OwnData) and data.standardize:
-        dataset = standardized(dataset, federation, population.profiles)
-    _try_training(scenario, tasks, dataset.input_shapes)
-    held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
-    views: list[Dataset] = []
-    view_of = np.zeros(scenario.num_clients, np.int64)
-    with_labels = [name for name, task in tasks.items() if task.has_held_out]
-    _check_held_out_labels(scenario, with_labels)
-    if held_out is not None and with_labels:
-        views, view_of = observe_held_out(held_out, data, scenario.groups, scenario.seed)
-        task_sets = sorted({profile.tasks for profile in population.profiles})
-        write_held_out(views, folder, dataset=dataset, tasks=task_sets)
-    observed = observed_rows(federation, population.trained, views, view_of[: len(population.trained)].tolist())
-    _check_gaps(scenario, observed)
-    is_partial = federation is not to_learn or any(view is not held_out for view in views)
-    for name, known in facts.items() if is_partial else ():
-        members = [profile for profile in population.profiles if name in profile.tasks]
-        numbers = dict.fromkeys(view_of[[profile.index for profile in members]].tolist()) if views else ()
-        seen = [views[number] for number in numbers]
-        facts[name] = replace(known, observation=observation_of(members, to_learn, federation, seen, held_out))
-    shards = write_shards(dataset, federation, population.profiles, folder, view_of)
-    plan = client_plan(scenario, population, dataset.input_shapes, tasks, observed, observed)
+    profiles = population.profiles
+    loaded = [load_dataset(scenario, whole, profiles, folder) for whole in scenario.federated]
+    shards = ShardIndex.joined([(part.clients, part.shards) for part in loaded])
+    observed = joint_observed(loaded, population.trained)
+    # In the order of the scenario, whichever data sets they have.
+    tasks = {name: part.tasks[name] for name in scenario.learned for part in loaded if name in part.tasks}
+    facts = {name: part.facts[name] for name in scenario.learned for part in loaded if name in part.facts}
+    plan = client_plan(
+        scenario, population, {part.name: part.input_shapes for part in loaded}, tasks, observed, observed
+    )
     return Preparation(
         scenario=scenario,
         plan=plan,
         population=population,
         shards=shards,
-        num_held_out=0 if held_out is None or not with_labels else held_out.num_samples,
-        fingerprint=fingerprint,
-        partition=divided.digest(),
-        left_out=dataset.left_out + tuple(LeftOut(what, number) for what, number in unused.items() if number > 0),
+        num_held_out={part.name: part.num_held_out for part in loaded},
+        fingerprint=joint_digest([own.fingerprint for own in facts.values()]),
+        partition=joint_digest([part.partition for part in loaded]),
+        left_out=tuple(entry for part in loaded for entry in part.left_out),
         task_facts=facts,
         notes=(
-            *dataset.notes,
-            *given_notes,
-            *(() if overlap is None else (str(overlap),)),
-            *_unseen_notes(scenario, plan, population, divided),
-            *_task_notes(scenario, with_labels),
-            *labelled_lines(federation, population.trained, labelled),
+            *(note for part in loaded for note in part.notes),
+            *_unseen_notes(scenario, plan, population, loaded),
+            *_task_notes(scenario, tasks),
+            *(note for part in loaded for note in part.label_notes),
         ),
-        client_names=federation.names,
-        observation=observation_digest(federation, views) if is_partial else "",
+        client_names=joint_names(loaded),
+        observation=joint_digest([part.observation for part in loaded]),
         observed=observed,
     )
 
@@ -257,7 +193,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
 def client_plan(
     scenario: Scenario,
     population: Population,
-    input_shapes: Mapping[str, tuple[int, ...]],
+    input_shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
     tasks: Mapping[str, TaskPlan],
     observed: Mapping[str, Mapping[str, ObservedRows]],
     sparse: Iterable[str],
@@ -267,7 +203,7 @@ def client_plan(
     Args:
         scenario: The scenario.
         population: Its clients.
-        input_shapes: Shape of one sample by modality.
+        input_shapes: By data set the shape of one sample by modality.
         tasks: What the clients of each task learn.
         observed: As in `Preparation`.
         sparse: The modalities that some sample of an owner lacks.
@@ -281,9 +217,9 @@ def client_plan(
     plan = ClientPlan(
         model=scenario.model,
         training=scenario.training,
-        scheme=_with_frozen_code(scenario, input_shapes, tasks),
+        scheme=scenario.scheme,
         seed=scenario.seeds.training,
-        input_shapes=input_shapes,
+        input_shapes=_known_shapes(scenario.scheme, input_shapes),
         tasks=tasks,
         evaluation_batch_size=scenario.evaluation.batch_size,
         num_rounds=scenario.rounds,
@@ -295,13 +231,16 @@ def client_plan(
         sparse=tuple(sorted(sparse)),
         sparse_in_training=() if scenario.sharing == CENTRAL else _lacking_in_training(observed),
     )
+    plan = replace(plan, scheme=_with_frozen_code(plan, population))
+    if len(input_shapes) > 1:
+        _check_joined(plan, population)
     plan = replace(plan, prototypes=_prototypes(plan, population))
     plan = replace(plan, split_blocks=_split_blocks(plan, population))
     return plan if scenario.algorithm.kind == "fedavg" else with_algorithm(plan, scenario.algorithm, population)
 
 
 def _unseen_notes(
-    scenario: Scenario, plan: ClientPlan, population: Population, federation: Federation
+    scenario: Scenario, plan: ClientPlan, population: Population, loaded: Sequence[LoadedDataset]
 ) -> Iterator[str]:
     """What to say of clients that never train: what of them is untrained, and who has too few samples."""
     score = f"{Scoring.UNSEEN.prefix}{scenario.judge[0]}"
@@ -315,119 +254,82 @@ def _unseen_notes(
         then = f"and {score} is with these" if is_scored else "so they are scored after it alone"
         yield f"unseen clients: before fine-tuning their own {listed(sorted(parts))} have initial values, {then}"
     shots = [group.shots or 0 for group in scenario.unseen_groups for _ in range(group.count)]
-    counts = federation.train.counts[len(population.trained) :].tolist()
+    given = {client: int(count) for part in loaded for client, count in zip(part.clients, part.num_train, strict=True)}
+    counts = [given[profile.index] for profile in population.unseen]
     if short := [count for count, wanted in zip(counts, shots, strict=True) if count < wanted]:
         yield f"{len(short)} of {len(shots)} unseen clients have fewer samples than shots, the fewest {min(short)}"
 
 
-def joint_fingerprint(of_tasks: Sequence[str]) -> str:
-    """SHA-256 (hex) of data with the labels of several tasks, from those with the labels of each."""
-    return of_tasks[0] if len(of_tasks) == 1 else hashlib.sha256("".join(of_tasks).encode()).hexdigest()
-
-
-def _task_facts(name: str, dataset: Dataset, federation: Federation, population: Population) -> TaskFacts:
-    """What is known of the data of a task."""
-    partition = federation.only([profile.index for profile in population.profiles if name in profile.tasks])
-    return TaskFacts(tuple(dataset.class_names), dataset.fingerprint(), partition.digest())
-
-
-def labelled_by_task(dataset: Dataset, by_task: Mapping[str, Dataset]) -> Dataset:
-    """The data set, and its held-out set, with the labels of each task as the label column of its name."""
-    if "" in by_task:
-        return dataset
-    columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in by_task.items()}
-    tests = {name: own.held_out for name, own in by_task.items() if own.held_out is not None}
-    held_out = dataset.held_out
-    if held_out is not None:
-        held_out_columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in tests.items()}
-        held_out = replace(held_out, label_columns=held_out_columns)
-    return replace(dataset, label_columns=columns, held_out=held_out)
-
-
-def _check_held_out_labels(scenario: Scenario, held_out: Collection[str]) -> None:
-    """Refuse clients whose samples are of the held-out part, and whose task has no labels there.
-
-    Raises:
-        InputError: There are some.
-    """
-    for index, group in enumerate(scenario.groups):
-        for task in group.tasks or tuple(scenario.learned) if group.rows == "held-out" else ():
-            if task not in held_out:
-                found = f"clients.{index}.rows is 'held-out', where the task {task!r} has other classes"
-                raise InputError(f"{found}; expected 'shared', or another task")
-
-
-def _task_notes(scenario: Scenario, held_out: Collection[str]) -> Iterator[str]:
-    """What is to be known of tasks whose labels the held-out set does not have."""
-    for name in scenario.learned:
-        if held_out and name not in held_out and scenario.evaluation.held_out != "never":
+def _task_notes(scenario: Scenario, tasks: Mapping[str, TaskPlan]) -> Iterator[str]:
+    """What is to be known of tasks whose labels the held-out set of their data does not have."""
+    scored = {task.data for task in tasks.values() if task.has_held_out}
+    for name, task in tasks.items():
+        if task.data in scored and not task.has_held_out and scenario.evaluation.held_out != "never":
             yield f"{name}: the held-out set has other classes, so there are no held-out scores of this task"
 
 
-def _try_training(
-    scenario: Scenario, tasks: Mapping[str, TaskPlan], input_shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Build what clients train with, so that what does not fit is known before a round begins."""
-    import torch
+def _known_shapes(
+    scheme: SharingScheme, own: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+    """By data set the shape of a sample of each modality that its clients' models know.
 
-    from blossom_ray.tasks.learned import only
-
-    training = scenario.training
-    for name, task in tasks.items():
-        Objective(training.loss, only(task.kind, task.num_outputs), torch.device("cpu"))
-        if isinstance(training.loss, CustomLoss) and task.is_partial and task.kind != "classification":
-            whose = f"labels of {name}" if name else "labels"
-            found = (
-                f"training.loss is own code, which is not told which {whose} a sample lacks, and some samples lack some"
-            )
-            raise InputError(f"{found}; expected another loss")
-    build_transforms(training.transform, input_shapes, scenario.modalities)
+    A fusion that clients of several data sets have in common knows the modalities of all of them; where a data set
+    lacks one, its samples are as in the first one that has it.
+    """
+    is_of_one = scheme.fusions(["one"]) == ("one",) or scheme.scope(FUSION) is Scope.PRIVATE
+    if len(own) == 1 or is_of_one:
+        return own
+    anywhere = {modality: shape for shapes in reversed([*own.values()]) for modality, shape in shapes.items()}
+    return {name: dict(sorted({**anywhere, **shapes}.items())) for name, shapes in own.items()}
 
 
-def _with_frozen_code(
-    scenario: Scenario, input_shapes: Mapping[str, tuple[int, ...]], tasks: Mapping[str, TaskPlan]
-) -> SharingScheme:
-    """The scheme, with the scope `frozen` for own code whose parameters come frozen: nobody trains or averages it."""
+def _built(plan: ClientPlan, block: Block, profile: ClientProfile) -> nn.Module:
+    """A block as clients of this one's kind hold it, with initial values."""
     from blossom_ray.models.build import build_block
 
-    model, scheme = scenario.model, scenario.scheme
-    sections: dict[Block, object] = {Block("encoder", name): section for name, section in model.encoders.items()}
-    sections |= {FUSION: model.fusion, **{Block("head", name): model.head for name in tasks}}
-    frozen: list[Block] = []
-    for name, section in sections.items():
-        if isinstance(section, Custom):
-            num_outputs = tasks[name.of if name.kind == "head" else next(iter(tasks))].num_outputs
-            block = build_block(name, model, input_shapes, num_outputs, scenario.seeds.training)
-            parameters = list(block.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                frozen.append(name)
-    return scheme.with_frozen(frozen)
+    task = plan.tasks[block.of if block.kind == "head" else profile.tasks[0]]
+    return build_block(block, plan.model, plan.shapes(profile), task.num_outputs, plan.seed)
 
 
-def _check_gaps(scenario: Scenario, sparse: Mapping[str, Mapping[str, ObservedRows]]) -> None:
-    """Refuse what cannot do without a modality in single samples.
+def _with_frozen_code(plan: ClientPlan, population: Population) -> SharingScheme:
+    """The scheme, with the scope `frozen` for own code whose parameters come frozen: nobody trains or averages it."""
+    model, frozen = plan.model, dict[Block, bool]()
+    sections: dict[str, object] = {"fusion": model.fusion, "head": model.head}
+    for profile in population.representatives():
+        for name in plan.held_blocks(profile):
+            section = model.encoders[name.of] if name.kind == "encoder" else sections.get(name.kind)
+            if isinstance(section, Custom) and name not in frozen:
+                parameters = list(_built(plan, name, profile).parameters())
+                frozen[name] = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    return plan.scheme.with_frozen(name for name, is_frozen in frozen.items() if is_frozen)
 
-    Args:
-        scenario: The scenario.
-        sparse: The modalities that some sample of an owner lacks, as `observed_rows`.
+
+def _check_joined(plan: ClientPlan, population: Population) -> None:
+    """Refuse blocks that clients of several data sets have in common, and whose parameters differ in shape.
 
     Raises:
-        InputError: Something cannot.
+        InputError: There is one.
     """
-    if not sparse:
-        return
-    model, lacking = scenario.model, f"while samples lack {', '.join(sparse)}"
-    if scenario.training.modality_dropout and (in_training := _lacking_in_training(sparse)):
-        found = f"training.modality_dropout is {scenario.training.modality_dropout:g}"
-        raise InputError(f"{found}, while training samples lack {', '.join(in_training)} already; expected 0")
-    if isinstance(model.fusion, Custom) and model.missing == "mask":
-        found = f"model.missing is 'mask' and model.fusion own code, which is not told what a sample lacks, {lacking}"
-        raise InputError(f"{found}; expected another rule, or a fusion of another kind")
-    scopes = {name: scenario.scheme.scope(Block("encoder", name)) for name in sparse}
-    for name, scope in scopes.items() if model.missing == "prototype" else ():
-        if scope not in (Scope.SHARED, Scope.FROZEN):
-            found = f"model.missing is 'prototype', while samples lack {name} and encoder/{name} has the scope {scope}"
-            raise InputError(f"{found}, so its copies embed differently; expected shared or frozen encoders")
+    seen: dict[BlockInstance, tuple[ClientProfile, dict[str, list[int]]]] = {}
+    for profile in (*population.representatives(), *population.unseen_representatives()):
+        data = plan.data_set(profile)
+        for name, instance in plan.held_blocks(profile).items():
+            if instance.is_private or (instance in seen and plan.data_set(seen[instance][0]) == data):
+                continue
+            tensors = _built(plan, name, profile).state_dict()
+            shapes = {key: [*tensor.shape] for key, tensor in tensors.items()}
+            first, others = seen.setdefault(instance, (profile, shapes))
+            if different := [key for key in {**others, **shapes} if others.get(key) != shapes.get(key)]:
+                key, sets = different[0], f"{plan.data_set(first)} and {data}"
+                found = f"{name} has the scope {instance.scope} and is of the data sets {sets}"
+                if name.kind == "encoder":
+                    samples = (plan.shapes(each)[name.of] for each in (first, profile))
+                    found += f", whose samples have the shapes {' and '.join(str([*shape]) for shape in samples)}"
+                raise InputError(
+                    f"{place_of(name)}: {found}: its {key} would have the shapes {others.get(key)} and "
+                    f"{shapes.get(key)}; expected an encoder for any length (conv1d, gru, conv-gru), samples of one "
+                    "shape, or the scope same-task"
+                )
 
 
 def _lacking_in_training(observed: Mapping[str, Mapping[str, ObservedRows]]) -> tuple[str, ...]:
@@ -444,7 +346,6 @@ def _prototypes(plan: ClientPlan, population: Population) -> tuple[str, ...]:
 
 def _split_blocks(plan: ClientPlan, population: Population) -> frozenset[str]:
     """The blocks whose running statistics are instances of their own, as `ClientPlan.split_blocks` has them."""
-    from blossom_ray.models.build import build_block
     from blossom_ray.models.flat import block_layout
 
     model = plan.model
@@ -452,16 +353,16 @@ def _split_blocks(plan: ClientPlan, population: Population) -> frozenset[str]:
     if model.norm_statistics != "same-modalities" and not sparse:
         return frozenset()
     holders: defaultdict[Block, set[str]] = defaultdict(set)
+    holder: dict[Block, ClientProfile] = {}
     for profile in population.representatives():
         for name, instance in plan.held_blocks(profile).items():
             is_common = instance.scope in _OF_SEVERAL_SETS and name.kind != "prototype"
             if is_common or (name in sparse and instance.scope in _OF_ONE_SET):
                 holders[name].add(profile.modality_set)
+                holder[name] = profile
 
     def has_statistics(name: Block) -> bool:
-        num_outputs = plan.tasks[name.of if name.kind == "head" else next(iter(plan.tasks))].num_outputs
-        block = build_block(name, model, plan.input_shapes, num_outputs, plan.seed)
-        return len(block_layout(block, model.norm_statistics).buffers) > 0
+        return len(block_layout(_built(plan, name, holder[name]), model.norm_statistics).buffers) > 0
 
     return frozenset(
         name

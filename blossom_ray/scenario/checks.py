@@ -1,13 +1,13 @@
 """Checks across sections: values that are right in themselves and cannot stand together.
 
 What one section can see by itself is its own method `conflicts`; a rule between sections is a function in
-`data_rules.py` or `training_rules.py`.
+`data_rules.py`, `dataset_rules.py` or `training_rules.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from blossom_ray.core.blocks import (
@@ -20,12 +20,13 @@ from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import shown
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.core.section import Finding, find_conflicts
-from blossom_ray.data.sets.base import Download
+from blossom_ray.data.federated import renamed
+from blossom_ray.data.sets.base import DataSection, Download
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.errors import InputError
 from blossom_ray.models.options import place_of
 from blossom_ray.models.weights import checked_sum
-from blossom_ray.scenario import data_rules, training_rules  # noqa: F401  # their rules
+from blossom_ray.scenario import data_rules, dataset_rules, training_rules  # noqa: F401  # their rules
 from blossom_ray.scenario.rules import RULES
 
 
@@ -36,7 +37,12 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         sections: The top-level values of a scenario that are right in themselves. A check runs where all that it
             compares is there.
     """
-    found = [finding for name, section in sections.items() for finding in find_conflicts(section, name)]
+    found = [
+        finding for name, section in sections.items() for finding in find_conflicts(section, name) if name != "datasets"
+    ]
+    own_data = data_sets(sections)
+    for name, data in own_data.items() if "" not in own_data else ():
+        found += _of_data_set(find_conflicts(data, "data"), name, data)
     if isinstance(sections.get("clients"), str):
         sections = {"from_data" if name == "clients" else name: section for name, section in sections.items()}
     known = {name: section for name, section in sections.items() if section is not None} | {"sections": sections}
@@ -48,10 +54,46 @@ def cross_problems(sections: Mapping[str, Any]) -> list[Finding]:
         known["learned"] = sections["tasks"] or {"": LearnedTask(kind=sections["task"])}
     if scopes := _scopes(sections):
         known["scopes"] = scopes
+    parts = {name: _part(known, name, data) for name, data in own_data.items()}
     for needed, check in RULES:
-        if all(name in known for name in needed):
-            found += check(*(known[name] for name in needed))
+        for name, own in parts.items() if "data" in needed else [("", known)]:
+            if all(key in own for key in needed):
+                found += _of_data_set(check(*(own[key] for key in needed)), name, own.get("data"))
     return found
+
+
+def data_sets(sections: Mapping[str, Any]) -> dict[str, DataSection]:
+    """The data sets by name, "" for `data`; none where they are wrong.
+
+    Args:
+        sections: As for `cross_problems`.
+    """
+    several, only = sections.get("datasets"), sections.get("data")
+    return several or ({} if only is None else {"": only})
+
+
+def _part(known: Mapping[str, Any], name: str, data: DataSection) -> dict[str, Any]:
+    """What rules about `data` are told of one of several data sets: its tasks, clients and modalities alone."""
+    if not name:
+        return dict(known)
+    part = {key: value for key, value in known.items() if key not in ("learned", "tasks", "num_parts", "num_clients")}
+    tasks = {task: each for task, each in known.get("learned", {}).items() if each.data in (name, None)}
+    if tasks:
+        part |= {"learned": tasks, **({"tasks": tasks} if "tasks" in known else {})}
+    if groups := [group for group in known.get("clients", ()) if not group.tasks or {*group.tasks} & {*tasks}]:
+        part["num_clients"] = sum(group.count for group in groups if group.role == "train")
+        part["num_parts"] = sum(group.count for group in groups if group.rows == "shared")
+        owned = {modality for group in groups for modality in group.modalities}
+        if "model" in known:
+            encoders = {key: encoder for key, encoder in known["model"].encoders.items() if key in owned}
+            part["model"] = known["model"].model_copy(update={"encoders": encoders})
+    return {**part, "data": data}
+
+
+def _of_data_set(findings: Iterable[Finding], name: str, data: DataSection | None) -> Iterator[Finding]:
+    """Findings about `data` in the words of a scenario with several of them."""
+    for finding in findings:
+        yield finding if data is None else Finding(*(renamed(text, name, data) for text in finding))
 
 
 def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
@@ -60,12 +102,14 @@ def missing_data(sections: Mapping[str, Any]) -> list[Finding]:
     Args:
         sections: As for `cross_problems`.
     """
-    data, found = sections.get("data"), missing_weights(sections)
-    if not isinstance(data, Download | TableData) or data.path is None:
-        return found
-    if is_uri(data.path) or os.path.exists(os.path.expanduser(data.path)):
-        return found
-    return [Finding("data.path", f"{shown(data.path)}, which does not exist", data.facts.download), *found]
+    found = missing_weights(sections)
+    for name, data in data_sets(sections).items():
+        if not isinstance(data, Download | TableData) or data.path is None or is_uri(data.path):
+            continue
+        if not os.path.exists(os.path.expanduser(data.path)):
+            path = renamed("data.path", name, data)
+            found.append(Finding(path, f"{shown(data.path)}, which does not exist", data.facts.download))
+    return found
 
 
 def missing_weights(sections: Mapping[str, Any]) -> list[Finding]:
@@ -92,7 +136,8 @@ def missing_validation(sections: Mapping[str, Any]) -> Iterator[Finding]:
     Args:
         sections: As for `cross_problems`.
     """
-    evaluation, expected = sections.get("evaluation"), "data.validation_fraction above 0"
+    evaluation, whose = sections.get("evaluation"), "datasets.<name>" if sections.get("datasets") else "data"
+    expected = f"{whose}.validation_fraction above 0"
     if evaluation is not None and evaluation.split == "validation":
         yield Finding("evaluation.split", "is 'validation', and no client has a validation split", expected)
     if sections.get("stop") is not None:

@@ -39,6 +39,8 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("clients", _EACH, "rows"): "shared",
     ("clients", _EACH, "shots"): None,
     ("tasks",): None,
+    ("datasets",): None,
+    ("tasks", _EACH, "data"): None,
     ("server", "task_weights"): "samples",
     ("clients", _EACH, "task"): None,
     ("tasks", _EACH, "loss_weight"): 1.0,

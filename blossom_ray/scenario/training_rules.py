@@ -342,7 +342,7 @@ def _prototypes_of_encoders(
 def _compat(compat: str, sections: Mapping[str, Any]) -> Iterator[Finding]:
     for path, value in REFERENCE.items():
         name, key = path.split(".")
-        if name not in sections:
+        if sections.get(name) is None:
             continue
         found = getattr(sections[name], key)
         wanted = value["kind"] if isinstance(value, Mapping) else value

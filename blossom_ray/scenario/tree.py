@@ -10,10 +10,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from blossom_ray.algorithms.options import AlgorithmOption, FederatedAveraging, Server, given_section
 from blossom_ray.clients.options import EngineName, Training
 from blossom_ray.core.blocks import ClientProfile, SchemeName, ScopeName, SharingScheme, sorted_scope
-from blossom_ray.core.scores import LearnedTask, Score, Task, TaskName, default_score, task_prefix
+from blossom_ray.core.scores import DatasetName, LearnedTask, Score, Task, TaskName, default_score, task_prefix
 from blossom_ray.core.section import Section
 from blossom_ray.data.division.options import ClientGroup, Clients
-from blossom_ray.data.options import Data
+from blossom_ray.data.federated import FederatedDataset, federated_datasets
+from blossom_ray.data.options import AnyData, Data
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.models.options import Model
 from blossom_ray.scenario.sections import Checkpoint, Evaluation, Execution, Failures, Stop
@@ -81,8 +82,11 @@ class ScenarioTree(Section):
     compat: Literal["blossom-reference"] | None = None
     """Repeat the mathematics of the paper's published code: sets `data.draws`, `model.missing`, `training.schedule` and
     `training.min_batch_size` where they are left out, and refuses other values. Its faulty state is not repeated."""
-    data: Data
+    data: Annotated[AnyData | None, Field(discriminator="dataset")] = None
     """The data set, its partition over clients and the clients' test splits."""
+    datasets: Annotated[dict[DatasetName, Data], Field(min_length=1)] | None = None
+    """Several data sets in one federation, by name, in the place of `data`: each with a partition, splits and held-out
+    set of its own. Clients have the data set of their task; modalities of the same name are the same modality."""
     clients: Clients
     """Groups of clients by the modalities that they own, or `from-data`: those that the data give. The latter goes with
     `data.partition: {kind: given}`, and the scenario of a run has the groups that were found."""
@@ -162,6 +166,22 @@ class ScenarioTree(Section):
         name, task = next(iter(self.learned.items()))
         score = default_score(task.kind)
         return f"{task_prefix(name)}{score.name}", score
+
+    @property
+    def data_sets(self) -> Mapping[str, Data]:
+        """The data sets by name; "" is `data`.
+
+        Raises:
+            ScenarioError: There is none.
+        """
+        if self.datasets is None and self.data is None:
+            raise ScenarioError((Problem("data", "is missing", "a data set, or several in datasets"),))
+        return self.datasets or ({} if self.data is None else {"": self.data})
+
+    @property
+    def federated(self) -> tuple[FederatedDataset, ...]:
+        """The data sets, each with its clients; errors as `groups` and `data_sets`."""
+        return federated_datasets(self.data_sets, self.modalities, self.groups, self.seed, self.learned)
 
     @property
     def modalities(self) -> tuple[str, ...]:

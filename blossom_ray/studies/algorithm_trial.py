@@ -75,7 +75,7 @@ def _try(scenario: Scenario) -> None:
     all_clients = trial.model_copy(update={"server": trial.server.model_copy(update={"clients_per_round": 1.0})})
     if trial.model.missing != "prototype" and not isinstance(trial.model.fusion, Custom):
         gaps = {"observed": dict.fromkeys(trial.modalities, 0.7), "without_modality": "keep-one"}
-        all_clients = all_clients.model_copy(update={"data": all_clients.data.model_copy(update=gaps)})
+        all_clients = all_clients.model_copy(update={"data": all_clients.data_sets[""].model_copy(update=gaps)})
     plain, stacked = (_results(all_clients, 64, dropout=0.0, engine=engine) for engine in ("sequential", "vectorized"))
     if _far(plain, stacked):
         raise RunError(
@@ -86,6 +86,16 @@ def _try(scenario: Scenario) -> None:
 
 def _small(scenario: Scenario) -> Scenario:
     """The scenario with a few clients of generated samples, not checked again."""
+    whole = scenario.federated[0]  # one data set is as good as several: own code sees one at a time
+    encoders = {name: encoder for name, encoder in scenario.model.encoders.items() if name in whole.modalities}
+    changes: dict[str, Any] = {
+        "data": whole.data,
+        "datasets": None,
+        "clients": whole.groups,
+        "tasks": scenario.tasks and dict(whole.learned),
+        "model": scenario.model.model_copy(update={"encoders": encoders}),
+    }
+    scenario = scenario.model_copy(update=changes)
     if scenario.tasks is not None and not any(len(group.tasks) > 1 for group in scenario.groups):
         first = next(iter(scenario.learned.values()))  # as good as all: code sees one at a time
         groups = tuple(group.model_copy(update={"task": None}) for group in scenario.groups)
@@ -134,7 +144,7 @@ def _learned(scenario: Scenario, used: Collection[str]) -> dict[str, LearnedTask
 
 def _samples(scenario: Scenario, size: int) -> Dataset:
     """Normal numbers in the shapes of the scenario's data, and labels at random, of all classes but the last."""
-    data, modalities = scenario.data, scenario.modalities
+    data, modalities = scenario.data_sets[""], scenario.modalities
     draw, shapes = np.random.default_rng(0), dict(data.input_shapes(modalities))
     task = next(iter(scenario.learned.values())).kind
     opened, is_classification = data.open(modalities, scenario.seed, task), task == "classification"

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from blossom_ray.algorithms.selection import Chunk, fraction_of
 from blossom_ray.authoring import rows_bytes
 from blossom_ray.clients.host import ClientHost
@@ -394,8 +396,8 @@ def memory(preparation: Preparation, workspaces: Mapping[tuple[str, str], Worksp
             if (actor, _model_of(profile)) not in has_model:
                 has_model.add((actor, _model_of(profile)))
                 loads[actor] += _model_bytes(preparation, profile, sizes, sum(part.size for part in parts))
-    samples = int(preparation.shards.num_samples.sum())
-    data = _FLOAT32 * samples * sum(math.prod(shape) for shape in plan.input_shapes.values())
+    widths = [sum(map(math.prod, plan.shapes(profile).values())) for profile in population.profiles]
+    data = _FLOAT32 * int((preparation.shards.num_samples * np.array(widths)).sum())
     num_shared = sum(shared.values()) + num_own
     # Vectors as long as a block that the server optimizer keeps of it; a user's own may keep other lengths, too.
     num_states = sum(array.size for array in server.optimizer.init(1).values())

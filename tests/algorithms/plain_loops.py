@@ -152,7 +152,7 @@ class World:
         for profile in self.population.profiles:
             model = build_client_model(
                 self.plan.model,
-                self.plan.input_shapes,
+                self.plan.shapes(profile),
                 self.plan.tasks[""].num_outputs,
                 profile.modalities,
                 self.plan.seed,

@@ -18,6 +18,7 @@ from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.federated import FederatedDataset
 from blossom_ray.data.options import examine_federation
 from blossom_ray.data.sets.custom import CustomData
 from blossom_ray.data.sets.table import TableData
@@ -177,10 +178,10 @@ def test_the_order_of_rows_does_not_matter(order: list[int]) -> None:
 @every_kind
 def test_clients_from_the_data(kind: Kind, tmp_path: Path) -> None:
     spec, _ = kind(tmp_path, rows_of())
-    found = examine_federation(spec, ("acc", "gyro"), "from-data", 0, {"": LearnedTask()})
+    found = examine_federation(FederatedDataset(spec, ("acc", "gyro"), "from-data", 0, {"": LearnedTask()}))
     assert found.problems == []
     assert [(group.count, group.modalities) for group in found.clients] == [(1, ("acc",)), (2, ("acc", "gyro"))]
-    alone = examine_federation(spec, ("acc",), "from-data", 0, {"": LearnedTask()})
+    alone = examine_federation(FederatedDataset(spec, ("acc",), "from-data", 0, {"": LearnedTask()}))
     assert [(group.count, group.modalities) for group in alone.clients] == [(3, ("acc",))]
 
 
@@ -210,7 +211,9 @@ def test_groups_must_agree_with_the_data(groups: list[tuple[int, str]], found: s
     spec, _ = kind(tmp_path, rows_of())
     clients = tuple(ClientGroup(count=count, modalities=tuple(own.split("+"))) for count, own in groups)
     source = "column 'client'" if isinstance(spec, TableData) else "clients"
-    ((path, text, expected),) = examine_federation(spec, ("acc", "gyro"), clients, 0, {"": LearnedTask()}).problems
+    ((path, text, expected),) = examine_federation(
+        FederatedDataset(spec, ("acc", "gyro"), clients, 0, {"": LearnedTask()})
+    ).problems
     assert (path, text) == ("clients", found.format(source=source))
     assert expected == "as many clients of each modality set as the data have, or clients: from-data"
 

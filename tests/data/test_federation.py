@@ -11,6 +11,7 @@ from data_sets import opened, synthetic_targets
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.division.options import ClientGroup
+from blossom_ray.data.federated import FederatedDataset
 from blossom_ray.data.options import Data, examine_federation
 from blossom_ray.data.sets.custom import CustomData
 from blossom_ray.data.sets.synthetic import SyntheticData
@@ -26,7 +27,7 @@ def spec_of(**values: Any) -> SyntheticData:
 
 def problems_of(data: Data, num_clients: int) -> list[tuple[str, str, str]]:
     groups = (ClientGroup(count=num_clients, modalities=("acc",)),)
-    found = examine_federation(data, ("acc",), groups, 0, {"": LearnedTask()})
+    found = examine_federation(FederatedDataset(data, ("acc",), groups, 0, {"": LearnedTask()}))
     assert not found.notes
     return found.problems
 

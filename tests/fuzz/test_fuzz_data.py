@@ -23,6 +23,7 @@ from mutations import LONGEST_CASE_S, ByteEdit, byte_edits, damaged, few, outcom
 
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.data.dataset import Dataset
+from blossom_ray.data.federated import FederatedDataset
 from blossom_ray.data.options import examine_federation
 from blossom_ray.errors import BlossomError, DataError, InputError
 from blossom_ray.reading.scenario import Scenario
@@ -271,7 +272,9 @@ def check_dataset(case: DatasetCase, folder: Path) -> None:
         return
     assert len(dataset.fingerprint()) == 64
     scenario = custom_scenario(lambda: dataset, case.partition)
-    found = examine_federation(scenario.data, scenario.modalities, scenario.clients, 0, {"": LearnedTask()}).problems
+    found = examine_federation(
+        FederatedDataset(scenario.data, scenario.modalities, scenario.clients, 0, {"": LearnedTask()})
+    ).problems
     assert all(path.startswith("data") and text and expected for path, text, expected in found)
     loaded = outcome(lambda: open_source(scenario.data, scenario.modalities, 0).load())
     assert isinstance(loaded, Dataset | InputError)

@@ -137,8 +137,6 @@ def test_inputs_that_do_not_fit_name_the_scenario_path() -> None:
     )
     with pytest.raises(InputError, match=expected):
         build_block(Block("encoder", "gyro"), section, {"acc": (128, 3), "gyro": (1, 28, 28)}, 2, 0)
-    with pytest.raises(InputError, match=r"model\.encoders\.gyro is for a modality .* expected one of acc"):
-        section.embedding_dims({"acc": (128, 3)})
 
 
 # --- own code -----------------------------------------------------------------------------------------------------

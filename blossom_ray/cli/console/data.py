@@ -95,11 +95,11 @@ def shares_view(
     classes = [str(index) for index in range(len(found[0].labels))]
     gaps = [(f"{name} {split}", rows) for name, own in observed.items() for split, rows in own.items()]
     table = plain_table(*compress(shown, shown.values()), *(title for title, _ in gaps), *classes)
-    for share, profile in list(zip(found, profiles, strict=True))[:MOST_CLIENTS_SHOWN]:
+    for place, (share, profile) in enumerate(list(zip(found, profiles, strict=True))[:MOST_CLIENTS_SHOWN]):
         role = "unseen" if profile.is_unseen else "train"
         who = (share.client, share.name, profile.modality_set, role)
         samples = (share.num_train, share.num_validation, share.num_test, share.num_subjects)
-        counts = [*(rows.by_client[share.client] for _, rows in gaps), *share.labels.values()]
+        counts = [*(rows.by_client[place] for _, rows in gaps), *share.labels.values()]
         table.add_row(*map(str, compress((*who, *samples), shown.values())), *map(_number, counts))
     title = line("clients, with their samples by class", "bold")
     rest = len(found) - MOST_CLIENTS_SHOWN

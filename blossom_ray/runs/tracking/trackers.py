@@ -53,6 +53,8 @@ def tracked_values(progress: Progress) -> Iterator[Value]:
             yield Value("client_drift", name, block.client_drift)
         if block.task_cosine is not None:
             yield Value("task_cosine", name, block.task_cosine)
+        for task, share in block.weight_shares.items():
+            yield Value(f"{task}/weight_share", name, share)
 
 
 class TensorBoardTracker:

@@ -89,7 +89,8 @@ def check_choice(cells: Sequence[Cell], choose: str | None, tune: Iterable[str])
     for cell in cells:
         scenario = cell.scenario
         # Splits that the data give may have validation rows without it.
-        if scenario.data.validation_fraction == 0 and not isinstance(scenario.data.partition, GivenPartition):
+        sections = scenario.data_sets.values()
+        if not any(data.validation_fraction or isinstance(data.partition, GivenPartition) for data in sections):
             raise InputError(f"cell {cell.name}: data.validation_fraction is 0; {_NEEDS_ROWS}")
         _check_metric(choose, _expected_scores(scenario))
     return VALIDATION + choose.removeprefix(VALIDATION)

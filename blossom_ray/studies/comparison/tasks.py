@@ -124,7 +124,10 @@ def _scenario_view(scenario: Scenario, task: str) -> Scenario:
         if scenario.tasks and len(scenario.tasks) == 1
         else [group for group in scenario.groups if task in group.tasks]
     )
+    (whole,) = (each for each in scenario.federated if task in each.learned)
     changes: dict[str, Any] = {
+        "data": whole.data,
+        "datasets": None,
         "tasks": None,
         "task": scenario.learned[task].kind,
         "clients": tuple(group.model_copy(update={"task": None}) for group in groups),

@@ -21,6 +21,7 @@ from pathspec import GitIgnoreSpec
 
 from blossom_ray.core.factories import own_code
 from blossom_ray.core.locations import is_uri
+from blossom_ray.data.federated import renamed
 from blossom_ray.errors import InputError
 from blossom_ray.models.options import place_of
 from blossom_ray.reading.scenario import Scenario
@@ -140,17 +141,19 @@ def pack(
     package = Package(folder)
     without = (*EXCLUDES, *excludes)
     package.write("scenario", scenario_yaml(scenario), Path(SCENARIO))
-    path = getattr(scenario.data, "path", None)
-    if path is not None and not is_uri(path):
-        hint = f"a link there, or file://{Path(path).absolute()} for what the nodes have"
-        source = _below_here(Path(path).expanduser(), "data.path", hint)
+    for name, section in scenario.data_sets.items():
+        data, key = getattr(section, "path", None), renamed("data.path", name, section)
+        if data is None or is_uri(data):
+            continue
+        hint = f"a link there, or file://{Path(data).absolute()} for what the nodes have"
+        source = _below_here(Path(data).expanduser(), key, hint)
         # Ray itself would obey an ignore file, and leave data out.
         for each in package.add("data", source, here, IGNORE_FILES, heeds_ignore_files=False):
             # Without anything else, results would be other ones without a word.
             if secret_pattern(each.path.name) is None:
                 raise InputError(
-                    f"data.path holds {each.path}, {each.reason}, which does not travel with a job; expected files "
-                    f"(cp --recursive --dereference copies what links lead to), or data.path=file:///... on the nodes"
+                    f"{key} holds {each.path}, {each.reason}, which does not travel with a job; expected files "
+                    f"(cp --recursive --dereference copies what links lead to), or {key}=file:///... on the nodes"
                 )
     for block, weights in scenario.model.pretrained.items():
         source = _below_here(Path(weights.path).expanduser(), f"{place_of(block)}.weights.path", "or a link there")

@@ -113,7 +113,7 @@ def _paragraph(name: str, runs: Sequence[Run]) -> str:
         f"Samples: {' and '.join(filter(None, (', '.join(samples[:-1]), samples[-1])))}" if samples else "",
         each(_clients),
         _observed(runs[0]) if len(runs) == 1 else "",
-        f"Partition: {each(_partition)}; split by {each(lambda run: run.scenario.data.split)}",
+        f"Partition: {each(_partition)}; split by {each(_split)}",
         f"A missing modality: {each(lambda run: run.scenario.model.missing)}",
         f"{each(lambda run: f'{run.scenario.rounds:,}')} rounds with {each(_cohort)} in each",
     ]
@@ -127,9 +127,12 @@ def _recorded(run: Run) -> Mapping[str, Any]:
 
 def _data(run: Run) -> str:
     """The data set, with what tells own ones apart."""
-    data = run.scenario.data
-    own = getattr(data, "factory", None) or (data.path if data.dataset == "table" else None)
-    return data.dataset if own is None else f"{data.dataset} ({Path(str(own)).name})"
+    found = []
+    for name, data in run.scenario.data_sets.items():
+        own = getattr(data, "factory", None) or (data.path if data.dataset == "table" else None)
+        told = data.dataset if own is None else f"{data.dataset} ({Path(str(own)).name})"
+        found.append(f"{name}: {told}" if name else told)
+    return ", ".join(found)
 
 
 def _task(run: Run) -> str:
@@ -168,11 +171,18 @@ def _observed(run: Run) -> str:
 
 
 def _partition(run: Run) -> str:
-    (_, kind), *options = run.scenario.data.partition.model_dump().items()
-    shown = {name.replace("_", " "): value for name, value in options if value not in (False, None, ())}
-    texts = {name: listed(value) if isinstance(value, tuple) else value for name, value in shown.items()}
-    words = ", ".join(name if text is True else f"{name} {text}" for name, text in texts.items())
-    return f"{kind} ({words})" if words else str(kind)
+    found = []
+    for data in run.scenario.data_sets.values():
+        (_, kind), *options = data.partition.model_dump().items()
+        shown = {name.replace("_", " "): value for name, value in options if value not in (False, None, ())}
+        texts = {name: listed(value) if isinstance(value, tuple) else value for name, value in shown.items()}
+        words = ", ".join(name if text is True else f"{name} {text}" for name, text in texts.items())
+        found.append(f"{kind} ({words})" if words else str(kind))
+    return ", ".join(dict.fromkeys(found))
+
+
+def _split(run: Run) -> str:
+    return ", ".join(dict.fromkeys(data.split for data in run.scenario.data_sets.values()))
 
 
 def _cohort(run: Run) -> str:
