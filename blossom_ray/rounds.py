@@ -117,8 +117,8 @@ def train_round(
     sums: defaultdict[BlockInstance, Accumulator] = defaultdict(Accumulator)
     rows: defaultdict[BlockInstance, list[Contributions]] = defaultdict(list)
     by_task: defaultdict[BlockInstance, defaultdict[str, Accumulator]] = defaultdict(lambda: defaultdict(Accumulator))
-    # What an algorithm is sent need not be values that can be averaged.
-    is_averaged = preparation.algorithm is None
+    # What an algorithm is sent need not be values that can be averaged, and a central model is no average.
+    is_averaged = preparation.algorithm is None and preparation.scenario.sharing != CENTRAL
     shared = shared_by_tasks(preparation.plan, population.representatives()) if is_averaged else frozenset()
     bytes_down: Counter[BlockInstance] = Counter()
     bytes_up: Counter[BlockInstance] = Counter()

@@ -1,10 +1,10 @@
-"""The pooled reference: one model trained on all clients' training splits together."""
+"""The pooled reference: one model, of all tasks, trained on all clients' training splits together."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,17 +21,20 @@ from blossom_ray.clients.samples import cut, gathered, kept_modalities
 from blossom_ray.clients.transforms import transformed
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.records import ClientTraining
+from blossom_ray.core.label_rows import label_rows
+from blossom_ray.core.records import ClientTraining, TaskTraining
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import PartialSum
 from blossom_ray.data.shards import Samples, ShardIndex, ShardReader
+from blossom_ray.data.targets import Labels
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, RunError, shown_error
 
 
 class CentralModel:
     """One model that is trained on all data, in this process.
 
-    A batch holds samples of one modality set, since each sample has the modalities of the client that it belongs to.
+    A batch holds samples of one kind of clients, since each sample has the modalities and the tasks of the client that
+    it belongs to. What is of other tasks alone rests in it.
 
     Args:
         plan: What every client goes by.
@@ -44,7 +47,7 @@ class CentralModel:
         self, plan: ClientPlan, profiles: Sequence[ClientProfile], modalities: tuple[str, ...], shards: ShardIndex
     ) -> None:
         self._plan, self._profiles, self._shards = plan, profiles, shards
-        self._owner = ClientProfile(0, modalities)
+        self._owner = ClientProfile(0, modalities, tasks=tuple(plan.tasks))
 
     def train(
         self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, learning_rate: float
@@ -65,33 +68,42 @@ class CentralModel:
         seconds = time.perf_counter() - started
         clients = sorted(client for chunk in chunks for client in chunk.clients)
         num_train, num_epochs = self._shards.num_train, self._plan.training.local_epochs
-        records = tuple(
-            ClientTraining(
-                client=client,
-                num_examples=(count := int(num_train[client]) * num_epochs),
-                weight=float(count),
-                num_steps=result.num_steps,
-                loss=result.loss,
-                drift={},
-                bytes_down=0,
-                bytes_up=0,
-                seconds=seconds * count / (num_epochs * int(num_train[clients].sum())),
-                rounds_trained=0,
+        records = []
+        for client in clients:
+            count = int(num_train[client]) * num_epochs
+            by_task = {
+                task: TaskTraining(number * num_epochs, result.by_task[task].loss)
+                for task, number in self._num_labelled.get(client, {}).items()
+            }
+            weighted = [self._plan.tasks[task].loss_weight * own.loss for task, own in by_task.items()]
+            records.append(
+                ClientTraining(
+                    client=client,
+                    num_examples=count,
+                    weight=float(count),
+                    num_steps=result.num_steps,
+                    loss=sum(weighted) if by_task else result.loss,
+                    drift={},
+                    bytes_down=0,
+                    bytes_up=0,
+                    seconds=seconds * count / (num_epochs * int(num_train[clients].sum())),
+                    rounds_trained=0,
+                    by_task=by_task,
+                )
             )
-            for client in clients
-        )
         sent = (
             (instance, PartialSum(result.blocks[instance.name].astype(np.float64), 1.0))
             for instance in blocks
             if instance.name in result.blocks
         )
-        yield ChunkUpdate(records, sent, {}, {})
+        yield ChunkUpdate(tuple(records), sent, {}, {})
 
     def _trained(self, blocks: SentBlocks, round_index: int, learning_rate: float) -> LocalResult:
         section, seed = self._plan.training, self._plan.seed
         workspace = self._workspace
         workspace.load({instance.name: sent.values for instance, sent in blocks.items()}, workspace.initial_state)
         step = LocalPass(section.local_epochs, frozenset(workspace.trained))
+        learning_rate = self._plan.learning_rate(self._owner, learning_rate, round_index)
         job = LocalJob(section, learning_rate, (step,), seed, round_index)
         trainer = Trainer(workspace, job, np.concatenate([pool.targets.numpy() for pool in self._pools]))
         trainer.enter(step, NO_AFFINE)
@@ -121,15 +133,15 @@ class CentralModel:
 
     @cached_property
     def _pools(self) -> list[_Pool]:
-        """The training samples of all clients, by modality set, copied into memory once."""
+        """The training samples of all clients, by modality set and tasks, copied into memory once."""
         with ShardReader(self._shards) as shards:
-            pools: dict[tuple[str, ...], list[Samples]] = {}
+            pools: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Samples]] = {}
             for profile in self._profiles:
-                pools.setdefault(profile.modalities, []).append(shards.shard(profile.index).train())
+                pools.setdefault((profile.modalities, profile.tasks), []).append(shards.shard(profile.index).train())
             return [
                 _Pool(
                     {name: torch.from_numpy(np.concatenate([part.inputs[name] for part in parts])) for name in owned},
-                    torch.from_numpy(np.concatenate([part.labels for part in parts])),
+                    torch.from_numpy(self._labels(np.concatenate([part.labels for part in parts]), tasks)),
                     {
                         name: torch.from_numpy(
                             np.concatenate([part.observed.get(name, np.ones(len(part.labels), bool)) for part in parts])
@@ -138,13 +150,41 @@ class CentralModel:
                         if any(name in part.observed for part in parts)
                     },
                 )
-                for owned, parts in sorted(pools.items())
+                for (owned, tasks), parts in sorted(pools.items())
             ]
+
+    @cached_property
+    def _num_labelled(self) -> dict[int, dict[str, int]]:
+        """By client and task its training samples with a label of it; empty where there is one task, all labelled."""
+        found: dict[int, dict[str, int]] = {}
+        with ShardReader(self._shards) as shards:
+            for profile in self._profiles if self._workspace.learned.has_rows else ():
+                labels = shards.shard(profile.index).train().labels
+                parts = self._plan.learned(profile).parts
+                known = {part.name: part.known_rows(labels)[1] for part in parts}
+                found[profile.index] = {
+                    name: len(labels) if own is None else int(own.reshape(len(labels), -1).any(axis=1).sum())
+                    for name, own in known.items()
+                }
+        return {client: {name: count for name, count in own.items() if count} for client, own in found.items()}
+
+    def _labels(self, labels: Labels, tasks: tuple[str, ...]) -> Labels:
+        """Labels of some clients as the model has them, whose other tasks nothing is known of."""
+        learned = self._workspace.learned
+        if not learned.has_rows or tasks == self._owner.tasks:
+            return labels
+        own = {part.name: part for part in self._plan.learned(replace(self._owner, tasks=tasks)).parts}
+        columns = []
+        for part in learned.parts:
+            width = () if part.kind == "classification" else (part.num_outputs,)
+            nothing = np.zeros((len(labels), *width), np.float32)
+            columns.append(own[part.name].known_rows(labels) if part.name in own else (nothing, nothing > 0))
+        return label_rows(columns)
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """All training samples of one modality set: modality to (n, *shape), targets, and as `ClientTask.observed`."""
+    """All training samples of one kind of clients: modality to (n, *shape), targets, and as `ClientTask.observed`."""
 
     inputs: dict[str, Tensor]
     targets: Tensor

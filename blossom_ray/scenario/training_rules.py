@@ -220,6 +220,7 @@ def _central(sharing: str | Mapping[str, str], sections: Mapping[str, Any]) -> I
         "training.min_batch_size": (1, "1"),
         "server.clients_per_round": (1.0, "1.0"),
         "server.weighting": ("samples", "'samples'"),
+        "server.task_weights": ("samples", "'samples'"),
         "server.optimizer": (FedAvg(kind="fedavg"), "'fedavg' with a learning rate of 1"),
         "model.norm_statistics": ("shared", "'shared'"),
     }
@@ -228,10 +229,14 @@ def _central(sharing: str | Mapping[str, str], sections: Mapping[str, Any]) -> I
         found = getattr(sections.get(section), key, value)
         if found != value:
             yield Finding(path, f"{shown(getattr(found, 'kind', found))}, while sharing is 'central'", expected)
-    if sections.get("tasks") is not None:
-        yield Finding(
-            "tasks", "are there, while sharing is 'central', which trains one model", "null, or another scheme"
-        )
+    if len(datasets := sections.get("datasets") or ()) > 1:
+        found = f"are {listed(datasets)}, while sharing is 'central', whose one model has samples of one data set"
+        yield Finding("datasets", found, "one data set, or another scheme")
+    tasks = sections.get("tasks") or {}
+    for name, section in tasks.items() if len(tasks) > 1 else ():
+        if section.lr is not None:
+            found = f"is {section.lr:g}, while sharing is 'central', which trains one model for all tasks"
+            yield Finding(f"tasks.{name}.lr", found, "null, or rates of blocks in training.optimizer.blocks")
     kind = getattr(sections.get("algorithm"), "kind", "fedavg")
     if kind != "fedavg":
         yield Finding("algorithm.kind", f"is {kind!r}, while sharing is 'central'", "'fedavg'")

@@ -45,6 +45,10 @@ def har(path: Path) -> dict[str, Any]:
         ({"tasks.size.data": None}, "tasks.size.data: is null, while there are the data sets left, right; one of left"),
         ({"tasks.size.data": "left"}, "datasets.right: is a data set that no task has; a task with data: right"),
         ({"tasks": None}, "tasks: are not there, while there are the data sets left, right; one of left, right"),
+        (
+            {"sharing": "central"},
+            "datasets: are left, right, while sharing is 'central', whose one model has samples of",
+        ),
         ({"compat": "blossom-reference"}, "compat: is 'blossom-reference', while there are the data sets left, right"),
         # Rules about `data` hold for each data set, in its words, about its own clients, tasks and modalities.
         (

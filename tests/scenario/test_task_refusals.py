@@ -48,7 +48,14 @@ def several(small_scenario: Scenario) -> Scenario:
             {"tasks.shape.class_names": ["a", "b", "c"]},
             "tasks.shape.class_names: is given, while data.dataset is 'synth",
         ),
-        ({"sharing": "central"}, "tasks: are there, while sharing is 'central'"),
+        (
+            {"sharing": "central", "tasks.size.lr": 0.1},
+            "tasks.size.lr: is 0.1, while sharing is 'central', which trains",
+        ),
+        (
+            {"sharing": "central", "server.task_weights": "equal"},
+            "server.task_weights: is 'equal', while sharing is 'central'; 'samples'",
+        ),
         ({"server.weighting": "entropy"}, "server.weighting: is 'entropy', while the task is 'regression'"),
         ({"algorithm": {"kind": "fedproto"}}, "while tasks.size.kind is 'regression'"),
         (
