@@ -95,7 +95,7 @@ def test_samples_without_any_label_of_their_client_are_left_out_and_counted(run:
                 assert all(len(split.labels) > 0 for _ in known)
             places = [part.known_rows(labels)[1] for part in found.plan.learned(profile).parts]
             assert np.any([own.reshape(len(labels), -1).any(axis=1) for own in places if own is not None], axis=0).all()
-    notes = [note for note in run.manifest["notes"] if "labels are known in" in note]
+    notes = [note for note in run.manifest["notes"] if "known labels of its clients are" in note]
     assert [note.partition(":")[0] for note in notes] == ["act", "grade"]
 
 
@@ -195,7 +195,7 @@ def test_a_null_in_a_scenario_of_one_task_is_no_label() -> None:
     counts = sum(each["count"] for each in found.manifest["data"]["left_out"])
     assert counts == sum(label is None for label in factory().known.tolist()) + sum(~factory().known)  # type: ignore[union-attr]
     assert found.manifest["data"]["num_train"] + found.manifest["data"]["num_test"] == 60 - counts
-    assert any(note.startswith("labels: known in") for note in found.manifest["notes"])
+    assert any(note.startswith("labels: known labels of its clients are") for note in found.manifest["notes"])
 
 
 def test_every_client_has_a_label_of_each_task_for_each_purpose(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import Block, BlockKind, ClientProfile, Scope
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.section import plain_tree
-from blossom_ray.data.division.labelling import labelled_rows, without_unlabelled
+from blossom_ray.data.division.labelling import known_labels, without_unlabelled
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.standardization import channel_scales
 from blossom_ray.data.federated import FederatedDataset
@@ -299,7 +299,7 @@ def _scales(
         why = f"{whole.in_words('data.standardize')} makes means and deviations of the training rows, which leave with"
         raise DataError(*error.args, f"{why} a model") from error
     targets, profiles = whole.targets(dataset), whole.profiles(everyone)
-    labelled = labelled_rows(labelled_by_task(dataset, by_task), [*by_task])
+    labelled = known_labels(labelled_by_task(dataset, by_task), [*by_task])
     federation = whole.observe(without_unlabelled(whole.divide(targets), profiles, labelled), targets)
     found = channel_scales(dataset, federation, profiles)
     return {

@@ -16,7 +16,7 @@ from blossom_ray.core.blocks import Block, ClientProfile, Scope
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.division.federation import Federation
-from blossom_ray.data.division.labelling import check_labels, labelled_lines, labelled_rows, without_unlabelled
+from blossom_ray.data.division.labelling import check_labels, labelled_lines, known_labels, without_unlabelled
 from blossom_ray.data.division.observation import observation_digest, observation_of, observe_held_out
 from blossom_ray.data.division.standardization import standardized
 from blossom_ray.data.federated import FederatedDataset
@@ -117,7 +117,7 @@ def _loaded(
     divided = whole.divide(targets)
     facts = {task: _task_facts(task, labelled, divided, own) for task, labelled in by_task.items()}
     dataset = labelled_by_task(dataset, by_task)
-    has_label = labelled_rows(dataset, [*learned])
+    has_label = known_labels(dataset, [*learned])
     to_learn = without_unlabelled(divided, own, has_label)
     federation = whole.observe(to_learn, targets)
     check_labels(federation, own, has_label, divided)
@@ -183,7 +183,7 @@ def _loaded(
         client_names=federation.names,
         left_out=tuple(replace(entry, what=_of(name, whole.in_words(entry.what))) for entry in left_out),
         notes=tuple(_of(name, whole.in_words(note)) for note in notes),
-        label_notes=tuple(labelled_lines(federation, trained, has_label)),
+        label_notes=tuple(labelled_lines(federation, trained, has_label, dataset)),
     )
 
 

@@ -12,6 +12,7 @@ from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import ClientRows, Federation
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.targets import IntArray
 
 
 def column_of(dataset: Dataset, task: str) -> LabelColumn | None:
@@ -32,8 +33,8 @@ def is_partial(dataset: Dataset, task: str) -> bool:
     return any((column := column_of(part, task)) is not None and column.known is not None for part in parts)
 
 
-def labelled_rows(dataset: Dataset, tasks: Sequence[str]) -> dict[str, BoolArray]:
-    """Of those tasks of which some label is not known, whether each row has one; the held-out set's rows behind.
+def known_labels(dataset: Dataset, tasks: Sequence[str]) -> dict[str, IntArray]:
+    """Of those tasks of which some label is not known, how many labels each row has; the held-out set's rows behind.
 
     Args:
         dataset: As in `column_of`.
@@ -43,19 +44,19 @@ def labelled_rows(dataset: Dataset, tasks: Sequence[str]) -> dict[str, BoolArray
     parts = (dataset,) if dataset.held_out is None else (dataset, dataset.held_out)
     for task in tasks:
         if is_partial(dataset, task):
-            found[task] = np.concatenate([_has_label(part, column_of(part, task)) for part in parts])
+            found[task] = np.concatenate([_num_known(part, column_of(part, task)) for part in parts])
     return found
 
 
 def without_unlabelled(
-    federation: Federation, profiles: Sequence[ClientProfile], labelled: Mapping[str, BoolArray]
+    federation: Federation, profiles: Sequence[ClientProfile], labelled: Mapping[str, IntArray]
 ) -> Federation:
     """The federation without the rows that have no label of any task of their client; itself where there are none.
 
     Args:
         federation: Which client has which rows.
         profiles: The clients in the order of their ids.
-        labelled: As `labelled_rows` gives it.
+        labelled: As `known_labels` gives it.
     """
     partial = [all(task in labelled for task in profile.tasks) for profile in profiles]
     if not any(partial):
@@ -63,7 +64,7 @@ def without_unlabelled(
     kept = {}
     for split, rows in federation.splits.items():
         own = [
-            np.logical_or.reduce([labelled[task][rows.of(profile.index)] for task in profile.tasks])
+            np.logical_or.reduce([labelled[task][rows.of(profile.index)] > 0 for task in profile.tasks])
             if is_one
             else np.ones(int(rows.counts[profile.index]), np.bool_)
             for profile, is_one in zip(profiles, partial, strict=True)
@@ -77,7 +78,7 @@ def without_unlabelled(
 def check_labels(
     federation: Federation,
     profiles: Sequence[ClientProfile],
-    labelled: Mapping[str, BoolArray],
+    labelled: Mapping[str, IntArray],
     before: Federation,
 ) -> None:
     """Refuse a client without a labelled row of one of its tasks, for anything that it had rows for.
@@ -85,7 +86,7 @@ def check_labels(
     Args:
         federation: What is left to the clients.
         profiles: The clients in the order of their ids.
-        labelled: As `labelled_rows` gives it.
+        labelled: As `known_labels` gives it.
         before: What they had before rows were left out.
 
     Raises:
@@ -104,17 +105,26 @@ def check_labels(
 
 
 def labelled_lines(
-    federation: Federation, profiles: Sequence[ClientProfile], labelled: Mapping[str, BoolArray]
+    federation: Federation, profiles: Sequence[ClientProfile], labelled: Mapping[str, IntArray], dataset: Dataset
 ) -> Iterator[str]:
-    """What to say of each task of which some label is not known: in how many rows of its clients there is one."""
-    for task, has in labelled.items():
-        parts = []
+    """What to say of each task of which some label is not known: how many of its clients' labels are.
+
+    Args:
+        federation: What is left to the clients.
+        profiles: The clients in the order of their ids.
+        labelled: As `known_labels` gives it.
+        dataset: What that was given.
+    """
+    for task, number in labelled.items():
+        column, parts = column_of(dataset, task), []
+        assert column is not None, "the data set has the labels of all tasks"
+        width = column.labels[0].size
         members = [profile.index for profile in profiles if task in profile.tasks]
         for split, rows in federation.splits.items():
-            own = [rows.of(client) for client in members]
-            if number := sum(map(len, own)):
-                parts.append(f"{sum(int(has[each].sum()) for each in own):,} of {number:,} {split} rows")
-        yield f"{task or 'labels'}: {'known' if not task else 'labels are known'} in {', '.join(parts)} of its clients"
+            own = np.concatenate([rows.of(client) for client in members] or [rows.flat[:0]])
+            if len(own):
+                parts.append(f"{int(number[own].sum()):,} of {len(own) * width:,} {split}")
+        yield f"{task or 'labels'}: known labels of its clients are {', '.join(parts)} ones"
 
 
 def chosen(rows: ClientRows, is_chosen: BoolArray) -> ClientRows:
@@ -123,9 +133,9 @@ def chosen(rows: ClientRows, is_chosen: BoolArray) -> ClientRows:
     return ClientRows(rows.flat[is_chosen], ends.astype(np.int64))
 
 
-def _has_label(part: Dataset, column: LabelColumn | None) -> BoolArray:
+def _num_known(part: Dataset, column: LabelColumn | None) -> IntArray:
     if column is None:
-        return np.zeros(part.num_samples, np.bool_)
-    if column.known is None:
-        return np.ones(part.num_samples, np.bool_)
-    return column.known if column.known.ndim == 1 else np.asarray(column.known.any(axis=1))
+        return np.zeros(part.num_samples, np.int64)
+    known = np.ones(column.labels.shape, np.bool_) if column.known is None else column.known
+    number: IntArray = known.reshape(part.num_samples, -1).sum(axis=1, dtype=np.int64)
+    return number
