@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from blossom_ray import Dataset, Run, Scenario, compare, from_arrays, simulate
 from blossom_ray.algorithms.seam import Client, Extra, Layout, Sent
 from blossom_ray.errors import InputError, ScenarioError
+from blossom_ray.runs.following import follow
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.studies.algorithm_trial import algorithm_problem
 from blossom_ray.studies.comparison.tasks import task_view
@@ -143,6 +145,36 @@ def test_algorithms_take_clients_with_several_tasks(kind: str) -> None:
     assert np.isfinite(one.final["act/loss"])
     if kind not in ("ifca", "harmony"):  # which choose by numbers that engines round differently
         assert other.final == pytest.approx(one.final, rel=1e-3, abs=1e-4)
+
+
+def test_samples_that_lack_a_modality_and_labels_on_both_engines() -> None:
+    gaps = {"data.observed": {"gyro": 0.7}, "data.without_modality": "leave-out", "model.missing": "zero-input"}
+    one, other = (simulate(scenario(**gaps, **{"training.engine": each})) for each in ("sequential", "vectorized"))
+    assert "grade/rmse@acc" in one.final
+    assert other.final == pytest.approx(one.final, rel=1e-3, abs=1e-4)
+
+
+def test_a_rate_of_its_own_is_for_clients_with_that_task_alone(tmp_path: Path) -> None:
+    tasks = {**TASKS, "act": {"labels": "act", "lr": 0.01}}
+    found = prepare(scenario(tasks=tasks), tmp_path)
+    rates = [found.plan.learning_rate(profile, 0.1, 1) for profile in found.population.profiles]
+    assert rates == [0.01, 0.01, 0.1, 0.1, 0.1]
+
+
+def test_a_run_that_another_process_writes_is_read_by_task(tmp_path: Path) -> None:
+    path = REPOSITORY / "scenarios" / "tasks" / "both.yaml"
+    changes = {"rounds": 1, "data.samples": 200, "data.validation_fraction": 0.2}
+    run = simulate(Scenario.load(path, changes), out=tmp_path)
+    (*_, last) = follow(next(tmp_path.rglob("manifest.json")).parent)
+    clients = run.clients.filter(round=1)
+    for found, prefix in ((last.evaluation, ""), (last.validation, "validation/")):
+        assert [(each.client, each.task) for each in found][-2:] == [(8, "shape"), (8, "strength")]
+        for each in found:
+            row = clients.row(each.client, named=True)
+            assert each.loss == row[f"{prefix}{each.task}/loss"]
+            assert each.num_examples == row[f"{prefix}{each.task}/num_examples"]
+            assert {f"{prefix}{each.task}/{name}": v for name, v in each.scores.items()}.items() <= row.items()
+    assert last.num_evaluated == 9
 
 
 class ByTask:

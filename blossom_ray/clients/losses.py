@@ -315,9 +315,14 @@ class TrainingTally:
         self._counts = [old + new for old, new in zip(self._counts, counts, strict=True)]
 
     def means(self) -> dict[str, TaskTraining]:
-        """By task the samples with a label of it and its mean loss; none of tasks without any."""
-        found = zip(self._learned.parts, self._sums, self._counts, strict=True)
-        return {part.name: TaskTraining(count, total / count) for part, total, count in found if count}
+        """As `task_means`."""
+        return task_means(self._learned, self._sums, self._counts)
+
+
+def task_means(learned: Learned, sums: Sequence[float], counts: Sequence[int]) -> dict[str, TaskTraining]:
+    """By task the samples with a label of it and its mean loss, from its sum; none of tasks without any."""
+    found = zip(learned.parts, sums, counts, strict=True)
+    return {part.name: TaskTraining(count, total / count) for part, total, count in found if count}
 
 
 ClientWeights = tuple["Tensor | None", ...]

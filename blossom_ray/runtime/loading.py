@@ -16,7 +16,7 @@ from blossom_ray.core.blocks import Block, ClientProfile, Scope
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.division.federation import Federation
-from blossom_ray.data.division.labelling import check_labels, labelled_lines, known_labels, without_unlabelled
+from blossom_ray.data.division.labelling import check_labels, known_labels, labelled_lines, without_unlabelled
 from blossom_ray.data.division.observation import observation_digest, observation_of, observe_held_out
 from blossom_ray.data.division.standardization import standardized
 from blossom_ray.data.federated import FederatedDataset

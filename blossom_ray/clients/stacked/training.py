@@ -16,7 +16,7 @@ from blossom_ray.algorithms.seam import has
 from blossom_ray.clients.batch import LiveForwards, one_per_sample
 from blossom_ray.clients.copies import label_of, optimizer_state_of
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
-from blossom_ray.clients.losses import Losses, TrainingTally
+from blossom_ray.clients.losses import Losses, task_means
 from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.clients.samples import on_device
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
@@ -50,7 +50,8 @@ class StackTrainer:
         self._workspace, self._stack, self._tasks, self._job, device = workspace, stack, tasks, job, stack.device
         self._objective, self._shards = workspace.objective, Shards(tasks, device)
         learned = workspace.learned
-        known = learned.known_samples(self._shards.labels).cpu().numpy() > 0 if learned.has_several else None
+        self._known = learned.known_samples(self._shards.labels) if learned.has_rows else None
+        known = None if self._known is None or not learned.has_several else self._known.cpu().numpy() > 0
         self._labelled = {part.name: known[:, at] for at, part in enumerate(learned.parts) if known is not None}
         self._class_weights = self._objective.weights([task.labels for task in tasks])
         self._generators = [
@@ -67,7 +68,8 @@ class StackTrainer:
         self._copies = StackedCopies(stack, tasks, spare) if tasks[0].extras or has_loss else None
         self._loss_sums = torch.zeros(len(tasks), dtype=torch.float64, device=device)
         self._num_steps = np.zeros(len(tasks), dtype=np.int64)
-        self._tallies = [TrainingTally(workspace.learned) for _ in tasks]
+        self._task_sums = torch.zeros(len(tasks), len(workspace.learned.parts), dtype=torch.float64, device=device)
+        self._task_counts = torch.zeros_like(self._task_sums)
         self._steps: list[Counter[str]] = [Counter() for _ in tasks]
         self._optimizer_states: list[OptimizerState] = [{} for _ in tasks]
 
@@ -182,9 +184,12 @@ class StackTrainer:
         self._loss_sums[: len(batch.counts)] += losses.detach() * batch.row_counts
         self._num_steps[: len(batch.counts)] += 1
         if by_task is not None:
-            targets = batch.unfold(self._shards.labels.index_select(0, batch.rows))
-            for client, count in enumerate(batch.counts):
-                self._tallies[client].add(by_task[client], targets[client, :count])
+            counts = batch.row_counts.unsqueeze(1)
+            self._task_sums[: len(batch.counts)] += by_task.detach() * counts
+            if self._known is not None:
+                known = batch.unfold(self._known.index_select(0, batch.rows))
+                counts = (known if batch.mask is None else known * batch.mask.unsqueeze(2)).sum(dim=1)
+            self._task_counts[: len(batch.counts)] += counts
 
     def _results(self) -> list[LocalResult]:
         tasks, count = self._tasks, len(self._tasks)
@@ -196,6 +201,7 @@ class StackTrainer:
         drifts = self._stack.distances([task.blocks for task in tasks])
         num_epochs = sum(each.num_epochs for each in self._job.passes if each.is_recorded)
         num_examples = [len(task.labels) * num_epochs for task in tasks]
+        task_sums, task_counts = self._task_sums.tolist(), self._task_counts.long().tolist()
         seconds = (time.perf_counter() - self._started) / count
         return [
             LocalResult(
@@ -205,7 +211,7 @@ class StackTrainer:
                 num_examples=num_examples[k],
                 num_steps=int(self._num_steps[k]),
                 loss=loss_sum / num_examples[k],
-                by_task=self._tallies[k].means(),
+                by_task=task_means(self._workspace.learned, task_sums[k], task_counts[k]),
                 drift=drifts[k],
                 seconds=seconds,
                 steps=self._steps[k],
