@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from blossom_ray import simulate
+from blossom_ray import compare, from_arrays, simulate
 from blossom_ray.core.records import RoundRecord
+from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.measurement import choose_engines
 from blossom_ray.runtime.preparation import prepare
-from blossom_ray.server import Server, initial_server
+from blossom_ray.server import Server, initial_server, mixed_statistics
 from blossom_ray.simulation import run_rounds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,3 +139,196 @@ def test_each_data_set_has_its_own_splits_held_out_set_and_fingerprints(joined: 
     assert {"held_out/activity/accuracy/acc", "held_out/stress/rmse/acc+ecg"} <= joined.final.keys()
     assert "validation/stress/rmse" in joined.final
     assert "validation/activity/accuracy" not in joined.final
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_gaps_and_clients_that_never_train_of_one_data_set_do_not_touch_the_other(tmp_path: Path, engine: str) -> None:
+    changes = {
+        "datasets.own.observed": {"ecg": {"train": 0.7, "test": 0.5}},
+        "datasets.own.without_modality": "keep-one",
+        "clients": [*GROUPS["activity"], *GROUPS["stress"], {**GROUPS["stress"][0], "role": "unseen", "shots": 3}],
+        "training.engine": engine,
+        "evaluation.fine_tune": {"epochs": 1},
+    }
+    both = simulated(scenario_of("activity", "stress", **changes), tmp_path / "both")
+    alone = simulated(
+        scenario_of("activity", **{"training.engine": engine, "evaluation.fine_tune": {"epochs": 1}}),
+        tmp_path / "alone",
+    )
+    same_as_alone(both, alone, "stress")
+    last = both[0][-1].metrics
+    assert {"unseen/stress/rmse", "unseen/fine_tuned/stress/rmse", "stress/rmse@acc"} <= last.keys()
+    assert not any(name.startswith("unseen/activity") or "activity/accuracy@" in name for name in last)
+
+
+def test_a_run_of_a_data_set_alone_is_paired_with_one_of_two() -> None:
+    """On the same rows, by the fingerprints of the task."""
+    together = simulate(scenario_of("activity", "stress", sharing="full-model"))
+    alone = simulate(scenario_of("activity", sharing="local"))
+    (own,), both = alone.manifest["data"]["tasks"].values(), together.manifest["data"]["tasks"]["activity"]
+    assert {**own, "input_shapes": None} == {**both, "input_shapes": None}
+    table = compare(together, alone, metric="activity/accuracy", baseline={"sharing": "local"}).runs
+    (row,) = table.filter((table["sharing"] == "full-model") & (table["modalities"] == "all clients")).to_dicts()
+    difference = together.final["activity/accuracy"] - alone.final["activity/accuracy"]
+    assert row["points_final"] == pytest.approx(100 * difference)
+    assert row["compared_final"] == 3
+
+
+def test_names_and_clients_of_a_data_set_decide_what_is_drawn_about_it() -> None:
+    def tasks(scenario: Scenario) -> dict[str, Any]:
+        with_two = simulate(scenario.override({"rounds": 1})).manifest["data"]["tasks"]
+        return {name: (task["fingerprint"], task["partition"]) for name, task in with_two.items()}
+
+    twice = {"datasets": {"har": DATASETS["har"], "own": DATASETS["har"]}, "tasks.stress": {"data": "own"}}
+    twice |= {"clients.2.modalities": ["acc", "gyro"], "model.encoders": {"acc": CONV, "gyro": {"kind": "mlp"}}}
+    same_options = tasks(scenario_of("activity", "stress", **twice))
+    assert same_options["activity"][0] != same_options["stress"][0]
+    more = tasks(scenario_of("activity", "stress", **{"clients.2.count": 3}))
+    assert more["activity"] == same_options["activity"]
+
+
+SHAPES = (
+    r"encoder/acc has the scope shared and is of the data sets har and own, whose samples have the shapes \[9, 2\] and"
+)
+
+
+def test_an_encoder_whose_parameters_follow_from_the_length_is_refused_with_both_shapes(tmp_path: Path) -> None:
+    changes = {"model.encoders.acc": {"kind": "mlp", "hidden": [6], "dim": 5}, "sharing": SHARED}
+    scenario = scenario_of("activity", "stress", **changes)
+    with pytest.raises(
+        InputError, match=SHAPES + r" \[6, 2\]: its .*weight would have the shapes \[6, 18\] and \[6, 12\]"
+    ):
+        prepare(scenario, tmp_path / "shared")
+    apart = scenario.override({"sharing": APART})
+    plan = prepare(apart, tmp_path / "apart").plan
+    assert plan.input_shapes == {"har": {"acc": (9, 2), "gyro": (4,)}, "own": {"acc": (6, 2), "ecg": (3,)}}
+    private = scenario.override(
+        {"sharing": "local", "algorithm": {"kind": "scaffold"}, "training.optimizer.kind": "sgd"}
+    )
+    assert simulate(private.override({"rounds": 1})).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("fusion", "knows"), [("same-task", "acc gyro"), ("private", "acc gyro"), ("shared", "acc ecg gyro")]
+)
+def test_a_fusion_knows_the_modalities_of_its_own_data_set_unless_it_is_of_both(
+    tmp_path: Path, fusion: str, knows: str
+) -> None:
+    """What a data set lacks is not missing; where the fusion is of both it is, in the shape of the other."""
+    changes = {"sharing": {**SHARED, "fusion": fusion}, "model.missing": "zero-input"}
+    preparation = prepare(scenario_of("activity", "stress", **changes), tmp_path)
+    plan, profiles = preparation.plan, preparation.population.profiles
+    held = plan.held_blocks(profiles[2])  # owns acc alone
+    assert [block.of for block in held if block.kind == "encoder"] == knows.split()
+    assert plan.shapes(profiles[2])["acc"] == (9, 2)
+    assert plan.shapes(profiles[3])["acc"] == (6, 2)
+    assert plan.shapes(profiles[2]).get("ecg") == ((3,) if fusion == "shared" else None)
+
+
+def test_all_rules_for_missing_modalities_run_over_two_data_sets() -> None:
+    for rule in ("mask", "zero-embedding", "zero-input", "prototype"):
+        changes = {"rounds": 1, "model.missing": rule, "sharing": {**SHARED, "fusion": "shared"}}
+        run = simulate(scenario_of("activity", "stress", **changes))
+        assert run.status == "finished"
+        assert run.blocks.filter(round=1, block="fusion")["contributors"].to_list() == [5]
+
+
+def test_statistics_of_an_encoder_of_two_data_sets_are_told(tmp_path: Path) -> None:
+    image = {"kind": "image", "shape": [1, 8, 8]}
+    changes = {
+        "datasets.har.modalities.acc": image,
+        "datasets.own.modalities.acc": {**image, "shape": [1, 6, 6]},
+        "model.encoders.acc": {"kind": "conv2d", "channels": [2], "dim": 3, "global_pool": True},
+        "model.fusion.norm": "none",
+        "sharing": SHARED,
+    }
+    for sharing, expected in ((SHARED, ["encoder/acc"]), (APART, [])):
+        preparation = prepare(
+            scenario_of("activity", "stress", **{**changes, "sharing": sharing}), tmp_path / str(len(expected))
+        )
+        kinds = preparation.population.representatives()
+        server = initial_server(preparation.plan, kinds, preparation.scenario.server.optimizer)
+        assert [str(each) for each in mixed_statistics(server, preparation.plan, kinds)] == expected
+
+
+def test_messages_are_about_the_data_set_and_its_clients_ids() -> None:
+    whole = scenario_of("activity", "stress").federated[1]
+    told = "data.split is 'subject', but client 1 has data.csv; data.partition: {kind: iid}, for client 'client 0'"
+    assert whole.in_words(told) == (
+        "datasets.own.split is 'subject', but client 4 has data.csv; datasets.own.partition: {kind: iid}, "
+        "for client 'client 0'"
+    )
+    with (
+        pytest.raises(PartitionError, match=r"^datasets\.own leaves client 4 with nothing; expected more$"),
+        whole.told(),
+    ):
+        raise PartitionError("data", "leaves client 1 with nothing", "more")
+
+
+def test_notes_say_which_data_set_they_are_about(tmp_path: Path) -> None:
+    """And counts of clients are by their ids among all."""
+    changes = {"datasets.own.observed": {"ecg": 0.6}, "datasets.own.without_modality": "leave-out"}
+    stress = {
+        "datasets.own.modalities": {"ecg": {"kind": "vector"}},
+        "clients.2.modalities": ["ecg"],
+        "model.encoders": {"acc": CONV, "gyro": {"kind": "mlp"}, "ecg": {"kind": "mlp"}},
+    }
+    preparation = prepare(scenario_of("activity", "stress", **changes, **stress), tmp_path)
+    told = [str(entry) for entry in preparation.left_out]
+    assert told[0].startswith(
+        "left out: own: train rows in which their client observes no modality (datasets.own.without"
+    )
+
+
+def test_rows_in_which_a_modality_is_observed_are_counted_over_all_clients(tmp_path: Path) -> None:
+    """By their ids; those of a data set without gaps are all observed."""
+    changes = {"datasets.own.observed": {"acc": {"train": 0.5, "test": 0.8}}}
+    observed = prepare(scenario_of("activity", "stress", **changes), tmp_path).observed
+    assert observed.keys() == {"acc"}
+    train, held_out = observed["acc"]["train"], observed["acc"]["held_out"]
+    assert (train.rows, train.by_client[:3]) == (64, (14, 14, 14))
+    assert 0 < min(train.by_client[3:]) < 11
+    assert (held_out.rows, held_out.by_client) == (56, (12, 12, 12, 10, 10))
+
+
+def test_data_inspect_shows_each_data_set_and_says_where_units_differ(command: Any) -> None:
+    changed = {
+        **DATASETS["own"],
+        "modalities": {"acc": {"shape": [6, 2], "signal": 20.0}, "ecg": DATASETS["own"]["modalities"]["ecg"]},
+    }
+    Path("scenario.yaml").write_text(scenario_yaml(scenario_of("activity", "stress", **{"datasets.own": changed})))
+    outcome = command("data", "inspect", "scenario.yaml")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert "har: synthetic: classification" in outcome.out
+    assert "acc: values deviate by" in outcome.out
+    shown = json.loads(command("data", "inspect", "scenario.yaml", "--json").out)
+    assert [each["client"] for each in shown["datasets"]["own"]["clients"]] == [3, 4]
+    assert shown["notes"][0].startswith("acc: values deviate by 1.")
+    assert command("validate", "scenario.yaml").exit_code == 0
+    assert command("plan", "scenario.yaml").exit_code == 0
+
+
+def test_arrays_are_given_by_the_names_of_data_sets(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    given = {
+        "har": from_arrays(
+            {"acc": draw.normal(size=(30, 9, 2)), "gyro": draw.normal(size=(30, 4))}, draw.integers(3, size=30)
+        ),
+        "own": from_arrays(
+            {"acc": draw.normal(size=(24, 6, 2)), "ecg": draw.normal(size=(24, 3))},
+            draw.normal(size=24),
+            task="regression",
+        ),
+    }
+    custom = {"datasets": {name: {"dataset": "custom"} for name in given}, "rounds": 1}
+    scenario = scenario_of("activity", "stress", **custom)
+    memory, folder = simulate(scenario, data=given), simulate(scenario, data=given, out=tmp_path)
+    assert memory.manifest["digest"] == folder.manifest["digest"]
+    assert {data.dataset for data in folder.scenario.data_sets.values()} == {"table"}
+    assert len(list(tmp_path.glob("data-*.arrow"))) == 2
+    for wrong, told in (
+        (given["har"], "data is one data set, while there are the datasets har, own; expected a mapping"),
+        ({"hra": given["har"]}, "data has a data set 'hra'; expected some of har, own"),
+    ):
+        with pytest.raises(InputError, match=told):
+            simulate(scenario, data=wrong)

@@ -76,7 +76,7 @@ class FederatedDataset:
         if not self.name:
             return text
         text = renamed(text, self.name, self.data)
-        return re.sub(r"\bclient (\d+)\b", lambda found: f"client {self.ids[int(found[1])]}", text)
+        return re.sub(r"(?<!')\bclient (\d+)\b", lambda found: f"client {self.ids[int(found[1])]}", text)
 
     @contextmanager
     def told(self) -> Iterator[None]:

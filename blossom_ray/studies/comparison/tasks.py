@@ -125,7 +125,9 @@ def _scenario_view(scenario: Scenario, task: str) -> Scenario:
         else [group for group in scenario.groups if task in group.tasks]
     )
     (whole,) = (each for each in scenario.federated if task in each.learned)
+    encoders = {name: encoder for name, encoder in scenario.model.encoders.items() if name in whole.modalities}
     changes: dict[str, Any] = {
+        "model": scenario.model.model_copy(update={"encoders": encoders}),
         "data": whole.data,
         "datasets": None,
         "tasks": None,
