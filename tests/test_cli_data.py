@@ -267,3 +267,22 @@ def test_inspect_and_prepare_tell_what_is_left_out(command: Command, tmp_path: P
         assert LEFT_OUT in " ".join(command("data", name, scenario).out.split())
         found = json.loads(command("data", name, scenario, "--json").out)
         assert {entry["count"] for entry in found["left_out"]} >= {36, 9989 - 96}
+
+
+def test_labels_that_are_null_are_counted(command: Command) -> None:
+    draw = np.random.default_rng(0)
+    labels = [[int(draw.random() < 0.5) if draw.random() < 0.6 else None for _ in range(2)] for _ in range(60)]
+    dataset = from_arrays({"acc": draw.standard_normal((60, 3))}, labels, task="multilabel")
+    assert dataset.known is not None
+    write_table(dataset, "rows.arrow")
+    Path("own.yaml").write_text(
+        "rounds: 1\ntask: multilabel\ndata: {dataset: table, path: rows.arrow}\n"
+        "clients: [{count: 2, modalities: [acc]}]\nmodel: {encoders: {acc: {kind: mlp}}}\n"
+    )
+    told = json.loads(command("data", "inspect", "own.yaml", "--json").out)
+    counts = {note.split()[2]: int(note.rpartition(" ")[2]) for note in told["notes"][:2]}
+    assert sum(counts.values()) == int((~dataset.known.any(axis=1)).sum())
+    assert sum(client["train"] + client["test"] for client in told["clients"]) == 60 - sum(counts.values())
+    known = [int(part.split()[0]) for part in told["notes"][2].split(", ")]
+    assert sum(known) == int(dataset.known.sum())
+    assert told["notes"][2] in command("data", "inspect", "own.yaml").out.replace("\n", " ")

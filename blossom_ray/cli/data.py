@@ -115,7 +115,7 @@ def inspect(
             # A column for each class may not fit; a line that the terminal breaks can still be read.
             needed = console.measure(view, options=console.options.update(max_width=10_000)).maximum
             terminal(width=max(console.width, needed)).print(view)
-    for note in notes:
+    for note in (*(note for each in found.values() for note in each.notes), *notes):
         console.print(line(note))
 
 
@@ -130,25 +130,36 @@ class _Inspected:
     profiles: Sequence[ClientProfile]
     shares: Sequence[ClientShare] | None
     observed: Mapping[str, Mapping[str, ObservedRows]]
+    notes: Sequence[str]
 
 
 def _inspected(
     whole: FederatedDataset, dataset: Dataset, everyone: Sequence[ClientProfile], *, is_divided: bool
 ) -> _Inspected:
+    from blossom_ray.data.division.labelling import known_labels, labelled_lines, left_out_lines, without_unlabelled
+    from blossom_ray.data.federated import labelled_by_task
     from blossom_ray.data.summary import observed_rows, shares, summarise
 
     profiles = whole.profiles(everyone)
     own: list[ClientShare] | None = None
     observed: dict[str, dict[str, ObservedRows]] = {}
+    notes: list[str] = []
     if is_divided:
         with whole.told():
             targets = whole.targets(dataset)
-            federation = whole.observe(whole.divide(targets), targets)
+            by_task = {name: whole.data.labelled(dataset, task.labels) for name, task in whole.learned.items()}
+            labelled = labelled_by_task(dataset, by_task)
+            known = known_labels(labelled, [*by_task])
+            divided = whole.divide(targets)
+            to_learn = without_unlabelled(divided, profiles, known)
+            federation = whole.observe(to_learn, targets)
+        notes += [f"left out: {what}: {number:,}" for what, number in left_out_lines(divided, to_learn)]
+        notes += labelled_lines(federation, profiles, known, labelled)
         own = [replace(each, client=whole.ids[each.client]) for each in shares(dataset, federation)]
         observed = observed_rows(federation, profiles)
     name = whole.data.dataset
     title = f"{whole.name}: {name}" if whole.name else name
-    return _Inspected(name, title, summarise(dataset), dataset.fingerprint(), profiles, own, observed)
+    return _Inspected(name, title, summarise(dataset), dataset.fingerprint(), profiles, own, observed, notes)
 
 
 def _plain(found: _Inspected) -> dict[str, Any]:
@@ -168,6 +179,8 @@ def _plain(found: _Inspected) -> dict[str, Any]:
         values["observed"] = {
             name: {split: vars(rows) for split, rows in own.items()} for name, own in found.observed.items()
         }
+    if found.notes:
+        values["notes"] = list(found.notes)
     return values
 
 

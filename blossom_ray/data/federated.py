@@ -11,7 +11,7 @@ from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.core.seeding import named_seed
-from blossom_ray.data.dataset import Dataset
+from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.observation import observe
 from blossom_ray.data.division.options import ClientGroup, Clients
@@ -92,6 +92,19 @@ class FederatedDataset:
             if self.name:
                 raise type(error)(*(self.in_words(str(line)) for line in error.args)) from error.__cause__
             raise
+
+
+def labelled_by_task(dataset: Dataset, by_task: Mapping[str, Dataset]) -> Dataset:
+    """The data set, and its held-out set, with the labels of each task as the label column of its name."""
+    if "" in by_task:
+        return dataset
+    columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in by_task.items()}
+    tests = {name: own.held_out for name, own in by_task.items() if own.held_out is not None}
+    held_out = dataset.held_out
+    if held_out is not None:
+        held_out_columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in tests.items()}
+        held_out = replace(held_out, label_columns=held_out_columns)
+    return replace(dataset, label_columns=columns, held_out=held_out)
 
 
 def renamed(text: str, name: str, data: DataSection) -> str:

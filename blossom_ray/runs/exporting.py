@@ -30,7 +30,7 @@ from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.labelling import known_labels, without_unlabelled
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.standardization import channel_scales
-from blossom_ray.data.federated import FederatedDataset
+from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.sets.base import DataSection, OwnData
 from blossom_ray.data.sets.table import TableData, TableModality
 from blossom_ray.data.summary import ObservedRows
@@ -39,7 +39,6 @@ from blossom_ray.models import encoders, fusion, predict, standalone
 from blossom_ray.models.build import describe_block
 from blossom_ray.models.standalone import DESCRIPTION, WEIGHTS, StandaloneModel, tasks_of
 from blossom_ray.reading.scenario import Scenario
-from blossom_ray.runtime.loading import labelled_by_task
 from blossom_ray.runtime.preparation import client_plan
 from blossom_ray.scenario.identity import identity, numbers_tree
 from blossom_ray.server import Server, initial_server

@@ -14,12 +14,18 @@ from blossom_ray.clients.plan import TaskPlan
 from blossom_ray.clients.transforms import build_transforms
 from blossom_ray.core.blocks import Block, ClientProfile, Scope
 from blossom_ray.core.section import Custom
-from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
+from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.federation import Federation
-from blossom_ray.data.division.labelling import check_labels, known_labels, labelled_lines, without_unlabelled
+from blossom_ray.data.division.labelling import (
+    check_labels,
+    known_labels,
+    labelled_lines,
+    left_out_lines,
+    without_unlabelled,
+)
 from blossom_ray.data.division.observation import observation_digest, observation_of, observe_held_out
 from blossom_ray.data.division.standardization import standardized
-from blossom_ray.data.federated import FederatedDataset
+from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, write_held_out, write_shards
 from blossom_ray.data.summary import ObservedRows, observed_rows
@@ -126,9 +132,9 @@ def _loaded(
         "samples that no client has (data.partition)": num_unused,
         "samples of unseen clients beyond their shots": divided.num_beyond,
     }
-    for split, rows in divided.splits.items():
+    unused |= dict(left_out_lines(divided, to_learn))
+    for split in divided.splits:
         num_left = len(to_learn.splits[split].flat)
-        unused[f"{split} rows without a label that their client learns"] = len(rows.flat) - num_left
         reason = f"{split} rows in which their client observes no modality (data.without_modality)"
         unused[reason] = num_left - len(federation.splits[split].flat)
     left_out = dataset.left_out + tuple(LeftOut(what, number) for what, number in unused.items() if number > 0)
@@ -241,19 +247,6 @@ def _task_facts(name: str, dataset: Dataset, federation: Federation, profiles: S
     """What is known of the data of a task, whose clients are some of those of its data set."""
     partition = federation.only([profile.index for profile in profiles if name in profile.tasks])
     return TaskFacts(tuple(dataset.class_names), dataset.fingerprint(), partition.digest())
-
-
-def labelled_by_task(dataset: Dataset, by_task: Mapping[str, Dataset]) -> Dataset:
-    """The data set, and its held-out set, with the labels of each task as the label column of its name."""
-    if "" in by_task:
-        return dataset
-    columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in by_task.items()}
-    tests = {name: own.held_out for name, own in by_task.items() if own.held_out is not None}
-    held_out = dataset.held_out
-    if held_out is not None:
-        held_out_columns = {name: LabelColumn(own.labels, own.class_names, own.known) for name, own in tests.items()}
-        held_out = replace(held_out, label_columns=held_out_columns)
-    return replace(dataset, label_columns=columns, held_out=held_out)
 
 
 def _check_held_out_labels(scenario: Scenario, tasks: Mapping[str, TaskPlan]) -> None:

@@ -107,7 +107,7 @@ def check_labels(
 def labelled_lines(
     federation: Federation, profiles: Sequence[ClientProfile], labelled: Mapping[str, IntArray], dataset: Dataset
 ) -> Iterator[str]:
-    """What to say of each task of which some label is not known: how many of its clients' labels are.
+    """What to say of each task of which its clients lack some label: how many they have.
 
     Args:
         federation: What is left to the clients.
@@ -119,12 +119,22 @@ def labelled_lines(
         column, parts = column_of(dataset, task), []
         assert column is not None, "the data set has the labels of all tasks"
         width = column.labels[0].size
-        members = [profile.index for profile in profiles if task in profile.tasks]
+        members, lacks_some = [profile.index for profile in profiles if task in profile.tasks], False
         for split, rows in federation.splits.items():
             own = np.concatenate([rows.of(client) for client in members] or [rows.flat[:0]])
             if len(own):
-                parts.append(f"{int(number[own].sum()):,} of {len(own) * width:,} {split}")
-        yield f"{task or 'labels'}: known labels of its clients are {', '.join(parts)} ones"
+                num_known, num_labels = int(number[own].sum()), len(own) * width
+                parts.append(f"{num_known:,} of {num_labels:,} {split}")
+                lacks_some |= num_known < num_labels
+        if lacks_some:
+            yield f"{f'{task}: ' if task else ''}{', '.join(parts)} labels of clients are known"
+
+
+def left_out_lines(before: Federation, after: Federation) -> Iterator[tuple[str, int]]:
+    """What `without_unlabelled` left out, and how many rows, by what they were for."""
+    for split, rows in before.splits.items():
+        if number := len(rows.flat) - len(after.splits[split].flat):
+            yield f"{split} rows without a label that their client learns", number
 
 
 def chosen(rows: ClientRows, is_chosen: BoolArray) -> ClientRows:
