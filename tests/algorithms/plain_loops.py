@@ -140,13 +140,14 @@ class World:
         with tempfile.TemporaryDirectory() as folder:
             preparation = prepare(scenario, Path(folder))
             self.plan, self.population = preparation.plan, preparation.population
-            self.shards = {}
+            self.shards, self.tests = {}, {}
             reader = preparation.open_shards()
             for profile in self.population.profiles:
-                inputs, labels, _ = reader.shard(profile.index).train()
-                tensors = {name: torch.tensor(np.array(values)) for name, values in inputs.items()}
-                self.shards[profile.index] = tensors, torch.tensor(np.array(labels))
-                self.n[profile.index] = len(labels)
+                shard = reader.shard(profile.index)
+                for rows, (inputs, labels, _) in ((self.shards, shard.train()), (self.tests, shard.test())):
+                    tensors = {name: torch.tensor(np.array(values)) for name, values in inputs.items()}
+                    rows[profile.index] = tensors, torch.tensor(np.array(labels))
+                self.n[profile.index] = len(self.shards[profile.index][1])
             reader.close()
         self.models = {}
         for profile in self.population.profiles:

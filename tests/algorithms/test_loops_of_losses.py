@@ -226,6 +226,11 @@ def test_ifca(changes: dict[str, Any]) -> None:
             assert_close(run.value(block, name), value, f"{block} of {name}")
     assert {client: int(kept["choice"][""]) for client, kept in run.kept.items()} == choices
     assert len(set(choices.values())) > 1
+    for scored in run.records[-1].evaluation:
+        inputs, labels = world.tests[scored.client]
+        model = models[choices.get(scored.client, 0)]
+        own = frozen_model(world, scored.client, {b: model[b] for b in world.averaged(scored.client)})
+        assert scored.loss == pytest.approx(float(F.cross_entropy(own(inputs)[2], labels)), abs=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, STACKED, PRIVATE], ids=["one after the other", "stacked", "private head"])
