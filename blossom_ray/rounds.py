@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from blossom_ray.algorithms.seam import has
-from blossom_ray.algorithms.selection import Population, draw_clients, fraction_of
+from blossom_ray.algorithms.selection import Chunk, Population, draw_clients, fraction_of
 from blossom_ray.authoring import Reports, by_instance
-from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock
-from blossom_ray.core.blocks import CENTRAL, Block, BlockInstance, ClientProfile, Scope
+from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock, SentBlocks
+from blossom_ray.core.blocks import CENTRAL, CENTRAL_SCHEMES, Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import ClassScores, ClientEvaluation, ClientTraining, Scoring, TaskTraining
 from blossom_ray.core.scores import task_prefix
 from blossom_ray.core.seeding import Purpose
@@ -97,14 +97,23 @@ Train = Callable[..., Iterator[ChunkUpdate]]
 
 
 def trainer(preparation: Preparation, runtime: Runtime) -> Train:
-    """What trains the clients of a run: its runtime, or with `sharing: central` one model in their place."""
-    if preparation.scenario.sharing != CENTRAL:
+    """What trains the clients of a run: its runtime, or in their place one model, or one for each task."""
+    if preparation.scenario.sharing not in CENTRAL_SCHEMES:
         return runtime.train
     # torch comes with it; a process that just watches a run imports this module without.
     from blossom_ray.clients.central import CentralModel
 
-    profiles, modalities = preparation.population.trained, preparation.scenario.modalities
-    return CentralModel(preparation.plan, profiles, modalities, preparation.shards).train
+    plan, profiles, shards = preparation.plan, preparation.population.trained, preparation.shards
+    tasks = (tuple(plan.tasks),) if preparation.scenario.sharing == CENTRAL else ((name,) for name in plan.tasks)
+    models = [CentralModel(plan, profiles, own, shards) for own in tasks]
+
+    def train(
+        chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, learning_rate: float
+    ) -> Iterator[ChunkUpdate]:
+        for model in models:
+            yield from model.train(chunks, blocks, round_index=round_index, learning_rate=learning_rate)
+
+    return train
 
 
 def train_round(
@@ -118,7 +127,7 @@ def train_round(
     rows: defaultdict[BlockInstance, list[Contributions]] = defaultdict(list)
     by_task: defaultdict[BlockInstance, defaultdict[str, Accumulator]] = defaultdict(lambda: defaultdict(Accumulator))
     # What an algorithm is sent need not be values that can be averaged, and a central model is no average.
-    is_averaged = preparation.algorithm is None and preparation.scenario.sharing != CENTRAL
+    is_averaged = preparation.algorithm is None and preparation.scenario.sharing not in CENTRAL_SCHEMES
     shared = shared_by_tasks(preparation.plan, population.representatives()) if is_averaged else frozenset()
     bytes_down: Counter[BlockInstance] = Counter()
     bytes_up: Counter[BlockInstance] = Counter()

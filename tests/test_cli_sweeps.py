@@ -127,7 +127,8 @@ def test_every_problem_of_a_sweep_comes_before_the_first_cell(
     assert cells.exit_code == 2
     assert cells.err.splitlines() == [
         "--vary sharing: sharing is 'privat'; expected one of full-model, private-head, private-head-fusion, local, "
-        "central, or a mapping from block to scope (in 2 of 4 cells, the first is sharing=privat,seed=0)",
+        "central, central-per-task, or a mapping from block to scope (in 2 of 4 cells, the first is "
+        "sharing=privat,seed=0)",
         "nowhere.yaml: does not exist; expected a scenario file (YAML 1.2), or a name that `blossom-ray scenarios` "
         "lists",
     ]

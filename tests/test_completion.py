@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from blossom_ray.core.blocks import SCHEME_NAMES
+
 pytestmark = [pytest.mark.usefixtures("warm_processes"), pytest.mark.slow]
 
 BLOSSOM_RAY = Path(sys.executable).with_name("blossom-ray")
@@ -107,7 +109,7 @@ def test_keys_follow_from_the_scenario_that_is_typed(folder: Path) -> None:
 
 def test_values_are_those_that_the_key_accepts(folder: Path) -> None:
     set_sharing = ("simulate", "own.yaml", "--set", "sharing", "=")
-    assert bash(folder, *set_sharing) == ["full-model", "private-head", "private-head-fusion", "local", "central"]
+    assert bash(folder, *set_sharing) == [*SCHEME_NAMES]
     assert bash(folder, *set_sharing, "private-head-") == ["private-head-fusion"]
     assert bash(folder, "sweep", "own.yaml", "--vary", "model.fusion.kind", "=", "ga") == ["gated"]
     assert bash(folder, "validate", "own.yaml", "--set", "training.keep_optimizer_state", "=", "t") == ["true"]

@@ -101,6 +101,25 @@ def test_a_task_beside_another_is_computed_as_it_is_alone(tmp_path: Path, first:
     assert len(server.blocks) == 8
 
 
+def test_a_central_model_of_each_task_is_that_of_the_task_alone(tmp_path: Path) -> None:
+    more = {"training": {"optimizer": {"kind": "adam", "lr": 0.01}, "batch_size": 4}, "rounds": 2}
+    both, server = simulated(scenario_of(GROUPS, "abcde", TASKS, sharing="central-per-task", **more), tmp_path / "both")
+    for task, groups, names in (("activity", GROUPS[:1], "abc"), ("stress", GROUPS[1:], "de")):
+        alone = scenario_of(groups, names, {task: TASKS[task]}, sharing="central", **more)
+        only, own = simulated(alone, tmp_path / task)
+        for together, record in zip(both, only, strict=True):
+            for name in (name for name in record.metrics if f"{task}/" in name):
+                assert together.metrics[name] == record.metrics[name], name
+        for instance, block in own.blocks.items():
+            names_of = (instance.name, f"{instance.name}/{task}")
+            (found,) = (
+                held.sent.values
+                for i, held in server.blocks.items()
+                if i.name in names_of and i.key in ("", task) and (i.name.kind != "encoder" or i.key == task)
+            )
+            assert np.array_equal(found, block.sent.values), instance
+
+
 OWNED = ["acc", "gyro"]
 GROUPS = [{"count": 3, "task": "activity", "modalities": OWNED}, {"count": 2, "task": "stress", "modalities": OWNED}]
 

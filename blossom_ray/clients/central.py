@@ -1,4 +1,4 @@
-"""The pooled reference: one model, of all tasks, trained on all clients' training splits together."""
+"""The pooled reference: one model, of all tasks or of one, trained on its clients' training splits together."""
 
 from __future__ import annotations
 
@@ -38,16 +38,18 @@ class CentralModel:
 
     Args:
         plan: What every client goes by.
-        profiles: All clients in the order of their ids.
-        modalities: All modalities.
+        profiles: All clients.
+        tasks: Those that it learns; clients with others are none of its.
         shards: Where the clients' shards lie.
     """
 
     def __init__(
-        self, plan: ClientPlan, profiles: Sequence[ClientProfile], modalities: tuple[str, ...], shards: ShardIndex
+        self, plan: ClientPlan, profiles: Sequence[ClientProfile], tasks: tuple[str, ...], shards: ShardIndex
     ) -> None:
-        self._plan, self._profiles, self._shards = plan, profiles, shards
-        self._owner = ClientProfile(0, modalities, tasks=tuple(plan.tasks))
+        self._plan, self._shards = plan, shards
+        self._profiles = {profile.index: profile for profile in profiles if {*profile.tasks} <= {*tasks}}
+        modalities = sorted({name for profile in self._profiles.values() for name in profile.modalities})
+        self._owner = ClientProfile(0, tuple(modalities), tasks=tasks)
 
     def train(
         self, chunks: Sequence[Chunk], blocks: SentBlocks, *, round_index: int, learning_rate: float
@@ -66,7 +68,7 @@ class CentralModel:
                 cause = shown_error(error).splitlines()[0]
                 raise RunError(f"round {round_index}, the central model: {cause}") from error
         seconds = time.perf_counter() - started
-        clients = sorted(client for chunk in chunks for client in chunk.clients)
+        clients = sorted(client for chunk in chunks for client in chunk.clients if client in self._profiles)
         num_train, num_epochs = self._shards.num_train, self._plan.training.local_epochs
         records = []
         for client in clients:
@@ -91,17 +93,19 @@ class CentralModel:
                     by_task=by_task,
                 )
             )
+        held = self._plan.held_blocks(self._owner)
         sent = (
             (instance, PartialSum(result.blocks[instance.name].astype(np.float64), 1.0))
             for instance in blocks
-            if instance.name in result.blocks
+            if instance.name in result.blocks and held[instance.name] == instance
         )
         yield ChunkUpdate(tuple(records), sent, {}, {})
 
     def _trained(self, blocks: SentBlocks, round_index: int, learning_rate: float) -> LocalResult:
         section, seed = self._plan.training, self._plan.seed
         workspace = self._workspace
-        workspace.load({instance.name: sent.values for instance, sent in blocks.items()}, workspace.initial_state)
+        held = self._plan.held_blocks(self._owner).items()
+        workspace.load({name: blocks[instance].values for name, instance in held}, workspace.initial_state)
         step = LocalPass(section.local_epochs, frozenset(workspace.trained))
         learning_rate = self._plan.learning_rate(self._owner, learning_rate, round_index)
         job = LocalJob(section, learning_rate, (step,), seed, round_index)
@@ -136,7 +140,7 @@ class CentralModel:
         """The training samples of all clients, by modality set and tasks, copied into memory once."""
         with ShardReader(self._shards) as shards:
             pools: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Samples]] = {}
-            for profile in self._profiles:
+            for profile in self._profiles.values():
                 pools.setdefault((profile.modalities, profile.tasks), []).append(shards.shard(profile.index).train())
             return [
                 _Pool(
@@ -158,7 +162,7 @@ class CentralModel:
         """By client and task its training samples with a label of it; empty where there is one task, all labelled."""
         found: dict[int, dict[str, int]] = {}
         with ShardReader(self._shards) as shards:
-            for profile in self._profiles if self._workspace.learned.has_rows else ():
+            for profile in self._profiles.values() if self._workspace.learned.has_rows else ():
                 labels = shards.shard(profile.index).train().labels
                 parts = self._plan.learned(profile).parts
                 known = {part.name: part.known_rows(labels)[1] for part in parts}

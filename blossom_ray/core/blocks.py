@@ -14,10 +14,12 @@ from typing import Literal, NamedTuple, Self, get_args
 
 BlockKind = Literal["encoder", "fusion", "head", "prototype", "statistics", "average", ""]
 ScopeName = Literal["shared", "same-modalities", "same-task", "same-modalities+same-task", "group", "private", "frozen"]
-SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central"]
+SchemeName = Literal["full-model", "private-head", "private-head-fusion", "local", "central", "central-per-task"]
 SCHEME_NAMES: tuple[SchemeName, ...] = get_args(SchemeName)
 CENTRAL: SchemeName = "central"
-"""The scheme without clients that train: one model for all, trained where all samples are."""
+CENTRAL_PER_TASK: SchemeName = "central-per-task"
+CENTRAL_SCHEMES = (CENTRAL, CENTRAL_PER_TASK)
+"""The schemes without clients that train: one model for all, or for each task, trained where all samples are."""
 
 
 class Block(str):
@@ -241,6 +243,7 @@ _NAMED: dict[str, dict[str, Scope]] = {
     "private-head-fusion": {ANY_ENCODER: Scope.SHARED, FUSION: Scope.PRIVATE, HEAD: Scope.PRIVATE},
     "local": {ANY_ENCODER: Scope.PRIVATE, FUSION: Scope.PRIVATE, HEAD: Scope.PRIVATE},
     CENTRAL: {ANY_ENCODER: Scope.SHARED, FUSION: Scope.SHARED, HEAD: Scope.SHARED},
+    CENTRAL_PER_TASK: {ANY_ENCODER: Scope.SAME_TASK, FUSION: Scope.SAME_TASK, HEAD: Scope.SHARED},
 }
 
 

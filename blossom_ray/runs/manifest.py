@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blossom_ray.core.blocks import CENTRAL
+from blossom_ray.core.blocks import CENTRAL_SCHEMES
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.records import RoundRecord, Scoring
 from blossom_ray.core.scores import LearnedTask, default_score, task_prefix
@@ -155,7 +155,7 @@ class Manifest(ReadBack):
 
 def statistics_notes(preparation: Preparation, server: Server) -> Iterator[str]:
     """What to say of blocks whose running statistics are nobody's own."""
-    if preparation.scenario.sharing == CENTRAL:
+    if preparation.scenario.sharing in CENTRAL_SCHEMES:
         return
     of_several = "modality sets" if len(preparation.plan.tasks) == 1 else "modality sets or tasks"
     for instance in mixed_statistics(server, preparation.plan, preparation.population.representatives()):

@@ -15,7 +15,7 @@ from blossom_ray.algorithms.selection import Population
 from blossom_ray.authoring import AlgorithmServer, holdings, with_algorithm
 from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.plan import ClientPlan, TaskPlan
-from blossom_ray.core.blocks import CENTRAL, FUSION, Block, BlockInstance, ClientProfile, Scope, SharingScheme
+from blossom_ray.core.blocks import CENTRAL_SCHEMES, FUSION, Block, BlockInstance, ClientProfile, Scope, SharingScheme
 from blossom_ray.core.phrases import listed
 from blossom_ray.core.records import Scoring
 from blossom_ray.core.section import Custom
@@ -229,7 +229,7 @@ def client_plan(
         weighting=scenario.server.weighting,
         engines=engines,
         sparse=tuple(sorted(sparse)),
-        sparse_in_training=() if scenario.sharing == CENTRAL else _lacking_in_training(observed),
+        sparse_in_training=() if scenario.sharing in CENTRAL_SCHEMES else _lacking_in_training(observed),
     )
     plan = replace(plan, scheme=_with_frozen_code(plan, population))
     if len(input_shapes) > 1:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from blossom_ray.clients.options import Training
-from blossom_ray.core.blocks import Block, ClientProfile, Scope, SharingScheme, model_blocks
+from blossom_ray.core.blocks import CENTRAL_PER_TASK, Block, ClientProfile, Scope, SharingScheme, model_blocks
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import OTHER_COLUMNS, PREFIXES, LearnedTask, Score, Task, find_score
 from blossom_ray.core.section import Finding
@@ -129,6 +129,8 @@ def _skewed_labels(data: Data, learned: Mapping[str, LearnedTask]) -> Iterator[F
 
 @rule
 def _task_scopes(sharing: str | Mapping[str, str], learned: Mapping[str, LearnedTask]) -> Iterator[Finding]:
+    if sharing == CENTRAL_PER_TASK and "" in learned:
+        yield Finding("sharing", f"is {sharing!r}, while there are no tasks", "'central', or tasks")
     for block, scope in () if isinstance(sharing, str) else sharing.items():
         if "" in learned and "same-task" in scope:
             yield Finding(f"sharing.{block}", f"is {scope!r}, while there are no tasks", "another scope, or tasks")
@@ -137,6 +139,9 @@ def _task_scopes(sharing: str | Mapping[str, str], learned: Mapping[str, Learned
 @rule
 def _encoders_of_tasks(sharing: str | Mapping[str, str], clients: tuple[ClientGroup, ...]) -> Iterator[Finding]:
     several = next((group.tasks for group in clients if len(group.tasks) > 1), ())
+    if sharing == CENTRAL_PER_TASK and several:
+        found = f"is {sharing!r}, while clients have the tasks {listed(several)}"
+        yield Finding("sharing", found, "'central', or clients with one task each")
     for block, scope in () if isinstance(sharing, str) or not several else sharing.items():
         if "same-task" in scope and Block.named(block).kind == "encoder":
             found = f"is {scope!r}, while clients with the tasks {listed(several)} have one encoder for all of them"

@@ -12,6 +12,7 @@ from blossom_ray.core.blocks import (
     ANY_ENCODER,
     ANY_FUSION,
     CENTRAL,
+    CENTRAL_SCHEMES,
     Block,
     BlockKind,
     Scope,
@@ -212,7 +213,7 @@ def _actor_per_client(training: Training, execution: Execution) -> Iterator[Find
 @rule
 def _central(sharing: str | Mapping[str, str], sections: Mapping[str, Any]) -> Iterator[Finding]:
     """Where one model is trained there is nothing to average, to weigh or to keep by client."""
-    if sharing != CENTRAL:
+    if sharing not in CENTRAL_SCHEMES:
         return
     plain: dict[str, tuple[object, str]] = {
         "training.keep_optimizer_state": (False, "false"),
@@ -228,21 +229,21 @@ def _central(sharing: str | Mapping[str, str], sections: Mapping[str, Any]) -> I
         section, key = path.split(".")
         found = getattr(sections.get(section), key, value)
         if found != value:
-            yield Finding(path, f"{shown(getattr(found, 'kind', found))}, while sharing is 'central'", expected)
-    if len(datasets := sections.get("datasets") or ()) > 1:
+            yield Finding(path, f"{shown(getattr(found, 'kind', found))}, while sharing is {sharing!r}", expected)
+    datasets, tasks = sections.get("datasets") or (), sections.get("tasks") or {}
+    if sharing == CENTRAL and len(datasets) > 1:
         found = f"are {listed(datasets)}, while sharing is 'central', whose one model has samples of one data set"
-        yield Finding("datasets", found, "one data set, or another scheme")
-    tasks = sections.get("tasks") or {}
-    for name, section in tasks.items() if len(tasks) > 1 else ():
-        if section.lr is not None:
+        yield Finding("datasets", found, "one data set, or 'central-per-task'")
+    for name, section in tasks.items():
+        if sharing == CENTRAL and len(tasks) > 1 and section.lr is not None:
             found = f"is {section.lr:g}, while sharing is 'central', which trains one model for all tasks"
-            yield Finding(f"tasks.{name}.lr", found, "null, or rates of blocks in training.optimizer.blocks")
+            yield Finding(f"tasks.{name}.lr", found, "null, or 'central-per-task'")
     kind = getattr(sections.get("algorithm"), "kind", "fedavg")
     if kind != "fedavg":
-        yield Finding("algorithm.kind", f"is {kind!r}, while sharing is 'central'", "'fedavg'")
+        yield Finding("algorithm.kind", f"is {kind!r}, while sharing is {sharing!r}", "'fedavg'")
     model = sections.get("model")
     if model is not None and model.missing == "prototype":
-        yield Finding("model.missing", "is 'prototype', while sharing is 'central'", "another rule")
+        yield Finding("model.missing", f"is 'prototype', while sharing is {sharing!r}", "another rule")
 
 
 @rule

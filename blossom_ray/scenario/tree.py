@@ -95,7 +95,8 @@ class ScenarioTree(Section):
     sharing: SchemeName | dict[str, Annotated[ScopeName, BeforeValidator(sorted_scope)]] = "private-head-fusion"
     """A named scheme, or a map from block name (`encoder/<modality>`, `encoder/*`, `fusion`, `head`) to scope.
     `central` is no federation but the pooled reference: one model, trained on all clients' training splits in one
-    place. It bounds no personalised model, whose clients keep blocks of their own."""
+    place; `central-per-task` is one for each task. It bounds no personalised model, whose clients keep blocks of their
+    own."""
     algorithm: AlgorithmOption = FederatedAveraging(kind="fedavg")
     """The federated algorithm: what is added to block-wise averaging. From Python also an object of your own."""
     training: Training = Training()

@@ -53,6 +53,10 @@ def several(small_scenario: Scenario) -> Scenario:
             "tasks.size.lr: is 0.1, while sharing is 'central', which trains",
         ),
         (
+            {"sharing": "central-per-task", "clients.2.task": ["shape", "size"]},
+            "sharing: is 'central-per-task', while cl",
+        ),
+        (
             {"sharing": "central", "server.task_weights": "equal"},
             "server.task_weights: is 'equal', while sharing is 'central'; 'samples'",
         ),
