@@ -111,17 +111,30 @@ def test_stacked_chunks_resume_too(scenario: Scenario, tmp_path: Path) -> None:
     assert_same(finish(stacked, tmp_path / "run"), simulate(stacked, out=tmp_path / "whole"))
 
 
-def test_several_tasks_resume_too(scenario: Scenario, tmp_path: Path) -> None:
+def test_several_tasks_and_data_sets_resume_too(scenario: Scenario, tmp_path: Path) -> None:
+    heart = {
+        "dataset": "synthetic",
+        "samples": 40,
+        "modalities": {"acc": {"shape": [8, 2]}},
+        "validation_fraction": 0.2,
+    }
     several = scenario.override(
         {
-            "tasks": {"shape": {"labels": "class"}, "size": {"kind": "regression", "labels": "amplitude", "lr": 0.02}},
+            "data": None,
+            "datasets": {"main": scenario.data, "heart": heart},
+            "tasks": {
+                "shape": {"data": "main", "labels": "class"},
+                "size": {"data": "main", "kind": "regression", "labels": "amplitude", "lr": 0.02},
+                "pulse": {"data": "heart", "kind": "regression"},
+            },
             "clients": [
                 {"count": 2, "task": "shape", "modalities": ["acc"]},
                 {"count": 1, "task": "size", "modalities": ["acc", "gyro"]},
                 {"count": 2, "task": ["shape", "size"], "modalities": ["acc", "gyro"]},
+                {"count": 2, "task": "pulse", "modalities": ["acc"]},
             ],
             "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "private"},
-            "server.clients_per_round": 3,
+            "server.clients_per_round": 4,
             "server.task_weights": "equal",
         }
     )

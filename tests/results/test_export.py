@@ -19,7 +19,7 @@ from conftest import Command
 from pyarrow import feather
 from pyarrow import parquet as pq
 
-from blossom_ray import Run, Scenario, simulate
+from blossom_ray import Run, Scenario, from_arrays, simulate
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.models.options import MissingRule
@@ -99,6 +99,33 @@ def test_scores_are_those_of_the_run_to_the_bit(small_scenario: Scenario, tmp_pa
         assert found == {name: recorded[name] for name in found}
         told = models[client].description["run"]
         assert (told["engine"], told["rounds_trained"]) == ("sequential", recorded["rounds_trained"])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_client_of_the_second_data_set_has_its_shapes_and_scales(small_scenario: Scenario, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    hearts = from_arrays({"acc": draw.normal(5, 2, (40, 6, 2))}, draw.normal(size=40), task="regression")
+    changes = {
+        "data": None,
+        "datasets": {"main": small_scenario.data, "heart": {"dataset": "custom", "standardize": True}},
+        "tasks": {"shape": {"data": "main"}, "pulse": {"data": "heart", "kind": "regression"}},
+        "clients": [
+            {"count": 2, "task": "shape", "modalities": ["acc", "gyro"]},
+            {"count": 2, "task": "pulse", "modalities": ["acc"]},
+        ],
+        "model.encoders.acc": {"kind": "gru", "dim": 4},
+        "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "private"},
+    }
+    run = simulate(small_scenario.override(changes), data={"heart": hearts}, out=tmp_path / "runs")
+    first, second = run.model(0), run.model(3)
+    assert (first.description["input_shapes"]["acc"], second.description["input_shapes"]) == ([8, 2], {"acc": [6, 2]})
+    assert first.description["modalities"]["acc"]["normalisation"] is None
+    scale = second.description["modalities"]["acc"]["normalisation"]
+    assert np.ravel(scale["mean"]) == pytest.approx([5, 5], abs=0.5)
+    assert second.description["run"]["data"]["dataset"] == "table"
+    found = scored(run, tmp_path / "shards", {3: second})[3]
+    (recorded,) = run.clients.filter(round=2, client=3).to_dicts()
+    assert found == {name: recorded["loss" if name == "loss" else f"pulse/{name}"] for name in found}
 
 
 @pytest.mark.usefixtures("one_thread")

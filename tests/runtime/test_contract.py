@@ -125,28 +125,43 @@ def test_samples_that_lack_a_modality_are_the_same_everywhere(
 
 
 @pytest.mark.ray
-def test_several_tasks_are_the_same_on_every_placement(small_scenario: Scenario, ray_session: None) -> None:
+def test_several_tasks_and_data_sets_are_the_same_on_every_placement(
+    small_scenario: Scenario, ray_session: None
+) -> None:
+    """The second data set has shorter windows, rows with gaps, and a client that never trains."""
+    other = {"acc": {"shape": [5, 2]}, "ecg": {"kind": "vector", "shape": [3]}}
+    hearts = {"task": "pulse", "modalities": ["acc", "ecg"]}
     changes: dict[str, Any] = {
-        "tasks": {
-            "shape": {"labels": "class"},
-            "size": {"kind": "regression", "labels": "amplitude", "lr": 0.02, "loss_weight": 0.5},
+        "data": None,
+        "datasets": {
+            "main": small_scenario.data,
+            "heart": {"dataset": "synthetic", "samples": 60, "modalities": other, "observed": {"ecg": 0.6}},
         },
+        "tasks": {
+            "shape": {"data": "main", "labels": "class"},
+            "size": {"data": "main", "kind": "regression", "labels": "amplitude", "lr": 0.02, "loss_weight": 0.5},
+            "pulse": {"data": "heart", "kind": "regression"},
+        },
+        "model.encoders": {name: {"kind": "gru", "dim": 6} for name in ("acc", "gyro")} | {"ecg": {"kind": "mlp"}},
         "clients": [
             {"count": 2, "task": "shape", "modalities": ["acc"]},
             {"count": 1, "task": "size", "modalities": ["acc", "gyro"]},
             {"count": 2, "task": ["size", "shape"], "modalities": ["acc", "gyro"]},
+            {"count": 2, **hearts},
+            {"count": 1, **hearts, "role": "unseen", "shots": 3},
         ],
         "sharing": {"encoder/*": "shared", "fusion": "same-task", "head": "private"},
         "model.fusion.norm": "batch",
         "model.norm_statistics": "same-modalities",
         "evaluation.fine_tune": {},
-        "server.clients_per_round": 4,
+        "server.clients_per_round": 5,
         "server.task_weights": "equal",
     }
     scenario = small_scenario.override(changes)
     local = simulate(scenario)
     assert local.blocks["task_cosine"].drop_nulls().len() > 0
     assert {"shape/accuracy", "size/rmse", "fine_tuned/size/rmse/acc+gyro"} <= set(local.rounds.columns)
+    assert {"pulse/rmse@acc", "unseen/pulse/rmse", "held_out/pulse/rmse/acc+ecg"} <= set(local.rounds.columns)
     for placed in ({"clients_per_actor": 2, "shards": "object-store"}, {"clients_per_actor": 1}):
         changes = {f"execution.{key}": value for key, value in {"runtime": "ray", **placed}.items()}
         assert_same_bits(local, simulate(scenario.override(changes)))
