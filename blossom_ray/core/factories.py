@@ -76,7 +76,7 @@ def factory_problems(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """
     problems = []
     for where, code, _ in own_code(sections):
-        if where == "data.factory":
+        if where.startswith(_OF_DATA):
             continue  # the data are looked at as a whole, their code with them
         try:
             resolve_factory(code, where)
@@ -84,6 +84,9 @@ def factory_problems(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             found, _, expected = str(error).partition("; expected ")
             problems.append((where, found.removeprefix(f"{where} "), expected or "code that can be imported"))
     return problems
+
+
+_OF_DATA = ("data.", "datasets.")
 
 
 def own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory, Mapping[str, Any]]]:
@@ -101,8 +104,11 @@ def own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory, Mappin
     for where, part in parts.items():
         if isinstance(part, Custom):
             yield f"{where}.factory", part.factory, part.options
-    if (data := sections.get("data")) is not None and getattr(data, "factory", None) is not None:
-        yield "data.factory", data.factory, data.options
+    data_sets: dict[str, Any] = {"data": sections.get("data")}
+    data_sets |= {f"datasets.{name}": data for name, data in (sections.get("datasets") or {}).items()}
+    for where, data in data_sets.items():
+        if (factory := getattr(data, "factory", None)) is not None:
+            yield f"{where}.factory", factory, data.options
     if (evaluation := sections.get("evaluation")) is not None:
         for name, metric in evaluation.metrics.items():
             yield f"evaluation.metrics.{name}.function", metric.function, metric.options

@@ -11,9 +11,10 @@ from blossom_ray.core.phrases import accepted, did_you_mean, listed, one_of, sho
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.core.section import Finding
 from blossom_ray.core.structure import Hint
-from blossom_ray.data.division.options import ClientGroup
+from blossom_ray.data.division.options import ClientGroup, GivenPartition
 from blossom_ray.data.sets.base import DataSection
 from blossom_ray.scenario.rules import rule
+from blossom_ray.scenario.sections import Stop
 from blossom_ray.scenario.tree import ScenarioTree
 
 
@@ -73,6 +74,19 @@ def _same_data_twice(datasets: Mapping[str, DataSection]) -> Iterator[Finding]:
             key = "factory" if path is None else "path"
             found = f"is that of datasets.{first}, so one's test rows would be the other's training rows"
             yield Finding(f"datasets.{name}.{key}", found, "one data set with two tasks")
+
+
+@rule
+def _validation_of_stop(
+    stop: Stop, learned: Mapping[str, LearnedTask], datasets: Mapping[str, DataSection]
+) -> Iterator[Finding]:
+    task = (stop.metric or "").removeprefix("validation/").partition("/")[0]
+    name = learned[task].data if task in learned else None
+    if len(datasets) == 1 or name is None or name not in datasets:
+        return
+    if datasets[name].validation_fraction == 0 and not isinstance(datasets[name].partition, GivenPartition):
+        found = f"{shown(stop.metric)}, while datasets.{name}.validation_fraction is 0"
+        yield Finding("stop.metric", found, f"datasets.{name}.validation_fraction above 0, or a score of another task")
 
 
 @rule

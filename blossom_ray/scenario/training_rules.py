@@ -13,6 +13,7 @@ from blossom_ray.core.blocks import (
     ANY_FUSION,
     CENTRAL,
     CENTRAL_SCHEMES,
+    FUSION,
     Block,
     BlockKind,
     Scope,
@@ -332,13 +333,20 @@ def _prototypes_in_training(model: Model, training: Training) -> Iterator[Findin
 
 @rule
 def _prototypes_of_encoders(
-    model: Model, clients: tuple[ClientGroup, ...], scopes: Mapping[str, Scope]
+    model: Model, clients: tuple[ClientGroup, ...], scopes: Mapping[str, Scope], learned: Mapping[str, LearnedTask]
 ) -> Iterator[Finding]:
     if model.missing != "prototype":
         return
+    is_within = scopes[FUSION] in (Scope.PRIVATE, Scope.SAME_TASK, Scope.SAME_MODALITIES_AND_TASK)
+
+    def data_set(group: ClientGroup) -> str | None:
+        """Clients of others do not lack what it has, unless a fusion is of both."""
+        return learned[group.tasks[0]].data if is_within and group.tasks and group.tasks[0] in learned else None
+
     for modality in model.encoders:
         scope = scopes[Block("encoder", modality)]
-        is_lacked = any(modality not in group.modalities for group in clients)
+        owners = {data_set(group) for group in clients if modality in group.modalities}
+        is_lacked = any(modality not in group.modalities and data_set(group) in owners for group in clients)
         if is_lacked and scope not in (Scope.SHARED, Scope.FROZEN):
             found = f"is 'prototype', while encoder/{modality} has the scope {scope}, so its copies embed differently"
             yield Finding("model.missing", found, "shared or frozen encoders, or another rule")

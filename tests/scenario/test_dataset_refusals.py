@@ -84,11 +84,23 @@ def har(path: Path) -> dict[str, Any]:
             {"clients.0.task": ["shape", "size"]},
             "clients.0.task: is [shape, size], of the data sets left, right; tasks of one data set",
         ),
+        (
+            {"datasets.left.validation_fraction": 0.2, "stop": {"patience": 1, "metric": "size/rmse"}},
+            "stop.metric: is 'size/rmse', while datasets.right.validation_fraction is 0; datasets.right.validation_f",
+        ),
         ({"clients": "from-data"}, "clients: is 'from-data', while there are the tasks shape, size"),
     ],
 )
 def test_what_does_not_go_with_data_sets(changes: dict[str, Any], told: str) -> None:
     assert told in refusals(changes)
+
+
+def test_prototypes_stand_for_what_a_data_set_has_and_a_client_lacks() -> None:
+    sharing = {"encoder/*": "same-task", "fusion": "same-task", "head": "shared"}
+    changes: dict[str, Any] = {"model.missing": "prototype", "sharing": sharing}
+    Scenario.model_validate(TREE).override(changes)  # nobody with the data of `left` lacks gyro
+    told = refusals(changes | {"sharing": {**sharing, "fusion": "shared"}})
+    assert "model.missing: is 'prototype', while encoder/gyro has the scope same-task" in told
 
 
 def test_a_task_without_data_sets_names_none(small_scenario: Scenario) -> None:

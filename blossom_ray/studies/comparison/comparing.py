@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -257,7 +258,7 @@ def _default_metric(entries: Sequence[RunEntry]) -> str:
 
 def _all_observed(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, str]:
     """What runs are measured against that differ in which part of rows is observed: all, of those for testing."""
-    shares = [key for key in keys if key.startswith("data.observed.")]
+    shares = [key for key in keys if re.match(r"(data|datasets\.\w+)\.observed\.", key)]
     values = {key: {row.setting[key] for row in rows} for key in shares}
     tested = [key for key in shares if key.endswith(".test")] or shares
     return dict.fromkeys(tested, "1.0") if all("1.0" in values[key] for key in tested) else {}

@@ -6,6 +6,7 @@ A gain is taken between two rows that differ in the baseline's keys alone, over 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,8 +68,8 @@ _TABLE_COLUMNS = (
 )  # fmt: skip
 _WORDS = ("modalities", "status", "last5_rounds", *_GAIN_ROUNDS, "interval", "note", "run_notes", "run")
 _COUNTS = ("seed", "training_seed", "best_round", "num_seeds", "num_pairs", "num_reached", *_LOST)
-_OBSERVING = ("data.observed", "data.without_modality", "clients")
-"""What the keys begin with that say which modalities are observed in which rows."""
+_OBSERVING = re.compile(r"(data|datasets\.\w+)\.(observed|without_modality)|clients")
+"""How the keys begin that say which modalities are observed in which rows."""
 _NEAR_CHANCE = 0.1
 """A score less than this share of the way from chance to 1 is near chance."""
 
@@ -296,7 +297,7 @@ def _obstacle(row: Row, against: Row | None, *, varied: Iterable[str]) -> str | 
     here, there = row.federation, against.federation
     if here is None or there is None:
         return "a run does not say which federation it had, so it is not paired"
-    is_asked = any(key.startswith(_OBSERVING) for key in varied)
+    is_asked = any(_OBSERVING.match(key) for key in varied)
     for name, mine, other in zip(("data", "partition", "pattern of observed rows"), here, there, strict=True):
         if mine != other and not (is_asked and name.startswith("pattern")):
             return f"{row.entry.place} and {against.entry.place} had another {name}, so they are not paired"
