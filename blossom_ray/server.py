@@ -96,7 +96,8 @@ def mixed_statistics(server: Server, plan: ClientPlan, profiles: Iterable[Client
     for profile in profiles:
         for instance in plan.returned_blocks(profile):
             is_of_one_modality = instance.name.kind not in ("fusion", "head")
-            senders[instance].add(plan.data_set(profile) if is_of_one_modality else (profile.modalities, profile.tasks))
+            kind = profile.modalities, _tasks_of(instance, profile)
+            senders[instance].add(plan.data_set(profile) if is_of_one_modality else kind)
     together = normalised_together(server, ("fusion", "head", "encoder"))
     return tuple(each for each in together if len(senders[each]) > 1)
 

@@ -161,6 +161,18 @@ def test_a_rate_of_its_own_is_for_clients_with_that_task_alone(tmp_path: Path) -
     assert rates == [0.01, 0.01, 0.1, 0.1, 0.1]
 
 
+@pytest.mark.parametrize(("fusion", "is_mixed"), [("same-task", False), ("shared", True)])
+def test_statistics_of_a_task_are_not_mixed_by_what_else_its_clients_learn(fusion: str, is_mixed: bool) -> None:
+    changes = {
+        "clients": [{"count": 2, "task": task, "modalities": ["acc", "gyro"]} for task in ("act", ["act", "grade"])],
+        "sharing": {"encoder/*": "shared", "fusion": fusion, "head": "shared"},
+        "model.fusion.norm": "batch",
+        "rounds": 1,
+    }
+    notes = simulate(scenario(**changes)).manifest["notes"]
+    assert any("fusion" in note and "statistics" in note for note in notes) == is_mixed
+
+
 def test_a_run_that_another_process_writes_is_read_by_task(tmp_path: Path) -> None:
     path = REPOSITORY / "scenarios" / "tasks" / "both.yaml"
     changes = {"rounds": 1, "data.samples": 200, "data.validation_fraction": 0.2}

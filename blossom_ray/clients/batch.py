@@ -95,9 +95,14 @@ class Batch:
         return self._by_task(lambda part: part.losses(self.all_outputs, self.labels))
 
     @property
+    def task_losses(self) -> list[Tensor]:
+        """The losses of each task, in their order."""
+        return [part.losses(self.all_outputs, self.labels) for part in self._learned.parts]
+
+    @property
     def total_loss(self) -> Tensor:
         """The sum over tasks of weight times loss, (B,); of one task without a weight its losses."""
-        found = [part.losses(self.all_outputs, self.labels) for part in self._learned.parts]
+        found = self.task_losses
         weighted = [
             own if part.weight == 1 else part.weight * own for part, own in zip(self._learned.parts, found, strict=True)
         ]

@@ -261,9 +261,8 @@ class LocalClient:
                 if is_first:
                     is_first = False
                     self.loss_sum += float(batch.total_loss.detach().sum())
-                    learned = self._workspace.learned
-                    if learned.has_several:
-                        self.tally.add(torch.stack([*batch.losses.values()], dim=1).mean(dim=0), targets)
+                    if not self._workspace.learned.is_plain:
+                        self.tally.add(torch.stack(batch.task_losses, dim=1).mean(dim=0), targets)
                 return batch
 
             self.num_examples += len(targets)

@@ -346,7 +346,7 @@ class Objective:
             for path, found, expected in section.misfits(part.kind, part.num_outputs):
                 raise InputError(f"{_WHERE}.{path} {found}; expected {expected}")
         self._section, self._learned, self._device = section, learned, device
-        self._is_plain = not learned.has_several and learned.parts[0].weight == 1
+        self._is_plain = learned.is_plain
         self._own: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
         if isinstance(section, CustomLoss):
             self._own = tuple(section.function(part.kind, part.num_outputs) for part in learned.parts)

@@ -47,11 +47,10 @@ CLIENT_COLUMNS = {
 """With `tasks`, `task` stands behind them, such as `activity` or `activity+who`; losses are those of the client's own
 task. Where some client has several tasks, `loss` and `train_loss` are null, `<task>/loss`, `<task>/train_loss` and
 `<task>/num_examples`, the samples with a label of it, stand in their place, and samples scored are the most that have a
-label of one task. Then comes a `double` column per
-score of the task, `<task>/<score>` with `tasks`, and, from the first round with them on, for the loss and scores
-after local fine-tuning, `fine_tuned/<score>`, and on the validation split, `validation/<score>` and
-`validation/fine_tuned/<score>`; by the averaged model, where an algorithm has another one scored, `plain/<score>`; of
-clients that never train `unseen/<score>` and `unseen/fine_tuned/<score>`."""
+label of one task. Then comes a `double` column per score of the task, `<task>/<score>` with `tasks`, and, from the
+first round with them on, for the loss and scores after local fine-tuning, `fine_tuned/<score>`, and on the validation
+split, `validation/<score>` and `validation/fine_tuned/<score>`; by the averaged model, where an algorithm has another
+one scored, `plain/<score>`; of clients that never train `unseen/<score>` and `unseen/fine_tuned/<score>`."""
 SOME_COLUMNS = {
     "task": "string", "num_validation_examples": "int64", "role": "string", "num_unseen_examples": "int64",
 }  # fmt: skip

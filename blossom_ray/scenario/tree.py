@@ -77,8 +77,8 @@ class ScenarioTree(Section):
     task: Task = "classification"
     """What is learned: one class per sample, any number of classes (`multilabel`), or numbers (`regression`)."""
     tasks: Annotated[dict[TaskName, LearnedTask], Field(min_length=1)] | None = None
-    """Several tasks in one federation, by name, in the place of `task`: each group of clients has one, each task a head
-    and scores of its own. null: all clients learn `task`."""
+    """Several tasks in one federation, by name, in the place of `task`: each group of clients has one or a list of
+    them, each task a head and scores of its own. null: all clients learn `task`."""
     compat: Literal["blossom-reference"] | None = None
     """Repeat the mathematics of the paper's published code: sets `data.draws`, `model.missing`, `training.schedule` and
     `training.min_batch_size` where they are left out, and refuses other values. Its faulty state is not repeated."""

@@ -133,6 +133,11 @@ class Learned:
         """Whether there are several tasks."""
         return len(self.parts) > 1
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the only task's loss is what is made small, as it is."""
+        return not self.has_several and self.parts[0].weight == 1
+
     def known_samples(self, targets: Tensor) -> Tensor:
         """Of which samples some label of each task is known, (B, T) of 0 and 1; labels are rows."""
         import torch
