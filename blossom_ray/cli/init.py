@@ -192,7 +192,7 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
     from rich.prompt import IntPrompt, Prompt
 
     from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.core.blocks import SCHEME_NAMES
+    from blossom_ray.core.blocks import CENTRAL_PER_TASK, SCHEME_NAMES
     from blossom_ray.data.options import DATASETS
     from blossom_ray.reading.init import STARTING_POINTS, suggest
 
@@ -219,7 +219,8 @@ def _ask(answers: dict[str, Any], keys: list[str]) -> None:
                 question = "Partition, KIND[:ALPHA]: iid, dirichlet:0.5, quantity:1, subject"
                 answers[key] = Prompt.ask(question, default=default.partition, console=console)
             case "sharing":
-                answers[key] = Prompt.ask("Sharing", choices=[*SCHEME_NAMES], default=default.sharing, console=console)
+                schemes = [str(name) for name in SCHEME_NAMES if name != CENTRAL_PER_TASK]  # there is one task
+                answers[key] = Prompt.ask("Sharing", choices=schemes, default=default.sharing, console=console)
             case "rounds":
                 answers[key] = IntPrompt.ask("Rounds", default=default.rounds, console=console)
             case "out":

@@ -350,7 +350,7 @@ class AuthoredRound:
         is_plain = each.train == (MODEL,) and each.model is None
         if longer.intersection(held if not is_plain and isinstance(held, Tree) else (*each.offset, *each.anchor)):
             raise RunError(
-                f"algorithm: passes: {', '.join(sorted(longer))} have running statistics behind their parameters; "
+                f"algorithm: passes: {', '.join(sorted(longer))} have running statistics behind the parameters; "
                 "expected passes of the model, from a start, without offset, anchor and model="
             )
         epochs = self._plan.training.local_epochs if each.epochs is None else each.epochs

@@ -349,6 +349,21 @@ class ThroughNothing(Teacher):
         return batch.through("teacher").losses
 
 
+class StatisticsOfAShape(Scaffold):
+    def extras(self, layout: Layout) -> Any:
+        return {"c": Extra(layout.averaged, shape=(2,), with_statistics=True), "own": Extra(layout.averaged)}
+
+
+class OffsetOfAModel:
+    """Another model is no offset: it has statistics behind its parameters."""
+
+    def extras(self, layout: Layout) -> Any:
+        return {"other": Extra(layout.averaged, with_statistics=True)}
+
+    def passes(self, k: Client) -> Any:
+        return [Pass(offset=k["other"])]
+
+
 class DifferentTrees(Scaffold):
     def passes(self, k: Client) -> Any:
         return [Pass(offset=k["c"] - k["own"].only(["head"]))]
@@ -409,6 +424,7 @@ MISTAKES: list[tuple[type, str]] = [
     (LossIsInfinite, "loss gave numbers that are not finite"),
     (BeforeIsOneNumber, r"before or after gave loss of shape \(\); expected \(\d+, ...\) per sample"),
     (ThroughNothing, r"through\('teacher'\), which is no copy of the model; expected one of received"),
+    (StatisticsOfAShape, "extra 'c' has statistics and a shape of its own; expected blocks alone"),
     (DifferentTrees, "passes: trees with different blocks: encoder/acc, .* on one side alone; expected the same"),
     *((kind, r"KeyError: 'no such thing' \(.*test_mistakes.py:\d+, in broken\)") for kind in RAISING),
 ]  # fmt: skip
@@ -425,6 +441,14 @@ def test_each_mistake_has_its_line(kind: type, message: str) -> None:
     line = "; expected ".join(found)
     assert "\n" not in line
     assert re.search(message, line), line
+
+
+def test_a_model_with_statistics_of_its_own_is_a_start_and_nothing_else() -> None:
+    changes = {"model.head": {"kind": "mlp", "hidden": [6], "norm": "batch"}}
+    found = algorithm_problem(scenario_of(OffsetOfAModel).override(changes))
+    assert found is not None
+    assert found[0] == "passes: head have running statistics behind the parameters"
+    assert found[1] == "passes of the model, from a start, without offset, anchor and model="
 
 
 def test_an_object_without_methods_is_no_algorithm() -> None:

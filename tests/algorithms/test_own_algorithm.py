@@ -201,6 +201,23 @@ def test_functions_that_cannot_be_mapped_are_called_in_turn_and_said(caplog: pyt
     assert run.rounds["loss"].to_list() == pytest.approx(mapped.rounds["loss"].to_list(), abs=1e-5)
 
 
+class LooksAtLosses:
+    """A loss that cannot be mapped over clients."""
+
+    def loss(self, batch: Any) -> Any:
+        return 0.1 * batch.losses if float(batch.losses.detach().sum()) > 0 else batch.losses
+
+
+def test_losses_that_cannot_be_mapped_are_said() -> None:
+    changes = {"training.engine": "vectorized", "rounds": 1, "server.clients_per_round": 1.0}
+    scenario = scenario_of({"kind": "fedavg"}).override(changes)
+    notes = simulate(scenario.override({"algorithm": LooksAtLosses()})).manifest["notes"]
+    said = "were computed one after the other: their stack raised RuntimeError: algorithm: loss cannot be mapped: "
+    assert {note.partition(said)[0] for note in notes if said in note} == {
+        f"clients with {name} " for name in ("acc", "acc+gyro", "gyro")
+    }
+
+
 @pytest.mark.parametrize("algorithm", [{"kind": "ditto"}, Dyn()], ids=str)
 def test_keys_that_an_algorithm_would_ignore_are_refused(algorithm: Any) -> None:
     scenario = scenario_of({"kind": "fedavg"}).override({"sharing": "private-head"})

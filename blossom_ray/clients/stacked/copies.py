@@ -24,7 +24,7 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK
 from blossom_ray.core.sums import Vector
 from blossom_ray.data.targets import FloatArray
-from blossom_ray.errors import RunError
+from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, RunError, shown_error
 from blossom_ray.models.late_fusion import Forward, LateFusionModel
 
 Statistics = list[dict[str, np.ndarray]]
@@ -324,7 +324,12 @@ class AuthorsFunction:
             forwards = FixedForwards(found, self.method)
             return self.function(Batch(own["targets"], own["present"], own["real"], trees, forwards, learned))
 
-        return torch.vmap(one, randomness="error")(tensors)
+        try:
+            return torch.vmap(one, randomness="error")(tensors)
+        except (BlossomError, torch.OutOfMemoryError):
+            raise
+        except OWN_CODE_RAISES as error:  # which of an algorithm's functions it is stands in the notes of the run
+            raise RuntimeError(f"algorithm: {self.method} cannot be mapped: {shown_error(error)}") from error
 
 
 class _Seen:
