@@ -96,18 +96,15 @@ def _small(scenario: Scenario) -> Scenario:
         "model": scenario.model.model_copy(update={"encoders": encoders}),
     }
     scenario = scenario.model_copy(update=changes)
-    if scenario.tasks is not None and not any(len(group.tasks) > 1 for group in scenario.groups):
-        first = next(iter(scenario.learned.values()))  # as good as all: code sees one at a time
-        groups = tuple(group.model_copy(update={"task": None}) for group in scenario.groups)
-        scenario = scenario.model_copy(update={"tasks": None, "task": first.kind, "clients": groups})
     trained = (group for group in scenario.groups if group.role == "train")
-    found = {(tuple(sorted(group.modalities)), group.group, group.tasks) for group in trained}
+    only = tuple(scenario.tasks or ())  # what clients have that name none
+    found = {(tuple(sorted(group.modalities)), group.group, group.tasks or only) for group in trained}
     kinds = sorted(found, key=lambda kind: (-len(kind[2]), -len(kind[0]), kind))
     chosen, covered = list[tuple[tuple[str, ...], str, tuple[str, ...]]](), set[str]()
     for kind in kinds:
-        if len(chosen) < 3 or not set(kind[0]) <= covered:
+        if len(chosen) < 3 or not {*kind[0], *kind[2]} <= covered:
             chosen.append(kind)
-            covered |= set(kind[0])
+            covered |= {*kind[0], *kind[2]}
     each = 2 if len(chosen) > 1 else 5
     clients = tuple(
         ClientGroup(count=each, modalities=names, group=label, task=tasks or None) for names, label, tasks in chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -455,6 +456,24 @@ def test_an_object_without_methods_is_no_algorithm() -> None:
     found = algorithm_problem(scenario_of({"kind": "custom", "factory": Nothing}))
     assert found is not None
     assert found[0] == "gave Nothing with no such method"
+
+
+@dataclass
+class NamesTheHead:
+    head: str
+
+    def finish(self, k: Client) -> Any:
+        return {"model": Sent(k.new.map(lambda values: values + 0 * k.new[self.head].sum()))}
+
+
+@pytest.mark.parametrize(("task", "head", "other"), [(None, "head", "head/only"), ("only", "head/only", "head")])
+def test_heads_are_called_as_in_the_run(task: str | None, head: str, other: str) -> None:
+    """With a task that has a name the head has it too, though each client has one."""
+    scenario = scenario_of(NamesTheHead(head)).override({"tasks": {task: {}} if task else None})
+    assert algorithm_problem(scenario) is None
+    found = algorithm_problem(scenario.override({"algorithm": NamesTheHead(other)}))
+    assert found is not None
+    assert "KeyError" in found[0]
 
 
 BUILT_IN = [section for section in get_args(get_args(AlgorithmOption)[0]) if section is not CustomAlgorithm]
