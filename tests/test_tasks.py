@@ -11,7 +11,18 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather
 
-from blossom_ray import DataError, Dataset, Run, Scenario, ScenarioError, from_arrays, simulate, write_table
+from blossom_ray import (
+    DataError,
+    Dataset,
+    Run,
+    Scenario,
+    ScenarioError,
+    compare,
+    from_arrays,
+    report,
+    simulate,
+    write_table,
+)
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import SCORES, Task, default_score
 from blossom_ray.data.dataset import LeftOut
@@ -214,3 +225,20 @@ def test_a_table_runs_with_no_code_and_its_faults_are_told_with_their_place(
         simulate(scenario.override({"data.label_column": "cls"}))
     with pytest.raises(ScenarioError, match=r"data.path is '.*', which does not exist; expected a Parquet, Ar"):
         scenario.override({"data.path": str(tmp_path / "none.arrow")})
+
+
+def test_a_run_without_the_usual_score_is_compared_by_the_next_one(tmp_path: Path) -> None:
+    """Of classes that every sample has, or none, there is no AUROC."""
+    dataset = from_arrays({"acc": np.eye(12)}, [[1, 0]] * 12, task="multilabel")
+    tree = {
+        "rounds": 1, "task": "multilabel", "data": {"dataset": "custom"}, "execution": {"runtime": "local"},
+        "clients": [{"count": 2, "modalities": ["acc"]}], "model": {"encoders": {"acc": {"kind": "mlp"}}},
+    }  # fmt: skip
+    run = simulate(Scenario.model_validate(tree), data=dataset)
+    assert "macro_auroc" not in run.rounds.columns
+    found = compare(run)
+    assert (found.metric, found.table["final"].to_list()) == (
+        "macro_f1_present", [run.final["macro_f1_present"], run.final["macro_f1_present/acc"]],
+    )  # fmt: skip
+    (page,) = report(run, out=tmp_path / "page.html")
+    assert "F1 present" in page.read_text(encoding="utf-8")

@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 
-from blossom_ray.core.scores import default_score
 from blossom_ray.errors import InputError
 from blossom_ray.studies.comparison.choosing import NO_SCORE, Choice, choose_values
 from blossom_ray.studies.comparison.entries import (
@@ -34,7 +33,7 @@ from blossom_ray.studies.comparison.notes import (
     setting_in_words,
 )
 from blossom_ray.studies.comparison.rows import Row, all_stop, make_rows, pair_rows, runs_frame, table_frame
-from blossom_ray.studies.comparison.scores import VALIDATION, Summary, score_of
+from blossom_ray.studies.comparison.scores import VALIDATION, Summary, score_of, usual_score
 from blossom_ray.studies.comparison.tasks import by_task
 from blossom_ray.studies.sweeps.grid import value_text
 from blossom_ray.text import brief, quoted
@@ -253,7 +252,7 @@ def _default_metric(entries: Sequence[RunEntry]) -> str:
     tasks = dict.fromkeys(entry.run.scenario.task for entry in entries if entry.run is not None)
     if len(tasks) > 1:
         raise InputError(f"the runs have the tasks {', '.join(tasks)}; expected a metric that they share")
-    return default_score(next(iter(tasks), "classification")).name
+    return usual_score([entry.finished for entry in entries if entry.finished], next(iter(tasks), "classification"))
 
 
 def _all_observed(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, str]:

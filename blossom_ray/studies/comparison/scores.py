@@ -11,7 +11,7 @@ from typing import Literal
 import polars as pl
 
 from blossom_ray.core.phrases import did_you_mean, shortened
-from blossom_ray.core.scores import Score, default_score, find_score, split_scoring
+from blossom_ray.core.scores import SCORES, Score, Task, default_score, find_score, split_scoring, task_prefix
 from blossom_ray.errors import InputError
 from blossom_ray.runs.folder import Run
 from blossom_ray.runs.tables import ROUND_COLUMNS
@@ -85,6 +85,21 @@ def score_of(metric: str, own: Iterable[Score] = ()) -> Score:
     if metric in ROUND_COLUMNS or metric.partition("@")[0].endswith("num_examples"):
         return Score(metric, "", lower_is_better=True, is_share=False)
     return find_score(metric, own) or Score(metric, "")
+
+
+def usual_score(runs: Iterable[Run], kind: Task, task: str = "") -> str:
+    """The metric by which runs are compared where nobody says: the first score of a kind of task that a run has.
+
+    Where test samples have no positive of any class, for example, there is no AUROC.
+
+    Args:
+        runs: Finished runs.
+        kind: What is learned.
+        task: The task's name, "" in runs without `tasks`; the metric begins with it.
+    """
+    columns = {column for run in runs for column in run.rounds.columns}
+    names = [f"{task_prefix(task)}{score.name}" for score in SCORES[kind]]
+    return next((name for name in names if name in columns), names[0])
 
 
 def metric_columns(run: Run, metric: str) -> dict[str, str]:

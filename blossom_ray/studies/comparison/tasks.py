@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from blossom_ray.core.scores import default_score, of_task, split_scoring, task_prefix
+from blossom_ray.core.scores import of_task, split_scoring, task_prefix
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
 from blossom_ray.runs.tables import NUM_EXAMPLES, ROUND_COLUMNS
 from blossom_ray.studies.comparison.entries import RunEntry, with_settings
-from blossom_ray.studies.comparison.scores import VALIDATION
+from blossom_ray.studies.comparison.scores import VALIDATION, usual_score
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +25,7 @@ def task_names(runs: Iterable[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scenario.tasks or ()))
 
 
-def task_metrics(entries: Iterable[RunEntry], *, per_class: bool = False) -> list[str | None]:
+def task_metrics(entries: Sequence[RunEntry], *, per_class: bool = False) -> list[str | None]:
     """What runs are compared by where nobody says: a metric for each task, or None where tasks have no names.
 
     Args:
@@ -36,8 +36,10 @@ def task_metrics(entries: Iterable[RunEntry], *, per_class: bool = False) -> lis
     found: list[str | None] = []
     for task in task_names(runs):
         kind = next(run.scenario.learned[task].kind for run in runs if task in run.scenario.learned)
-        score = {"classification": "recall", "multilabel": "auroc"}.get(kind) if per_class else default_score(kind).name
-        found += [f"{task}/{score}"] if score else []
+        if not per_class:
+            found.append(usual_score([entry.finished for entry in entries if entry.finished], kind, task))
+        elif kind != "regression":
+            found.append(f"{task}/{'recall' if kind == 'classification' else 'auroc'}")
     return found or [None]
 
 

@@ -128,7 +128,7 @@ def client_section(variants: Sequence[Variant]) -> ReportSection:
     runs = [(variant.name, run) for variant in variants for run in variant.runs]
     for name, run in runs:
         scored = run.clients.filter(pl.col(score.name).is_not_null())
-        last = scored.filter(pl.col("round") == scored["round"].max())
+        last = scored.filter(pl.col("round") == pl.col("round").max())
         for own, value in last.select("modalities", score.name).iter_rows():
             groups.setdefault(own, {}).setdefault(name, []).append(scale(score.name) * value)
     tables = []
