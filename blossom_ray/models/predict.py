@@ -2,7 +2,7 @@
 
 TABLE is a Parquet or Arrow (Feather) file with a row per sample, or an .npz archive with an array per modality. What is
 null (in an archive NaN throughout) is missing in that row. Printed are row, prediction, and each class's probability,
-of several tasks side by side.
+of several tasks side by side; nothing behind the number of a row that has none of the model's modalities.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def read_samples(path: Path, told: Mapping[str, Any]) -> Samples:
 
 
 def outputs(model: StandaloneModel, samples: Samples, batch_size: int) -> dict[str, np.ndarray]:
-    """What the model gives for each row by task, (N, O) float32: logits, or values in a regression.
+    """What the model gives for each row by task, (N, O) float32: logits, or values in a regression; else NaN.
 
     Args:
         model: The model.
@@ -63,22 +63,22 @@ def outputs(model: StandaloneModel, samples: Samples, batch_size: int) -> dict[s
         batch_size: Rows per forward pass; another one can change last bits.
 
     Raises:
-        ValueError: A row has no modality, or nothing can stand for one that it lacks.
+        ValueError: No row has a modality, or nothing can stand for one that a row lacks.
     """
     names = list(samples)
     has = np.stack([samples[name][0] for name in names], axis=1)
-    if not has.any(axis=1).all():
-        raise ValueError(f"row {int((~has.any(axis=1)).argmax())} has none of {', '.join(names)}")
+    if not has.any():
+        raise ValueError(f"no row has any of {', '.join(names)}")
     inputs = {name: torch.from_numpy(model.prepared(name, samples[name][1])) for name in names}
     observed = {name: torch.from_numpy(samples[name][0]) for name in names}
     tasks = tasks_of(model.description)
-    found = {task: np.empty((len(has), len(told["outputs"])), np.float32) for task, told in tasks.items()}
+    found = {task: np.full((len(has), len(told["outputs"])), np.nan, np.float32) for task, told in tasks.items()}
     # A fusion of the author's own sees batches whose rows have the same modalities.
     is_own = any("factory" in made for name, made in model.description["blocks"].items() if name[:6] == "fusion")
     kinds = np.unique(has, axis=0, return_inverse=True)[1].reshape(-1) if is_own else np.zeros(len(has), np.int64)
     with torch.inference_mode():
         for kind in np.unique(kinds):
-            rows = np.flatnonzero(kinds == kind)
+            rows = np.flatnonzero((kinds == kind) & has.any(axis=1))
             for start in range(0, len(rows), batch_size):
                 own = rows[start : start + batch_size]
                 batch, present = ({name: given[own] for name, given in of.items()} for of in (inputs, observed))
@@ -100,16 +100,20 @@ def all_predictions(told: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
 
 
 def predictions(told: Mapping[str, Any], values: np.ndarray) -> Iterator[list[Any]]:
-    """The same of one task."""
+    """The same of one task. Cells are empty where a row has nothing to predict from."""
     task, names = told["task"], told["outputs"]
+    has_none = np.isnan(values).all(axis=1)
     if task == "regression":
         yield ["row", *names]
-        yield from ([row, *own] for row, own in enumerate(values.tolist()))
+        yield from ([row, *([""] * len(own) if has_none[row] else own)] for row, own in enumerate(values.tolist()))
         return
     logits = torch.from_numpy(values)
     probabilities = logits.softmax(dim=1) if task == "classification" else logits.sigmoid()
     yield ["row", "prediction", *names]
     for row, own in enumerate(probabilities.tolist()):
+        if has_none[row]:
+            yield [row, "", *[""] * len(own)]
+            continue
         chosen = [int(values[row].argmax())] if task == "classification" else np.flatnonzero(values[row] > 0)
         yield [row, " ".join(names[index] for index in chosen), *own]
 

@@ -325,7 +325,7 @@ def test_from_a_table_to_predictions_elsewhere(command: Command, tmp_path: Path,
     assert (given.exit_code, given.err) == (0, "")
     names = {"README.md", "model.json", "model.py", "model.safetensors", "predict.py"}
     assert {path.name for path in Path("given").iterdir()} == names
-    columns["accel"][1] = columns["bmi"][2] = None
+    columns["accel"][1] = columns["bmi"][2] = columns["accel"][3] = columns["age"][3] = None
     pq.write_table(pa.table(columns), "other.parquet")
     words = [sys.executable, "-c", PREDICT, str(tmp_path / "given" / "predict.py"), "other.parquet"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
@@ -353,9 +353,10 @@ def test_from_a_table_to_predictions_elsewhere(command: Command, tmp_path: Path,
         distances = sum(np.abs(raw[name] - back[name][position]).reshape(60, -1).max(axis=1) for name in raw)
         row = int(distances.argmin())
         assert distances[row] < 1e-4
-        if row not in (1, 2):
+        if row not in (1, 2, 3):
             check(found[row], row, expected[position])
-    # Rows that lack one of them.
+    # Rows that lack one of them, and one that lacks both.
+    assert found[3] == ["3", "", "", ""]
     scaled = {name: model.prepared(name, raw[name].astype(np.float32)) for name in raw}
     check(found[1], 1, probabilities(model, {"body": scaled["body"][1:2]})[0])
     check(found[2], 2, probabilities(model, {"acc": scaled["acc"][2:3]})[0])
@@ -432,14 +433,16 @@ def test_what_cannot_be_predicted_is_said(tmp_path: Path) -> None:
     samples = read_samples(tmp_path / "own.npz", told)
     assert samples["acc"][0].tolist() == [True, False]
     model = StandaloneModel({"modalities": ["acc"], "blocks": {}, "outputs": []})
-    with pytest.raises(ValueError, match="row 1 has none of acc"):
-        outputs(model, samples, 2)
+    with pytest.raises(ValueError, match="no row has any of acc"):
+        outputs(model, {"acc": (np.zeros(2, np.bool_), samples["acc"][1])}, 2)
 
 
 def test_predictions_of_each_task() -> None:
     values = np.array([[1.0, 3.0, -1.0]], np.float32)
     names = ["a", "b", "c"]
-    assert [*predictions({"task": "regression", "outputs": names}, values)] == [["row", *names], [0, 1.0, 3.0, -1.0]]
+    both = np.concatenate([values, np.full((1, 3), np.nan, np.float32)])
+    found = [*predictions({"task": "regression", "outputs": names}, both)]
+    assert found == [["row", *names], [0, 1.0, 3.0, -1.0], [1, "", "", ""]]
     header, row = predictions({"task": "multilabel", "outputs": names}, values)
     assert header == ["row", "prediction", *names]
     assert row[:2] == [0, "a b"]
