@@ -207,7 +207,7 @@ def test_what_is_not_given_as_it_should_be(small_scenario: Scenario) -> None:
         ScenarioError, match=r"data.factory names another data set; expected 'custom' without a factory"
     ):
         simulate(scenario, data=two_sensors())
-    with pytest.raises(DataError, match=r"data is of type dict; expected a blossom_ray.Dataset"):
+    with pytest.raises(DataError, match=r"data has a data set 'acc'; expected a blossom_ray.Dataset"):
         simulate(given(small_scenario), data={"acc": [1, 2]})  # type: ignore[call-overload]  # a user's mistake
     with pytest.raises(ScenarioError, match=r"data.factory is null; expected module:attribute, or a data set given"):
         simulate(given(small_scenario))

@@ -159,7 +159,7 @@ class _Override:
         owner = None if owner is None else owner.chosen(reduce(child_value, parts[:-1], self.root))
         field = owner.section.model_fields.get(str(parts[-1])) if owner is not None and owner.section else None
         key = None if field is None else field_hint(field).discriminator
-        if field is None or key is None or field.is_required():
+        if field is None or key is None or field.is_required() or field.default is None:
             return {}
         return {key: getattr(field.default, key)}
 

@@ -25,7 +25,8 @@ from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.writer import RunWriter
 from blossom_ray.studies.comparison import formats, panels
-from blossom_ray.studies.comparison.comparing import Comparison
+from blossom_ray.studies.comparison.comparing import Comparison, Question, compare_entries
+from blossom_ray.studies.comparison.entries import collect
 
 ALL = "all clients"
 FEDERATION = {"data": {"fingerprint": "f", "partition": "p"}}
@@ -246,6 +247,28 @@ def test_where_parts_of_rows_vary_the_baseline_is_that_all_are_observed_in_testi
              ("1.0", "0.5")]  # fmt: skip
     assert [row["gain_final"] for row in gains] == pytest.approx([-25.0, -10.0])
     assert compare(runs[1], runs[3]).baseline == {"data.observed.acc.train": "1.0"}
+
+
+def test_parts_of_rows_of_one_of_several_data_sets_vary_as_those_of_the_only_one(make: Make) -> None:
+    data = {name: {"dataset": "synthetic", "modalities": {"acc": {"shape": (8, 2)}}} for name in ("one", "two")}
+    tasks = {"shape": {"data": "one", "labels": "class"}, "form": {"data": "two", "labels": "class"}}
+    several: dict[str, Any] = {
+        "data": None, "datasets": data, "tasks": tasks, "model.encoders": {"acc": {"kind": "mlp"}},
+        **{f"clients.{place}": {"count": 2, "modalities": ["acc"], "task": task}
+           for place, task in enumerate(("shape", "shape", "form"))},
+    }  # fmt: skip
+    runs = []
+    for share, score in ((1.0, 0.8), (0.5, 0.6)):
+        changes = {**several, "datasets.one.observed": {"acc": {"train": 1.0, "test": share}}}
+        manifest = {"data": {**FEDERATION["data"], "observation": str(share)}}
+        runs.append(make([score], metric="shape/accuracy", manifest=manifest, **changes))
+    entries = [  # As cells of a sweep over the shares.
+        replace(entry, given={"datasets.one.observed.acc.test": share})
+        for entry, share in zip(collect(runs), (1.0, 0.5), strict=True)
+    ]
+    found = compare_entries(entries, Question(metric="shape/accuracy"))
+    assert found.baseline == {"datasets.one.observed.acc.test": "1.0"}
+    assert the_row(found, **{"datasets.one.observed.acc.test": "0.5"})["gain_final"] == pytest.approx(-25.0)
 
 
 def test_a_seed_without_its_baseline_is_no_pair(make: Make) -> None:

@@ -316,7 +316,7 @@ def test_from_a_table_to_predictions_elsewhere(command: Command, tmp_path: Path,
     labels = draw.integers(0, 2, 60)
     accel = (labels[:, None, None] * 40 + draw.normal(100, 30, (60, 6, 2))).tolist()
     age, bmi = draw.normal(50, 10, 60).tolist(), draw.normal(25, 3, 60).tolist()
-    columns = {"accel": [*accel], "age": age, "bmi": [*bmi]}
+    columns = {"accel": [*accel], "age": [*age], "bmi": [*bmi]}
     pq.write_table(pa.table({**columns, "label": [("sit", "walk")[label] for label in labels]}), "own.parquet")
     sections = {"acc": {"column": "accel"}, "body": {"column": ["age", "bmi"]}}
     run = simulate(Scenario.model_validate(SCENARIO).override({"data.modalities": sections}), out="runs")

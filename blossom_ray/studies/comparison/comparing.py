@@ -165,7 +165,7 @@ def compare(
             alone, `accuracy/acc+gyro`; None: what the runs' task is judged by, such as `accuracy`. With `tasks`, a
             score of one of them, such as `activity/accuracy`: its clients are compared.
         baseline: Value by varied key that the others are measured against; None: `sharing` `full-model`, where it is
-            there, or else 1.0 of `data.observed`, of its shares for testing where these vary.
+            there, or else 1.0 of `observed` of the data, of its shares for testing where these vary.
         by: Keys to tell apart; over the others, scores and gains are averaged within a seed. `scoring` is always one
             where runs have it. None: all keys.
         target: A score; the table then says after how many rounds and bytes it is reached.
