@@ -33,8 +33,8 @@ TASKS: dict[str, Any] = {
 }
 
 
-def data(known: float = 0.85, size: int = 120) -> Dataset:
-    """Samples of two tasks; so many of them have a label of each, and a tenth has none at all."""
+def data(known: float = 0.85, size: int = 120, held_out: int = 0) -> Dataset:
+    """Samples of two tasks; so many have a label of each, and a tenth has none at all; the last ones are held out."""
     draw = np.random.default_rng(0)
     classes, lost = draw.integers(0, 3, size), draw.random(size) < 0.1 * (known < 1)
     acc, gyro = draw.standard_normal((size, 4)) + classes[:, None], draw.standard_normal((size, 3))
@@ -42,7 +42,8 @@ def data(known: float = 0.85, size: int = 120) -> Dataset:
     act = ["xyz"[label] if is_known else None for label, is_known in zip(classes, has[0], strict=True)]
     grade = [float(values[0]) if is_known else None for values, is_known in zip(acc, has[1], strict=True)]
     columns: dict[str, Any] = {"act": (act, "classification"), "grade": (grade, "regression")}
-    return from_arrays({"acc": acc, "gyro": gyro}, list(map(str, classes)), label_columns=columns)
+    splits = ["train"] * (size - held_out) + ["held-out"] * held_out
+    return from_arrays({"acc": acc, "gyro": gyro}, list(map(str, classes)), label_columns=columns, splits=splits)
 
 
 def scenario(known: float = 0.85, **changes: Any) -> Scenario:
@@ -159,6 +160,18 @@ def test_a_rate_of_its_own_is_for_clients_with_that_task_alone(tmp_path: Path) -
     found = prepare(scenario(tasks=tasks), tmp_path)
     rates = [found.plan.learning_rate(profile, 0.1, 1) for profile in found.population.profiles]
     assert rates == [0.01, 0.01, 0.1, 0.1, 0.1]
+
+
+def test_the_held_out_set_scores_each_task_on_its_samples_with_labels() -> None:
+    how = {"evaluation.held_out": "final", "evaluation.per_class": "final", "rounds": 1}
+    own = {"dataset": "custom", "factory": partial(data, 0.85, 150, 30)}
+    found, held_out = simulate(scenario(data=own, **how)), data(0.85, 150, 30).held_out
+    assert held_out is not None
+    known = {name: column.known for name, column in held_out.label_columns.items()}
+    assert known["act"] is not None
+    classes = found.classes.filter(scoring="held_out/act", modalities="acc")
+    assert classes["num_true"].sum() == int(known["act"].sum()) < 30
+    assert {"held_out/grade/rmse/acc+gyro", "held_out/act/accuracy/acc+gyro"} <= found.final.keys()
 
 
 @pytest.mark.parametrize(("fusion", "is_mixed"), [("same-task", False), ("shared", True)])

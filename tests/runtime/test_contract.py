@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from blossom_ray import Run, Scenario, simulate
+from blossom_ray import Run, Scenario, from_arrays, simulate, write_table
 
 PLACEMENTS = {"1 actor": 5, "2 actors": 3, "an actor per client": 1}
 SCHEMES: dict[str, Any] = {
@@ -126,15 +126,21 @@ def test_samples_that_lack_a_modality_are_the_same_everywhere(
 
 @pytest.mark.ray
 def test_several_tasks_and_data_sets_are_the_same_on_every_placement(
-    small_scenario: Scenario, ray_session: None
+    small_scenario: Scenario, tmp_path: Path, ray_session: None
 ) -> None:
-    """The second data set has shorter windows, rows with gaps, and a client that never trains."""
+    """The first has labels that are not known, the second shorter windows, gaps, and a client that never trains."""
+    draw = np.random.default_rng(0)
+    inputs = {name: draw.standard_normal((100, 8, 2)) for name in ("acc", "gyro")}
+    size = [float(value) if value < 0.8 else None for value in draw.random(100)]
+    labels = [int(number) if number < 3 else None for number in draw.integers(0, 4, 100)]
+    columns: dict[str, Any] = {"class": (labels, "classification"), "amplitude": (size, "regression")}
+    write_table(from_arrays(inputs, [0, 1] * 50, label_columns=columns), tmp_path / "rows.arrow")
     other = {"acc": {"shape": [5, 2]}, "ecg": {"kind": "vector", "shape": [3]}}
     hearts = {"task": "pulse", "modalities": ["acc", "ecg"]}
     changes: dict[str, Any] = {
         "data": None,
         "datasets": {
-            "main": small_scenario.data,
+            "main": {"dataset": "table", "path": str(tmp_path / "rows.arrow")},
             "heart": {"dataset": "synthetic", "samples": 60, "modalities": other, "observed": {"ecg": 0.6}},
         },
         "tasks": {
