@@ -47,6 +47,14 @@ def test_data_inspect_divides_the_samples_as_a_run_does(
         assert [client[key] for client in told] == trained[column].to_list()
 
 
+def test_two_data_sets_share_the_encoder_of_what_both_have() -> None:
+    fewer = {"rounds": 1, "datasets.har.samples": 120, "datasets.heart.samples": 60}
+    run = simulate(Scenario.load(FOLDER / "two-data-sets.yaml", fewer))
+    assert {"activity/accuracy/acc", "held_out/stress/rmse/acc+ecg"} <= run.final.keys()
+    shares = run.blocks.filter(round=1, block="encoder/acc").select("activity/weight_share", "stress/weight_share")
+    assert shares.row(0) == pytest.approx((2 / 3, 1 / 3), abs=0.02)
+
+
 @pytest.mark.data
 def test_uci_har_tells_what_is_done_and_who_it_is(small_uci_har: Path) -> None:
     fewer = {"rounds": 1, "data.path": str(small_uci_har), "execution.runtime": "local"}

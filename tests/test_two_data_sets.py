@@ -15,6 +15,7 @@ from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import scenario_yaml
+from blossom_ray.runs.following import follow
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.measurement import choose_engines
 from blossom_ray.runtime.preparation import prepare
@@ -320,12 +321,15 @@ def test_arrays_are_given_by_the_names_of_data_sets(tmp_path: Path) -> None:
             task="regression",
         ),
     }
-    custom = {"datasets": {name: {"dataset": "custom"} for name in given}, "rounds": 1}
+    custom = {"datasets": {name: {"dataset": "custom"} for name in given}, "rounds": 1, "sharing": SHARED}
     scenario = scenario_of("activity", "stress", **custom)
     memory, folder = simulate(scenario, data=given), simulate(scenario, data=given, out=tmp_path)
     assert memory.manifest["digest"] == folder.manifest["digest"]
     assert {data.dataset for data in folder.scenario.data_sets.values()} == {"table"}
     assert len(list(tmp_path.glob("data-*.arrow"))) == 2
+    attached = {str(block.instance): block.weight_shares for block in [*follow(folder.path)][1].blocks}
+    assert attached["encoder/acc"] == pytest.approx({"activity": 21 / 39, "stress": 18 / 39})
+    assert attached["encoder/gyro"] == {}
     for wrong, told in (
         (given["har"], "data is one data set, while there are the datasets har, own; expected a mapping"),
         ({"hra": given["har"]}, "data has a data set 'hra'; expected some of har, own"),

@@ -14,6 +14,7 @@ MAX_SHOWN_CHARACTERS = 60
 _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters, digits, '.', '_' and '-', starting with a letter or digit",
     r"^[A-Za-z0-9][A-Za-z0-9_.-]*$": "letters, digits, '.', '_' and '-', starting with a letter or digit",
+    r"^[A-Za-z][A-Za-z0-9_]*$": "letters, digits and '_', starting with a letter",
 }
 
 

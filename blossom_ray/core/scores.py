@@ -22,13 +22,13 @@ Value = TypeVar("Value")
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
 
 
-DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
+DatasetName = TaskName
 
 
 class LearnedTask(Section):
     """One of several tasks of a federation: what its clients learn, and from which labels."""
 
-    data: DatasetName | None = None
+    data: str | None = None
     """Which of the scenario's `datasets` its clients have; null: the only data set."""
     kind: Task = "classification"
     """What is learned: one class per sample, any number of classes (`multilabel`), or numbers (`regression`)."""

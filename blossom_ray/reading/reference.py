@@ -43,6 +43,7 @@ A *required* key has no default. Sections that are left out take their defaults.
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a scenario file; own code appears as text, `module:attribute`."""
     schema = Scenario.model_json_schema()
+    schema["anyOf"] = [{"required": ["data"]}, {"required": ["datasets"]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "blossom-ray scenario"}
 
 
@@ -64,7 +65,7 @@ def _chapter(path: str, hint: Hint, title: str, level: int) -> Iterator[str]:
         fields = hint.section.model_fields
     for name, field in fields.items():
         below = _sections_below(f"{path}.{name}".lstrip("."), field_hint(field))
-        if below is not None:
+        if below is not None and name != "datasets":  # which are as `data`
             yield from _chapter(below[0], below[1], f"`{below[0]}`", min(level + 1, 3) if path else 2)
 
 

@@ -85,8 +85,8 @@ class ScenarioTree(Section):
     data: Annotated[AnyData | None, Field(discriminator="dataset")] = None
     """The data set, its partition over clients and the clients' test splits."""
     datasets: Annotated[dict[DatasetName, Data], Field(min_length=1)] | None = None
-    """Several data sets in one federation, by name, in the place of `data`: each with a partition, splits and held-out
-    set of its own. Clients have the data set of their task; modalities of the same name are the same modality."""
+    """Several data sets in one federation, by name, in the place of `data`, each with all keys of `data`: a partition,
+    splits and held-out set of its own. Clients have that of their task; modalities of one name are the same."""
     clients: Clients
     """Groups of clients by the modalities that they own, or `from-data`: those that the data give. The latter goes with
     `data.partition: {kind: given}`, and the scenario of a run has the groups that were found."""

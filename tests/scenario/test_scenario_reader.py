@@ -208,8 +208,8 @@ def test_missing_keys_stand_at_the_section_that_lacks_them(scenario_file):
     path = scenario_file("seed: 1\nclients:\n  - count: 1\n  -\n    count: 2\n")
     assert [(problem.line, problem.path, problem.found) for problem in inspect_scenario(path).problems] == [
         (None, "rounds", "is missing"),
-        (None, "data", "is missing"),
         (None, "model", "is missing"),
+        (None, "data", "is missing"),
         (3, "clients.0.modalities", "is missing"),
         (5, "clients.1.modalities", "is missing"),
     ]

@@ -40,7 +40,8 @@ def test_the_schema_is_plain_json_of_draft_2020_12():
     schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["required"] == ["rounds", "data", "clients", "model"]
+    assert schema["required"] == ["rounds", "clients", "model"]
+    assert schema["anyOf"] == [{"required": ["data"]}, {"required": ["datasets"]}]
     assert schema["additionalProperties"] is False
     assert schema["properties"]["rounds"]["minimum"] == 1
     assert "Rounds count from 1" in schema["properties"]["rounds"]["description"]
