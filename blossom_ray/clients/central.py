@@ -159,10 +159,10 @@ class CentralModel:
 
     @cached_property
     def _num_labelled(self) -> dict[int, dict[str, int]]:
-        """By client and task its training samples with a label of it; empty where there is one task, all labelled."""
+        """By client and task its training samples with a label of it; empty where the loss is the only task's."""
         found: dict[int, dict[str, int]] = {}
         with ShardReader(self._shards) as shards:
-            for profile in self._profiles.values() if self._workspace.learned.has_rows else ():
+            for profile in () if self._workspace.learned.is_plain else self._profiles.values():
                 labels = shards.shard(profile.index).train().labels
                 parts = self._plan.learned(profile).parts
                 known = {part.name: part.known_rows(labels)[1] for part in parts}

@@ -39,6 +39,7 @@ def two_labels() -> Dataset:
         label_columns={
             "activity": ([str(label) for label in classes], "classification"),
             "stress": (acc[:, :1] + gyro[:, :1], "regression"),
+            "rated": ([None if row % 3 == 0 else acc[row, 0] for row in range(50)], "regression"),
         },
     )
 
@@ -49,7 +50,7 @@ def scenario_of(*groups: tuple[int, str | list[str]], **changes: Any) -> Scenari
         "rounds": 2,
         "data": {"dataset": "custom", "factory": two_labels, "partition": {"kind": "given"}},
         "tasks": {"activity": {"labels": "activity"}, "stress": {"kind": "regression", "labels": "stress"}},
-        "clients": [{"count": count, "modalities": ["acc", "gyro"], "task": task} for count, task in groups],
+        "clients": [{"count": count, "modalities": ["acc", "gyro"], "task": task} for count, task in groups if count],
         "model": {
             "encoders": {"acc": encoder, "gyro": encoder},
             "fusion": {"kind": "mean", "dim": 4},
@@ -71,6 +72,21 @@ def test_one_step_on_all_samples_is_the_average_of_the_clients_steps() -> None:
         assert pooled.rounds[metric].drop_nulls().to_list() == pytest.approx(expected, rel=1e-5), metric
     rows = pooled.clients.filter(round=1)
     assert rows["stress/train_loss"].to_list() == pytest.approx([pooled.rounds["stress/train_loss"][1]] * 5)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_one_task_of_which_some_labels_lack_is_learned_from_the_others(others: int) -> None:
+    """As the step of its clients, with clients of another task beside them and alone."""
+    tasks = {
+        "rated": {"kind": "regression", "labels": "rated"},
+        **({"activity": {"labels": "activity"}} if others else {}),
+    }
+    scenario = scenario_of((others, "activity"), (5 - others, "rated"), tasks=tasks)
+    apart = {"encoder/*": "same-task", "fusion": "same-task", "head": "same-task"}
+    pooled, federated = (simulate(scenario.override({"sharing": each})) for each in ("central-per-task", apart))
+    for metric in ("rated/train_loss", "rated/loss", "rated/rmse"):
+        expected = federated.rounds[metric].drop_nulls().to_list()
+        assert pooled.rounds[metric].drop_nulls().to_list() == pytest.approx(expected, rel=1e-5), metric
 
 
 def test_a_batch_is_of_one_task_and_the_head_of_the_other_rests(tmp_path: Path) -> None:
