@@ -24,7 +24,7 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 BATCH_SIZE = 16
 W1_ENCODER: dict[str, Any] = {"kind": "mlp", "hidden": [64], "dim": 32}
@@ -86,7 +86,7 @@ def main() -> None:
 def build(shapes: dict[str, tuple[int, ...]], model: dict[str, Any]) -> Workspace:
     encoders = dict.fromkeys(shapes, model["encoder"])
     section = Model.model_validate({"encoders": encoders, "fusion": model["fusion"], "head": model["head"]})
-    return Workspace(section, shapes, only("classification", model["num_outputs"]), owned=tuple(shapes), seed=0)
+    return Workspace(section, shapes, one_task("classification", model["num_outputs"]), owned=tuple(shapes), seed=0)
 
 
 def make_tasks(

@@ -31,7 +31,7 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 BATCH_SIZE = 16
 # Kernels on a GPU add in another order than on a CPU, and TF32 is off: differences of single precision.
@@ -80,7 +80,7 @@ def run_model(
     space = Workspace(
         section,
         shapes,
-        only("classification", model["num_outputs"]),
+        one_task("classification", model["num_outputs"]),
         owned=tuple(shapes),
         seed=0,
         device=arguments.device,

@@ -19,7 +19,7 @@ from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import prepare
 from blossom_ray.server import initial_server
 from blossom_ray.simulation import run_rounds
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 PROTOTYPE = BlockInstance("prototype/acc", Scope.SHARED)
 
@@ -31,7 +31,9 @@ def scenario(small_scenario: Scenario) -> Scenario:
 
 
 def owner_workspace(scenario: Scenario) -> Workspace:
-    return Workspace(scenario.model, {"acc": (8, 2), "gyro": (8, 2)}, only("classification", 3), owned=("acc",), seed=0)
+    return Workspace(
+        scenario.model, {"acc": (8, 2), "gyro": (8, 2)}, one_task("classification", 3), owned=("acc",), seed=0
+    )
 
 
 def test_the_mean_embedding_by_hand(scenario: Scenario) -> None:
@@ -74,7 +76,7 @@ def test_a_prototype_is_the_mean_over_all_training_samples_of_the_owners(scenari
 
 def test_it_stands_for_what_is_missing_in_training_and_in_scoring(scenario: Scenario) -> None:
     space = Workspace(
-        scenario.model, {"acc": (8, 2), "gyro": (8, 2)}, only("classification", 3), owned=("gyro",), seed=0
+        scenario.model, {"acc": (8, 2), "gyro": (8, 2)}, one_task("classification", 3), owned=("gyro",), seed=0
     )
     inputs = {"gyro": torch.randn(4, 8, 2, generator=torch.Generator().manual_seed(0))}
     assert "prototype/acc" not in space.trained

@@ -24,7 +24,7 @@ from blossom_ray.core.structure import Hint, section_fields
 from blossom_ray.errors import InputError
 from blossom_ray.models.build import build_block
 from blossom_ray.models.options import Encoder, Fusion, Head, Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 SHAPES = [(11,), (40, 3), (2, 24, 24), (2, 3, 2, 2), (2, 1), (1, 2, 2)]
 DIMS = {"acc": 5, "mag.x": 3}
@@ -141,7 +141,7 @@ def test_initial_values_are_a_function_of_seed_and_name(part: str, section: Any)
     assert values(build_block(block, model, {"acc": shape}, 3, seed=7)) == first
     assert not first or values(build_block(block, model, {"acc": shape}, 3, seed=8)) != first
     if section.kind != "custom":  # ours stack; of own code what is made of PyTorch's layers does
-        workspace = Workspace(model, {"acc": shape}, only("classification", 3), owned=("acc",), seed=7)
+        workspace = Workspace(model, {"acc": shape}, one_task("classification", 3), owned=("acc",), seed=7)
         assert all(is_known(module) for own in workspace.model.blocks.values() for module in own.modules())
 
 

@@ -16,7 +16,7 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 NUM_CLIENTS, NUM_SAMPLES, NUM_TURNS = 16, 80, 7
 # Far below what `benchmarks/engines.py` measures, so that noise does not decide.
@@ -48,7 +48,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def test_stacked_clients_train_faster_than_one_after_the_other() -> None:
-    space = Workspace(W1, SHAPES, only("classification", 10), owned=tuple(SHAPES), seed=0)
+    space = Workspace(W1, SHAPES, one_task("classification", 10), owned=tuple(SHAPES), seed=0)
     assert sum(flat.num_parameters for flat in space.flat.values()) == 27_786
     draw = np.random.default_rng(0)
     tasks = [

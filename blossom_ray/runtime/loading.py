@@ -268,11 +268,11 @@ def _try_training(
     """Build what clients train with, so that what does not fit is known before a round begins."""
     import torch
 
-    from blossom_ray.tasks.learned import only
+    from blossom_ray.tasks.learned import one_task
 
     training = scenario.training
     for name, task in tasks.items():
-        Objective(training.loss, only(task.kind, task.num_outputs), torch.device("cpu"))
+        Objective(training.loss, one_task(task.kind, task.num_outputs), torch.device("cpu"))
         if isinstance(training.loss, CustomLoss) and task.is_partial and task.kind != "classification":
             whose = f"labels of {name}" if name else "labels"
             found = (

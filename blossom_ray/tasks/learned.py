@@ -94,7 +94,7 @@ class TaskPart:
         ].size
 
 
-def only(kind: Task, num_outputs: int) -> Learned:
+def one_task(kind: Task, num_outputs: int) -> Learned:
     """One task without a name, all of whose labels are known."""
     return Learned({"": (kind, task_rules(kind), num_outputs, 1.0)}, has_rows=False)
 

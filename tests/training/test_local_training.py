@@ -13,7 +13,7 @@ from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.samples import kept_modalities
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import LinearHead, Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 SHAPES = {"acc": (4,), "gyro": (3,)}
 RNG = np.random.default_rng(0)
@@ -33,7 +33,9 @@ def model_section(**changes: Any) -> Model:
 
 def workspace(owned: tuple[str, ...] = ("acc", "gyro"), **changes: Any) -> Workspace:
     frozen = changes.pop("frozen", frozenset())
-    return Workspace(model_section(**changes), SHAPES, only("classification", 3), owned=owned, frozen=frozen, seed=0)
+    return Workspace(
+        model_section(**changes), SHAPES, one_task("classification", 3), owned=owned, frozen=frozen, seed=0
+    )
 
 
 def section(optimizer: dict[str, Any] | None = None, **changes: Any) -> Training:

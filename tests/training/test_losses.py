@@ -21,7 +21,7 @@ from blossom_ray.core.scores import Task
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.errors import ClientError, InputError, RunError, ScenarioError
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 MODEL = {
     "encoders": {"acc": {"kind": "mlp", "hidden": [5], "dim": 4}},
@@ -53,7 +53,7 @@ def loss_section(tree: dict[str, Any]) -> Loss:
 
 
 def objective(tree: dict[str, Any], task: Task = "classification", num_outputs: int = 3) -> Objective:
-    return Objective(loss_section(tree), only(task, num_outputs), torch.device("cpu"))
+    return Objective(loss_section(tree), one_task(task, num_outputs), torch.device("cpu"))
 
 
 def losses(tree: dict[str, Any], labels: Any, targets: Tensor, task: Task = "classification") -> list[float]:
@@ -117,7 +117,7 @@ def test_a_sample_that_is_surely_right_has_a_finite_gradient() -> None:
 
 def space(loss: dict[str, Any], task: Task = "classification") -> Workspace:
     model = Model.model_validate(MODEL)
-    return Workspace(model, {"acc": (4,)}, only(task, 3), owned=("acc",), seed=0, loss=loss_section(loss))
+    return Workspace(model, {"acc": (4,)}, one_task(task, 3), owned=("acc",), seed=0, loss=loss_section(loss))
 
 
 def make_tasks(workspace: Workspace, task: Task, *sizes: int) -> list[ClientTask]:

@@ -17,7 +17,7 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.models.options import Model
 from blossom_ray.runs.session import record_run, resume_run
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 SHAPES = {"acc": (4,), "gyro": (3,)}
 MODEL = {
@@ -38,7 +38,7 @@ MIXED = {
 
 
 def space() -> Workspace:
-    return Workspace(Model.model_validate(MODEL), SHAPES, only("classification", 3), owned=tuple(SHAPES), seed=0)
+    return Workspace(Model.model_validate(MODEL), SHAPES, one_task("classification", 3), owned=tuple(SHAPES), seed=0)
 
 
 def tasks(workspace: Workspace, *sizes: int) -> list[ClientTask]:

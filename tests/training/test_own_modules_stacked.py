@@ -18,7 +18,7 @@ from blossom_ray.clients.stacked.engine import StackedEngine
 from blossom_ray.clients.stacked.trial import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 SHAPES = {"seq": (8, 4), "image": (2, 6, 6), "vector": (10,)}
 DIM, CLASSES = 6, 3
@@ -236,7 +236,7 @@ def workspace(shape: str = "vector", encoder: Callable[[], nn.Module] | None = N
     )
     shapes = {"acc": SHAPES[shape], "gyro": (3,)}
     options = {"owned": ("acc", "gyro"), "seed": 0} | changes
-    return Workspace(section, shapes, only("classification", CLASSES), **options)
+    return Workspace(section, shapes, one_task("classification", CLASSES), **options)
 
 
 def make_tasks(space: Workspace, sizes: Sequence[int] = SIZES) -> list[ClientTask]:

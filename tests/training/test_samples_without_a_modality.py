@@ -19,7 +19,7 @@ from blossom_ray.clients.options import EngineName, Training
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.models.fusion import Attention, ProjectedMean
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +34,7 @@ def workspace(encoder: dict[str, Any] | None = None, sparse: tuple[str, ...] = (
     encoders = dict.fromkeys(SHAPES, encoder or MLP)
     tree = {"encoders": encoders, "fusion": {"kind": "attention", "dim": 6}, "head": {"kind": "linear"}} | changes
     return Workspace(
-        Model.model_validate(tree), SHAPES, only("classification", 3), owned=("acc", "gyro"), seed=0, sparse=sparse
+        Model.model_validate(tree), SHAPES, one_task("classification", 3), owned=("acc", "gyro"), seed=0, sparse=sparse
     )
 
 
@@ -196,7 +196,7 @@ class OneFeature:
         encoders = {"acc": MLP, "gyro": {"kind": "custom", "factory": normed_input}}
         tree = {"encoders": encoders, "fusion": {"kind": "mean", "dim": 2}, "head": {"kind": "linear"}}
         shapes, owned = {"acc": (1,), "gyro": (1,)}, ("acc", "gyro")
-        self.space = Workspace(Model.model_validate(tree), shapes, only("classification", 2), owned=owned, seed=0)
+        self.space = Workspace(Model.model_validate(tree), shapes, one_task("classification", 2), owned=owned, seed=0)
         self.blocks = self.space.initial_blocks
 
     def task(self, num_rows: int, number: int = 0) -> ClientTask:

@@ -20,7 +20,7 @@ from blossom_ray.clients.stacked.trial import stacking_obstacle
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import ClientError
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,7 +53,12 @@ def workspace(
     }
     section = Model.model_validate(tree | changes)
     return Workspace(
-        section, shapes or SEQUENCES, only("classification", NUM_CLASSES), owned=owned, frozen=frozenset(frozen), seed=0
+        section,
+        shapes or SEQUENCES,
+        one_task("classification", NUM_CLASSES),
+        owned=owned,
+        frozen=frozenset(frozen),
+        seed=0,
     )
 
 

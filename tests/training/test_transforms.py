@@ -18,7 +18,7 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.seeding import Purpose, torch_seed
 from blossom_ray.errors import InputError, ScenarioError
 from blossom_ray.models.options import Model
-from blossom_ray.tasks.learned import only
+from blossom_ray.tasks.learned import one_task
 
 SEQUENCES = torch.arange(1.0, 4 * 10 * 2 + 1).view(4, 10, 2)
 
@@ -76,7 +76,7 @@ class Rotated:
 def test_both_engines_train_on_the_same_inputs(camera: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training.model_validate({"batch_size": 4, "transform": {"camera": camera, "acc": {"kind": "noise"}}})
     workspace = Workspace(
-        Model.model_validate(MODEL), SHAPES, only("classification", 3), owned=tuple(SHAPES), seed=0,
+        Model.model_validate(MODEL), SHAPES, one_task("classification", 3), owned=tuple(SHAPES), seed=0,
         transforms=training.transform,
     )  # fmt: skip
     tasks = []
