@@ -318,3 +318,14 @@ def test_the_engines_agree_within_rounding_on_whose_statistics_are_whose(scenari
     for metric in ("train_loss", "loss", "loss/acc", "loss/acc+gyro", "fine_tuned/loss"):
         expected = sequential.rounds[metric].drop_nulls().to_list()
         assert stacked.rounds[metric].drop_nulls().to_list() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "ifca"])
+def test_a_mixture_over_modality_sets_is_noted_whatever_the_algorithm(scenario: Scenario, algorithm: str) -> None:
+    """Also where statistics are no part of their block, since an algorithm says what leaves a client."""
+    plain = {"kind": "sgd", "lr": 0.05}
+    changes = {"model.norm_statistics": "shared", "algorithm": {"kind": algorithm}, "training.optimizer": plain}
+    run = simulate(scenario.override({**changes, "rounds": 1}))
+    told = [note.partition(":")[0] for note in run.manifest["notes"] if "averaged over clients of different" in note]
+    assert told == ["head"]
+    assert ("statistics/head" in run.blocks["block"].to_list()) is (algorithm == "scaffold")

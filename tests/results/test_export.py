@@ -46,9 +46,9 @@ SEQUENTIAL: dict[str, dict[str, Any]] = {
     "averaged statistics": {"model.head": BATCH_NORM, "model.fusion.norm": "batch", "model.missing": "zero-input"},
     "ditto": {"algorithm": {"kind": "ditto"}, "sharing": "full-model", "model.head": BATCH_NORM},
     "mixed": {"algorithm": {"kind": "mixed"}, "sharing": "full-model"},
-    "ifca": {"algorithm": {"kind": "ifca"}, "sharing": "full-model"},
-    "low-rank": {"algorithm": {"kind": "low-rank"}, "sharing": "full-model"},
-    "fedmsplit": {"algorithm": {"kind": "fedmsplit"}, "sharing": "full-model"},
+    "ifca": {"algorithm": {"kind": "ifca"}, "sharing": "full-model", "model.head": BATCH_NORM},
+    "low-rank": {"algorithm": {"kind": "low-rank"}, "sharing": "full-model", "model.head": BATCH_NORM},
+    "fedmsplit": {"algorithm": {"kind": "fedmsplit"}, "sharing": "full-model", "model.head": BATCH_NORM},
     "central": {"sharing": "central"},
     "bfloat16": {"training.precision": "bfloat16"},
     "small batches": {"evaluation.batch_size": 3},
@@ -150,6 +150,17 @@ def test_the_model_of_all_clients_is_that_of_each(small_scenario: Scenario, tmp_
     acc = {"acc": torch.randn(3, 8, 2)}
     with torch.no_grad():
         assert torch.equal(everybodys(acc), of_acc(acc))
+
+
+def test_the_model_of_all_clients_has_statistics_that_stand_apart(small_scenario: Scenario, tmp_path: Path) -> None:
+    changes = {"algorithm": {"kind": "scaffold"}, "training.optimizer": {"kind": "sgd", "lr": 0.05}}
+    run = run_of(small_scenario, tmp_path, **changes, **{"sharing": "full-model", "model.head": BATCH_NORM})
+    assert "statistics/head" in run.blocks["block"].to_list()
+    everybodys, own = run.model().weights(), run.model(4).weights()
+    assert everybodys.keys() == own.keys()
+    assert [name for name, values in everybodys.items() if not torch.equal(values, own[name])] == [
+        "head/layers.1.num_batches_tracked"  # a client's own counter
+    ]
 
 
 @pytest.mark.parametrize(
