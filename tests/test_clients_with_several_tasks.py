@@ -155,6 +155,23 @@ def test_samples_that_lack_a_modality_and_labels_on_both_engines() -> None:
     assert other.final == pytest.approx(one.final, rel=1e-3, abs=1e-4)
 
 
+def test_a_map_may_say_what_is_of_one_task_alone() -> None:
+    """Its fusion is private, and so there are phases to alternate between."""
+    sharing = {
+        "encoder/*": "shared",
+        "fusion": "shared",
+        "fusion/act": "private",
+        "head/grade": "private",
+        "head": "shared",
+    }
+    run = simulate(scenario(sharing=sharing, rounds=1, **{"training.alternate": {}}))
+    scopes = dict(run.blocks.filter(round=1).select("block", "scope").rows())
+    assert scopes == {
+        "encoder/acc": "shared", "encoder/gyro": "shared", "fusion/act": "private", "fusion/grade": "shared",
+        "head/act": "shared", "head/grade": "private",
+    }  # fmt: skip
+
+
 def test_a_rate_of_its_own_is_for_clients_with_that_task_alone(tmp_path: Path) -> None:
     tasks = {**TASKS, "act": {"labels": "act", "lr": 0.01}}
     found = prepare(scenario(tasks=tasks), tmp_path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from blossom_ray.core.blocks import (
     SCHEME_NAMES,
+    Block,
     Scope,
     SharingScheme,
     model_blocks,
@@ -151,6 +152,8 @@ def _scopes(sections: Mapping[str, Any]) -> dict[str, Scope]:
         return {}
     try:
         scheme = SharingScheme.of(sharing).with_frozen(model.frozen_blocks)
-        return {block: scheme.scope(block) for block in model_blocks(model.encoders)}
+        # Beside those of all tasks the blocks of single tasks that a map names.
+        of_tasks = [name for name in map(Block.named, scheme.scopes) if name.kind in ("fusion", "head")]
+        return {block: scheme.scope(block) for block in (*model_blocks(model.encoders), *of_tasks)}
     except KeyError:
         return {}  # a block without a scope is a problem of its own

@@ -337,7 +337,11 @@ def _prototypes_of_encoders(
 ) -> Iterator[Finding]:
     if model.missing != "prototype":
         return
-    is_within = scopes[FUSION] in (Scope.PRIVATE, Scope.SAME_TASK, Scope.SAME_MODALITIES_AND_TASK)
+    is_within = ANY_FUSION in scopes or scopes[FUSION] in (
+        Scope.PRIVATE,
+        Scope.SAME_TASK,
+        Scope.SAME_MODALITIES_AND_TASK,
+    )
 
     def data_set(group: ClientGroup) -> str | None:
         """Clients of others do not lack what it has, unless a fusion is of both."""
