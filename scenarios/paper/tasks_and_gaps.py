@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,17 +39,18 @@ OVER_TASKS = {
     "local": "local",
 }
 TASKS = {
+    "uci-har-body": {"activity": "accuracy", "who": "accuracy"},
     "uci-har": {"activity": "accuracy", "who": "accuracy"},
     "av-mnist": {"digit": "accuracy", "speaker": "accuracy"},
     "ptb-xl": {"superclasses": "macro_auroc", "normal": "accuracy"},
     "meld": {"emotion": "accuracy", "sentiment": "accuracy"},
 }
-"""By data set the tasks, each with the score that judges it."""
+"""By data set the tasks, each with the score that judges it. `-body`: without gravity and amplitudes."""
 RULES = ("mask", "zero-embedding", "zero-input")
 SMALL = {name: {"kind": "conv1d", "channels": [8, 16]} for name in ("acc", "gyro")}
 """Encoders of UCI-HAR that cost a tenth of the paper's."""
 BOTH = ("accuracy", "macro_f1_present", "accuracy@{0}", "accuracy@{0}+{1}")
-SCHEMES = ("full-model", "local", "private-head-average", "private-head", "private-head-fusion")
+SCHEMES = ("full-model", "local", "local-100", "private-head-average", "private-head", "private-head-fusion")
 RATES = (0.002, 0.01, 0.05)
 
 
@@ -110,36 +110,40 @@ def plans(sweeps: Path) -> Iterator[tuple[str, Plan]]:
 
     def over_tasks(name: str) -> tuple[str, Plan]:
         scores = [f"{task}/{score}" for task, judge in TASKS[name].items() for score in (judge, "macro_f1_present")]
-        given = small if name == "uci-har" else common
-        return f"tasks-{name}", Plan(f"tasks/{name}", name, given, {"sharing": [*OVER_TASKS.values()]}, scores)
+        data = name.removesuffix("-body")
+        given = small if data == "uci-har" else common
+        given = given if data == name else {**given, "data.acceleration": "body", "data.zscore": True}
+        return f"tasks-{name}", Plan(f"tasks/{data}", data, given, {"sharing": [*OVER_TASKS.values()]}, scores)
 
-    yield over_tasks("uci-har")
     file, scores = "sparse/uci-har-fails-later", [score.format("acc", "gyro") for score in BOTH]
-    short = {**small, "rounds": 10}
-    gaps, train = {**short, "data.split": "recording"}, {"data.observed.gyro.train": [1.0, 0.5, 0.2]}
-    for rule in RULES:
-        yield f"sparse-{rule}", Plan(file, "uci-har", {**gaps, "model.missing": rule}, train, scores)
-    yield over_tasks("av-mnist")
+    for start, rounds, shares in (("sparse", 10, [1.0, 0.5, 0.2]), ("longer", 30, [1.0, 0.2])):
+        gaps, train = {**small, "rounds": rounds, "data.split": "recording"}, {"data.observed.gyro.train": shares}
+        for rule in RULES:
+            yield f"{start}-{rule}", Plan(file, "uci-har", {**gaps, "model.missing": rule}, train, scores)
+        dropping = {**gaps, "data.observed.gyro.train": 1.0, "training.engine": "sequential"}
+        dropout = {"training.modality_dropout": [0.3]}
+        yield f"{start}-dropout", Plan(file, "uci-har", dropping, dropout, scores)
 
     own = ["accuracy", *(f"unseen/{kind}accuracy{owned}" for kind in ("", "fine_tuned/") for owned in OWNED)]
     for scheme in SCHEMES:
-        given = {**short, "sharing": scheme.removesuffix("-average"), "evaluation.fine_tune": {"epochs": 5}}
+        sharing = scheme.removesuffix("-average").removesuffix("-100")
+        given = {**small, "rounds": 20, "sharing": sharing, "evaluation.fine_tune": {"epochs": 5}}
         given |= {"evaluation.unseen.start": "group-average"} if scheme.endswith("-average") else {}
+        # Alone, nobody waits for others: one round, and one of those that train is tuned, too.
+        alone = {"rounds": 1, "evaluation.clients": 0.1, "evaluation.fine_tune": {"epochs": 100}}
+        given |= alone if scheme == "local-100" else {}
         rates, others = {"evaluation.fine_tune.lr": [*RATES]}, {**given, "clients": GROUPS}
         yield f"tune-{scheme}", Plan("unseen/uci-har", "uci-har", others, rates, own, "final", TUNING_SEEDS)
-        chosen = {"evaluation.fine_tune.lr": [chosen_rate(sweeps / f"tune-{scheme}")]}
+        chosen = {"evaluation.fine_tune.lr": [chosen_rate(sweeps / f"tune-{scheme}", sweeps / f"unseen-{scheme}")]}
         yield f"unseen-{scheme}", Plan("unseen/uci-har", "uci-har", given, chosen, own, "final")
 
-    dropping = {**gaps, "data.observed.gyro.train": 1.0, "training.engine": "sequential"}
-    dropout = {"training.modality_dropout": [0.3]}
-    yield "sparse-dropout", Plan("sparse/uci-har-fails-later", "uci-har", dropping, dropout, scores)
     table = {"dataset": "table", "split": "recording", "partition": {"kind": "dirichlet", "alpha": 0.5}}
-    whole = {**short, "data": table, "evaluation.held_out": "final"}
+    whole = {**small, "rounds": 10, "data": table, "evaluation.held_out": "final"}
     for pattern in PATTERNS:
         of_all = [*scores, "held_out/accuracy/acc+gyro"]
         yield f"sparse-{pattern}", Plan("sparse/uci-har", pattern, whole, {"model.missing": [*RULES[:2]]}, of_all)
-    yield over_tasks("ptb-xl")
-    yield over_tasks("meld")
+    for name in TASKS:
+        yield over_tasks(name)
 
 
 ANY = "*"
@@ -154,14 +158,21 @@ GROUPS = [
 """Rates of fine-tuning are chosen on six other people, of the 21 of the official training part."""
 
 
-def chosen_rate(folder: Path) -> float:
-    """The rate with the highest mean accuracy of clients that never trained; the smallest one before there is any."""
-    found: dict[float, list[float]] = {}
-    for run in Sweep.open(folder).runs.values() if folder.exists() else ():
-        if run.status == "finished" and run.scenario.evaluation.fine_tune is not None:
-            rate = run.scenario.evaluation.fine_tune.lr or 0.0
-            found.setdefault(rate, []).append(run.final["unseen/fine_tuned/accuracy"] or 0.0)
-    return max(found, key=lambda rate: fmean(found[rate]), default=min(RATES))
+def chosen_rate(tuned: Path, reported: Path) -> float:
+    """The rate with the highest accuracy of clients that never trained, of those at which no reported run failed."""
+
+    def runs(folder: Path) -> Iterator[tuple[float, Run]]:
+        for run in Sweep.open(folder).runs.values() if folder.exists() else ():
+            if run.scenario.evaluation.fine_tune is not None:
+                yield run.scenario.evaluation.fine_tune.lr or 0.0, run
+
+    failed = {rate for rate, run in runs(reported) if run.status == "failed"}
+    scores = {
+        rate: run.final["unseen/fine_tuned/accuracy"] or 0.0
+        for rate, run in runs(tuned)
+        if run.status == "finished" and rate not in failed
+    }
+    return max(scores, key=scores.__getitem__, default=min(RATES))
 
 
 def run_all(data: Path, sweeps: Path, only: tuple[str, ...]) -> None:
@@ -229,7 +240,7 @@ def lines(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]:
             "sweep": name,
             "setting": setting,
             "seed": cell.seed,
-            "scores": " ".join(f"{key}={value:.4f}" for key, value in {**scores, **lost.get(path.name, {})}.items()),
+            "scores": " ".join(f"{key}={value:.6f}" for key, value in {**scores, **lost.get(path.name, {})}.items()),
             "digest": run.manifest["digest"]["shared"][:16],
             "command": " ".join([f"blossom-ray simulate {plan.scenario}", *given, f"--seed {cell.seed}"]),
         }
@@ -277,41 +288,43 @@ def comparisons() -> dict[str, list[Compared]]:
         for task, score in judged.items()
         for base in ("same-task", "local")
     ]
-    others, accuracy, where = RULES[1:], "accuracy", {"with": "accuracy@acc+gyro", "without": "accuracy@acc"}
-    gaps = [
-        versus(f"train {train}, tested {has} gyro", "sparse-{}", f"train={train}", score, rule, "mask")
-        for train in ("1.0", "0.5", "0.2")
-        for has, score in where.items()
-        for rule in others
-        if (train, has) != ("1.0", "with")  # where all rules are the same
-    ]
+    gaps = of_gaps("sparse")
     gaps += [
-        versus(f"{rule}, tested without gyro, train", f"sparse-{rule}", "train={}", where["without"], own, "1.0")
-        for rule in RULES
-        for own in ("0.5", "0.2")
-    ]
-    gaps += [
-        Compared(
-            f"mask, train 1.0, tested {has} gyro: modality dropout - none",
-            Side("sparse-dropout", ANY, score),
-            Side("sparse-mask", "train=1.0", score),
-        )
-        for has, score in where.items()
-    ]
-    gaps += [
-        versus(f"gaps {pattern}, {rows}", f"sparse-{pattern}", "missing={}", score, others[0], "mask")
+        versus(f"gaps {pattern}, {rows}", f"sparse-{pattern}", "missing={}", score, "zero-embedding", "mask")
         for pattern in PATTERNS
-        for rows, score in (("own test", accuracy), ("held out, no gaps", f"held_out/{accuracy}/acc+gyro"))
+        for rows, score in (("own test", "accuracy"), ("held out, no gaps", "held_out/accuracy/acc+gyro"))
     ]
     before, after = "unseen/accuracy", "unseen/fine_tuned/accuracy"
-    schemes = [scheme for scheme in SCHEMES if scheme != "local"]
-    unseen = [versus("tuned", "unseen-{}", ANY, after, scheme, "local") for scheme in schemes]
+    schemes = [scheme for scheme in SCHEMES if not scheme.startswith("local")]
+    unseen = [versus("tuned", "unseen-{}", ANY, after, "full-model", "local-100")]
+    unseen += [versus("tuned", "unseen-{}", ANY, after, scheme, "local") for scheme in schemes]
     unseen += [versus("tuned", "unseen-{}", ANY, after, scheme, "full-model") for scheme in schemes[1:]]
     unseen += [
         Compared(f"{scheme}: tuned - as they are", *(Side(f"unseen-{scheme}", ANY, score) for score in (after, before)))
         for scheme in ("full-model", "private-head-average")
     ]
-    return {"tasks": tasks, "gaps": gaps, "unseen": unseen}
+    return {"tasks": tasks, "gaps": gaps, "gaps, 30 rounds": of_gaps("longer"), "unseen": unseen}
+
+
+def of_gaps(start: str) -> list[Compared]:
+    """What is compared of sweeps whose names begin so: rules, shares of training rows, and modality dropout."""
+    where = {"with": "accuracy@acc+gyro", "without": "accuracy@acc"}
+    found = [
+        versus(f"train {train}, tested {has} gyro", f"{start}-{{}}", f"train={train}", score, rule, "mask")
+        for train in ("1.0", "0.5", "0.2")
+        for has, score in where.items()
+        for rule in RULES[1:]
+        if (train, has) != ("1.0", "with")  # where all rules are the same
+    ]
+    found += [
+        versus(f"{rule}, tested without gyro, train", f"{start}-{rule}", "train={}", where["without"], own, "1.0")
+        for rule in RULES
+        for own in ("0.5", "0.2")
+    ]
+    for has, score in where.items():
+        sides = Side(f"{start}-dropout", ANY, score), Side(f"{start}-mask", "train=1.0", score)
+        found += [Compared(f"mask, train 1.0, tested {has} gyro: modality dropout - none", *sides)]
+    return found
 
 
 def versus(text: str, sweep: str, setting: str, score: str, own: str, base: str) -> Compared:
@@ -323,19 +336,26 @@ def versus(text: str, sweep: str, setting: str, score: str, own: str, base: str)
 def tables(found: Lines) -> Iterator[str]:
     """For each question its comparisons, with Holm's correction for those of the question, then all scores."""
     for question, sides in comparisons().items():
-        known = [(text, values) for text, own, base in sides if len(values := differences(found, own, base)) > 1]
+        known = [
+            (text, values) for text, own, base in sides if len(values := differences(found, own, base)) == len(SEEDS)
+        ]
         p_values = [t_test(values) for _, values in known]
-        yield f"| {question}: {len(known)} comparisons | seeds | points | p | Holm |\n|---|---:|---:|---:|---:|"
+        yield f"| {question}: {len(known)} comparisons, {len(SEEDS)} seeds | points | p | Holm |\n|---|---:|---:|---:|"
         for (text, values), p, adjusted in zip(known, p_values, holm(p_values), strict=True):
-            yield f"| {text} | {len(values)} | {with_interval(values)} | {p_text(p)} | {p_text(adjusted)} |"
+            yield f"| {text} | {with_interval(values)} | {p_text(p)} | {p_text(adjusted)} |"
         yield ""
-    for sweep_name in dict.fromkeys(name for name, _ in found):
-        rows = {setting: seeds for (name, setting), seeds in found.items() if name == sweep_name}
-        columns = list(dict.fromkeys(score for seeds in rows.values() for each in seeds.values() for score in each))
-        yield f"| {sweep_name} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}"
+    scored: dict[tuple[str, ...], list[str]] = {}
+    for name in dict.fromkeys(name for name, _ in found):
+        rows = {setting: seeds for (sweep, setting), seeds in found.items() if sweep == name}
+        columns = tuple(dict.fromkeys(score for seeds in rows.values() for each in seeds.values() for score in each))
         for setting, seeds in rows.items():
-            cells = ([100 * each[score] for each in seeds.values() if score in each] for score in columns)
-            yield f"| {setting} | {' | '.join(with_interval(cell).lstrip('+') if cell else '-' for cell in cells)} |"
+            few = "" if len(seeds) == len(SEEDS) else f" ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+            cells = [[100 * each[score] for each in seeds.values() if score in each] for score in columns]
+            texts = [with_interval(cell).lstrip("+") if cell else "-" for cell in cells]
+            scored.setdefault(columns, []).append(f"| {name}, {setting}{few} | {' | '.join(texts)} |")
+    for columns, lines_of_all in scored.items():
+        yield f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}"
+        yield from lines_of_all
         yield ""
 
 
