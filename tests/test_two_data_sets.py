@@ -305,6 +305,10 @@ def test_data_inspect_shows_each_data_set_and_says_where_units_differ(command: A
     shown = json.loads(command("data", "inspect", "scenario.yaml", "--json").out)
     assert [each["client"] for each in shown["datasets"]["own"]["clients"]] == [3, 4]
     assert shown["notes"][0].startswith("acc: values deviate by 1.")
+    shared = command("simulate", "scenario.yaml", "--set", "rounds=1", "--set", "sharing=full-model")
+    assert "acc: values deviate by" in shared.out + shared.err
+    apart = command("simulate", "scenario.yaml", "--set", "rounds=1", "--set", "sharing=local")
+    assert "values deviate" not in apart.out + apart.err
     assert command("validate", "scenario.yaml").exit_code == 0
     assert command("plan", "scenario.yaml").exit_code == 0
 

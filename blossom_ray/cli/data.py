@@ -103,7 +103,8 @@ def inspect(
             whole.name: _inspected(whole, dataset, everyone, is_divided=target not in DATASETS)
             for whole, dataset in loaded
         }
-    notes = unit_notes({name: each.summary for name, each in found.items()})
+    spread = {name: {m: v.deviation for m, v in each.summary.modalities.items()} for name, each in found.items()}
+    notes = unit_notes(spread)
     if as_json:
         values = {name: _plain(each) for name, each in found.items()}
         print_json(values.get("", {"datasets": values, "notes": notes}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -147,19 +147,20 @@ def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
     ]
 
 
-def unit_notes(summaries: Mapping[str, DatasetSummary]) -> list[str]:
+def deviations(dataset: Dataset, modalities: Iterable[str]) -> dict[str, float]:
+    """The standard deviation over all values of some modalities."""
+    return {modality: _value_range(dataset, modality).deviation for modality in modalities}
+
+
+def unit_notes(by_data_set: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What to say of modalities of one name whose values are of another scale in another data set.
 
     Args:
-        summaries: By the name of a data set.
+        by_data_set: By the name of a data set the deviation of its modalities.
     """
     notes = []
-    for modality in sorted({name for summary in summaries.values() for name in summary.modalities}):
-        found = {
-            name: summary.modalities[modality].deviation
-            for name, summary in summaries.items()
-            if modality in summary.modalities
-        }
+    for modality in sorted({name for own in by_data_set.values() for name in own}):
+        found = {name: own[modality] for name, own in by_data_set.items() if modality in own}
         low, high = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
         if found[high] > _OTHER_SCALE * found[low]:
             notes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from blossom_ray.data.division.standardization import standardized
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, write_held_out, write_shards
-from blossom_ray.data.summary import ObservedRows, observed_rows
+from blossom_ray.data.summary import ObservedRows, deviations, observed_rows
 from blossom_ray.data.targets import IntArray
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
@@ -71,6 +71,7 @@ class LoadedDataset:
         left_out: What is not in it, and rows that no client has, by reason.
         notes: What else is to be known of it and its division, in a line each.
         label_notes: In how many rows labels are known that some rows lack.
+        deviations: Of the modalities whose encoder may be of several data sets.
     """
 
     name: str
@@ -88,6 +89,7 @@ class LoadedDataset:
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     label_notes: tuple[str, ...]
+    deviations: Mapping[str, float]
 
 
 def load_dataset(
@@ -190,7 +192,17 @@ def _loaded(
         left_out=tuple(replace(entry, what=_of(name, whole.in_words(entry.what))) for entry in left_out),
         notes=tuple(_of(name, whole.in_words(note)) for note in notes),
         label_notes=tuple(labelled_lines(federation, trained, has_label, dataset)),
+        deviations=deviations(dataset, _in_common(scenario, dataset.inputs)),
     )
+
+
+def _in_common(scenario: Scenario, modalities: Iterable[str]) -> list[str]:
+    """The modalities whose encoder clients of several data sets may have in common."""
+    if len(scenario.data_sets) == 1:
+        return []
+    scopes = {name: scenario.scheme.scope(Block("encoder", name)) for name in modalities}
+    apart = (Scope.PRIVATE, Scope.SAME_TASK, Scope.SAME_MODALITIES_AND_TASK)
+    return [name for name, scope in scopes.items() if scope not in apart]
 
 
 def _of(name: str, text: str) -> str:

@@ -21,7 +21,7 @@ from blossom_ray.core.records import Scoring
 from blossom_ray.core.section import Custom
 from blossom_ray.data.dataset import LeftOut
 from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out
-from blossom_ray.data.summary import ObservedRows
+from blossom_ray.data.summary import ObservedRows, unit_notes
 from blossom_ray.errors import InputError
 from blossom_ray.models.options import place_of
 from blossom_ray.reading.scenario import Scenario
@@ -183,6 +183,7 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
             *_unseen_notes(scenario, plan, population, loaded),
             *_task_notes(scenario, tasks),
             *(note for part in loaded for note in part.label_notes),
+            *unit_notes({part.name: part.deviations for part in loaded}),
         ),
         client_names=joint_names(loaded),
         observation=joint_digest([part.observation for part in loaded]),
