@@ -26,27 +26,38 @@ class LowRank(Section):
     def extras(self, layout: Layout) -> dict[str, Extra]:
         if self.block not in (known := model_blocks(layout.embedding_dims)):
             raise InputError(f"algorithm.block is {self.block!r}; expected one of {', '.join(known)}")
-        own = [block for block in layout.averaged if self._is_own(block) and layout.sizes[block]]
-        if not own:
-            return {}
-        width = isqrt(size := max(layout.sizes[block] for block in own))
-        a = Extra(own, shape=(ceil(size / width), self.rank), initial="normal")
-        return {"a": a, "b": Extra(own, shape=(self.rank, width))}
+        found = {}
+        for block in layout.averaged:
+            if self._is_own(block) and (size := layout.sizes[block]):
+                a, b = self._factors(block)
+                width = isqrt(size)
+                found[a] = Extra([block], shape=(ceil(size / width), self.rank), initial="normal")
+                found[b] = Extra([block], shape=(self.rank, width))
+        return found
 
     def passes(self, k: Client) -> list[Pass]:
+        if not k.extras:
+            return [Pass()]
         others = [block for block in k.layout.trained if not self._is_own(block)]
-        return [Pass(("model", "a", "b"), blocks=others, model=self.scored) if "a" in k.extras else Pass()]
+        return [Pass(("model", *k.extras), blocks=others, model=self.scored)]
 
     def finish(self, k: Client) -> dict[str, Any]:
         return {"model": Sent(k.new.only([block for block in k.new if not self._is_own(block)]))}
 
     def scored(self, x: Mapping[str, Any]) -> Tree:
         found = Tree(x["model"])
-        for block, a in x["a"].items() if "a" in x else ():
-            product = (a @ x["b"][block]).flatten() / self.rank**0.5
-            found[block] = found[block] + product[: len(found[block])]
+        for block in filter(self._is_own, found):
+            a, b = self._factors(block)
+            if a in x:
+                product = (x[a][block] @ x[b][block]).flatten() / self.rank**0.5
+                found[block] = found[block] + product[: len(found[block])]
         return found
 
     def _is_own(self, block: Block) -> bool:
         """Whether it is the block, or the head of a task."""
         return self.block in (block, block.kind)
+
+    def _factors(self, block: Block) -> tuple[str, str]:
+        """The names of A and B of a block; those of the heads of several tasks differ in size."""
+        end = "" if block == self.block else f"_{block.of}"
+        return f"a{end}", f"b{end}"
