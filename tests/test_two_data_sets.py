@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blossom_ray import compare, from_arrays, simulate
+from blossom_ray import Dataset, compare, from_arrays, simulate
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.errors import InputError
@@ -188,25 +188,33 @@ def test_names_and_clients_of_a_data_set_decide_what_is_drawn_about_it() -> None
     assert more["activity"] == same_options["activity"]
 
 
-SHAPES = (
-    r"encoder/acc has the scope shared and is of the data sets har and own, whose samples have the shapes \[9, 2\] and"
-)
+def arrays() -> dict[str, Dataset]:
+    """Data sets of a program, whose shapes are known once they are read."""
+    draw = np.random.default_rng(0)
+    moves, hearts = draw.normal(size=(30, 9, 2)), draw.normal(size=(24, 6, 2))
+    return {
+        "har": from_arrays({"acc": moves, "gyro": draw.normal(size=(30, 4))}, draw.integers(3, size=30)),
+        "own": from_arrays({"acc": hearts, "ecg": draw.normal(size=(24, 3))}, draw.normal(size=24), task="regression"),
+    }
 
 
-def test_an_encoder_whose_parameters_follow_from_the_length_is_refused_with_both_shapes(tmp_path: Path) -> None:
-    changes = {"model.encoders.acc": {"kind": "mlp", "hidden": [6], "dim": 5}, "sharing": SHARED}
-    scenario = scenario_of("activity", "stress", **changes)
-    with pytest.raises(
-        InputError, match=SHAPES + r" \[6, 2\]: its .*weight would have the shapes \[6, 18\] and \[6, 12\]"
-    ):
-        prepare(scenario, tmp_path / "shared")
-    apart = scenario.override({"sharing": APART})
+@pytest.mark.parametrize("is_known", [True, False])
+def test_an_encoder_whose_parameters_follow_from_the_length_is_refused_with_both_shapes(
+    tmp_path: Path, is_known: bool
+) -> None:
+    """By the scenario where it tells the shapes, else once the data are read."""
+    changes: dict[str, Any] = {"model.encoders.acc": {"kind": "mlp", "hidden": [6], "dim": 5}}
+    if not is_known:
+        built = {name: {"dataset": "custom", "factory": lambda name=name: arrays()[name]} for name in DATASETS}
+        changes["datasets"] = built
+    expected = r"har and own, whose samples have the shapes \[9, 2\] and \[6, 2\]"
+    with pytest.raises(InputError, match=expected):
+        prepare(scenario_of("activity", "stress", **changes, sharing=SHARED), tmp_path / "shared")
+    apart = scenario_of("activity", "stress", **changes)
     plan = prepare(apart, tmp_path / "apart").plan
     assert plan.input_shapes == {"har": {"acc": (9, 2), "gyro": (4,)}, "own": {"acc": (6, 2), "ecg": (3,)}}
-    private = scenario.override(
-        {"sharing": "local", "algorithm": {"kind": "scaffold"}, "training.optimizer.kind": "sgd"}
-    )
-    assert simulate(private.override({"rounds": 1})).status == "finished"
+    private = {"sharing": "local", "algorithm": {"kind": "scaffold"}, "training.optimizer.kind": "sgd", "rounds": 1}
+    assert simulate(apart.override(private)).status == "finished"
 
 
 @pytest.mark.parametrize(
@@ -314,17 +322,7 @@ def test_data_inspect_shows_each_data_set_and_says_where_units_differ(command: A
 
 
 def test_arrays_are_given_by_the_names_of_data_sets(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    given = {
-        "har": from_arrays(
-            {"acc": draw.normal(size=(30, 9, 2)), "gyro": draw.normal(size=(30, 4))}, draw.integers(3, size=30)
-        ),
-        "own": from_arrays(
-            {"acc": draw.normal(size=(24, 6, 2)), "ecg": draw.normal(size=(24, 3))},
-            draw.normal(size=24),
-            task="regression",
-        ),
-    }
+    given = arrays()
     custom = {"datasets": {name: {"dataset": "custom"} for name in given}, "rounds": 1, "sharing": SHARED}
     scenario = scenario_of("activity", "stress", **custom)
     memory, folder = simulate(scenario, data=given), simulate(scenario, data=given, out=tmp_path)

@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from blossom_ray.core.blocks import Block, Scope
 from blossom_ray.core.locations import is_uri
 from blossom_ray.core.phrases import accepted, did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import LearnedTask
-from blossom_ray.core.section import Finding
+from blossom_ray.core.section import Custom, Finding
 from blossom_ray.core.structure import Hint
 from blossom_ray.data.division.options import ClientGroup, GivenPartition
 from blossom_ray.data.sets.base import DataSection
+from blossom_ray.models.options import Model
 from blossom_ray.scenario.rules import rule
 from blossom_ray.scenario.sections import Stop
 from blossom_ray.scenario.tree import ScenarioTree
@@ -58,6 +60,35 @@ def _one_data_set_per_client(
         if len(own) > 1:
             found = f"is [{', '.join(group.tasks)}], of the data sets {listed(own)}"
             yield Finding(f"clients.{index}.task", found, "tasks of one data set, whose samples have one shape")
+
+
+@rule
+def _joined_encoders(
+    datasets: Mapping[str, DataSection],
+    learned: Mapping[str, LearnedTask],
+    clients: tuple[ClientGroup, ...],
+    model: Model,
+    scopes: Mapping[str, Scope],
+) -> Iterator[Finding]:
+    """What an encoder's parameters follow from are the arguments of its module. Other data are looked at by a run."""
+    for modality, encoder in model.encoders.items():
+        if isinstance(encoder, Custom) or scopes[Block("encoder", modality)] is not Scope.SHARED:
+            continue
+        found: dict[str, tuple[int, ...]] = {}
+        for group in clients:
+            for name in {learned[task].data or "" for task in group.tasks if task in learned} & datasets.keys():
+                shape = datasets[name].input_shapes([modality]).get(modality) if modality in group.modalities else None
+                if shape is not None and not any((*encoder.conflicts(), *encoder.misfits(shape))):
+                    found[name] = shape
+        (first, one), *others = [*found.items()] or [("", ())]
+        for name, other in others:
+            made = [encoder.module(shape) for shape in (one, other)] if one != other else []
+            if len({repr((each.args, each.keywords)) for each in made}) > 1:
+                told = f"is shared by the data sets {first} and {name}, whose samples have the shapes"
+                expected = (
+                    "an encoder for any length (conv1d, gru, conv-gru), samples of one shape, or the scope same-task"
+                )
+                yield Finding(f"model.encoders.{modality}", f"{told} {[*one]} and {[*other]}", expected)
 
 
 @rule
