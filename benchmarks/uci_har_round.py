@@ -102,7 +102,7 @@ def plain(preparation: Preparation, client: int, *, zeros: bool = False) -> dict
         loss = F.cross_entropy(model(own), targets[batch])
         for block, flat in absent.items():
             if block.startswith("encoder/") and block not in space.flat:
-                shape = preparation.plan.input_shapes[block.removeprefix("encoder/")]
+                shape = preparation.plan.input_shapes[""][block.removeprefix("encoder/")]
                 # Zeros through the encoder that the client does not own, with a graph, as in the reference.
                 loss = loss + 0.0 * flat.module.train()(torch.zeros(len(batch), *shape, requires_grad=True)).sum()
         loss.backward()
