@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -294,12 +294,12 @@ def _try_training(
     build_transforms(training.transform, input_shapes, tuple(input_shapes))
 
 
-def _check_gaps(scenario: Scenario, sparse: Collection[str]) -> None:
+def _check_gaps(scenario: Scenario, sparse: Mapping[str, Mapping[str, ObservedRows]]) -> None:
     """Refuse what cannot do without a modality in single samples.
 
     Args:
         scenario: The scenario.
-        sparse: The modalities that some sample of an owner lacks.
+        sparse: The modalities that some sample of an owner lacks, as `observed_rows`.
 
     Raises:
         InputError: Something cannot.
@@ -307,9 +307,9 @@ def _check_gaps(scenario: Scenario, sparse: Collection[str]) -> None:
     if not sparse:
         return
     model, lacking = scenario.model, f"while samples lack {', '.join(sparse)}"
-    if scenario.training.modality_dropout:
+    if scenario.training.modality_dropout and (in_training := lacking_in_training(sparse)):
         found = f"training.modality_dropout is {scenario.training.modality_dropout:g}"
-        raise InputError(f"{found}, {lacking} already; expected 0")
+        raise InputError(f"{found}, while training samples lack {', '.join(in_training)} already; expected 0")
     if isinstance(model.fusion, Custom) and model.missing == "mask":
         found = f"model.missing is 'mask' and model.fusion own code, which is not told what a sample lacks, {lacking}"
         raise InputError(f"{found}; expected another rule, or a fusion of another kind")
@@ -318,3 +318,8 @@ def _check_gaps(scenario: Scenario, sparse: Collection[str]) -> None:
         if scope not in (Scope.SHARED, Scope.FROZEN):
             found = f"model.missing is 'prototype', while samples lack {name} and encoder/{name} has the scope {scope}"
             raise InputError(f"{found}, so its copies embed differently; expected shared or frozen encoders")
+
+
+def lacking_in_training(observed: Mapping[str, Mapping[str, ObservedRows]]) -> tuple[str, ...]:
+    """The modalities that some training sample of an owner lacks."""
+    return tuple(sorted(name for name, rows in observed.items() if rows["train"].observed < rows["train"].rows))

@@ -31,6 +31,7 @@ from blossom_ray.runtime.loading import (
     joint_digest,
     joint_names,
     joint_observed,
+    lacking_in_training,
     load_dataset,
 )
 from blossom_ray.scenario.identity import numbers_tree
@@ -230,7 +231,7 @@ def client_plan(
         weighting=scenario.server.weighting,
         engines=engines,
         sparse=tuple(sorted(sparse)),
-        sparse_in_training=() if scenario.sharing in CENTRAL_SCHEMES else _lacking_in_training(observed),
+        sparse_in_training=() if scenario.sharing in CENTRAL_SCHEMES else lacking_in_training(observed),
     )
     plan = replace(plan, scheme=_with_frozen_code(plan, population))
     if len(input_shapes) > 1:
@@ -331,11 +332,6 @@ def _check_joined(plan: ClientPlan, population: Population) -> None:
                     f"{shapes.get(key)}; expected an encoder for any length (conv1d, gru, conv-gru), samples of one "
                     "shape, or the scope same-task"
                 )
-
-
-def _lacking_in_training(observed: Mapping[str, Mapping[str, ObservedRows]]) -> tuple[str, ...]:
-    """The modalities that some training sample of an owner lacks."""
-    return tuple(sorted(name for name, rows in observed.items() if rows["train"].observed < rows["train"].rows))
 
 
 def _prototypes(plan: ClientPlan, population: Population) -> tuple[str, ...]:
