@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
 
-from blossom_ray.core.phrases import shown
+from blossom_ray.core.phrases import listed, shown
 from blossom_ray.core.section import Finding
 from blossom_ray.core.structure import Part, child_value, field_hint, hint_at, join_path, section_fields, split_path
 from blossom_ray.errors import Problem, ScenarioError
@@ -99,6 +99,11 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> tu
             continue
         if not (_is_unicode(path) and _is_unicode(value)):
             problems.append(Finding(path, "has half of a surrogate pair", "Unicode text"))
+            continue
+        named = overrides.get("datasets", changed.get("datasets"))
+        if parts[0] == "data" and parts[1:] and changed.get("data") is None and isinstance(named, Mapping) and named:
+            places = listed([join_path(("datasets", name, *parts[1:])) for name in named])
+            problems.append(Finding(path, "leads nowhere, since the data sets have names", f"one of {places}"))
             continue
         try:
             changed = _Override(changed, overrides).replace(changed, parts, value, ())
