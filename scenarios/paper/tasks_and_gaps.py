@@ -23,7 +23,7 @@ import numpy as np
 from grid import DATA
 from points import p_text, with_interval
 
-from blossom_ray import Run, Sweep, compare, sweep, write_table
+from blossom_ray import BlossomError, Run, Sweep, compare, sweep, write_table
 from blossom_ray.data.options import SECTIONS
 from blossom_ray.data.sets.base import Download
 from blossom_ray.studies.comparison.intervals import holm, t_test
@@ -262,7 +262,10 @@ def losers(folder: Path, plan: Plan) -> dict[str, dict[str, float]]:
     """By run, for each task the share of its clients that score less than they do alone."""
     found: dict[str, dict[str, float]] = {}
     for score in plan.scores[::2]:
-        runs = compare(folder, metric=score, baseline={"sharing": "local"}).runs
+        try:
+            runs = compare(folder, metric=score, baseline={"sharing": "local"}).runs
+        except BlossomError:  # nobody has trained alone yet
+            return {}
         for row in runs.filter(modalities="all clients").drop_nulls("lost_last5").to_dicts():
             share = row["lost_last5"] / row["compared_last5"]
             found.setdefault(Path(row["run"]).name, {})[f"lost:{score.partition('/')[0]}"] = share
