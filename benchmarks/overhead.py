@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 from peers.workload import Watch
 from torch import nn
 
@@ -38,6 +39,8 @@ INPUT_SIZE, FUSED, CLASSES = 8, 8, 4
 class NoTraining:
     """An engine whose clients do nothing."""
 
+    obstacles = ()
+
     def __init__(self, workspace: Workspace) -> None:
         self._workspace, self._trained = workspace, tuple(workspace.trained)
 
@@ -51,8 +54,10 @@ class NoTraining:
 
     def evaluate(self, tasks: Sequence[ClientTask], _batch_size: int, **_round: Any) -> list[Scored]:
         """As if every sample were rightly found."""
-        rules, outputs = self._workspace.rules, self._workspace.num_outputs
-        return [Scored(rules.tally(task.labels, task.labels, outputs), 0.0, 0.0) for task in tasks]
+        learned, nothing = self._workspace.learned, np.zeros(0)
+        return [
+            Scored.of(task, learned, [task.labels], losses=[nothing], loss_sums=[0.0], seconds=0.0) for task in tasks
+        ]
 
 
 def encoder(input_shape: tuple[int, ...], dim: int) -> nn.Module:

@@ -155,9 +155,8 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
 
 def _block(block: BlockRound) -> dict[str, Any]:
     (values,) = _plain([block])
-    instance, shares = values.pop("instance"), values.pop("weight_shares")
-    told = {"block": instance.label, "scope": str(instance.scope), "key": instance.key, **values}
-    return told | ({"weight_shares": dict(shares)} if shares else {})
+    instance = values.pop("instance")
+    return {"block": instance.label, "scope": str(instance.scope), "key": instance.key, **values}
 
 
 def _plain(entries: Iterable[Any]) -> list[dict[str, Any]]:

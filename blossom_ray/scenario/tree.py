@@ -219,7 +219,8 @@ class ScenarioTree(Section):
         """The clients in the order of their ids."""
         index, only = 0, next(iter(self.learned))
         for group in self.groups:
-            modalities = tuple(sorted(group.modalities))
+            # One value for all clients of the group, of which there may be a million.
+            modalities, tasks = tuple(sorted(group.modalities)), group.tasks or (only,)
             for _ in range(group.count):
-                yield ClientProfile(index, modalities, group.group, group.role == "unseen", group.tasks or (only,))
+                yield ClientProfile(index, modalities, group.group, group.role == "unseen", tasks)
                 index += 1
