@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Self, get_args
 
@@ -305,12 +306,12 @@ class SharingScheme:
 
     def fusions(self, tasks: Iterable[str]) -> tuple[str, ...]:
         """The tasks of a client that have a fusion of their own; "" alone where there is one for all."""
-        tasks = tuple(tasks)
-        is_of_task = any(
-            named.kind == "fusion" and (named.of or scope in _WITHIN_TASK)
-            for named, scope in ((Block.named(name), scope) for name, scope in self.scopes.items())
-        )
-        return tasks if is_of_task else ("",)
+        return tuple(tasks) if self._has_fusions_by_task else ("",)
+
+    @cached_property
+    def _has_fusions_by_task(self) -> bool:
+        entries = ((Block.named(name), scope) for name, scope in self.scopes.items())
+        return any(block.kind == "fusion" and bool(block.of or scope in _WITHIN_TASK) for block, scope in entries)
 
     def instance(self, block: str, client: ClientProfile) -> BlockInstance:
         """The copy of `block` that `client` holds."""
