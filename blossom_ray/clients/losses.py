@@ -52,8 +52,8 @@ class _Loss(Section):
     def class_weights(
         self,
         labels: np.ndarray,  # noqa: ARG002  # some have none
-        num_outputs: int,  # noqa: ARG002
-        known: BoolArray | None,  # noqa: ARG002
+        num_outputs: int,  # noqa: ARG002  # as above
+        known: BoolArray | None,  # noqa: ARG002  # as above
     ) -> np.ndarray | None:
         """What the classes count on a client, as the function `class_weights` has it; None where all count 1.
 
