@@ -1,0 +1,78 @@
+"""What a kind of modality is: options that a scenario gives, and a decoder from a value of a column to a sample."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, field_validator
+
+from blossom_ray.core.section import Section
+from blossom_ray.errors import DataError
+
+ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+MediaValue = bytes | str
+"""What stands in a column: the content of a file, or a text."""
+
+
+def each_once(columns: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """Refuse columns of which one is named twice."""
+    if isinstance(columns, tuple) and len(set(columns)) < len(columns):
+        raise ValueError("each column once")
+    return columns
+
+
+class UndecodableError(DataError):
+    """A value that is no sample of its kind: `<what was found>; expected <what>`, without its place."""
+
+
+class Decoder(Protocol):
+    """From one value to one sample. Called by several threads at once; takes memory in proportion to the sample.
+
+    Attributes:
+        shape: Of every sample.
+        dtype: As samples are kept on disk: uint8, int32 or float32.
+        factor: A kept number times this is the float32 number that a model gets.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def dtype(self) -> np.dtype[Any]: ...  # noqa: D102
+    @property
+    def factor(self) -> float: ...  # noqa: D102
+
+    def __call__(self, value: MediaValue) -> npt.NDArray[Any]:
+        """The sample (*shape) of `dtype`; raises `UndecodableError` where the value is none."""
+
+
+class Modality(Section):
+    """Where a modality stands in a table."""
+
+    kind: str
+    column: ColumnNames | None = None
+    """The column, or several columns of plain numbers that make up a vector. Default: the modality's name."""
+
+    _columns = field_validator("column")(each_once)
+
+
+class Media(Modality):
+    """A modality whose values are decoded: contents of files, or texts."""
+
+    on_error: Literal["refuse", "drop"] = "refuse"
+    """What a value does that cannot be decoded: `refuse` ends the run and names its row, `drop` leaves the row out and
+    counts it."""
+
+    @abstractmethod
+    def decoder(self) -> Decoder:
+        """The decoder that these options describe.
+
+        Raises:
+            DataError: A library that it needs is not installed, with the extra that brings it.
+        """
+
+    @abstractmethod
+    def version(self) -> int:
+        """A number that is raised when the same value with the same options decodes to other numbers."""
