@@ -23,7 +23,9 @@ from blossom_ray.core.section import Section
 from blossom_ray.core.structure import Hint, section_fields
 from blossom_ray.errors import InputError
 from blossom_ray.models.build import build_block
-from blossom_ray.models.options import Encoder, Fusion, Head, Model
+from blossom_ray.models.encoder_options import Encoder
+from blossom_ray.models.fusion_options import Fusion, Head
+from blossom_ray.models.options import Model
 from blossom_ray.tasks.learned import one_task
 
 SHAPES = [(11,), (40, 3), (2, 24, 24), (2, 3, 2, 2), (2, 1), (1, 2, 2)]

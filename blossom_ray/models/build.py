@@ -16,10 +16,11 @@ from blossom_ray.core.factories import shown_factory
 from blossom_ray.core.section import Custom
 from blossom_ray.core.seeding import Purpose, stable_number, torch_seed
 from blossom_ray.errors import InputError
+from blossom_ray.models.block_options import BuiltIn, Pretrained, Shape
 from blossom_ray.models.flat import block_layout
 from blossom_ray.models.fusion import Prototype
 from blossom_ray.models.late_fusion import LateFusionModel
-from blossom_ray.models.options import BuiltIn, Model, Pretrained, Shape, place_of
+from blossom_ray.models.options import Model, place_of
 from blossom_ray.models.own_code import OwnModule, torch_seeded, try_own
 from blossom_ray.models.weights import load_weights
 

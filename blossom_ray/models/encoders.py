@@ -1,8 +1,8 @@
 """Modules of encoders, and of the head: from one modality's samples (B, *shape) to an embedding (B, E).
 
-`models/options.py` builds them from the scenario's sections, which know what shapes they take. Parameters start from
-PyTorch's default initialisation. Shape suffixes: B batch, T time, D features, C channels, H height, W width,
-E embedding.
+`models/encoder_options.py` builds them from the scenario's sections, which know what shapes they take. Parameters
+start from PyTorch's default initialisation. Shape suffixes: B batch, T time, D features, C channels, H height,
+W width, E embedding.
 """
 
 from __future__ import annotations

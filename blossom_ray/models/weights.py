@@ -13,7 +13,8 @@ from blossom_ray.core.blocks import Block
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.phrases import one_of
 from blossom_ray.errors import InputError
-from blossom_ray.models.options import Model, Pretrained, Weights
+from blossom_ray.models.block_options import Pretrained, Weights
+from blossom_ray.models.options import Model
 from blossom_ray.storage import regular
 
 if TYPE_CHECKING:

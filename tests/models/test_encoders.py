@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from blossom_ray.errors import InputError
-from blossom_ray.models.options import Conv1dEncoder, Conv2dEncoder, ConvGruEncoder, Encoder, GruEncoder, MlpEncoder
+from blossom_ray.models.encoder_options import (
+    Conv1dEncoder,
+    Conv2dEncoder,
+    ConvGruEncoder,
+    Encoder,
+    GruEncoder,
+    MlpEncoder,
+)
 
 Shape = tuple[int, ...]
 IMAGE = Conv2dEncoder(kind="conv2d")

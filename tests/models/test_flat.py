@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blossom_ray.errors import InputError
+from blossom_ray.models.encoder_options import Conv2dEncoder, ConvGruEncoder
 from blossom_ray.models.encoders import Mlp
 from blossom_ray.models.flat import Entry, FlatBlock, block_layout
-from blossom_ray.models.options import Conv2dEncoder, ConvGruEncoder, NormStatistics
+from blossom_ray.models.options import NormStatistics
 
 
 def mlp() -> nn.Module:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from blossom_ray.core.blocks import held_blocks
 from blossom_ray.models.build import build_client_model
+from blossom_ray.models.fusion_options import AttentionFusion, ConcatFusion, Fusion, GatedFusion, MeanFusion
 from blossom_ray.models.late_fusion import LateFusionModel
-from blossom_ray.models.options import AttentionFusion, ConcatFusion, Fusion, GatedFusion, MeanFusion, Model
+from blossom_ray.models.options import Model
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"acc.x": (8, 3), "gyro": (1, 8, 8), "text": (5,)}
 FUSIONS = (

@@ -14,7 +14,9 @@ from test_kinds import OwnFusion, kinds
 from blossom_ray.clients.samples import gathered
 from blossom_ray.data.sets.base import standardised
 from blossom_ray.models.build import build_client_model, describe_block
-from blossom_ray.models.options import Encoder, Fusion, Head, MissingRule, Model
+from blossom_ray.models.encoder_options import Encoder
+from blossom_ray.models.fusion_options import Fusion, Head
+from blossom_ray.models.options import MissingRule, Model
 from blossom_ray.models.predict import outputs
 from blossom_ray.models.standalone import StandaloneModel
 

@@ -12,7 +12,8 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import OptimizerState
 from blossom_ray.clients.samples import kept_modalities
 from blossom_ray.clients.workspace import Workspace
-from blossom_ray.models.options import LinearHead, Model
+from blossom_ray.models.fusion_options import LinearHead
+from blossom_ray.models.options import Model
 from blossom_ray.tasks.learned import one_task
 
 SHAPES = {"acc": (4,), "gyro": (3,)}
