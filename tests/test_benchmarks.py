@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -49,10 +50,46 @@ def test_own_modules(warm_processes: None) -> None:
     assert len(re.findall(r"^\| .+ \| [\d.]+ \| [\d.]+ \| [\d.]+ to [\d.]+ \|$", text, re.MULTILINE)) == 3
 
 
-def test_core_without_ray() -> None:
-    text = output("gpu_core.py", "--device", "cpu", "--largest", "2", "--repeats", "1", "--steps", "1", "--only", "mlp")
+def test_gpu_script_on_a_cpu(tmp_path: Path) -> None:
+    options = (
+        "--device",
+        "cpu",
+        "--scale",
+        "0.002",
+        "--stack",
+        "2",
+        "--only",
+        "W1",
+        "--out",
+        str(tmp_path / "gpu.json"),
+    )
+    text = output("gpu.py", *options)
     assert "no GPU: one thread of the processor" in text
-    assert re.search(r"^chunk size found: [12] \(", text, re.MULTILINE)
+    found = {(name, what): value for name, what, value, _ in json.loads((tmp_path / "gpu.json").read_text())["rows"]}
+    assert found["W1", "largest difference from the CPU, stacked"] < 1e-5
+    assert {"stack of 2", "FedAvg, 2 clients a round", "SCAFFOLD, 20 clients a round"} <= {what for _, what in found}
+
+
+def test_scaffold_of_the_gpu_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    gpu = import_module("gpu")
+    space = gpu.workspace(gpu.SET_UPS[0], torch.device("cpu"))
+    training = gpu.Training.model_validate({"batch_size": 16, "optimizer": {"kind": "sgd"}})
+    job = gpu.LocalJob(training, gpu.RATE, (gpu.LocalPass(1, frozenset(space.trained)),), seed=0, round_index=1)
+    tasks, engine = gpu.make_tasks(gpu.SET_UPS[0], space, 3), gpu.StackedEngine(space)
+    averaging, scaffold = gpu.FedAvg(space), gpu.Scaffold(space)
+    for each in (averaging, scaffold):
+        each.round(engine, tasks, job, 2)
+    for name, size in space.num_parameters.items():
+        # Without controls yet it is FedAvg. All clients take part, so the common control is the mean of their own, that
+        # is the mean step: what the server moved by, for equal clients.
+        np.testing.assert_allclose(scaffold._blocks[name], averaging._blocks[name], rtol=0, atol=1e-7)
+        moved = (space.initial_blocks[name] - scaffold._blocks[name])[:size] / (10 * gpu.RATE)
+        np.testing.assert_allclose(scaffold._common[name], moved, rtol=0, atol=1e-5)
+    scaffold.round(engine, tasks, job, 3)
+    for name, common in scaffold._common.items():
+        mean = np.mean([own[name] for own in scaffold._own.values()], axis=0)
+        np.testing.assert_allclose(common, mean, rtol=0, atol=1e-5)
 
 
 def test_what_peers_are_given_is_what_ours_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
