@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.data.sets.base import module_of_extra
+from blossom_ray.core.extras import module_of_extra
 from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import DataError
 

@@ -6,12 +6,10 @@ gives. What is heavy (Arrow, SciPy, PyTorch) is imported when files are read.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
@@ -238,19 +236,6 @@ class OwnData(DataSection):
 
     if TYPE_CHECKING:
         standardize: bool
-
-
-def module_of_extra(name: str, need: str, extra: str, otherwise: str = "") -> ModuleType:
-    """A module that comes with an extra of this package, imported when it is first needed.
-
-    Raises:
-        DataError: It cannot be imported. `need` says what it is needed for, `otherwise` what helps besides.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        found = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
-        raise DataError(f"{need}, which {found}; pip install 'blossom-ray[{extra}]'{otherwise}") from error
 
 
 def check_content(

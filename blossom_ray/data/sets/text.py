@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from blossom_ray.core.extras import module_of_extra
 from blossom_ray.core.section import Section
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.files.archives import open_archive
 from blossom_ray.data.files.cache import tracked
-from blossom_ray.data.sets.base import module_of_extra
 from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import DataError, first_line
 
