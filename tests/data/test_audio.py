@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from official_files import tone, write_clip
 from scipy.io import wavfile
 
-from blossom_ray.data.sets.audio import decibels, mel_filters, mel_power, read_clip, read_wav, resampled
+from blossom_ray.data.modalities.spectrograms import decibels, mel_filters, mel_power, resampled
+from blossom_ray.data.sets.audio import read_clip, read_wav
 from blossom_ray.errors import DataError
 
 

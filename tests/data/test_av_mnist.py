@@ -12,7 +12,7 @@ from data_sets import opened
 from official_files import SPEAKERS, idx, mnist_image, tone, write_av_mnist, write_mnist, write_spoken_digits
 
 from blossom_ray.data.dataset import LeftOut
-from blossom_ray.data.sets.audio import decibels, mel_power
+from blossom_ray.data.modalities.spectrograms import decibels, mel_power
 from blossom_ray.data.sets.av_mnist import MelSpectrogram
 from blossom_ray.data.sets.av_mnist_files import (
     Recording,

@@ -1,6 +1,6 @@
-"""From sound to numbers: wav files, resampling, mel spectrograms. Which of them a data set uses, it says itself.
+"""The sound of published data sets: wav files, decoded by SciPy (extra `audio`), and clips, by PyAV (extra `video`).
 
-Decoding and resampling are SciPy's (extra `audio`), clips PyAV's (extra `video`); spectrograms need NumPy alone.
+Own sounds are decoded in `data/modalities/audio.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.core.extras import module_of_extra
-from blossom_ray.data.targets import FloatArray
+from blossom_ray.data.modalities.spectrograms import DoubleArray, resampled
 from blossom_ray.errors import DataError
 
-DoubleArray = npt.NDArray[np.float64]
-
-_SMALLEST_POWER = 1e-10
 _HIGHEST_RATE_HZ = 384_000  # the filter of a resampling takes memory in proportion to it
 _WRITE_WAV = "find . -name '*.mp4' -exec sh -c 'ffmpeg -i \"$1\" -ac 1 -ar 16000 \"${1%.mp4}.wav\"' _ {} ';'"
 # What SciPy raises for files that are none, or damaged.
@@ -83,93 +80,6 @@ def read_clip(content: bytes, name: str, *, rate_hz: int, longest_s: float) -> D
         raise DataError(f"{name} cannot be decoded ({error}); expected a clip with sound") from error
     signal = np.concatenate([np.zeros(0, np.float32), *parts]).astype(np.float64)[:longest]
     return _checked(signal, name)
-
-
-def resampled(signal: DoubleArray, from_hz: int, to_hz: int) -> DoubleArray:
-    """A signal at another rate, by SciPy's polyphase filter (a Kaiser window of 5.0).
-
-    Args:
-        signal: (samples,) float64.
-        from_hz: Its rate, > 0.
-        to_hz: The rate asked for, > 0.
-
-    Returns:
-        (ceil(samples * to_hz / from_hz),) float64; the signal itself where the rates are equal.
-
-    Raises:
-        DataError: SciPy is not installed.
-    """
-    if from_hz == to_hz:
-        return signal
-    divisor = int(np.gcd(from_hz, to_hz))
-    return np.asarray(
-        module_of_extra("scipy.signal", "another rate needs SciPy", "audio").resample_poly(
-            signal, to_hz // divisor, from_hz // divisor
-        )
-    )
-
-
-def mel_power(signal: DoubleArray, *, rate_hz: int, window: int, fft_size: int, hop: int, num_mels: int) -> DoubleArray:
-    """The power of a signal in mel bands, frame by frame, each frame's middle at a multiple of `hop`.
-
-    Args:
-        signal: (samples,) float64, at least one sample. It is continued by its mirror image at both ends.
-        rate_hz: Its rate.
-        window: Samples in a frame's window (periodic Hann).
-        fft_size: Samples of the transform, at least `window`; the window stands in its middle.
-        hop: Samples from one frame to the next.
-        num_mels: Number of bands between 0 and half the rate.
-
-    Returns:
-        (1 + samples // hop, num_mels) float64: squared magnitudes, summed with the weights of `mel_filters`.
-
-    Source: the spectrogram that torchaudio 2 computes by default (`transforms.MelSpectrogram`: centred, reflected,
-    power 2, HTK mels without normalisation).
-    """
-    padded = np.pad(signal, fft_size // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, fft_size)[::hop]
-    taper = np.zeros(fft_size)
-    start = (fft_size - window) // 2
-    taper[start : start + window] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    spectrum = np.abs(np.fft.rfft(frames * taper, axis=1)) ** 2
-    return np.asarray(spectrum @ mel_filters(num_mels, fft_size, rate_hz).T)
-
-
-def mel_filters(num_mels: int, fft_size: int, rate_hz: int) -> DoubleArray:
-    """Triangles over frequency whose corners are equally spaced in mel between 0 and half the rate.
-
-    Args:
-        num_mels: Number of triangles.
-        fft_size: Samples of the transform.
-        rate_hz: Samples per second.
-
-    Returns:
-        (num_mels, fft_size // 2 + 1) float64, each triangle of height 1. A triangle narrower than the distance of
-        two frequencies may hold none of them, and is all zeros then.
-
-    Source: Young et al., The HTK Book, 2006, 5.4: mel = 2595 log10(1 + Hz / 700).
-    """
-    frequencies = np.linspace(0, rate_hz / 2, fft_size // 2 + 1)
-    highest = 2595 * np.log10(1 + rate_hz / 2 / 700)
-    corners = 700 * (10 ** (np.linspace(0, highest, num_mels + 2) / 2595) - 1)
-    lower, middle, upper = corners[:-2, None], corners[1:-1, None], corners[2:, None]
-    rising = (frequencies - lower) / (middle - lower)
-    falling = (upper - frequencies) / (upper - middle)
-    return np.asarray(np.maximum(0, np.minimum(rising, falling)))
-
-
-def decibels(power: DoubleArray, *, top_db: float = 80) -> FloatArray:
-    """10 log10 of a power, nothing further than `top_db` below its largest value, nor below -100.
-
-    Args:
-        power: Any shape, >= 0.
-        top_db: Range that is kept, in dB.
-
-    Returns:
-        float32 of the same shape.
-    """
-    level = 10 * np.log10(np.maximum(power, _SMALLEST_POWER))
-    return np.asarray(np.maximum(level, level.max() - top_db), np.float32)
 
 
 def _checked(signal: DoubleArray, name: str) -> DoubleArray:

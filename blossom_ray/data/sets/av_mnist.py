@@ -21,7 +21,8 @@ from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
-from blossom_ray.data.sets.audio import decibels, mel_power, read_wav
+from blossom_ray.data.modalities.spectrograms import decibels, mel_power
+from blossom_ray.data.sets.audio import read_wav
 from blossom_ray.data.sets.av_mnist_files import (
     LANDMARKS,
     NUM_DIGITS,

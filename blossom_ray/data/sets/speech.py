@@ -17,7 +17,8 @@ from blossom_ray.core.section import Section
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files.archives import Archive
 from blossom_ray.data.files.cache import cached, tracked
-from blossom_ray.data.sets.audio import DoubleArray, mel_power, read_clip, read_wav
+from blossom_ray.data.modalities.spectrograms import DoubleArray, mel_power
+from blossom_ray.data.sets.audio import read_clip, read_wav
 from blossom_ray.data.sets.base import Download, Shapes
 from blossom_ray.data.sets.text import TextTokens, text_key, text_vectors
 from blossom_ray.data.targets import FloatArray, Pieces, Targets
