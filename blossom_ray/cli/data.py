@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from blossom_ray.data.federated import FederatedDataset
     from blossom_ray.data.summary import ClientShare, DatasetSummary, ObservedRows
     from blossom_ray.reading.scenario import Scenario
+    from blossom_ray.studies.reports.page import ReportSection
 
 data_app = typer.Typer(
     name="data",
@@ -85,6 +86,12 @@ def inspect(
     modality: Modalities = None,
     settings: Settings = None,
     seed: Seed = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Write a page with some pictures, sounds and texts of each of a scenario's first clients."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a data set holds; with a scenario, also what each of its clients gets."""
@@ -94,17 +101,27 @@ def inspect(
     from blossom_ray.data.summary import unit_notes
     from blossom_ray.studies.tables import line
 
+    if html is not None:
+        html = local_path(html, "--html")
+        if html.is_dir():
+            raise InputError(f"--html is '{html}', which is a folder; expected a file")
+        if target in DATASETS:
+            raise InputError(f"--html is for a scenario, whose clients it shows; expected one in the place of {target}")
     console = terminal()
     with interruptible() as interruption:
         interruption.farewell = "interrupted"
         scenario, loaded = _load(target, path, modality or [], settings or [], seed, as_json=as_json)
         everyone = tuple(scenario.profiles())
         found = {
-            whole.name: _inspected(whole, dataset, everyone, is_divided=target not in DATASETS)
+            whole.name: _inspected(
+                whole, dataset, everyone, is_divided=target not in DATASETS, with_page=html is not None
+            )
             for whole, dataset in loaded
         }
     spread = {name: {m: v.deviation for m, v in each.summary.modalities.items()} for name, each in found.items()}
     notes = unit_notes(spread)
+    if html is not None:
+        _write_page(html, scenario, found.values(), notes)
     if as_json:
         values = {name: _plain(each) for name, each in found.items()}
         print_json(values.get("", {"datasets": values, "notes": notes}))
@@ -118,6 +135,8 @@ def inspect(
             terminal(width=max(console.width, needed)).print(view)
     for note in (*(note for each in found.values() for note in each.notes), *notes):
         console.print(line(note))
+    if html is not None:
+        say(html)
 
 
 @dataclass(frozen=True)
@@ -132,10 +151,11 @@ class _Inspected:
     shares: Sequence[ClientShare] | None
     observed: Mapping[str, Mapping[str, ObservedRows]]
     notes: Sequence[str]
+    sections: Sequence[ReportSection] = ()
 
 
 def _inspected(
-    whole: FederatedDataset, dataset: Dataset, everyone: Sequence[ClientProfile], *, is_divided: bool
+    whole: FederatedDataset, dataset: Dataset, everyone: Sequence[ClientProfile], *, is_divided: bool, with_page: bool
 ) -> _Inspected:
     from blossom_ray.data.division.labelling import known_labels, labelled_lines, left_out_lines, without_unlabelled
     from blossom_ray.data.federated import labelled_by_task
@@ -145,6 +165,7 @@ def _inspected(
     own: list[ClientShare] | None = None
     observed: dict[str, dict[str, ObservedRows]] = {}
     notes: list[str] = []
+    sections: list[ReportSection] = []
     if is_divided:
         with whole.told():
             targets = whole.targets(dataset)
@@ -158,9 +179,35 @@ def _inspected(
         notes += labelled_lines(federation, profiles, known, labelled)
         own = [replace(each, client=whole.ids[each.client]) for each in shares(dataset, federation)]
         observed = observed_rows(federation, profiles)
+        if with_page:
+            from blossom_ray.studies.reports.contact_sheet import contact_sheet
+
+            sections = [*contact_sheet(dataset, federation, own, profiles)]
     name = whole.data.dataset
     title = f"{whole.name}: {name}" if whole.name else name
-    return _Inspected(name, title, summarise(dataset), dataset.fingerprint(), profiles, own, observed, notes)
+    return _Inspected(name, title, summarise(dataset), dataset.fingerprint(), profiles, own, observed, notes, sections)
+
+
+def _write_page(path: Path, scenario: Scenario, found: Iterable[_Inspected], notes: Sequence[str]) -> None:
+    """What `--html` asks for.
+
+    Raises:
+        RunFolderError: The file cannot be written.
+    """
+    from blossom_ray.reading.writer import scenario_yaml
+    from blossom_ray.studies.reports.page import ReportSection, render_page, save_page
+
+    sections = []
+    for each in found:
+        told = [*map(str, each.summary.left_out), *each.notes]
+        left = len(each.profiles) - len(each.sections)
+        told += [f"and {left:,} more clients" for _ in range(left > 0)]
+        fingerprint = f"{each.summary.num_samples:,} samples, fingerprint {each.fingerprint}."
+        sections += [ReportSection(each.title, text=[fingerprint], notes=told), *each.sections]
+    sections += [ReportSection("Units", notes=notes)] if notes else []
+    name = scenario.name
+    page = render_page(title=name, lead="data", facts={}, sections=sections, scenarios={name: scenario_yaml(scenario)})
+    save_page(path, page)
 
 
 def _plain(found: _Inspected) -> dict[str, Any]:

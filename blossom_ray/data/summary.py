@@ -121,7 +121,7 @@ def summarise(dataset: Dataset) -> DatasetSummary:
     return DatasetSummary(
         task=dataset.task,
         num_samples=dataset.num_samples,
-        labels=_labels(dataset, np.arange(dataset.num_samples)),
+        labels=label_numbers(dataset, np.arange(dataset.num_samples)),
         num_subjects=_num_subjects(dataset, np.arange(dataset.num_samples)),
         modalities={modality: _value_range(dataset, modality) for modality in dataset.inputs},
         memory_bytes=sum(values.nbytes for values in arrays),
@@ -139,7 +139,7 @@ def shares(dataset: Dataset, federation: Federation) -> Sequence[ClientShare]:
             num_train=len(federation.train.of(client)),
             num_validation=len(federation.validation.of(client)),
             num_test=len(federation.test.of(client)),
-            labels=_labels(part, rows),
+            labels=label_numbers(part, rows),
             num_subjects=_num_subjects(part, rows),
             name=federation.names[client] if federation.names else "",
         )
@@ -216,7 +216,8 @@ def observed_lines(observed: Mapping[str, Mapping[str, ObservedRows]]) -> list[s
     return [f"{name} is observed in {', '.join(own)}" for name, own in parts.items()]
 
 
-def _labels(dataset: Dataset, rows: IntArray) -> dict[str, float]:
+def label_numbers(dataset: Dataset, rows: IntArray) -> dict[str, float]:
+    """By class the number of these rows that have it; by target of a regression its mean over them."""
     labels = dataset.labels[rows]
     known = np.ones(labels.shape, np.bool_) if dataset.known is None else dataset.known[rows]
     if dataset.task == "classification":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -53,20 +53,28 @@ class ReportFigure:
     caption: str
 
 
+class Picture(NamedTuple):
+    """A small picture, a `data:` URI, and the words below it."""
+
+    uri: str
+    caption: str
+
+
 @dataclass(frozen=True)
 class ReportSection:
-    """A part of a report: its heading, paragraphs, figures, tables below them, sentences below these."""
+    """A part of a report: its heading, paragraphs, figures, tables below them, pictures by title, sentences below."""
 
     title: str
     figures: Sequence[ReportFigure] = ()
     tables: Sequence[TextTable] = ()
     notes: Sequence[str] = ()
     text: Sequence[str] = ()
+    galleries: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show."""
-        return not (self.text or self.figures or self.tables or self.notes)
+        return not (self.text or self.figures or self.tables or self.notes or self.galleries)
 
 
 def render_page(
@@ -170,6 +178,20 @@ def inline_svg(figure: Figure, *, name: str, description: str) -> str:
     label = printable(description).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     size = r'<svg ([^>]*?)width="[^"]*" height="[^"]*"'
     return re.sub(size, lambda match: f'<svg role="img" aria-label="{label}" {match[1]}', svg, count=1)
+
+
+def save_page(path: Path, page: str) -> None:
+    """Write a page.
+
+    Raises:
+        RunFolderError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{path}: {error.strerror or error}; expected a file that can be written") from error
 
 
 def save_figure(figure: ReportFigure, folder: Path, file_format: str) -> Path:

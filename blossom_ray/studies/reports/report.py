@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from blossom_ray.core.locations import local_path
-from blossom_ray.errors import InputError, RunFolderError
+from blossom_ray.errors import InputError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import Run
-from blossom_ray.storage import replacing
 from blossom_ray.studies.comparison.comparing import Comparison, Question, compare_entries
 from blossom_ray.studies.comparison.entries import NOT_BEGUN, RunEntry, Source, collect, each_source
 from blossom_ray.studies.comparison.notes import run_notes
@@ -19,7 +18,14 @@ from blossom_ray.studies.comparison.scores import ALL, metric_columns
 from blossom_ray.studies.comparison.tasks import task_metrics, task_names, task_view
 from blossom_ray.studies.reports.charts import figure_style, heat_map
 from blossom_ray.studies.reports.federation import failure_section, federation_section, time_section, traffic_section
-from blossom_ray.studies.reports.page import FIGURE_FORMATS, ReportFigure, ReportSection, render_page, save_figure
+from blossom_ray.studies.reports.page import (
+    FIGURE_FORMATS,
+    ReportFigure,
+    ReportSection,
+    render_page,
+    save_figure,
+    save_page,
+)
 from blossom_ray.studies.reports.scores import class_section, client_section, curve_section, modality_section
 from blossom_ray.studies.reports.variants import Variant, variants_of
 from blossom_ray.text import brief
@@ -111,12 +117,7 @@ def report(
             },
         )
         path = page_path or _default_path(given)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise RunFolderError(f"{path}: {error.strerror or error}; expected a file that can be written") from error
+        save_page(path, page)
         written = [path]
         if figures is not None:
             shown = [figure for section in sections for figure in section.figures]
