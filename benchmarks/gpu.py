@@ -3,10 +3,10 @@
     PYTHONPATH=. python benchmarks/gpu.py --out gpu.json                  # CUDA where there is one, else the CPU
     PYTHONPATH=. python benchmarks/gpu.py --device cpu --scale 0.01       # tries the script
 
-Needs Python 3.11 or newer, PyTorch, NumPy, pydantic (with pydantic-core, annotated-types, typing-inspection) and this
-repository; blossom-ray itself need not be installed. A machine without pydantic takes its wheels along:
+Needs Python 3.11 or newer, PyTorch, NumPy, pydantic, safetensors and this repository; blossom-ray itself need not be
+installed. A machine without pydantic or safetensors takes their wheels along:
 
-    pip download pydantic --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 -d wheels
+    pip download pydantic safetensors --only-binary=:all: --python-version 3.12 -d wheels
     for wheel in wheels/*.whl; do python -m zipfile -e $wheel .wheels/; done      # then PYTHONPATH=.:.wheels
 
 Set-ups: W1 (two small encoders, 160 samples a client, batch 16), the paper's UCI-HAR model, and the CIFAR-10 set-up of

@@ -63,7 +63,25 @@ def test_gpu_script_on_a_cpu(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "gpu.json"),
     )
-    text = output("gpu.py", *options)
+    # On a machine with PyTorch, NumPy, pydantic and safetensors alone.
+    missing = (
+        "ray",
+        "polars",
+        "pyarrow",
+        "psutil",
+        "scipy",
+        "typer",
+        "rich",
+        "ruamel",
+        "fsspec",
+        "filelock",
+        "matplotlib",
+    )
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in missing)
+    (tmp_path / "bare.py").write_text(
+        f"import runpy, sys; {blocked}; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    text = output(str(tmp_path / "bare.py"), str(REPOSITORY / "benchmarks" / "gpu.py"), *options)
     assert "no GPU: one thread of the processor" in text
     found = {(name, what): value for name, what, value, _ in json.loads((tmp_path / "gpu.json").read_text())["rows"]}
     assert found["W1", "largest difference from the CPU, stacked"] < 1e-5
