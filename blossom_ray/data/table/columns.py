@@ -41,6 +41,7 @@ class ColumnFile:
 
     Attributes:
         name: The file's name, for messages.
+        folder: Where relative paths in its columns count from.
         types: Column to Arrow type.
         num_rows: Number of rows.
         index_columns: Columns that pandas made of a frame's index.
@@ -51,7 +52,7 @@ class ColumnFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self.name = path, path.name
+        self._path, self.name, self.folder = path, path.name, path.parent
         with self._damage_told():
             kind = _kind(path)
             if kind is None:
