@@ -6,6 +6,7 @@ A plain class; `actors.py` wraps it for Ray where it is spawned.
 from __future__ import annotations
 
 import gc
+import os
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ class ClientActor:
         from blossom_ray.clients.host import ClientHost
 
         torch.set_num_threads(1)
-        if 0 < num_gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(num_gpus)
+        if num_gpus > 0:
+            _prepare_gpu(num_gpus)
         self._device = "cuda" if num_gpus > 0 else "cpu"
         self._host_type = ClientHost
         self._host: ClientHost | None = None
@@ -156,6 +157,22 @@ class ClientActor:
     def _here(self) -> ClientHost:
         assert self._host is not None, "setup comes first"
         return self._host
+
+
+def _prepare_gpu(share: float) -> None:
+    """Have this process compute in float32 and to the same bits each time, in its share of a GPU's memory."""
+    import torch
+
+    if share < 1:
+        torch.cuda.set_per_process_memory_fraction(share)
+    # Left alone, cuDNN's convolutions and recurrent layers round their inputs to 10 of a float32's 23 bits.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # A chunk that is computed again, after a kill or in a resumed run, has to give what it gave before.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    torch.backends.cudnn.benchmark = False
+    # Filling new memory costs time, and finds faults alone.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module of a kind of its own
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _blocks(versions: Versions, values: Sequence[np.ndarray]) -> dict[BlockInstance, SentBlock]:

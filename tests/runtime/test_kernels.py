@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.runs.folder import MANIFEST_FILE
 from blossom_ray.runs.session import record_run, resume_run
+from blossom_ray.runtime.client_actor import ClientActor
 from blossom_ray.runtime.kernels import kernels, merge_kernels
 
 
@@ -90,3 +92,28 @@ def test_actors_are_processes_of_their_own(small_scenario: Scenario, ray_session
     (found,) = simulate(placed).manifest["kernels"]
     # Two actors for five clients, and the one with the loop.
     assert found == {**kernels(), "processes": 3}
+
+
+def test_a_client_actor_on_a_gpu_rounds_to_float32_and_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As it would start beside a GPU; nothing of this needs one.
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        ClientActor(0.25)
+        assert shares == [0.25]
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.benchmark
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_client_actor_without_a_gpu_leaves_them_alone() -> None:
+    ClientActor(0)
+    assert not torch.are_deterministic_algorithms_enabled()
