@@ -1,4 +1,4 @@
-"""A data set in memory: one array per modality, labels, and subjects where the data set has them.
+"""A data set: the samples of each modality, labels, and subjects where the data set has them.
 
 Three kinds of labels, one per task; dtype and shape tell which:
 
@@ -10,6 +10,7 @@ Three kinds of labels, one per task; dtype and shape tell which:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -22,12 +23,13 @@ from blossom_ray.core.phrases import one_of, shortened
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import SPLITS, GivenClients, Origin, check_recordings
 from blossom_ray.data.gaps import BoolArray, fill_gaps, in_torn_clients
-from blossom_ray.data.targets import FloatArray, IntArray, Labels, Pieces, Targets, targets_of
+from blossom_ray.data.stored import Rows, StoredRows, slices
+from blossom_ray.data.targets import IntArray, Labels, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError
 from blossom_ray.text import is_unicode
 
-_ROWS_AT_ONCE = 4096
 _MOST_EXAMPLES = 3
+_NOT_FINITE, _NOT_ZERO = "a value is not finite", "a value is not 0, while observed says that there is none"
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ class Dataset:
     """Samples of several modalities with their labels.
 
     Attributes:
-        inputs: Modality to array (N, *shape), float32, finite. Rows of all modalities belong together. Zeros in a row
-            that `observed` says has no value. Where the data say whose samples they are, a modality that a client does
-            not own is NaN throughout its rows, unless it is in `observed`.
+        inputs: Modality to array or `StoredRows` (N, *shape), float32, finite. Rows of all modalities belong together.
+            Zeros in a row that `observed` says has no value. Where the data say whose samples they are, a modality that
+            a client does not own is NaN throughout its rows, unless it is in `observed`.
         labels: (N,) int64, 0..len(class_names)-1 (classification); (N, len(class_names)) float32, 0 or 1 (multilabel)
             or any finite values (regression).
         class_names: Name of each class, or of each target of a regression.
@@ -111,7 +113,7 @@ class Dataset:
             split that others have; a recording in several splits.
     """
 
-    inputs: Mapping[str, FloatArray]
+    inputs: Mapping[str, Rows]
     labels: Labels
     class_names: tuple[str, ...]
     subjects: IntArray | None = None
@@ -271,7 +273,10 @@ class Dataset:
             return ~self.observed[modality][rows]
         if self.clients is None:
             return np.zeros(len(self.labels[rows]), np.bool_)
-        values = self.inputs[modality][rows]
+        inputs = self.inputs[modality]
+        if isinstance(inputs, StoredRows):
+            return inputs.lacking[rows]
+        values = inputs[rows]
         # By the first value: no other NaN passes the checks.
         missing: BoolArray = np.isnan(values.reshape(len(values), -1)[:, 0])
         return missing
@@ -316,13 +321,15 @@ class Dataset:
             "labels": self.labels, "subjects": self.subjects, "recordings": self.recordings, "clients": self.clients,
             "splits": self.splits, "known": self.known,
         }  # fmt: skip
-        known: Iterator[tuple[str, npt.NDArray[Any]]] = ((n, each) for n, each in own.items() if each is not None)
+        known: Iterator[tuple[str, Any]] = ((n, each) for n, each in own.items() if each is not None)
         # One after the other: a modality may be called `labels`.
         for name, values in chain(sorted(self.inputs.items()), known):
             digest.update(f"{name}{values.shape}{values.dtype}".encode())
-            if self.clients is not None and values.dtype == np.float32:
-                values = np.where(np.isnan(values), np.float32(np.nan), values)  # of the many NaNs there are, one
-            digest.update(np.ascontiguousarray(values).data)
+            for rows in slices(values):
+                piece: npt.NDArray[Any] = values[rows]
+                if self.clients is not None and piece.dtype == np.float32:
+                    piece = np.where(np.isnan(piece), np.float32(np.nan), piece)  # of the many NaNs there are, one
+                digest.update(np.ascontiguousarray(piece).data)
         for name, observed in sorted(self.observed.items()):
             digest.update(f"observed {name}".encode())
             digest.update(np.ascontiguousarray(observed).data)
@@ -333,21 +340,20 @@ class Dataset:
             digest.update(self.held_out.fingerprint().encode())
         return digest.hexdigest()
 
-    def _check_values(self, modality: str, values: FloatArray) -> None:
+    def _check_values(self, modality: str, values: Rows) -> None:
         observed = self.observed.get(modality)
-        # Some rows at a time: a truth value for each number at once would take a quarter of the data's memory.
-        for start in range(0, len(values), _ROWS_AT_ONCE):
-            rows = values[start : start + _ROWS_AT_ONCE].reshape(-1, values[0].size)
+        if isinstance(values, StoredRows):
+            self._check_stored(modality, values)
+        for piece in slices(values) if isinstance(values, np.ndarray) else ():
+            rows = values[piece].reshape(piece.stop - piece.start, -1)
             if not np.isfinite(rows).all():
                 wrong = ~np.isfinite(rows).all(axis=1)
                 if self.clients is not None and observed is None:
                     wrong = wrong & ~np.isnan(rows).all(axis=1)
                 if wrong.any():
-                    raise DataError(f"modality {modality!r}, row {start + int(wrong.argmax())}: a value is not finite")
-            if observed is not None and (filled := ~observed[start : start + len(rows)] & rows.any(axis=1)).any():
-                row = start + int(filled.argmax())
-                found = "a value is not 0, while observed says that there is none"
-                raise DataError(f"modality {modality!r}, row {row}: {found}")
+                    raise _wrong_value(modality, piece.start + int(wrong.argmax()), _NOT_FINITE)
+            if observed is not None and (filled := ~observed[piece] & rows.any(axis=1)).any():
+                raise _wrong_value(modality, piece.start + int(filled.argmax()), _NOT_ZERO)
         if self.clients is not None and observed is None:
             missing = self.lacking(modality)
             if (torn := missing & in_torn_clients(missing, self.clients)).any():
@@ -357,6 +363,16 @@ class Dataset:
                     f"modality {modality!r}, row {row} is missing, while client {name!r} has it in other rows; "
                     f"expected it in all rows of a client or in none, or zeros there and observed to say so"
                 )
+
+    def _check_stored(self, modality: str, values: StoredRows) -> None:
+        """The same of values that are not read again for each data set that has them."""
+        observed, lacking, row = self.observed.get(modality), values.lacking, values.first_not_finite
+        if row is None and lacking.any() and not (self.clients is not None and observed is None):
+            row = None if math.isfinite(values.fill) else int(lacking.argmax())
+        if row is not None:
+            raise _wrong_value(modality, row, _NOT_FINITE)
+        if observed is not None and (filled := ~(observed | lacking)).any():
+            raise _wrong_value(modality, int(filled.argmax()), _NOT_ZERO)
 
     @property
     def _client_names(self) -> tuple[str, ...]:
@@ -427,6 +443,10 @@ def _check_known(labels: Labels, known: Any, what: str = "labels") -> None:
         raise DataError(f"{what} have a value that is not 0, while known says that there is none")
 
 
+def _wrong_value(modality: str, row: int, found: str) -> DataError:
+    return DataError(f"modality {modality!r}, row {row}: {found}")
+
+
 def _described(dataset: Dataset) -> str:
     labels = dataset.labels
     return f"{labels.dtype}, {'one' if labels.ndim == 1 else labels.shape[1]} per sample"
@@ -444,7 +464,7 @@ def _check_names(inputs: Mapping[Any, Any], class_names: Any) -> None:
 
 
 def _check_array(name: str, values: Any, dtype: type[np.generic], length: int) -> None:
-    if not isinstance(values, np.ndarray) or values.dtype != dtype:
+    if not isinstance(values, np.ndarray | StoredRows) or values.dtype != dtype:
         found = getattr(values, "dtype", type(values).__name__)
         raise DataError(f"{name} have type {found}; expected a NumPy array of {np.dtype(dtype)}")
     if values.ndim == 0 or len(values) != length:

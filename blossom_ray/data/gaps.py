@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.data.stored import Rows, StoredRows
+
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -25,10 +27,10 @@ def in_torn_clients(missing: BoolArray, owners: npt.NDArray[np.int64] | None) ->
 
 
 def fill_gaps(
-    inputs: Mapping[str, npt.NDArray[np.float32]],
+    inputs: Mapping[str, Rows],
     missing: Mapping[str, BoolArray],
     owners: npt.NDArray[np.int64] | None = None,
-) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, BoolArray]]:
+) -> tuple[dict[str, Rows], dict[str, BoolArray]]:
     """Inputs and observed rows as a `Dataset` has them.
 
     Args:
@@ -40,8 +42,12 @@ def fill_gaps(
     for modality, lacks in missing.items():
         if lacks.any():
             has_gaps = bool(in_torn_clients(lacks, owners).any())
-            filled[modality] = inputs[modality].copy()
-            filled[modality][lacks] = 0 if has_gaps else np.nan
+            values, fill = inputs[modality], 0 if has_gaps else np.nan
+            if isinstance(values, StoredRows):
+                filled[modality] = values.without(lacks, fill)
+            else:
+                filled[modality] = own = values.copy()
+                own[lacks] = fill
             if has_gaps:
                 observed[modality] = ~lacks
     return filled, observed

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -27,10 +28,12 @@ from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.division.labelling import column_of, is_partial
 from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.stored import BYTES_AT_ONCE, Rows, StoredRows, slices
 from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import DataError, RunFolderError
 
 ByteArray = npt.NDArray[np.uint8]
+_Batch = npt.NDArray[Any] | StoredRows
 
 _CLIENTS = "clients"
 _HELD_OUT = "held-out/"
@@ -148,7 +151,7 @@ def write_shards(
     views: IntArray | None = None,
     name: str = "",
 ) -> ShardIndex:
-    """Write every client's samples; one client at a time is in memory besides the data set.
+    """Write every client's samples, of which `BYTES_AT_ONCE` are in memory besides what is there of the data set.
 
     Args:
         dataset: With the modalities of all clients, and in `label_columns` the labels of each task by its name.
@@ -185,7 +188,7 @@ def write_shards(
         _write(
             folder / _file_name(key),
             samples,
-            (_samples(part.inputs[modality][own], has) for part, own, has in owned),
+            (_samples(part.inputs[modality], own, has) for part, own, has in owned),
         )
         batches[key] = _numbered(owns)
         if observed is not None:
@@ -414,11 +417,10 @@ def _of(client: int, numbers: Mapping[str, IntArray]) -> list[tuple[str, int]]:
     return [(modality, int(batches[client])) for modality, batches in numbers.items() if batches[client] >= 0]
 
 
-def _samples(values: FloatArray, observed: BoolArray | None) -> FloatArray:
-    """Samples (n, *shape) in memory of their own, made zeros where they are not observed (n,)."""
-    if observed is not None:
-        values[~observed] = 0
-    return values
+def _samples(values: Rows, rows: IntArray, observed: BoolArray | None) -> StoredRows:
+    """Some rows, zeros where they are not observed (n,)."""
+    found = StoredRows.of(values).chosen(rows)
+    return found if observed is None else found.without(~observed, 0)
 
 
 def _numbered(owns: npt.NDArray[np.bool_]) -> IntArray:
@@ -433,7 +435,7 @@ def _renumbered(batches: IntArray, clients: IntArray) -> IntArray:
     return packed
 
 
-def _write(path: Path, like: npt.NDArray[Any], batches: Iterable[npt.NDArray[Any]]) -> None:
+def _write(path: Path, like: _Batch, batches: Iterable[_Batch]) -> None:
     """Write batches of rows, each row flattened into a fixed-size list; its shape, as in `like`, is metadata."""
     item = pa.field("item", pa.from_numpy_dtype(like.dtype), nullable=False)
     row = pa.field("row", pa.list_(item, math.prod(like.shape[1:])), nullable=False)
@@ -442,11 +444,25 @@ def _write(path: Path, like: npt.NDArray[Any], batches: Iterable[npt.NDArray[Any
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(_file(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for rows in batches:
-                flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
-                column = pa.FixedSizeListArray.from_arrays(flat, type=row.type)
-                writer.write_batch(pa.record_batch([column], schema=schema))
+                with _flat(rows, path.parent) as values:
+                    column = pa.FixedSizeListArray.from_arrays(pa.array(values), type=row.type)
+                    writer.write_batch(pa.record_batch([column], schema=schema))
+                    del column
     except OSError as error:
         raise RunFolderError(f"{_file(path)} cannot be written: {error}") from error
+
+
+@contextmanager
+def _flat(rows: _Batch, folder: Path) -> Iterator[npt.NDArray[Any]]:
+    """All values one after the other, in memory; stored ones that are many on disk, as an Arrow batch is one piece."""
+    if isinstance(rows, np.ndarray) or rows.nbytes <= BYTES_AT_ONCE:
+        yield np.ascontiguousarray(rows[:]).reshape(-1)
+        return
+    with TemporaryFile(dir=folder) as file:
+        for some in slices(rows):
+            file.write(rows[some].data)
+        file.flush()
+        yield np.memmap(file, rows.dtype, mode="r", shape=(rows.size,))
 
 
 def _copy_batches(path: Path, numbers: IntArray) -> ByteArray:

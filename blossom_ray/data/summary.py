@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,7 +12,8 @@ import numpy as np
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.federation import Federation
-from blossom_ray.data.targets import IntArray
+from blossom_ray.data.stored import Rows, slices
+from blossom_ray.data.targets import FloatArray, IntArray
 
 _ROWS_AT_ONCE = 1024
 
@@ -117,7 +118,7 @@ class ObservedRows:
 def summarise(dataset: Dataset) -> DatasetSummary:
     """Count and measure a data set."""
     subjects = [] if dataset.subjects is None else [dataset.subjects]
-    arrays: list[np.ndarray] = [*dataset.inputs.values(), dataset.labels, *subjects]
+    arrays: list[Rows | IntArray] = [*dataset.inputs.values(), dataset.labels, *subjects]
     return DatasetSummary(
         task=dataset.task,
         num_samples=dataset.num_samples,
@@ -236,22 +237,25 @@ def _num_subjects(dataset: Dataset, rows: IntArray) -> int | None:
 
 
 def _value_range(dataset: Dataset, modality: str) -> ValueRange:
-    """Piece by piece, since a float64 copy of everything would take twice the data set's size.
+    """Piece by piece. Rows that lack the modality do not count."""
+    values, has = dataset.inputs[modality], np.flatnonzero(~dataset.lacking(modality))
+    shape = tuple(values.shape[1:])
+    if not len(has):
+        return ValueRange(shape, math.nan, math.nan, math.nan, math.nan, num_observed=0)
 
-    Rows that lack the modality do not count.
-    """
-    values, missing = dataset.inputs[modality], dataset.lacking(modality)
-    values = values[~missing] if missing.any() else values
-    if not len(values):
-        return ValueRange(tuple(values.shape[1:]), math.nan, math.nan, math.nan, math.nan, num_observed=0)
-    pieces = [values[start : start + _ROWS_AT_ONCE] for start in range(0, len(values), _ROWS_AT_ONCE)]
-    mean = sum(float(piece.sum(dtype=np.float64)) for piece in pieces) / values.size
-    squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in pieces)
+    def pieces() -> Iterator[FloatArray]:
+        yield from (values[has[rows]] for rows in slices(values, len(has), _ROWS_AT_ONCE))
+
+    number = len(has) * math.prod(shape)
+    found = [(float(piece.sum(dtype=np.float64)), float(piece.min()), float(piece.max())) for piece in pieces()]
+    sums, lows, highs = zip(*found, strict=True)
+    mean = sum(sums) / number
+    squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in pieces())
     return ValueRange(
-        shape=tuple(values.shape[1:]),
-        low=float(values.min()),
-        high=float(values.max()),
+        shape=shape,
+        low=min(lows),
+        high=max(highs),
         mean=mean,
-        deviation=float(np.sqrt(squares / values.size)),
-        num_observed=len(values) if missing.any() else None,
+        deviation=float(np.sqrt(squares / number)),
+        num_observed=len(has) if len(has) < dataset.num_samples else None,
     )

@@ -22,6 +22,7 @@ from blossom_ray.data.division.labelling import chosen
 from blossom_ray.data.division.options import ClientGroup, Division, of_held_out
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.gaps import BoolArray, fill_gaps
+from blossom_ray.data.stored import taken
 from blossom_ray.data.targets import IntArray, Targets
 
 _SHARED, _HELD_OUT = range(2)
@@ -129,7 +130,8 @@ def _view(held_out: Dataset, group: ClientGroup, data: Division, seed: int) -> D
     if not is_left.any():
         raise PartitionError(_RULE, "is 'leave-out', which leaves no row of the held-out set", "larger shares")
     inputs, observed = fill_gaps(
-        {name: held_out.inputs[name][is_left] for name in found}, {name: ~own[is_left] for name, own in found.items()}
+        {name: taken(held_out.inputs[name], is_left) for name in found},
+        {name: ~own[is_left] for name, own in found.items()},
     )
     # What is known of samples beside inputs and labels is of no account any more.
     columns = {name: column.of(is_left) for name, column in held_out.label_columns.items()}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.stored import Rows, StoredRows, every, slices
 from blossom_ray.data.targets import FloatArray, IntArray
 
 _ROWS_AT_ONCE = 1024
@@ -57,20 +58,22 @@ def _scaled(dataset: Dataset, scales: Mapping[str, _Scale]) -> dict[str, FloatAr
     found = {}
     for name, values in dataset.inputs.items():
         mean, deviation = scales[name]
-        found[name] = np.empty_like(values)
-        for start in range(0, len(values), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
+        found[name] = np.empty(values.shape, np.float32)
+        for rows in slices(values):
             found[name][rows] = (values[rows] - mean) / deviation
         if name in dataset.observed:
             found[name][~dataset.observed[name]] = 0
     return found
 
 
-def _scale(values: FloatArray, train: IntArray) -> _Scale:
+def _scale(values: Rows, train: IntArray) -> _Scale:
     """Mean and deviation by channel, shaped to go with a row; of a constant channel the deviation is 1."""
     # All dimensions but that of channels.
     axes = {2: (0,), 3: (0, 1), 4: (0, 2, 3)}.get(values.ndim, tuple(range(values.ndim)))
-    pieces = [train[start : start + _ROWS_AT_ONCE] for start in range(0, len(train), _ROWS_AT_ONCE)]
+    # Of an array as many rows at once as ever: their number is seen in the last bit of the sums.
+    is_stored = isinstance(values, StoredRows)
+    steps = slices(values, len(train), _ROWS_AT_ONCE) if is_stored else every(_ROWS_AT_ONCE, len(train))
+    pieces = [train[rows] for rows in steps]
     number = len(train) * math.prod(values.shape[axis] for axis in axes[1:])
     mean = sum(values[piece].sum(axis=axes, dtype=np.float64, keepdims=True)[0] for piece in pieces) / number
     squares = sum(np.square(values[piece] - mean).sum(axis=axes, keepdims=True)[0] for piece in pieces)

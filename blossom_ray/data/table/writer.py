@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,13 @@ from blossom_ray.core.locations import local_path
 from blossom_ray.data.clients import HELD_OUT, SPLITS
 from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.stored import slices
 from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import RunFolderError
 from blossom_ray.storage import replacing
 
 _ROWS_AT_ONCE = 4096
+"""Of narrow rows; of wide ones as many as `slices` says."""
 PIECE_OF = "piece_of"
 """The column of the recordings that samples are pieces of, as in `dataset.Pieces`."""
 NOTES_KEY = b"blossom_ray"
@@ -96,8 +99,9 @@ def write_table(dataset: Dataset, path: str | Path) -> Path:
             pa.ipc.new_file(sink, schema) as writer,
         ):
             for split, part in parts.items():
-                for start in range(0, part.num_samples, _ROWS_AT_ONCE):
-                    columns = _columns(part, slice(start, start + _ROWS_AT_ONCE), split, own, names)
+                widest = max(part.inputs.values(), key=lambda values: math.prod(values.shape[1:]))
+                for rows in slices(widest, most=_ROWS_AT_ONCE):
+                    columns = _columns(part, rows, split, own, names)
                     writer.write_batch(pa.record_batch([*columns.values()], schema=schema))
     except OSError as error:
         raise RunFolderError(f"{target} cannot be written: {error}") from error
