@@ -85,7 +85,16 @@ for name in sys.argv[2:]:
     except ModuleNotFoundError as error:
         print(name, error)
 """
-COMPUTES = ("clients", "models", "runs.exporting", "runtime", "studies.algorithm_trial", "studies.plan", "tasks")
+COMPUTES = (
+    "clients",
+    "data.modalities.extractors",
+    "models",
+    "runs.exporting",
+    "runtime",
+    "studies.algorithm_trial",
+    "studies.plan",
+    "tasks",
+)
 ON_RAY = ("runtime", "studies.jobs")
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from blossom_ray.core.extras import module_of_extra
 from blossom_ray.core.section import Section
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.files.archives import open_archive
 from blossom_ray.data.files.cache import tracked
+from blossom_ray.data.modalities.saved_models import model_folder, read_saved
 from blossom_ray.data.targets import FloatArray
-from blossom_ray.errors import DataError, first_line
+from blossom_ray.errors import DataError
 
 _HASHING = 1
 """Raised when hashed vectors of the same words change, so that cached ones are not used."""
@@ -25,6 +24,7 @@ _GRAM_LENGTHS = (3, 4, 5)
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 _APOSTROPHES = str.maketrans("\u2018\u2019\u0092\u0091", "''''")
 _SENTENCES_AT_ONCE = 64
+_MODEL = "data.text.model"
 _VECTORS = "text"  # what the key of a draw begins with, so that other draws have other streams
 
 
@@ -75,7 +75,7 @@ def text_key(settings: TextTokens) -> dict[str, object]:
     key: dict[str, object] = {"tokens": settings.tokens, "dim": settings.dim}
     if settings.model is None:
         return {**key, "hashing": _HASHING}
-    with open_archive(_folder(settings.model), landmark="config.json") as archive:
+    with open_archive(model_folder(settings.model, _MODEL), landmark="config.json") as archive:
         return {**key, "model": archive.states(archive.members())}
 
 
@@ -109,19 +109,13 @@ def word_vector(word: str, dim: int) -> npt.NDArray[np.float32]:
 
 
 def _pretrained(sentences: Sequence[str], num_tokens: int, dim: int, path: str) -> FloatArray:
-    transformers, torch = (
-        module_of_extra(name, f"a pretrained text model needs {name}", "text") for name in ("transformers", "torch")
-    )
-    folder = _folder(path)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    except Exception as error:  # the library raises what its parts raise: OSError, ValueError, KeyError, ...
-        reason = first_line(f"{type(error).__name__}: {error}")
-        raise DataError(f"data.text.model {folder} cannot be loaded ({reason}); expected a saved model") from error
+    folder = model_folder(path, _MODEL)
+    tokenizer, model = (read_saved(loader, folder, _MODEL) for loader in ("AutoTokenizer", "AutoModel"))
     if model.config.hidden_size != dim:
         raise DataError(f"data.text.dim is {dim}; expected {model.config.hidden_size}, the width of {folder.name}")
+    import torch
+
+    model.eval()
     vectors = np.zeros((len(sentences), num_tokens, dim), np.float32)
     for start in tracked(range(0, len(sentences), _SENTENCES_AT_ONCE), "tokens"):
         part = slice(start, start + _SENTENCES_AT_ONCE)
@@ -132,13 +126,3 @@ def _pretrained(sentences: Sequence[str], num_tokens: int, dim: int, path: str) 
             states = model(**batch).last_hidden_state
         vectors[part] = (states * batch["attention_mask"][:, :, None]).float().numpy()
     return vectors
-
-
-def _folder(path: str) -> Path:
-    try:
-        folder = Path(path).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"data.text.model {path}: {error}; expected a folder") from error
-    if not folder.is_dir():
-        raise DataError(f"data.text.model {path} is no folder; expected one with a model that `transformers` saved")
-    return folder
