@@ -30,6 +30,7 @@ from blossom_ray.tasks.learned import one_task
 
 SHAPES = [(11,), (40, 3), (2, 24, 24), (2, 3, 2, 2), (2, 1), (1, 2, 2)]
 DIMS = {"acc": 5, "mag.x": 3}
+VOCABULARY = 7
 
 
 class OwnRule:
@@ -57,7 +58,7 @@ def own_encoder(shape: tuple[int, ...]) -> nn.Module:
 
 def kinds(union: Any, factory: Any = None) -> list[Any]:
     """The kinds of a union with the least that a scenario has to say: their kind, and what has no default."""
-    least = {"every": 2, "factory": factory}
+    least = {"every": 2, "factory": factory, "vocabulary": VOCABULARY}
     return [
         section.model_validate(
             {"kind": kind} | {key: least[key] for key in section_fields(section) if _is_required(section, key)}
@@ -76,6 +77,13 @@ def name(value: Any) -> str | None:
 
 def each(union: Any, factory: Any = None) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("section", kinds(union, factory), ids=name)
+
+
+def samples(encoder: Any, number: int, shape: tuple[int, ...]) -> Tensor:
+    """What an encoder takes: numbers of tokens, or any."""
+    if encoder.kind == "embedding":
+        return torch.randint(VOCABULARY, (number, *shape)).float()
+    return torch.randn(number, *shape)
 
 
 def values(module: nn.Module) -> list[float]:
@@ -97,9 +105,9 @@ def test_an_encoder_takes_what_it_says_and_refuses_the_rest_in_one_line(section:
             assert sorted(named) == sorted(re.sub("^one of ", "", expected).split(", "))
     else:
         module = section.build(shape, "acc").eval()
-        output = module(torch.randn(3, *shape))
+        output = module(samples(section, 3, shape))
         assert (output.shape, output.dtype) == ((3, section.embedding_dim(shape, "acc")), torch.float32)
-        rows = torch.randn(2, *shape)
+        rows = samples(section, 2, shape)
         torch.testing.assert_close(module(rows)[:1], module(rows[:1]))
 
 

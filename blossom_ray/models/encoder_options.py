@@ -156,6 +156,38 @@ class GruEncoder(_Encoder):
         return partial(MeanGru, shape[1], self.dim)
 
 
+class EmbeddingEncoder(_Encoder):
+    """A vector for each token, pooled into one. Samples are numbers of tokens, 0 for padding, which takes no part.
+
+    A sample without tokens is a vector of zeros, which goes through the last linear layer.
+    """
+
+    num_axes: ClassVar[int | None] = 1
+
+    kind: Literal["embedding"]
+    vocabulary: Annotated[Positive, Field(le=2**24)]
+    """How many numbers of tokens there are, with that of padding: samples are float32, exact up to 2^24."""
+    width: Positive = 64
+    """Width of a token's vector."""
+    pooling: Literal["mean", "max", "gru"] = "mean"
+    """Mean of the vectors, their largest values, or the mean over the states of a GRU, as wide as they are."""
+    dim: Positive | None = None
+    """Width of the embedding through a last linear layer; null: the pooled vector as it is."""
+    dropout: Probability = 0.0
+    """Dropout of the pooled vector."""
+
+    def embedding_dim(self, shape: Shape, modality: str = "input") -> int:  # noqa: ARG002  # as every encoder
+        """`dim`, or the width of a token's vector."""
+        return self.dim or self.width
+
+    def _module(self, _: Shape) -> partial[Any]:
+        from blossom_ray.models.encoders import TokenBag, TokenGru
+
+        if self.pooling == "gru":
+            return partial(TokenGru, self.vocabulary, self.width, dropout=self.dropout, dim=self.dim)
+        return partial(TokenBag, self.vocabulary, self.width, pooling=self.pooling, dropout=self.dropout, dim=self.dim)
+
+
 class Conv2dEncoder(_Convolutions):
     """Convolution (ReLU, normalisation, optional max-pooling by 2 in each layer), then a linear layer. Images."""
 
@@ -235,7 +267,7 @@ class CustomEncoder(Custom, Pretrained):
 
 
 Encoder = Annotated[
-    MlpEncoder | Conv1dEncoder | ConvGruEncoder | GruEncoder | Conv2dEncoder | CustomEncoder,
+    MlpEncoder | Conv1dEncoder | ConvGruEncoder | GruEncoder | EmbeddingEncoder | Conv2dEncoder | CustomEncoder,
     Field(discriminator="kind"),
 ]
 

@@ -7,9 +7,11 @@ W width, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 
@@ -122,6 +124,82 @@ class MeanGru(RowWise):
         """Embed sequences (B, T, D), float32, as (B, E)."""
         states_BTE: Tensor = self.gru(inputs_BTD)[0]
         return states_BTE.mean(dim=1)
+
+
+class TokenBag(RowWise):
+    """The mean, or the largest value by feature, of the vectors of a sample's tokens. No token gives zeros.
+
+    Args:
+        vocabulary: How many numbers of tokens there are; 0 is padding, which takes no part.
+        width: Width of a token's vector.
+        pooling: `mean` or `max`.
+        dropout: Probability of dropout after pooling, 0..1.
+        dim: Width of the embedding through a last linear layer, or None for the pooled vector as it is.
+
+    Source: the bag of words of fastText (Joulin et al. 2017, arXiv:1607.01759), as `torch.nn.EmbeddingBag`.
+    """
+
+    def __init__(self, vocabulary: int, width: int, *, pooling: str, dropout: float, dim: int | None) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(vocabulary, width, mode=pooling, padding_idx=0)
+        self.dropout = dropout_layer(dropout)
+        self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
+
+    def forward(self, inputs_BT: Tensor) -> Tensor:
+        """Embed numbers of tokens (B, T), whole ones in float32, as (B, E)."""
+        embeddings_BE: Tensor = self.projection(self.dropout(self.embedding(inputs_BT.long())))
+        return embeddings_BE
+
+
+class TokenGru(RowWise):
+    """A GRU over the vectors of a sample's tokens, mean over its states. No token gives zeros.
+
+    Args:
+        vocabulary: How many numbers of tokens there are; 0 is padding, which the GRU does not see.
+        width: Width of a token's vector and of the GRU.
+        dropout: Probability of dropout after the mean, 0..1.
+        dim: Width of the embedding through a last linear layer, or None for the mean as it is.
+    """
+
+    def __init__(self, vocabulary: int, width: int, *, dropout: float, dim: int | None) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.gru = nn.GRU(width, width, batch_first=True)
+        self.dropout = dropout_layer(dropout)
+        self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
+
+    def forward(self, inputs_BT: Tensor) -> Tensor:
+        """Embed numbers of tokens (B, T), whole ones in float32, as (B, E)."""
+        is_token_BT = inputs_BT != 0
+        counts_B1 = is_token_BT.sum(dim=1, keepdim=True)
+        # Tokens in their order, then padding wherever it stood, as far as the longest sample goes.
+        order_BT = is_token_BT.byte().argsort(dim=1, descending=True, stable=True)
+        tokens_BT = inputs_BT.long().gather(1, order_BT)[:, : max(1, int(counts_B1.max()))]
+        states_BTE: Tensor = self.gru(self.embedding(tokens_BT))[0]
+        is_state_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) < counts_B1
+        mean_BE = (states_BTE * is_state_BT.unsqueeze(2)).sum(dim=1) / counts_B1.clamp(min=1)
+        embeddings_BE: Tensor = self.projection(self.dropout(mean_BE))
+        return embeddings_BE
+
+
+def token_problem(pieces: Iterable[np.ndarray], vocabulary: int) -> str | None:
+    """What keeps values from being numbers of tokens, 0 to `vocabulary` - 1, and what is expected; None: nothing.
+
+    Args:
+        pieces: The samples, some rows (n, T) at a time.
+        vocabulary: How many numbers there are.
+    """
+    num_rows, largest = 0, 0
+    for numbers in pieces:
+        is_whole = (numbers >= 0) & (numbers == np.floor(numbers))
+        if not is_whole.all():
+            row = int(is_whole.all(axis=1).argmin())
+            found = f"has {numbers[row][~is_whole[row]][0]:g} in row {num_rows + row:,}"
+            return f"{found}; expected whole numbers of tokens, 0 for padding"
+        num_rows, largest = num_rows + len(numbers), max(largest, int(numbers.max(initial=0)))
+    if largest >= vocabulary:
+        return f"has the token {largest:,}, while vocabulary is {vocabulary:,}; expected at least {largest + 1:,}"
+    return None
 
 
 class ImageConvolutions(RowWise):

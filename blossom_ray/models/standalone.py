@@ -22,12 +22,15 @@ from blossom_ray.models.encoders import (
     Mlp,
     TimeConvolutions,
     TimeConvolutionsGru,
+    TokenBag,
+    TokenGru,
+    token_problem,
 )
 from blossom_ray.models.fusion import Attention, Concatenation, GatedUnits, ProjectedMean, Prototype
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 _CLASSES = (
-    Mlp, TimeConvolutions, TimeConvolutionsGru, MeanGru, ImageConvolutions, nn.Linear,
+    Mlp, TimeConvolutions, TimeConvolutionsGru, MeanGru, TokenBag, TokenGru, ImageConvolutions, nn.Linear,
     Attention, Concatenation, ProjectedMean, GatedUnits, Prototype,
 )  # fmt: skip
 
@@ -114,7 +117,11 @@ class StandaloneModel(nn.Module):
         return embedding_1E.expand(len(like), -1)
 
     def prepared(self, modality: str, values: np.ndarray) -> np.ndarray:
-        """Samples (N, *shape) in the units of the data, as the model was given them in training: float32."""
+        """Samples (N, *shape) in the units of the data, as the model was given them in training: float32.
+
+        Raises:
+            ValueError: They are to be numbers of tokens, and are not.
+        """
         how = self.description["modalities"][modality]["normalisation"]
         found: np.ndarray = values
         if how is not None and how["kind"] == "channel":
@@ -124,6 +131,11 @@ class StandaloneModel(nn.Module):
             centred, deviation = windows - windows.mean(axis=1, keepdims=True), windows.std(axis=1, keepdims=True)
             constant = np.ptp(windows, axis=1, keepdims=True) == 0
             found = np.where(constant, 0, centred / np.where(constant, 1, deviation))
+        encoder = self.blocks.get(f"encoder/{modality}")
+        if isinstance(encoder, TokenBag | TokenGru):
+            problem = token_problem([found], encoder.embedding.num_embeddings)
+            if problem is not None:
+                raise ValueError(f"{modality} {problem}")
         return found.astype(np.float32, copy=False)
 
     def weights(self) -> dict[str, Tensor]:

@@ -31,7 +31,11 @@ from blossom_ray.data.shards import ShardIndex, write_held_out, write_shards
 from blossom_ray.data.summary import ObservedRows, deviations, observed_rows
 from blossom_ray.data.targets import IntArray
 from blossom_ray.errors import InputError
+from blossom_ray.models.encoder_options import EmbeddingEncoder
+from blossom_ray.models.options import Model
 from blossom_ray.reading.scenario import Scenario
+
+_ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ def _loaded(
     if isinstance(data, OwnData) and data.standardize:
         dataset = standardized(dataset, federation, own)
     _try_training(scenario, tasks, dataset.input_shapes)
+    _check_tokens(scenario.model, dataset)
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
     views: list[Dataset] = []
     view_of = np.zeros(len(own), np.int64)
@@ -292,6 +297,25 @@ def _try_training(
             )
             raise InputError(f"{found}; expected another loss")
     build_transforms(training.transform, input_shapes, tuple(input_shapes))
+
+
+def _check_tokens(model: Model, dataset: Dataset) -> None:
+    """Refuse what an encoder of tokens has no vector for.
+
+    Raises:
+        InputError: There is some.
+    """
+    from blossom_ray.models.encoders import token_problem
+
+    for name, encoder in model.encoders.items():
+        if isinstance(encoder, EmbeddingEncoder) and name in dataset.inputs:
+            for part in filter(None, (dataset, dataset.held_out)):
+                values = part.inputs[name]
+                starts = range(0, len(values), _ROWS_AT_ONCE)
+                # NaN stands where a client does not own the modality.
+                pieces = (np.nan_to_num(values[start : start + _ROWS_AT_ONCE]) for start in starts)
+                if (problem := token_problem(pieces, encoder.vocabulary)) is not None:
+                    raise InputError(f"model.encoders.{name}: {name} {problem}")
 
 
 def _check_gaps(scenario: Scenario, sparse: Mapping[str, Mapping[str, ObservedRows]]) -> None:

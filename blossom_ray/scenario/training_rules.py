@@ -28,6 +28,7 @@ from blossom_ray.data.division.options import (
 )
 from blossom_ray.data.options import Data
 from blossom_ray.data.sets.synthetic import SyntheticData
+from blossom_ray.models.encoder_options import EmbeddingEncoder
 from blossom_ray.models.options import Model
 from blossom_ray.scenario.rules import rule
 from blossom_ray.scenario.sections import Evaluation, Execution, Stop
@@ -184,6 +185,9 @@ def _transforms(training: Training, model: Model) -> Iterator[Finding]:
         if name not in model.encoders:
             expected = f"a modality with an encoder: {listed(model.encoders)}" + did_you_mean(name, model.encoders)
             yield Finding(f"training.transform.{name}", "is of a modality without an encoder", expected)
+        elif isinstance(model.encoders[name], EmbeddingEncoder):
+            found = f"is given, while model.encoders.{name} takes numbers of tokens, which no transform knows"
+            yield Finding(f"training.transform.{name}", found, "none for this modality")
 
 
 @rule

@@ -27,6 +27,7 @@ from blossom_ray.data.division.options import ClientGroup, DirichletPartition, P
 from blossom_ray.data.sets.custom import CustomData
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.errors import BlossomError, RunError
+from blossom_ray.models.encoder_options import EmbeddingEncoder
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.measurement import choose_engines
@@ -140,7 +141,7 @@ def _learned(scenario: Scenario, used: Collection[str]) -> dict[str, LearnedTask
 
 
 def _samples(scenario: Scenario, size: int) -> Dataset:
-    """Normal numbers in the shapes of the scenario's data, and labels at random, of all classes but the last."""
+    """Normal numbers or tokens in the shapes of the scenario's data, and random labels of all classes but the last."""
     data, modalities = scenario.data_sets[""], scenario.modalities
     draw, shapes = np.random.default_rng(0), dict(data.input_shapes(modalities))
     task = next(iter(scenario.learned.values())).kind
@@ -154,12 +155,19 @@ def _samples(scenario: Scenario, size: int) -> Dataset:
     else:
         loaded = opened.load()
         shapes, num_outputs = loaded.input_shapes, loaded.num_classes
+
+    def drawn(name: str) -> Any:
+        encoder, shape = scenario.model.encoders[name], (size, *shapes[name])
+        if isinstance(encoder, EmbeddingEncoder):
+            return draw.integers(encoder.vocabulary, size=shape)
+        return draw.standard_normal(shape)
+
     if scenario.tasks is not None:
         columns = {name: (_labels(draw, own.kind, size, _OUTPUTS), own.kind) for name, own in scenario.tasks.items()}
-        inputs = {name: draw.standard_normal((size, *shapes[name])) for name in modalities}
+        inputs = {name: drawn(name) for name in modalities}
         return from_arrays(inputs, [0, 1] * (size // 2), label_columns=columns)
     names = [str(number) for number in range(num_outputs)]
-    inputs = {name: draw.standard_normal((size, *shapes[name])) for name in modalities}
+    inputs = {name: drawn(name) for name in modalities}
     if is_classification:
         return from_arrays(
             inputs, [names[at] for at in draw.integers(max(2, num_outputs - 1), size=size)], class_names=names

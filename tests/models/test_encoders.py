@@ -128,7 +128,7 @@ def test_group_normalisation_leaves_two_channels_in_a_group(channels: int, num_g
     ("encoder", "shape", "message"),
     [
         (conv_gru(4), (1, 28, 28), "kind is 'conv-gru', while acc is an image of shape [1, 28, 28]; expected one of c"),
-        (gru(4), (3,), "kind is 'gru', while acc is a vector of shape [3]; expected one of mlp, custom"),
+        (gru(4), (3,), "kind is 'gru', while acc is a vector of shape [3]; expected one of embedding, mlp, custom"),
         (gru(4), (2, 2, 2, 2), "kind is 'gru', while acc is an array of shape [2, 2, 2, 2]; expected one of mlp, c"),
         (conv1d(), (7, 3), "channels has so many layers that nothing is left of acc's shape [7, 3]; expected fewer"),
         (IMAGE, (128, 3), "kind is 'conv2d', while acc is a sequence of shape [128, 3]; expected one of conv1d"),

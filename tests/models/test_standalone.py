@@ -9,12 +9,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from test_kinds import OwnFusion, kinds
+from test_kinds import OwnFusion, kinds, samples
 
 from blossom_ray.clients.samples import gathered
 from blossom_ray.data.sets.base import standardised
 from blossom_ray.models.build import build_client_model, describe_block
-from blossom_ray.models.encoder_options import Encoder
+from blossom_ray.models.encoder_options import EmbeddingEncoder, Encoder
 from blossom_ray.models.fusion_options import Fusion, Head
 from blossom_ray.models.options import MissingRule, Model
 from blossom_ray.models.predict import outputs
@@ -64,7 +64,7 @@ def check_same(owned: tuple[str, ...], precision: Any = "float32", **blocks: Any
     model.load_weights(weights)
     assert not model.training
     assert model.weights().keys() == weights.keys()
-    inputs = {name: torch.randn(7, *SHAPES[name]) for name in owned}
+    inputs = {name: samples(section.encoders[name], 7, SHAPES[name]) for name in owned}
     everyone = torch.arange(7)
     with torch.no_grad():
         for present in (names for size in range(1, len(owned) + 1) for names in combinations(owned, size)):
@@ -162,3 +162,16 @@ def test_what_cannot_be_computed_is_said() -> None:
         model({"acc": torch.zeros(2, 1)}, {"acc": torch.tensor([False, False])})
     with pytest.raises(ValueError, match="gyro is missing, and nobody lacked it in training, so there is no prototype"):
         model({"acc": torch.zeros(2, 1)})
+
+
+@pytest.mark.parametrize("pooling", ["mean", "gru"])
+def test_what_is_no_token_is_said(pooling: str) -> None:
+    model = model_of({"normalisation": None})
+    section = EmbeddingEncoder(kind="embedding", vocabulary=5, pooling=pooling)
+    model.blocks["encoder/acc"] = section.build((2,))
+    tokens = np.array([[4.0, 0.0], [0.0, 0.0]], np.float32)
+    assert model.prepared("acc", tokens).tolist() == tokens.tolist()
+    with pytest.raises(ValueError, match="acc has the token 5, while vocabulary is 5; expected at least 6"):
+        model.prepared("acc", tokens + 1)
+    with pytest.raises(ValueError, match=r"acc has 3\.5 in row 0; expected whole numbers of tokens, 0 for padding"):
+        model.prepared("acc", tokens - 0.5)

@@ -46,7 +46,7 @@ model:
   encoders:
     acc:
       # A GRU, mean over time.
-      # Choices: mlp, conv1d, conv-gru, gru, conv2d, custom.
+      # Choices: mlp, conv1d, conv-gru, gru, embedding, conv2d, custom.
       kind: gru
     gyro:
       kind: gru

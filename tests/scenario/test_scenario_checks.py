@@ -150,7 +150,7 @@ def test_the_base_is_right(problems):
         (
             {"data.modalities.acc": {"kind": "vector"}},
             "a.yaml:7: model.encoders.acc.kind is 'gru', while acc is a vector of shape [32]; "
-            "expected one of mlp, custom",
+            "expected one of embedding, mlp, custom",
         ),
         (
             {"data.modalities.acc": {"shape": [7, 3]}, "model.encoders.acc.kind": "conv-gru"},

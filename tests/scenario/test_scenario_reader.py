@@ -135,7 +135,7 @@ def test_all_problems_come_at_once_in_line_order(scenario_file):
         "sharing: {head: privat}\n"
         "execution: {runtime: rai, clients_per_actor: all}\n"
     )
-    kinds = "mlp, conv1d, conv-gru, gru, conv2d, custom"
+    kinds = "mlp, conv1d, conv-gru, gru, embedding, conv2d, custom"
     assert messages(path) == [
         "a.yaml:1: rounds is 0; expected an integer of at least 1",
         "a.yaml:2: seed is '20'; expected an integer of at least 0 and below 2^63",

@@ -170,6 +170,27 @@ class StackedConvolution(nn.Module):
         return torch.unflatten(outputs, 1, (num_clients, -1)).transpose(0, 1).flatten(0, 1)
 
 
+class StackedEmbedding(nn.Module):
+    """`nn.Embedding` or `nn.EmbeddingBag` for each client: one lookup in their tables, one below the other."""
+
+    def __init__(self, embedding: nn.Embedding | nn.EmbeddingBag, tensors: LayerTensors, lanes: Lanes) -> None:
+        super().__init__()
+        self._tensors, self._lanes, self._padding = tensors, lanes, embedding.padding_idx
+        self._look_up: Callable[..., Tensor] = F.embedding
+        if isinstance(embedding, nn.EmbeddingBag):
+            self._look_up = partial(F.embedding_bag, mode=embedding.mode, padding_idx=self._padding)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """From int64 (K * B, T) to (K * B, T, E), of bags to (K * B, E)."""
+        tables = self._tensors["weight"]
+        first = torch.arange(len(tables), device=numbers.device).mul_(tables.shape[1])
+        places = self._lanes.unfold(numbers) + first.view(-1, *[1] * numbers.ndim)
+        places = places.view(numbers.shape)
+        if self._padding is not None:  # that of the first client stands for all: it takes no part
+            places = places.masked_fill(numbers == self._padding, self._padding)
+        return self._look_up(places, tables.flatten(0, 1))
+
+
 class StackedGroupNorm(nn.Module):
     """`nn.GroupNorm` for each client; its statistics are those of one sample, so only the affine map is stacked."""
 

@@ -14,6 +14,7 @@ from blossom_ray.clients.stacked.layers import (
     StackedBatchNorm,
     StackedConvolution,
     StackedDropout,
+    StackedEmbedding,
     StackedGroupNorm,
     StackedGru,
     StackedLinear,
@@ -45,6 +46,8 @@ _STACKED: Mapping[type[nn.Module], Callable[[Any, LayerTensors, Lanes], nn.Modul
     nn.Conv1d: StackedConvolution,
     nn.Conv2d: StackedConvolution,
     nn.Dropout: StackedDropout,
+    nn.Embedding: StackedEmbedding,
+    nn.EmbeddingBag: StackedEmbedding,
     nn.GRU: StackedGru,
     nn.GroupNorm: StackedGroupNorm,
     nn.Linear: StackedLinear,
@@ -85,8 +88,17 @@ def is_known(module: nn.Module) -> bool:
             return module.padding_mode == "zeros"
         case nn.Dropout():
             return 0 < module.p < 1
+        case nn.Embedding():
+            return module.padding_idx is None and _is_plain(module)
+        case nn.EmbeddingBag():
+            return not module.include_last_offset and _is_plain(module)
         case nn.GRU():
             is_plain = module.num_layers == 1 and not module.bidirectional
             return is_plain and module.bias and module.batch_first
         case _:
             return True
+
+
+def _is_plain(embedding: nn.Embedding | nn.EmbeddingBag) -> bool:
+    """Whether it looks up rows and does nothing else with them or with their gradients."""
+    return embedding.max_norm is None and not embedding.scale_grad_by_freq and not embedding.sparse
