@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossom_ray.data.sets.text import TextTokens, text_key, text_vectors, word_vector, words
+from blossom_ray.data.modalities.text import words
+from blossom_ray.data.sets.text import TextTokens, text_key, text_vectors, word_vector
 from blossom_ray.errors import DataError
 
 

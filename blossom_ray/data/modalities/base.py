@@ -38,11 +38,11 @@ class Decoder(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> np.dtype[Any]: ...  # noqa: D102
+    def dtype(self) -> np.dtype[Any]: ...
     @property
-    def factor(self) -> float: ...  # noqa: D102
+    def factor(self) -> float: ...
 
     def __call__(self, value: MediaValue) -> npt.NDArray[Any]:
         """The sample (*shape) of `dtype`; raises `UndecodableError` where the value is none."""

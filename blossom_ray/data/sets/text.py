@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,14 +14,13 @@ from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.files.archives import open_archive
 from blossom_ray.data.files.cache import tracked
 from blossom_ray.data.modalities.saved_models import model_folder, read_saved
+from blossom_ray.data.modalities.text import words
 from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import DataError
 
 _HASHING = 1
 """Raised when hashed vectors of the same words change, so that cached ones are not used."""
 _GRAM_LENGTHS = (3, 4, 5)
-_WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
-_APOSTROPHES = str.maketrans("\u2018\u2019\u0092\u0091", "''''")
 _SENTENCES_AT_ONCE = 64
 _MODEL = "data.text.model"
 _VECTORS = "text"  # what the key of a draw begins with, so that other draws have other streams
@@ -77,14 +75,6 @@ def text_key(settings: TextTokens) -> dict[str, object]:
         return {**key, "hashing": _HASHING}
     with open_archive(model_folder(settings.model, _MODEL), landmark="config.json") as archive:
         return {**key, "model": archive.states(archive.members())}
-
-
-def words(sentence: str) -> list[str]:
-    """Words (with what follows an apostrophe) and signs of a sentence, in lower case.
-
-    `words("You\u2019re late!")` is `["you're", "late", "!"]`.
-    """
-    return _WORD.findall(sentence.lower().translate(_APOSTROPHES))
 
 
 def word_vector(word: str, dim: int) -> npt.NDArray[np.float32]:
