@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from blossom_ray.algorithms.seam import has
-from blossom_ray.algorithms.selection import Chunk, Population, draw_clients, fraction_of
+from blossom_ray.algorithms.selection import Chunk, draw_clients, fraction_of
 from blossom_ray.authoring import Reports, by_instance
-from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlock, SentBlocks
+from blossom_ray.clients.plan import ChunkUpdate, SentBlock, SentBlocks
 from blossom_ray.core.blocks import CENTRAL, CENTRAL_SCHEMES, Block, BlockInstance, ClientProfile, Scope
 from blossom_ray.core.records import ClassScores, ClientEvaluation, ClientTraining, Scoring, TaskTraining
 from blossom_ray.core.scores import task_prefix
@@ -340,7 +340,7 @@ def evaluate(
     for scoring in (each for each in Scoring if each in due):
         is_held_out = scoring is Scoring.HELD_OUT
         if is_held_out:
-            clients = held_out_clients(preparation.plan, population)
+            clients = held_out_clients(preparation)
         elif scoring.is_unseen:
             clients = tuple(profile.index for profile in population.unseen)
         else:
@@ -402,9 +402,9 @@ def _private_averages(
     return sent, bytes_up
 
 
-def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...]:
-    """Whose models are scored on the held-out set: where all clients of a kind have the same model, one of them."""
-    clients: list[int] = []
+def held_out_clients(preparation: Preparation) -> tuple[int, ...]:
+    """Whose models are scored on the held-out set: where all of a kind have the same model and scales, one of them."""
+    plan, population, clients = preparation.plan, preparation.population, list[int]()
     for members in population.signatures.values():
         profile = population.profiles[members[0]]
         if not any(plan.tasks[task].has_held_out for task in profile.tasks):
@@ -412,6 +412,7 @@ def held_out_clients(plan: ClientPlan, population: Population) -> tuple[int, ...
         held, extras = plan.held_blocks(profile).values(), plan.extra_parts(profile)
         read = [part.instance.scope for part in extras if part.instance.copy in plan.scored_copies]
         personal = any(instance.is_private for instance in held) or plan.model.norm_statistics == "local"
+        personal = personal or any(numbers[members[0]] >= 0 for numbers in preparation.shards.scales.values())
         personal = personal or not {Scope.PRIVATE, Scope.CLIENT, Scope.DRAWN}.isdisjoint(read)
         clients.extend(members if personal else members[:1])
     return tuple(sorted(clients))

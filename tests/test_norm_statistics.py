@@ -279,7 +279,7 @@ def test_one_client_of_each_set_scores_the_held_out_set(scenario: Scenario, tmp_
     for name in (BY_SET, "local"):
         (tmp_path / name).mkdir()
         preparation = prepare(scenario.override({"model.norm_statistics": name}), tmp_path / name)
-        found[name] = held_out_clients(preparation.plan, preparation.population)
+        found[name] = held_out_clients(preparation)
     assert found == {BY_SET: (0, 2, 3), "local": (0, 1, 2, 3, 4)}
 
 

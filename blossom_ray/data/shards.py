@@ -3,7 +3,7 @@
 One Arrow file per modality and one for the labels of each set of tasks, each with one batch per client that has it. A
 client's batch holds its train rows, then its validation rows, then its test rows. Where clients do not observe a
 modality in all of their rows, one more file says in which. The held-out set lies beside them, with one batch for each
-way in which clients see it.
+way in which clients see it; where each client scales it by numbers of its own, a file with these says how.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -28,7 +29,7 @@ from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.division.labelling import column_of, is_partial
 from blossom_ray.data.gaps import BoolArray
-from blossom_ray.data.stored import BYTES_AT_ONCE, Rows, StoredRows, slices
+from blossom_ray.data.stored import BYTES_AT_ONCE, Rows, Scale, StoredRows, slices
 from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import DataError, RunFolderError
 
@@ -105,6 +106,7 @@ class ShardIndex:
         gaps: As `batches`, of the files that say in which rows modalities are observed; -1 where it is in all rows.
         views: (num_clients,) int64: which way of seeing the held-out set is each client's.
         labels: By tasks, such as `activity+who`, as `batches`, of the files of labels; -1 where a client has others.
+        scales: As `batches`, of the files that say how clients scale the held-out set, each by numbers of its own.
     """
 
     folder: Path
@@ -115,6 +117,7 @@ class ShardIndex:
     gaps: Mapping[str, IntArray]
     views: IntArray
     labels: Mapping[str, IntArray] = field(default_factory=dict)
+    scales: Mapping[str, IntArray] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> IntArray:
@@ -139,6 +142,7 @@ class ShardIndex:
             batches=spread(lambda index: index.batches, -1),
             gaps=spread(lambda index: index.gaps, -1),
             labels=spread(lambda index: index.labels, -1),
+            scales=spread(lambda index: index.scales, -1),
             **spread(lambda index: {name: getattr(index, name) for name in counts}, 0),
         )
 
@@ -150,6 +154,7 @@ def write_shards(
     folder: Path,
     views: IntArray | None = None,
     name: str = "",
+    scales: Mapping[str, Mapping[int, Scale]] = MappingProxyType({}),
 ) -> ShardIndex:
     """Write every client's samples, of which `BYTES_AT_ONCE` are in memory besides what is there of the data set.
 
@@ -160,13 +165,14 @@ def write_shards(
         folder: Made if it does not exist; files of the same name are replaced.
         views: As in `ShardIndex`; None: all clients see the held-out set in the same way.
         name: Of the data set, where there are several in one folder.
+        scales: Of modalities that each owner scales by numbers of its own, these by client.
 
     Raises:
         RunFolderError: The files cannot be written.
     """
     rows = [federation.rows(client) for client in range(len(profiles))]
     places = [federation.located(dataset, client) for client in range(len(profiles))]
-    labels, batches, gaps = {}, {}, {}
+    labels, batches, gaps, own_scales = {}, {}, {}, {}
     for tasks in sorted({profile.tasks for profile in profiles}):
         together = "+".join(tasks)
         has = np.array([profile.tasks == tasks for profile in profiles])
@@ -181,20 +187,24 @@ def write_shards(
     for modality, samples in dataset.inputs.items():
         observed = federation.observed.get(modality)
         owns = np.array([modality in profile.modalities for profile in profiles])
-        owned = [
-            (*places[client], None if observed is None else observed[rows[client]]) for client in np.flatnonzero(owns)
-        ]
-        key = _key(modality, name)
-        _write(
-            folder / _file_name(key),
-            samples,
-            (_samples(part.inputs[modality], own, has) for part, own, has in owned),
+        by_client, key = scales.get(modality, {}), _key(modality, name)
+        owned = (
+            _samples(
+                part.inputs[modality], own, None if observed is None else observed[rows[client]], by_client.get(client)
+            )
+            for client, (part, own) in enumerate(places)
+            if owns[client]
         )
+        _write(folder / _file_name(key), samples, owned)
         batches[key] = _numbered(owns)
+        if by_client:
+            found = [np.stack(by_client[client]) for client in np.flatnonzero(owns).tolist()]
+            _write(folder / _scale_name(key), found[0], found)
+            own_scales[key] = batches[key]
         if observed is not None:
             lacks = np.array([owner and not observed[own].all() for owner, own in zip(owns, rows, strict=True)])
-            found = (observed[rows[client]].view(np.uint8) for client in np.flatnonzero(lacks))
-            _write(folder / _gaps_name(key), observed.view(np.uint8), found)
+            masks = (observed[rows[client]].view(np.uint8) for client in np.flatnonzero(lacks))
+            _write(folder / _gaps_name(key), observed.view(np.uint8), masks)
             gaps[key] = _numbered(lacks)
     return ShardIndex(
         folder=folder,
@@ -205,6 +215,7 @@ def write_shards(
         gaps=gaps,
         views=np.zeros(len(profiles), np.int64) if views is None else views,
         labels=labels,
+        scales=own_scales,
     )
 
 
@@ -250,7 +261,8 @@ def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
 
     Returns:
         One Arrow file as a uint8 vector for the labels of each task and for each modality that one of the clients has,
-        one for each that one of them does not observe throughout, and the clients' ids; `ShardReader` reads them.
+        one for each that one of them does not observe throughout, or scales by numbers of its own, and the clients'
+        ids; `ShardReader` reads them.
 
     Raises:
         DataError: A file is missing or damaged.
@@ -259,6 +271,7 @@ def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
     numbers = {_labels_name(task): batches[chosen] for task, batches in index.labels.items()}
     numbers |= {_file_name(modality): batches[chosen] for modality, batches in index.batches.items()}
     numbers |= {_gaps_name(modality): batches[chosen] for modality, batches in index.gaps.items()}
+    numbers |= {_scale_name(modality): batches[chosen] for modality, batches in index.scales.items()}
     owned = {name: own[own >= 0] for name, own in numbers.items() if (own >= 0).any()}
     return {
         _CLIENTS: chosen.view(np.uint8),
@@ -295,12 +308,12 @@ class ShardReader:
     def __init__(self, index: ShardIndex, buffers: Mapping[str, ByteArray] | None = None) -> None:
         self._index, self._buffers = index, buffers
         self._open: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
-        self._labels, self._batches, self._gaps = index.labels, index.batches, index.gaps
+        numbers = (index.labels, index.batches, index.gaps, index.scales)
+        self._labels, self._batches, self._gaps, self._scales = numbers
         if buffers is not None:
             packed = np.frombuffer(buffers[_CLIENTS], np.int64)
-            self._labels, self._batches, self._gaps = (
-                {name: _renumbered(batches, packed) for name, batches in numbers.items()}
-                for numbers in (index.labels, index.batches, index.gaps)
+            self._labels, self._batches, self._gaps, self._scales = (
+                {name: _renumbered(batches, packed) for name, batches in own.items()} for own in numbers
             )
 
     def shard(self, client: int) -> Shard:
@@ -335,11 +348,17 @@ class ShardReader:
         if not self._has_file(labels):
             return None
         gaps = [key for key in owned if self._has_file(place + _gaps_name(key))]
+        observed = {key: self._array(place + _gaps_name(key), 0).view(np.bool_) for key in gaps}
+        inputs = {key: self._array(place + _file_name(key), 0) for key in owned}
+        for key, number in _of(client, self._scales):
+            scale = Scale(*self._array(_scale_name(key), number))
+            own = _samples(inputs[key], slice(None), observed.get(key), scale)
+            inputs[key] = _in_one_piece(own, self._index.folder if self._buffers is None else None)
         return Shard(
-            inputs={_modality(key): self._array(place + _file_name(key), 0) for key in owned},
+            inputs={_modality(key): values for key, values in inputs.items()},
             labels=self._array(labels, 0),
             num_train=0,
-            observed={_modality(key): self._array(place + _gaps_name(key), 0).view(np.bool_) for key in gaps},
+            observed={_modality(key): has for key, has in observed.items()},
         )
 
     def close(self) -> None:
@@ -408,6 +427,10 @@ def _gaps_name(key: str) -> str:
     return f"observed-{key}"
 
 
+def _scale_name(key: str) -> str:
+    return f"scale-{key}"
+
+
 def _held_out(view: int) -> str:
     return f"{_HELD_OUT}{view}/"
 
@@ -417,10 +440,11 @@ def _of(client: int, numbers: Mapping[str, IntArray]) -> list[tuple[str, int]]:
     return [(modality, int(batches[client])) for modality, batches in numbers.items() if batches[client] >= 0]
 
 
-def _samples(values: Rows, rows: IntArray, observed: BoolArray | None) -> StoredRows:
-    """Some rows, zeros where they are not observed (n,)."""
+def _samples(values: Rows, rows: IntArray | slice, observed: BoolArray | None, scale: Scale | None) -> StoredRows:
+    """Some rows, zeros where they are not observed (n,); scaled by what a client has of its own, if anything."""
     found = StoredRows.of(values).chosen(rows)
-    return found if observed is None else found.without(~observed, 0)
+    found = found if observed is None else found.without(~observed, 0)
+    return found if scale is None else replace(found, scale=scale)
 
 
 def _numbered(owns: npt.NDArray[np.bool_]) -> IntArray:
@@ -444,25 +468,22 @@ def _write(path: Path, like: _Batch, batches: Iterable[_Batch]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(_file(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for rows in batches:
-                with _flat(rows, path.parent) as values:
-                    column = pa.FixedSizeListArray.from_arrays(pa.array(values), type=row.type)
-                    writer.write_batch(pa.record_batch([column], schema=schema))
-                    del column
+                flat = pa.array(_in_one_piece(rows, path.parent).reshape(-1))
+                column = pa.FixedSizeListArray.from_arrays(flat, type=row.type)
+                writer.write_batch(pa.record_batch([column], schema=schema))
     except OSError as error:
         raise RunFolderError(f"{_file(path)} cannot be written: {error}") from error
 
 
-@contextmanager
-def _flat(rows: _Batch, folder: Path) -> Iterator[npt.NDArray[Any]]:
-    """All values one after the other, in memory; stored ones that are many on disk, as an Arrow batch is one piece."""
+def _in_one_piece(rows: _Batch, folder: Path | None) -> npt.NDArray[Any]:
+    """All rows as they lie one after the other: in memory, and stored ones that are many on disk, until nobody asks."""
     if isinstance(rows, np.ndarray) or rows.nbytes <= BYTES_AT_ONCE:
-        yield np.ascontiguousarray(rows[:]).reshape(-1)
-        return
+        return np.ascontiguousarray(rows[:])
     with TemporaryFile(dir=folder) as file:
         for some in slices(rows):
             file.write(rows[some].data)
         file.flush()
-        yield np.memmap(file, rows.dtype, mode="r", shape=(rows.size,))
+        return np.memmap(file, rows.dtype, mode="r", shape=rows.shape)
 
 
 def _copy_batches(path: Path, numbers: IntArray) -> ByteArray:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ _BoolArray = npt.NDArray[np.bool_]
 
 BYTES_AT_ONCE = 2**24
 """Of float32 numbers that are in memory at once, where rows are gone through."""
+
+
+class Scale(NamedTuple):
+    """What a value x becomes: (x - offset) / divisor. Both are float64, by channel, shaped to go with a sample."""
+
+    offset: npt.NDArray[np.float64]
+    divisor: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +35,14 @@ class StoredRows:
         rows: (N,) int64: which kept sample each row is, counted over all parts; -1 for a row that has none.
         factor: A kept number times this is the float32 number.
         fill: All values of a row that has no sample: 0, or NaN where its client does not own the modality.
+        scale: What is done to the float32 numbers of samples as they are read; None: nothing.
     """
 
     parts: Sequence[npt.NDArray[Any]]
     rows: _IntArray
     factor: float = 1.0
     fill: float = 0.0
+    scale: Scale | None = None
 
     dtype = np.dtype(np.float32)
 
@@ -80,7 +89,8 @@ class StoredRows:
             kept = self.parts[part]
             values = kept[numbers[places] - (self._ends[part] - len(kept))].astype(np.float32, copy=False)
             # Divided, a byte with the factor 1/255 becomes the float32 that is nearest to its part of 255.
-            found[places] = values if self.factor == 1 else values / np.float32(1 / self.factor)
+            values = values if self.factor == 1 else values / np.float32(1 / self.factor)
+            found[places] = values if self.scale is None else (values - self.scale.offset) / self.scale.divisor
         return found
 
     def chosen(self, rows: slice | _IntArray | _BoolArray) -> StoredRows:
@@ -124,11 +134,11 @@ def slices(values: Rows, number: int | None = None, most: int | None = None) -> 
         number: How many there are; None: all of them.
         most: The most rows in a slice, or None.
     """
-    number = len(values) if number is None else number
-    step = max(1, BYTES_AT_ONCE // max(1, math.prod(values.shape[1:]) * values.dtype.itemsize))
-    yield from every(step if most is None else min(step, most), number)
-
-
-def every(step: int, number: int) -> Iterator[slice]:
-    """Slices of `step` rows that cover a number of rows."""
+    number, step = len(values) if number is None else number, rows_at_once(values)
+    step = step if most is None else min(step, most)
     yield from (slice(start, min(start + step, number)) for start in range(0, number, step))
+
+
+def rows_at_once(values: Rows) -> int:
+    """How many rows `BYTES_AT_ONCE` are, one at least."""
+    return max(1, BYTES_AT_ONCE // max(1, math.prod(values.shape[1:]) * values.dtype.itemsize))

@@ -124,8 +124,9 @@ class StandaloneModel(nn.Module):
         """
         how = self.description["modalities"][modality]["normalisation"]
         found: np.ndarray = values
-        if how is not None and how["kind"] == "channel":
-            found = (values - np.array(how["mean"])) / np.array(how["deviation"])
+        if how is not None and how["kind"] != "window":
+            offset, divisor = ("low", "range") if how["kind"] == "range" else ("mean", "deviation")
+            found = (values - np.array(how[offset])) / np.array(how[divisor])
         elif how is not None:  # each window by itself; a constant channel becomes 0
             windows = values.astype(np.float64)
             centred, deviation = windows - windows.mean(axis=1, keepdims=True), windows.std(axis=1, keepdims=True)

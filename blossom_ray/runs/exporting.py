@@ -1,6 +1,6 @@
 """A model out of a run's folder: a client's as it was scored, or that of all clients; and the folder to give away.
 
-The data are read only where `data.standardize` has made means and deviations of them.
+The data are read only where modalities are scaled by numbers that were made of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from blossom_ray.core.phrases import listed
 from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.labelling import known_labels, without_unlabelled
 from blossom_ray.data.division.options import Division
-from blossom_ray.data.division.standardization import channel_scales
+from blossom_ray.data.division.scaling import as_numbers, scales_of
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.sets.base import DataSection, OwnData
 from blossom_ray.data.sets.table import TableData, TableModality
@@ -268,7 +268,11 @@ def _modalities(
 ) -> dict[str, Any]:
     """By modality the shape of a sample, its columns in a table, and what is done to it before the model sees it."""
     section = whole.data
-    scales = _scales(whole, fingerprints, everyone) if isinstance(section, OwnData) and section.standardize else {}
+    scaled = [name for name in profile.modalities if section.scaling(name).scale != "none"]
+    if profile.index == _NOBODY and (apart := [name for name in scaled if section.scaling(name).over == "client"]):
+        there = f"there is no model of all clients, each of whom scales {listed(apart)} by its own training rows"
+        raise InputError(f"{there}; expected a client: --client 0")
+    scales = _scales(whole, fingerprints, everyone, profile.index) if scaled else {}
     by_window = {"kind": "window"} if getattr(section, "zscore", False) else None
     tables = section.modalities if isinstance(section, TableData) else {}
     found = {}
@@ -284,9 +288,9 @@ def _modalities(
 
 
 def _scales(
-    whole: FederatedDataset, fingerprints: Sequence[str], everyone: Sequence[ClientProfile]
+    whole: FederatedDataset, fingerprints: Sequence[str], everyone: Sequence[ClientProfile], client: int
 ) -> dict[str, dict[str, Any]]:
-    """Mean and deviation by channel, from the rows that clients train on; fingerprints with the labels of each task."""
+    """How a client scales its modalities, from the rows that clients train on; fingerprints with each task's labels."""
     data = whole.data
     try:
         with whole.told():
@@ -295,16 +299,20 @@ def _scales(
         if [own.fingerprint() for own in by_task.values()] != [*fingerprints]:
             raise DataError("the data are others now; expected those of the run")
     except DataError as error:
-        why = f"{whole.in_words('data.standardize')} makes means and deviations of the training rows, which leave with"
-        raise DataError(*error.args, f"{why} a model") from error
+        is_standard = isinstance(data, OwnData) and data.standardize
+        made = "standardize makes means and deviations" if is_standard else "modalities makes scales"
+        why = whole.in_words(f"data.{made} of the training rows, which leave with a model")
+        raise DataError(*error.args, why) from error
     targets, profiles = whole.targets(dataset), whole.profiles(everyone)
     labelled = known_labels(labelled_by_task(dataset, by_task), [*by_task])
     federation = whole.observe(without_unlabelled(whole.divide(targets), profiles, labelled), targets)
-    found = channel_scales(dataset, federation, profiles)
-    return {
-        name: {"kind": "channel", "mean": mean.tolist(), "deviation": deviation.tolist()}
-        for name, (mean, deviation) in found.items()
-    }
+    scales, found = scales_of(dataset, federation, profiles, data.scaling), {}
+    own = whole.ids.index(client) if client in whole.ids else _NOBODY
+    for name in dataset.inputs:
+        if (scale := scales.of(name, own)) is not None:
+            kind = "channel" if data.scaling(name).scale == "standard" else "range"
+            found[name] = {"kind": kind, **as_numbers(data.scaling(name), scale)}
+    return found
 
 
 def _joined(*modules: ModuleType) -> str:

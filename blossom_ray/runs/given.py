@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from blossom_ray.core.phrases import listed
+from blossom_ray.core.section import plain_tree
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.options import AnyData
 from blossom_ray.data.sets.custom import CustomData
-from blossom_ray.data.sets.table import TableData
+from blossom_ray.data.sets.table import TableData, TableModality
 from blossom_ray.data.table.writer import write_table
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.reading.scenario import Scenario
@@ -87,11 +88,13 @@ def _table(section: CustomData, dataset: Dataset, folder: Path) -> TableData:
     path = folder.absolute() / f"data-{name[:16]}.arrow"
     if not path.exists():
         write_table(dataset, path)
-    shared = (CustomData.model_fields.keys() & TableData.model_fields.keys()) - {"dataset"}
+    shared = (CustomData.model_fields.keys() & TableData.model_fields.keys()) - {"dataset", "modalities"}
+    scaling = {name: plain_tree(own, defaults=False) for name, own in (section.modalities or {}).items()}
     return TableData(
         dataset="table",
         path=str(path),
         class_names=dataset.class_names,
+        modalities={name: TableModality(**own) for name, own in scaling.items()},
         **{key: getattr(section, key) for key in sorted(shared)},
     )
 

@@ -27,6 +27,7 @@ def describe(preparation: Preparation) -> Mapping[str, object]:
             "left_out": [asdict(entry) for entry in preparation.left_out],
             "client_names": list(preparation.client_names),
             **_observation(preparation),
+            **({"scales": preparation.scales} if preparation.scales else {}),
             **({"unseen": _described_clients(shards, unseen)} if unseen else {}),
             **({"tasks": tasks} if tasks else {}),
         },

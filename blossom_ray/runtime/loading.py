@@ -24,7 +24,7 @@ from blossom_ray.data.division.labelling import (
     without_unlabelled,
 )
 from blossom_ray.data.division.observation import observation_digest, observation_of, observe_held_out
-from blossom_ray.data.division.standardization import standardized
+from blossom_ray.data.division.scaling import scaled, scales_of
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, write_held_out, write_shards
@@ -75,7 +75,9 @@ class LoadedDataset:
         left_out: What is not in it, and rows that no client has, by reason.
         notes: What else is to be known of it and its division, in a line each.
         label_notes: In how many rows labels are known that some rows lack.
-        deviations: Of the modalities whose encoder may be of several data sets.
+        deviations: Of the modalities whose encoder may be of several data sets, and that clients do not scale each by
+            itself.
+        scales: As the manifest has them, by modality; empty where nothing is scaled, and with `standardize`.
     """
 
     name: str
@@ -94,6 +96,7 @@ class LoadedDataset:
     notes: tuple[str, ...]
     label_notes: tuple[str, ...]
     deviations: Mapping[str, float]
+    scales: Mapping[str, Mapping[str, object]]
 
 
 def load_dataset(
@@ -160,8 +163,8 @@ def _loaded(
         for task, each in learned.items()
     }
     del by_task  # before their inputs are there a second time
-    if isinstance(data, OwnData) and data.standardize:
-        dataset = standardized(dataset, federation, own)
+    scales = scales_of(dataset, federation, own, data.scaling)
+    dataset = scaled(dataset, scales.pooled)
     _try_training(scenario, tasks, dataset.input_shapes)
     _check_tokens(scenario.model, dataset)
     held_out = None if scenario.evaluation.held_out == "never" else dataset.held_out
@@ -187,7 +190,7 @@ def _loaded(
         tasks=tasks,
         facts=facts,
         input_shapes=dataset.input_shapes,
-        shards=write_shards(dataset, federation, own, folder, view_of, name),
+        shards=write_shards(dataset, federation, own, folder, view_of, name, scales.by_client),
         num_held_out=0 if held_out is None or not with_labels else held_out.num_samples,
         partition=divided.digest(),
         observation=observation_digest(federation, views) if is_partial else "",
@@ -197,7 +200,8 @@ def _loaded(
         left_out=tuple(replace(entry, what=_of(name, whole.in_words(entry.what))) for entry in left_out),
         notes=tuple(_of(name, whole.in_words(note)) for note in notes),
         label_notes=tuple(labelled_lines(federation, trained, has_label, dataset)),
-        deviations=deviations(dataset, _in_common(scenario, dataset.inputs)),
+        deviations=deviations(dataset, set(_in_common(scenario, dataset.inputs)) - scales.by_client.keys()),
+        scales={} if isinstance(data, OwnData) and data.standardize else scales.described(data.scaling),
     )
 
 

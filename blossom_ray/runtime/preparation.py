@@ -60,6 +60,7 @@ class Preparation:
         seconds_per_sample: Seconds that a training sample takes, by modality set and engine; empty where nobody timed.
         observation: SHA-256 (hex) over what is observed in which rows; "" where all clients observe all that they own.
         observed: By modality and split, in how many rows it is observed; of those that some owner lacks in some row.
+        scales: By `modality`, or `<data set>/<modality>` with several data sets, what the manifest says of its scale.
     """
 
     scenario: Scenario
@@ -76,6 +77,7 @@ class Preparation:
     seconds_per_sample: Mapping[str, Mapping[EngineName, float]] = field(default_factory=dict)
     observation: str = ""
     observed: Mapping[str, Mapping[str, ObservedRows]] = field(default_factory=dict)
+    scales: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @cached_property
     def algorithm(self) -> AlgorithmServer | None:
@@ -189,6 +191,9 @@ def prepare(scenario: Scenario, folder: Path) -> Preparation:
         client_names=joint_names(loaded),
         observation=joint_digest([part.observation for part in loaded]),
         observed=observed,
+        scales={
+            f"{part.name}/{name}" if part.name else name: own for part in loaded for name, own in part.scales.items()
+        },
     )
 
 

@@ -45,6 +45,12 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("clients", _EACH, "task"): None,
     ("tasks", _EACH, "loss_weight"): 1.0,
     ("data", "partition", "labels"): None,
+    ("data", "modalities"): None,
+    ("data", "modalities", _EACH, "scale"): "none",
+    ("data", "modalities", _EACH, "over"): "client",
+    ("datasets", _EACH, "modalities"): None,
+    ("datasets", _EACH, "modalities", _EACH, "scale"): "none",
+    ("datasets", _EACH, "modalities", _EACH, "over"): "client",
 }
 """Keys that scenarios once did not have, with the value that says the same: runs of then are simulations of now.
 

@@ -20,8 +20,9 @@ from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.observation import observe
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.division.partition import PartitionError
+from blossom_ray.data.division.scaling import scaled, scales_of
 from blossom_ray.data.division.split import Split
-from blossom_ray.data.division.standardization import standardized
+from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.shards import ShardReader, pack, pack_held_out, write_held_out, write_shards
 from blossom_ray.data.summary import observed_rows, summarise
@@ -211,7 +212,8 @@ def test_shards_have_what_is_observed_and_zeros_elsewhere(tmp_path: Path) -> Non
 
 def test_mean_and_deviation_are_of_observed_training_rows() -> None:
     dataset, federation = federation_with_gaps()
-    found = standardized(dataset, federation, PROFILES).inputs["gyro"][:, 0]
+    scales = scales_of(dataset, federation, PROFILES, lambda _: Scaling(scale="standard", over="all"))
+    found = scaled(dataset, scales.pooled).inputs["gyro"][:][:, 0]
     train = np.array([10, 30, 60, 70, 80.0])
     expected = (10 * np.arange(1, 11) - train.mean()) / train.std()
     expected[[1, 4]] = 0

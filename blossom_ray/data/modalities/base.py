@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from blossom_ray.core.section import Section
+from blossom_ray.core.section import Finding, Section
 from blossom_ray.errors import DataError
 
 ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -48,7 +49,31 @@ class Decoder(Protocol):
         """The sample (*shape) of `dtype`; raises `UndecodableError` where the value is none."""
 
 
-class Modality(Section):
+class Scaling(Section):
+    """How a modality is brought to one scale, by the training rows of clients; other rows go along.
+
+    By channel: each feature of a vector, the last dimension of a sequence, the first of an image. A constant channel
+    becomes 0.
+    """
+
+    scale: Literal["none", "standard", "minmax"] = "none"
+    """`standard`: mean 0 and deviation 1. `minmax`: from 0 to 1, and beyond where other rows are."""
+    over: Literal["client", "all"] = "client"
+    """Whose training rows. `client`: each client's own, and what is found in them stays with it. `all`: those of all
+    clients that train, and what is found in them is known to all."""
+
+    are_amounts: ClassVar[bool] = True
+    """Whether its numbers are amounts of something, which can be scaled; numbers of words are not."""
+
+    def conflicts(self) -> Iterator[Finding]:
+        """As `Section`."""
+        if self.scale != "none" and not self.are_amounts:
+            yield Finding("scale", f"is {self.scale!r}, while the numbers of words are no amounts", "'none'")
+        if self.scale == "none" and self.over != "client":
+            yield Finding("over", f"is {self.over!r}, while scale is 'none'", "no over, or a scale")
+
+
+class Modality(Scaling):
     """Where a modality stands in a table."""
 
     kind: str

@@ -39,6 +39,8 @@ class TextModality(Media):
     are looked at, so that its length costs nothing.
     """
 
+    are_amounts: ClassVar[bool] = False
+
     kind: Literal["text"]
     max_length: Annotated[int, Field(ge=1, le=8192)] = 64
     """Tokens that are kept, from the beginning."""
@@ -56,6 +58,7 @@ class TextModality(Media):
     """Numbers that hashed tokens are spread over: a token's is 1 + the CRC-32 of its UTF-8 bytes, modulo this."""
 
     def conflicts(self) -> Iterator[Finding]:
+        yield from super().conflicts()
         if self.tokenizer is None and not self.words and not self.characters:
             yield Finding("words", "is empty, and so is characters", "lengths in one of them, or a tokenizer")
 

@@ -22,6 +22,7 @@ from blossom_ray.data.dataset import Dataset, LeftOut
 from blossom_ray.data.division.options import DirichletPartition, Division
 from blossom_ray.data.files.archives import LARGEST_TABLE_BYTES, Archive, open_archive
 from blossom_ray.data.files.remote import local_path
+from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.targets import FloatArray, IntArray, Targets
 from blossom_ray.errors import DataError, InputError
 
@@ -141,6 +142,10 @@ class DataSection(Division):
         """Shape of one sample by modality, for those of them of which the section tells it."""
         return {}
 
+    def scaling(self, _modality: str, /) -> Scaling:
+        """How a modality is to be scaled."""
+        return Scaling()
+
     def task_problems(self, task: Task) -> Iterator[Finding]:
         """What does not fit the scenario's task."""
         if task not in self.facts.tasks:
@@ -236,6 +241,22 @@ class OwnData(DataSection):
 
     if TYPE_CHECKING:
         standardize: bool
+        modalities: Mapping[str, Scaling] | None
+
+    def scaling(self, modality: str) -> Scaling:
+        if self.standardize:
+            return Scaling(scale="standard", over="all")
+        return (self.modalities or {}).get(modality, Scaling())
+
+    def conflicts(self) -> Iterator[Finding]:
+        yield from super().conflicts()
+        for name, section in (self.modalities or {}).items() if self.standardize else ():
+            if section.scale != "none":
+                found = f"is {section.scale!r}, while standardize is true, which scales all modalities"
+                yield Finding(f"modalities.{name}.scale", found, "one of the two")
+            if not section.are_amounts:
+                found = f"is true, while the numbers of words of {name} are no amounts"
+                yield Finding("standardize", found, "false, and scale in the modalities that are to be scaled")
 
 
 def check_content(

@@ -11,9 +11,10 @@ from pydantic import Field, field_validator
 
 from blossom_ray.core.factories import resolve_factory
 from blossom_ray.core.scores import TASKS, LearnedTask, Task
-from blossom_ray.core.section import Factory, check_factory
+from blossom_ray.core.section import Factory, ModalityName, check_factory
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.options import GivenPartition
+from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
 from blossom_ray.data.targets import Targets
 from blossom_ray.errors import OWN_CODE_RAISES, DataError, InputError, shown_error
@@ -36,9 +37,11 @@ class CustomData(OwnData):
     set is given as `simulate(scenario, data=...)`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the factory."""
+    modalities: dict[ModalityName, Scaling] | None = None
+    """Modality by name, where it is to be scaled."""
     standardize: bool = False
     """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
-    together: each feature of a vector, the last dimension of a sequence, the first of an image."""
+    together: `scale: standard` and `over: all` for all modalities."""
 
     _factory = field_validator("factory")(check_factory)
 

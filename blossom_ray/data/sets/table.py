@@ -16,13 +16,14 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from blossom_ray.core.scores import TASKS, LearnedTask, Task
-from blossom_ray.core.section import ModalityName, Positive, Section
+from blossom_ray.core.section import ModalityName, Positive
 from blossom_ray.data.clients import GivenClients, Origin, check_recordings
 from blossom_ray.data.dataset import SUBJECT, Dataset, LabelColumn
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.gaps import BoolArray, in_torn_clients
 from blossom_ray.data.labels import encode_ids, encode_splits
+from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
 from blossom_ray.data.targets import FloatArray, IntArray, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
@@ -40,7 +41,7 @@ def _each_once(columns: str | tuple[str, ...] | None) -> str | tuple[str, ...] |
     return columns
 
 
-class TableModality(Section):
+class TableModality(Scaling):
     """Where a modality stands in a table, and the shape of a sample."""
 
     column: ColumnNames | None = None
@@ -95,7 +96,7 @@ class TableData(OwnData):
     the held-out set. Default: the column `split` if there is one, else the clients share all rows."""
     standardize: bool = False
     """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
-    together: each feature of a vector, the last dimension of a sequence, the first of an image."""
+    together: `scale: standard` and `over: all` for all of `modalities`."""
 
     _label_columns = field_validator("label_column")(_each_once)
 
