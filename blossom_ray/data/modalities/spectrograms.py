@@ -1,9 +1,11 @@
-"""From a signal to other ones: another rate, the power in mel bands, decibels.
+"""From a signal to another rate, to the power in mel bands, to decibels and MFCC.
 
-Resampling is SciPy's (extra `audio`); the rest needs NumPy alone.
+Resampling and the cosine transform are SciPy's (extra `audio`); the rest needs NumPy alone.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +67,7 @@ def mel_power(signal: DoubleArray, *, rate_hz: int, window: int, fft_size: int, 
     return np.asarray(spectrum @ mel_filters(num_mels, fft_size, rate_hz).T)
 
 
+@lru_cache(maxsize=16)
 def mel_filters(num_mels: int, fft_size: int, rate_hz: int) -> DoubleArray:
     """Triangles over frequency whose corners are equally spaced in mel between 0 and half the rate.
 
@@ -74,8 +77,8 @@ def mel_filters(num_mels: int, fft_size: int, rate_hz: int) -> DoubleArray:
         rate_hz: Samples per second.
 
     Returns:
-        (num_mels, fft_size // 2 + 1) float64, each triangle of height 1. A triangle narrower than the distance of
-        two frequencies may hold none of them, and is all zeros then.
+        (num_mels, fft_size // 2 + 1) float64, read-only, each triangle of height 1. A triangle narrower than the
+        distance of two frequencies may hold none of them, and is all zeros then.
 
     Source: Young et al., The HTK Book, 2006, 5.4: mel = 2595 log10(1 + Hz / 700).
     """
@@ -85,7 +88,9 @@ def mel_filters(num_mels: int, fft_size: int, rate_hz: int) -> DoubleArray:
     lower, middle, upper = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising = (frequencies - lower) / (middle - lower)
     falling = (upper - frequencies) / (upper - middle)
-    return np.asarray(np.maximum(0, np.minimum(rising, falling)))
+    filters = np.maximum(0, np.minimum(rising, falling))
+    filters.setflags(write=False)
+    return np.asarray(filters)
 
 
 def decibels(power: DoubleArray, *, top_db: float = 80) -> npt.NDArray[np.float32]:
@@ -100,3 +105,19 @@ def decibels(power: DoubleArray, *, top_db: float = 80) -> npt.NDArray[np.float3
     """
     level = 10 * np.log10(np.maximum(power, _SMALLEST_POWER))
     return np.asarray(np.maximum(level, level.max() - top_db), np.float32)
+
+
+def cepstrum(levels: npt.NDArray[np.float32], number: int) -> npt.NDArray[np.float32]:
+    """The mel-frequency cepstral coefficients (MFCC) of a spectrogram.
+
+    Args:
+        levels: (bands, frames), in dB.
+        number: Coefficients that are kept, from the first, which is the frame's mean times the root of `bands`.
+
+    Returns:
+        (number, frames) float32: the orthonormal discrete cosine transform of type II of each frame.
+
+    Source: Davis and Mermelstein 1980 (doi:10.1109/TASSP.1980.1163420), in dB as `torchaudio.transforms.MFCC` has it.
+    """
+    fft = module_of_extra("scipy.fft", "MFCC need SciPy", "audio")
+    return np.asarray(fft.dct(levels.astype(np.float64), type=2, norm="ortho", axis=0)[:number], np.float32)
