@@ -57,7 +57,7 @@ def own_encoder(shape: tuple[int, ...]) -> nn.Module:
 
 
 def kinds(union: Any, factory: Any = None) -> list[Any]:
-    """The kinds of a union with the least that a scenario has to say: their kind, and what has no default."""
+    """The kinds of a union with the least that they have to know: their kind, what has no default or is the data's."""
     least = {"every": 2, "factory": factory, "vocabulary": VOCABULARY}
     return [
         section.model_validate(
@@ -68,7 +68,7 @@ def kinds(union: Any, factory: Any = None) -> list[Any]:
 
 
 def _is_required(section: type[Section], key: str) -> bool:
-    return key != "kind" and section.model_fields[key].is_required()
+    return key == "vocabulary" or (key != "kind" and section.model_fields[key].is_required())
 
 
 def name(value: Any) -> str | None:

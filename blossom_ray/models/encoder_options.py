@@ -165,8 +165,9 @@ class EmbeddingEncoder(_Encoder):
     num_axes: ClassVar[int | None] = 1
 
     kind: Literal["embedding"]
-    vocabulary: Annotated[Positive, Field(le=2**24)]
-    """How many numbers of tokens there are, with that of padding: samples are float32, exact up to 2^24."""
+    vocabulary: Annotated[Positive, Field(le=2**24)] | None = None
+    """How many numbers of tokens there are, with that of padding: samples are float32, exact up to 2^24. null: as many
+    as the text of this name has in `data.modalities`; the scenario of a run says how many that are."""
     width: Positive = 64
     """Width of a token's vector."""
     pooling: Literal["mean", "max", "gru"] = "mean"
@@ -183,9 +184,10 @@ class EmbeddingEncoder(_Encoder):
     def _module(self, _: Shape) -> partial[Any]:
         from blossom_ray.models.encoders import TokenBag, TokenGru
 
+        table: tuple[Any, ...] = (self.vocabulary, self.width)  # whose size is known before anything is built
         if self.pooling == "gru":
-            return partial(TokenGru, self.vocabulary, self.width, dropout=self.dropout, dim=self.dim)
-        return partial(TokenBag, self.vocabulary, self.width, pooling=self.pooling, dropout=self.dropout, dim=self.dim)
+            return partial(TokenGru, *table, dropout=self.dropout, dim=self.dim)
+        return partial(TokenBag, *table, pooling=self.pooling, dropout=self.dropout, dim=self.dim)
 
 
 class Conv2dEncoder(_Convolutions):

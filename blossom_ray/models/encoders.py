@@ -182,12 +182,12 @@ class TokenGru(RowWise):
         return embeddings_BE
 
 
-def token_problem(pieces: Iterable[np.ndarray], vocabulary: int) -> str | None:
+def token_problem(pieces: Iterable[np.ndarray], vocabulary: int | None) -> str | None:
     """What keeps values from being numbers of tokens, 0 to `vocabulary` - 1, and what is expected; None: nothing.
 
     Args:
         pieces: The samples, some rows (n, T) at a time.
-        vocabulary: How many numbers there are.
+        vocabulary: How many numbers there are; None: nobody knows, which is a problem, too.
     """
     num_rows, largest = 0, 0
     for numbers in pieces:
@@ -197,8 +197,9 @@ def token_problem(pieces: Iterable[np.ndarray], vocabulary: int) -> str | None:
             found = f"has {numbers[row][~is_whole[row]][0]:g} in row {num_rows + row:,}"
             return f"{found}; expected whole numbers of tokens, 0 for padding"
         num_rows, largest = num_rows + len(numbers), max(largest, int(numbers.max(initial=0)))
-    if largest >= vocabulary:
-        return f"has the token {largest:,}, while vocabulary is {vocabulary:,}; expected at least {largest + 1:,}"
+    if vocabulary is None or largest >= vocabulary:
+        known = "null" if vocabulary is None else f"{vocabulary:,}"
+        return f"has the token {largest:,}, while vocabulary is {known}; expected at least {largest + 1:,}"
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from pydantic import Field
 from blossom_ray.core.blocks import FUSION, HEAD, Block
 from blossom_ray.core.section import ModalityName, Section
 from blossom_ray.models.block_options import Shape, Weights
-from blossom_ray.models.encoder_options import Encoder
+from blossom_ray.models.encoder_options import EmbeddingEncoder, Encoder
 from blossom_ray.models.fusion_options import AttentionFusion, Fusion, Head, MlpHead
 
 MissingRule = Literal["mask", "zero-embedding", "zero-input", "prototype"]
@@ -47,6 +47,20 @@ class Model(Section):
     def frozen_blocks(self) -> tuple[Block, ...]:
         """Blocks whose pretrained values stay as they are."""
         return tuple(block for block, weights in self.pretrained.items() if weights.frozen)
+
+    def with_vocabularies(self, known: Callable[[str], int | None]) -> Model:
+        """The section with how many numbers of tokens there are, for those encoders that leave it to the data.
+
+        Args:
+            known: From a modality to its number of them; None where the data do not say.
+        """
+        encoders = {
+            name: section.model_copy(update={"vocabulary": known(name)})
+            if isinstance(section, EmbeddingEncoder) and section.vocabulary is None
+            else section
+            for name, section in self.encoders.items()
+        }
+        return self.model_copy(update={"encoders": encoders})
 
     def embedding_dims(self, input_shapes: Mapping[str, Shape]) -> dict[str, int]:
         """Width of the embedding of each of these modalities, sorted; own encoders are built and tried to find out.

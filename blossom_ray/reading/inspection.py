@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from blossom_ray.core.factories import factory_problems
 from blossom_ray.core.locations import is_uri
+from blossom_ray.core.phrases import listed
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.core.section import plain_tree
 from blossom_ray.data.division.options import ClientGroup
 from blossom_ray.data.federated import FederatedDataset, federated_datasets
 from blossom_ray.data.options import Examination, examine_federation
+from blossom_ray.data.sets.base import OwnData
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.models.weights import with_sums
 from blossom_ray.reading.scenario import Inspection, Scenario, inspect_scenario
@@ -125,9 +128,21 @@ class Inspector:
 
 
 def _settled(scenario: Scenario, groups: tuple[ClientGroup, ...]) -> Scenario:
-    """The scenario with the groups that the data give, if they do, and the checksums of files of weights."""
+    """The scenario with what it leaves to others: groups of clients, checksums of files, numbers of tokens."""
     scenario = scenario.with_clients(groups) if groups else scenario
-    return scenario.model_copy(update={"model": with_sums(scenario.model)}) if scenario.model.pretrained else scenario
+    model = with_sums(scenario.model).with_vocabularies(partial(_num_tokens, scenario))
+    return scenario if model == scenario.model else scenario.model_copy(update={"model": model})
+
+
+def _num_tokens(scenario: Scenario, modality: str) -> int | None:
+    """How many numbers of tokens a modality has; None where no data set says it."""
+    own = [data.num_tokens(modality) for data in scenario.data_sets.values() if isinstance(data, OwnData)]
+    given = sorted({number for number in own if number is not None})
+    if len(given) > 1:
+        found = f"is null, while data sets have {listed(given)} numbers of tokens"
+        expected = "one number, at least as large as all of them"
+        raise ScenarioError((Problem(f"model.encoders.{modality}.vocabulary", found, expected),))
+    return next(iter(given), None)
 
 
 def _key(whole: FederatedDataset) -> str:

@@ -28,14 +28,13 @@ from blossom_ray.data.division.scaling import scaled, scales_of
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.shards import ShardIndex, write_held_out, write_shards
+from blossom_ray.data.stored import slices
 from blossom_ray.data.summary import ObservedRows, deviations, observed_rows
 from blossom_ray.data.targets import IntArray
 from blossom_ray.errors import InputError
 from blossom_ray.models.encoder_options import EmbeddingEncoder
 from blossom_ray.models.options import Model
 from blossom_ray.reading.scenario import Scenario
-
-_ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -315,9 +314,8 @@ def _check_tokens(model: Model, dataset: Dataset) -> None:
         if isinstance(encoder, EmbeddingEncoder) and name in dataset.inputs:
             for part in filter(None, (dataset, dataset.held_out)):
                 values = part.inputs[name]
-                starts = range(0, len(values), _ROWS_AT_ONCE)
                 # NaN stands where a client does not own the modality.
-                pieces = (np.nan_to_num(values[start : start + _ROWS_AT_ONCE]) for start in starts)
+                pieces = (np.nan_to_num(values[rows]) for rows in slices(values))
                 if (problem := token_problem(pieces, encoder.vocabulary)) is not None:
                     raise InputError(f"model.encoders.{name}: {name} {problem}")
 

@@ -159,7 +159,7 @@ def _samples(scenario: Scenario, size: int) -> Dataset:
     def drawn(name: str) -> Any:
         encoder, shape = scenario.model.encoders[name], (size, *shapes[name])
         if isinstance(encoder, EmbeddingEncoder):
-            return draw.integers(encoder.vocabulary, size=shape)
+            return draw.integers(encoder.vocabulary or 1, size=shape)
         return draw.standard_normal(shape)
 
     if scenario.tasks is not None:

@@ -131,6 +131,13 @@ def scenario(**changes: Any) -> Scenario:
     )
 
 
+def test_a_vocabulary_that_nobody_knows_is_said_with_the_least_that_it_can_be() -> None:
+    data = from_arrays({"caption": np.arange(60).reshape(20, 3) % 6}, [0, 1] * 10)
+    nobody = scenario(model={"encoders": {"caption": {"kind": "embedding"}}})
+    with pytest.raises(InputError, match="caption has the token 5, while vocabulary is null; expected at least 6"):
+        simulate(nobody, data=data)
+
+
 def test_no_transform_of_tokens() -> None:
     sections = dict(scenario(training={"transform": {"caption": {"kind": "noise"}}}))
     (found,) = cross_problems(sections)

@@ -23,6 +23,7 @@ from blossom_ray.data.division.options import DirichletPartition, Division
 from blossom_ray.data.files.archives import LARGEST_TABLE_BYTES, Archive, open_archive
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.modalities.base import Scaling
+from blossom_ray.data.modalities.text import TextModality
 from blossom_ray.data.targets import FloatArray, IntArray, Targets
 from blossom_ray.errors import DataError, InputError
 
@@ -257,6 +258,15 @@ class OwnData(DataSection):
             if not section.are_amounts:
                 found = f"is true, while the numbers of words of {name} are no amounts"
                 yield Finding("standardize", found, "false, and scale in the modalities that are to be scaled")
+
+    def num_tokens(self, modality: str, /) -> int | None:
+        """How many numbers of tokens a modality has, with that of padding; None where it is no text of the section's.
+
+        Raises:
+            DataError: Its tokenizer cannot be read.
+        """
+        own = (self.modalities or {}).get(modality)
+        return own.num_tokens() if isinstance(own, TextModality) else None
 
 
 def check_content(
