@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Self
 
@@ -112,6 +112,24 @@ def encode_classes(values: RowValues, class_names: Sequence[str] | None = None) 
     values.check_each([value in numbers for value in classes], expected)
     labels = np.array([numbers[value] for value in classes], np.int64)[values.codes]
     return _with_unknown(labels, tuple(class_names), is_known)
+
+
+def encode_named_classes(values: RowValues, names: Sequence[str]) -> Encoded:
+    """As `encode_classes`, of numbers that count names from 0, -1 for none, as Hugging Face's `ClassLabel` has it.
+
+    Classes are those that occur, as without names.
+
+    Raises:
+        DataError: A value is neither such a number nor text, or all are null or -1.
+    """
+    classes = values.text_or_whole(_CLASSES)
+    if any(isinstance(value, str) for value in classes):
+        return encode_classes(values)
+    values.check_each([-1 <= value < len(names) for value in classes], f"-1, or 0 to {len(names) - 1}, a ClassLabel")
+    is_none = np.array([*(value == -1 for value in classes), False])[values.codes]
+    known = replace(values, codes=np.where(is_none, -1, values.codes)).of()
+    labels, found, is_known = encode_classes(known)
+    return labels, tuple(names[int(number)] for number in found), is_known
 
 
 def encode_sets(
@@ -235,6 +253,7 @@ def encode_splits(values: RowValues, *, has_clients: bool) -> IntArray:
         row = int(wrong.argmax())
         value = values.distinct[values.codes[row]] if values.codes[row] >= 0 else None
         hint = " (and 'validation' with data.partition: {kind: given})" if value == "validation" else ""
+        hint += "; data.split_names says what other names mean" if isinstance(value, str) else ""
         raise DataError(f"{values.place(row)} {shown(value)}; expected {' or '.join(map(repr, numbers))}{hint}")
     return np.array([numbers[value] for value in values.distinct], np.int64)[values.codes]
 

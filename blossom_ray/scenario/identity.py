@@ -20,6 +20,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("evaluation", "per_class"): "final",
     ("data", "client_column"): None,
     ("data", "recording_column"): None,
+    ("data", "split_names"): {},
     ("data", "standardize"): False,
     ("evaluation", "split"): "test",
     ("evaluation", "unseen"): {"start": "initial"},

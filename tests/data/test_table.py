@@ -681,7 +681,7 @@ def leave_twice(folder: Path) -> None:
         (leave_dangling_link, "b is a link to 'nowhere', where no file is; expected a Parquet"),
         (leave_link_to_itself, "b.arrow"),
         (leave_folder, "has the file label=1/part=2/rows.parquet in a folder below; expected all files in the folder"),
-        (leave_link_to_folder, "has the file b/more in a folder below"),
+        (leave_link_to_folder, "b/more is a link to a folder; expected the folder itself"),
         (leave_delta_log, "has the file _delta_log/0.checkpoint.parquet in a folder below"),
         (leave_hidden, ".b.parquet has rows, and the name of a hidden file, a copy or a part; expected it elsewhere"),
         (leave_copy, "a.parquet~ has rows, and the name of a hidden file, a copy or a part"),

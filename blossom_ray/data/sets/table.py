@@ -25,6 +25,7 @@ from blossom_ray.data.gaps import BoolArray, in_torn_clients
 from blossom_ray.data.labels import encode_ids, encode_splits
 from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
+from blossom_ray.data.table.places import FILE_SPLIT
 from blossom_ray.data.targets import FloatArray, IntArray, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
 
@@ -56,24 +57,28 @@ class TableModality(Scaling):
 
 
 class TableData(OwnData):
-    """Own data: a Parquet, Arrow or Feather file, or a folder of them, with a row per sample.
+    """Own data with a row per sample.
+
+    They are a file of Parquet, Arrow (Feather), CSV, JSON lines or .npz, a folder of them, one of pictures, sounds and
+    texts, or one that Hugging Face's `save_to_disk` wrote.
 
     A modality is a column of fixed-shape tensors, of lists (nested lists) of numbers that are equally long in all
     rows, or of plain numbers.
     """
 
     facts: ClassVar = DatasetFacts(
-        title="Own data: a Parquet, Arrow or Feather file, or a folder of them",
+        title="Own data: a table, or a folder of files",
         holds="a row per sample",
         classes="as the column of labels says",
         tasks=TASKS,
         held_out="the rows whose column split says test",
-        download="a Parquet, Arrow or Feather file, or a folder of them",
+        download="a file of Parquet, Arrow (Feather), CSV, JSON lines or .npz, a folder of them (also in folders "
+        "key=value or of splits), one that save_to_disk wrote, or class/name.png with .wav, .txt, metadata.csv",
     )
 
     dataset: Literal["table"]
     path: str
-    """The file, or a folder: all its files are read, in the order of names. Relative to the working directory."""
+    """The file, or a folder: all its files are read, in the order of paths. Relative to the working directory."""
     modalities: dict[ModalityName, TableModality] = Field(default_factory=dict)
     """Modality by name, where its column has another name or needs a shape."""
     label_column: ColumnNames = "label"
@@ -93,7 +98,11 @@ class TableData(OwnData):
     split_column: str | None = None
     """`train`: a row that the clients share. `test` or `held-out`: one of the held-out global test set. With
     `data.partition: {kind: given}`, `train`, `validation` and `test` are the client's own splits, and `held-out` is
-    the held-out set. Default: the column `split` if there is one, else the clients share all rows."""
+    the held-out set. Default: the column `split` if there is one, else the clients share all rows. `file_split` is
+    what the names of Parquet and Arrow files in one folder say, such as `train-0.parquet`."""
+    split_names: dict[str, Literal["train", "validation", "test", "held-out"]] = Field(default_factory=dict)
+    """What other values of the column of splits mean, such as `{validation: train}` where clients have no splits of
+    their own."""
     standardize: bool = False
     """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
     together: `scale: standard` and `over: all` for all of `modalities`."""
@@ -172,7 +181,7 @@ class Table:
             splits=None if given is None else given.splits,
             client_names=() if given is None else given.names,
             subject_names=targets.subject_names,
-            notes=(*self._unused_columns(), *self._torn),
+            notes=(*self.rows.unread, *self._unused_columns(), *self._torn),
             observed=targets.observed,
         )
 
@@ -245,7 +254,9 @@ class Table:
         column = self.rows.optional_column(self.spec.split_column, "split")
         if column is None:
             return np.zeros(self.rows.num_rows, np.int64)
-        splits = encode_splits(self.rows.values(column), has_clients=self._is_given)
+        values = self.rows.values(column)
+        distinct = [self.spec.split_names.get(value, value) for value in values.distinct]
+        splits = encode_splits(replace(values, distinct=distinct), has_clients=self._is_given)
         if (splits < 0).all():
             raise DataError(f"{self.rows.path}, column {column!r} says 'train' in no row; expected it in some")
         return splits
@@ -310,6 +321,11 @@ class Table:
             yield (
                 f"column 'client' is not used, since data.partition.kind is {spec.partition.kind!r}; with "
                 "data.partition: {kind: given} its rows are those of one client"
+            )
+        if self.rows.optional_column(spec.split_column, "split") is None and FILE_SPLIT in columns:
+            yield (
+                f"the names of files say which rows are of which split, and clients share them all; "
+                f"data.split_column: {FILE_SPLIT} goes by them"
             )
         if self._recording_column is None and "recording" in columns and "recording" not in used:
             yield (

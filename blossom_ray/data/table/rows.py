@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -18,8 +18,17 @@ from pydantic import ValidationError
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place
 from blossom_ray.data.gaps import BoolArray
-from blossom_ray.data.labels import Encoded, RowValues, encode_classes, encode_numbers, encode_sets
-from blossom_ray.data.table.columns import ColumnFile, is_text, open_column_files
+from blossom_ray.data.labels import (
+    Encoded,
+    RowValues,
+    encode_classes,
+    encode_named_classes,
+    encode_numbers,
+    encode_sets,
+)
+from blossom_ray.data.table.columns import ColumnFile, is_text
+from blossom_ray.data.table.hugging_face import class_labels, features_of
+from blossom_ray.data.table.opening import open_column_files
 from blossom_ray.data.table.tensor_columns import (
     check_numeric,
     chosen_rows,
@@ -53,13 +62,15 @@ class TableRows:
 
     Attributes:
         files: The files, in order.
+        unread: Words for what lies beside them and is not read.
 
     Raises:
         DataError: A file cannot be read, or there are no rows.
     """
 
     def __init__(self, path: str) -> None:
-        self.path, self.files = path, open_column_files(path)
+        self.path = path
+        self.files, self.unread = open_column_files(path)
         if not self.num_rows:
             raise DataError(f"{path} has no rows; expected a row per sample")
 
@@ -83,6 +94,11 @@ class TableRows:
         except ValidationError as error:
             name = self.files[0].name
             raise DataError(f"{name} has damaged notes; expected a file as write_table has written it") from error
+
+    @cached_property
+    def features(self) -> Mapping[str, Any]:
+        """What Hugging Face's `datasets` has noted of columns, such as `{"_type": "Image"}`; none where it has not."""
+        return features_of(self.files[0].metadata)
 
     def optional_column(self, named: str | None, default: str) -> str | None:
         """A column that need not be there, unless it is named or another file has it."""
@@ -184,12 +200,27 @@ class TableRows:
             values = self.values(first)
             # A table's truth values are the classes 0 and 1.
             distinct = [int(value) if isinstance(value, bool) else value for value in values.distinct]
-            return encode_classes(replace(values, distinct=distinct), class_names)
-        if task == "multilabel" and len(columns) == 1 and all(_is_text_list(file.types[first]) for file in self.files):
-            return encode_sets(_name_lists(self.files, first), place, class_names)
+            values = replace(values, distinct=distinct)
+            if class_names is None and (own := self._class_labels(first)):
+                return encode_named_classes(values, own)
+            return encode_classes(values, class_names)
+        if task == "multilabel" and len(columns) == 1:
+            own = self._class_labels(first)
+            if own or all(_is_text_list(file.types[first]) for file in self.files):
+                return encode_sets(_name_lists(self.files, first, own), place, class_names or own)
         found = [_numbers(self.files, column) for column in columns]
         numbers, known = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
         return encode_numbers(numbers, place, task, class_names, columns, known)
+
+    def _class_labels(self, column: str) -> tuple[str, ...] | None:
+        """The names of the classes that numbers in a column stand for, where all files say the same ones."""
+        found = {class_labels(features_of(file.metadata).get(column)) for file in self.files}
+        if len(found) > 1:
+            raise DataError(
+                f"{self.path}, column {column!r} has other names of classes (ClassLabel) in some files than in others; "
+                f"expected the same ones, or data.class_names"
+            )
+        return found.pop()
 
     def whole_numbers(self, column: str) -> IntArray:
         """The numbers of a column that `write_table` has written, -1 for null."""
@@ -263,16 +294,23 @@ def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Pl
     return values.reshape(len(values), *shape)
 
 
-def _name_lists(files: Sequence[ColumnFile], column: str) -> list[list[str] | None]:
+def _name_lists(files: Sequence[ColumnFile], column: str, names: Sequence[str] | None) -> list[list[str] | None]:
+    """The names of classes that lists hold, or whose numbers they hold where numbers count names."""
     found: list[list[str] | None] = []
     known: dict[str, str] = {}
     for file in files:
         for first_row, batch in file.batches([column]):
             place = place_of(file.name, column, first_row)
-            for row, names in enumerate(batch[column].to_pylist()):
-                if names is not None and None in names:
+            for row, own in enumerate(batch[column].to_pylist()):
+                if own is not None and None in own:
                     raise DataError(f"{place(row)} holds a null; expected names of classes")
-                found.append(None if names is None else [known.setdefault(name, name) for name in names])
+                if own is not None and names is not None:
+                    if wrong := [
+                        number for number in own if not (isinstance(number, int) and 0 <= number < len(names))
+                    ]:
+                        raise DataError(f"{place(row)} has {wrong[0]!r}; expected 0 to {len(names) - 1}, a ClassLabel")
+                    own = [names[number] for number in own]
+                found.append(None if own is None else [known.setdefault(name, name) for name in own])
     return found
 
 
