@@ -17,7 +17,7 @@ from blossom_ray.clients.job import NO_AFFINE, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import Trainer, one_thread, seeded_dropout
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlocks
-from blossom_ray.clients.samples import cut, gathered, kept_modalities
+from blossom_ray.clients.samples import cut, gathered, kept_modalities, read_only_tensor
 from blossom_ray.clients.transforms import transformed
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import ClientProfile
@@ -26,7 +26,8 @@ from blossom_ray.core.records import ClientTraining, TaskTraining
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import PartialSum
 from blossom_ray.data.shards import Samples, ShardIndex, ShardReader
-from blossom_ray.data.targets import Labels
+from blossom_ray.data.stored import StoredRows
+from blossom_ray.data.targets import FloatArray, Labels
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, RunError, shown_error
 
 
@@ -137,14 +138,14 @@ class CentralModel:
 
     @cached_property
     def _pools(self) -> list[_Pool]:
-        """The training samples of all clients, by modality set and tasks, copied into memory once."""
+        """The training samples of all clients, by modality set and tasks, brought together once."""
         with ShardReader(self._shards) as shards:
             pools: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Samples]] = {}
             for profile in self._profiles.values():
                 pools.setdefault((profile.modalities, profile.tasks), []).append(shards.shard(profile.index).train())
             return [
                 _Pool(
-                    {name: torch.from_numpy(np.concatenate([part.inputs[name] for part in parts])) for name in owned},
+                    {name: _together([part.inputs[name] for part in parts]) for name in owned},
                     torch.from_numpy(self._labels(np.concatenate([part.labels for part in parts]), tasks)),
                     {
                         name: torch.from_numpy(
@@ -193,6 +194,11 @@ class _Pool:
     inputs: dict[str, Tensor]
     targets: Tensor
     observed: dict[str, Tensor]
+
+
+def _together(parts: Sequence[FloatArray]) -> Tensor:
+    """The samples of several clients, one after the other; on disk where they are many."""
+    return read_only_tensor(StoredRows(parts, np.arange(sum(map(len, parts)))).in_one_piece())
 
 
 def _batches(pools: Sequence[_Pool], section: Training, draw: np.random.Generator) -> list[tuple[_Pool, Tensor]]:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -29,7 +28,7 @@ from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.division.labelling import column_of, is_partial
 from blossom_ray.data.gaps import BoolArray
-from blossom_ray.data.stored import BYTES_AT_ONCE, Rows, Scale, StoredRows, slices
+from blossom_ray.data.stored import Rows, Scale, StoredRows
 from blossom_ray.data.targets import FloatArray, IntArray, Labels
 from blossom_ray.errors import DataError, RunFolderError
 
@@ -156,7 +155,7 @@ def write_shards(
     name: str = "",
     scales: Mapping[str, Mapping[int, Scale]] = MappingProxyType({}),
 ) -> ShardIndex:
-    """Write every client's samples, of which `BYTES_AT_ONCE` are in memory besides what is there of the data set.
+    """Write every client's samples; of those that the data set has on disk a little is in memory at once.
 
     Args:
         dataset: With the modalities of all clients, and in `label_columns` the labels of each task by its name.
@@ -353,7 +352,7 @@ class ShardReader:
         for key, number in _of(client, self._scales):
             scale = Scale(*self._array(_scale_name(key), number))
             own = _samples(inputs[key], slice(None), observed.get(key), scale)
-            inputs[key] = _in_one_piece(own, self._index.folder if self._buffers is None else None)
+            inputs[key] = own.in_one_piece(self._index.folder if self._buffers is None else None)
         return Shard(
             inputs={_modality(key): values for key, values in inputs.items()},
             labels=self._array(labels, 0),
@@ -468,22 +467,12 @@ def _write(path: Path, like: _Batch, batches: Iterable[_Batch]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(_file(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for rows in batches:
-                flat = pa.array(_in_one_piece(rows, path.parent).reshape(-1))
+                piece = rows.in_one_piece(path.parent) if isinstance(rows, StoredRows) else np.ascontiguousarray(rows)
+                flat = pa.array(piece.reshape(-1))
                 column = pa.FixedSizeListArray.from_arrays(flat, type=row.type)
                 writer.write_batch(pa.record_batch([column], schema=schema))
     except OSError as error:
         raise RunFolderError(f"{_file(path)} cannot be written: {error}") from error
-
-
-def _in_one_piece(rows: _Batch, folder: Path | None) -> npt.NDArray[Any]:
-    """All rows as they lie one after the other: in memory, and stored ones that are many on disk, until nobody asks."""
-    if isinstance(rows, np.ndarray) or rows.nbytes <= BYTES_AT_ONCE:
-        return np.ascontiguousarray(rows[:])
-    with TemporaryFile(dir=folder) as file:
-        for some in slices(rows):
-            file.write(rows[some].data)
-        file.flush()
-        return np.memmap(file, rows.dtype, mode="r", shape=rows.shape)
 
 
 def _copy_batches(path: Path, numbers: IntArray) -> ByteArray:

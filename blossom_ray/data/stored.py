@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -100,6 +102,20 @@ class StoredRows:
     def without(self, missing: _BoolArray, fill: float) -> StoredRows:
         """The same, of which some rows (N,) have no sample; these and those that had none become `fill`."""
         return replace(self, rows=np.where(missing, -1, self.rows), fill=fill)
+
+    def in_one_piece(self, folder: Path | None = None) -> npt.NDArray[np.float32]:
+        """All rows as one array: in memory, or where they are more than `BYTES_AT_ONCE` a map of a file.
+
+        Args:
+            folder: Where the file is made; it is gone with the array. None: where temporary files are.
+        """
+        if self.nbytes <= BYTES_AT_ONCE:
+            return self[:]
+        with TemporaryFile(dir=folder) as file:
+            for rows in slices(self):
+                file.write(self[rows].data)
+            file.flush()
+            return np.memmap(file, self.dtype, mode="r", shape=self.shape)
 
     @cached_property
     def first_not_finite(self) -> int | None:

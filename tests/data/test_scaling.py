@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from blossom_ray.data.division.scaling import scaled, scales_of
 from blossom_ray.data.division.split import Split
 from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.modalities.text import TextModality
-from blossom_ray.data.shards import ShardReader, write_shards
+from blossom_ray.data.shards import ShardReader, write_held_out, write_shards
 from blossom_ray.data.stored import StoredRows
 from blossom_ray.errors import InputError, ScenarioError
 from blossom_ray.runs.session import check_runnable
@@ -113,6 +114,28 @@ def test_each_client_by_its_own_rows_by_hand() -> None:
         # Mean 2 and 20, deviation 1 and 10; the second channel is constant in the training rows of the first client.
         assert shards("standard", Path(folder)) == [[[-1, 0], [1, 0], [3, -7]], [[-1, -1], [1, 1], [3, -1]]]
         assert shards("minmax", Path(folder)) == [[[0, 0], [1, 0], [2, -7]], [[0, 0], [1, 1], [2, 0]]]
+
+
+def test_a_client_of_the_held_out_part_has_a_scale_of_its_own_and_counts_in_no_other() -> None:
+    values = np.array([[1], [3], [9], [100], [140], [180]], np.float32)
+    held_out = Dataset({"a": values[3:]}, np.zeros(3, np.int64), ("x",))
+    dataset = Dataset({"a": values[:3]}, np.zeros(3, np.int64), ("x",), held_out=held_out)
+    # Rows of the held-out part are counted on from those of the data set.
+    federation = replace(federation_of(([0, 1], [], [2]), ([3, 4], [], [5])), num_unseen=1, num_held_out=1)
+    profiles = [ClientProfile(0, ("a",)), ClientProfile(1, ("a",), is_unseen=True)]
+    own, pooled = (
+        scales_of(dataset, federation, profiles, lambda _, over=over: Scaling(scale="standard", over=over))
+        for over in ("client", "all")
+    )
+    assert [[float(number[0]) for number in own.by_client["a"][client]] for client in (0, 1)] == [[2, 1], [120, 20]]
+    assert [float(number[0]) for number in pooled.pooled["a"]] == [2, 1]
+    with tempfile.TemporaryDirectory() as folder:
+        index = write_shards(dataset, federation, profiles, Path(folder), scales=own.by_client)
+        write_held_out([held_out], Path(folder))
+        with ShardReader(index) as reader:
+            assert reader.shard(1).inputs["a"].ravel().tolist() == [-1, 1, 3]
+            seen = [reader.held_out(client) for client in (0, 1)]
+    assert [each.inputs["a"].ravel().tolist() for each in seen if each is not None] == [[98, 138, 178], [-1, 1, 3]]
 
 
 KINDS = [("standard", "client"), ("minmax", "client"), ("standard", "all"), ("minmax", "all")]

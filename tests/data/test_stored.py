@@ -14,8 +14,10 @@ from blossom_ray import Dataset, write_table
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data import stored
 from blossom_ray.data.division.federation import Federation
+from blossom_ray.data.division.scaling import scales_of
 from blossom_ray.data.division.split import Split
 from blossom_ray.data.gaps import fill_gaps
+from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.shards import ShardReader, pack, write_held_out, write_shards
 from blossom_ray.data.stored import StoredRows, slices
 from blossom_ray.data.summary import deviations, summarise
@@ -29,7 +31,6 @@ ROWS = np.array([5, 0, -1, 2, 2], np.int64)
 def two_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Of samples of six numbers."""
     monkeypatch.setattr(stored, "BYTES_AT_ONCE", 48)
-    monkeypatch.setattr("blossom_ray.data.shards.BYTES_AT_ONCE", 48)
     return
 
 
@@ -173,19 +174,29 @@ def test_shards_are_the_same_files(two_rows_at_once: None, tmp_path: Path) -> No
 
 
 def test_a_set_larger_than_what_is_in_memory_at_once_goes_to_shards(tmp_path: Path) -> None:
-    # 200 MB as float32, kept as 50 MB of bytes on disk, all of one client.
+    # 200 MB as float32, kept as 50 MB of bytes on disk, most of one client.
     kept = np.memmap(tmp_path / "kept", np.uint8, "w+", shape=(1000, 50_000))
     kept[:] = np.arange(1000, dtype=np.uint8)[:, np.newaxis]
     rows = StoredRows([kept], np.arange(1000)[::-1], 1 / 255)
+    held_out = Dataset({"a": rows}, np.zeros(1000, np.int64), ("x",))
     tracemalloc.start()
     try:
-        dataset = Dataset({"a": rows}, np.zeros(1000, np.int64), ("x",), held_out=None)
+        dataset = Dataset({"a": rows}, np.zeros(1000, np.int64), ("x",), held_out=held_out)
         dataset.fingerprint()
         federation = Federation.of([Split(np.arange(900), np.arange(0), np.arange(900, 1000))])
-        index = write_shards(dataset, federation, [ClientProfile(0, ("a",))], tmp_path)
+        profiles = [ClientProfile(0, ("a",))]
+        scales = scales_of(dataset, federation, profiles, lambda _: Scaling(scale="minmax")).by_client
+        index = write_shards(dataset, federation, profiles, tmp_path, scales=scales)
+        write_held_out([held_out], tmp_path)
+        with ShardReader(index) as reader:
+            seen = reader.held_out(0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 4 * stored.BYTES_AT_ONCE
+    assert peak < 6 * stored.BYTES_AT_ONCE
     with ShardReader(index) as reader:
-        np.testing.assert_array_equal(reader.shard(0).inputs["a"][[0, 999]], rows[np.array([0, 999])])
+        low, size = (numbers.astype(np.float64) for numbers in scales["a"][0])
+        expected = ((rows[np.array([0, 999])] - low) / size).astype(np.float32)
+        np.testing.assert_array_equal(reader.shard(0).inputs["a"][[0, 999]], expected)
+        assert seen is not None
+        np.testing.assert_array_equal(seen.inputs["a"][[0, 999]], expected)
