@@ -166,10 +166,11 @@ def _keys_below(path: str, hint: Hint, value: Any, meaning: str) -> Iterator[tup
 
     if hint.kinds:
         key = str(hint.discriminator)
-        kind = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
+        kind = value.get(key, hint.default_kind) if isinstance(value, Mapping) else getattr(value, key, None)
         yield f"{path}.{key}", (tuple(hint.kinds), meaning)
         if kind in hint.kinds:
-            yield from _keys_below(path, Hint(hint.kinds[kind]), value, meaning)
+            own = _keys_below(path, Hint(hint.kinds[kind]), value, meaning)
+            yield from (entry for entry in own if entry[0] != f"{path}.{key}")
     elif hint.section is not None:
         for name, field in hint.section.model_fields.items():
             is_required = field.is_required()

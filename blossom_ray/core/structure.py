@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import Discriminator
 from pydantic.fields import FieldInfo
 
 from blossom_ray.core.section import Section
@@ -43,6 +44,8 @@ class Hint:
             if isinstance(note, FieldInfo):
                 metadata += note.metadata
                 discriminator = discriminator or _text(note.discriminator)
+            elif isinstance(note, Discriminator):  # a function, where a value need not name its kind
+                discriminator = "kind"
             else:
                 metadata.append(note)
         return cls(base, tuple(metadata), discriminator)
@@ -82,6 +85,12 @@ class Hint:
         }
 
     @property
+    def default_kind(self) -> str | None:
+        """The kind of a value that names none; None where it must."""
+        key = str(self.discriminator)
+        return next((kind for kind, section in self.kinds.items() if not section.model_fields[key].is_required()), None)
+
+    @property
     def key(self) -> Hint | None:
         """The keys of a map, or None where this is no map."""
         return Hint.of(get_args(self.type)[0]) if get_origin(self.type) is dict else None
@@ -115,7 +124,7 @@ class Hint:
         """This hint, or for a union by discriminator the member that `value` chooses (None: no such member)."""
         if self.discriminator is None:
             return self
-        kind = value.get(self.discriminator) if isinstance(value, Mapping) else None
+        kind = value.get(self.discriminator, self.default_kind) if isinstance(value, Mapping) else None
         section = self.kinds.get(kind) if isinstance(kind, str) else None
         return None if section is None else Hint(section)
 

@@ -28,7 +28,7 @@ from blossom_ray.data.targets import IntArray, Labels, Pieces, Targets, targets_
 from blossom_ray.errors import DataError
 from blossom_ray.text import is_unicode
 
-_MOST_EXAMPLES = 3
+MOST_EXAMPLES = 3
 _NOT_FINITE, _NOT_ZERO = "a value is not finite", "a value is not 0, while observed says that there is none"
 
 
@@ -53,7 +53,7 @@ class LeftOut:
 
 def left_out(what: str, names: Sequence[str]) -> tuple[LeftOut, ...]:
     """One entry for what has these names, or none where there are no names."""
-    return (LeftOut(what, len(names), tuple(names[:_MOST_EXAMPLES])),) if names else ()
+    return (LeftOut(what, len(names), tuple(names[:MOST_EXAMPLES])),) if names else ()
 
 
 @dataclass(frozen=True)

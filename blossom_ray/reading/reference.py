@@ -74,7 +74,8 @@ def _choice(hint: Hint) -> Iterator[str]:
     key = str(hint.discriminator)
     kinds = hint.kinds
     shared = [name for name in next(iter(kinds.values())).model_fields if _is_shared(name, kinds)]
-    yield f"`{key}` (required) is one of {listed(f'`{kind}`' for kind in kinds)}.\n"
+    when = "required" if hint.default_kind is None else f"default `{hint.default_kind}`"
+    yield f"`{key}` ({when}) is one of {listed(f'`{kind}`' for kind in kinds)}.\n"
     if shared:
         yield f"Keys whatever the `{key}`:\n"
         yield _table(next(iter(kinds.values())), shared)
@@ -125,7 +126,7 @@ def _accepts(hint: Hint) -> str:
     if hint.item is not None and hint.item.section is not None:
         return "a list of sections, at least one" if hint.key is None else "a section by name"
     if hint.item is not None and hint.item.kinds:
-        return "a section by name, at least one"
+        return "a section by name" + (", at least one" if hint.constraint("min_length") else "")
     return "`module:attribute`" if is_factory(hint) else accepted(hint)
 
 

@@ -31,8 +31,9 @@ from blossom_ray.data.division.labelling import known_labels, without_unlabelled
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.scaling import as_numbers, scales_of
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
+from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.sets.base import DataSection, OwnData
-from blossom_ray.data.sets.table import TableData, TableModality
+from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.summary import ObservedRows
 from blossom_ray.errors import DataError, InputError, RunFolderError
 from blossom_ray.models import encoders, fusion, predict, standalone
@@ -277,11 +278,11 @@ def _modalities(
     tables = section.modalities if isinstance(section, TableData) else {}
     found = {}
     for name in profile.modalities:
-        own = tables.get(name, TableModality())
+        own = tables.get(name, NumbersModality())
         column = own.column or name
         found[name] = {
             "columns": [column] if isinstance(column, str) else [*column],
-            "nan": own.nan,
+            "nan": getattr(own, "nan", "refuse"),
             "normalisation": scales.get(name, by_window),
         }
     return found

@@ -10,9 +10,10 @@ from blossom_ray.core.phrases import listed
 from blossom_ray.core.section import plain_tree
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.options import GivenPartition
+from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.options import AnyData
 from blossom_ray.data.sets.custom import CustomData
-from blossom_ray.data.sets.table import TableData, TableModality
+from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.table.writer import write_table
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.reading.scenario import Scenario
@@ -94,7 +95,7 @@ def _table(section: CustomData, dataset: Dataset, folder: Path) -> TableData:
         dataset="table",
         path=str(path),
         class_names=dataset.class_names,
-        modalities={name: TableModality(**own) for name, own in scaling.items()},
+        modalities={name: NumbersModality(**own) for name, own in scaling.items()},
         **{key: getattr(section, key) for key in sorted(shared)},
     )
 

@@ -32,6 +32,8 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "observed"): {},
     ("data", "without_modality"): "refuse",
     ("data", "modalities", _EACH, "nan"): "refuse",
+    ("data", "modalities", _EACH, "kind"): "numbers",
+    ("datasets", _EACH, "modalities", _EACH, "kind"): "numbers",
     ("clients", _EACH, "observed"): {},
     ("clients", _EACH, "observed_draw"): "independent",
     ("data", "partition", "unseen"): (),

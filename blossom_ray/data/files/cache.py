@@ -75,7 +75,7 @@ def cached(name: str, key: Mapping[str, object], build: Callable[[], Arrays], *,
         return found
     from filelock import FileLock  # which imports asyncio
 
-    with _writable(root):
+    with writable(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / f".{entry.name}.lock")
         lock.acquire()
@@ -101,10 +101,10 @@ def entries(name: str, folder: Path | None = None) -> dict[Path, int]:
 def _built(entry: Path, facts: dict[str, Any], build: Callable[[], Arrays]) -> Arrays:
     root = entry.parent
     with ExitStack() as written:
-        with _writable(root):  # before the work, not after it
+        with writable(root):  # before the work, not after it
             folder = written.enter_context(replacing_folder(entry))
         arrays = build()
-        with _writable(root):
+        with writable(root):
             _write(folder, facts, arrays)
             del arrays
             written.close()
@@ -152,7 +152,12 @@ def _checksum(file: Path) -> str:
 
 
 @contextmanager
-def _writable(root: Path) -> Iterator[None]:
+def writable(root: Path) -> Iterator[None]:
+    """Say in our words that the cache folder cannot be written.
+
+    Raises:
+        DataError: It cannot.
+    """
     try:
         yield
     except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
@@ -177,13 +182,17 @@ def tracked(items: Sequence[Item], what: str) -> Iterator[Item]:
         items: What a loader works through.
         what: What is being done, such as `decoding records`.
     """
-    listener = _listener.get()
     for done, item in enumerate(items):
-        if listener is not None:
-            listener(what, done, len(items))
+        tell(what, done, len(items))
         yield item
+    tell(what, len(items), len(items))
+
+
+def tell(what: str, done: int, total: int) -> None:
+    """Tell a listener, if there is one, how many of all items are done."""
+    listener = _listener.get()
     if listener is not None:
-        listener(what, len(items), len(items))
+        listener(what, done, total)
 
 
 @contextmanager

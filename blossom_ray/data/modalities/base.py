@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from blossom_ray.core.section import Finding, Section
+from blossom_ray.core.section import Finding, Section, plain_tree
 from blossom_ray.errors import DataError
 
 ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -27,6 +28,15 @@ def each_once(columns: str | tuple[str, ...] | None) -> str | tuple[str, ...] | 
 
 class UndecodableError(DataError):
     """A value that is no sample of its kind: `<what was found>; expected <what>`, without its place."""
+
+
+def beginning_of(start: bytes) -> str:
+    """Words for the first bytes of what is no file of the format that was expected."""
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS in the place of its content (git lfs pull fetches it)"
+    if b"/annex/objects/" in start[:100]:
+        return "is a pointer of git-annex in the place of its content (git annex get fetches it)"
+    return f"begins with {start[:6]!r}" if start else "is empty"
 
 
 class Decoder(Protocol):
@@ -86,9 +96,21 @@ class Modality(Scaling):
 class Media(Modality):
     """A modality whose values are decoded: contents of files, or texts."""
 
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """The distributions that decode: of another version they may give other numbers."""
+    is_text: ClassVar[bool] = False
+    """Whether a column's text is the value itself, not the path of a file."""
+
     on_error: Literal["refuse", "drop"] = "refuse"
     """What a value does that cannot be decoded: `refuse` ends the run and names its row, `drop` leaves the row out and
     counts it."""
+
+    @field_validator("column")
+    @classmethod
+    def _one_column(cls, columns: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(columns, tuple) and len(columns) > 1:
+            raise ValueError("one column")
+        return columns
 
     @abstractmethod
     def decoder(self) -> Decoder:
@@ -101,3 +123,9 @@ class Media(Modality):
     @abstractmethod
     def version(self) -> int:
         """A number that is raised when the same value with the same options decodes to other numbers."""
+
+    def key(self) -> dict[str, object]:
+        """What a sample follows from besides its value, as JSON has it: the key of what is kept of it."""
+        own = {key: value for key, value in plain_tree(self, defaults=True).items() if key not in Media.model_fields}
+        libraries = {name: metadata.version(name) for name in self.libraries}
+        return {**own, "kind": self.kind, "version": self.version(), "libraries": libraries}

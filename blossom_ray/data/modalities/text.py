@@ -40,6 +40,7 @@ class TextModality(Media):
     """
 
     are_amounts: ClassVar[bool] = False
+    is_text: ClassVar[bool] = True
 
     kind: Literal["text"]
     max_length: Annotated[int, Field(ge=1, le=8192)] = 64

@@ -16,44 +16,27 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from blossom_ray.core.scores import TASKS, LearnedTask, Task
-from blossom_ray.core.section import ModalityName, Positive
+from blossom_ray.core.section import ModalityName
 from blossom_ray.data.clients import GivenClients, Origin, check_recordings
-from blossom_ray.data.dataset import SUBJECT, Dataset, LabelColumn
+from blossom_ray.data.dataset import SUBJECT, Dataset, LabelColumn, LeftOut
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.gaps import BoolArray, in_torn_clients
 from blossom_ray.data.labels import encode_ids, encode_splits
-from blossom_ray.data.modalities.base import Scaling
+from blossom_ray.data.modalities.base import ColumnNames, Media, each_once
+from blossom_ray.data.modalities.numbers import NumbersModality
+from blossom_ray.data.modalities.options import AnyModality
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
+from blossom_ray.data.stored import Rows
 from blossom_ray.data.table.places import FILE_SPLIT
 from blossom_ray.data.targets import FloatArray, IntArray, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
+    from blossom_ray.data.table.media_columns import MediaRows
     from blossom_ray.data.table.rows import TableRows
 
-ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 _PIECE_OF = "piece_of"  # as `write_table` calls it
-
-
-def _each_once(columns: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    if isinstance(columns, tuple) and len(set(columns)) < len(columns):
-        raise ValueError("each column once")
-    return columns
-
-
-class TableModality(Scaling):
-    """Where a modality stands in a table, and the shape of a sample."""
-
-    column: ColumnNames | None = None
-    """The column, or several columns of plain numbers that make up a vector. Default: the modality's name."""
-    shape: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] | None = None
-    """Shape of a sample, where the column has flat lists of a tensor's values. Default: as the column says."""
-    nan: Literal["refuse", "unobserved"] = "refuse"
-    """What NaN means, and null within a list. `unobserved`: the row has no value of the modality. Null in the place of
-    a whole value always says so; infinity is always refused."""
-
-    _columns = field_validator("column")(_each_once)
 
 
 class TableData(OwnData):
@@ -79,8 +62,8 @@ class TableData(OwnData):
     dataset: Literal["table"]
     path: str
     """The file, or a folder: all its files are read, in the order of paths. Relative to the working directory."""
-    modalities: dict[ModalityName, TableModality] = Field(default_factory=dict)
-    """Modality by name, where its column has another name or needs a shape."""
+    modalities: dict[ModalityName, AnyModality] = Field(default_factory=dict)
+    """Modality by name, where its column has another name, needs a shape, or is to be decoded."""
     label_column: ColumnNames = "label"
     """Classification: text or whole numbers. Multilabel: lists of 0 and 1, lists of class names, or several columns
     of 0 and 1. Regression: numbers, lists of numbers, or several columns of numbers."""
@@ -107,7 +90,7 @@ class TableData(OwnData):
     """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
     together: `scale: standard` and `over: all` for all of `modalities`."""
 
-    _label_columns = field_validator("label_column")(_each_once)
+    _label_columns = field_validator("label_column")(each_once)
 
     def open(self, modalities: tuple[str, ...], _seed: int, task: Task, /) -> Table:
         return Table(self, tuple(sorted(modalities)), task)
@@ -138,7 +121,10 @@ class Table:
         for modality in self.modalities:
             for column in self._columns(modality):
                 self.rows.check_column(column)
-                self.rows.check_numeric(column)
+                if modality in self._media:
+                    self.rows.check_media(column, self._media[modality])
+                else:
+                    self.rows.check_numeric(column)
         shared = ~self._is_held_out
         whose, subject_names = self._subjects
         subjects = _known(whose, shared)
@@ -175,7 +161,7 @@ class Table:
             subjects=targets.subjects,
             held_out=held_out,
             recordings=targets.recordings,
-            left_out=self.rows.notes.left_out,
+            left_out=(*self.rows.notes.left_out, *self._undecodable),
             pieces=targets.pieces,
             clients=None if given is None else given.owners,
             splits=None if given is None else given.splits,
@@ -220,10 +206,42 @@ class Table:
 
     @cached_property
     def rows(self) -> TableRows:
-        """The rows of all files."""
+        """The rows of all files, but those with a value that cannot be decoded and is to be dropped."""
+        return self._all_rows if self._left_out is None else self._all_rows.without(self._left_out)
+
+    @cached_property
+    def _all_rows(self) -> TableRows:
         from blossom_ray.data.table.rows import TableRows
 
         return TableRows(local_path(self.spec.path))
+
+    @cached_property
+    def _left_out(self) -> BoolArray | None:
+        """Whether each row of all files has a value that is dropped; None: no row has."""
+        wrong = [found.is_wrong for found in self._dropping.values()]
+        left_out: BoolArray = np.logical_or.reduce(wrong) if wrong else np.zeros(1, np.bool_)
+        if left_out.all():
+            place, error = next(first for found in self._dropping.values() for first in found.errors.items())
+            raise DataError(f"{self.spec.path} has no row that can be decoded: {place} {error}")
+        return left_out if left_out.any() else None
+
+    @cached_property
+    def _dropping(self) -> dict[str, MediaRows]:
+        """The modalities of which it takes decoding to know the rows that the table has."""
+        return {name: self._decoded(name) for name, media in self._media.items() if media.on_error == "drop"}
+
+    def _decoded(self, modality: str) -> MediaRows:
+        """A modality's samples in all rows of all files."""
+        (column,) = self._columns(modality)
+        self._all_rows.check_column(column)
+        self._all_rows.check_media(column, self._media[modality])
+        return self._all_rows.decoded(column, self._media[modality], modality)
+
+    @property
+    def _undecodable(self) -> Iterator[LeftOut]:
+        for name, found in self._dropping.items():
+            if found.errors:
+                yield LeftOut(f"rows whose {name} cannot be decoded", int(found.is_wrong.sum()), tuple(found.errors))
 
     @property
     def _is_given(self) -> bool:
@@ -294,10 +312,14 @@ class Table:
     @cached_property
     def _gaps(self) -> dict[str, tuple[BoolArray, int]]:
         """As `TableRows.gaps`, by modality."""
-        return {
-            name: self.rows.gaps(self._columns(name), nan_is_gap=self._section(name).nan == "unobserved")
-            for name in self.modalities
-        }
+        found = {}
+        for name in self.modalities:
+            section, columns = self._section(name), self._columns(name)
+            if isinstance(section, NumbersModality):
+                found[name] = self.rows.gaps(columns, nan_is_gap=section.nan == "unobserved")
+            else:
+                found[name] = self.rows.media_gaps(columns[0]), 0
+        return found
 
     def _observed(self, rows: BoolArray, owners: IntArray | None) -> dict[str, BoolArray]:
         """As in `Dataset`, of some of the rows; (n,) `owners` says whose these are."""
@@ -367,17 +389,29 @@ class Table:
     def _columns(self, modality: str) -> tuple[str, ...]:
         return _listed(self._section(modality).column or modality)
 
-    def _section(self, modality: str) -> TableModality:
-        return self.spec.modalities.get(modality, TableModality())
+    def _section(self, modality: str) -> AnyModality:
+        return self.spec.modalities.get(modality, NumbersModality())
 
-    def _inputs(self, modality: str, observed: Mapping[str, BoolArray]) -> tuple[FloatArray, FloatArray]:
+    @cached_property
+    def _media(self) -> dict[str, Media]:
+        """The modalities that are decoded."""
+        found = {name: self._section(name) for name in self.modalities}
+        return {name: section for name, section in found.items() if isinstance(section, Media)}
+
+    def _inputs(self, modality: str, observed: Mapping[str, BoolArray]) -> tuple[Rows, Rows]:
         """The modality's values in the rows that clients share, and in the held-out ones, as `Dataset` has them."""
+        if modality in self._media:
+            found = self._dropping.get(modality) or self._decoded(modality)
+            samples = found.samples if self._left_out is None else found.samples.chosen(~self._left_out)
+            shared = samples.chosen(~self._is_held_out)
+            return replace(shared, fill=0.0 if modality in observed else np.nan), samples.chosen(self._is_held_out)
         num_held_out = int(self._is_held_out.sum())
         sizes = (len(self._is_held_out) - num_held_out, num_held_out)
         gaps = (np.float32(0 if modality in observed else np.nan), np.float32(0))
         parts: list[FloatArray] = []
         filled, first = [0, 0], 0
         section = self._section(modality)
+        assert isinstance(section, NumbersModality), "all others are decoded"
         nan_is_gap = section.nan == "unobserved"
         for rows in self.rows.samples(self._columns(modality), section.shape, nan_is_gap=nan_is_gap):
             if not parts and len(rows.values):

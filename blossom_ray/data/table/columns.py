@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from blossom_ray.data.modalities.base import beginning_of
 from blossom_ray.errors import DataError
 from blossom_ray.text import brief
 
@@ -74,7 +76,7 @@ class TableInMemory:
 
     def may_have_nulls(self, column: str) -> bool:
         """As `ColumnFile`."""
-        return bool(self._table.column(column).null_count)
+        return column not in self.types or bool(self._table.column(column).null_count)
 
     def batches(self, columns: Sequence[str]) -> Batches:
         """As `ColumnFile`."""
@@ -149,6 +151,32 @@ class PlacedFile:
                 )
 
 
+class RowsOfFile:
+    """Some rows of a file, with the numbers that they have in it.
+
+    Args:
+        file: The file.
+        rows: (N,): which of its rows.
+    """
+
+    def __init__(self, file: ColumnFile, rows: npt.NDArray[np.bool_]) -> None:
+        self.name, self.folder, self.types, self.metadata = file.name, file.folder, file.types, file.metadata
+        self.num_rows, self.index_columns = int(rows.sum()), file.index_columns
+        self._file, self._rows = file, rows
+
+    def may_have_nulls(self, column: str) -> bool:
+        """As `ColumnFile`."""
+        return self._file.may_have_nulls(column)
+
+    def batches(self, columns: Sequence[str]) -> Batches:
+        """As `ColumnFile`; a batch ends where a row is left out."""
+        for first_row, batch in self._file.batches(columns):
+            num_rows = len(next(iter(batch.values())))
+            steps = np.diff(np.pad(self._rows[first_row : first_row + num_rows].astype(np.int8), 1))
+            for start, end in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True):
+                yield first_row + int(start), {name: column[start:end] for name, column in batch.items()}
+
+
 def _repeated(value: str | int | None, num_rows: int) -> Any:
     """An Arrow array of one value; of text, which may be long, each row has a number."""
     if value is None:
@@ -184,9 +212,4 @@ def check_distinct(name: str, columns: Sequence[str]) -> None:
 def words_for(path: Path) -> str:
     """How a file begins that is no table."""
     with path.open("rb") as file:
-        start = file.read(100)
-    if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS in the place of its content (git lfs pull fetches it)"
-    if b"/annex/objects/" in start:
-        return "is a pointer of git-annex in the place of its content (git annex get fetches it)"
-    return f"begins with {start[:6]!r}" if start else "is empty"
+        return beginning_of(file.read(100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from bisect import bisect_right
@@ -26,8 +27,10 @@ from blossom_ray.data.labels import (
     encode_numbers,
     encode_sets,
 )
-from blossom_ray.data.table.columns import ColumnFile, is_text
+from blossom_ray.data.modalities.base import Media
+from blossom_ray.data.table.columns import ColumnFile, RowsOfFile, is_text
 from blossom_ray.data.table.hugging_face import class_labels, features_of
+from blossom_ray.data.table.media_columns import MediaRows, check_media, decoded_rows, media_gaps
 from blossom_ray.data.table.opening import open_column_files
 from blossom_ray.data.table.tensor_columns import (
     check_numeric,
@@ -71,6 +74,7 @@ class TableRows:
     def __init__(self, path: str) -> None:
         self.path = path
         self.files, self.unread = open_column_files(path)
+        self._numbers: IntArray | None = None
         if not self.num_rows:
             raise DataError(f"{path} has no rows; expected a row per sample")
 
@@ -100,6 +104,14 @@ class TableRows:
         """What Hugging Face's `datasets` has noted of columns, such as `{"_type": "Image"}`; none where it has not."""
         return features_of(self.files[0].metadata)
 
+    def without(self, left_out: BoolArray) -> TableRows:
+        """All rows but some (N,), with the numbers that they have in the files."""
+        others, ends = copy.copy(self), np.cumsum([file.num_rows for file in self.files])[:-1]
+        others._numbers = np.flatnonzero(~left_out)
+        kept = zip(self.files, np.split(~left_out, ends), strict=True)
+        others.files = [RowsOfFile(file, rows) for file, rows in kept]
+        return others
+
     def optional_column(self, named: str | None, default: str) -> str | None:
         """A column that need not be there, unless it is named or another file has it."""
         if named is None and not any(default in file.types for file in self.files):
@@ -121,6 +133,10 @@ class TableRows:
         for file in self.files:
             if not pa.types.is_null(file.types[column]):
                 check_numeric(file.types[column], file.name, column)
+
+    def check_media(self, column: str, media: Media) -> None:
+        """Refuse a column by its type that has no values for a modality to be decoded."""
+        check_media(self.files, column, media)
 
     def is_whole(self, column: str) -> bool:
         """Whether a column has plain whole numbers by its type, as ids and counts do."""
@@ -146,12 +162,12 @@ class TableRows:
 
     def place(self, column: str) -> Place:
         """Words for the place of a row: its file, and its number there."""
-        ends = list(accumulate(file.num_rows for file in self.files))
+        ends, numbers = list(accumulate(file.num_rows for file in self.files)), self._numbers
 
         def place(row: int) -> str:
             number = bisect_right(ends, row)
             first_row = ends[number - 1] if number else 0
-            return place_of(self.files[number].name, column)(row - first_row)
+            return place_of(self.files[number].name, column)(row - first_row if numbers is None else int(numbers[row]))
 
         return place
 
@@ -246,6 +262,21 @@ class TableRows:
         if nan_is_gap:
             missing = ~np.concatenate([rows.present for rows in self.samples(columns, None, nan_is_gap=True)])
         return missing, int((missing & ~np.logical_and.reduce(null)).sum())
+
+    def media_gaps(self, column: str) -> BoolArray:
+        """Whether each row has no value of a modality to be decoded."""
+        return media_gaps(self.files, column)
+
+    def decoded(self, column: str, media: Media, name: str) -> MediaRows:
+        """A modality to be decoded, in all rows; `name` is for the progress.
+
+        Raises:
+            DataError: A value is refused, with its place; or all rows are null.
+        """
+        found = decoded_rows(self.files, column, media, name, self.place(column))
+        if not found.is_wrong.any() and found.samples.lacking.all():
+            raise DataError(f"{self.path}, column {column!r} is null in all rows; expected values in some")
+        return found
 
     def samples(
         self, columns: Sequence[str], shape: tuple[int, ...] | None, *, nan_is_gap: bool = False

@@ -1,0 +1,26 @@
+"""Which kinds of modality there are. A new one is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from blossom_ray.data.modalities.image import ImageModality
+from blossom_ray.data.modalities.numbers import NumbersModality
+from blossom_ray.data.modalities.text import TextModality
+
+
+def _kind_of(value: Any) -> str:
+    """The kind of a section, or of what is to become one: `numbers` where it does not say."""
+    kind = value.get("kind", "numbers") if isinstance(value, Mapping) else getattr(value, "kind", "numbers")
+    return str(kind)
+
+
+AnyModality = Annotated[
+    Annotated[NumbersModality, Tag("numbers")]
+    | Annotated[ImageModality, Tag("image")]
+    | Annotated[TextModality, Tag("text")],
+    Discriminator(_kind_of),
+]
