@@ -55,8 +55,8 @@ class TableData(OwnData):
         classes="as the column of labels says",
         tasks=TASKS,
         held_out="the rows whose column split says test",
-        download="a file of Parquet, Arrow (Feather), CSV, JSON lines or .npz, a folder of them (also in folders "
-        "key=value or of splits), one that save_to_disk wrote, or class/name.png with .wav, .txt, metadata.csv",
+        download="a Parquet, Arrow (Feather), CSV, JSON lines or .npz file, a folder of them, or one of pictures, "
+        "sounds and texts",
     )
 
     dataset: Literal["table"]
