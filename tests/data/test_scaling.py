@@ -17,6 +17,7 @@ from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.division.scaling import scaled, scales_of
 from blossom_ray.data.division.split import Split
+from blossom_ray.data.modalities.audio import AudioModality
 from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.modalities.text import TextModality
 from blossom_ray.data.shards import ShardReader, write_held_out, write_shards
@@ -313,6 +314,11 @@ def test_data_from_a_program_are_scaled_too(tmp_path: Path) -> None:
 def test_what_cannot_stand_together_is_refused(tmp_path: Path, changes: dict[str, Any], found: str) -> None:
     with pytest.raises(ScenarioError, match=found):
         scenario_of(tmp_path / "own.arrow").override(changes)
+
+
+def test_a_kind_with_rules_of_its_own_has_these_too() -> None:
+    for section in (AudioModality(kind="audio", over="all"), TextModality(kind="text", over="all")):
+        assert ("over", "is 'all', while scale is 'none'", "no over, or a scale") in [*section.conflicts()]
 
 
 def test_numbers_of_words_are_not_scaled() -> None:

@@ -65,6 +65,7 @@ class AudioModality(Media):
     (bands, frames)."""
 
     def conflicts(self) -> Iterator[Finding]:
+        yield from super().conflicts()
         if self.num_samples > _MOST_NUMBERS:
             yield Finding("seconds", f"{self.seconds:g} are {self.num_samples:,} samples", f"at most {_MOST_NUMBERS:,}")
         if self.form == "raw":

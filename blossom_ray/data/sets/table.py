@@ -88,7 +88,7 @@ class TableData(OwnData):
     their own."""
     standardize: bool = False
     """Whether each channel of each modality is brought to mean 0 and deviation 1 over the training rows of all clients
-    together: `scale: standard` and `over: all` for all of `modalities`."""
+    together: `scale: standard` and `over: all` for all modalities."""
 
     _label_columns = field_validator("label_column")(each_once)
 
