@@ -117,7 +117,7 @@ def test_texts_without_tokens_are_all_padding() -> None:
 
 @pytest.mark.parametrize("value", [b"\xff\xfe\x00", b"caf\xe9 au lait", b"end\xc3"])
 def test_other_bytes_are_refused(value: bytes) -> None:
-    with pytest.raises(UndecodableError, match=r"^byte \d is 0x\w\w, which is not UTF-8; expected a text in UTF-8$"):
+    with pytest.raises(UndecodableError, match=r"^has byte \d, 0x\w\w, which is not UTF-8; expected a text in UTF-8$"):
         decoded(value)
 
 

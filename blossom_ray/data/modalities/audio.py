@@ -130,7 +130,7 @@ class AudioDecoder:
         """The sample (*shape) float32."""
         options = self.options
         if isinstance(value, str):
-            raise UndecodableError(f"a text; expected the content of {_EXPECTED}")
+            raise UndecodableError(f"is a text; expected the content of {_EXPECTED}")
         signal = fitted(self._signal(value), options.num_samples, options.keep)
         if options.form == "raw":
             return signal[:, None].astype(np.float32)
@@ -152,31 +152,30 @@ class AudioDecoder:
         try:
             sound = self.soundfile.SoundFile(io.BytesIO(content))
         except self.soundfile.SoundFileError as error:
-            raise UndecodableError(f"no sound, or one with a broken header; expected {_EXPECTED}") from error
+            raise UndecodableError(f"is no sound, or one with a broken header; expected {_EXPECTED}") from error
         with sound:
             if sound.format not in _FORMATS:
-                raise UndecodableError(f"a sound in the format {sound.format}; expected {_EXPECTED}")
+                raise UndecodableError(f"is a sound in the format {sound.format}; expected {_EXPECTED}")
             if not 1 <= sound.samplerate <= _HIGHEST_RATE_HZ:
-                found = f"{sound.samplerate:,} samples per second"
+                found = f"has {sound.samplerate:,} samples per second"
                 raise UndecodableError(f"{found}; expected 1 to {_HIGHEST_RATE_HZ:,}")
             if sound.channels > _MOST_CHANNELS:
-                raise UndecodableError(f"{sound.channels:,} channels; expected at most {_MOST_CHANNELS}")
+                raise UndecodableError(f"has {sound.channels:,} channels; expected at most {_MOST_CHANNELS}")
             wanted = math.ceil(self.options.seconds * sound.samplerate)
             if wanted > _MOST_SAMPLES:
-                found = f"{sound.samplerate:,} samples per second, {wanted:,} in {self.options.seconds:g} s"
+                found = f"has {sound.samplerate:,} samples per second, {wanted:,} in {self.options.seconds:g} s"
                 raise UndecodableError(f"{found}; expected at most {_MOST_SAMPLES:,}")
             begin = max(0, first_kept(sound.frames, wanted, self.options.keep))
             promised = min(wanted, sound.frames - begin)
             signal = self._mono(sound, begin, promised)
         if len(signal) == 0:
-            raise UndecodableError("no samples; expected a sound")
+            raise UndecodableError("has no samples; expected a sound")
         if len(signal) < _LEAST_PART * promised:
-            raise UndecodableError(
-                f"{len(signal):,} of the {promised:,} samples that its header tells of; expected all"
-            )
+            found = f"has {len(signal):,} of the {promised:,} samples that its header tells of"
+            raise UndecodableError(f"{found}; expected all")
         if not np.isfinite(signal).all():
             place = int(np.isfinite(signal).argmin())
-            raise UndecodableError(f"sample {begin + place:,} is {signal[place]}; expected finite numbers")
+            raise UndecodableError(f"has a sample, {begin + place:,}, that is {signal[place]}; expected finite numbers")
         return resampled(signal, sound.samplerate, self.options.rate)
 
     def _mono(self, sound: Any, begin: int, number: int) -> DoubleArray:
@@ -194,5 +193,5 @@ class AudioDecoder:
                 signal[end : end + len(frames)] = frames.mean(axis=1)
                 end += len(frames)
         except self.soundfile.SoundFileError as error:
-            raise UndecodableError(f"a damaged sound; expected {_EXPECTED}") from error
+            raise UndecodableError(f"is a damaged sound; expected {_EXPECTED}") from error
         return signal[:end]

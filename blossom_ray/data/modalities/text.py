@@ -51,7 +51,7 @@ class TextModality(Media):
     Needs the extra `text`. null: words and their parts are hashed, as the next three say."""
     words: GramLengths = (1,)
     """Lengths of the sequences of words that count as tokens: [1, 2] are words and pairs of neighbours. Words and signs
-    are found as in `words`, in lower case, after Unicode's normal form NFKC."""
+    are those of the text in lower case and Unicode's normal form NFKC."""
     characters: GramLengths = ()
     """Lengths of the strings of characters in each word, `<` and `>` standing for its ends, that are tokens, too, right
     behind their word: [3, 4] find what words have in common, [1, 2] suit languages without spaces."""
@@ -59,6 +59,7 @@ class TextModality(Media):
     """Numbers that hashed tokens are spread over: a token's is 1 + the CRC-32 of its UTF-8 bytes, modulo this."""
 
     def conflicts(self) -> Iterator[Finding]:
+        yield from super().conflicts()
         yield from super().conflicts()
         if self.tokenizer is None and not self.words and not self.characters:
             yield Finding("words", "is empty, and so is characters", "lengths in one of them, or a tokenizer")
@@ -117,7 +118,7 @@ class TextDecoder:
                 decoder = codecs.getincrementaldecoder("utf-8-sig")()
                 text = decoder.decode(begin, final=len(begin) == len(value))[:longest]
             except UnicodeDecodeError as error:
-                found = f"byte {error.start} is {begin[error.start]:#04x}, which is not UTF-8"
+                found = f"has byte {error.start}, {begin[error.start]:#04x}, which is not UTF-8"
                 raise UndecodableError(f"{found}; expected a text in UTF-8") from error
         sample = np.zeros(self.max_length, np.int32)
         numbers = list(islice(self.numbers(text), self.max_length))

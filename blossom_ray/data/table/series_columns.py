@@ -1,0 +1,155 @@
+"""Columns of series: lists of numbers, or of lists of numbers, that are as long as each row has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from blossom_ray.data.clients import Place
+from blossom_ray.data.modalities.series import SeriesModality
+from blossom_ray.data.stored import StoredRows
+from blossom_ray.data.table.columns import ColumnFile
+from blossom_ray.data.table.tensor_columns import (
+    check_numeric,
+    chosen_rows,
+    is_list,
+    place_of,
+    present_rows,
+    tensor_rows,
+)
+from blossom_ray.data.targets import FloatArray, IntArray
+from blossom_ray.errors import DataError
+
+_EXPECTED = "lists of numbers, or of lists of numbers (time, channels)"
+
+
+def check_series(files: Sequence[ColumnFile], columns: Sequence[str]) -> None:
+    """Refuse columns without series by their types; a file in which one is null throughout may have none for it.
+
+    Raises:
+        DataError: One is of another type.
+    """
+    for file in files:
+        for column in columns:
+            type_ = file.types[column]
+            if pa.types.is_null(type_):
+                continue
+            check_numeric(type_, file.name, column)
+            num_axes = _num_axes(type_)
+            if not 1 <= num_axes <= (2 if len(columns) == 1 else 1):
+                expected = _EXPECTED if len(columns) == 1 else "lists of numbers, as one of several columns"
+                raise DataError(f"{file.name}, column {column!r} has type {type_}; expected {expected}")
+
+
+def series_lengths(files: Sequence[ColumnFile], columns: Sequence[str]) -> IntArray:
+    """Values in time of each row (N,), -1 where one of the columns is null.
+
+    Raises:
+        DataError: A row has none, or its columns are not equally long.
+    """
+    found = [np.zeros(0, np.int64)]
+    for file in files:
+        for first_row, batch in file.batches(columns):
+            lengths = np.stack([_lengths(batch[column]) for column in columns])
+            present = (lengths >= 0).all(axis=0)
+            for number, column in enumerate(columns):
+                wrong = present & ((lengths[number] == 0) | (lengths[number] != lengths[0]))
+                if wrong.any():
+                    row = int(wrong.argmax())
+                    own, first = lengths[number, row], f"{lengths[0, row]}, as column {columns[0]!r} has there"
+                    place = place_of(file.name, column, first_row)(row)
+                    raise DataError(f"{place} has {own} values; expected {first if own else 'at least one'}")
+            found.append(np.where(present, lengths[0], -1))
+    return np.concatenate(found)
+
+
+def series_rows(
+    files: Sequence[ColumnFile], columns: Sequence[str], series: SeriesModality, numbers: IntArray
+) -> StoredRows:
+    """The samples of all rows, one after the other. Windows that overlap share their memory.
+
+    Args:
+        files: Of the table, one after the other.
+        columns: Of the series; columns that `check_series` accepts.
+        series: How long samples are, and how many a row has.
+        numbers: (N,): samples of each row; those of a row without a series are lacking.
+
+    Raises:
+        DataError: As `series_lengths`; or a row has another number of channels than those before, or holds a value
+            that is null or not finite.
+    """
+    parts: list[FloatArray] = []
+    starts: list[IntArray] = []
+    end = row = 0
+    for present, values in _series(files, columns):
+        kept = [series.cut(each) for each in values]
+        flat = np.concatenate([each for each, _ in kept]) if kept else np.zeros((0, 1), np.float32)
+        offsets = iter(np.cumsum([0, *(len(each) for each, _ in kept)]).tolist())
+        own = iter(begins for _, begins in kept)
+        for is_there, number in zip(present.tolist(), numbers[row : row + len(present)].tolist(), strict=True):
+            starts.append(end + next(offsets) + next(own) if is_there else np.full(number, -1))
+        row += len(present)
+        if kept:
+            windows = np.lib.stride_tricks.sliding_window_view(flat, series.num_steps, axis=0)
+            parts.append(np.moveaxis(windows, -1, 1))
+            end += len(parts[-1])
+    if not parts:
+        raise DataError(f"column {columns[0]!r} is null in all rows; expected values in some")
+    return StoredRows(parts, np.concatenate(starts))
+
+
+def _series(files: Sequence[ColumnFile], columns: Sequence[str]) -> Iterator[tuple[Any, list[FloatArray]]]:
+    """By batch: whether each row is there (n,), and the series (time, channels) of those that are."""
+    num_channels: int | None = None
+    for file in files:
+        for first_row, batch in file.batches(columns):
+            present = np.logical_and.reduce([present_rows(batch[column]) for column in columns])
+            numbers = np.flatnonzero(present)
+            if not len(numbers):
+                yield present, []
+                continue
+            arrays = [chosen_rows(batch[column], present) for column in columns]
+            lengths = _lengths(arrays[0])
+            ends = np.cumsum(lengths)
+            places = [_place_of_entry(place_of(file.name, column, first_row, numbers), ends) for column in columns]
+            shape = None if num_channels is None or len(columns) > 1 else (num_channels,)
+            found = [_entries(array, place, shape) for array, place in zip(arrays, places, strict=True)]
+            values = np.concatenate(found, axis=1)
+            num_channels = values.shape[1]
+            yield present, np.split(values, ends[:-1])
+
+
+def _entries(array: Any, place: Place, shape: tuple[int, ...] | None) -> FloatArray:
+    """All values in time of an array of series, one after the other (total, channels)."""
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        values = tensor_rows(array, place, None)
+        return values.reshape(-1, *values.shape[2:] or (1,))
+    below = array.flatten()
+    if below.null_count:
+        entry = int(present_rows(below).argmin())
+        raise DataError(f"{place(entry)} holds a null; expected numbers, or null in the place of the whole series")
+    return tensor_rows(below, place, shape if is_list(below.type) else ()).reshape(len(below), -1)
+
+
+def _place_of_entry(place: Place, ends: IntArray) -> Place:
+    return lambda entry: place(int(np.searchsorted(ends, entry, side="right")))
+
+
+def _lengths(array: Any) -> IntArray:
+    """Values in time of each row, -1 for null."""
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        return np.where(present_rows(array), array.type.shape[0], -1)
+    if pa.types.is_null(array.type):
+        return np.full(len(array), -1)
+    found: IntArray = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
+
+
+def _num_axes(type_: Any) -> int:
+    if isinstance(type_, pa.FixedShapeTensorType):
+        return len(type_.shape)
+    return 1 + _num_axes(type_.value_type) if is_list(type_) else 0

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blossom_ray.data.modalities.series import SeriesModality
+from blossom_ray.data.table.columns import open_column_files
+from blossom_ray.data.table.series_columns import check_series, series_lengths, series_rows
+from blossom_ray.errors import DataError
+
+
+def series(**options: Any) -> SeriesModality:
+    modality = SeriesModality.model_validate({"kind": "series", **options})
+    assert list(modality.conflicts()) == []
+    return modality
+
+
+def samples(folder: Path, options: dict[str, Any], *columns: list[Any], type_: Any = None) -> np.ndarray:
+    """All samples of a table with these columns, in four files of which each has some rows."""
+    folder.mkdir(exist_ok=True)
+    names = [f"c{number}" for number in range(len(columns))]
+    step = -(-len(columns[0]) // 4)
+    for number in range(0, len(columns[0]), step):
+        arrays = [pa.array(column[number : number + step], type_ or pa.list_(pa.float64())) for column in columns]
+        pq.write_table(pa.table(arrays, names), folder / f"{number:03}.parquet")
+    modality, files = series(**options), open_column_files(str(folder))
+    check_series(files, names)
+    lengths = series_lengths(files, names)
+    numbers = np.where(lengths < 0, 1, modality.num_samples(np.maximum(lengths, 1)))
+    rows = series_rows(files, names, modality, numbers)
+    assert len(rows) == numbers.sum()
+    return rows[:]
+
+
+def test_cut_and_filled_up_by_hand(tmp_path: Path) -> None:
+    column = [[1.0, 2, 3, 4], [5.0], None]
+    expected = {"start": [[1, 2, 3], [5, 9, 9]], "middle": [[1, 2, 3], [9, 5, 9]], "end": [[2, 3, 4], [9, 9, 5]]}
+    for keep, rows in expected.items():
+        found = samples(tmp_path, {"length": 3, "keep": keep, "pad": 9}, column)
+        assert found.shape == (3, 3, 1)
+        assert found[:, :, 0].tolist() == [*rows, [0, 0, 0]]
+
+
+def test_windows_by_hand(tmp_path: Path) -> None:
+    """Of ten values four that overlap by half; one of three values is filled up; what is left is left out."""
+    column = [list(map(float, range(10))), [1.0, 2, 3], None, list(map(float, range(20, 25)))]
+    found = samples(tmp_path, {"windows": {"length": 4, "overlap": 0.5}, "pad": -1}, column)[:, :, 0]
+    expected = [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8, 9], [1, 2, 3, -1], [0, 0, 0, 0], [20, 21, 22, 23]]
+    assert found.tolist() == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.integers(1, 30)), min_size=1, max_size=8).filter(any),
+    st.integers(1, 12),
+    st.sampled_from([None, 0.0, 0.25, 0.5, 0.9]),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_samples_are_those_of_a_plain_loop(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int | None],
+    length: int,
+    overlap: float | None,
+    channels: int,
+    has_columns: bool,
+) -> None:
+    draw = np.random.default_rng(0)
+    rows = [None if each is None else draw.normal(size=(each, channels)).astype(np.float32) for each in lengths]
+    expected = []
+    for row in rows:
+        if row is None:
+            expected.append(np.zeros((length, channels), np.float32))
+            continue
+        filled = np.concatenate([row, np.full((max(0, length - len(row)), channels), 2, np.float32)])
+        begin = 0
+        while begin + length <= len(filled):
+            expected.append(filled[begin : begin + length])
+            if overlap is None:
+                break
+            begin += max(1, round(length * (1 - overlap)))
+    cut = {"length": length} if overlap is None else {"windows": {"length": length, "overlap": overlap}}
+    folder = tmp_path_factory.mktemp("series")
+    if has_columns:
+        columns = [[None if row is None else row[:, n].tolist() for row in rows] for n in range(channels)]
+        found = samples(folder, {**cut, "pad": 2}, *columns)
+    else:
+        column = [None if row is None else row.tolist() for row in rows]
+        found = samples(folder, {**cut, "pad": 2}, column, type_=pa.list_(pa.list_(pa.float32())))
+    assert (found == np.stack(expected)).all()
+
+
+def test_tensors_and_lists_of_one_length_are_series_too(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(2, 6, 2)
+    pq.write_table(pa.table({"c": pa.FixedShapeTensorArray.from_numpy_ndarray(values)}), tmp_path / "a.parquet")
+    files, modality = open_column_files(str(tmp_path)), series(windows={"length": 3})
+    check_series(files, ["c"])
+    assert series_lengths(files, ["c"]).tolist() == [6, 6]
+    found = series_rows(files, ["c"], modality, np.array([2, 2]))
+    assert (found[:] == values.reshape(4, 3, 2)).all()
+
+
+def test_windows_that_overlap_share_their_memory(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"c": [np.arange(1000.0).tolist()]}), tmp_path / "a.parquet")
+    files, modality = open_column_files(str(tmp_path)), series(windows={"length": 100, "overlap": 0.99})
+    found = series_rows(files, ["c"], modality, np.array([901]))
+    assert found.shape == (901, 100, 1)
+    assert found.parts[0].base is not None
+    assert np.shares_memory(found.parts[0][0], found.parts[0][99])
+    assert (found[:][:, :, 0] == np.arange(901)[:, None] + np.arange(100)).all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ([[[1.0], []]], r"a.parquet, column 'c0', row 1 has 0 values; expected at least one"),
+        (
+            [[[1.0], [2.0]], [[1.0], [2.0, 3.0]]],
+            r"column 'c1', row 1 has 2 values; expected 1, as column 'c0' has there",
+        ),
+        ([[[1.0], [2.0, None]]], r"row 1 holds a null; expected numbers, or null in the place of the whole series"),
+        ([[[1.0], [2.0, float("nan")]]], r"row 1 holds a value that is not finite; expected finite numbers"),
+        ([[[[1.0]], [[2.0], [2.0, 3.0]]]], r"row 1 has 2 values; expected 1, as in the rows before"),
+        ([[1.0, 2.0]], r"column 'c0' has type double; expected lists of numbers, or of lists of numbers \(time, chan"),
+        ([["a", "b"]], r"column 'c0' has type string; expected numbers"),
+        ([[[[[1.0]]]]], r"column 'c0' has type list.*; expected lists of numbers, or of lists"),
+        ([[[[1.0]]], [[[1.0]]]], r"column 'c0' has type list.*; expected lists of numbers, as one of several columns"),
+        ([[None, None]], r"column 'c0' is null in all rows; expected values in some"),
+    ],
+)
+def test_what_is_no_series_is_refused(tmp_path: Path, columns: list[Any], found: str) -> None:
+    names = [f"c{number}" for number in range(len(columns))]
+    pq.write_table(pa.table(columns, names), tmp_path / "a.parquet")
+    files, modality = open_column_files(str(tmp_path)), series(length=2)
+
+    def read() -> None:
+        check_series(files, names)
+        lengths = series_lengths(files, names)
+        series_rows(files, names, modality, np.ones_like(lengths))
+
+    with pytest.raises(DataError, match=found):
+        read()
+
+
+@pytest.mark.parametrize("options", [{}, {"length": 3, "windows": {"length": 3}}])
+def test_a_series_has_a_length_or_windows(options: dict[str, Any]) -> None:
+    (finding,) = SeriesModality.model_validate({"kind": "series", **options}).conflicts()
+    assert (finding.path, finding.expected) == ("length", "one of length and windows")
