@@ -233,10 +233,10 @@ MP3 = written(tone(4), container="MP3")
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "is no sound, or one with a broken header; expected a WAV, FLAC, OGG or MP3 file"),
-        (b"#!/bin/sh\nrm -rf /\n", "is no sound, or one with a broken header"),
-        (b"RIFF\xff\xff\xff\xffWAVE", "is no sound, or one with a broken header"),
-        (b"<svg>" * 200, "is no sound, or one with a broken header"),
+        (b"", r"is no sound, or a damaged one \(is empty\); expected a WAV, FLAC, OGG or MP3 file"),
+        (b"#!/bin/sh\nrm -rf /\n", r"is no sound, or a damaged one \(begins with b'#!/bin'\)"),
+        (b"RIFF\xff\xff\xff\xffWAVE", "is no sound, or a damaged one"),
+        (b"<svg>" * 200, "is no sound, or a damaged one"),
         (written(tone(), container="AIFF"), "is a sound in the format AIFF; expected a WAV, FLAC, OGG or MP3 file"),
         (written(tone(), container="CAF"), "is a sound in the format CAF"),
         (header(rate=2_000_000_000), "has 2,000,000,000 samples per second; expected 1 to 384,000"),

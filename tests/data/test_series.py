@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossom_ray.data.modalities.series import SeriesModality
-from blossom_ray.data.table.columns import open_column_files
+from blossom_ray.data.table.opening import open_column_files
 from blossom_ray.data.table.series_columns import check_series, series_lengths, series_rows
 from blossom_ray.errors import DataError
 
@@ -30,7 +30,7 @@ def samples(folder: Path, options: dict[str, Any], *columns: list[Any], type_: A
     for number in range(0, len(columns[0]), step):
         arrays = [pa.array(column[number : number + step], type_ or pa.list_(pa.float64())) for column in columns]
         pq.write_table(pa.table(arrays, names), folder / f"{number:03}.parquet")
-    modality, files = series(**options), open_column_files(str(folder))
+    modality, files = series(**options), open_column_files(folder).files
     check_series(files, names)
     lengths = series_lengths(files, names)
     numbers = np.where(lengths < 0, 1, modality.num_samples(np.maximum(lengths, 1)))
@@ -100,7 +100,7 @@ def test_samples_are_those_of_a_plain_loop(
 def test_tensors_and_lists_of_one_length_are_series_too(tmp_path: Path) -> None:
     values = np.arange(24, dtype=np.float32).reshape(2, 6, 2)
     pq.write_table(pa.table({"c": pa.FixedShapeTensorArray.from_numpy_ndarray(values)}), tmp_path / "a.parquet")
-    files, modality = open_column_files(str(tmp_path)), series(windows={"length": 3})
+    files, modality = open_column_files(tmp_path).files, series(windows={"length": 3})
     check_series(files, ["c"])
     assert series_lengths(files, ["c"]).tolist() == [6, 6]
     found = series_rows(files, ["c"], modality, np.array([2, 2]))
@@ -109,7 +109,7 @@ def test_tensors_and_lists_of_one_length_are_series_too(tmp_path: Path) -> None:
 
 def test_windows_that_overlap_share_their_memory(tmp_path: Path) -> None:
     pq.write_table(pa.table({"c": [np.arange(1000.0).tolist()]}), tmp_path / "a.parquet")
-    files, modality = open_column_files(str(tmp_path)), series(windows={"length": 100, "overlap": 0.99})
+    files, modality = open_column_files(tmp_path).files, series(windows={"length": 100, "overlap": 0.99})
     found = series_rows(files, ["c"], modality, np.array([901]))
     assert found.shape == (901, 100, 1)
     assert found.parts[0].base is not None
@@ -138,7 +138,7 @@ def test_windows_that_overlap_share_their_memory(tmp_path: Path) -> None:
 def test_what_is_no_series_is_refused(tmp_path: Path, columns: list[Any], found: str) -> None:
     names = [f"c{number}" for number in range(len(columns))]
     pq.write_table(pa.table(columns, names), tmp_path / "a.parquet")
-    files, modality = open_column_files(str(tmp_path)), series(length=2)
+    files, modality = open_column_files(tmp_path).files, series(length=2)
 
     def read() -> None:
         check_series(files, names)

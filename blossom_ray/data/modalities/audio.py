@@ -18,7 +18,7 @@ from pydantic import Field
 
 from blossom_ray.core.extras import module_of_extra
 from blossom_ray.core.section import Finding
-from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError
+from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError, beginning_of
 from blossom_ray.data.modalities.lengths import Keep, first_kept, fitted
 from blossom_ray.data.modalities.spectrograms import DoubleArray, cepstrum, decibels, mel_power, resampled
 
@@ -39,6 +39,8 @@ class AudioModality(Media):
     Channels become one, their mean; full scale is -1..1, and what floats go beyond it stays. Only the seconds that are
     kept are decoded. Of an MP3, the silence that its encoder put around it is left out where its header tells how much.
     """
+
+    libraries: ClassVar[tuple[str, ...]] = ("soundfile", "scipy")
 
     kind: Literal["audio"]
     form: Literal["log-mel", "mfcc", "raw"] = "log-mel"
@@ -152,7 +154,9 @@ class AudioDecoder:
         try:
             sound = self.soundfile.SoundFile(io.BytesIO(content))
         except self.soundfile.SoundFileError as error:
-            raise UndecodableError(f"is no sound, or one with a broken header; expected {_EXPECTED}") from error
+            raise UndecodableError(
+                f"is no sound, or a damaged one ({beginning_of(content)}); expected {_EXPECTED}"
+            ) from error
         with sound:
             if sound.format not in _FORMATS:
                 raise UndecodableError(f"is a sound in the format {sound.format}; expected {_EXPECTED}")

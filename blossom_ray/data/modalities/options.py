@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from blossom_ray.data.modalities.audio import AudioModality
 from blossom_ray.data.modalities.image import ImageModality
 from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.modalities.text import TextModality
@@ -21,6 +22,7 @@ def _kind_of(value: Any) -> str:
 AnyModality = Annotated[
     Annotated[NumbersModality, Tag("numbers")]
     | Annotated[ImageModality, Tag("image")]
+    | Annotated[AudioModality, Tag("audio")]
     | Annotated[TextModality, Tag("text")],
     Discriminator(_kind_of),
 ]

@@ -22,6 +22,7 @@ from blossom_ray.core.locations import local_path
 from blossom_ray.core.section import Finding
 from blossom_ray.core.seeding import stable_number
 from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError
+from blossom_ray.data.modalities.saved_models import read_saved
 from blossom_ray.errors import DataError, first_line
 
 GramLengths = Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(strict=False, max_length=8)]
@@ -59,7 +60,6 @@ class TextModality(Media):
     """Numbers that hashed tokens are spread over: a token's is 1 + the CRC-32 of its UTF-8 bytes, modulo this."""
 
     def conflicts(self) -> Iterator[Finding]:
-        yield from super().conflicts()
         yield from super().conflicts()
         if self.tokenizer is None and not self.words and not self.characters:
             yield Finding("words", "is empty, and so is characters", "lengths in one of them, or a tokenizer")
@@ -176,18 +176,15 @@ def _read_tokenizer(path: str) -> Any:
     """A tokenizer of the `tokenizers` library, which neither cuts nor pads."""
     place = local_path(path, "tokenizer")
     file = place / "tokenizer.json" if place.is_dir() else place
-    expected = "a tokenizer.json, or a folder with a tokenizer that `transformers` has saved"
-    try:
-        if file.is_file() or not place.is_dir():
-            library = module_of_extra("tokenizers", "a tokenizer needs the library tokenizers", "text")
-            found = library.Tokenizer.from_file(str(file))
-        else:
-            library = module_of_extra("transformers", "such a tokenizer needs the library transformers", "text")
-            found = library.AutoTokenizer.from_pretrained(place, local_files_only=True).backend_tokenizer
-    except DataError:
-        raise
-    except Exception as error:  # the libraries raise what their parts raise: Exception, OSError, ValueError, KeyError
-        raise DataError(f"tokenizer {path} cannot be read ({first_line(error)}); expected {expected}") from error
+    if file.is_file() or not place.is_dir():
+        tokenizers = module_of_extra("tokenizers", "a tokenizer needs the library tokenizers", "text")
+        try:
+            found = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # which is what the library raises
+            expected = "a tokenizer.json, or a folder with a tokenizer that `transformers` has saved"
+            raise DataError(f"tokenizer {path} cannot be read ({first_line(error)}); expected {expected}") from error
+    else:
+        found = read_saved("AutoTokenizer", place, "tokenizer").backend_tokenizer
     found.no_truncation()
     found.no_padding()
     return found
