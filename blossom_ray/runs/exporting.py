@@ -270,7 +270,7 @@ def _modalities(
     """By modality the shape of a sample, its columns in a table, and what is done to it before the model sees it."""
     section = whole.data
     scaled = [name for name in profile.modalities if section.scaling(name).scale != "none"]
-    if profile.index == _NOBODY and (apart := [name for name in scaled if section.scaling(name).over == "client"]):
+    if profile.index == _NOBODY and (apart := [name for name in scaled if section.scaling(name).is_apart]):
         there = f"there is no model of all clients, each of whom scales {listed(apart)} by its own training rows"
         raise InputError(f"{there}; expected a client: --client 0")
     scales = _scales(whole, fingerprints, everyone, profile.index) if scaled else {}
@@ -311,7 +311,7 @@ def _scales(
     own = whole.ids.index(client) if client in whole.ids else _NOBODY
     for name in dataset.inputs:
         if (scale := scales.of(name, own)) is not None:
-            kind = "channel" if data.scaling(name).scale == "standard" else "range"
+            kind = "range" if data.scaling(name).scale == "minmax" else "channel"
             found[name] = {"kind": kind, **as_numbers(data.scaling(name), scale)}
     return found
 

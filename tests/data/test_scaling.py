@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +261,27 @@ def test_held_out_scores_and_exports_are_in_each_clients_own_scale(tmp_path: Pat
         runs["client"].model()
 
 
+def test_a_scale_may_be_known_before_the_data(tmp_path: Path) -> None:
+    """Of each channel, or one for all; a model of all clients leaves with it."""
+    raw = table(tmp_path / "own.arrow")
+    known = {"a": {"mean": [1.5, -2], "deviation": [4]}, "b": {"mean": [0.1307], "deviation": [0.3081]}}
+    scenario = scenario_of(tmp_path / "own.arrow", **{name: {"scale": scale} for name, scale in known.items()})
+    run = simulate(scenario, out=tmp_path / "run")
+    model = run.model()
+    with ShardReader(prepare(check_runnable(scenario), _new(tmp_path / "shards")).shards) as reader:
+        for name, scale in known.items():
+            expected = (raw[name].astype(np.float64) - scale["mean"]) / scale["deviation"]
+            has = raw["has"][:10] if name == "a" else np.ones(10, bool)
+            for found in (reader.shard(0).inputs[name][has], model.prepared(name, raw[name][:10])[has]):
+                np.testing.assert_allclose(found, expected[:10][has], rtol=1e-5, atol=1e-6)
+    told = run.manifest["data"]["scales"]["a"]
+    assert told == {"scale": "known", "digest": told["digest"], "mean": [[1.5, -2]], "deviation": [[4, 4]]}
+    wrong = scenario.override({"data.modalities.a.scale": {"mean": [1, 2, 3], "deviation": [1]}})
+    found = "modality 'a' has a scale of 3 in mean; expected 2, one for each channel of (3, 2), or 1"
+    with pytest.raises(InputError, match=re.escape(found)):
+        simulate(wrong)
+
+
 def test_standardize_is_the_standard_scale_over_all(tmp_path: Path) -> None:
     table(tmp_path / "own.arrow")
     scale = {"scale": "standard", "over": "all"}
@@ -308,8 +330,13 @@ def test_data_from_a_program_are_scaled_too(tmp_path: Path) -> None:
             "data.modalities.a.scale is 'minmax', while standardize is true, which scales all modalities",
         ),
         ({"data.modalities.a": {"over": "all"}}, "data.modalities.a.over is 'all', while scale is 'none'"),
+        (
+            {"data.modalities.a": {"over": "all", "scale": {"mean": [1], "deviation": [1]}}},
+            "data.modalities.a.over is 'all', while scale is known",
+        ),
+        ({"data.modalities.a": {"scale": {"mean": [1], "deviation": [0]}}}, "deviation.0 is 0; expected"),
     ],
-    ids=["both", "over-nothing"],
+    ids=["both", "over-nothing", "over-known", "no-deviation"],
 )
 def test_what_cannot_stand_together_is_refused(tmp_path: Path, changes: dict[str, Any], found: str) -> None:
     with pytest.raises(ScenarioError, match=found):

@@ -13,9 +13,10 @@ import numpy as np
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.federation import Federation
-from blossom_ray.data.modalities.base import Scaling
+from blossom_ray.data.modalities.base import KnownScale, Scaling
 from blossom_ray.data.stored import Rows, Scale, StoredRows, rows_at_once
 from blossom_ray.data.targets import IntArray
+from blossom_ray.errors import DataError
 
 _ROWS_AT_ONCE = 1024
 
@@ -45,7 +46,9 @@ class Scales:
             for scale in own:
                 digest.update(np.concatenate([scale.offset, scale.divisor], axis=None).tobytes())
             section = scaling(name)
-            found[name] = {"scale": section.scale, "over": section.over, "digest": digest.hexdigest()}
+            is_known = isinstance(section.scale, KnownScale)
+            kind = {"scale": "known"} if is_known else {"scale": section.scale, "over": section.over}
+            found[name] = {**kind, "digest": digest.hexdigest()}
             if name in self.pooled:
                 found[name] |= as_numbers(section, self.pooled[name])
         return found
@@ -53,7 +56,7 @@ class Scales:
 
 def as_numbers(scaling: Scaling, scale: Scale) -> dict[str, Any]:
     """A scale as lists, by what its numbers are called."""
-    names = ("mean", "deviation") if scaling.scale == "standard" else ("low", "range")
+    names = ("low", "range") if scaling.scale == "minmax" else ("mean", "deviation")
     return {name: values.tolist() for name, values in zip(names, scale, strict=True)}
 
 
@@ -71,11 +74,17 @@ def scales_of(
         federation: Which rows clients train on.
         profiles: The clients in the order of their ids.
         scaling: How a modality is to be scaled.
+
+    Raises:
+        DataError: A known scale is of another number of channels.
     """
     pooled, by_client = dict[str, Scale](), dict[str, dict[int, Scale]]()
     for modality, values in dataset.inputs.items():
         section = scaling(modality)
         if section.scale == "none":
+            continue
+        if isinstance(section.scale, KnownScale):
+            pooled[modality] = _known(section.scale, values, modality)
             continue
         measured = _deviating if section.scale == "standard" else _ranging
         rows = dict[int, tuple[Dataset, IntArray]]()
@@ -85,7 +94,7 @@ def scales_of(
                 part, places = federation.located(dataset, profile.index)
                 has = federation.observed[modality][train] if modality in federation.observed else slice(None)
                 rows[profile.index] = part, places[: len(train)][has]
-        if section.over == "client":
+        if section.is_apart:
             by_client[modality] = {
                 client: measured(part.inputs[modality], places) for client, (part, places) in rows.items()
             }
@@ -109,6 +118,16 @@ def scaled(dataset: Dataset, scales: Mapping[str, Scale]) -> Dataset:
         inputs[name] = replace(values, scale=scale)
     held_out = None if dataset.held_out is None else scaled(dataset.held_out, scales)
     return replace(dataset, inputs=inputs, held_out=held_out)
+
+
+def _known(scale: KnownScale, values: Rows, modality: str) -> Scale:
+    shape = [1 if axis in _axes(values) else length for axis, length in enumerate(values.shape)][1:]
+    num_channels = math.prod(shape)
+    for name, numbers in scale:
+        if len(numbers) not in (1, num_channels):
+            expected = f"{num_channels}, one for each channel of {values.shape[1:]}, or 1"
+            raise DataError(f"modality {modality!r} has a scale of {len(numbers)} in {name}; expected {expected}")
+    return Scale(*(np.broadcast_to(numbers, num_channels).reshape(shape) for _, numbers in scale))
 
 
 def _deviating(values: Rows, train: IntArray) -> Scale:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from blossom_ray.core.section import Finding, Section, plain_tree
+from blossom_ray.core.section import Finding, Rate, Section, plain_tree
 from blossom_ray.errors import DataError
 
 ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -59,6 +59,15 @@ class Decoder(Protocol):
         """The sample (*shape) of `dtype`; raises `UndecodableError` where the value is none."""
 
 
+class KnownScale(Section):
+    """A mean and a deviation that do not follow from the data, such as those that a frozen model was trained with."""
+
+    mean: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(strict=False, min_length=1)]
+    """What is taken from each channel; one number: from all of them."""
+    deviation: Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)]
+    """What each channel is then divided by; one number: all of them."""
+
+
 class Scaling(Section):
     """How a modality is brought to one scale, by the training rows of clients; other rows go along.
 
@@ -66,8 +75,9 @@ class Scaling(Section):
     becomes 0.
     """
 
-    scale: Literal["none", "standard", "minmax"] = "none"
-    """`standard`: mean 0 and deviation 1. `minmax`: from 0 to 1, and beyond where other rows are."""
+    scale: Literal["none", "standard", "minmax"] | KnownScale = "none"
+    """`standard`: mean 0 and deviation 1. `minmax`: from 0 to 1, and beyond where other rows are. `{mean: [0.13],
+    deviation: [0.31]}`: by these numbers, whatever the rows are."""
     over: Literal["client", "all"] = "client"
     """Whose training rows. `client`: each client's own, and what is found in them stays with it. `all`: those of all
     clients that train, and what is found in them is known to all."""
@@ -78,9 +88,18 @@ class Scaling(Section):
     def conflicts(self) -> Iterator[Finding]:
         """As `Section`."""
         if self.scale != "none" and not self.are_amounts:
-            yield Finding("scale", f"is {self.scale!r}, while the numbers of words are no amounts", "'none'")
-        if self.scale == "none" and self.over != "client":
-            yield Finding("over", f"is {self.over!r}, while scale is 'none'", "no over, or a scale")
+            yield Finding("scale", f"is {self._told}, while the numbers of words are no amounts", "'none'")
+        if not (self.scale in ("standard", "minmax") or self.over == "client"):
+            yield Finding("over", f"is {self.over!r}, while scale is {self._told}", "no over, or a scale")
+
+    @property
+    def _told(self) -> str:
+        return "known" if isinstance(self.scale, KnownScale) else repr(self.scale)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether each client has a scale of its own."""
+        return self.scale in ("standard", "minmax") and self.over == "client"
 
 
 class Modality(Scaling):
