@@ -45,6 +45,11 @@ def read_samples(path: Path, told: Mapping[str, Any]) -> Samples:
         table = _table(path)
         for name, section in told["modalities"].items():
             if set(section["columns"]) <= set(table.column_names):
+                if "decoding" in section:
+                    raise ValueError(
+                        f"{name} is decoded as {section['decoding']['kind']}, which this code does not do; expected an "
+                        f".npz archive with its arrays, of shape {told['input_shapes'][name]}"
+                    )
                 columns = [table[column].combine_chunks() for column in section["columns"]]
                 present = np.logical_and.reduce([each.is_valid().to_numpy(zero_copy_only=False) for each in columns])
                 rows = np.concatenate([_numbers(each, present) for each in columns], axis=1)

@@ -31,6 +31,7 @@ from blossom_ray.data.division.labelling import known_labels, without_unlabelled
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.scaling import as_numbers, scales_of
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
+from blossom_ray.data.modalities.base import Media
 from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.sets.base import DataSection, OwnData
 from blossom_ray.data.sets.table import TableData
@@ -285,6 +286,8 @@ def _modalities(
             "nan": getattr(own, "nan", "refuse"),
             "normalisation": scales.get(name, by_window),
         }
+        if isinstance(own, Media):
+            found[name]["decoding"] = own.key()
     return found
 
 
@@ -346,6 +349,12 @@ def _readme(told: Mapping[str, Any]) -> str:
         "It needs torch, safetensors and numpy, and pyarrow to read a table:\n",
         "    python predict.py TABLE.parquet > predictions.csv\n",
         'In Python, from this folder: `from model import load; model = load(".")`, a `torch.nn.Module`.',
+        *(
+            f"{name}: {section['decoding']['kind']}, decoded as `model.json` says, which this code does not do: give "
+            "its arrays in an .npz archive."
+            for name, section in told["modalities"].items()
+            if "decoding" in section
+        ),
         "`model.json` says what it was trained on and how inputs are normalised; `prepared` of the model does that.",
         f"It gives the scores of the run {same}, in batches of {told['batch_size']} rows.",
     ]

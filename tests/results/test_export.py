@@ -463,6 +463,39 @@ def test_predictions_of_each_task() -> None:
     np.testing.assert_allclose(row[2:], np.exp(values[0]) / np.exp(values[0]).sum(), rtol=1e-6)
 
 
+def test_what_was_decoded_is_given_as_arrays(tmp_path: Path) -> None:
+    draw = np.random.default_rng(2)
+    labels = draw.integers(0, 2, 40)
+    captions = [" ".join(["a", ("cat", "dog")[label], *["very"] * (row % 3)]) for row, label in enumerate(labels)]
+    columns = {"caption": captions, "age": draw.normal(40, 9, 40), "label": labels}
+    pq.write_table(pa.table(columns), tmp_path / "own.parquet")
+    scenario = Scenario.model_validate(SCENARIO).override(
+        {
+            "data": {
+                "dataset": "table",
+                "path": str(tmp_path / "own.parquet"),
+                "modalities": {"caption": {"kind": "text", "max_length": 4}, "age": {"scale": "minmax"}},
+            },
+            "clients": [{"count": 2, "modalities": ["caption", "age"]}],
+            "model.encoders": {"caption": {"kind": "embedding", "dim": 4}, "age": {"kind": "mlp", "dim": 4}},
+        }
+    )
+    run = simulate(scenario.override({"data.standardize": False}), out=tmp_path / "runs")
+    model = run.model(1)
+    told = model.description
+    assert told["modalities"]["caption"]["decoding"]["max_length"] == 4
+    with pytest.raises(ValueError, match="caption is decoded as text, which this code does not do"):
+        read_samples(tmp_path / "own.parquet", told)
+    with prepare(run.scenario, _new(tmp_path / "shards")).open_shards() as shards:
+        inputs = {name: np.array(values) for name, values in shards.shard(1).inputs.items()}
+    raw = {**inputs, "age": inputs["age"] * told["modalities"]["age"]["normalisation"]["range"][0]}
+    raw["age"] += told["modalities"]["age"]["normalisation"]["low"][0]
+    np.savez(tmp_path / "own.npz", **raw)
+    found = outputs(model, read_samples(tmp_path / "own.npz", told), batch_size=8)[""]
+    expected = model({name: torch.from_numpy(values) for name, values in inputs.items()}).detach()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_commands_that_cannot_be_obeyed(command: Command, small_scenario: Scenario, tmp_path: Path) -> None:
     run = str(run_of(small_scenario, tmp_path, rounds=1, sharing="full-model").path)
     for words, message in (
