@@ -109,6 +109,11 @@ def own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory, Mappin
     for where, data in data_sets.items():
         if (factory := getattr(data, "factory", None)) is not None:
             yield f"{where}.factory", factory, data.options
+        for name, modality in dict(getattr(data, "modalities", {})).items():
+            features = getattr(modality, "features", None)
+            if features is not None and features.module is not None:
+                given = {**features.options, "weights": features.weights}
+                yield f"{where}.modalities.{name}.features.module", features.module, given
     if (evaluation := sections.get("evaluation")) is not None:
         for name, metric in evaluation.metrics.items():
             yield f"evaluation.metrics.{name}.function", metric.function, metric.options

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from blossom_ray.data.files.below import file_below
-from blossom_ray.data.files.cache import cache_folder, tell, writable
+from blossom_ray.data.files.cache import cache_folder, tell
+from blossom_ray.data.files.parts import Part, lock_folder, open_part, write_part
 from blossom_ray.data.modalities.base import Decoder, Media, MediaValue, UndecodableError
 from blossom_ray.errors import DataError
-from blossom_ray.storage import RefusedFileError, read_file, replacing
+from blossom_ray.storage import RefusedFileError, read_file
 from blossom_ray.text import brief
 
 MOST_BYTES = 2**27
@@ -98,11 +98,15 @@ class Decoded:
         parts: (n, *shape), of the decoder's type, mapped from files, for `StoredRows`.
         errors: By the number of a value that is no sample, what is wrong with it; its sample is 0.
         num_bytes: Of the files.
+        files: Of each part.
+        factor: A number of a sample times this is the float32 number that a model gets.
     """
 
     parts: tuple[_Samples, ...]
     errors: Mapping[int, str]
     num_bytes: int
+    files: tuple[Path, ...]
+    factor: float
 
 
 def decoded(
@@ -141,6 +145,7 @@ def decoded(
         work = _Work.of(media, cache_folder() if folder is None else folder, pool, stack)
         read = _behind((work.read(part) for part in work.cut(values)), 1)
         parts: list[_Samples] = []
+        files: list[Path] = []
         errors: dict[int, str] = {}
         num_bytes = first = 0
         for part in _behind(map(work.begin, read), 1):
@@ -150,26 +155,20 @@ def decoded(
                     refuse(first + number, error)
                 errors[first + number] = error
             parts.append(kept.samples)
+            files.append(part.file)
             first, num_bytes = first + len(kept.samples), num_bytes + kept.num_bytes
             tell(f"decoding {what}", first, num_values)
         decoder = work.decoder
-        return Decoded(tuple(parts) or (np.empty((0, *decoder.shape), decoder.dtype),), errors, num_bytes)
+        no_parts = (np.empty((0, *decoder.shape), decoder.dtype),)
+        return Decoded(tuple(parts) or no_parts, errors, num_bytes, tuple(files), decoder.factor)
 
 
-class _Kept(NamedTuple):
-    """A part as its file has it; `errors` by number within the part."""
-
-    samples: _Samples
-    errors: dict[int, str]
-    num_bytes: int
-
-
-class _Part(NamedTuple):
+class _PartAtWork(NamedTuple):
     """A part at work: what its values are, its file, and the file's content or, where there is none, chunks of it."""
 
     chunks: list[_Contents]
     file: Path
-    opened: Future[_Kept | None] | None
+    opened: Future[Part | None] | None
     made: list[Future[tuple[_Samples, list[str | None]]]]
 
 
@@ -212,17 +211,17 @@ class _Work:
         """Begin to read and to hash the values of a part."""
         return [self.pool.submit(_read, chunk) for chunk in part]
 
-    def begin(self, reading: list[Future[tuple[_Contents, bytes]]]) -> _Part:
+    def begin(self, reading: list[Future[tuple[_Contents, bytes]]]) -> _PartAtWork:
         """Begin to decode a part that has been read, or to open its file."""
         chunks = [each.result() for each in reading]
         digest = hashlib.sha256(b"".join(own for _, own in chunks)).hexdigest()
         contents, file = [own for own, _ in chunks], self.folder / f"{digest[:32]}.arrow"
         if not file.exists():
             self._lock()  # under which another process may have made it
-        opened = self.pool.submit(_open, file, self.decoder) if file.exists() else None
-        return _Part(contents, file, opened, [] if opened else self._decoding(contents))
+        opened = self.pool.submit(open_part, file) if file.exists() else None
+        return _PartAtWork(contents, file, opened, [] if opened else self._decoding(contents))
 
-    def finish(self, part: _Part) -> _Kept:
+    def finish(self, part: _PartAtWork) -> Part:
         """The part's file, written now if it was not there, or was damaged."""
         found = None if part.opened is None else part.opened.result()
         if found is not None:
@@ -231,14 +230,7 @@ class _Work:
         made = [each.result() for each in part.made or self._decoding(part.chunks)]
         samples = np.concatenate([own for own, _ in made])
         errors = [error for _, own in made for error in own]
-        with writable(self.folder.parent):
-            _write(part.file, samples, errors)
-        del made, samples
-        found = _open(part.file, self.decoder)
-        if found is None:
-            expected = "a disk that keeps what is written"
-            raise DataError(f"{part.file} was written and cannot be read back; expected {expected}")
-        return found
+        return write_part(part.file, samples, errors)
 
     def _decoding(self, chunks: list[_Contents]) -> list[Future[tuple[_Samples, list[str | None]]]]:
         return [self.pool.submit(_decode, self.decoder, contents) for contents in chunks]
@@ -247,11 +239,7 @@ class _Work:
         """Be the only process that decodes, from the first part that is not there."""
         if self.is_locked:
             return
-        from filelock import FileLock  # which imports asyncio
-
-        with writable(self.folder.parent):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.stack.enter_context(FileLock(self.folder.parent / f".{self.folder.name}.lock"))
+        lock_folder(self.folder, self.stack)
         self.is_locked = True
 
 
@@ -283,45 +271,6 @@ def _decode(decoder: Decoder, contents: _Contents) -> tuple[_Samples, list[str |
         except UndecodableError as error:
             errors[number] = str(error)
     return samples, errors
-
-
-def _write(file: Path, samples: _Samples, errors: list[str | None]) -> None:
-    flat = np.ascontiguousarray(samples).reshape(-1)
-    mask = pa.array([error is not None for error in errors])
-    column = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(flat) // len(samples), mask=mask)
-    batch = pa.record_batch([column, pa.array(errors, pa.string())], ["sample", "error"])
-    schema = batch.schema.with_metadata({"sha256": _checksum(flat, errors)})
-    with (
-        replacing(file, shared=True) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
-    ):
-        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
-
-
-def _open(file: Path, decoder: Decoder) -> _Kept | None:
-    """A part's file, its samples mapped; None where it is damaged."""
-    try:
-        with pa.memory_map(str(file)) as source:
-            num_bytes = source.size()
-            table = pa.ipc.open_file(source)
-            batch = table.get_batch(0)
-            batch.validate()
-            errors = batch.column("error").to_pylist()
-            flat = batch.column("sample").values.to_numpy()
-            if table.schema.metadata[b"sha256"].decode() != _checksum(flat, errors):
-                return None
-            samples = flat.view(decoder.dtype).reshape(len(errors), *decoder.shape)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
-        return None
-    samples.setflags(write=False)
-    return _Kept(samples, {number: error for number, error in enumerate(errors) if error is not None}, num_bytes)
-
-
-def _checksum(flat: _Samples, errors: list[str | None]) -> str:
-    digest = hashlib.sha256(flat.data)
-    digest.update(json.dumps(errors).encode())
-    return digest.hexdigest()
 
 
 def _behind(items: Iterable[Item], number: int) -> Iterator[Item]:

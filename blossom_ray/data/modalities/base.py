@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from blossom_ray.core.section import Finding, Rate, Section, plain_tree
+from blossom_ray.data.modalities.features import Features
 from blossom_ray.errors import DataError
 
 ColumnNames = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -82,8 +83,10 @@ class Scaling(Section):
     """Whose training rows. `client`: each client's own, and what is found in them stays with it. `all`: those of all
     clients that train, and what is found in them is known to all."""
 
-    are_amounts: ClassVar[bool] = True
-    """Whether its numbers are amounts of something, which can be scaled; numbers of words are not."""
+    @property
+    def are_amounts(self) -> bool:
+        """Whether its numbers are amounts of something, which can be scaled; numbers of words are not."""
+        return True
 
     def conflicts(self) -> Iterator[Finding]:
         """As `Section`."""
@@ -123,6 +126,8 @@ class Media(Modality):
     on_error: Literal["refuse", "drop"] = "refuse"
     """What a value does that cannot be decoded: `refuse` ends the run and names its row, `drop` leaves the row out and
     counts it."""
+    features: Features | None = None
+    """A frozen model that the samples pass once; what it gives is the modality. null: the samples are."""
 
     @field_validator("column")
     @classmethod

@@ -5,6 +5,7 @@ The model is a factory's, with values from a file, or one that the `transformers
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -82,6 +83,14 @@ class Extractor:
                 f"{self.where}: the model refuses {len(samples)} samples of shape {samples.shape[1:]} ({found}); "
                 "expected samples of a shape that it takes, or a smaller batch_size where memory ends"
             ) from error
+
+    def checksum(self) -> str:
+        """SHA-256 (hex) of the model's layers and values."""
+        digest = hashlib.sha256(repr(self.module).encode())
+        for name, value in self.module.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(np.ascontiguousarray(value.cpu()).data)
+        return digest.hexdigest()
 
     def _scaled(self, samples: Tensor) -> Tensor:
         if self.scale is None:

@@ -89,28 +89,40 @@ def weights_file(features: Features, where: str) -> Path:
     return path
 
 
+def model_files(features: Features, where: str) -> list[Path]:
+    """The files that a model is read from, which are there; its factory is imported, and nothing is loaded.
+
+    Raises:
+        InputError: The factory cannot be found, or a file or a folder is missing.
+    """
+    if features.transformers is None:
+        resolve_factory(features.module or "", f"{where}.module")
+        return [] if features.weights is None else [weights_file(features, where)]
+    folder = model_folder(features.transformers, f"{where}.transformers")
+    if not (folder / "config.json").is_file():
+        found = f"{where}.transformers is {features.transformers!r}, which has no config.json"
+        raise DataError(f"{found}; expected a folder that save_pretrained wrote")
+    return [path for path in sorted(folder.iterdir()) if path.is_file()]
+
+
 def features_key(features: Features, where: str) -> dict[str, object]:
     """All that features follow from besides the samples, as JSON has it: options, code, content of files, versions.
 
     Raises:
-        InputError: The factory cannot be found, or a file is missing.
+        InputError: As `model_files`.
     """
+    sums = {path.name: _checksum(path) for path in model_files(features, where)}
     key: dict[str, object] = {**plain_tree(features, defaults=True), "features": _VERSION}
-    if features.transformers is not None:
-        folder = model_folder(features.transformers, f"{where}.transformers")
-        if not (folder / "config.json").is_file():
-            found = f"{where}.transformers is {features.transformers!r}, which has no config.json"
-            raise DataError(f"{found}; expected a folder that save_pretrained wrote")
-        files = {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
-        key |= {"transformers": files, "version": version("transformers")}
-    elif features.module is not None:
+    if features.module is None:
+        key |= {"transformers": sums, "version": version("transformers")}
+    else:
         factory = resolve_factory(features.module, f"{where}.module")
         library = sys.modules.get(factory.__module__.partition(".")[0])
         key |= {
-            "module": str(getattr(factory, "__qualname__", features.module)),
+            "module": features.module if isinstance(features.module, str) else getattr(factory, "__qualname__", ""),
             "version": getattr(library, "__version__", None),
             "code": code_checksums(features.module, features.options),
-            "weights": None if features.weights is None else _checksum(weights_file(features, where)),
+            "weights": next(iter(sums.values()), None),
         }
     plain: dict[str, object] = json.loads(json.dumps(key, default=repr, sort_keys=True))
     return plain

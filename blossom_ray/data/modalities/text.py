@@ -40,7 +40,6 @@ class TextModality(Media):
     are looked at, so that its length costs nothing.
     """
 
-    are_amounts: ClassVar[bool] = False
     is_text: ClassVar[bool] = True
 
     kind: Literal["text"]
@@ -49,7 +48,8 @@ class TextModality(Media):
     tokenizer: str | None = None
     """A `tokenizer.json`, or a folder with a tokenizer as the `transformers` library saves it; relative to the working
     directory. Its numbers count one more here, since 0 is padding; it decides about special tokens and normalisation.
-    Needs the extra `text`. null: words and their parts are hashed, as the next three say."""
+    Needs the extra `text`. null: words and their parts are hashed, as the next three say; with
+    `features.transformers`, the tokenizer in that folder."""
     words: GramLengths = (1,)
     """Lengths of the sequences of words that count as tokens: [1, 2] are words and pairs of neighbours. Words and signs
     are those of the text in lower case and Unicode's normal form NFKC."""
@@ -59,21 +59,30 @@ class TextModality(Media):
     buckets: Annotated[int, Field(ge=1, le=_HIGHEST_NUMBER - 1)] = 16_384
     """Numbers that hashed tokens are spread over: a token's is 1 + the CRC-32 of its UTF-8 bytes, modulo this."""
 
+    @property
+    def are_amounts(self) -> bool:
+        return self.features is not None
+
+    @property
+    def _own_tokenizer(self) -> str | None:
+        """The tokenizer, if there is one: of features of a model in `transformers` that of the model."""
+        return self.tokenizer or (self.features.transformers if self.features is not None else None)
+
     def conflicts(self) -> Iterator[Finding]:
         yield from super().conflicts()
         if self.tokenizer is None and not self.words and not self.characters:
             yield Finding("words", "is empty, and so is characters", "lengths in one of them, or a tokenizer")
 
     def decoder(self) -> TextDecoder:
-        if self.tokenizer is None:
+        if self._own_tokenizer is None:
             return TextDecoder(self.max_length, partial(_hashed, self.words, self.characters, self.buckets))
-        found = _read_tokenizer(self.tokenizer)
+        found = _read_tokenizer(self._own_tokenizer, self.max_length)
         return TextDecoder(self.max_length, lambda text: (number + 1 for number in found.encode(text).ids))
 
     def version(self) -> int:
-        if self.tokenizer is None:
+        if self._own_tokenizer is None:
             return _VERSION
-        content = f"{_VERSION} {_read_tokenizer(self.tokenizer).to_str()}"
+        content = f"{_VERSION} {_read_tokenizer(self._own_tokenizer, self.max_length).to_str()}"
         return int.from_bytes(hashlib.sha256(content.encode()).digest()[:6])
 
     def num_tokens(self) -> int:
@@ -84,7 +93,9 @@ class TextModality(Media):
         """
         if self.tokenizer is None:
             return self.buckets + 1
-        return 2 + max(_read_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True).values(), default=0)
+        return 2 + max(
+            _read_tokenizer(self.tokenizer, self.max_length).get_vocab(with_added_tokens=True).values(), default=0
+        )
 
 
 @dataclass(frozen=True)
@@ -172,8 +183,8 @@ def _hashed(lengths: GramLengths, parts: GramLengths, buckets: int, text: str) -
                 yield 1 + stable_number(f"part {marked[start : start + length]}") % buckets
 
 
-def _read_tokenizer(path: str) -> Any:
-    """A tokenizer of the `tokenizers` library, which neither cuts nor pads."""
+def _read_tokenizer(path: str, max_length: int) -> Any:
+    """A tokenizer of the `tokenizers` library, which does not pad, and cuts in front of special tokens at the end."""
     place = local_path(path, "tokenizer")
     file = place / "tokenizer.json" if place.is_dir() else place
     if file.is_file() or not place.is_dir():
@@ -185,6 +196,6 @@ def _read_tokenizer(path: str) -> Any:
             raise DataError(f"tokenizer {path} cannot be read ({first_line(error)}); expected {expected}") from error
     else:
         found = read_saved("AutoTokenizer", place, "tokenizer").backend_tokenizer
-    found.no_truncation()
+    found.enable_truncation(max_length)
     found.no_padding()
     return found

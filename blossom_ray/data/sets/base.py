@@ -266,7 +266,7 @@ class OwnData(DataSection):
             DataError: Its tokenizer cannot be read.
         """
         own = (self.modalities or {}).get(modality)
-        return own.num_tokens() if isinstance(own, TextModality) else None
+        return own.num_tokens() if isinstance(own, TextModality) and own.features is None else None
 
 
 def check_content(

@@ -24,6 +24,7 @@ from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.gaps import BoolArray, in_torn_clients
 from blossom_ray.data.labels import encode_ids, encode_splits
 from blossom_ray.data.modalities.base import ColumnNames, Media, each_once
+from blossom_ray.data.modalities.features import model_files
 from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.modalities.options import AnyModality
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
@@ -103,6 +104,9 @@ class TableData(OwnData):
 
     def problem(self, error: InputError) -> tuple[str, str, str]:
         found, _, expected = str(error).partition("; expected ")
+        if found.startswith("data.modalities."):
+            place, _, found = found.partition(" ")
+            return place.removesuffix(":"), found, expected
         return "data.path", f"is {self.path!r}: {found}", expected
 
 
@@ -123,6 +127,8 @@ class Table:
                 self.rows.check_column(column)
                 if modality in self._media:
                     self.rows.check_media(column, self._media[modality])
+                    if (features := self._media[modality].features) is not None:
+                        model_files(features, f"data.modalities.{modality}.features")
                 else:
                     self.rows.check_numeric(column)
         shared = ~self._is_held_out

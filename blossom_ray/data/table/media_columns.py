@@ -11,6 +11,7 @@ import pyarrow as pa
 from blossom_ray.data.clients import Place
 from blossom_ray.data.dataset import MOST_EXAMPLES
 from blossom_ray.data.files.decoded import FilePath, Value, decoded
+from blossom_ray.data.files.extracted import extracted
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.modalities.base import Media
 from blossom_ray.data.stored import StoredRows
@@ -101,13 +102,17 @@ def decoded_rows(files: Sequence[ColumnFile], column: str, media: Media, name: s
 
     found = decoded(media, values(), name, num_rows, refuse=refuse)
     stored, is_wrong = np.full(num_rows, -1, np.int64), np.zeros(num_rows, np.bool_)
-    stored[numbers] = np.arange(len(numbers))
+    is_right = np.ones(len(numbers), np.bool_)
+    if media.features is not None:
+        is_right[list(found.errors)] = False
+        found = extracted(found, media, name, lambda number: place(numbers[number]))
+    stored[numbers] = np.cumsum(is_right) - 1
     wrong = [numbers[number] for number in found.errors]
     first = zip(wrong[:MOST_EXAMPLES], found.errors.values(), strict=False)
     errors = {_named(place(row), files, column, row, error): error for row, error in first}
     is_wrong[wrong] = True
     stored[wrong] = -1
-    return MediaRows(StoredRows(found.parts, stored, media.decoder().factor), is_wrong, errors)
+    return MediaRows(StoredRows(found.parts, stored, found.factor), is_wrong, errors)
 
 
 def _named(place: str, files: Sequence[ColumnFile], column: str, row: int, error: str) -> str:

@@ -158,6 +158,13 @@ def pack(
     for block, weights in scenario.model.pretrained.items():
         source = _below_here(Path(weights.path).expanduser(), f"{place_of(block)}.weights.path", "or a link there")
         package.add("weights", source, here, (), heeds_ignore_files=False)
+    for name, section in scenario.data_sets.items():
+        for modality, own in getattr(section, "modalities", {}).items():
+            for key in ("weights", "transformers"):
+                if path := getattr(getattr(own, "features", None), key, None):
+                    option = renamed(f"data.modalities.{modality}.features.{key}", name, section)
+                    source = _below_here(Path(path).expanduser(), option, "or a link there")
+                    package.add("weights", source, here, (), heeds_ignore_files=False)
     for source in _own_code(scenario):
         package.add("own code", source, here, without)
     for path in includes:
