@@ -75,6 +75,12 @@ class CsvFile:
             for name in kinds:
                 kinds[name] = self._joined(kinds[name], cells.column(name))
             self.num_rows += cells.num_rows
+            last = cells.column(self._header[-1])[-1].as_py()
+        if self.num_rows and "\n" in (last or "") and not _end(path).endswith(b'"'):
+            raise DataError(
+                f"{self.name}, column {self._header[-1]!r}, row {self.num_rows - 1} begins with a quotation mark that "
+                f"no other one closes; expected two"
+            )
         # Spreadsheets write columns at the end that have neither name nor value.
         self._kinds = {name: kind for name, kind in kinds.items() if kind != "empty" or not _UNNAMED.fullmatch(name)}
         self.types: Mapping[str, Any] = {name: _TYPES[kind] for name, kind in self._kinds.items()}
@@ -135,8 +141,10 @@ class CsvFile:
 
 def _header(path: Path, name: str) -> tuple[int, str, list[str]]:
     """How many lines stand before that of names, what separates values, and the names."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        text = file.read(_LONGEST_HEADER)
+    with path.open("rb") as file:
+        start = file.read(_LONGEST_HEADER)
+    start.partition(b"\n")[0].decode()  # what is wrong in later lines is told with its row
+    text = start.decode("utf-8-sig", errors="replace")
     delimiters: Sequence[str] = _DELIMITERS
     num_skipped = 0
     if text[:4].lower() == "sep=" and len(text) > 4:  # for spreadsheets
@@ -148,6 +156,13 @@ def _header(path: Path, name: str) -> tuple[int, str, list[str]]:
         raise DataError(f"{name} is empty; expected {_EXPECTED}")
     names = [name.strip() or f"Unnamed: {number}" for number, name in enumerate(headers[delimiter])]
     return num_skipped, delimiter, names
+
+
+def _end(path: Path) -> bytes:
+    """The last characters of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 100))
+        return file.read().rstrip()
 
 
 def _typed(cells: Any, kind: _Kind) -> Any:

@@ -87,13 +87,13 @@ def media_files(top: Path, entries: Sequence[Entry]) -> tuple[list[ColumnFile], 
         elif not (WITHOUT_ROWS.fullmatch(os.path.splitext(name)[0]) or name.lower().endswith((".db", ".ini"))):
             unread.append(entry.place)
     media = _grouped(samples, may_be_deeper=bool(metadata))
-    notes = [_counted(unread, "other files are not read")] if unread else []
+    notes = [_counted(unread, "not read")] if unread else []
     if not metadata:
         return [_by_name(top, media)], tuple(notes)
     used: set[str] = set()
     files = [_by_metadata(top, entry, media, used) for entry in metadata]
     if left := sorted(media.kinds.keys() - used):
-        notes.append(_counted(left, f"files are left out, which no {' or '.join(_METADATA)} names"))
+        notes.append(_counted(left, f"named by no {' or '.join(_METADATA)}, and so left out"))
     return list(files), tuple(notes)
 
 
@@ -265,4 +265,4 @@ def _from_folders(media: _Media, keys: Sequence[tuple[str, ...]]) -> dict[str, l
 
 
 def _counted(places: Sequence[str], words: str) -> str:
-    return f"{len(places):,} {words}, such as {brief(places[0])}"
+    return f"files that are {words}: {len(places):,}, such as {brief(places[0])}"

@@ -123,10 +123,10 @@ class NpzFile:
             found = f"{place} has {size:,} bytes, packed into {packed:,}"
             raise DataError(f"{found}; expected at most {_FEW_BYTES:,}, or {_MOST_PACKED} times as many as packed")
         with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADERS:
-                raise DataError(f"{place} is of format {version}; expected {' or '.join(map(str, _HEADERS))}")
-            shape, is_fortran, dtype = _HEADERS[version](file)
+            try:
+                shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+            except (ValueError, KeyError) as error:
+                raise DataError(f"{place} has no header of NumPy; expected an array as np.savez writes it") from error
             start = file.tell()
         if dtype.hasobject:
             raise DataError(f"{place} holds Python objects, which are pickles; expected numbers, truth values or text")

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
+from blossom_ray.core.phrases import shown
 from blossom_ray.core.scores import Task
 from blossom_ray.data.clients import Place
 from blossom_ray.data.gaps import BoolArray
@@ -131,8 +132,26 @@ class TableRows:
     def check_numeric(self, column: str) -> None:
         """Refuse a column without samples by its type; a file in which it is null throughout may have none for it."""
         for file in self.files:
+            if is_text(file.types[column]):
+                self._check_words(file, column)
             if not pa.types.is_null(file.types[column]):
                 check_numeric(file.types[column], file.name, column)
+
+    def _check_words(self, file: ColumnFile, column: str) -> None:
+        """Refuse the word that makes a column that begins with numbers one of text, as in CSV."""
+        is_number_first = False
+        for first_row, batch in file.batches([column]):
+            for row, value in enumerate(batch[column].to_pylist(), start=first_row):
+                if value is None:
+                    continue
+                try:
+                    float(value)
+                except ValueError:
+                    if is_number_first:
+                        place = place_of(file.name, column)(row)
+                        raise DataError(f"{place} {shown(value)}; expected numbers, or nothing, in all rows") from None
+                    return
+                is_number_first = True
 
     def check_media(self, column: str, media: Media) -> None:
         """Refuse a column by its type that has no values for a modality to be decoded."""
