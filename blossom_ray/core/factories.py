@@ -109,7 +109,7 @@ def own_code(sections: Mapping[str, Any]) -> Iterator[tuple[str, Factory, Mappin
     for where, data in data_sets.items():
         if (factory := getattr(data, "factory", None)) is not None:
             yield f"{where}.factory", factory, data.options
-        for name, modality in dict(getattr(data, "modalities", {})).items():
+        for name, modality in (getattr(data, "modalities", None) or {}).items():
             features = getattr(modality, "features", None)
             if features is not None and features.module is not None:
                 given = {**features.options, "weights": features.weights}

@@ -159,7 +159,7 @@ def pack(
         source = _below_here(Path(weights.path).expanduser(), f"{place_of(block)}.weights.path", "or a link there")
         package.add("weights", source, here, (), heeds_ignore_files=False)
     for name, section in scenario.data_sets.items():
-        for modality, own in getattr(section, "modalities", {}).items():
+        for modality, own in (getattr(section, "modalities", None) or {}).items():
             for key in ("weights", "transformers"):
                 if path := getattr(getattr(own, "features", None), key, None):
                     option = renamed(f"data.modalities.{modality}.features.{key}", name, section)
