@@ -12,14 +12,17 @@ import numpy.typing as npt
 
 from blossom_ray.core.scores import TASKS, Task
 from blossom_ray.data.clients import Place, check_recordings
-from blossom_ray.data.dataset import Dataset, LabelColumn
+from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.gaps import BoolArray, fill_gaps
 from blossom_ray.data.labels import RowValues, encode_classes, encode_ids, encode_numbers, encode_sets, encode_splits
+from blossom_ray.data.media_arrays import decoded_values, media_of
+from blossom_ray.data.modalities.base import Media
+from blossom_ray.data.stored import Rows, StoredRows, taken
 from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import DataError
 
 Arrays = Mapping[str, Any]
-_Arrays = Mapping[str, tuple[FloatArray, BoolArray]]
+_Arrays = Mapping[str, tuple[Rows, BoolArray]]
 
 _PLAIN = (str, int, float, Decimal, np.generic, NoneType)
 
@@ -37,8 +40,9 @@ def from_arrays(
     splits: Any = None,
     observed: Arrays | None = None,
     label_columns: Mapping[str, tuple[Any, Task]] | None = None,
+    modalities: Mapping[str, Mapping[str, Any] | Media] | None = None,
 ) -> Dataset:
-    """A data set from NumPy arrays, PyTorch tensors, or whatever `np.asarray` takes.
+    """A data set from NumPy arrays, PyTorch tensors, or whatever `np.asarray` takes; and from files and texts.
 
     Values become float32. The arrays are not modified; those that are float32 already are not copied.
 
@@ -62,6 +66,10 @@ def from_arrays(
             counts for nothing. None in a list says the same, and so does NaN throughout a row where clients are given.
         label_columns: Further labels by name, each with the task that they are for, which a scenario's `tasks` name;
             the held-out set has them where `splits` says which rows it is.
+        modalities: Of modalities that are to be decoded, what decodes them, such as
+            `{"photo": {"kind": "image", "size": 32}}`, with the keys of a scenario's `data.modalities.<name>`. Their
+            inputs are lists of contents of files (bytes), paths, mappings with `bytes` or `path`, or texts. Samples
+            stay on disk, in the cache.
 
     Raises:
         DataError: Something is no array of numbers, has another length, or is not finite; a label is none of the
@@ -79,13 +87,16 @@ def from_arrays(
         parts.append(_array("held-out labels", held_out[1], task))
     encoded = _encoded(parts, task, class_names)
     number = len(encoded[0].labels)
+    media = {name: media_of(name, options) for name, options in (modalities or {}).items()}
+    inputs, is_kept, left_out = _decoded(inputs, media, "modality", number)
     arrays = _inputs(inputs, "modality", observed or {}, has_clients=clients is not None)
     sides, has_clients = np.zeros(number, np.int64), clients is not None
     if splits is not None:
         sides = encode_splits(_row_values("splits", splits, number), has_clients=has_clients)
-    if (sides < 0).all():
+    is_shared, others = (sides >= 0) & is_kept, (sides < 0) & is_kept
+    if not is_shared.any():
         raise DataError("splits say 'train' in no row; expected it in some")
-    shared, others = np.flatnonzero(sides >= 0), sides < 0
+    shared = np.flatnonzero(is_shared)
 
     numbers: dict[str, Any] = dict.fromkeys(("subjects", "clients", "recordings"))
     called: dict[str, tuple[str, ...]] = dict.fromkeys(numbers, ())
@@ -96,8 +107,9 @@ def from_arrays(
     columns = {name: _label_column(name, *given, number) for name, given in (label_columns or {}).items()}
     test_set = None
     if held_out is not None:
-        given = _inputs(held_out[0], "held-out modality", {}, has_clients=False)
-        test_set = _dataset(given, np.full(len(encoded[1].labels), True), encoded[1])
+        decoded, rows, lacking = _decoded(held_out[0], media, "held-out modality", len(encoded[1].labels))
+        given, left_out = _inputs(decoded, "held-out modality", {}, has_clients=False), left_out + lacking
+        test_set = _dataset(given, rows, encoded[1].of(rows))
     if others.any():
         if held_out is not None:
             raise DataError("splits say 'held-out', while held_out is given; expected one of the two")
@@ -109,13 +121,14 @@ def from_arrays(
         check_recordings(numbers["recordings"], own_splits, lambda row: place(int(shared[row])), called["recordings"])
     return _dataset(
         arrays,
-        ~others,
-        encoded[0].of(~others),
+        is_shared,
+        encoded[0].of(is_shared),
         held_out=test_set,
         splits=own_splits,
         client_names=called["clients"],
         subject_names=called["subjects"],
-        label_columns={name: column.of(~others) for name, column in columns.items()},
+        label_columns={name: column.of(is_shared) for name, column in columns.items()},
+        left_out=left_out,
         **numbers,
     )
 
@@ -125,13 +138,31 @@ def _dataset(arrays: _Arrays, rows: BoolArray, labels: LabelColumn, **others: An
     for modality, (values, _) in arrays.items():
         if len(values) != len(rows):
             raise DataError(f"modality {modality!r} has {len(values)} rows; expected {len(rows)}, as many as labels")
-    chosen: Any = slice(None) if rows.all() else rows
+    some: Any = slice(None) if rows.all() else rows
     inputs, observed = fill_gaps(
-        {modality: values[chosen] for modality, (values, _) in arrays.items()},
-        {modality: missing[chosen] for modality, (_, missing) in arrays.items()},
+        {modality: taken(values, some) for modality, (values, _) in arrays.items()},
+        {modality: missing[some] for modality, (_, missing) in arrays.items()},
         others.get("clients"),
     )
     return Dataset(inputs, **vars(labels), observed=observed, **others)
+
+
+def _decoded(
+    inputs: Arrays, media: Mapping[str, Media], what: str, number: int
+) -> tuple[Arrays, BoolArray, tuple[LeftOut, ...]]:
+    """The inputs, those of some modalities decoded; which rows (N,) the data set has; and that in words."""
+    is_kept, left_out, found = np.full(number, True), tuple[LeftOut, ...](), inputs
+    for modality, decoder in media.items():
+        if modality not in inputs:
+            raise DataError(f"modalities has {modality!r}; expected some of {', '.join(map(str, inputs))}")
+        own = decoded_values(f"{what} {modality!r}", inputs[modality], decoder)
+        found = {**found, modality: own.samples}
+        if len(own.is_wrong) == number:  # or it is refused with the others
+            is_kept &= ~own.is_wrong
+        left_out += own.left_out(modality)
+    if not is_kept.any():
+        raise DataError(f"no row can be decoded of each {what}; expected some: {'; '.join(map(str, left_out))}")
+    return found, is_kept, left_out
 
 
 def _label_column(name: str, labels: Any, task: Task, number: int) -> LabelColumn:
@@ -162,20 +193,26 @@ def _inputs(inputs: Arrays, what: str, observed: Arrays, *, has_clients: bool) -
     found = {}
     for modality, given in inputs.items():
         name = f"{what} {modality!r}"
-        values, missing = _without_nulls(given)
-        array = _numbers(name, values)
-        array = array[:, np.newaxis] if array.ndim == 1 else array
-        missing = np.zeros(len(array), np.bool_) if missing is None else missing
-        if has_clients and array.size:
-            missing |= np.isnan(array).reshape(len(array), -1).all(axis=1)
+        is_kept = isinstance(given, StoredRows)
+        array, missing = (given, given.lacking) if is_kept else _numbers_of(name, given, has_clients=has_clients)
         if modality in observed:
             rows = _plain(f"observed rows of {name}", observed[modality])
             if rows.dtype != np.bool_ or rows.shape != missing.shape:
                 expected = f"({len(array)},) truth values, one per sample"
                 raise DataError(f"observed rows of {name} are {rows.dtype} of shape {rows.shape}; expected {expected}")
-            missing |= ~rows
+            missing = missing | ~rows
         found[modality] = array, missing
     return found
+
+
+def _numbers_of(name: str, given: Any, *, has_clients: bool) -> tuple[FloatArray, BoolArray]:
+    values, missing = _without_nulls(given)
+    array = _numbers(name, values)
+    array = array[:, np.newaxis] if array.ndim == 1 else array
+    missing = np.zeros(len(array), np.bool_) if missing is None else missing
+    if has_clients and array.size:
+        missing |= np.isnan(array).reshape(len(array), -1).all(axis=1)
+    return array, missing
 
 
 def _without_nulls(values: Any) -> tuple[Any, BoolArray | None]:

@@ -291,3 +291,15 @@ def test_another_kind_keeps_the_keys_that_both_have(tmp_path: Path) -> None:
     assert identity(changed) == identity(
         Scenario.model_validate(scenario_of(path, kind="image", column="photo", size=8))
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_values_of_a_column(kind: str, tmp_path: Path) -> None:
+    rows = table_of(written(tmp_path, column_of(kind, tmp_path, [None, *PICTURES[1:]]))).rows
+    assert rows.first_values("photo", 3) == PICTURES[1:4]
+    assert rows.first_values("photo", 100) == PICTURES[1:]
+    assert rows.first_values("label", 2) == ["cat", "dog"]
+
+
+def test_a_column_of_numbers_has_no_such_values(tmp_path: Path) -> None:
+    assert table_of(written(tmp_path, pa.array(PICTURES), x=np.arange(12))).rows.first_values("x", 3) == []

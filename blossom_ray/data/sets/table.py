@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from blossom_ray.core.scores import TASKS, LearnedTask, Task
 from blossom_ray.core.section import ModalityName
 from blossom_ray.data.clients import GivenClients, Origin, check_recordings
-from blossom_ray.data.dataset import SUBJECT, Dataset, LabelColumn, LeftOut
+from blossom_ray.data.dataset import SUBJECT, Dataset, LabelColumn
 from blossom_ray.data.division.options import GivenPartition
 from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.gaps import BoolArray, in_torn_clients
@@ -34,7 +34,7 @@ from blossom_ray.data.targets import FloatArray, IntArray, Pieces, Targets, targ
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from blossom_ray.data.table.media_columns import MediaRows
+    from blossom_ray.data.media_rows import MediaRows
     from blossom_ray.data.table.rows import TableRows
 
 _PIECE_OF = "piece_of"  # as `write_table` calls it
@@ -167,7 +167,7 @@ class Table:
             subjects=targets.subjects,
             held_out=held_out,
             recordings=targets.recordings,
-            left_out=(*self.rows.notes.left_out, *self._undecodable),
+            left_out=sum((own.left_out(name) for name, own in self._dropping.items()), self.rows.notes.left_out),
             pieces=targets.pieces,
             clients=None if given is None else given.owners,
             splits=None if given is None else given.splits,
@@ -242,12 +242,6 @@ class Table:
         self._all_rows.check_column(column)
         self._all_rows.check_media(column, self._media[modality])
         return self._all_rows.decoded(column, self._media[modality], modality)
-
-    @property
-    def _undecodable(self) -> Iterator[LeftOut]:
-        for name, found in self._dropping.items():
-            if found.errors:
-                yield LeftOut(f"rows whose {name} cannot be decoded", int(found.is_wrong.sum()), tuple(found.errors))
 
     @property
     def _is_given(self) -> bool:

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from blossom_ray.data.clients import Place
-from blossom_ray.data.dataset import MOST_EXAMPLES
-from blossom_ray.data.files.decoded import FilePath, Value, decoded
-from blossom_ray.data.files.extracted import extracted
+from blossom_ray.data.files.decoded import FilePath, Value
 from blossom_ray.data.gaps import BoolArray
-from blossom_ray.data.modalities.base import Media
-from blossom_ray.data.stored import StoredRows
+from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError
 from blossom_ray.data.table.columns import ColumnFile, is_text
 from blossom_ray.data.table.tensor_columns import present_rows
 from blossom_ray.errors import DataError
 from blossom_ray.text import brief
 
-
-class MediaRows(NamedTuple):
-    """A modality of all rows of a table.
-
-    Attributes:
-        samples: A row whose value is null, or cannot be decoded, has none.
-        is_wrong: (N,): whether its value cannot be decoded.
-        errors: Of the first of these rows: by its place in words what is wrong.
-    """
-
-    samples: StoredRows
-    is_wrong: BoolArray
-    errors: Mapping[str, str]
+_MOST_BYTES = 2**26
 
 
 def check_media(files: Sequence[ColumnFile], column: str, media: Media) -> None:
@@ -64,58 +48,42 @@ def media_gaps(files: Sequence[ColumnFile], column: str) -> BoolArray:
     return np.concatenate(parts)
 
 
-def decoded_rows(files: Sequence[ColumnFile], column: str, media: Media, name: str, place: Place) -> MediaRows:
-    """The samples of a column that `check_media` accepts; decoded now, if they are not in the cache.
+def first_values(files: Sequence[ColumnFile], column: str, number: int) -> list[MediaValue]:
+    """Contents of files, or texts, that a column begins with: at most so many, and no more after `_MOST_BYTES` of them.
 
-    Args:
-        files: Of the table, one after the other.
-        column: Of values.
-        media: What decodes them, and says whether a value that cannot be decoded is refused.
-        name: Of the modality, for the progress.
-        place: Words for the place of a row.
-
-    Raises:
-        DataError: A value is refused, with its place; or as `decoded`.
+    A text that leads to a file stands for its content. None where the column is of another type.
     """
-    numbers: list[int] = []
-    num_rows = sum(file.num_rows for file in files)
-
-    def values() -> Iterator[Value]:
-        row = 0
-        for file in files:
-            for _, batch in file.batches([column]):
-                fields = _fields(batch[column])
-                paths = [None] * len(batch[column])
-                contents = fields["bytes"].to_pylist() if "bytes" in fields else paths
-                paths = fields["path"].to_pylist() if "path" in fields else paths
-                for content, path in zip(contents, paths, strict=True):
-                    if content is not None or path is not None:
-                        numbers.append(row)
-                        is_value = content is not None or media.is_text
-                        yield (path if content is None else content) if is_value else FilePath(path, file.folder)
-                    row += 1
-
-    def refuse(number: int, error: str) -> None:
-        if media.on_error == "refuse":
-            row = numbers[number]
-            raise DataError(f"{_named(place(row), files, column, row, error)} {error}")
-
-    found = decoded(media, values(), name, num_rows, refuse=refuse)
-    stored, is_wrong = np.full(num_rows, -1, np.int64), np.zeros(num_rows, np.bool_)
-    is_right = np.ones(len(numbers), np.bool_)
-    if media.features is not None:
-        is_right[list(found.errors)] = False
-        found = extracted(found, media, name, lambda number: place(numbers[number]))
-    stored[numbers] = np.cumsum(is_right) - 1
-    wrong = [numbers[number] for number in found.errors]
-    first = zip(wrong[:MOST_EXAMPLES], found.errors.values(), strict=False)
-    errors = {_named(place(row), files, column, row, error): error for row, error in first}
-    is_wrong[wrong] = True
-    stored[wrong] = -1
-    return MediaRows(StoredRows(found.parts, stored, found.factor), is_wrong, errors)
+    found: list[MediaValue] = []
+    for file in files:
+        type_ = file.types[column]
+        plain = type_.value_type if pa.types.is_dictionary(type_) else type_
+        if not (is_text(plain) or _is_binary(plain) or _struct_parts(plain)):
+            continue
+        for _, batch in file.batches([column]):
+            for content, path in _contents_and_paths(batch[column]):
+                value: MediaValue | None = content
+                if content is None and path is not None:
+                    try:
+                        value = FilePath(path, file.folder).content()
+                    except UndecodableError:
+                        value = path
+                found += [] if value is None else [value]
+                if len(found) == number or sum(map(len, found)) > _MOST_BYTES:
+                    return found
+    return found
 
 
-def _named(place: str, files: Sequence[ColumnFile], column: str, row: int, error: str) -> str:
+def media_values(files: Sequence[ColumnFile], column: str, media: Media) -> Iterator[Value | None]:
+    """The value of each row of a column that `check_media` accepts; None where it is null."""
+    for file in files:
+        for _, batch in file.batches([column]):
+            for content, path in _contents_and_paths(batch[column]):
+                value: Value | None = path if content is None else content
+                is_path = isinstance(value, str) and not media.is_text
+                yield FilePath(str(value), file.folder) if is_path else value
+
+
+def with_path(place: str, files: Sequence[ColumnFile], column: str, row: int, error: str) -> str:
     """The place of a value, with its path, unless it has none or the error names it."""
     end = 0
     for file in files:
@@ -126,6 +94,12 @@ def _named(place: str, files: Sequence[ColumnFile], column: str, row: int, error
                 path = None if paths is None else paths[row - first - start].as_py()
                 return place if path is None or f"'{brief(path)}'" in error else f"{place} ({brief(path)})"
     raise AssertionError(f"row {row} of {end}")
+
+
+def _contents_and_paths(array: Any) -> Iterator[tuple[bytes | None, str | None]]:
+    fields, nothing = _fields(array), [None] * len(array)
+    columns = (fields[name].to_pylist() if name in fields else nothing for name in ("bytes", "path"))
+    yield from zip(*columns, strict=True)
 
 
 def _fields(array: Any) -> dict[str, Any]:

@@ -28,10 +28,11 @@ from blossom_ray.data.labels import (
     encode_numbers,
     encode_sets,
 )
-from blossom_ray.data.modalities.base import Media
+from blossom_ray.data.media_rows import MediaRows, decoded_rows
+from blossom_ray.data.modalities.base import Media, MediaValue
 from blossom_ray.data.table.columns import ColumnFile, RowsOfFile, is_text
 from blossom_ray.data.table.hugging_face import class_labels, features_of
-from blossom_ray.data.table.media_columns import MediaRows, check_media, decoded_rows, media_gaps
+from blossom_ray.data.table.media_columns import check_media, first_values, media_gaps, media_values, with_path
 from blossom_ray.data.table.opening import open_column_files
 from blossom_ray.data.table.tensor_columns import (
     check_numeric,
@@ -286,13 +287,24 @@ class TableRows:
         """Whether each row has no value of a modality to be decoded."""
         return media_gaps(self.files, column)
 
+    def first_values(self, column: str, number: int) -> list[MediaValue]:
+        """The first of a column's contents of files, or texts; none where it has neither."""
+        return first_values(self.files, column, number)
+
     def decoded(self, column: str, media: Media, name: str) -> MediaRows:
         """A modality to be decoded, in all rows; `name` is for the progress.
 
         Raises:
             DataError: A value is refused, with its place; or all rows are null.
         """
-        found = decoded_rows(self.files, column, media, name, self.place(column))
+        place = self.place(column)
+        found = decoded_rows(
+            media_values(self.files, column, media),
+            media,
+            name,
+            self.num_rows,
+            lambda row, error: with_path(place(row), self.files, column, row, error),
+        )
         if not found.is_wrong.any() and found.samples.lacking.all():
             raise DataError(f"{self.path}, column {column!r} is null in all rows; expected values in some")
         return found
