@@ -384,3 +384,41 @@ def test_stored_rows_have_the_scale_of_the_equal_array() -> None:
 def _new(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+def test_each_of_several_data_sets_has_scales_of_its_own(tmp_path: Path) -> None:
+    draw, rows = np.random.default_rng(5), {}
+    for name, unit in (("near", 1), ("far", 1000)):
+        rows[name] = (unit * draw.exponential(1, (24, 3))).astype(np.float32)
+        dataset = from_arrays({"b": rows[name]}, np.arange(24) % 2, splits=["train"] * 20 + ["test"] * 4)
+        write_table(dataset, tmp_path / f"{name}.arrow")
+    scenario = Scenario.model_validate(
+        {
+            "rounds": 1,
+            "datasets": {
+                name: {"dataset": "table", "path": str(tmp_path / f"{name}.arrow"), "modalities": {"b": scale}}
+                for name, scale in (("near", {"scale": "minmax"}), ("far", {"scale": "standard", "over": "all"}))
+            },
+            "tasks": {"first": {"data": "near"}, "second": {"data": "far"}},
+            "clients": [{"count": 2, "task": task, "modalities": ["b"]} for task in ("first", "second")],
+            "model": {"encoders": {"b": {"kind": "mlp", "dim": 4}}},
+            "execution": {"runtime": "local"},
+        }
+    )
+    prepared = prepare(check_runnable(scenario), _new(tmp_path / "shards"))
+    assert {name: own["over"] for name, own in prepared.scales.items()} == {"near/b": "client", "far/b": "all"}
+    ranges = []
+    with ShardReader(prepared.shards) as reader:
+        for client in (0, 1):
+            train = reader.shard(client).train().inputs["b"]
+            assert (train.min(axis=0).tolist(), train.max(axis=0).tolist()) == ([0] * 3, [1] * 3)
+            seen = reader.held_out(client)
+            assert seen is not None
+            # Differences of the scaled rows are those of the rows, by one number for each channel and client.
+            ratio = np.diff(rows["near"][20:], axis=0) / np.diff(seen.inputs["b"], axis=0)
+            np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1], ratio.shape), rtol=1e-3)
+            ranges.append(ratio[0])
+        assert (ranges[0] != ranges[1]).any()
+        pooled = np.concatenate([reader.shard(client).train().inputs["b"] for client in (2, 3)])
+        np.testing.assert_allclose([pooled.mean(axis=0), pooled.std(axis=0)], [[0] * 3, [1] * 3], atol=1e-5)
+    assert not [note for note in prepared.notes if "other units" in note]
