@@ -70,8 +70,8 @@ class LabelColumn:
     class_names: tuple[str, ...]
     known: BoolArray | None = None
 
-    def of(self, rows: BoolArray) -> LabelColumn:
-        """Those of some rows (N,)."""
+    def of(self, rows: BoolArray | IntArray) -> LabelColumn:
+        """Those of some rows."""
         known = None if self.known is None or self.known[rows].all() else self.known[rows]
         return LabelColumn(self.labels[rows], self.class_names, known)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.modalities.series import SeriesModality
+from blossom_ray.data.sets.table import Table, TableData
 from blossom_ray.data.table.opening import open_column_files
-from blossom_ray.data.table.series_columns import check_series, series_lengths, series_rows
+from blossom_ray.data.table.series_columns import check_series, num_samples, series_rows
 from blossom_ray.errors import DataError
+from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runs.session import simulate
 
 
 def series(**options: Any) -> SeriesModality:
@@ -32,8 +37,7 @@ def samples(folder: Path, options: dict[str, Any], *columns: list[Any], type_: A
         pq.write_table(pa.table(arrays, names), folder / f"{number:03}.parquet")
     modality, files = series(**options), open_column_files(folder).files
     check_series(files, names)
-    lengths = series_lengths(files, names)
-    numbers = np.where(lengths < 0, 1, modality.num_samples(np.maximum(lengths, 1)))
+    numbers = num_samples(files, {tuple(names): modality})
     rows = series_rows(files, names, modality, numbers)
     assert len(rows) == numbers.sum()
     return rows[:]
@@ -102,7 +106,7 @@ def test_tensors_and_lists_of_one_length_are_series_too(tmp_path: Path) -> None:
     pq.write_table(pa.table({"c": pa.FixedShapeTensorArray.from_numpy_ndarray(values)}), tmp_path / "a.parquet")
     files, modality = open_column_files(tmp_path).files, series(windows={"length": 3})
     check_series(files, ["c"])
-    assert series_lengths(files, ["c"]).tolist() == [6, 6]
+    assert num_samples(files, {("c",): modality}).tolist() == [2, 2]
     found = series_rows(files, ["c"], modality, np.array([2, 2]))
     assert (found[:] == values.reshape(4, 3, 2)).all()
 
@@ -142,8 +146,7 @@ def test_what_is_no_series_is_refused(tmp_path: Path, columns: list[Any], found:
 
     def read() -> None:
         check_series(files, names)
-        lengths = series_lengths(files, names)
-        series_rows(files, names, modality, np.ones_like(lengths))
+        series_rows(files, names, modality, np.ones(2, np.int64))
 
     with pytest.raises(DataError, match=found):
         read()
@@ -153,3 +156,124 @@ def test_what_is_no_series_is_refused(tmp_path: Path, columns: list[Any], found:
 def test_a_series_has_a_length_or_windows(options: dict[str, Any]) -> None:
     (finding,) = SeriesModality.model_validate({"kind": "series", **options}).conflicts()
     assert (finding.path, finding.expected) == ("length", "one of length and windows")
+
+
+LENGTHS = [9, 6, 3, 12, 7, 6, 8, 10, 6, 9, 11, 6]
+CUT: dict[str, Any] = {"kind": "series", "windows": {"length": 6, "overlap": 0.5}}
+
+
+def tables(folder: Path, **columns: list[Any]) -> tuple[Path, Path, list[int]]:
+    """A table of recordings, the same with a row for each of their windows, and from which row each of these is."""
+    draw = np.random.default_rng(0)
+    acc = [draw.normal(size=(length, 2)).astype(np.float32) for length in LENGTHS]
+    wide: dict[str, list[Any]] = {
+        "acc": [None if row == 4 else values.tolist() for row, values in enumerate(acc)],
+        "age": [None if row == 7 else float(row) for row in range(12)],
+        "said": [None if row == 2 else f"text {row}" for row in range(12)],
+        "gyro": [draw.normal(size=length % 4 + 1).tolist() for length in LENGTHS],
+        "label": ["ab"[row % 2] for row in range(12)],
+        "mood": [row / 3 for row in range(12)],
+        **columns,
+    }
+    pq.write_table(pa.table(wide), folder / "rows.parquet")
+    rows, windows = [], []
+    for row, values in enumerate(acc):
+        filled = np.concatenate([values, np.zeros((max(0, 6 - len(values)), 2), np.float32)])
+        for begin in range(0, 1 if row == 4 else len(filled) - 5, 3):
+            rows.append(row)
+            windows.append(None if row == 4 else filled[begin : begin + 6].tolist())
+    expanded = {name: [column[row] for row in rows] for name, column in wide.items()}
+    expanded["acc"] = windows
+    expanded["gyro"] = [[[each] for each in [*column, 0, 0, 0][:3]] for column in expanded["gyro"]]
+    pq.write_table(pa.table(expanded), folder / "windows.parquet")
+    return folder / "rows.parquet", folder / "windows.parquet", rows
+
+
+def table_of(path: Path, modalities: dict[str, Any], **values: Any) -> Table:
+    words = {"kind": "text", "max_length": 3, "buckets": 20}
+    tree = {"dataset": "table", "path": str(path), "modalities": {"said": words, **modalities}, **values}
+    return Table(TableData.model_validate(tree), ("acc", "age", "gyro", "said"), "classification")
+
+
+SERIES: dict[str, Any] = {"acc": CUT, "gyro": {"kind": "series", "length": 3}}
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ({}, {}),
+        ({"subject": [f"s{row % 5}" for row in range(12)]}, {"split": "subject"}),
+        ({"split": ["test" if row % 4 == 3 else "train" for row in range(12)]}, {}),
+        ({"client": ["pqr"[row % 3] for row in range(12)]}, {"partition": {"kind": "given"}}),
+        (
+            {
+                "client": ["pq"[row % 2] for row in range(12)],
+                "split": ["train", "train", "train", "train", "test", "test"] * 2,
+                "recording": [row // 2 for row in range(12)],
+            },
+            {"partition": {"kind": "given"}},
+        ),
+    ],
+    ids=["plain", "subjects", "held out", "clients", "clients with splits"],
+)
+def test_windows_are_the_rows_of_a_table_that_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, Any], values: dict[str, Any]
+) -> None:
+    """With the row's labels, subject, client, split and other modalities."""
+    monkeypatch.setenv("BLOSSOM_RAY_CACHE", str(tmp_path / "cache"))
+    path, expanded, rows = tables(tmp_path, **columns)
+    windowed, plain = table_of(path, SERIES, **values), table_of(expanded, {}, **values)
+    found, expected = windowed.load(), plain.load()
+    assert found.fingerprint() == expected.fingerprint()
+    for targets, other in ((windowed.targets(), plain.targets()), (found.targets, expected.targets)):
+        assert targets.labels.tolist() == other.labels.tolist()
+        for own, theirs in ((targets.subjects, other.subjects), (targets.recordings, other.recordings)):
+            assert (own is None) == (theirs is None)
+            assert own is None or theirs is None or own.tolist() == theirs.tolist()
+        assert targets.pieces is not None
+        assert targets.pieces.overlap == 0.5
+        if found.held_out is None:
+            assert targets.pieces.recordings.tolist() == rows
+    assert f"12 rows make {len(rows)} samples, as acc have windows" in found.notes
+
+
+def test_of_one_row_all_series_have_as_many_windows(tmp_path: Path) -> None:
+    path, _, rows = tables(tmp_path)
+    both = {"acc": CUT, "gyro": {**CUT, "windows": {"length": 1}}}
+    with pytest.raises(DataError, match=r"column 'gyro', row 1 makes 3 windows; expected 1, as 'acc' has"):
+        table_of(path, both).targets()
+    twice = {"acc": CUT, "gyro": {**CUT, "column": "acc"}}
+    dataset = replace(table_of(path, twice), modalities=("acc", "gyro")).load()
+    assert (dataset.inputs["acc"][:] == dataset.inputs["gyro"][:]).all()
+    assert dataset.num_samples == len(rows)
+
+
+def scenario_of(path: Path, modalities: dict[str, Any], **data: Any) -> Scenario:
+    tree = {
+        "rounds": 2,
+        "data": {"dataset": "table", "path": str(path), "modalities": modalities, **data},
+        "clients": [{"count": 2, "modalities": ["acc"]}, {"count": 1, "modalities": ["acc", "gyro"]}],
+        "sharing": "full-model",
+        "model": {"encoders": {name: {"kind": "gru", "dim": 4} for name in ("acc", "gyro")}},
+        "execution": {"runtime": "local"},
+    }
+    return Scenario.model_validate(tree)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_a_run_on_windows_is_one_on_their_rows(tmp_path: Path, engine: str) -> None:
+    path, expanded, _ = tables(tmp_path)
+    runs = [
+        simulate(scenario_of(own, modalities).override({"training.engine": engine}))
+        for own, modalities in ((path, SERIES), (expanded, {}))
+    ]
+    assert runs[0].final == runs[1].final
+
+
+def test_windows_of_a_row_stand_on_one_side_where_that_is_asked(tmp_path: Path) -> None:
+    path, _, _ = tables(tmp_path)
+    for split, shares in (("recording", False), ("sample", True)):
+        scenario = scenario_of(path, SERIES, split=split)
+        targets = table_of(path, SERIES, split=split).targets()
+        federation = build_federation(scenario.data, targets, 3, 0)
+        assert (federation.overlap(targets.pieces) is not None) == shares

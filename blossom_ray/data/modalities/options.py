@@ -10,6 +10,7 @@ from pydantic import Discriminator, Tag
 from blossom_ray.data.modalities.audio import AudioModality
 from blossom_ray.data.modalities.image import ImageModality
 from blossom_ray.data.modalities.numbers import NumbersModality
+from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.data.modalities.text import TextModality
 
 
@@ -23,6 +24,7 @@ AnyModality = Annotated[
     Annotated[NumbersModality, Tag("numbers")]
     | Annotated[ImageModality, Tag("image")]
     | Annotated[AudioModality, Tag("audio")]
-    | Annotated[TextModality, Tag("text")],
+    | Annotated[TextModality, Tag("text")]
+    | Annotated[SeriesModality, Tag("series")],
     Discriminator(_kind_of),
 ]

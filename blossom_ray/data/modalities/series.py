@@ -29,6 +29,11 @@ class Windows(Section):
         """Values in time from the begin of a window to that of the next one: length * (1 - overlap), rounded."""
         return max(1, round(self.length * (1 - self.overlap)))
 
+    @property
+    def common(self) -> float:
+        """The part that two neighbours have in common, as rounded."""
+        return 1 - self.step / self.length
+
 
 class SeriesModality(Modality):
     """Numbers over time, in rows of different lengths: lists of numbers, or of lists (time, channels).
@@ -62,7 +67,7 @@ class SeriesModality(Modality):
         return self.length
 
     def num_samples(self, lengths: _IntArray) -> _IntArray:
-        """How many samples series of these lengths (N,) make, at least 1 each."""
+        """How many samples series of these lengths (N,) make."""
         if self.windows is None:
             return np.ones_like(lengths)
         return 1 + np.maximum(0, lengths - self.windows.length) // self.windows.step

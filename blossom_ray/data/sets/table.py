@@ -27,10 +27,11 @@ from blossom_ray.data.modalities.base import ColumnNames, Media, each_once
 from blossom_ray.data.modalities.features import model_files
 from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.modalities.options import AnyModality
+from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
-from blossom_ray.data.stored import Rows
+from blossom_ray.data.stored import Rows, StoredRows
 from blossom_ray.data.table.places import FILE_SPLIT
-from blossom_ray.data.targets import FloatArray, IntArray, Pieces, Targets, targets_of
+from blossom_ray.data.targets import IntArray, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -123,15 +124,18 @@ class Table:
         """As `DataSource`. Of the modalities only the types are looked at, and which rows have them."""
         self._label_columns  # noqa: B018  # which refuses what is not right
         for modality in self.modalities:
+            section = self._section(modality)
             for column in self._columns(modality):
                 self.rows.check_column(column)
-                if modality in self._media:
-                    self.rows.check_media(column, self._media[modality])
-                    if (features := self._media[modality].features) is not None:
-                        model_files(features, f"data.modalities.{modality}.features")
-                else:
+                if isinstance(section, Media):
+                    self.rows.check_media(column, section)
+                    if section.features is not None:
+                        model_files(section.features, f"data.modalities.{modality}.features")
+                elif isinstance(section, NumbersModality):
                     self.rows.check_numeric(column)
-        shared = ~self._is_held_out
+            if isinstance(section, SeriesModality):
+                self.rows.check_series(self._columns(modality))
+        shared = self._shared
         whose, subject_names = self._subjects
         subjects = _known(whose, shared)
         own = self._labels.of(shared)
@@ -148,9 +152,9 @@ class Table:
         """As `DataSource`: the rows that clients share, and as held-out set those whose split says so."""
         targets, given = self.targets(), self.given_clients
         column = self._labels
-        others, held_out = self._is_held_out, None
+        shared, others, held_out = self._shared, self._others, None
         inputs = {modality: self._inputs(modality, targets.observed) for modality in self.modalities}
-        if others.any():
+        if len(others):
             held_out = Dataset(
                 inputs={modality: parts[1] for modality, parts in inputs.items()},
                 **vars(column.of(others)),
@@ -162,8 +166,8 @@ class Table:
             )
         return Dataset(
             inputs={modality: parts[0] for modality, parts in inputs.items()},
-            **vars(column.of(~others)),
-            label_columns={name: more.of(~others) for name, more in self._label_columns.items()},
+            **vars(column.of(shared)),
+            label_columns={name: more.of(shared) for name, more in self._label_columns.items()},
             subjects=targets.subjects,
             held_out=held_out,
             recordings=targets.recordings,
@@ -173,7 +177,7 @@ class Table:
             splits=None if given is None else given.splits,
             client_names=() if given is None else given.names,
             subject_names=targets.subject_names,
-            notes=(*self.rows.unread, *self._unused_columns(), *self._torn),
+            notes=(*self.rows.unread, *self._unused_columns(), *self._torn, *self._windowed),
             observed=targets.observed,
         )
 
@@ -284,6 +288,23 @@ class Table:
         return self._splits < 0
 
     @cached_property
+    def _num_samples(self) -> IntArray:
+        """How many samples each row makes: more than one where a series of it is cut into windows."""
+        return self.rows.num_samples({self._columns(name): section for name, section in self._cut.items()})
+
+    @cached_property
+    def _shared(self) -> IntArray:
+        """The row of each sample that clients share."""
+        rows = np.flatnonzero(~self._is_held_out)
+        return np.repeat(rows, self._num_samples[rows])
+
+    @cached_property
+    def _others(self) -> IntArray:
+        """The row of each sample that is held out."""
+        rows = np.flatnonzero(self._is_held_out)
+        return np.repeat(rows, self._num_samples[rows])
+
+    @cached_property
     def _subjects(self) -> tuple[IntArray | None, tuple[str, ...]]:
         column = self.rows.optional_column(self.spec.subject_column, "subject")
         if column is None:
@@ -297,7 +318,7 @@ class Table:
             return None
         column = self.spec.client_column or "client"
         self.rows.check_column(column)
-        rows = np.flatnonzero(~self._is_held_out)
+        rows = self._shared
         values = self.rows.values(column).of(rows)
         owners, names = encode_ids(values)
         if self.rows.notes.client_names:
@@ -315,13 +336,14 @@ class Table:
         found = {}
         for name in self.modalities:
             section, columns = self._section(name), self._columns(name)
-            if isinstance(section, NumbersModality):
-                found[name] = self.rows.gaps(columns, nan_is_gap=section.nan == "unobserved")
-            else:
+            if isinstance(section, Media):
                 found[name] = self.rows.media_gaps(columns[0]), 0
+            else:
+                nan_is_gap = isinstance(section, NumbersModality) and section.nan == "unobserved"
+                found[name] = self.rows.gaps(columns, nan_is_gap=nan_is_gap)
         return found
 
-    def _observed(self, rows: BoolArray, owners: IntArray | None) -> dict[str, BoolArray]:
+    def _observed(self, rows: IntArray, owners: IntArray | None) -> dict[str, BoolArray]:
         """As in `Dataset`, of some of the rows; (n,) `owners` says whose these are."""
         gaps = {name: missing[rows] for name, (missing, _) in self._gaps.items()}
         return {name: ~missing for name, missing in gaps.items() if in_torn_clients(missing, owners).any()}
@@ -382,7 +404,12 @@ class Table:
     def _pieces(self) -> IntArray | None:
         return None if self.rows.notes.overlap is None else self.rows.whole_numbers(_PIECE_OF)
 
-    def _pieces_of(self, rows: npt.NDArray[np.bool_]) -> Pieces | None:
+    def _pieces_of(self, rows: IntArray) -> Pieces | None:
+        windows = [section.windows for section in self._cut.values()]
+        if windows:
+            return Pieces(
+                np.unique(rows, return_inverse=True)[1], max(own.common for own in windows if own is not None)
+            )
         overlap, recordings = self.rows.notes.overlap, _known(self._pieces, rows)
         return None if recordings is None or overlap is None else Pieces(recordings, overlap)
 
@@ -392,6 +419,18 @@ class Table:
     def _section(self, modality: str) -> AnyModality:
         return self.spec.modalities.get(modality, NumbersModality())
 
+    @property
+    def _cut(self) -> dict[str, SeriesModality]:
+        """The modalities that are cut into windows."""
+        found = {name: self._section(name) for name in self.modalities}
+        return {name: own for name, own in found.items() if isinstance(own, SeriesModality) and own.windows is not None}
+
+    @property
+    def _windowed(self) -> Iterator[str]:
+        if self._cut:
+            number = int(self._num_samples.sum())
+            yield f"{len(self._num_samples):,} rows make {number:,} samples, as {' and '.join(self._cut)} have windows"
+
     @cached_property
     def _media(self) -> dict[str, Media]:
         """The modalities that are decoded."""
@@ -399,44 +438,37 @@ class Table:
         return {name: section for name, section in found.items() if isinstance(section, Media)}
 
     def _inputs(self, modality: str, observed: Mapping[str, BoolArray]) -> tuple[Rows, Rows]:
-        """The modality's values in the rows that clients share, and in the held-out ones, as `Dataset` has them."""
-        if modality in self._media:
+        """The modality's values in the samples that clients share, and in the held-out ones, as `Dataset` has them."""
+        section, columns, gap = (
+            self._section(modality),
+            self._columns(modality),
+            0.0 if modality in observed else np.nan,
+        )
+        if isinstance(section, Media):
             found = self._dropping.get(modality) or self._decoded(modality)
             samples = found.samples if self._left_out is None else found.samples.chosen(~self._left_out)
-            shared = samples.chosen(~self._is_held_out)
-            return replace(shared, fill=0.0 if modality in observed else np.nan), samples.chosen(self._is_held_out)
-        num_held_out = int(self._is_held_out.sum())
-        sizes = (len(self._is_held_out) - num_held_out, num_held_out)
-        gaps = (np.float32(0 if modality in observed else np.nan), np.float32(0))
-        parts: list[FloatArray] = []
-        filled, first = [0, 0], 0
-        section = self._section(modality)
+            return replace(samples.chosen(self._shared), fill=gap), samples.chosen(self._others)
+        if isinstance(section, SeriesModality):
+            samples = self.rows.series(columns, section, self._num_samples)
+            is_held_out = np.repeat(self._is_held_out, self._num_samples)
+            return replace(samples.chosen(~is_held_out), fill=gap), samples.chosen(is_held_out)
         assert isinstance(section, NumbersModality), "all others are decoded"
         nan_is_gap = section.nan == "unobserved"
-        for rows in self.rows.samples(self._columns(modality), section.shape, nan_is_gap=nan_is_gap):
-            if not parts and len(rows.values):
-                parts = [
-                    np.full((size, *rows.values.shape[1:]), gap, np.float32)
-                    for size, gap in zip(sizes, gaps, strict=True)
-                ]
-            is_held_out = self._is_held_out[first : first + len(rows.present)]
-            first += len(rows.present)
-            for number, chosen in enumerate((~is_held_out, is_held_out)):
-                end = filled[number] + int(chosen.sum())
-                if len(rows.values):
-                    parts[number][filled[number] : end][rows.present[chosen]] = rows.values[chosen[rows.present]]
-                filled[number] = end
-        if not parts:
-            column = self._columns(modality)[0]
-            raise DataError(f"{self.rows.path}, column {column!r} is null in all rows; expected values in some")
-        return parts[0], parts[1]
+        parts = self.rows.divided(columns, section.shape, self._is_held_out, gap, nan_is_gap=nan_is_gap)
+        if not self._cut:
+            return parts
+        stored = []
+        for part, own, fill in zip(parts, (self._shared, self._others), (gap, 0.0), strict=True):
+            repeated = StoredRows.of(part).chosen(np.unique(own, return_inverse=True)[1])
+            stored.append(repeated.without(self._gaps[modality][0][own], fill))
+        return stored[0], stored[1]
 
 
 def _listed(columns: str | tuple[str, ...]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else columns
 
 
-def _known(numbers: IntArray | None, rows: npt.NDArray[np.bool_]) -> IntArray | None:
+def _known(numbers: IntArray | None, rows: IntArray) -> IntArray | None:
     """The numbers of these rows; None where one of them has none."""
     return None if numbers is None or (numbers[rows] < 0).any() else numbers[rows]
 

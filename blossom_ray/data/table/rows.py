@@ -30,10 +30,13 @@ from blossom_ray.data.labels import (
 )
 from blossom_ray.data.media_rows import MediaRows, decoded_rows
 from blossom_ray.data.modalities.base import Media, MediaValue
+from blossom_ray.data.modalities.series import SeriesModality
+from blossom_ray.data.stored import StoredRows
 from blossom_ray.data.table.columns import ColumnFile, RowsOfFile, is_text
 from blossom_ray.data.table.hugging_face import class_labels, features_of
 from blossom_ray.data.table.media_columns import check_media, first_values, media_gaps, media_values, with_path
 from blossom_ray.data.table.opening import open_column_files
+from blossom_ray.data.table.series_columns import check_series, num_samples, series_rows
 from blossom_ray.data.table.tensor_columns import (
     check_numeric,
     chosen_rows,
@@ -283,6 +286,18 @@ class TableRows:
             missing = ~np.concatenate([rows.present for rows in self.samples(columns, None, nan_is_gap=True)])
         return missing, int((missing & ~np.logical_and.reduce(null)).sum())
 
+    def check_series(self, columns: Sequence[str]) -> None:
+        """Refuse columns without series by their types."""
+        check_series(self.files, columns)
+
+    def num_samples(self, cut: Mapping[tuple[str, ...], SeriesModality]) -> IntArray:
+        """How many samples each row makes, by the series that are cut into windows."""
+        return num_samples(self.files, cut) if cut else np.ones(self.num_rows, np.int64)
+
+    def series(self, columns: Sequence[str], series: SeriesModality, numbers: IntArray) -> StoredRows:
+        """The samples of all rows, of which each makes so many."""
+        return series_rows(self.files, columns, series, numbers)
+
     def media_gaps(self, column: str) -> BoolArray:
         """Whether each row has no value of a modality to be decoded."""
         return media_gaps(self.files, column)
@@ -343,6 +358,47 @@ class TableRows:
                     is_whole = ~np.isnan(found_values).reshape(len(found_values), -1).any(axis=1)
                     present[present], found_values = is_whole, found_values[is_whole]
                 yield Samples(present, found_values)
+
+    def divided(
+        self,
+        columns: Sequence[str],
+        shape: tuple[int, ...] | None,
+        is_held_out: BoolArray,
+        gap: float,
+        *,
+        nan_is_gap: bool,
+    ) -> tuple[FloatArray, FloatArray]:
+        """The samples of a modality in memory: of the rows (N,) that are not held out, and of those that are.
+
+        Args:
+            columns: As in `samples`.
+            shape: As in `samples`.
+            is_held_out: Whether each row is held out.
+            gap: The values of a row that is not held out and lacks the modality; of one that is held out they are 0.
+            nan_is_gap: As in `samples`.
+
+        Raises:
+            DataError: As `samples`; or no row has the modality.
+        """
+        num_held_out = int(is_held_out.sum())
+        sizes = (len(is_held_out) - num_held_out, num_held_out)
+        parts: list[FloatArray] = []
+        filled, first = [0, 0], 0
+        for rows in self.samples(columns, shape, nan_is_gap=nan_is_gap):
+            if not parts and len(rows.values):
+                below = rows.values.shape[1:]
+                fills = (np.float32(gap), np.float32(0))
+                parts = [np.full((size, *below), fill, np.float32) for size, fill in zip(sizes, fills, strict=True)]
+            own = is_held_out[first : first + len(rows.present)]
+            first += len(rows.present)
+            for number, chosen in enumerate((~own, own)):
+                end = filled[number] + int(chosen.sum())
+                if len(rows.values):
+                    parts[number][filled[number] : end][rows.present[chosen]] = rows.values[chosen[rows.present]]
+                filled[number] = end
+        if not parts:
+            raise DataError(f"{self.path}, column {columns[0]!r} is null in all rows; expected values in some")
+        return parts[0], parts[1]
 
 
 def _samples(columns: list[FloatArray], shape: tuple[int, ...] | None, place: Place) -> FloatArray:

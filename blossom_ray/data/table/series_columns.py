@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blossom_ray.data.clients import Place
+from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.data.stored import StoredRows
 from blossom_ray.data.table.columns import ColumnFile
@@ -45,26 +46,34 @@ def check_series(files: Sequence[ColumnFile], columns: Sequence[str]) -> None:
                 raise DataError(f"{file.name}, column {column!r} has type {type_}; expected {expected}")
 
 
-def series_lengths(files: Sequence[ColumnFile], columns: Sequence[str]) -> IntArray:
-    """Values in time of each row (N,), -1 where one of the columns is null.
+def num_samples(files: Sequence[ColumnFile], cut: Mapping[tuple[str, ...], SeriesModality]) -> IntArray:
+    """How many samples each row (N,) makes: as many as its series have windows, and one where it has no series.
+
+    Args:
+        files: Of the table, one after the other.
+        cut: By columns, the series that are cut into windows.
 
     Raises:
-        DataError: A row has none, or its columns are not equally long.
+        DataError: A series has no values, or its columns are not equally long; or two series of a row have not as many
+            windows.
     """
-    found = [np.zeros(0, np.int64)]
-    for file in files:
-        for first_row, batch in file.batches(columns):
-            lengths = np.stack([_lengths(batch[column]) for column in columns])
-            present = (lengths >= 0).all(axis=0)
-            for number, column in enumerate(columns):
-                wrong = present & ((lengths[number] == 0) | (lengths[number] != lengths[0]))
+    total = np.zeros(0, np.int64)
+    for columns, series in cut.items():
+        found = [np.zeros(0, np.int64)]
+        for file in files:
+            for first_row, batch in file.batches(columns):
+                lengths = _lengths(batch, columns, file.name, first_row)
+                own = np.where(lengths < 0, 0, series.num_samples(lengths))
+                before = total[sum(map(len, found)) :][: len(own)]
+                wrong = (own > 0) & (before > 0) & (own != before) if len(total) else np.zeros(1, np.bool_)
                 if wrong.any():
                     row = int(wrong.argmax())
-                    own, first = lengths[number, row], f"{lengths[0, row]}, as column {columns[0]!r} has there"
-                    place = place_of(file.name, column, first_row)(row)
-                    raise DataError(f"{place} has {own} values; expected {first if own else 'at least one'}")
-            found.append(np.where(present, lengths[0], -1))
-    return np.concatenate(found)
+                    place = place_of(file.name, columns[0], first_row)(row)
+                    expected = f"{before[row]}, as {next(iter(cut))[0]!r} has"
+                    raise DataError(f"{place} makes {own[row]} windows; expected {expected}")
+                found.append(np.maximum(own, before) if len(total) else own)
+        total = np.concatenate(found)
+    return np.maximum(total, 1)
 
 
 def series_rows(
@@ -79,8 +88,8 @@ def series_rows(
         numbers: (N,): samples of each row; those of a row without a series are lacking.
 
     Raises:
-        DataError: As `series_lengths`; or a row has another number of channels than those before, or holds a value
-            that is null or not finite.
+        DataError: A series has no values, or its columns are not equally long; or a row has another number of channels
+            than those before, or holds a value that is null or not finite.
     """
     parts: list[FloatArray] = []
     starts: list[IntArray] = []
@@ -91,7 +100,9 @@ def series_rows(
         offsets = iter(np.cumsum([0, *(len(each) for each, _ in kept)]).tolist())
         own = iter(begins for _, begins in kept)
         for is_there, number in zip(present.tolist(), numbers[row : row + len(present)].tolist(), strict=True):
-            starts.append(end + next(offsets) + next(own) if is_there else np.full(number, -1))
+            # A series that is not cut is the same in all samples that another one of its row makes.
+            begins = end + next(offsets) + next(own) if is_there else np.full(1, -1)
+            starts.append(np.broadcast_to(begins, number))
         row += len(present)
         if kept:
             windows = np.lib.stride_tricks.sliding_window_view(flat, series.num_steps, axis=0)
@@ -102,25 +113,39 @@ def series_rows(
     return StoredRows(parts, np.concatenate(starts))
 
 
-def _series(files: Sequence[ColumnFile], columns: Sequence[str]) -> Iterator[tuple[Any, list[FloatArray]]]:
+def _series(files: Sequence[ColumnFile], columns: Sequence[str]) -> Iterator[tuple[BoolArray, list[FloatArray]]]:
     """By batch: whether each row is there (n,), and the series (time, channels) of those that are."""
     num_channels: int | None = None
     for file in files:
         for first_row, batch in file.batches(columns):
-            present = np.logical_and.reduce([present_rows(batch[column]) for column in columns])
-            numbers = np.flatnonzero(present)
-            if not len(numbers):
+            lengths = _lengths(batch, columns, file.name, first_row)
+            present = lengths >= 0
+            if not present.any():
                 yield present, []
                 continue
-            arrays = [chosen_rows(batch[column], present) for column in columns]
-            lengths = _lengths(arrays[0])
-            ends = np.cumsum(lengths)
-            places = [_place_of_entry(place_of(file.name, column, first_row, numbers), ends) for column in columns]
+            rows, ends = np.flatnonzero(present), np.cumsum(lengths[present])
             shape = None if num_channels is None or len(columns) > 1 else (num_channels,)
-            found = [_entries(array, place, shape) for array, place in zip(arrays, places, strict=True)]
+            found = []
+            for column in columns:
+                place = _place_of_entry(place_of(file.name, column, first_row, rows), ends)
+                found.append(_entries(chosen_rows(batch[column], present), place, shape))
             values = np.concatenate(found, axis=1)
             num_channels = values.shape[1]
             yield present, np.split(values, ends[:-1])
+
+
+def _lengths(batch: Mapping[str, Any], columns: Sequence[str], file: str, first_row: int) -> IntArray:
+    """Values in time of each row of a batch (n,), -1 where a column is null."""
+    found = np.stack([_column_lengths(batch[column]) for column in columns])
+    present = (found >= 0).all(axis=0)
+    for lengths, column in zip(found, columns, strict=True):
+        wrong = present & ((lengths == 0) | (lengths != found[0]))
+        if wrong.any():
+            row = int(wrong.argmax())
+            expected = f"{found[0, row]}, as column {columns[0]!r} has there" if lengths[row] else "at least one"
+            place = place_of(file, column, first_row)(row)
+            raise DataError(f"{place} has {lengths[row]} values; expected {expected}")
+    return np.where(present, found[0], -1)
 
 
 def _entries(array: Any, place: Place, shape: tuple[int, ...] | None) -> FloatArray:
@@ -139,7 +164,7 @@ def _place_of_entry(place: Place, ends: IntArray) -> Place:
     return lambda entry: place(int(np.searchsorted(ends, entry, side="right")))
 
 
-def _lengths(array: Any) -> IntArray:
+def _column_lengths(array: Any) -> IntArray:
     """Values in time of each row, -1 for null."""
     if isinstance(array.type, pa.FixedShapeTensorType):
         return np.where(present_rows(array), array.type.shape[0], -1)
