@@ -46,9 +46,11 @@ def read_samples(path: Path, told: Mapping[str, Any]) -> Samples:
         for name, section in told["modalities"].items():
             if set(section["columns"]) <= set(table.column_names):
                 if "decoding" in section:
+                    made = f"decoded as {section['decoding']['kind']}"
+                    made += ", then given to a frozen model" if "features" in section else ""
                     raise ValueError(
-                        f"{name} is decoded as {section['decoding']['kind']}, which this code does not do; expected an "
-                        f".npz archive with its arrays, of shape {told['input_shapes'][name]}"
+                        f"{name} is {made}, which this code does not do; expected an .npz archive with its arrays, of "
+                        f"shape {told['input_shapes'][name]}"
                     )
                 columns = [table[column].combine_chunks() for column in section["columns"]]
                 present = np.logical_and.reduce([each.is_valid().to_numpy(zero_copy_only=False) for each in columns])

@@ -140,7 +140,13 @@ def taken_model(
         "blossom_ray": version("blossom-ray"),
         "run": _circumstances(scenario, own.data, manifest, checkpoint.round_index, client, state),
         **_learned(plan, profile, data),
-        "modalities": _modalities(own, [told[task]["fingerprint"] for task in own.learned], profile, profiles),
+        "modalities": _modalities(
+            own,
+            [told[task]["fingerprint"] for task in own.learned],
+            profile,
+            profiles,
+            manifest.get("features") or {},
+        ),
         "missing": scenario.model.missing,
         "input_shapes": shapes,
         "embedding_dims": dims,
@@ -266,9 +272,16 @@ def _circumstances(
 
 
 def _modalities(
-    whole: FederatedDataset, fingerprints: Sequence[str], profile: ClientProfile, everyone: Sequence[ClientProfile]
+    whole: FederatedDataset,
+    fingerprints: Sequence[str],
+    profile: ClientProfile,
+    everyone: Sequence[ClientProfile],
+    features: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """By modality the shape of a sample, its columns in a table, and what is done to it before the model sees it."""
+    """By modality the shape of a sample, its columns in a table, and what is done to it before the model sees it.
+
+    `features` is what the manifest says of them.
+    """
     section = whole.data
     scaled = [name for name in profile.modalities if section.scaling(name).scale != "none"]
     if profile.index == _NOBODY and (apart := [name for name in scaled if section.scaling(name).is_apart]):
@@ -288,6 +301,8 @@ def _modalities(
         }
         if isinstance(own, Media):
             found[name]["decoding"] = own.key()
+        if (made := f"{whole.name}/{name}".lstrip("/")) in features:
+            found[name]["features"] = features[made]
     return found
 
 
@@ -350,8 +365,9 @@ def _readme(told: Mapping[str, Any]) -> str:
         "    python predict.py TABLE.parquet > predictions.csv\n",
         'In Python, from this folder: `from model import load; model = load(".")`, a `torch.nn.Module`.',
         *(
-            f"{name}: {section['decoding']['kind']}, decoded as `model.json` says, which this code does not do: give "
-            "its arrays in an .npz archive."
+            f"{name}: {section['decoding']['kind']}, decoded as `model.json` says, "
+            + ("then given to the frozen model that it describes, " if "features" in section else "")
+            + "which this code does not do: give its arrays in an .npz archive."
             for name, section in told["modalities"].items()
             if "decoding" in section
         ),

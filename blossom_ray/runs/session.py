@@ -16,6 +16,7 @@ from typing import Literal, overload
 from blossom_ray.clients.options import EngineName
 from blossom_ray.core.locations import local_path
 from blossom_ray.core.records import RoundRecord
+from blossom_ray.data.modalities.features import features_key
 from blossom_ray.errors import ClientError, DriverLostError, InputError, RunError, StorageError
 from blossom_ray.reading.inspection import Inspector
 from blossom_ray.reading.own_code import changed_own_code, own_code_checksums
@@ -407,7 +408,14 @@ def _no_signals() -> Iterator[None]:
 def _circumstances(scenario: Scenario) -> dict[str, object]:
     """What a manifest says before a run begins: on what it runs, and with whose code."""
     sums = {block: weights.sha256 for block, weights in scenario.model.pretrained.items()}
-    return {**describe_host(), "own_code": own_code_checksums(scenario), **({"weights": sums} if sums else {})}
+    features = {
+        f"{name}/{modality}".lstrip("/"): features_key(section.features, f"data.modalities.{modality}.features")
+        for name, data in scenario.data_sets.items()
+        for modality, section in (getattr(data, "modalities", None) or {}).items()
+        if modality in scenario.modalities and getattr(section, "features", None) is not None
+    }
+    known = {key: found for key, found in (("weights", sums), ("features", features)) if found}
+    return {**describe_host(), "own_code": own_code_checksums(scenario), **known}
 
 
 def describe_host() -> dict[str, object]:

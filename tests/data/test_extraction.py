@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 import pytest
+import torch
+import transformers
 from PIL import Image
+from scipy.io import wavfile
+from test_extractors import bert, wav2vec2
 from torch import Tensor, nn
 
 from blossom_ray import Scenario, simulate
@@ -18,7 +23,10 @@ from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files import extracted
 from blossom_ray.data.files.cache import listening
 from blossom_ray.data.sets.table import TableData
-from blossom_ray.errors import InputError
+from blossom_ray.errors import InputError, ScenarioError
+from blossom_ray.models.predict import read_samples
+from blossom_ray.reading.inspection import Inspector
+from blossom_ray.reading.writer import scenario_yaml
 
 
 class Counted(nn.Module):
@@ -186,24 +194,100 @@ def test_callables_are_told_apart_by_what_they_give() -> None:
     np.testing.assert_allclose(two, 2 * SEQUENCES, rtol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
-def test_a_run_on_features_is_one_on_these_numbers(engine: str) -> None:
-    path = table(split=["test" if row % 5 == 0 else "train" for row in range(20)])
-    photo = {"kind": "image", "size": [6, 4], "features": {"module": f"{__name__}:Counted", "output": "sequence"}}
-    scenario = Scenario.model_validate(
+def scenario(path: str, **features: Any) -> Scenario:
+    features = {"module": f"{__name__}:Counted", "output": "sequence", **features}
+    return Scenario.model_validate(
         {
             "rounds": 2,
-            "data": {"dataset": "table", "path": path, "modalities": {"photo": photo}},
+            "data": {
+                "dataset": "table",
+                "path": path,
+                "modalities": {"photo": {"kind": "image", "size": [6, 4], "features": features}},
+            },
             "clients": [{"count": 2, "modalities": ["photo"]}],
             "model": {"encoders": {"photo": {"kind": "gru"}}},
-            "training": {"engine": engine},
             "execution": {"runtime": "local"},
         }
     )
-    run = simulate(scenario, out="runs")
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_a_run_on_features_is_one_on_these_numbers(engine: str) -> None:
+    path = table(split=["test" if row % 5 == 0 else "train" for row in range(20)])
+    of_features = scenario(path).override({"training.engine": engine})
+    run = simulate(of_features, out="runs")
     assert run.manifest["data"]["input_shapes"] == {"photo": [3, 6]}
+    assert run.manifest["features"]["photo"]["module"] == f"{__name__}:Counted"
+    assert __name__ in run.manifest["own_code"]
     columns = pl.read_parquet(path).with_columns(photo=pl.Series(SEQUENCES.tolist()))
     columns.write_parquet("numbers.parquet")
-    numbers = simulate(scenario.override({"data.path": "numbers.parquet", "data.modalities": {}}), out="runs")
+    numbers = simulate(of_features.override({"data.path": "numbers.parquet", "data.modalities": {}}), out="runs")
+    assert "features" not in numbers.manifest
     assert run.manifest["data"]["fingerprint"] == numbers.manifest["data"]["fingerprint"]
     assert run.manifest["digest"] == numbers.manifest["digest"]
+
+
+def test_texts_and_sounds_of_a_table(tmp_path: Path) -> None:
+    """As a loop over `transformers` with the folder's own tokenizer, or feature extractor, has them."""
+    texts = ["no yes late", "", "late " * 9, "No, never yes!"]
+    folder = bert(tmp_path / "bert")
+    model = transformers.AutoModel.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(texts, padding="max_length", truncation=True, max_length=7, return_tensors="pt")
+    with torch.no_grad():
+        states = (model.eval()(**batch).last_hidden_state * batch["attention_mask"][:, :, None]).numpy()
+    signal = np.random.default_rng(0).integers(-9000, 9000, (4, 120), np.int16)
+    sounds = []
+    for samples in signal:
+        wavfile.write(file := io.BytesIO(), 8000, samples)
+        sounds.append(file.getvalue())
+    listener = wav2vec2(tmp_path / "wav2vec2")
+    pl.DataFrame({"text": texts, "sound": sounds, "label": [0, 1, 0, 1]}).write_parquet("media.parquet")
+    text = {
+        "kind": "text",
+        "max_length": 7,
+        "features": {"transformers": folder, "output": "sequence", "batch_size": 3},
+    }
+    sound = {"kind": "audio", "form": "raw", "rate": 8000, "seconds": 0.015, "features": {"transformers": listener}}
+    data = TableData.model_validate(
+        {"dataset": "table", "path": "media.parquet", "modalities": {"text": text, "sound": sound}}
+    )
+    found = data.open(("sound", "text"), 0, "classification").load().inputs
+    np.testing.assert_allclose(found["text"][:], states, atol=1e-6)
+    heard = transformers.AutoModel.from_pretrained(listener).eval()
+    values = signal / 32768
+    normal = (values - values.mean(1, keepdims=True)) / np.sqrt(values.var(1, keepdims=True) + 1e-7)
+    with torch.no_grad():
+        expected = heard(torch.tensor(normal, dtype=torch.float32)).last_hidden_state.mean(1)
+    np.testing.assert_allclose(found["sound"][:], expected, atol=1e-5)
+    assert data.num_tokens("text") is None
+    assert not list(data.conflicts())
+
+
+def test_a_model_that_is_taken_away_says_what_features_it_takes(tmp_path: Path) -> None:
+    wide = {"in_features": 4, "out_features": 5}
+    torch.save(nn.Linear(**wide).state_dict(), "w.pt")
+    given = scenario(table(), module="torch.nn:Linear", options=wide, weights="w.pt", output="vector")
+    given = given.override({"rounds": 1, "checkpoint": {"every": 1}, "model.encoders.photo": {"kind": "mlp"}})
+    told = simulate(given, out="runs").model(0).description
+    assert told["modalities"]["photo"]["features"]["weights"] == hashlib.sha256(Path("w.pt").read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=r"photo is decoded as image, then given to a frozen model, .* shape \[3\]"):
+        read_samples(Path("table.parquet"), told)
+
+
+@pytest.mark.parametrize(
+    ("features", "problem"),
+    [
+        ({"weights": "no.pt"}, "photo.features.weights is 'no.pt', and .*/no.pt does not exist; expected the model's"),
+        ({"module": "no_such:thing"}, "photo.features.module is 'no_such:thing', but there is no module 'no_such'"),
+        ({"module": None}, "photo.features.module is null; expected either module or transformers"),
+        ({"module": None, "transformers": "."}, "photo.features.transformers is '.', which has no config.json"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_said_before_a_run(features: dict[str, Any], problem: str) -> None:
+    path = table()
+    Path("scenario.yaml").write_text(scenario_yaml(scenario(path)))
+    overrides = {f"data.modalities.photo.features.{key}": value for key, value in features.items()}
+    with pytest.raises(ScenarioError, match=problem) as raised:
+        Inspector().read(Path("scenario.yaml"), overrides, {})
+    assert len(raised.value.problems) == 1

@@ -246,6 +246,7 @@ def same_values() -> Any:
 
 
 def bert(folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
     sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "yes", "late"]))
     tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"))
@@ -316,14 +317,18 @@ def test_pictures_through_transformers(tmp_path: Path, processor: Any, given: Ca
     np.testing.assert_allclose(extractor(transformers=folder, output="sequence")(pictures), states, atol=2e-5)
 
 
-def test_sounds_through_transformers(tmp_path: Path) -> None:
+def wav2vec2(folder: Path) -> str:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = transformers.Wav2Vec2Config(
         conv_dim=(4, 4), conv_stride=(4, 2), conv_kernel=(8, 4), num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2, vocab_size=4, **sizes,
     )  # fmt: skip
     prepare = transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000, do_normalize=True)
-    folder = saved(tmp_path, transformers.Wav2Vec2Model(config), prepare)
+    return saved(folder, transformers.Wav2Vec2Model(config), prepare)
+
+
+def test_sounds_through_transformers(tmp_path: Path) -> None:
+    folder = wav2vec2(tmp_path)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     sounds = 3 + 0.1 * drawn(2, 80, 1)
     normal = (sounds - sounds.mean(1, keepdims=True)) / np.sqrt(sounds.var(1, keepdims=True) + 1e-7)
@@ -393,7 +398,7 @@ def test_options_that_cannot_stand_together() -> None:
 
     assert found(module="a:b", weights="c") == found(transformers="a", mean=[0.5], std=[0.5]) == []
     assert found() == found(module="a:b", transformers="c") == ["module"]
-    assert found(transformers="a", weights="b", prefix="c", options={}) == ["options", "weights", "prefix"]
+    assert found(transformers="a", weights="b", prefix="c", options={"d": 1}) == ["options", "weights", "prefix"]
     assert found(module="a:b", mean=[0.5]) == ["std"]
     for wrong in ({"module": "a"}, {"std": [0.0]}, {"batch_size": 0}, {"mean": []}, {"output": "map"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import blossom_ray
 from blossom_ray import Scenario
 from blossom_ray.core.factories import factory_problems
+from blossom_ray.core.section import plain_tree
 from blossom_ray.errors import InputError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.studies.jobs import packing
@@ -337,3 +338,29 @@ def test_weights_travel(small_scenario: Scenario, here: Path, tmp_path_factory: 
         InputError, match=r"model.head.weights.path is '.*'; to travel with a job, expected a path below"
     ):
         packed(scenario.override({"model.head.weights.path": str(elsewhere)}), tmp_path_factory)
+
+
+def test_models_of_features_travel(
+    small_scenario: Scenario, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    save_file(torch.nn.Linear(8, 3).state_dict(), here / "linear.safetensors")
+    (here / "bert").mkdir()
+    (here / "bert" / "config.json").write_text("{}")
+    (here / "rows.csv").write_text("photo,text,label\n")
+    features = {
+        "photo": {"kind": "image", "features": {"module": "torch.nn:Linear", "weights": "linear.safetensors"}},
+        "text": {"kind": "text", "features": {"transformers": "bert"}},
+    }
+    scenario = Scenario.model_validate(
+        {
+            **plain_tree(small_scenario, defaults=False),
+            "data": {"dataset": "table", "path": "rows.csv", "modalities": features},
+            "clients": [{"count": 2, "modalities": ["photo", "text"]}],
+            "model": {"encoders": {"photo": {"kind": "mlp"}, "text": {"kind": "mlp"}}},
+        }
+    )
+    package = packed(scenario, tmp_path_factory)
+    assert names(package) == {SCENARIO, "rows.csv", "linear.safetensors", "bert/config.json"}
+    elsewhere = {"data.modalities.text.features.transformers": str(tmp_path_factory.mktemp("elsewhere"))}
+    with pytest.raises(InputError, match=r"data.modalities.text.features.transformers is .*; to travel with a job"):
+        packed(scenario.override(elsewhere), tmp_path_factory)

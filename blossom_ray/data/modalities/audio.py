@@ -72,6 +72,8 @@ class AudioModality(Media):
             yield Finding("seconds", f"{self.seconds:g} are {self.num_samples:,} samples", f"at most {_MOST_NUMBERS:,}")
         if self.form == "raw":
             return
+        if self.features is not None and self.features.transformers is not None:
+            yield Finding("form", f"is {self.form!r}, while models in transformers are given signals", "'raw'")
         if self.fft_size < self.window:
             yield Finding("fft", f"is {self.fft}, less than the {self.window} samples of window", "as many or more")
         if self.num_frames * max(self.fft_size, self.bands * (self.channels or 1)) > _MOST_NUMBERS:

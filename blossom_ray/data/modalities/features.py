@@ -65,7 +65,7 @@ class Features(Section):
             found = "is null" if self.module is None else "is given beside transformers"
             yield Finding("module", found, "either module or transformers")
         for name in ("options", "weights", "prefix"):
-            if self.transformers is not None and name in self.model_fields_set:
+            if self.transformers is not None and getattr(self, name):
                 yield Finding(name, "is given beside transformers", "it beside module alone")
         if (self.mean is None) != (self.std is None):
             missing = "mean" if self.mean is None else "std"
