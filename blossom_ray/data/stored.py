@@ -21,10 +21,13 @@ BYTES_AT_ONCE = 2**24
 
 
 class Scale(NamedTuple):
-    """What a value x becomes: (x - offset) / divisor. Both are float64, by channel, shaped to go with a sample."""
+    """What a value x becomes: (x - offset) / divisor. Both are by channel, shaped to go with a sample.
 
-    offset: npt.NDArray[np.float64]
-    divisor: npt.NDArray[np.float64]
+    They are float64, or float32 where numbers are known before the data.
+    """
+
+    offset: npt.NDArray[np.float64 | np.float32]
+    divisor: npt.NDArray[np.float64 | np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,7 +127,8 @@ def _known(scale: KnownScale, values: Rows, modality: str) -> Scale:
         if len(numbers) not in (1, num_channels):
             expected = f"{num_channels}, one for each channel of {values.shape[1:]}, or 1"
             raise DataError(f"modality {modality!r} has a scale of {len(numbers)} in {name}; expected {expected}")
-    return Scale(*(np.broadcast_to(numbers, num_channels).reshape(shape) for _, numbers in scale))
+    # Of float32, so that samples are scaled in it, as torchvision's `Normalize` does, to the last bit.
+    return Scale(*(np.full(num_channels, numbers, np.float32).reshape(shape) for _, numbers in scale))
 
 
 def _deviating(values: Rows, train: IntArray) -> Scale:

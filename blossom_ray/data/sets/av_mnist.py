@@ -129,7 +129,7 @@ class AvMnistData(Download):
         with open_spoken_digits(folder) as archive:
             recordings, _ = list_recordings(archive)
         labels = read_mnist_labels(folder, "train")
-        _, sounds = self._paired(opened, "train", labels, recordings)
+        _, sounds = self.paired(opened, "train", labels, recordings)
         return _targets(sounds, recordings)
 
     def read(self, opened: Opened, /) -> Dataset:
@@ -144,7 +144,7 @@ class AvMnistData(Download):
 
         def part(name: str, held_out: Dataset | None = None) -> Dataset:
             mnist = read_mnist(folder, name)
-            images, sounds = self._paired(opened, name, mnist.labels, recordings)
+            images, sounds = self.paired(opened, name, mnist.labels, recordings)
             inputs = {}
             if "image" in opened.modalities:
                 inputs["image"] = normalised(mnist.pixels[images])
@@ -165,7 +165,7 @@ class AvMnistData(Download):
         dataset = part("train", held_out)
         return replace(dataset, left_out=(*missing, *held_out.left_out, *dataset.left_out))
 
-    def _paired(
+    def paired(
         self, opened: Opened, part: str, labels: IntArray, recordings: list[Recording]
     ) -> tuple[IntArray, IntArray]:
         """Rows of MNIST's part and of `recordings`, one of each per pair, by digit.
