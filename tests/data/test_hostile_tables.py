@@ -302,6 +302,14 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "cat" / "2.png")
 
 
+def pipe_of_another_kind(folder: Path) -> None:
+    os.mkfifo(folder / "cat" / "x.xyz")
+
+
+def pipe_of_metadata(folder: Path) -> None:
+    os.mkfifo(folder / "metadata.csv")
+
+
 def no_unicode(folder: Path) -> None:
     with open(os.fsencode(folder) + b"/cat/\xff.png", "w"):
         pass
@@ -324,6 +332,8 @@ def long_text(folder: Path) -> None:
         ),
         (link_to_folder, "dog is a link to a folder; expected the folder itself"),
         (pipe, "cat/2.png is no regular file"),
+        (pipe_of_another_kind, "cat/x.xyz is no regular file"),
+        (pipe_of_metadata, "metadata.csv is no regular file"),
         (no_unicode, "cat/\\udcff.png has a name that is not UTF-8; expected another"),
         (latin_text, "set, column 'text', row 0: cat/1.txt cannot be read ('utf-8' codec can't decode byte 0xe4"),
         (
@@ -423,6 +433,17 @@ def test_saved_data_sets_whose_splits_are_wrong(content: str, message: str, tmp_
 def test_saved_data_sets_whose_state_is_wrong(state: dict[str, Any], message: str, tmp_path: Path) -> None:
     saved(tmp_path, **state)
     refused(tmp_path, message)
+
+
+def test_pipes_among_saved_files_are_not_opened(tmp_path: Path) -> None:
+    for name, message in {
+        "data-0.arrow": "which is not beside it",
+        "dataset_info.json": "is a pipe, a device or a socket",
+    }.items():
+        saved(tmp_path / name)
+        (tmp_path / name / name).unlink()
+        os.mkfifo(tmp_path / name / name)
+        refused(tmp_path / name, message)
 
 
 def test_a_saved_data_set_without_rows_and_one_that_was_worked_on(tmp_path: Path) -> None:

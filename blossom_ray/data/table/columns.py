@@ -198,7 +198,7 @@ def damage_told(name: str, expected: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        found = brief(str(error) or type(error).__name__)
+        found = brief(str(error).partition("; expected ")[0] or type(error).__name__)
         raise DataError(f"{name} cannot be read ({found}); expected {expected}") from error
 
 

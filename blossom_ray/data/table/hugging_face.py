@@ -52,7 +52,7 @@ def saved_files(top: Path, entries: Sequence[Entry]) -> list[ColumnFile] | None:
         names = [each.get("filename") if isinstance(each, dict) else None for each in named or ()]
         features = _json(top, f"{folder}{_INFO}").get("features")
         for name in names:
-            if not _is_plain(name) or f"{folder}{name}" not in here:
+            if not (_is_plain(name) and f"{folder}{name}" in here and here[f"{folder}{name}"].is_file()):
                 raise DataError(
                     f"{folder}{_STATE} names the file {name!r}, which is not beside it; expected {_EXPECTED}"
                 )

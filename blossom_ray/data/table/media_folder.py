@@ -77,12 +77,14 @@ def media_files(top: Path, entries: Sequence[Entry]) -> tuple[list[ColumnFile], 
         name = entry.parts[-1]
         if name.startswith("."):
             continue
-        if kind_of(entry) is not None:
+        is_note = WITHOUT_ROWS.fullmatch(name)
+        if kind_of(entry) is not None or name in _METADATA or not is_note:
             _check_file(top, entry)
+        if kind_of(entry) is not None:
             samples.append(entry)
         elif name in _METADATA:
             metadata.append(entry)
-        elif not WITHOUT_ROWS.fullmatch(name):
+        elif not is_note:
             raise DataError(f"{entry.place} {words_for(entry.path)}; expected {_EXPECTED}")
         elif not (WITHOUT_ROWS.fullmatch(os.path.splitext(name)[0]) or name.lower().endswith((".db", ".ini"))):
             unread.append(entry.place)
@@ -143,8 +145,9 @@ class MediaRows:
         try:
             return read_file(file_below(self.folder, path), _LARGEST_TEXT).decode("utf-8-sig")
         except (DataError, OSError, UnicodeDecodeError) as error:
+            found = str(error).partition("; expected ")[0]
             expected = f"text in UTF-8 of at most {_LARGEST_TEXT:,} bytes"
-            raise DataError(f"{place}: {path} cannot be read ({error}); expected {expected}") from error
+            raise DataError(f"{place}: {path} cannot be read ({found}); expected {expected}") from error
 
 
 def _check_file(top: Path, entry: Entry) -> None:

@@ -104,11 +104,6 @@ class TableRows:
             name = self.files[0].name
             raise DataError(f"{name} has damaged notes; expected a file as write_table has written it") from error
 
-    @cached_property
-    def features(self) -> Mapping[str, Any]:
-        """What Hugging Face's `datasets` has noted of columns, such as `{"_type": "Image"}`; none where it has not."""
-        return features_of(self.files[0].metadata)
-
     def without(self, left_out: BoolArray) -> TableRows:
         """All rows but some (N,), with the numbers that they have in the files."""
         others, ends = copy.copy(self), np.cumsum([file.num_rows for file in self.files])[:-1]
