@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -15,8 +16,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from conftest import Command
 from downloads import DOWNLOADS
+from PIL import Image
 
 from blossom_ray import Scenario, simulate
 from blossom_ray.data.options import DATASETS
@@ -114,9 +117,10 @@ def test_a_table_tells_its_modalities_shapes_and_task(task: str, command: Comman
     written = Scenario.load(tmp_path / "scenario.yaml")
     assert written.task == task
     assert {name: encoder.kind for name, encoder in written.model.encoders.items()} == {
-        "window": "conv-gru", "short": "gru", "photo": "conv2d", "age": "mlp"
+        "window": "conv-gru", "short": "gru", "photo": "conv2d", "age": "mlp", "ragged": "gru"
     }  # fmt: skip
-    assert [group.count for group in written.clients] == [3, 3, 3, 3, 4]
+    assert "ragged: series of numbers, 1 to 2 long (kind: series, length: 2, scale: standard" in outcome.out
+    assert [group.count for group in written.clients] == [3, 3, 3, 3, 3, 4]
     assert simulate(written.override(TINY)).status == "finished"
 
 
@@ -213,7 +217,7 @@ def test_the_task_that_is_chosen_is_told(label: Any, task: str, said: str, comma
 
 
 def test_columns_with_rows_that_no_run_could_read_are_left_out(command: Command, tmp_path: Path) -> None:
-    write_table(tmp_path, b=[1.0] * 39 + [np.nan], c=[[1], [1, 2]] * 20, d=["x"] * 40)
+    write_table(tmp_path, b=[1.0] * 39 + [np.nan], c=[[[1]], [[1, 2]]] * 20, d=["x"] * 40)
     outcome = command("init", *TABLE)
     assert [line for line in outcome.out.splitlines() if line.startswith("no modality")] == [
         "no modality: rows.parquet, column 'b', row 39 holds a value that is not finite",
@@ -440,3 +444,69 @@ def test_a_column_without_values_and_splits_that_make_no_clients_are_no_obstacle
     written = Scenario.load(tmp_path / "scenario.yaml")
     assert written.modalities == ("acc", "gyro")
     assert (written.data.partition.kind, written.data.without_modality) == ("subject", "leave-out")
+
+
+COLOURS = {"blood": (200, 30, 30), "grass": (30, 200, 30), "ocean": (30, 30, 200)}
+
+
+def drawn(number: int) -> tuple[str, bytes, bytes, str]:
+    """A class, and a picture, a sound and a sentence that tell it."""
+    draw, label = np.random.default_rng(number), [*COLOURS][number % 3]
+    picture, sound = io.BytesIO(), io.BytesIO()
+    pixels = draw.integers(0, 120, (int(draw.integers(16, 24)), 20, 3)) + np.array(COLOURS[label]) // 2
+    Image.fromarray(pixels.astype(np.uint8)).save(picture, "PNG")
+    tone = np.sin(np.arange(int(draw.integers(1000, 2000))) * (number % 3 + 1) / 4) + draw.normal(size=1) / 9
+    soundfile.write(sound, tone / 2, 4000, format="FLAC")
+    words = draw.permutation(["a", "thing", "seen", "by", "me", f"like {label}"])
+    return label, picture.getvalue(), sound.getvalue(), " ".join(words)
+
+
+def test_pictures_sounds_and_texts_of_a_table_are_found_and_learned(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOSSOM_RAY_CACHE", str(tmp_path / "cache"))
+    labels, pictures, sounds, texts = zip(*map(drawn, range(90)), strict=True)
+    columns = {
+        "photo": [{"bytes": content, "path": f"{number}.png"} for number, content in enumerate(pictures)],
+        "voice": sounds,
+        "said": texts,
+        "temperature": np.random.default_rng(0).normal(size=90),
+        "name": [f"sample {number}" for number in range(90)],
+        "label": labels,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    outcome = command("init", *TABLE)
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[2:-1] == [
+        "photo: pictures, 20 wide and 16 to 23 high (kind: image, size: [20, 20])",
+        "voice: sounds of 0.25 to 0.5 s, 4,000 samples per second "
+        "(kind: audio, rate: 4000, seconds: 0.5, window: 256, hop: 64, bands: 40, scale: standard, over: all)",
+        "said: texts, 7 words and signs (kind: text, max_length: 7, buckets: 256)",
+        "no modality: rows.parquet, column 'name' has type string",
+    ]
+    written = Scenario.load(tmp_path / "scenario.yaml")
+    assert {name: encoder.kind for name, encoder in written.model.encoders.items()} == {
+        "photo": "conv2d", "voice": "conv-gru", "said": "embedding", "temperature": "mlp"
+    }  # fmt: skip
+    # What is no picture, sound or text is scaled as it always was; and how many tokens there are stays with the data.
+    assert written.data.scaling("temperature").over == "all"
+    assert "vocabulary" not in (tmp_path / "scenario.yaml").read_text(encoding="utf-8")
+    run = simulate(written.override(TINY | {"rounds": 4, "data.test_fraction": 0.4}))
+    assert run.scenario.model.encoders["said"].vocabulary == 257
+    for names in ("photo", "voice", "said"):
+        assert run.final[f"accuracy/{names}"] > 0.6, (names, run.final)  # chance is 1/3
+
+
+def test_a_folder_of_pictures_with_texts_takes_two_commands(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOSSOM_RAY_CACHE", str(tmp_path / "cache"))
+    for number in range(60):
+        label, picture, _, text = drawn(number)
+        folder = tmp_path / "own" / ("test" if number > 44 else "train") / label
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(picture)
+        (folder / f"{number}.txt").write_text(text)
+    assert command("init", "--dataset", "table", "--path", "own").exit_code == 0
+    outcome = command("simulate", "scenario.yaml", "--set", "execution.runtime=local", "--set", "rounds=5", "--json")
+    assert (outcome.exit_code, outcome.err) == (0, "")

@@ -36,6 +36,7 @@ from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from blossom_ray.data.media_rows import MediaRows
+    from blossom_ray.data.table.column_kinds import Columns
     from blossom_ray.data.table.rows import TableRows
 
 _PIECE_OF = "piece_of"  # as `write_table` calls it
@@ -181,15 +182,14 @@ class Table:
             observed=targets.observed,
         )
 
-    def columns(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-        """Shape of a sample by column, for all columns that can be a modality as they are; of others, why they cannot.
-
-        Plain numbers have the shape (). All values are read. Columns of labels, and of what rows say of subjects,
-        clients, recordings and splits, are in neither.
+    def columns(self) -> Columns:
+        """What each column can be, but those of labels, and of what rows say of subjects, clients, recordings, splits.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: As `column_kinds`.
         """
+        from blossom_ray.data.table.column_kinds import column_kinds
+
         spec = self.spec
         others = {
             *_listed(spec.label_column),
@@ -199,15 +199,7 @@ class Table:
             spec.recording_column or "recording",
             *([] if self.rows.notes.overlap is None else [_PIECE_OF]),
         }
-        shapes, reasons = {}, {}
-        for column in self.rows.names:
-            if column in others:
-                continue
-            try:
-                shapes[column] = self.rows.shape(column)
-            except DataError as error:
-                reasons[column] = str(error).partition("; expected ")[0]
-        return shapes, reasons
+        return column_kinds(self.rows, others)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -160,6 +160,10 @@ class TableRows:
         """Whether a column has plain whole numbers by its type, as ids and counts do."""
         return all(pa.types.is_integer(file.types[column]) for file in self.files)
 
+    def is_index(self, column: str) -> bool:
+        """Whether a column is the index of a frame of pandas."""
+        return bool(_INDEX.fullmatch(column)) or any(column in file.index_columns for file in self.files)
+
     def shape(self, column: str) -> tuple[int, ...]:
         """Shape of a sample in a column, () for plain numbers; all values are read.
 
@@ -167,9 +171,8 @@ class TableRows:
             DataError: It cannot be a modality as it is.
         """
         self.check_column(column)
-        for file in self.files:
-            if column in file.index_columns or _INDEX.fullmatch(column):
-                raise DataError(f"{file.name}, column {column!r} is the index of a frame of pandas")
+        if self.is_index(column):
+            raise DataError(f"{self.files[0].name}, column {column!r} is the index of a frame of pandas")
         self.check_numeric(column)
         shape: tuple[int, ...] | None = None
         for rows in self.samples((column,), None):
