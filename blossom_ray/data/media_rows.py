@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from blossom_ray.data.dataset import MOST_EXAMPLES, LeftOut
-from blossom_ray.data.files.decoded import Value, decoded
+from blossom_ray.data.files.decoded import Kept, Value, decoded
 from blossom_ray.data.files.extracted import extracted
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.modalities.base import Media
@@ -23,11 +23,13 @@ class MediaRows(NamedTuple):
         samples: A row without a value, or with one that cannot be decoded, has none.
         is_wrong: (N,): whether its value cannot be decoded.
         errors: Of the first of these rows: by its place in words what is wrong.
+        kept: What is in the cache.
     """
 
     samples: StoredRows
     is_wrong: BoolArray
     errors: Mapping[str, str]
+    kept: tuple[Kept, ...]
 
     def left_out(self, name: str) -> tuple[LeftOut, ...]:
         """These rows as what a data set lacks; none where there are none."""
@@ -73,4 +75,4 @@ def decoded_rows(
     is_wrong[wrong], stored[wrong] = True, -1
     first = zip(wrong[:MOST_EXAMPLES], found.errors.values(), strict=False)
     errors = {place(row, error): error for row, error in first}
-    return MediaRows(StoredRows(found.parts, stored, found.factor), is_wrong, errors)
+    return MediaRows(StoredRows(found.parts, stored, found.factor), is_wrong, errors, found.kept)

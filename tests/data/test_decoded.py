@@ -80,10 +80,14 @@ def test_values_are_decoded_once(tmp_path: Path, log: Callable[[], set[int]]) ->
     assert log() == {*numbers}
     assert [len(part) for part in first.parts] == [8, 8, 4]
     assert not any(part.flags.writeable for part in first.parts)
-    assert first.num_bytes == sum(file.stat().st_size for file in tmp_path.glob("digits-*/*.arrow"))
+    (kept,) = first.kept
+    assert (kept.num_samples, kept.num_new) == (20, 20)
+    assert kept.num_bytes == sum(file.stat().st_size for file in tmp_path.glob("digits-*/*.arrow"))
 
-    assert load(digits(*numbers), tmp_path)[0] == numbers
+    samples, again = load(digits(*numbers), tmp_path)
+    assert samples == numbers
     assert log() == set()
+    assert again.kept == (kept._replace(num_new=0),)
 
 
 def test_what_is_the_same_so_far_is_not_decoded_again(tmp_path: Path, log: Callable[[], set[int]]) -> None:
@@ -115,6 +119,34 @@ def test_files_and_contents_are_one_entry(tmp_path: Path, log: Callable[[], set[
     assert load(paths, tmp_path)[0] == [*range(9)]
     assert load([FilePath(str(path.folder / path.path)) for path in paths if path.folder], tmp_path)[0] == [*range(9)]
     assert log() == set()
+
+
+def test_files_whose_size_and_time_are_the_same_are_not_read_again(tmp_path: Path, log: Callable[[], set[int]]) -> None:
+    paths = [FilePath(f"{number}.txt", tmp_path) for number in range(10)]
+
+    def write(number: int, content: str, time_s: int) -> None:
+        (tmp_path / paths[number].path).write_text(content)
+        os.utime(tmp_path / paths[number].path, (time_s, time_s))
+
+    for number in range(10):
+        write(number, str(number), 1000)
+    assert load(paths, tmp_path)[0] == [*range(10)]
+    (tmp_path / "3.txt").write_text("7")
+    os.utime(tmp_path / "3.txt", (1000, 1000))  # which nobody does but a test
+    assert load(paths, tmp_path)[0] == [*range(10)]
+    write(3, "7", 1001)
+    write(9, "55", 1000)
+    log()
+    assert load(paths, tmp_path)[0] == [0, 1, 2, 7, *range(4, 9), 55]
+    assert log() == {0, 1, 2, 7, *range(4, 9), 55}
+    # Of a damaged part the files are read again; what was changed just now, every time.
+    for file in tmp_path.glob("digits-*/*.arrow"):
+        file.write_bytes(b"")
+    assert load(paths, tmp_path)[0] == [0, 1, 2, 7, *range(4, 9), 55]
+    (tmp_path / "3.txt").write_text("8")
+    assert load(paths, tmp_path)[0][3] == 8
+    (tmp_path / "3.txt").write_text("9")
+    assert load(paths, tmp_path)[0][3] == 9
 
 
 def test_errors_are_kept_and_told(tmp_path: Path, log: Callable[[], set[int]]) -> None:
@@ -214,5 +246,5 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_no_values(tmp_path: Path) -> None:
     samples, found = load([], tmp_path)
-    assert (samples, found.num_bytes) == ([], 0)
+    assert (samples, found.kept[0].num_bytes) == ([], 0)
     assert [part.shape for part in found.parts] == [(0, 2**20)]

@@ -3,6 +3,8 @@
 A part is some values one after the other. Its file is named after the SHA-256 of these values, in a folder named after
 what decodes them, so that what was decoded once is found again whatever brings the values: another file, another path,
 a table that has grown. It is written whole or not at all; what was killed goes on with the next part.
+
+Beside it lies a note for values that are files: while their sizes and times are the same, they are not read again.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import hashlib
 import json
 import math
 import os
+import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.data.files.below import file_below
-from blossom_ray.data.files.cache import cache_folder, tell
+from blossom_ray.data.files.cache import cache_folder, tell, writable
 from blossom_ray.data.files.parts import Part, lock_folder, open_part, write_part
 from blossom_ray.data.modalities.base import Decoder, Media, MediaValue, UndecodableError
 from blossom_ray.errors import DataError
-from blossom_ray.storage import RefusedFileError, read_file
+from blossom_ray.storage import RefusedFileError, read_file, replacing
 from blossom_ray.text import brief
 
 MOST_BYTES = 2**27
@@ -38,6 +41,8 @@ _PART_BYTES = 2**25
 _CHUNK_BYTES = 2**20
 _CHUNK_VALUES = 64
 """What a thread is given at once: values of so many bytes, or so many of them; at least one."""
+_SETTLED_NS = 2 * 10**9
+"""A file that was changed less long ago may change again, and keep the time that its file system tells."""
 _FORMAT = 1
 """Of the files; raised when they are written in another way."""
 
@@ -49,6 +54,13 @@ _UNREAD: Mapping[type[Exception], str] = {
 _Contents = list[MediaValue | UndecodableError]
 _Samples = npt.NDArray[Any]
 Item = TypeVar("Item")
+
+
+class _State(NamedTuple):
+    path: str
+    num_bytes: int
+    time_ns: int
+    number: int
 
 
 class FilePath(NamedTuple):
@@ -63,12 +75,14 @@ class FilePath(NamedTuple):
     folder: Path | None = None
 
     @property
-    def num_bytes(self) -> int:
-        """Of the file; 0 where there is none."""
+    def state(self) -> _State | None:
+        """What tells the file's content from another one without reading it; None where there is none."""
+        place = self.path if self.folder is None else os.path.join(self.folder, self.path)
         try:
-            return os.stat(self.path if self.folder is None else self.folder / self.path).st_size
+            facts = os.stat(place)
         except (OSError, ValueError):
-            return 0
+            return None
+        return _State(os.path.abspath(place), facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
     def content(self) -> bytes:
         """What is in the file.
@@ -90,6 +104,22 @@ class FilePath(NamedTuple):
 Value = MediaValue | FilePath
 
 
+class Kept(NamedTuple):
+    """Samples of a modality in the cache.
+
+    Attributes:
+        folder: Where they are.
+        num_samples: How many.
+        num_new: How many of these were made just now.
+        num_bytes: Of the files.
+    """
+
+    folder: Path
+    num_samples: int
+    num_new: int
+    num_bytes: int
+
+
 @dataclass(frozen=True)
 class Decoded:
     """The samples of some values, in their order.
@@ -97,16 +127,16 @@ class Decoded:
     Attributes:
         parts: (n, *shape), of the decoder's type, mapped from files, for `StoredRows`.
         errors: By the number of a value that is no sample, what is wrong with it; its sample is 0.
-        num_bytes: Of the files.
         files: Of each part.
         factor: A number of a sample times this is the float32 number that a model gets.
+        kept: What of them is in the cache.
     """
 
     parts: tuple[_Samples, ...]
     errors: Mapping[int, str]
-    num_bytes: int
     files: tuple[Path, ...]
     factor: float
+    kept: tuple[Kept, ...]
 
 
 def decoded(
@@ -147,29 +177,47 @@ def decoded(
         parts: list[_Samples] = []
         files: list[Path] = []
         errors: dict[int, str] = {}
-        num_bytes = first = 0
+        num_bytes = num_new = first = 0
         for part in _behind(map(work.begin, read), 1):
-            kept = work.finish(part)
+            kept, file = work.finish(part)
             for number, error in kept.errors.items():
                 if refuse is not None:
                     refuse(first + number, error)
                 errors[first + number] = error
             parts.append(kept.samples)
-            files.append(part.file)
+            files.append(file)
             first, num_bytes = first + len(kept.samples), num_bytes + kept.num_bytes
+            num_new += len(kept.samples) * bool(part.made)
             tell(f"decoding {what}", first, num_values)
         decoder = work.decoder
         no_parts = (np.empty((0, *decoder.shape), decoder.dtype),)
-        return Decoded(tuple(parts) or no_parts, errors, num_bytes, tuple(files), decoder.factor)
+        in_cache = Kept(work.folder, first, num_new, num_bytes)
+        return Decoded(tuple(parts) or no_parts, errors, tuple(files), decoder.factor, (in_cache,))
+
+
+class _Cut(NamedTuple):
+    """The values of a part, by chunks, and the hash of the states of their files; None where they are no files."""
+
+    chunks: list[list[Value]]
+    states: str | None
 
 
 class _PartAtWork(NamedTuple):
-    """A part at work: what its values are, its file, and the file's content or, where there is none, chunks of it."""
+    """A part on its way.
 
-    chunks: list[_Contents]
-    file: Path
-    opened: Future[Part | None] | None
-    made: list[Future[tuple[_Samples, list[str | None]]]]
+    Attributes:
+        cut: Its values.
+        read: Their contents by chunks, and the hash of each; None where it is known which file has the samples.
+        file: With the samples.
+        opened: Its content, where it is there.
+        made: The samples by chunks and the errors, where it is not.
+    """
+
+    cut: _Cut
+    read: list[Future[tuple[_Contents, bytes]]] | None
+    file: Path | None = None
+    opened: Future[Part | None] | None = None
+    made: Sequence[Future[tuple[_Samples, list[str | None]]]] = ()
 
 
 @dataclass
@@ -189,51 +237,74 @@ class _Work:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
         return cls(decoder, root / f"{media.kind}-{digest[:32]}", pool, stack)
 
-    def cut(self, values: Iterable[Value]) -> Iterator[list[list[Value]]]:
-        """The values by parts, and those of a part by chunks."""
+    def cut(self, values: Iterable[Value]) -> Iterator[_Cut]:
+        """The values by parts, which depend on what they are and not on where they come from."""
         most_values = max(1, _PART_BYTES // (math.prod(self.decoder.shape) * self.decoder.dtype.itemsize))
-        part: list[list[Value]] = [[]]
-        num_values = part_bytes = chunk_bytes = 0
+        chunks: list[list[Value]] = [[]]
+        states: list[_State | None] = []
+        part_bytes = chunk_bytes = 0
         for value in values:
-            size = value.num_bytes if isinstance(value, FilePath) else len(value)
-            if num_values and (num_values == most_values or part_bytes + size > 2 * _PART_BYTES):
-                yield part
-                part, num_values, part_bytes, chunk_bytes = [[]], 0, 0, 0
-            if len(part[-1]) == _CHUNK_VALUES or (part[-1] and chunk_bytes + size > _CHUNK_BYTES):
-                part.append([])
+            state = value.state if isinstance(value, FilePath) else None
+            size = len(value) if isinstance(value, bytes | str) else 0 if state is None else state.num_bytes
+            if states and (len(states) == most_values or part_bytes + size > 2 * _PART_BYTES):
+                yield _Cut(chunks, _hashed_states(states))
+                chunks, states, part_bytes, chunk_bytes = [[]], [], 0, 0
+            if len(chunks[-1]) == _CHUNK_VALUES or (chunks[-1] and chunk_bytes + size > _CHUNK_BYTES):
+                chunks.append([])
                 chunk_bytes = 0
-            part[-1].append(value)
-            num_values, part_bytes, chunk_bytes = num_values + 1, part_bytes + size, chunk_bytes + size
-        if num_values:
-            yield part
+            chunks[-1].append(value)
+            states.append(state)
+            part_bytes, chunk_bytes = part_bytes + size, chunk_bytes + size
+        if states:
+            yield _Cut(chunks, _hashed_states(states))
 
-    def read(self, part: list[list[Value]]) -> list[Future[tuple[_Contents, bytes]]]:
-        """Begin to read and to hash the values of a part."""
-        return [self.pool.submit(_read, chunk) for chunk in part]
+    def read(self, part: _Cut) -> _PartAtWork:
+        """Begin to open the file that a note names, or to read and to hash the values of a part."""
+        with suppress(OSError, ValueError):
+            file = self.folder / f"{self._note(part).read_text(encoding='ascii')}.arrow"
+            if file.exists():
+                return _PartAtWork(part, None, file, self.pool.submit(open_part, file))
+        return self._reading(part)
 
-    def begin(self, reading: list[Future[tuple[_Contents, bytes]]]) -> _PartAtWork:
+    def begin(self, part: _PartAtWork) -> _PartAtWork:
         """Begin to decode a part that has been read, or to open its file."""
-        chunks = [each.result() for each in reading]
+        if part.read is None:
+            return part
+        chunks = [each.result() for each in part.read]
         digest = hashlib.sha256(b"".join(own for _, own in chunks)).hexdigest()
-        contents, file = [own for own, _ in chunks], self.folder / f"{digest[:32]}.arrow"
+        file = self.folder / f"{digest[:32]}.arrow"
         if not file.exists():
             self._lock()  # under which another process may have made it
-        opened = self.pool.submit(open_part, file) if file.exists() else None
-        return _PartAtWork(contents, file, opened, [] if opened else self._decoding(contents))
+        if file.exists():
+            return part._replace(file=file, opened=self.pool.submit(open_part, file))
+        return part._replace(file=file, made=self._decoding(part.read))
 
-    def finish(self, part: _PartAtWork) -> Part:
-        """The part's file, written now if it was not there, or was damaged."""
+    def finish(self, part: _PartAtWork) -> tuple[Part, Path]:
+        """A part and its file, which is written now if it was not there, or was damaged."""
+        assert part.file is not None, "finished before it was begun"
         found = None if part.opened is None else part.opened.result()
-        if found is not None:
-            return found
-        self._lock()
-        made = [each.result() for each in part.made or self._decoding(part.chunks)]
-        samples = np.concatenate([own for own, _ in made])
-        errors = [error for _, own in made for error in own]
-        return write_part(part.file, samples, errors)
+        if found is None:
+            if part.read is None:
+                return self.finish(self.begin(self._reading(part.cut)))
+            self._lock()
+            made = [each.result() for each in part.made or self._decoding(part.read)]
+            samples = np.concatenate([own for own, _ in made])
+            found = write_part(part.file, samples, [error for _, own in made for error in own])
+        if part.read is not None and part.cut.states is not None:
+            with writable(self.folder.parent), replacing(self._note(part.cut), shared=True) as note:
+                note.write_text(part.file.stem, encoding="ascii")
+        return found, part.file
 
-    def _decoding(self, chunks: list[_Contents]) -> list[Future[tuple[_Samples, list[str | None]]]]:
-        return [self.pool.submit(_decode, self.decoder, contents) for contents in chunks]
+    def _note(self, part: _Cut) -> Path:
+        return self.folder / f"{part.states}.files"
+
+    def _reading(self, part: _Cut) -> _PartAtWork:
+        return _PartAtWork(part, [self.pool.submit(_read, chunk) for chunk in part.chunks])
+
+    def _decoding(
+        self, chunks: Iterable[Future[tuple[_Contents, bytes]]]
+    ) -> list[Future[tuple[_Samples, list[str | None]]]]:
+        return [self.pool.submit(_decode, self.decoder, each.result()[0]) for each in chunks]
 
     def _lock(self) -> None:
         """Be the only process that decodes, from the first part that is not there."""
@@ -241,6 +312,14 @@ class _Work:
             return
         lock_folder(self.folder, self.stack)
         self.is_locked = True
+
+
+def _hashed_states(states: Sequence[_State | None]) -> str | None:
+    """One hash for the states of all files; None where one is missing, or so new that it may change unseen."""
+    newest_ns = time.time_ns() - _SETTLED_NS
+    if any(state is None or state.time_ns > newest_ns for state in states):
+        return None
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
 
 
 def _read(values: list[Value]) -> tuple[_Contents, bytes]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from blossom_ray.data.files.cache import cache_folder, tell
-from blossom_ray.data.files.decoded import Decoded
+from blossom_ray.data.files.decoded import Decoded, Kept
 from blossom_ray.data.files.parts import Part, lock_folder, open_part, write_part
 from blossom_ray.data.modalities.base import Media
 from blossom_ray.data.modalities.features import Features, features_key
@@ -70,9 +70,9 @@ def extracted(
     return Decoded(
         parts=tuple(part.samples for part in parts) or (np.empty((0, 1), np.float32),),
         errors=found.errors,
-        num_bytes=sum(part.num_bytes for part in parts),
         files=found.files,
         factor=1.0,
+        kept=(*found.kept, Kept(work.folder, work.num_done, work.num_new, sum(part.num_bytes for part in parts))),
     )
 
 
@@ -89,6 +89,7 @@ class _Work:
     folder: Path = field(init=False)
     shape: tuple[int, ...] | None = field(default=None, init=False)
     num_done: int = field(default=0, init=False)
+    num_new: int = field(default=0, init=False)
     is_locked: bool = field(default=False, init=False)
 
     @property
@@ -124,6 +125,7 @@ class _Work:
                     continue  # another process may have written it meanwhile
                 features = self.computed(samples.chosen(slice(start, None)), first)
                 part = write_part(file, features, [None] * len(features))
+                self.num_new += len(features)
             self.check_shape(part.samples.shape[1:])
             start += len(part.samples)
             self.num_done += len(part.samples)
