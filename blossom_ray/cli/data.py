@@ -242,18 +242,21 @@ def prepare(
 ) -> None:
     """Decode a data set into the cache, so that runs find it there. The cache is where BLOSSOM_RAY_CACHE says."""
     from blossom_ray.data.files.cache import cache_folder, entries
+    from blossom_ray.runtime.loading import decode
     from blossom_ray.studies.tables import format_bytes, format_seconds
 
     started = time.monotonic()
     with interruptible() as interruption:
         interruption.farewell = "interrupted; nothing half done is kept"
-        _, loaded = _load(target, path, modality or [], settings or [], None, as_json=as_json)
+        scenario, loaded = _load(target, path, modality or [], settings or [], None, as_json=as_json)
     prepared = [(whole.data.dataset, dataset.num_samples, dataset.left_out) for whole, dataset in loaded]
     del loaded
     seconds = time.monotonic() - started
-    folder = cache_folder()
+    folder, decoded = cache_folder(), decode(scenario)
     for name, num_samples, left_out in prepared:
         num_bytes = sum(entries(name, folder).values())
+        if name == "table":
+            num_bytes = sum(kept.num_bytes for parts in decoded.values() for kept in parts)
         if as_json:
             missing = [vars(entry) for entry in left_out]
             facts = {"dataset": name, "samples": num_samples, "left_out": missing, "seconds": seconds}
@@ -275,33 +278,20 @@ def _load(
     Raises:
         DataError: One cannot be read; where it can be had is said, too.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from blossom_ray.cli.console.loading import loading_bar
 
-    from blossom_ray.cli.console.terminal import terminal
-    from blossom_ray.data.files.cache import listening
-
-    console = terminal(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        with listening(update):
-            scenario = _scenario(target, path, modalities, settings, seed)
-            loaded = []
-            for whole in scenario.federated:
-                try:
-                    with whole.told():
-                        loaded.append((whole, whole.open().load()))
-                except DataError as error:
-                    facts, name = whole.data.facts, whole.data.dataset
-                    hint = [f"{name}: give {facts.download}; get it from {facts.page}"] if facts.page else []
-                    raise DataError(*error.args, *hint) from error
-            return scenario, loaded
+    with loading_bar(hidden=as_json):
+        scenario = _scenario(target, path, modalities, settings, seed)
+        loaded = []
+        for whole in scenario.federated:
+            try:
+                with whole.told():
+                    loaded.append((whole, whole.open().load()))
+            except DataError as error:
+                facts, name = whole.data.facts, whole.data.dataset
+                hint = [f"{name}: give {facts.download}; get it from {facts.page}"] if facts.page else []
+                raise DataError(*error.args, *hint) from error
+        return scenario, loaded
 
 
 def _scenario(target: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None) -> Scenario:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,6 +77,20 @@ def _options(
         raise typer.Exit
 
 
+def decode_first(scenario: Scenario, address: str | None, *, as_json: bool) -> None:
+    """Decode what a run's data leave to be decoded, with a bar, unless the run takes place elsewhere.
+
+    Raises:
+        DataError: A value is refused; or a table, a file or the cache cannot be used.
+    """
+    from blossom_ray.cli.console.loading import loading_bar
+    from blossom_ray.runtime.loading import decode
+
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        with loading_bar(hidden=as_json):
+            decode(scenario)
+
+
 def load_scenario(
     path: Path,
     settings: list[str] | None,
@@ -89,6 +104,7 @@ def load_scenario(
     Raises:
         ScenarioError: With every problem found.
     """
+    from blossom_ray.cli.console.loading import loading_bar
     from blossom_ray.reading.inspection import Inspector
 
     overrides, problems = parse_settings(settings or [])
@@ -96,7 +112,8 @@ def load_scenario(
     if seed is not None:
         overrides["seed"], sources["seed"] = seed, "--seed"
     try:
-        scenario = (inspector or Inspector()).read(path, overrides, sources, with_uris=with_uris)
+        with loading_bar():
+            scenario = (inspector or Inspector()).read(path, overrides, sources, with_uris=with_uris)
     except ScenarioError as error:
         problems += error.problems
     if problems:

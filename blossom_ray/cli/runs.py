@@ -20,6 +20,7 @@ from blossom_ray.cli.options import (
     Settings,
     Track,
     app,
+    decode_first,
     load_scenario,
     track_targets,
 )
@@ -70,6 +71,7 @@ def simulate(
 
         check_address(checked, address)
         targets = track_targets(track)
+        decode_first(checked, address, as_json=as_json)
         unfinished = unfinished_run(out, checked) if resume_newest else None
         folder = interruption.folder = unfinished or new_run_folder(out, checked.name)
         with remove_if_unbegun(folder):
@@ -115,6 +117,7 @@ def resume(
             return
         check_address(checked, address)
         targets = track_targets(track)
+        decode_first(checked, address, as_json=as_json)
         interruption.folder = run
         if detach:
             _detach(checked, run, address, targets, as_json=as_json)

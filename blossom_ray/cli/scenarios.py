@@ -131,13 +131,14 @@ def plan(
     """
     checked = load_scenario(scenario, settings, seed)
 
+    from blossom_ray.cli.console.loading import loading_bar
     from blossom_ray.cli.console.plan import plan_values, plan_view
     from blossom_ray.cli.console.terminal import terminal
     from blossom_ray.storage import temporary_folder
     from blossom_ray.studies.plan import make_plan
 
     room, where = _room()
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, loading_bar(hidden=as_json):
         found = make_plan(checked, room, folder, probe=probe)
     if as_json:
         print_json(plan_values(found))

@@ -26,7 +26,9 @@ from blossom_ray.data.division.labelling import (
 from blossom_ray.data.division.observation import observation_digest, observation_of, observe_held_out
 from blossom_ray.data.division.scaling import scaled, scales_of
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
+from blossom_ray.data.files.decoded import Kept
 from blossom_ray.data.sets.base import OwnData
+from blossom_ray.data.sets.table import Table
 from blossom_ray.data.shards import ShardIndex, write_held_out, write_shards
 from blossom_ray.data.stored import slices
 from blossom_ray.data.summary import ObservedRows, deviations, observed_rows
@@ -96,6 +98,21 @@ class LoadedDataset:
     label_notes: tuple[str, ...]
     deviations: Mapping[str, float]
     scales: Mapping[str, Mapping[str, object]]
+
+
+def decode(scenario: Scenario) -> dict[str, tuple[Kept, ...]]:
+    """Decode what data sets of a scenario leave to be decoded; by the place of a modality what is in the cache then.
+
+    Raises:
+        DataError: A value is refused; or a table, a file or the cache cannot be used.
+    """
+    found: dict[str, tuple[Kept, ...]] = {}
+    for whole in scenario.federated:
+        with whole.told():
+            source = whole.open()
+            own = source.decode() if isinstance(source, Table) else {}
+        found |= {whole.in_words(f"data.modalities.{name}"): kept for name, kept in own.items()}
+    return found
 
 
 def load_dataset(

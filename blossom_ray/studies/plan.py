@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.local_training import one_thread
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope, Signature
+from blossom_ray.data.files.decoded import Kept
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.loading import decode
 from blossom_ray.runtime.measurement import ChunkProbe, choose_engines, has_own_code, uses_gpu
 from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, actor_of_client, largest_load, num_actors
 from blossom_ray.runtime.preparation import Preparation, prepare
@@ -84,6 +86,8 @@ class Plan:
         memory: What the processes hold.
         blocks: By block instance.
         seconds: None where nothing was timed.
+        shard_bytes: Of the shards that are written for a run.
+        decoded: By the place of a modality that is decoded what is in the cache.
         notes: What is to be known of data and engines, in a line each.
     """
 
@@ -97,6 +101,8 @@ class Plan:
     memory: Memory
     blocks: Mapping[BlockInstance, BlockTraffic]
     seconds: RoundSeconds | None
+    shard_bytes: int
+    decoded: Mapping[str, tuple[Kept, ...]]
     notes: tuple[str, ...]
 
 
@@ -117,6 +123,7 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
     """
     execution, on_ray = scenario.execution, scenario.execution.runtime == "ray"
     num_cores = max(1, math.floor(room.num_cpus)) if on_ray else 1
+    kept = decode(scenario)
     preparation = choose_engines(prepare(scenario, folder), num_cores)
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     is_timed = not uses_gpu(scenario) and (probe if probe is not None else not has_own_code(scenario))
@@ -147,9 +154,11 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
         room=room,
         most_actors=room.num_actors(execution.client_resources),
         packings=_packings(scenario, room, stacks=stacks) if on_ray else {},
-        memory=memory(preparation, workspaces, actor_of),
+        memory=memory(preparation, workspaces, actor_of, {place.partition(".modalities.")[2] for place in kept}),
         blocks=block_traffic(preparation, workspaces),
         seconds=_seconds(preparation, probes, actor_of, num_cores) if is_timed else None,
+        shard_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        decoded=kept,
         notes=tuple(notes),
     )
 
@@ -266,7 +275,8 @@ class Memory:
     Attributes:
         largest_actor: Process, models with gradients and optimizer state, private blocks of its clients twice, since a
             new state waits until the round goes on.
-        driver: Process, data set while it is divided, shared blocks with the server optimizer's state and the sums.
+        driver: Process, data set while it is divided (decoded samples stay on disk), shared blocks with the server
+            optimizer's state and the sums.
         object_store: Shared blocks, and the sums of all chunks of a round, should all of them wait to be added.
         total: All actors, the driver and the object store.
     """
@@ -367,8 +377,16 @@ def _first_updates(preparation: Preparation) -> dict[Signature, Mapping[BlockIns
     return found
 
 
-def memory(preparation: Preparation, workspaces: Mapping[tuple[str, str], Workspace], actors: Sequence[int]) -> Memory:
-    """What the processes hold, by the actor of each client; in the local runtime one stands for the process itself."""
+def memory(
+    preparation: Preparation,
+    workspaces: Mapping[tuple[str, str], Workspace],
+    actors: Sequence[int],
+    on_disk: Collection[str] = (),
+) -> Memory:
+    """What the processes hold, by the actor of each client; in the local runtime one stands for the process itself.
+
+    Samples of the modalities `on_disk` are never in memory all at once.
+    """
     plan, population, server = preparation.plan, preparation.population, preparation.scenario.server
     shared: dict[BlockInstance, int] = {}
     sums = num_own = 0
@@ -396,7 +414,8 @@ def memory(preparation: Preparation, workspaces: Mapping[tuple[str, str], Worksp
             if (actor, _model_of(profile)) not in has_model:
                 has_model.add((actor, _model_of(profile)))
                 loads[actor] += _model_bytes(preparation, profile, sizes, sum(part.size for part in parts))
-    widths = [sum(map(math.prod, plan.shapes(profile).values())) for profile in population.profiles]
+    shapes = [plan.shapes(profile).items() for profile in population.profiles]
+    widths = [sum(math.prod(shape) for name, shape in own if name not in on_disk) for own in shapes]
     data = _FLOAT32 * int((preparation.shards.num_samples * np.array(widths)).sum())
     num_shared = sum(shared.values()) + num_own
     # Vectors as long as a block that the server optimizer keeps of it; a user's own may keep other lengths, too.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -11,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from blossom_ray.cli import app
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.sets.table import Table, TableData
 from blossom_ray.data.stored import StoredRows
@@ -244,6 +248,39 @@ def test_a_run_on_pictures_is_one_on_their_numbers(engine: str, tmp_path: Path) 
     trees = [scenario_of(pictures, kind="image", size=4, channels=1), scenario_of(numbers)]
     runs = [simulate(Scenario.model_validate({**tree, "training": {"engine": engine}})) for tree in trees]
     assert runs[0].final == runs[1].final
+
+
+def saved(tmp_path: Path, path: Path, **modality: Any) -> str:
+    (tmp_path / "scenario.yaml").write_text(json.dumps(scenario_of(path, **modality)))
+    return str(tmp_path / "scenario.yaml")
+
+
+def test_a_plan_says_what_the_cache_takes(tmp_path: Path, cache: Path) -> None:
+    path = saved(tmp_path, written(tmp_path, pa.array(PICTURES)), kind="image", size=4)
+    found = json.loads(CliRunner().invoke(app, ["plan", path, "--no-probe", "--json"]).output)
+    (kept,) = found["decoded"]["data.modalities.photo"]
+    assert (kept["num_samples"], kept["num_new"]) == (12, 12)
+    (file,) = cache.glob("image-*/*.arrow")
+    assert (kept["folder"], kept["num_bytes"]) == (str(file.parent), file.stat().st_size)
+    assert found["shard_bytes"] > 12 * 3 * 4 * 4 * 4
+    again = CliRunner().invoke(app, ["plan", path, "--no-probe"]).output
+    assert "12 samples, all there before: " in " ".join(again.split())
+    assert "on disk" in again
+    prepared = CliRunner().invoke(app, ["data", "prepare", path]).output
+    assert re.match(rf"table: 12 samples ready after .*; {file.stat().st_size / 1000:.1f} kB of it in ", prepared)
+
+
+def test_commands_refuse_before_anything_is_made(tmp_path: Path) -> None:
+    table = written(tmp_path, pa.array([*PICTURES[:11], b"<html>"]))
+    path = saved(tmp_path, table, kind="image", size=4)
+    for command in (["simulate", path, "--out", str(tmp_path / "runs")], ["plan", path], ["data", "prepare", path]):
+        refused = CliRunner().invoke(app, command).exception
+        assert isinstance(refused, DataError)
+        message = "rows.parquet, column 'photo', row 11 is no picture (begins with b'<html>'); expected PNG, JPEG, "
+        assert str(refused) == f"{message}WebP, GIF or BMP"
+    assert not (tmp_path / "runs").exists()
+    done = CliRunner().invoke(app, ["validate", path, "--set", "data.modalities.photo.on_error=drop"])
+    assert (done.exit_code, "error" in done.output) == (0, False)
 
 
 def test_a_modality_that_names_no_kind_is_numbers() -> None:

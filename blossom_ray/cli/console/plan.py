@@ -41,6 +41,11 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "memory_bytes": vars(plan.memory),
         "blocks": {str(instance): vars(traffic) for instance, traffic in plan.blocks.items()},
         "seconds_per_round": None if plan.seconds is None else vars(plan.seconds),
+        "shard_bytes": plan.shard_bytes,
+        "decoded": {
+            name: [{**kept._asdict(), "folder": str(kept.folder)} for kept in parts]
+            for name, parts in plan.decoded.items()
+        },
         "notes": [*plan.notes],
     }
 
@@ -71,7 +76,13 @@ def _placement(plan: Plan, where: str) -> Table:
         rows.append(("largest actor", f"{format_bytes(memory.largest_actor)}, without activations"))
         rows.append(("object store", f"up to {format_bytes(memory.object_store)}"))
     rows += [("driver" if plan.actors else "this process", format_bytes(memory.driver))]
-    rows += [("all together", format_bytes(memory.total))]
+    rows += [("all together", format_bytes(memory.total)), ("shards", f"{format_bytes(plan.shard_bytes)} on disk")]
+    for name, parts in plan.decoded.items():
+        for kept in parts:
+            when = f"{kept.num_new:,} of them made now" if kept.num_new else "all there before"
+            rows.append(
+                (name, f"{kept.num_samples:,} samples, {when}: {format_bytes(kept.num_bytes)} in {kept.folder}")
+            )
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -35,6 +35,7 @@ from blossom_ray.data.targets import IntArray, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
+    from blossom_ray.data.files.decoded import Kept
     from blossom_ray.data.media_rows import MediaRows
     from blossom_ray.data.table.column_kinds import Columns
     from blossom_ray.data.table.rows import TableRows
@@ -231,6 +232,14 @@ class Table:
     def _dropping(self) -> dict[str, MediaRows]:
         """The modalities of which it takes decoding to know the rows that the table has."""
         return {name: self._decoded(name) for name, media in self._media.items() if media.on_error == "drop"}
+
+    def decode(self) -> dict[str, tuple[Kept, ...]]:
+        """Decode what is to be decoded; by modality what is in the cache then.
+
+        Raises:
+            DataError: As `load`, of these modalities.
+        """
+        return {name: (self._dropping.get(name) or self._decoded(name)).kept for name in self._media}
 
     def _decoded(self, modality: str) -> MediaRows:
         """A modality's samples in all rows of all files."""
