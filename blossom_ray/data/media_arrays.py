@@ -66,7 +66,7 @@ def decoded_values(what: str, given: Any, media: Media) -> MediaRows:
     def values() -> Iterator[Value | None]:
         return (_value(what, row, value, media) for row, value in enumerate(given))
 
-    found = decoded_rows(values(), media, what, len(given), place)
+    found = decoded_rows(values(), media, what, what, len(given), place)
     if found.samples.lacking.all():
         why = "".join(f" that can be decoded: {place} {error}" for place, error in [*found.errors.items()][:1])
         raise DataError(f"{what} has no value{why or '; expected one in some row'}")

@@ -38,7 +38,12 @@ class MediaRows(NamedTuple):
 
 
 def decoded_rows(
-    values: Iterable[Value | None], media: Media, name: str, num_rows: int, place: Callable[[int, str], str]
+    values: Iterable[Value | None],
+    media: Media,
+    name: str,
+    where: str,
+    num_rows: int,
+    place: Callable[[int, str], str],
 ) -> MediaRows:
     """The samples of rows; decoded now, if they are not in the cache.
 
@@ -46,6 +51,7 @@ def decoded_rows(
         values: Of the rows in order; None where a row has none.
         media: What decodes them, and says whether a value that cannot be decoded is refused.
         name: Of the modality, for the progress.
+        where: What messages call its section.
         num_rows: How many rows there are.
         place: Words for the place of a row, whose value has an error.
 
@@ -69,7 +75,7 @@ def decoded_rows(
     has_sample = np.ones(len(numbers), np.bool_)
     if media.features is not None:
         has_sample[list(found.errors)] = False
-        found = extracted(found, media, name, lambda number: place(numbers[number], ""))
+        found = extracted(found, media, name, where, lambda number: place(numbers[number], ""))
     stored[numbers] = np.cumsum(has_sample) - 1
     wrong = [numbers[number] for number in found.errors]
     is_wrong[wrong], stored[wrong] = True, -1

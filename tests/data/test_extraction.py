@@ -18,7 +18,7 @@ from scipy.io import wavfile
 from test_extractors import bert, wav2vec2
 from torch import Tensor, nn
 
-from blossom_ray import Scenario, simulate
+from blossom_ray import Scenario, from_arrays, simulate
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files import extracted
 from blossom_ray.data.files.cache import listening
@@ -192,6 +192,20 @@ def test_callables_are_told_apart_by_what_they_give() -> None:
     one, two = (loaded(path, module=holder(factor)).inputs["photo"][:] for factor in (0.25, 0.5))
     np.testing.assert_allclose(one, SEQUENCES, rtol=1e-5)
     np.testing.assert_allclose(two, 2 * SEQUENCES, rtol=1e-5)
+
+
+def test_features_of_arrays() -> None:
+    """As of a table; in both places what is kept by one is found by the other."""
+    photo = {"kind": "image", "size": [6, 4], "features": {"module": f"{__name__}:Counted", "output": "sequence"}}
+    pictures = [written(pixels) for pixels in PIXELS]
+    found = from_arrays({"photo": pictures}, LABELS, modalities={"photo": photo})
+    np.testing.assert_allclose(found.inputs["photo"][:], SEQUENCES, rtol=1e-6)
+    seen = len(Counted.batches)
+    loaded(table(), batch_size=32)
+    assert len(Counted.batches) == seen
+    wrong = {**photo, "features": {"module": f"{__name__}:Counted", "layer": "top"}}
+    with pytest.raises(InputError, match=r"modality 'photo'.features.layer is 'top', not in the model"):
+        from_arrays({"photo": pictures}, LABELS, modalities={"photo": wrong})
 
 
 def scenario(path: str, **features: Any) -> Scenario:

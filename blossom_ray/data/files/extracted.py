@@ -34,7 +34,7 @@ _FILE_BYTES = 2**25
 
 
 def extracted(
-    found: Decoded, media: Media, name: str, place: Callable[[int], str], *, folder: Path | None = None
+    found: Decoded, media: Media, name: str, where: str, place: Callable[[int], str], *, folder: Path | None = None
 ) -> Decoded:
     """The features of decoded samples; those that were computed before come from the cache.
 
@@ -44,7 +44,8 @@ def extracted(
     Args:
         found: The samples.
         media: What decoded them, and says which features.
-        name: Of the modality.
+        name: Of the modality, for the progress.
+        where: Its section's place in the scenario, or its name, for messages.
         place: Words for the place of a value, by its number.
         folder: Where the cache lies; `cache_folder()` by default.
 
@@ -58,7 +59,15 @@ def extracted(
     assert media.features is not None
     parts: list[Part] = []
     with ExitStack() as stack:
-        work = _Work(media.features, media, name, place, sum(map(len, found.parts)) - len(found.errors), stack)
+        work = _Work(
+            media.features,
+            media,
+            name,
+            f"{where}.features",
+            place,
+            sum(map(len, found.parts)) - len(found.errors),
+            stack,
+        )
         key = json.dumps([found.files[0].parent.name if found.files else "", work.key], sort_keys=True)
         root = cache_folder() if folder is None else folder
         work.folder = root / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
@@ -83,6 +92,7 @@ class _Work:
     features: Features
     media: Media
     name: str
+    where: str
     place: Callable[[int], str]
     num_all: int
     stack: ExitStack
@@ -91,11 +101,6 @@ class _Work:
     num_done: int = field(default=0, init=False)
     num_new: int = field(default=0, init=False)
     is_locked: bool = field(default=False, init=False)
-
-    @property
-    def where(self) -> str:
-        """The place of the section in the scenario."""
-        return f"data.modalities.{self.name}.features"
 
     @cached_property
     def extractor(self) -> Extractor:

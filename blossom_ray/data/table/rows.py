@@ -315,6 +315,7 @@ class TableRows:
             media_values(self.files, column, media),
             media,
             name,
+            f"data.modalities.{name}",
             self.num_rows,
             lambda row, error: with_path(place(row), self.files, column, row, error),
         )
