@@ -17,7 +17,7 @@ from blossom_ray.clients.job import NO_AFFINE, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import Trainer, one_thread, seeded_dropout
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.plan import ChunkUpdate, ClientPlan, SentBlocks
-from blossom_ray.clients.samples import cut, gathered, kept_modalities, read_only_tensor
+from blossom_ray.clients.samples import StoredSamples, cut, gathered, joined, kept_modalities
 from blossom_ray.clients.transforms import transformed
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import ClientProfile
@@ -26,8 +26,8 @@ from blossom_ray.core.records import ClientTraining, TaskTraining
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import PartialSum
 from blossom_ray.data.shards import Samples, ShardIndex, ShardReader
-from blossom_ray.data.stored import StoredRows
-from blossom_ray.data.targets import FloatArray, Labels
+from blossom_ray.data.stored import Rows, StoredRows
+from blossom_ray.data.targets import Labels
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, RunError, shown_error
 
 
@@ -191,14 +191,15 @@ class CentralModel:
 class _Pool:
     """All training samples of one kind of clients: modality to (n, *shape), targets, and as `ClientTask.observed`."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Tensor | StoredSamples]
     targets: Tensor
     observed: dict[str, Tensor]
 
 
-def _together(parts: Sequence[FloatArray]) -> Tensor:
+def _together(parts: Sequence[Rows]) -> Tensor | StoredSamples:
     """The samples of several clients, one after the other; on disk where they are many."""
-    return read_only_tensor(StoredRows(parts, np.arange(sum(map(len, parts)))).in_one_piece())
+    rows, cpu = StoredRows.of(*parts), torch.device("cpu")
+    return joined(parts if any(isinstance(part, StoredRows) for part in parts) else [rows.in_one_piece()], cpu)
 
 
 def _batches(pools: Sequence[_Pool], section: Training, draw: np.random.Generator) -> list[tuple[_Pool, Tensor]]:

@@ -19,6 +19,7 @@ from blossom_ray.clients.samples import evaluation_outputs
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
 from blossom_ray.core.sums import Vector
+from blossom_ray.data.stored import Rows, taken
 from blossom_ray.errors import ClientError
 
 LOWEST_ENTROPY = 1e-6
@@ -107,18 +108,18 @@ def with_prototypes(
     return replace(result, blocks={**result.blocks, **prototypes})
 
 
-def _observed(task: ClientTask, modality: str) -> dict[str, np.ndarray]:
+def _observed(task: ClientTask, modality: str) -> dict[str, Rows]:
     values, observed = task.inputs[modality], task.observed.get(modality)
-    return {modality: values if observed is None else values[observed]}
+    return {modality: values if observed is None else taken(values, observed)}
 
 
-def mean_embedding(workspace: Workspace, modality: str, inputs: Mapping[str, np.ndarray], batch_size: int) -> Vector:
+def mean_embedding(workspace: Workspace, modality: str, inputs: Mapping[str, Rows], batch_size: int) -> Vector:
     """The mean of a modality's embeddings in evaluation mode, summed in float64.
 
     Args:
         workspace: Holds the client's blocks. Not changed.
         modality: One that the client owns.
-        inputs: Modality to (n, *shape) float32. May be read-only.
+        inputs: Modality to (n, *shape) float32, in memory or not. May be read-only.
         batch_size: Samples per forward pass.
 
     Returns:

@@ -17,6 +17,7 @@ from blossom_ray.core.records import TaskTraining
 from blossom_ray.core.seeding import Purpose, generator, torch_seed
 from blossom_ray.core.sums import Vector
 from blossom_ray.data.gaps import BoolArray
+from blossom_ray.data.stored import Rows
 from blossom_ray.tasks.base import Tally
 from blossom_ray.tasks.learned import Learned
 
@@ -113,7 +114,7 @@ class ClientTask:
     Attributes:
         client: The client's id.
         blocks: Values of all blocks that it holds, (size,) float32. May be read-only.
-        inputs: Modality to (n, *shape) float32 for the client's modalities. May be read-only.
+        inputs: Modality to (n, *shape) float32 for the client's modalities, in memory or not. May be read-only.
         labels: (n,) int64, or (n, outputs) float32, as the task has them; of several tasks, or known in part, rows as
             `core/label_rows.py` has them.
         local_state: Its normalisation state; empty for the initial one.
@@ -127,7 +128,7 @@ class ClientTask:
 
     client: int
     blocks: Mapping[str, Vector]
-    inputs: Mapping[str, np.ndarray]
+    inputs: Mapping[str, Rows]
     labels: np.ndarray
     local_state: LocalState = field(default_factory=dict)
     optimizer_state: OptimizerState = field(default_factory=dict)

@@ -37,6 +37,7 @@ from blossom_ray.clients.samples import (
     evaluation_batches,
     evaluation_outputs,
     gathered,
+    joined,
     kept_modalities,
     on_device,
     read_only_tensor,
@@ -183,7 +184,7 @@ class _Batches:
 
     def __init__(self, workspace: Workspace, task: ClientTask, job: LocalJob) -> None:
         self._workspace, self._section = workspace, job.training
-        self._inputs = {modality: on_device(values, workspace.device) for modality, values in task.inputs.items()}
+        self._inputs = {modality: joined([values], workspace.device) for modality, values in task.inputs.items()}
         self._observed = {modality: on_device(values, workspace.device) for modality, values in task.observed.items()}
         self._targets = on_device(task.labels, workspace.device)
         self._orders = job.order_generator(task.client)

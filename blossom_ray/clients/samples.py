@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +12,20 @@ from torch import Tensor
 
 from blossom_ray.clients.options import Training
 from blossom_ray.clients.workspace import Workspace
+from blossom_ray.data.stored import Rows, StoredRows
 from blossom_ray.models.late_fusion import EVERYWHERE, Presence
+
+
+@dataclass(frozen=True)
+class StoredSamples:
+    """Samples that are read when a batch has them; for the rest like a tensor (n, *shape) where a model computes."""
+
+    rows: StoredRows
+    device: torch.device
+
+    def index_select(self, _dim: int, rows: Tensor) -> Tensor:
+        """Some rows (B, *shape)."""
+        return on_device(self.rows[rows.cpu().numpy()], self.device)
 
 
 def cut(order: Tensor, section: Training) -> Sequence[Tensor]:
@@ -44,7 +58,7 @@ def kept_modalities(owned: Sequence[str], probability: float, draw: np.random.Ge
 
 
 def gathered(
-    inputs: Mapping[str, Tensor], observed: Mapping[str, Tensor], rows: Tensor
+    inputs: Mapping[str, Tensor | StoredSamples], observed: Mapping[str, Tensor], rows: Tensor
 ) -> tuple[dict[str, Tensor], Mapping[str, Presence]]:
     """A batch of samples.
 
@@ -73,7 +87,7 @@ def gathered(
 @torch.inference_mode()
 def evaluation_outputs(
     workspace: Workspace,
-    inputs: Mapping[str, np.ndarray],
+    inputs: Mapping[str, Rows],
     observed: Mapping[str, np.ndarray],
     batch_size: int,
     compute: Callable[[Mapping[str, Tensor], Mapping[str, Presence]], Tensor],
@@ -82,7 +96,7 @@ def evaluation_outputs(
 
     Args:
         workspace: Holds the client's blocks. Not changed.
-        inputs: Modality to (n, *shape) float32. May be read-only.
+        inputs: Modality to (n, *shape) float32, in memory or not. May be read-only.
         observed: Of modalities that some samples lack: (n,) bool.
         batch_size: Samples per batch.
         compute: The model, or a part of it, of a batch.
@@ -96,15 +110,15 @@ def evaluation_outputs(
 
 
 def evaluation_batches(
-    workspace: Workspace, inputs: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray], batch_size: int
+    workspace: Workspace, inputs: Mapping[str, Rows], observed: Mapping[str, np.ndarray], batch_size: int
 ) -> Iterator[tuple[slice, dict[str, Tensor], Mapping[str, Presence]]]:
     """The samples batch by batch, in their order, where the model computes: rows, and a batch as `gathered` has it."""
-    tensors = {modality: read_only_tensor(values) for modality, values in inputs.items()}
+    kept = {name: read_only_tensor(own) if isinstance(own, np.ndarray) else own for name, own in inputs.items()}
     has = {modality: on_device(values, workspace.device) for modality, values in observed.items()}
-    for start in range(0, len(next(iter(tensors.values()))), batch_size):
+    for start in range(0, len(next(iter(inputs.values()))), batch_size):
         rows, present = slice(start, start + batch_size), EVERYWHERE
         # A copy: a module that works in place must not reach the memory that clients share.
-        batch = {name: values[rows].to(workspace.device, copy=True) for name, values in tensors.items()}
+        batch = {name: torch.as_tensor(own[rows]).to(workspace.device, copy=True) for name, own in kept.items()}
         if has:
             own = {name: values[rows] for name, values in has.items()}
             everyone = torch.arange(len(next(iter(own.values()))), device=workspace.device)
@@ -121,6 +135,14 @@ def read_only_tensor(values: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values)
+
+
+def joined(parts: Sequence[Rows], device: torch.device) -> Tensor | StoredSamples:
+    """The samples of clients, one after the other, where a model computes; stored ones stay where they are."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) < len(parts):
+        return StoredSamples(StoredRows.of(*parts), device)
+    return on_device(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), device)
 
 
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:

@@ -3,7 +3,8 @@
 One Arrow file per modality and one for the labels of each set of tasks, each with one batch per client that has it. A
 client's batch holds its train rows, then its validation rows, then its test rows. Where clients do not observe a
 modality in all of their rows, one more file says in which. The held-out set lies beside them, with one batch for each
-way in which clients see it; where each client scales it by numbers of its own, a file with these says how.
+way in which clients see it; where each client scales it by numbers of its own, a file with these says how. Samples that
+are kept as bytes stay bytes where they are many, and are read as float32 by the batch.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from blossom_ray.data.dataset import Dataset, LabelColumn
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.division.labelling import column_of, is_partial
 from blossom_ray.data.gaps import BoolArray
-from blossom_ray.data.stored import Rows, Scale, StoredRows
-from blossom_ray.data.targets import FloatArray, IntArray, Labels
+from blossom_ray.data.stored import Rows, Scale, StoredRows, taken
+from blossom_ray.data.targets import IntArray, Labels
 from blossom_ray.errors import DataError, RunFolderError
 
 ByteArray = npt.NDArray[np.uint8]
 _Batch = npt.NDArray[Any] | StoredRows
+_MOST_FLOATS = 2**30
+"""Bytes of a modality's samples as float32 above which what is kept as bytes stays so in its file."""
 
 _CLIENTS = "clients"
 _HELD_OUT = "held-out/"
@@ -44,13 +47,13 @@ class Samples(NamedTuple):
     """Some samples of a client; views of its shard.
 
     Attributes:
-        inputs: Own modalities to (n, *shape) float32.
+        inputs: Own modalities to (n, *shape) float32, in memory or not.
         labels: (n,) int64, or (n, C) float32, as in `Dataset`; of several tasks, or known in part, rows as
             `core/label_rows.py` has them.
         observed: Of the modalities that some of these samples lack: (n,) bool, which have it.
     """
 
-    inputs: dict[str, FloatArray]
+    inputs: dict[str, Rows]
     labels: Labels
     observed: dict[str, BoolArray]
 
@@ -67,7 +70,7 @@ class Shard:
         observed: Of the modalities that some row lacks: (n,) bool, which have it. The inputs of the others are zeros.
     """
 
-    inputs: Mapping[str, FloatArray]
+    inputs: Mapping[str, Rows]
     labels: Labels
     num_train: int
     num_validation: int = 0
@@ -86,7 +89,7 @@ class Shard:
         return self._rows(slice(self.num_train + self.num_validation, None))
 
     def _rows(self, rows: slice) -> Samples:
-        inputs = {modality: values[rows] for modality, values in self.inputs.items()}
+        inputs = {modality: taken(values, rows) for modality, values in self.inputs.items()}
         observed = {modality: has[rows] for modality, has in self.observed.items() if not has[rows].all()}
         return Samples(inputs, self.labels[rows], observed)
 
@@ -171,6 +174,7 @@ def write_shards(
     """
     rows = [federation.rows(client) for client in range(len(profiles))]
     places = [federation.located(dataset, client) for client in range(len(profiles))]
+    sources = [*{id(part): part for part, _ in places}.values()]
     labels, batches, gaps, own_scales = {}, {}, {}, {}
     for tasks in sorted({profile.tasks for profile in profiles}):
         together = "+".join(tasks)
@@ -194,7 +198,8 @@ def write_shards(
             for client, (part, own) in enumerate(places)
             if owns[client]
         )
-        _write(folder / _file_name(key), samples, owned)
+        stay_bytes = _stay_bytes([part.inputs[modality] for part in sources])
+        _write(folder / _file_name(key), samples, owned, stay_bytes=stay_bytes)
         batches[key] = _numbered(owns)
         if by_client:
             found = [np.stack(by_client[client]) for client in np.flatnonzero(owns).tolist()]
@@ -241,7 +246,8 @@ def write_held_out(
     for number, view in enumerate(held_out):
         place = _held_out(number)
         for modality, samples in view.inputs.items():
-            _write(folder / (place + _file_name(_key(modality, name))), samples, [samples])
+            file = folder / (place + _file_name(_key(modality, name)))
+            _write(file, samples, [samples], stay_bytes=_stay_bytes([samples]))
         for modality, observed in view.observed.items():
             own = observed.view(np.uint8)
             _write(folder / (place + _gaps_name(_key(modality, name))), own, [own])
@@ -306,7 +312,7 @@ class ShardReader:
 
     def __init__(self, index: ShardIndex, buffers: Mapping[str, ByteArray] | None = None) -> None:
         self._index, self._buffers = index, buffers
-        self._open: dict[str, tuple[Any, tuple[int, ...], Any]] = {}
+        self._open: dict[str, tuple[Any, dict[str, Any], Any]] = {}
         numbers = (index.labels, index.batches, index.gaps, index.scales)
         self._labels, self._batches, self._gaps, self._scales = numbers
         if buffers is not None:
@@ -326,14 +332,19 @@ class ShardReader:
         if not own:
             raise KeyError(client)
         task, position = own[0]
-        inputs = {_modality(key): self._array(_file_name(key), number) for key, number in _of(client, self._batches)}
-        observed = {_modality(key): self._array(_gaps_name(key), number) for key, number in _of(client, self._gaps)}
+        observed = {key: self._array(_gaps_name(key), number) for key, number in _of(client, self._gaps)}
+        observed = {key: has.view(np.bool_) for key, has in observed.items()}
+        scales = self._own_scales(client)
+        inputs = {
+            key: self._samples(_file_name(key), number, observed.get(key), scales.get(key))
+            for key, number in _of(client, self._batches)
+        }
         return Shard(
-            inputs=inputs,
+            inputs={_modality(key): values for key, values in inputs.items()},
             labels=self._array(_labels_name(task), position),
             num_train=int(self._index.num_train[client]),
             num_validation=int(self._index.num_validation[client]),
-            observed={name: rows.view(np.bool_) for name, rows in observed.items()},
+            observed={_modality(key): has for key, has in observed.items()},
         )
 
     def held_out(self, client: int) -> Shard | None:
@@ -348,11 +359,12 @@ class ShardReader:
             return None
         gaps = [key for key in owned if self._has_file(place + _gaps_name(key))]
         observed = {key: self._array(place + _gaps_name(key), 0).view(np.bool_) for key in gaps}
-        inputs = {key: self._array(place + _file_name(key), 0) for key in owned}
-        for key, number in _of(client, self._scales):
-            scale = Scale(*self._array(_scale_name(key), number))
-            own = _samples(inputs[key], slice(None), observed.get(key), scale)
-            inputs[key] = own.in_one_piece(self._index.folder if self._buffers is None else None)
+        scales = self._own_scales(client)
+        inputs = {key: self._samples(place + _file_name(key), 0, observed.get(key), scales.get(key)) for key in owned}
+        for key, scale in scales.items():
+            if isinstance(values := inputs[key], np.ndarray):
+                own = _samples(values, slice(None), observed.get(key), scale)
+                inputs[key] = own.in_one_piece(self._index.folder if self._buffers is None else None)
         return Shard(
             inputs={_modality(key): values for key, values in inputs.items()},
             labels=self._array(labels, 0),
@@ -375,8 +387,21 @@ class ShardReader:
     def _has_file(self, name: str) -> bool:
         return _is_file(self._index.folder / name) if self._buffers is None else name in self._buffers
 
+    def _own_scales(self, client: int) -> dict[str, Scale]:
+        return {key: Scale(*self._array(_scale_name(key), number)) for key, number in _of(client, self._scales)}
+
+    def _samples(self, name: str, number: int, observed: BoolArray | None, scale: Scale | None) -> Rows:
+        """A batch as float32; bytes become what they stand for when they are read, in this scale or that of all."""
+        values: npt.NDArray[Any] = self._array(name, number)
+        told = self._open[name][1]
+        if "factor" not in told:
+            return values
+        pooled = None if told["scale"] is None else Scale(*map(np.array, told["scale"]))
+        rows = replace(StoredRows.of(values), factor=told["factor"])
+        return _samples(rows, slice(None), observed, scale or pooled)
+
     def _array(self, name: str, number: int) -> Any:
-        """A batch, (n, *shape) float32, int64 or uint8: a read-only view of the file or of the buffer."""
+        """A batch, (n, *shape) as it is kept: a read-only view of the file or of the buffer."""
         with _damage_told(name):
             if name not in self._open:
                 if self._buffers is None:
@@ -384,10 +409,11 @@ class ShardReader:
                 else:
                     source = pa.BufferReader(pa.py_buffer(self._buffers[name]))
                 file = pa.ipc.open_file(source)
-                self._open[name] = file, tuple(json.loads(file.schema.metadata[b"shape"])), source
-            file, shape, _ = self._open[name]
+                told = {key.decode(): json.loads(value) for key, value in file.schema.metadata.items()}
+                self._open[name] = file, told, source
+            file, told, _ = self._open[name]
             batch = file.get_batch(number)
-        return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *shape)
+        return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *told["shape"])
 
 
 def _key(modality: str, dataset: str) -> str:
@@ -458,17 +484,31 @@ def _renumbered(batches: IntArray, clients: IntArray) -> IntArray:
     return packed
 
 
-def _write(path: Path, like: _Batch, batches: Iterable[_Batch]) -> None:
-    """Write batches of rows, each row flattened into a fixed-size list; its shape, as in `like`, is metadata."""
-    item = pa.field("item", pa.from_numpy_dtype(like.dtype), nullable=False)
+def _stay_bytes(parts: Collection[Rows]) -> bool:
+    """Whether these samples are bytes, of one meaning, and many."""
+    factors = {part.factor if isinstance(part, StoredRows) and part.is_of_bytes else None for part in parts}
+    return len(factors) == 1 and None not in factors and sum(part.nbytes for part in parts) > _MOST_FLOATS
+
+
+def _write(path: Path, like: _Batch, batches: Iterable[_Batch], *, stay_bytes: bool = False) -> None:
+    """Write batches of rows, each row flattened into a fixed-size list; its shape, as in `like`, is metadata.
+
+    Of rows that stay bytes it is metadata, too, what they stand for.
+    """
+    dtype, told = like.dtype, {"shape": json.dumps(like.shape[1:])}
+    if stay_bytes and isinstance(like, StoredRows):
+        scale = None if like.scale is None else [numbers.tolist() for numbers in like.scale]
+        dtype, told = np.dtype(np.uint8), told | {"factor": json.dumps(like.factor), "scale": json.dumps(scale)}
+    item = pa.field("item", pa.from_numpy_dtype(dtype), nullable=False)
     row = pa.field("row", pa.list_(item, math.prod(like.shape[1:])), nullable=False)
-    schema = pa.schema([row], metadata={"shape": json.dumps(like.shape[1:])})
+    schema = pa.schema([row], metadata=told)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(_file(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for rows in batches:
-                piece = rows.in_one_piece(path.parent) if isinstance(rows, StoredRows) else np.ascontiguousarray(rows)
-                flat = pa.array(piece.reshape(-1))
+                if isinstance(rows, StoredRows):
+                    rows = (rows.as_kept() if stay_bytes else rows).in_one_piece(path.parent, dtype)
+                flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
                 column = pa.FixedSizeListArray.from_arrays(flat, type=row.type)
                 writer.write_batch(pa.record_batch([column], schema=schema))
     except OSError as error:

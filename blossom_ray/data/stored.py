@@ -36,14 +36,14 @@ class StoredRows:
 
     Attributes:
         parts: The samples as they are kept, one after the other: arrays (n, *shape) of uint8, int32 or float32, such as
-            maps of files. At least one; they may have no rows.
+            maps of files, or other stored rows. At least one; they may have no rows.
         rows: (N,) int64: which kept sample each row is, counted over all parts; -1 for a row that has none.
         factor: A kept number times this is the float32 number.
         fill: All values of a row that has no sample: 0, or NaN where its client does not own the modality.
         scale: What is done to the float32 numbers of samples as they are read; None: nothing.
     """
 
-    parts: Sequence[npt.NDArray[Any]]
+    parts: Sequence[npt.NDArray[Any] | StoredRows]
     rows: _IntArray
     factor: float = 1.0
     fill: float = 0.0
@@ -80,9 +80,20 @@ class StoredRows:
         return self.rows < 0
 
     @classmethod
-    def of(cls, values: Rows) -> StoredRows:
-        """The same rows, which may be read later; an array is not copied."""
-        return values if isinstance(values, StoredRows) else cls((values,), np.arange(len(values)))
+    def of(cls, *values: Rows) -> StoredRows:
+        """The same rows, one after the other, which may be read later; nothing is copied."""
+        if len(values) == 1 and isinstance(values[0], StoredRows):
+            return values[0]
+        return cls(values, np.arange(sum(map(len, values))))
+
+    @property
+    def is_of_bytes(self) -> bool:
+        """Whether samples are kept as bytes, in a quarter of the memory."""
+        return all(part.dtype == np.uint8 for part in self.parts)
+
+    def as_kept(self) -> StoredRows:
+        """The numbers that are kept; 0 in a row that has no sample."""
+        return replace(self, factor=1.0, fill=0.0, scale=None)
 
     def __getitem__(self, rows: slice | _IntArray | _BoolArray) -> npt.NDArray[np.float32]:
         """Some rows (n, *shape), in memory of their own."""
@@ -106,19 +117,20 @@ class StoredRows:
         """The same, of which some rows (N,) have no sample; these and those that had none become `fill`."""
         return replace(self, rows=np.where(missing, -1, self.rows), fill=fill)
 
-    def in_one_piece(self, folder: Path | None = None) -> npt.NDArray[np.float32]:
+    def in_one_piece(self, folder: Path | None = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """All rows as one array: in memory, or where they are more than `BYTES_AT_ONCE` a map of a file.
 
         Args:
             folder: Where the file is made; it is gone with the array. None: where temporary files are.
+            dtype: Of the array.
         """
         if self.nbytes <= BYTES_AT_ONCE:
-            return self[:]
+            return self[:].astype(dtype, copy=False)
         with TemporaryFile(dir=folder) as file:
             for rows in slices(self):
-                file.write(self[rows].data)
+                file.write(self[rows].astype(dtype, copy=False).data)
             file.flush()
-            return np.memmap(file, self.dtype, mode="r", shape=self.shape)
+            return np.memmap(file, dtype, mode="r", shape=self.shape)
 
     @cached_property
     def first_not_finite(self) -> int | None:

@@ -18,7 +18,7 @@ from blossom_ray.clients.copies import label_of, optimizer_state_of
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.losses import Losses, task_means
 from blossom_ray.clients.plan import LocalState, OptimizerState
-from blossom_ray.clients.samples import on_device
+from blossom_ray.clients.samples import joined, on_device
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.copies import AuthorsFunction, ComposedPass, StackedCopies
 from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer, descent_of
@@ -231,8 +231,7 @@ class Shards:
 
     def __init__(self, tasks: Sequence[ClientTask], device: torch.device) -> None:
         self._inputs = {
-            modality: on_device(np.concatenate([task.inputs[modality] for task in tasks]), device)
-            for modality in tasks[0].inputs
+            modality: joined([task.inputs[modality] for task in tasks], device) for modality in tasks[0].inputs
         }
         self.labels = on_device(np.concatenate([task.labels for task in tasks]), device)
         self.observed = {
