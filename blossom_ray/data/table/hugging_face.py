@@ -97,7 +97,7 @@ def _json(top: Path, place: str) -> dict[str, Any]:
 
 def _is_plain(name: Any) -> bool:
     """Whether a name that stands in a file is that of a file or folder beside it."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    return isinstance(name, str) and name not in ("", ".", "..") and len(name) < 256 and not set(name) & set("/\\\0")
 
 
 def _is_state(path: Path) -> bool:

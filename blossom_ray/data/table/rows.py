@@ -50,6 +50,7 @@ from blossom_ray.data.table.tensor_columns import (
 from blossom_ray.data.table.writer import NOTES, NOTES_KEY, Notes
 from blossom_ray.data.targets import FloatArray, IntArray
 from blossom_ray.errors import DataError
+from blossom_ray.text import brief
 
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
 """What pandas calls an index without a name, in Parquet and in CSV."""
@@ -123,7 +124,7 @@ class TableRows:
         """Refuse a column that some file lacks."""
         for file in self.files:
             if column not in file.types:
-                found = ", ".join(map(repr, file.types)) or "none"
+                found = brief(", ".join(map(repr, file.types)), 1000) or "none"
                 raise DataError(
                     f"{file.name} has no column {column!r} (its columns: {found}); expected it in every file"
                 )
