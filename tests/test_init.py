@@ -446,6 +446,32 @@ def test_a_column_without_values_and_splits_that_make_no_clients_are_no_obstacle
     assert (written.data.partition.kind, written.data.without_modality) == ("subject", "leave-out")
 
 
+@pytest.mark.parametrize(
+    ("folder", "keys"),
+    [
+        ("data/", {"split_names": {"validation": "train"}}),
+        ("", {"split_column": "file_split", "split_names": {"validation": "train"}}),
+    ],
+)
+def test_names_of_files_and_splits_are_taken_for_what_they_mean(
+    folder: str, keys: dict[str, Any], command: Command, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    (tmp_path / "own" / folder).mkdir(parents=True)
+    for split, count in {"train": 30, "validation": 6, "test": 9}.items():
+        table = pa.table({"acc": draw.normal(size=count), "label": np.arange(count) % 3})
+        pq.write_table(table, tmp_path / "own" / folder / f"{split}-00000-of-00001.parquet")
+    outcome = command("init", "--dataset", "table", "--path", "own")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert "split 'validation': read as train (data.split_names)" in outcome.out.splitlines()
+    data = Scenario.load(tmp_path / "scenario.yaml").data
+    assert {
+        key: value for key, value in data.model_dump().items() if key in ("split_names", "split_column") and value
+    } == keys
+    dataset = data.open(("acc",), 0, "classification").load()
+    assert (dataset.num_samples, dataset.held_out.num_samples) == (36, 9)
+
+
 COLOURS = {"blood": (200, 30, 30), "grass": (30, 200, 30), "ocean": (30, 30, 200)}
 
 

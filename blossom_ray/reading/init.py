@@ -16,10 +16,11 @@ import numpy as np
 
 from blossom_ray.core.phrases import did_you_mean, listed, one_of, shown
 from blossom_ray.core.scores import TASKS, Task
-from blossom_ray.data.clients import SPLITS
+from blossom_ray.data.clients import HELD_OUT, SPLITS
 from blossom_ray.data.modalities.suggestions import Suggestion
 from blossom_ray.data.sets.synthetic import SyntheticData
 from blossom_ray.data.sets.table import Table, TableData
+from blossom_ray.data.table.places import FILE_SPLIT, split_of
 from blossom_ray.data.targets import Targets
 from blossom_ray.errors import DataError, Problem, ScenarioError
 from blossom_ray.models.encoder_options import EmbeddingEncoder
@@ -290,6 +291,7 @@ def _sketch(path: str | None, partition: str | None, task: Task | None, label: s
         return TableSketch()
     try:
         keys = _keys(path, partition, {} if label is None else {"label_column": label})
+        keys |= _split_keys(_table(path, "classification", keys), keys)
         table = _table(path, "classification", keys)
         shapes, suggestions, reasons = table.columns()
         whole = [column for column, shape in shapes.items() if shape == () and table.rows.is_whole(column)]
@@ -306,7 +308,13 @@ def _sketch(path: str | None, partition: str | None, task: Task | None, label: s
         shapes={name: shapes[column] if isinstance(column, str) else () for name, column in columns.items()},
         left_out=tuple(told),
         keys=keys,
-        seen=tuple(f"{column}: {found.seen} ({_options(found)})" for column, found in suggestions.items()),
+        seen=(
+            *(f"{column}: {found.seen} ({_options(found)})" for column, found in suggestions.items()),
+            *(
+                f"split {own!r}: read as {split} (data.split_names)"
+                for own, split in keys.get("split_names", {}).items()
+            ),
+        ),
     )
     refused: dict[tuple[str, str], list[str]] = {}
     for each in TASKS if task is None else (task,):
@@ -353,6 +361,20 @@ def _keys(path: str, partition: str | None, labels: Mapping[str, Any]) -> dict[s
     except DataError:
         given = None
     return by_recording if given is None or len(given.members()) == 1 else by_subject
+
+
+def _split_keys(table: Table, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What splits ask for: rows to validate on are shared, too, where clients have no splits of their own."""
+    column = next((name for name in ("split", FILE_SPLIT) if name in table.rows.names), None)
+    if column is None:
+        return {}
+    found = {"split_column": column} if column == FILE_SPLIT else {}
+    if keys.get("partition") == "given":
+        return found
+    meant = {value: split_of(value) for value in table.rows.values(column).distinct if isinstance(value, str)}
+    others = {value: split for value, split in meant.items() if split and value not in ("train", "test", HELD_OUT)}
+    shared = {value: "train" if split == "validation" else split for value, split in others.items()}
+    return {**found, **({"split_names": shared} if shared else {})}
 
 
 def _with_subjects(sketch: TableSketch, targets: Targets, partition: str | None) -> TableSketch:

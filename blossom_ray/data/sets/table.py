@@ -196,6 +196,7 @@ class Table:
             *_listed(spec.label_column),
             spec.subject_column or "subject",
             spec.split_column or "split",
+            FILE_SPLIT,
             spec.client_column or "client",
             spec.recording_column or "recording",
             *([] if self.rows.notes.overlap is None else [_PIECE_OF]),
