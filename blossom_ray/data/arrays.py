@@ -15,10 +15,12 @@ from blossom_ray.data.clients import Place, check_recordings
 from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.gaps import BoolArray, fill_gaps
 from blossom_ray.data.labels import RowValues, encode_classes, encode_ids, encode_numbers, encode_sets, encode_splits
-from blossom_ray.data.media_arrays import decoded_values, media_of
-from blossom_ray.data.modalities.base import Media
+from blossom_ray.data.media_arrays import decoded_values, kind_of
+from blossom_ray.data.modalities.base import Media, Modality
+from blossom_ray.data.modalities.series import SeriesModality
+from blossom_ray.data.series_rows import samples_by_row, stored_series
 from blossom_ray.data.stored import Rows, StoredRows, taken
-from blossom_ray.data.targets import FloatArray
+from blossom_ray.data.targets import FloatArray, IntArray, Pieces
 from blossom_ray.errors import DataError
 
 Arrays = Mapping[str, Any]
@@ -40,7 +42,7 @@ def from_arrays(
     splits: Any = None,
     observed: Arrays | None = None,
     label_columns: Mapping[str, tuple[Any, Task]] | None = None,
-    modalities: Mapping[str, Mapping[str, Any] | Media] | None = None,
+    modalities: Mapping[str, Mapping[str, Any] | Modality] | None = None,
 ) -> Dataset:
     """A data set from NumPy arrays, PyTorch tensors, or whatever `np.asarray` takes; and from files and texts.
 
@@ -69,7 +71,8 @@ def from_arrays(
         modalities: Of modalities that are to be decoded, what decodes them, such as
             `{"photo": {"kind": "image", "size": 32}}`, with the keys of a scenario's `data.modalities.<name>`. Their
             inputs are lists of contents of files (bytes), paths, mappings with `bytes` or `path`, or texts. Samples
-            stay on disk, in the cache.
+            stay on disk, in the cache. Of the kind `series`: lists of arrays (time,) or (time, channels), which need
+            not be equally long; where they are cut into windows, a row becomes several samples.
 
     Raises:
         DataError: Something is no array of numbers, has another length, or is not finite; a label is none of the
@@ -87,12 +90,13 @@ def from_arrays(
         parts.append(_array("held-out labels", held_out[1], task))
     encoded = _encoded(parts, task, class_names)
     number = len(encoded[0].labels)
-    media = {name: media_of(name, options) for name, options in (modalities or {}).items()}
-    inputs, is_kept, left_out = _decoded(inputs, media, "modality", number)
-    arrays = _inputs(inputs, "modality", observed or {}, has_clients=clients is not None)
-    sides, has_clients = np.zeros(number, np.int64), clients is not None
+    kinds = {name: kind_of(name, options) for name, options in (modalities or {}).items()}
+    inputs, is_kept, left_out = _decoded(inputs, kinds, "modality", number)
+    arrays, owner = _inputs(inputs, "modality", number, observed or {}, kinds, has_clients=clients is not None)
+    is_kept, whole = is_kept[owner], encoded[0].of(owner)
+    sides, has_clients = np.zeros(len(owner), np.int64), clients is not None
     if splits is not None:
-        sides = encode_splits(_row_values("splits", splits, number), has_clients=has_clients)
+        sides = encode_splits(_row_values("splits", splits, number).of(owner), has_clients=has_clients)
     is_shared, others = (sides >= 0) & is_kept, (sides < 0) & is_kept
     if not is_shared.any():
         raise DataError("splits say 'train' in no row; expected it in some")
@@ -102,42 +106,44 @@ def from_arrays(
     called: dict[str, tuple[str, ...]] = dict.fromkeys(numbers, ())
     for name, given in (("subjects", subjects), ("clients", clients), ("recordings", recordings)):
         if given is not None:
-            values = _row_values(name, given, number).of(shared)
+            values = _row_values(name, given, number).of(owner[shared])
             numbers[name], called[name] = encode_ids(values, are_subjects=name == "subjects")
-    columns = {name: _label_column(name, *given, number) for name, given in (label_columns or {}).items()}
+    columns = {name: _label_column(name, *given, number).of(owner) for name, given in (label_columns or {}).items()}
     test_set = None
     if held_out is not None:
-        decoded, rows, lacking = _decoded(held_out[0], media, "held-out modality", len(encoded[1].labels))
-        given, left_out = _inputs(decoded, "held-out modality", {}, has_clients=False), left_out + lacking
-        test_set = _dataset(given, rows, encoded[1].of(rows))
+        what, own_number = "held-out modality", len(encoded[1].labels)
+        decoded, is_tested, lacking = _decoded(held_out[0], kinds, what, own_number)
+        given, rows = _inputs(decoded, what, own_number, {}, kinds, has_clients=False)
+        test_set = _dataset(given, is_tested[rows], encoded[1].of(rows[is_tested[rows]]))
+        left_out += lacking
     if others.any():
         if held_out is not None:
             raise DataError("splits say 'held-out', while held_out is given; expected one of the two")
         of_test = {name: column.of(others) for name, column in columns.items()}
-        test_set = _dataset(arrays, others, encoded[0].of(others), label_columns=of_test)
+        test_set = _dataset(arrays, others, whole.of(others), label_columns=of_test)
     own_splits = sides[shared] if has_clients and (sides > 0).any() else None
     if own_splits is not None and numbers["recordings"] is not None:
         place = _place("recordings")
-        check_recordings(numbers["recordings"], own_splits, lambda row: place(int(shared[row])), called["recordings"])
+        check_recordings(
+            numbers["recordings"], own_splits, lambda row: place(int(owner[shared[row]])), called["recordings"]
+        )
     return _dataset(
         arrays,
         is_shared,
-        encoded[0].of(is_shared),
+        whole.of(is_shared),
         held_out=test_set,
         splits=own_splits,
         client_names=called["clients"],
         subject_names=called["subjects"],
         label_columns={name: column.of(is_shared) for name, column in columns.items()},
         left_out=left_out,
+        pieces=_pieces(owner[shared], kinds),
         **numbers,
     )
 
 
 def _dataset(arrays: _Arrays, rows: BoolArray, labels: LabelColumn, **others: Any) -> Dataset:
     """The data set of some rows (N,), where labels are those of these rows alone."""
-    for modality, (values, _) in arrays.items():
-        if len(values) != len(rows):
-            raise DataError(f"modality {modality!r} has {len(values)} rows; expected {len(rows)}, as many as labels")
     some: Any = slice(None) if rows.all() else rows
     inputs, observed = fill_gaps(
         {modality: taken(values, some) for modality, (values, _) in arrays.items()},
@@ -147,14 +153,23 @@ def _dataset(arrays: _Arrays, rows: BoolArray, labels: LabelColumn, **others: An
     return Dataset(inputs, **vars(labels), observed=observed, **others)
 
 
+def _pieces(rows: IntArray, kinds: Mapping[str, Modality]) -> Pieces | None:
+    """The rows that samples are windows of, where some are."""
+    windows = [own.windows for own in kinds.values() if isinstance(own, SeriesModality) and own.windows is not None]
+    recordings = np.unique(rows, return_inverse=True)[1]
+    return Pieces(recordings, max(own.common for own in windows)) if windows else None
+
+
 def _decoded(
-    inputs: Arrays, media: Mapping[str, Media], what: str, number: int
+    inputs: Arrays, kinds: Mapping[str, Modality], what: str, number: int
 ) -> tuple[Arrays, BoolArray, tuple[LeftOut, ...]]:
     """The inputs, those of some modalities decoded; which rows (N,) the data set has; and that in words."""
     is_kept, left_out, found = np.full(number, True), tuple[LeftOut, ...](), inputs
-    for modality, decoder in media.items():
+    for modality, decoder in kinds.items():
         if modality not in inputs:
             raise DataError(f"modalities has {modality!r}; expected some of {', '.join(map(str, inputs))}")
+        if not isinstance(decoder, Media):
+            continue
         own = decoded_values(f"{what} {modality!r}", inputs[modality], decoder)
         found = {**found, modality: own.samples}
         if len(own.is_wrong) == number:  # or it is refused with the others
@@ -183,25 +198,70 @@ def _place(name: str) -> Place:
     return lambda row: f"{name}, row {row}"
 
 
-def _inputs(inputs: Arrays, what: str, observed: Arrays, *, has_clients: bool) -> _Arrays:
-    """By modality the values (N, *shape), and whether each row lacks it."""
+def _inputs(
+    inputs: Arrays, what: str, number: int, observed: Arrays, kinds: Mapping[str, Modality], *, has_clients: bool
+) -> tuple[_Arrays, IntArray]:
+    """By modality the values of samples (M, *shape), and whether each lacks it; and the row of each sample."""
     if not isinstance(inputs, Mapping):
         raise DataError(f"inputs are of type {type(inputs).__name__}; expected a mapping from modality to array")
     for modality in observed:
         if modality not in inputs:
             raise DataError(f"observed has {modality!r}; expected some of {', '.join(map(str, inputs))}")
-    found = {}
+    found: dict[str, tuple[Any, BoolArray]] = {}
+    series = {name: kind for name, kind in kinds.items() if isinstance(kind, SeriesModality)}
     for modality, given in inputs.items():
         name = f"{what} {modality!r}"
-        is_kept = isinstance(given, StoredRows)
-        array, missing = (given, given.lacking) if is_kept else _numbers_of(name, given, has_clients=has_clients)
+        array: Any
+        if modality in series:
+            array = _series(name, given)
+            missing = np.array([each is None for each in array], np.bool_)
+        elif isinstance(given, StoredRows):
+            array, missing = given, given.lacking
+        else:
+            array, missing = _numbers_of(name, given, has_clients=has_clients)
         if modality in observed:
             rows = _plain(f"observed rows of {name}", observed[modality])
             if rows.dtype != np.bool_ or rows.shape != missing.shape:
                 expected = f"({len(array)},) truth values, one per sample"
                 raise DataError(f"observed rows of {name} are {rows.dtype} of shape {rows.shape}; expected {expected}")
             missing = missing | ~rows
+        if len(array) != number:
+            raise DataError(f"modality {modality!r} has {len(array)} rows; expected {number}, as many as labels")
         found[modality] = array, missing
+    lengths = {
+        name: np.array([-1 if lacks else len(own) for own, lacks in zip(*found[name], strict=True)], np.int64)
+        for name in series
+    }
+    counts = samples_by_row(lengths, series, number, lambda name, row: f"{what} {name!r}, row {row}")
+    owner = np.repeat(np.arange(number), counts)
+    for modality, (values, missing) in found.items():
+        if modality in series:
+            own = [each for each, lacks in zip(values, missing, strict=True) if not lacks]
+            values = stored_series([(~missing, own)], series[modality], counts)
+            if values is None:
+                raise DataError(f"{what} {modality!r} has a series in no row; expected one in some")
+        elif len(owner) > number:
+            values = StoredRows.of(values).chosen(owner)
+        found[modality] = values, missing[owner]
+    return found, owner
+
+
+def _series(name: str, given: Any) -> list[FloatArray | None]:
+    """The series (time, channels) of each row, or None."""
+    found: list[FloatArray | None] = []
+    num_channels: int | None = None
+    for row, value in enumerate(_listed(given)):
+        place = f"{name}, row {row}"
+        array = None if value is None else _numbers(place, value)
+        if array is not None:
+            array = array[:, np.newaxis] if array.ndim == 1 else array
+            num_channels = array.shape[-1] if num_channels is None else num_channels
+            if array.ndim != 2 or not len(array) or array.shape[1] != num_channels:
+                found_shape = f"{place} has shape {array.shape}"
+                raise DataError(f"{found_shape}; expected (time, {num_channels or 'channels'}), time at least 1")
+            if not np.isfinite(array).all():
+                raise DataError(f"{place} holds a value that is not finite; expected finite numbers")
+        found.append(array)
     return found
 
 

@@ -11,19 +11,20 @@ from pydantic import TypeAdapter, ValidationError
 from blossom_ray.core.section import find_conflicts
 from blossom_ray.data.files.decoded import FilePath, Value
 from blossom_ray.data.media_rows import MediaRows, decoded_rows
-from blossom_ray.data.modalities.base import Media
+from blossom_ray.data.modalities.base import Media, Modality
 from blossom_ray.data.modalities.options import AnyModality
+from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.errors import DataError
 
 _MODALITY: TypeAdapter[Any] = TypeAdapter(AnyModality)
 _OF_SCENARIO = ("column", "scale", "over")
 
 
-def media_of(name: str, options: Mapping[str, Any] | Media) -> Media:
-    """What decodes a modality, from its options as a scenario has them in `data.modalities`.
+def kind_of(name: str, options: Mapping[str, Any] | Modality) -> Media | SeriesModality:
+    """What makes samples of a modality, from its options as a scenario has them in `data.modalities`.
 
     Raises:
-        DataError: They are not those of a kind that decodes, or contradict themselves.
+        DataError: They are those of plain numbers, or of no kind, or contradict themselves.
     """
     place = f"modalities[{name!r}]"
     try:
@@ -32,8 +33,8 @@ def media_of(name: str, options: Mapping[str, Any] | Media) -> Media:
         first = error.errors(include_url=False)[0]
         key = f" in {first['loc'][-1]!r}" if len(first["loc"]) > 1 else ""
         raise DataError(f"{place} is not right{key}: {first['msg']}") from error
-    if not isinstance(media, Media):
-        raise DataError(f"{place} is of kind {media.kind!r}; expected one that decodes, such as 'image'")
+    if not isinstance(media, Media | SeriesModality):
+        raise DataError(f"{place} is of kind {media.kind!r}; expected one that decodes, such as 'image', or 'series'")
     for key in _OF_SCENARIO:
         if key in media.model_fields_set:
             raise DataError(f"{place} has {key!r}; expected it in data.modalities of a scenario alone")

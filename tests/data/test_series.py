@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blossom_ray.data.arrays import from_arrays
 from blossom_ray.data.division.federation import build_federation
 from blossom_ray.data.modalities.series import SeriesModality
+from blossom_ray.data.series_rows import samples_by_row
 from blossom_ray.data.sets.table import Table, TableData
 from blossom_ray.data.table.opening import open_column_files
-from blossom_ray.data.table.series_columns import check_series, num_samples, series_rows
+from blossom_ray.data.table.series_columns import check_series, series_lengths, series_rows
 from blossom_ray.errors import DataError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.session import simulate
@@ -37,7 +39,7 @@ def samples(folder: Path, options: dict[str, Any], *columns: list[Any], type_: A
         pq.write_table(pa.table(arrays, names), folder / f"{number:03}.parquet")
     modality, files = series(**options), open_column_files(folder).files
     check_series(files, names)
-    numbers = num_samples(files, {tuple(names): modality})
+    numbers = samples_by_row({"c": series_lengths(files, names)}, {"c": modality}, len(columns[0]), "{}{}".format)
     rows = series_rows(files, names, modality, numbers)
     assert len(rows) == numbers.sum()
     return rows[:]
@@ -106,7 +108,7 @@ def test_tensors_and_lists_of_one_length_are_series_too(tmp_path: Path) -> None:
     pq.write_table(pa.table({"c": pa.FixedShapeTensorArray.from_numpy_ndarray(values)}), tmp_path / "a.parquet")
     files, modality = open_column_files(tmp_path).files, series(windows={"length": 3})
     check_series(files, ["c"])
-    assert num_samples(files, {("c",): modality}).tolist() == [2, 2]
+    assert series_lengths(files, ["c"]).tolist() == [6, 6]
     found = series_rows(files, ["c"], modality, np.array([2, 2]))
     assert (found[:] == values.reshape(4, 3, 2)).all()
 
@@ -240,7 +242,7 @@ def test_windows_are_the_rows_of_a_table_that_has_them(
 def test_of_one_row_all_series_have_as_many_windows(tmp_path: Path) -> None:
     path, _, rows = tables(tmp_path)
     both = {"acc": CUT, "gyro": {**CUT, "windows": {"length": 1}}}
-    with pytest.raises(DataError, match=r"column 'gyro', row 1 makes 3 windows; expected 1, as 'acc' has"):
+    with pytest.raises(DataError, match=r"column 'gyro', row 1 makes 3 windows; expected 1, as acc does"):
         table_of(path, both).targets()
     twice = {"acc": CUT, "gyro": {**CUT, "column": "acc"}}
     dataset = replace(table_of(path, twice), modalities=("acc", "gyro")).load()
@@ -277,3 +279,63 @@ def test_windows_of_a_row_stand_on_one_side_where_that_is_asked(tmp_path: Path) 
         targets = table_of(path, SERIES, split=split).targets()
         federation = build_federation(scenario.data, targets, 3, 0)
         assert (federation.overlap(targets.pieces) is not None) == shares
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"subjects": [f"s{row % 5}" for row in range(12)], "observed": {"age": [row != 1 for row in range(12)]}},
+        {"splits": ["held-out" if row % 4 == 3 else "train" for row in range(12)]},
+        {"clients": ["pqr"[row % 3] for row in range(12)], "recordings": [row // 3 for row in range(12)]},
+    ],
+    ids=["plain", "subjects", "held out", "clients"],
+)
+def test_windows_of_arrays_are_the_rows_of_arrays_that_have_them(more: dict[str, Any]) -> None:
+    draw = np.random.default_rng(0)
+    acc = [None if row == 4 else draw.normal(size=(length, 2)) for row, length in enumerate(LENGTHS)]
+    age = np.arange(12.0)
+    labels = ["ab"[row % 2] for row in range(12)]
+    rows, windows = [], []
+    for row, values in enumerate(acc):
+        filled = (
+            np.zeros((6, 2)) if values is None else np.concatenate([values, np.zeros((max(0, 6 - len(values)), 2))])
+        )
+        for begin in range(0, len(filled) - 5, 3):
+            rows.append(row)
+            windows.append(None if values is None else filled[begin : begin + 6])
+    expanded: dict[str, Any] = {name: [own[row] for row in rows] for name, own in more.items() if name != "observed"}
+    if "observed" in more:
+        expanded["observed"] = {"age": [more["observed"]["age"][row] for row in rows]}
+    tested = {"held_out": ({"acc": acc[5:7], "age": age[5:7]}, labels[5:7])} if not more else {}
+    held = [number for number, row in enumerate(rows) if row in (5, 6)]
+    if tested:
+        inputs = {"acc": [windows[number] for number in held], "age": [age[rows[number]] for number in held]}
+        expanded["held_out"] = inputs, [labels[rows[number]] for number in held]
+    found = from_arrays({"acc": acc, "age": age}, labels, modalities={"acc": CUT}, **more, **tested)
+    plain = from_arrays({"acc": windows, "age": age[rows]}, [labels[row] for row in rows], **expanded)
+    assert found.fingerprint() == plain.fingerprint()
+    assert found.targets.labels.tolist() == plain.targets.labels.tolist()
+    assert found.pieces is not None
+    assert found.pieces.overlap == 0.5
+    if "splits" not in more:
+        assert found.pieces.recordings.tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("acc", "found"),
+    [
+        (
+            [np.zeros(3), np.zeros((3, 2))],
+            r"modality 'acc', row 1 has shape \(3, 2\); expected \(time, 1\)",
+        ),
+        ([np.zeros(3), np.zeros(0)], r"modality 'acc', row 1 has shape \(0, 1\)"),
+        ([np.zeros((1, 1, 1)), None], r"modality 'acc', row 0 has shape \(1, 1, 1\)"),
+        ([[1.0, np.nan], None], r"modality 'acc', row 0 holds a value that is not finite"),
+        ([None, None], r"modality 'acc' has a series in no row; expected one in some"),
+        ([np.zeros(3)], r"modality 'acc' has 1 rows; expected 2, as many as labels"),
+    ],
+)
+def test_arrays_that_are_no_series(acc: list[Any], found: str) -> None:
+    with pytest.raises(DataError, match=found):
+        from_arrays({"acc": acc}, ["a", "b"], modalities={"acc": {"kind": "series", "length": 2}})

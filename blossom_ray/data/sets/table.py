@@ -28,6 +28,7 @@ from blossom_ray.data.modalities.features import model_files
 from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.modalities.options import AnyModality
 from blossom_ray.data.modalities.series import SeriesModality
+from blossom_ray.data.series_rows import samples_by_row
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
 from blossom_ray.data.stored import Rows, StoredRows
 from blossom_ray.data.table.places import FILE_SPLIT
@@ -292,7 +293,9 @@ class Table:
     @cached_property
     def _num_samples(self) -> IntArray:
         """How many samples each row makes: more than one where a series of it is cut into windows."""
-        return self.rows.num_samples({self._columns(name): section for name, section in self._cut.items()})
+        lengths = {name: self.rows.series_lengths(self._columns(name)) for name in self._cut}
+        places = {name: self.rows.place(self._columns(name)[0]) for name in self._cut}
+        return samples_by_row(lengths, self._cut, self.rows.num_rows, lambda name, row: places[name](row))
 
     @cached_property
     def _shared(self) -> IntArray:

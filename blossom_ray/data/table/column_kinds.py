@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from blossom_ray.data.modalities.series import SeriesModality, Windows
+from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.data.modalities.suggestions import NUM_VALUES, Suggestion, suggestion
 from blossom_ray.data.table.rows import TableRows
 from blossom_ray.errors import DataError
@@ -65,12 +65,11 @@ def _series(rows: TableRows, column: str) -> Suggestion | None:
     """Lists of numbers whose lengths differ, and nothing else does: as long as nine of ten are."""
     with suppress(DataError):
         rows.check_series((column,))
-        # Cut into windows of one value, a row makes as many samples as it has values.
-        each = SeriesModality(kind="series", windows=Windows(length=1))
-        lengths = rows.num_samples({(column,): each})
-        length = min(_MOST_STEPS, max(1, math.ceil(float(np.quantile(lengths, 0.9)))))
+        all_lengths = rows.series_lengths((column,))
+        lengths = all_lengths[all_lengths > 0]
+        length = min(_MOST_STEPS, max(1, math.ceil(float(np.quantile(lengths, 0.9))))) if len(lengths) else 1
         section = {"kind": "series", "length": length, "scale": "standard", "over": "all"}
-        kept = rows.series((column,), SeriesModality(kind="series", length=length), np.ones_like(lengths))
+        kept = rows.series((column,), SeriesModality(kind="series", length=length), np.ones_like(all_lengths))
         seen = f"series of numbers, {lengths.min():,} to {lengths.max():,} long"
         return Suggestion(section, kept.shape[1:], seen)
     return None

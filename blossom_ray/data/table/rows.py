@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -36,7 +36,7 @@ from blossom_ray.data.table.columns import ColumnFile, RowsOfFile, is_text
 from blossom_ray.data.table.hugging_face import class_labels, features_of
 from blossom_ray.data.table.media_columns import check_media, first_values, media_gaps, media_values, with_path
 from blossom_ray.data.table.opening import open_column_files
-from blossom_ray.data.table.series_columns import check_series, num_samples, series_rows
+from blossom_ray.data.table.series_columns import check_series, series_lengths, series_rows
 from blossom_ray.data.table.tensor_columns import (
     check_numeric,
     chosen_rows,
@@ -289,9 +289,9 @@ class TableRows:
         """Refuse columns without series by their types."""
         check_series(self.files, columns)
 
-    def num_samples(self, cut: Mapping[tuple[str, ...], SeriesModality]) -> IntArray:
-        """How many samples each row makes, by the series that are cut into windows."""
-        return num_samples(self.files, cut) if cut else np.ones(self.num_rows, np.int64)
+    def series_lengths(self, columns: Sequence[str]) -> IntArray:
+        """Values in time of each row, -1 for null."""
+        return series_lengths(self.files, columns)
 
     def series(self, columns: Sequence[str], series: SeriesModality, numbers: IntArray) -> StoredRows:
         """The samples of all rows, of which each makes so many."""

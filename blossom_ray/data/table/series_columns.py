@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blossom_ray.data.clients import Place
-from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.modalities.series import SeriesModality
+from blossom_ray.data.series_rows import Series, stored_series
 from blossom_ray.data.stored import StoredRows
 from blossom_ray.data.table.columns import ColumnFile
 from blossom_ray.data.table.tensor_columns import (
@@ -46,34 +46,14 @@ def check_series(files: Sequence[ColumnFile], columns: Sequence[str]) -> None:
                 raise DataError(f"{file.name}, column {column!r} has type {type_}; expected {expected}")
 
 
-def num_samples(files: Sequence[ColumnFile], cut: Mapping[tuple[str, ...], SeriesModality]) -> IntArray:
-    """How many samples each row (N,) makes: as many as its series have windows, and one where it has no series.
-
-    Args:
-        files: Of the table, one after the other.
-        cut: By columns, the series that are cut into windows.
+def series_lengths(files: Sequence[ColumnFile], columns: Sequence[str]) -> IntArray:
+    """Values in time of each row (N,), -1 where one of the columns is null.
 
     Raises:
-        DataError: A series has no values, or its columns are not equally long; or two series of a row have not as many
-            windows.
+        DataError: A series has no values, or its columns are not equally long.
     """
-    total = np.zeros(0, np.int64)
-    for columns, series in cut.items():
-        found = [np.zeros(0, np.int64)]
-        for file in files:
-            for first_row, batch in file.batches(columns):
-                lengths = _lengths(batch, columns, file.name, first_row)
-                own = np.where(lengths < 0, 0, series.num_samples(lengths))
-                before = total[sum(map(len, found)) :][: len(own)]
-                wrong = (own > 0) & (before > 0) & (own != before) if len(total) else np.zeros(1, np.bool_)
-                if wrong.any():
-                    row = int(wrong.argmax())
-                    place = place_of(file.name, columns[0], first_row)(row)
-                    expected = f"{before[row]}, as {next(iter(cut))[0]!r} has"
-                    raise DataError(f"{place} makes {own[row]} windows; expected {expected}")
-                found.append(np.maximum(own, before) if len(total) else own)
-        total = np.concatenate(found)
-    return np.maximum(total, 1)
+    batches = ((file.name, *batch) for file in files for batch in file.batches(columns))
+    return np.concatenate([_lengths(batch, columns, name, first_row) for name, first_row, batch in batches])
 
 
 def series_rows(
@@ -91,29 +71,13 @@ def series_rows(
         DataError: A series has no values, or its columns are not equally long; or a row has another number of channels
             than those before, or holds a value that is null or not finite.
     """
-    parts: list[FloatArray] = []
-    starts: list[IntArray] = []
-    end = row = 0
-    for present, values in _series(files, columns):
-        kept = [series.cut(each) for each in values]
-        flat = np.concatenate([each for each, _ in kept]) if kept else np.zeros((0, 1), np.float32)
-        offsets = iter(np.cumsum([0, *(len(each) for each, _ in kept)]).tolist())
-        own = iter(begins for _, begins in kept)
-        for is_there, number in zip(present.tolist(), numbers[row : row + len(present)].tolist(), strict=True):
-            # A series that is not cut is the same in all samples that another one of its row makes.
-            begins = end + next(offsets) + next(own) if is_there else np.full(1, -1)
-            starts.append(np.broadcast_to(begins, number))
-        row += len(present)
-        if kept:
-            windows = np.lib.stride_tricks.sliding_window_view(flat, series.num_steps, axis=0)
-            parts.append(np.moveaxis(windows, -1, 1))
-            end += len(parts[-1])
-    if not parts:
+    found = stored_series(_series(files, columns), series, numbers)
+    if found is None:
         raise DataError(f"column {columns[0]!r} is null in all rows; expected values in some")
-    return StoredRows(parts, np.concatenate(starts))
+    return found
 
 
-def _series(files: Sequence[ColumnFile], columns: Sequence[str]) -> Iterator[tuple[BoolArray, list[FloatArray]]]:
+def _series(files: Sequence[ColumnFile], columns: Sequence[str]) -> Iterator[Series]:
     """By batch: whether each row is there (n,), and the series (time, channels) of those that are."""
     num_channels: int | None = None
     for file in files:
