@@ -422,6 +422,30 @@ def test_a_table_is_read_as_the_runs_read_it(tmp_path: Path) -> None:
             assert values.tobytes() == inputs[name].tobytes(), (path, name)
 
 
+def test_numbers_of_tokens_are_read_from_a_table(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 9, (20, 4))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"said": [*tokens.tolist()[:-1], None], "label": ["a", "b"] * 10}), path)
+    scenario = Scenario.model_validate(
+        {
+            "rounds": 1,
+            "data": {"dataset": "table", "path": str(path), "without_modality": "leave-out"},
+            "clients": [{"count": 2, "modalities": ["said"]}],
+            "model": {"encoders": {"said": {"kind": "embedding", "vocabulary": 9}}},
+            "execution": {"runtime": "local"},
+        }
+    )
+    model = simulate(scenario, out=tmp_path / "runs").model(0)
+    write_export(model, tmp_path / "given")
+    found = outputs(load(tmp_path / "given"), read_samples(path, model.description), 8)[""]
+    with torch.no_grad():
+        np.testing.assert_allclose(found[:-1], model({"said": torch.from_numpy(tokens[:-1]).float()}), rtol=1e-5)
+    assert np.isnan(found[-1]).all()
+    pq.write_table(pa.table({"said": (tokens + 1).tolist()}), path)
+    with pytest.raises(ValueError, match="said has the token 9, while vocabulary is 9; expected at least 10"):
+        outputs(model, read_samples(path, model.description), 8)
+
+
 def test_what_cannot_be_predicted_is_said(tmp_path: Path) -> None:
     told: dict[str, Any] = {"modalities": {"acc": {"columns": ["acc"], "nan": "refuse"}}, "input_shapes": {"acc": [2]}}
     for values, message in (

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.func import functional_call
 
-from blossom_ray import Scenario, from_arrays, simulate
+from blossom_ray import Run, Scenario, from_arrays, simulate
 from blossom_ray.core.blocks import Block
-from blossom_ray.errors import InputError
+from blossom_ray.errors import InputError, ScenarioError
 from blossom_ray.models.build import build_block
 from blossom_ray.models.encoder_options import EmbeddingEncoder
 from blossom_ray.models.encoders import token_problem
 from blossom_ray.models.options import Model
+from blossom_ray.reading.inspection import Inspector
 from blossom_ray.scenario.checks import cross_problems
 
 POOLINGS = ("mean", "max", "gru")
@@ -159,3 +163,44 @@ def test_a_pretrained_table_from_a_file(tmp_path: Any) -> None:
     narrow = Model.model_validate({"encoders": {"caption": section | {"width": 3, "weights": weights}}})
     with pytest.raises(InputError, match=r"embedding\.weight: \[6, 4\] in the file, \[6, 3\] in the block"):
         build_block(Block("encoder", "caption"), narrow, {"caption": (3,)}, 2, seed=0)
+
+
+def table_of_texts(folder: Path, buckets: int, rows: int = 12) -> dict[str, Any]:
+    """The `data` section of a table of sentences, as numbers of hashed words."""
+    path = folder / f"{buckets}.parquet"
+    texts = [f"word{row} of {row % 2}" if row else "" for row in range(rows)]
+    pq.write_table(pa.table({"caption": texts, "label": ["a", "b"] * (rows // 2)}), path)
+    caption = {"kind": "text", "max_length": 4, "buckets": buckets}
+    return {"dataset": "table", "path": str(path), "modalities": {"caption": caption}}
+
+
+def test_the_vocabulary_is_that_of_the_text_where_it_is_left_to_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOSSOM_RAY_CACHE", str(tmp_path / "cache"))
+    left = {"model": {"encoders": {"caption": {"kind": "embedding", "width": 4, "pooling": "gru"}}}}
+    given = scenario(data=table_of_texts(tmp_path, 50), **left)
+    run = simulate(given, out=tmp_path / "runs")
+    assert given.model.encoders["caption"].vocabulary is None  # type: ignore[union-attr]
+    for known in (run.scenario, Run.open(run.path).scenario):
+        assert known.model.encoders["caption"].vocabulary == 51  # type: ignore[union-attr]
+    assert run.model(0).weights()["encoder/caption/embedding.weight"].shape == (51, 4)
+    # One that the scenario says stays, and is looked at.
+    few = given.override({"model.encoders.caption.vocabulary": 9})
+    with pytest.raises(InputError, match=r"model\.encoders\.caption: caption has the token \d+, while vocabulary is 9"):
+        simulate(few)
+
+
+def test_one_vocabulary_for_data_sets_with_different_ones_is_to_be_said(tmp_path: Path) -> None:
+    sections = {f"x{buckets}": table_of_texts(tmp_path, buckets) for buckets in (50, 60)}
+    two = scenario(
+        data=None,
+        datasets=sections,
+        tasks={f"of_{name}": {"data": name} for name in sections},
+        clients=[{"count": 2, "task": f"of_{name}", "modalities": ["caption"]} for name in sections],
+        model={"encoders": {"caption": {"kind": "embedding"}}},
+        sharing={"encoder/*": "shared", "fusion": "same-task", "head": "same-task"},
+    )
+    expected = "model.encoders.caption.vocabulary is null, while data sets have 51, 61 numbers of tokens; expected one"
+    with pytest.raises(ScenarioError, match=re.escape(expected)):
+        Inspector().check(two)
