@@ -9,12 +9,14 @@ business of `checkpoint.py` and `runs/`.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,6 +201,22 @@ def regular(path: Path) -> Path:
     """
     _check_regular(path.stat(), path)
     return path
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 (hex) of a file. One with the size and the time that it had when it was last asked for is not read again.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
+    told = regular(path).stat()
+    return _checksum(path.absolute(), told.st_size, told.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _checksum(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # by these it is known to be the same file
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_regular(found: os.stat_result, path: Path) -> None:

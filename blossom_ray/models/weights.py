@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,7 +13,7 @@ from blossom_ray.core.phrases import one_of
 from blossom_ray.errors import InputError
 from blossom_ray.models.block_options import Pretrained, Weights
 from blossom_ray.models.options import Model
-from blossom_ray.storage import regular
+from blossom_ray.storage import checksum
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,20 +30,12 @@ def checked_sum(section: Weights) -> str:
         InputError: It cannot be read, or is not the one that the section means. Begins with what was found.
     """
     try:
-        path = regular(_file(section))
-        told = path.stat()
-        found = _sum(path.absolute(), told.st_size, told.st_mtime_ns)
+        found = checksum(_file(section))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); expected {_EXPECTED}") from error
     if section.sha256 not in (None, found):
         raise InputError(f"has the checksum {found}; expected {section.sha256}, as weights.sha256 says")
     return found
-
-
-@lru_cache(maxsize=64)
-def _sum(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # by these it is known to be the same file
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_sums(model: Model) -> Model:

@@ -22,6 +22,8 @@ from blossom_ray import Scenario, from_arrays, simulate
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files import extracted
 from blossom_ray.data.files.cache import listening
+from blossom_ray.data.modalities.audio import AudioModality
+from blossom_ray.data.modalities.text import TextModality
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.errors import InputError, ScenarioError
 from blossom_ray.models.predict import read_samples
@@ -276,6 +278,9 @@ def test_texts_and_sounds_of_a_table(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["sound"][:], expected, atol=1e-5)
     assert data.num_tokens("text") is None
     assert not list(data.conflicts())
+    wrong = {"features": {"transformers": folder, "mean": [0.5], "std": [1.0]}}
+    assert [each.path for each in TextModality.model_validate({**text, **wrong}).conflicts()] == ["features.mean"]
+    assert [each.path for each in AudioModality.model_validate({**sound, "form": "mfcc"}).conflicts()] == ["form"]
 
 
 def test_a_model_that_is_taken_away_says_what_features_it_takes(tmp_path: Path) -> None:

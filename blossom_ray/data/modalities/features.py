@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +17,7 @@ from blossom_ray.core.section import Factory, Finding, Positive, Rate, Section, 
 from blossom_ray.core.source_code import code_checksums
 from blossom_ray.data.modalities.saved_models import model_folder
 from blossom_ray.errors import DataError
+from blossom_ray.storage import checksum
 
 _Name = Annotated[str, Field(min_length=1)]
 _VERSION = 1
@@ -111,7 +110,10 @@ def features_key(features: Features, where: str) -> dict[str, object]:
     Raises:
         InputError: As `model_files`.
     """
-    sums = {path.name: _checksum(path) for path in model_files(features, where)}
+    try:
+        sums = {path.name: checksum(path) for path in model_files(features, where)}
+    except OSError as error:
+        raise DataError(f"{where}: {error.filename} cannot be read ({error.strerror}); expected a file") from error
     key: dict[str, object] = {**plain_tree(features, defaults=True), "features": _VERSION}
     if features.module is None:
         key |= {"transformers": sums, "version": version("transformers")}
@@ -126,14 +128,3 @@ def features_key(features: Features, where: str) -> dict[str, object]:
         }
     plain: dict[str, object] = json.loads(json.dumps(key, default=repr, sort_keys=True))
     return plain
-
-
-def _checksum(path: Path) -> str:
-    told = path.stat()
-    return _sum(path.absolute(), told.st_size, told.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sum(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # by these it is known to be the same file
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -70,6 +70,8 @@ class TextModality(Media):
 
     def conflicts(self) -> Iterator[Finding]:
         yield from super().conflicts()
+        if self.features is not None and self.features.mean is not None:
+            yield Finding("features.mean", "is given, while the numbers of words are no amounts", "null")
         if self.tokenizer is None and not self.words and not self.characters:
             yield Finding("words", "is empty, and so is characters", "lengths in one of them, or a tokenizer")
 
