@@ -33,6 +33,7 @@ from blossom_ray.data.division.scaling import as_numbers, scales_of
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.modalities.base import Media
 from blossom_ray.data.modalities.numbers import NumbersModality
+from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.data.sets.base import DataSection, OwnData
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.summary import ObservedRows
@@ -301,6 +302,8 @@ def _modalities(
         }
         if isinstance(own, Media):
             found[name]["decoding"] = own.key()
+        elif isinstance(own, SeriesModality):
+            found[name]["decoding"] = plain_tree(own, defaults=True)
         if (made := f"{whole.name}/{name}".lstrip("/")) in features:
             found[name]["features"] = features[made]
     return found

@@ -19,6 +19,7 @@ from blossom_ray.data.sets.table import Table, TableData
 from blossom_ray.data.table.opening import open_column_files
 from blossom_ray.data.table.series_columns import check_series, series_lengths, series_rows
 from blossom_ray.errors import DataError
+from blossom_ray.models.predict import read_samples
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.session import simulate
 
@@ -339,3 +340,14 @@ def test_windows_of_arrays_are_the_rows_of_arrays_that_have_them(more: dict[str,
 def test_arrays_that_are_no_series(acc: list[Any], found: str) -> None:
     with pytest.raises(DataError, match=found):
         from_arrays({"acc": acc}, ["a", "b"], modalities={"acc": {"kind": "series", "length": 2}})
+
+
+def test_an_export_says_how_series_were_cut(tmp_path: Path) -> None:
+    path, _, _ = tables(tmp_path)
+    run = simulate(scenario_of(path, SERIES).override({"rounds": 1}), out=tmp_path / "runs")
+    told = run.model(2).description
+    decoding = told["modalities"]["acc"]["decoding"]
+    assert (decoding["kind"], decoding["windows"]) == ("series", {"length": 6, "overlap": 0.5})
+    assert told["input_shapes"] == {"acc": [6, 2], "gyro": [3, 1]}
+    with pytest.raises(ValueError, match="acc is decoded as series, which this code does not do"):
+        read_samples(path, told)
