@@ -5,6 +5,8 @@ Resampling and the cosine transform are SciPy's (extra `audio`); the rest needs 
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +17,8 @@ from blossom_ray.core.extras import module_of_extra
 DoubleArray = npt.NDArray[np.float64]
 
 _SMALLEST_POWER = 1e-10
+_LONG_FILTER = 2**15
+_one_long = threading.Lock()
 
 
 def resampled(signal: DoubleArray, from_hz: int, to_hz: int) -> DoubleArray:
@@ -34,11 +38,11 @@ def resampled(signal: DoubleArray, from_hz: int, to_hz: int) -> DoubleArray:
     if from_hz == to_hz:
         return signal
     divisor = int(np.gcd(from_hz, to_hz))
-    return np.asarray(
-        module_of_extra("scipy.signal", "another rate needs SciPy", "audio").resample_poly(
-            signal, to_hz // divisor, from_hz // divisor
-        )
-    )
+    up, down = to_hz // divisor, from_hz // divisor
+    signals = module_of_extra("scipy.signal", "another rate needs SciPy", "audio")
+    # Of rates with little in common, such as 383,989 and 16,000, a filter takes hundreds of megabytes: one at a time.
+    with _one_long if max(up, down) > _LONG_FILTER else nullcontext():
+        return np.asarray(signals.resample_poly(signal, up, down))
 
 
 def mel_power(signal: DoubleArray, *, rate_hz: int, window: int, fft_size: int, hop: int, num_mels: int) -> DoubleArray:
