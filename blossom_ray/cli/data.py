@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from blossom_ray.core.blocks import ClientProfile
     from blossom_ray.data.dataset import Dataset
     from blossom_ray.data.federated import FederatedDataset
+    from blossom_ray.data.sets.base import DataSource
     from blossom_ray.data.summary import ClientShare, DatasetSummary, ObservedRows
     from blossom_ray.reading.scenario import Scenario
     from blossom_ray.studies.reports.page import ReportSection
@@ -114,9 +115,9 @@ def inspect(
         everyone = tuple(scenario.profiles())
         found = {
             whole.name: _inspected(
-                whole, dataset, everyone, is_divided=target not in DATASETS, with_page=html is not None
+                whole, source, dataset, everyone, is_divided=target not in DATASETS, with_page=html is not None
             )
-            for whole, dataset in loaded
+            for whole, source, dataset in loaded
         }
     spread = {name: {m: v.deviation for m, v in each.summary.modalities.items()} for name, each in found.items()}
     notes = unit_notes(spread)
@@ -155,7 +156,13 @@ class _Inspected:
 
 
 def _inspected(
-    whole: FederatedDataset, dataset: Dataset, everyone: Sequence[ClientProfile], *, is_divided: bool, with_page: bool
+    whole: FederatedDataset,
+    source: DataSource,
+    dataset: Dataset,
+    everyone: Sequence[ClientProfile],
+    *,
+    is_divided: bool,
+    with_page: bool,
 ) -> _Inspected:
     from blossom_ray.data.division.labelling import known_labels, labelled_lines, left_out_lines, without_unlabelled
     from blossom_ray.data.federated import labelled_by_task
@@ -182,7 +189,7 @@ def _inspected(
         if with_page:
             from blossom_ray.studies.reports.contact_sheet import contact_sheet
 
-            sections = [*contact_sheet(dataset, federation, own, profiles)]
+            sections = [*contact_sheet(source, dataset, federation, own, profiles)]
     name = whole.data.dataset
     title = f"{whole.name}: {name}" if whole.name else name
     return _Inspected(name, title, summarise(dataset), dataset.fingerprint(), profiles, own, observed, notes, sections)
@@ -248,9 +255,9 @@ def prepare(
     started = time.monotonic()
     with interruptible() as interruption:
         interruption.farewell = "interrupted; nothing half done is kept"
-        scenario, loaded = _load(target, path, modality or [], settings or [], None, as_json=as_json)
-    prepared = [(whole.data.dataset, dataset.num_samples, dataset.left_out) for whole, dataset in loaded]
-    del loaded
+        scenario, opened = _load(target, path, modality or [], settings or [], None, as_json=as_json)
+    prepared = [(whole.data.dataset, dataset.num_samples, dataset.left_out) for whole, _, dataset in opened]
+    del opened
     seconds = time.monotonic() - started
     folder, decoded = cache_folder(), decode(scenario)
     for name, num_samples, left_out in prepared:
@@ -272,7 +279,7 @@ def prepare(
 
 def _load(
     target: str, path: Path | None, modalities: list[str], settings: list[str], seed: int | None, *, as_json: bool
-) -> tuple[Scenario, list[tuple[FederatedDataset, Dataset]]]:
+) -> tuple[Scenario, list[tuple[FederatedDataset, DataSource, Dataset]]]:
     """The scenario that is asked for, and its data sets; a bar on a terminal while a loader works.
 
     Raises:
@@ -286,7 +293,8 @@ def _load(
         for whole in scenario.federated:
             try:
                 with whole.told():
-                    loaded.append((whole, whole.open().load()))
+                    source = whole.open()
+                    loaded.append((whole, source, source.load()))
             except DataError as error:
                 facts, name = whole.data.facts, whole.data.dataset
                 hint = [f"{name}: give {facts.download}; get it from {facts.page}"] if facts.page else []

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import soundfile
 from conftest import Command
 from pages import ReportPage
 from PIL import Image
 
 from blossom_ray import from_arrays, write_table
-from blossom_ray.studies.reports.contact_sheet import MOST_CLIENTS, MOST_PICTURES
+from blossom_ray.studies.reports.contact_sheet import MOST_CLIENTS, MOST_SHOWN
 
 SCENARIO = """
 name: seen
@@ -99,8 +100,48 @@ def test_clients_and_pictures_are_bounded_and_any_range_is_seen(command: Command
     page, shown = ReportPage(text), Shown(text).pictures
     assert sum(title.startswith("Client") for title in page.sections) == MOST_CLIENTS
     assert "and 2 more clients" in text
-    assert len(shown) == MOST_CLIENTS * MOST_PICTURES
+    assert len(shown) == MOST_CLIENTS * MOST_SHOWN
     assert {image.shape for image, _ in shown} == {(10, 96, 3)}
+
+
+def test_sounds_and_texts_are_told_as_the_table_has_them(command: Command) -> None:
+    """Of a client that trains and of one whose rows are held out."""
+    columns: dict[str, list[object]] = {"sound": [], "text": [], "subject": [], "split": [], "label": []}
+    for row in range(16):
+        wav = io.BytesIO()
+        soundfile.write(wav, np.zeros(800 + 80 * row), 8000, format="WAV")
+        columns["sound"].append({"bytes": wav.getvalue(), "path": None})
+        columns["text"].append(f"{'word ' * row}<b>\x1b[1m {row}")
+        columns["subject"].append("ann" if row < 8 else "bob")
+        columns["split"].append("train" if row < 8 else "test")
+        columns["label"].append("xy"[row % 2])
+    pl.DataFrame(columns).write_parquet("rows.parquet")
+    Path("rows.yaml").write_text(
+        """
+rounds: 1
+data:
+  dataset: table
+  path: rows.parquet
+  modalities: {sound: {kind: audio, rate: 8000, seconds: 0.1}, text: {kind: text, max_length: 6}}
+  partition: {kind: subject}
+clients:
+  - {count: 1, modalities: [sound, text]}
+  - {count: 1, modalities: [sound, text], role: unseen, rows: held-out}
+model: {encoders: {sound: {kind: gru}, text: {kind: embedding}}}
+execution: {runtime: local}
+""",
+        encoding="utf-8",
+    )
+    outcome = command("data", "inspect", "rows.yaml", "--html", "page.html")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    page = ReportPage(Path("page.html").read_text(encoding="utf-8"))
+    assert page.tags.isdisjoint({"b", "i", "img"})
+    _, ann, bob, *_ = page.sections.values()
+    assert (ann.title, bob.title) == ("Client 0 (ann): sound+text", "Client 1 (1): sound+text, never trains")
+    lengths, texts = ([section.tables[number].rows for section in (ann, bob)] for number in (1, 2))
+    assert lengths == [[["sound", "0.1", "0.135", "0.17"]], [["sound", "0.18", "0.215", "0.25"]]]
+    assert ["x", "6 or more", "word word <b>\\x1b[1m 2"] in texts[0]
+    assert ["y", "6 or more", f"{'word ' * 15}<b>\\x1b[1m 15"] in texts[1]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from blossom_ray.data.targets import IntArray, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from blossom_ray.data.files.decoded import Kept
+    from blossom_ray.data.files.decoded import Kept, Value
     from blossom_ray.data.media_rows import MediaRows
     from blossom_ray.data.table.column_kinds import Columns
     from blossom_ray.data.table.rows import TableRows
@@ -204,6 +204,17 @@ class Table:
         }
         return column_kinds(self.rows, others)
 
+    def values(self, modality: str, samples: IntArray) -> Iterator[tuple[int, Value]]:
+        """What the table has for samples (n,) of a modality that is decoded: the place of each there, and its value.
+
+        Those of the held-out part are counted on from those that clients share. Null is left out.
+        """
+        from blossom_ray.data.table.media_columns import values_of
+
+        (column,) = self._columns(modality)
+        rows = np.append(self._shared, self._others)[samples]
+        return values_of(rows, self.rows.files, column, self.media[modality])
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes or targets."""
@@ -233,7 +244,7 @@ class Table:
     @cached_property
     def _dropping(self) -> dict[str, MediaRows]:
         """The modalities of which it takes decoding to know the rows that the table has."""
-        return {name: self._decoded(name) for name, media in self._media.items() if media.on_error == "drop"}
+        return {name: self._decoded(name) for name, media in self.media.items() if media.on_error == "drop"}
 
     def decode(self) -> dict[str, tuple[Kept, ...]]:
         """Decode what is to be decoded; by modality what is in the cache then.
@@ -241,14 +252,14 @@ class Table:
         Raises:
             DataError: As `load`, of these modalities.
         """
-        return {name: (self._dropping.get(name) or self._decoded(name)).kept for name in self._media}
+        return {name: (self._dropping.get(name) or self._decoded(name)).kept for name in self.media}
 
     def _decoded(self, modality: str) -> MediaRows:
         """A modality's samples in all rows of all files."""
         (column,) = self._columns(modality)
         self._all_rows.check_column(column)
-        self._all_rows.check_media(column, self._media[modality])
-        return self._all_rows.decoded(column, self._media[modality], modality)
+        self._all_rows.check_media(column, self.media[modality])
+        return self._all_rows.decoded(column, self.media[modality], modality)
 
     @property
     def _is_given(self) -> bool:
@@ -437,7 +448,7 @@ class Table:
             yield f"{len(self._num_samples):,} rows make {number:,} samples, as {' and '.join(self._cut)} have windows"
 
     @cached_property
-    def _media(self) -> dict[str, Media]:
+    def media(self) -> dict[str, Media]:
         """The modalities that are decoded."""
         found = {name: self._section(name) for name in self.modalities}
         return {name: section for name, section in found.items() if isinstance(section, Media)}

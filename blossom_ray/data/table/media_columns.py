@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError
 from blossom_ray.data.table.columns import ColumnFile, is_text
 from blossom_ray.data.table.tensor_columns import present_rows
+from blossom_ray.data.targets import IntArray
 from blossom_ray.errors import DataError
 from blossom_ray.text import brief
 
@@ -81,6 +83,16 @@ def media_values(files: Sequence[ColumnFile], column: str, media: Media) -> Iter
                 value: Value | None = path if content is None else content
                 is_path = isinstance(value, str) and not media.is_text
                 yield FilePath(str(value), file.folder) if is_path else value
+
+
+def values_of(rows: IntArray, files: Sequence[ColumnFile], column: str, media: Media) -> Iterator[tuple[int, Value]]:
+    """The values of some rows (n,), each of which may be there twice, in the order of the table: their places, they."""
+    places = dict[int, list[int]]()
+    for place, row in enumerate(rows.tolist()):
+        places.setdefault(row, []).append(place)
+    for row, value in enumerate(islice(media_values(files, column, media), max(places, default=-1) + 1)):
+        if value is not None:
+            yield from ((place, value) for place in places.get(row, ()))
 
 
 def with_path(place: str, files: Sequence[ColumnFile], column: str, row: int, error: str) -> str:
