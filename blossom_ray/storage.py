@@ -183,9 +183,12 @@ def read_file(path: Path, at_most: int = MOST_JSON_BYTES) -> bytes:
     # Without waiting: a pipe that nobody writes into would be opened for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        _check_regular(os.fstat(descriptor), path)
+        facts = os.fstat(descriptor)
+        _check_regular(facts, path)
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(at_most + 1)
+            # As much as there is: a buffer for as much as there may be takes longer than to read a small file.
+            content = file.read(min(facts.st_size, at_most) + 1)
+            content += file.read(at_most + 1 - len(content)) if len(content) > facts.st_size else b""
     finally:
         os.close(descriptor)
     if len(content) > at_most:

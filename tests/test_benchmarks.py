@@ -141,3 +141,8 @@ def test_what_peers_are_given_is_what_ours_train_on(tmp_path: Path, monkeypatch:
     assert np.abs(ours["samples ours as fluke's"] - ours["samples our scaffold"]).max() > 1e-4
     assert re.search(r"^\| samples \| our fedavg \| our scaffold \| [\d.]+e-\d+ \|", text, re.MULTILINE)
     assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 2 * 5 * 2
+
+
+def test_decoding_gives_what_a_plain_loop_gives(warm_processes: None) -> None:
+    text = output("decoding.py", "--files", "20", "--rounds", "1")
+    assert len(re.findall(r"^\| .+ \| \d+ \| [\d,]+ \| [\d,]+ \| [\d,]+ \| [\d.]+ \|$", text, re.MULTILINE)) == 7

@@ -29,7 +29,7 @@ def test_a_file_below_is_found(text: str, folder: Path) -> None:
     (folder / "link.png").symlink_to("cat/1.png")
     (folder / "here").symlink_to(folder / "cat")
     assert file_below(folder, text).read_bytes() == b"in"
-    assert file_below(folder / "cat" / "..", text) == folder / "cat" / "1.png"
+    assert file_below(folder / "cat" / "..", text).samefile(folder / "cat" / "1.png")
 
 
 @pytest.mark.parametrize("name", ["a\nb.png", "3:14.png", "~", "ümlaut é.png", "a\\b.png", "..png", "cat/...", "-"])

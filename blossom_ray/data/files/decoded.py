@@ -195,6 +195,9 @@ def decoded(
         return Decoded(tuple(parts) or no_parts, errors, tuple(files), decoder.factor, (in_cache,))
 
 
+_Made = tuple[_Samples, list[Future[list[str | None]]]]
+
+
 class _Cut(NamedTuple):
     """The values of a part, by chunks, and the hash of the states of their files; None where they are no files."""
 
@@ -210,14 +213,14 @@ class _PartAtWork(NamedTuple):
         read: Their contents by chunks, and the hash of each; None where it is known which file has the samples.
         file: With the samples.
         opened: Its content, where it is there.
-        made: The samples by chunks and the errors, where it is not.
+        made: The samples, and by chunks the errors, where it is not; all is there when these are.
     """
 
     cut: _Cut
     read: list[Future[tuple[_Contents, bytes]]] | None
     file: Path | None = None
     opened: Future[Part | None] | None = None
-    made: Sequence[Future[tuple[_Samples, list[str | None]]]] = ()
+    made: _Made | None = None
 
 
 @dataclass
@@ -287,9 +290,9 @@ class _Work:
             if part.read is None:
                 return self.finish(self.begin(self._reading(part.cut)))
             self._lock()
-            made = [each.result() for each in part.made or self._decoding(part.read)]
-            samples = np.concatenate([own for own, _ in made])
-            found = write_part(part.file, samples, [error for _, own in made for error in own])
+            samples, chunks = part.made or self._decoding(part.read)
+            errors = [error for chunk in chunks for error in chunk.result()]
+            found = write_part(part.file, samples, errors)
         if part.read is not None and part.cut.states is not None:
             with writable(self.folder.parent), replacing(self._note(part.cut), shared=True) as note:
                 note.write_text(part.file.stem, encoding="ascii")
@@ -301,10 +304,12 @@ class _Work:
     def _reading(self, part: _Cut) -> _PartAtWork:
         return _PartAtWork(part, [self.pool.submit(_read, chunk) for chunk in part.chunks])
 
-    def _decoding(
-        self, chunks: Iterable[Future[tuple[_Contents, bytes]]]
-    ) -> list[Future[tuple[_Samples, list[str | None]]]]:
-        return [self.pool.submit(_decode, self.decoder, each.result()[0]) for each in chunks]
+    def _decoding(self, chunks: Sequence[Future[tuple[_Contents, bytes]]]) -> _Made:
+        contents = [each.result()[0] for each in chunks]
+        samples = np.zeros((sum(map(len, contents)), *self.decoder.shape), self.decoder.dtype)
+        pieces = np.split(samples, np.cumsum([len(own) for own in contents])[:-1])  # which are views of it
+        made = zip(contents, pieces, strict=True)
+        return samples, [self.pool.submit(_decode, self.decoder, own, piece) for own, piece in made]
 
     def _lock(self) -> None:
         """Be the only process that decodes, from the first part that is not there."""
@@ -339,8 +344,8 @@ def _read(values: list[Value]) -> tuple[_Contents, bytes]:
     return contents, digest.digest()
 
 
-def _decode(decoder: Decoder, contents: _Contents) -> tuple[_Samples, list[str | None]]:
-    samples = np.zeros((len(contents), *decoder.shape), decoder.dtype)
+def _decode(decoder: Decoder, contents: _Contents, samples: _Samples) -> list[str | None]:
+    """Write the samples of some contents into an array; what is wrong with each, if anything is."""
     errors: list[str | None] = [None] * len(contents)
     for number, content in enumerate(contents):
         try:
@@ -349,7 +354,7 @@ def _decode(decoder: Decoder, contents: _Contents) -> tuple[_Samples, list[str |
             samples[number] = decoder(content)
         except UndecodableError as error:
             errors[number] = str(error)
-    return samples, errors
+    return errors
 
 
 def _behind(items: Iterable[Item], number: int) -> Iterator[Item]:

@@ -5,8 +5,8 @@ A file is written whole or not at all, with the checksum of what is in it.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,7 +45,7 @@ def open_part(file: Path) -> Part | None:
             batch.validate()
             errors = batch.column("error").to_pylist()
             flat = batch.column("sample").values.to_numpy()
-            if table.schema.metadata[b"sha256"].decode() != _checksum(flat, errors):
+            if table.schema.metadata[b"crc32"].decode() != _checksum(flat, errors):
                 return None
             samples = flat.reshape(len(errors), *json.loads(table.schema.metadata[b"shape"]))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
@@ -64,7 +64,7 @@ def write_part(file: Path, samples: npt.NDArray[Any], errors: Sequence[str | Non
     mask = pa.array([error is not None for error in errors])
     column = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(flat) // len(samples), mask=mask)
     batch = pa.record_batch([column, pa.array(errors, pa.string())], ["sample", "error"])
-    facts = {"sha256": _checksum(flat, errors), "shape": json.dumps(samples.shape[1:])}
+    facts = {"crc32": _checksum(flat, errors), "shape": json.dumps(samples.shape[1:])}
     schema = batch.schema.with_metadata(facts)
     with (
         writable(file.parents[1]),
@@ -93,6 +93,5 @@ def lock_folder(folder: Path, stack: ExitStack) -> None:
 
 
 def _checksum(flat: npt.NDArray[Any], errors: Sequence[str | None]) -> str:
-    digest = hashlib.sha256(flat.data)
-    digest.update(json.dumps(errors).encode())
-    return digest.hexdigest()
+    """CRC-32, which finds damage at several gigabytes a second; what a file is of, its name tells by SHA-256."""
+    return f"{zlib.crc32(json.dumps(errors).encode(), zlib.crc32(flat.data)):08x}"
