@@ -506,13 +506,14 @@ def test_pictures_sounds_and_texts_of_a_table_are_found_and_learned(
     assert outcome.out.splitlines()[2:-1] == [
         "photo: pictures, 20 wide and 16 to 23 high (kind: image, size: [20, 20])",
         "voice: sounds of 0.25 to 0.5 s, 4,000 samples per second "
-        "(kind: audio, rate: 4000, seconds: 0.5, window: 256, hop: 64, bands: 40, scale: standard, over: all)",
+        "(kind: audio, rate: 4000, seconds: 0.5, window: 256, hop: 32, channels: 1, bands: 40, "
+        "scale: standard, over: all)",
         "said: texts, 7 words and signs (kind: text, max_length: 7, buckets: 256)",
         "no modality: rows.parquet, column 'name' has type string",
     ]
     written = Scenario.load(tmp_path / "scenario.yaml")
     assert {name: encoder.kind for name, encoder in written.model.encoders.items()} == {
-        "photo": "conv2d", "voice": "conv-gru", "said": "embedding", "temperature": "mlp"
+        "photo": "conv2d", "voice": "conv2d", "said": "embedding", "temperature": "mlp"
     }  # fmt: skip
     # What is no picture, sound or text is scaled as it always was; and how many tokens there are stays with the data.
     assert written.data.scaling("temperature").over == "all"

@@ -260,8 +260,8 @@ def _encoder(shape: tuple[int, ...], kind: str | None = None) -> dict[str, Any]:
     match shape:
         case _ if kind == "text":
             return {"kind": "embedding"}
-        case (_, height, width) if kind == "image":
-            # Halved until few places are left. By group: statistics over a batch say little where clients are few.
+        case (_, height, width) if kind in ("image", "audio"):
+            # Halved until few places are left.
             channels = [8, 16, 32, 64][: max(2, round(math.log2(min(height, width))) - 2)]
             return {"kind": "conv2d", "channels": channels, "norm": "group", "dim": 64}
         case (_, height, width) if min(height, width) >= 8:
