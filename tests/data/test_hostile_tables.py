@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -530,3 +532,29 @@ def test_a_folder_has_tables_of_one_kind(tmp_path: Path) -> None:
         tmp_path,
         "c.npz begins with b'PK...; expected a folder of Parquet, Arrow or Feather files, or of CSV, JSON lines",
     )
+
+
+def test_no_damage_of_a_footer_ends_the_process(tmp_path: Path) -> None:
+    # Asked about a damaged column of a Parquet file, PyArrow may end the process: here one of its own.
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"acc": [[1.0, 2.0]] * 6, "label": ["a", None, "b"] * 2}), path, row_group_size=3)
+    script = """
+import sys
+from pathlib import Path
+from blossom_ray.data.table.arrow_files import ArrowFile
+from blossom_ray.errors import DataError
+path = Path(sys.argv[1])
+content = path.read_bytes()
+start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+for place in range(start, len(content)):
+    for flips in (1, 16):
+        path.write_bytes(content[:place] + bytes([content[place] ^ flips]) + content[place + 1:])
+        try:
+            file = ArrowFile(path, "rows.parquet")
+            for column in file.types:
+                file.may_have_nulls(column)
+        except DataError as error:
+            assert "; expected" in str(error), error
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]

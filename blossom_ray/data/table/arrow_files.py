@@ -15,7 +15,8 @@ from blossom_ray.errors import DataError
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _BYTES_AT_ONCE = 2**24
-_BUFFER_BYTES = 2**20
+_OPTIONS: Mapping[str, Any] = {"pre_buffer": False, "buffer_size": 2**20, "page_checksum_verification": True}
+"""Of Parquet files: without them a whole row group, which may be the whole file, is read before its first rows."""
 FORMATS = "a Parquet, Arrow or Feather (version 2) file"
 
 
@@ -59,12 +60,21 @@ class ArrowFile:
         """As `ColumnFile`. What an Arrow file says would have to be counted in memory that may be damaged."""
         if self._kind != "parquet":
             return True
-        with self._damage_told(), pq.ParquetFile(self._path) as file:
-            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-            chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-            own = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
+        found: list[Any] = []
+        with self._damage_told(), pq.ParquetFile(self._path, **_OPTIONS) as file:
+            paths = [file.schema.column(number).path for number in range(len(file.schema))]
+            own = [number for number, path in enumerate(paths) if f"{path}.".startswith(f"{column}.")]
+            for group in range(file.num_row_groups):
+                # A row is read before: what is damaged is then an error, where `column` would end the process. Another
+                # type than the schema's is not read, and `statistics` would end it.
+                next(file.iter_batches(1, [group], [column]), None)
+                chunks = {number: file.metadata.row_group(group).column(number) for number in own}
+                for number, chunk in chunks.items():
+                    if chunk.physical_type != (expected := file.schema.column(number).physical_type):
+                        found_type = f"{self.name}, column {column!r} has values of type {chunk.physical_type}"
+                        raise DataError(f"{found_type}; expected {expected}, as its schema says")
+                found += [chunk.statistics for chunk in chunks.values()]
         # A list that is null counts as a value that is.
-        found = [chunk.statistics for chunk in own]
         return any(one is None or not one.has_null_count or one.null_count for one in found)
 
     def batches(self, columns: Sequence[str]) -> Batches:
@@ -81,11 +91,9 @@ class ArrowFile:
 
     def _batches(self, columns: Sequence[str]) -> Iterator[Any]:
         if self._kind == "parquet":
-            # Without these options a whole row group, which may be the whole file, is read before its first rows.
-            options = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES, "page_checksum_verification": True}
             # Text as it is stored, each value once: a long one that many rows share would fill the memory.
             texts = [column for column in columns if is_text(self.types[column])]
-            with pq.ParquetFile(self._path, read_dictionary=texts, **options) as file:
+            with pq.ParquetFile(self._path, read_dictionary=texts, **_OPTIONS) as file:
                 for number in range(file.num_row_groups):  # Arrow cannot join dictionaries within lists
                     yield from file.iter_batches(self._rows_at_once, [number], list(columns))
             return
