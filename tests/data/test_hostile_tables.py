@@ -277,7 +277,7 @@ def fill(folder: Path, *names: str) -> None:
         (["cat/1.png", "table.npz"], "table.npz begins with b'what t'; expected pictures"),
         (
             ["cat/1.png", "labels.csv"],
-            "labels.csv begins with ...metadata.csv or metadata.jsonl for what is known of them",
+            "labels.csv is a table beside files; expected ...metadata.jsonl for what is known of them, or its path as",
         ),
         (["cat/1.png", "1.png"], "1.png lies elsewhere; expected all files as name, class/name or split/class/name"),
         (["a/cat/1.png", "a/dog/2.png"], "a/cat/1.png lies elsewhere; expected all files as name"),
@@ -511,6 +511,13 @@ def test_what_the_place_of_a_file_says_of_its_rows(tmp_path: Path) -> None:
         tmp_path / "c", "data/dev-0.parquet", "data/training.parquet", "data/eval/more.parquet", "data/held-out/x.pq"
     )
     assert TableRows(str(tmp_path / "c")).values("split").distinct == ["validation", "test", "held-out", "train"]
+
+
+def test_a_column_of_splits_of_files_is_the_tables_own_where_it_has_one(tmp_path: Path) -> None:
+    parquet(tmp_path / "flat", "train.parquet", "test.parquet", file_split=["x", "y"])
+    assert TableRows(str(tmp_path / "flat")).values("file_split").codes.tolist() == [0, 1, 0, 1]
+    parquet(tmp_path / "below", "train/0.parquet", "test/0.parquet", file_split=["x", "y"])
+    assert TableRows(str(tmp_path / "below")).values("split").distinct == ["test", "train"]
 
 
 def test_a_column_that_contradicts_the_place_of_its_file(tmp_path: Path) -> None:

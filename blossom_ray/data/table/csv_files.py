@@ -75,7 +75,7 @@ class CsvFile:
             for name in kinds:
                 kinds[name] = self._joined(kinds[name], cells.column(name))
             self.num_rows += cells.num_rows
-            last = cells.column(self._header[-1])[-1].as_py()
+            last = cells.column(self._header[-1])[-1].as_py() if cells.num_rows else None
         if self.num_rows and "\n" in (last or "") and not _end(path).endswith(b'"'):
             raise DataError(
                 f"{self.name}, column {self._header[-1]!r}, row {self.num_rows - 1} begins with a quotation mark that "

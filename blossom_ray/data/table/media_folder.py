@@ -85,7 +85,9 @@ def media_files(top: Path, entries: Sequence[Entry]) -> tuple[list[ColumnFile], 
         elif name in _METADATA:
             metadata.append(entry)
         elif not is_note:
-            raise DataError(f"{entry.place} {words_for(entry.path)}; expected {_EXPECTED}")
+            is_table = os.path.splitext(name)[1].lower() in (".csv", ".tsv", ".jsonl")
+            found = "is a table beside files" if is_table else words_for(entry.path)
+            raise DataError(f"{entry.place} {found}; expected {_EXPECTED}{', or its path as data.path' * is_table}")
         elif not (WITHOUT_ROWS.fullmatch(os.path.splitext(name)[0]) or name.lower().endswith((".db", ".ini"))):
             unread.append(entry.place)
     media = _grouped(samples, may_be_deeper=bool(metadata))

@@ -117,7 +117,7 @@ def _tables(top: Path, entries: Sequence[Entry]) -> list[ColumnFile]:
             f"key=value or of splits (data/train-0.parquet, train/0.parquet)"
         )
     files = [_opened(entry.path, entry.place) for entry in readers]
-    if not values or any(FILE_SPLIT in file.types for file in files):
+    if not values or (FILE_SPLIT in values[0] and any(FILE_SPLIT in file.types for file in files)):
         return files
     return [PlacedFile(file, top, own) for file, own in zip(files, values, strict=True)]
 
