@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,9 +72,9 @@ def table(path: str = "table.parquet", changes: dict[int, bytes | None] | None =
     return path
 
 
-def loaded(path: str, on_error: str = "refuse", **features: Any) -> Dataset:
+def loaded(path: str, on_error: str = "refuse", size: Sequence[int] = (6, 4), **features: Any) -> Dataset:
     features = {"module": f"{__name__}:Counted", "output": "sequence", "batch_size": 3, **features}
-    photo = {"kind": "image", "size": [6, 4], "on_error": on_error, "features": features}
+    photo = {"kind": "image", "size": size, "on_error": on_error, "features": features}
     data = TableData.model_validate({"dataset": "table", "path": path, "modalities": {"photo": photo}})
     return data.open(("photo",), 0, "classification").load()
 
@@ -98,6 +98,7 @@ def test_features_are_computed_once() -> None:
     np.testing.assert_allclose(vector.inputs["photo"][:], SEQUENCES.mean(1), rtol=1e-6)
     loaded(path, batch_size=20)
     assert Counted.batches[-1] == 20
+    assert loaded(path, size=[3, 2]).inputs["photo"].shape == (20, 3, 3)
 
 
 def test_what_was_killed_goes_on_with_the_next_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +143,13 @@ def test_gaps_held_out_rows_and_what_is_dropped() -> None:
         np.testing.assert_array_equal(part.labels, LABELS[rows])
     with pytest.raises(InputError, match=r"row 7.* is no picture"):
         loaded(path)
+
+
+def test_nothing_that_can_be_decoded() -> None:
+    path = table(changes=dict.fromkeys(range(20), b"no picture"))
+    with pytest.raises(InputError, match=r"has no row that can be decoded: table.parquet, .*row 0 is no picture"):
+        loaded(path, on_error="drop")
+    assert Counted.batches == []
 
 
 def test_progress_is_told() -> None:

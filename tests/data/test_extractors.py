@@ -104,6 +104,22 @@ def test_samples_do_not_see_each_other(weights: Path) -> None:
     np.testing.assert_array_equal(model(pictures), model(pictures))
 
 
+class Settings(nn.Module):
+    """Gives what it is computed with."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        flags = torch.backends.cudnn
+        told = [flags.allow_tf32, flags.benchmark, flags.deterministic, torch.is_inference_mode_enabled()]
+        return torch.tensor([told] * len(pictures)).float()
+
+
+def test_what_a_model_is_computed_with() -> None:
+    """No rounding to TF32, no algorithm by the clock, no gradients: also where the program has set it otherwise."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+        assert extractor(module=Settings)(drawn(1, 3, 4, 4)).tolist() == [[0, 0, 1, 1]]
+        assert torch.backends.cudnn.allow_tf32
+
+
 def test_torch_is_as_it_was(weights: Path) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     extractor(weights=str(weights))(drawn(2, 3, 9, 9))
