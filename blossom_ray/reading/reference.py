@@ -57,16 +57,24 @@ def _chapter(path: str, hint: Hint, title: str, level: int) -> Iterator[str]:
     yield f"{'#' * level} {title}\n"
     if hint.kinds:
         yield from _choice(hint)
-        fields = {name: field for section in hint.kinds.values() for name, field in section.model_fields.items()}
+        kinds = hint.kinds
     else:
         assert hint.section is not None, f"{path} is no section"
         yield f"{_prose(hint.section.__doc__)}\n"
         yield _table(hint.section, list(section_fields(hint.section)))
-        fields = hint.section.model_fields
-    for name, field in fields.items():
-        below = _sections_below(f"{path}.{name}".lstrip("."), field_hint(field))
-        if below is not None and name != "datasets":  # which are as `data`
-            yield from _chapter(below[0], below[1], f"`{below[0]}`", min(level + 1, 3) if path else 2)
+        kinds = {"": hint.section}
+    names = dict.fromkeys(name for section in kinds.values() for name in section.model_fields if name != "datasets")
+    for name in names:  # `datasets` are as `data`
+        # Kinds of one part may have different sections of one name.
+        found: dict[tuple[str, Any], list[str]] = {}
+        for kind, section in kinds.items():
+            field = section.model_fields.get(name)
+            below = None if field is None else _sections_below(f"{path}.{name}".lstrip("."), field_hint(field))
+            if below is not None:
+                found.setdefault(below, []).append(kind)
+        for (place, own), of in found.items():
+            whose = f" with {listed(f'`{hint.discriminator}: {kind}`' for kind in of)}" if len(found) > 1 else ""
+            yield from _chapter(place, own, f"`{place}`{whose}", min(level + 1, 3) if path else 2)
 
 
 def _choice(hint: Hint) -> Iterator[str]:

@@ -56,3 +56,12 @@ def test_validation_loads_no_heavy_package():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_sections_of_one_name_are_told_apart_by_their_kind() -> None:
+    """What a modality is depends on the data set."""
+    text = reference_markdown()
+    for kind, keys in {"synthetic": ["signal"], "table": ["buckets", "coefficients", "fit", "nan", "windows"]}.items():
+        heading = f"\n### `data.modalities.<name>` with `dataset: {kind}`\n"
+        chapter = text.partition(heading)[2].partition("\n### ")[0]
+        assert [key for key in keys if f"\n| `{key}` |" not in chapter] == []

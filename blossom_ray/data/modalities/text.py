@@ -19,7 +19,7 @@ from pydantic import Field
 
 from blossom_ray.core.extras import module_of_extra
 from blossom_ray.core.locations import local_path
-from blossom_ray.core.section import Finding
+from blossom_ray.core.section import Finding, Positive
 from blossom_ray.core.seeding import stable_number
 from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError
 from blossom_ray.data.modalities.saved_models import read_saved
@@ -56,7 +56,7 @@ class TextModality(Media):
     characters: GramLengths = ()
     """Lengths of the strings of characters in each word, `<` and `>` standing for its ends, that are tokens, too, right
     behind their word: [3, 4] find what words have in common, [1, 2] suit languages without spaces."""
-    buckets: Annotated[int, Field(ge=1, le=_HIGHEST_NUMBER - 1)] = 16_384
+    buckets: Annotated[Positive, Field(le=_HIGHEST_NUMBER - 1)] = 16_384
     """Numbers that hashed tokens are spread over: a token's is 1 + the CRC-32 of its UTF-8 bytes, modulo this."""
 
     @property
