@@ -537,3 +537,18 @@ def test_a_folder_of_pictures_with_texts_takes_two_commands(
     assert command("init", "--dataset", "table", "--path", "own").exit_code == 0
     outcome = command("simulate", "scenario.yaml", "--set", "execution.runtime=local", "--set", "rounds=5", "--json")
     assert (outcome.exit_code, outcome.err) == (0, "")
+
+
+def test_a_table_with_paths_says_where_files_are_missing(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(20):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(drawn(number)[1])
+    lines = [f"photos/{number}.png,old photos of mine/{number}.PNG,{'ab'[number % 2]}" for number in range(20)]
+    (tmp_path / "rows.csv").write_text("\n".join(["photo,lost,label", *lines]))
+    outcome = command("init", "--dataset", "table", "--path", "rows.csv")
+    assert (outcome.exit_code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[2:-1] == [
+        "photo: pictures, 20 wide and 17 to 23 high (kind: image, size: [21, 21])",
+        "no modality: rows.csv, column 'lost' has paths of files that are not below the table's folder, "
+        "such as 'old photos of mine/0.PNG'",
+    ]

@@ -13,8 +13,11 @@ from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.data.modalities.suggestions import NUM_VALUES, Suggestion, suggestion
 from blossom_ray.data.table.rows import TableRows
 from blossom_ray.errors import DataError
+from blossom_ray.text import brief
 
 _MOST_STEPS = 1024
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".wav", ".flac", ".ogg", ".mp3")
+"""Of texts that are meant for paths, though no file is there."""
 
 
 class Columns(NamedTuple):
@@ -51,7 +54,14 @@ def column_kinds(rows: TableRows, others: Collection[str]) -> Columns:
             found.reasons[column] = str(error).partition("; expected ")[0]
     for column in [column for column in found.reasons if not rows.is_index(column)]:
         try:
-            other = suggestion(rows.first_values(column, NUM_VALUES)) or _series(rows, column)
+            values = rows.first_values(column, NUM_VALUES)
+            paths = [value for value in values if isinstance(value, str) and value.lower().endswith(_SUFFIXES)]
+            if 2 * len(paths) > len(values):
+                where = f"{rows.files[0].name}, column {column!r}"
+                what = f"paths of files that are not below the table's folder, such as {brief(paths[0])!r}"
+                found.reasons[column] = f"{where} has {what}"
+                continue
+            other = suggestion(values) or _series(rows, column)
         except DataError as error:
             found.reasons[column] = f"column {column!r}: {error}"
             continue
