@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,14 @@ def test_torch_is_as_it_was(weights: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_model_of_the_program_s_own_stays_as_it_is() -> None:
+    own = SmallCnn().double()
+    found = extractor(module=lambda: own, layer="avgpool")(drawn(2, 3, 9, 9))
+    assert found.shape == (2, 6)
+    assert own.training
+    assert {(value.dtype, value.requires_grad) for value in own.parameters()} == {(torch.float64, True)}
+
+
 def test_without_a_file_values_are_drawn_from_seed_0() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -217,6 +227,15 @@ def downloads() -> nn.Module:
     return SmallCnn()
 
 
+def test_downloads_are_refused_while_a_model_is_built_alone() -> None:
+    before = torch.hub.download_url_to_file, os.environ.get("HF_HUB_OFFLINE"), huggingface_hub.constants.HF_HUB_OFFLINE
+    with pytest.raises(DataError, match="nothing is downloaded; expected its values in weights"):
+        extractor(module=downloads)
+    extractor()
+    after = torch.hub.download_url_to_file, os.environ.get("HF_HUB_OFFLINE"), huggingface_hub.constants.HF_HUB_OFFLINE
+    assert after == before
+
+
 def one_more() -> nn.Module:
     class OneMore(nn.Module):
         def forward(self, pictures: Tensor) -> Tensor:
@@ -232,7 +251,6 @@ def one_more() -> nn.Module:
         ({"module": "torch.nn:NoSuch"}, "has no attribute 'NoSuch'"),
         ({"options": {"depth": 3}}, r"features.module raised TypeError: .*'depth'"),
         ({"module": "builtins:dict"}, r"features.module returned dict; expected a torch.nn.Module"),
-        ({"module": downloads}, r"it would download https://example.invalid/cnn.pth, and nothing is downloaded"),
         ({"layer": "avgpol"}, r"expected one of features, avgpool, dropout, head and 2 more.*you mean 'avgpool'"),
         ({"layer": "unused"}, r"features.layer is 'unused', which no sample passes; expected another layer"),
         ({"output": "sequence"}, r"is 'sequence', while the model gives a vector of 4; expected vector, or a layer"),
@@ -289,6 +307,8 @@ def test_texts_through_transformers(tmp_path: Path) -> None:
         first = model(torch.tensor([[2, 5, 7, 3]]), output_hidden_states=True)
     layer = extractor("text", transformers=folder, layer="encoder.layer.0")(tokens)
     np.testing.assert_allclose(layer[0], first.hidden_states[1][0].mean(0), atol=1e-6)
+    with pytest.raises(DataError, match=r"takes texts of 16 tokens, which .* has of 17; expected max_length: 16"):
+        extractor("text", transformers=folder)(np.ones((1, 17), np.float32))
     pooled = extractor("text", transformers=folder, layer="pooler")(tokens)
     np.testing.assert_allclose(pooled[0], first.pooler_output[0], atol=1e-6)
 

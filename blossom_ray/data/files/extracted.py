@@ -108,7 +108,9 @@ class _Work:
         from blossom_ray.data.modalities.extractors import open_extractor
 
         rate: int | None = getattr(self.media, "rate", None)
-        return open_extractor(self.features, self.where, kind=self.media.kind, rate=rate)
+        found = open_extractor(self.features, self.where, kind=self.media.kind, rate=rate)
+        self.stack.callback(found.release)
+        return found
 
     @property
     def key(self) -> dict[str, object]:

@@ -5,6 +5,7 @@ The model is a factory's, with values from a file, or one that the `transformers
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -83,6 +84,12 @@ class Extractor:
                 f"{self.where}: the model refuses {len(samples)} samples of shape {samples.shape[1:]} ({found}); "
                 "expected samples of a shape that it takes, or a smaller batch_size where memory ends"
             ) from error
+
+    def release(self) -> None:
+        """Leave the GPU to others, if the model was on one."""
+        self.module.cpu()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def checksum(self) -> str:
         """SHA-256 (hex) of the model's layers and values."""
@@ -200,7 +207,8 @@ def _built(features: Features, where: str) -> nn.Module:
             raise DataError(f"{where}.module raised {first_line(shown_error(error))}") from error
     if not isinstance(module, nn.Module):
         raise DataError(f"{where}.module returned {type(module).__name__}; expected a torch.nn.Module")
-    return module
+    # What a program holds is not to be changed.
+    return module if isinstance(features.module, str) else copy.deepcopy(module)
 
 
 def _load_values(module: nn.Module, features: Features, where: str) -> None:
@@ -285,6 +293,10 @@ def _call_of(module: nn.Module, folder: Path, where: str, kind: str, rate: int |
     if kind == "text":
 
         def call(samples: Tensor) -> tuple[Any, Tensor | None]:
+            longest = getattr(module.config, "max_position_embeddings", None)
+            if isinstance(longest, int) and 0 < longest < samples.shape[1]:
+                found = f"{where} takes texts of {longest} tokens, which the modality has of {samples.shape[1]}"
+                raise DataError(f"{found}; expected max_length: {longest}, or less")
             is_token = samples > 0
             numbers = (samples.long() - 1).clamp(min=0)
             return hidden(input_ids=numbers, attention_mask=is_token.long()), is_token
