@@ -58,7 +58,14 @@ def refused(path: Path, message: str, column: str | None = None) -> None:
         (b"a,a\n1,2\n", "rows.csv has several columns 'a'; expected columns of different names"),
         (b"a,label\n1,2\n,\n", "rows.csv, row 1 has no value in any column; expected rows without empty lines"),
         (b'a,label\n1,"' + b"x" * 2**24 + b"\n", "rows.csv cannot be read (straddling object straddles two block"),
-        (b'a,label\n1,"x\n2,y\n', "column 'label', row 0 begins with a quotation mark that no other one closes"),
+        (
+            b'a,label\n1,"x\n2,y\n',
+            "rows.csv, line 3 has a quotation mark out of place (unexpected end of data); expected",
+        ),
+        (
+            b'a,label\n1,"x\n2,y\n3,"z"\n4,z\n',
+            "rows.csv, line 4 has a quotation mark out of place (',' expected after '",
+        ),
         (
             b"a,label\n1,2\n,2\nn/a,2\n",
             "rows.csv, column 'a', row 2 is 'n/a'; expected numbers, or nothing, in all rows",
@@ -277,7 +284,7 @@ def fill(folder: Path, *names: str) -> None:
         (["cat/1.png", "table.npz"], "table.npz begins with b'what t'; expected pictures"),
         (
             ["cat/1.png", "labels.csv"],
-            "labels.csv is a table beside files; expected ...metadata.jsonl for what is known of them, or its path as",
+            "labels.csv is a table beside files; expected ...metadata.parquet for what is known of them, or its path",
         ),
         (["cat/1.png", "1.png"], "1.png lies elsewhere; expected all files as name, class/name or split/class/name"),
         (["a/cat/1.png", "a/dog/2.png"], "a/cat/1.png lies elsewhere; expected all files as name"),

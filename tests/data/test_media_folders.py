@@ -89,7 +89,9 @@ def test_folders_say_class_and_split(names: list[str], expected: dict[str, Any],
 
 
 def test_texts_are_read_in_batches(tmp_path: Path) -> None:
-    fill(tmp_path, *(f"{number % 2}/{number:03}.txt" for number in range(200)), "0/more.png")
+    fill(tmp_path, *(f"{number % 2}/{number:03}.txt" for number in range(200)), "description.json")
+    assert "image" not in columns(tmp_path)
+    fill(tmp_path, "0/more.png")
     assert columns(tmp_path)["text"][99:101] == ["what 0/198.txt says", None]
     assert TableRows(str(tmp_path)).files[0].may_have_nulls("text")
     (tmp_path / "0" / "000.txt").write_bytes("\ufeffé\n".encode())
@@ -114,10 +116,14 @@ def test_metadata_say_more_of_files(tmp_path: Path) -> None:
         "bounds": [[1.5, 2.0], None, None, None],
     }
     rows = TableRows(str(tmp_path))
-    assert rows.unread == (
-        "files that are named by no metadata.csv or metadata.jsonl, and so left out: 1, such as photos/3.png",
-    )
+    assert rows.unread == ("files that are named by no metadata, and so left out: 1, such as photos/3.png",)
     assert rows.place("text")(1) == "metadata.jsonl, column 'text', row 1"
+    of_lines = columns(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    pq.write_table(
+        pa.Table.from_pylist([{"left_file_name": None} | line for line in lines]), tmp_path / "metadata.parquet"
+    )
+    assert columns(tmp_path) == of_lines
 
 
 def test_metadata_of_each_split_and_labels_of_folders(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ FILES = {
 }
 TABLES = {
     "rows.csv": (
-        "acc,label,subject\n" + "".join(f'{row["acc"]},"{row["label"]}",{row["subject"]}\n' for row in RECORDS)
+        "acc,label,subject,note\n"
+        + "".join(f'{row["acc"]},"{row["label"]}",{row["subject"]},"two\nlines"\n' for row in RECORDS)
     ).encode(),
     "rows.jsonl": "\n".join(map(json.dumps, RECORDS)).encode(),
     "rows.json": json.dumps(RECORDS).encode(),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from blossom_ray.data.files.below import file_below
+from blossom_ray.data.table.arrow_files import ArrowFile
 from blossom_ray.data.table.columns import Batches, ColumnFile, TableInMemory, is_text, words_for
 from blossom_ray.data.table.csv_files import CsvFile
 from blossom_ray.data.table.json_files import read_json
@@ -25,12 +26,16 @@ _KINDS = {
     ".txt": "text",
 }
 """By a file's suffix its kind: the column that has its path or, of a text, what stands in it."""
-_METADATA: dict[str, Callable[[Path, str], ColumnFile]] = {"metadata.csv": CsvFile, "metadata.jsonl": read_json}
+METADATA: dict[str, Callable[[Path, str], ColumnFile]] = {
+    "metadata.csv": CsvFile,
+    "metadata.jsonl": read_json,
+    "metadata.parquet": ArrowFile,
+}
 """What says more of files beside and below it, as Hugging Face's `imagefolder` and `audiofolder` have it."""
 _FILE_NAME = "file_name"
 _LARGEST_METADATA, _LARGEST_TEXT = 2**28, 2**22
 _TEXTS_AT_ONCE = 64
-_EXPECTED = f"pictures, sounds and texts ({', '.join(_KINDS)}), or {' or '.join(_METADATA)} for what is known of them"
+_EXPECTED = f"pictures, sounds and texts ({', '.join(_KINDS)}), or {' or '.join(METADATA)} for what is known of them"
 
 
 class _Media(NamedTuple):
@@ -78,11 +83,11 @@ def media_files(top: Path, entries: Sequence[Entry]) -> tuple[list[ColumnFile], 
         if name.startswith("."):
             continue
         is_note = WITHOUT_ROWS.fullmatch(name)
-        if kind_of(entry) is not None or name in _METADATA or not is_note:
+        if kind_of(entry) is not None or name in METADATA or not is_note:
             _check_file(top, entry)
         if kind_of(entry) is not None:
             samples.append(entry)
-        elif name in _METADATA:
+        elif name in METADATA:
             metadata.append(entry)
         elif not is_note:
             is_table = os.path.splitext(name)[1].lower() in (".csv", ".tsv", ".jsonl")
@@ -97,7 +102,7 @@ def media_files(top: Path, entries: Sequence[Entry]) -> tuple[list[ColumnFile], 
     used: set[str] = set()
     files = [_by_metadata(top, entry, media, used) for entry in metadata]
     if left := sorted(media.kinds.keys() - used):
-        notes.append(_counted(left, f"named by no {' or '.join(_METADATA)}, and so left out"))
+        notes.append(_counted(left, "named by no metadata, and so left out"))
     return list(files), tuple(notes)
 
 
@@ -204,7 +209,7 @@ def _by_metadata(top: Path, entry: Entry, media: _Media, used: set[str]) -> Medi
     """The rows of one file of metadata; `used` gets the files that they have."""
     if (size := entry.path.stat().st_size) > _LARGEST_METADATA:
         raise DataError(f"{entry.place} has {size:,} bytes; expected at most {_LARGEST_METADATA:,}, or a Parquet file")
-    rows = _METADATA[entry.parts[-1]](entry.path, entry.place)
+    rows = METADATA[entry.parts[-1]](entry.path, entry.place)
     named = [column for column in rows.types if column == _FILE_NAME or column.endswith(f"_{_FILE_NAME}")]
     if not named or not all(is_text(rows.types[column]) for column in named):
         found = ", ".join(map(repr, rows.types))
@@ -215,7 +220,8 @@ def _by_metadata(top: Path, entry: Entry, media: _Media, used: set[str]) -> Medi
     paths: dict[str, list[str | None]] = {name: [] for name in named}
     for _, batch in rows.batches(list(rows.types)):
         for name in columns:
-            columns[name].append(batch[name])
+            is_coded = pa.types.is_dictionary(batch[name].type) and not pa.types.is_dictionary(rows.types[name])
+            columns[name].append(batch[name].dictionary_decode() if is_coded else batch[name])
         for name in named:
             paths[name].extend(batch[name].to_pylist())
     columns = {name: pa.chunked_array(parts, rows.types[name]) for name, parts in columns.items()}

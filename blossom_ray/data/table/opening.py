@@ -17,7 +17,7 @@ from blossom_ray.data.table.csv_files import CsvFile
 from blossom_ray.data.table.hugging_face import saved_files
 from blossom_ray.data.table.json_files import read_json
 from blossom_ray.data.table.listing import WITHOUT_ROWS, Entry, files_below
-from blossom_ray.data.table.media_folder import kind_of, media_files
+from blossom_ray.data.table.media_folder import METADATA, kind_of, media_files
 from blossom_ray.data.table.npz_files import NpzFile
 from blossom_ray.data.table.places import FILE_SPLIT, values_of_places
 from blossom_ray.errors import DataError
@@ -82,11 +82,11 @@ def _opened(path: Path, name: str) -> ColumnFile:
 
 def _is_media(entries: Sequence[Entry]) -> bool:
     """Whether samples lie in files of their own: pictures or sounds, or texts in folders, and no tables."""
-    kinds = {kind_of(entry) for entry in entries if kind_of(entry) != "text" or len(entry.parts) > 1}
-    suffixes = {entry.path.suffix.lower() for entry in entries}
-    return bool(kinds & {"image", "audio"} or ("text" in kinds and not suffixes & _READERS.keys())) and not (
-        suffixes & {*_ARROW_SUFFIXES}
-    )
+    kinds = {kind_of(entry) for entry in entries if kind_of(entry) != "text" or len(entry.parts) > 1} - {None}
+    tables = {entry.parts[-1].lower() for entry in entries if entry.path.suffix.lower() in _READERS.keys() - {".json"}}
+    if kinds & {"image", "audio"}:
+        return not any(name.endswith(_ARROW_SUFFIXES) for name in tables - METADATA.keys())
+    return bool(kinds) and not tables
 
 
 def _tables(top: Path, entries: Sequence[Entry]) -> list[ColumnFile]:
