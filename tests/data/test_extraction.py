@@ -291,6 +291,21 @@ def test_texts_and_sounds_of_a_table(tmp_path: Path) -> None:
     assert [each.path for each in AudioModality.model_validate({**sound, "form": "mfcc"}).conflicts()] == ["form"]
 
 
+def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
+    """`transformers` would make one of five special tokens, to which all words are unknown."""
+    folder = bert(tmp_path / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (tmp_path / "bert" / name).unlink(missing_ok=True)
+    text = TextModality.model_validate({"kind": "text", "features": {"transformers": folder}})
+    with pytest.raises(
+        InputError, match=r"^tokenizer .*/bert has no tokenizer; expected one of tokenizer.json, vocab.txt"
+    ):
+        text.decoder()
+    (tmp_path / "bert" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    with pytest.raises(InputError, match=r"^tokenizer .*/bert cannot be had without its code; expected one that has"):
+        text.decoder()
+
+
 def test_a_model_that_is_taken_away_says_what_features_it_takes(tmp_path: Path) -> None:
     wide = {"in_features": 4, "out_features": 5}
     torch.save(nn.Linear(**wide).state_dict(), "w.pt")

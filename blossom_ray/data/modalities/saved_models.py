@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from blossom_ray.core.extras import module_of_extra
+from blossom_ray.core.phrases import one_of
 from blossom_ray.errors import DataError, first_line
 from blossom_ray.text import brief
 
@@ -27,6 +28,19 @@ def model_folder(path: str, where: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"{where} {path} is no folder; expected one with a model that `transformers` saved")
     return folder
+
+
+def read_tokenizer(folder: Path, where: str) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        DataError: There is none, from which the library would make one that knows no word; or as `read_saved`.
+    """
+    found = read_saved("AutoTokenizer", folder, where)
+    names = sorted(set(found.vocab_files_names.values()))
+    if names and not any((folder / name).is_file() for name in names):
+        raise DataError(f"{where} {folder} has no tokenizer; expected {one_of(names)} in it")
+    return found
 
 
 def read_saved(loader: str, folder: Path, where: str, **options: Any) -> Any:

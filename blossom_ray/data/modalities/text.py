@@ -22,7 +22,7 @@ from blossom_ray.core.locations import local_path
 from blossom_ray.core.section import Finding, Positive
 from blossom_ray.core.seeding import stable_number
 from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError
-from blossom_ray.data.modalities.saved_models import read_saved
+from blossom_ray.data.modalities.saved_models import read_tokenizer
 from blossom_ray.errors import DataError, first_line
 
 GramLengths = Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(strict=False, max_length=8)]
@@ -197,7 +197,9 @@ def _read_tokenizer(path: str, max_length: int) -> Any:
             expected = "a tokenizer.json, or a folder with a tokenizer that `transformers` has saved"
             raise DataError(f"tokenizer {path} cannot be read ({first_line(error)}); expected {expected}") from error
     else:
-        found = read_saved("AutoTokenizer", place, "tokenizer").backend_tokenizer
+        found = getattr(read_tokenizer(place, "tokenizer"), "backend_tokenizer", None)
+        if found is None:  # some of bytes or characters have no other form than code
+            raise DataError(f"tokenizer {path} cannot be had without its code; expected one that has a tokenizer.json")
     found.enable_truncation(max_length)
     found.no_padding()
     return found

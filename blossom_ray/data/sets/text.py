@@ -13,7 +13,7 @@ from blossom_ray.core.section import Section
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.files.archives import open_archive
 from blossom_ray.data.files.cache import tracked
-from blossom_ray.data.modalities.saved_models import model_folder, read_saved
+from blossom_ray.data.modalities.saved_models import model_folder, read_saved, read_tokenizer
 from blossom_ray.data.modalities.text import words
 from blossom_ray.data.targets import FloatArray
 from blossom_ray.errors import DataError
@@ -100,7 +100,7 @@ def word_vector(word: str, dim: int) -> npt.NDArray[np.float32]:
 
 def _pretrained(sentences: Sequence[str], num_tokens: int, dim: int, path: str) -> FloatArray:
     folder = model_folder(path, _MODEL)
-    tokenizer, model = (read_saved(loader, folder, _MODEL) for loader in ("AutoTokenizer", "AutoModel"))
+    tokenizer, model = read_tokenizer(folder, _MODEL), read_saved("AutoModel", folder, _MODEL)
     if model.config.hidden_size != dim:
         raise DataError(f"data.text.dim is {dim}; expected {model.config.hidden_size}, the width of {folder.name}")
     import torch
