@@ -14,7 +14,7 @@ import soundfile
 from blossom_ray.data.modalities.audio import AudioModality
 from blossom_ray.data.modalities.text import TextModality
 from blossom_ray.data.sets.table import Table, TableData
-from blossom_ray.errors import DataError
+from blossom_ray.errors import DataError, ScenarioError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.session import simulate
 
@@ -92,3 +92,15 @@ def test_a_sound_that_is_none_is_named_or_dropped(tmp_path: Path) -> None:
     dataset = Table(spec, ("tone",), "classification").load()
     assert [(left.what, left.count) for left in dataset.left_out] == [("rows whose tone cannot be decoded", 1)]
     assert dataset.inputs["tone"].shape == (31, 13, 8)
+
+
+def test_an_encoder_that_does_not_fit_is_told_before_anything_is_decoded(tmp_path: Path) -> None:
+    path = write_tones(tmp_path, 8)
+    (tmp_path / "0.wav").write_bytes(b"")
+    scenario = scenario_of(path, "sequential", {"tone": TONE, "said": WORDS})
+    found = r"model\.encoders\.tone\.kind is 'gru', while tone is an image of shape \[1, 8, 13\]"
+    with pytest.raises(ScenarioError, match=found):
+        scenario.override({"data.modalities.tone.channels": 1})
+    words = {**WORDS, "tokenizer": str(tmp_path / "none.json")}
+    data = scenario_of(path, "sequential", {"tone": TONE, "said": words}).data_sets[""]
+    assert data.input_shapes(["tone", "said", "other"]) == {"tone": (13, 8)}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
 from blossom_ray.data.modalities.audio import AudioModality
+from blossom_ray.data.modalities.base import Media
 from blossom_ray.data.modalities.image import ImageModality
 from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.data.modalities.text import TextModality
+from blossom_ray.errors import InputError
 
 
 def _kind_of(value: Any) -> str:
@@ -28,3 +31,13 @@ AnyModality = Annotated[
     | Annotated[SeriesModality, Tag("series")],
     Discriminator(_kind_of),
 ]
+
+
+def known_shapes(modalities: Mapping[str, AnyModality]) -> dict[str, tuple[int, ...]]:
+    """Shape of a sample, of those of some modalities whose options say it; a library that is missing here says none."""
+    found = {}
+    for name, own in modalities.items():
+        if isinstance(own, Media) and own.features is None:
+            with suppress(InputError):
+                found[name] = own.decoder().shape
+    return found

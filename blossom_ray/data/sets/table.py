@@ -6,7 +6,7 @@ Rows count from 0 within their file, as in polars and pandas. What files there a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -26,7 +26,7 @@ from blossom_ray.data.labels import encode_ids, encode_splits
 from blossom_ray.data.modalities.base import ColumnNames, Media, each_once
 from blossom_ray.data.modalities.features import model_files
 from blossom_ray.data.modalities.numbers import NumbersModality
-from blossom_ray.data.modalities.options import AnyModality
+from blossom_ray.data.modalities.options import AnyModality, known_shapes
 from blossom_ray.data.modalities.series import SeriesModality
 from blossom_ray.data.series_rows import samples_by_row
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
@@ -105,6 +105,9 @@ class TableData(OwnData):
         own = {} if first.labels is None else {"label_column": first.labels, "class_names": first.class_names}
         more = [task for task in learned.values() if task.labels not in (None, SUBJECT)]
         return Table(self.model_copy(update=own), tuple(sorted(modalities)), first.kind, tuple(more))
+
+    def input_shapes(self, modalities: Iterable[str], /) -> dict[str, tuple[int, ...]]:
+        return known_shapes({name: self.modalities[name] for name in modalities if name in self.modalities})
 
     def problem(self, error: InputError) -> tuple[str, str, str]:
         found, _, expected = str(error).partition("; expected ")
@@ -311,14 +314,12 @@ class Table:
     @cached_property
     def _shared(self) -> IntArray:
         """The row of each sample that clients share."""
-        rows = np.flatnonzero(~self._is_held_out)
-        return np.repeat(rows, self._num_samples[rows])
+        return np.repeat(np.arange(self.rows.num_rows), np.where(self._is_held_out, 0, self._num_samples))
 
     @cached_property
     def _others(self) -> IntArray:
         """The row of each sample that is held out."""
-        rows = np.flatnonzero(self._is_held_out)
-        return np.repeat(rows, self._num_samples[rows])
+        return np.repeat(np.arange(self.rows.num_rows), np.where(self._is_held_out, self._num_samples, 0))
 
     @cached_property
     def _subjects(self) -> tuple[IntArray | None, tuple[str, ...]]:
