@@ -15,7 +15,7 @@ import typer
 
 from blossom_ray.cli import completion
 from blossom_ray.cli.interruption import Interruption, interruptible
-from blossom_ray.cli.options import Address, Json, Settings, Track, app, parse_settings, track_targets
+from blossom_ray.cli.options import Address, Json, Settings, Track, app, decode_first, parse_settings, track_targets
 from blossom_ray.cli.output import print_json, say, say_text, warn
 from blossom_ray.core.locations import local_path
 from blossom_ray.errors import BlossomError, InputError, Problem, ScenarioError
@@ -122,6 +122,8 @@ def sweep(
             f"interrupted; what is done is kept in {folder}\ngo on with the same command, and look at it with: "
             f"{compare_it}"
         )
+        for scenario in {repr(cell.scenario.data_sets): cell.scenario for cell in cells}.values():
+            decode_first(scenario, address, as_json=as_json)
         num_failed = _follow(folder, cells, jobs, address, interruption, targets, compare_it, column, as_json=as_json)
     if choose is not None:
         _show_choice(folder, cells, choose, tune or [], may_fail=num_failed > 0, as_json=as_json)

@@ -28,7 +28,7 @@ from blossom_ray.data.division.scaling import scaled, scales_of
 from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.files.decoded import Kept
 from blossom_ray.data.sets.base import OwnData
-from blossom_ray.data.sets.table import Table
+from blossom_ray.data.sets.table import Table, TableData
 from blossom_ray.data.shards import ShardIndex, write_held_out, write_shards
 from blossom_ray.data.stored import slices
 from blossom_ray.data.summary import ObservedRows, deviations, observed_rows
@@ -108,10 +108,11 @@ def decode(scenario: Scenario) -> dict[str, tuple[Kept, ...]]:
     """
     found: dict[str, tuple[Kept, ...]] = {}
     for whole in scenario.federated:
-        with whole.told():
-            source = whole.open()
-            own = source.decode() if isinstance(source, Table) else {}
-        found |= {whole.in_words(f"data.modalities.{name}"): kept for name, kept in own.items()}
+        if isinstance(whole.data, TableData):
+            with whole.told():
+                source = whole.open()
+                own = source.decode() if isinstance(source, Table) else {}
+            found |= {whole.in_words(f"data.modalities.{name}"): kept for name, kept in own.items()}
     return found
 
 

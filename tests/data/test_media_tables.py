@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -281,6 +282,19 @@ def test_commands_refuse_before_anything_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     done = CliRunner().invoke(app, ["validate", path, "--set", "data.modalities.photo.on_error=drop"])
     assert (done.exit_code, "error" in done.output) == (0, False)
+
+
+def test_a_sweep_decodes_before_its_first_cell(tmp_path: Path) -> None:
+    path = saved(tmp_path, written(tmp_path, pa.array([*PICTURES[:11], b"<html>"])), kind="image", size=4)
+    command = ["sweep", path, "--out", str(tmp_path / "sweep"), "--vary", "data.modalities.photo.size=4,5"]
+    assert "row 11 is no picture" in str(CliRunner().invoke(app, command).exception)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(DataError, match=r"pictures need Pillow, .*; pip install 'blossom-ray\[images\]'$"):
+        table_of(written(tmp_path, pa.array(PICTURES))).load()
 
 
 def test_a_modality_that_names_no_kind_is_numbers() -> None:
