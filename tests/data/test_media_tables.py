@@ -216,6 +216,12 @@ def test_texts_are_the_values_themselves(column: list[Any], tmp_path: Path) -> N
         assert third.tolist() == [second, first]
 
 
+def test_files_without_a_kind_are_refused_with_a_hint(tmp_path: Path) -> None:
+    path = written(tmp_path, column_of("paths", tmp_path, PICTURES))
+    with pytest.raises(DataError, match=r"has type string; .*, or a kind in data\.modalities that decodes it, such as"):
+        Table(TableData.model_validate({"dataset": "table", "path": str(path)}), ("photo",), "classification").targets()
+
+
 def test_targets_of_a_scenario_that_refuses_need_no_decoding(tmp_path: Path, cache: Path) -> None:
     path = written(tmp_path, pa.array([b"no picture"] * 12))
     assert table_of(path).targets().labels.tolist() == [0, 1] * 6

@@ -52,6 +52,7 @@ from blossom_ray.data.targets import FloatArray, IntArray
 from blossom_ray.errors import DataError
 from blossom_ray.text import brief
 
+_OR_DECODED = ", or a kind in data.modalities that decodes it, such as image"
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*")
 """What pandas calls an index without a name, in Parquet and in CSV."""
 
@@ -135,7 +136,7 @@ class TableRows:
             if is_text(file.types[column]):
                 self._check_words(file, column)
             if not pa.types.is_null(file.types[column]):
-                check_numeric(file.types[column], file.name, column)
+                check_numeric(file.types[column], file.name, column, _OR_DECODED)
 
     def _check_words(self, file: ColumnFile, column: str) -> None:
         """Refuse the word that makes a column that begins with numbers one of text, as in CSV."""

@@ -27,8 +27,8 @@ def place_of(file: str, column: str, first_row: int = 0, rows: npt.NDArray[np.in
     return lambda row: f"{file}, column {column!r}, row {first_row + (row if rows is None else int(rows[row]))}"
 
 
-def check_numeric(type_: Any, file: str, column: str) -> None:
-    """Refuse a type that holds no numbers of a fixed or a regular shape.
+def check_numeric(type_: Any, file: str, column: str, otherwise: str = "") -> None:
+    """Refuse a type that holds no numbers of a fixed or a regular shape; `otherwise` is what else may be expected.
 
     Raises:
         DataError: It is of another type, or of a tensor whose order of dimensions is not certain.
@@ -49,7 +49,7 @@ def check_numeric(type_: Any, file: str, column: str) -> None:
     if not (is_number(element) or pa.types.is_boolean(element)):
         raise DataError(
             f"{file}, column {column!r} has type {type_}; "
-            f"expected numbers, (nested) lists of numbers, or a fixed-shape tensor"
+            f"expected numbers, (nested) lists of numbers, or a fixed-shape tensor{otherwise}"
         )
 
 
