@@ -254,7 +254,7 @@ def prepare(
 
     started = time.monotonic()
     with interruptible() as interruption:
-        interruption.farewell = "interrupted; nothing half done is kept"
+        interruption.farewell = "interrupted; nothing half done is kept, and what is done is not done again"
         scenario, opened = _load(target, path, modality or [], settings or [], None, as_json=as_json)
     prepared = [(whole.data.dataset, dataset.num_samples, dataset.left_out) for whole, _, dataset in opened]
     del opened

@@ -57,7 +57,10 @@ def refused(path: Path, message: str, column: str | None = None) -> None:
         ("a,label\n1,2\n".encode("utf-16"), "rows.csv cannot be read ('utf-8' codec can't decode byte 0xff"),
         (b"a,a\n1,2\n", "rows.csv has several columns 'a'; expected columns of different names"),
         (b"a,label\n1,2\n,\n", "rows.csv, row 1 has no value in any column; expected rows without empty lines"),
-        (b'a,label\n1,"' + b"x" * 2**24 + b"\n", "rows.csv cannot be read (straddling object straddles two block"),
+        (
+            b'a,label\n1,"' + b"x" * 2**24 + b"\n",
+            "rows.csv has a row of more than 8,388,608 bytes, or a quotation mark that no other one closes; expected a",
+        ),
         (
             b'a,label\n1,"x\n2,y\n',
             "rows.csv, line 3 has a quotation mark out of place (unexpected end of data); expected",

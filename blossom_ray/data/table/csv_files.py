@@ -7,7 +7,7 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,8 +148,16 @@ class CsvFile:
             return found if kind == "empty" else kind
         return found if kind == "whole" and found in ("number", _COMMA) else "text"
 
-    def _damage_told(self) -> AbstractContextManager[None]:
-        return damage_told(self.name, _EXPECTED)
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        with damage_told(self.name, _EXPECTED):
+            try:
+                yield
+            except pa.ArrowInvalid as error:
+                if "straddl" not in str(error):  # blocks of bytes, as Arrow says
+                    raise
+                found = f"has a row of more than {_BYTES_AT_ONCE:,} bytes, or a quotation mark that no other one closes"
+                raise DataError(f"{self.name} {found}; expected {_EXPECTED}") from error
 
 
 def _header(path: Path, name: str) -> tuple[int, str, list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blossom_ray.errors import DataError
-from blossom_ray.text import printable
+from blossom_ray.text import brief, printable
 
 _DEEPEST = 16
 _FOLDERS_WITHOUT_ROWS = ("__MACOSX", "__pycache__", "lost+found")
@@ -64,10 +64,11 @@ def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Entry]:
             if not entry.is_dir():
                 yield Entry(parts, folder / entry.name)
             elif entry.name not in _FOLDERS_WITHOUT_ROWS:
+                place = brief("/".join(parts))
                 if entry.is_symlink():
-                    raise DataError(f"{'/'.join(parts)} is a link to a folder; expected the folder itself")
+                    raise DataError(f"{place} is a link to a folder; expected the folder itself")
                 if len(parts) > _DEEPEST:
-                    raise DataError(f"{'/'.join(parts)} lies deep; expected at most {_DEEPEST} folders in each other")
+                    raise DataError(f"{place} lies deep; expected at most {_DEEPEST} folders in each other")
                 folders.append(parts)
     for parts in folders:
         yield from _files(folder / parts[-1], parts)

@@ -148,5 +148,6 @@ def _reader_of(entry: Entry) -> Callable[[Path, str], ColumnFile] | None:
 def _foreign(entry: Entry) -> DataError:
     return DataError(
         f"{entry.place} {words_for(entry.path)}; expected a folder of Parquet, Arrow or Feather files, or of CSV, "
-        f"JSON lines or .npz, and notes alone, since rows of other files would be left out"
+        f"JSON lines or .npz, and notes alone, since rows of other files would be left out; or the path of a table "
+        f"that names files"
     )
