@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from blossom_ray.data.files.cache import listening
-from blossom_ray.data.files.decoded import FilePath, Value, decoded
+from blossom_ray.data.files.decoded import MOST_BYTES, FilePath, Value, decoded
 from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError
 from blossom_ray.errors import DataError
 
@@ -162,6 +162,15 @@ def test_errors_are_kept_and_told(tmp_path: Path, log: Callable[[], set[int]]) -
     assert log() == set()
     (tmp_path / "none").write_bytes(b"12")
     assert load(values, tmp_path)[0] == [0, None, 2, None, *range(4, 13)]
+
+
+def test_a_value_that_is_too_large_is_not_decoded(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(10 * MOST_BYTES)  # of which the disk keeps nothing
+    samples, found = load([b"1", b"2" * (MOST_BYTES + 1), FilePath("large", tmp_path)], tmp_path)
+    assert samples == [1, None, None]
+    assert found.errors[1] == "has 134,217,729 bytes; expected at most 134,217,728"
+    assert found.errors[2] == ("is 'large', which is larger than 128 MiB; expected a regular file of at most 128 MiB")
 
 
 def test_the_first_error_can_end_it(tmp_path: Path, log: Callable[[], set[int]]) -> None:

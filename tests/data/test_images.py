@@ -70,8 +70,8 @@ def plain_loop(content: bytes, size: tuple[int, int], mode: str, fit: str) -> np
     """The same by Pillow alone, in the order of its manual."""
     picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     if picture.has_transparency_data:
-        ground = Image.new("RGBA", picture.size, "white")
-        ground.alpha_composite(picture.convert("RGBA"))
+        ground = Image.new("RGB", picture.size, "white")
+        ground.paste(picture.convert("RGBA"), mask=picture.convert("RGBA"))
         picture = ground
     picture, (height, width) = picture.convert("RGB").convert(mode), size
     if fit == "stretch":

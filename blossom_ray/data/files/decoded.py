@@ -35,7 +35,7 @@ from blossom_ray.storage import RefusedFileError, read_file, replacing
 from blossom_ray.text import brief
 
 MOST_BYTES = 2**27
-"""Of a file that is one value."""
+"""Of a file that is one value, or of its content in a table."""
 _PART_BYTES = 2**25
 """Of the samples of a part, and half of those of its values; a part has at least one value."""
 _CHUNK_BYTES = 2**20
@@ -335,6 +335,8 @@ def _read(values: list[Value]) -> tuple[_Contents, bytes]:
         content: MediaValue | UndecodableError
         try:
             content = value.content() if isinstance(value, FilePath) else value
+            if isinstance(content, bytes) and len(content) > MOST_BYTES:
+                raise UndecodableError(f"has {len(content):,} bytes; expected at most {MOST_BYTES:,}")
         except UndecodableError as error:
             content = error
         plain = content if isinstance(content, bytes) else str(content).encode(errors="surrogatepass")

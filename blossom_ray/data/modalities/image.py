@@ -27,7 +27,6 @@ _EXPECTED = "PNG, JPEG, WebP, GIF or BMP"
 _DRAFT = 2
 _TURNS: dict[int, Transpose] = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # type: ignore[dict-item]
 """By orientation flag, as numbers of Pillow's `Transpose`."""
-_WHITE = (255, 255, 255, 255)
 
 _one_large = threading.Lock()
 
@@ -91,12 +90,9 @@ class ImageDecoder:
         assert isinstance(value, bytes), "a picture is no text"
         try:
             with Image.open(io.BytesIO(value), formats=FORMATS) as picture:
-                num_pixels = picture.width * picture.height
-                if num_pixels > MOST_PIXELS:
+                if picture.width * picture.height > MOST_PIXELS:
                     raise _too_large(f"{picture.width} x {picture.height} pixels")
-                # Several of these at once would take gigabytes.
-                with _one_large if num_pixels > _MANY_PIXELS else nullcontext():
-                    return self._sample(picture)
+                return self._sample(picture)
         except UndecodableError:
             raise
         except UnidentifiedImageError:
@@ -110,17 +106,25 @@ class ImageDecoder:
             raise UndecodableError(f"is a damaged picture ({found}); expected {_EXPECTED}, whole") from error
 
     def _sample(self, picture: Image) -> npt.NDArray[np.uint8]:
-        from PIL import Image, ImageOps
-
+        num_pixels, size, flag = picture.width * picture.height, (self.width, self.height), 1
         is_jpeg = picture.format in ("JPEG", "MPO")
-        if not is_jpeg:  # before flags are read, which would load it and pass over what fails
-            picture.load()
-        size, flag = (self.width, self.height), _orientation(picture)
         if is_jpeg:
+            flag = _orientation(picture)
             width, height = size if flag < 5 else size[::-1]
             picture.draft(None, (_DRAFT * width, _DRAFT * height))
-        found = _eight_bits(picture, "L" if self.channels == 1 else "RGB")
-        found = found if flag == 1 else found.transpose(_TURNS[flag])
+            if not picture.info.get("progressive"):  # which has to be whole in memory, whatever becomes of it
+                num_pixels = picture.width * picture.height
+        # Several large ones at once would take gigabytes.
+        with _one_large if num_pixels > _MANY_PIXELS else nullcontext():
+            picture.load()
+            if not is_jpeg:  # whose flag cannot be read before, or only by passing over what fails
+                flag = _orientation(picture)
+            found = _eight_bits(picture, "L" if self.channels == 1 else "RGB")
+            return self._fitted(found if flag == 1 else found.transpose(_TURNS[flag]), size)
+
+    def _fitted(self, found: Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        from PIL import Image, ImageOps
+
         if found.size != size:
             filter_ = Image.Resampling.BILINEAR
             match self.fit:
@@ -150,8 +154,9 @@ def _eight_bits(picture: Image, mode: str) -> Image:
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, _WHITE), picture)
+        clear = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        picture = Image.new("RGB", picture.size, "white")
+        picture.paste(clear, mask=clear)
     elif picture.mode == "CMYK":
         picture = picture.convert("RGB")
     return picture if picture.mode == mode else picture.convert(mode)
