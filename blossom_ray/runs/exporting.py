@@ -294,9 +294,8 @@ def _modalities(
     found = {}
     for name in profile.modalities:
         own = tables.get(name, NumbersModality())
-        column = own.column or name
         found[name] = {
-            "columns": [column] if isinstance(column, str) else [*column],
+            "columns": [*own.columns(name)],
             "nan": getattr(own, "nan", "refuse"),
             "normalisation": scales.get(name, by_window),
         }

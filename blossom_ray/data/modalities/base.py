@@ -114,6 +114,11 @@ class Modality(Scaling):
 
     _columns = field_validator("column")(each_once)
 
+    def columns(self, name: str) -> tuple[str, ...]:
+        """Its columns, where this is its name."""
+        column = self.column or name
+        return (column,) if isinstance(column, str) else column
+
 
 class Media(Modality):
     """A modality whose values are decoded: contents of files, or texts."""

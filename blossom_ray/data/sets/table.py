@@ -24,21 +24,17 @@ from blossom_ray.data.files.remote import local_path
 from blossom_ray.data.gaps import BoolArray, in_torn_clients
 from blossom_ray.data.labels import encode_ids, encode_splits
 from blossom_ray.data.modalities.base import ColumnNames, Media, each_once
-from blossom_ray.data.modalities.features import model_files
 from blossom_ray.data.modalities.numbers import NumbersModality
 from blossom_ray.data.modalities.options import AnyModality, known_shapes
-from blossom_ray.data.modalities.series import SeriesModality
-from blossom_ray.data.series_rows import samples_by_row
 from blossom_ray.data.sets.base import DatasetFacts, OwnData
-from blossom_ray.data.stored import Rows, StoredRows
 from blossom_ray.data.table.places import FILE_SPLIT
 from blossom_ray.data.targets import IntArray, Pieces, Targets, targets_of
 from blossom_ray.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from blossom_ray.data.files.decoded import Kept, Value
-    from blossom_ray.data.media_rows import MediaRows
     from blossom_ray.data.table.column_kinds import Columns
+    from blossom_ray.data.table.inputs import TableInputs
     from blossom_ray.data.table.rows import TableRows
 
 _PIECE_OF = "piece_of"  # as `write_table` calls it
@@ -119,7 +115,7 @@ class TableData(OwnData):
 
 @dataclass(frozen=True)
 class Table:
-    """The table as a source. Modalities are read one after the other, some rows at a time."""
+    """The table as a source."""
 
     spec: TableData
     modalities: tuple[str, ...]
@@ -129,18 +125,7 @@ class Table:
     def targets(self) -> Targets:
         """As `DataSource`. Of the modalities only the types are looked at, and which rows have them."""
         self._label_columns  # noqa: B018  # which refuses what is not right
-        for modality in self.modalities:
-            section = self._section(modality)
-            for column in self._columns(modality):
-                self.rows.check_column(column)
-                if isinstance(section, Media):
-                    self.rows.check_media(column, section)
-                    if section.features is not None:
-                        model_files(section.features, f"data.modalities.{modality}.features")
-                elif isinstance(section, NumbersModality):
-                    self.rows.check_numeric(column)
-            if isinstance(section, SeriesModality):
-                self.rows.check_series(self._columns(modality))
+        self.inputs.check()
         shared = self._shared
         whose, subject_names = self._subjects
         subjects = _known(whose, shared)
@@ -159,7 +144,10 @@ class Table:
         targets, given = self.targets(), self.given_clients
         column = self._labels
         shared, others, held_out = self._shared, self._others, None
-        inputs = {modality: self._inputs(modality, targets.observed) for modality in self.modalities}
+        inputs = {
+            modality: self.inputs.samples(modality, self._is_held_out, 0.0 if modality in targets.observed else np.nan)
+            for modality in self.modalities
+        }
         if len(others):
             held_out = Dataset(
                 inputs={modality: parts[1] for modality, parts in inputs.items()},
@@ -177,13 +165,13 @@ class Table:
             subjects=targets.subjects,
             held_out=held_out,
             recordings=targets.recordings,
-            left_out=sum((own.left_out(name) for name, own in self._dropping.items()), self.rows.notes.left_out),
+            left_out=(*self.rows.notes.left_out, *self.inputs.left_out),
             pieces=targets.pieces,
             clients=None if given is None else given.owners,
             splits=None if given is None else given.splits,
             client_names=() if given is None else given.names,
             subject_names=targets.subject_names,
-            notes=(*self.rows.unread, *self._unused_columns(), *self._torn, *self._windowed),
+            notes=(*self.rows.unread, *self._unused_columns(), *self.inputs.notes),
             observed=targets.observed,
         )
 
@@ -214,7 +202,7 @@ class Table:
         """
         from blossom_ray.data.table.media_columns import values_of
 
-        (column,) = self._columns(modality)
+        (column,) = self.media[modality].columns(modality)
         rows = np.append(self._shared, self._others)[samples]
         return values_of(rows, self.rows.files, column, self.media[modality])
 
@@ -224,30 +212,24 @@ class Table:
         return self._labels.class_names
 
     @cached_property
+    def inputs(self) -> TableInputs:
+        """What the table has of the modalities."""
+        from blossom_ray.data.table.inputs import TableInputs
+
+        known = self.spec.modalities
+        return TableInputs(
+            local_path(self.spec.path), {name: known.get(name, NumbersModality()) for name in self.modalities}
+        )
+
+    @property
     def rows(self) -> TableRows:
         """The rows of all files, but those with a value that cannot be decoded and is to be dropped."""
-        return self._all_rows if self._left_out is None else self._all_rows.without(self._left_out)
+        return self.inputs.rows
 
-    @cached_property
-    def _all_rows(self) -> TableRows:
-        from blossom_ray.data.table.rows import TableRows
-
-        return TableRows(local_path(self.spec.path))
-
-    @cached_property
-    def _left_out(self) -> BoolArray | None:
-        """Whether each row of all files has a value that is dropped; None: no row has."""
-        wrong = [found.is_wrong for found in self._dropping.values()]
-        left_out: BoolArray = np.logical_or.reduce(wrong) if wrong else np.zeros(1, np.bool_)
-        if left_out.all():
-            place, error = next(first for found in self._dropping.values() for first in found.errors.items())
-            raise DataError(f"{self.spec.path} has no row that can be decoded: {place} {error}")
-        return left_out if left_out.any() else None
-
-    @cached_property
-    def _dropping(self) -> dict[str, MediaRows]:
-        """The modalities of which it takes decoding to know the rows that the table has."""
-        return {name: self._decoded(name) for name, media in self.media.items() if media.on_error == "drop"}
+    @property
+    def media(self) -> Mapping[str, Media]:
+        """The modalities that are decoded."""
+        return self.inputs.media
 
     def decode(self) -> dict[str, tuple[Kept, ...]]:
         """Decode what is to be decoded; by modality what is in the cache then.
@@ -255,14 +237,7 @@ class Table:
         Raises:
             DataError: As `load`, of these modalities.
         """
-        return {name: (self._dropping.get(name) or self._decoded(name)).kept for name in self.media}
-
-    def _decoded(self, modality: str) -> MediaRows:
-        """A modality's samples in all rows of all files."""
-        (column,) = self._columns(modality)
-        self._all_rows.check_column(column)
-        self._all_rows.check_media(column, self.media[modality])
-        return self._all_rows.decoded(column, self.media[modality], modality)
+        return self.inputs.decode()
 
     @property
     def _is_given(self) -> bool:
@@ -305,21 +280,14 @@ class Table:
         return self._splits < 0
 
     @cached_property
-    def _num_samples(self) -> IntArray:
-        """How many samples each row makes: more than one where a series of it is cut into windows."""
-        lengths = {name: self.rows.series_lengths(self._columns(name)) for name in self._cut}
-        places = {name: self.rows.place(self._columns(name)[0]) for name in self._cut}
-        return samples_by_row(lengths, self._cut, self.rows.num_rows, lambda name, row: places[name](row))
-
-    @cached_property
     def _shared(self) -> IntArray:
         """The row of each sample that clients share."""
-        return np.repeat(np.arange(self.rows.num_rows), np.where(self._is_held_out, 0, self._num_samples))
+        return np.repeat(np.arange(self.rows.num_rows), np.where(self._is_held_out, 0, self.inputs.num_samples))
 
     @cached_property
     def _others(self) -> IntArray:
         """The row of each sample that is held out."""
-        return np.repeat(np.arange(self.rows.num_rows), np.where(self._is_held_out, self._num_samples, 0))
+        return np.repeat(np.arange(self.rows.num_rows), np.where(self._is_held_out, self.inputs.num_samples, 0))
 
     @cached_property
     def _subjects(self) -> tuple[IntArray | None, tuple[str, ...]]:
@@ -340,44 +308,23 @@ class Table:
         owners, names = encode_ids(values)
         if self.rows.notes.client_names:
             owners, names = _renumbered(owners, names, self.rows.notes.client_names)
-        missing = {modality: gaps[rows] for modality, (gaps, _) in self._gaps.items()}
+        missing = {modality: gaps[rows] for modality, (gaps, _) in self.inputs.gaps.items()}
         splits = self._splits[rows] if (self._splits > 0).any() else None
         split_column = self.rows.optional_column(self.spec.split_column, "split") or column
         split_place = self.rows.place(split_column)
         origin = Origin(client=values.place, split=lambda row: split_place(int(rows[row])))
         return GivenClients.of(names, owners, missing, splits, origin, f"column {column!r}")
 
-    @cached_property
-    def _gaps(self) -> dict[str, tuple[BoolArray, int]]:
-        """As `TableRows.gaps`, by modality."""
-        found = {}
-        for name in self.modalities:
-            section, columns = self._section(name), self._columns(name)
-            if isinstance(section, Media):
-                found[name] = self.rows.media_gaps(columns[0]), 0
-            else:
-                nan_is_gap = isinstance(section, NumbersModality) and section.nan == "unobserved"
-                found[name] = self.rows.gaps(columns, nan_is_gap=nan_is_gap)
-        return found
-
     def _observed(self, rows: IntArray, owners: IntArray | None) -> dict[str, BoolArray]:
         """As in `Dataset`, of some of the rows; (n,) `owners` says whose these are."""
-        gaps = {name: missing[rows] for name, (missing, _) in self._gaps.items()}
+        gaps = {name: missing[rows] for name, (missing, _) in self.inputs.gaps.items()}
         return {name: ~missing for name, missing in gaps.items() if in_torn_clients(missing, owners).any()}
-
-    @property
-    def _torn(self) -> Iterator[str]:
-        """What counts as not observed, though something stands there."""
-        for name, (_, num_torn) in self._gaps.items():
-            if num_torn:
-                columns = " or ".join(map(repr, self._columns(name)))
-                yield f"{name}: not observed in {num_torn:,} rows in which {columns} is null or NaN in part"
 
     def _unused_columns(self) -> Iterator[str]:
         """What columns would say that the scenario does not ask for."""
         spec, columns = self.spec, self.rows.names
         used = {*_listed(spec.label_column), spec.subject_column, spec.split_column, *self._label_columns}
-        used |= {column for modality in self.modalities for column in self._columns(modality)}
+        used |= {column for name, own in self.inputs.sections.items() for column in own.columns(name)}
         if not self._is_given and "client" in columns and "client" not in used:
             yield (
                 f"column 'client' is not used, since data.partition.kind is {spec.partition.kind!r}; with "
@@ -422,63 +369,13 @@ class Table:
         return None if self.rows.notes.overlap is None else self.rows.whole_numbers(_PIECE_OF)
 
     def _pieces_of(self, rows: IntArray) -> Pieces | None:
-        windows = [section.windows for section in self._cut.values()]
+        windows = [section.windows for section in self.inputs.cut.values()]
         if windows:
             return Pieces(
                 np.unique(rows, return_inverse=True)[1], max(own.common for own in windows if own is not None)
             )
         overlap, recordings = self.rows.notes.overlap, _known(self._pieces, rows)
         return None if recordings is None or overlap is None else Pieces(recordings, overlap)
-
-    def _columns(self, modality: str) -> tuple[str, ...]:
-        return _listed(self._section(modality).column or modality)
-
-    def _section(self, modality: str) -> AnyModality:
-        return self.spec.modalities.get(modality, NumbersModality())
-
-    @property
-    def _cut(self) -> dict[str, SeriesModality]:
-        """The modalities that are cut into windows."""
-        found = {name: self._section(name) for name in self.modalities}
-        return {name: own for name, own in found.items() if isinstance(own, SeriesModality) and own.windows is not None}
-
-    @property
-    def _windowed(self) -> Iterator[str]:
-        if self._cut:
-            number = int(self._num_samples.sum())
-            yield f"{len(self._num_samples):,} rows make {number:,} samples, as {' and '.join(self._cut)} have windows"
-
-    @cached_property
-    def media(self) -> dict[str, Media]:
-        """The modalities that are decoded."""
-        found = {name: self._section(name) for name in self.modalities}
-        return {name: section for name, section in found.items() if isinstance(section, Media)}
-
-    def _inputs(self, modality: str, observed: Mapping[str, BoolArray]) -> tuple[Rows, Rows]:
-        """The modality's values in the samples that clients share, and in the held-out ones, as `Dataset` has them."""
-        section, columns, gap = (
-            self._section(modality),
-            self._columns(modality),
-            0.0 if modality in observed else np.nan,
-        )
-        if isinstance(section, Media):
-            found = self._dropping.get(modality) or self._decoded(modality)
-            samples = found.samples if self._left_out is None else found.samples.chosen(~self._left_out)
-            return replace(samples.chosen(self._shared), fill=gap), samples.chosen(self._others)
-        if isinstance(section, SeriesModality):
-            samples = self.rows.series(columns, section, self._num_samples)
-            is_held_out = np.repeat(self._is_held_out, self._num_samples)
-            return replace(samples.chosen(~is_held_out), fill=gap), samples.chosen(is_held_out)
-        assert isinstance(section, NumbersModality), "all others are decoded"
-        nan_is_gap = section.nan == "unobserved"
-        parts = self.rows.divided(columns, section.shape, self._is_held_out, gap, nan_is_gap=nan_is_gap)
-        if not self._cut:
-            return parts
-        stored = []
-        for part, own, fill in zip(parts, (self._shared, self._others), (gap, 0.0), strict=True):
-            repeated = StoredRows.of(part).chosen(np.unique(own, return_inverse=True)[1])
-            stored.append(repeated.without(self._gaps[modality][0][own], fill))
-        return stored[0], stored[1]
 
 
 def _listed(columns: str | tuple[str, ...]) -> tuple[str, ...]:
