@@ -18,7 +18,8 @@ from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.observation import observe
 from blossom_ray.data.division.options import ClientGroup
-from blossom_ray.data.shards import ShardReader, write_shards
+from blossom_ray.data.shard_writing import write_shards
+from blossom_ray.data.shards import ShardReader
 from blossom_ray.errors import ScenarioError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.session import check_runnable, record_run, resume_run

@@ -173,3 +173,10 @@ def slices(values: Rows, number: int | None = None, most: int | None = None) -> 
 def rows_at_once(values: Rows) -> int:
     """How many rows `BYTES_AT_ONCE` are, one at least."""
     return max(1, BYTES_AT_ONCE // max(1, math.prod(values.shape[1:]) * values.dtype.itemsize))
+
+
+def as_seen(values: Rows, rows: _IntArray | slice, observed: _BoolArray | None, scale: Scale | None) -> StoredRows:
+    """Some rows, zeros where they are not observed (n,); scaled by what a client has of its own, if anything."""
+    found = StoredRows.of(values).chosen(rows)
+    found = found if observed is None else found.without(~observed, 0)
+    return found if scale is None else replace(found, scale=scale)

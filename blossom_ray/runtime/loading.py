@@ -29,7 +29,8 @@ from blossom_ray.data.federated import FederatedDataset, labelled_by_task
 from blossom_ray.data.files.decoded import Kept
 from blossom_ray.data.sets.base import OwnData
 from blossom_ray.data.sets.table import Table, TableData
-from blossom_ray.data.shards import ShardIndex, write_held_out, write_shards
+from blossom_ray.data.shard_writing import write_held_out, write_shards
+from blossom_ray.data.shards import ShardIndex
 from blossom_ray.data.stored import slices
 from blossom_ray.data.summary import ObservedRows, deviations, observed_rows
 from blossom_ray.data.targets import IntArray

@@ -12,7 +12,8 @@ from blossom_ray import Dataset, Run, Scenario, simulate
 from blossom_ray.core.blocks import ClientProfile
 from blossom_ray.data.division.federation import Federation
 from blossom_ray.data.division.split import Split
-from blossom_ray.data.shards import ShardReader, pack, pack_held_out, write_held_out, write_shards
+from blossom_ray.data.shard_writing import write_held_out, write_shards
+from blossom_ray.data.shards import ShardReader, pack, pack_held_out
 from blossom_ray.data.stored import Scale, StoredRows
 
 DRAW = np.random.default_rng(0)
@@ -71,7 +72,7 @@ def test_runs_are_the_same_bits(
     floats = simulate(scenario, data=dataset)
     opened: list[Any] = []
     plain = ShardReader.shard
-    monkeypatch.setattr("blossom_ray.data.shards._MOST_FLOATS", 0)
+    monkeypatch.setattr("blossom_ray.data.shard_writing._MOST_FLOATS", 0)
     monkeypatch.setattr(ShardReader, "shard", lambda self, client: opened.append(plain(self, client)) or opened[-1])
     stayed = simulate(scenario, data=dataset)
     assert any(isinstance(shard.inputs.get("image"), StoredRows) for shard in opened)
@@ -92,7 +93,7 @@ def test_files_hold_the_bytes_and_what_they_stand_for(tmp_path: Path, monkeypatc
     own = {client: Scale(np.full((1, 1, 1), 0.5 + client), np.full((1, 1, 1), 0.25)) for client in (0, 1)}
     expected = []
     for most in (2**30, 0):
-        monkeypatch.setattr("blossom_ray.data.shards._MOST_FLOATS", most)
+        monkeypatch.setattr("blossom_ray.data.shard_writing._MOST_FLOATS", most)
         folder = tmp_path / str(most)
         index = write_shards(dataset, federation, profiles, folder, scales={"image": own})
         assert dataset.held_out is not None

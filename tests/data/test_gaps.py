@@ -24,7 +24,8 @@ from blossom_ray.data.division.scaling import scaled, scales_of
 from blossom_ray.data.division.split import Split
 from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.sets.table import TableData
-from blossom_ray.data.shards import ShardReader, pack, pack_held_out, write_held_out, write_shards
+from blossom_ray.data.shard_writing import write_held_out, write_shards
+from blossom_ray.data.shards import ShardReader, pack, pack_held_out
 from blossom_ray.data.summary import observed_rows, summarise
 from blossom_ray.errors import DataError
 

@@ -21,7 +21,8 @@ from blossom_ray.data.division.split import Split
 from blossom_ray.data.modalities.audio import AudioModality
 from blossom_ray.data.modalities.base import Scaling
 from blossom_ray.data.modalities.text import TextModality
-from blossom_ray.data.shards import ShardReader, write_held_out, write_shards
+from blossom_ray.data.shard_writing import write_held_out, write_shards
+from blossom_ray.data.shards import ShardReader
 from blossom_ray.data.stored import StoredRows
 from blossom_ray.errors import InputError, ScenarioError
 from blossom_ray.runs.session import check_runnable

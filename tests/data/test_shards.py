@@ -15,7 +15,8 @@ from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.split import Split
 from blossom_ray.data.sets.synthetic import SyntheticData, SyntheticModality
-from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out, write_held_out, write_shards
+from blossom_ray.data.shard_writing import write_held_out, write_shards
+from blossom_ray.data.shards import ShardIndex, ShardReader, pack, pack_held_out
 from blossom_ray.errors import DataError, RunFolderError
 
 PROFILES = [

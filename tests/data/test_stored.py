@@ -18,7 +18,8 @@ from blossom_ray.data.division.scaling import scales_of
 from blossom_ray.data.division.split import Split
 from blossom_ray.data.gaps import fill_gaps
 from blossom_ray.data.modalities.base import Scaling
-from blossom_ray.data.shards import ShardReader, pack, write_held_out, write_shards
+from blossom_ray.data.shard_writing import write_held_out, write_shards
+from blossom_ray.data.shards import ShardReader, pack
 from blossom_ray.data.stored import StoredRows, slices
 from blossom_ray.data.summary import deviations, summarise
 from blossom_ray.errors import DataError
