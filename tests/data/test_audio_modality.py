@@ -260,6 +260,18 @@ def test_what_is_no_sound_is_refused_in_a_line(content: bytes, found: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_a_decoder_that_stands_behind_the_end_of_a_sound_is_told() -> None:
+    """soundfile then asks NumPy for less than no frames."""
+    content = bytearray(written(0.3 * np.sin(np.arange(2400) / 5), container="MP3"))
+    content[1], content[145:149] = 0xFF, b"\x7f\xff\xff\xff"
+    with soundfile.SoundFile(io.BytesIO(content)) as sound:
+        sound.seek(sound.frames - 2000)
+        with pytest.raises(ValueError, match="negative dimensions"):
+            sound.read(2000)
+    with pytest.raises(UndecodableError, match=r"^is a damaged sound"):
+        audio(form="raw", rate=8000, seconds=0.2, keep="end").decoder()(bytes(content))
+
+
 def test_a_text_is_no_sound() -> None:
     with pytest.raises(UndecodableError, match=r"^is a text; expected the content of a WAV"):
         audio().decoder()("hello")

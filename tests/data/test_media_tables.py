@@ -190,6 +190,13 @@ def test_rows_behind_dropped_ones_keep_their_numbers(tmp_path: Path) -> None:
         table_of(path, {"on_error": "drop"}).load()
 
 
+def test_where_no_row_to_train_on_can_be_decoded_the_split_is_not_blamed(tmp_path: Path) -> None:
+    contents = pa.array([b"<html>"] * 8 + PICTURES[8:])
+    path = written(tmp_path, contents, split=["train"] * 8 + ["test"] * 4)
+    with pytest.raises(DataError, match="column 'split' says 'train' in no row that can be decoded; expected it"):
+        table_of(path, {"on_error": "drop"}).load()
+
+
 def test_where_nothing_can_be_decoded_one_line_says_so(tmp_path: Path) -> None:
     path = written(tmp_path, pa.array([b"<html>"] * 12))
     with pytest.raises(DataError) as refused:

@@ -198,6 +198,9 @@ class AudioDecoder:
                     break
                 signal[end : end + len(frames)] = frames.mean(axis=1)
                 end += len(frames)
-        except self.soundfile.SoundFileError as error:
+        except (
+            self.soundfile.SoundFileError,
+            ValueError,
+        ) as error:  # the latter where it stands behind the sound's end
             raise UndecodableError(f"is a damaged sound; expected {_EXPECTED}") from error
         return signal[:end]

@@ -272,7 +272,8 @@ class Table:
         distinct = [self.spec.split_names.get(value, value) for value in values.distinct]
         splits = encode_splits(replace(values, distinct=distinct), has_clients=self._is_given)
         if (splits < 0).all():
-            raise DataError(f"{self.rows.path}, column {column!r} says 'train' in no row; expected it in some")
+            which = "no row that can be decoded" if self.inputs.left_out else "no row"
+            raise DataError(f"{self.rows.path}, column {column!r} says 'train' in {which}; expected it in some")
         return splits
 
     @cached_property
