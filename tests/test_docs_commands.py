@@ -153,8 +153,10 @@ def test_yaml_blocks_are_scenarios_or_parts_of_one(block: Block, workplace: Path
     if "rounds" in tree:
         Path("scenario.yaml").write_text(block.text, encoding="utf-8")
         Scenario.load("scenario.yaml")
-    else:
-        Scenario.load("scenarios/quickstart.yaml").override(tree)
+        return
+    if "data" in tree and "dataset" not in tree["data"]:  # a page about tables says so once
+        tree["data"] |= {"dataset": "table", "path": "people.parquet"}
+    Scenario.load("scenarios/quickstart.yaml").override(tree)
 
 
 def all_commands() -> list[Any]:

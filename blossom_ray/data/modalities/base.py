@@ -63,7 +63,9 @@ class Decoder(Protocol):
 class KnownScale(Section):
     """A mean and a deviation that do not follow from the data, such as those that a frozen model was trained with."""
 
-    mean: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(strict=False, min_length=1)]
+    mean: Annotated[
+        tuple[Annotated[float, Field(ge=-1e38, le=1e38, allow_inf_nan=False)], ...], Field(strict=False, min_length=1)
+    ]
     """What is taken from each channel; one number: from all of them."""
     deviation: Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)]
     """What each channel is then divided by; one number: all of them."""

@@ -22,7 +22,7 @@ from blossom_ray.storage import checksum
 _Name = Annotated[str, Field(min_length=1)]
 _VERSION = 1
 """Raised when the same model with the same options gives other features."""
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Finite = Annotated[float, Field(ge=-1e38, le=1e38, allow_inf_nan=False)]
 
 
 class Features(Section):
