@@ -69,7 +69,7 @@ def fish(folder: Path, line: str) -> dict[str, str]:
 
 
 def test_scenarios_are_files_below_and_packaged_names(folder: Path) -> None:
-    assert bash(folder, "simulate", "o") == ["own.yaml"]
+    assert bash(folder, "simulate", "own.") == ["own.yaml"]
     assert bash(folder, "simulate", "more/") == ["more/other.yml"]
     found = bash(folder, "validate", "")
     assert found[:2] == ["own.yaml", "more/other.yml"]
@@ -117,7 +117,7 @@ def test_values_are_those_that_the_key_accepts(folder: Path) -> None:
 
 
 def test_what_submit_takes(folder: Path) -> None:
-    assert bash(folder, "submit", "o") == ["own.yaml"]
+    assert bash(folder, "submit", "own.") == ["own.yaml"]
     assert bash(folder, "submit", "own.yaml", "--set", "sharing", "=", "private-head-") == ["private-head-fusion"]
     assert bash(folder, "submit", "own.yaml", "--package", "") == ["here", "nodes"]
 
@@ -144,7 +144,7 @@ def test_commands_and_options(folder: Path) -> None:
 
 
 def test_zsh_is_offered_the_same(folder: Path) -> None:
-    assert zsh(folder, "simulate o") == "_arguments '*: :((\"own.yaml\"))'\n"
+    assert zsh(folder, "simulate own.") == "_arguments '*: :((\"own.yaml\"))'\n"
     assert '"sharing=private-head-fusion"' in zsh(folder, "simulate own.yaml --set sharing=private-head-")
     assert '"model.fusion.dim="' in zsh(folder, "simulate own.yaml --set model.fu")
 
@@ -168,7 +168,7 @@ def test_the_scripts_name_the_command(shell: str) -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
 @pytest.mark.parametrize(
     ("words", "completed"),
-    [(["simulate", "o"], "own.yaml"), (["simulate", "own.yaml", "--set", "sharing", "=", "f"], "full-model")],
+    [(["simulate", "own."], "own.yaml"), (["simulate", "own.yaml", "--set", "sharing", "=", "f"], "full-model")],
 )
 def test_a_real_bash_is_answered(words: list[str], completed: str, folder: Path) -> None:
     """Bash runs the function of its own script with the words that it makes of a line."""
