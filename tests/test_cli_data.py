@@ -269,6 +269,18 @@ def test_inspect_and_prepare_tell_what_is_left_out(command: Command, tmp_path: P
         assert {entry["count"] for entry in found["left_out"]} >= {36, 9989 - 96}
 
 
+def test_inspect_tells_what_a_run_notes_of_its_data(data: Command) -> None:
+    write_table(from_arrays({"acc": np.eye(12)}, np.arange(12) % 2, clients=np.arange(12) // 6), "rows.arrow")
+    Path("own.yaml").write_text(
+        "rounds: 1\ndata: {dataset: table, path: rows.arrow, partition: {kind: iid}}\n"
+        "clients: [{count: 2, modalities: [acc]}]\nmodel: {encoders: {acc: {kind: mlp}}}\n"
+    )
+    note = "column 'client' is not used, since data.partition.kind is 'iid'"
+    assert note in " ".join(data("inspect", "own.yaml").out.split())
+    (told,) = data("inspect", "own.yaml", "--json").json()
+    assert any(each.startswith(note) for each in told["notes"])
+
+
 def test_labels_that_are_null_are_counted(command: Command) -> None:
     draw = np.random.default_rng(0)
     labels = [[int(draw.random() < 0.5) if draw.random() < 0.6 else None for _ in range(2)] for _ in range(60)]

@@ -171,7 +171,7 @@ def _inspected(
     profiles = whole.profiles(everyone)
     own: list[ClientShare] | None = None
     observed: dict[str, dict[str, ObservedRows]] = {}
-    notes: list[str] = []
+    notes = [*dataset.notes]
     sections: list[ReportSection] = []
     if is_divided:
         with whole.told():

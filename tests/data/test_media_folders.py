@@ -116,7 +116,10 @@ def test_metadata_say_more_of_files(tmp_path: Path) -> None:
         "bounds": [[1.5, 2.0], None, None, None],
     }
     rows = TableRows(str(tmp_path))
-    assert rows.unread == ("files that are named by no metadata, and so left out: 1, such as photos/3.png",)
+    assert rows.unread == (
+        "files that are named by no metadata, and so left out: 1, such as photos/3.png",
+        "files that are in several rows, which may stand in training and in testing: 1, such as photos/2.png",
+    )
     assert rows.place("text")(1) == "metadata.jsonl, column 'text', row 1"
     of_lines = columns(tmp_path)
     (tmp_path / "metadata.jsonl").unlink()

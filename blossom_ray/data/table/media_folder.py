@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,10 +100,12 @@ def media_files(top: Path, entries: Sequence[Entry]) -> tuple[list[ColumnFile], 
     notes = [_counted(unread, "not read")] if unread else []
     if not metadata:
         return [_by_name(top, media)], tuple(notes)
-    used: set[str] = set()
+    used = Counter[str]()
     files = [_by_metadata(top, entry, media, used) for entry in metadata]
     if left := sorted(media.kinds.keys() - used):
         notes.append(_counted(left, "named by no metadata, and so left out"))
+    if several := sorted(place for place, number in used.items() if number > 1):
+        notes.append(_counted(several, "in several rows, which may stand in training and in testing"))
     return list(files), tuple(notes)
 
 
@@ -205,8 +208,8 @@ def _by_name(top: Path, media: _Media) -> MediaRows:
     return MediaRows(top.name, top, columns | _from_folders(media, keys), columns.keys() & {"text"})
 
 
-def _by_metadata(top: Path, entry: Entry, media: _Media, used: set[str]) -> MediaRows:
-    """The rows of one file of metadata; `used` gets the files that they have."""
+def _by_metadata(top: Path, entry: Entry, media: _Media, used: Counter[str]) -> MediaRows:
+    """The rows of one file of metadata; `used` counts the files that they have."""
     if (size := entry.path.stat().st_size) > _LARGEST_METADATA:
         raise DataError(f"{entry.place} has {size:,} bytes; expected at most {_LARGEST_METADATA:,}, or a Parquet file")
     rows = METADATA[entry.parts[-1]](entry.path, entry.place)
