@@ -16,7 +16,7 @@ from blossom_ray.server import initial_server
 
 pytestmark = pytest.mark.slow
 
-NUM_CLIENTS = 1500
+NUM_CLIENTS = 800
 MODALITY = {"kind": "vector", "shape": [2]}
 ENCODER = {"kind": "mlp", "hidden": [2], "dim": 2}
 

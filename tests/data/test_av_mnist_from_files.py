@@ -62,6 +62,7 @@ def test_scores_are_those_of_the_data_set(tmp_path: Path, monkeypatch: pytest.Mo
     assert_the_same(*both(files, tmp_path / "own", fewer | small, smaller | small))
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_scores_are_those_of_the_data_set_on_real_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three recordings of each digit by each speaker, in the paper's spectrogram."""
