@@ -35,6 +35,8 @@ from blossom_ray.scenario.sections import Execution
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
 _STARTING_PER_CORE = 4
 _START_TIMEOUT_S = 300.0
+_FIRST_PATIENCE_S = 120.0
+"""How long an actor may take to hold its clients before another one is tried: Ray can lose a call to one that is up."""
 # Between two looks at whether there is still room for an actor that does not come up.
 _LOOK_S = 2.0
 
@@ -215,26 +217,27 @@ class ActorRuntime:
         return self._execution.shards == "object-store"
 
     def _await_set_up(self, slot: Slot, ready: Any) -> None:
-        """Wait until an actor holds its clients; one that dies over it is replaced."""
+        """Wait until an actor holds its clients; one that dies over it, or does not answer, is replaced."""
         attempts = 0
         while True:
             try:
-                return self._await_ready(slot, ready)
-            except ActorLostError as lost:
+                return self._await_ready(ready, _START_TIMEOUT_S if attempts else _FIRST_PATIENCE_S)
+            except (ActorLostError, ActorTimeoutError) as lost:
                 attempts += 1
                 self._recovery.must_repeat(slot, "set-up", attempts, lost)
+                ray.kill(slot.actor)
                 slot.actor = _client_actor(self._execution)
                 slot.times_replaced += 1
                 ready = self._set_up(slot)
 
-    def _await_ready(self, slot: Slot, ready: Any) -> None:
+    def _await_ready(self, ready: Any, patience_s: float) -> None:
         """Wait for an actor to come up, as long as the cluster has room for it."""
-        give_up = time.monotonic() + _START_TIMEOUT_S
+        give_up = time.monotonic() + patience_s
         while not ray.wait([ready], timeout=_LOOK_S, fetch_local=False)[0]:
             check_room(offered_room(), self._execution.client_resources, len(self._slots))
             if time.monotonic() > give_up:
                 raise ActorTimeoutError(
-                    f"set-up: actor {slot.number} was not up within {_START_TIMEOUT_S:g} s",
+                    f"was not up within {patience_s:g} s",
                     "fewer actors (a larger execution.clients_per_actor), or a machine with less load",
                 )
         get(ready)

@@ -134,6 +134,28 @@ def numbers(records: list[RoundRecord]) -> list[Any]:
     ]
 
 
+def test_an_actor_that_is_up_and_does_not_answer_is_replaced(
+    on_ray: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, _ = run_here(on_ray.override({"execution.runtime": "local"}))
+
+    class Deaf(ClientActor):
+        def setup(self, *arguments: Any) -> None:
+            try:
+                (tmp_path / "struck").touch(exist_ok=False)
+            except FileExistsError:
+                super().setup(*arguments)
+            else:
+                time.sleep(600)
+
+    monkeypatch.setattr("blossom_ray.runtime.actors.ClientActor", Deaf)
+    monkeypatch.setattr("blossom_ray.runtime.actors._FIRST_PATIENCE_S", 5.0)
+    records, _ = run_here(on_ray)
+    assert numbers(records) == numbers(undisturbed)
+    (failure,) = (failure for record in records for failure in record.failures)
+    assert (failure.phase, failure.action, failure.cause) == ("set-up", "repeated", "was not up within 5 s")
+
+
 @pytest.mark.parametrize(
     ("method", "round_index"),
     [
