@@ -25,6 +25,7 @@ MOST_PIXELS = 2**26
 _MANY_PIXELS = 2**24
 _EXPECTED = "PNG, JPEG, WebP, GIF or BMP"
 _DRAFT = 2
+# Numbers, since Pillow, which has names for them, is imported when a picture is decoded.
 _TURNS: dict[int, Transpose] = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # type: ignore[dict-item]
 """By orientation flag, as numbers of Pillow's `Transpose`."""
 
