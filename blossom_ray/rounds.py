@@ -259,8 +259,10 @@ def scorings_due(
         due |= {Scoring.OWN_TEST, Scoring.PLAIN} if has_own_model else {Scoring.OWN_TEST}
         due |= {Scoring.UNSEEN} if scenario.num_unseen else set()
     tuning = section.fine_tune
-    if tuning is not None and round_index > 0 and (is_end or (tuning.every and round_index % tuning.every == 0)):
-        due |= {tuned_of[scoring] for scoring in due & tuned_of.keys()}
+    if tuning is not None and round_index > 0:
+        is_among_last = scenario.stop is None and round_index > scenario.rounds - tuning.last
+        if is_end or is_among_last or (tuning.every and round_index % tuning.every == 0):
+            due |= {tuned_of[scoring] for scoring in due & tuned_of.keys()}
     if scenario.model.norm_statistics == "local":  # theirs are initial before fine-tuning
         due.discard(Scoring.UNSEEN)
     if has_held_out and (section.held_out == "every" or (section.held_out == "final" and is_end)):

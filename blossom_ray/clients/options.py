@@ -404,7 +404,10 @@ class FineTune(Section):
     """Learning rate; null: that of `training.optimizer`. Batch size and the rest of the optimizer are those of
     `training`."""
     every: Positive | None = None
-    """Rounds between two such scorings, a multiple of `evaluation.every`; null: in the last round alone."""
+    """Rounds between two such scorings, a multiple of `evaluation.every`; null: at the end alone, as `last` says."""
+    last: Positive = 1
+    """How many rounds at the end are scored so in any case, those of them that are scored at all. With `stop` it is the
+    best round alone."""
 
 
 def ignored_keys(algorithm: object, training: Training) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ _ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("data", "recording_column"): None,
     ("data", "split_names"): {},
     ("data", "standardize"): False,
+    ("evaluation", "fine_tune", "last"): 1,
     ("evaluation", "split"): "test",
     ("evaluation", "unseen"): {"start": "initial"},
     ("stop",): None,

@@ -57,6 +57,14 @@ def test_it_costs_no_traffic_and_runs_only_when_due(small_scenario: Scenario) ->
     assert seldom.rounds["fine_tuned/accuracy"].is_not_null().to_list() == [False] * 4 + [True, True]
     final = simulate(scenario.override({"evaluation.fine_tune": {}}))
     assert final.rounds["fine_tuned/accuracy"].is_not_null().to_list() == [False] * 5 + [True]
+    last = simulate(scenario.override({"evaluation.fine_tune": {"last": 3}}))
+    assert last.rounds["fine_tuned/accuracy"].is_not_null().to_list() == [False] * 3 + [True] * 3
+    every = simulate(scenario.override({"evaluation.fine_tune": {"every": 1}}))
+    assert last.rounds["fine_tuned/accuracy"].to_list()[3:] == every.rounds["fine_tuned/accuracy"].to_list()[3:]
+    scored = simulate(scenario.override({"evaluation": {"every": 2, "fine_tune": {"last": 4}}}))
+    assert scored.rounds["fine_tuned/accuracy"].is_not_null().to_list() == [False, False, True, False, True, True]
+    whole = simulate(scenario.override({"rounds": 2, "evaluation.fine_tune": {"last": 9}}))
+    assert whole.rounds["fine_tuned/accuracy"].is_not_null().to_list() == [False, True, True]
     assert final.rounds["bytes_down"].to_list() == simulate(scenario).rounds["bytes_down"].to_list()
 
 
