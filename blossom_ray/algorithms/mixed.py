@@ -12,7 +12,7 @@ from blossom_ray.core.section import Rate, Section
 class Mixed(Section):
     """APFL (Deng et al. 2020) with one learned weight for each block and client: a v + (1 - a) w, a = sigmoid(`lean`).
 
-    Which blocks want to be a client's own is read from `lean`.
+    Which blocks want to be a client's own is read from `lean`: `run.extras(client)["lean"]`.
     """
 
     kind: Literal["mixed"]

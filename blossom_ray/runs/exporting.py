@@ -73,6 +73,17 @@ def kept_checkpoint(folder: Path, scenario: Scenario, round_index: int) -> Check
     )
 
 
+def kept_extras(checkpoint: Checkpoint, scenario: Scenario, client: int) -> Mapping[str, Mapping[str, np.ndarray]]:
+    """What an algorithm keeps for a client after a round, by extra and block.
+
+    Raises:
+        InputError: There is no such client.
+        RunFolderError: The checkpoint is damaged.
+    """
+    _check_client(client, scenario.num_clients)
+    return read_clients(checkpoint.client_files, [client]).get(client, INITIAL_STATE).extras
+
+
 def taken_model(
     checkpoint: Checkpoint, scenario: Scenario, manifest: Mapping[str, Any], client: int | None
 ) -> StandaloneModel:
@@ -93,8 +104,8 @@ def taken_model(
     needed = {"fingerprint"} | ({"tasks"} if scenario.tasks else {"input_shapes", "num_classes", "class_names"})
     if missing := needed - data.keys():
         raise RunFolderError(f"{checkpoint.folder.parents[1]}: its manifest does not say data.{min(missing)}")
-    if client is not None and client not in range(len(profiles)):
-        raise InputError(f"the client is {client!r}; expected one of 0 to {len(profiles) - 1}")
+    if client is not None:
+        _check_client(client, len(profiles))
     check_compatible(checkpoint, {"scenario": numbers_tree(scenario), "data_fingerprint": data["fingerprint"]})
     told = {name: data["tasks"][name] if name else data for name in scenario.learned}
     whole = {task: each for each in scenario.federated for task in each.learned}
@@ -196,6 +207,11 @@ def write_export(model: StandaloneModel, to: Path) -> list[Path]:
             for name, text in texts.items():
                 (folder / name).write_text(text, encoding="utf-8")
     return sorted(to.iterdir())
+
+
+def _check_client(client: int, number: int) -> None:
+    if client not in range(number):
+        raise InputError(f"the client is {client!r}; expected one of 0 to {number - 1}")
 
 
 def _everybody(plan: ClientPlan, server: Server) -> ClientProfile:

@@ -33,9 +33,11 @@ from blossom_ray.runs.tables import ROUND_COLUMNS, TABLES
 from blossom_ray.storage import read_file
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
     import pyarrow as pa
 
+    from blossom_ray.checkpoint import Checkpoint
     from blossom_ray.models.standalone import StandaloneModel
 
 SCENARIO_FILE = "scenario.yaml"
@@ -260,7 +262,35 @@ class Run:
             >>> model = run.model(client=3)
             >>> model({"acc": torch.zeros(1, 128, 3)})
         """
-        from blossom_ray.runs.exporting import kept_checkpoint, taken_model
+        from blossom_ray.runs.exporting import taken_model
+
+        return taken_model(self._checkpoint(round_index), self.scenario, self.manifest, client)
+
+    def extras(
+        self, client: int, *, round_index: int | Literal["best", "last"] | None = None
+    ) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """What the algorithm keeps for a client, its extras of scope `private`, by name and then by block.
+
+        Args:
+            client: The client's id.
+            round_index: As in `model`.
+
+        Returns:
+            Arrays of the extras' dtypes and shapes, vectors of blocks flat. Empty where nothing was kept.
+
+        Raises:
+            RunFolderError: The run has kept no checkpoint of the round.
+            InputError: There is no such client.
+
+        Examples:
+            >>> run.extras(client=3)["lean"]["head"]    # of `algorithm: {kind: mixed}`
+        """
+        from blossom_ray.runs.exporting import kept_extras
+
+        return kept_extras(self._checkpoint(round_index), self.scenario, client)
+
+    def _checkpoint(self, round_index: int | Literal["best", "last"] | None) -> Checkpoint:
+        from blossom_ray.runs.exporting import kept_checkpoint
 
         if self.path is None:
             raise InputError("the run has no folder, and so no checkpoints; expected simulate(scenario, out=...)")
@@ -277,8 +307,7 @@ class Run:
                 number = last
             case _:
                 number = round_index
-        checkpoint = kept_checkpoint(self.path / CHECKPOINTS, self.scenario, number)
-        return taken_model(checkpoint, self.scenario, self.manifest, client)
+        return kept_checkpoint(self.path / CHECKPOINTS, self.scenario, number)
 
     def __repr__(self) -> str:
         place = "in memory" if self.path is None else repr(str(self.path))

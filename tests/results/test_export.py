@@ -197,6 +197,31 @@ def test_with_personal_models_the_common_one_is_the_averaged_one(small_scenario:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_what_an_algorithm_keeps_is_read_by_client(small_scenario: Scenario, tmp_path: Path) -> None:
+    """A client of `mixed` was scored with the mixture of its own copy and the shared model by its own weights."""
+    changes = {"algorithm": {"kind": "mixed", "rate": 5.0}, "sharing": "full-model", "rounds": 2}
+    run = simulate(small_scenario.override(changes), out=tmp_path)
+    shared, leans = run.model().weights(), {}
+    for client in range(small_scenario.num_clients):
+        kept = run.extras(client)
+        leans[client] = {block: 1 / (1 + np.exp(-lean)) for block, lean in kept["lean"].items()}
+        scored = run.model(client).weights()
+        assert kept["v"].keys() == leans[client].keys()
+        for block, share in leans[client].items():
+            of_block = [[name, values] for name, values in scored.items() if name.startswith(f"{block}/")]
+            mixed, averaged = (
+                np.concatenate([np.ravel(source[name]) for name, _ in of_block]) for source in (scored, shared)
+            )
+            expected = share * kept["v"][block][: mixed.size] + (1 - share) * averaged
+            np.testing.assert_allclose(mixed, expected, atol=1e-6)
+    assert len({float(lean["head"]) for lean in leans.values()}) == small_scenario.num_clients, "each its own"
+    assert simulate(small_scenario, out=tmp_path / "fedavg").extras(0) == {}
+    with pytest.raises(InputError, match="the client is 99; expected one of 0 to"):
+        run.extras(99)
+    with pytest.raises(RunFolderError, match="has no checkpoint of round 1"):
+        run.extras(0, round_index=1)
+
+
 def test_clients_that_never_train(small_scenario: Scenario, tmp_path: Path) -> None:
     """With the shared blocks, and with initial private ones; means of others' private blocks are nowhere kept."""
     groups = [{"count": 2, "modalities": ["acc"]}, {"count": 2, "modalities": ["acc", "gyro"]}]
