@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -27,7 +28,7 @@ from blossom_ray.studies.comparison.scores import ALL, client_scores, run_comput
 HERE = Path(__file__).parent
 DATA = {"uci-har": "UCI-HAR/UCI HAR Dataset.zip", "av-mnist": "AV-MNIST", "ptb-xl": "PTB-XL-subset"}
 PAPER_RATE = {"uci-har": 0.05, "av-mnist": 0.001, "ptb-xl": 0.05}
-FACTORS = (1 / 3, 1, 3)
+FACTORS = {"uci-har": (1 / 3, 1, 3), "av-mnist": (1 / 3, 1, 3, 9), "ptb-xl": (1 / 3, 1, 3)}
 FINE_TUNE_FACTORS = (1, 0.1, 0.01)
 SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101)
 SCHEMES = ("full-model", "private-head-fusion", "local", "private-head")
@@ -46,8 +47,8 @@ PRIVATE = {
 SCORES = ("accuracy", "macro_f1_present")
 COLUMNS = (
     "sweep", "sharing", "statistics", "fusion", "lr", "fine_tune_lr", "seed", *SCORES,
-    *(f"fine_tuned/{score}" for score in SCORES), "parameters", "examples", "steps", "bytes", "clients", "started",
-    "seconds", "processor", "shared_digest", "private_digest", "command",
+    *(f"fine_tuned/{score}" for score in SCORES), "parameters", "examples", "steps", "bytes", "clients", "own",
+    "started", "seconds", "processor", "shared_digest", "private_digest", "command",
 )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def tuning(data: str, sweeps: Path) -> Iterator[tuple[str, Plan]]:
     validation = {"execution.runtime": "local", "data.validation_fraction": 0.2, "evaluation.split": "validation"}
     for scheme, norm in arms(data):
         given = {**validation, "evaluation.fine_tune": None, "sharing": scheme, "model.norm_statistics": norm}
-        rates = {"training.optimizer.lr": _values(PAPER_RATE[data], FACTORS)}
+        rates = {"training.optimizer.lr": _values(PAPER_RATE[data], FACTORS[data])}
         yield f"tune/{data}_{scheme}_{norm}", Plan(f"{data}_{TUNED_ON}", given, rates, TUNING_SEEDS)
     for scheme, norm in arms(data):
         rate = chosen_rate(sweeps / f"tune/{data}_{scheme}_{norm}")
@@ -189,7 +190,7 @@ def run_all(data: Path, sweeps: Path, only: tuple[str, ...], jobs: int) -> None:
         name, plan = pending[0]
         done.add(name)
         path = (data / DATA[plan.scenario.partition("_")[0]]).resolve()
-        if not _has_ended(sweeps / name):
+        if not _has_ended(sweeps / name, plan):
             given = {**plan.given, "data.path": str(path)}
             scenario = HERE / f"{plan.scenario}.yaml"
             cells = sweep(scenario, vary=plan.vary, seeds=plan.seeds, overrides=given, out=sweeps / name, jobs=jobs)
@@ -201,7 +202,8 @@ def lines(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]:
     """A line per finished run: what it is, what came out, how long it took, and how to repeat it.
 
     Scores are shares of 1, means of the last five scored rounds; `clients` has them by client, in the order of
-    `SCORES`, then after fine-tuning, and last the client's test samples. `steps` is what a model goes through.
+    `SCORES`, then after fine-tuning, and last the client's test samples; `own` has what the learned mixture has of a
+    client's own copy, by block. `steps` is what a model goes through.
     """
     found = Sweep.open(folder)
     scores = [f"validation/{score}" for score in SCORES] if name.startswith("tune/") else [*SCORES]
@@ -232,9 +234,10 @@ def lines(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]:
             "steps": compute.num_steps,
             "bytes": (compute.bytes_down or 0) + (compute.bytes_up or 0),
             "clients": json.dumps(_by_client(run, known), separators=(",", ":")),
-            "started": begun.isoformat(timespec="minutes"),
+            "own": json.dumps(_own_shares(run), separators=(",", ":")) if name.endswith("_mixed") else "",
+            "started": f"{begun:%Y-%m-%d %H:%M}",
             "seconds": round((ended - begun).total_seconds()),
-            "processor": run.manifest["kernels"],
+            "processor": " ".join(f"{kind['processor']} {kind['cpu_capability']}" for kind in run.manifest["kernels"]),
             "shared_digest": digest["shared"][:16],
             "private_digest": digest["private"][:16],
             "command": " ".join([f"blossom-ray simulate paper/{plan.scenario}", *words, f"--seed {cell.seed}"]),
@@ -252,6 +255,14 @@ def _by_client(run: Run, scores: Sequence[str]) -> dict[int, list[float]]:
     return {client: [*values, round(samples[client])] for client, values in found.items()}
 
 
+def _own_shares(run: Run) -> dict[int, dict[str, float]]:
+    leans = {client: run.extras(client)["lean"] for client in range(run.scenario.num_clients)}
+    return {
+        client: {block: round(1 / (1 + math.exp(-float(lean))), 4) for block, lean in blocks.items()}
+        for client, blocks in leans.items()
+    }
+
+
 def _last5(run: Run, score: str) -> float:
     value = run_scores(run, score, lower_is_better=False, target=None).own.values["last5"]
     assert value is not None
@@ -264,12 +275,11 @@ def _plan(data: str, case: str, sharing: object, norm: str, rate: float, given: 
     return Plan(f"{data}_{case}", {**common, **settings, **given})
 
 
-def _has_ended(folder: Path) -> bool:
-    if not folder.exists():
-        return False
-    cells = Sweep.open(folder).cells
+def _has_ended(folder: Path, plan: Plan) -> bool:
+    cells = Sweep.open(folder).cells if folder.exists() else ()
     paths = [folder / cell.folder for cell in cells]
-    return all(path.exists() and Run.open(path).status in ("finished", "failed") for path in paths)
+    has_all = len(paths) == len(plan.seeds) * math.prod(map(len, plan.vary.values()))
+    return has_all and all(path.exists() and Run.open(path).status in ("finished", "failed") for path in paths)
 
 
 def _values(rate: float, factors: Sequence[float]) -> list[float]:
