@@ -114,7 +114,7 @@ class CentralModel:
         trainer.enter(step, NO_AFFINE)
         order_generator = generator(seed, Purpose.CENTRAL_TRAINING, round_index)
         drops_generator = generator(seed, Purpose.MODALITY_DROPOUT, round_index)
-        transform_generator = torch.Generator(workspace.device).manual_seed(job.transform_seed(0))
+        transform_generator = torch.Generator(workspace.device).manual_seed(job.transform_seeds([0])[0])
         with seeded_dropout(torch_seed(seed, Purpose.CENTRAL_TRAINING, round_index), workspace.device):
             for _ in range(section.local_epochs):
                 for pool, rows in _batches(self._pools, section, order_generator):

@@ -14,7 +14,7 @@ from blossom_ray.clients.options import FineTune, Training
 from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.core.blocks import Block, BlockInstance
 from blossom_ray.core.records import TaskTraining
-from blossom_ray.core.seeding import Purpose, generator, torch_seed
+from blossom_ray.core.seeding import Purpose, generators, torch_seeds
 from blossom_ray.core.sums import Vector
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.stored import Rows
@@ -92,19 +92,19 @@ class LocalJob:
     purpose: Purpose = Purpose.TRAINING
     author: Any = None
 
-    def order_generator(self, client: int) -> np.random.Generator:
-        """What the order of a client's samples is drawn from, epoch by epoch."""
-        return generator(self.seed, self.purpose, self.round_index, client)
+    def order_generators(self, clients: Sequence[int]) -> list[np.random.Generator]:
+        """What the order of each client's samples is drawn from, epoch by epoch."""
+        return [*generators(self.seed, self.purpose, clients, self.round_index)]
 
-    def dropout_seed(self, client: int) -> int:
-        """The seed of a client's dropout masks."""
-        return torch_seed(self.seed, self.purpose, self.round_index, client)
+    def dropout_seeds(self, clients: Sequence[int]) -> list[int]:
+        """The seed of each client's dropout masks."""
+        return torch_seeds(self.seed, self.purpose, clients, self.round_index)
 
-    def transform_seed(self, client: int) -> int:
-        """The seed of what a client's `training.transform` draws."""
+    def transform_seeds(self, clients: Sequence[int]) -> list[int]:
+        """The seed of what each client's `training.transform` draws."""
         is_tuning = self.purpose is Purpose.FINE_TUNING
         purpose = Purpose.FINE_TUNING_TRANSFORM if is_tuning else Purpose.TRANSFORM
-        return torch_seed(self.seed, purpose, self.round_index, client)
+        return torch_seeds(self.seed, purpose, clients, self.round_index)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class SequentialEngine:
 
     def _train(self, task: ClientTask, job: LocalJob) -> LocalResult:
         workspace, batches = self._workspace, _Batches(self._workspace, task, job)
-        with seeded_dropout(job.dropout_seed(task.client), workspace.device):
+        with seeded_dropout(job.dropout_seeds([task.client])[0], workspace.device):
             if has(job.author, "local"):
                 return self._train_by_author(task, job, batches)
             trainer = Trainer(workspace, job, task.labels, task)
@@ -187,9 +187,9 @@ class _Batches:
         self._inputs = {modality: joined([values], workspace.device) for modality, values in task.inputs.items()}
         self._observed = {modality: on_device(values, workspace.device) for modality, values in task.observed.items()}
         self._targets = on_device(task.labels, workspace.device)
-        self._orders = job.order_generator(task.client)
+        self._orders = job.order_generators([task.client])[0]
         self._drops = generator(job.seed, Purpose.MODALITY_DROPOUT, job.round_index, task.client)
-        self._transforms = torch.Generator(workspace.device).manual_seed(job.transform_seed(task.client))
+        self._transforms = torch.Generator(workspace.device).manual_seed(job.transform_seeds([task.client])[0])
 
     def of_epochs(self, num_epochs: int) -> Iterator[tuple[dict[str, Tensor], Mapping[str, Presence], Tensor]]:
         """The next batches: modality to (B, *shape), without those that are dropped; who has it; and targets."""

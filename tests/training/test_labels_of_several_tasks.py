@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -162,8 +162,8 @@ def client(number: int, space: Workspace, size: int) -> ClientTask:
 class InOrder(LocalJob):
     """Samples are taken as they stand."""
 
-    def order_generator(self, client: int) -> Any:  # as every job
-        return SimpleNamespace(permutation=np.arange)
+    def order_generators(self, clients: Sequence[int]) -> Any:  # as every job
+        return [SimpleNamespace(permutation=np.arange)] * len(clients)
 
 
 def job(space: Workspace, optimizer: dict[str, Any], **key: Any) -> LocalJob:

@@ -1,7 +1,7 @@
 """Samples that lack a modality of their client: what its encoder, its fusion and its optimizer make of them."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -65,8 +65,8 @@ def client(number: int, space: Workspace, num_rows: int, rate: float = 0.5, pois
 class InOrder(LocalJob):
     """Samples are taken as they stand."""
 
-    def order_generator(self, client: int) -> Any:  # as every job
-        return SimpleNamespace(permutation=np.arange)
+    def order_generators(self, clients: Sequence[int]) -> Any:  # as every job
+        return [SimpleNamespace(permutation=np.arange)] * len(clients)
 
 
 def job(

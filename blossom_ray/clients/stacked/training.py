@@ -54,15 +54,12 @@ class StackTrainer:
         known = None if self._known is None or not learned.has_several else self._known.cpu().numpy() > 0
         self._labelled = {part.name: known[:, at] for at, part in enumerate(learned.parts) if known is not None}
         self._class_weights = self._objective.weights([task.labels for task in tasks])
-        self._generators = [
-            torch.Generator(device).manual_seed(job.dropout_seed(task.client))
-            for task in (tasks if stack.has_dropout else ())
-        ]
-        self._transforms = [
-            torch.Generator(device).manual_seed(job.transform_seed(task.client))
-            for task in (tasks if workspace.transforms else ())
-        ]
-        self._orders = [job.order_generator(task.client) for task in tasks]
+        clients = [task.client for task in tasks]
+        dropout_seeds = job.dropout_seeds(clients) if stack.has_dropout else []
+        transform_seeds = job.transform_seeds(clients) if workspace.transforms else []
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in dropout_seeds]
+        self._transforms = [torch.Generator(device).manual_seed(seed) for seed in transform_seeds]
+        self._orders = job.order_generators(clients)
         has_loss = has(job.author, "loss")
         self._added = AuthorsFunction(job.author.loss, "loss", workspace) if has_loss else None
         self._copies = StackedCopies(stack, tasks, spare) if tasks[0].extras or has_loss else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.core.seeding import Purpose, generator
+from blossom_ray.core.seeding import Purpose, generator, generators
 from blossom_ray.data.division.options import Division
 from blossom_ray.data.division.partition import PartitionError
 from blossom_ray.data.targets import IntArray, Targets
@@ -20,6 +19,8 @@ _MOST_DRAWS = 100
 _TRAIN, _VALIDATION, _TEST = range(3)
 
 _Sides = npt.NDArray[np.int64]
+_Numbers = npt.NDArray[np.floating]
+_Draws = Iterator[np.random.Generator]
 
 
 class Split(NamedTuple):
@@ -80,18 +81,28 @@ def split_parts(
     if groups is not None:
         owned = {client: np.unique(groups[rows]) for client, rows in enumerate(parts, first_client)}
         by_group = _common_sides(owned, int(groups.max()) + 1, spec, seed)
-        sides = [by_group[groups[rows]] for rows in parts]
-    elif spec.split == "sample":
-        sizes = [np.ones(len(rows), np.int64) for rows in parts]
-        clients = enumerate(sizes, first_client)
-        sides = [_own_sides(own, _first_of, "samples", spec, seed, client) for client, own in clients]
+        sides = by_group[groups[np.concatenate(parts)]]
     else:
-        clients = enumerate(parts, first_client)
-        sides = [_by_subject(rows, spec, targets.subjects, seed, client) for client, rows in clients]
-    return [
-        Split(*(np.sort(rows[own == side]) for side in (_TRAIN, _VALIDATION, _TEST)))
-        for rows, own in zip(parts, sides, strict=True)
-    ]
+        clients = range(first_client, first_client + len(parts))
+        testing, validating = (generators(seed, each, clients) for each in (Purpose.SPLIT, Purpose.VALIDATION))
+        if spec.split == "sample":
+            sides = _by_sample(np.array([*map(len, parts)]), spec, testing, validating, first_client)
+        else:
+            own = zip(parts, clients, testing, validating, strict=True)
+            sides = np.concatenate([_by_subject(*each, spec, targets.subjects) for each in own])
+    return _sorted_splits(parts, sides)
+
+
+def _sorted_splits(parts: Sequence[IntArray], sides: _Sides) -> list[Split]:
+    """The splits of each client, from what its rows are for, one client's after the other's."""
+    rows, owners = np.concatenate(parts), np.repeat(np.arange(len(parts)), [*map(len, parts)])
+    order = np.lexsort((rows, owners))
+    by_side = []
+    for side in (_TRAIN, _VALIDATION, _TEST):
+        chosen = order[sides[order] == side]
+        ends = np.cumsum(np.bincount(owners[chosen], minlength=len(parts)))
+        by_side.append(np.split(rows[chosen], ends[:-1]))
+    return [Split(*own) for own in zip(*by_side, strict=True)]
 
 
 def few(split: Split, shots: int | None, client: int, seed: int) -> Split:
@@ -109,27 +120,36 @@ def few(split: Split, shots: int | None, client: int, seed: int) -> Split:
     return Split(own, split.validation[:0], split.test)
 
 
-_Rule = Callable[[float, IntArray, np.random.Generator], IntArray]
-
-
-def _own_sides(sizes: IntArray, rule: _Rule, what: str, spec: Division, seed: int, client: int) -> _Sides:
-    """What each sample or subject of a client is for; `rule` draws as many as have a number of rows."""
-    sides, num_rows = np.zeros(len(sizes), np.int64), int(sizes.sum())
-    sides[rule(spec.test_fraction * num_rows, sizes, generator(seed, Purpose.SPLIT, 0, client))] = _TEST
+def _by_sample(sizes: IntArray, spec: Division, testing: _Draws, validating: _Draws, first_client: int) -> _Sides:
+    """What each sample is for, one client's after the other's, of which each has as many as `sizes` says."""
+    sides = np.zeros(int(sizes.sum()), np.int64)
+    sides[_some(sizes, spec.test_fraction * sizes, testing)] = _TEST
     if spec.validation_fraction:
         left = np.flatnonzero(sides == _TRAIN)
-        _check_room(len(left), len(sizes), what, spec, client)
-        draw = generator(seed, Purpose.VALIDATION, 0, client)
-        sides[left[rule(spec.validation_fraction * num_rows, sizes[left], draw)]] = _VALIDATION
+        num_left = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[left], minlength=len(sizes))
+        place = int(num_left.argmin())
+        _check_room(int(num_left[place]), int(sizes[place]), "samples", spec, first_client + place)
+        sides[left[_some(num_left, spec.validation_fraction * sizes, validating)]] = _VALIDATION
     return sides
 
 
-def _first_of(num_rows: float, sizes: IntArray, draw: np.random.Generator) -> IntArray:
-    """Samples in random order, as many as the whole part of the number, at least 1 and never all of them."""
-    return draw.permutation(len(sizes))[: min(max(_whole(num_rows), 1), len(sizes) - 1)]
+def _some(sizes: IntArray, wanted: _Numbers, draws: _Draws) -> IntArray:
+    """Places of samples of each client, the first in random order, as many as `wanted`, at least 1 and never all."""
+    numbers = np.minimum(np.maximum(_whole(wanted), 1), sizes - 1)
+    drawn = zip(draws, sizes.tolist(), numbers.tolist(), strict=True)
+    chosen = np.concatenate([draw.permutation(size)[:number] for draw, size, number in drawn])
+    return chosen + np.repeat(np.cumsum(sizes) - sizes, numbers)
 
 
-def _by_subject(rows: IntArray, spec: Division, subjects: IntArray | None, seed: int, client: int) -> _Sides:
+def _by_subject(
+    rows: IntArray,
+    client: int,
+    testing: np.random.Generator,
+    validating: np.random.Generator,
+    spec: Division,
+    subjects: IntArray | None,
+) -> _Sides:
+    """What each row of a client is for, by its subject."""
     if subjects is None:
         raise PartitionError(
             "data.split",
@@ -143,7 +163,13 @@ def _by_subject(rows: IntArray, spec: Division, subjects: IntArray | None, seed:
             f"is {spec.split!r}, but client {client} has samples of one subject alone",
             "'sample', or at least two subjects per client",
         )
-    return _own_sides(sizes, _first_with, "subjects", spec, seed, client)[positions]
+    sides = np.zeros(len(sizes), np.int64)
+    sides[_first_with(spec.test_fraction * len(rows), sizes, testing)] = _TEST
+    if spec.validation_fraction:
+        left = np.flatnonzero(sides == _TRAIN)
+        _check_room(len(left), len(sizes), "subjects", spec, client)
+        sides[left[_first_with(spec.validation_fraction * len(rows), sizes[left], validating)]] = _VALIDATION
+    return sides[positions]
 
 
 def _first_with(num_rows: float, sizes: IntArray, draw: np.random.Generator) -> IntArray:
@@ -196,7 +222,7 @@ def _drawn(
     """
     purpose, name = (Purpose.SPLIT, "testing") if side == _TEST else (Purpose.VALIDATION, "validation")
     left = np.flatnonzero(sides == _TRAIN)
-    number = min(max(_whole(fraction * len(sides)), 1), len(left) - 1)
+    number = min(max(int(_whole(fraction * len(sides))), 1), len(left) - 1)
     clients, groups = [*owned], [*owned.values()]
     flat = np.concatenate(groups)
     sizes = np.array([len(own) for own in groups])
@@ -238,6 +264,6 @@ def _check_room(num_left: int, num_all: int, what: str, spec: Division, client: 
         )
 
 
-def _whole(number: float) -> int:
+def _whole(number: float | _Numbers) -> IntArray:
     """The whole part; the tolerance is for products such as 0.29 * 100, which floating point puts just below 29."""
-    return math.floor(number + 1e-9)
+    return np.floor(number + 1e-9).astype(np.int64)
