@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 from conftest import REPOSITORY, Command
 from downloads import DOWNLOADS
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.core.records import RoundRecord
+from blossom_ray.data.shard_files import read_rows
 from blossom_ray.reading.inspection import Inspector
 from blossom_ray.runtime.local import LocalRuntime
 from blossom_ray.runtime.preparation import Preparation, prepare
@@ -89,23 +89,18 @@ def poison(preparation: Preparation, value: float) -> int:
             held_out = shards.held_out(client)
             assert held_out is not None
             for name, has in shards.shard(client).observed.items():
-                number += _fill(index.folder / f"input-{name}.arrow", int(index.batches[name][client]), ~has, value)
+                number += _fill(index.folder / f"input-{name}.rows", int(index.inputs[name][client]), ~has, value)
             for name, has in held_out.observed.items():
-                number += _fill(index.folder / f"held-out/{index.views[client]}/input-{name}.arrow", 0, ~has, value)
+                number += _fill(index.folder / f"held-out/{index.views[client]}/input-{name}.rows", 0, ~has, value)
     return number
 
 
-def _fill(path: Path, number: int, rows: np.ndarray, value: float) -> int:
-    with pa.ipc.open_file(pa.memory_map(str(path))) as file:
-        batches, schema = [file.get_batch(each) for each in range(file.num_record_batches)], file.schema
-    values = np.array(batches[number].column(0).values).reshape(len(rows), -1)
-    values[rows] = value
-    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=schema.field(0).type)
-    batches[number] = pa.record_batch([column], schema=schema)
+def _fill(path: Path, first: int, rows: np.ndarray, value: float) -> int:
+    content = path.read_bytes()
     path.unlink()  # the old one is mapped still
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+    path.write_bytes(content)
+    values, _ = read_rows(np.memmap(path, np.uint8, "r+"), path.name)
+    values[first : first + len(rows)][rows] = value
     return int(rows.sum())
 
 

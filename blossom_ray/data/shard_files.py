@@ -1,27 +1,26 @@
-"""The Arrow files of shards: what they are called, and a batch of rows into one of them."""
+"""The files of shards: what they are called, and how rows stand in one of them."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from blossom_ray.data.stored import StoredRows
+from blossom_ray.data.stored import StoredRows, slices
 from blossom_ray.data.targets import IntArray
 from blossom_ray.errors import DataError, RunFolderError
 
 ByteArray = npt.NDArray[np.uint8]
-Batch: TypeAlias = npt.NDArray[Any] | StoredRows
+Part: TypeAlias = npt.NDArray[Any] | StoredRows
 _HELD_OUT = "held-out/"
-_SUFFIX = ".arrow"
+_SUFFIX = ".rows"
+_LENGTH, _ALIGNMENT = np.dtype("<u8"), 64
 
 
 def key_of(modality: str, dataset: str) -> str:
@@ -59,40 +58,76 @@ def held_out_place(view: int) -> str:
     return f"{_HELD_OUT}{view}/"
 
 
-def write_batches(path: Path, like: Batch, batches: Iterable[Batch], *, stay_bytes: bool = False) -> None:
-    """Write batches of rows, each row flattened into a fixed-size list; its shape, as in `like`, is metadata.
+def write_rows(path: Path, like: Part, parts: Iterable[Part], num_rows: int, *, stay_bytes: bool = False) -> None:
+    """Write rows as they follow each other, behind a head that says what they are.
 
-    Of rows that stay bytes it is metadata, too, what they stand for.
+    Args:
+        path: The file, without its suffix.
+        like: Has the type and the shape of a row, and where rows are written as bytes, what these stand for.
+        parts: The rows; of those that are stored a little is in memory at once.
+        num_rows: How many there are in all parts.
+        stay_bytes: Whether they are the bytes that `like` keeps.
+
+    Raises:
+        RunFolderError: The file cannot be written.
     """
-    dtype, told = like.dtype, {"shape": json.dumps(like.shape[1:])}
+    dtype, told = like.dtype, dict[str, object]()
     if stay_bytes and isinstance(like, StoredRows):
         scale = None if like.scale is None else [numbers.tolist() for numbers in like.scale]
-        dtype, told = np.dtype(np.uint8), told | {"factor": json.dumps(like.factor), "scale": json.dumps(scale)}
-    item = pa.field("item", pa.from_numpy_dtype(dtype), nullable=False)
-    row = pa.field("row", pa.list_(item, math.prod(like.shape[1:])), nullable=False)
-    schema = pa.schema([row], metadata=told)
+        dtype, told = np.dtype(np.uint8), {"factor": like.factor, "scale": scale}
+    told |= {"dtype": dtype.str, "shape": (num_rows, *like.shape[1:])}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(path_of(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for rows in batches:
-                if isinstance(rows, StoredRows):
-                    rows = (rows.as_kept() if stay_bytes else rows).in_one_piece(path.parent, dtype)
-                flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
-                column = pa.FixedSizeListArray.from_arrays(flat, type=row.type)
-                writer.write_batch(pa.record_batch([column], schema=schema))
+        with open(path_of(path), "wb") as file:
+            file.write(_head(told))
+            for part in parts:
+                for piece in slices(part):
+                    file.write(np.ascontiguousarray(part[piece], dtype).data)
     except OSError as error:
         raise RunFolderError(f"{path_of(path)} cannot be written: {error}") from error
 
 
-def copy_batches(path: Path, numbers: IntArray) -> ByteArray:
-    """Some batches of a file, in this order, as a file of their own in memory."""
-    with damage_told(path.name), pa.memory_map(path_of(path)) as source:
-        reader = pa.ipc.open_file(source)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, reader.schema) as writer:
-            for number in numbers.tolist():
-                writer.write_batch(reader.get_batch(number))
-    return np.frombuffer(sink.getvalue(), np.uint8)
+def copy_rows(path: Path, starts: IntArray, sizes: IntArray) -> ByteArray:
+    """Stretches of the rows of a file, in this order, as a file of their own in memory.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    values, told = read_rows(open_rows(path), path.name)
+    pieces = [values[start : start + size] for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+    head = np.frombuffer(_head({**told, "shape": (int(sizes.sum()), *values.shape[1:])}), np.uint8)
+    found = np.concatenate([head, *(np.ascontiguousarray(piece).reshape(-1).view(np.uint8) for piece in pieces)])
+    found.flags.writeable = False
+    return found
+
+
+def open_rows(path: Path) -> ByteArray:
+    """A file of rows, mapped.
+
+    Raises:
+        DataError: It is missing.
+    """
+    with damage_told(path.name):
+        return np.memmap(path_of(path), np.uint8, "r").view(np.ndarray)
+
+
+def read_rows(file: ByteArray, name: str) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+    """The rows of a file, (n, *shape) as they are kept, a view; and what is told of them.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    with damage_told(name):
+        end = _LENGTH.itemsize + int(file[: _LENGTH.itemsize].view(_LENGTH)[0])
+        told = json.loads(file[_LENGTH.itemsize : end].tobytes())
+        return file[end:].view(told["dtype"]).reshape(told["shape"]), told
+
+
+def _head(told: Mapping[str, object]) -> bytes:
+    """What is told as JSON, behind its length; both together are whole cache lines, so that rows are aligned."""
+    text = json.dumps(told).encode()
+    text += b" " * (-(_LENGTH.itemsize + len(text)) % _ALIGNMENT)
+    return np.array(len(text), _LENGTH).tobytes() + text
 
 
 def path_of(path: Path) -> str:
@@ -112,5 +147,5 @@ def damage_told(name: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, KeyError) as error:
         raise DataError(f"{name}{_SUFFIX} is missing; expected the shards as they were written") from error
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{name}{_SUFFIX} is damaged ({error}); expected it as it was written") from error

@@ -20,9 +20,9 @@ from blossom_ray.data.shard_files import (
     key_of,
     labels_name,
     scale_name,
-    write_batches,
+    write_rows,
 )
-from blossom_ray.data.shards import ShardIndex, numbered
+from blossom_ray.data.shards import ShardIndex, first_rows
 from blossom_ray.data.stored import Rows, Scale, StoredRows, as_seen
 from blossom_ray.data.targets import IntArray, Labels
 
@@ -53,47 +53,45 @@ def write_shards(
     Raises:
         RunFolderError: The files cannot be written.
     """
-    rows = [federation.rows(client) for client in range(len(profiles))]
-    places = [federation.located(dataset, client) for client in range(len(profiles))]
-    sources = [*{id(part): part for part, _ in places}.values()]
-    labels, batches, gaps, own_scales = {}, {}, {}, {}
+    rows, owners = federation.all_rows()
+    sizes = np.bincount(owners, minlength=len(profiles))
+    labels, inputs, gaps, own_scales = {}, {}, {}, {}
     for tasks in sorted({profile.tasks for profile in profiles}):
         together = "+".join(tasks)
         has = np.array([profile.tasks == tasks for profile in profiles])
-        own_places = [places[client] for client in np.flatnonzero(has)]
-        parts = {id(part): _labels_of(part, tasks, dataset) for part, _ in own_places}
-        write_batches(
-            folder / labels_name(together),
-            next(iter(parts.values())),
-            (parts[id(part)][own] for part, own in own_places),
-        )
-        labels[together] = numbered(has)
+        own = rows[has[owners]]
+        values = np.concatenate([_labels_of(part, tasks, dataset) for part in _with_rows(dataset, own)])[own]
+        write_rows(folder / labels_name(together), values, [values], len(own))
+        labels[together] = first_rows(has, sizes)
     for modality, samples in dataset.inputs.items():
-        observed = federation.observed.get(modality)
         owns = np.array([modality in profile.modalities for profile in profiles])
+        is_own = owns[owners]
+        own = rows[is_own]
         by_client, key = scales.get(modality, {}), key_of(modality, name)
-        owned = (
-            as_seen(
-                part.inputs[modality], own, None if observed is None else observed[rows[client]], by_client.get(client)
-            )
-            for client, (part, own) in enumerate(places)
-            if owns[client]
+        parts, stay_bytes = _to_write([part.inputs[modality] for part in _with_rows(dataset, own)])
+        stored = StoredRows.of(*parts)
+        # Each client's in its own scale, which whoever reads bytes sees to.
+        is_apart = bool(by_client) and not stay_bytes
+        stretches = np.split(own, np.cumsum(sizes[owns])[:-1]) if is_apart else [own]
+        own_scale = [by_client.get(client) for client in np.flatnonzero(owns).tolist()] if is_apart else [None]
+        observed = federation.observed.get(modality)
+        seen = (
+            as_seen(stored, each, None if observed is None else observed[each], scale)
+            for each, scale in zip(stretches, own_scale, strict=True)
         )
-        stay_bytes = _stay_bytes([part.inputs[modality] for part in sources])
-        write_batches(folder / inputs_name(key), samples, owned, stay_bytes=stay_bytes)
-        batches[key] = numbered(owns)
+        write_rows(folder / inputs_name(key), samples, seen, len(own), stay_bytes=stay_bytes)
+        inputs[key] = first_rows(owns, sizes)
         if by_client:
-            found = [np.stack(by_client[client]) for client in np.flatnonzero(owns).tolist()]
-            write_batches(folder / scale_name(key), found[0], found)
-            own_scales[key] = batches[key]
+            found = np.stack([by_client[client] for client in np.flatnonzero(owns).tolist()])
+            write_rows(folder / scale_name(key), found, [found], len(found))
+            own_scales[key] = first_rows(owns, np.ones_like(sizes))
         if observed is not None:
-            lacks = np.array([owner and not observed[own].all() for owner, own in zip(owns, rows, strict=True)])
-            masks = (observed[rows[client]].view(np.uint8) for client in np.flatnonzero(lacks))
-            write_batches(folder / gaps_name(key), observed.view(np.uint8), masks)
-            gaps[key] = numbered(lacks)
+            has = observed[own]
+            write_rows(folder / gaps_name(key), has, [has], len(has))
+            gaps[key] = np.bincount(owners[is_own], ~has, len(profiles)) > 0
     return ShardIndex(
         folder=folder,
-        batches=batches,
+        inputs=inputs,
         num_train=federation.train.counts,
         num_validation=federation.validation.counts,
         num_test=federation.test.counts,
@@ -128,14 +126,23 @@ def write_held_out(
         place = held_out_place(number)
         for modality, samples in view.inputs.items():
             file = folder / (place + inputs_name(key_of(modality, name)))
-            write_batches(file, samples, [samples], stay_bytes=_stay_bytes([samples]))
+            parts, stay_bytes = _to_write([samples])
+            write_rows(file, samples, parts, len(samples), stay_bytes=stay_bytes)
         for modality, observed in view.observed.items():
-            own = observed.view(np.uint8)
-            write_batches(folder / (place + gaps_name(key_of(modality, name))), own, [own])
+            write_rows(folder / (place + gaps_name(key_of(modality, name))), observed, [observed], len(observed))
         for together in tasks:
             if any(column_of(view, task) is not None for task in together):
                 labels = _labels_of(view, together, dataset or view)
-                write_batches(folder / (place + labels_name("+".join(together))), labels, [labels])
+                write_rows(folder / (place + labels_name("+".join(together))), labels, [labels], len(labels))
+
+
+def _with_rows(dataset: Dataset, rows: IntArray) -> list[Dataset]:
+    """The parts of a data set that have these rows; those of the held-out part count on."""
+    parts = [dataset]
+    if (rows >= dataset.num_samples).any():
+        assert dataset.held_out is not None, "there are rows of it"
+        parts.append(dataset.held_out)
+    return parts
 
 
 def _labels_of(part: Dataset, tasks: Sequence[str], dataset: Dataset) -> Labels:
@@ -153,7 +160,10 @@ def _labels_of(part: Dataset, tasks: Sequence[str], dataset: Dataset) -> Labels:
     return label_rows([(column.labels, column.known) for column in found])
 
 
-def _stay_bytes(parts: Collection[Rows]) -> bool:
-    """Whether these samples are bytes, of one meaning, and many."""
-    factors = {part.factor if isinstance(part, StoredRows) and part.is_of_bytes else None for part in parts}
-    return len(factors) == 1 and None not in factors and sum(part.nbytes for part in parts) > _MOST_FLOATS
+def _to_write(parts: Sequence[Rows]) -> tuple[Sequence[Rows], bool]:
+    """Samples as they are written, and whether that is as bytes: where they are kept so, of one meaning, and many."""
+    kept = [part for part in parts if isinstance(part, StoredRows) and part.is_of_bytes]
+    is_alike = len(kept) == len(parts) and len({part.factor for part in kept}) == 1
+    if is_alike and sum(part.nbytes for part in kept) > _MOST_FLOATS:
+        return [part.as_kept() for part in kept], True
+    return parts, False

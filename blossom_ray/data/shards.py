@@ -1,15 +1,14 @@
 """Clients' shards: written once per federation, read by memory map or from a buffer, without a copy.
 
-One Arrow file per modality and one for the labels of each set of tasks, each with one batch per client that has it. A
-client's batch holds its train rows, then its validation rows, then its test rows. Where clients do not observe a
-modality in all of their rows, one more file says in which. The held-out set lies beside them, with one batch for each
-way in which clients see it; where each client scales it by numbers of its own, a file with these says how. Samples that
-are kept as bytes stay bytes where they are many, and are read as float32 by the batch.
+One file of rows per modality and one for the labels of each set of tasks, with those of one client that has it after
+the other's: a client's train rows, then its validation rows, then its test rows. Where clients do not observe a
+modality in all of their rows, one more file says in which. The held-out set lies beside them, in files for each way in
+which clients see it; where each client scales it by numbers of its own, a file with these says how. Samples that are
+kept as bytes stay bytes where they are many, and are read as float32 by the batch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +16,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.shard_files import (
     ByteArray,
-    copy_batches,
+    copy_rows,
     damage_told,
     gaps_name,
     held_out_place,
@@ -30,7 +28,8 @@ from blossom_ray.data.shard_files import (
     is_there,
     labels_name,
     modality_of,
-    path_of,
+    open_rows,
+    read_rows,
     scale_name,
 )
 from blossom_ray.data.stored import Rows, Scale, StoredRows, as_seen, taken
@@ -56,7 +55,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """One client's samples, or the held-out set: read-only views of the Arrow data.
+    """One client's samples, or the held-out set: read-only views of what was written.
 
     Attributes:
         inputs: Own modalities to (n, *shape) float32: train rows, then validation rows, then test rows.
@@ -96,23 +95,25 @@ class ShardIndex:
 
     Attributes:
         folder: The folder with the files.
-        batches: Modality to the number of each client's batch in its file, (num_clients,) int64; -1 where the
-            client does not own it. With several data sets, of `<data set>/<modality>`.
+        inputs: Modality to the first of each client's rows in its file, (num_clients,) int64; -1 where the client does
+            not own it. With several data sets, of `<data set>/<modality>`.
         num_train: (num_clients,) int64: train rows of each client.
         num_validation: (num_clients,) int64: validation rows of each client.
         num_test: (num_clients,) int64: test rows of each client.
-        gaps: As `batches`, of the files that say in which rows modalities are observed; -1 where it is in all rows.
+        gaps: Of modalities with a file that says in which of these rows they are observed: (num_clients,) bool, of whom
+            some row lacks it.
         views: (num_clients,) int64: which way of seeing the held-out set is each client's.
-        labels: By tasks, such as `activity+who`, as `batches`, of the files of labels; -1 where a client has others.
-        scales: As `batches`, of the files that say how clients scale the held-out set, each by numbers of its own.
+        labels: By tasks, such as `activity+who`, as `inputs`, of the files of labels; -1 where a client has others.
+        scales: As `inputs`, of the files that say how clients scale the held-out set, each by numbers of its own, in a
+            row of each.
     """
 
     folder: Path
-    batches: Mapping[str, IntArray]
+    inputs: Mapping[str, IntArray]
     num_train: IntArray
     num_validation: IntArray
     num_test: IntArray
-    gaps: Mapping[str, IntArray]
+    gaps: Mapping[str, BoolArray]
     views: IntArray
     labels: Mapping[str, IntArray] = field(default_factory=dict)
     scales: Mapping[str, IntArray] = field(default_factory=dict)
@@ -127,18 +128,19 @@ class ShardIndex:
         """The index of all clients, from those of several data sets in one folder, each with the ids of its clients."""
         num_clients = sum(len(clients) for clients, _ in parts)
 
-        def spread(of: Callable[[ShardIndex], Mapping[str, IntArray]], fill: int) -> dict[str, IntArray]:
-            found: dict[str, IntArray] = {}
+        def spread(of: Callable[[ShardIndex], Mapping[str, npt.NDArray[Any]]], fill: int) -> dict[str, Any]:
+            found: dict[str, npt.NDArray[Any]] = {}
             for clients, index in parts:
                 for name, numbers in of(index).items():
-                    found.setdefault(name, np.full(num_clients, fill, np.int64))[list(clients)] = numbers
+                    whole = found.setdefault(name, np.full(num_clients, fill, numbers.dtype))
+                    whole[np.asarray(clients)] = numbers
             return found
 
         counts = ("num_train", "num_validation", "num_test", "views")
         return cls(
             folder=parts[0][1].folder,
-            batches=spread(lambda index: index.batches, -1),
-            gaps=spread(lambda index: index.gaps, -1),
+            inputs=spread(lambda index: index.inputs, -1),
+            gaps=spread(lambda index: index.gaps, 0),
             labels=spread(lambda index: index.labels, -1),
             scales=spread(lambda index: index.scales, -1),
             **spread(lambda index: {name: getattr(index, name) for name in counts}, 0),
@@ -153,23 +155,25 @@ def pack(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
         clients: Ids in any order, each once.
 
     Returns:
-        One Arrow file as a uint8 vector for the labels of each task and for each modality that one of the clients has,
-        one for each that one of them does not observe throughout, or scales by numbers of its own, and the clients'
-        ids; `ShardReader` reads them.
+        One file as a uint8 vector for the labels of each task and for each modality that one of the clients has, one
+        for each that one of them does not observe throughout, or scales by numbers of its own, and the clients' ids;
+        `ShardReader` reads them.
 
     Raises:
         DataError: A file is missing or damaged.
     """
     chosen = np.array(clients, np.int64)
-    numbers = {labels_name(task): batches[chosen] for task, batches in index.labels.items()}
-    numbers |= {inputs_name(modality): batches[chosen] for modality, batches in index.batches.items()}
-    numbers |= {gaps_name(modality): batches[chosen] for modality, batches in index.gaps.items()}
-    numbers |= {scale_name(modality): batches[chosen] for modality, batches in index.scales.items()}
-    owned = {name: own[own >= 0] for name, own in numbers.items() if (own >= 0).any()}
-    return {
-        _CLIENTS: chosen.view(np.uint8),
-        **{name: copy_batches(index.folder / name, own) for name, own in owned.items()},
-    }
+    sizes = index.num_samples
+    files = [(labels_name(task), starts, sizes) for task, starts in index.labels.items()]
+    files += [(inputs_name(key), starts, sizes) for key, starts in index.inputs.items()]
+    files += [(gaps_name(key), index.inputs[key], sizes) for key, lacks in index.gaps.items() if lacks[chosen].any()]
+    files += [(scale_name(key), starts, np.ones_like(starts)) for key, starts in index.scales.items()]
+    found = {_CLIENTS: chosen.view(np.uint8)}
+    for name, starts, lengths in files:
+        owned = chosen[starts[chosen] >= 0]
+        if len(owned):
+            found[name] = copy_rows(index.folder / name, starts[owned], lengths[owned])
+    return found
 
 
 def pack_held_out(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteArray]:
@@ -182,11 +186,11 @@ def pack_held_out(index: ShardIndex, clients: Sequence[int]) -> dict[str, ByteAr
     """
     if not (index.folder / held_out_place(0)).is_dir():
         return {}
-    owned = [modality for modality, batches in index.batches.items() if (batches[list(clients)] >= 0).any()]
+    owned = [modality for modality, starts in index.inputs.items() if (starts[list(clients)] >= 0).any()]
     files = [*map(labels_name, index.labels), *map(inputs_name, owned), *map(gaps_name, owned)]
     views = np.unique(index.views[list(clients)]).tolist()
     names = [name for view in views for file in files if is_there(index.folder / (name := held_out_place(view) + file))]
-    return {name: copy_batches(index.folder / name, np.zeros(1, np.int64)) for name in names}
+    return {name: open_rows(index.folder / name) for name in names}
 
 
 class ShardReader:
@@ -200,14 +204,14 @@ class ShardReader:
 
     def __init__(self, index: ShardIndex, buffers: Mapping[str, ByteArray] | None = None) -> None:
         self._index, self._buffers = index, buffers
-        self._open: dict[str, tuple[Any, dict[str, Any], Any]] = {}
-        numbers = (index.labels, index.batches, index.gaps, index.scales)
-        self._labels, self._batches, self._gaps, self._scales = numbers
+        self._open: dict[str, tuple[npt.NDArray[Any], dict[str, Any]]] = {}
+        self._num_samples = index.num_samples
+        self._labels, self._inputs, self._scales = index.labels, index.inputs, index.scales
         if buffers is not None:
             packed = np.frombuffer(buffers[_CLIENTS], np.int64)
-            self._labels, self._batches, self._gaps, self._scales = (
-                {name: _renumbered(batches, packed) for name, batches in own.items()} for own in numbers
-            )
+            self._labels = _moved(index.labels, packed, self._num_samples)
+            self._inputs = _moved(index.inputs, packed, self._num_samples)
+            self._scales = _moved(index.scales, packed, np.ones_like(self._num_samples))
 
     def shard(self, client: int) -> Shard:
         """One client's samples, in its own modalities.
@@ -219,20 +223,19 @@ class ShardReader:
         own = _of(client, self._labels)
         if not own:
             raise KeyError(client)
-        task, position = own[0]
-        observed = {key: self._array(gaps_name(key), number) for key, number in _of(client, self._gaps)}
-        observed = {key: has.view(np.bool_) for key, has in observed.items()}
-        scales = self._own_scales(client)
-        inputs = {
-            key: self._samples(inputs_name(key), number, observed.get(key), scales.get(key))
-            for key, number in _of(client, self._batches)
-        }
+        (task, first), size = own[0], int(self._num_samples[client])
+        inputs, observed, scales = {}, {}, self._own_scales(client)
+        for key, start in _of(client, self._inputs):
+            name, rows = modality_of(key), slice(start, start + size)
+            if key in self._index.gaps and self._index.gaps[key][client]:
+                observed[name] = self._rows(gaps_name(key))[rows]
+            inputs[name] = self._samples(inputs_name(key), rows, observed.get(name), scales.get(key))
         return Shard(
-            inputs={modality_of(key): values for key, values in inputs.items()},
-            labels=self._array(labels_name(task), position),
+            inputs=inputs,
+            labels=self._rows(labels_name(task))[first : first + size],
             num_train=int(self._index.num_train[client]),
             num_validation=int(self._index.num_validation[client]),
-            observed={modality_of(key): has for key, has in observed.items()},
+            observed=observed,
         )
 
     def held_out(self, client: int) -> Shard | None:
@@ -241,29 +244,24 @@ class ShardReader:
         Raises:
             DataError: A file is missing or damaged.
         """
-        place, owned = held_out_place(int(self._index.views[client])), [key for key, _ in _of(client, self._batches)]
+        place, scales = held_out_place(int(self._index.views[client])), self._own_scales(client)
         labels = place + labels_name(_of(client, self._labels)[0][0])
         if not self._has_file(labels):
             return None
-        gaps = [key for key in owned if self._has_file(place + gaps_name(key))]
-        observed = {key: self._array(place + gaps_name(key), 0).view(np.bool_) for key in gaps}
-        scales = self._own_scales(client)
-        inputs = {key: self._samples(place + inputs_name(key), 0, observed.get(key), scales.get(key)) for key in owned}
-        for key, scale in scales.items():
-            if isinstance(values := inputs[key], np.ndarray):
-                own = as_seen(values, slice(None), observed.get(key), scale)
-                inputs[key] = own.in_one_piece(self._index.folder if self._buffers is None else None)
-        return Shard(
-            inputs={modality_of(key): values for key, values in inputs.items()},
-            labels=self._array(labels, 0),
-            num_train=0,
-            observed={modality_of(key): has for key, has in observed.items()},
-        )
+        inputs, observed = {}, {}
+        for key, _ in _of(client, self._inputs):
+            name = modality_of(key)
+            if self._has_file(place + gaps_name(key)):
+                observed[name] = self._rows(place + gaps_name(key))
+            found = self._samples(place + inputs_name(key), slice(None), observed.get(name), scales.get(key))
+            if key in scales and isinstance(found, np.ndarray):
+                own = as_seen(found, slice(None), observed.get(name), scales[key])
+                found = own.in_one_piece(self._index.folder if self._buffers is None else None)
+            inputs[name] = found
+        return Shard(inputs=inputs, labels=self._rows(labels), num_train=0, observed=observed)
 
     def close(self) -> None:
         """Close the files. The memory behind shards is given back when the last view of it goes."""
-        for _, _, source in self._open.values():
-            source.close()
         self._open.clear()
 
     def __enter__(self) -> Self:
@@ -276,46 +274,45 @@ class ShardReader:
         return is_there(self._index.folder / name) if self._buffers is None else name in self._buffers
 
     def _own_scales(self, client: int) -> dict[str, Scale]:
-        return {key: Scale(*self._array(scale_name(key), number)) for key, number in _of(client, self._scales)}
+        return {key: Scale(*self._rows(scale_name(key))[start]) for key, start in _of(client, self._scales)}
 
-    def _samples(self, name: str, number: int, observed: BoolArray | None, scale: Scale | None) -> Rows:
-        """A batch as float32; bytes become what they stand for when they are read, in this scale or that of all."""
-        values: npt.NDArray[Any] = self._array(name, number)
+    def _samples(self, name: str, rows: slice, observed: BoolArray | None, scale: Scale | None) -> Rows:
+        """Rows as float32; bytes become what they stand for when they are read, in this scale or that of all."""
+        values = self._rows(name)[rows]
         told = self._open[name][1]
         if "factor" not in told:
             return values
         pooled = None if told["scale"] is None else Scale(*map(np.array, told["scale"]))
-        rows = replace(StoredRows.of(values), factor=told["factor"])
-        return as_seen(rows, slice(None), observed, scale or pooled)
+        found = replace(StoredRows.of(values), factor=told["factor"])
+        return as_seen(found, slice(None), observed, scale or pooled)
 
-    def _array(self, name: str, number: int) -> Any:
-        """A batch, (n, *shape) as it is kept: a read-only view of the file or of the buffer."""
-        with damage_told(name):
-            if name not in self._open:
-                if self._buffers is None:
-                    source = pa.memory_map(path_of(self._index.folder / name))
-                else:
-                    source = pa.BufferReader(pa.py_buffer(self._buffers[name]))
-                file = pa.ipc.open_file(source)
-                told = {key.decode(): json.loads(value) for key, value in file.schema.metadata.items()}
-                self._open[name] = file, told, source
-            file, told, _ = self._open[name]
-            batch = file.get_batch(number)
-        return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *told["shape"])
+    def _rows(self, name: str) -> npt.NDArray[Any]:
+        """All rows of a file or a buffer, (n, *shape) as they are kept: a read-only view."""
+        if name not in self._open:
+            if self._buffers is None:
+                file = open_rows(self._index.folder / name)
+            else:
+                with damage_told(name):
+                    file = self._buffers[name]
+            self._open[name] = read_rows(file, name)
+        return self._open[name][0]
 
 
-def _of(client: int, numbers: Mapping[str, IntArray]) -> list[tuple[str, int]]:
-    """The modalities, or tasks, of which a client has a batch, and the number of that."""
-    return [(modality, int(batches[client])) for modality, batches in numbers.items() if batches[client] >= 0]
+def first_rows(owns: BoolArray, sizes: IntArray) -> IntArray:
+    """Where the rows of those that own begin, one's after the other's; -1 for the others."""
+    held = np.where(owns, sizes, 0)
+    return np.where(owns, np.cumsum(held) - held, -1)
 
 
-def numbered(owns: BoolArray) -> IntArray:
-    """Batch numbers 0, 1, ... for those that own, -1 for the others."""
-    return np.where(owns, np.cumsum(owns) - 1, -1).astype(np.int64)
+def _of(client: int, starts: Mapping[str, IntArray]) -> list[tuple[str, int]]:
+    """The modalities, or tasks, of which a client has rows, and the first of these."""
+    return [(name, int(own[client])) for name, own in starts.items() if own[client] >= 0]
 
 
-def _renumbered(batches: IntArray, clients: IntArray) -> IntArray:
-    """The numbers that batches have in what `pack` gives for these clients."""
-    packed = np.full_like(batches, -1)
-    packed[clients] = numbered(batches[clients] >= 0)
-    return packed
+def _moved(starts: Mapping[str, IntArray], clients: IntArray, sizes: IntArray) -> dict[str, IntArray]:
+    """Where the rows of these clients begin in what `pack` gives for them."""
+    moved = {}
+    for name, own in starts.items():
+        moved[name] = np.full_like(own, -1)
+        moved[name][clients] = first_rows(own[clients] >= 0, sizes[clients])
+    return moved

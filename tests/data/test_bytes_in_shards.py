@@ -104,7 +104,7 @@ def test_files_hold_the_bytes_and_what_they_stand_for(tmp_path: Path, monkeypatc
                 held_out = reader.held_out(1)
                 assert held_out is not None
                 expected.append([reader.shard(1).train().inputs["image"][:], held_out.inputs["image"][:]])
-        sizes = [(folder / name).stat().st_size for name in ("input-image.arrow", "held-out/0/input-image.arrow")]
+        sizes = [(folder / name).stat().st_size for name in ("input-image.rows", "held-out/0/input-image.rows")]
         if most == 0:
             assert sizes[0] < 60 * 36 + 2000
             assert sizes[1] < 10 * 36 + 2000

@@ -9,8 +9,9 @@ import pytest
 from data_sets import opened, synthetic_targets
 
 from blossom_ray.core.scores import LearnedTask
-from blossom_ray.data.division.federation import build_federation
+from blossom_ray.data.division.federation import Federation, build_federation
 from blossom_ray.data.division.options import ClientGroup
+from blossom_ray.data.division.split import Split
 from blossom_ray.data.federated import FederatedDataset
 from blossom_ray.data.options import Data, examine_federation
 from blossom_ray.data.sets.custom import CustomData
@@ -53,6 +54,14 @@ def test_validation_rows_change_no_test_row_and_come_from_training() -> None:
     for k in range(7):
         assert sorted([*federation.train.of(k), *federation.validation.of(k)]) == without.train.of(k).tolist()
     assert federation.digest() != without.digest()
+
+
+def test_rows_of_all_clients_are_those_of_each() -> None:
+    rows = [([4, 9], [1], [0]), ([2], [], [8]), ([5], [3, 6], [7])]
+    federation = Federation.of([Split(*(np.array(part, np.int64) for part in own)) for own in rows])
+    found, owners = federation.all_rows()
+    assert found.tolist() == [4, 9, 1, 0, 2, 8, 5, 3, 6, 7]
+    assert owners.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_without_validation_rows_the_digest_is_what_it_was() -> None:

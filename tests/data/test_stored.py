@@ -169,7 +169,7 @@ def test_shards_are_the_same_files(two_rows_at_once: None, tmp_path: Path) -> No
             held_out = reader.held_out(0)
             assert held_out is not None
             np.testing.assert_array_equal(held_out.inputs["a"], as_array())
-        packed.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.arrow")})
+        packed.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.rows")})
         assert len(pack(index, [1])) == 3
     assert packed[0] == packed[1]
 

@@ -99,6 +99,13 @@ class Federation:
         """The client's train rows, then its validation rows, then its test rows."""
         return np.concatenate([rows.of(client) for rows in self.splits.values()])
 
+    def all_rows(self) -> tuple[IntArray, IntArray]:
+        """What `rows` gives for each client, one after the other; and whose each of these is, (n,) int64."""
+        counts = np.concatenate([rows.counts for rows in self.splits.values()])
+        owners = np.repeat(np.tile(np.arange(self.num_clients), len(self.splits)), counts)
+        order = np.argsort(owners, kind="stable")
+        return np.concatenate([rows.flat for rows in self.splits.values()])[order], owners[order]
+
     def located(self, dataset: Dataset, client: int) -> tuple[Dataset, IntArray]:
         """The part of a data set that a client has rows of, the set itself or its held-out part, and where in it."""
         if client < self._first_held_out:
