@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blossom_ray.models.time_layers import Gru, HalvingMaxPool1d
+
 
 class RowWise(nn.Module):
     """A module that treats each row of a batch alike and leaves parameters and random numbers to its layers.
@@ -97,7 +99,7 @@ class TimeConvolutionsGru(RowWise):
     ) -> None:
         super().__init__()
         self.convolutions = _time_convolutions(num_features, channels, kernel_size, dropout)
-        self.gru = nn.GRU(channels[-1], dim, batch_first=True)
+        self.gru = Gru(channels[-1], dim)
 
     def forward(self, inputs_BTD: Tensor) -> Tensor:
         """Embed sequences (B, T, D), float32, as (B, E)."""
@@ -118,7 +120,7 @@ class MeanGru(RowWise):
 
     def __init__(self, num_features: int, dim: int) -> None:
         super().__init__()
-        self.gru = nn.GRU(num_features, dim, batch_first=True)
+        self.gru = Gru(num_features, dim)
 
     def forward(self, inputs_BTD: Tensor) -> Tensor:
         """Embed sequences (B, T, D), float32, as (B, E)."""
@@ -164,7 +166,7 @@ class TokenGru(RowWise):
     def __init__(self, vocabulary: int, width: int, *, dropout: float, dim: int | None) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.gru = nn.GRU(width, width, batch_first=True)
+        self.gru = Gru(width, width)
         self.dropout = dropout_layer(dropout)
         self.projection = nn.Identity() if dim is None else nn.Linear(width, dim)
 
@@ -285,5 +287,6 @@ def _time_convolutions(num_features: int, channels: Sequence[int], kernel_size: 
     layers: list[nn.Module] = []
     for width_in, width in pairwise((num_features, *channels)):
         layers += [nn.Conv1d(width_in, width, kernel_size, padding=kernel_size // 2)]
-        layers += [nn.ReLU(), nn.MaxPool1d(2), dropout_layer(dropout)]
+        # Of half as many values ReLU gives the same, and the larger of two is the same with and without it.
+        layers += [HalvingMaxPool1d(), nn.ReLU(), dropout_layer(dropout)]
     return nn.Sequential(*layers)

@@ -1,7 +1,7 @@
 """A model by itself: what a client is scored with, made of modules alone and described in JSON.
 
-An export has this file's text in its `model.py`, with those of `encoders.py` and `fusion.py`: what it needs of this
-package stands in these two.
+An export has this file's text in its `model.py`, with those of `time_layers.py`, `encoders.py` and `fusion.py`: what it
+needs of this package stands in these three.
 """
 
 from __future__ import annotations

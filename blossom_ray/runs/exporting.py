@@ -38,7 +38,7 @@ from blossom_ray.data.sets.base import DataSection, OwnData
 from blossom_ray.data.sets.table import TableData
 from blossom_ray.data.summary import ObservedRows
 from blossom_ray.errors import DataError, InputError, RunFolderError
-from blossom_ray.models import encoders, fusion, predict, standalone
+from blossom_ray.models import encoders, fusion, predict, standalone, time_layers
 from blossom_ray.models.build import describe_block
 from blossom_ray.models.standalone import DESCRIPTION, WEIGHTS, StandaloneModel, tasks_of
 from blossom_ray.reading.scenario import Scenario
@@ -200,7 +200,7 @@ def write_export(model: StandaloneModel, to: Path) -> list[Path]:
             save_file(model.weights(), folder / WEIGHTS)
             texts = {
                 DESCRIPTION: json.dumps(model.description, indent=1) + "\n",
-                "model.py": _joined(encoders, fusion, standalone),
+                "model.py": _joined(time_layers, encoders, fusion, standalone),
                 "predict.py": inspect.getsource(predict).replace("blossom_ray.models.standalone", "model"),
                 "README.md": _readme(model.description),
             }

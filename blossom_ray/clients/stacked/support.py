@@ -20,6 +20,7 @@ from blossom_ray.clients.stacked.layers import (
     StackedLinear,
 )
 from blossom_ray.models.encoders import RowWise
+from blossom_ray.models.time_layers import Gru, HalvingMaxPool1d
 
 _ROW_WISE: tuple[type[nn.Module], ...] = (
     nn.AvgPool1d,
@@ -27,6 +28,7 @@ _ROW_WISE: tuple[type[nn.Module], ...] = (
     nn.ELU,
     nn.Flatten,
     nn.GELU,
+    HalvingMaxPool1d,
     nn.Identity,
     nn.LeakyReLU,
     nn.MaxPool1d,
@@ -49,6 +51,7 @@ _STACKED: Mapping[type[nn.Module], Callable[[Any, LayerTensors, Lanes], nn.Modul
     nn.Embedding: StackedEmbedding,
     nn.EmbeddingBag: StackedEmbedding,
     nn.GRU: StackedGru,
+    Gru: StackedGru,
     nn.GroupNorm: StackedGroupNorm,
     nn.Linear: StackedLinear,
 }
