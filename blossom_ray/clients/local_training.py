@@ -20,6 +20,7 @@ from torch import Tensor
 
 from blossom_ray.algorithms.seam import has
 from blossom_ray.clients.batch import Measured, one_per_sample, per_sample
+from blossom_ray.clients.common_part import until_own
 from blossom_ray.clients.copies import (
     ClientCopies,
     ComposedPass,
@@ -48,7 +49,7 @@ from blossom_ray.core.blocks import Block
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, ClientError, RunError, shown_error
 from blossom_ray.models.flat import FlatBlock
-from blossom_ray.models.late_fusion import EVERYWHERE, Forward, Presence
+from blossom_ray.models.late_fusion import EVERYWHERE, BegunForward, Forward, Later, Presence
 
 Result = TypeVar("Result")
 
@@ -71,7 +72,12 @@ class SequentialEngine:
 
     def evaluate(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[Scored]:
         """Score each client's model on its samples."""
-        return self._in_turn(tasks, round_index, lambda task: self._score(task, batch_size))
+        begun, until = list[tuple[slice, BegunForward]](), until_own(tasks, self._workspace)
+
+        def score(task: ClientTask) -> Scored:
+            return self._score(task, self._outputs(task, batch_size, begun, until))
+
+        return self._in_turn(tasks, round_index, score)
 
     @torch.no_grad()
     def measure(
@@ -149,13 +155,28 @@ class SequentialEngine:
             extras=client.extras,
         )
 
-    def _score(self, task: ClientTask, batch_size: int) -> Scored:
+    @torch.inference_mode()
+    def _outputs(
+        self, task: ClientTask, batch_size: int, begun: list[tuple[slice, BegunForward]], until: Later | None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """What the model gives batch by batch; `begun` is what clients have in common, once the first was here."""
+        workspace, model = self._workspace, self._workspace.model
+        if until is None:
+            yield from evaluation_outputs(workspace, task.inputs, task.observed, batch_size, model)
+            return
+        if not begun:
+            begin = partial(model.begun, until=until)
+            begun.extend(evaluation_outputs(workspace, task.inputs, task.observed, batch_size, begin))
+        for rows, each in begun:
+            yield rows, model.ended(each.repeated(1))
+
+    def _score(self, task: ClientTask, evaluated: Iterator[tuple[slice, Tensor]]) -> Scored:
         started, workspace = time.perf_counter(), self._workspace
         parts, targets = workspace.learned.parts, read_only_tensor(task.labels)
         loss_sums = torch.zeros(len(parts), dtype=torch.float64, device=workspace.device)
         predictions: list[list[Tensor]] = [[] for _ in parts]
         losses = [[torch.zeros(0)] for _ in parts]
-        for rows, outputs in evaluation_outputs(workspace, task.inputs, task.observed, batch_size, workspace.model):
+        for rows, outputs in evaluated:
             labels = targets[rows].to(workspace.device)
             for at, part in enumerate(parts):
                 own, known = (part.outputs_of(outputs), part.targets_of(labels)), part.known_of(labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from blossom_ray.clients.options import Training
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.data.stored import Rows, StoredRows
 from blossom_ray.models.late_fusion import EVERYWHERE, Presence
+
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def evaluation_outputs(
     inputs: Mapping[str, Rows],
     observed: Mapping[str, np.ndarray],
     batch_size: int,
-    compute: Callable[[Mapping[str, Tensor], Mapping[str, Presence]], Tensor],
-) -> Iterator[tuple[slice, Tensor]]:
+    compute: Callable[[dict[str, Tensor], Mapping[str, Presence]], Output],
+) -> Iterator[tuple[slice, Output]]:
     """What a part of the model gives in evaluation mode and without gradients, batch by batch.
 
     Args:

@@ -95,6 +95,11 @@ class Workspace:
         """How many values of each block's vector are parameters, by name; they come first."""
         return {name: flat.num_parameters for name, flat in self.flat.items()}
 
+    @property
+    def has_local_statistics(self) -> bool:
+        """Whether the running statistics of normalisation layers are each client's own."""
+        return self._norm_statistics == "local"
+
     def idle_blocks(self, targets: Tensor) -> frozenset[Block]:
         """Heads, and fusions of theirs alone, of tasks of which no sample of a batch has a label.
 

@@ -84,6 +84,9 @@ class Shard:
         return self._rows(slice(self.num_train + self.num_validation, None))
 
     def _rows(self, rows: slice) -> Samples:
+        if len(range(len(self.labels))[rows]) == len(self.labels):
+            observed = {modality: has for modality, has in self.observed.items() if not has.all()}
+            return Samples(dict(self.inputs), self.labels, observed)
         inputs = {modality: taken(values, rows) for modality, values in self.inputs.items()}
         observed = {modality: has[rows] for modality, has in self.observed.items() if not has[rows].all()}
         return Samples(inputs, self.labels[rows], observed)
@@ -205,6 +208,7 @@ class ShardReader:
     def __init__(self, index: ShardIndex, buffers: Mapping[str, ByteArray] | None = None) -> None:
         self._index, self._buffers = index, buffers
         self._open: dict[str, tuple[npt.NDArray[Any], dict[str, Any]]] = {}
+        self._held_out: dict[tuple[str, ...], Shard] = {}
         self._num_samples = index.num_samples
         self._labels, self._inputs, self._scales = index.labels, index.inputs, index.scales
         if buffers is not None:
@@ -241,15 +245,20 @@ class ShardReader:
     def held_out(self, client: int) -> Shard | None:
         """The held-out global test set as a client sees it, all rows test rows; None where its task has none.
 
+        Clients that see the same get the same object, but for those that scale it by numbers of their own.
+
         Raises:
             DataError: A file is missing or damaged.
         """
         place, scales = held_out_place(int(self._index.views[client])), self._own_scales(client)
         labels = place + labels_name(_of(client, self._labels)[0][0])
+        keys = [key for key, _ in _of(client, self._inputs)]
+        if not scales and (labels, *keys) in self._held_out:
+            return self._held_out[labels, *keys]
         if not self._has_file(labels):
             return None
         inputs, observed = {}, {}
-        for key, _ in _of(client, self._inputs):
+        for key in keys:
             name = modality_of(key)
             if self._has_file(place + gaps_name(key)):
                 observed[name] = self._rows(place + gaps_name(key))
@@ -258,11 +267,15 @@ class ShardReader:
                 own = as_seen(found, slice(None), observed.get(name), scales[key])
                 found = own.in_one_piece(self._index.folder if self._buffers is None else None)
             inputs[name] = found
-        return Shard(inputs=inputs, labels=self._rows(labels), num_train=0, observed=observed)
+        held_out = Shard(inputs=inputs, labels=self._rows(labels), num_train=0, observed=observed)
+        if not scales:
+            self._held_out[labels, *keys] = held_out
+        return held_out
 
     def close(self) -> None:
         """Close the files. The memory behind shards is given back when the last view of it goes."""
         self._open.clear()
+        self._held_out.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Self
+from typing import Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class Presence:
         return torch.where(self.mask, embeddings.index_select(0, self.place), 0.0)
 
 
+_FusionInputs: TypeAlias = tuple[dict[str, Tensor], Tensor] | tuple[dict[str, Tensor], Tensor, Mapping[str, Tensor]]
+
 EVERYWHERE: Mapping[str, Presence] = {}
 """No sample of the batch lacks a modality that others of it have."""
 
@@ -59,6 +61,33 @@ class Forward:
     outputs: Tensor
     representation: Tensor
     embeddings: Mapping[str, Tensor]
+
+
+Later: TypeAlias = Literal["fusion", "head"]
+"""Kinds of blocks that compute after the encoders."""
+
+
+@dataclass(frozen=True)
+class BegunForward:
+    """A forward pass that stands before the fusions or before the heads.
+
+    Attributes:
+        embeddings: As in `Forward`; empty before the heads.
+        present: Of modalities that some samples lack, which have it.
+        fused: What each fusion gave, (B, F); empty before the fusions.
+    """
+
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    present: Mapping[str, Presence] = field(default_factory=dict)
+    fused: Mapping[Block, Tensor] = field(default_factory=dict)
+
+    def repeated(self, times: int) -> BegunForward:
+        """The same for so many clients, one behind the other, in fresh memory: a module may work in place."""
+        return BegunForward(
+            {name: values.repeat(times, 1) for name, values in self.embeddings.items()},
+            {name: Presence(own.mask.repeat(times, 1), own.place.repeat(times)) for name, own in self.present.items()},
+            {name: values.repeat(times, 1) for name, values in self.fused.items()},
+        )
 
 
 class LateFusionModel(nn.Module):
@@ -186,28 +215,55 @@ class LateFusionModel(nn.Module):
 
     def traced(self, inputs: Mapping[str, Tensor], present: Mapping[str, Presence] = EVERYWHERE) -> Forward:
         """The same with what comes on the way."""
-        with self._precision(inputs):
-            embeddings = {
-                name: self._output(encoder, inputs[name], inputs[name])
-                for name, encoder in self._own_encoders.items()
-                if name in inputs
-            }
-            for name, own in present.items():
-                embeddings[name] = own.spread(embeddings[name])
-            return self._fused(embeddings, present)
+        with self._precision(inputs.values()):
+            return self._fused(self._encoded(inputs, present), present)
+
+    def begun(self, inputs: Mapping[str, Tensor], present: Mapping[str, Presence], until: Later) -> BegunForward:
+        """A forward pass up to the blocks of a kind: what is the same for clients that share all before these.
+
+        Args:
+            inputs: As in `forward`.
+            present: As in `forward`.
+            until: The kind.
+        """
+        with self._precision(inputs.values()):
+            embeddings = self._encoded(inputs, present)
+            if until == "fusion":
+                return BegunForward(embeddings=embeddings, present=present)
+            given = self._fusion_inputs(embeddings, present)
+            return BegunForward(
+                fused={name: self._output(name, *given) for name in dict.fromkeys(self.fusion_of.values())}
+            )
+
+    def ended(self, begun: BegunForward) -> Tensor:
+        """The logits (B, O) that a forward pass comes to with the blocks that the model has now."""
+        with self._precision((begun.fused or begun.embeddings).values()):
+            return self._fused(dict(begun.embeddings), begun.present, begun.fused).outputs
 
     def fused(self, embeddings: Mapping[str, Tensor], present: Mapping[str, Presence] = EVERYWHERE) -> Forward:
         """What fusions and heads make of the embeddings (B, E) of some owned modalities, of at least one."""
-        with self._precision(embeddings):
+        with self._precision(embeddings.values()):
             return self._fused(dict(embeddings), present)
 
-    def _precision(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+    def _precision(self, tensors: Iterable[Tensor]) -> AbstractContextManager[object]:
         if self.precision == "float32":
             return nullcontext()
         # For each forward pass anew: within a context, autocast keeps its copies of weights, which a step changes.
-        return torch.autocast(next(iter(tensors.values())).device.type, torch.bfloat16)
+        return torch.autocast(next(iter(tensors)).device.type, torch.bfloat16)
 
-    def _fused(self, owned: dict[str, Tensor], present: Mapping[str, Presence]) -> Forward:
+    def _encoded(self, inputs: Mapping[str, Tensor], present: Mapping[str, Presence]) -> dict[str, Tensor]:
+        """The embeddings of owned modalities, (B, E); zeros where a sample lacks it."""
+        embeddings = {
+            name: self._output(encoder, inputs[name], inputs[name])
+            for name, encoder in self._own_encoders.items()
+            if name in inputs
+        }
+        for name, own in present.items():
+            embeddings[name] = own.spread(embeddings[name])
+        return embeddings
+
+    def _fusion_inputs(self, owned: Mapping[str, Tensor], present: Mapping[str, Presence]) -> _FusionInputs:
+        """What a fusion is given: the embeddings, one of them for its rows, and masks where it needs them."""
         embeddings, any_BE = dict(owned), next(iter(owned.values()))
         masks = {name: own.mask for name, own in present.items()}
         if self.missing != "mask":
@@ -216,15 +272,24 @@ class LateFusionModel(nn.Module):
                     embeddings[name] = self._stand_in(name, any_BE)
                 elif name in masks and self.missing != "zero-embedding":  # zeros are there
                     embeddings[name] = torch.where(masks[name], embeddings[name], self._stand_in(name, any_BE))
-        masked = (masks,) if masks and self.missing == "mask" else ()
-        fused: dict[Block, Tensor] = {}
-        outputs: list[Tensor] = []
+        return (embeddings, any_BE, masks) if masks and self.missing == "mask" else (embeddings, any_BE)
+
+    def _fused(
+        self,
+        owned: dict[str, Tensor],
+        present: Mapping[str, Presence],
+        known: Mapping[Block, Tensor] = MappingProxyType({}),
+    ) -> Forward:
+        """What fusions and heads make of embeddings; of fusions that are known already, heads alone."""
+        any_BE, fused, outputs = next(iter((known or owned).values())), dict(known), list[Tensor]()
+        given = None if known else self._fusion_inputs(owned, present)
         for head, fusion in self.fusion_of.items():
             if head in self._resting:
                 outputs.append(any_BE.new_zeros(len(any_BE), self._num_outputs[head], dtype=torch.float32))
                 continue
             if fusion not in fused:
-                fused[fusion] = self._output(fusion, embeddings, any_BE, *masked)
+                assert given is not None, "all fusions are known, or none"
+                fused[fusion] = self._output(fusion, *given)
             outputs.append(self._output(head, fused[fusion], any_BE).float())
         if len(outputs) == 1:
             return Forward(outputs[0], next(iter(fused.values())), owned)

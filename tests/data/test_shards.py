@@ -112,6 +112,15 @@ def test_the_held_out_set(reader: ShardReader, dataset: Dataset) -> None:
     assert train_labels.shape == (0,)
 
 
+def test_clients_that_see_the_same_held_out_set_have_the_same_memory(reader: ShardReader) -> None:
+    first, other, more = (reader.held_out(client) for client in (1, 3, 2))
+    assert first is not None
+    assert first is other
+    assert first is not more
+    assert first.test().labels is first.test().labels
+    assert first.test().inputs["image"] is first.test().inputs["image"]
+
+
 def test_no_held_out_set(dataset: Dataset, federation: Federation, tmp_path: Path, index: ShardIndex) -> None:
     without = write_shards(dataset, federation, PROFILES, tmp_path)
     assert ShardReader(without).held_out(0) is None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from blossom_ray.algorithms.seam import has
 from blossom_ray.clients.batch import LiveForwards, Measured
+from blossom_ray.clients.common_part import until_own
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Scored
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
@@ -26,7 +27,7 @@ from blossom_ray.clients.stacked.stack import CudaMemory, Stack, StackSize
 from blossom_ray.clients.stacked.training import Shards, StackTrainer, means
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.errors import OWN_CODE_RAISES, BlossomError, shown_error
-from blossom_ray.models.late_fusion import Presence
+from blossom_ray.models.late_fusion import Later, Presence
 
 _MAX_VALUES = 2**26
 """The most values (256 MiB) in the shards of one stack, which are copied into one tensor, and in its blocks. A client
@@ -81,11 +82,13 @@ class StackedEngine:
 
     def evaluate(self, tasks: Sequence[ClientTask], batch_size: int, *, round_index: int) -> list[Scored]:
         """Score each client's model on its samples."""
+        until = until_own(tasks, self._workspace)
         return self._in_stacks(
             tasks,
             batch_size,
-            lambda members: self._score_stack(members, batch_size),
+            lambda members: self._score_stack(members, batch_size, until),
             lambda: self._in_turn.evaluate(tasks, batch_size, round_index=round_index),
+            is_common=until is not None,
         )
 
     def measure(
@@ -137,17 +140,20 @@ class StackedEngine:
         batch_size: int,
         compute: Callable[[Sequence[ClientTask]], list[Result]],
         in_turn: Callable[[], list[Result]],
+        *,
+        is_common: bool = False,
     ) -> list[Result]:
         """The results of all tasks, in their order, stack by stack; a stack that does not fit is tried in halves.
 
         An error of a stack does not say whose it is. Whatever one raises, `in_turn` then computes all tasks one after
         the other: the client that is to blame is named by its own error, and without one these results count.
+        `is_common` is whether all see the same samples, which go through the model once.
         """
         results: dict[int, Result] = {}
         # In falling order of their number of samples, and so of steps.
         waiting = sorted(range(len(tasks)), key=lambda p: len(tasks[p].labels), reverse=True)
         while waiting:
-            positions = waiting[: self._num_fitting([tasks[position] for position in waiting], batch_size)]
+            positions = waiting[: self._num_fitting([tasks[position] for position in waiting], batch_size, is_common)]
             try:
                 found = compute([tasks[position] for position in positions])
             except BlossomError:
@@ -172,9 +178,13 @@ class StackedEngine:
             self._size.halve(len(positions))
         return [results[position] for position in range(len(tasks))]
 
-    def _num_fitting(self, tasks: Sequence[ClientTask], batch_size: int) -> int:
+    def _num_fitting(self, tasks: Sequence[ClientTask], batch_size: int, is_common: bool) -> int:
         """How many of these clients go into one stack: at least one."""
         num_values = num_rows = 0
+        if is_common:
+            width = sum(self._workspace.model.embedding_dims.values())
+            num_values = min(batch_size, len(tasks[0].labels)) * width
+            return min(len(tasks), self._size.limit, max(1, _MAX_VALUES // num_values))
         for count, task in enumerate(tasks[: self._size.limit]):
             num_values += sum(array.size for array in task.inputs.values())
             num_rows += min(batch_size, len(task.labels))
@@ -192,14 +202,14 @@ class StackedEngine:
     def _train_stack(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
         return StackTrainer(self._workspace, self._load(tasks), self._spare_of(len(tasks)), tasks, job).train()
 
-    def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int) -> list[Scored]:
+    def _score_stack(self, tasks: Sequence[ClientTask], batch_size: int, until: Later | None) -> list[Scored]:
         started = time.perf_counter()
         learned = self._workspace.learned
         loss_sums = torch.zeros(len(tasks), len(learned.parts), dtype=torch.float64, device=self._device)
         # Of each step predictions by task, and losses by task where they are asked for sample by sample.
         steps: list[tuple[tuple[int, ...], list[Tensor]]] = []
         has_gaps = any(task.observed for task in tasks)
-        for batch, outputs, targets in self._outputs(tasks, batch_size):
+        for batch, outputs, targets in self._outputs(tasks, batch_size, until):
             losses = [part.losses(outputs, targets) for part in learned.parts]
             for at, own in enumerate(losses):
                 loss_sums[: len(batch.counts), at] += means(own, batch) * batch.row_counts
@@ -227,11 +237,20 @@ class StackedEngine:
         ]
 
     @torch.no_grad()
-    def _outputs(self, tasks: Sequence[ClientTask], batch_size: int) -> Iterator[tuple[StackedBatch, Tensor, Tensor]]:
+    def _outputs(
+        self, tasks: Sequence[ClientTask], batch_size: int, until: Later | None
+    ) -> Iterator[tuple[StackedBatch, Tensor, Tensor]]:
         """Batch by batch, in evaluation mode: the batch, its outputs (K * B, O) and its targets."""
-        stack = self._load(tasks)
-        for batch, inputs, present, targets in self._entered(stack, tasks, batch_size):
-            yield batch, stack.model(inputs, present), targets
+        stack, number = self._load(tasks), len(tasks)
+        for batch, inputs, present, targets in self._entered(stack, tasks if until is None else tasks[:1], batch_size):
+            if until is None:
+                yield batch, stack.model(inputs, present), targets
+                continue
+            begun = stack.model.begun(inputs, present, until).repeated(number)
+            rows, counts = batch.rows.repeat(number), batch.row_counts.repeat(number)
+            of_all = StackedBatch(rows, batch.counts * number, counts, mask=None)
+            stack.enter(of_all)
+            yield of_all, stack.model.ended(begun), targets.repeat(number, *(1,) * (targets.ndim - 1))
 
     def _entered(
         self, stack: Stack, tasks: Sequence[ClientTask], batch_size: int
