@@ -41,7 +41,8 @@ from blossom_ray.storage import (
     writing,
 )
 
-FORMAT = 1
+FORMAT = 2
+_READ_FORMATS = (1, FORMAT)  # in 1 the files of clients have a tensor for each client and block
 TABLES = "tables"
 """The entry of an index that says what the run's tables hold up to its round, as `runs/table_sums.py` has it."""
 STOP = "stop"
@@ -346,8 +347,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{_INDEX} is nested too deeply") from error
     if not isinstance(index, dict) or "format" not in index:
         raise ValueError(f"{_INDEX} has no format")
-    if index["format"] != FORMAT:
-        raise RunFolderError(f"{folder}: has format {index['format']}; expected {FORMAT}")
+    if index["format"] not in _READ_FORMATS:
+        expected = " or ".join(map(str, _READ_FORMATS))
+        raise RunFolderError(f"{folder}: has format {index['format']}; expected {expected}")
     if index.get("checksum") != _index_checksum(index):
         raise ValueError(f"{_INDEX} does not have its checksum")
     try:

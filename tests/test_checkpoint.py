@@ -1,9 +1,12 @@
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from blossom_ray.algorithms.server_optimizers import FedAdam
 from blossom_ray.checkpoint import (
@@ -76,6 +79,88 @@ def test_clients_are_found_whichever_file_they_are_in(tmp_path: Path) -> None:
     assert {client: found.versions[SHARED] for client, found in states.items()} == {1: 1, 2: 2}
 
 
+def various() -> dict[int, ClientState]:
+    """Clients of which some have a block in another shape, some one that others lack, and some nothing."""
+    draw = np.random.default_rng(0)
+
+    def values(*shape: int) -> np.ndarray:
+        return draw.normal(size=shape).astype(np.float32)
+
+    shared = {SHARED: 4, GROUP: 1}
+    return {
+        3: ClientState({"head": values(4), "fusion": values(2)}, versions=shared, rounds_trained=2),
+        4: ClientState(versions={}, rounds_trained=0),
+        7: ClientState(
+            {"head": values(4)},
+            {"head": {"norm.num_batches_tracked": np.array(5), "norm.running_mean": values(2)}},
+            {"head": {"momentum": values(4), "step": np.array(7, np.float32)}},
+            shared,
+            extras={"prox": {"head": values(4), "": values(2, 3)}, "cloud": {"": np.array(0.5, np.float32)}},
+        ),
+        12: ClientState({"head": values(6)}, {}, {"head": {"momentum": values(6)}}, {GROUP: 0}, None),
+        13: ClientState({"head": values(4)}, {}, {"head": {"step": np.array(9, np.float32)}}, shared, 1),
+    }
+
+
+def plain(state: ClientState) -> dict[str, Any]:
+    """A state as something that can be compared, with shapes and types."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.shape, value.dtype.str, value.tolist()
+        return {key: of(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+    return {field.name: of(getattr(state, field.name)) for field in fields(state)}
+
+
+def write_format_1(path: Path, states: dict[int, ClientState]) -> None:
+    """The file of clients as it was: a tensor for each client and block."""
+    instances = sorted({instance for state in states.values() for instance in state.versions})
+    trained = [-1 if own.rounds_trained is None else own.rounds_trained for own in states.values()]
+    tensors: dict[str, np.ndarray] = {
+        "clients": np.array([*states]),
+        "versions": np.array([[own.versions.get(each, -1) for each in instances] for own in states.values()]),
+        "rounds_trained": np.array(trained),
+    }
+    for client, own in states.items():
+        tensors |= {f"{client}\0private\0{name}": values for name, values in own.private.items()}
+        for kind, nested in (("local", own.local_state), ("optimizer", own.optimizer_state), ("extra", own.extras)):
+            for block, arrays in nested.items():
+                tensors |= {f"{client}\0{kind}\0{block}\0{name}": values for name, values in arrays.items()}
+    save_file(tensors, path, {"instances": json.dumps([[i.label, str(i.scope), i.key] for i in instances])})
+
+
+@pytest.mark.parametrize("write", [write_clients, write_format_1])
+def test_all_that_clients_keep_comes_back_from_either_format(tmp_path: Path, write: Any) -> None:
+    path, states = tmp_path / "clients-0.safetensors", various()
+    write(path, states)
+    for wanted in ([3, 4, 7, 12, 13], [12], [4], [13, 7, 99]):
+        found = read_clients([path], wanted)
+        assert found.keys() == set(wanted) & states.keys()
+        for client, state in found.items():
+            assert plain(state) == plain(states[client]), client
+    both = read_clients([path], [3, 13])
+    assert both[3].versions is both[13].versions
+
+
+def test_a_file_has_no_more_tensors_for_more_clients(tmp_path: Path) -> None:
+    path = tmp_path / "clients-0.safetensors"
+    for number in (1, 700):
+        write_clients(path, {client: state(client) for client in range(number)})
+        with safe_open(path, framework="numpy") as file:
+            assert len([*file.keys()]) == 9
+        content = path.read_bytes()
+        assert int.from_bytes(content[:8], "little") < 1500  # bytes of the header, which has a limit
+    last = read_clients([path], [5, 699])[699].private["head"]
+    assert last.tolist() == [699] * 3
+    assert last.base is None  # it does not hold on to the heads of all
+
+
+def test_no_clients_are_no_states(tmp_path: Path) -> None:
+    write_clients(tmp_path / "clients-0.safetensors", {})
+    assert read_clients([tmp_path / "clients-0.safetensors"], [0, 1]) == {}
+
+
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for round_index in (1, 2, 3):
@@ -141,7 +226,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     path = commit(store, 2) / "checkpoint.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(RunFolderError, match="has format 99; expected 1"):
+    with pytest.raises(RunFolderError, match="has format 99; expected 1 or 2"):
         store.newest()
 
 

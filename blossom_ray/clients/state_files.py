@@ -1,5 +1,12 @@
 """What a host keeps of its clients between rounds, and the file with it that is its part of a checkpoint.
 
+What clients have at the same place of their states in the same shape stands in one tensor, in a row of each:
+
+    clients, rounds_trained   (n,) int64: ids, ascending; rounds in which each has trained, -1 where that is not known
+    versions                  (n, i) int64: of the `instances` of the metadata; -1 of one that a client was never sent
+    0/rows, 0/values          (m,) int64: which of the n clients, ascending; (m, *shape): what these have at the first
+                              of the `places` of the metadata; 1/rows and 1/values at the next, and so on
+
 Checksums, which `checkpoint.py` looks after, find damage; `state_problem` finds files that are whole and hold something
 else than this run could have written.
 """
@@ -7,10 +14,11 @@ else than this run could have written.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from safetensors import safe_open
@@ -23,6 +31,11 @@ from blossom_ray.storage import refuse_foreign, save_synced, writing
 
 INITIAL_STATE = ClientState()
 """The state of a client that has done nothing yet; one for all of them."""
+
+_Place: TypeAlias = tuple[str, str, str]
+"""Which part of a state, which block or copy, and the name in that."""
+_Stored: TypeAlias = tuple[int, _Place, np.ndarray]
+"""A client, and what it has at a place."""
 
 # Shape and dtype by name.
 _Kinds = dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -110,37 +123,40 @@ def write_clients(path: Path, states: Mapping[int, ClientState]) -> None:
         StorageError: The disk is full.
     """
     clients = sorted(states)
-    instances = sorted({instance for state in states.values() for instance in state.versions})
-    versions = np.full((len(clients), len(instances)), -1, dtype=np.int64)
-    tensors: dict[str, np.ndarray] = {}
+    # Clients that were sent the same share a map of versions.
+    maps = {id(state.versions): state.versions for state in states.values()}
+    instances = sorted({instance for versions in maps.values() for instance in versions})
+    version_rows = {key: [versions.get(instance, -1) for instance in instances] for key, versions in maps.items()}
+    rows: dict[tuple[_Place, tuple[int, ...], np.dtype], list[int]] = {}
+    arrays: dict[tuple[_Place, tuple[int, ...], np.dtype], list[np.ndarray]] = {}
     for row, client in enumerate(clients):
-        state = states[client]
-        for column, instance in enumerate(instances):
-            versions[row, column] = state.versions.get(instance, -1)
-        tensors |= {f"{client}\0private\0{name}": values for name, values in state.private.items()}
-        kept = (("local", state.local_state), ("optimizer", state.optimizer_state), ("extra", state.extras))
-        for kind, nested in kept:
-            tensors |= {
-                f"{client}\0{kind}\0{block}\0{name}": values
-                for block, arrays in nested.items()
-                for name, values in arrays.items()
-            }
+        for place, values in _arrays(states[client]):
+            kind = place, values.shape, values.dtype
+            rows.setdefault(kind, []).append(row)
+            arrays.setdefault(kind, []).append(values)
     trained = [states[client].rounds_trained for client in clients]
-    tensors |= {
+    tensors = {
         "clients": np.array(clients, dtype=np.int64),
-        "versions": versions,
+        "versions": np.array([version_rows[id(states[client].versions)] for client in clients], dtype=np.int64),
         "rounds_trained": np.array([-1 if number is None else number for number in trained], dtype=np.int64),
     }
-    described = json.dumps([[i.label, str(i.scope), i.key] for i in instances])
+    for number, kind in enumerate(arrays):
+        tensors[f"{number}/rows"] = np.array(rows[kind], dtype=np.int64)
+        tensors[f"{number}/values"] = np.stack(arrays[kind])
+    described = {
+        "instances": json.dumps([[i.label, str(i.scope), i.key] for i in instances]),
+        "places": json.dumps([place for place, _, _ in arrays]),
+    }
     with writing(path):
-        save_synced(path, tensors, {"instances": described})
+        save_synced(path, tensors, described)
 
 
 def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, ClientState]:
     """Read the states of some clients, whichever files they are in.
 
     Args:
-        paths: All client files of a checkpoint.
+        paths: All client files of a checkpoint, of this format or of the one before, which has a tensor for each client
+            and block.
         clients: Ids; a client that no file has gets no entry.
 
     Raises:
@@ -149,24 +165,48 @@ def read_clients(paths: Iterable[Path], clients: Sequence[int]) -> dict[int, Cli
     wanted, states = set(clients), {}
     for path in paths:
         with refuse_foreign(path), safe_open(path, framework="numpy") as file:
-            described = json.loads(file.metadata()["instances"])
-            instances = [BlockInstance.of_column(*words) for words in described]
-            versions = file.get_tensor("versions")
-            rows = {int(client): row for row, client in enumerate(file.get_tensor("clients"))}
-            names = file.keys()
-            trained = file.get_tensor("rounds_trained") if "rounds_trained" in names else np.full(len(rows), -1)
-            here = wanted & rows.keys()
-            parts: dict[int, list[str]] = {client: [] for client in here}
-            for name in names:
-                client = name.partition("\0")[0]
-                if "\0" in name and int(client) in here:
-                    parts[int(client)].append(name)
-            for client in here:
-                held = {i: int(v) for i, v in zip(instances, versions[rows[client]], strict=True) if v >= 0}
-                number = int(trained[rows[client]])
-                tensors = {name: file.get_tensor(name) for name in parts[client]}
-                states[client] = _client_state(tensors, held, None if number < 0 else number)
+            described = file.metadata()
+            instances = [BlockInstance.of_column(*words) for words in json.loads(described["instances"])]
+            all_clients, versions = file.get_tensor("clients").tolist(), file.get_tensor("versions")
+            trained = [-1] * len(all_clients)
+            if "rounds_trained" in file.keys():  # noqa: SIM118  # no mapping
+                trained = file.get_tensor("rounds_trained").tolist()
+            maps: dict[bytes, dict[BlockInstance, int]] = {}  # one for clients that were sent the same
+            here = {row: client for row, client in enumerate(all_clients) if client in wanted}
+            arrays: dict[int, dict[_Place, np.ndarray]] = {client: {} for client in here.values()}
+            places = [*map(tuple, json.loads(described["places"]))] if "places" in described else None
+            stored = _of_single_clients(file, arrays) if places is None else _of_places(file, places, here)
+            for client, place, values in stored:
+                arrays[client][place] = values
+            for row, client in here.items():
+                if (key := versions[row].tobytes()) not in maps:
+                    own = zip(instances, versions[row].tolist(), strict=True)
+                    maps[key] = {instance: version for instance, version in own if version >= 0}
+                number = None if trained[row] < 0 else trained[row]
+                states[client] = _client_state(arrays[client], maps[key], number)
     return states
+
+
+def _of_places(file: Any, places: Sequence[_Place], here: Mapping[int, int]) -> Iterator[_Stored]:
+    """What a file has of clients, by the rows in which these are told."""
+    for number, place in enumerate(places):
+        rows = file.get_tensor(f"{number}/rows")
+        found = np.flatnonzero(np.isin(rows, [*here]))
+        if len(found):
+            first, last = int(found[0]), int(found[-1])
+            values = file.get_slice(f"{number}/values")[first : last + 1]
+            for position in found.tolist():
+                # A copy: one client alone is not to hold on to what all have.
+                yield here[int(rows[position])], place, np.array(values[position - first])
+
+
+def _of_single_clients(file: Any, clients: Container[int]) -> Iterator[_Stored]:
+    """What a file of the format before has of clients."""
+    for name in file.keys():  # noqa: SIM118  # no mapping
+        client, *place = name.split("\0")
+        if place and int(client) in clients:
+            kind, block, *rest = place
+            yield int(client), (kind, block, *(rest or [""])), file.get_tensor(name)
 
 
 def state_problem(state: ClientState, plan: ClientPlan, profile: ClientProfile, workspace: Workspace) -> str | None:
@@ -198,17 +238,25 @@ def state_problem(state: ClientState, plan: ClientPlan, profile: ClientProfile, 
     )
 
 
+def _arrays(state: ClientState) -> Iterator[tuple[_Place, np.ndarray]]:
+    for block, values in state.private.items():
+        yield ("private", block, ""), values
+    for kind, nested in (("local", state.local_state), ("optimizer", state.optimizer_state), ("extra", state.extras)):
+        for block, arrays in nested.items():
+            for name, values in arrays.items():
+                yield (kind, block, name), values
+
+
 def _client_state(
-    tensors: Mapping[str, np.ndarray], versions: Mapping[BlockInstance, int], rounds_trained: int | None
+    arrays: Mapping[_Place, np.ndarray], versions: Mapping[BlockInstance, int], rounds_trained: int | None
 ) -> ClientState:
     private: dict[str, np.ndarray] = {}
     nested: dict[str, dict[str, dict[str, np.ndarray]]] = {"local": {}, "optimizer": {}, "extra": {}}
-    for name, values in tensors.items():
-        _, kind, block, *rest = name.split("\0")
+    for (kind, block, name), values in arrays.items():
         if kind == "private":
             private[block] = values
         else:
-            nested[kind].setdefault(block, {})[rest[0]] = values
+            nested[kind].setdefault(block, {})[name] = values
     return ClientState(private, nested["local"], nested["optimizer"], versions, rounds_trained, extras=nested["extra"])
 
 
