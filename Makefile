@@ -3,7 +3,7 @@
 unexport PYTHONDONTWRITEBYTECODE
 # Temporary folders lie in memory where there is room: to wait for a disk takes a seventh of the time.
 export PYTEST_DEBUG_TEMPROOT := $(shell [ "$$(df --output=avail --block-size=1M /dev/shm | tail -1)" -gt 4096 ] 2>/dev/null && echo /dev/shm)
-.PHONY: check format lint types test fast long golden same-bits docs site end-to-end
+.PHONY: check format lint types test fast long golden same-bits docs paper site end-to-end
 
 check:
 	$(MAKE) --jobs 2 --output-sync lint types
@@ -46,6 +46,11 @@ docs:
 	blossom-ray schema > blossom_ray/scenario/scenario.schema.json
 	python docs/tools/cli_reference.py > docs/cli-reference.md
 	python docs/tools/rooms.py
+
+# Tables and figures of docs/results/claim.md, from run folders where SWEEPS names them, else from its data file.
+paper:
+	$(if $(SWEEPS),python scenarios/paper/grid.py lines $(SWEEPS) > claim.csv && mv claim.csv docs/results/claim.csv)
+	python scenarios/paper/claim.py
 
 site:
 	python -m mkdocs build --strict

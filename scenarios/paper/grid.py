@@ -26,14 +26,16 @@ from blossom_ray import Run, Sweep, sweep
 from blossom_ray.studies.comparison.scores import ALL, client_scores, run_compute, run_scores
 
 HERE = Path(__file__).parent
-DATA = {"uci-har": "UCI-HAR/UCI HAR Dataset.zip", "av-mnist": "AV-MNIST", "ptb-xl": "PTB-XL-subset"}
+DATA = {"av-mnist": "AV-MNIST", "uci-har": "UCI-HAR/UCI HAR Dataset.zip", "ptb-xl": "PTB-XL-subset"}
 PAPER_RATE = {"uci-har": 0.05, "av-mnist": 0.001, "ptb-xl": 0.05}
 FACTORS = {"uci-har": (1 / 3, 1, 3), "av-mnist": (1 / 3, 1, 3, 9), "ptb-xl": (1 / 3, 1, 3)}
 FINE_TUNE_FACTORS = (1, 0.1, 0.01)
 SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101)
 SCHEMES = ("full-model", "private-head-fusion", "local", "private-head")
 RUNNING_STATISTICS = ("av-mnist",)
-"""The data sets whose models have any: for the others all kinds of `norm_statistics` are the same."""
+"""The data sets whose models have any."""
+MAPPED = ("av-mnist", "uci-har")
+"""Where each block is private and shared."""
 TUNED_ON = "dirichlet_3-3-4"
 CASES = ("dirichlet_5-5-0", "dirichlet_3-3-4", "iid_5-5-0", "iid_3-3-4")
 EQUAL_CLIENTS = ("dirichlet_0-0-10", "iid_0-0-10")
@@ -57,8 +59,8 @@ class Plan(NamedTuple):
 
     scenario: str
     given: Mapping[str, Any]
-    vary: Mapping[str, Sequence[Any]] = {}
-    seeds: Sequence[int] = SEEDS
+    vary: Mapping[str, Sequence[Any]]
+    seeds: Sequence[int]
 
 
 def main() -> None:
@@ -88,12 +90,12 @@ def plans(sweeps: Path) -> Iterator[tuple[str, Plan]]:
         yield from tuning(data, sweeps)
     for case in CASES:
         for data in DATA:
-            for scheme, norm in arms(data):
+            for scheme, norm in arms(data, case):
                 if scheme != "private-head" or case.startswith("dirichlet") or data in RUNNING_STATISTICS:
                     yield from reported("grid", data, case, scheme, norm, sweeps)
     for case in CASES[:2]:
-        for data in RUNNING_STATISTICS, ("uci-har",):
-            yield from block_maps(data[0], case, sweeps)
+        for data in MAPPED:
+            yield from block_maps(data, case, sweeps)
     for split in ("recording", "common-subject"):
         for scheme in SCHEMES[:3]:
             yield from reported(f"{split}s", "uci-har", CASES[0], scheme, "shared", sweeps, {"data.split": split})
@@ -103,27 +105,38 @@ def plans(sweeps: Path) -> Iterator[tuple[str, Plan]]:
                 yield from reported("grid", data, case, scheme, "shared", sweeps)
     for case in CASES[:2]:
         for data in DATA:
-            for scheme, norm in arms(data):
+            for scheme, norm in arms(data, case):
                 if scheme in SCHEMES[:2]:
                     yield from reported("concat", data, case, scheme, norm, sweeps, {"model.fusion.kind": "concat"})
 
 
-def arms(data: str) -> Iterator[tuple[str, str]]:
-    """Schemes with the statistics that make a difference to them: for who is alone none does."""
+def arms(data: str, case: str) -> Iterator[tuple[str, str]]:
+    """Schemes with the kinds of statistics that make a difference to them."""
     for scheme in SCHEMES:
-        alike = data not in RUNNING_STATISTICS or scheme == "local"
-        for norm in ("shared",) if alike else ("same-modalities", "shared"):
-            yield scheme, norm
+        kinds = dict.fromkeys(distinct(data, case, scheme, norm) for norm in ("same-modalities", "shared"))
+        yield from ((scheme, norm) for norm in kinds)
+
+
+def distinct(data: str, case: str, scheme: str, norm: str) -> str:
+    """The kind of statistics whose runs stand for those of another kind, too, where a scheme has the same with both.
+
+    That is so where a model has none, among clients of the same modalities, for who is alone, and for a private head
+    where each encoder is held by one modality set: no other block has statistics.
+    """
+    if data not in RUNNING_STATISTICS or scheme == "local" or case in EQUAL_CLIENTS:
+        return "shared"
+    is_private = scheme.startswith("private-head") and case.endswith("5-5-0")
+    return "same-modalities" if is_private else norm
 
 
 def tuning(data: str, sweeps: Path) -> Iterator[tuple[str, Plan]]:
     """The rates of training and, for the full model, of fine-tuning, on validation splits of other seeds."""
     validation = {"execution.runtime": "local", "data.validation_fraction": 0.2, "evaluation.split": "validation"}
-    for scheme, norm in arms(data):
+    for scheme, norm in arms(data, TUNED_ON):
         given = {**validation, "evaluation.fine_tune": None, "sharing": scheme, "model.norm_statistics": norm}
         rates = {"training.optimizer.lr": _values(PAPER_RATE[data], FACTORS[data])}
         yield f"tune/{data}_{scheme}_{norm}", Plan(f"{data}_{TUNED_ON}", given, rates, TUNING_SEEDS)
-    for scheme, norm in arms(data):
+    for scheme, norm in arms(data, TUNED_ON):
         rate = chosen_rate(sweeps / f"tune/{data}_{scheme}_{norm}")
         if scheme == "full-model" and rate is not None:
             given = {**validation, "sharing": scheme, "model.norm_statistics": norm, "training.optimizer.lr": rate}
@@ -148,7 +161,7 @@ def reported(
 
 def block_maps(data: str, case: str, sweeps: Path) -> Iterator[tuple[str, Plan]]:
     """The maps of private blocks that are no scheme, and the learned mixture, at the rate of PHF."""
-    norm = "same-modalities" if data in RUNNING_STATISTICS else "shared"
+    norm = distinct(data, case, "full-model", "same-modalities")
     rate = chosen_rate(sweeps / f"tune/{data}_private-head-fusion_{norm}")
     if rate is None:
         return
@@ -159,11 +172,17 @@ def block_maps(data: str, case: str, sweeps: Path) -> Iterator[tuple[str, Plan]]
     yield f"blocks/{data}_{case}_mixed", _plan(data, case, "full-model", norm, rate, mixed)
 
 
+_CHOSEN: dict[tuple[Path, str], float | None] = {}
+"""Rates by folder and key: each is asked for by many plans, and runs that have ended do not change."""
+
+
 def chosen_rate(folder: Path, key: str = "training.optimizer.lr") -> float | None:
     """The rate with the highest mean accuracy on validation splits; a rate at which a run failed is not chosen.
 
     None where a run is missing.
     """
+    if (folder, key) in _CHOSEN:
+        return _CHOSEN[folder, key]
     score = "validation/fine_tuned/accuracy" if "fine_tune" in key else "validation/accuracy"
     found: dict[float, list[float]] = {}
     if not folder.exists():
@@ -177,7 +196,8 @@ def chosen_rate(folder: Path, key: str = "training.optimizer.lr") -> float | Non
         if run.status == "finished":
             found.setdefault(cell.setting[key], []).append(_last5(run, score))
     whole = {rate: statistics.mean(values) for rate, values in found.items() if len(values) == len(TUNING_SEEDS)}
-    return max(whole, key=whole.__getitem__, default=None)
+    rate = _CHOSEN[folder, key] = max(whole, key=whole.__getitem__, default=None)
+    return rate
 
 
 def run_all(data: Path, sweeps: Path, only: tuple[str, ...], jobs: int) -> None:
@@ -272,7 +292,7 @@ def _last5(run: Run, score: str) -> float:
 def _plan(data: str, case: str, sharing: object, norm: str, rate: float, given: dict[str, Any]) -> Plan:
     common = {"execution.runtime": "local", "evaluation.held_out": "never", "evaluation.fine_tune": None}
     settings = {"sharing": sharing, "model.norm_statistics": norm, "training.optimizer.lr": rate}
-    return Plan(f"{data}_{case}", {**common, **settings, **given})
+    return Plan(f"{data}_{case}", {**common, **settings, **given}, {}, SEEDS)
 
 
 def _has_ended(folder: Path, plan: Plan) -> bool:
