@@ -1,10 +1,12 @@
-"""Rounds of W1 and W2 by this checkout and by another commit, in turns, and the start of commands.
+r"""Rounds of W1 and of other scenarios by this checkout and by another commit, in turns, and the start of commands.
 
-    python benchmarks/before_after.py --base COMMIT --uci-har "UCI HAR Dataset.zip" --turns 5
+    python benchmarks/before_after.py --base COMMIT --turns 5 \
+        --scenario scenarios/paper/uci-har_dirichlet_5-5-0.yaml "UCI HAR Dataset.zip" \
+        --scenario scenarios/paper/ptb-xl_dirichlet_5-5-0.yaml PTB-XL
 
 Each turn runs both checkouts, each in a process of its own, the other one first in every second turn. A round's
-seconds are those of the tables, without the first round; a command's are those of the whole process. Both sides must
-come to the same digest. Machines are noisy: look at the ratio of a turn, and at the median of the ratios.
+seconds are processor time, on one thread, without the first round; a command's are those of the whole process. Both
+sides must come to the same digest. Machines are noisy: look at the ratio of a turn, and at the median of the ratios.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from statistics import median
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CODE = """
-import json, sys
-from blossom_ray import Scenario, simulate
+import itertools, json, sys, time
+from pathlib import Path
+from blossom_ray import Run, Scenario, simulate
 path, changes, out = json.loads(sys.argv[1])
-run = simulate(Scenario.load(path, changes), out=out)
-seconds = run.rounds.filter(run.rounds["round"] > 1)["seconds"].to_list()
-print(json.dumps([seconds, run.manifest["digest"]]))
+# Round 0 ends at the first of these times, and round 1 has the costs of a start.
+ends = [time.process_time() for _ in simulate(Scenario.load(path, changes), out=out, stream=True)][1:]
+[folder] = Path(out).glob("*/*/manifest.json")
+digest = Run.open(folder.parent).manifest["digest"]
+print(json.dumps([[end - begin for begin, end in itertools.pairwise(ends)], digest]))
 """
 COMMANDS = {"--help": ["--help"], "validate": ["validate", str(REPOSITORY / "scenarios" / "quickstart.yaml")]}
 
@@ -35,13 +40,14 @@ def main() -> None:
     """Print the seconds of each turn and the median of the ratios, now to before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="commit to compare with")
-    parser.add_argument("--uci-har", type=Path, help="the archive, for W2")
+    parser.add_argument("--scenario", nargs=2, action="append", default=[], metavar=("FILE", "DATA"))
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
-    cases = {"W1": (str(REPOSITORY / "benchmarks" / "w1.yaml"), {"rounds": 7})}
-    if arguments.uci_har:
-        changes = {"data.path": str(arguments.uci_har.resolve()), "rounds": 5}
-        cases["W2"] = (str(REPOSITORY / "scenarios" / "uci-har-exclusive.yaml"), changes)
+    local = {"execution.runtime": "local", "checkpoint.every": 0}
+    cases = {"W1": (str(REPOSITORY / "benchmarks" / "w1.yaml"), local | {"rounds": 7})}
+    for file, data in arguments.scenario:
+        changes = local | {"data.path": str(Path(data).resolve()), "rounds": 4}
+        cases[Path(file).stem] = (str(Path(file).resolve()), changes)
     with tempfile.TemporaryDirectory() as name:
         base = Path(name) / "base"
         base.mkdir()
@@ -68,7 +74,7 @@ def in_turns(case: str, turns: int, base: Path, run: object) -> None:
 
 
 def rounds(where: Path, scenario: str, changes: dict[str, object]) -> tuple[float, object]:
-    """The median seconds of a round after the first, and the run's digest."""
+    """The median processor seconds of a round after the first, and the run's digest."""
     with tempfile.TemporaryDirectory() as folder:
         printed = _run(where, ["-c", CODE, json.dumps([scenario, changes, str(Path(folder) / "run")])])
     seconds, digest = json.loads(printed.splitlines()[-1])
@@ -87,7 +93,10 @@ def whole_process(where: Path, words: list[str]) -> tuple[float, object]:
 
 def _run(where: Path, words: list[str]) -> str:
     environment = {**os.environ, "PYTHONPATH": str(where)}
-    done = subprocess.run([sys.executable, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    # Python looks first where it was started.
+    done = subprocess.run(
+        [sys.executable, *words], cwd=where, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return done.stdout
 
 

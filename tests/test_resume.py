@@ -7,10 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -142,12 +142,16 @@ def test_several_tasks_and_data_sets_resume_too(scenario: Scenario, tmp_path: Pa
     assert_same(finish(several, tmp_path / "run"), simulate(several, out=tmp_path / "whole"))
 
 
-def forge(checkpoint: Path, file: str, change: Callable[[dict[str, np.ndarray]], None]) -> None:
-    """Change a checkpoint's tensors and make all its checksums right again."""
+Change: TypeAlias = Callable[[dict[str, np.ndarray], dict[str, str]], None]
+"""Of a checkpoint's tensors and metadata, in place."""
+
+
+def forge(checkpoint: Path, file: str, change: Change) -> None:
+    """Change a checkpoint's file and make all its checksums right again."""
     with safe_open(checkpoint / file, framework="numpy") as opened:
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
-    change(tensors)
+    change(tensors, metadata)
     save_file(tensors, checkpoint / file, metadata)
     index = json.loads((checkpoint / "checkpoint.json").read_text())
     index["files"][file] = checksum(checkpoint / file)
@@ -157,18 +161,48 @@ def forge(checkpoint: Path, file: str, change: Callable[[dict[str, np.ndarray]],
     (checkpoint / "checkpoint.json").write_text(json.dumps(index))
 
 
-def reshaped(key: str) -> Callable[[dict[str, np.ndarray]], None]:
-    def change(tensors: dict[str, np.ndarray]) -> None:
-        (name, *_) = [name for name in tensors if key in name]
-        tensors[name] = np.zeros((3, 2), np.float32)
+def place_of(metadata: Mapping[str, str], kind: str) -> int:
+    """The first place where a file has what clients keep of the head."""
+    return next(number for number, place in enumerate(json.loads(metadata["places"])) if place[:2] == [kind, "head"])
+
+
+def reshaped(kind: str) -> Change:
+    """What each client keeps of the head gets another shape."""
+
+    def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        name = f"{place_of(metadata, kind)}/values"
+        tensors[name] = np.zeros((len(tensors[name]), 3, 2), np.float32)
 
     return change
 
 
-def renamed(key: str) -> Callable[[dict[str, np.ndarray]], None]:
-    def change(tensors: dict[str, np.ndarray]) -> None:
+def renamed(kind: str) -> Change:
+    """What each client keeps of the head is of another block."""
+
+    def change(_: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        places = json.loads(metadata["places"])
+        places[place_of(metadata, kind)][1] = "tail"
+        metadata["places"] = json.dumps(places)
+
+    return change
+
+
+def shortened(kind: str) -> Change:
+    """A client's values of the head are missing, while its row is there."""
+
+    def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        name = f"{place_of(metadata, kind)}/values"
+        tensors[name] = tensors[name][:-1].copy()
+
+    return change
+
+
+def replaced(key: str) -> Change:
+    """A tensor of the server gets another shape."""
+
+    def change(tensors: dict[str, np.ndarray], _: dict[str, str]) -> None:
         (name, *_) = [name for name in tensors if key in name]
-        tensors[name.replace("head", "tail")] = tensors.pop(name)
+        tensors[name] = np.zeros((3, 2), np.float32)
 
     return change
 
@@ -179,25 +213,32 @@ CLIENTS, SERVER = "clients-0.safetensors", "server.safetensors"
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (CLIENTS, reshaped("\0private\0head"), r"client \d has private blocks {head: float32\[3, 2\]}; expected {head"),
-        (CLIENTS, renamed("\0private\0head"), r"client \d has private blocks {tail: .*}; expected {head: "),
-        (CLIENTS, reshaped("\0local\0head"), r"client \d has normalisation state of head {.*\[3, 2\].*}; expected {"),
-        (CLIENTS, reshaped("\0optimizer\0head"), r"client \d has optimizer state of head {.*}; expected {first_moment"),
+        (CLIENTS, reshaped("private"), r"client \d has private blocks {head: float32\[3, 2\]}; expected {head"),
+        (CLIENTS, renamed("private"), r"client \d has private blocks {tail: .*}; expected {head: "),
+        (CLIENTS, reshaped("local"), r"client \d has normalisation state of head {.*\[3, 2\].*}; expected {"),
+        (CLIENTS, reshaped("optimizer"), r"client \d has optimizer state of head {.*}; expected {first_moment"),
         (
             CLIENTS,
-            renamed("\0optimizer\0head"),
+            renamed("optimizer"),
             r"client \d has blocks with optimizer state {.*tail}; expected {.*head",
         ),
-        (SERVER, reshaped("0/values"), r"values of encoder/acc are float32\[3, 2\]; expected float32\["),
-        (SERVER, reshaped("0/optimizer"), r"momentum of encoder/acc are float32\[3, 2\]; expected float64\["),
+        (SERVER, replaced("0/values"), r"values of encoder/acc are float32\[3, 2\]; expected float32\["),
+        (SERVER, replaced("0/optimizer"), r"momentum of encoder/acc are float32\[3, 2\]; expected float64\["),
     ],
 )
 def test_a_forged_checkpoint_is_refused(
-    scenario: Scenario, tmp_path: Path, file: str, change: Callable[[dict[str, np.ndarray]], None], message: str
+    scenario: Scenario, tmp_path: Path, file: str, change: Change, message: str
 ) -> None:
     begin(scenario, tmp_path / "run", 4)
     forge(tmp_path / "run" / "checkpoints" / "000002", file, change)
     with pytest.raises(RunFolderError, match="000002: is no checkpoint of this run.*" + message):
+        finish(scenario, tmp_path / "run")
+
+
+def test_a_file_of_clients_whose_parts_do_not_fit_is_refused(scenario: Scenario, tmp_path: Path) -> None:
+    begin(scenario, tmp_path / "run", 4)
+    forge(tmp_path / "run" / "checkpoints" / "000002", CLIENTS, shortened("private"))
+    with pytest.raises(RunFolderError, match=r"clients-0\.safetensors"):
         finish(scenario, tmp_path / "run")
 
 
