@@ -153,9 +153,8 @@ def reported(
     tuned = chosen_rate(sweeps / f"tune/{data}_fine-tuned_{norm}", "evaluation.fine_tune.lr")
     if rate is None or (scheme == "full-model" and tuned is None):
         return
-    plan = _plan(data, case, scheme, norm, rate, {**(given or {})})
-    if scheme == "full-model":
-        plan.given["evaluation.fine_tune"] = {"epochs": 1, "lr": tuned, "last": 5}  # type: ignore[index]
+    tuning = {"evaluation.fine_tune": {"epochs": 1, "lr": tuned, "last": 5}} if scheme == "full-model" else {}
+    plan = _plan(data, case, scheme, norm, rate, {**(given or {}), **tuning})
     yield f"{stage}/{data}_{case}_{scheme}_{norm}", plan
 
 
