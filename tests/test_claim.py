@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,7 +123,7 @@ def test_each_line_has_a_command_that_repeats_it(rows: list[dict[str, str]]) -> 
 
 @pytest.mark.slow
 def test_the_program_tunes_on_validation_and_reports_what_it_ran(
-    tmp_path: Path, small_uci_har: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_uci_har: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = imported("grid", monkeypatch)
     small = {
@@ -136,13 +137,14 @@ def test_the_program_tunes_on_validation_and_reports_what_it_ran(
     less: dict[str, Any] = {
         "HERE": tmp_path, "DATA": {"uci-har": small_uci_har.name}, "FACTORS": {"uci-har": (1e-6, 1, 1e30)},
         "FINE_TUNE_FACTORS": (1, 1e-9), "SEEDS": (7,), "TUNING_SEEDS": (100,), "SCHEMES": ("full-model", "local"),
-        "CASES": ("dirichlet_3-3-4",), "EQUAL_CLIENTS": (), "_CHOSEN": {},
+        "CASES": ("dirichlet_3-3-4",), "EQUAL_CLIENTS": (), "MAPPED": (),
     }  # fmt: skip
     for name, value in less.items():
         monkeypatch.setattr(grid, name, value)
     sweeps = tmp_path / "sweeps"
-    assert [name for name, _ in grid.plans(sweeps)] == ["tune/uci-har_full-model_shared", "tune/uci-har_local_shared"]
-    grid.run_all(small_uci_har.parent, sweeps, ("tune/", "grid/"), 1)
+    ended = grid.Ended(sweeps)
+    assert [name for name, _ in grid.plans(ended)] == ["tune/uci-har_full-model_shared", "tune/uci-har_local_shared"]
+    grid.run_all(small_uci_har.parent, ended, ("tune/", "grid/"), 1)
 
     tuned = Sweep.open(sweeps / "tune/uci-har_full-model_shared")
     by_rate = {cell.setting["training.optimizer.lr"]: Run.open(tuned.path / cell.folder) for cell in tuned.cells}
@@ -150,13 +152,13 @@ def test_the_program_tunes_on_validation_and_reports_what_it_ran(
     scores = {
         rate: run.rounds["validation/accuracy"][1:].mean() for rate, run in by_rate.items() if run.status != "failed"
     }
-    assert grid.chosen_rate(tuned.path) == max(scores, key=scores.__getitem__)
+    assert grid.Ended(sweeps).rate(*next(grid.plans(ended))) == max(scores, key=scores.__getitem__)
     finished = [run for run in by_rate.values() if run.status == "finished"]
     assert all(run.rounds["accuracy"].drop_nulls().len() == 1 for run in finished), "nothing is chosen by test splits"
 
-    reported = {name: plan for name, plan in grid.plans(sweeps) if name.startswith("grid/")}
+    reported = {name: plan for name, plan in grid.plans(ended) if name.startswith("grid/")}
     assert [name.rpartition("3-3-4_")[2] for name in reported] == ["full-model_shared", "local_shared"]
-    (full,), (local,) = (list(grid.lines(name, plan, sweeps / name)) for name, plan in reported.items())
+    (full,), (local,) = (list(ended.lines(name, plan).values()) for name, plan in reported.items())
     (run,) = Sweep.open(sweeps / min(reported)).runs.values()
     tail = run.rounds[1:]
     assert full["accuracy"] == f"{tail['accuracy'].mean():.5f}"
@@ -168,6 +170,26 @@ def test_the_program_tunes_on_validation_and_reports_what_it_ran(
     overrides = dict(parse_assignment(word) for word in words if "=" in word) | {"data.path": str(small_uci_har)}
     again = Scenario.load(tmp_path / f"{case}.yaml", overrides | {"seed": 7, "execution.runtime": "local"})
     assert simulate(again).manifest["digest"]["shared"][:16] == full["shared_digest"]
-    ended = {path: path.stat().st_mtime_ns for path in sweeps.rglob("manifest.json")}
-    grid.run_all(small_uci_har.parent, sweeps, ("tune/", "grid/"), 1)
-    assert {path: path.stat().st_mtime_ns for path in sweeps.rglob("manifest.json")} == ended, "nothing is run twice"
+    written = {path: path.stat().st_mtime_ns for path in sweeps.rglob("manifest.json")}
+    grid.run_all(small_uci_har.parent, ended, ("tune/", "grid/"), 1)
+    assert {path: path.stat().st_mtime_ns for path in sweeps.rglob("manifest.json")} == written, "nothing is run twice"
+
+    def told(*arguments: object) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["grid.py", *map(str, arguments)])
+        capsys.readouterr()
+        grid.main()
+        return capsys.readouterr().out.splitlines()
+
+    def cells(*names: str) -> list[str]:
+        run = told("run", small_uci_har.parent, elsewhere, "--only", *names, "--known", known)
+        return [line.split(maxsplit=1)[1].rstrip() for line in run if line[:2].isdigit()]
+
+    known, elsewhere = tmp_path / "known.csv", tmp_path / "elsewhere"
+    lines = told("lines", sweeps)
+    failed = [line for line in lines if ",5e+28," in line]
+    assert len(failed) == 2
+    known.write_text("\n".join(lines), encoding="utf-8")
+    assert not cells("tune/", "grid/"), "what has a line is not run again on another machine"
+    known.write_text("\n".join(line for line in lines if line not in failed), encoding="utf-8")
+    (again,) = cells("tune/uci-har_local")
+    assert again.startswith("tune/uci-har_local_shared lr=5e+28,seed=100 client ")

@@ -62,11 +62,12 @@ class Compared(NamedTuple):
 
 
 class Lines:
-    """The data file: its rows, and scores by arm, with those after fine-tuning as an arm of their own."""
+    """The runs of the data file that have scores, and their scores by arm; those after fine-tuning are an arm."""
 
     def __init__(self, path: Path) -> None:
         with path.open(encoding="utf-8", newline="") as file:
-            self.rows = list(csv.DictReader(file))
+            ended = list(csv.DictReader(file))
+        self.rows = [row for row in ended if row["accuracy"] or row["fine_tuned/accuracy"]]
         self._scores: dict[Arm, dict[int, dict[str, float]]] = {}
         self._clients: dict[Arm, dict[int, dict[int, OfClient]]] = {}
         for row in self.rows:

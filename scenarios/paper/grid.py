@@ -1,17 +1,18 @@
 """Runs the sweeps of docs/results/paper-plan.md and writes a line per finished run; goes on where it stopped.
 
-    python scenarios/paper/grid.py run DATA SWEEPS [--only tune/av-mnist ...] [--jobs 2]
-    python scenarios/paper/grid.py lines SWEEPS > docs/results/claim.csv
+    python scenarios/paper/grid.py run DATA SWEEPS [--only tune/av-mnist ...] [--jobs 2] [--known LINES]
+    python scenarios/paper/grid.py lines SWEEPS [--known LINES] > docs/results/claim.csv
 
 DATA is a folder with `UCI-HAR/`, `AV-MNIST/` and `PTB-XL-subset/`, as docs/data.md says where they come from. SWEEPS
 gets a sweep per plan: `tune/`, whose validation scores choose rates, and `grid/`, `blocks/` and so on, which are
-reported.
+reported. A run that has a line in the file LINES, from another day or machine, counts as one that has ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import shlex
@@ -32,6 +33,7 @@ FACTORS = {"uci-har": (1 / 3, 1, 3), "av-mnist": (1 / 3, 1, 3, 9), "ptb-xl": (1 
 FINE_TUNE_FACTORS = (1, 0.1, 0.01)
 SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101)
 SCHEMES = ("full-model", "private-head-fusion", "local", "private-head")
+VALIDATION = {"execution.runtime": "local", "data.validation_fraction": 0.2, "evaluation.split": "validation"}
 RUNNING_STATISTICS = ("av-mnist",)
 """The data sets whose models have any."""
 MAPPED = ("av-mnist", "uci-har")
@@ -72,42 +74,114 @@ def main() -> None:
     run.add_argument("sweeps", type=Path)
     run.add_argument("--only", nargs="+", default=[""], help="how names of sweeps begin")
     run.add_argument("--jobs", type=int, default=1)
-    commands.add_parser("lines").add_argument("sweeps", type=Path)
+    lines = commands.add_parser("lines")
+    lines.add_argument("sweeps", type=Path)
+    for command in (run, lines):
+        command.add_argument("--known", type=Path, help="a file of lines")
     arguments = parser.parse_args()
+    ended = Ended(arguments.sweeps, arguments.known)
     if arguments.command == "run":
-        run_all(arguments.data, arguments.sweeps, tuple(arguments.only), arguments.jobs)
+        run_all(arguments.data, ended, tuple(arguments.only), arguments.jobs)
     else:
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for name, plan in plans(arguments.sweeps):
-            if (arguments.sweeps / name).exists():
-                writer.writerows(lines(name, plan, arguments.sweeps / name))
+        for name, plan in plans(ended):
+            writer.writerows(ended.lines(name, plan).values())
 
 
-def plans(sweeps: Path) -> Iterator[tuple[str, Plan]]:
+class Ended:
+    """The lines of runs that have ended: from run folders, and from a file."""
+
+    def __init__(self, sweeps: Path, known: Path | None = None) -> None:
+        self.sweeps = sweeps
+        self._known: dict[str, Mapping[str, object]] = {}
+        self._rates: dict[str, float | None] = {}
+        if known is not None:
+            with known.open(encoding="utf-8", newline="") as file:
+                self._known = {row["command"]: row for row in csv.DictReader(file)}
+
+    def lines(self, name: str, plan: Plan) -> dict[str, Mapping[str, object]]:
+        """A sweep's lines by command, in the order of its cells; a run folder goes before the file."""
+        folder = self.sweeps / name
+        own = {str(line["command"]): line for line in lines_of(name, plan, folder)} if folder.exists() else {}
+        found = {**self._known, **own}
+        return {command: found[command] for command in commands(plan) if command in found}
+
+    def missing(self, name: str, plan: Plan) -> Iterator[Plan]:
+        """What of a sweep has not ended: seeds that miss the same values stand together."""
+        found = self.lines(name, plan)
+        values: dict[int, dict[str, list[Any]]] = {}
+        for command, (setting, seed) in commands(plan).items():
+            if command not in found:
+                of_seed = values.setdefault(seed, {key: [] for key in setting})
+                for key, value in setting.items():
+                    of_seed[key].append(value)
+        while values:
+            vary = next(iter(values.values()))
+            seeds = [seed for seed, others in values.items() if others == vary]
+            yield plan._replace(vary=vary, seeds=seeds)
+            for seed in seeds:
+                del values[seed]
+
+    def rate(self, name: str, plan: Plan) -> float | None:
+        """The rate with the highest mean accuracy on validation splits; a rate at which a run failed is not chosen.
+
+        None where a run is missing.
+        """
+        if name not in self._rates:
+            found = self.lines(name, plan)
+            if len(found) < len(commands(plan)):
+                return None
+            ((key, rates),) = plan.vary.items()
+            score = "fine_tuned/accuracy" if "fine_tune" in key else "accuracy"
+            texts = {rate: [found[c][score] for c, (setting, _) in commands(plan).items() if setting[key] == rate]
+                     for rate in rates}  # fmt: skip
+            whole = {rate: statistics.mean(map(float, each)) for rate, each in texts.items() if "" not in each}
+            self._rates[name] = max(whole, key=whole.__getitem__, default=None)
+        return self._rates[name]
+
+
+def commands(plan: Plan) -> dict[str, tuple[dict[str, Any], int]]:
+    """The settings and the seed of each cell of a sweep, by the command that repeats it."""
+    found = {}
+    for values in itertools.product(*plan.vary.values()):
+        for seed in plan.seeds:
+            setting = dict(zip(plan.vary, values, strict=True))
+            found[_command(plan, setting, seed)] = setting, seed
+    return found
+
+
+def _command(plan: Plan, setting: Mapping[str, Any], seed: int) -> str:
+    settings = {"data.path": "PATH", **plan.given, **setting}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    words = [f"--set {shlex.quote(f'{key}={text}')}" for key, text in texts.items() if key != "execution.runtime"]
+    return " ".join([f"blossom-ray simulate paper/{plan.scenario}", *words, f"--seed {seed}"])
+
+
+def plans(ended: Ended) -> Iterator[tuple[str, Plan]]:
     """Each sweep's name and plan, in the order in which they are run; none whose rates are not chosen yet."""
     for data in DATA:
-        yield from tuning(data, sweeps)
+        yield from tuning(data, ended)
     for case in CASES:
         for data in DATA:
             for scheme, norm in arms(data, case):
                 if scheme != "private-head" or case.startswith("dirichlet") or data in RUNNING_STATISTICS:
-                    yield from reported("grid", data, case, scheme, norm, sweeps)
+                    yield from reported("grid", data, case, scheme, norm, ended)
     for case in CASES[:2]:
         for data in MAPPED:
-            yield from block_maps(data, case, sweeps)
+            yield from block_maps(data, case, ended)
     for split in ("recording", "common-subject"):
         for scheme in SCHEMES[:3]:
-            yield from reported(f"{split}s", "uci-har", CASES[0], scheme, "shared", sweeps, {"data.split": split})
+            yield from reported(f"{split}s", "uci-har", CASES[0], scheme, "shared", ended, {"data.split": split})
     for case in EQUAL_CLIENTS:
         for data in DATA:
             for scheme in SCHEMES[:3]:
-                yield from reported("grid", data, case, scheme, "shared", sweeps)
+                yield from reported("grid", data, case, scheme, "shared", ended)
     for case in CASES[:2]:
         for data in DATA:
             for scheme, norm in arms(data, case):
                 if scheme in SCHEMES[:2]:
-                    yield from reported("concat", data, case, scheme, norm, sweeps, {"model.fusion.kind": "concat"})
+                    yield from reported("concat", data, case, scheme, norm, ended, {"model.fusion.kind": "concat"})
 
 
 def arms(data: str, case: str) -> Iterator[tuple[str, str]]:
@@ -129,39 +203,50 @@ def distinct(data: str, case: str, scheme: str, norm: str) -> str:
     return "same-modalities" if is_private else norm
 
 
-def tuning(data: str, sweeps: Path) -> Iterator[tuple[str, Plan]]:
+def tuning(data: str, ended: Ended) -> Iterator[tuple[str, Plan]]:
     """The rates of training and, for the full model, of fine-tuning, on validation splits of other seeds."""
-    validation = {"execution.runtime": "local", "data.validation_fraction": 0.2, "evaluation.split": "validation"}
     for scheme, norm in arms(data, TUNED_ON):
-        given = {**validation, "evaluation.fine_tune": None, "sharing": scheme, "model.norm_statistics": norm}
-        rates = {"training.optimizer.lr": _values(PAPER_RATE[data], FACTORS[data])}
-        yield f"tune/{data}_{scheme}_{norm}", Plan(f"{data}_{TUNED_ON}", given, rates, TUNING_SEEDS)
+        yield _training_rates(data, scheme, norm)
     for scheme, norm in arms(data, TUNED_ON):
-        rate = chosen_rate(sweeps / f"tune/{data}_{scheme}_{norm}")
+        rate = ended.rate(*_training_rates(data, scheme, norm))
         if scheme == "full-model" and rate is not None:
-            given = {**validation, "sharing": scheme, "model.norm_statistics": norm, "training.optimizer.lr": rate}
-            given |= {"evaluation.fine_tune.every": None, "evaluation.fine_tune.last": 5}
-            rates = {"evaluation.fine_tune.lr": _values(rate, FINE_TUNE_FACTORS)}
-            yield f"tune/{data}_fine-tuned_{norm}", Plan(f"{data}_{TUNED_ON}", given, rates, TUNING_SEEDS)
+            yield _fine_tuning_rates(data, norm, rate)
+
+
+def _training_rates(data: str, scheme: str, norm: str) -> tuple[str, Plan]:
+    given = {**VALIDATION, "evaluation.fine_tune": None, "sharing": scheme, "model.norm_statistics": norm}
+    rates = {"training.optimizer.lr": _values(PAPER_RATE[data], FACTORS[data])}
+    return f"tune/{data}_{scheme}_{norm}", Plan(f"{data}_{TUNED_ON}", given, rates, TUNING_SEEDS)
+
+
+def _fine_tuning_rates(data: str, norm: str, rate: float) -> tuple[str, Plan]:
+    given = {**VALIDATION, "sharing": "full-model", "model.norm_statistics": norm, "training.optimizer.lr": rate}
+    given |= {"evaluation.fine_tune.every": None, "evaluation.fine_tune.last": 5}
+    rates = {"evaluation.fine_tune.lr": _values(rate, FINE_TUNE_FACTORS)}
+    return f"tune/{data}_fine-tuned_{norm}", Plan(f"{data}_{TUNED_ON}", given, rates, TUNING_SEEDS)
 
 
 def reported(
-    stage: str, data: str, case: str, scheme: str, norm: str, sweeps: Path, given: Mapping[str, Any] | None = None
+    stage: str, data: str, case: str, scheme: str, norm: str, ended: Ended, given: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, Plan]]:
     """A scheme at its own rate; the full model is scored after fine-tuning, too."""
-    rate = chosen_rate(sweeps / f"tune/{data}_{scheme}_{norm}")
-    tuned = chosen_rate(sweeps / f"tune/{data}_fine-tuned_{norm}", "evaluation.fine_tune.lr")
-    if rate is None or (scheme == "full-model" and tuned is None):
+    rate = ended.rate(*_training_rates(data, scheme, norm))
+    if rate is None:
         return
-    tuning = {"evaluation.fine_tune": {"epochs": 1, "lr": tuned, "last": 5}} if scheme == "full-model" else {}
+    tuning = {}
+    if scheme == "full-model":
+        tuned = ended.rate(*_fine_tuning_rates(data, norm, rate))
+        if tuned is None:
+            return
+        tuning = {"evaluation.fine_tune": {"epochs": 1, "lr": tuned, "last": 5}}
     plan = _plan(data, case, scheme, norm, rate, {**(given or {}), **tuning})
     yield f"{stage}/{data}_{case}_{scheme}_{norm}", plan
 
 
-def block_maps(data: str, case: str, sweeps: Path) -> Iterator[tuple[str, Plan]]:
+def block_maps(data: str, case: str, ended: Ended) -> Iterator[tuple[str, Plan]]:
     """The maps of private blocks that are no scheme, and the learned mixture, at the rate of PHF."""
     norm = distinct(data, case, "full-model", "same-modalities")
-    rate = chosen_rate(sweeps / f"tune/{data}_private-head-fusion_{norm}")
+    rate = ended.rate(*_training_rates(data, "private-head-fusion", norm))
     if rate is None:
         return
     for name, private in PRIVATE.items():
@@ -171,73 +256,46 @@ def block_maps(data: str, case: str, sweeps: Path) -> Iterator[tuple[str, Plan]]
     yield f"blocks/{data}_{case}_mixed", _plan(data, case, "full-model", norm, rate, mixed)
 
 
-_CHOSEN: dict[tuple[Path, str], float | None] = {}
-"""Rates by folder and key: each is asked for by many plans, and runs that have ended do not change."""
-
-
-def chosen_rate(folder: Path, key: str = "training.optimizer.lr") -> float | None:
-    """The rate with the highest mean accuracy on validation splits; a rate at which a run failed is not chosen.
-
-    None where a run is missing.
-    """
-    if (folder, key) in _CHOSEN:
-        return _CHOSEN[folder, key]
-    score = "validation/fine_tuned/accuracy" if "fine_tune" in key else "validation/accuracy"
-    found: dict[float, list[float]] = {}
-    if not folder.exists():
-        return None
-    cells = Sweep.open(folder)
-    for cell in cells.cells:
-        path = folder / cell.folder
-        run = Run.open(path) if path.exists() else None
-        if run is None or run.status not in ("finished", "failed"):
-            return None
-        if run.status == "finished":
-            found.setdefault(cell.setting[key], []).append(_last5(run, score))
-    whole = {rate: statistics.mean(values) for rate, values in found.items() if len(values) == len(TUNING_SEEDS)}
-    rate = _CHOSEN[folder, key] = max(whole, key=whole.__getitem__, default=None)
-    return rate
-
-
-def run_all(data: Path, sweeps: Path, only: tuple[str, ...], jobs: int) -> None:
+def run_all(data: Path, ended: Ended, only: tuple[str, ...], jobs: int) -> None:
     """The sweeps whose names begin so, one after the other; cells that have ended are skipped.
 
     A run whose numbers are no longer finite fails again each time; it is not repeated.
     """
     done: set[str] = set()
-    while pending := [(name, plan) for name, plan in plans(sweeps) if name not in done and name.startswith(only)]:
+    while pending := [(name, plan) for name, plan in plans(ended) if name not in done and name.startswith(only)]:
         name, plan = pending[0]
         done.add(name)
         path = (data / DATA[plan.scenario.partition("_")[0]]).resolve()
-        if not _has_ended(sweeps / name, plan):
+        for left in ended.missing(name, plan):
             given = {**plan.given, "data.path": str(path)}
             scenario = HERE / f"{plan.scenario}.yaml"
-            cells = sweep(scenario, vary=plan.vary, seeds=plan.seeds, overrides=given, out=sweeps / name, jobs=jobs)
+            cells = sweep(
+                scenario, vary=left.vary, seeds=left.seeds, overrides=given, out=ended.sweeps / name, jobs=jobs
+            )
             for cell in cells:
                 print(datetime.now().strftime("%H:%M"), name, cell.cell.name, cell.error or "", flush=True)
 
 
-def lines(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]:
-    """A line per finished run: what it is, what came out, how long it took, and how to repeat it.
+def lines_of(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]:
+    """A line per run that has ended: what it is, what came out, how long it took, and how to repeat it.
 
     Scores are shares of 1, means of the last five scored rounds; `clients` has them by client, in the order of
     `SCORES`, then after fine-tuning, and last the client's test samples; `own` has what the learned mixture has of a
-    client's own copy, by block. `steps` is what a model goes through.
+    client's own copy, by block. `steps` is what a model goes through. A run that failed has no scores.
     """
     found = Sweep.open(folder)
     scores = [f"validation/{score}" for score in SCORES] if name.startswith("tune/") else [*SCORES]
     scores += [f"{score.rpartition('/')[0]}/fine_tuned/{score.rpartition('/')[2]}".lstrip("/") for score in scores]
     for cell in found.cells:
         path = folder / cell.folder
-        if not path.exists() or (run := Run.open(path)).status != "finished":
+        if not path.exists() or (run := Run.open(path)).status not in ("finished", "failed"):
             continue
-        scenario, digest, compute = run.scenario, run.manifest["digest"], run_compute(run)
-        known = [score for score in scores if score in run.rounds.columns]
+        is_whole = run.status == "finished"
+        own = _own_shares(run) if is_whole and name.endswith("_mixed") else None
+        scenario, digest, compute = run.scenario, run.manifest.get("digest", {}), run_compute(run)
+        known = [score for score in scores if is_whole and score in run.rounds.columns]
         begun, ended = (datetime.fromisoformat(run.manifest[key]) for key in ("started_at", "ended_at"))
         tuned = scenario.evaluation.fine_tune
-        settings = {"data.path": "PATH", **plan.given, **cell.setting}
-        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
-        words = [f"--set {shlex.quote(f'{key}={text}')}" for key, text in texts.items() if key != "execution.runtime"]
         yield {
             "sweep": name,
             "sharing": name.rpartition("_")[2] if name.startswith("blocks/") else scenario.sharing,
@@ -253,13 +311,13 @@ def lines(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]:
             "steps": compute.num_steps,
             "bytes": (compute.bytes_down or 0) + (compute.bytes_up or 0),
             "clients": json.dumps(_by_client(run, known), separators=(",", ":")),
-            "own": json.dumps(_own_shares(run), separators=(",", ":")) if name.endswith("_mixed") else "",
+            "own": "" if own is None else json.dumps(own, separators=(",", ":")),
             "started": f"{begun:%Y-%m-%d %H:%M}",
             "seconds": round((ended - begun).total_seconds()),
             "processor": " ".join(f"{kind['processor']} {kind['cpu_capability']}" for kind in run.manifest["kernels"]),
-            "shared_digest": digest["shared"][:16],
-            "private_digest": digest["private"][:16],
-            "command": " ".join([f"blossom-ray simulate paper/{plan.scenario}", *words, f"--seed {cell.seed}"]),
+            "shared_digest": digest.get("shared", "")[:16],
+            "private_digest": digest.get("private", "")[:16],
+            "command": _command(plan, cell.setting, cell.seed),
         }  # fmt: skip
 
 
@@ -292,13 +350,6 @@ def _plan(data: str, case: str, sharing: object, norm: str, rate: float, given: 
     common = {"execution.runtime": "local", "evaluation.held_out": "never", "evaluation.fine_tune": None}
     settings = {"sharing": sharing, "model.norm_statistics": norm, "training.optimizer.lr": rate}
     return Plan(f"{data}_{case}", {**common, **settings, **given}, {}, SEEDS)
-
-
-def _has_ended(folder: Path, plan: Plan) -> bool:
-    cells = Sweep.open(folder).cells if folder.exists() else ()
-    paths = [folder / cell.folder for cell in cells]
-    has_all = len(paths) == len(plan.seeds) * math.prod(map(len, plan.vary.values()))
-    return has_all and all(path.exists() and Run.open(path).status in ("finished", "failed") for path in paths)
 
 
 def _values(rate: float, factors: Sequence[float]) -> list[float]:
