@@ -3,7 +3,7 @@
 unexport PYTHONDONTWRITEBYTECODE
 # Temporary folders lie in memory where there is room: to wait for a disk takes a seventh of the time.
 export PYTEST_DEBUG_TEMPROOT := $(shell [ "$$(df --output=avail --block-size=1M /dev/shm | tail -1)" -gt 4096 ] 2>/dev/null && echo /dev/shm)
-.PHONY: check format lint types test fast long golden same-bits docs paper site end-to-end
+.PHONY: bench check format lint types test fast long golden same-bits docs paper site end-to-end
 
 check:
 	$(MAKE) --jobs 2 --output-sync lint types
@@ -51,6 +51,17 @@ docs:
 paper:
 	$(if $(SWEEPS),python scenarios/paper/grid.py lines $(SWEEPS) > claim.csv && mv claim.csv docs/results/claim.csv)
 	python scenarios/paper/claim.py
+
+# W1 to W4 against Flower, pfl-research and fluke, in environments of their own: a report of the day in build/bench.
+# DATA=ARCHIVE names UCI-HAR's official archive, for W2.
+bench: .peers .fluke
+	python benchmarks/report.py --peers .peers/bin/python --fluke .fluke/bin/python $(if $(DATA),--data "$(DATA)")
+
+.peers:
+	python -m venv .peers && .peers/bin/pip install --quiet -r benchmarks/peers/requirements.txt || (rm -r .peers && false)
+
+.fluke:
+	python -m venv .fluke && .fluke/bin/pip install --quiet torch==2.13.0 torchvision==0.28.0 fluke-fl==0.8.1 || (rm -r .fluke && false)
 
 site:
 	python -m mkdocs build --strict

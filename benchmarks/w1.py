@@ -1,19 +1,22 @@
-"""W1: clients per second of blossom-ray, Flower, pfl-research and the bare PyTorch loop, in turns in one run.
+"""W1: clients per second of blossom-ray, Flower, pfl-research, fluke and the bare PyTorch loop, in turns in one run.
 
     python -m venv .peers
     .peers/bin/pip install -r benchmarks/peers/requirements.txt
-    python benchmarks/w1.py --peers .peers/bin/python --clients 100 1000 --turns 3
+    python -m venv .fluke
+    .fluke/bin/pip install torch==2.13.0 torchvision==0.28.0 fluke-fl==0.8.1
+    python benchmarks/w1.py --peers .peers/bin/python --fluke .fluke/bin/python --clients 100 1000 --turns 3
 
 Two modalities, an MLP of 27,786 parameters, all clients train ten steps of batch 16 in each round. Each contender is a
 process of its own that starts anew in each turn: blossom-ray and Flower use two Ray actors, the bare loop two
-processes, pfl one. First, after one round, all of them must have taken the same number of steps, with the same mean
-loss (pfl reports none), and have the same average but for rounding: they start from the same parameters and see the
-same batches. A figure is the median over the rounds of a turn; the table has the median over turns, with the
+processes, pfl and fluke one. First, after one round, all of them must have taken the same number of steps, with the
+same mean loss (pfl reports none), and have the same average but for rounding: they start from the same parameters and
+see the same batches. A figure is the median over the rounds of a turn; the table has the median over turns, with the
 extremes. Processor time over all processes of a contender stands beside the clock's: it depends less on what else the
 machine does.
 
-Peers need versions of Ray and typer other than ours, hence an environment of their own. Ray gives its workers a low
-priority, which would decide the matter on a machine that others use, too: here it is switched off for all.
+Peers need versions of Ray and typer other than ours, and fluke others than they, hence environments of their own. Ray
+gives its workers a low priority, which would decide the matter on a machine that others use, too: here it is switched
+off for all.
 """
 
 from __future__ import annotations
@@ -30,25 +33,34 @@ import numpy as np
 from peers.workload import Outcome
 
 HERE = Path(__file__).parent
-ROUNDS = {"blossom-ray": 9, "bare loop, both cores": 6, "pfl-research, one process": 5, "Flower": 3}
+ROUNDS = {
+    "blossom-ray": 9,
+    "bare loop, both cores": 6,
+    "pfl-research, one process": 5,
+    "fluke, one process": 5,
+    "Flower": 3,
+}
 SCRIPTS = {
     "blossom-ray": "blossom.py",
     "bare loop, both cores": "plain_loop.py",
     "pfl-research, one process": "pfl_research.py",
+    "fluke, one process": "fluke_w1.py",
     "Flower": "flower.py",
 }
 LARGEST_DIFFERENCE = 1e-5
-OURS, REFERENCE = "blossom-ray", "bare loop, both cores"
+OURS, REFERENCE, FLUKE = "blossom-ray", "bare loop, both cores", "fluke, one process"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", default=sys.executable, help="Python with flwr and pfl")
+    parser.add_argument("--fluke", default=sys.executable, help="Python with fluke")
     parser.add_argument("--clients", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=list(SCRIPTS), choices=list(SCRIPTS), help="these contenders")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="passed on to blossom.py")
     arguments = parser.parse_args()
+    pythons = dict.fromkeys(SCRIPTS, arguments.peers) | {OURS: sys.executable, FLUKE: arguments.fluke}
     for num_clients in arguments.clients:
         with tempfile.TemporaryDirectory() as folder:
             ours = [f"--clients={num_clients}", *(f"--set={change}" for change in arguments.changes)]
@@ -56,7 +68,7 @@ def main() -> None:
             subprocess.run([sys.executable, str(HERE / "peers" / "blossom.py"), *write], check=True)
             turns = []
             for number in range(arguments.turns):
-                turn = {name: run(name, Path(folder), arguments.peers, ours) for name in arguments.only}
+                turn = {name: run(name, Path(folder), pythons[name], ours) for name in arguments.only}
                 if number == 0:
                     check_same(turn)
                 turns.append(turn)
@@ -66,11 +78,10 @@ def main() -> None:
         print_table(turns, num_clients)
 
 
-def run(name: str, folder: Path, peers: str, options: list[str]) -> Outcome:
+def run(name: str, folder: Path, python: str, options: list[str]) -> Outcome:
     """Run one contender in a process of its own."""
     outcome, script = folder / "outcome.npz", HERE / "peers" / SCRIPTS[name]
     outcome.unlink(missing_ok=True)
-    python = sys.executable if name == OURS else peers
     command = [python, str(script), str(folder), str(outcome), f"--rounds={ROUNDS[name]}"]
     environment = os.environ | {"RAY_worker_niceness": "0"}
     if name != OURS:

@@ -35,6 +35,22 @@ def test_overhead(warm_processes: None) -> None:
     assert re.fullmatch(expected, text)
 
 
+def test_report_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    report = import_module("report")
+    parts = [("W1: first", ["-c", "print('a table')"]), ("W2: second", ["-c", "raise SystemExit('stops')"])]
+    monkeypatch.setattr(report, "parts", lambda _arguments: parts)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="W2: second failed:"):
+        report.main()
+    parts[:] = [("W1: first", ["-c", "raise SystemExit('again')"]), ("W2: second", ["-c", "print('more')"])]
+    report.main()
+    (file,) = tmp_path.glob("*.md")
+    text = file.read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line in ("a table", "more")] == ["a table", "more"]
+    assert text.count("## W") == 2
+
+
 def test_round_profile_covers_the_phases_of_a_round() -> None:
     changes = ("--set", "clients.0.count=8", "--set", "data.samples=1288", "--set", "evaluation.clients=0.2")
     text = output("round_profile.py", str(REPOSITORY / "benchmarks" / "w1.yaml"), "--rounds", "4", *changes)
