@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import signal
@@ -186,7 +187,8 @@ def events(
         kept = (checkpoints or folder / "checkpoints").absolute()
         loop = partial(run, shards=shards, checkpoints=kept, resume=resume, engines=engines)
         if scenario.execution.runtime == "local":
-            from blossom_ray.runtime.local import LocalRuntime, shield
+            with _uncollected():
+                from blossom_ray.runtime.local import LocalRuntime, shield
 
             yield from shield(loop(scenario, LocalRuntime, stopping))
         else:
@@ -390,6 +392,18 @@ class Session:
 def _resolved(scenario: Scenario, setup: Setup) -> Scenario:
     """The scenario as it is kept: where it left the engines to the run, it says which ones were chosen."""
     return scenario.with_engines(setup.engines) if scenario.training.engine == "auto" else scenario
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Have the garbage collector rest while PyTorch is imported, of whose time it takes a sixth and frees little."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
