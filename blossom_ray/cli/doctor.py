@@ -140,15 +140,16 @@ def processor_check(machine: Room) -> Check:
 
 def memory_check(machine: Room) -> Check:
     """Free memory, as the number of clients that can have an actor of their own."""
-    from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, num_actors
+    from blossom_ray.runtime.placement import actor_memory_bytes, num_actors
     from blossom_ray.scenario.sections import Execution
 
     found, room = f"{machine.memory_bytes / GIB:.1f} GiB free", machine.on_ray()
-    fitting = room.num_actors(Execution().client_resources)
+    resources = Execution().client_resources
+    fitting = room.num_actors(resources)
     if machine.memory_bytes < 2 * GIB:
         return Check("memory", "refused", found, "a run on Ray takes about 2 GiB; execution.runtime=local takes less")
     num_own = max((n for n in range(1, fitting + 1) if num_actors(Execution(), n, room) == n), default=0)
-    actor_mib = ACTOR_MEMORY_BYTES // 2**20
+    actor_mib = actor_memory_bytes(resources) // 2**20
     return Check(
         "memory", "good", found, f"up to {num_own} clients get an actor of their own ({actor_mib} MiB), more are packed"
     )

@@ -26,7 +26,8 @@ from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, R
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.runtime.client_actor import ClientActor, TrainingReport, Versions
-from blossom_ray.runtime.cluster import get, has_succeeded, num_nodes, offered_room, overdue
+from blossom_ray.runtime.cluster import client_environment, get, has_succeeded, offered_room, overdue
+from blossom_ray.runtime.joining import num_nodes
 from blossom_ray.runtime.placement import actor_of_client, num_actors
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.runtime.recovery import Call, Lost, Recovery, Slot, check_room
@@ -65,6 +66,7 @@ class ActorRuntime:
             len(actors),
             stacked=preparation.stacked_chunks(),
         )
+        self._environment = client_environment(self._execution.client_resources)
         self._preparation, self._shared = preparation, ray.put(preparation)
         members: list[list[int]] = [[] for _ in actors]
         for client, number in enumerate(self._actor_of):
@@ -226,7 +228,7 @@ class ActorRuntime:
                 attempts += 1
                 self._recovery.must_repeat(slot, "set-up", attempts, lost)
                 ray.kill(slot.actor)
-                slot.actor = _client_actor(self._execution)
+                slot.actor = _client_actor(self._execution, self._environment)
                 slot.times_replaced += 1
                 ready = self._set_up(slot)
 
@@ -332,7 +334,7 @@ class ActorRuntime:
         """Start a new actor in place of a lost one, and bring its clients to where they were."""
         logging.getLogger(__name__).info("actor %d is replaced: it %s", slot.number, lost.cause)
         ray.kill(slot.actor)
-        slot.actor = _client_actor(self._execution)
+        slot.actor = _client_actor(self._execution, self._environment)
         slot.times_replaced += 1
         self._await_set_up(slot, self._set_up(slot))
         for call in slot.log:
@@ -363,9 +365,11 @@ class ActorRuntime:
                 ref = getattr(slot.actor, method).remote(*arguments)
 
 
-def _client_actor(execution: Execution) -> Any:
+def _client_actor(execution: Execution, environment: Mapping[str, str]) -> Any:
     resources = execution.client_resources
-    actor_type: Any = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0)(ClientActor)
+    actor_type: Any = ray.remote(
+        num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0, runtime_env={**environment}
+    )(ClientActor)
     return actor_type.remote(resources.num_gpus)
 
 
@@ -377,10 +381,10 @@ def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> 
         num_started: Actors that are there already.
         stacks: Whether some chunk is stacked, or may be: as many are started as are needed in any case.
     """
-    room = offered_room()
+    execution = scenario.execution
+    environment, room = client_environment(execution.client_resources), offered_room()
     actors: list[Any] = []
     starting: list[Any] = []
-    execution = scenario.execution
     wanted = num_actors(execution, scenario.num_clients, room, whole_chunks=stacks)
     for _ in range(wanted - num_started):
         if len(starting) >= _STARTING_PER_CORE * max(1.0, room.num_cpus):
@@ -390,7 +394,7 @@ def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> 
                     f"no client actor came up within {_START_TIMEOUT_S:g} s",
                     "fewer actors (a larger execution.clients_per_actor), or a machine with less load",
                 )
-        actors.append(_client_actor(execution))
+        actors.append(_client_actor(execution, environment))
         starting.append(actors[-1].ready.remote())
     return actors
 

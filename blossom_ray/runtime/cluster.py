@@ -19,9 +19,11 @@ import ray
 import ray.exceptions
 
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError, first_line
+from blossom_ray.runtime import forks
 from blossom_ray.runtime.address import check_sent_token, is_listening
-from blossom_ray.runtime.joining import check_joined, join, joined_place, loopback
+from blossom_ray.runtime.joining import check_joined, join, joined_place, loopback, num_nodes, on_each_node
 from blossom_ray.runtime.placement import Room, allowed_cpus
+from blossom_ray.scenario.sections import ClientResources
 
 # What a call raises when the process or node that it ran on is gone.
 _GONE = (
@@ -165,7 +167,9 @@ def _start_alone(options: dict[str, Any]) -> None:
     before = set(psutil.Process().children())
     try:
         # Ray would count cores that this process may not run on.
-        ray.init("local", num_cpus=allowed_cpus(), include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+        options |= {"num_cpus": allowed_cpus(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        with forks.launching() as resources:
+            ray.init("local", resources=resources, **options)
     except BaseException:
         ray.shutdown()
         # Ray knows nothing of a node that did not come up.
@@ -213,6 +217,24 @@ def offered_room() -> Room:
     return Room(offered.get("CPU", 0.0), offered.get("GPU", 0.0), offered.get("memory", 0.0))
 
 
+def client_environment(resources: ClientResources) -> dict[str, str]:
+    """The runtime environment in which a client actor is forked; empty where it needs none for that, or is not forked.
+
+    Actors on GPUs are not. In a cluster that is joined, all nodes must have Python where this one has it; if they do
+    not, forks are off in this process from now on.
+    """
+    if forks.RESOURCE in ray.cluster_resources():
+        return {"py_executable": sys.executable} if resources.num_gpus > 0 else {}
+    if resources.num_gpus > 0 or not forks.are_on():
+        return {}
+    is_chosen = ray.get_runtime_context().runtime_env.keys() & {"py_executable", "image_uri", "container"}
+    places = on_each_node(lambda: sys.executable) if num_nodes() > 1 else ()
+    if is_chosen or any(place != sys.executable for _, place in places):
+        os.environ[forks.SWITCH] = "0"
+        return {}
+    return {"py_executable": forks.py_executable()}
+
+
 def probe() -> Room:
     """Start a session and a process that imports torch, and end both again; what the cluster offers.
 
@@ -228,11 +250,6 @@ def probe() -> Room:
     with session():
         get(ray.remote(num_cpus=0.2)(import_torch).remote(), timeout_s=120)
         return offered_room()
-
-
-def num_nodes() -> int:
-    """Number of nodes that are alive."""
-    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def get(ref: Any, timeout_s: float | None = None) -> Any:

@@ -1,6 +1,6 @@
 """The loop on Ray: the driver actor, and the stream of what it yields.
 
-Of this package `actors.py`, `cluster.py`, `driver.py`, `joining.py` and `prometheus.py` alone import Ray.
+Of this package `actors.py`, `cluster.py`, `driver.py`, `joining.py`, `prometheus.py` and `zygote.py` alone import Ray.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.sets.custom import CustomData, keep_built, take_built
 from blossom_ray.errors import DriverLostError
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime import forks
 from blossom_ray.runtime.actors import ActorRuntime, spawn_clients
 from blossom_ray.runtime.base import Runtime
 from blossom_ray.runtime.cluster import HeadNode, offered_room, ray_errors
@@ -111,8 +112,10 @@ def stream(
         head.check()  # without it, Ray would begin a driver for a minute, and then end this process
         driver_type: Any = ray.remote(num_cpus=0, max_restarts=0)(DriverActor)
         # On this node, which has the folders. A second thread answers `stop` while the first one runs the loop.
+        # Whoever starts the run says whether its actors are forked.
+        environment = {} if forks.are_on() else {"env_vars": {forks.SWITCH: "0"}}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        driver = driver_type.options(max_concurrency=2, scheduling_strategy=here).remote(
+        driver = driver_type.options(max_concurrency=2, scheduling_strategy=here, runtime_env=environment).remote(
             scenario, loop, run_id, shared, Path.cwd()
         )
         try:

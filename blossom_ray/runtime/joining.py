@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
@@ -202,11 +202,27 @@ def _refused(place: HostPort, error: Exception) -> RunError:
     )
 
 
-def _check_nodes() -> None:
-    """Find out whether every node has this package, and the libraries that make the bits, in our versions.
+def num_nodes() -> int:
+    """Number of nodes that are alive."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
-    A node that does not answer is left alone: it may be on its way out.
+
+def on_each_node(function: Callable[..., Any], *arguments: Any) -> Iterator[tuple[str, Any]]:
+    """The name of each node with what a function returns there.
+
+    A node that does not answer is left out: it may be on its way out.
     """
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(function)
+    strategies = (NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes)
+    answers = [task.options(scheduling_strategy=strategy).remote(*arguments) for strategy in strategies]
+    for name, answer in zip(nodes.values(), answers, strict=True):
+        with suppress(ray.exceptions.RayError):
+            yield name, ray.get(answer, timeout=_NODE_TIMEOUT_S)
+
+
+def _check_nodes() -> None:
+    """Find out whether every node has this package, and the libraries that make the bits, in our versions."""
 
     def versions(names: tuple[str, ...]) -> dict[str, str]:
         # Not a function of this module, which a node without the package could not import.
@@ -219,19 +235,11 @@ def _check_nodes() -> None:
                 found[name] = version(name).partition("+")[0]
         return found
 
-    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    if len(nodes) == 1:
+    if num_nodes() == 1:
         return
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(versions)
-    strategies = (NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes)
-    answers = [task.options(scheduling_strategy=strategy).remote(_PACKAGES) for strategy in strategies]
     ours = versions(_PACKAGES)
     different = []
-    for name, answer in zip(nodes.values(), answers, strict=True):
-        try:
-            theirs = ray.get(answer, timeout=_NODE_TIMEOUT_S)
-        except ray.exceptions.RayError:
-            continue
+    for name, theirs in on_each_node(versions, _PACKAGES):
         different += [
             f"{package} {theirs[package]} on {name}" for package in _PACKAGES if theirs[package] != ours[package]
         ]

@@ -24,7 +24,14 @@ from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.loading import decode
 from blossom_ray.runtime.measurement import ChunkProbe, choose_engines, has_own_code, uses_gpu
-from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, actor_of_client, largest_load, num_actors
+from blossom_ray.runtime.placement import (
+    ACTOR_MEMORY_BYTES,
+    Room,
+    actor_memory_bytes,
+    actor_of_client,
+    largest_load,
+    num_actors,
+)
 from blossom_ray.runtime.preparation import Preparation, prepare
 from blossom_ray.server import initial_server
 
@@ -390,7 +397,9 @@ def memory(
     plan, population, server = preparation.plan, preparation.population, preparation.scenario.server
     shared: dict[BlockInstance, int] = {}
     sums = num_own = 0
-    loads: defaultdict[int, int] = defaultdict(lambda: ACTOR_MEMORY_BYTES)
+    execution = preparation.scenario.execution
+    own_bytes = ACTOR_MEMORY_BYTES if execution.runtime == "local" else actor_memory_bytes(execution.client_resources)
+    loads: defaultdict[int, int] = defaultdict(lambda: own_bytes)
     has_model: set[tuple[int, tuple[str, str]]] = set()
     for chunk in population.chunks:
         profile = population.profiles[chunk.clients[0]]
@@ -422,7 +431,7 @@ def memory(
     num_states = sum(array.size for array in server.optimizer.init(1).values())
     driver = ACTOR_MEMORY_BYTES + data + num_shared * (_FLOAT32 + _FLOAT64 * (1 + num_states))
     driver += sum(rows_bytes(plan, population).values())
-    if preparation.scenario.execution.runtime == "local":
+    if execution.runtime == "local":
         own = driver + sum(loads.values()) - ACTOR_MEMORY_BYTES
         return Memory(largest_actor=0, driver=own, object_store=0, total=own)
     store = _FLOAT32 * num_shared + _FLOAT64 * sums
