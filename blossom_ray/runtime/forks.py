@@ -23,7 +23,12 @@ SWITCH = "BLOSSOM_RAY_FORKS"
 """Variable that has Ray's workers import everything themselves, if it is 0."""
 RESOURCE = "blossom_ray_forks"
 """What a session that forks all its workers offers, so that one knows it."""
-_PRESTART = "RAY_prestart_worker_first_driver"
+_SETTINGS = {
+    # Workers that belong to no job yet would need a warm process of their own.
+    "RAY_prestart_worker_first_driver": "0",
+    # A worker looks for signals every 10 ms; counting how often takes as long again, which adds up over hundreds.
+    "RAY_event_stats": "0",
+}
 
 
 def are_on() -> bool:
@@ -50,16 +55,16 @@ def launching() -> Iterator[dict[str, float]]:
     if program is None:
         yield {}
         return
-    python, prestart = sys.executable, os.environ.get(_PRESTART)
+    python = sys.executable
+    chosen = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
     sys.executable = program
-    os.environ[_PRESTART] = "0"  # workers that belong to no job yet would need a warm process of their own
+    os.environ.update(chosen)
     try:
         yield {RESOURCE: 1}
     finally:
         sys.executable = python
-        del os.environ[_PRESTART]
-        if prestart is not None:
-            os.environ[_PRESTART] = prestart
+        for name in chosen:
+            del os.environ[name]
 
 
 @cache
