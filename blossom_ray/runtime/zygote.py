@@ -50,6 +50,8 @@ def serve(number: int) -> None:
         ready, _, _ = select.select([listener.fileno(), raylet], [], [], _IDLE_S)
         if raylet in ready or not (ready or workers):
             os._exit(0)
+        if not ready:
+            continue
         connection, _ = listener.accept()
         with connection:
             if not is_own(connection):
