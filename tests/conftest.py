@@ -155,15 +155,18 @@ def warm_processes(warm_server: Server, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(scope="session")
 def ray_session(warm_server: Server) -> Iterator[None]:
-    """One Ray session of two cores for all tests that ask for it; its workers are forked from a warm process."""
+    """One Ray session of two cores for all tests that ask for it; the process that forks its workers is a fork too."""
     import ray
+
+    from blossom_ray.runtime import forks
 
     # Metrics each second instead of every ten, for the test that waits for them.
     often = {"metrics_report_interval_ms": 1000}
     options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(warm_server.launcher))
-        ray.init("local", num_cpus=2, _system_config=often, **options)
+        with forks.launching() as resources:
+            ray.init("local", num_cpus=2, resources=resources, _system_config=often, **options)
     yield
     ray.shutdown()
 

@@ -2,8 +2,7 @@
 
 A launcher stands in for Python. It hands what it was started with (arguments, environment, folder, open files) to a
 server that has imported what every process of ours imports. The server forks, and the child goes on as Python would
-have: a module (`-m`), code (`-c`), a script, or a worker of a Ray session. Whatever else the launcher is asked for,
-Python does.
+have: a module (`-m`), code (`-c`) or a script. Whatever else the launcher is asked for, Python does.
 
 To whoever started it the launcher is the program: it passes signals on, its death is the program's death, and it ends
 as the program ends. Only what lies below the program (its children) is not seen below the launcher.
@@ -13,7 +12,6 @@ as the program ends. Only what lies below the program (its children) is not seen
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import fcntl
 import gc
@@ -39,8 +37,9 @@ _LAUNCHER = """\
 #!{python} -ISE
 import os, sys
 words = sys.argv[1:]
-is_worker = any(word.endswith("/default_worker.py") for word in words)
-if not is_worker and words[0] not in ("-c", "-m") and not words[0].endswith(".py"):
+if words[0] == "-P":
+    del words[0]
+if words[0] not in ("-c", "-m") and not words[0].endswith(".py"):
     os.execv("{python}", ["{python}", *words])
 import json, signal, socket
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -52,7 +51,7 @@ def held(number):
     return number != server.fileno()
 files = [int(name) for name in os.listdir("/proc/self/fd") if held(int(name))]
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-    if not is_worker and signal.getsignal(number) != signal.SIG_IGN:
+    if signal.getsignal(number) != signal.SIG_IGN:
         signal.signal(number, lambda number, _: server.send(bytes([number])))
 server.connect("{socket}")
 request = json.dumps([words, os.getcwd(), dict(os.environ), files])
@@ -110,8 +109,6 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     print("ready", flush=True)
-    # Ray reads the names of its session and job from the environment when it is imported.
-    ray_servers: dict[tuple[str, str], socket.socket] = {}
     parent = os.getppid()
     while True:
         ready, _, _ = select.select([server], [], [], _POLL_S)
@@ -121,20 +118,9 @@ def main() -> None:
             continue
         connection, _ = server.accept()
         request, files, _, _ = socket.recv_fds(connection, _LONGEST, _MOST_FILES)
-        environment = json.loads(request)[2]
-        if "RAY_RAYLET_PID" not in environment:
-            if os.fork() == 0:
-                server.close()
-                return _guard(connection, request, files)
-        else:
-            key = (environment["RAY_RAYLET_PID"], environment.get("RAY_JOB_ID", ""))
-            if key not in ray_servers:
-                ray_servers[key], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                if os.fork() == 0:
-                    server.close()
-                    return _serve_ray(theirs, environment)
-                theirs.close()
-            socket.send_fds(ray_servers[key], [request], [connection.fileno(), *files])
+        if os.fork() == 0:
+            server.close()
+            return _guard(connection, request, files)
         connection.close()
         for file in files:
             os.close(file)
@@ -160,35 +146,14 @@ def _guard(connection: socket.socket, request: bytes, files: list[int]) -> None:
         os.kill(program, number[0] if number else signal.SIGKILL)
 
 
-def _serve_ray(requests: socket.socket, environment: dict[str, str]) -> None:
-    """Fork the workers of one Ray session and job. The launcher waits until its worker lets go of the connection."""
-    os.environ.update({name: value for name, value in environment.items() if name.startswith("RAY_")})
-    import ray._private.worker
-    import ray.actor  # noqa: F401 # both for the forks
-
-    gc.collect()
-    gc.freeze()
-    while True:
-        request, files, _, _ = socket.recv_fds(requests, _LONGEST, _MOST_FILES)
-        if not request:  # the first server is gone
-            os._exit(0)
-        connection, *files = files
-        if os.fork() == 0:
-            return _become(request, files, connection)
-        for file in (connection, *files):
-            os.close(file)
-
-
-def _become(request: bytes, files: list[int], connection: int | None = None) -> None:
+def _become(request: bytes, files: list[int]) -> None:
     """Take over arguments, environment, folder and files, and go on as Python would."""
     words, folder, environment, numbers = json.loads(request)
-    os.setsid()  # Ray ends a worker's whole process group with it
+    os.setsid()
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     waiting = [fcntl.fcntl(file, fcntl.F_DUPFD, _FREE) for file in files]
-    if connection is not None:
-        os.set_inheritable(fcntl.fcntl(connection, fcntl.F_DUPFD, _FREE), False)
     os.closerange(3, _FREE)
     for file, number in zip(waiting, numbers, strict=True):
         os.dup2(file, number)
@@ -219,22 +184,9 @@ def _run(words: list[str]) -> Any:
         module = type(sys)("__main__")
         sys.modules["__main__"] = module
         return exec(compile(what, "<string>", "exec"), vars(module))
-    start = next((at for at, word in enumerate(words) if word.endswith("/default_worker.py")), None)
-    if start is None:
-        sys.path[0:0] = [os.path.dirname(os.path.abspath(kind))]
-        sys.argv = words
-        return runpy.run_path(kind, run_name="__main__")
-    sys.argv = words[start:]
-    sys.path[0:0] = [os.path.dirname(sys.argv[0])]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        # What Ray destructs at the end of a process was made before the fork in part: it fails, and fails to say so,
-        # for ever.
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else 0)
+    sys.path[0:0] = [os.path.dirname(os.path.abspath(kind))]
+    sys.argv = words
+    return runpy.run_path(kind, run_name="__main__")
 
 
 if __name__ == "__main__":
