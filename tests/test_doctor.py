@@ -36,9 +36,9 @@ def test_every_required_package_is_looked_at() -> None:
 
 
 def test_memory_is_told_as_the_clients_that_get_an_actor_of_their_own() -> None:
-    # 2 cores at 0.2 each: ten actors; 70 % of 2.1 GiB for actors of 175 MiB: eight.
+    # 2 cores at 0.2 each: ten actors; 16 cores: 80; 70 % of 2.1 GiB for actors of 30 MiB: 50.
     assert "up to 10 clients" in doctor.memory_check(Room(2, 0, 16 * GIB)).advice
-    assert "up to 8 clients" in doctor.memory_check(Room(2, 0, 2.1 * GIB)).advice
+    assert "up to 50 clients" in doctor.memory_check(Room(16, 0, 2.1 * GIB)).advice
     assert doctor.memory_check(Room(2, 0, GIB)).level == "refused"
 
 

@@ -19,6 +19,7 @@ import traceback
 from contextlib import suppress
 
 import numpy as np
+import ray  # noqa: F401 # its settings are read now: a worker of this job has given its environment
 
 import blossom_ray.clients.host
 import blossom_ray.runtime.client_actor  # noqa: F401 # both for the workers

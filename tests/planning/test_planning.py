@@ -14,8 +14,11 @@ from typer.testing import CliRunner
 from blossom_ray import Scenario, simulate
 from blossom_ray.cli import app
 from blossom_ray.errors import InputError
-from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room
+from blossom_ray.runtime.placement import Room, actor_memory_bytes
+from blossom_ray.scenario.sections import ClientResources
 from blossom_ray.studies.plan import Plan, make_plan
+
+OWN_BYTES = actor_memory_bytes(ClientResources())
 
 TWO_CORES = Room(num_cpus=2, num_gpus=0, memory_bytes=16 * 2**30)
 ON_RAY = {"execution.runtime": "ray"}
@@ -72,10 +75,10 @@ def test_a_setting_of_the_scenario_s_own_that_does_not_fit_is_refused(plan: Any)
 
 def test_memory_grows_by_what_is_added(plan: Any) -> None:
     shared, private = plan(sharing="full-model").memory, plan(sharing="local").memory
-    assert shared.largest_actor > ACTOR_MEMORY_BYTES
+    assert shared.largest_actor > OWN_BYTES
     assert private.largest_actor > shared.largest_actor
     assert private.object_store == 0
-    assert shared.total == pytest.approx(5 * ACTOR_MEMORY_BYTES + shared.driver + shared.object_store, rel=0.01)
+    assert shared.total == pytest.approx(5 * OWN_BYTES + shared.driver + shared.object_store, rel=0.01)
     local = plan(execution__runtime="local")
     assert (local.actors, local.memory.largest_actor, local.memory.total) == (0, 0, local.memory.driver)
 
@@ -169,5 +172,5 @@ def test_json_is_the_whole_plan() -> None:
     found = json.loads(done.output)
     assert found["sets"]["acc"]["clients"] == 40
     assert found["clients_per_actor"]["1"]["actors"] is None
-    assert found["memory_bytes"]["total"] > found["actors"] * ACTOR_MEMORY_BYTES
+    assert found["memory_bytes"]["total"] > found["actors"] * OWN_BYTES
     assert set(found["seconds_per_round"]) == {"train", "evaluate"}

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.errors import InputError
-from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room, actor_of_client, largest_load, num_actors
-from blossom_ray.scenario.sections import Execution
+from blossom_ray.runtime.placement import Room, actor_memory_bytes, actor_of_client, largest_load, num_actors
+from blossom_ray.scenario.sections import ClientResources, Execution
 
 LAPTOP = Room(num_cpus=2, num_gpus=0, memory_bytes=16 * 2**30)
 GPU_BOX = Room(num_cpus=16, num_gpus=2, memory_bytes=128 * 2**30)
@@ -40,7 +40,7 @@ def test_fractions_of_a_gpu_do_not_straddle_two() -> None:
 
 
 def test_memory_limits_the_number_of_actors() -> None:
-    small = Room(num_cpus=64, num_gpus=0, memory_bytes=3.5 * ACTOR_MEMORY_BYTES)
+    small = Room(num_cpus=64, num_gpus=0, memory_bytes=3.5 * actor_memory_bytes(ClientResources()))
     assert small.num_actors(execution().client_resources) == 3
 
 
