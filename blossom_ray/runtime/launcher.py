@@ -1,4 +1,4 @@
-"""Stands in for Python where Ray starts a worker: has it forked from the node's warm process (`zygote.py`).
+"""Stands in for Python where Ray starts a worker: has it forked from the node's warm process (`runtime/zygote.py`).
 
 It hands arguments, environment, folder and standard files over, and ends once the worker is there. It starts the warm
 process where there is none, and becomes Python itself where there can be none. A program of its own, which imports
