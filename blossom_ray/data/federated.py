@@ -69,7 +69,8 @@ class FederatedDataset:
 
     def profiles(self, everyone: Sequence[ClientProfile]) -> list[ClientProfile]:
         """Its clients among all of them, counted from 0."""
-        return [replace(everyone[client], index=place) for place, client in enumerate(self.ids)]
+        own = (everyone[client] for client in self.ids)
+        return [each if each.index == place else replace(each, index=place) for place, each in enumerate(own)]
 
     def in_words(self, text: str) -> str:
         """A text about `data` and clients that count from 0, in the scenario's words: `datasets.<name>`, and ids."""

@@ -132,6 +132,19 @@ def test_equal_sizes_are_equal_within_one() -> None:
         assert sorted(sizes_of(partition(spec, targets_of(203), 10, 1))) == [20] * 7 + [21] * 3
 
 
+@pytest.mark.parametrize(("num_rows", "num_classes", "num_clients"), [(3000, 8, 300), (1003, 3, 100), (999, 40, 90)])
+def test_mixes_of_many_clients_are_drawn_at_once_and_are_those_of_one_after_the_other(
+    num_rows: int, num_classes: int, num_clients: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for alpha in (0.05, 0.3, 1e12):
+        spec = spec_of("dirichlet", alpha=alpha, min_samples=2, equal_sizes=True)
+        with monkeypatch.context() as patched:
+            patched.setattr("blossom_ray.data.division.partition._MANY", num_clients + 1)
+            in_turn = partition(spec, targets_of(num_rows, num_classes), num_clients, 1)
+        at_once = partition(spec, targets_of(num_rows, num_classes), num_clients, 1)
+        assert all(map(np.array_equal, at_once, in_turn))
+
+
 def test_extreme_alphas() -> None:
     for alpha in (1e-300, 1e30):
         spec = spec_of("dirichlet", alpha=alpha, equal_sizes=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -31,6 +32,7 @@ _DRAWN_PROPORTIONS = 10**8  # a few seconds; a partition with more proportions g
 _MOST_PROPORTIONS = 10**7  # 80 MB as float64, several times over
 _LARGEST_ALPHA = 1e12  # even to the last row; far beyond it the draw's own sums overflow
 _MOST_NAMED = 5
+_MANY = 8  # from so many clients on a call for all of them pays
 _FEWEST_SAMPLES = 2  # one to train on, one to test on
 _HELD_OUT, _CHOICE = 1, 2
 """What stands in the round's place of the keys of these draws; those of single clients have 0."""
@@ -214,8 +216,8 @@ def _matched(
 
 def _parts(owners: IntArray, num_clients: int) -> list[IntArray]:
     order = np.argsort(owners, kind="stable")  # stable: rows stay sorted within a part
-    ends = np.cumsum(np.bincount(owners, minlength=num_clients))
-    return np.split(order, ends[:-1])
+    ends = np.cumsum(np.bincount(owners, minlength=num_clients)).tolist()
+    return [order[start:end] for start, end in pairwise([0, *ends])]
 
 
 def _dirichlet(
@@ -275,9 +277,20 @@ def _equal_sizes(alpha: float, targets: Targets, num_clients: int, draw: np.rand
     sizes[: len(targets.labels) % num_clients] += 1
     counts = np.zeros((targets.num_classes, num_clients), np.int64)
     left = remaining[present]
-    for client, size in enumerate(sizes):
-        counts[present, client] = _draw_classes(int(size), mixes[client], left, draw)
-        left -= counts[present, client]
+    client = 0
+    while client < num_clients:
+        # Of so many clients none can exhaust a class: their draws, the same ones, are one call.
+        ahead = min(num_clients - client, int(left.min()) // int(sizes[client]))
+        if ahead < _MANY:
+            counts[present, client] = _draw_classes(int(sizes[client]), mixes[client], left, draw)
+            left -= counts[present, client]
+            client += 1
+            continue
+        own = slice(client, client + ahead)
+        weights = mixes[own] / mixes[own].sum(axis=1, keepdims=True)
+        counts[present, own] = draw.multinomial(sizes[own], weights).T
+        left -= counts[present, own].sum(axis=1)
+        client += ahead
     return _owners_by_class(targets.labels, counts, draw)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -100,8 +101,8 @@ def _sorted_splits(parts: Sequence[IntArray], sides: _Sides) -> list[Split]:
     by_side = []
     for side in (_TRAIN, _VALIDATION, _TEST):
         chosen = order[sides[order] == side]
-        ends = np.cumsum(np.bincount(owners[chosen], minlength=len(parts)))
-        by_side.append(np.split(rows[chosen], ends[:-1]))
+        own, ends = rows[chosen], np.cumsum(np.bincount(owners[chosen], minlength=len(parts))).tolist()
+        by_side.append([own[start:end] for start, end in pairwise([0, *ends])])
     return [Split(*own) for own in zip(*by_side, strict=True)]
 
 
