@@ -14,7 +14,16 @@ from blossom_ray.algorithms.selection import Chunk, draw_clients, fraction_of
 from blossom_ray.authoring import Reports, by_instance
 from blossom_ray.clients.plan import ChunkUpdate, SentBlock, SentBlocks
 from blossom_ray.core.blocks import CENTRAL, CENTRAL_SCHEMES, Block, BlockInstance, ClientProfile, Scope
-from blossom_ray.core.records import ClassScores, ClientEvaluation, ClientTraining, Scoring, TaskTraining
+from blossom_ray.core.records import (
+    ClassScores,
+    ClientEvaluation,
+    ClientTraining,
+    EvaluationColumns,
+    Scoring,
+    TaskTraining,
+    clients_of,
+    joined_evaluations,
+)
 from blossom_ray.core.scores import task_prefix
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Accumulator, Contributions, PartialSum, Total
@@ -84,7 +93,7 @@ class RoundEvaluation:
         bytes_up: Bytes sent back by block instance: means of private blocks for clients that never train.
     """
 
-    scored: Mapping[Scoring, tuple[ClientEvaluation, ...]] = field(default_factory=dict)
+    scored: Mapping[Scoring, Sequence[ClientEvaluation]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     bytes_down: Mapping[BlockInstance, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -295,6 +304,11 @@ def _due(preparation: Preparation, round_index: int, *, is_end: bool) -> frozens
     )
 
 
+_MOST_SCORED = 1024
+"""The most clients that are scored in one piece; whole stacks fit into it. Chunks are wide where few of many clients
+train in a round: this bounds what is in memory at once, and what is done again where an actor is lost."""
+
+
 def evaluate_round(preparation: Preparation, runtime: Runtime, server: Server, round_index: int) -> RoundEvaluation:
     """Score the new blocks on the clients' own test and validation splits, as far as the scenario asks for it now.
 
@@ -332,7 +346,7 @@ def evaluate(
     num_scored = fraction_of(scenario.evaluation.clients, num_clients)
     drawn = draw_clients(num_clients, num_scored, scenario.seeds.training, Purpose.EVALUATION_COHORT, round_index)
     keeps_classes = scenario.evaluation.per_class == "every" or (scenario.evaluation.per_class == "final" and is_end)
-    scored: dict[Scoring, tuple[ClientEvaluation, ...]] = {}
+    scored: dict[Scoring, Sequence[ClientEvaluation]] = {}
     metrics: dict[str, float] = {}
     bytes_down: Counter[BlockInstance] = Counter()
     classes: list[ClassScores] = []
@@ -348,13 +362,13 @@ def evaluate(
         else:
             num_rows = preparation.shards.num_validation if scoring.is_validation else preparation.shards.num_test
             clients = tuple(client for client in drawn if num_rows[client])
-        records: list[ClientEvaluation] = []
+        records: list[Sequence[ClientEvaluation]] = []
         by_task: dict[str, dict[str, Tally]] = {}
         observed: dict[tuple[str, str], dict[str, Tally]] = {}
-        chunks = population.cut(clients)
+        chunks = [piece for chunk in population.cut(clients) for piece in chunk.pieces(_MOST_SCORED)]
         blocks = {**server.sent, **averages} if scoring.is_unseen else server.sent
         for part in runtime.evaluate(chunks, blocks, round_index=round_index, scoring=scoring):
-            records.extend(part.records)
+            records.append(part.records)
             # Blocks are sent with the first scoring that needs them: the others cost no traffic.
             bytes_down.update(part.bytes_down)
             profile = population.profiles[part.records[0].client]
@@ -366,10 +380,14 @@ def evaluate(
                 by_set = observed.setdefault((task, owned if is_held_out else ""), {})
                 for name, tally in part.by_set.get(task, {owned: whole}).items():
                     by_set[name] = by_set[name] + tally if name in by_set else tally
-        scored[scoring] = tuple(sorted(records, key=lambda record: record.client))
+        joined = joined_evaluations(records)
+        # The scores of the held-out set are those of modality sets alone.
+        scored[scoring] = () if is_held_out else joined
         for task, tallies in sorted(by_task.items()):
             prefix = f"{scoring.prefix}{task_prefix(task)}"
-            own = [record for record in scored[scoring] if record.task == task]
+            own = joined
+            if not isinstance(joined, EvaluationColumns):
+                own = [record for record in joined if record.task == task]
             for name, value in _summary(preparation, scoring, task, own, tallies, observed).items():
                 if "/" in name or not is_held_out:
                     metrics[f"{prefix}{name}"] = value
@@ -451,10 +469,12 @@ def _summary(
     profiles, plan = preparation.population.profiles, preparation.plan
     rules = task_rules(plan.tasks[task].kind, plan.metrics)
     pooled = rules.scores(total(tallies.values()))
-    sets = [profiles[record.client].modality_set for record in records]
+    sets = [profiles[client].modality_set for client in clients_of(records)]
     summary = summarize(records, sets, pooled)
     if may_leave_untrained(preparation) and not scoring.is_unseen:
         summary |= trained_summary(records, sets, [*pooled])
+    if isinstance(records, EvaluationColumns):  # no sample lacks a modality
+        return summary
     for owned in ("", *tallies):
         members = [record for record, own in zip(records, sets, strict=True) if not owned or own == owned]
         own_sets = [own for own in sets if not owned or own == owned]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +32,11 @@ class Chunk:
     def without(self, client: int) -> Chunk:
         """The chunk without one of its clients."""
         return Chunk(self.index, tuple(other for other in self.clients if other != client))
+
+    def pieces(self, most: int) -> Iterator[Chunk]:
+        """The chunk in parts of so many clients."""
+        for start in range(0, len(self.clients), most):
+            yield Chunk(self.index, self.clients[start : start + most])
 
 
 class Population:

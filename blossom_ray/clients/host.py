@@ -18,18 +18,26 @@ from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.clients.authored import Authored
 from blossom_ray.clients.contributions import client_weights, with_prototypes
 from blossom_ray.clients.engines import Engine, check_finite, make_engine
-from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, training_passes, tuning_pass
+from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Scored, training_passes, tuning_pass
 from blossom_ray.clients.outcomes import Outcome
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan, ClientState, SentBlock
 from blossom_ray.clients.state_files import INITIAL_STATE, ClientStates, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, Signature
-from blossom_ray.core.records import ClientEvaluation, ClientTraining, Scoring, SetScores, Traffic
+from blossom_ray.core.records import (
+    ClientEvaluation,
+    ClientTraining,
+    EvaluationColumns,
+    Scoring,
+    SetScores,
+    Traffic,
+)
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
 from blossom_ray.data.shards import Samples, ShardReader
 from blossom_ray.errors import RunFolderError
 from blossom_ray.tasks.base import Tally, TaskRules
+from blossom_ray.tasks.classification import Classification
 from blossom_ray.tasks.summary import total
 
 
@@ -197,14 +205,18 @@ class ClientHost:
         if scoring.is_fine_tuned:
             tasks, tuning_seconds = self._fine_tune(tasks, engine, round_index)
         scores = engine.evaluate(tasks, plan.evaluation_batch_size, round_index=round_index)
+        if (columns := _in_columns(turns, scores, tuning_seconds, down)) is not None:
+            for turn in turns:
+                self._states.put(turn.task.client, turn.state)
+            return columns
         records = []
         has_gaps = any(task.observed for task in tasks)
         tallies, by_set = dict[str, list[Tally]](), dict[str, dict[str, list[Tally]]]()
         for turn, scored, seconds in zip(turns, scores, tuning_seconds, strict=True):
-            client, is_first = turn.task.client, True
+            client, is_first, by_task = turn.task.client, True, scored.by_task
             self._states.put(client, turn.state)
             for part in learned.parts:
-                if (own := scored.by_task.get(part.name)) is None:
+                if (own := by_task.get(part.name)) is None:
                     continue
                 tallies.setdefault(part.name, []).append(own.tally)
                 sets = (own.by_set or {profile.modality_set: (own.tally, own.loss)}) if has_gaps else {}
@@ -323,14 +335,17 @@ class ClientHost:
         turns = []
         for client in chunk.clients:
             state = self._states.settle(client, standing=standing)
-            versions = dict(state.versions)
             if authored and authored.has_own_instances:
                 own = self._plan.sent_blocks(self._profiles[client], scored=is_scored)
                 sent = {instance: blocks[instance] for instance in own}
+            versions, changed = state.versions, dict[BlockInstance, int]()
             for instance, block in sent.items():
                 if versions.get(instance) != block.version:
-                    versions[instance] = block.version
+                    changed[instance] = block.version
                     down.count(client, instance, block.values.nbytes)
+            if changed:
+                versions = {**versions, **changed}
+                state = replace(state, versions=same.setdefault(tuple(versions.items()), versions))
             values: dict[str, Vector] = {**joined, **{name: state.private.get(name, initial[name]) for name in private}}
             inputs, labels, observed = self._samples(client, scoring)
             task = ClientTask(
@@ -339,7 +354,7 @@ class ClientHost:
             if authored and authored.has_extras:
                 extras = authored.extras(self._profiles[client], values, state, sent, standing + 1)
                 task = replace(task, extras=extras)
-            turns.append(_Turn(task, replace(state, versions=same.setdefault(tuple(versions.items()), versions))))
+            turns.append(_Turn(task, state))
         return turns
 
     def _samples(self, client: int, scoring: Scoring | None) -> Samples:
@@ -420,6 +435,33 @@ def _averaged(
 
 def _scores(rules: TaskRules, tally: Tally, loss: float) -> dict[str, Any]:
     return {"num_examples": tally.num_examples, "loss": loss, "scores": rules.scores(tally)}
+
+
+def _in_columns(
+    turns: Sequence[_Turn], scores: Sequence[Scored], tuning_seconds: Sequence[float], down: Traffic
+) -> ChunkEvaluation | None:
+    """What scoring gave, of all clients at once; None where that is not so: several tasks, gaps, other rules."""
+    parts = scores[0].learned.parts
+    rules = parts[0].rules
+    is_plain = len(parts) == 1 and parts[0].place is None and isinstance(rules, Classification)
+    if not is_plain or any(turn.task.observed or not len(turn.task.labels) for turn in turns):
+        return None
+    assert isinstance(rules, Classification)
+    labels, predictions = [turn.task.labels for turn in turns], [scored.predictions[0] for scored in scores]
+    tally, columns = rules.tally_all(labels, predictions, parts[0].num_outputs)
+    clients, num_examples = [turn.task.client for turn in turns], np.array([*map(len, labels)], np.int64)
+    known = (turn.state.rounds_trained for turn in turns)
+    records = EvaluationColumns(
+        client=np.array(clients, np.int64),
+        num_examples=num_examples,
+        loss=np.array([scored.loss_sums[0] for scored in scores]) / num_examples,
+        scores=columns,
+        bytes_down=np.array([down.by_client[client] for client in clients], np.int64),
+        seconds=np.array([own.seconds + more for own, more in zip(scores, tuning_seconds, strict=True)]),
+        rounds_trained=np.array([-1 if number is None else number for number in known], np.int64),
+        task=parts[0].name,
+    )
+    return ChunkEvaluation(records, {parts[0].name: tally}, dict(down.by_instance))
 
 
 def _on_server(instance: BlockInstance, client: int) -> BlockInstance:

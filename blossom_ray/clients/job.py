@@ -212,11 +212,19 @@ class Scored:
     """What scoring one client's model gives.
 
     Attributes:
-        by_task: By task what is known of it; without those of which no sample has a label.
+        task: The client.
+        learned: Its tasks.
+        predictions: Of each of them what its `rules.predict` gave for each sample.
+        losses: Of each of them the loss of each sample, (n,); empty where no sample lacks a modality.
+        loss_sums: Their sums.
         seconds: Wall time that it took; of clients that are computed together each one's part.
     """
 
-    by_task: Mapping[str, TaskScored]
+    task: ClientTask
+    learned: Learned
+    predictions: Sequence[np.ndarray]
+    losses: Sequence[np.ndarray]
+    loss_sums: Sequence[float]
     seconds: float
 
     @classmethod
@@ -230,19 +238,18 @@ class Scored:
         loss_sums: Sequence[float],
         seconds: float,
     ) -> Scored:
-        """What follows from predictions for a client's samples.
+        """One of these."""
+        return cls(task, learned, predictions, losses, loss_sums, seconds)
 
-        Args:
-            task: The client.
-            learned: Its tasks.
-            predictions: Of each of them what its `rules.predict` gave for each sample.
-            losses: Of each of them the loss of each sample, (n,); empty where no sample lacks a modality.
-            loss_sums: Their sums.
-            seconds: Wall time.
-        """
+    @property
+    def by_task(self) -> Mapping[str, TaskScored]:
+        """By task what follows from it; without those of which no sample has a label."""
+        task = self.task
         sets = task.rows_by_set() if task.observed else {}
         found: dict[str, TaskScored] = {}
-        for part, predicted, each, loss_sum in zip(learned.parts, predictions, losses, loss_sums, strict=True):
+        for part, predicted, each, loss_sum in zip(
+            self.learned.parts, self.predictions, self.losses, self.loss_sums, strict=True
+        ):
             if (whole := part.tally(task.labels, predicted)) is None:
                 continue
             by_set = {}
@@ -250,7 +257,7 @@ class Scored:
                 if (own := part.tally(task.labels[rows], predicted[rows])) is not None:
                     by_set[name] = own[0], math.fsum(each[rows].tolist()) / own[1]
             found[part.name] = TaskScored(whole[0], loss_sum / whole[1], by_set)
-        return cls(found, seconds)
+        return found
 
 
 def training_passes(section: Training, trained: Mapping[Block, BlockInstance]) -> tuple[LocalPass, ...]:

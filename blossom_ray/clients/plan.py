@@ -450,13 +450,13 @@ class ChunkEvaluation:
     """Scores of a chunk's clients.
 
     Attributes:
-        records: One per client and task of which it has labels, in client order.
+        records: One per client and task of which it has labels, in client order; columns where there can be.
         tallies: By task, of these clients together.
         bytes_down: Bytes sent to these clients by block instance.
         by_set: By task, of their samples that have the same modalities, by these; empty where no sample lacks one.
     """
 
-    records: tuple[ClientEvaluation, ...]
+    records: Sequence[ClientEvaluation]
     tallies: Mapping[str, Tally]
     bytes_down: Mapping[BlockInstance, int]
     by_set: Mapping[str, Mapping[str, Tally]] = field(default_factory=dict)

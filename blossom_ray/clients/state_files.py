@@ -31,6 +31,7 @@ from blossom_ray.storage import refuse_foreign, save_synced, writing
 
 INITIAL_STATE = ClientState()
 """The state of a client that has done nothing yet; one for all of them."""
+_DIGEST_OF_NOTHING = sha256().hexdigest()
 
 _Place: TypeAlias = tuple[str, str, str]
 """Which part of a state, which block or copy, and the name in that."""
@@ -74,6 +75,8 @@ class ClientStates:
     def digest(self, client: int) -> str:
         """SHA-256 (hex) of a client's private blocks and normalisation state, staged ones where there are any."""
         state = self._staged[client][1] if client in self._staged else self._final.get(client, INITIAL_STATE)
+        if not state.private and not state.local_state and not state.extras:
+            return _DIGEST_OF_NOTHING
         digest = sha256()
         for name, values in sorted(state.private.items()):
             digest.update(name.encode() + np.ascontiguousarray(values).tobytes())

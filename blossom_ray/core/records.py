@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from blossom_ray.core.blocks import BlockInstance
 
@@ -168,6 +173,111 @@ class ClientEvaluation:
     task: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class EvaluationColumns(Sequence[ClientEvaluation]):
+    """`ClientEvaluation` of many clients in one task, none of whose samples lack a modality: a column per attribute.
+
+    A sequence of them like any other, in a tenth of the memory.
+
+    Attributes:
+        client: (n,) int64.
+        num_examples: (n,) int64.
+        loss: (n,) float64.
+        scores: By name (n,) float64; each is defined by the samples of all.
+        bytes_down: (n,) int64.
+        seconds: (n,) float64.
+        rounds_trained: (n,) int64; -1 where that is not known.
+        task: The task.
+    """
+
+    client: npt.NDArray[np.int64]
+    num_examples: npt.NDArray[np.int64]
+    loss: npt.NDArray[np.float64]
+    scores: Mapping[str, npt.NDArray[np.float64]]
+    bytes_down: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+    rounds_trained: npt.NDArray[np.int64]
+    task: str
+
+    def __len__(self) -> int:
+        return len(self.client)
+
+    @overload
+    def __getitem__(self, place: int) -> ClientEvaluation: ...
+    @overload
+    def __getitem__(self, place: slice) -> EvaluationColumns: ...
+    def __getitem__(self, place: int | slice) -> ClientEvaluation | EvaluationColumns:
+        if isinstance(place, slice):
+            return self.at(place)
+        return next(iter(self.at(slice(place, place + 1 or None))))
+
+    def __iter__(self) -> Iterator[ClientEvaluation]:
+        names, scores = [*self.scores], [values.tolist() for values in self.scores.values()]
+        known = (number if number >= 0 else None for number in self.rounds_trained.tolist())
+        numbers = [self.client, self.num_examples, self.loss, self.bytes_down, self.seconds]
+        for values, rounds_trained, *own in zip(
+            zip(*scores, strict=True),
+            known,
+            *(column.tolist() for column in numbers),
+            strict=True,
+        ):
+            client, num_examples, loss, bytes_down, seconds = own
+            found = dict(zip(names, values, strict=True))
+            yield ClientEvaluation(
+                client, num_examples, loss, found, bytes_down, seconds, rounds_trained, task=self.task
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def at(self, places: slice | npt.NDArray[Any]) -> Self:
+        """Those at some places."""
+        return type(self)(
+            self.client[places],
+            self.num_examples[places],
+            self.loss[places],
+            {name: values[places] for name, values in self.scores.items()},
+            self.bytes_down[places],
+            self.seconds[places],
+            self.rounds_trained[places],
+            self.task,
+        )
+
+
+def joined_evaluations(parts: Iterable[Sequence[ClientEvaluation]]) -> Sequence[ClientEvaluation]:
+    """All of these, in order of id; as columns where all of them are, of one task with the same scores."""
+    given = [part for part in parts if len(part)]
+    columns = [part for part in given if isinstance(part, EvaluationColumns)]
+    kinds = {(part.task, *part.scores) for part in columns}
+    if len(columns) < len(given) or len(kinds) != 1:
+        return tuple(sorted(chain.from_iterable(given), key=lambda each: each.client))
+
+    def join(attribute: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(part, attribute) for part in columns])
+
+    found = EvaluationColumns(
+        join("client"),
+        join("num_examples"),
+        join("loss"),
+        {name: np.concatenate([part.scores[name] for part in columns]) for name in columns[0].scores},
+        join("bytes_down"),
+        join("seconds"),
+        join("rounds_trained"),
+        columns[0].task,
+    )
+    is_sorted = bool((np.diff(found.client) >= 0).all())
+    return found if is_sorted else found.at(np.argsort(found.client, kind="stable"))
+
+
+def clients_of(evaluations: Sequence[ClientEvaluation]) -> list[int]:
+    """The client of each."""
+    if isinstance(evaluations, EvaluationColumns):
+        return [*evaluations.client.tolist()]
+    return [each.client for each in evaluations]
+
+
 @dataclass(frozen=True)
 class ClassScores:
     """How one class fared in one round, over the samples of all scored clients of one modality set.
@@ -327,25 +437,25 @@ class RoundRecord:
     learning_rate: float | None
     cohort: tuple[int, ...]
     training: tuple[ClientTraining, ...]
-    evaluation: tuple[ClientEvaluation, ...]
+    evaluation: Sequence[ClientEvaluation]
     metrics: Mapping[str, float]
     blocks: tuple[BlockRound, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
-    fine_tuned: tuple[ClientEvaluation, ...] = ()
+    fine_tuned: Sequence[ClientEvaluation] = ()
     actors: tuple[ActorRound, ...] = ()
     classes: tuple[ClassScores, ...] = ()
-    validation: tuple[ClientEvaluation, ...] = ()
-    fine_tuned_validation: tuple[ClientEvaluation, ...] = ()
+    validation: Sequence[ClientEvaluation] = ()
+    fine_tuned_validation: Sequence[ClientEvaluation] = ()
     stopped: Stopped | None = None
-    plain: tuple[ClientEvaluation, ...] = ()
-    unseen: tuple[ClientEvaluation, ...] = ()
-    fine_tuned_unseen: tuple[ClientEvaluation, ...] = ()
+    plain: Sequence[ClientEvaluation] = ()
+    unseen: Sequence[ClientEvaluation] = ()
+    fine_tuned_unseen: Sequence[ClientEvaluation] = ()
 
     @property
     def num_evaluated(self) -> int:
         """Clients that were scored on their test or validation split, without those that never train."""
-        return len({scored.client for scored in (*self.evaluation, *self.validation)})
+        return len({*clients_of(self.evaluation), *clients_of(self.validation)})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from blossom_ray.core.blocks import CENTRAL_SCHEMES
 from blossom_ray.core.phrases import listed
-from blossom_ray.core.records import RoundRecord, Scoring
+from blossom_ray.core.records import EvaluationColumns, RoundRecord, Scoring, clients_of
 from blossom_ray.core.scores import LearnedTask, default_score, task_prefix
 from blossom_ray.reading.read_back import ReadBack
 from blossom_ray.rounds import may_leave_untrained
@@ -222,8 +222,11 @@ def untrained_note(preparation: Preparation, record: RoundRecord) -> str:
     if not may_leave_untrained(preparation):
         return ""
     profiles, plan = preparation.population.profiles, preparation.plan
-    scored = {entry.client: entry for entry in record.evaluation or record.validation}
-    untrained = [profiles[client] for client, entry in scored.items() if entry.rounds_trained == 0]
+    entries = record.evaluation or record.validation
+    scored = set(clients_of(entries))
+    if isinstance(entries, EvaluationColumns):
+        entries = entries.at(entries.rounds_trained == 0)
+    untrained = [profiles[client] for client in {each.client for each in entries if each.rounds_trained == 0}]
     parts = sorted({part for profile in untrained for part in plan.own_parts(profile)})
     if not parts:
         return ""

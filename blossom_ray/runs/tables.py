@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
+from operator import attrgetter
+from typing import Any
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.records import ClientEvaluation, RoundRecord, Scoring
+from blossom_ray.core.records import ClientEvaluation, EvaluationColumns, RoundRecord, Scoring, clients_of
 from blossom_ray.core.scores import task_prefix
 
 Value = int | float | str | None
@@ -185,36 +188,41 @@ def _round_row(record: RoundRecord) -> Columns:
 
 def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Columns:
     trained = {training.client: training for training in record.training}
-    tested, validated = _of_clients(record.evaluation), _of_clients(record.validation)
-    unseen = _of_clients(record.fine_tuned_unseen) | _of_clients(record.unseen)
-    clients = sorted(trained.keys() | tested.keys() | validated.keys() | unseen.keys())
-    scored = [[each[client] for each in (tested, validated, unseen) if client in each] for client in clients]
-    seen = [
-        tested.get(client) or validated.get(client) or trained.get(client) or unseen.get(client) for client in clients
-    ]
+    tested, validated = _Entries(record.evaluation), _Entries(record.validation)
+    unseen = _Entries(record.fine_tuned_unseen, record.unseen)
+    scored = [each for each in (tested, validated, unseen) if len(each)]
+    clients = sorted(trained.keys() | set(chain.from_iterable(each.clients for each in scored)))
     trainings = [trained.get(client) for client in clients]
-    tests = [tested.get(client) for client in clients]
     rows: Columns = {
         "round": [record.round_index] * len(clients),
         "client": clients,
         "modalities": [profiles[client].modality_set for client in clients],
         "group": [profiles[client].group for client in clients],
         **_columns(trainings, **TRAINED),
-        **_columns(tests, num_test_examples="num_examples", loss="loss"),
-        "evaluate_bytes_down": [sum(each.bytes_down for each in both) if both else None for both in scored],
-        "evaluate_seconds": [sum(each.seconds for each in both) if both else None for both in scored],
-        **_columns(seen, rounds_trained="rounds_trained"),
+        "num_test_examples": tested.column("num_examples", clients),
+        "loss": tested.column("loss", clients),
+        **{
+            f"evaluate_{name}": _sums([each.column(name, clients) for each in scored], len(clients))
+            for name in ("bytes_down", "seconds")
+        },
+        "rounds_trained": _first_known(
+            [
+                *(each.column("rounds_trained", clients) for each in (tested, validated)),
+                *_columns(trainings, rounds_trained="rounds_trained").values(),
+                unseen.column("rounds_trained", clients),
+            ]
+        ),
     }
     if any(profiles[client].task_set for client in clients):
         rows["task"] = [profiles[client].task_set for client in clients]
     for name in sorted({name for training in record.training for name in training.num_observed}):
         rows |= {OBSERVED + name: [None if each is None else each.num_observed.get(name) for each in trainings]}
     if record.validation:
-        rows |= _columns([validated.get(client) for client in clients], num_validation_examples="num_examples")
-    if any(profile.is_unseen for profile in profiles):
+        rows["num_validation_examples"] = validated.column("num_examples", clients)
+    if profiles and profiles[-1].is_unseen:  # those that never train are the last ones
         rows["role"] = ["unseen" if profiles[client].is_unseen else "train" for client in clients]
-        rows |= _columns([unseen.get(client) for client in clients], num_unseen_examples="num_examples")
-    has_several = any(len(profile.tasks) > 1 for profile in profiles)
+        rows["num_unseen_examples"] = unseen.column("num_examples", clients)
+    has_several = max(map(len, map(attrgetter("tasks"), profiles)), default=0) > 1
     if has_several:
         rows |= {name: [None] * len(clients) for name in OF_ONE_TASK if name in rows}
         by_task = [{} if each is None else each.of_tasks(profiles[each.client].tasks) for each in trainings]
@@ -223,14 +231,62 @@ def _client_rows(record: RoundRecord, profiles: Sequence[ClientProfile]) -> Colu
     return rows | _score_columns(record, clients, has_several=has_several)
 
 
+class _Entries:
+    """Evaluations by client; of those of several tasks the first stands for all, with the most samples of any.
+
+    Args:
+        evaluations: Later ones replace earlier ones of the same client.
+    """
+
+    def __init__(self, *evaluations: Sequence[ClientEvaluation]) -> None:
+        given = [each for each in evaluations if len(each)]
+        self._columns = given[0] if len(given) == 1 and isinstance(given[0], EvaluationColumns) else None
+        self._entries: dict[int, ClientEvaluation] = {}
+        for each in given if self._columns is None else ():
+            self._entries |= _of_clients(each)
+
+    def __len__(self) -> int:
+        return len(self._entries) if self._columns is None else len(self._columns)
+
+    @property
+    def clients(self) -> list[int]:
+        """Their ids."""
+        return [*self._entries] if self._columns is None else clients_of(self._columns)
+
+    def column(self, name: str, clients: Sequence[int]) -> Sequence[Value]:
+        """An attribute of these clients, None where there is no evaluation of one."""
+        if self._columns is None:
+            return _columns([self._entries.get(client) for client in clients], **{name: name})[name]
+        values: list[Value] = getattr(self._columns, name).tolist()
+        if name == "rounds_trained":
+            values = [None if number == -1 else number for number in values]
+        return _at(clients_of(self._columns), values, clients)
+
+
+def _at(scored: Sequence[int], values: Sequence[Value], clients: Sequence[int]) -> Sequence[Value]:
+    """The values, those of `scored`, of these clients; None of others."""
+    return values if scored == clients else [*map(dict(zip(scored, values, strict=True)).get, clients)]
+
+
 def _of_clients(evaluations: Iterable[ClientEvaluation]) -> dict[int, ClientEvaluation]:
-    """By client the evaluation that stands for those of all of its tasks: the first, with the most samples of any."""
     found: dict[int, ClientEvaluation] = {}
     for each in evaluations:
         first = found.setdefault(each.client, each)
         if each.num_examples > first.num_examples:
             found[each.client] = replace(first, num_examples=each.num_examples)
     return found
+
+
+def _sums(columns: Sequence[Sequence[Any]], num_rows: int) -> Sequence[Value]:
+    """Row by row the sum of what is there; None where nothing is."""
+    if len(columns) < 2:
+        return columns[0] if columns else [None] * num_rows
+    there = ([value for value in values if value is not None] for values in zip(*columns, strict=True))
+    return [sum(values) if values else None for values in there]
+
+
+def _first_known(columns: Sequence[Sequence[Value]]) -> Sequence[Value]:
+    return [next((value for value in values if value is not None), None) for values in zip(*columns, strict=True)]
 
 
 def _score_columns(record: RoundRecord, clients: Sequence[int], *, has_several: bool) -> Columns:
@@ -246,6 +302,12 @@ def _score_columns(record: RoundRecord, clients: Sequence[int], *, has_several: 
         (Scoring.UNSEEN_FINE_TUNED, record.fine_tuned_unseen),
     ):
         prefix = scoring.prefix
+        if isinstance(evaluations, EvaluationColumns) and not has_several:
+            ids, task = clients_of(evaluations), task_prefix(evaluations.task)
+            found = {"loss": evaluations.loss} if prefix else {}
+            found |= {f"{task}{name}": values for name, values in evaluations.scores.items()}
+            columns |= {prefix + name: _at(ids, values.tolist(), clients) for name, values in found.items()}
+            continue
         own: dict[int, dict[str, float | None]] = {}
         for each in evaluations:
             task, scores = task_prefix(each.task), own.setdefault(each.client, {})

@@ -259,7 +259,9 @@ class ActorRuntime:
     def _run(self, chunks: Sequence[Chunk], make: Callable[[Slot, Chunk, bool], Call]) -> Iterator[list[Call]]:
         """Submit all chunks, the longest first; yield the calls of each in its turn, one per actor that holds it."""
         calls: dict[int, list[Call]] = {}
-        for chunk in sorted(chunks, key=lambda chunk: -sum(self._costs[c] for c in chunk.clients)):
+        costs = [-sum(self._costs[client] for client in chunk.clients) for chunk in chunks]
+        for place in sorted(range(len(chunks)), key=costs.__getitem__):
+            chunk = chunks[place]
             by_slot: dict[int, list[int]] = {}
             for client in chunk.clients:
                 by_slot.setdefault(self._actor_of[client], []).append(client)
@@ -268,9 +270,9 @@ class ActorRuntime:
                 call.submit()
                 call.slot.log.append(call)
                 call.slot.open.append(call)
-                calls.setdefault(chunk.index, []).append(call)
-        for chunk in chunks:
-            yield calls.pop(chunk.index)
+                calls.setdefault(place, []).append(call)
+        for place in range(len(chunks)):
+            yield calls.pop(place)
 
     def _parts(
         self, reports: Sequence[tuple[Call, TrainingReport]]

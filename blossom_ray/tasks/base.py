@@ -27,6 +27,8 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 DoubleArray = npt.NDArray[np.float64]
 Reduction = Literal["mean", "sum", "none"]
+ScoreColumns = dict[str, DoubleArray]
+"""By score each client's value; NaN where its model does not define it."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,7 @@ from blossom_ray.tasks.base import (
     ClassCounts,
     IntArray,
     Reduction,
+    ScoreColumns,
     Tally,
     reduced,
     undefined_scores,
@@ -23,6 +27,8 @@ from blossom_ray.tasks.base import (
 )
 
 _CONFUSION = "confusion"
+_MOST_CELLS = 2**20
+"""The most counts (8 MiB) of the confusion matrices that are made at once."""
 
 
 class Classification:
@@ -63,6 +69,24 @@ class Classification:
             return undefined_scores("classification")
         return {**classification_scores(tally.counts[_CONFUSION])}
 
+    def tally_all(
+        self,
+        labels: Sequence[npt.NDArray[np.generic]],
+        predictions: Sequence[npt.NDArray[np.generic]],
+        num_outputs: int,
+    ) -> tuple[Tally, ScoreColumns]:
+        """What `tally` and `scores` give for many clients: the sum of their tallies, and their scores."""
+        sums, columns = list[Tally](), list[ScoreColumns]()
+        at_once = max(1, _MOST_CELLS // num_outputs**2)
+        for start in range(0, len(labels), at_once):
+            own = slice(start, start + at_once)
+            tally, scores = _tally_some(labels[own], predictions[own], num_outputs)
+            sums.append(tally)
+            columns.append(scores)
+        return reduce(operator.add, sums), {
+            name: np.concatenate([scores[name] for scores in columns]) for name in columns[0]
+        }
+
     def classes(self, tally: Tally) -> ClassCounts | None:
         """Row sums, column sums and diagonal of the confusion matrix, and the matrix."""
         if tally.num_undefined:
@@ -74,6 +98,43 @@ class Classification:
             correct=confusion.diagonal().copy(),
             confusion=confusion,
         )
+
+
+def _tally_some(
+    labels: Sequence[npt.NDArray[np.generic]], predictions: Sequence[npt.NDArray[np.generic]], num_classes: int
+) -> tuple[Tally, ScoreColumns]:
+    sizes = np.array([*map(len, labels)])
+    classes = np.concatenate(predictions).astype(np.int64, copy=False)
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    num_undefined = np.bincount(owners[classes == -1], minlength=len(sizes))
+    is_defined = num_undefined == 0
+    whole, cells = np.concatenate(labels).astype(np.int64, copy=False), len(sizes) * num_classes
+    if not is_defined.all():
+        rows = is_defined[owners]
+        whole, classes, owners = whole[rows], classes[rows], owners[rows]
+    check_classes(whole, classes, num_classes)
+    counts = np.bincount((owners * num_classes + whole) * num_classes + classes, minlength=cells * num_classes)
+    confusion = counts.reshape(len(sizes), num_classes, num_classes).astype(np.int64, copy=False)
+    total = Tally(
+        int(sizes.sum()),
+        {_CONFUSION: confusion.sum(axis=0)} if is_defined.all() else {},
+        num_undefined=int(num_undefined.sum()),
+    )
+    correct = np.diagonal(confusion, axis1=1, axis2=2).astype(np.float64)
+    true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+    present = true > 0
+    # Of a class without a sample 0: it changes no sum, which `fsum` rounds once.
+    recalls = np.divide(correct, true, out=np.zeros_like(correct), where=present)
+    f1s = np.divide(2 * correct, true + predicted, out=np.zeros_like(correct), where=present)
+    recall, f1 = (np.array([math.fsum(row) for row in rows.tolist()]) for rows in (recalls, f1s))
+    num_present = np.where(is_defined, present.sum(axis=1), 1)
+    scores = {
+        "accuracy": correct.sum(axis=1) / sizes,
+        "balanced_accuracy": recall / num_present,
+        "macro_f1_present": f1 / num_present,
+        "macro_f1_all": f1 / num_classes,
+    }
+    return total, {name: np.where(is_defined, values, np.nan) for name, values in scores.items()}
 
 
 def confusion_matrix(labels: IntArray, predictions: IntArray, num_classes: int) -> IntArray:
@@ -92,12 +153,21 @@ def confusion_matrix(labels: IntArray, predictions: IntArray, num_classes: int) 
     """
     if labels.shape != predictions.shape or labels.ndim != 1:
         raise DataError(f"labels have shape {labels.shape} and predictions {predictions.shape}; expected (N,) for both")
-    for name, classes in (("labels", labels), ("predictions", predictions)):
-        if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
-            raise DataError(f"{name} run from {classes.min()} to {classes.max()}; expected 0 to {num_classes - 1}")
+    check_classes(labels, predictions, num_classes)
     cells = labels.astype(np.int64) * num_classes + predictions.astype(np.int64)
     counts = np.bincount(cells, minlength=num_classes * num_classes)
     return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def check_classes(labels: IntArray, predictions: IntArray, num_classes: int) -> None:
+    """Refuse classes that there are not.
+
+    Raises:
+        DataError: One is out of range.
+    """
+    for name, classes in (("labels", labels), ("predictions", predictions)):
+        if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
+            raise DataError(f"{name} run from {classes.min()} to {classes.max()}; expected 0 to {num_classes - 1}")
 
 
 def classification_scores(confusion: IntArray) -> dict[str, float]:

@@ -10,7 +10,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.core.records import ClassScores, ClientEvaluation, SetScores
+from blossom_ray.core.records import ClassScores, ClientEvaluation, EvaluationColumns, SetScores
 from blossom_ray.errors import DataError
 from blossom_ray.tasks.base import Tally, TaskRules
 
@@ -44,15 +44,15 @@ def summarize(
     if not evaluations:
         return {}
     sets = np.array(modality_sets)
-    weights = np.array([evaluation.num_examples for evaluation in evaluations], dtype=np.float64)
+    if isinstance(evaluations, EvaluationColumns):
+        weights = evaluations.num_examples.astype(np.float64)
+    else:
+        weights = np.array([evaluation.num_examples for evaluation in evaluations], dtype=np.float64)
     summary: dict[str, float] = {}
     for name in ("loss", *pooled):
-        # NaN is a diverged client's value; only None is no value.
-        found = [_value(evaluation, name) for evaluation in evaluations]
-        has_value = np.array([value is not None for value in found])
+        values, has_value = _values(evaluations, name)
         if not has_value.any():
             continue
-        values = np.array([value for value in found if value is not None], dtype=np.float64)
         summary[name] = _weighted_mean(values, weights[has_value])
         pooled_value = pooled.get(name)
         if pooled_value is not None:
@@ -82,11 +82,19 @@ def trained_summary(
         `<name>_trained` and `<name>_trained/<modality set>`; nothing where it is not known of each client whether it
         has trained.
     """
-    if any(evaluation.rounds_trained is None for evaluation in evaluations):
-        return {}
-    places = [place for place, evaluation in enumerate(evaluations) if evaluation.rounds_trained]
+    trained: Sequence[ClientEvaluation]
+    if isinstance(evaluations, EvaluationColumns):
+        if (evaluations.rounds_trained < 0).any():
+            return {}
+        found = np.flatnonzero(evaluations.rounds_trained)
+        places, trained = found.tolist(), evaluations.at(found)
+    else:
+        if any(evaluation.rounds_trained is None for evaluation in evaluations):
+            return {}
+        places = [place for place, evaluation in enumerate(evaluations) if evaluation.rounds_trained]
+        trained = [evaluations[place] for place in places]
     sets = [modality_sets[place] for place in places]
-    summary = summarize([evaluations[place] for place in places], sets, dict.fromkeys(names))
+    summary = summarize(trained, sets, dict.fromkeys(names))
     ends = ("", *(f"/{modality_set}" for modality_set in sorted(set(sets))))
     return {
         f"{name}_trained{end}": summary[f"{name}{end}"]
@@ -211,8 +219,16 @@ def _nonzero(counts: npt.NDArray[np.int64]) -> dict[int, int]:
     return {int(place): int(counts[place]) for place in np.flatnonzero(counts)}
 
 
-def _value(evaluation: ClientEvaluation | SetScores, name: str) -> float | None:
-    return evaluation.loss if name == "loss" else evaluation.scores[name]
+def _values(
+    evaluations: Sequence[ClientEvaluation | SetScores], name: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """The values of those that have one, and which these are, (n,)."""
+    if isinstance(evaluations, EvaluationColumns):
+        return evaluations.loss if name == "loss" else evaluations.scores[name], np.ones(len(evaluations), bool)
+    # NaN is a diverged client's value; only None is no value.
+    found = [each.loss if name == "loss" else each.scores[name] for each in evaluations]
+    has_value = np.array([value is not None for value in found])
+    return np.array([value for value in found if value is not None], dtype=np.float64), has_value
 
 
 def _weighted_mean(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:

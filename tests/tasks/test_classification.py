@@ -5,8 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional import classification as reference
 
+from blossom_ray.core.blocks import ClientProfile
+from blossom_ray.core.records import ClientEvaluation, EvaluationColumns, RoundRecord, joined_evaluations
 from blossom_ray.errors import DataError
-from blossom_ray.tasks.classification import classification_scores, confusion_matrix
+from blossom_ray.runs.tables import table_rows
+from blossom_ray.tasks.classification import Classification, classification_scores, confusion_matrix
+from blossom_ray.tasks.summary import summarize, total, trained_summary
 
 
 def test_confusion_matrix_has_true_classes_as_rows():
@@ -87,3 +91,62 @@ def test_scores_refuse_an_empty_or_odd_matrix():
         classification_scores(np.zeros((3, 3), dtype=np.int64))
     with pytest.raises(DataError, match=r"shape \(2, 3\)"):
         classification_scores(np.ones((2, 3), dtype=np.int64))
+
+
+def clients_with_predictions(num_clients: int, *, diverged: tuple[int, ...] = ()):
+    draw = np.random.default_rng(num_clients)
+    sizes = draw.integers(1, 9, num_clients)
+    labels = [draw.integers(0, 5, size) for size in sizes]
+    predictions = [draw.integers(0, 5, size) for size in sizes]
+    for client in diverged:
+        predictions[client][0] = -1
+    return labels, predictions
+
+
+@pytest.mark.parametrize("diverged", [(), (0, 3)])
+@pytest.mark.parametrize("most_cells", [2**20, 60])
+def test_many_clients_are_scored_at_once_as_each_alone(diverged, most_cells, monkeypatch):
+    monkeypatch.setattr("blossom_ray.tasks.classification._MOST_CELLS", most_cells)
+    rules, (labels, predictions) = Classification(), clients_with_predictions(40, diverged=diverged)
+    tallies = [rules.tally(*own, 5) for own in zip(labels, predictions, strict=True)]
+    tally, scores = rules.tally_all(labels, predictions, 5)
+    expected = total(tallies)
+    assert (tally.num_examples, tally.num_undefined) == (expected.num_examples, expected.num_undefined)
+    assert tally.counts.keys() == expected.counts.keys()
+    assert all((tally.counts[name] == counts).all() for name, counts in expected.counts.items())
+    for client, own in enumerate(tallies):
+        found = {name: values[client] for name, values in scores.items()}
+        np.testing.assert_equal(found, rules.scores(own))
+
+
+def test_columns_of_evaluations_are_summarized_and_written_as_single_ones_are():
+    rules, (labels, predictions) = Classification(), clients_with_predictions(40)
+    tally, scores = rules.tally_all(labels, predictions, 5)
+    single = tuple(
+        ClientEvaluation(
+            2 * client, len(own[0]), 0.25 * client, rules.scores(rules.tally(*own, 5)), 8, 0.5 * client, client % 3
+        )
+        for client, own in enumerate(zip(labels, predictions, strict=True))
+    )
+    columns = EvaluationColumns(
+        client=2 * np.arange(40),
+        num_examples=np.array([*map(len, labels)]),
+        loss=0.25 * np.arange(40),
+        scores=scores,
+        bytes_down=np.full(40, 8),
+        seconds=0.5 * np.arange(40),
+        rounds_trained=np.arange(40) % 3,
+        task="",
+    )
+    assert columns == single
+    assert columns[-1] == single[-1]
+    assert joined_evaluations([columns[20:], columns[:20]]) == single
+    assert joined_evaluations([columns[20:], single[:20]]) == single
+    sets, pooled = ["acc", "acc+gyro"] * 20, rules.scores(tally)
+    assert summarize(columns, sets, pooled) == summarize(single, sets, pooled)
+    assert trained_summary(columns, sets, [*pooled]) == trained_summary(single, sets, [*pooled])
+    profiles = [ClientProfile(client, ("acc",)) for client in range(80)]
+    for more in ({}, {"validation": single[3:9]}):
+        one, other = (RoundRecord(1, None, (), (), own, {}, (), fine_tuned=own, **more) for own in (single, columns))
+        assert table_rows(other, profiles) == table_rows(one, profiles)
+        assert other.num_evaluated == one.num_evaluated
