@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ from blossom_ray.runs.resuming import check_resumption
 from blossom_ray.runs.table_sums import TableSums
 from blossom_ray.runs.writer import EndStatus, RunWriter, new_run_folder, remove_if_unbegun
 from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
+from blossom_ray.runtime.choice import has_cluster, settle_runtime
 from blossom_ray.runtime.kernels import merge_kernels
 from blossom_ray.storage import temporary_folder
 
@@ -148,7 +150,7 @@ def check_address(scenario: Scenario, address: str | None) -> None:
             Ray would send cannot be sent.
         RunError: Nothing answers there.
     """
-    if scenario.execution.runtime == "ray":
+    if scenario.execution.runtime != "local":
         check_sent_token()
     if address is None:
         return
@@ -180,6 +182,7 @@ def events(
         run_id: What those who watch know the run by.
         engines: Those that this run has chosen before.
     """
+    scenario, note = settle_runtime(scenario, has_cluster=address is not None or has_cluster())
     with temporary_folder() as folder:
         shards = folder / "shards"
         shards.mkdir()
@@ -190,7 +193,12 @@ def events(
             with _uncollected():
                 from blossom_ray.runtime.local import LocalRuntime, shield
 
-            yield from shield(loop(scenario, LocalRuntime, stopping))
+            with closing(shield(loop(scenario, LocalRuntime, stopping))) as found:
+                for event in found:
+                    if note and isinstance(event, Setup | Outcome):
+                        yield replace(event, notes=(note, *event.notes))
+                    else:
+                        yield event
         else:
             from blossom_ray.runtime.driver import stream
 

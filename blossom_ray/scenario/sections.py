@@ -124,8 +124,9 @@ class ClientResources(Section):
 class Execution(Section):
     """Where and how the clients run. Nothing here but `chunk_size` touches the numbers."""
 
-    runtime: Literal["ray", "local"] = "ray"
-    """`ray`: actors. `local`: a loop in this process, for breakpoints and tests."""
+    runtime: Literal["ray", "local", "auto"] = "ray"
+    """`ray`: actors. `local`: a loop in this process, for breakpoints and tests. `auto`: that loop where a run is so
+    small that Ray's start would take longer, as a note then says, else actors."""
     clients_per_actor: Literal["auto"] | Positive = "auto"
     """Clients that share an actor process. `auto`: one while the cluster has room, packed beyond that."""
     client_resources: ClientResources = ClientResources()

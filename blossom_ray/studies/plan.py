@@ -22,6 +22,7 @@ from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope, Signatu
 from blossom_ray.data.files.decoded import Kept
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.choice import has_cluster, settle_runtime
 from blossom_ray.runtime.loading import decode
 from blossom_ray.runtime.measurement import ChunkProbe, choose_engines, has_own_code, uses_gpu
 from blossom_ray.runtime.placement import (
@@ -128,6 +129,7 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
         InputError: The scenario's own `execution.clients_per_actor` does not fit.
         DataError: The data cannot be read, or cannot be divided as the scenario asks.
     """
+    scenario, choice = settle_runtime(scenario, has_cluster=has_cluster())
     execution, on_ray = scenario.execution, scenario.execution.runtime == "ray"
     num_cores = max(1, math.floor(room.num_cpus)) if on_ray else 1
     kept = decode(scenario)
@@ -150,7 +152,12 @@ def make_plan(scenario: Scenario, room: Room, folder: Path, *, probe: bool | Non
     for (name, _), found in workspaces.items():
         own = sum(flat.num_parameters for flat in found.flat.values())
         parameters[name] = max(own, parameters.get(name, 0))
-    notes = [*preparation.notes, *_kept_notes(preparation, parameters), *_unseen_notes(preparation)]
+    notes = [
+        *filter(None, (choice,)),
+        *preparation.notes,
+        *_kept_notes(preparation, parameters),
+        *_unseen_notes(preparation),
+    ]
     if is_timed and preparation.plan.author is not None:
         notes.append(f"seconds are of plain training: what algorithm {scenario.algorithm.kind} adds is not in them")
     return Plan(

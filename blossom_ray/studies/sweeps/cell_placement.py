@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
-import sys
 from collections.abc import Sequence
 
 from blossom_ray.errors import InputError
 from blossom_ray.reading.scenario import Scenario
+from blossom_ray.runtime.choice import settle_runtime
 from blossom_ray.runtime.placement import ACTOR_MEMORY_BYTES, Room
 
 # A cell takes two processes, one with the loop and one with clients, or both in one with the data in memory.
@@ -45,11 +44,14 @@ def choose_jobs(jobs: int | None, scenarios: Sequence[Scenario], room: Room) -> 
 def choose_runtimes(
     scenarios: Sequence[Scenario], jobs: int | None, room: Room, *, has_cluster: bool
 ) -> list[Scenario]:
-    """The cells' scenarios: `without_ray` where no Ray runs and this machine has no more than a core for each cell."""
+    """The cells' scenarios: `without_ray` where no Ray runs and this machine has no more than a core for each cell.
+
+    Else `execution.runtime: auto` becomes what a run of its own would have.
+    """
     num_lanes = min(jobs or fitting_jobs(scenarios, room), len(scenarios))
-    if has_cluster or room.num_cpus / num_lanes >= 2:
-        return [*scenarios]
-    return [without_ray(scenario) for scenario in scenarios]
+    if not has_cluster and room.num_cpus / num_lanes < 2:
+        scenarios = [without_ray(scenario) for scenario in scenarios]
+    return [settle_runtime(scenario, has_cluster=has_cluster)[0] for scenario in scenarios]
 
 
 def place_clients(scenario: Scenario, share: float) -> Scenario:
@@ -71,7 +73,9 @@ def without_ray(scenario: Scenario) -> Scenario:
     instead of a new driver actor and client actor for each. Where a scenario says `execution.runtime` or how its
     clients are placed, asks for GPUs, or holds own code that only this process has, nothing is changed.
     """
-    if "runtime" in scenario.execution.model_fields_set or not _is_packed(scenario):
+    execution = scenario.execution
+    is_said = "runtime" in execution.model_fields_set and execution.runtime != "auto"
+    if is_said or not _is_packed(scenario):
         return scenario
     try:
         can_travel = b"__main__" not in pickle.dumps(scenario)
@@ -80,21 +84,10 @@ def without_ray(scenario: Scenario) -> Scenario:
     return scenario.override({"execution.runtime": "local"}) if can_travel else scenario
 
 
-def has_cluster(address: str | None = None) -> bool:
-    """Whether Ray runs already: a session of this process, or a cluster that an address or `RAY_ADDRESS` names."""
-    if (address or os.environ.get("RAY_ADDRESS") or "local") != "local":
-        return True
-    if "ray" not in sys.modules:
-        return False
-    from blossom_ray.runtime import cluster
-
-    return cluster.is_running()
-
-
 def _is_packed(scenario: Scenario) -> bool:
     execution = scenario.execution
     is_free = execution.clients_per_actor == "auto" and execution.client_resources.num_gpus == 0
-    return execution.runtime == "ray" and is_free
+    return execution.runtime != "local" and is_free
 
 
 def _fits(scenario: Scenario, room: Room) -> int:

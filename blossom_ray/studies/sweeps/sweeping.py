@@ -19,8 +19,9 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import MANIFEST_FILE, Run
 from blossom_ray.runs.session import check_address, continue_run, describe_host
 from blossom_ray.runs.writer import RunWriter
+from blossom_ray.runtime.choice import has_cluster
 from blossom_ray.runtime.placement import this_machine
-from blossom_ray.studies.sweeps.cell_placement import choose_jobs, choose_runtimes, has_cluster, place_clients
+from blossom_ray.studies.sweeps.cell_placement import choose_jobs, choose_runtimes, place_clients
 from blossom_ray.studies.sweeps.cell_process import CellProcess
 from blossom_ray.studies.sweeps.folder import Sweep, sweep_lock
 from blossom_ray.studies.sweeps.grid import Axis, Cell, expand
