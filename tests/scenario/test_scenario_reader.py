@@ -153,7 +153,7 @@ def test_all_problems_come_at_once_in_line_order(scenario_file):
         "a.yaml:21: sharing.head is 'privat'; "
         "expected one of shared, same-modalities, same-task, same-modalities+same-task, group, private, frozen; "
         "did you mean 'private'?",
-        "a.yaml:22: execution.runtime is 'rai'; expected one of ray, local; did you mean 'ray'?",
+        "a.yaml:22: execution.runtime is 'rai'; expected one of ray, local, auto; did you mean 'ray'?",
         "a.yaml:22: execution.clients_per_actor is 'all'; expected auto or an integer of at least 1",
     ]
     with pytest.raises(ScenarioError, match=re.escape("a.yaml:1: rounds is 0")) as caught:
