@@ -404,7 +404,7 @@ def _resolved(scenario: Scenario, setup: Setup) -> Scenario:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Have the garbage collector rest while PyTorch is imported, of whose time it takes a sixth and frees little."""
+    """Have the garbage collector rest while PyTorch is imported, of whose processor time it takes a sixth."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
