@@ -52,7 +52,7 @@ def test_tables_are_those_of_the_data_file(claim: ModuleType) -> None:
 
 
 def test_figures_are_those_that_the_page_shows(claim: ModuleType) -> None:
-    names = [name for name, _ in claim.figures(claim.Lines(LINES), claim.MAPS)]
+    names = [name for name, _ in claim.figures(claim.Lines(LINES), claim.MAPPED)]
     page = PAGES[0].read_text(encoding="utf-8")
     assert sorted(f"claim/{name}.svg" for name in names) == sorted(
         word.rpartition("(")[2] for word in page.split(")") if word.endswith(".svg")

@@ -30,7 +30,7 @@ from claim_lines import (
     groups,
     title,
 )
-from grid import CASES, DATA, EQUAL_CLIENTS, MAPPED, RUNNING_STATISTICS, SEEDS, TUNING_SEEDS, distinct
+from grid import CASES, DATA, EQUAL_CLIENTS, MAPPED, RUNNING_STATISTICS, SEEDS, SKEWED, TUNING_SEEDS, distinct
 from points import p_text, with_interval
 
 from blossom_ray.studies.reports import charts
@@ -38,8 +38,6 @@ from blossom_ray.studies.reports import charts
 DOCS = Path(__file__).parents[2] / "docs"
 LINES, PAGE, FIGURES = (DOCS / "results" / name for name in ("claim.csv", "claim.md", "claim"))
 README = DOCS.parent / "README.md"
-MAPS = [(data, case) for data in MAPPED for case in CASES[:2]]
-"""The cases in which each block was private and shared."""
 
 Rows = Iterator[str]
 
@@ -51,7 +49,7 @@ def main() -> None:
         path.write_text(filled(path.read_text(encoding="utf-8"), lines), encoding="utf-8")
     FIGURES.mkdir(exist_ok=True)
     with charts.figure_style():
-        for name, figure in figures(lines, MAPS):
+        for name, figure in figures(lines, MAPPED):
             figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
 
 
@@ -189,8 +187,8 @@ def cost_table(lines: Lines) -> Rows:
     yield from header(*names, "seconds")
     for data in DATA:
         for scheme, short in SHORT.items():
-            norm = distinct(data, CASES[0], scheme, "same-modalities")
-            runs = [each for each in lines.rows if each["sweep"] == f"grid/{data}_{CASES[0]}_{scheme}_{norm}"]
+            norm = distinct(data, SKEWED[0], scheme, "same-modalities")
+            runs = [each for each in lines.rows if each["sweep"] == f"grid/{data}_{SKEWED[0]}_{scheme}_{norm}"]
             if len(runs) == len(SEEDS):
                 sent, *means = (
                     fmean(float(run[key]) for run in runs) for key in ("bytes", "examples", "steps", "seconds")
@@ -203,7 +201,7 @@ def blocks_table(measure: str) -> Callable[[Lines], Rows]:
     """What each choice of private blocks does to FM."""
 
     def table(lines: Lines) -> Rows:
-        found = {title(*case): lines.maps(*case, measure) for case in MAPS}
+        found = {title(*case): lines.maps(*case, measure) for case in MAPPED}
         found = {name: maps for name, maps in found.items() if maps}
         yield from header(f"private: {MEASURES[measure]}, points over FM", *found)
         for name in list(PRIVATE)[1:]:
@@ -230,12 +228,12 @@ def learned_table(lines: Lines) -> Rows:
 
 def leakage_table(lines: Lines) -> Rows:
     """UCI-HAR at Dirichlet 5-5-0 by what is kept on one side of the split."""
-    stages = {"grid": "windows, as everywhere else", "recordings": "recordings", "common-subjects": "people"}
+    stages = {"grid": "windows, as everywhere else", "recordings": "recordings"}
     columns = ("FM", TUNED, "PHF", "local")
     yield from header("whole on one side", "measure", *columns, *(f"PHF - {base}" for base in AGAINST), texts=2)
     for stage, name in stages.items():
         for measure, label in MEASURES.items():
-            arms = {scheme: Arm(stage, "uci-har", CASES[0], scheme, "shared") for scheme in columns}
+            arms = {scheme: Arm(stage, "uci-har", SKEWED[0], scheme, "shared") for scheme in columns}
             if all(lines.scores(arm, measure) for arm in arms.values()):
                 points = [with_interval(lines.points(arms["PHF"], arms[base], measure)) for base in AGAINST]
                 yield row(name, label, *(scored(lines.scores(arm, measure)) for arm in arms.values()), *points)
@@ -245,7 +243,7 @@ def concat_table(lines: Lines) -> Rows:
     """PHF against FM with both fusions."""
     yield from header("PHF - FM, points", *(f"{f}: {m}" for f in ("attention", "concat") for m in MEASURES.values()))
     for data in DATA:
-        for case in CASES[:2]:
+        for case in SKEWED:
             cells = [
                 lines.points(Arm(stage, data, case, "PHF"), Arm(stage, data, case, "FM"), measure)
                 for stage in ("grid", "concat")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from claim_lines import AGAINST, MEASURES, PRIVATE, TUNED, Arm, Compared, Lines, half, title
-from grid import CASES, DATA
+from grid import DATA, SKEWED
 from matplotlib.figure import Figure
 
 from blossom_ray.studies.reports import charts
@@ -28,7 +28,7 @@ def figures(lines: Lines, mapped: Sequence[tuple[str, str]]) -> Iterator[tuple[s
         groups = {
             title(data, case): gains
             for data in DATA
-            for case in CASES[:2]
+            for case in SKEWED
             if (gains := of_clients(lines, data, case, measure))
         }
         if groups:
