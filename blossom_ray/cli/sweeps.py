@@ -189,7 +189,7 @@ def compare(
     """Compare finished runs: scores, gains over a baseline on the same federation, with 95 % intervals.
 
     Runs of several tasks get a table for each of them, or for the one that --metric begins with. Intervals are over
-    seeds (Student t); with a single seed over its clients (bootstrap), in brackets.
+    seeds (Student t); with a single seed over its clients (bootstrap; jackknife of more than 300), in brackets.
     """
     from blossom_ray.studies.comparison.comparing import Question, compare_entries
     from blossom_ray.studies.comparison.entries import collect

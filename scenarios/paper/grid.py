@@ -324,7 +324,7 @@ def _by_client(run: Run, scores: Sequence[str]) -> dict[int, list[float]]:
     samples: dict[int, float] = {}
     for score in scores:
         rounds = tuple(run.rounds.drop_nulls(score)["round"].to_list()[-5:])
-        for client, (value, weight) in client_scores(run, score, ALL, rounds).items():
+        for client, value, weight in client_scores(run, score, ALL, rounds).rows():
             found.setdefault(client, []).append(round(value, 5))
             samples[client] = weight
     return {client: [*values, round(samples[client])] for client, values in found.items()}

@@ -1,4 +1,4 @@
-"""Student t against SciPy's tests, Holm by hand, the bootstrap against numbers that one can count."""
+"""Student t against SciPy's tests, Holm by hand, the intervals over clients against numbers that one can count."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from blossom_ray.core.scores import Score
-from blossom_ray.studies.comparison.intervals import bootstrap_interval, gain, holm, t_interval, t_test
+from blossom_ray.studies.comparison import intervals
+from blossom_ray.studies.comparison.intervals import (
+    OfSides,
+    gain,
+    holm,
+    interval_over_clients,
+    points,
+    t_interval,
+    t_test,
+)
 
+SHARE = Score("a", "")
 VALUES = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=2, max_size=12)
 
 
@@ -61,14 +71,33 @@ def test_intervals_cover_the_mean_as_often_as_they_say(num_draws: int, num_seeds
 
 def test_the_bootstrap_of_two_clients_takes_their_scores_as_limits() -> None:
     # Both clients once (half of all draws) or one of them twice (a quarter each): 2.5 % lies at the ends.
-    assert bootstrap_interval(np.array([0.2, 0.6]), np.array([1.0, 3.0]), seed=0) == pytest.approx((0.2, 0.6))
+    assert interval_over_clients(np.array([0.2, 0.6]), np.array([1.0, 3.0]), seed=0) == pytest.approx((0.2, 0.6))
 
 
 def test_the_bootstrap_is_that_of_a_normal_mean_for_many_clients() -> None:
-    scores = np.random.default_rng(1).normal(0.5, 0.1, size=2000)
-    low, high = bootstrap_interval(scores, np.ones(2000), seed=3) or (0.0, 0.0)
-    expected = 1.96 * scores.std() / math.sqrt(2000)
+    scores = np.random.default_rng(1).normal(0.5, 0.1, size=300)
+    low, high = interval_over_clients(scores, np.ones(300), seed=3) or (0.0, 0.0)
+    expected = 1.96 * scores.std() / math.sqrt(300)
     assert (low, high) == pytest.approx((scores.mean() - expected, scores.mean() + expected), abs=0.1 * expected)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    scores = np.random.default_rng(1).normal(0.5, 0.1, size=2000)
+    expected = stats.norm.ppf(0.975) * scores.std(ddof=1) / math.sqrt(2000)
+    limits = scores.mean() - expected, scores.mean() + expected
+    assert interval_over_clients(scores, np.ones(2000), seed=3) == pytest.approx(limits)
+
+
+@pytest.mark.parametrize("of_sides", [None, partial(points, SHARE), partial(gain, SHARE)])
+def test_the_jackknife_and_the_bootstrap_agree(of_sides: OfSides | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = np.random.default_rng(2)
+    weights = draws.integers(1, 50, size=1000).astype(float)
+    scores = np.clip(draws.normal(0.5, 0.2, size=(2, 1000)) + draws.normal(0, 0.1, size=1000), 0, 1)
+    both = (scores[0], weights) if of_sides is None else (scores, np.stack([weights, weights]))
+    normal = interval_over_clients(*both, seed=0, of_sides=of_sides) or (0.0, 0.0)
+    monkeypatch.setattr(intervals, "MOST_RESAMPLED", 1000)
+    resampled = interval_over_clients(*both, seed=0, of_sides=of_sides) or (0.0, 0.0)
+    assert normal == pytest.approx(resampled, abs=0.04 * (resampled[1] - resampled[0]))
 
 
 def test_pairs_are_resampled_together() -> None:
@@ -78,20 +107,18 @@ def test_pairs_are_resampled_together() -> None:
     both = np.stack([1.1 * baseline, baseline])
     for score in (Score("a", ""), Score("a", "", lower_is_better=True)):
         sign = -1 if score.lower_is_better else 1
-        found = bootstrap_interval(both, np.stack([weights, weights]), seed=0, of_sides=partial(gain, score))
+        found = interval_over_clients(both, np.stack([weights, weights]), seed=0, of_sides=partial(gain, score))
         assert found == pytest.approx((10 * sign, 10 * sign))
 
 
 def test_draws_follow_from_the_seed_alone() -> None:
     scores, weights = np.linspace(0, 1, 7), np.ones(7)
-    assert bootstrap_interval(scores, weights, seed=5) == bootstrap_interval(scores, weights, seed=5)
-    assert bootstrap_interval(scores, weights, seed=5) != bootstrap_interval(scores, weights, seed=6)
+    assert interval_over_clients(scores, weights, seed=5) == interval_over_clients(scores, weights, seed=5)
+    assert interval_over_clients(scores, weights, seed=5) != interval_over_clients(scores, weights, seed=6)
 
 
 def test_where_the_bootstrap_says_nothing() -> None:
-    assert bootstrap_interval(np.array([0.4]), np.array([1.0]), seed=0) is None
+    assert interval_over_clients(np.array([0.4]), np.array([1.0]), seed=0) is None
     zero_baseline = np.array([[0.4, 0.5], [0.0, 0.9]])
-    assert (
-        bootstrap_interval(zero_baseline, np.ones((2, 2)), seed=0, of_sides=lambda own, base: (own - base) / base)
-        is None
-    )
+    for sides in (zero_baseline, np.stack([np.ones(2000), np.zeros(2000)])):
+        assert interval_over_clients(sides, np.ones_like(sides), 0, of_sides=lambda own, base: own / base - 1) is None

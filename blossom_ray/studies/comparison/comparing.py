@@ -152,8 +152,8 @@ def compare(
     A setting's gain is 100 (s - s_baseline) / |s_baseline| percent, its sign turned where lower scores are better. It
     is taken within a seed, between runs on the same federation: same data, same rows per client, and over the rounds
     in which both were scored, unless the baseline is another number of `rounds`. With several seeds, mean and 95 %
-    interval (Student t) are over seeds; with one, the interval is a bootstrap over its clients, both sides of a gain
-    with the same clients.
+    interval (Student t) are over seeds; with one, the interval is over its clients, both sides of a gain with the
+    same clients.
 
     With `choose`, the values of the keys in `tune` are chosen first, for every setting of the other keys: those whose
     mean score over seeds is the best one on the clients' validation splits. What is compared are the test scores of the

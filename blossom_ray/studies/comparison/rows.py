@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from blossom_ray.core.blocks import Scope
@@ -25,9 +25,9 @@ from blossom_ray.studies.comparison.entries import FINE_TUNED, PLAIN, SCORING, R
 from blossom_ray.studies.comparison.intervals import (
     Interval,
     OfSides,
-    bootstrap_interval,
     gain,
     holm,
+    interval_over_clients,
     points,
     t_interval,
     t_test,
@@ -35,6 +35,7 @@ from blossom_ray.studies.comparison.intervals import (
 from blossom_ray.studies.comparison.scores import (
     ALL,
     COMPUTE,
+    NO_CLIENTS,
     NUM_LAST,
     SUMMARIES,
     TO_TARGET,
@@ -104,6 +105,7 @@ class Row:
     gains: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
     points: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUMMARIES))
     note: str | None = None
+    _clients: dict[tuple[int, ...], pl.DataFrame] = field(default_factory=dict, repr=False)
 
     @property
     def federation(self) -> tuple[str, str, str] | None:
@@ -118,29 +120,39 @@ class Row:
         """The rounds that the mean of the last scores is over, in words."""
         return rounds_text(self.scores.own.rounds["last5"])
 
-    def clients(self, rounds: tuple[int, ...]) -> dict[int, tuple[float, float]]:
-        """Score and samples by client over some rounds; empty where the tables have no scores of single clients."""
-        if self.entry.run is None or not rounds:
-            return {}
-        try:
-            return client_scores(self.entry.run, self.metric, self.modalities, rounds)
-        except BlossomError:
-            return {}
+    def clients(self, rounds: tuple[int, ...]) -> pl.DataFrame:
+        """As `client_scores`, over some rounds; empty where the tables have no scores of single clients."""
+        if rounds not in self._clients:
+            found = NO_CLIENTS
+            if self.entry.run is not None and rounds:
+                with suppress(BlossomError):
+                    found = client_scores(self.entry.run, self.metric, self.modalities, rounds)
+            self._clients[rounds] = found
+        return self._clients[rounds]
+
+    def beside(self, summary: str) -> pl.DataFrame:
+        """The clients that are scored here and in the baseline's run: `client`, `score`, `weight`, `score_base`, ..."""
+        if self.pair is None:
+            return NO_CLIENTS
+        base = self.pair.against.clients(self.pair.base.rounds[summary])
+        own = self.clients(self.pair.own.rounds[summary])
+        return own.join(base, on="client", suffix="_base", maintain_order="left")
 
     def unweighted(self, summary: str) -> float | None:
         """The mean over clients, each of them counting once; None where there are no scores of single clients."""
-        return _mean([score for score, _ in self.clients(self.scores.own.rounds[summary]).values()])
+        return _mean(self.clients(self.scores.own.rounds[summary])["score"].to_list())
 
     def lost(self, summary: str, score: Score) -> dict[str, int | None]:
         """How many clients score less than they do in the baseline's run, as much, and have both scores."""
         counts: dict[str, int | None] = dict.fromkeys((f"lost_{summary}", f"tied_{summary}", f"compared_{summary}"))
         if self.pair is None or self.points[summary] is None:
             return counts
-        own = self.clients(self.pair.own.rounds[summary])
-        base = self.pair.against.clients(self.pair.base.rounds[summary])
-        differences = [points(score, own[client][0], base[client][0]) for client in own.keys() & base.keys()]
-        found = (sum(each < 0 for each in differences), sum(each == 0 for each in differences), len(differences))
-        return dict(zip(counts, found, strict=True)) if differences else counts
+        both = self.beside(summary)
+        if both.is_empty():
+            return counts
+        differences = points(score, both["score"].to_numpy(), both["score_base"].to_numpy())
+        found = (int((differences < 0).sum()), int((differences == 0).sum()), len(differences))
+        return dict(zip(counts, found, strict=True))
 
     @property
     def is_at_random(self) -> bool:
@@ -403,21 +415,15 @@ def _record(members: Sequence[Row], score: Score) -> dict[str, Any]:
 
 
 def _over_clients(row: Row | None, summary: str, of_sides: OfSides | None) -> Interval | None:
-    """The bootstrap interval of one run's score, or, with `of_sides`, of its gain or points over the baseline's run."""
+    """The interval of one run's score over its clients, or, with `of_sides`, of its gain or points."""
     if row is None:
         return None
-    sides = [row.clients(row.scores.own.rounds[summary])]
-    if of_sides is not None:
-        if row.pair is None:
-            return None
-        sides = [row.clients(row.pair.own.rounds[summary]), row.pair.against.clients(row.pair.base.rounds[summary])]
-    if not all(sides):
+    sides = [""] if of_sides is None else ["", "_base"]
+    found = row.clients(row.scores.own.rounds[summary]) if of_sides is None else row.beside(summary)
+    if found.is_empty():
         return None
-    common = sorted(set[int].intersection(*(set(side) for side in sides)))
-    values, weights = (np.array([[side[client][part] for client in common] for side in sides]) for part in (0, 1))
-    if of_sides is None:
-        return bootstrap_interval(values[0], weights[0], row.entry.seeds.federation)
-    return bootstrap_interval(values, weights, row.entry.seeds.federation, of_sides=of_sides)
+    values, weights = (found.select(f"{part}{side}" for side in sides).to_numpy().T for part in ("score", "weight"))
+    return interval_over_clients(values, weights, row.entry.seeds.federation, of_sides=of_sides)
 
 
 def _frame(records: Sequence[Mapping[str, Any]], types: Mapping[str, Any], columns: Sequence[str]) -> pl.DataFrame:

@@ -30,6 +30,8 @@ TUNED = "fine_tuned/"
 UNSEEN = "unseen/"
 """What a column's name begins with that is about clients that never train."""
 COMPUTE = ("num_examples", "num_steps", "bytes_down", "bytes_up")
+NO_CLIENTS = pl.DataFrame(schema={"client": pl.Int64, "score": pl.Float64, "weight": pl.Float64})
+"""What `client_scores` gives where there are none."""
 TO_TARGET = ("rounds_to_target", "bytes_down_to_target", "bytes_up_to_target")
 
 
@@ -199,11 +201,12 @@ def summaries(scored: Mapping[int, float], judged: Mapping[int, float], *, is_on
     return Summaries(values, rounds)
 
 
-def client_scores(run: Run, metric: str, modality_set: str, rounds: tuple[int, ...]) -> dict[int, tuple[float, float]]:
-    """Score, the mean over those of some rounds in which it has one, and samples by client of a modality set or `ALL`.
+def client_scores(run: Run, metric: str, modality_set: str, rounds: tuple[int, ...]) -> pl.DataFrame:
+    """The scores of the clients of a modality set, or of `ALL`: `client`, ascending, `score` and `weight`.
 
-    Samples are those of the test split, or, for a metric of validation, of the validation split. Empty where the
-    clients' table does not have this metric.
+    A score is the mean over those of some rounds in which the client has one. A weight is its number of samples in the
+    test split, or, for a metric of validation, in the validation split. Empty where the clients' table does not have
+    this metric.
     """
     clients = run.clients
     column = metric.removesuffix("_trained")
@@ -212,13 +215,13 @@ def client_scores(run: Run, metric: str, modality_set: str, rounds: tuple[int, .
     counts = {VALIDATION: "num_validation_examples", UNSEEN: "num_unseen_examples"}
     samples = next((count for start, count in counts.items() if metric.startswith(start)), "num_test_examples")
     if metric in ROUND_COLUMNS or metric not in clients.columns or samples not in clients.columns:
-        return {}
+        return NO_CLIENTS
     chosen = clients.filter(pl.col("round").is_in(rounds) & pl.col(metric).is_not_null())
     if modality_set != ALL:
         chosen = chosen.filter(pl.col("modalities") == modality_set)
     weight = pl.col(samples).cast(pl.Float64)
-    grouped = chosen.group_by("client").agg((pl.col(metric) * weight).sum() / weight.sum(), weight=weight.mean())
-    return {client: (score, weight) for client, score, weight in grouped.sort("client").rows() if weight > 0}
+    grouped = chosen.group_by("client").agg(score=(pl.col(metric) * weight).sum() / weight.sum(), weight=weight.mean())
+    return grouped.filter(pl.col("weight") > 0).sort("client")
 
 
 @dataclass(frozen=True)
