@@ -14,16 +14,8 @@ from blossom_ray.algorithms.selection import Chunk, draw_clients, fraction_of
 from blossom_ray.authoring import Reports, by_instance
 from blossom_ray.clients.plan import ChunkUpdate, SentBlock, SentBlocks
 from blossom_ray.core.blocks import CENTRAL, CENTRAL_SCHEMES, Block, BlockInstance, ClientProfile, Scope
-from blossom_ray.core.records import (
-    ClassScores,
-    ClientEvaluation,
-    ClientTraining,
-    EvaluationColumns,
-    Scoring,
-    TaskTraining,
-    clients_of,
-    joined_evaluations,
-)
+from blossom_ray.core.evaluations import ClientEvaluation, EvaluationColumns, clients_of, joined_evaluations
+from blossom_ray.core.records import ClassScores, ClientTraining, Scoring, TaskTraining
 from blossom_ray.core.scores import task_prefix
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Accumulator, Contributions, PartialSum, Total

@@ -14,7 +14,8 @@ from conftest import SMALL, Command
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.checkpoint import CheckpointStore
-from blossom_ray.core.records import ClientEvaluation, RoundRecord, Stopped
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import RoundRecord, Stopped
 from blossom_ray.errors import DriverLostError, RunFolderError, ScenarioError
 from blossom_ray.runs.loop import Event, LateScores
 from blossom_ray.runs.session import events, record_run, resume_run

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from blossom_ray.core.records import ClientEvaluation
+from blossom_ray.core.evaluations import ClientEvaluation
 from blossom_ray.errors import DataError
 from blossom_ray.tasks.classification import classification_scores
 from blossom_ray.tasks.summary import personalization_gain, summarize

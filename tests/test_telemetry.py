@@ -11,7 +11,8 @@ from conftest import REPOSITORY
 
 from blossom_ray import Scenario, simulate
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
-from blossom_ray.core.records import ActorRound, BlockRound, ClientEvaluation, ClientTraining, Failure, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import ActorRound, BlockRound, ClientTraining, Failure, RoundRecord
 from blossom_ray.core.scores import LearnedTask
 from blossom_ray.runtime.prometheus import METRICS, RUN_TAGS, Reading, readings
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from blossom_ray import Run, Scenario, compare, simulate
-from blossom_ray.core.records import ClientEvaluation
+from blossom_ray.core.evaluations import ClientEvaluation
 from blossom_ray.tasks.summary import trained_summary
 
 TEN: dict[str, Any] = {

@@ -24,14 +24,8 @@ from blossom_ray.clients.plan import ChunkEvaluation, ChunkTraining, ClientPlan,
 from blossom_ray.clients.state_files import INITIAL_STATE, ClientStates, read_clients, state_problem
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile, Scope, Signature
-from blossom_ray.core.records import (
-    ClientEvaluation,
-    ClientTraining,
-    EvaluationColumns,
-    Scoring,
-    SetScores,
-    Traffic,
-)
+from blossom_ray.core.evaluations import ClientEvaluation, EvaluationColumns, SetScores
+from blossom_ray.core.records import ClientTraining, Scoring, Traffic
 from blossom_ray.core.seeding import Purpose
 from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
 from blossom_ray.data.shards import Samples, ShardReader

@@ -26,7 +26,8 @@ from blossom_ray.core.blocks import (
     held_blocks,
     model_blocks,
 )
-from blossom_ray.core.records import ClientEvaluation, ClientTraining
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import ClientTraining
 from blossom_ray.core.scores import Task
 from blossom_ray.core.sums import Contributions, PartialSum, Vector
 from blossom_ray.models.options import Model

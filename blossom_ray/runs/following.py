@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blossom_ray.core.blocks import BlockInstance
-from blossom_ray.core.records import (
-    BlockRound,
-    ClientEvaluation,
-    ClientTraining,
-    Failure,
-    RoundRecord,
-    Scoring,
-    TaskTraining,
-)
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import BlockRound, ClientTraining, Failure, RoundRecord, Scoring, TaskTraining
 from blossom_ray.core.scores import task_prefix
 from blossom_ray.errors import RunError, RunFolderError
 from blossom_ray.runs.folder import Run, lock_folder

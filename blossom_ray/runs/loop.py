@@ -30,6 +30,17 @@ from blossom_ray.simulation import run_rounds
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A part of the start begins.
+
+    Attributes:
+        what: In words.
+    """
+
+    what: str
+
+
+@dataclass(frozen=True)
 class Setup:
     """Facts before the first round.
 
@@ -109,7 +120,7 @@ class Outcome:
         return {**found, "notes": [*self.notes]}
 
 
-Event = Setup | RoundRecord | CheckpointKept | LateScores | Outcome
+Event = Begun | Setup | RoundRecord | CheckpointKept | LateScores | Outcome
 
 
 def run(
@@ -144,8 +155,10 @@ def run(
     # torch comes with it; a process that just watches a run imports this module without.
     from blossom_ray.runtime.measurement import choose_engines
 
+    yield Begun("preparing data")
     preparation = choose_engines(prepare(scenario, shards), num_workers, engines)
     store = CheckpointStore(checkpoints, scenario.checkpoint.keep) if checkpoints else None
+    yield Begun("starting clients")
     runtime = start(preparation)
     try:
         server = initial_server(preparation.plan, preparation.profiles_on_server(), scenario.server.optimizer)

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from blossom_ray.core.blocks import CENTRAL_SCHEMES
+from blossom_ray.core.evaluations import EvaluationColumns, clients_of
 from blossom_ray.core.phrases import listed
-from blossom_ray.core.records import EvaluationColumns, RoundRecord, Scoring, clients_of
+from blossom_ray.core.records import RoundRecord, Scoring
 from blossom_ray.core.scores import LearnedTask, default_score, task_prefix
 from blossom_ray.reading.read_back import ReadBack
 from blossom_ray.rounds import may_leave_untrained

@@ -17,6 +17,7 @@ from typing import Literal, overload
 
 from blossom_ray.clients.options import EngineName
 from blossom_ray.core.locations import local_path
+from blossom_ray.core.progress import tell
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.data.modalities.features import features_key
 from blossom_ray.errors import ClientError, DriverLostError, InputError, RunError, StorageError
@@ -27,7 +28,7 @@ from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.folder import CHECKPOINTS, MANIFEST_FILE, Run
 from blossom_ray.runs.given import Given, with_dataset, with_table
 from blossom_ray.runs.log import RunLog
-from blossom_ray.runs.loop import CheckpointKept, Event, LateScores, Outcome, Setup, run
+from blossom_ray.runs.loop import Begun, CheckpointKept, Event, LateScores, Outcome, Setup, run
 from blossom_ray.runs.resuming import check_resumption
 from blossom_ray.runs.table_sums import TableSums
 from blossom_ray.runs.writer import EndStatus, RunWriter, new_run_folder, remove_if_unbegun
@@ -123,7 +124,7 @@ def simulate(
                 kept.append(event)
             case LateScores():
                 late = event.record
-            case CheckpointKept():
+            case Begun() | CheckpointKept():
                 pass
             case Outcome():
                 manifest |= event.entries
@@ -361,7 +362,10 @@ class Session:
     def _record(self, event: Event) -> None:
         writer = self._writer
         match event:
+            case Begun():
+                tell(event.what)
             case Setup():
+                tell(f"round {event.first_round}")
                 if writer.last_round is not None:
                     writer.forget_after(event.first_round - 1)
                 if self._scenario.training.engine == "auto" and self._engines is None:

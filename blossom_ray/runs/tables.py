@@ -9,7 +9,8 @@ from operator import attrgetter
 from typing import Any
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.records import ClientEvaluation, EvaluationColumns, RoundRecord, Scoring, clients_of
+from blossom_ray.core.evaluations import ClientEvaluation, EvaluationColumns, clients_of
+from blossom_ray.core.records import RoundRecord, Scoring
 from blossom_ray.core.scores import task_prefix
 
 Value = int | float | str | None

@@ -14,7 +14,8 @@ from blossom_ray.algorithms.selection import Chunk
 from blossom_ray.checkpoint import Checkpoint
 from blossom_ray.clients.plan import ChunkEvaluation, ChunkUpdate, ClientPlan, SentBlocks
 from blossom_ray.core.blocks import Block, BlockInstance, ClientProfile
-from blossom_ray.core.records import ClientEvaluation, ClientTraining, Failure, Scoring, TaskTraining
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import ClientTraining, Failure, Scoring, TaskTraining
 from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_sum
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.tasks import task_rules

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blossom_ray.algorithms.selection import Chunk
-from blossom_ray.core.records import ActorRound, ClientEvaluation, ClientTraining, Failure
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import ActorRound, ClientTraining, Failure
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError
 from blossom_ray.runtime.placement import Room
 from blossom_ray.scenario.sections import ClientResources, Failures

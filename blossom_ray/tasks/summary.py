@@ -10,7 +10,8 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from blossom_ray.core.records import ClassScores, ClientEvaluation, EvaluationColumns, SetScores
+from blossom_ray.core.evaluations import ClientEvaluation, EvaluationColumns, SetScores
+from blossom_ray.core.records import ClassScores
 from blossom_ray.errors import DataError
 from blossom_ray.tasks.base import Tally, TaskRules
 

@@ -16,7 +16,8 @@ from scipy import stats
 
 from blossom_ray import Run, Scenario, compare
 from blossom_ray.core.blocks import BlockInstance, Scope
-from blossom_ray.core.records import BlockRound, ClientEvaluation, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import BlockRound, RoundRecord
 from blossom_ray.errors import InputError
 from blossom_ray.studies.comparison import formats, panels
 from blossom_ray.studies.comparison.choosing import check_choice

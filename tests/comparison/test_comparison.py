@@ -20,7 +20,8 @@ from scipy import stats
 
 from blossom_ray import Run, Scenario, compare, personalization_gain, simulate
 from blossom_ray.core.blocks import BlockInstance, Scope
-from blossom_ray.core.records import BlockRound, ClientEvaluation, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import BlockRound, RoundRecord
 from blossom_ray.errors import InputError, RunFolderError
 from blossom_ray.reading.writer import scenario_yaml
 from blossom_ray.runs.writer import RunWriter

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from blossom_ray import Run, Scenario, compare, simulate
 from blossom_ray.core.blocks import BlockInstance, Scope
-from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import BlockRound, ClientTraining, RoundRecord
 from blossom_ray.studies.comparison import formats, panels
 from blossom_ray.studies.comparison.comparing import Comparison
 from blossom_ray.studies.comparison.scores import Compute, run_compute

@@ -7,7 +7,9 @@ from rich.console import Console
 from blossom_ray.cli.console.rounds import CURVE_WIDTH, failure_line, score_table, sparkline
 from blossom_ray.cli.console.runs import LiveView, final_summary, run_view
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
-from blossom_ray.core.records import ActorRound, BlockRound, ClientEvaluation, Failure, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.progress import tell
+from blossom_ray.core.records import ActorRound, BlockRound, Failure, RoundRecord
 from blossom_ray.core.scores import default_score
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run
@@ -256,6 +258,18 @@ def test_many_actors_are_summed_up_whatever_the_screen():
         view.update(on_actors(make_record(1), num_actors=300))
         words = live_words(view)
     assert words[-1] == "300 actors, busy 50 % to 90 %, memory 54.0 GB, at most 200.0 MB each"
+
+
+def test_the_start_names_what_is_going_on():
+    terminal = make_console(force_terminal=True)
+    with LiveView(make_scenario(), terminal) as view:
+        view.begin("preparing data", 0, 0)
+        assert live_words(view)[1] == "preparing data"
+        view.begin("decoding pictures", 1024, 40_000)
+        assert live_words(view)[1] == "decoding pictures, 1,024 of 40,000"
+    with run_view(make_scenario(), terminal):
+        tell("starting Ray")
+    assert "starting Ray" in printed(terminal)
 
 
 def test_a_round_that_takes_long_is_said_and_counted_off():

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from blossom_ray.data.files.cache import listening
+from blossom_ray.core.progress import listening
 from blossom_ray.data.files.decoded import MOST_BYTES, FilePath, Value, decoded
 from blossom_ray.data.modalities.base import Media, MediaValue, UndecodableError
 from blossom_ray.errors import DataError

@@ -19,9 +19,9 @@ from test_extractors import bert, wav2vec2
 from torch import Tensor, nn
 
 from blossom_ray import Scenario, from_arrays, simulate
+from blossom_ray.core.progress import listening
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files import extracted
-from blossom_ray.data.files.cache import listening
 from blossom_ray.data.modalities.audio import AudioModality
 from blossom_ray.data.modalities.text import TextModality
 from blossom_ray.data.sets.table import TableData

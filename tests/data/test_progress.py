@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from blossom_ray.data.files.cache import listening, tracked
+from blossom_ray.core.progress import listening, tracked
 
 
 def test_a_listener_hears_of_each_step_and_of_the_end() -> None:

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 from blossom_ray import Scenario, live_figure, simulate
-from blossom_ray.core.records import ClientEvaluation, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import RoundRecord
 from blossom_ray.errors import InputError
 from blossom_ray.reading.writer import scenario_yaml
 

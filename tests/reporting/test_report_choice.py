@@ -8,7 +8,8 @@ from pathlib import Path
 from pages import ReportPage
 
 from blossom_ray import Run, Scenario, report
-from blossom_ray.core.records import ClientEvaluation, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import RoundRecord
 
 FEDERATION = {"data": {"fingerprint": "f", "partition": "p"}}
 # Validation and test score by scheme and rate: the best test score is not that of the best validation score.

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from blossom_ray import Run, Scenario, compare, simulate
-from blossom_ray.core.records import ClientEvaluation, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import RoundRecord
 from blossom_ray.studies.comparison.entries import collect
 from blossom_ray.studies.reports.charts import figure_style
 from blossom_ray.studies.reports.federation import failure_section, time_section, traffic_section

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.records import ClassScores, ClientEvaluation, ClientTraining, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import ClassScores, ClientTraining, RoundRecord
 from blossom_ray.errors import RunFolderError
 from blossom_ray.runs.folder import Run
 from blossom_ray.runs.late_scores import describe_late_scores, with_late_scores, without_late_scores

@@ -12,7 +12,8 @@ from polars.testing import assert_frame_equal
 
 from blossom_ray import simulate
 from blossom_ray.core.blocks import BlockInstance, ClientProfile, Scope
-from blossom_ray.core.records import BlockRound, ClientEvaluation, ClientTraining, RoundRecord
+from blossom_ray.core.evaluations import ClientEvaluation
+from blossom_ray.core.records import BlockRound, ClientTraining, RoundRecord
 from blossom_ray.errors import RunFolderError, ScenarioError
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runs.folder import Run

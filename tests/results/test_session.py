@@ -9,7 +9,7 @@ import pytest
 
 from blossom_ray import Run, Scenario
 from blossom_ray.errors import DriverLostError
-from blossom_ray.runs.loop import Event, Outcome, Setup
+from blossom_ray.runs.loop import Begun, Event, Outcome, Setup
 from blossom_ray.runs.session import events, record_run
 
 
@@ -55,7 +55,8 @@ def test_another_driver_keeps_the_engines_that_were_chosen(
 
 
 def test_the_facts_of_a_run_are_values_with_fields(small_scenario: Scenario) -> None:
-    first, *_, last = events(small_scenario)
+    data, clients, first, *_, last = events(small_scenario)
+    assert (data, clients) == (Begun("preparing data"), Begun("starting clients"))
     assert isinstance(first, Setup)
     assert isinstance(last, Outcome)
     assert first.first_round == 0

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torchmetrics.functional import classification as reference
 
 from blossom_ray.core.blocks import ClientProfile
-from blossom_ray.core.records import ClientEvaluation, EvaluationColumns, RoundRecord, joined_evaluations
+from blossom_ray.core.evaluations import ClientEvaluation, EvaluationColumns, joined_evaluations
+from blossom_ray.core.records import RoundRecord
 from blossom_ray.errors import DataError
 from blossom_ray.runs.tables import table_rows
 from blossom_ray.tasks.classification import Classification, classification_scores, confusion_matrix

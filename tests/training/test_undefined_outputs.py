@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blossom_ray import Scenario, compare, simulate
-from blossom_ray.core.records import ClientEvaluation
+from blossom_ray.core.evaluations import ClientEvaluation
 from blossom_ray.errors import ClientError, RunError
 from blossom_ray.tasks import task_rules
 from blossom_ray.tasks.base import Metric

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blossom_ray.cli.console.terminal import terminal
-from blossom_ray.data.files.cache import listening
+from blossom_ray.core.progress import listening
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from blossom_ray.cli.console.rounds import (
     title,
 )
 from blossom_ray.core.blocks import BlockInstance
+from blossom_ray.core.progress import listening
 from blossom_ray.core.records import RoundRecord
 from blossom_ray.core.scores import default_score, of_task
 from blossom_ray.data.summary import ObservedRows, observed_lines
@@ -62,7 +63,7 @@ def run_view(scenario: Scenario, console: Console) -> Iterator[Callable[[RoundRe
     Yields what shows a round.
     """
     if console.is_terminal:
-        with LiveView(scenario, console) as view:
+        with LiveView(scenario, console) as view, listening(view.begin):
             yield view.update
         return
     pace = Pace(scenario.rounds)
@@ -120,6 +121,7 @@ class LiveView:
         # Where the last round alone has scores on test splits, the curves are of those of all rounds.
         self._prefix = "" if scenario.evaluation.split == "test" else "validation/"
         self._record: RoundRecord | None = None
+        self._begun = "starting"
         self._since_s = clock()
         self._scored: Mapping[str, float] = {}
         self._failures: list[str] = []
@@ -132,6 +134,11 @@ class LiveView:
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
         return self
+
+    def begin(self, what: str, done: int, total: int) -> None:
+        """Say what of the start is going on."""
+        with self._lock:
+            self._begun = f"{what}, {done:,} of {total:,}" if total else what
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._live.transient = kind is None
@@ -200,7 +207,7 @@ class LiveView:
         waited_s = self._clock() - self._since_s
         is_silent = waited_s >= _SILENCE_S
         if record is None:
-            return line("starting" + (f", {format_seconds(waited_s)}" if is_silent else ""))
+            return line(self._begun + (f", {format_seconds(waited_s)}" if is_silent else ""))
         done = record.round_index
         grid = Table.grid(padding=(0, 2))
         pace = f"{format_seconds(self._pace.last_s)} (mean {format_seconds(self._pace.mean_s)})"

@@ -2,8 +2,7 @@
 
 An entry is a folder `<name>-<hash of the key>` with one file per array and an index with their checksums. It is
 written under another name and renamed when it is whole, so what is there is complete. Nothing here knows what the
-arrays mean; a loader puts into the key whatever they follow from. How far a loader is stands here as well: `tracked`
-is for its loops, `listening` for a command that shows a bar.
+arrays mean; a loader puts into the key whatever they follow from.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -166,40 +164,3 @@ def writable(root: Path) -> Iterator[None]:
             f"the cache folder {root} cannot be written ({reason}); expected a folder with room, "
             f"or the path of another one in {FOLDER_VARIABLE}"
         ) from error
-
-
-Item = TypeVar("Item")
-Listener = Callable[[str, int, int], None]
-"""Called with what is being done, the number of items done and the number of all items."""
-
-_listener: ContextVar[Listener | None] = ContextVar("blossom_ray_progress", default=None)
-
-
-def tracked(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items one by one, while a listener is told how many are done.
-
-    Args:
-        items: What a loader works through.
-        what: What is being done, such as `decoding records`.
-    """
-    for done, item in enumerate(items):
-        tell(what, done, len(items))
-        yield item
-    tell(what, len(items), len(items))
-
-
-def tell(what: str, done: int, total: int) -> None:
-    """Tell a listener, if there is one, how many of all items are done."""
-    listener = _listener.get()
-    if listener is not None:
-        listener(what, done, total)
-
-
-@contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Hear of the progress of what is loaded inside, in this thread."""
-    token = _listener.set(listener)
-    try:
-        yield
-    finally:
-        _listener.reset(token)

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from blossom_ray.core.progress import tell
 from blossom_ray.data.files.below import file_below
-from blossom_ray.data.files.cache import cache_folder, tell, writable
+from blossom_ray.data.files.cache import cache_folder, writable
 from blossom_ray.data.files.parts import Part, lock_folder, open_part, write_part
 from blossom_ray.data.modalities.base import Decoder, Media, MediaValue, UndecodableError
 from blossom_ray.errors import DataError

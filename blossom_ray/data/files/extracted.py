@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blossom_ray.data.files.cache import cache_folder, tell
+from blossom_ray.core.progress import tell
+from blossom_ray.data.files.cache import cache_folder
 from blossom_ray.data.files.decoded import Decoded, Kept
 from blossom_ray.data.files.parts import Part, lock_folder, open_part, write_part
 from blossom_ray.data.modalities.base import Media

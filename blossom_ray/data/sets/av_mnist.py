@@ -16,11 +16,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from blossom_ray.core.progress import tracked
 from blossom_ray.core.section import Positive, Section
 from blossom_ray.core.seeding import Purpose, generator
 from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut
 from blossom_ray.data.files.archives import Archive
-from blossom_ray.data.files.cache import cached, tracked
+from blossom_ray.data.files.cache import cached
 from blossom_ray.data.modalities.spectrograms import decibels, mel_power
 from blossom_ray.data.sets.audio import read_wav
 from blossom_ray.data.sets.av_mnist_files import (

@@ -20,9 +20,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from blossom_ray.core.progress import tracked
 from blossom_ray.data.dataset import Dataset, LeftOut, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.files.cache import Arrays, cached, tracked
+from blossom_ray.data.files.cache import Arrays, cached
 from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, Shapes, rows_lacking, standardised
 from blossom_ray.data.targets import FloatArray, IntArray, Pieces, Targets
 from blossom_ray.errors import DataError

@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from blossom_ray.core.extras import module_of_extra
+from blossom_ray.core.progress import tracked
 from blossom_ray.core.scores import Task
 from blossom_ray.core.section import Finding
 from blossom_ray.data.dataset import Dataset, LabelColumn, LeftOut, left_out
 from blossom_ray.data.files.archives import Archive, open_archive
-from blossom_ray.data.files.cache import Arrays, cached, tracked
+from blossom_ray.data.files.cache import Arrays, cached
 from blossom_ray.data.files.csv_tables import Row, check_unique, read_rows, whole_number
 from blossom_ray.data.sets.base import DatasetFacts, Download, Opened, rows_lacking, standardised
 from blossom_ray.data.targets import IntArray, Labels, Targets, targets_of

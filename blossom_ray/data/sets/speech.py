@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from blossom_ray.core.progress import tracked
 from blossom_ray.core.section import Section
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.files.archives import Archive
-from blossom_ray.data.files.cache import cached, tracked
+from blossom_ray.data.files.cache import cached
 from blossom_ray.data.modalities.spectrograms import DoubleArray, mel_power
 from blossom_ray.data.sets.audio import read_clip, read_wav
 from blossom_ray.data.sets.base import Download, Shapes

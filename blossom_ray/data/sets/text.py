@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from blossom_ray.core.progress import tracked
 from blossom_ray.core.section import Section
 from blossom_ray.core.seeding import Purpose, generator, stable_number
 from blossom_ray.data.files.archives import open_archive
-from blossom_ray.data.files.cache import tracked
 from blossom_ray.data.modalities.saved_models import model_folder, read_saved, read_tokenizer
 from blossom_ray.data.modalities.text import words
 from blossom_ray.data.targets import FloatArray
