@@ -156,7 +156,7 @@ def losers_table(lines: Lines) -> Rows:
 
 def rates_table(lines: Lines) -> Rows:
     """The rates that were tried, and their scores on validation splits."""
-    yield from header("data set", "scheme", "rate: accuracy on validation, %, mean of two seeds", "chosen", texts=3)
+    yield from header("data set", "scheme", "rate: accuracy on validation, %", "chosen", texts=3)
     found: dict[str, dict[float, list[float]]] = {}
     reported = {data_of(each) for each in lines.rows if each["sweep"].startswith("grid/")}
     for each in lines.rows:
@@ -169,7 +169,9 @@ def rates_table(lines: Lines) -> Rows:
     for name, rates in found.items():
         data, scheme, norm = name.removeprefix("tune/").split("_")
         kind = f", {norm}" if data in RUNNING_STATISTICS and scheme != "local" else ""
-        whole = {rate: fmean(values) for rate, values in sorted(rates.items()) if len(values) == len(TUNING_SEEDS)}
+        whole = {
+            rate: fmean(values) for rate, values in sorted(rates.items()) if len(values) == len(TUNING_SEEDS[data])
+        }
         texts = ", ".join(f"{rate:g}: {100 * score:.1f}" for rate, score in whole.items())
         chosen = f"{max(whole, key=whole.__getitem__):g}" if whole else "-"
         yield row(TITLES[data], SHORT.get(scheme, TUNED) + kind, texts, chosen)
