@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blossom_ray import Run, Sweep, sweep
+from blossom_ray.errors import ClientError
 from blossom_ray.studies.comparison.scores import ALL, client_scores, run_compute, run_scores
 
 HERE = Path(__file__).parent
@@ -287,7 +288,7 @@ def lines_of(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]
     scores += [f"{score.rpartition('/')[0]}/fine_tuned/{score.rpartition('/')[2]}".lstrip("/") for score in scores]
     for cell in found.cells:
         path = folder / cell.folder
-        if not path.exists() or (run := Run.open(path)).status not in ("finished", "failed"):
+        if not path.exists() or not _has_ended(run := Run.open(path)):
             continue
         is_whole = run.status == "finished"
         own = _own_shares(run) if is_whole and name.endswith("_mixed") else None
@@ -318,6 +319,11 @@ def lines_of(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]
             "private_digest": digest.get("private", "")[:16],
             "command": _command(plan, cell.setting, cell.seed),
         }  # fmt: skip
+
+
+def _has_ended(run: Run) -> bool:
+    """Whether it would end so again: not where it was interrupted, or its process killed."""
+    return run.status == "finished" or run.manifest.get("error", {}).get("type") == ClientError.__name__
 
 
 def _by_client(run: Run, scores: Sequence[str]) -> dict[int, list[float]]:
