@@ -193,3 +193,5 @@ def test_the_program_tunes_on_validation_and_reports_what_it_ran(
     known.write_text("\n".join(line for line in lines if line not in failed), encoding="utf-8")
     (again,) = cells("tune/uci-har_local")
     assert again.startswith("tune/uci-har_local_shared lr=5e+28,seed=100 client ")
+    (repeated,) = cells("grid/uci-har_dirichlet_3-3-4_local", "--again", "--seeds", "7")
+    assert repeated == "grid/uci-har_dirichlet_3-3-4_local_shared seed=7", "though it has a line"

@@ -36,7 +36,9 @@ from points import p_text, with_interval
 from blossom_ray.studies.reports import charts
 
 DOCS = Path(__file__).parents[2] / "docs"
-LINES, PAGE, FIGURES = (DOCS / "results" / name for name in ("claim.csv", "claim.md", "claim"))
+LINES, AGAIN, PAGE, FIGURES = (
+    DOCS / "results" / name for name in ("claim.csv", "claim-again.csv", "claim.md", "claim")
+)
 README = DOCS.parent / "README.md"
 
 Rows = Iterator[str]
@@ -271,6 +273,19 @@ def _hours(rows: Sequence[dict[str, str]]) -> str:
     return f"{sum(float(each['seconds']) for each in rows) / 3600:.1f}"
 
 
+def again_table(lines: Lines) -> Rows:
+    """Runs that were repeated elsewhere."""
+    names = [f"{measure} {place}" for measure in MEASURES.values() for place in ("first", "again")]
+    yield from header("run", "first on", "again on", "same digests", *names, texts=4)
+    first = {each["command"]: each for each in lines.rows}
+    for own in Lines(AGAIN).rows:
+        both, arm = (first[own["command"]], own), arm_of(own)
+        is_same = all(both[0][key] == own[key] for key in ("shared_digest", "private_digest"))
+        scores = (f"{100 * float(each[measure]):.1f}" for measure in MEASURES for each in both)
+        name = f"{title(arm.data, arm.case)}, {arm.scheme}, seed {own['seed']}"
+        yield row(name, *(each["processor"] for each in both), "yes" if is_same else "no", *scores)
+
+
 def readme_table(lines: Lines) -> Rows:
     """Both measures where clients own different sensors."""
     yield from header("accuracy / macro-F1, %", *SCHEMES)
@@ -285,7 +300,7 @@ def readme_table(lines: Lines) -> Rows:
 TABLES: dict[str, Callable[[Lines], Rows]] = {
     "summary": summary_table, "primary": primary_table, "losers": losers_table, "statistics": statistics_table,
     "learned": learned_table, "leakage": leakage_table, "concat": concat_table, "cost": cost_table,
-    "rates": rates_table, "runs": runs_table, "readme": readme_table,
+    "rates": rates_table, "runs": runs_table, "again": again_table, "readme": readme_table,
     **{f"scores-{name}": score_table(measure) for measure, name in MEASURES.items()},
     **{f"blocks-{name}": blocks_table(measure) for measure, name in MEASURES.items()},
 }  # fmt: skip

@@ -5,7 +5,8 @@
 
 DATA is a folder with `UCI-HAR/`, `AV-MNIST/` and `PTB-XL-subset/`, as docs/data.md says where they come from. SWEEPS
 gets a sweep per plan: `tune/`, whose validation scores choose rates, and `grid/`, `blocks/` and so on, which are
-reported. A run that has a line in the file LINES, from another day or machine, counts as one that has ended.
+reported. A run that has a line in the file LINES, from another day or machine, counts as one that has ended; with
+`--again` that holds for `tune/` alone, to repeat reported runs elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,31 +78,35 @@ def main() -> None:
     run.add_argument("sweeps", type=Path)
     run.add_argument("--only", nargs="+", default=[""], help="how names of sweeps begin")
     run.add_argument("--jobs", type=int, default=1)
+    run.add_argument("--seeds", nargs="+", type=int, help="these alone")
     lines = commands.add_parser("lines")
     lines.add_argument("sweeps", type=Path)
     for command in (run, lines):
         command.add_argument("--known", type=Path, help="a file of lines")
+        command.add_argument("--again", action="store_true", help="as if no line were of a reported run")
     arguments = parser.parse_args()
-    ended = Ended(arguments.sweeps, arguments.known)
+    ended = Ended(arguments.sweeps, arguments.known, again=arguments.again)
     if arguments.command == "run":
-        run_all(arguments.data, ended, tuple(arguments.only), arguments.jobs)
+        run_all(arguments.data, ended, tuple(arguments.only), arguments.jobs, arguments.seeds)
     else:
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for name, plan in plans(ended):
-            writer.writerows(ended.lines(name, plan).values())
+            if not (arguments.again and name.startswith("tune/")):
+                writer.writerows(ended.lines(name, plan).values())
 
 
 class Ended:
     """The lines of runs that have ended: from run folders, and from a file."""
 
-    def __init__(self, sweeps: Path, known: Path | None = None) -> None:
+    def __init__(self, sweeps: Path, known: Path | None = None, *, again: bool = False) -> None:
         self.sweeps = sweeps
         self._known: dict[str, Mapping[str, object]] = {}
         self._rates: dict[str, float | None] = {}
         if known is not None:
             with known.open(encoding="utf-8", newline="") as file:
-                self._known = {row["command"]: row for row in csv.DictReader(file)}
+                rows = (row for row in csv.DictReader(file) if row["sweep"].startswith("tune/") or not again)
+                self._known = {row["command"]: row for row in rows}
 
     def lines(self, name: str, plan: Plan) -> dict[str, Mapping[str, object]]:
         """A sweep's lines by command, in the order of its cells; a run folder goes before the file."""
@@ -256,8 +261,8 @@ def block_maps(data: str, case: str, ended: Ended) -> Iterator[tuple[str, Plan]]
     yield f"blocks/{data}_{case}_mixed", _plan(data, case, "full-model", norm, rate, mixed)
 
 
-def run_all(data: Path, ended: Ended, only: tuple[str, ...], jobs: int) -> None:
-    """The sweeps whose names begin so, one after the other; cells that have ended are skipped.
+def run_all(data: Path, ended: Ended, only: tuple[str, ...], jobs: int, seeds: Collection[int] | None = None) -> None:
+    """The sweeps whose names begin so, one after the other, of all seeds or some; cells that have ended are skipped.
 
     A run whose numbers are no longer finite fails again each time; it is not repeated.
     """
@@ -266,7 +271,8 @@ def run_all(data: Path, ended: Ended, only: tuple[str, ...], jobs: int) -> None:
         name, plan = pending[0]
         done.add(name)
         path = (data / DATA[plan.scenario.partition("_")[0]]).resolve()
-        for left in ended.missing(name, plan):
+        chosen = plan if seeds is None else plan._replace(seeds=[seed for seed in plan.seeds if seed in seeds])
+        for left in ended.missing(name, chosen):
             given = {**plan.given, "data.path": str(path)}
             scenario = HERE / f"{plan.scenario}.yaml"
             cells = sweep(
