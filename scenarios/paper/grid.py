@@ -300,7 +300,6 @@ def lines_of(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]
         own = _own_shares(run) if is_whole and name.endswith("_mixed") else None
         scenario, digest, compute = run.scenario, run.manifest.get("digest", {}), run_compute(run)
         known = [score for score in scores if is_whole and score in run.rounds.columns]
-        begun, ended = (datetime.fromisoformat(run.manifest[key]) for key in ("started_at", "ended_at"))
         tuned = scenario.evaluation.fine_tune
         yield {
             "sweep": name,
@@ -318,8 +317,8 @@ def lines_of(name: str, plan: Plan, folder: Path) -> Iterator[dict[str, object]]
             "bytes": (compute.bytes_down or 0) + (compute.bytes_up or 0),
             "clients": json.dumps(_by_client(run, known), separators=(",", ":")),
             "own": "" if own is None else json.dumps(own, separators=(",", ":")),
-            "started": f"{begun:%Y-%m-%d %H:%M}",
-            "seconds": round((ended - begun).total_seconds()),
+            "started": f"{datetime.fromisoformat(run.manifest['started_at']):%Y-%m-%d %H:%M}",
+            "seconds": round(run.rounds["seconds"].sum()),  # a run may have lain still and gone on
             "processor": " ".join(f"{kind['processor']} {kind['cpu_capability']}" for kind in run.manifest["kernels"]),
             "shared_digest": digest.get("shared", "")[:16],
             "private_digest": digest.get("private", "")[:16],
