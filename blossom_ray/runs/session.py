@@ -201,6 +201,7 @@ def events(
                     else:
                         yield event
         else:
+            tell("joining Ray" if has_cluster(address) else "starting Ray")
             from blossom_ray.runtime.driver import stream
 
             shared = kept.parent if scenario.checkpoint.every or scenario.stop else None

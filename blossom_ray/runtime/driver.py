@@ -14,7 +14,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from blossom_ray.core.progress import tell
 from blossom_ray.data.dataset import Dataset
 from blossom_ray.data.sets.custom import CustomData, keep_built, take_built
 from blossom_ray.errors import DriverLostError
@@ -108,7 +107,6 @@ def stream(
         RunError: A client, an actor or Ray failed.
         BlossomError: What the loop raises.
     """
-    tell("starting Ray" if address is None else "joining Ray")
     with session_of_ray(address):
         head = HeadNode()
         head.check()  # without it, Ray would begin a driver for a minute, and then end this process

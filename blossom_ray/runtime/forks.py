@@ -2,18 +2,20 @@
 
 A worker that imports them itself takes 175 MiB and seconds of a processor; a fork has its own only what it changes.
 Ray starts `launcher.py` in place of Python: as its Python in a session of this process's own, and in a cluster that is
-joined by a runtime environment. The launcher starts the warm process with the first worker. It ends with the node, or
-when its job has no worker any more. Where something is in the way, workers are what they are without.
+joined by a runtime environment. The launcher starts the warm process with the first worker; in a session of this
+process's own it stands by since Ray is started. It ends with the node, or when its job has no worker any more. Where
+something is in the way, workers are what they are without.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -57,6 +59,7 @@ def launching() -> Iterator[dict[str, float]]:
         return
     python = sys.executable
     chosen = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+    _stand_by()
     sys.executable = program
     os.environ.update(chosen)
     try:
@@ -72,8 +75,32 @@ def _launcher() -> str:
     """The launcher as a program, in a file that goes with this process."""
     source = Path(launcher.__file__).read_text(encoding="utf-8")
     source = source.replace("PYTHON = sys.executable", f"PYTHON = {sys.executable!r}")
+    source = source.replace('STANDING_BY = ""', f"STANDING_BY = {_name()!r}")
     number = os.memfd_create("launcher")
     os.write(number, f"#!{sys.executable} -ISE\n{source}".encode())
     program = f"/proc/{os.getpid()}/fd/{number}"
     subprocess.run([program, "-c", ""], check=True)
     return program
+
+
+def _stand_by() -> None:
+    """Start the process that is to become the warm one; none where that of an earlier session still stands by."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(_name())
+        listener.listen()
+        # A grandchild: nobody here has to wait for its end.
+        start = "import os; os.fork() and os._exit(0); from blossom_ray.runtime.zygote import stand_by"
+        subprocess.run(
+            [sys.executable, "-P", "-c", f"{start}; stand_by({listener.fileno()}, {os.getpid()})"],
+            env={"OMP_NUM_THREADS": "1", **os.environ},  # as a worker that PyTorch is imported for
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+
+
+def _name() -> str:
+    return f"\0blossom-ray {os.getuid()} standing by for {os.getpid()}"

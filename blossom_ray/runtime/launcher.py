@@ -12,6 +12,8 @@ import struct
 import sys
 
 PYTHON = sys.executable
+STANDING_BY = ""
+"""The name of the process that can become the first warm one, where there is any."""
 _ATTEMPTS = 2
 
 
@@ -47,8 +49,7 @@ def _is_forked(name: str, words: list[str]) -> bool:
             connection.connect(name)
         if not is_own(connection):
             return False
-        request = json.dumps([words, os.getcwd(), dict(os.environ)])
-        socket.send_fds(connection, [request.encode("utf-8", "surrogateescape")], [0, 1, 2])
+        _send(connection, [words, os.getcwd(), dict(os.environ)], [0, 1, 2])
         return connection.recv(1) != b""
 
 
@@ -66,11 +67,30 @@ def _start(name: str) -> None:
         except OSError:
             return
         listener.listen(1024)
+        if STANDING_BY and _is_taken_over(listener):
+            return
         if os.fork() == 0:
             os.setsid()
             listener.set_inheritable(True)
             code = f"from blossom_ray.runtime.zygote import serve; serve({listener.fileno()})"
             os.execv(PYTHON, [PYTHON, "-P", "-c", code])
+
+
+def _is_taken_over(listener: socket.socket) -> bool:
+    """Whether the process that stands by has become the warm process, which a second one will find gone."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        try:
+            connection.connect(STANDING_BY)
+            if not is_own(connection):
+                return False
+            _send(connection, [os.getcwd(), dict(os.environ)], [0, 1, 2, listener.fileno()])
+            return connection.recv(1) != b""
+        except OSError:
+            return False
+
+
+def _send(connection: socket.socket, request: list[object], files: list[int]) -> None:
+    socket.send_fds(connection, [json.dumps(request).encode("utf-8", "surrogateescape")], files)
 
 
 if __name__ == "__main__":

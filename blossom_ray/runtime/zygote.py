@@ -1,6 +1,6 @@
 """The warm process of a node and job: it has imported PyTorch, this package and Ray, and forks Ray's workers.
 
-Started and asked by `launcher.py`.
+Started and asked by `launcher.py`; that of a session of this package's own has been started with Ray, and stands by.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import traceback
 from contextlib import suppress
 
 import numpy as np
-import ray  # noqa: F401 # its settings are read now: a worker of this job has given its environment
 
 import blossom_ray.clients.host
 import blossom_ray.runtime.client_actor  # noqa: F401 # both for the workers
@@ -29,12 +28,41 @@ _IDLE_S = 5.0
 _LONGEST = 1 << 20
 
 
+def stand_by(number: int, parent: int) -> None:
+    """Be the warm process of whoever asks first; end with the process that wants it.
+
+    Args:
+        number: File descriptor of the socket that the question comes in by.
+        parent: The process's id.
+    """
+    listener = socket.socket(fileno=number)
+    wanted_by = os.pidfd_open(parent)
+    while True:
+        ready, _, _ = select.select([listener.fileno(), wanted_by], [], [])
+        if wanted_by in ready:
+            os._exit(0)
+        connection, _ = listener.accept()
+        with connection:
+            if not is_own(connection):
+                continue
+            request, files, _, _ = socket.recv_fds(connection, _LONGEST, 4)
+            folder, environment = json.loads(request)
+            *standard, requests = files
+            _move(folder, environment, standard)
+            connection.send(b"1")
+        listener.close()
+        os.close(wanted_by)
+        serve(requests)
+
+
 def serve(number: int) -> None:
     """Fork a worker for each request, until the node is gone, or there has been no worker for a while.
 
     Args:
         number: File descriptor of the socket that requests come in by.
     """
+    import ray  # noqa: F401 # its settings are read now: a worker of this job has given its environment
+
     listener = socket.socket(fileno=number)
     raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
     workers = set[int]()
@@ -80,13 +108,7 @@ def _become(request: bytes, files: list[int]) -> None:
     """Take arguments, environment, folder and standard files over, and go on as Python would; it does not return."""
     words, folder, environment = json.loads(request)
     os.setsid()  # Ray ends a worker's whole process group with it
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-        os.close(file)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    tempfile.tempdir = None
+    _move(folder, environment, files)
     while words[0].startswith("-"):
         del words[0]
     sys.argv = words
@@ -104,3 +126,14 @@ def _become(request: bytes, files: list[int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _move(folder: str, environment: dict[str, str], files: list[int]) -> None:
+    """Take folder, environment and standard files over."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None

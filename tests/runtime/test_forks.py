@@ -101,6 +101,25 @@ def test_a_cluster_that_is_joined_forks_client_actors_and_none_is_left_when_the_
         until(lambda: not any(each.is_running() for each in [*actors, warm]))
 
 
+def test_the_first_worker_of_a_session_is_forked_from_the_process_that_stood_by(tmp_path: Path) -> None:
+    script, printed = tmp_path / "default_worker.py", tmp_path / "printed"
+    script.write_text(
+        "import os, sys\n"
+        "told = os.environ['RAY_JOB_ID'], 'torch' in sys.modules, open(f'/proc/{os.getppid()}/cmdline').read()\n"
+        f"open({str(printed)!r} + '.new', 'w').write(' '.join(map(str, told)))\n"
+        f"os.rename({str(printed)!r} + '.new', {str(printed)!r})\n",
+        encoding="utf-8",
+    )
+    with forks.launching():
+        command = [sys.executable, str(script), "--node-id=of-no-cluster"]
+    job = f"standing-by-{os.getpid()}"
+    subprocess.run(command, env={**os.environ, "RAY_JOB_ID": job, "RAY_RAYLET_PID": f"{os.getpid()}"}, check=True)
+    until(printed.exists)
+    told = printed.read_text(encoding="utf-8")
+    assert told.startswith(f"{job} True ")
+    assert "stand_by" in told
+
+
 def test_a_launcher_whose_warm_process_fails_is_python(tmp_path: Path) -> None:
     script = tmp_path / "default_worker.py"
     script.write_text("print('as ever')", encoding="utf-8")
