@@ -137,7 +137,7 @@ def test_the_program_tunes_on_validation_and_reports_what_it_ran(
     less: dict[str, Any] = {
         "HERE": tmp_path, "DATA": {"uci-har": small_uci_har.name}, "FACTORS": {"uci-har": (1e-6, 1, 1e30)},
         "FINE_TUNE_FACTORS": (1, 1e-9), "SEEDS": (7,), "TUNING_SEEDS": {"uci-har": (100,)},
-        "SCHEMES": ("full-model", "local"), "CASES": ("dirichlet_3-3-4",), "EQUAL_CLIENTS": (), "MAPPED": (),
+        "SCHEMES": ("full-model", "local"), "CASES": ("dirichlet_3-3-4",), "MAPPED": (), "RUNNING_STATISTICS": (),
     }  # fmt: skip
     for name, value in less.items():
         monkeypatch.setattr(grid, name, value)
