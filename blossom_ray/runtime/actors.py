@@ -28,9 +28,10 @@ from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.runtime.client_actor import ClientActor, TrainingReport, Versions
 from blossom_ray.runtime.cluster import client_environment, get, has_succeeded, offered_room, overdue
 from blossom_ray.runtime.joining import num_nodes
-from blossom_ray.runtime.placement import actor_of_client, num_actors
+from blossom_ray.runtime.placement import Room, actor_of_client, num_actors
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.runtime.recovery import Call, Lost, Recovery, Slot, check_room
+from blossom_ray.runtime.resting import Caller, new_name
 from blossom_ray.scenario.sections import Execution
 
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
@@ -40,6 +41,8 @@ _FIRST_PATIENCE_S = 120.0
 """How long an actor may take to hold its clients before another one is tried: Ray can lose a call to one that is up."""
 # Between two looks at whether there is still room for an actor that does not come up.
 _LOOK_S = 2.0
+# Actors that may wait as Ray has them wait, per CPU core: together they take a twentieth of it.
+_WAITING_PER_CORE = 10
 
 
 class ActorRuntime:
@@ -50,10 +53,10 @@ class ActorRuntime:
 
     Args:
         preparation: The prepared federation.
-        actors: Handles of the actors, which may still be starting.
+        actors: The actors, which may still be starting.
     """
 
-    def __init__(self, preparation: Preparation, actors: Sequence[Any]) -> None:
+    def __init__(self, preparation: Preparation, actors: Sequence[Caller]) -> None:
         scenario = preparation.scenario
         self._plan, self._population = preparation.plan, preparation.population
         self._execution, self._recovery = scenario.execution, Recovery(scenario.failures)
@@ -67,6 +70,7 @@ class ActorRuntime:
             stacked=preparation.stacked_chunks(),
         )
         self._environment = client_environment(self._execution.client_resources)
+        self._rest = _must_rest(len(actors), offered_room())
         self._preparation, self._shared = preparation, ray.put(preparation)
         members: list[list[int]] = [[] for _ in actors]
         for client, number in enumerate(self._actor_of):
@@ -155,10 +159,10 @@ class ActorRuntime:
         begun = []
         for slot in self._slots:
             path = folder / f"clients-{slot.number}.safetensors"
-            begun.append((slot, slot.actor, path, slot.actor.begin_checkpoint.remote(path, round_index)))
+            begun.append((slot, slot.actor, path, slot.actor.call("begin_checkpoint", path, round_index)))
         return Pending(partial(self._await_saved, begun), self._commit)
 
-    def _await_saved(self, begun: Sequence[tuple[Slot, Any, Path, Any]]) -> bool:
+    def _await_saved(self, begun: Sequence[tuple[Slot, Caller, Path, Any]]) -> bool:
         whole = True
         for slot, actor, path, ref in begun:
             if slot.actor is not actor:
@@ -166,7 +170,7 @@ class ActorRuntime:
                 continue
             try:
                 get(ref, self._execution.timeout_s)
-                get(slot.actor.finish_checkpoint.remote(), self._execution.timeout_s)
+                get(slot.actor.call("finish_checkpoint"), self._execution.timeout_s)
             except (ActorLostError, ActorTimeoutError) as lost:
                 self._recovery.must_repeat(slot, "checkpoint", 1, lost)
                 self._replace(slot, lost)
@@ -207,11 +211,11 @@ class ActorRuntime:
         """End the actors."""
         self._sent.clear()
         while self._slots:
-            ray.kill(self._slots.pop().actor)
+            _kill(self._slots.pop().actor)
 
     def _set_up(self, slot: Slot) -> Any:
         buffers = self._preparation.pack_shards(slot.clients) if self._ships_shards() else None
-        return slot.actor.setup.remote(self._shared, slot.clients, buffers, self._checkpoint_files)
+        return slot.actor.call("setup", self._shared, slot.clients, buffers, self._checkpoint_files)
 
     def _ships_shards(self) -> bool:
         if self._execution.shards == "auto":
@@ -223,12 +227,13 @@ class ActorRuntime:
         attempts = 0
         while True:
             try:
-                return self._await_ready(ready, _START_TIMEOUT_S if attempts else _FIRST_PATIENCE_S)
+                self._await_ready(ready, _START_TIMEOUT_S if attempts else _FIRST_PATIENCE_S)
+                return slot.actor.rest()
             except (ActorLostError, ActorTimeoutError) as lost:
                 attempts += 1
                 self._recovery.must_repeat(slot, "set-up", attempts, lost)
-                ray.kill(slot.actor)
-                slot.actor = _client_actor(self._execution, self._environment)
+                _kill(slot.actor)
+                slot.actor = _client_actor(self._execution, self._environment, rests=self._rest)
                 slot.times_replaced += 1
                 ready = self._set_up(slot)
 
@@ -335,8 +340,8 @@ class ActorRuntime:
     def _replace(self, slot: Slot, lost: Lost) -> None:
         """Start a new actor in place of a lost one, and bring its clients to where they were."""
         logging.getLogger(__name__).info("actor %d is replaced: it %s", slot.number, lost.cause)
-        ray.kill(slot.actor)
-        slot.actor = _client_actor(self._execution, self._environment)
+        _kill(slot.actor)
+        slot.actor = _client_actor(self._execution, self._environment, rests=self._rest)
         slot.times_replaced += 1
         self._await_set_up(slot, self._set_up(slot))
         for call in slot.log:
@@ -352,7 +357,7 @@ class ActorRuntime:
 
     def _ask(self, phase: str, method: str, *arguments: Any) -> list[Any]:
         """Every actor's answer to a question; actors that are lost over it are replaced."""
-        refs = [getattr(slot.actor, method).remote(*arguments) for slot in self._slots]
+        refs = [slot.actor.call(method, *arguments) for slot in self._slots]
         return [self._answer(slot, ref, phase, method, arguments) for slot, ref in zip(self._slots, refs, strict=True)]
 
     def _answer(self, slot: Slot, ref: Any, phase: str, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -364,18 +369,29 @@ class ActorRuntime:
                 attempts += 1
                 self._recovery.must_repeat(slot, phase, attempts, lost)
                 self._replace(slot, lost)
-                ref = getattr(slot.actor, method).remote(*arguments)
+                ref = slot.actor.call(method, *arguments)
 
 
-def _client_actor(execution: Execution, environment: Mapping[str, str]) -> Any:
+def _must_rest(num_actors: int, room: Room) -> bool:
+    """Whether so many actors have to sleep between two calls."""
+    return num_actors > _WAITING_PER_CORE * max(1.0, room.num_cpus)
+
+
+def _client_actor(execution: Execution, environment: Mapping[str, str], *, rests: bool) -> Caller:
     resources = execution.client_resources
+    bell = new_name() if rests else ""
     actor_type: Any = ray.remote(
         num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0, runtime_env={**environment}
     )(ClientActor)
-    return actor_type.remote(resources.num_gpus)
+    return Caller(actor_type.remote(resources.num_gpus, bell), bell)
 
 
-def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> list[Any]:
+def _kill(actor: Caller) -> None:
+    ray.kill(actor.handle)
+    actor.close()
+
+
+def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> list[Caller]:
     """Start the actors that will hold the clients, a few at a time; the last ones may still be starting.
 
     Args:
@@ -385,19 +401,21 @@ def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> 
     """
     execution = scenario.execution
     environment, room = client_environment(execution.client_resources), offered_room()
-    actors: list[Any] = []
-    starting: list[Any] = []
+    actors: list[Caller] = []
+    starting: dict[Any, Caller] = {}
     wanted = num_actors(execution, scenario.num_clients, room, whole_chunks=stacks)
+    rests = _must_rest(wanted, room)
     for _ in range(wanted - num_started):
         if len(starting) >= _STARTING_PER_CORE * max(1.0, room.num_cpus):
-            done, starting = ray.wait(starting, num_returns=1, timeout=_START_TIMEOUT_S)
+            done, _ = ray.wait([*starting], num_returns=1, timeout=_START_TIMEOUT_S)
             if not done:
                 raise ActorTimeoutError(
                     f"no client actor came up within {_START_TIMEOUT_S:g} s",
                     "fewer actors (a larger execution.clients_per_actor), or a machine with less load",
                 )
-        actors.append(_client_actor(execution, environment))
-        starting.append(actors[-1].ready.remote())
+            starting.pop(done[0]).rest()
+        actors.append(_client_actor(execution, environment, rests=rests))
+        starting[actors[-1].call("ready")] = actors[-1]
     return actors
 
 

@@ -23,6 +23,7 @@ from blossom_ray.core.records import ClientTraining, Scoring
 from blossom_ray.core.sums import Contributions, PartialSum
 from blossom_ray.runtime.kernels import Kernels, kernels
 from blossom_ray.runtime.preparation import Preparation
+from blossom_ray.runtime.resting import Bell
 
 if TYPE_CHECKING:
     from blossom_ray.clients.host import ClientHost
@@ -56,9 +57,10 @@ class ClientActor:
 
     Args:
         num_gpus: Fraction of a GPU that this actor may use, memory included; 0 for the CPU.
+        bell: The name of what wakes it where it is to sleep between two calls.
     """
 
-    def __init__(self, num_gpus: float) -> None:
+    def __init__(self, num_gpus: float, bell: str = "") -> None:
         import torch
 
         # Imported here, so that actors get ready while the data are being prepared elsewhere.
@@ -67,6 +69,7 @@ class ClientActor:
         torch.set_num_threads(1)
         if num_gpus > 0:
             _prepare_gpu(num_gpus)
+        self._bell = Bell(bell) if bell else None
         self._device = "cuda" if num_gpus > 0 else "cpu"
         self._host_type = ClientHost
         self._host: ClientHost | None = None
@@ -74,6 +77,11 @@ class ClientActor:
     def ready(self) -> bool:
         """Answers once the process is up."""
         return True
+
+    def rest(self) -> None:
+        """Sleep until the next call is on its way."""
+        if self._bell is not None:
+            self._bell.wait()
 
     def setup(
         self,

@@ -28,8 +28,11 @@ RESOURCE = "blossom_ray_forks"
 _SETTINGS = {
     # Workers that belong to no job yet would need a warm process of their own.
     "RAY_prestart_worker_first_driver": "0",
-    # A worker looks for signals every 10 ms; counting how often takes as long again, which adds up over hundreds.
+    # What each worker does all the time adds up over hundreds: it counts its events, and tells a dashboard that is not
+    # there of its tasks, while the node's agent adds up its memory.
     "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "10000",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
 
 

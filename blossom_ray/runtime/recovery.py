@@ -15,6 +15,7 @@ from blossom_ray.core.evaluations import ClientEvaluation
 from blossom_ray.core.records import ActorRound, ClientTraining, Failure
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, RunError
 from blossom_ray.runtime.placement import Room
+from blossom_ray.runtime.resting import Caller
 from blossom_ray.scenario.sections import ClientResources, Failures
 
 Lost = ActorLostError | ActorTimeoutError
@@ -133,7 +134,7 @@ class Slot:
 
     Attributes:
         number: Position among the actors.
-        actor: The handle.
+        actor: What calls it.
         clients: Clients that live here.
         log: Calls since the last checkpoint, in order: repeated, they lead to the same state.
         open: Those of them whose results are still to be fetched, in order.
@@ -143,7 +144,7 @@ class Slot:
     """
 
     number: int
-    actor: Any
+    actor: Caller
     clients: list[int]
     log: list[Call] = field(default_factory=list)
     open: list[Call] = field(default_factory=list)
@@ -194,11 +195,10 @@ class Call:
 
     def submit(self) -> None:
         """Call the actor; results fetched before are not fetched again."""
-        method = getattr(self.slot.actor, self.method).options(num_returns=self.num_returns)
-        refs = method.remote(self.part, *self.arguments)
+        refs = self.slot.actor.call(self.method, self.part, *self.arguments, num_returns=self.num_returns)
         self.refs = refs if isinstance(refs, list) else [refs]
         self.has_ended = False
 
     def replay(self) -> None:
         """Call the actor for the effect on its clients' states."""
-        self.slot.actor.replay.remote(self.method, self.part, *self.arguments)
+        self.slot.actor.call("replay", self.method, self.part, *self.arguments)
