@@ -105,6 +105,16 @@ def test_one_client_that_does_not_fit_is_an_error_that_says_what_helps() -> None
     assert "training.batch_size" in caught.value.hint
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 2000), (1.0, 600 + 50)])
+def test_a_capped_process_counts_on_its_part_whatever_others_have_taken(
+    monkeypatch: pytest.MonkeyPatch, share: float, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (600, 8000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share)
+    assert CudaMemory(torch.device("cuda")).free_bytes() == expected
+
+
 def test_the_first_stack_tells_how_many_clients_fit() -> None:
     memory = WatchedMemory(free=1000, peak=80)
     size = StackSize(4, memory)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from blossom_ray.clients.stacked.descent import Descent
+from blossom_ray.clients.stacked.masks import Masks
 from blossom_ray.core.blocks import Block, BlockKind
 from blossom_ray.data.gaps import BoolArray
 from blossom_ray.data.targets import IntArray
@@ -210,7 +211,7 @@ class Lanes:
         counts: Real rows of each client; the rest of its rows is padding.
         row_counts: The same as a float32 tensor, (K,).
         mask: (K, B) float32, 1 for real rows and 0 for padding; None where all rows are real.
-        generators: Source of each client's dropout masks.
+        masks: Source of the clients' dropout masks; None where none are drawn.
         descent: The steps that layers take in the backward pass; None where they take none.
     """
 
@@ -219,7 +220,7 @@ class Lanes:
     counts: tuple[int, ...] = ()
     row_counts: Tensor = field(default_factory=lambda: torch.zeros(0))
     mask: Tensor | None = None
-    generators: Sequence[torch.Generator] = ()
+    masks: Masks | None = None
     descent: Descent | None = None
 
     def enter(self, batch: StackedBatch) -> None:

@@ -209,11 +209,7 @@ class StackedGroupNorm(nn.Module):
 
 
 class StackedDropout(nn.Module):
-    """`nn.Dropout` for each client, with the masks that the client draws when it trains alone.
-
-    The masks equal those of `torch.nn.functional.dropout` on a CPU: `bernoulli_` over the real rows of the client's
-    batch, layer after layer, from one generator. (On a GPU that function draws otherwise.)
-    """
+    """`nn.Dropout` for each client, layer after layer with masks from one source."""
 
     def __init__(self, dropout: nn.Dropout, _: LayerTensors, lanes: Lanes) -> None:
         super().__init__()
@@ -223,11 +219,9 @@ class StackedDropout(nn.Module):
         """From (K * B, ...) to the same shape."""
         if not self.training:
             return inputs
-        masks = torch.zeros_like(inputs, memory_format=torch.contiguous_format)
-        unfolded = self._lanes.unfold(masks)
-        for mask, count, generator in zip(unfolded, self._lanes.counts, self._lanes.generators, strict=False):
-            mask[:count].bernoulli_(self._keep, generator=generator)
-        return inputs * masks.div_(self._keep)
+        assert self._lanes.masks is not None, "a stack that trains has masks"
+        masks = self._lanes.masks.draw(self._lanes.unfold(inputs), self._lanes.counts, self._keep)
+        return inputs * masks.div_(self._keep).flatten(0, 1)
 
 
 def channels_by_client(values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from types import MappingProxyType
 
 import numpy as np
@@ -46,11 +47,11 @@ class RowSteps:
         self._fused_step = section.fused_step(learning_rate)
         self._blocks, self._moments, self._num_steps = blocks, moments, num_steps
         self._num_counters = len(section.counters)
-        self._counters: list[list[Tensor]] = []
-        for name in blocks:
-            steps = num_steps[name].tolist()
-            counted = steps if len(set(steps)) > 1 else steps[:1]
-            self._counters.append([torch.tensor(float(number), device=device) for number in counted])
+        steps = [num_steps[name].tolist() for name in blocks]
+        counted = [own if len(set(own)) > 1 else own[:1] for own in steps]
+        # One copy to the device, whatever the number of clients.
+        counters = iter(torch.tensor([*chain.from_iterable(counted)], dtype=torch.float32).to(device).unbind())
+        self._counters = [[*islice(counters, len(own))] for own in counted]
 
     @torch.no_grad()
     def step(
@@ -120,11 +121,14 @@ class StackOptimizer:
         self._places = [place for place, name in enumerate(stack.parameter_blocks) if name in blocks]
         self._moments = {key: stack.new_rows(len(states), blocks) for key in section.moments}
         self._num_steps = {name: np.zeros(len(states), dtype=np.int64) for name in blocks}
-        for client, state in enumerate(states):
-            for name in self._blocks if state else ():
-                for key, rows in self._moments.items():
-                    rows[name].write(state[name][key][np.newaxis], first_row=client)
-                self._num_steps[name][client] = state[name].get("step", 0)
+        kept = [client for client, state in enumerate(states) if state]
+        for name in blocks if kept else ():
+            for key, rows in self._moments.items():
+                size = len(states[kept[0]][name][key])
+                vectors = np.zeros((len(states), size), np.float32)
+                vectors[kept] = [states[client][name][key] for client in kept]
+                rows[name].write(vectors)
+            self._num_steps[name][kept] = [states[client][name].get("step", 0) for client in kept]
         moments = [
             [tensor for rows in own.values() for tensor in rows.tensors.values()] for own in self._moments.values()
         ]

@@ -20,6 +20,7 @@ from blossom_ray.clients.stacked.layers import (
     StackedBatchNorm,
     StackedDropout,
 )
+from blossom_ray.clients.stacked.masks import Masks
 from blossom_ray.clients.stacked.support import is_known, stacked_layer
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
@@ -274,10 +275,10 @@ class Stack:
             seen = batch if name.kind == "encoder" else batch.of_task(name.of)
             lanes.enter(seen if own is None or own.batch is None else own.batch)
 
-    def train_with(self, *, generators: Sequence[torch.Generator], descent: Descent | None) -> None:
-        """What layers draw dropout masks from, client by client, and the steps that they take themselves."""
+    def train_with(self, *, masks: Masks | None, descent: Descent | None) -> None:
+        """What layers have dropout masks from, and the steps that they take themselves."""
         for lanes in (self.lanes, *self._own_lanes.values()):
-            lanes.generators, lanes.descent = generators, descent
+            lanes.masks, lanes.descent = masks, descent
 
     def train_only(self, names: Collection[str]) -> None:
         """Enter training mode; of the blocks that can be trained, these are, and the others stand still."""
@@ -395,9 +396,10 @@ class CudaMemory:
         return torch.cuda.max_memory_allocated(self._device)
 
     def free_bytes(self) -> int:
-        """What no process has, and what this one has."""
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return free + torch.cuda.memory_reserved(self._device)
+        """The part that this process is capped at, whatever others have taken; without a cap all that they left."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        share = torch.cuda.get_per_process_memory_fraction(self._device)
+        return int(share * total) if share < 1 else free + torch.cuda.memory_reserved(self._device)
 
     def release(self) -> None:
         """Give memory back that is kept for further tensors."""

@@ -21,6 +21,7 @@ from blossom_ray.clients.plan import LocalState, OptimizerState
 from blossom_ray.clients.samples import joined, on_device
 from blossom_ray.clients.stacked.batches import StackedBatch, stacked_batches
 from blossom_ray.clients.stacked.copies import AuthorsFunction, ComposedPass, StackedCopies
+from blossom_ray.clients.stacked.masks import masks_of
 from blossom_ray.clients.stacked.optimizer import AffineTerm, StackOptimizer, descent_of
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.clients.workspace import Workspace
@@ -55,9 +56,8 @@ class StackTrainer:
         self._labelled = {part.name: known[:, at] for at, part in enumerate(learned.parts) if known is not None}
         self._class_weights = self._objective.weights([task.labels for task in tasks])
         clients = [task.client for task in tasks]
-        dropout_seeds = job.dropout_seeds(clients) if stack.has_dropout else []
         transform_seeds = job.transform_seeds(clients) if workspace.transforms else []
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in dropout_seeds]
+        self._masks = masks_of(job.dropout_seeds(clients), device) if stack.has_dropout else None
         self._transforms = [torch.Generator(device).manual_seed(seed) for seed in transform_seeds]
         self._orders = job.order_generators(clients)
         has_loss = has(job.author, "loss")
@@ -96,7 +96,7 @@ class StackTrainer:
         stack.train_only(each.blocks)
         term = AffineTerm(stack, each, own, [task.blocks for task in tasks])
         descent = descent_of(section, stack.parameter_blocks, stack.parameters, rate, term)
-        stack.train_with(generators=self._generators, descent=descent)
+        stack.train_with(masks=self._masks, descent=descent)
         states = [optimizer_state_of(copy, task.optimizer_state) for task in tasks]
         optimizers = [
             StackOptimizer(optimizer, stack, names, own_rate, states)
@@ -130,7 +130,7 @@ class StackTrainer:
         optimizer, rate = section.optimizer, self._job.learning_rate
         composed = ComposedPass(stack, self._workspace, copies, each, own, optimizer, rate)
         stack.train_only(composed.composed)
-        stack.train_with(generators=self._generators, descent=None)
+        stack.train_with(masks=self._masks, descent=None)
         for batch in self._batches(epochs):
             resting = {} if each.has_offset else batch.resting
             values, leaves = composed.values(len(batch.counts))

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from blossom_ray.clients.local_training import one_thread, seeded_dropout
 from blossom_ray.clients.plan import LocalState
 from blossom_ray.clients.stacked.batches import StackedBatch
+from blossom_ray.clients.stacked.masks import DrawnMasks
 from blossom_ray.clients.stacked.stack import Stack
 from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import Block
@@ -177,8 +178,7 @@ class _Trial:
         workspace, num_clients = self._workspace, len(self._clients)
         stack = Stack(workspace, num_clients)
         stack.load(self._clients, [workspace.initial_state] * num_clients)
-        generators = [torch.Generator().manual_seed(client) for client in range(num_clients)]
-        stack.train_with(generators=generators, descent=None)
+        stack.train_with(masks=DrawnMasks(range(num_clients)), descent=None)
         found: list[list[Tensor]] = []
         for step in self._steps:
             row_counts, num_rows = torch.tensor(step.counts), max(step.counts)
