@@ -31,7 +31,6 @@ from blossom_ray.core.sums import Contributions, PartialSum, Vector, weighted_su
 from blossom_ray.data.shards import Samples, ShardReader
 from blossom_ray.errors import RunFolderError
 from blossom_ray.tasks.base import Tally, TaskRules
-from blossom_ray.tasks.classification import Classification
 from blossom_ray.tasks.summary import total
 
 
@@ -436,13 +435,15 @@ def _in_columns(
 ) -> ChunkEvaluation | None:
     """What scoring gave, of all clients at once; None where that is not so: several tasks, gaps, other rules."""
     parts = scores[0].learned.parts
-    rules = parts[0].rules
-    is_plain = len(parts) == 1 and parts[0].place is None and isinstance(rules, Classification)
-    if not is_plain or any(turn.task.observed or not len(turn.task.labels) for turn in turns):
+    if len(parts) > 1 or parts[0].place is not None:
         return None
-    assert isinstance(rules, Classification)
+    if any(turn.task.observed or not len(turn.task.labels) for turn in turns):
+        return None
     labels, predictions = [turn.task.labels for turn in turns], [scored.predictions[0] for scored in scores]
-    tally, columns = rules.tally_all(labels, predictions, parts[0].num_outputs)
+    found = parts[0].rules.tally_all(labels, predictions, parts[0].num_outputs)
+    if found is None:
+        return None
+    tally, columns = found
     clients, num_examples = [turn.task.client for turn in turns], np.array([*map(len, labels)], np.int64)
     known = (turn.state.rounds_trained for turn in turns)
     records = EvaluationColumns(

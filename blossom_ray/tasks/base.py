@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, field_validator
 
 from blossom_ray.core.scores import SCORES, Task
+from blossom_ray.core.section import Factory, Section, check_factory
 from blossom_ray.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-from typing import Annotated, Any
-
-from pydantic import Field, field_validator
-
-from blossom_ray.core.section import Factory, Section, check_factory
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -139,6 +134,15 @@ class TaskRules(Protocol):
         A score that the samples do not define is None; one that the model does not, having given outputs that are not
         finite, is NaN.
         """
+
+    def tally_all(
+        self,
+        labels: Sequence[npt.NDArray[np.generic]],  # noqa: ARG002
+        predictions: Sequence[npt.NDArray[np.generic]],  # noqa: ARG002
+        num_outputs: int,  # noqa: ARG002
+    ) -> tuple[Tally, ScoreColumns] | None:
+        """The sum of many clients' tallies, all labels known, and their scores; None: to be had one by one alone."""
+        return None
 
     def classes(self, tally: Tally) -> ClassCounts | None:
         """What a tally says of each class; None in a regression, and where a model gave outputs that are not finite."""

@@ -21,6 +21,7 @@ from blossom_ray.tasks.base import (
     Reduction,
     ScoreColumns,
     Tally,
+    TaskRules,
     reduced,
     undefined_scores,
     where_known,
@@ -31,7 +32,7 @@ _MOST_CELLS = 2**20
 """The most counts (8 MiB) of the confusion matrices that are made at once."""
 
 
-class Classification:
+class Classification(TaskRules):
     """Labels (N,) int64; the tally is the confusion matrix `confusion`, (C, C)."""
 
     def loss(self, outputs: Tensor, targets: Tensor, *, reduction: Reduction, known: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from blossom_ray.tasks.base import (
     DoubleArray,
     Reduction,
     Tally,
+    TaskRules,
     check_shapes,
     ratios,
     reduced,
@@ -25,7 +26,7 @@ from blossom_ray.tasks.base import (
 )
 
 
-class Multilabel:
+class Multilabel(TaskRules):
     """Labels (N, C) float32 of 0 and 1. A class is predicted where its probability is above 0.5, its logit above 0.
 
     The tally has, per class: `hits` (predicted and true), `predicted`, `true`, `pairs` (of a sample with the class

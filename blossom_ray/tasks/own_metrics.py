@@ -18,7 +18,7 @@ from blossom_ray.tasks.base import BoolArray, ClassCounts, DoubleArray, Metric, 
 _PREFIX = "metric/"
 
 
-class WithMetrics:
+class WithMetrics(TaskRules):
     """The rules of a task, and metrics of the user's own on top.
 
     A metric is a function of one client's labels and outputs. The tally keeps its value and whether it has one, in a

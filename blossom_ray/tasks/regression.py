@@ -16,6 +16,7 @@ from blossom_ray.tasks.base import (
     DoubleArray,
     Reduction,
     Tally,
+    TaskRules,
     check_shapes,
     reduced,
     undefined_scores,
@@ -24,7 +25,7 @@ from blossom_ray.tasks.base import (
 )
 
 
-class Regression:
+class Regression(TaskRules):
     """Labels (N, T) float32, finite, in whatever unit they have.
 
     The tally has a row per client, and in it per target, over the samples of which it is known: `samples`, how many
