@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 from blossom_ray.runtime.launcher import is_own
+
+_PATIENCE_S = 1.0
+"""How long a call waits for room among the bytes that an actor has not read, some hundreds."""
 
 
 def new_name() -> str:
@@ -63,8 +65,10 @@ class Caller:
     def call(self, method: str, *arguments: Any, num_returns: int = 1) -> Any:
         """Call a method; what Ray returns: a reference, or a list of several."""
         if self._bell is not None and self._rests:
-            with suppress(OSError):  # it has died, as Ray will say
+            try:
                 self._bell.send(b"1")
+            except OSError:  # it has died, as Ray will say, or is slow, with hundreds of calls to come
+                self.close()
             self._rests = False
         refs = getattr(self.handle, method).options(num_returns=num_returns).remote(*arguments)
         self.rest()
@@ -78,13 +82,16 @@ class Caller:
         self._rests = True
 
     def close(self) -> None:
-        """Let go of the actor, which wakes if it rests."""
+        """Let go of the actor, which wakes if it rests, and does not rest again."""
+        self._name = ""
         if self._bell is not None:
             self._bell.close()
+            self._bell = None
 
     def _is_connected(self) -> bool:
         if self._bell is None:
             bell = socket.socket(socket.AF_UNIX)
+            bell.settimeout(_PATIENCE_S)
             try:
                 bell.connect(self._name)
             except OSError:

@@ -130,6 +130,32 @@ def test_a_call_of_an_actor_that_died_over_its_rest_is_left_to_ray(resting: tupl
     caller.call("evaluate")  # the pipe is broken by now
 
 
+def test_an_actor_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blossom_ray.runtime.resting._PATIENCE_S", 0.05)
+    name = new_name()
+
+    class Deaf:
+        def __getattr__(self, _: str) -> "Deaf":
+            return self
+
+        def options(self, **_: int) -> "Deaf":
+            return self
+
+        def remote(self) -> None:
+            calls.append(1)
+
+    calls: list[int] = []
+    bell = Bell(name)
+    caller = Caller(Deaf(), name)
+    for _ in range(2000):
+        caller.call("train")
+    assert caller._bell is None
+    num_calls = len(calls)
+    caller.call("train")
+    assert len(calls) == num_calls + 1  # and no rest
+    bell._listener.close()
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_resting_changes_no_bit_and_an_actor_that_is_killed_over_it_is_replaced(
