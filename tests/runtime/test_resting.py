@@ -110,7 +110,7 @@ def test_an_actor_whose_driver_is_gone_wakes(resting: tuple[Handle, Caller]) -> 
     until(lambda: handle.done == ["rest"])
 
 
-@pytest.mark.parametrize("name", ["", new_name()])
+@pytest.mark.parametrize("name", ["", new_name()], ids=["not to rest", "not up"])
 def test_an_actor_that_is_not_up_or_not_here_or_is_not_to_rest_does_not(name: str) -> None:
     handle = Handle(new_name())
     caller = Caller(handle, name)
