@@ -72,7 +72,7 @@ def test_a_layer_scales_what_is_kept() -> None:
     from blossom_ray.clients.stacked.batches import Lanes
     from blossom_ray.clients.stacked.layers import LayerTensors, StackedDropout
 
-    lanes = Lanes(num_clients=2, num_rows=3, counts=(3, 3), masks=HashedMasks(SEEDS, CPU))
+    lanes = Lanes(num_clients=2, num_rows=3, counts=(3, 3), dropout_masks=HashedMasks(SEEDS, CPU))
     layer = StackedDropout(nn.Dropout(0.2), LayerTensors({}, {}), lanes)
     expected = HashedMasks(SEEDS, CPU).draw(torch.zeros(2, 3, 4), (3, 3), 0.8) / 0.8
     torch.testing.assert_close(layer(torch.full((6, 4), 7.0)), 7 * expected.flatten(0, 1))

@@ -211,7 +211,7 @@ class Lanes:
         counts: Real rows of each client; the rest of its rows is padding.
         row_counts: The same as a float32 tensor, (K,).
         mask: (K, B) float32, 1 for real rows and 0 for padding; None where all rows are real.
-        masks: Source of the clients' dropout masks; None where none are drawn.
+        dropout_masks: Source of the clients' dropout masks; None where none are drawn.
         descent: The steps that layers take in the backward pass; None where they take none.
     """
 
@@ -220,7 +220,7 @@ class Lanes:
     counts: tuple[int, ...] = ()
     row_counts: Tensor = field(default_factory=lambda: torch.zeros(0))
     mask: Tensor | None = None
-    masks: Masks | None = None
+    dropout_masks: Masks | None = None
     descent: Descent | None = None
 
     def enter(self, batch: StackedBatch) -> None:

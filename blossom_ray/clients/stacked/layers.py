@@ -219,8 +219,8 @@ class StackedDropout(nn.Module):
         """From (K * B, ...) to the same shape."""
         if not self.training:
             return inputs
-        assert self._lanes.masks is not None, "a stack that trains has masks"
-        masks = self._lanes.masks.draw(self._lanes.unfold(inputs), self._lanes.counts, self._keep)
+        assert self._lanes.dropout_masks is not None, "a stack that trains has masks"
+        masks = self._lanes.dropout_masks.draw(self._lanes.unfold(inputs), self._lanes.counts, self._keep)
         return inputs * masks.div_(self._keep).flatten(0, 1)
 
 

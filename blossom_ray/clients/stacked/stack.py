@@ -278,7 +278,7 @@ class Stack:
     def train_with(self, *, masks: Masks | None, descent: Descent | None) -> None:
         """What layers have dropout masks from, and the steps that they take themselves."""
         for lanes in (self.lanes, *self._own_lanes.values()):
-            lanes.masks, lanes.descent = masks, descent
+            lanes.dropout_masks, lanes.descent = masks, descent
 
     def train_only(self, names: Collection[str]) -> None:
         """Enter training mode; of the blocks that can be trained, these are, and the others stand still."""
