@@ -31,18 +31,21 @@ from blossom_ray.runtime.joining import num_nodes
 from blossom_ray.runtime.placement import Room, actor_of_client, num_actors
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.runtime.recovery import Call, Lost, Recovery, Slot, check_room
-from blossom_ray.runtime.resting import Caller, new_name
+from blossom_ray.runtime.resting import Caller, Turns, new_name
 from blossom_ray.scenario.sections import Execution
 
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
 _STARTING_PER_CORE = 4
 _START_TIMEOUT_S = 300.0
 _FIRST_PATIENCE_S = 120.0
-"""How long an actor may take to hold its clients before another one is tried: Ray can lose a call to one that is up."""
+"""How long an actor may take to hold its clients before another one is tried: Ray can lose a call to one that is up.
+Also how long actors that wait for their turn stand back for calls of which none ends."""
 # Between two looks at whether there is still room for an actor that does not come up.
 _LOOK_S = 2.0
 # Actors that may wait as Ray has them wait, per CPU core: together they take a twentieth of it.
 _WAITING_PER_CORE = 10
+# Where there are more: actors that work at a time, per CPU core, so that each finds the next one's work there.
+_WORKING_PER_CORE = 4
 
 
 class ActorRuntime:
@@ -70,7 +73,11 @@ class ActorRuntime:
             stacked=preparation.stacked_chunks(),
         )
         self._environment = client_environment(self._execution.client_resources)
-        self._rest = _must_rest(len(actors), offered_room())
+        room = offered_room()
+        most = _WORKING_PER_CORE * max(1, int(room.num_cpus))
+        self._turns = Turns(most, _some_done) if _are_many(len(actors), room) else None
+        for actor in actors:
+            actor.turns = self._turns
         self._preparation, self._shared = preparation, ray.put(preparation)
         members: list[list[int]] = [[] for _ in actors]
         for client, number in enumerate(self._actor_of):
@@ -213,6 +220,11 @@ class ActorRuntime:
         while self._slots:
             _kill(self._slots.pop().actor)
 
+    def _start_actor(self) -> Caller:
+        actor = _client_actor(self._execution, self._environment, rests=self._turns is not None)
+        actor.turns = self._turns
+        return actor
+
     def _set_up(self, slot: Slot) -> Any:
         buffers = self._preparation.pack_shards(slot.clients) if self._ships_shards() else None
         return slot.actor.call("setup", self._shared, slot.clients, buffers, self._checkpoint_files)
@@ -233,7 +245,7 @@ class ActorRuntime:
                 attempts += 1
                 self._recovery.must_repeat(slot, "set-up", attempts, lost)
                 _kill(slot.actor)
-                slot.actor = _client_actor(self._execution, self._environment, rests=self._rest)
+                slot.actor = self._start_actor()
                 slot.times_replaced += 1
                 ready = self._set_up(slot)
 
@@ -341,7 +353,7 @@ class ActorRuntime:
         """Start a new actor in place of a lost one, and bring its clients to where they were."""
         logging.getLogger(__name__).info("actor %d is replaced: it %s", slot.number, lost.cause)
         _kill(slot.actor)
-        slot.actor = _client_actor(self._execution, self._environment, rests=self._rest)
+        slot.actor = self._start_actor()
         slot.times_replaced += 1
         self._await_set_up(slot, self._set_up(slot))
         for call in slot.log:
@@ -372,9 +384,14 @@ class ActorRuntime:
                 ref = slot.actor.call(method, *arguments)
 
 
-def _must_rest(num_actors: int, room: Room) -> bool:
-    """Whether so many actors have to sleep between two calls."""
+def _are_many(num_actors: int, room: Room) -> bool:
+    """Whether so many actors have to sleep between two calls, and to work a few at a time."""
     return num_actors > _WAITING_PER_CORE * max(1.0, room.num_cpus)
+
+
+def _some_done(refs: list[Any]) -> list[Any]:
+    done: list[Any] = ray.wait(refs, timeout=_FIRST_PATIENCE_S, fetch_local=False)[0]
+    return done
 
 
 def _client_actor(execution: Execution, environment: Mapping[str, str], *, rests: bool) -> Caller:
@@ -404,7 +421,7 @@ def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> 
     actors: list[Caller] = []
     starting: dict[Any, Caller] = {}
     wanted = num_actors(execution, scenario.num_clients, room, whole_chunks=stacks)
-    rests = _must_rest(wanted, room)
+    rests = _are_many(wanted, room)
     for _ in range(wanted - num_started):
         if len(starting) >= _STARTING_PER_CORE * max(1.0, room.num_cpus):
             done, _ = ray.wait([*starting], num_returns=1, timeout=_START_TIMEOUT_S)

@@ -29,11 +29,15 @@ _SETTINGS = {
     # Workers that belong to no job yet would need a warm process of their own.
     "RAY_prestart_worker_first_driver": "0",
     # What each worker does all the time adds up over hundreds: it counts its events, and tells a dashboard that is not
-    # there of its tasks, while the node's agent adds up its memory.
+    # there of its tasks, while the node's agent adds up its memory and looks into its file of events.
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
 }
+
+# Processes that stood by, by number: they end with their session, and have to be waited for.
+_started: list[int] = []
 
 
 def are_on() -> bool:
@@ -88,21 +92,20 @@ def _launcher() -> str:
 
 def _stand_by() -> None:
     """Start the process that is to become the warm one; none where that of an earlier session still stands by."""
+    for process in [*_started]:
+        with suppress(ChildProcessError):  # it is that of a process that was forked from
+            if os.waitpid(process, os.WNOHANG)[0] == 0:
+                continue
+        _started.remove(process)
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(_name())
         listener.listen()
-        # A grandchild: nobody here has to wait for its end.
-        start = "import os; os.fork() and os._exit(0); from blossom_ray.runtime.zygote import stand_by"
-        subprocess.run(
-            [sys.executable, "-P", "-c", f"{start}; stand_by({listener.fileno()}, {os.getpid()})"],
-            env={"OMP_NUM_THREADS": "1", **os.environ},  # as a worker that PyTorch is imported for
-            pass_fds=[listener.fileno()],
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
+        listener.set_inheritable(True)
+        code = f"from blossom_ray.runtime.zygote import stand_by; stand_by({listener.fileno()}, {os.getpid()})"
+        nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}  # as a worker that PyTorch is imported for
+        command = [sys.executable, "-P", "-c", code]
+        _started.append(os.posix_spawn(sys.executable, command, environment, file_actions=nothing, setsid=True))
 
 
 def _name() -> str:

@@ -107,7 +107,9 @@ def serve(number: int) -> None:
 def _become(request: bytes, files: list[int]) -> None:
     """Take arguments, environment, folder and standard files over, and go on as Python would; it does not return."""
     words, folder, environment = json.loads(request)
-    os.setsid()  # Ray ends a worker's whole process group with it
+    # Ray ends a worker's whole process group with it. Workers stay in one session, though: Linux gives each session the
+    # same share of the processors, and Ray's own processes, in another one, would get a part of hundreds.
+    os.setpgid(0, 0)
     _move(folder, environment, files)
     while words[0].startswith("-"):
         del words[0]

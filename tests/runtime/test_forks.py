@@ -58,10 +58,15 @@ def test_a_worker_is_a_fork_and_outlives_the_process_that_forked_it() -> None:
         def place(self) -> tuple[int, bool, int]:
             return os.getppid(), "blossom_ray.clients.host" in self.loaded, psutil.Process().memory_full_info().uss
 
+        def groups(self) -> tuple[bool, bool]:
+            """Whether this process has a group of its own, and the session of the one that forked it."""
+            return os.getpgid(0) == os.getpid(), os.getsid(0) == os.getsid(os.getppid())
+
     where: Any = ray.remote(num_cpus=0.1)(Where)
     first = where.remote()
     warm, has_imported, own_bytes = ray.get(first.place.remote())
     assert has_imported
+    assert ray.get(first.groups.remote()) == (True, True)
     assert own_bytes < 1.2 * actor_memory_bytes(ClientResources()), "it has imported something itself"
     os.kill(warm, signal.SIGKILL)
     second = where.remote()

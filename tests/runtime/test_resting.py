@@ -11,7 +11,7 @@ import pytest
 
 from blossom_ray import Scenario
 from blossom_ray.runtime.actors import ActorRuntime
-from blossom_ray.runtime.resting import Bell, Caller, new_name
+from blossom_ray.runtime.resting import Bell, Caller, Turns, new_name
 from tests.runtime.test_recovery import numbers, run_here
 
 pytestmark = pytest.mark.skipif(not new_name(), reason="sockets that go with their process are Linux's")
@@ -154,6 +154,60 @@ def test_an_actor_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) ->
     caller.call("train")
     assert len(calls) == num_calls + 1  # and no rest
     bell._listener.close()
+
+
+class Begun:
+    """As Ray's handles: whatever is called has been begun when it returns."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
+
+    def __getattr__(self, _: str) -> "Begun":
+        return self
+
+    def options(self, **_: int) -> "Begun":
+        return self
+
+    def remote(self) -> str:
+        self.log.append(self.name)
+        return f"{self.name} {len(self.log)}"
+
+
+def in_turns(turns: Turns, log: list[str]) -> list[Caller]:
+    callers = [Caller(Begun(log, name)) for name in "abcd"]
+    for caller in callers:
+        caller.turns = turns
+    return callers
+
+
+def test_an_actor_waits_until_one_of_those_that_work_is_done() -> None:
+    log: list[str] = []
+    waits: list[list[str]] = []
+
+    def last(refs: list[str]) -> list[str]:
+        waits.append(refs)
+        return refs[-1:]
+
+    a, b, c, d = in_turns(Turns(2, last), log)
+    for caller in (a, b, a, c, a, d):
+        caller.call("train")
+    assert log == ["a", "b", "a", "c", "a", "d"]
+    # One that works may be called again: what counts is the last call of each.
+    assert waits == [["a 3", "b 2"], ["a 5", "c 4"]]
+
+
+def test_actors_that_hang_do_not_keep_others_from_their_turn() -> None:
+    log: list[str] = []
+    waits: list[list[str]] = []
+
+    def none(refs: list[str]) -> list[str]:
+        waits.append(refs)
+        return []
+
+    for caller in in_turns(Turns(2, none), log):
+        caller.call("train")
+    assert log == ["a", "b", "c", "d"]
+    assert waits == [["a 1", "b 2"]]
 
 
 @pytest.mark.ray
