@@ -26,12 +26,12 @@ from blossom_ray.errors import ActorLostError, ActorTimeoutError, ClientError, R
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.runtime.base import Description, Pending, RuntimeRound
 from blossom_ray.runtime.client_actor import ClientActor, TrainingReport, Versions
-from blossom_ray.runtime.cluster import client_environment, get, has_succeeded, offered_room, overdue
+from blossom_ray.runtime.cluster import client_environment, get, has_succeeded, is_own_session, offered_room, overdue
 from blossom_ray.runtime.joining import num_nodes
 from blossom_ray.runtime.placement import Room, actor_of_client, num_actors
 from blossom_ray.runtime.preparation import Preparation
 from blossom_ray.runtime.recovery import Call, Lost, Recovery, Slot, check_room
-from blossom_ray.runtime.resting import Caller, Turns, new_name
+from blossom_ray.runtime.resting import Caller, Turns
 from blossom_ray.scenario.sections import Execution
 
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
@@ -76,6 +76,7 @@ class ActorRuntime:
         room = offered_room()
         most = _WORKING_PER_CORE * max(1, int(room.num_cpus))
         self._turns = Turns(most, _some_done) if _are_many(len(actors), room) else None
+        self._rests = _may_rest(len(actors), room)
         for actor in actors:
             actor.turns = self._turns
         self._preparation, self._shared = preparation, ray.put(preparation)
@@ -221,7 +222,7 @@ class ActorRuntime:
             _kill(self._slots.pop().actor)
 
     def _start_actor(self) -> Caller:
-        actor = _client_actor(self._execution, self._environment, rests=self._turns is not None)
+        actor = _client_actor(self._execution, self._environment)
         actor.turns = self._turns
         return actor
 
@@ -239,8 +240,10 @@ class ActorRuntime:
         attempts = 0
         while True:
             try:
-                self._await_ready(ready, _START_TIMEOUT_S if attempts else _FIRST_PATIENCE_S)
-                return slot.actor.rest()
+                process = self._await_ready(ready, _START_TIMEOUT_S if attempts else _FIRST_PATIENCE_S)
+                if self._rests:
+                    slot.actor.runs_in(process)
+                return
             except (ActorLostError, ActorTimeoutError) as lost:
                 attempts += 1
                 self._recovery.must_repeat(slot, "set-up", attempts, lost)
@@ -249,8 +252,8 @@ class ActorRuntime:
                 slot.times_replaced += 1
                 ready = self._set_up(slot)
 
-    def _await_ready(self, ready: Any, patience_s: float) -> None:
-        """Wait for an actor to come up, as long as the cluster has room for it."""
+    def _await_ready(self, ready: Any, patience_s: float) -> int:
+        """Wait for an actor to come up, as long as the cluster has room for it; its process."""
         give_up = time.monotonic() + patience_s
         while not ray.wait([ready], timeout=_LOOK_S, fetch_local=False)[0]:
             check_room(offered_room(), self._execution.client_resources, len(self._slots))
@@ -259,7 +262,8 @@ class ActorRuntime:
                     f"was not up within {patience_s:g} s",
                     "fewer actors (a larger execution.clients_per_actor), or a machine with less load",
                 )
-        get(ready)
+        process: int = get(ready)
+        return process
 
     def _send(self, blocks: SentBlocks) -> None:
         """Put each new version of a block into the object store, once, and let go of the one before it."""
@@ -385,8 +389,13 @@ class ActorRuntime:
 
 
 def _are_many(num_actors: int, room: Room) -> bool:
-    """Whether so many actors have to sleep between two calls, and to work a few at a time."""
+    """Whether so many actors have to work a few at a time."""
     return num_actors > _WAITING_PER_CORE * max(1.0, room.num_cpus)
+
+
+def _may_rest(num_actors: int, room: Room) -> bool:
+    """Whether they also stop between two calls: a cluster that is joined hangs up on those that do."""
+    return _are_many(num_actors, room) and is_own_session()
 
 
 def _some_done(refs: list[Any]) -> list[Any]:
@@ -394,18 +403,17 @@ def _some_done(refs: list[Any]) -> list[Any]:
     return done
 
 
-def _client_actor(execution: Execution, environment: Mapping[str, str], *, rests: bool) -> Caller:
+def _client_actor(execution: Execution, environment: Mapping[str, str]) -> Caller:
     resources = execution.client_resources
-    bell = new_name() if rests else ""
     actor_type: Any = ray.remote(
         num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0, runtime_env={**environment}
     )(ClientActor)
-    return Caller(actor_type.remote(resources.num_gpus, bell), bell)
+    return Caller(actor_type.remote(resources.num_gpus))
 
 
 def _kill(actor: Caller) -> None:
-    ray.kill(actor.handle)
     actor.close()
+    ray.kill(actor.handle)
 
 
 def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> list[Caller]:
@@ -421,7 +429,7 @@ def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> 
     actors: list[Caller] = []
     starting: dict[Any, Caller] = {}
     wanted = num_actors(execution, scenario.num_clients, room, whole_chunks=stacks)
-    rests = _are_many(wanted, room)
+    rests = _may_rest(wanted, room)
     for _ in range(wanted - num_started):
         if len(starting) >= _STARTING_PER_CORE * max(1.0, room.num_cpus):
             done, _ = ray.wait([*starting], num_returns=1, timeout=_START_TIMEOUT_S)
@@ -430,8 +438,11 @@ def spawn_clients(scenario: Scenario, num_started: int = 0, *, stacks: bool) -> 
                     f"no client actor came up within {_START_TIMEOUT_S:g} s",
                     "fewer actors (a larger execution.clients_per_actor), or a machine with less load",
                 )
-            starting.pop(done[0]).rest()
-        actors.append(_client_actor(execution, environment, rests=rests))
+            actor = starting.pop(done[0])
+            if rests and has_succeeded(done[0]):
+                actor.runs_in(get(done[0]))
+                actor.rest()
+        actors.append(_client_actor(execution, environment))
         starting[actors[-1].call("ready")] = actors[-1]
     return actors
 

@@ -23,7 +23,6 @@ from blossom_ray.core.records import ClientTraining, Scoring
 from blossom_ray.core.sums import Contributions, PartialSum
 from blossom_ray.runtime.kernels import Kernels, kernels
 from blossom_ray.runtime.preparation import Preparation
-from blossom_ray.runtime.resting import Bell
 
 if TYPE_CHECKING:
     from blossom_ray.clients.host import ClientHost
@@ -57,10 +56,9 @@ class ClientActor:
 
     Args:
         num_gpus: Fraction of a GPU that this actor may use, memory included; 0 for the CPU.
-        bell: The name of what wakes it where it is to sleep between two calls.
     """
 
-    def __init__(self, num_gpus: float, bell: str = "") -> None:
+    def __init__(self, num_gpus: float) -> None:
         import torch
 
         # Imported here, so that actors get ready while the data are being prepared elsewhere.
@@ -69,19 +67,13 @@ class ClientActor:
         torch.set_num_threads(1)
         if num_gpus > 0:
             _prepare_gpu(num_gpus)
-        self._bell = Bell(bell) if bell else None
         self._device = "cuda" if num_gpus > 0 else "cpu"
         self._host_type = ClientHost
         self._host: ClientHost | None = None
 
-    def ready(self) -> bool:
-        """Answers once the process is up."""
-        return True
-
-    def rest(self) -> None:
-        """Sleep until the next call is on its way."""
-        if self._bell is not None:
-            self._bell.wait()
+    def ready(self) -> int:
+        """The number of this process, which is up."""
+        return os.getpid()
 
     def setup(
         self,
@@ -89,8 +81,8 @@ class ClientActor:
         clients: Sequence[int],
         buffers: Buffers | None,
         checkpoint_files: Sequence[Path] = (),
-    ) -> None:
-        """Take clients in, as they are in a checkpoint if there is one.
+    ) -> int:
+        """Take clients in, as they are in a checkpoint if there is one; the number of this process.
 
         Their shards are memory-mapped, or read from `buffers`, Arrow data in the object store.
         """
@@ -101,6 +93,7 @@ class ClientActor:
             self._host.restore(checkpoint_files)
         # Modules and clients are here for good: the garbage collector need not look at them again in each round.
         gc.freeze()
+        return os.getpid()
 
     def train(
         self,

@@ -217,13 +217,18 @@ def offered_room() -> Room:
     return Room(offered.get("CPU", 0.0), offered.get("GPU", 0.0), offered.get("memory", 0.0))
 
 
+def is_own_session() -> bool:
+    """Whether the session was started for this run, with workers that are forked and settings that go with them."""
+    return forks.RESOURCE in ray.cluster_resources()
+
+
 def client_environment(resources: ClientResources) -> dict[str, str]:
     """The runtime environment in which a client actor is forked; empty where it needs none for that, or is not forked.
 
     Actors on GPUs are not. In a cluster that is joined, all nodes must have Python where this one has it; if they do
     not, forks are off in this process from now on.
     """
-    if forks.RESOURCE in ray.cluster_resources():
+    if is_own_session():
         return {"py_executable": sys.executable} if resources.num_gpus > 0 else {}
     if resources.num_gpus > 0 or not forks.are_on():
         return {}

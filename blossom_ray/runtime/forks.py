@@ -34,6 +34,9 @@ _SETTINGS = {
     "RAY_task_events_report_interval_ms": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
+    # Nobody hangs up on an actor that rests (`resting.py`) and does not answer: 20 days.
+    "RAY_grpc_keepalive_time_ms": "1800000000",
+    "RAY_grpc_client_keepalive_time_ms": "1800000000",
 }
 
 # Processes that stood by, by number: they end with their session, and have to be waited for.

@@ -1,60 +1,26 @@
-"""Client actors by the hundred on a few cores: they sleep between two calls, and few of them work at a time.
+"""Client actors by the hundred on a few cores: few of them are awake at a time, and the others are stopped.
 
-The main thread of a Ray worker looks for signals every 10 ms, which no setting changes: 0.3 to 0.5 % of a core for
-each worker that waits. It does not while a method runs. So an actor that has nothing to do is given a method that
-waits for a byte, which the driver sends ahead of the next call. The byte takes a socket that only processes of one node
-share; on other nodes actors wait as Ray has them wait.
+A Ray worker that waits wakes up 145 times a second: its main thread looks for signals every 10 ms, and a dozen others
+of Ray's and gRPC's poll, which no setting changes. Hundreds take more than two cores for that, and Ray gives a session
+up whose control store does not answer for a minute. A process that is stopped (SIGSTOP) takes nothing, and what is sent
+to it waits. So a call waits for its actor's turn, and continues it.
 
-Hundreds that work at the same time would leave Ray's own processes too little: it gives a session up whose control
-store does not answer for a minute. So a call waits for its turn.
+Stopped are only processes forked from the one that the driver was forked from. If that one ends, as it does with its
+node, Linux continues and hangs up on them (SIGCONT, SIGHUP), so that none is left over.
 """
 
 from __future__ import annotations
 
 import os
-import socket
-import sys
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
-
-from blossom_ray.runtime.launcher import is_own
-
-_PATIENCE_S = 1.0
-"""How long a call waits for room among the bytes that an actor has not read, some hundreds."""
-
-
-def new_name() -> str:
-    """A name for an actor's bell, of the kind that goes with its process; "" where there is no such kind."""
-    return f"\0blossom-ray {os.getuid()} {uuid4().hex}" if sys.platform == "linux" else ""
-
-
-class Bell:
-    """What wakes an actor, on the actor's side.
-
-    Args:
-        name: By which the driver finds it.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(name)
-        self._listener.listen()
-        self._driver: socket.socket | None = None
-
-    def wait(self) -> None:
-        """Wait until the driver, which has connected, sends its next byte, or is gone."""
-        while self._driver is None:
-            connection, _ = self._listener.accept()
-            if is_own(connection):
-                self._driver = connection
-            else:
-                connection.close()
-        self._driver.recv(1)
 
 
 class Turns:
-    """Lets so many actors work at a time.
+    """Lets so many actors be awake at a time.
 
     Args:
         most: How many.
@@ -67,11 +33,14 @@ class Turns:
         self._last: dict[Caller, Any] = {}
 
     def wait(self, actor: Caller) -> None:
-        """Wait until it is an actor's turn, as it is if it works already."""
+        """Wait until it is an actor's turn, as it is if it is awake already."""
         if actor in self._last or len(self._last) < self._most:
             return
         done = self._some_done([*self._last.values()])
-        self._last = {other: ref for other, ref in self._last.items() if done and ref not in done}
+        awake = {other: ref for other, ref in self._last.items() if done and ref not in done}
+        for other in self._last.keys() - awake.keys() if done else ():
+            other.rest()
+        self._last = awake
 
     def begin(self, actor: Caller, ref: Any) -> None:
         """Count an actor until it has done a call."""
@@ -79,60 +48,59 @@ class Turns:
 
 
 class Caller:
-    """Calls an actor, and has it sleep in between.
+    """Calls an actor, and continues it for that where it is stopped.
 
     Args:
         handle: Ray's.
-        name: That of its bell; "" for an actor that has none.
 
     Attributes:
-        turns: What calls wait for; None where all actors may work at the same time.
+        turns: What calls wait for; None where all actors may be awake at the same time.
     """
 
-    def __init__(self, handle: Any, name: str = "") -> None:
-        self.handle, self._name = handle, name
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
         self.turns: Turns | None = None
-        self._bell: socket.socket | None = None
-        self._rests = False
+        self._process: int | None = None
+        self._parent = os.getppid()
 
     def call(self, method: str, *arguments: Any, num_returns: int = 1) -> Any:
         """Call a method when it is the actor's turn; what Ray returns: a reference, or a list of several."""
         if self.turns is not None:
             self.turns.wait(self)
-        if self._bell is not None and self._rests:
-            try:
-                self._bell.send(b"1")
-            except OSError:  # it has died, as Ray will say, or is slow, with hundreds of calls to come
-                self.close()
-            self._rests = False
+        self._send(signal.SIGCONT)
         refs = getattr(self.handle, method).options(num_returns=num_returns).remote(*arguments)
-        self.rest()
         if self.turns is not None:
             self.turns.begin(self, refs[0] if isinstance(refs, list) else refs)
         return refs
 
+    def runs_in(self, process: int) -> None:
+        """Take note of the actor's process, unless it is another one's child than this process."""
+        if self._process is None:
+            with suppress(OSError):
+                opened = os.pidfd_open(process)
+                if _parent(process) == self._parent:
+                    self._process = opened
+                else:
+                    os.close(opened)
+
     def rest(self) -> None:
-        """Have the actor sleep after what it has to do; nothing where it is not up yet, or on another node."""
-        if self._rests or not (self._name and self._is_connected()):
-            return
-        self.handle.rest.remote()
-        self._rests = True
+        """Stop the actor until the next call, if its process is known and has its parent yet."""
+        self._send(signal.SIGSTOP)
+        if os.getppid() != self._parent:
+            self._send(signal.SIGCONT)
 
     def close(self) -> None:
-        """Let go of the actor, which wakes if it rests, and does not rest again."""
-        self._name = ""
-        if self._bell is not None:
-            self._bell.close()
-            self._bell = None
+        """Let go of the actor, which is not stopped any more."""
+        self._send(signal.SIGCONT)
+        if self._process is not None:
+            os.close(self._process)
+            self._process = None
 
-    def _is_connected(self) -> bool:
-        if self._bell is None:
-            bell = socket.socket(socket.AF_UNIX)
-            bell.settimeout(_PATIENCE_S)
-            try:
-                bell.connect(self._name)
-            except OSError:
-                bell.close()
-                return False
-            self._bell = bell
-        return True
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):  # it has died, as Ray will say
+                signal.pidfd_send_signal(self._process, number)
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])

@@ -48,7 +48,7 @@ def until(condition: Any) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_a_worker_is_a_fork_and_outlives_the_process_that_forked_it() -> None:
+def test_a_worker_is_a_fork_and_outlives_the_process_that_forked_it_unless_it_was_stopped() -> None:
     import ray
 
     class Where:
@@ -58,15 +58,18 @@ def test_a_worker_is_a_fork_and_outlives_the_process_that_forked_it() -> None:
         def place(self) -> tuple[int, bool, int]:
             return os.getppid(), "blossom_ray.clients.host" in self.loaded, psutil.Process().memory_full_info().uss
 
-        def groups(self) -> tuple[bool, bool]:
-            """Whether this process has a group of its own, and the session of the one that forked it."""
-            return os.getpgid(0) == os.getpid(), os.getsid(0) == os.getsid(os.getppid())
+        def groups(self) -> tuple[int, bool, bool]:
+            """This process; whether it has a group of its own, and the session of the one that forked it."""
+            return os.getpid(), os.getpgid(0) == os.getpid(), os.getsid(0) == os.getsid(os.getppid())
 
     where: Any = ray.remote(num_cpus=0.1)(Where)
-    first = where.remote()
+    first, stopped = where.remote(), where.remote()
     warm, has_imported, own_bytes = ray.get(first.place.remote())
     assert has_imported
-    assert ray.get(first.groups.remote()) == (True, True)
+    number, *groups = ray.get(stopped.groups.remote())
+    assert groups == [True, True]
+    os.kill(number, signal.SIGSTOP)
+    until(lambda: psutil.Process(number).status() == psutil.STATUS_STOPPED)
     assert own_bytes < 1.2 * actor_memory_bytes(ClientResources()), "it has imported something itself"
     os.kill(warm, signal.SIGKILL)
     second = where.remote()
@@ -74,7 +77,8 @@ def test_a_worker_is_a_fork_and_outlives_the_process_that_forked_it() -> None:
     assert has_imported
     assert other != warm
     assert ray.get(first.place.remote())[1]
-    for actor in (first, second):
+    until(lambda: not psutil.pid_exists(number) or psutil.Process(number).status() != psutil.STATUS_STOPPED)
+    for actor in (first, second, stopped):
         ray.kill(actor)
 
 

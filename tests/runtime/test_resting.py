@@ -1,74 +1,47 @@
-"""Client actors that sleep between two calls."""
+"""Client actors that are stopped between two calls, and work a few at a time."""
 
-import socket
-import threading
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import psutil
 import pytest
 
 from blossom_ray import Scenario
+from blossom_ray.runtime import actors, resting
 from blossom_ray.runtime.actors import ActorRuntime
-from blossom_ray.runtime.resting import Bell, Caller, Turns, new_name
+from blossom_ray.runtime.resting import Caller, Turns
 from tests.runtime.test_recovery import numbers, run_here
 
-pytestmark = pytest.mark.skipif(not new_name(), reason="sockets that go with their process are Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are named by descriptors on Linux alone")
 
 
 class Handle:
-    """As Ray's: calls are begun at once, and done one after the other."""
+    """As Ray's: whatever is called has been begun when it returns."""
 
-    def __init__(self, name: str) -> None:
-        self.bell = Bell(name)
-        self.done: list[str] = []
-        self.begun: list[str] = []
-        self._last: threading.Thread | None = None
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
 
-    def close(self) -> None:
-        if self._last is not None:
-            self._last.join(60)
-        self.bell._listener.close()
-        if self.bell._driver is not None:
-            self.bell._driver.close()
+    def __getattr__(self, _: str) -> "Handle":
+        return self
 
-    def __getattr__(self, method: str) -> Any:
-        handle = self
+    def options(self, **_: int) -> "Handle":
+        return self
 
-        class Method:
-            def options(self, **_: int) -> "Method":
-                return self
-
-            def remote(self) -> threading.Thread:
-                return handle.begin(method)
-
-        return Method()
-
-    def begin(self, method: str) -> threading.Thread:
-        before = self._last
-
-        def run() -> None:
-            if before is not None:
-                before.join()
-            self.begun.append(method)
-            if method == "rest":
-                self.bell.wait()
-            self.done.append(method)
-
-        self._last = threading.Thread(target=run, daemon=True)
-        self._last.start()
-        return self._last
+    def remote(self) -> str:
+        self.log.append(self.name)
+        return f"{self.name} {len(self.log)}"
 
 
-@pytest.fixture
-def resting() -> Iterator[tuple[Handle, Caller]]:
-    name = new_name()
-    handle = Handle(name)
-    caller = Caller(handle, name)
-    yield handle, caller
-    caller.close()
-    handle.close()
+class Actor(Caller):
+    """Says in `log` when it is stopped."""
+
+    def rest(self) -> None:
+        self.handle.log.append(f"{self.handle.name} rests")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -78,109 +51,14 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_an_actor_rests_after_a_call_and_wakes_for_the_next(resting: tuple[Handle, Caller]) -> None:
-    handle, caller = resting
-    for number in range(1, 4):
-        caller.call("train").join(60)
-        until(lambda number=number: handle.begun.count("rest") == number)  # type: ignore[misc]
-        assert handle.done.count("rest") == number - 1
-
-
-def test_calls_that_follow_each_other_at_once_are_all_done(resting: tuple[Handle, Caller]) -> None:
-    handle, caller = resting
-    calls = [caller.call("train") for _ in range(500)]
-    calls[-1].join(60)
-    assert handle.done.count("train") == 500
-    assert handle.done.count("rest") == 499
-
-
-def test_an_actor_that_is_told_to_rest_twice_rests_once(resting: tuple[Handle, Caller]) -> None:
-    handle, caller = resting
-    caller.rest()
-    caller.rest()
-    caller.call("train").join(60)
-    assert handle.done == ["rest", "train"]
-
-
-def test_an_actor_whose_driver_is_gone_wakes(resting: tuple[Handle, Caller]) -> None:
-    handle, caller = resting
-    caller.rest()
-    until(lambda: handle.begun == ["rest"])
-    caller.close()
-    until(lambda: handle.done == ["rest"])
-
-
-@pytest.mark.parametrize("name", ["", new_name()], ids=["not to rest", "not up"])
-def test_an_actor_that_is_not_up_or_not_here_or_is_not_to_rest_does_not(name: str) -> None:
-    handle = Handle(new_name())
-    caller = Caller(handle, name)
-    caller.call("train").join(60)
-    caller.call("evaluate").join(60)
-    assert handle.done == ["train", "evaluate"]
-    handle.close()
-
-
-def test_a_call_of_an_actor_that_died_over_its_rest_is_left_to_ray(resting: tuple[Handle, Caller]) -> None:
-    handle, caller = resting
-    caller.rest()
-    until(lambda: handle.bell._driver is not None)
-    assert handle.bell._driver is not None
-    handle.bell._driver.shutdown(socket.SHUT_RDWR)
-    caller.call("train")
-    caller.call("evaluate")  # the pipe is broken by now
-
-
-def test_an_actor_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blossom_ray.runtime.resting._PATIENCE_S", 0.05)
-    name = new_name()
-
-    class Deaf:
-        def __getattr__(self, _: str) -> "Deaf":
-            return self
-
-        def options(self, **_: int) -> "Deaf":
-            return self
-
-        def remote(self) -> None:
-            calls.append(1)
-
-    calls: list[int] = []
-    bell = Bell(name)
-    caller = Caller(Deaf(), name)
-    for _ in range(2000):
-        caller.call("train")
-    assert caller._bell is None
-    num_calls = len(calls)
-    caller.call("train")
-    assert len(calls) == num_calls + 1  # and no rest
-    bell._listener.close()
-
-
-class Begun:
-    """As Ray's handles: whatever is called has been begun when it returns."""
-
-    def __init__(self, log: list[str], name: str) -> None:
-        self.log, self.name = log, name
-
-    def __getattr__(self, _: str) -> "Begun":
-        return self
-
-    def options(self, **_: int) -> "Begun":
-        return self
-
-    def remote(self) -> str:
-        self.log.append(self.name)
-        return f"{self.name} {len(self.log)}"
-
-
-def in_turns(turns: Turns, log: list[str]) -> list[Caller]:
-    callers = [Caller(Begun(log, name)) for name in "abcd"]
+def in_turns(turns: Turns, log: list[str]) -> list[Actor]:
+    callers = [Actor(Handle(log, name)) for name in "abcd"]
     for caller in callers:
         caller.turns = turns
     return callers
 
 
-def test_an_actor_waits_until_one_of_those_that_work_is_done() -> None:
+def test_an_actor_waits_until_one_of_those_that_work_is_done_and_that_one_rests() -> None:
     log: list[str] = []
     waits: list[list[str]] = []
 
@@ -191,9 +69,9 @@ def test_an_actor_waits_until_one_of_those_that_work_is_done() -> None:
     a, b, c, d = in_turns(Turns(2, last), log)
     for caller in (a, b, a, c, a, d):
         caller.call("train")
-    assert log == ["a", "b", "a", "c", "a", "d"]
+    assert log == ["a", "b", "a", "b rests", "c", "a", "c rests", "d"]
     # One that works may be called again: what counts is the last call of each.
-    assert waits == [["a 3", "b 2"], ["a 5", "c 4"]]
+    assert waits == [["a 3", "b 2"], ["a 6", "c 5"]]
 
 
 def test_actors_that_hang_do_not_keep_others_from_their_turn() -> None:
@@ -210,6 +88,73 @@ def test_actors_that_hang_do_not_keep_others_from_their_turn() -> None:
     assert waits == [["a 1", "b 2"]]
 
 
+@pytest.fixture
+def child() -> Iterator[psutil.Process]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+@pytest.fixture
+def sibling(child: psutil.Process, monkeypatch: pytest.MonkeyPatch) -> psutil.Process:
+    """A process whose parent is what this one takes for its own."""
+    monkeypatch.setattr(os, "getppid", os.getpid)
+    return child
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    return bool(process.status() == psutil.STATUS_STOPPED)
+
+
+def test_an_actor_is_stopped_until_the_next_call(sibling: psutil.Process) -> None:
+    log: list[str] = []
+    caller = Caller(Handle(log, "a"))
+    caller.rest()  # not known yet
+    caller.runs_in(sibling.pid)
+    assert not is_stopped(sibling)
+    for _ in range(2):
+        caller.rest()
+        until(partial(is_stopped, sibling))
+        caller.call("train")
+        until(lambda: not is_stopped(sibling))
+    caller.rest()
+    until(partial(is_stopped, sibling))
+    caller.close()
+    until(lambda: not is_stopped(sibling))
+    caller.rest()
+    assert not is_stopped(sibling)
+    assert len(log) == 2
+
+
+def test_another_processs_child_is_not_stopped(child: psutil.Process) -> None:
+    caller = Caller(Handle([], "a"))
+    caller.runs_in(child.pid)
+    caller.rest()
+    assert not is_stopped(child)
+
+
+def test_an_actor_is_not_left_stopped_whose_parent_has_ended(
+    sibling: psutil.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = Caller(Handle([], "a"))
+    caller.runs_in(sibling.pid)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    caller.rest()
+    until(lambda: not is_stopped(sibling))
+
+
+def test_an_actor_that_has_died_is_left_to_ray(sibling: psutil.Process) -> None:
+    log: list[str] = []
+    caller = Caller(Handle(log, "a"))
+    caller.runs_in(sibling.pid)
+    sibling.kill()
+    sibling.wait()
+    caller.rest()
+    caller.call("train")
+    caller.close()
+    assert log == ["a"]
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_resting_changes_no_bit_and_an_actor_that_is_killed_over_it_is_replaced(
@@ -217,13 +162,15 @@ def test_resting_changes_no_bit_and_an_actor_that_is_killed_over_it_is_replaced(
 ) -> None:
     scenario = small_scenario.override({"execution.runtime": "ray", "execution.clients_per_actor": 3})
     awake, facts = run_here(scenario)
-    monkeypatch.setattr("blossom_ray.runtime.actors._WAITING_PER_CORE", 0)
+    monkeypatch.setattr(actors, "_WAITING_PER_CORE", 0)
+    # A run's driver is its actors' sibling; here the driver is this process.
+    monkeypatch.setattr(resting, "_parent", lambda _: os.getppid())
+    monkeypatch.setattr(actors, "Turns", lambda _, some_done: Turns(1, some_done))
     rested: list[list[psutil.Process]] = []
     original = ActorRuntime.take_round
 
     def killed_over_its_rest(runtime: Any) -> Any:
-        # Between two rounds every actor is done, and comes to rest.
-        until(lambda: len(resting_actors()) == len(runtime._slots))
+        until(lambda: len(resting_actors()) == len(runtime._slots) - 1)
         rested.append(resting_actors())
         if len(rested) == 2:
             rested[0][0].kill()
@@ -238,6 +185,9 @@ def test_resting_changes_no_bit_and_an_actor_that_is_killed_over_it_is_replaced(
 
 
 def resting_actors() -> list[psutil.Process]:
-    """Ray names a worker's process by what it runs."""
-    everyone = psutil.process_iter(["cmdline"])
-    return [one for one in everyone if "ray::ClientActor.rest" in " ".join(one.info["cmdline"] or [])]
+    everyone = psutil.process_iter(["cmdline", "status"])
+    return [
+        each
+        for each in everyone
+        if each.info["status"] == psutil.STATUS_STOPPED and "ray::ClientActor" in " ".join(each.info["cmdline"] or [])
+    ]
