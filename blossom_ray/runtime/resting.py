@@ -37,10 +37,11 @@ class Turns:
         if actor in self._last or len(self._last) < self._most:
             return
         done = self._some_done([*self._last.values()])
-        awake = {other: ref for other, ref in self._last.items() if done and ref not in done}
-        for other in self._last.keys() - awake.keys() if done else ():
+        if not done:
+            self._last.clear()
+        for other in [each for each, ref in self._last.items() if ref in done]:
+            del self._last[other]
             other.rest()
-        self._last = awake
 
     def begin(self, actor: Caller, ref: Any) -> None:
         """Count an actor until it has done a call."""
