@@ -201,6 +201,8 @@ def test_ray_listens_on_loopback_alone_and_is_gone_after_ctrl_c(start: Start, tm
     wait_for_round(process, 1)
     below = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in child.name() for child in below)
+    scripts = {Path(word).name for child in below for word in child.cmdline()}
+    assert not scripts & {"dashboard.py", "monitor.py", "log_monitor.py"}, "nobody looks at what they tell"
     addresses = listening([psutil.Process(process.pid), *below])
     assert addresses, "Ray's own processes listen, so some address must be found"
     assert {address for address in addresses if not is_loopback(address)} == set()

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import ray
 import ray.exceptions
+from ray._private.node import Node
 
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError, first_line
 from blossom_ray.runtime import forks
@@ -41,6 +42,8 @@ START_LIMIT = "RAY_raylet_start_wait_time_s"
 """Variable with the seconds that Ray gives its node to come up; it takes 30 without."""
 _LONG_START_S = 240
 _TIMED_OUT = "timed out during startup"
+# How a node starts its dashboard's server, its autoscaler, and what prints workers' logs, which `_start` turns off.
+_LEFT_OUT = ("start_api_server", "start_monitor", "start_log_monitor")
 _END_TIMEOUT_S = 10.0
 _LOGS = "Ray's logs tell more: session_latest/logs under RAY_TMPDIR (/tmp/ray if it is not set)"
 
@@ -162,13 +165,30 @@ def _start(address: str, source: str) -> None:
             os.environ.setdefault(START_LIMIT, str(_LONG_START_S))
 
 
+@contextmanager
+def _fewer_processes() -> Iterator[None]:
+    """Have a node that is started meanwhile do without those of its processes that serve others, not this run.
+
+    `ray.init` waits one and a half seconds for the first one, and has no switch for any.
+    """
+    node: Any = Node
+    left_out = {name: getattr(node, name) for name in _LEFT_OUT if hasattr(node, name)}
+    for name in left_out:
+        setattr(node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in left_out.items():
+            setattr(node, name, method)
+
+
 def _start_alone(options: dict[str, Any]) -> None:
     """Start a session of this machine alone; one that fails leaves no process behind."""
     before = set(psutil.Process().children())
     try:
         # Ray would count cores that this process may not run on.
         options |= {"num_cpus": allowed_cpus(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        with forks.launching() as resources:
+        with forks.launching() as resources, _fewer_processes():
             ray.init("local", resources=resources, **options)
     except BaseException:
         ray.shutdown()
