@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import ray
 import ray.exceptions
-from ray._private.node import Node
 
 from blossom_ray.errors import ActorLostError, ActorTimeoutError, RunError, StorageError, first_line
 from blossom_ray.runtime import forks
@@ -169,9 +168,10 @@ def _start(address: str, source: str) -> None:
 def _fewer_processes() -> Iterator[None]:
     """Have a node that is started meanwhile do without those of its processes that serve others, not this run.
 
-    `ray.init` waits one and a half seconds for the first one, and has no switch for any.
+    `ray.init` waits one and a half seconds for the first one, and has no switch for any. A version of Ray that has them
+    elsewhere starts them.
     """
-    node: Any = Node
+    node: Any = getattr(sys.modules.get("ray._private.node"), "Node", None)
     left_out = {name: getattr(node, name) for name in _LEFT_OUT if hasattr(node, name)}
     for name in left_out:
         setattr(node, name, lambda *_, **__: None)
