@@ -15,8 +15,9 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 class Turns:
@@ -76,13 +77,9 @@ class Caller:
 
     def runs_in(self, process: int) -> None:
         """Take note of the actor's process, unless it is another one's child than this process."""
-        if self._process is None:
-            with suppress(OSError):
-                opened = os.pidfd_open(process)
-                if _parent(process) == self._parent:
-                    self._process = opened
-                else:
-                    os.close(opened)
+        with suppress(OSError, psutil.Error):  # it has died, as Ray will say
+            if self._process is None and psutil.Process(process).ppid() == self._parent:
+                self._process = os.pidfd_open(process)
 
     def rest(self) -> None:
         """Stop the actor until the next call, if its process is known and has its parent yet."""
@@ -99,9 +96,5 @@ class Caller:
 
     def _send(self, number: signal.Signals) -> None:
         if self._process is not None:
-            with suppress(ProcessLookupError):  # it has died, as Ray will say
+            with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._process, number)
-
-
-def _parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -164,7 +165,8 @@ def test_resting_changes_no_bit_and_an_actor_that_is_killed_over_it_is_replaced(
     awake, facts = run_here(scenario)
     monkeypatch.setattr(actors, "_WAITING_PER_CORE", 0)
     # A run's driver is its actors' sibling; here the driver is this process.
-    monkeypatch.setattr(resting, "_parent", lambda _: os.getppid())
+    siblings = SimpleNamespace(Process=lambda _: SimpleNamespace(ppid=os.getppid), Error=psutil.Error)
+    monkeypatch.setattr(resting, "psutil", siblings)
     monkeypatch.setattr(actors, "Turns", lambda _, some_done: Turns(1, some_done))
     rested: list[list[psutil.Process]] = []
     original = ActorRuntime.take_round
