@@ -162,7 +162,7 @@ def _keys_below(path: str, hint: Hint, value: Any, meaning: str) -> Iterator[tup
     """Each key that `--set` takes: its path, what it may be set to, its meaning."""
     from blossom_ray.core.phrases import sentences, shortened
     from blossom_ray.core.section import Section
-    from blossom_ray.core.structure import Hint, field_hint
+    from blossom_ray.core.structure import Hint, field_hint, meaning_of
 
     if hint.kinds:
         key = str(hint.discriminator)
@@ -179,7 +179,7 @@ def _keys_below(path: str, hint: Hint, value: Any, meaning: str) -> Iterator[tup
             # The kind of a union's section was yielded above, with all kinds that there are.
             if not (is_required and name in ("kind", "dataset")):
                 # Typer breaks longer texts into lines, which fish takes for further offers.
-                said = shortened(next(sentences(field.description or ""), ""))
+                said = shortened(next(sentences(meaning_of(hint.section, name)), ""))
                 yield from _keys_below(f"{path}.{name}".lstrip("."), field_hint(field), below, said)
     elif isinstance(value, Mapping) and hint.item is not None and (hint.item.kinds or hint.item.section):
         for name, item in value.items():

@@ -27,9 +27,7 @@ class Finding(NamedTuple):
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent conversion of types."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
     def conflicts(self) -> Iterator[Finding]:
         """Values of this section, right in themselves, that cannot stand together; paths begin at the section."""

@@ -5,9 +5,14 @@ Reads the annotations of the sections, so that messages, overrides and the refer
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Discriminator
@@ -200,3 +205,36 @@ def literal_values(hint: Hint) -> tuple[Any, ...]:
 
 def _text(discriminator: Any) -> str | None:
     return discriminator if isinstance(discriminator, str) else None
+
+
+def meaning_of(section: type[Section], name: str) -> str:
+    """What the source says about a key, in a string below it; empty where it says nothing.
+
+    Few commands ask, so the sources are read when they do: pydantic's `use_attribute_docstrings` reads those of all
+    sections in every process, which takes longer than all else that it does with them.
+    """
+    own = section.model_fields[name].description
+    found = (_strings_below(owner).get(name) for owner in section.__mro__ if issubclass(owner, Section))
+    return own or next((text for text in found if text is not None), "")
+
+
+@cache
+def _strings_below(section: type[Section]) -> dict[str, str]:
+    """The strings below the annotations of a class's own keys."""
+    classes = _classes_of(section.__module__)
+    body = classes[section.__qualname__].body if section.__qualname__ in classes else []
+    return {
+        key.target.id: inspect.cleandoc(below.value.value)
+        for key, below in pairwise(body)
+        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
+
+
+@cache
+def _classes_of(module: str) -> dict[str, ast.ClassDef]:
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError):  # no source at hand
+        return {}
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticUndefined
+from pydantic_core.core_schema import ModelSchema
 
 from blossom_ray.core.phrases import accepted, is_factory, listed
 from blossom_ray.core.section import Section, plain_tree
-from blossom_ray.core.structure import Hint, field_hint, section_fields
+from blossom_ray.core.structure import Hint, field_hint, meaning_of, section_fields
 from blossom_ray.reading.scenario import Scenario
 from blossom_ray.reading.writer import flow_yaml
 
@@ -42,9 +44,20 @@ A *required* key has no default. Sections that are left out take their defaults.
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a scenario file; own code appears as text, `module:attribute`."""
-    schema = Scenario.model_json_schema()
+    schema = Scenario.model_json_schema(schema_generator=_WithMeanings)
     schema["anyOf"] = [{"required": ["data"]}, {"required": ["datasets"]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "blossom-ray scenario"}
+
+
+class _WithMeanings(GenerateJsonSchema):
+    """Pydantic's schema, with what the keys mean."""
+
+    def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
+        found = super().model_schema(schema)
+        for name, own in found["properties"].items():
+            if meaning := meaning_of(schema["cls"], name):
+                own["description"] = meaning
+        return found
 
 
 def reference_markdown() -> str:
@@ -95,8 +108,10 @@ def _choice(hint: Hint) -> Iterator[str]:
 
 
 def _is_shared(name: str, kinds: dict[str, type[Section]]) -> bool:
-    fields = [section.model_fields.get(name) for section in kinds.values()]
-    return all(field is not None and _row(name, field) == _row(name, fields[0]) for field in fields)
+    return (
+        all(name in section.model_fields for section in kinds.values())
+        and len({_row(section, name) for section in kinds.values()}) == 1
+    )
 
 
 def _sections_below(path: str, hint: Hint) -> tuple[str, Hint] | None:
@@ -114,13 +129,13 @@ def _sections_below(path: str, hint: Hint) -> tuple[str, Hint] | None:
 
 
 def _table(section: type[Section], names: list[str]) -> str:
-    rows = [_row(name, section.model_fields[name]) for name in names]
+    rows = [_row(section, name) for name in names]
     return "\n".join(["| key | accepts | default | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n"
 
 
-def _row(name: str, field: FieldInfo | None) -> str:
-    assert field is not None, name
-    cells = (f"`{name}`", _accepts(field_hint(field)), _default(field), _prose(field.description))
+def _row(section: type[Section], name: str) -> str:
+    field = section.model_fields[name]
+    cells = (f"`{name}`", _accepts(field_hint(field)), _default(field), _prose(meaning_of(section, name)))
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

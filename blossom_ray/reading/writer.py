@@ -18,7 +18,7 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from blossom_ray.core.phrases import listed, sentences, shown
 from blossom_ray.core.section import Section, plain_tree
-from blossom_ray.core.structure import Hint, field_hint, literal_values
+from blossom_ray.core.structure import Hint, field_hint, literal_values, meaning_of
 from blossom_ray.data.division.options import Division
 from blossom_ray.errors import Problem, ScenarioError
 from blossom_ray.scenario.tree import ScenarioTree
@@ -147,7 +147,7 @@ class _Writer:
                 yield from self._comment(key, meaning, hint.kinds, len(path))
             else:
                 choices = [value for each in (own, *own.members) for value in literal_values(each)]
-                yield from self._comment(key, fields[name].description or "", choices, len(path))
+                yield from self._comment(key, meaning_of(type(section), name), choices, len(path))
             yield from self._entry_lines(name, getattr(section, name), own, (*path, name))
 
     def _entry_lines(self, name: str, value: Any, hint: Hint, path: tuple[str, ...]) -> Iterator[str]:
