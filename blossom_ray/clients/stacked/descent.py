@@ -70,9 +70,8 @@ class Descent:
         """Whether a weight may change now: it is of no further use to this batch's backward pass."""
         return self._num_uses[weight.data_ptr()] == 1 and weight.data_ptr() in self._rules
 
-    @torch.no_grad()
     def take(self, weight: Tensor, outputs_gradient: Tensor, inputs: Tensor) -> None:
-        """Step a weight.
+        """Step a weight, from inside a backward pass, which records no gradients.
 
         Args:
             weight: (K, G, F), changed in place.

@@ -52,7 +52,7 @@ class StackedEngine:
     """
 
     def __init__(
-        self, workspace: Workspace, *, capacity: int = 64, max_rows: int = 2048, memory: CudaMemory | None = None
+        self, workspace: Workspace, *, capacity: int = 128, max_rows: int = 2048, memory: CudaMemory | None = None
     ) -> None:
         self._workspace, self._device = workspace, workspace.device
         if memory is None and self._device.type == "cuda":

@@ -138,10 +138,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """From (K * B, ..., F) to (K * B, ..., G)."""
-        folded = inputs.reshape(self._lanes.num_clients, -1, inputs.shape[-1])
-        weight, bias = self._tensors["weight"], self._tensors.get("bias")
-        outputs = stacked_affine(folded, weight, bias, self._lanes.descent)
-        return outputs.view(*inputs.shape[:-1], -1)
+        return stacked_affine(inputs, self._tensors["weight"], self._tensors.get("bias"), self._lanes.descent)
 
 
 class StackedConvolution(nn.Module):
@@ -230,7 +227,7 @@ def channels_by_client(values: Tensor) -> Tensor:
 
 
 def stacked_affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, descent: Descent | None = None) -> Tensor:
-    """X W^T + b for each client: (K, R, F), (K, G, F) and (K, G) to (K, R, G).
+    """X W^T + b for each client: (K * B, ..., F), (K, G, F) and (K, G) to (K * B, ..., G).
 
     Autograd's own form of it gives the weights' gradient as a transposed view, which an optimizer would have to copy.
     With `descent` the backward pass steps the weight, if it can, and gives no gradient of it.
@@ -244,30 +241,35 @@ def stacked_affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, descent:
     return outputs
 
 
-def _in_autocast_type(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _in_autocast_type(inputs: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the type in which autocast has products computed; functions of our own it leaves alone."""
-    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    device = inputs.device.type
     if not torch.is_autocast_enabled(device):
-        return tensors
+        return inputs, *parameters
     dtype = torch.get_autocast_dtype(device)
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (inputs, *parameters))
 
 
 class _Affine(torch.autograd.Function):
+    # One node for a layer: what PyTorch spends on each takes as long as a small stack's products.
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, descent: Descent | None) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
-        ctx.descent = descent
-        transposed = weight.transpose(1, 2)
-        return torch.bmm(inputs, transposed) if bias is None else torch.baddbmm(bias.unsqueeze(1), inputs, transposed)
+        num_clients, num_outputs, num_inputs = weight.shape
+        folded = inputs.reshape(num_clients, -1, num_inputs)
+        ctx.save_for_backward(folded, weight)
+        ctx.descent, ctx.shape = descent, inputs.shape
+        outputs = torch.bmm(folded, weight.transpose(1, 2))
+        if bias is not None:
+            outputs += bias.unsqueeze(1)
+        return outputs.view(*inputs.shape[:-1], num_outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (outputs_gradient,) = gradients
         inputs, weight = ctx.saved_tensors
+        outputs_gradient = gradients[0].reshape(*inputs.shape[:2], -1)
         of_inputs, of_weight, of_bias, _ = ctx.needs_input_grad
         # First of all, since it needs the weight as it was.
-        inputs_gradient = torch.bmm(outputs_gradient, weight) if of_inputs else None
+        inputs_gradient = torch.bmm(outputs_gradient, weight).view(ctx.shape) if of_inputs else None
         weight_gradient = None
         if of_weight and ctx.descent is not None and ctx.descent.can_take(weight):
             ctx.descent.take(weight, outputs_gradient, inputs)

@@ -29,6 +29,9 @@ from blossom_ray.data.targets import FloatArray
 from blossom_ray.models.flat import Entry
 from blossom_ray.models.late_fusion import LateFusionModel
 
+_VALUES_AT_ONCE = 2**17
+"""Of the values of which norms are taken so many (float64: 1 MiB) have room in a core's own cache."""
+
 
 class BlockRows:
     """One block of several clients, or what goes with its parameters: an optimizer's moments.
@@ -72,15 +75,16 @@ class BlockRows:
             num_values: Of each row the first ones count, up to the end of an entry: those that are parameters.
         """
         values = read_only_tensor(vectors).to(self._device)
-        parts = [
-            torch.linalg.vector_norm(
-                self.tensors[entry.name][:num_clients].reshape(num_clients, -1) - values[:, entry.offset : entry.end],
-                dim=1,
-                dtype=torch.float64,
-            )
-            for entry in self._entries
-            if entry.end <= num_values
-        ]
+        parts = []
+        for entry in self._entries:
+            if entry.end <= num_values:
+                own = self.tensors[entry.name][:num_clients].reshape(num_clients, -1)
+                others = values[:, entry.offset : entry.end].expand_as(own)
+                # In pieces: what is made for a row stays in the processor's caches until it is summed.
+                at_once = max(1, _VALUES_AT_ONCE // max(1, own.shape[1])) if self._device.type == "cpu" else num_clients
+                pieces = [slice(first, first + at_once) for first in range(0, num_clients, at_once)]
+                norms = [torch.linalg.vector_norm(own[at] - others[at], dim=1, dtype=torch.float64) for at in pieces]
+                parts.append(torch.cat(norms))
         if not parts:
             return torch.zeros(num_clients, dtype=torch.float64)
         distances: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
