@@ -126,6 +126,7 @@ class ClientHost:
             check_finite(task.client, round_index, result, "training.optimizer.lr")
         weights = client_weights(plan.weighting, engine, tasks, results, batch_size=batch_size, round_index=round_index)
         private = [name for name, instance in trained.items() if instance.is_private]
+        returned, num_parameters = plan.returned_blocks(profile), workspace.num_parameters
         observed = [
             {name: task.num_observed(name) for name in plan.sparse_in_training if name in task.inputs} for task in tasks
         ]
@@ -133,7 +134,7 @@ class ClientHost:
             outcomes = authored_round.finish(results, weights, observed)
         else:
             parts = zip(results, weights, observed, strict=True)
-            outcomes = [_averaged(plan, profile, workspace, *part) for part in parts]
+            outcomes = [_averaged(plan, returned, num_parameters, *part) for part in parts]
         records = []
         for turn, result, weight, num_observed, outcome in zip(
             turns, results, weights, observed, outcomes, strict=True
@@ -164,7 +165,7 @@ class ClientHost:
         whole = whole and (is_even or plan.author is not None)
         sent = {
             instance: _combined(clients, outcomes, instance, is_summed=whole and not plan.keeps_rows(instance))
-            for instance in plan.returned_blocks(profile)
+            for instance in returned
         }
         return ChunkTraining(tuple(records), sent, dict(down.by_instance), dict(up.by_instance))
 
@@ -412,14 +413,14 @@ class ClientHost:
 
 def _averaged(
     plan: ClientPlan,
-    profile: ClientProfile,
-    workspace: Workspace,
+    returned: Sequence[BlockInstance],
+    num_parameters: Mapping[str, int],
     result: LocalResult,
     weight: float,
     num_observed: Mapping[str, int],
 ) -> Outcome:
     """What a client sends in federated averaging: what it trained."""
-    update = plan.cut(plan.returned_blocks(profile), result.blocks, workspace.num_parameters)
+    update = plan.cut(returned, result.blocks, num_parameters)
     sent = {
         instance: (plan.block_weight(instance, weight, num_observed), values) for instance, values in update.items()
     }
