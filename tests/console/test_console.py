@@ -125,6 +125,14 @@ def test_live_view_shows_progress_scores_and_blocks():
     assert "fusion[red] group 0 0 B 0 B 0" in words
 
 
+def test_live_view_shows_the_first_rounds_at_once():
+    console = make_console(force_terminal=True)
+    with LiveView(make_scenario(), console) as view:
+        for round_index in (0, 1):
+            view.update(make_record(round_index, accuracy=0.25))
+            assert f"round {round_index}/20" in printed(console)
+
+
 def test_live_view_stays_narrow_with_a_long_history():
     console = make_console()
     with LiveView(make_scenario(rounds=5000), console) as view:

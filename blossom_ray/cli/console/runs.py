@@ -158,6 +158,8 @@ class LiveView:
                     for row in ("", *modality_suffixes(metrics, self._prefix)):
                         if f"{name}{row}" in metrics:
                             self._curves[task].setdefault(row, []).append(metrics[f"{name}{row}"])
+        if record.round_index <= 1:  # who waits for the first ones is looking
+            self._live.refresh()
 
     def _render(self) -> RenderableType:
         def height(part: RenderableType) -> int:
