@@ -32,6 +32,7 @@ from blossom_ray.runs.loop import Begun, CheckpointKept, Event, LateScores, Outc
 from blossom_ray.runs.resuming import check_resumption
 from blossom_ray.runs.table_sums import TableSums
 from blossom_ray.runs.writer import EndStatus, RunWriter, new_run_folder, remove_if_unbegun
+from blossom_ray.runtime import forks
 from blossom_ray.runtime.address import check_sent_token, check_service, parse_address
 from blossom_ray.runtime.choice import has_cluster, settle_runtime
 from blossom_ray.runtime.kernels import merge_kernels
@@ -202,6 +203,7 @@ def events(
                         yield event
         else:
             tell("joining Ray" if has_cluster(address) else "starting Ray")
+            _stand_by(scenario, address)
             from blossom_ray.runtime.driver import stream
 
             shared = kept.parent if scenario.checkpoint.every or scenario.stop else None
@@ -230,6 +232,7 @@ def record_run(
         stopping: Asked again and again; True ends the run after the round in progress, with a checkpoint.
         address: The Ray cluster, as in `simulate`.
     """
+    _stand_by(scenario, address)
     with remove_if_unbegun(folder):
         writer = RunWriter(folder, scenario_yaml(scenario), _circumstances(scenario))
     yield from Session(scenario, writer, stopping, address).rounds()
@@ -405,6 +408,12 @@ class Session:
 def _resolved(scenario: Scenario, setup: Setup) -> Scenario:
     """The scenario as it is kept: where it left the engines to the run, it says which ones were chosen."""
     return scenario.with_engines(setup.engines) if scenario.training.engine == "auto" else scenario
+
+
+def _stand_by(scenario: Scenario, address: str | None) -> None:
+    """Where Ray will be started, have workers' warm process import PyTorch while this process gets there."""
+    if not has_cluster(address) and settle_runtime(scenario, has_cluster=False)[0].execution.runtime == "ray":
+        forks.stand_by()
 
 
 @contextmanager

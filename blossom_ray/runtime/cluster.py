@@ -43,6 +43,7 @@ _LONG_START_S = 240
 _TIMED_OUT = "timed out during startup"
 # How a node starts its dashboard's server, its autoscaler, and what prints workers' logs, which `_start` turns off.
 _LEFT_OUT = ("start_api_server", "start_monitor", "start_log_monitor")
+_STARTS, _SEEN_WITHIN_S = "start_ray_processes", 5
 _END_TIMEOUT_S = 10.0
 _LOGS = "Ray's logs tell more: session_latest/logs under RAY_TMPDIR (/tmp/ray if it is not set)"
 
@@ -165,20 +166,27 @@ def _start(address: str, source: str) -> None:
 
 
 @contextmanager
-def _fewer_processes() -> Iterator[None]:
+def _quick_start() -> Iterator[None]:
     """Have a node that is started meanwhile do without those of its processes that serve others, not this run.
 
-    `ray.init` waits one and a half seconds for the first one, and has no switch for any. A version of Ray that has them
-    elsewhere starts them.
+    `ray.init` waits one and a half seconds for the first one, and has no switch for any. Nor has it one for how often
+    it looks whether the node is there, once a second. A version of Ray that has these elsewhere goes its own way.
     """
     node: Any = getattr(sys.modules.get("ray._private.node"), "Node", None)
-    left_out = {name: getattr(node, name) for name in _LEFT_OUT if hasattr(node, name)}
-    for name in left_out:
-        setattr(node, name, lambda *_, **__: None)
+    before = {name: getattr(node, name) for name in (*_LEFT_OUT, _STARTS) if hasattr(node, name)}
+
+    def start(self: Any) -> None:
+        before[_STARTS](self)
+        with suppress(TimeoutError, AttributeError):  # then Ray looks for itself
+            services: Any = sys.modules["ray._private.services"]
+            services.wait_for_node(self.gcs_address, self._plasma_store_socket_name, _SEEN_WITHIN_S)
+
+    for name in before:
+        setattr(node, name, start if name == _STARTS else lambda *_, **__: None)
     try:
         yield
     finally:
-        for name, method in left_out.items():
+        for name, method in before.items():
             setattr(node, name, method)
 
 
@@ -188,7 +196,7 @@ def _start_alone(options: dict[str, Any]) -> None:
     try:
         # Ray would count cores that this process may not run on.
         options |= {"num_cpus": allowed_cpus(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        with forks.launching() as resources, _fewer_processes():
+        with forks.launching() as resources, _quick_start():
             ray.init("local", resources=resources, **options)
     except BaseException:
         ray.shutdown()

@@ -3,7 +3,7 @@
 A worker that imports them itself takes 175 MiB and seconds of a processor; a fork has its own only what it changes.
 Ray starts `launcher.py` in place of Python: as its Python in a session of this process's own, and in a cluster that is
 joined by a runtime environment. The launcher starts the warm process with the first worker; in a session of this
-process's own it stands by since Ray is started. It ends with the node, or when its job has no worker any more. Where
+process's own it stands by since before Ray starts. It ends with the node, or when its job has no worker any more. Where
 something is in the way, workers are what they are without.
 """
 
@@ -34,6 +34,9 @@ _SETTINGS = {
     "RAY_task_events_report_interval_ms": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
+    # Where a node is not ready for its own first connection, it tries again after this time, and not after a second.
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
     # Nobody hangs up on an actor that rests (`resting.py`) and does not answer: 20 days.
     "RAY_grpc_keepalive_time_ms": "1800000000",
     "RAY_grpc_client_keepalive_time_ms": "1800000000",
@@ -69,7 +72,7 @@ def launching() -> Iterator[dict[str, float]]:
         return
     python = sys.executable
     chosen = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
-    _stand_by()
+    stand_by()
     sys.executable = program
     os.environ.update(chosen)
     try:
@@ -80,21 +83,10 @@ def launching() -> Iterator[dict[str, float]]:
             del os.environ[name]
 
 
-@cache
-def _launcher() -> str:
-    """The launcher as a program, in a file that goes with this process."""
-    source = Path(launcher.__file__).read_text(encoding="utf-8")
-    source = source.replace("PYTHON = sys.executable", f"PYTHON = {sys.executable!r}")
-    source = source.replace('STANDING_BY = ""', f"STANDING_BY = {_name()!r}")
-    number = os.memfd_create("launcher")
-    os.write(number, f"#!{sys.executable} -ISE\n{source}".encode())
-    program = f"/proc/{os.getpid()}/fd/{number}"
-    subprocess.run([program, "-c", ""], check=True)
-    return program
-
-
-def _stand_by() -> None:
-    """Start the process that is to become the warm one; none where that of an earlier session still stands by."""
+def stand_by() -> None:
+    """Start the process that is to become the warm one; none where one stands by already."""
+    if not are_on():
+        return
     for process in [*_started]:
         with suppress(ChildProcessError):  # it is that of a process that was forked from
             if os.waitpid(process, os.WNOHANG)[0] == 0:
@@ -109,6 +101,19 @@ def _stand_by() -> None:
         environment = {"OMP_NUM_THREADS": "1", **os.environ}  # as a worker that PyTorch is imported for
         command = [sys.executable, "-P", "-c", code]
         _started.append(os.posix_spawn(sys.executable, command, environment, file_actions=nothing, setsid=True))
+
+
+@cache
+def _launcher() -> str:
+    """The launcher as a program, in a file that goes with this process."""
+    source = Path(launcher.__file__).read_text(encoding="utf-8")
+    source = source.replace("PYTHON = sys.executable", f"PYTHON = {sys.executable!r}")
+    source = source.replace('STANDING_BY = ""', f"STANDING_BY = {_name()!r}")
+    number = os.memfd_create("launcher")
+    os.write(number, f"#!{sys.executable} -ISE\n{source}".encode())
+    program = f"/proc/{os.getpid()}/fd/{number}"
+    subprocess.run([program, "-c", ""], check=True)
+    return program
 
 
 def _name() -> str:

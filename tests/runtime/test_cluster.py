@@ -13,7 +13,7 @@ import ray
 from ray import exceptions
 
 from blossom_ray.errors import ActorLostError, ClientError, RunError, StorageError
-from blossom_ray.runtime.cluster import START_LIMIT, HeadNode, ray_errors, session
+from blossom_ray.runtime.cluster import START_LIMIT, HeadNode, _quick_start, ray_errors, session
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,32 @@ def test_a_session_that_does_not_start_has_one_cause_and_one_hint(
         pass
     assert caught.value.cause.startswith(cause)
     assert caught.value.hint.startswith(hint)
+
+
+def test_a_node_is_waited_for_while_it_starts_and_rays_own_ways_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    class Node:
+        gcs_address, _plasma_store_socket_name = "127.0.0.1:1", "store"
+        start_monitor = start_ray_processes = lambda self: done.append("started")
+
+    def wait_for_node(*arguments: object) -> None:
+        done.append(arguments)
+        raise TimeoutError
+
+    monkeypatch.setitem(sys.modules, "ray._private.node", SimpleNamespace(Node=Node))
+    monkeypatch.setitem(sys.modules, "ray._private.services", SimpleNamespace(wait_for_node=wait_for_node))
+    before = dict(vars(Node))
+    with _quick_start():
+        Node().start_monitor()
+        assert not done
+        Node().start_ray_processes()
+        assert done == ["started", ("127.0.0.1:1", "store", 5)]
+    assert dict(vars(Node)) == before
+    # A version of Ray that has none of it.
+    monkeypatch.setitem(sys.modules, "ray._private.node", SimpleNamespace(Node=object))
+    with _quick_start():
+        pass
 
 
 SLOW = Exception("The current node timed out during startup. This could happen because the GCS is overloaded.")

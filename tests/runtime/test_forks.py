@@ -129,6 +129,38 @@ def test_the_first_worker_of_a_session_is_forked_from_the_process_that_stood_by(
     assert "stand_by" in told
 
 
+def test_a_run_that_will_start_ray_has_its_warm_process_stand_by_before_it_imports_ray(
+    small_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it stands by already when the folder is begun: the process and Ray start together."""
+    path = tmp_path / "scenario.yaml"
+    path.write_text(scenario_yaml(small_scenario), encoding="utf-8")
+    code = (
+        "import os, sys, psutil\n"
+        "from blossom_ray import Scenario, simulate\n"
+        "import blossom_ray.runs.session as session\n"
+        "class Writer:\n"
+        "    def __init__(self, *_):\n"
+        "        print(len(psutil.Process().children()), 'ray' in sys.modules, flush=True)\n"
+        "        os._exit(0)\n"
+        "session.RunWriter = Writer\n"
+        f"next(simulate(Scenario.load({str(path)!r}, {{'execution.runtime': sys.argv[1]}}), out='runs', stream=True))\n"
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def told(runtime: str, **more: str) -> str:
+        command = [sys.executable, "-c", code, runtime]
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ | more, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert told("ray") == "1 False\n"
+    assert told("local") == "0 False\n"
+    assert told("auto") == "0 False\n"
+    assert told("ray", RAY_ADDRESS="127.0.0.1:1") == "0 False\n"
+    assert told("ray", **{forks.SWITCH: "0"}) == "0 False\n"
+
+
 def test_a_launcher_whose_warm_process_fails_is_python(tmp_path: Path) -> None:
     script = tmp_path / "default_worker.py"
     script.write_text("print('as ever')", encoding="utf-8")
