@@ -177,7 +177,7 @@ def _quick_start() -> Iterator[None]:
 
     def start(self: Any) -> None:
         before[_STARTS](self)
-        with suppress(TimeoutError, AttributeError):  # then Ray looks for itself
+        with suppress(Exception):  # then Ray looks for itself
             services: Any = sys.modules["ray._private.services"]
             services.wait_for_node(self.gcs_address, self._plasma_store_socket_name, _SEEN_WITHIN_S)
 
