@@ -37,6 +37,8 @@ from blossom_ray.scenario.sections import Execution
 # Processes that Ray may be starting at once, per CPU core: all at once would make it give up on the last ones.
 _STARTING_PER_CORE = 4
 _START_TIMEOUT_S = 300.0
+_END_PATIENCE_S = 2.0
+"""How long an actor that was stopped may take to end before others are ended, too."""
 _FIRST_PATIENCE_S = 120.0
 """How long an actor may take to hold its clients before another one is tried: Ray can lose a call to one that is up.
 Also how long actors that wait for their turn stand back for calls of which none ends."""
@@ -74,7 +76,7 @@ class ActorRuntime:
         )
         self._environment = client_environment(self._execution.client_resources)
         room = offered_room()
-        most = _WORKING_PER_CORE * max(1, int(room.num_cpus))
+        self._most_awake = most = _WORKING_PER_CORE * max(1, int(room.num_cpus))
         self._turns = Turns(most, _some_done) if _are_many(len(actors), room) else None
         self._rests = _may_rest(len(actors), room)
         for actor in actors:
@@ -216,10 +218,15 @@ class ActorRuntime:
         )
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors, a few at a time where they are many: each is awake while it ends."""
         self._sent.clear()
         while self._slots:
-            _kill(self._slots.pop().actor)
+            ending = [self._slots.pop().actor for _ in range(min(self._most_awake, len(self._slots)))]
+            for actor in ending:
+                actor.wake()
+                ray.kill(actor.handle)
+            for actor in ending:
+                actor.close(_END_PATIENCE_S if self._slots else 0.0)
 
     def _start_actor(self) -> Caller:
         actor = _client_actor(self._execution, self._environment)

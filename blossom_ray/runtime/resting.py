@@ -12,6 +12,7 @@ node, Linux continues and hangs up on them (SIGCONT, SIGHUP), so that none is le
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -69,7 +70,7 @@ class Caller:
         """Call a method when it is the actor's turn; what Ray returns: a reference, or a list of several."""
         if self.turns is not None:
             self.turns.wait(self)
-        self._send(signal.SIGCONT)
+        self.wake()
         refs = getattr(self.handle, method).options(num_returns=num_returns).remote(*arguments)
         if self.turns is not None:
             self.turns.begin(self, refs[0] if isinstance(refs, list) else refs)
@@ -85,12 +86,19 @@ class Caller:
         """Stop the actor until the next call, if its process is known and has its parent yet."""
         self._send(signal.SIGSTOP)
         if os.getppid() != self._parent:
-            self._send(signal.SIGCONT)
+            self.wake()
 
-    def close(self) -> None:
-        """Let go of the actor, which is not stopped any more."""
+    def wake(self) -> None:
+        """Continue the actor, if it is stopped."""
         self._send(signal.SIGCONT)
+
+    def close(self, patience_s: float = 0.0) -> None:
+        """Let go of the actor, which is not stopped any more. If it is to end, so long is waited for that."""
+        self.wake()
         if self._process is not None:
+            ended = select.poll()
+            ended.register(self._process, select.POLLIN)
+            ended.poll(1000 * patience_s)
             os.close(self._process)
             self._process = None
 

@@ -127,6 +127,23 @@ def test_an_actor_is_stopped_until_the_next_call(sibling: psutil.Process) -> Non
     assert len(log) == 2
 
 
+def test_an_actor_that_is_to_end_is_waited_for_while_it_ends(sibling: psutil.Process) -> None:
+    waited: list[float] = []
+    for patience_s in (0.2, 60.0):
+        caller = Caller(Handle([], "a"))
+        caller.runs_in(sibling.pid)
+        caller.rest()
+        until(partial(is_stopped, sibling))
+        if waited:
+            sibling.terminate()  # which waits until it is continued
+        before = time.monotonic()
+        caller.close(patience_s)
+        waited.append(time.monotonic() - before)
+    assert waited[0] >= 0.2
+    assert waited[1] < 60
+    until(lambda: not sibling.is_running() or sibling.status() == psutil.STATUS_ZOMBIE)
+
+
 def test_another_processs_child_is_not_stopped(child: psutil.Process) -> None:
     caller = Caller(Handle([], "a"))
     caller.runs_in(child.pid)
