@@ -38,7 +38,7 @@ from blossom_ray.scenario.sections import Execution
 _STARTING_PER_CORE = 4
 _START_TIMEOUT_S = 300.0
 _END_PATIENCE_S = 2.0
-"""How long an actor that was stopped may take to end before others are ended, too."""
+"""How long an actor that could be stopped may take to end before others are ended, too."""
 _FIRST_PATIENCE_S = 120.0
 """How long an actor may take to hold its clients before another one is tried: Ray can lose a call to one that is up.
 Also how long actors that wait for their turn stand back for calls of which none ends."""
@@ -220,13 +220,15 @@ class ActorRuntime:
     def close(self) -> None:
         """End the actors, a few at a time where they are many: each is awake while it ends."""
         self._sent.clear()
+        patience_s = _END_PATIENCE_S
         while self._slots:
             ending = [self._slots.pop().actor for _ in range(min(self._most_awake, len(self._slots)))]
             for actor in ending:
                 actor.wake()
                 ray.kill(actor.handle)
             for actor in ending:
-                actor.close(_END_PATIENCE_S if self._slots else 0.0)
+                if not actor.close(patience_s):
+                    patience_s = 0.0  # Ray does not get to it: no other one is waited for
 
     def _start_actor(self) -> Caller:
         actor = _client_actor(self._execution, self._environment)

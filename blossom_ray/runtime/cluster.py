@@ -43,7 +43,8 @@ _LONG_START_S = 240
 _TIMED_OUT = "timed out during startup"
 # How a node starts its dashboard's server, its autoscaler, and what prints workers' logs, which `_start` turns off.
 _LEFT_OUT = ("start_api_server", "start_monitor", "start_log_monitor")
-_STARTS, _SEEN_WITHIN_S = "start_ray_processes", 5
+_STARTS = "start_ray_processes"
+_SEEN_WITHIN_S = 5
 _END_TIMEOUT_S = 10.0
 _LOGS = "Ray's logs tell more: session_latest/logs under RAY_TMPDIR (/tmp/ray if it is not set)"
 

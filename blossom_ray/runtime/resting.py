@@ -92,15 +92,24 @@ class Caller:
         """Continue the actor, if it is stopped."""
         self._send(signal.SIGCONT)
 
-    def close(self, patience_s: float = 0.0) -> None:
-        """Let go of the actor, which is not stopped any more. If it is to end, so long is waited for that."""
+    def close(self, patience_s: float = 0.0) -> bool:
+        """Let go of the actor, which is not stopped any more.
+
+        Args:
+            patience_s: How long its end is waited for, if it is to end.
+
+        Returns:
+            Whether it has ended, as far as its process is known.
+        """
         self.wake()
-        if self._process is not None:
-            ended = select.poll()
-            ended.register(self._process, select.POLLIN)
-            ended.poll(1000 * patience_s)
-            os.close(self._process)
-            self._process = None
+        if self._process is None:
+            return True
+        end = select.poll()
+        end.register(self._process, select.POLLIN)
+        has_ended = bool(end.poll(1000 * patience_s))
+        os.close(self._process)
+        self._process = None
+        return has_ended
 
     def _send(self, number: signal.Signals) -> None:
         if self._process is not None:

@@ -129,6 +129,7 @@ def test_an_actor_is_stopped_until_the_next_call(sibling: psutil.Process) -> Non
 
 def test_an_actor_that_is_to_end_is_waited_for_while_it_ends(sibling: psutil.Process) -> None:
     waited: list[float] = []
+    assert Caller(Handle([], "a")).close(60.0), "of one whose process is not known there is nothing to wait for"
     for patience_s in (0.2, 60.0):
         caller = Caller(Handle([], "a"))
         caller.runs_in(sibling.pid)
@@ -136,8 +137,8 @@ def test_an_actor_that_is_to_end_is_waited_for_while_it_ends(sibling: psutil.Pro
         until(partial(is_stopped, sibling))
         if waited:
             sibling.terminate()  # which waits until it is continued
-        before = time.monotonic()
-        caller.close(patience_s)
+        before, is_told = time.monotonic(), bool(waited)
+        assert caller.close(patience_s) is is_told
         waited.append(time.monotonic() - before)
     assert waited[0] >= 0.2
     assert waited[1] < 60
