@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import sys
 import zipfile
@@ -25,6 +26,10 @@ UCI_HAR_ZIP = REPOSITORY.parent / "shared" / "data" / "UCI-HAR" / "UCI HAR Datas
 # A shell without job control starts what it puts into the background with Ctrl-C ignored, and children inherit that:
 # the commands that tests interrupt would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Where a machine has no C compiler, compiled kernels fall back to what others test.
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+compiled = pytest.param("compiled", marks=needs_compiler)
 
 # A machine that has other work may take longer than Ray's 30 s to start a node.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")

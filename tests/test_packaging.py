@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_package_and_its_files_and_nothing_else(archives: tu
         assert wheel.testzip() is None
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     scenarios = {f"blossom_ray/{name}" for name in repository_files("scenarios", "*.yaml")}
-    others = ("py.typed", "studies/reports/page.html.j2", "scenario/scenario.schema.json")
+    others = ("py.typed", "clients/compiled/kernels.c", "studies/reports/page.html.j2", "scenario/scenario.schema.json")
     files = {f"blossom_ray/{name}" for name in others}
     modules = repository_files("blossom_ray", "*.py")
     assert "blossom_ray/__main__.py" in modules

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from blossom_ray.clients.batch import Measured
+from blossom_ray.clients.compiled.engine import CompiledEngine
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalResult, Scored
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import EngineName
@@ -62,7 +63,9 @@ class Engine(Protocol):
 
 def make_engine(kind: EngineName, workspace: Workspace) -> Engine:
     """The engine that was settled on."""
-    return StackedEngine(workspace) if kind == "vectorized" else SequentialEngine(workspace)
+    engines: dict[EngineName, Callable[[Workspace], Engine]]
+    engines = {"sequential": SequentialEngine, "vectorized": StackedEngine, "compiled": CompiledEngine}
+    return engines[kind](workspace)
 
 
 @np.errstate(over="ignore", invalid="ignore")

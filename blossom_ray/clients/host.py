@@ -394,7 +394,7 @@ class ClientHost:
             return None
         kind = profile.signature, profile.is_unseen
         if kind not in self._authored:
-            is_mapped = self._plan.engines[profile.modality_set] == "vectorized"
+            is_mapped = self._plan.engines[profile.modality_set] != "sequential"
             self._authored[kind] = Authored(self._plan, self._workspace(profile), profile, is_mapped=is_mapped)
         return self._authored[kind]
 

@@ -288,7 +288,7 @@ class StepSchedule(_Schedule):
         return base * self.factor ** ((round_index - 1) // self.every)
 
 
-EngineName = Literal["sequential", "vectorized"]
+EngineName = Literal["sequential", "vectorized", "compiled"]
 Schedule = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="kind")]
 
 
@@ -321,13 +321,15 @@ class Training(Section):
     are."""
     schedule: Schedule = ConstantSchedule(kind="constant")
     """The learning rate as a function of the round."""
-    engine: Literal["auto", "sequential", "vectorized"] | dict[str, EngineName] = "sequential"
-    """How the clients of a chunk are computed: one after the other, or at once on stacked blocks. A step agrees within
-    rounding; over rounds the difference grows as it does between processors. Stacking pays with many clients and small
-    dense, recurrent or attention models. Own modules that cannot be stacked are computed one client after the other,
-    and the manifest's notes say why. A stacked chunk stays in one actor. `auto` times both before round 1; the run
-    folder's `scenario.yaml` says what was chosen, as a map from modality set (`acc+gyro`) to engine, which is accepted
-    here too."""
+    engine: Literal["auto", "sequential", "vectorized", "compiled"] | dict[str, EngineName] = "sequential"
+    """How the clients of a chunk are computed: one after the other (`sequential`), at once on stacked blocks
+    (`vectorized`), or as that with local training in C (`compiled`). A step agrees within rounding; over rounds the
+    difference grows as it does between processors. Stacking pays with many clients and small dense, recurrent or
+    attention models. `compiled` needs a C compiler, CPUs and built-in blocks without normalisation and `conv2d`, and is
+    the fastest there. What cannot be computed as asked is computed as the one before in this list, and the manifest's
+    notes say why. A stacked chunk stays in one actor. `auto` times all of them before round 1; the run folder's
+    `scenario.yaml` says what was chosen, as a map from modality set (`acc+gyro`) to engine, which is accepted here
+    too."""
     precision: Precision = "float32"
     """In what the forward pass computes matrix products and convolutions, in training and in evaluation. `bfloat16`
     (automatic mixed precision) is for GPUs; parameters, gradients, optimizers and averages stay float32."""
@@ -346,9 +348,10 @@ class Training(Section):
         return not engines <= {"sequential"}
 
     @property
-    def must_stack(self) -> bool:
-        """Whether stacks are asked for, for all clients or for some."""
-        return "vectorized" in ([self.engine] if isinstance(self.engine, str) else self.engine.values())
+    def asked_to_stack(self) -> EngineName | None:
+        """An engine that computes clients together and is asked for, for all clients or for some; None: none is."""
+        engines = [self.engine] if isinstance(self.engine, str) else self.engine.values()
+        return next((engine for engine in engines if engine != "auto" and engine != "sequential"), None)
 
     def conflicts(self) -> Iterator[Finding]:
         """A schedule that ends above where it begins, smallest batches above the batch size, what stacks cannot do."""
@@ -359,8 +362,8 @@ class Training(Section):
             expected = f"at most {self.optimizer.lr}, the learning rate of the optimizer"
             yield Finding("schedule.min_lr", f"is {self.schedule.min_lr}", expected)
         for key, plain in (("modality_dropout", 0), ("min_batch_size", 1)):
-            if self.must_stack and (value := getattr(self, key)) > plain:
-                found = f"asks for 'vectorized', while training.{key} is {value}"
+            if (asked := self.asked_to_stack) and (value := getattr(self, key)) > plain:
+                found = f"asks for {asked!r}, while training.{key} is {value}"
                 yield Finding("engine", found, f"'sequential' or 'auto', or a {key} of {plain}")
 
     def num_examples(self, num_samples: int) -> int:

@@ -15,6 +15,8 @@ from functools import cached_property
 import numpy as np
 
 from blossom_ray.algorithms.seam import has
+from blossom_ray.clients.compiled.library import missing_library
+from blossom_ray.clients.compiled.program import compiling_obstacle
 from blossom_ray.clients.engines import Engine, make_engine
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
 from blossom_ray.clients.local_training import one_thread
@@ -41,7 +43,8 @@ def choose_engines(
 ) -> Preparation:
     """Settle the engine of every modality set, and find out what a sample costs where placement asks for it.
 
-    A set whose model cannot be stacked takes the sequential engine, and a note says why; own code is tried for that.
+    A set whose model cannot be stacked takes the sequential engine, one that cannot train with compiled kernels stacks,
+    and a note says why; own code is tried for that.
     Sets are timed where an engine is to be chosen (`training.engine: auto`), and on Ray where there are several, which
     placement has to weigh against each other. On GPUs, which this process may not have, nothing is timed: what can be
     stacked is. Nor is own code that is not to be stacked or cannot be: it may fail or hang, and that is to happen in
@@ -57,13 +60,16 @@ def choose_engines(
     on_ray, on_gpu = scenario.execution.runtime == "ray", uses_gpu(scenario)
     probes = {name: ChunkProbe(preparation, name) for name in scenario.modality_sets}
     engines: dict[str, EngineName] = dict(asked or chosen or {})
-    if is_own_code or not engines:
-        for name, probe in probes.items():
-            if asked.get(name) != "sequential" and probe.obstacle is not None:
-                note = f"engine of {name}: sequential, since {probe.obstacle}"
-                preparation = replace(preparation, notes=(*preparation.notes, note))
-                if engines:
-                    engines[name] = "sequential"
+    for name, probe in probes.items():
+        possible: EngineName = "sequential"
+        reason = probe.obstacle if (is_own_code or not engines) and asked.get(name) != "sequential" else None
+        if reason is None and engines.get(name) == "compiled":
+            possible, reason = "vectorized", probe.compiling_obstacle
+        if reason is not None:
+            note = f"engine of {name}: {possible}, since {reason}"
+            preparation = replace(preparation, notes=(*preparation.notes, note))
+            if engines:
+                engines[name] = possible
     if engines and (on_gpu or not on_ray or is_own_code or len(scenario.modality_sets) == 1):
         return _with_engines(preparation, engines)
     if on_gpu:
@@ -102,7 +108,7 @@ def _fastest(preparation: Preparation, num_workers: int) -> dict[str, EngineName
     improves = True
     while improves:
         improves = False
-        for name in [name for name, engine in best.items() if engine == "vectorized"]:
+        for name in [name for name, engine in best.items() if engine != "sequential"]:
             parted: dict[str, EngineName] = {**best, name: "sequential"}
             if round_seconds(parted) < least:
                 best, least, improves = parted, round_seconds(parted), True
@@ -142,12 +148,26 @@ class ChunkProbe:
         return training_obstacle(self._plan.training) or stacking_obstacle(self._workspace)
 
     @cached_property
+    def compiling_obstacle(self) -> str | None:
+        """Why these clients, which can be stacked, cannot train with compiled kernels; None where they can."""
+        plan = self._plan
+        if uses_gpu(self._preparation.scenario):
+            return "clients compute on GPUs"
+        if has(plan.author, "loss"):
+            return "the algorithm adds to the loss"
+        if plan.sparse:
+            return f"samples may lack {', '.join(sorted(plan.sparse))}"
+        return compiling_obstacle(self._workspace, plan.training) or missing_library()
+
+    @cached_property
     def engines(self) -> tuple[EngineName, ...]:
         """Those that can compute it, the sequential one first."""
         execution = self._preparation.scenario.execution
         together = execution.runtime == "local" or execution.clients_per_actor != 1
         stacks = together and len(self._clients) > 1 and self.obstacle is None
-        return ("sequential", "vectorized") if stacks else ("sequential",)
+        if not stacks:
+            return ("sequential",)
+        return ("sequential", "vectorized", *(() if self.compiling_obstacle else ("compiled",)))
 
     @cached_property
     def _workspace(self) -> Workspace:

@@ -127,7 +127,7 @@ class Preparation:
         return frozenset(
             chunk.index
             for chunk in self.population.chunks
-            if engines[profiles[chunk.clients[0]].modality_set] == "vectorized"
+            if engines[profiles[chunk.clients[0]].modality_set] != "sequential"
         )
 
     def open_shards(self, buffers: Mapping[str, np.ndarray] | None = None) -> ShardReader:

@@ -211,7 +211,9 @@ def _actor_per_client(training: Training, execution: Execution) -> Iterator[Find
     if execution.runtime == "local" or execution.clients_per_actor != 1 or training.engine == "auto":
         return
     if training.may_stack:
-        found = "is 1, while training.engine is 'vectorized', which keeps a chunk of clients in one actor"
+        found = (
+            f"is 1, while training.engine is {training.asked_to_stack!r}, which keeps a chunk of clients in one actor"
+        )
         yield Finding("execution.clients_per_actor", found, "auto or a larger number, or training.engine: sequential")
 
 
@@ -326,8 +328,8 @@ def _tuned_blocks(evaluation: Evaluation, scopes: Mapping[str, Scope]) -> Iterat
 def _prototypes_in_training(model: Model, training: Training) -> Iterator[Finding]:
     if model.missing != "prototype":
         return
-    if training.must_stack:
-        found = "asks for 'vectorized', while model.missing is 'prototype'"
+    if training.asked_to_stack:
+        found = f"asks for {training.asked_to_stack!r}, while model.missing is 'prototype'"
         yield Finding("training.engine", found, "'sequential' or 'auto'")
     if training.modality_dropout > 0:
         found = f"is {training.modality_dropout}, while model.missing is 'prototype'"

@@ -451,7 +451,7 @@ def _model_bytes(preparation: Preparation, profile: ClientProfile, sizes: Mappin
     And what an algorithm adds, before a round and after.
     """
     optimizer = preparation.plan.training.optimizer
-    stacked = preparation.plan.engines[profile.modality_set] == "vectorized"
+    stacked = preparation.plan.engines[profile.modality_set] != "sequential"
     num_models = 1 + (preparation.scenario.execution.chunk_size if stacked else 0)
     num_values = sum(size * (2 + len(optimizer.of(name).moments)) for name, size in sizes.items())
     num_values += 2 * num_extra

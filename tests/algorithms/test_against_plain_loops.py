@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import compiled
 from plain_loops import World, assert_close, assert_model_equals, scenario_of, simulated
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-ENGINES = ("sequential", "vectorized")
+ENGINES = ("sequential", "vectorized", compiled)
 SCHEMES = ("full-model", "private-head")
 
 

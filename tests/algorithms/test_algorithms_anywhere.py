@@ -38,6 +38,7 @@ BATCH_NORM = {"model.head": {"kind": "mlp", "hidden": [6], "norm": "batch"}}
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},
     "stacked": {"training.engine": "vectorized"},
+    "compiled": {"training.engine": "compiled"},
     "group": {
         "clients.0.group": "a",
         "clients.1.group": "b",
@@ -98,7 +99,7 @@ def resumed(scenario: Scenario, folder: Path) -> Run:
 
 SOME = {
     "scaffold": ("stacked", "modality dropout", "batch norm"),
-    "ditto": ("stacked", "momentum", "batch norm, local"),
+    "ditto": ("stacked", "compiled", "momentum", "batch norm, local"),
     "moon": ("stacked", "modality dropout"),
     "fedproto": ("stacked", "failing clients"),
     "own": (*RULES,),

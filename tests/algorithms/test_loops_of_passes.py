@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import compiled
 from plain_loops import (
     BATCH_NORM,
     World,
@@ -46,7 +47,7 @@ def cross_entropy(world: World, client: int, blocks: Blocks, inputs: Any, labels
 
 
 @pytest.mark.parametrize("sharing", ["full-model", "private-head"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, compiled])
 def test_mixed(engine: str, sharing: str) -> None:
     scenario = scenario_of({"kind": "mixed", "rate": 4.0}, **DECAY, **{"training.engine": engine, "sharing": sharing})
     world = World(scenario)

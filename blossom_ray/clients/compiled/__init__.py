@@ -1,0 +1,1 @@
+"""Training steps in C, one client after the other, its parameters in the processor's caches."""

@@ -1,0 +1,97 @@
+"""The kernels of `kernels.c`, compiled by the machine's C compiler for its processor when they are first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shlex
+import subprocess
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from blossom_ray.clients.compiled.program import Client
+from blossom_ray.data.files.cache import cache_folder, writable
+from blossom_ray.errors import BlossomError, RunError
+from blossom_ray.text import brief
+
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-shared", "-fPIC")
+_OF_PROCESSORS = {"x86_64": ("-mprefer-vector-width=512",)}
+_POINTER = ctypes.c_void_p
+
+
+class Library:
+    """The functions of `kernels.c`, as they are described there.
+
+    Args:
+        file: The shared library.
+    """
+
+    def __init__(self, file: Path) -> None:
+        library, size = ctypes.CDLL(str(file)), ctypes.c_int64
+        self.train, self.scatter, self.gather = library.train, library.scatter, library.gather
+        self.train.argtypes, self.train.restype = (ctypes.POINTER(Client), _POINTER, size, size), ctypes.c_double
+        self.scatter.argtypes, self.scatter.restype = (_POINTER, _POINTER, size, _POINTER), None
+        self.gather.argtypes = (_POINTER, _POINTER, size, _POINTER, _POINTER)
+        self.gather.restype = ctypes.c_double
+
+
+@cache
+def library() -> Library:
+    """The library: compiled where nobody has yet on a processor like this one, else from the cache folder.
+
+    Raises:
+        RunError: There is no compiler (`cc`, or what `CC` names), it fails, or the cache folder cannot be written.
+    """
+    source = resources.files(__package__).joinpath("kernels.c").read_text(encoding="utf-8")
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    flags = (*_FLAGS, *_OF_PROCESSORS.get(platform.machine(), ()))
+    key = hashlib.sha256("\n".join((source, *compiler, *flags, _instructions())).encode()).hexdigest()
+    try:
+        folder = cache_folder()
+        file = folder / f"kernels-{key[:32]}.so"
+        if not file.exists():
+            with writable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                _compile((*compiler, *flags, "-x", "c", "-", "-lm", "-o"), source, file)
+        return Library(file)
+    except BlossomError as error:
+        raise RunError(str(error)) from error
+    except OSError as error:
+        raise RunError(f"the compiled kernels cannot be loaded: {brief(str(error))}") from error
+
+
+def missing_library() -> str | None:
+    """Why there are no compiled kernels here, as one line; None where there are."""
+    try:
+        library()
+    except RunError as error:
+        return str(error)
+    return None
+
+
+def _compile(command: tuple[str, ...], source: str, file: Path) -> None:
+    # Under a name of this process first: others may be at it, too, and a file that is there is whole.
+    own = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        done = subprocess.run([*command, str(own)], input=source, text=True, capture_output=True, check=False)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), "nothing")
+            raise RunError(f"the C compiler {command[0]} failed; it says {brief(said)}")
+        own.replace(file)
+    except FileNotFoundError as error:
+        raise RunError(f"there is no C compiler {command[0]}; expected one, or its name in CC") from error
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _instructions() -> str:
+    """What the processor can do: a cache folder may be shared by machines."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine()
+    return "\n".join(sorted(set(re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", text, re.MULTILINE))))
