@@ -94,6 +94,7 @@ def main() -> None:
             "clients.0.count": num_clients,
             "data.samples": 161 * num_clients,
             "execution.runtime": "local",
+            "training.engine": "vectorized",
         }
     )
     start = multiprocessing.get_context("spawn")

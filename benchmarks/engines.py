@@ -1,9 +1,9 @@
-"""Sequential and stacked training of the same clients: do they agree, and how fast is each?
+"""Sequential, stacked and compiled training of the same clients: do they agree, and how fast is each?
 
     python benchmarks/engines.py --clients 64 --repeats 7
 
-One process, one thread. Per model the two engines train the same chunk in turns, so that noise on the machine falls on
-both alike. The table has the medians of processor time per client, and of the ratio in each turn.
+One process, one thread. Per model the engines train the same chunk in turns, so that noise on the machine falls on all
+alike. The table has the medians of processor time per client, and of the ratio to the sequential engine in each turn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from blossom_ray.clients.compiled.engine import CompiledEngine
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass, LocalResult
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.options import Training
@@ -64,23 +65,26 @@ def main() -> None:
     options = {"capacity": arguments.capacity} if arguments.capacity else {}
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread, {arguments.clients} clients, {optimizer}\n")
-    print("| model | parameters | sequential, ms | stacked, ms | stacked, clients/s | ratio | largest difference |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| model | parameters | sequential, ms | stacked, ms | ratio | compiled, ms | ratio | largest difference |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, (shapes, model) in MODELS.items():
         if arguments.only not in name:
             continue
         space = build(shapes, model)
         tasks = make_tasks(space, shapes, arguments.clients, arguments.steps * BATCH_SIZE, model["num_outputs"])
         job = make_job(space, section)
-        sequential = partial(SequentialEngine(space).train, tasks, job)
-        stacked = partial(StackedEngine(space, **options).train, tasks, job)
-        difference = largest_difference(sequential(), stacked())
-        times = [(seconds(sequential), seconds(stacked)) for _ in range(arguments.repeats)]
-        before, now = (1e3 * median(column) / len(tasks) for column in zip(*times, strict=True))
-        ratio = median(one / other for one, other in times)
+        engines = SequentialEngine(space), StackedEngine(space, **options), CompiledEngine(space)
+        first, *others = (partial(engine.train, tasks, job) for engine in engines)
+        expected = first()
+        difference = max(largest_difference(expected, other()) for other in others)
+        times = [[seconds(train) for train in (first, *others)] for _ in range(arguments.repeats)]
+        alone, *rest = zip(*times, strict=True)
+        columns = [f"{1e3 * median(alone) / len(tasks):.2f}"]
+        for taken in rest:
+            ratio = median(one / other for one, other in zip(alone, taken, strict=True))
+            columns += [f"{1e3 * median(taken) / len(tasks):.2f}", f"{ratio:.2f}"]
         num_parameters = sum(flat.num_parameters for flat in space.flat.values())
-        numbers = f"{num_parameters:,} | {before:.2f} | {now:.2f} | {1e3 / now:.0f} | {ratio:.2f} | {difference:.1e}"
-        print(f"| {name} | {numbers} |", flush=True)
+        print(f"| {name} | {num_parameters:,} | {' | '.join(columns)} | {difference:.1e} |", flush=True)
 
 
 def build(shapes: dict[str, tuple[int, ...]], model: dict[str, Any]) -> Workspace:

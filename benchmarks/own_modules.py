@@ -91,6 +91,7 @@ def started(changes: dict[str, Any], arguments: argparse.Namespace, stack: ExitS
         "data.samples": arguments.clients * 161,
         "evaluation.clients": 1 / arguments.clients,
         "execution.runtime": "local",
+        "training.engine": "vectorized",
     }
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     preparation = choose_engines(prepare(Scenario.load(W1, common | changes), folder))

@@ -24,6 +24,7 @@ import blossom_ray.rounds
 import blossom_ray.simulation
 from blossom_ray import Scenario, simulate
 from blossom_ray.algorithms.selection import Population
+from blossom_ray.clients.compiled.engine import CompiledSteps
 from blossom_ray.clients.host import ClientHost
 from blossom_ray.clients.local_training import SequentialEngine
 from blossom_ray.clients.stacked.engine import StackedEngine
@@ -41,6 +42,9 @@ PHASES: dict[str, tuple[Place, ...]] = {
     "bookkeeping of clients": ((ClientHost, "train"),),
     "engine around its steps": ((StackedEngine, "train"),),
     "clients one after the other": ((SequentialEngine, "train"),),
+    "steps in C": ((CompiledSteps, "_epoch"),),
+    "compiled engine around its steps": ((CompiledSteps, "train"),),
+    "blocks to and from the kernels, drift": ((CompiledSteps, "_load"), (CompiledSteps, "_read")),
     "blocks into the stack": ((Stack, "load"),),
     "samples into the stack": ((blossom_ray.clients.stacked.training, "Shards"),),
     "forward, loss": ((StackTrainer, "train"),),

@@ -21,8 +21,9 @@ import torch
 from torch.nn import functional as F
 
 from blossom_ray import Scenario
+from blossom_ray.clients.engines import make_engine
 from blossom_ray.clients.job import ClientTask, LocalJob, LocalPass
-from blossom_ray.clients.local_training import SequentialEngine
+from blossom_ray.clients.options import EngineName
 from blossom_ray.clients.samples import read_only_tensor
 from blossom_ray.clients.workspace import Workspace, client_workspace
 from blossom_ray.core.blocks import ClientProfile
@@ -75,12 +76,12 @@ def make_workspace(preparation: Preparation, client: int, missing: str = "mask")
     return space
 
 
-def ours(preparation: Preparation, client: int) -> dict[str, np.ndarray]:
+def ours(preparation: Preparation, client: int, engine: EngineName = "sequential") -> dict[str, np.ndarray]:
     inputs, labels, _ = preparation.open_shards().shard(client).train()
     space = make_workspace(preparation, client)
     section = preparation.plan.training
     job = LocalJob(section, RATE, (LocalPass(section.local_epochs, frozenset(space.trained)),), seed=0, round_index=1)
-    (result,) = SequentialEngine(space).train([ClientTask(client, space.initial_blocks, inputs, labels)], job)
+    (result,) = make_engine(engine, space).train([ClientTask(client, space.initial_blocks, inputs, labels)], job)
     return result.blocks
 
 
@@ -114,8 +115,8 @@ def plain_with_zeros(preparation: Preparation, client: int) -> dict[str, np.ndar
     return plain(preparation, client, zeros=True)
 
 
-def check_same_result(preparation: Preparation) -> None:
-    mine, others = ours(preparation, 0), plain(preparation, 0)
+def check_same_result(preparation: Preparation, engine: EngineName = "sequential") -> None:
+    mine, others = ours(preparation, 0, engine), plain(preparation, 0)
     worst = max(float(np.abs(mine[name] - others[name]).max()) for name in mine)
     assert worst < 1e-4, f"the two compute different things: {worst}"
     print(f"largest difference after one round of one client: {worst:.1e}\n")

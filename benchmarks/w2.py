@@ -4,10 +4,10 @@
 
 Ten clients, five with the accelerometer and five with the gyroscope, Dirichlet(0.5), the paper's model (385,352
 parameters with both modalities), private head and fusion: `scenarios/uci-har-exclusive.yaml`. Ours is `simulate` with
-two actors; the time of a round is split into training (with sending, averaging and the server's step) and scoring.
-The plain loop trains the same clients on the same batches in two processes, each with half of the samples, and does
-nothing else: no averaging, no scoring, the same initial blocks in each round. That both compute the same is checked
-for one client, in one process, as in `uci_har_round.py`.
+two actors and `training.engine: compiled`, or that of `--engine`; the time of a round is split into training (with
+sending, averaging and the server's step) and scoring. The plain loop trains the same clients on the same batches in two
+processes, each with half of the samples, and does nothing else: no averaging, no scoring, the same initial blocks in
+each round. That both compute the same is checked for one client, in one process, as in `uci_har_round.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import torch
 from uci_har_round import check_same_result, plain
 
 from blossom_ray import Scenario, simulate
+from blossom_ray.clients.options import EngineName
 from blossom_ray.runtime.preparation import Preparation, prepare
 
 NUM_PROCESSES = 2
@@ -36,16 +38,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="the official archive")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--engine", default="compiled", choices=get_args(EngineName))
     parser.add_argument("--rounds", type=int, default=4, help="rounds of each in a turn")
     arguments = parser.parse_args()
     # Ray's low priority for workers would decide the matter where others use the machine, too.
     os.environ |= {"RAY_worker_niceness": "0"}
     changes = {"data.path": arguments.data, "rounds": arguments.rounds, "evaluation.held_out": "never"}
+    changes["training.engine"] = arguments.engine
     scenario = Scenario.load("scenarios/uci-har-exclusive.yaml", changes)
     training, scoring, loop = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         preparation = prepare(scenario, Path(folder))
-        check_same_result(preparation)
+        check_same_result(preparation, arguments.engine)
         with plain_workers(preparation) as pipes:
             for _ in range(arguments.turns):
                 records = list(simulate(scenario, stream=True))[1:]

@@ -2,7 +2,7 @@
 
     python benchmarks/peers/blossom.py FOLDER OUTCOME.npz --rounds 7 --clients 1000
 
-Training is vectorised, on two actors of one CPU core each, as `simulate` runs it, checkpoints included. A round is
+Training steps are compiled, on two actors of one CPU core each, as `simulate` runs it, checkpoints included. A round is
 timed from one record's arrival to the next one's: without the first, and without the last, with which a score comes.
 `--write` writes the workload into the folder, and runs nothing.
 """

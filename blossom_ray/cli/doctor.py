@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shlex
 import shutil
 import socket
 import tempfile
@@ -94,6 +95,7 @@ def checks() -> Iterator[Check]:
     yield processor_check(room)
     yield memory_check(room)
     yield gpu_check()
+    yield compiler_check()
     yield shared_memory_check(Path("/dev/shm"), room.memory_bytes)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield descriptor_check(soft, hard)
@@ -153,6 +155,14 @@ def memory_check(machine: Room) -> Check:
     return Check(
         "memory", "good", found, f"up to {num_own} clients get an actor of their own ({actor_mib} MiB), more are packed"
     )
+
+
+def compiler_check() -> Check:
+    """A C compiler, for `training.engine: compiled`; it is not tried."""
+    command = (shlex.split(os.environ.get("CC", "")) or ["cc"])[0]
+    if (found := shutil.which(command)) is not None:
+        return Check("C compiler", "good", found)
+    return Check("C compiler", "warning", f"no {command}", "training.engine: compiled computes as vectorized")
 
 
 def gpu_check() -> Check:

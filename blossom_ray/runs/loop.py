@@ -175,7 +175,7 @@ def run(
                 if watched is not None:
                     watched = watched.with_state(checkpoint.stop)
         described, notes = runtime.describe(), (*notes, *advice)
-        used = merge_kernels([kernels(), *described.kernels])
+        used = merge_kernels([kernels(preparation.plan.engines.values()), *described.kernels])
         data = describe(preparation)
         yield Setup(preparation.plan.engines, data, described.entries, used, parameters, first_round, notes)
 
@@ -207,7 +207,7 @@ def run(
         failures = runtime.take_round().failures
         lost = [f"after the last round: actor {f.actor} {f.cause}; {f.action}" for f in failures]
         notes = (*notes, *described.obstacles, *filter(None, (undefined, untrained)), *lost)
-        used = merge_kernels(used, [kernels(), *described.kernels])
+        used = merge_kernels(used, [kernels(preparation.plan.engines.values()), *described.kernels])
         yield Outcome(digest, described.entries, used, stopped, notes)
     finally:
         runtime.close()

@@ -89,6 +89,7 @@ class ClientActor:
         profiles = [preparation.population.profiles[client] for client in clients]
         shards = preparation.open_shards(buffers)
         self._host = self._host_type(preparation.plan, profiles, shards, self._device)
+        self._engines = frozenset(preparation.plan.engines.values())
         if checkpoint_files:
             self._host.restore(checkpoint_files)
         # Modules and clients are here for good: the garbage collector need not look at them again in each round.
@@ -152,7 +153,7 @@ class ClientActor:
         Pages that it shares with others are counted.
         """
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return peak, self._here.private_digest(), kernels(), self._here.obstacles
+        return peak, self._here.private_digest(), kernels(self._engines), self._here.obstacles
 
     @property
     def _here(self) -> ClientHost:

@@ -7,9 +7,11 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from blossom_ray.clients.options import EngineName
 
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY",
@@ -28,23 +30,31 @@ _COUNT = "processes"
 Kernels = Mapping[str, Any]
 
 
-def kernels() -> Kernels:
+def kernels(engines: Collection[EngineName] = ()) -> Kernels:
     """What chooses the kernels of this process.
+
+    Args:
+        engines: Those that clients are computed with, here or elsewhere.
 
     Returns:
         `processor` (its model), `cpu_capability` (the vector instructions that PyTorch's own kernels use), `libraries`
-        (version by name of those that PyTorch was built with), `variables` (value by name of the environment variables
-        that choose kernels and are set), `processes` (1). Threads are not among them: each process computes with one.
+        (version by name of those that PyTorch was built with, and as `cc` that of the engine `compiled`'s compiler),
+        `variables` (value by name of the environment variables that choose kernels and are set), `processes` (1).
+        Threads are not among them: each process computes with one.
     """
     import torch
 
+    from blossom_ray.clients.compiled.library import library, missing_library
+
     build = torch.__config__.show()
     found = {name: pattern.search(build) for name, pattern in _LIBRARIES.items()}
+    has_compiled = "compiled" in engines and missing_library() is None
+    compiler = {"cc": library().compiler} if has_compiled else {}
     return {
         _COUNT: 1,
         "processor": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "libraries": {name: match[1] for name, match in found.items() if match is not None},
+        "libraries": {name: match[1] for name, match in found.items() if match is not None} | compiler,
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 

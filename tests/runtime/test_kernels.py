@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import needs_compiler
 
 from blossom_ray import Run, Scenario, simulate
 from blossom_ray.runs.folder import MANIFEST_FILE
@@ -92,6 +93,18 @@ def test_actors_are_processes_of_their_own(small_scenario: Scenario, ray_session
     (found,) = simulate(placed).manifest["kernels"]
     # Two actors for five clients, and the one with the loop.
     assert found == {**kernels(), "processes": 3}
+
+
+@needs_compiler
+@pytest.mark.ray
+def test_compiled_kernels_are_the_compiler_s_too(small_scenario: Scenario, ray_session: None) -> None:
+    compiled = small_scenario.override({"training.engine": "compiled"})
+    placed = simulate(compiled.override({"execution.runtime": "ray", "execution.clients_per_actor": 3}))
+    local = simulate(compiled)
+    assert local.manifest["kernels"] == [kernels(["compiled"])]
+    assert local.manifest["kernels"][0]["libraries"]["cc"]
+    assert placed.manifest["kernels"] == [{**kernels(["compiled"]), "processes": 3}]
+    assert placed.manifest["digest"] == local.manifest["digest"]
 
 
 def test_a_client_actor_on_a_gpu_rounds_to_float32_and_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:

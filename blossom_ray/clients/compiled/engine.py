@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from blossom_ray.clients.workspace import Workspace
 from blossom_ray.core.blocks import NO_BLOCK
 from blossom_ray.core.sums import Vector
 from blossom_ray.data.targets import IntArray
+from blossom_ray.errors import RunError
 
 
 class CompiledEngine(StackedEngine):
@@ -101,7 +103,12 @@ class CompiledSteps:
     """
 
     def __init__(self, workspace: Workspace) -> None:
-        self._program, self._library = Program(workspace), library()
+        self._program = Program(workspace)
+        try:
+            self._library = library()
+        except RunError as error:
+            where = f"training.engine is 'compiled', for which {platform.node()} has no kernels"
+            raise RunError(f"{where}: {error}", hint="a C compiler on every node, or another engine") from error
         self._trained, self._batch_size = tuple(workspace.trained), 0
         self._client, program = Client(), self._program
         like_parameters = ("parameters", "gradients", "first_moments", "second_moments", "anchors", "offsets")

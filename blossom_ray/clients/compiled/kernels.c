@@ -64,6 +64,8 @@ typedef struct {
     const float *masks;                 /* of dropout, one draw after the other: 0 and 1 */
 } Client;
 
+const char *compiler(void) { return __VERSION__; }
+
 /* Products: out[r] (+)= bias + in[r] weights, for R rows and C vectors of columns. */
 #define PRODUCT(R, C)                                                                                                  \
     static void product_##R##_##C(Rows in, int64_t num_in, const float *weights, int64_t width, const float *bias,     \

@@ -28,10 +28,15 @@ class Library:
 
     Args:
         file: The shared library.
+
+    Attributes:
+        compiler: The version of the compiler that made it.
     """
 
     def __init__(self, file: Path) -> None:
         library, size = ctypes.CDLL(str(file)), ctypes.c_int64
+        library.compiler.restype = ctypes.c_char_p
+        self.compiler: str = library.compiler().decode()
         self.train, self.scatter, self.gather = library.train, library.scatter, library.gather
         self.train.argtypes, self.train.restype = (ctypes.POINTER(Client), _POINTER, size, size), ctypes.c_double
         self.scatter.argtypes, self.scatter.restype = (_POINTER, _POINTER, size, _POINTER), None
