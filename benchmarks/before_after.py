@@ -7,7 +7,7 @@ r"""Rounds of W1 and of other scenarios by this checkout and by another commit, 
 Each turn runs both checkouts, each in a process of its own, the other one first in every second turn. A round's
 seconds are processor time, on one thread, without the first round; a command's are those of the whole process. W1 is
 stacked there and compiled here, the other scenarios have the engine that they name, or here that of `--engine`. Both
-sides must come to the same digest, or with other engines to the same training loss within rounding. Machines are noisy:
+sides must come to the same digest, or with other engines to the same training loss in round 1 within rounding. Machines are noisy:
 look at the ratio of a turn, and at the median of the ratios.
 """
 
@@ -35,7 +35,7 @@ path, changes, out = json.loads(sys.argv[1])
 ends = [time.process_time() for _ in simulate(Scenario.load(path, changes), out=out, stream=True)][1:]
 [folder] = Path(out).glob("*/*/manifest.json")
 run = Run.open(folder.parent)
-found = {"digest": run.manifest["digest"], "loss": run.rounds["train_loss"][-1]}
+found = {"digest": run.manifest["digest"], "loss": run.rounds["train_loss"].drop_nulls()[0]}
 print(json.dumps([[end - begin for begin, end in itertools.pairwise(ends)], found]))
 """
 COMMANDS = {"--help": ["--help"], "validate": ["validate", str(REPOSITORY / "scenarios" / "quickstart.yaml")]}
@@ -91,7 +91,7 @@ def agreement(before: Any, now: Any) -> str:
         return ", equal digests"
     difference = abs(now["loss"] / before["loss"] - 1)
     assert difference < LARGEST_DIFFERENCE, f"{before} before, {now} now"
-    return f", training loss of the last round equal to {difference:.0e}"
+    return f", training loss of round 1 equal to {difference:.0e}"
 
 
 def rounds(where: Path, scenario: str, changes: dict[str, object]) -> tuple[float, Any]:

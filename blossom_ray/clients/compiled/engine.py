@@ -257,14 +257,15 @@ class CompiledSteps:
 
     def _epoch(self, order: IntArray, each: _Pass, generator: torch.Generator | None) -> float:
         """Steps on all samples in this order; returns the sum of their losses."""
-        size = self._batch_size
-        batches = [order] if not each.dropouts else np.split(order, range(size, len(order), size))
+        client, size = ctypes.byref(self._client), self._batch_size
+        if not each.dropouts:
+            return self._library.train(client, order.ctypes.data, len(order), size)
         total, masks = 0.0, torch.from_numpy(self._room["masks"])
-        for batch in batches:
+        for batch in np.split(order, range(size, len(order), size)):
             place = 0
             for dropout in each.dropouts:
                 end = place + len(batch) * dropout.num_values
                 masks[place:end].bernoulli_(dropout.keep, generator=generator)
                 place = end
-            total += self._library.train(ctypes.byref(self._client), batch.ctypes.data, len(batch), size)
+            total += self._library.train(client, batch.ctypes.data, len(batch), size)
         return total

@@ -590,19 +590,17 @@ void scatter(const float *restrict vector, const int32_t *restrict places, int64
 /* Returns the squared distance from `received`, another such vector. */
 double gather(const float *restrict parameters, const int32_t *restrict places, int64_t size,
               const float *restrict received, float *restrict vector) {
-    double sums[8] = {0}, total = 0;
-    int64_t i = 0;
-    for (; i + 8 <= size; i += 8)
-        for (int k = 0; k < 8; k++) {
-            vector[i + k] = parameters[places[i + k]];
+    double sums[16] = {0}, total = 0;
+    for (int64_t i = 0; i < size; i++) vector[i] = parameters[places[i]];
+    for (int64_t i = 0; i + 16 <= size; i += 16)
+        for (int k = 0; k < 16; k++) {
             double difference = (double)(vector[i + k] - received[i + k]);
             sums[k] += difference * difference;
         }
-    for (; i < size; i++) {
-        vector[i] = parameters[places[i]];
+    for (int64_t i = size - size % 16; i < size; i++) {
         double difference = (double)(vector[i] - received[i]);
         total += difference * difference;
     }
-    for (int k = 0; k < 8; k++) total += sums[k];
+    for (int k = 0; k < 16; k++) total += sums[k];
     return total;
 }
