@@ -7,8 +7,8 @@ r"""Rounds of W1 and of other scenarios by this checkout and by another commit, 
 Each turn runs both checkouts, each in a process of its own, the other one first in every second turn. A round's
 seconds are processor time, on one thread, without the first round; a command's are those of the whole process. W1 is
 stacked there and compiled here, the other scenarios have the engine that they name, or here that of `--engine`. Both
-sides must come to the same digest, or with other engines to the same training loss in round 1 within rounding. Machines are noisy:
-look at the ratio of a turn, and at the median of the ratios.
+sides must come to the same digest, or with other engines to the same training loss in round 1 within rounding. Machines
+are noisy: look at the ratio of a turn, and at the median of the ratios.
 """
 
 from __future__ import annotations

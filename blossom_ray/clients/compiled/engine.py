@@ -109,7 +109,7 @@ class CompiledSteps:
         except RunError as error:
             where = f"training.engine is 'compiled', for which {platform.node()} has no kernels"
             raise RunError(f"{where}: {error}", hint="a C compiler on every node, or another engine") from error
-        self._trained, self._batch_size = tuple(workspace.trained), 0
+        self._trained, self._most_samples = tuple(workspace.trained), 0
         self._client, program = Client(), self._program
         like_parameters = ("parameters", "gradients", "first_moments", "second_moments", "anchors", "offsets")
         self._arrays = {name: np.zeros(program.num_parameters, np.float32) for name in like_parameters}
@@ -125,7 +125,8 @@ class CompiledSteps:
 
     def train(self, tasks: Sequence[ClientTask], job: LocalJob) -> list[LocalResult]:
         """Train each client on its shard; `job` has nothing but plain passes over the blocks."""
-        self._make_room(job.training.batch_size)
+        self._batch_size = job.training.batch_size
+        self._make_room(min(self._batch_size, max(len(task.labels) for task in tasks)))
         self._loaded.clear()  # the arrays of another round may lie where those of this one do
         clients, passes = [task.client for task in tasks], [self._pass(each, job) for each in job.passes]
         seeds = job.dropout_seeds(clients) if self._program.dropouts else [0] * len(tasks)
@@ -138,9 +139,9 @@ class CompiledSteps:
 
     def _make_room(self, batch_size: int) -> None:
         """Lay out the buffers for batches of so many samples."""
-        if batch_size == self._batch_size:
+        if batch_size <= self._most_samples:
             return
-        program, self._batch_size = self._program, batch_size
+        program, self._most_samples = self._program, batch_size
         self._buffers, place = (BufferFields * len(program.buffers))(), 0
         for fields, buffer in zip(self._buffers, program.buffers, strict=True):
             fields.place = place if buffer.given is None else -1 - buffer.given
@@ -157,7 +158,7 @@ class CompiledSteps:
             "masks": np.zeros(batch_size * sum(each.num_values for each in program.dropouts), np.float32),
         }
         self._set_pointers(self._room)
-        self._client.buffers, self._client.num_slopes = self._buffers, place
+        self._client.buffers, self._client.num_buffers = self._buffers, len(self._buffers)
 
     def _pass(self, each: LocalPass, job: LocalJob) -> _Pass:
         program, optimizer = self._program, job.training.optimizer
@@ -259,7 +260,7 @@ class CompiledSteps:
         """Steps on all samples in this order; returns the sum of their losses."""
         client, size = ctypes.byref(self._client), self._batch_size
         if not each.dropouts:
-            return self._library.train(client, order.ctypes.data, len(order), size)
+            return float(self._library.train(client, order.ctypes.data, len(order), size))
         total, masks = 0.0, torch.from_numpy(self._room["masks"])
         for batch in np.split(order, range(size, len(order), size)):
             place = 0

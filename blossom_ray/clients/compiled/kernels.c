@@ -33,28 +33,31 @@ static inline vec all(float value) { return value - (vec){0}; }
 enum { LINEAR, CONVOLUTION, GRU, RELU, SIGMOID, TANH, DROPOUT, HALVE, MEAN, COPY, SOFTMAX, ADD, SCALED, GATED };
 enum { CROSS_ENTROPY, BINARY_CROSS_ENTROPY, SQUARED_ERROR };
 
-/* Values of a buffer are (samples, pad + steps + pad, width), from `place` on; where that is below 0 they are the client's
-   samples of input -1 - place. What is given has no slopes. */
+/* Values of a buffer are (samples, pad + steps + pad, width), from `place` on; where that is below 0 they are the
+   client's samples of input -1 - place. What is given has no slopes. */
 typedef struct { int64_t place, steps, width, pad, is_given; } Buffer;
 
-typedef struct { int64_t kind, in, out, other, block, weights, bias, size, extra; float factor, unused; } Op;
+typedef struct {
+    int64_t kind, in, out, other, block, weights, bias, size, extra;
+    double factor;
+} Op;
 
 /* Where a block's parameters begin and end, and how it is stepped. */
 typedef struct {
-    int64_t begin, end, is_trained, is_adam, is_decoupled, is_nesterov, num_steps;
-    float rate, momentum, decay, mu, beta1, beta2, eps;
-    int64_t has_offset;
+    int64_t begin, end, is_trained, is_adam, is_decoupled, is_nesterov, has_offset, num_steps;
+    double rate, momentum, decay, mu, beta1, beta2, eps;
 } Block;
 
 typedef struct {
     const Op *ops;
     int64_t num_ops;
     const Buffer *buffers;
+    int64_t num_buffers;
     Block *blocks;
-    int64_t num_blocks, loss, output, num_outputs, num_slopes;
+    int64_t num_blocks, loss, output, num_outputs;
     float *values, *slopes;             /* of buffers */
     float *parameters, *gradients;      /* of all blocks; gradients are zero between steps */
-    float *first_moments, *second_moments, *anchors, *offsets; /* like parameters, where a step needs them */
+    float *first_moments, *second_moments, *anchors, *offsets; /* like parameters */
     float *turned;                      /* room for the largest weights */
     const float *zeros;                 /* as many as the widest row */
     const float **sources;              /* room for pointers to rows */
@@ -104,9 +107,10 @@ const char *compiler(void) { return __VERSION__; }
                 STORE(to) = LOAD(to) + scale * sums[f][c];                                                             \
             }                                                                                                          \
     }
-#define TALL_AND_SINGLE(MAKE) MAKE(8, 1) MAKE(8, 2) MAKE(4, 1) MAKE(4, 2) MAKE(4, 3) MAKE(4, 4) MAKE(1, 1) MAKE(1, 2) MAKE(1, 3) MAKE(1, 4)
-TALL_AND_SINGLE(PRODUCT)
-TALL_AND_SINGLE(OUTER)
+#define OF_ALL_SIZES(MAKE)                                                                                             \
+    MAKE(8, 1) MAKE(8, 2) MAKE(4, 1) MAKE(4, 2) MAKE(4, 3) MAKE(4, 4) MAKE(1, 1) MAKE(1, 2) MAKE(1, 3) MAKE(1, 4)
+OF_ALL_SIZES(PRODUCT)
+OF_ALL_SIZES(OUTER)
 
 typedef void (*Product)(Rows, int64_t, const float *, int64_t, const float *, float *const *, int64_t);
 typedef void (*Outer)(Rows, Rows, int64_t, int64_t, float, float *, int64_t, int64_t);
@@ -251,7 +255,8 @@ static void gru_forward(const Client *c, const Op *op, const int64_t *order, int
         float *const *given = rows_of(c, op->other + 1, c->values, samples, t, 1);
         product(c->sources, samples, width, weights, gates->width, bias, given);
         for (int64_t s = 0; s < samples; s++) {
-            float *restrict gate = row_of(c, op->other, c->values, s, t), *restrict state = row_of(c, op->out, c->values, s, t);
+            float *restrict gate = row_of(c, op->other, c->values, s, t);
+            float *restrict state = row_of(c, op->out, c->values, s, t);
             const float *restrict recurrent = given[s], *restrict before = c->sources[s];
             for (int64_t i = 0; i < 2 * width; i++) gate[i] = sigmoid(gate[i] + recurrent[i]);
             for (int64_t i = 0; i < width; i++) {
@@ -271,19 +276,28 @@ static void softmax(float *row, int64_t width, int64_t kept) {
     for (int64_t i = 0; i < width; i++) row[i] /= sum;
 }
 
+/* What a linear layer or a convolution multiplies its weights with: of the latter a step and those around it. */
+static Rows factors_of(const Client *c, const Op *op, const int64_t *order, int64_t samples, int64_t *num_in) {
+    const Buffer *in = c->buffers + op->in;
+    *num_in = op->kind == CONVOLUTION ? op->size * in->width : op->size;
+    return inputs_of(c, order, op->in, samples, op->kind == CONVOLUTION ? -in->pad : 0, c->buffers[op->out].steps);
+}
+
+static void linear_forward(const Client *c, const Op *op, const int64_t *order, int64_t samples) {
+    const Buffer *out = c->buffers + op->out;
+    int64_t num_in;
+    Rows rows = factors_of(c, op, order, samples, &num_in);
+    product(rows, samples * out->steps, num_in, c->parameters + op->weights, out->width, c->parameters + op->bias,
+            rows_of(c, op->out, c->values, samples, 0, out->steps));
+}
+
+/* Returns the masks that are left. */
 static const float *forward(const Client *c, const Op *op, const int64_t *order, int64_t samples, const float *masks) {
     const Buffer *in = c->buffers + op->in, *out = c->buffers + op->out;
-    int64_t steps = out->steps, width = out->width, num_rows = samples * steps;
-    if (op->kind == LINEAR) {
-        Rows rows = inputs_of(c, order, op->in, samples, 0, steps);
-        product(rows, num_rows, op->size, c->parameters + op->weights, width, c->parameters + op->bias,
-                rows_of(c, op->out, c->values, samples, 0, steps));
-        return masks;
-    }
-    if (op->kind == CONVOLUTION) { /* a row and those around it are one long row */
-        Rows rows = inputs_of(c, order, op->in, samples, -in->pad, steps);
-        product(rows, num_rows, op->size * in->width, c->parameters + op->weights, width, c->parameters + op->bias,
-                rows_of(c, op->out, c->values, samples, 0, steps));
+    int64_t steps = out->steps, width = out->width;
+    float factor = (float)op->factor;
+    if (op->kind == LINEAR || op->kind == CONVOLUTION) {
+        linear_forward(c, op, order, samples);
         return masks;
     }
     if (op->kind == GRU) {
@@ -301,15 +315,14 @@ static const float *forward(const Client *c, const Op *op, const int64_t *order,
         case TANH: for (int64_t i = 0; i < size; i++) to[i] = tangent(to[i]); break;
         case DROPOUT: /* masks are (channels, steps), or (channels,) */
             for (int64_t t = 0; t < steps; t++)
-                for (int64_t i = 0; i < op->size; i++) to[t * width + i] *= masks[i * steps + t] * op->factor;
+                for (int64_t i = 0; i < op->size; i++) to[t * width + i] *= masks[i * steps + t] * factor;
             masks += op->size * steps;
             break;
-        case HALVE: /* the larger of two steps, and ReLU */
+        case HALVE: /* the larger of two steps */
             for (int64_t t = 0; t < steps; t++)
                 for (int64_t i = 0; i < width; i++) {
                     float one = from[2 * t * width + i], two = from[(2 * t + 1) * width + i];
-                    float larger = two > one ? two : one;
-                    to[t * width + i] = larger > 0 ? larger : 0;
+                    to[t * width + i] = two > one || two != two ? two : one;
                 }
             break;
         case MEAN:
@@ -324,7 +337,7 @@ static const float *forward(const Client *c, const Op *op, const int64_t *order,
         case SOFTMAX: softmax(to, op->size, op->extra); break;
         default: { /* of several terms the first, which has no `extra`, takes the place of what was there */
             const float *other = op->other < 0 ? from : row_of(c, op->other, c->values, s, 0);
-            float scale = op->kind == SCALED ? other[op->size] : op->factor;
+            float scale = op->kind == SCALED ? other[op->size] : factor;
             if (!op->extra) memset(to, 0, 4 * width);
             if (op->kind == GATED) for (int64_t i = 0; i < width; i++) to[i] += from[i] * other[i];
             else for (int64_t i = 0; i < width; i++) to[i] += scale * from[i];
@@ -336,11 +349,13 @@ static const float *forward(const Client *c, const Op *op, const int64_t *order,
 
 /* The way back: from the slopes of `out` to those of `in`, and to gradients, or steps of a block that needs no more. */
 
-static int is_plain(const Block *b) { return !b->is_adam && !b->momentum && !b->decay && !b->mu && !b->has_offset; }
+static int is_plain(const Block *b) { /* plain SGD, which steps at once */
+    return !b->is_adam && !b->momentum && !b->decay && !b->mu && !b->has_offset;
+}
 
 static float *destination(const Client *c, const Op *op, float *scale) {
     const Block *b = c->blocks + op->block;
-    *scale = is_plain(b) ? -b->rate : 1;
+    *scale = is_plain(b) ? (float)-b->rate : 1;
     return is_plain(b) ? c->parameters : c->gradients;
 }
 
@@ -400,13 +415,13 @@ static void gru_backward(const Client *c, const Op *op, const int64_t *order, in
 
 static void linear_backward(const Client *c, const Op *op, const int64_t *order, int64_t samples) {
     const Buffer *in = c->buffers + op->in, *out = c->buffers + op->out;
-    int64_t steps = out->steps, width = out->width, num_rows = samples * steps;
-    int64_t is_wide = op->kind == CONVOLUTION, taps = is_wide ? op->size : 1;
+    int64_t steps = out->steps, width = out->width, num_rows = samples * steps, num_in;
+    int64_t taps = op->kind == CONVOLUTION ? op->size : 1;
     if (!in->is_given) { /* a step in got its slope from the steps out around it, through the taps in turn */
         for (int64_t k = 0; k < taps; k++)
             turn(c->parameters + op->weights + k * in->width * width, in->width, width,
                  c->turned + (taps - 1 - k) * in->width * width);
-        int64_t first = is_wide ? in->pad - taps + 1 : 0;
+        int64_t first = op->kind == CONVOLUTION ? in->pad - taps + 1 : 0;
         for (int64_t s = 0, at = 0; s < samples; s++)
             for (int64_t t = 0; t < in->steps; t++) c->sources[at++] = row_of(c, op->out, c->slopes, s, first + t);
         product(c->sources, samples * in->steps, taps * width, c->turned, in->width, 0,
@@ -414,15 +429,16 @@ static void linear_backward(const Client *c, const Op *op, const int64_t *order,
     }
     if (!c->blocks[op->block].is_trained) return;
     float scale, *to = destination(c, op, &scale);
-    Rows rows = inputs_of(c, order, op->in, samples, is_wide ? -in->pad : 0, steps);
+    Rows rows = factors_of(c, op, order, samples, &num_in);
     Rows slopes = (Rows)rows_of(c, op->out, c->slopes, samples, 0, steps);
-    outer(rows, slopes, num_rows, is_wide ? taps * in->width : op->size, scale, to + op->weights, width);
+    outer(rows, slopes, num_rows, num_in, scale, to + op->weights, width);
     sum_rows(slopes, num_rows, width, scale, to + op->bias);
 }
 
 static const float *backward(const Client *c, const Op *op, const int64_t *order, int64_t samples, const float *masks) {
     const Buffer *in = c->buffers + op->in, *out = c->buffers + op->out;
     int64_t steps = out->steps, width = out->width, size = steps * width;
+    float factor = (float)op->factor;
     if (op->kind == LINEAR || op->kind == CONVOLUTION) {
         linear_backward(c, op, order, samples);
         return masks;
@@ -442,14 +458,14 @@ static const float *backward(const Client *c, const Op *op, const int64_t *order
         case DROPOUT: {
             const float *own = masks + s * op->size * steps;
             for (int64_t t = 0; t < steps; t++)
-                for (int64_t i = 0; i < op->size; i++) slopes[t * width + i] *= own[i * steps + t] * op->factor;
+                for (int64_t i = 0; i < op->size; i++) slopes[t * width + i] *= own[i * steps + t] * factor;
             break;
         }
         case HALVE:
             for (int64_t t = 0; t < steps; t++)
                 for (int64_t i = 0; i < width; i++) {
                     float one = from[2 * t * width + i], two = from[(2 * t + 1) * width + i];
-                    float slope = values[t * width + i] > 0 ? slopes[t * width + i] : 0;
+                    float slope = slopes[t * width + i];
                     to[2 * t * width + i] = two > one ? 0 : slope;
                     to[(2 * t + 1) * width + i] = two > one ? slope : 0;
                 }
@@ -467,7 +483,7 @@ static const float *backward(const Client *c, const Op *op, const int64_t *order
             for (int64_t i = 0; i < width; i++) slopes[i] = values[i] * (slopes[i] - sum);
             break;
         }
-        case ADD: for (int64_t i = 0; i < width; i++) to[i] += op->factor * slopes[i]; break;
+        case ADD: for (int64_t i = 0; i < width; i++) to[i] += factor * slopes[i]; break;
         case SCALED: {
             float scale = row_of(c, op->other, c->values, s, 0)[op->size];
             row_of(c, op->other, c->slopes, s, 0)[op->size] += dot(from, slopes, width);
@@ -487,7 +503,7 @@ static const float *backward(const Client *c, const Op *op, const int64_t *order
     return masks;
 }
 
-/* The mean loss of a batch; its slopes. */
+/* The mean loss of a batch; its slopes. A label that no output has makes both NaN. */
 static double losses(const Client *c, const int64_t *order, int64_t samples) {
     int64_t number = c->num_outputs;
     double total = 0;
@@ -497,6 +513,10 @@ static double losses(const Client *c, const int64_t *order, int64_t samples) {
         if (c->loss == CROSS_ENTROPY) {
             int64_t label = ((const int64_t *)c->labels)[order[s]];
             float largest = values[0], sum = 0;
+            if (label < 0 || label >= number) {
+                total = slopes[0] = NAN;
+                continue;
+            }
             for (int64_t i = 1; i < number; i++) largest = values[i] > largest ? values[i] : largest;
             for (int64_t i = 0; i < number; i++) slopes[i] = exponential(values[i] - largest);
             for (int64_t i = 0; i < number; i++) sum += slopes[i];
@@ -531,28 +551,30 @@ static void step(const Client *c, Block *b) {
     float *restrict values = c->parameters + b->begin, *restrict slopes = c->gradients + b->begin;
     b->num_steps++;
     if (b->mu) {
-        const float *restrict anchor = c->anchors + b->begin;
-        for (int64_t i = 0; i < size; i++) slopes[i] += b->mu * (values[i] - anchor[i]);
+        const float *restrict anchor = c->anchors + b->begin, mu = (float)b->mu;
+        for (int64_t i = 0; i < size; i++) slopes[i] += mu * (values[i] - anchor[i]);
     }
     if (b->has_offset) {
         const float *restrict offset = c->offsets + b->begin;
         for (int64_t i = 0; i < size; i++) slopes[i] += offset[i];
     }
-    float rate = b->rate, decay = b->is_decoupled ? 0 : b->decay, shrink = b->is_decoupled ? 1 - rate * b->decay : 1;
+    float rate = (float)b->rate, decay = b->is_decoupled ? 0 : (float)b->decay;
     float *restrict moments = c->first_moments + b->begin;
     if (b->is_adam) {
         float *restrict squares = c->second_moments + b->begin;
-        float correction = (float)(rate / (1 - pow(b->beta1, (double)b->num_steps)));
-        float root = (float)sqrt(1 - pow(b->beta2, (double)b->num_steps));
-        float beta1 = b->beta1, beta2 = b->beta2, eps = b->eps;
+        float corrected = (float)(b->rate / (1 - pow(b->beta1, (double)b->num_steps)));
+        float root = (float)sqrt(1 - pow(b->beta2, (double)b->num_steps)), eps = (float)b->eps;
+        float old1 = (float)b->beta1, new1 = (float)(1 - b->beta1);
+        float old2 = (float)b->beta2, new2 = (float)(1 - b->beta2);
+        float shrink = b->is_decoupled ? (float)(1 - b->rate * b->decay) : 1;
         for (int64_t i = 0; i < size; i++) {
             float slope = slopes[i] + decay * values[i];
-            moments[i] = beta1 * moments[i] + (1 - beta1) * slope;
-            squares[i] = beta2 * squares[i] + (1 - beta2) * slope * slope;
-            values[i] = shrink * values[i] - correction * moments[i] / (sqrtf(squares[i]) / root + eps);
+            moments[i] = old1 * moments[i] + new1 * slope;
+            squares[i] = old2 * squares[i] + new2 * slope * slope;
+            values[i] = shrink * values[i] - corrected * moments[i] / (sqrtf(squares[i]) / root + eps);
         }
     } else if (b->momentum) {
-        float momentum = b->momentum, own = b->is_nesterov ? 1 : 0, kept = b->is_nesterov ? momentum : 1;
+        float momentum = (float)b->momentum, own = b->is_nesterov ? 1 : 0, kept = b->is_nesterov ? momentum : 1;
         for (int64_t i = 0; i < size; i++) {
             float slope = slopes[i] + decay * values[i];
             moments[i] = momentum * moments[i] + slope;
@@ -572,7 +594,8 @@ double train(Client *c, const int64_t *order, int64_t num_samples, int64_t batch
         int64_t samples = num_samples - begin < batch_size ? num_samples - begin : batch_size;
         const int64_t *batch = order + begin;
         for (int64_t i = 0; i < c->num_ops; i++) masks = forward(c, c->ops + i, batch, samples, masks);
-        memset(c->slopes, 0, sizeof *c->slopes * c->num_slopes);
+        for (const Buffer *b = c->buffers; b < c->buffers + c->num_buffers; b++)
+            if (!b->is_given) memset(c->slopes + b->place, 0, 4 * samples * (b->steps + 2 * b->pad) * b->width);
         total += losses(c, batch, samples) * (double)samples;
         const float *back = masks;
         for (int64_t i = c->num_ops - 1; i >= 0; i--) back = backward(c, c->ops + i, batch, samples, back);

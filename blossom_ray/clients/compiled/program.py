@@ -9,7 +9,6 @@ import ctypes
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,21 +51,22 @@ class Kind(IntEnum):
 LOSSES: Mapping[Task, int] = {"classification": 0, "multilabel": 1, "regression": 2}
 
 
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
 class BufferFields(ctypes.Structure):
     """A buffer."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("place", "steps", "width", "pad", "is_given")]
+    _fields_ = _fields(ctypes.c_int64, "place steps width pad is_given")
 
 
 class OpFields(ctypes.Structure):
     """An operation."""
 
     _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("kind", "in", "out", "other", "block", "weights", "bias", "size", "extra")
-        ),
-        *((name, ctypes.c_float) for name in ("factor", "unused")),
+        *_fields(ctypes.c_int64, "kind in out other block weights bias size extra"),
+        ("factor", ctypes.c_double),
     ]
 
 
@@ -74,12 +74,8 @@ class BlockFields(ctypes.Structure):
     """A block and its optimizer."""
 
     _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("begin", "end", "is_trained", "is_adam", "is_decoupled", "is_nesterov", "num_steps")
-        ),
-        *((name, ctypes.c_float) for name in ("rate", "momentum", "decay", "mu", "beta1", "beta2", "eps")),
-        ("has_offset", ctypes.c_int64),
+        *_fields(ctypes.c_int64, "begin end is_trained is_adam is_decoupled is_nesterov has_offset num_steps"),
+        *_fields(ctypes.c_double, "rate momentum decay mu beta1 beta2 eps"),
     ]
 
 
@@ -90,15 +86,11 @@ class Client(ctypes.Structure):
         ("ops", ctypes.POINTER(OpFields)),
         ("num_ops", ctypes.c_int64),
         ("buffers", ctypes.POINTER(BufferFields)),
+        ("num_buffers", ctypes.c_int64),
         ("blocks", ctypes.POINTER(BlockFields)),
-        *((name, ctypes.c_int64) for name in ("num_blocks", "loss", "output", "num_outputs", "num_slopes")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                *("values", "slopes", "parameters", "gradients", "first_moments", "second_moments", "anchors"),
-                *("offsets", "turned", "zeros", "sources", "targets", "samples", "labels", "masks"),
-            )
-        ),
+        *_fields(ctypes.c_int64, "num_blocks loss output num_outputs"),
+        *_fields(ctypes.c_void_p, "values slopes parameters gradients first_moments second_moments anchors offsets"),
+        *_fields(ctypes.c_void_p, "turned zeros sources targets samples labels masks"),
     ]
 
 
@@ -223,13 +215,8 @@ class Program:
         flat = flats[block]
         if flat.size > flat.num_parameters or flat.local_state():
             raise UnknownError(f"{block} has a normalisation or another layer with statistics")
-        self._block, self._entries = (
-            block,
-            {
-                id(parameter): entry
-                for entry, parameter in zip(flat.layout.parameters, flat.module.parameters(), strict=True)
-            },
-        )
+        self._block, parameters = block, flat.module.parameters()
+        self._entries = {id(each): entry for entry, each in zip(flat.layout.parameters, parameters, strict=True)}
         self.blocks.append(block)
         self.places[block] = np.zeros(flat.size, dtype=np.int32)
         self.extents[block] = (self.num_parameters, self.num_parameters)
@@ -309,7 +296,7 @@ class Program:
     def _layers(self, module: nn.Module, source: int) -> int:
         """Layers one after the other; activations and dropout change what the layer before them gave."""
         layers = [each for each in module.modules() if not isinstance(each, Mlp | nn.Sequential | nn.Identity)]
-        for before, layer in zip((None, *layers), layers, strict=False):
+        for layer in layers:
             # Exact types: a subclass may do anything in its forward pass.
             if type(layer) is nn.Linear:
                 source = self._linear(layer, source)
@@ -318,13 +305,13 @@ class Program:
             elif type(layer) is HalvingMaxPool1d:
                 given = self.buffers[source]
                 source = self._add(Kind.HALVE, source, self._buffer(given.steps // 2, given.size))
-            elif type(layer) is nn.ReLU and not isinstance(before, HalvingMaxPool1d):
+            elif type(layer) is nn.ReLU:
                 self._add(Kind.RELU, source, source)
             elif type(layer) is nn.Dropout:
                 given, keep = self.buffers[source], 1 - layer.p
                 self._add(Kind.DROPOUT, source, source, size=given.size, factor=1 / keep if keep else 0.0)
                 self.dropouts.append(Dropout(self._block, given.size * given.steps, keep))
-            elif type(layer) is not nn.ReLU:
+            else:
                 raise UnknownError(f"{self._block} has {type(layer).__name__}")
         return source
 
@@ -363,58 +350,50 @@ class Program:
             column += dim
         return target
 
-    def _each(self, module: Any, layers: Iterable[Any], embeddings: Mapping[str, int]) -> dict[str, Callable[[], int]]:
-        """By modality what makes its layer's outputs. Layers of modalities that are not here have places, too."""
-        found = dict[str, Callable[[], int]]()
+    def _projected(self, module: Any, layers: Iterable[Any], given: Mapping[str, int]) -> dict[str, int]:
+        """By modality its layer's outputs. Layers of modalities that are not here have places, too."""
+        found = {}
         for layer, name in zip(layers, module.embedding_dims, strict=True):
-            if name in embeddings:
-                found[name] = partial(self._linear, layer, embeddings[name])
+            if name in given:
+                found[name] = self._linear(layer, given[name])
             else:
                 self._weights(layer, layer.in_features)
         return found
+
+    def _sum(self, kind: Kind, terms: Iterable[tuple[int, Mapping[str, float]]]) -> int:
+        """The sum of buffers, each by an operation of this kind, with its fields."""
+        [(first, fields), *others] = terms
+        target = self._add(kind, first, self._buffer(1, self.buffers[first].size), **fields)
+        for source, own in others:
+            self._add(kind, source, target, extra=1, **own)
+        return target
 
     def _concatenation(self, module: Concatenation, embeddings: Mapping[str, int]) -> int:
         return self._linear(module.projection, self._concatenated(module, embeddings))
 
     def _attention(self, module: Attention, embeddings: Mapping[str, int]) -> int:
         scores = self._linear(module.scores, self._concatenated(module, embeddings))
-        places = {name: at for at, name in enumerate(module.embedding_dims)}
-        if len(places) > 62:
-            raise UnknownError(f"fusion has {len(places)} modalities")
-        self._add(Kind.SOFTMAX, scores, scores, size=len(places), extra=sum(1 << places[name] for name in embeddings))
-        target = -1
-        for name, project in self._each(module, module.projections, embeddings).items():
-            projected = project()
-            is_next = target >= 0
-            target = target if is_next else self._like(projected)
-            self._add(Kind.SCALED, projected, target, other=scores, size=places[name], extra=is_next)
-        return target
+        columns = {name: at for at, name in enumerate(module.embedding_dims)}
+        if len(columns) > 62:
+            raise UnknownError(f"fusion has {len(columns)} modalities")
+        present = sum(1 << columns[name] for name in embeddings)
+        self._add(Kind.SOFTMAX, scores, scores, size=len(columns), extra=present)
+        projected = self._projected(module, module.projections, embeddings)
+        terms = ((source, {"other": scores, "size": columns[name]}) for name, source in projected.items())
+        return self._sum(Kind.SCALED, terms)
 
     def _mean_of_projections(self, module: ProjectedMean, embeddings: Mapping[str, int]) -> int:
-        target = -1
-        for project in self._each(module, module.projections, embeddings).values():
-            projected = project()
-            is_next = target >= 0
-            target = target if is_next else self._like(projected)
-            self._add(Kind.ADD, projected, target, factor=1 / len(embeddings), extra=is_next)
-        return target
+        projected = self._projected(module, module.projections, embeddings)
+        return self._sum(Kind.ADD, ((source, {"factor": 1 / len(embeddings)}) for source in projected.values()))
 
     def _gated_units(self, module: GatedUnits, embeddings: Mapping[str, int]) -> int:
-        concatenated, target = self._concatenated(module, embeddings), -1
-        everything = dict.fromkeys(embeddings, concatenated)
-        gates = self._each(module, module.gates, everything)
-        projections = self._each(module, module.projections, embeddings)
+        everything = dict.fromkeys(embeddings, self._concatenated(module, embeddings))
+        gates = self._projected(module, module.gates, everything)
+        projected = self._projected(module, module.projections, embeddings)
         for name in embeddings:
-            gate, projected = gates[name](), projections[name]()
-            self._add(Kind.SIGMOID, gate, gate)
-            self._add(Kind.TANH, projected, projected)
-            is_next = target >= 0
-            target = target if is_next else self._like(projected)
-            self._add(Kind.GATED, projected, target, other=gate, extra=is_next)
-        return target
-
-    def _like(self, buffer: int) -> int:
-        return self._buffer(1, self.buffers[buffer].size)
+            self._add(Kind.SIGMOID, gates[name], gates[name])
+            self._add(Kind.TANH, projected[name], projected[name])
+        return self._sum(Kind.GATED, ((source, {"other": gates[name]}) for name, source in projected.items()))
 
 
 def _filled(size: int) -> int:
