@@ -6,6 +6,7 @@ is imported, since a Ctrl-C ends in a traceback before its handler is in place.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -24,6 +25,8 @@ def main() -> NoReturn:
     """Run the command line; ends the process, by `SystemExit`."""
     _received.clear()
     _handle(_end)
+    # An import makes many objects and no garbage. Python would look through all of them again and again meanwhile.
+    gc.set_threshold(100_000, 50, 50)
     try:
         os.getcwd()
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 import signal
@@ -192,8 +191,7 @@ def events(
         kept = (checkpoints or folder / "checkpoints").absolute()
         loop = partial(run, shards=shards, checkpoints=kept, resume=resume, engines=engines)
         if scenario.execution.runtime == "local":
-            with _uncollected():
-                from blossom_ray.runtime.local import LocalRuntime, shield
+            from blossom_ray.runtime.local import LocalRuntime, shield
 
             with closing(shield(loop(scenario, LocalRuntime, stopping))) as found:
                 for event in found:
@@ -414,18 +412,6 @@ def _stand_by(scenario: Scenario, address: str | None) -> None:
     """Where Ray will be started, have workers' warm process import PyTorch while this process gets there."""
     if not has_cluster(address) and settle_runtime(scenario, has_cluster=False)[0].execution.runtime == "ray":
         forks.stand_by()
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Have the garbage collector rest while PyTorch is imported, of whose processor time it takes a sixth."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager

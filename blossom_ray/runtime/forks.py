@@ -96,7 +96,8 @@ def stand_by() -> None:
         listener.bind(_name())
         listener.listen()
         listener.set_inheritable(True)
-        code = f"from blossom_ray.runtime.zygote import stand_by; stand_by({listener.fileno()}, {os.getpid()})"
+        call = f"stand_by({listener.fileno()}, {os.getpid()})"
+        code = f"import gc; gc.disable(); from blossom_ray.runtime.zygote import stand_by; {call}"
         nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
         environment = {"OMP_NUM_THREADS": "1", **os.environ}  # as a worker that PyTorch is imported for
         command = [sys.executable, "-P", "-c", code]

@@ -72,7 +72,7 @@ def _start(name: str) -> None:
         if os.fork() == 0:
             os.setsid()
             listener.set_inheritable(True)
-            code = f"from blossom_ray.runtime.zygote import serve; serve({listener.fileno()})"
+            code = f"import gc; gc.disable(); from blossom_ray.runtime.zygote import serve; serve({listener.fileno()})"
             os.execv(PYTHON, [PYTHON, "-P", "-c", code])
 
 

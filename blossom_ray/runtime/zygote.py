@@ -73,6 +73,7 @@ def serve(number: int) -> None:
                 workers.discard(worker)
 
     signal.signal(signal.SIGCHLD, bury)
+    gc.enable()  # it was not, for the imports
     gc.collect()
     gc.freeze()
     while True:
