@@ -278,11 +278,19 @@ def test_processors_with_shorter_vectors(flags: Sequence[str], compiled_anew: Ca
 def test_the_library_is_compiled_once_for_a_processor(compiled_anew: Callable[..., None], tmp_path: Path) -> None:
     compiled_anew()
     library()
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("compiled/*.so")
     written = file.stat().st_mtime_ns
     library.cache_clear()
     library()
-    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [written]
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("compiled/*.so")] == [written]
+
+
+def test_nothing_is_loaded_that_others_could_have_put_there(compiled_anew: Callable[..., None], tmp_path: Path) -> None:
+    compiled_anew()
+    library()
+    library.cache_clear()
+    (tmp_path / "compiled").chmod(0o777)
+    assert missing_library() == f"others can write to {tmp_path / 'compiled'}; expected a folder of yours alone"
 
 
 def test_what_is_wrong_with_the_compiler_is_said(
@@ -302,7 +310,7 @@ def test_what_is_wrong_with_the_compiler_is_said(
     (tmp_path / "file").touch()
     compiled_anew(folder=tmp_path / "file")
     assert "cannot be written" in (missing_library() or "")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not [*tmp_path.rglob("*.so"), *tmp_path.rglob("*.new")]
 
 
 def test_a_run_says_what_it_was_computed_with(small_scenario: Scenario) -> None:

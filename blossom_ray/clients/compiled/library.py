@@ -49,19 +49,21 @@ def library() -> Library:
     """The library: compiled where nobody has yet on a processor like this one, else from the cache folder.
 
     Raises:
-        RunError: There is no compiler (`cc`, or what `CC` names), it fails, or the cache folder cannot be written.
+        RunError: There is no compiler (`cc`, or what `CC` names), it fails, or the cache folder cannot be written, or
+            others can write to it.
     """
     source = resources.files(__package__).joinpath("kernels.c").read_text(encoding="utf-8")
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     flags = (*_FLAGS, *_OF_PROCESSORS.get(platform.machine(), ()))
     key = hashlib.sha256("\n".join((source, *compiler, *flags, _instructions())).encode()).hexdigest()
     try:
-        folder = cache_folder()
-        file = folder / f"kernels-{key[:32]}.so"
+        file = _own_folder() / f"kernels-{key[:32]}.so"
         if not file.exists():
-            with writable(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                _compile((*compiler, *flags, "-x", "c", "-", "-lm", "-o"), source, file)
+            from filelock import FileLock  # which imports asyncio
+
+            with writable(file.parent), FileLock(file.with_suffix(".lock")):
+                if not file.exists():  # another process may have made it meanwhile
+                    _compile((*compiler, *flags, "-x", "c", "-", "-lm", "-o"), source, file)
         return Library(file)
     except BlossomError as error:
         raise RunError(str(error)) from error
@@ -78,9 +80,19 @@ def missing_library() -> str | None:
     return None
 
 
+def _own_folder() -> Path:
+    """The folder of libraries, which nobody else may write to: what lies there is run."""
+    folder = cache_folder() / "compiled"
+    with writable(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.stat()
+    if state.st_uid != os.geteuid() or state.st_mode & 0o022:
+        raise RunError(f"others can write to {folder}; expected a folder of yours alone")
+    return folder
+
+
 def _compile(command: tuple[str, ...], source: str, file: Path) -> None:
-    # Under a name of this process first: others may be at it, too, and a file that is there is whole.
-    own = file.with_name(f".{file.name}.{os.getpid()}")
+    own = file.with_suffix(".new")  # what has the name is whole
     try:
         done = subprocess.run([*command, str(own)], input=source, text=True, capture_output=True, check=False)
         if done.returncode:
