@@ -92,17 +92,15 @@ def _own_folder() -> Path:
 
 
 def _compile(command: tuple[str, ...], source: str, file: Path) -> None:
-    own = file.with_suffix(".new")  # what has the name is whole
+    made = file.with_suffix(".new")  # what has the name is whole
     try:
-        done = subprocess.run([*command, str(own)], input=source, text=True, capture_output=True, check=False)
-        if done.returncode:
-            said = next((line for line in done.stderr.splitlines() if "error" in line), "nothing")
-            raise RunError(f"the C compiler {command[0]} failed; it says {brief(said)}")
-        own.replace(file)
-    except FileNotFoundError as error:
+        done = subprocess.run([*command, str(made)], input=source, text=True, capture_output=True, check=False)
+    except OSError as error:
         raise RunError(f"there is no C compiler {command[0]}; expected one, or its name in CC") from error
-    finally:
-        own.unlink(missing_ok=True)
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), "nothing")
+        raise RunError(f"the C compiler {command[0]} failed; it says {brief(said)}")
+    made.replace(file)
 
 
 def _instructions() -> str:
