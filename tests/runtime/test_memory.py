@@ -93,16 +93,19 @@ def narrow_cluster() -> Iterator[str]:
 
 
 def test_a_client_that_fits_at_the_second_try_changes_no_bit(scenario: Scenario, tmp_path: Path) -> None:
-    placed = greedy(scenario, str(tmp_path / "once"))
-    with narrow_cluster() as address:
-        exit_code, message, folder = simulated(placed, address)
-    assert exit_code == 0, message
-    run = Run.open(folder)
-    # Ray may choose the driver actor besides, whose successor knows nothing of what the table would have said.
-    losses = [loss["cause"] for loss in run.manifest.get("driver_losses", [])]
-    assert any(
-        "was killed because the machine ran out of memory" in cause for cause in (*run.failures["cause"], *losses)
-    )
+    # Nobody is killed where others give back as much memory meanwhile: a second try, for a machine that has other work.
+    for attempt in ("once", "once more"):
+        placed = greedy(scenario, str(tmp_path / attempt))
+        with narrow_cluster() as address:
+            exit_code, message, folder = simulated(placed, address)
+        assert exit_code == 0, message
+        run = Run.open(folder)
+        # Ray may choose the driver actor besides, whose successor knows nothing of what the table would have said.
+        losses = [loss["cause"] for loss in run.manifest.get("driver_losses", [])]
+        causes = [*run.failures["cause"], *losses]
+        if causes:
+            break
+    assert any("was killed because the machine ran out of memory" in cause for cause in causes), causes
     assert_same_as_undisturbed(run, placed)
 
 
