@@ -69,7 +69,9 @@ def test_a_worker_is_a_fork_and_outlives_the_process_that_forked_it_unless_it_wa
     number, *groups = ray.get(stopped.groups.remote())
     assert groups == [True, True]
     os.kill(number, signal.SIGSTOP)
-    until(lambda: psutil.Process(number).status() == psutil.STATUS_STOPPED)
+    # All of its threads: until the last one has stopped, Linux takes it for a process that is running.
+    tasks = Path(f"/proc/{number}/task")
+    until(lambda: {each.read_text().rpartition(")")[2].split()[0] for each in tasks.glob("*/stat")} == {"T"})
     assert own_bytes < 1.2 * actor_memory_bytes(ClientResources()), "it has imported something itself"
     os.kill(warm, signal.SIGKILL)
     second = where.remote()
