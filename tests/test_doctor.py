@@ -89,3 +89,10 @@ def test_the_command_prints_a_table_without_colour_codes() -> None:
     result = CliRunner().invoke(app, ["doctor"])
     assert "\x1b" not in result.stdout
     assert "loopback" in result.stdout
+
+
+def test_a_c_compiler_is_looked_for_as_kernels_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/bin/sh -c")
+    assert doctor.compiler_check() == doctor.Check("C compiler", "good", "/bin/sh")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert doctor.compiler_check().level == "warning"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import shlex
 import shutil
 import socket
 import tempfile
@@ -159,7 +158,9 @@ def memory_check(machine: Room) -> Check:
 
 def compiler_check() -> Check:
     """A C compiler, for `training.engine: compiled`; it is not tried."""
-    command = (shlex.split(os.environ.get("CC", "")) or ["cc"])[0]
+    from blossom_ray.clients.compiled.library import compiler_command
+
+    command = compiler_command()[0]
     if (found := shutil.which(command)) is not None:
         return Check("C compiler", "good", found)
     return Check("C compiler", "warning", f"no {command}", "training.engine: compiled computes as vectorized")

@@ -217,6 +217,16 @@ def test_frozen_blocks_stay_as_they_are() -> None:
     assert_agrees(workspace(MLP | {"dropout": 0.3}, frozen=("encoder/acc", "fusion")), training())
 
 
+def test_a_label_without_an_output_does_no_harm_and_is_seen() -> None:
+    space = workspace()
+    task, other = make_tasks(space, [8, 8])
+    wrong = replace(task, labels=np.where(np.arange(8) == 3, 10**6, task.labels))
+    found, after = train_compiled(space, [wrong, other], make_job(space, training()))
+    assert np.isnan(found.loss)
+    assert not np.isfinite(found.blocks["head"]).all(), "so that the update is refused"
+    assert_same_result(after, train_alone(space, other, training()))
+
+
 def test_neither_tasks_nor_results_change_when_the_engine_goes_on() -> None:
     space, section = workspace(), training()
     tasks = make_tasks(space)

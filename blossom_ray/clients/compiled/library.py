@@ -53,7 +53,7 @@ def library() -> Library:
             others can write to it.
     """
     source = resources.files(__package__).joinpath("kernels.c").read_text(encoding="utf-8")
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    compiler = compiler_command()
     flags = (*_FLAGS, *_OF_PROCESSORS.get(platform.machine(), ()))
     key = hashlib.sha256("\n".join((source, *compiler, *flags, _instructions())).encode()).hexdigest()
     try:
@@ -69,6 +69,11 @@ def library() -> Library:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(f"the compiled kernels cannot be loaded: {brief(str(error))}") from error
+
+
+def compiler_command() -> list[str]:
+    """The words by which the machine's C compiler is called."""
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
 def missing_library() -> str | None:
